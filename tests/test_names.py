@@ -11,7 +11,8 @@ import pytest
 import promptmill
 from promptmill.cli import main as cli
 from promptmill.config.settings import Settings
-from promptmill.jobs.manage.bulk_options import BulkOptions
+from promptmill.improvement.call import ImproveOptions
+from promptmill.jobs.manage.bulk_options import BulkOptions, ModelOptions
 
 _PAGE = (Path(__file__).parent.parent / "docs" / "names.md").read_text(encoding="utf-8")
 _HELP = {"-h", "--help"}
@@ -37,7 +38,7 @@ def options(command: str) -> set[str]:
     return {name for each in actions for name in each.option_strings} - _HELP | places
 
 
-@pytest.mark.parametrize("command", ["bulk", "compare", "review", "jobs", "generate"])
+@pytest.mark.parametrize("command", ["bulk", "compare", "improve", "review", "jobs", "generate"])
 def test_the_options_of_a_command_are_those_of_the_page(command):
     shown = column(command, 1)
     assert shown <= options(command)
@@ -47,6 +48,10 @@ def test_the_options_of_a_command_are_those_of_the_page(command):
 def test_the_arguments_in_python_are_those_of_the_page():
     assert column("bulk", 3) == BulkOptions.__annotations__.keys() | {"rows", "output"}
     assert column("compare", 3) == set(inspect.signature(promptmill.compare).parameters) - {"options"}
+    own = {*inspect.signature(promptmill.improve).parameters} - {"options"}
+    assert column("improve", 3) == own | (
+        ImproveOptions.__annotations__.keys() - ModelOptions.__annotations__.keys() - {"temperature", "max_tokens"}
+    )
 
 
 async def test_the_arguments_of_the_tools_are_those_of_the_page(talk):

@@ -7,11 +7,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from promptmill.comparison.call import Comparison, compare
     from promptmill.core.errors import PromptmillError
+    from promptmill.improvement.call import Improvement, improve
     from promptmill.jobs.manage.bulk_call import bulk, bulk_async, stream, stream_async
     from promptmill.jobs.manage.bulk_result import BulkResult
 
 __version__ = "0.1.0"
-__all__ = ["BulkResult", "Comparison", "PromptmillError", "bulk", "bulk_async", "compare", "stream", "stream_async"]
+__all__ = [
+    "BulkResult",
+    "Comparison",
+    "Improvement",
+    "PromptmillError",
+    "bulk",
+    "bulk_async",
+    "compare",
+    "improve",
+    "stream",
+    "stream_async",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +36,10 @@ def __getattr__(name: str) -> Any:
         from promptmill.core import errors
 
         return errors.PromptmillError
+    if name in {"Improvement", "improve"}:
+        from promptmill.improvement import call as improve_call
+
+        return getattr(improve_call, name)
     if name in __all__:
         from promptmill.jobs.manage import bulk_call
 

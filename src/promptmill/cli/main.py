@@ -28,6 +28,7 @@ COMMANDS = {
     "jobs": ("cli.jobs.add_jobs_options", "how far jobs are; go on with one, forget old ones"),
     "show": ("cli.show.add_options", "show some rows of a job or a file, each prompt above its answer"),
     "compare": ("cli.compare.add_options", "compare outputs with each other and with right answers"),
+    "improve": ("cli.improve.add_options", "have a strong model write a better prompt, and test it on right answers"),
     "report": ("cli.show.add_report_options", "write all of a job into one HTML file, to browse and search"),
     "review": ("cli.review.add_options", "list the rows that are worth a look, and take a person's labels"),
     "cache": ("cli.listings.add_cache_options", "what the cache of answers holds"),

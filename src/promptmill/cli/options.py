@@ -52,12 +52,7 @@ _OPTIONS = {"from_job": "from", "assignments": "set"}
 def add_answer_form(parser: argparse._ActionsContainer) -> None:
     """Add the options that bind the form of the answers."""
     form = parser.add_mutually_exclusive_group()
-    form.add_argument(
-        "--choices",
-        type=_read_by("labels_of"),
-        metavar="A,B,…",
-        help="every answer is one of these texts; a file of labels and definitions: labels.csv",
-    )
+    add_choices(form)
     form.add_argument("--schema", type=Path, metavar="FILE", help="a JSON Schema that every answer must satisfy")
     form.add_argument(
         "--fields",
@@ -78,6 +73,17 @@ def text_of(option: str, file: Path) -> str:
     except ValueError:
         reason = "it is not UTF-8 text"
     raise config_error(option, f"{file} cannot be read: {reason}.")
+
+
+def add_choices(form: argparse._ActionsContainer, *, required: bool = False) -> None:
+    """Add the option that names the possible answers."""
+    form.add_argument(
+        "--choices",
+        required=required,
+        type=_read_by("labels_of"),
+        metavar="A,B,…",
+        help="every answer is one of these texts; a file of labels and definitions: labels.csv",
+    )
 
 
 class Parser(argparse.ArgumentParser):

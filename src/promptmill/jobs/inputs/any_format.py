@@ -114,13 +114,16 @@ def objects_of(source: Input) -> Iterator[JsonObject]:
             yield value if isinstance(value, dict) else {"row": value}
 
 
-def objects_in(path: Path) -> Iterator[JsonObject]:
-    """Yield the rows of a UTF-8 file; a table's columns become fields. Raises `PromptmillError`, `OSError`."""
+def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
+    """Yield the rows of a file; a table's columns become fields. `encoding`: of a text that is not UTF-8.
+
+    Raises `PromptmillError`, `OSError`, `LookupError`.
+    """
     try:
-        files = opened(find([path.absolute()], path))
+        files = opened(find([path.absolute()], path), encoding=encoding)
         yield from objects_of(input_of(files, format_of_input(files)))
     except PromptmillError as error:
-        if any(isinstance(part, Named) and part.field == "encoding" for part in error.parts):
+        if encoding is None and any(isinstance(part, Named) and part.field == "encoding" for part in error.parts):
             save = "save it as UTF-8, which Excel calls `CSV UTF-8`"
             raise input_error(f"{path.name} is not UTF-8 text; {save}.") from None
         raise

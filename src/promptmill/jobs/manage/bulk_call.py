@@ -138,7 +138,7 @@ def run_job(
     progress: bool | Callable[[Mapping[str, Any]], object] | None = None,
 ) -> None:
     """Run the job of an order to its end. `progress`: see `bulk`. Raises `PromptmillError` if it stops early."""
-    written, watch = contextlib.ExitStack(), _watch(show=progress)
+    written, watch = contextlib.ExitStack(), watch_of(show=progress)
     call = _Call(None, {}, configuration, order, folders, source, written, is_loose=False, watch=watch)
     runtime.run_anywhere(_run(call))
 
@@ -211,6 +211,15 @@ def stream(
             with contextlib.suppress(RuntimeError):  # the loop is closed, because the thread has just ended
                 stop[0]()
         thread.join()
+
+
+async def run_order(
+    order: JobOrder, source: Given, configuration: Configuration, folders: JobFolders, watch: Watch | None = None
+) -> None:
+    """Run or resume the job of an order whose rows are `source`. Raises `PromptmillError` if it stops early."""
+    call = _Call(None, {}, configuration, order, folders, source, contextlib.ExitStack(), is_loose=True, watch=watch)
+    async with call.admitted() as (job, service):
+        await call.run(job, service)
 
 
 @contextlib.contextmanager
@@ -320,7 +329,7 @@ class _Call:
                 key = source or Given((), digest([str(path) for path in paths]))
                 job_id = given_rows.loose_id(key, configuration.plan, order)
                 order = order.model_copy(update={"output": folders.loose(job_id).answers})
-            watch = _watch(show=given.get("progress"))
+            watch = watch_of(show=given.get("progress"))
             found = cls(rows, given, configuration, order, folders, source, written.pop_all(), output is None, watch)
             found.uploaded = uploaded
             return found
@@ -479,7 +488,7 @@ def _silent(text: str) -> None:
     del text
 
 
-def _watch(*, show: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:
+def watch_of(*, show: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:
     """Return the function that shows the progress; None: show nothing."""
     if callable(show):
 

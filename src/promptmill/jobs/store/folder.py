@@ -273,6 +273,11 @@ class Folder:
         return self._get("task")[0]
 
     @property
+    def tested(self) -> dict[str, Any] | None:
+        """The note about the test of two prompts that the job is, None for any other job."""
+        return self._get("tested")[0]
+
+    @property
     def row_count(self) -> int | None:
         """The number of rows of the input, None if it was not read."""
         stretches = self._get("stretches")[0]

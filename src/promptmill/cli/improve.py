@@ -1,0 +1,191 @@
+"""`promptmill improve`: a strong model writes better prompts; rows with right labels decide whether one is better."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import orjson
+
+from promptmill.backends import registry
+from promptmill.cli import options
+from promptmill.cli.job_run import decided, remembered_command, run
+from promptmill.cli.options import (
+    Parser,
+    add_choices,
+    add_shared,
+    amount,
+    configuration_of,
+    explained,
+    option_of,
+    text_of,
+)
+from promptmill.cli.terminal import OK, TERMINATED, TRY_AGAIN, columns, complain, say
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import Code, PromptmillError, config_error, redact
+from promptmill.core.money import dollars
+from promptmill.improvement import words
+from promptmill.improvement.call import write_prompt
+from promptmill.improvement.gold import Gold
+from promptmill.improvement.search import GAIN, search
+from promptmill.improvement.steps import JobSteps, longest_of
+from promptmill.jobs import disk
+from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.store import progress
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import Earlier, JobOrder
+from promptmill.system.safe_open import home_expanded
+
+_OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
+_OWN = {"--gold", "--prompt", "--prompt-file", "--strong", "--output", "-o", "--max-cost", "--again"}
+"""Options with a value that the command `bulk` does not get."""
+_OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
+
+
+class _StoppedError(Exception):
+    """A step's job has stopped before its end, and has said why."""
+
+
+def add_options(improve: Parser) -> None:
+    """Add the options of the command."""
+    improve.add_argument("input", metavar="INPUT", help="a file of rows, at least 100 of them with their right labels")
+    group = improve.add_argument_group("the rows and the prompt")
+    group.add_argument("--gold", required=True, metavar="COLUMN", help="the column of the right labels")
+    asked = group.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--prompt", metavar="TEXT", help="the prompt to improve, such as 'Is it positive? {{text}}'")
+    asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
+    add_choices(group, required=True)
+    group.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
+    group.add_argument("--encoding", metavar="NAME", help="of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …")
+    group = improve.add_argument_group("the search")
+    group.add_argument("--strong", required=True, metavar="MODEL", help="the model that writes better prompts")
+    group.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that the whole search may spend")
+    group.add_argument("--again", choices=("failed",), help="send failed rows again")
+    group.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
+    group = improve.add_argument_group("output")
+    group.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="the file for the best prompt; else INPUT-prompt.txt"
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace this file, if it is there")
+    group.add_argument("--quiet", action="store_true", help="show no progress")
+    group.add_argument("--json", action="store_true", help="print all figures as JSON")
+    add_shared(improve)
+    improve.show_examples(
+        "promptmill improve reviews.csv --gold label --prompt 'Is this positive? {{text}}' --choices positive,negative "
+        "--model small-1 --strong good-1",
+        "promptmill improve mails.xlsx --gold topic --prompt-file topic.txt --choices topics.csv --strong good-1 "
+        "--output better.txt --max-tokens 10 --max-cost 5",
+    )
+    improve.set_defaults(command=_run)
+
+
+def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    """Search, print the result and write the prompt. Returns 0 for any result, and as a job if one stops."""
+    options.refuse(
+        (not arguments.strong.strip(), "--strong", "names the model that writes better prompts."),
+        (arguments.prompt == "", "--prompt", "is empty."),
+    )
+    prompt = arguments.prompt or text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
+    source = home_expanded(arguments.input)
+    target = home_expanded(arguments.output or Path(f"{source.name.partition('.')[0]}-prompt.txt"))
+    gold = _gold(source, arguments, prompt)
+    configuration = decided(configuration)
+    strong, of_strong = _strong(arguments, configuration)
+    for one in (configuration, strong):
+        registry.check_key(one.plan)
+
+    def step(order: JobOrder, given: Given, its: Configuration) -> None:
+        shown = argparse.Namespace(**{**vars(arguments), "json": False, "report": None})
+        code = run(shown, its, order, given=given, is_step=True)
+        if steps.folders.of(order.output).status.get("state") != progress.FINISHED:
+            raise _StoppedError(code)
+
+    def tell(text: str) -> None:
+        if not arguments.quiet:
+            say(text, sys.stderr, wrap=True)
+
+    steps = JobSteps(
+        JobFolders.from_environ(),
+        configuration,
+        strong,
+        options.system_prompt_of(arguments),
+        step,
+        arguments.max_cost,
+        Earlier(again=arguments.again),
+        {
+            "model": remembered_command(_command_of_step(arguments, _OF_THE_MODEL), configuration),
+            "strong": remembered_command(_command_of_step(of_strong, _OF_THE_MODEL), strong),
+        },
+    )
+    try:
+        found = search(gold, prompt, steps, system=steps.system_prompt, tell=tell)
+    except _StoppedError as stopped:
+        return _told(steps, int(stopped.args[0]))
+    except PromptmillError as error:
+        raise explained(error, arguments, configuration) from None
+    found |= steps.spent
+    if arguments.json:
+        say(orjson.dumps(found).decode())
+    else:
+        say("\n".join(words.lines(found, columns(sys.stdout))), wrap=True)
+    if write_prompt(target, found, overwrite=arguments.overwrite) and not arguments.json:
+        say(f"\n{target} has the prompt {found['winner']}" + ("; to use it:" if found["outcome"] == GAIN else ""))
+        if found["outcome"] == GAIN:
+            say(f"  promptmill {redact(shlex.join(_bulk_command(arguments, target)))}")
+    return OK
+
+
+def _gold(source: Path, arguments: argparse.Namespace, prompt: str) -> Gold:
+    try:
+        rows = objects_in(source, arguments.encoding)
+        return Gold.of(rows, arguments.gold, prompt, arguments.choices.texts)
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"{error.filename} cannot be read: {disk.why(error)}.", "") from None
+    except LookupError:
+        raise config_error("--encoding", f"{arguments.encoding[:20]!r} is no encoding.") from None
+
+
+def _strong(arguments: argparse.Namespace, configuration: Configuration) -> tuple[Configuration, argparse.Namespace]:
+    """Return the configuration of the strong model, and the options that make it."""
+    limit = longest_of(configuration, arguments.max_cost)
+    other = {"model": arguments.strong, "choices": None, "temperature": None, "max_tokens": limit}
+    of_strong = argparse.Namespace(**{**vars(arguments), **other})
+    try:
+        return configuration_of(of_strong), of_strong
+    except PromptmillError as error:
+        raise PromptmillError(error.code, error.worded(option_of).replace("--model:", "--strong:"), "") from None
+
+
+def _told(steps: JobSteps, code: int) -> int:
+    """Say that the search has stopped; its job has said why."""
+    spent = f"{dollars(steps.spent['cost'])} are spent in all; " if "cost" in steps.spent else ""
+    if code in {TRY_AGAIN, TERMINATED}:
+        complain(f"the search stopped: {spent}the same command resumes it, and pays for no answer again.")
+    return code if code != OK else TRY_AGAIN
+
+
+def _command_of_step(arguments: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """Return a command line with which `promptmill jobs --resume` resumes a step."""
+    given = {name: getattr(arguments, name) for name in names}
+    words_ = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+    sets = [word for value in arguments.set for word in ("--set", value)]
+    if arguments.choices is not None:
+        sets += ["--set", f"sampling_params.choices={orjson.dumps(list(arguments.choices.texts)).decode()}"]
+    return ["bulk", "rows", "answers", *words_, *sets]
+
+
+def _bulk_command(arguments: argparse.Namespace, target: Path) -> list[str]:
+    """Return the command that labels the rows with the prompt in `target`."""
+    kept, given = list[str](), iter(arguments.given[1:])
+    for word in given:
+        name, equals, _ = word.partition("=")
+        if name in _OWN:
+            _ = None if equals else next(given, None)
+        elif word not in _OWN_FLAGS:
+            kept.append(word)
+    kept.remove(arguments.input)
+    return ["bulk", arguments.input, "labels.csv", "--prompt-file", str(target), *kept]

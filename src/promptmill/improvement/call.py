@@ -1,0 +1,155 @@
+"""The search for a better prompt by a Python program: `promptmill.improve`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
+from promptmill.improvement import words
+from promptmill.improvement.gold import Gold
+from promptmill.improvement.search import WORSE, YOURS, search
+from promptmill.improvement.steps import JobSteps, longest_of
+from promptmill.jobs import disk
+from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.inputs.short_forms import labels_of
+from promptmill.jobs.manage.bulk_call import configuration_of, run_order, watch_of
+from promptmill.jobs.manage.bulk_options import ModelOptions
+from promptmill.jobs.manage.bulk_result import lines_of
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import Earlier
+from promptmill.system import runtime
+from promptmill.system.safe_open import home_expanded
+
+_WIDTH = 100  # characters
+
+
+class ImproveOptions(ModelOptions, total=False):
+    """Options of a search; those of `bulk` mean the same here."""
+
+    system: str
+    temperature: float | None
+    max_tokens: int | None
+    encoding: str | None
+    max_cost: float | None
+    again: Literal["failed"] | None
+    state: str | Path | None
+    progress: bool | Callable[[Mapping[str, Any]], object] | None
+
+
+@dataclass(frozen=True, repr=False)
+class Improvement:
+    """The result of a search for a better prompt."""
+
+    figures: Mapping[str, Any]
+    """All figures, as `promptmill improve --json` prints them."""
+
+    @property
+    def outcome(self) -> str:
+        """Whether the held-out rows show a "gain", or that the winner is "worse"; or "cannot tell"."""
+        return str(self.figures["outcome"])
+
+    @property
+    def prompt(self) -> str:
+        """The prompt that was right on most seen rows."""
+        return str(self.figures["prompt"])
+
+    def __repr__(self) -> str:
+        return f"<Improvement: {self.outcome}, {self.figures['winner']}>"
+
+    def __str__(self) -> str:
+        return "\n".join(words.lines(self.figures, _WIDTH))
+
+
+def improve(
+    rows: Any,
+    prompt: str,
+    *,
+    gold: str,
+    choices: str | Path | Sequence[str] | Mapping[str, str],
+    strong: str,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    **options: Unpack[ImproveOptions],
+) -> Improvement:
+    """Have the model `strong` write better prompts from the mistakes on gold rows, and test the best one on others.
+
+    `rows`: a file, a table or a list of rows as in `bulk`, at least 100 of them with the right label in the column
+    `gold`. `prompt` and `choices`: as in `bulk`. `output`: the file that the best prompt is written to, with
+    `overwrite=True` in place of another. The options of `bulk` for the model, `temperature` and `max_tokens` are those
+    of the model that labels the rows. `system`, `encoding`, `max_cost` (of the whole search), `state` and `progress`:
+    as in `bulk`; `again="failed"`: send failed rows again.
+
+        promptmill.improve("reviews.csv", "Is it positive? {{text}}", gold="label", choices=["yes", "no"],
+                           model="small-1", strong="good-1").outcome
+
+    Raises `PromptmillError` when it stops; the same call resumes it.
+    """
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    try:
+        if not isinstance(given.get("model", ""), str):
+            raise input_error(Named("model"), " is one model, whose prompt is improved.")
+        labels = labels_of(choices)
+        configuration = configuration_of({**given, "choices": list(labels.texts)})
+        max_cost = given.get("max_cost")
+        of_strong = {name: value for name, value in given.items() if name in ModelOptions.__annotations__}
+        folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ)
+        watch, target = watch_of(show=options.get("progress")), None if output is None else home_expanded(output)
+        steps = JobSteps(
+            folders,
+            configuration,
+            configuration_of(of_strong | {"model": strong, "max_tokens": longest_of(configuration, max_cost)}),
+            "\n\n".join(filter(None, (given.get("system"), labels.definitions))),
+            lambda order, source, configuration: runtime.run_anywhere(
+                run_order(order, source, configuration, folders, watch)
+            ),
+            max_cost,
+            Earlier(again=given.get("again")),
+        )
+        with _file_of(rows) as path:
+            found = Gold.of(objects_in(path, given.get("encoding")), gold, prompt, labels.texts)
+        figures = search(found, prompt, steps, system=steps.system_prompt) | steps.spent
+        if target is not None:
+            write_prompt(target, figures, overwrite=overwrite)
+    except PromptmillError as error:
+        raise PromptmillError(error.code, error.worded(argument_name), "") from None
+    return Improvement(figures)
+
+
+@contextlib.contextmanager
+def _file_of(rows: Any) -> Iterator[Path]:
+    """Give the file of rows; of a table or a list, it is a temporary one."""
+    if isinstance(rows, str | Path):
+        yield home_expanded(rows)
+        return
+    with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
+        path = Path(folder) / "rows.jsonl"
+        with path.open("wb") as file:
+            file.writelines(lines_of(rows, "text"))
+        yield path
+
+
+def write_prompt(target: Path, figures: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Write the winner to a file, unless it is worse; return whether it is there. Raises `PromptmillError`."""
+    if figures["winner"] == YOURS or figures["outcome"] == WORSE:
+        return False
+    content = f"{figures['prompt']}\n"
+    try:
+        is_other = target.exists() and target.read_bytes() != content.encode()
+        if is_other and not overwrite:
+            raise input_error(
+                f"{target} exists and has another text; name another file, or move it away",
+                Named("overwrite", text="; {} replaces it"),
+                ". The answers are kept: the same search pays for nothing again.",
+            )
+        beside = target.with_name(f"{target.name}.new")
+        beside.write_bytes(content.encode())
+        disk.replace(beside, target)
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.", "") from None
+    return True

@@ -1,0 +1,102 @@
+"""Gold rows, which have a right label: half of them are seen by the search, the other half is held out for one test."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from promptmill.comparison.files import text_of
+from promptmill.core.errors import Named, input_error
+from promptmill.core.wording import counted, listed
+from promptmill.jobs.inputs.template import ROW, check_names, check_names_some, special_columns, template_of
+from promptmill.jobs.store.spec import digest
+
+FEWEST = 100
+"""Gold rows: with fewer, only a gain of more than 15 points can be told from chance."""
+_EXAMPLES = 3
+_WHOLE_ROW = re.compile(rf"\b{ROW}\b")
+
+
+@dataclass(frozen=True, slots=True)
+class GoldRow:
+    """A row with its right label."""
+
+    key: str
+    """The digest of its cells."""
+    cells: Mapping[str, Any]
+    """The cells that the prompt may name."""
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """The gold rows of an input, each question once."""
+
+    labels: Sequence[str]
+    header: Sequence[str]
+    """The columns of the input without that of the right labels."""
+    seen: Sequence[GoldRow]
+    held_out: Sequence[GoldRow]
+    repeated: int
+    """Rows that are left out, because an earlier one has the same cells."""
+    without: int
+    """Rows without a right label."""
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]], column: str, prompt: str, labels: Sequence[str]) -> Gold:
+        """Return the gold rows for `prompt`. The digest of its cells decides to which half a row belongs.
+
+        Raises `PromptmillError` (`invalid_input`) for unusable columns and labels, and for fewer than `FEWEST` rows.
+        """
+        check_names_some(prompt, lambda: "")
+        every = list(rows)
+        header = list(dict.fromkeys(name for row in every for name in row))
+        check_names([column], header, Named("gold"))
+        header.remove(column)
+        if column in template_of(prompt, [*header, column]).names or special_columns(prompt, [column]):
+            raise input_error(Named("prompt"), f" names {column}, the column of the right labels.")
+        named = columns_of(prompt, header)
+        found, counts = dict[str, GoldRow](), Counter[str]()
+        known = {label.casefold(): label for label in labels} | {label: label for label in labels}
+        wrong = Counter[str]()
+        for row in every:
+            given = text_of(row.get(column)).strip()
+            label = known.get(given) or known.get(given.casefold(), "")
+            cells = {name: row[name] for name in named if name in row}
+            key = digest({name: text_of(cell).strip() for name, cell in cells.items()})
+            counts["without" if not given else "repeated" if key in found else ""] += 1
+            wrong.update([given] if given and not label else [])
+            if label and key not in found:
+                found[key] = GoldRow(key, cells, label)
+        if wrong:
+            shown = listed(
+                [f"{text[:40]!r} ({counted(count, 'row')})" for text, count in wrong.most_common()], _EXAMPLES
+            )
+            raise input_error(
+                f"The column {column} has labels that are not among the ",
+                Named("choices"),
+                f": {shown}; correct these.",
+            )
+        if len(found) < FEWEST:
+            repeats = f", and {counted(counts['repeated'], 'row')} that repeat one" if counts["repeated"] else ""
+            raise input_error(
+                f"{counted(len(found), 'row')} with a label in {column}{repeats}: with fewer than {FEWEST} different "
+                "ones, a gain cannot be told from chance; label more rows."
+            )
+        ordered = sorted(found.values(), key=lambda row: row.key)
+        halves: tuple[list[GoldRow], list[GoldRow]] = ([], [])
+        for one in ordered:
+            halves[int(one.key[-1], 16) % 2].append(one)
+        return cls(labels, header, *halves, counts["repeated"], counts["without"])
+
+
+def columns_of(prompt: str, header: Sequence[str]) -> list[str]:
+    """Return the columns that a prompt names. Raises `PromptmillError` (`invalid_input`) for others."""
+    names = {*template_of(prompt, header).names}
+    check_names(names, header)
+    if _WHOLE_ROW.search(prompt):
+        return list(header)
+    return [name for name in header if name in names - {ROW} or name in special_columns(prompt, header)]

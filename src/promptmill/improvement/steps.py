@@ -1,0 +1,134 @@
+"""The steps of a search as jobs without output files: a killed search finds those that are done, and their answers.
+
+A step's id follows from its rows, prompts and settings, and a step's rows from the answers of earlier steps. So the
+same search begins or resumes the same jobs in the same order. The job of a test notes which held-out rows it used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import orjson
+
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import input_error
+from promptmill.improvement.candidates import SYSTEM
+from promptmill.improvement.gold import GoldRow
+from promptmill.jobs.inputs import given
+from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.store import status
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.order import Earlier, JobOrder, Limits, Question, Shown, Variant
+from promptmill.jobs.store.rounds import ANSWERED
+
+Run: TypeAlias = Callable[[JobOrder, Given, Configuration], object]
+"""Runs a job to its end, which may be a job that is done; raises if it stops before."""
+_LONGEST_PROMPT = 4096  # tokens
+_SEEN, _WRITTEN, _HELD_OUT = "improve-seen", "improve-candidates", "improve-held-out"
+
+
+def longest_of(configuration: Configuration, max_cost: float | None) -> int | None:
+    """Return the limit of the strong model's replies, in tokens: a limit in the file is that of labels, and a budget
+    needs one; None else, since a small model may not have the room."""
+    limit = configuration.plan.settings.sampling_params.max_tokens
+    return None if limit is None and max_cost is None else _LONGEST_PROMPT
+
+
+@dataclass
+class JobSteps:
+    """An `Asker` whose answers are those of jobs, with one budget."""
+
+    folders: JobFolders
+    model: Configuration
+    strong: Configuration
+    system_prompt: str
+    run: Run
+    max_cost: float | None = None
+    earlier: Earlier = field(default_factory=Earlier)
+    shown: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The commands by which a step is resumed by its id, of the steps of the `model` and of those of the `strong`
+    one."""
+    spent: dict[str, Any] = field(default_factory=dict)
+    """The sums of the jobs so far."""
+
+    def labels(self, prompts: Sequence[str], rows: Sequence[GoldRow]) -> list[list[str]]:
+        """Do what `Asker.labels` does."""
+        return self._answers(self._step(_SEEN, [row.cells for row in rows], prompts), len(prompts), len(rows))
+
+    def replies(self, requests: Sequence[str]) -> list[str]:
+        """Do what `Asker.replies` does."""
+        folder = self._step(_WRITTEN, [{"request": text} for text in requests], ["{{request}}"])
+        return self._answers(folder, 1, len(requests))[0]
+
+    def tested(self, prompts: Sequence[str], rows: Sequence[GoldRow]) -> tuple[list[list[str]], int]:
+        """Do what `Asker.tested` does."""
+        folder = self._step(_HELD_OUT, [row.cells for row in rows], prompts)
+        known = folder.tested
+        if known is None:
+            known = {"rows": [row.key for row in rows], "earlier": self._earlier_tests(folder, rows)}
+            if (lock := Lock.take(folder.lock)) is None:
+                raise input_error(f"Job {folder.job_id} is running already.")
+            try:
+                folder.open()
+                folder.put(tested=known)
+            finally:
+                folder.close()
+                lock.release()
+        return self._answers(folder, len(prompts), len(rows)), int(known["earlier"])
+
+    def _earlier_tests(self, own: Folder, rows: Sequence[GoldRow]) -> int:
+        keys = {row.key for row in rows}
+        others = [
+            other.tested
+            for other in self.folders.all()
+            if other.path.name.startswith(_HELD_OUT) and other.path.name != own.path.name
+        ]
+        return sum(not keys.isdisjoint(other["rows"]) for other in others if other is not None)
+
+    def _step(self, name: str, rows: Sequence[Mapping[str, Any]], prompts: Sequence[str]) -> Folder:
+        """Run a job that asks each of the prompts for each row, and return its folder."""
+        is_written = name == _WRITTEN
+        configuration = self.strong if is_written else self.model
+        left = None if self.max_cost is None else max(0.0, self.max_cost - self.spent.get("cost", 0.0))
+        variants = tuple(Variant(name=str(at), prompt=at) for at in range(len(prompts))) if len(prompts) > 1 else ()
+        order = JobOrder(
+            inputs=(Path(name),),
+            output=Path(name),
+            question=Question(templates=tuple(prompts)),
+            system_prompt=SYSTEM if is_written else self.system_prompt,
+            limits=Limits(max_cost=left),
+            earlier=self.earlier,
+            variants=variants,
+            shown=Shown(command=list(self.shown.get("strong" if is_written else "model", ())), reason="improve"),
+        )
+        lines = (orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+        with given.written(self.folders, lines, ".jsonl", name) as source:
+            job_id = given.loose_id(source, configuration.plan, order)
+            folder = self.folders.loose(job_id)
+            try:
+                self.run(order.model_copy(update={"output": folder.answers}), source, configuration)
+            finally:
+                self._count(folder)
+        return folder
+
+    def _count(self, folder: Folder) -> None:
+        if folder.spec is None:
+            return
+        now: Mapping[str, Any] = status.read(folder)
+        if "cost" in now:  # without a price it is unknown
+            self.spent["cost"] = self.spent.get("cost", 0.0) + now["cost"] + now.get("cost_set_aside", 0.0)
+        for name in ("requests", "seconds"):
+            self.spent[name] = self.spent.get(name, 0) + now.get(name, 0)
+
+    @staticmethod
+    def _answers(folder: Folder, prompts: int, rows: int) -> list[list[str]]:
+        found = [[""] * rows for _ in range(prompts)]
+        with folder.reading() as store:
+            for record in store.records(where=ANSWERED):
+                found[record.slot][record.row] = record.text
+        return found

@@ -1,0 +1,65 @@
+"""The result of a search for a better prompt in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from promptmill.comparison.words import Table
+from promptmill.core.money import dollars
+from promptmill.core.wording import counted, duration
+from promptmill.improvement.search import CANNOT_TELL, GAIN, LEVEL, YOURS
+
+
+def lines(found: Mapping[str, Any], width: int) -> Iterator[str]:
+    """Yield the candidates, the test and its outcome; the table has `width` characters."""
+    rows = found["rows"]
+    left_out = [f"{rows[name]:,} {what}" for name, what in _LEFT_OUT.items() if rows[name]]
+    note = f"; left out: {', '.join(left_out)}" if left_out else ""
+    total = rows["seen"] + rows["held_out"]
+    yield f"{counted(total, 'gold row')}: {rows['seen']:,} seen by the search, {rows['held_out']:,} held out{note}"
+    candidates = [
+        [one["name"], one["from"], f"{one['right'] / rows['seen']:.1%}".replace("%", " %")]
+        for one in found["candidates"]
+    ]
+    yield from Table(["prompt", "made from", "right on seen"], candidates).lines(width)
+    yield from found["notes"]
+    yield ""
+    yield from _outcome(found)
+    effort = f"{counted(found['requests'], 'request')} in {duration(found['seconds'])}"
+    yield effort + (f", {dollars(found['cost'])}" if "cost" in found else "")
+
+
+_LEFT_OUT = {"repeated": "repeated", "without_label": "without a label"}
+
+
+def _outcome(found: Mapping[str, Any]) -> Iterator[str]:
+    rows = found["rows"]
+    if (test := found.get("test")) is None:
+        if found["candidates"][0]["right"] == rows["seen"]:
+            yield f"{CANNOT_TELL}: your prompt is right on all seen rows, so these show nothing to improve"
+        elif len(found["candidates"]) == 1:
+            yield f"{CANNOT_TELL}: the strong model wrote no prompt that can take the place of yours"
+        else:
+            yield f"{CANNOT_TELL}: no candidate is right on more of the seen rows than your prompt"
+        yield "the held-out rows were not used"
+        return
+    before, after = (f"{100 * right / test['rows']:.1f} %" for right in test["right"])
+    yield f"on the {counted(test['rows'], 'held-out row')}: {YOURS} {before} right, {found['winner']} {after}"
+    low, high = (f"{100 * end:+.1f}" for end in test["interval"])
+    said = f"{found['outcome']}: {100 * test['gain']:+.1f} points, 95 % interval {low} to {high}"
+    if found["needed_gold_rows"] is not None:
+        said += f"; to tell such a gain takes about {found['needed_gold_rows']:,} gold rows"
+    yield said
+    p = "p < 0.0001" if test["p"] < 0.0001 else f"p {test['p']:.2g}"
+    yield f"  {p}, {test['p_method']}, at {100 * test['level']:.3g} %"
+    yield f"  {test['interval_method']}"
+    if test["earlier_tests"]:
+        yield (
+            f"  {counted(test['earlier_tests'], 'earlier test')} used these held-out rows: so this one is at "
+            f"{100 * test['level']:.3g} % instead of {100 * LEVEL:.0f} %; new gold rows decide more easily"
+        )
+    if found["outcome"] == CANNOT_TELL:
+        yield "  this does not say that the prompts are equally good"
+    elif found["outcome"] == GAIN:
+        yield "  (the figures of the table chose the winner, so they are too good for it)"
