@@ -159,7 +159,7 @@ class JobRounds:
 
     def _found(self, known: Sequence[Round]) -> Round | None:
         job, part = self._job, None if self._sure is None else self._sure.part
-        return next_round(Situation(job.order, known, job.change.since, len(job.spec.targets), part, self._has_rows))
+        return next_round(Situation(job.order, known, job.change.since, len(job.spec.targets), self._has_rows, part))
 
     def open_in(self, round_: Round) -> list[Open]:
         """Return the open rows of a round, which `next` has returned, for each of its slots."""

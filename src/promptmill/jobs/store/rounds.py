@@ -132,10 +132,10 @@ class Situation:
     """The id of the last round before the order."""
     slots: int
     """The number of answers to each row."""
-    part: SurePart | None
-    """The newest part of a job with `sure`."""
     has_rows: Callable[[Round], bool]
     """Whether some row of the job meets the rule of a round."""
+    part: SurePart | None = None
+    """The newest part of a job with `sure`."""
 
 
 def next_round(now: Situation) -> Round | None:
