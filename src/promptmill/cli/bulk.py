@@ -436,7 +436,7 @@ def _validate(configuration: Configuration, order: JobOrder, source: Given | Non
 
 
 def _sample(sure: Mapping[str, Any]) -> str:
-    """Return what `--validate` says of the sample of sure labels."""
+    """Return the size and the price of the sample of sure labels, for `--validate`."""
     model, rows = sure["model"], f"all {counted(sure['rows'], 'row')} at {sure['model']}"
     alone = f": about {dollars(sure['cost_alone'])} for the prompts" if "cost_alone" in sure else ""
     if not sure["sampled"]:

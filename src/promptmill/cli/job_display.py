@@ -136,7 +136,7 @@ def summary(
 
 
 def _sure(sure: SureStatus) -> list[str]:
-    """Return what is promised of the labels, and the sample by class, where a rare class may be lost."""
+    """Return the promise about the labels, and the sample by class, where a rare class may be lost."""
     lines = _labelled(("sure", "\n            ".join(status.label_lines(sure))))
     if not sure["pays"]:
         return lines

@@ -102,7 +102,7 @@ async def compared(
 
 @dataclass(frozen=True, slots=True)
 class _Judging:
-    """What the other process needs to know of a judge."""
+    """The part of a judge's order that the other process needs."""
 
     asked: JudgeOrder
     model: str

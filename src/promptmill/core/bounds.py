@@ -81,7 +81,7 @@ MOST_FILES = 10_000
 LARGEST_WORKBOOK = 512 << 20
 """Bytes of XML in a workbook: a sheet is read whole, into five times its size. A million short rows have 100 MB."""
 DUCKDB_MEMORY = "256MB"
-"""What DuckDB keeps of a table that it reads or writes: its default, 80 % of the machine, grows with the table."""
+"""The memory of DuckDB for a table that it reads or writes; its default is 80 % of the machine."""
 LARGEST_PDF_TEXT = 1 << 20
 """Characters of a PDF's text, as of any file that is sent whole: no model reads more."""
 MOST_PDF_PAGES = 100

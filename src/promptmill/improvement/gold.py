@@ -15,7 +15,7 @@ from promptmill.jobs.inputs.template import ROW, check_names, check_names_some, 
 from promptmill.jobs.store.spec import digest
 
 FEWEST = 100
-"""Gold rows: with fewer, only a gain of more than 15 points can be told from chance."""
+"""Gold rows. With fewer, chance alone may cause a gain of 15 points."""
 _EXAMPLES = 3
 _WHOLE_ROW = re.compile(rf"\b{ROW}\b")
 

@@ -158,7 +158,7 @@ class SurePart(Stored):
     """The most labels that may differ from those of the strong model."""
     seed: str = ""
     score: Literal["", "probability", "second", "second and probability", "repeats", "votes", "equal"] = ""
-    """What orders the cheap answers; `equal`: nothing does. `""`: not known yet."""
+    """The order of the cheap answers; `equal`: they have none. `""`: not known yet."""
     cut: tuple[float, float] | None = None
     """The place of the cut, see `jobs.sure.cut`. None until the sample is answered; then it never changes."""
     pays: bool = False

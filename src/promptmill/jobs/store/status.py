@@ -179,7 +179,7 @@ def news_of_sample(progress: Progress) -> Callable[[], list[str]]:
 
 
 def sample_lines(sure: SureStatus) -> list[str]:
-    """Return what the sample of a job says, and what the rows will cost."""
+    """Return the figures of a job's sample as texts, with the expected cost."""
     model, rows, sampled = sure["model"], sure["rows"], sure["sampled"]
     if not sampled:
         return [f"{model} answers all {counted(rows, 'row')}: a sample does not pay for so few"]
@@ -200,7 +200,7 @@ def sample_lines(sure: SureStatus) -> list[str]:
 
 
 def label_lines(sure: SureStatus) -> list[str]:
-    """Return what the sample of a job says, who gave the labels, what is promised of them, and what is not."""
+    """Return the figures of a job's sample and labels as texts, with the promise and its limits."""
     lines = sample_lines(sure)
     if not sure["pays"] or "cheap" not in sure:  # the job has not finished
         return lines

@@ -54,7 +54,7 @@ class SureStatus(TypedDict, total=False):
     agree: float
     certainty: float
     score: str
-    """What orders the cheap answers, see `SurePart.score`."""
+    """The order of the cheap answers, see `SurePart.score`."""
     rows: int
     sampled: int
     agreed: int

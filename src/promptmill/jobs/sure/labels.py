@@ -1,4 +1,4 @@
-"""What an output says of a label in a job with `sure`: who gave it, and its score."""
+"""The columns `sure` and `score` of an output, and the status of a job with `sure` or votes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from promptmill.jobs.export.answered import AnsweredRow
 
 CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
-"""Who gave a label: the cheap model; the strong model, because the row was sampled, or because it was unsure."""
+"""Labels of the cheap model; of the strong model, because the row was sampled, or because it was unsure."""
 VOTES, TIE = "votes", "tie"
-"""How votes gave a label: it has more votes than any other, or it is the first of several with as many votes."""
+"""Labels with more votes than any other; the first of several labels with as many votes."""
 A_PERSON = "person"
-"""Who gave a label: a person, see `manage.review`."""
+"""Labels of a person, see `manage.review`."""
 _DIGITS = 4
 _NEAR = 0.05
 _POINTS = 200
@@ -41,7 +41,7 @@ def giver_of(spec: JobSpec, delivered: Record) -> str:
 
 
 def status_of(spec: JobSpec) -> SureStatus:
-    """Return what the samples of a job say; `{}` for a job without `sure`."""
+    """Return the figures of the samples of a job; `{}` for a job without `sure`."""
     if (rule := spec.sure) is None:
         return {}
     parts = [part for part in spec.parts if part.cut is not None]
