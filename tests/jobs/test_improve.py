@@ -115,6 +115,7 @@ def test_a_search_that_is_done_asks_nothing_and_says_the_same(rows):
     first = figures(rows)
     rows.upstream.seen.clear()
     assert figures(rows) == first
+    assert first["prompt_file"] == "in-prompt.txt"
     assert first["test"]["level"] == 0.05
     assert not rows.upstream.seen
 
@@ -142,6 +143,7 @@ def test_the_prompt_file_of_something_else_is_not_replaced(rows):
     file.write_text("mine\n")
     done = improve(rows, code=2)
     assert "exists and has another text" in done.stderr
+    assert "gain: +" in done.stdout, "what was paid for is shown"
     assert file.read_text() == "mine\n"
     sent = len(rows.upstream.seen)
     improve(rows, "--overwrite")
@@ -225,9 +227,13 @@ def test_in_python(rows, monkeypatch):
     assert "gain: +" in str(found)
     rows.upstream.seen.clear()
     assert promptmill.improve(str(rows.input), PROMPT, **given).figures == found.figures
+    assert repr(found) == f"<Improvement: gain, {found.figures['winner']}>"
     assert not rows.upstream.seen
     with pytest.raises(PromptmillError, match="`prompt` names no column"):
         promptmill.improve(table, "x", **given)
+    (rows.path / "rows.csv").write_text("text,label\n")
+    with pytest.raises(PromptmillError, match="`encoding`: no is no encoding"):
+        promptmill.improve(rows.path / "rows.csv", PROMPT, **given, encoding="no")
     with pytest.raises(PromptmillError, match="`model` is one model"):
         promptmill.improve(table, PROMPT, **{**given, "model": ["a", "b"]})
 
