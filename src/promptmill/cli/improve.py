@@ -26,7 +26,7 @@ from promptmill.cli.options import (
 )
 from promptmill.cli.terminal import OK, TERMINATED, TRY_AGAIN, columns, complain, say
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import PromptmillError, redact
+from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.money import dollars
 from promptmill.improvement import words
 from promptmill.improvement.call import gold_in, write_prompt
@@ -97,6 +97,9 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         registry.check_key(one.plan)
 
     def step(order: JobOrder, given: Given, its: Configuration) -> None:
+        is_new = not steps.spent and not steps.folders.of(order.output).path.exists()
+        if is_new and target.exists() and not arguments.overwrite:  # an earlier run may have written it
+            raise config_error("--output", f"{target} exists; name another file, or --overwrite replaces it.")
         shown = argparse.Namespace(**{**vars(arguments), "json": False, "report": None})
         code = run(shown, its, order, given=given, is_step=True)
         if steps.folders.of(order.output).status.get("state") != progress.FINISHED:
