@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from promptmill.comparison.paired_proportions import mcnemar_more
 from promptmill.core.errors import PromptmillError
 from promptmill.improvement.candidates import WAYS, Candidate, problem_of, prompt_in, requests
 from promptmill.improvement.gold import Gold, GoldRow
@@ -172,6 +174,17 @@ def test_a_reply_that_is_no_prompt_is_asked_for_once_more_and_then_left_out(gold
 
 
 # ---- the test
+
+
+def test_the_one_sided_test_is_exact():
+    for lost in range(12):
+        for won in range(12):
+            rows = lost + won
+            exact = sum(math.comb(rows, hits) for hits in range(won, rows + 1)) / 2**rows
+            assert mcnemar_more(lost, won) == pytest.approx(exact)
+    assert mcnemar_more(5000, 0) == 1
+    assert mcnemar_more(0, 5000) == 0
+    assert mcnemar_more(100_000, 99_000) == pytest.approx(0.987, abs=0.002)
 
 
 def test_outcomes():

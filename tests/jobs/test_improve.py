@@ -115,12 +115,14 @@ def test_a_search_that_is_done_asks_nothing_and_says_the_same(rows):
     first = figures(rows)
     rows.upstream.seen.clear()
     assert figures(rows) == first
+    assert first["prompt_file"] == "in-prompt.txt"
     assert first["test"]["level"] == 0.05
     assert not rows.upstream.seen
 
 
 def test_a_second_search_on_the_same_rows_is_tested_at_half_the_level(rows):
     first = figures(rows)
+    assert "exists; name another file" in improve(rows, prompt="How does it sound? {{text}}", code=2).stderr
     second = figures(rows, "--overwrite", prompt="How does it sound? {{text}}")
     assert (second["test"]["level"], second["test"]["earlier_tests"]) == (0.025, 1)
     assert figures(rows, "--overwrite")["test"] == first["test"], "the first test stays what it was"
@@ -140,13 +142,16 @@ def test_without_a_real_gain_none_is_reported(rows):
 def test_the_prompt_file_of_something_else_is_not_replaced(rows):
     file = rows.path / "in-prompt.txt"
     file.write_text("mine\n")
+    assert "--output: in-prompt.txt exists; name another file" in improve(rows, code=2).stderr
+    assert not rows.upstream.seen
+    improve(rows, "--output", "other.txt")
     done = improve(rows, code=2)
     assert "exists and has another text" in done.stderr
+    assert "gain: +" in done.stdout, "what was paid for is shown"
     assert file.read_text() == "mine\n"
     sent = len(rows.upstream.seen)
     improve(rows, "--overwrite")
     assert "definition" in file.read_text()
-    improve(rows, "--output", "other.txt")
     assert (rows.path / "other.txt").read_text() == file.read_text()
     assert len(rows.upstream.seen) == sent
 
@@ -225,9 +230,13 @@ def test_in_python(rows, monkeypatch):
     assert "gain: +" in str(found)
     rows.upstream.seen.clear()
     assert promptmill.improve(str(rows.input), PROMPT, **given).figures == found.figures
+    assert repr(found) == f"<Improvement: gain, {found.figures['winner']}>"
     assert not rows.upstream.seen
     with pytest.raises(PromptmillError, match="`prompt` names no column"):
         promptmill.improve(table, "x", **given)
+    (rows.path / "rows.csv").write_text("text,label\n")
+    with pytest.raises(PromptmillError, match="`encoding`: no is no encoding"):
+        promptmill.improve(rows.path / "rows.csv", PROMPT, **given, encoding="no")
     with pytest.raises(PromptmillError, match="`model` is one model"):
         promptmill.improve(table, PROMPT, **{**given, "model": ["a", "b"]})
 
@@ -258,7 +267,7 @@ def killed_after(bench: Any, requests: int) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 @pytest.mark.thorough
 def test_a_search_that_is_killed_a_dozen_times_finds_the_same(rows):
-    whole = figures(rows, "--state", str(rows.path / "other"), concurrency=8)
+    whole = figures(rows, "--state", str(rows.path / "other"), "--output", "whole.txt", concurrency=8)
     once = asked(rows)
     rows.upstream.seen.clear()
     for at, requests in enumerate(REQUESTS):
@@ -266,7 +275,8 @@ def test_a_search_that_is_killed_a_dozen_times_finds_the_same(rows):
         if at < len(POINTS):
             assert killed_at(rows, POINTS[at]) == -9
     found = figures(rows, concurrency=8)
-    assert {**found, "seconds": 0, "requests": 0} == {**whole, "seconds": 0, "requests": 0}
+    same = {"seconds": 0, "requests": 0, "prompt_file": ""}
+    assert found | same == whole | same
     assert asked(rows).keys() == once.keys(), "the same candidates"
     assert asked(rows).total() - once.total() <= (len(REQUESTS) + len(POINTS)) * ONE_KILL
     tests = [folder for folder in JobFolders.from_environ().all() if folder.path.name.startswith("improve-held-out")]

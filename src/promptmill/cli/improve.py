@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -25,15 +26,12 @@ from promptmill.cli.options import (
 )
 from promptmill.cli.terminal import OK, TERMINATED, TRY_AGAIN, columns, complain, say
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import Code, PromptmillError, config_error, redact
+from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.money import dollars
 from promptmill.improvement import words
-from promptmill.improvement.call import write_prompt
-from promptmill.improvement.gold import Gold
+from promptmill.improvement.call import gold_in, write_prompt
 from promptmill.improvement.search import GAIN, search
 from promptmill.improvement.steps import JobSteps, longest_of
-from promptmill.jobs import disk
-from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.index import JobFolders
@@ -77,7 +75,7 @@ def add_options(improve: Parser) -> None:
     improve.show_examples(
         "promptmill improve reviews.csv --gold label --prompt 'Is this positive? {{text}}' --choices positive,negative "
         "--model small-1 --strong good-1",
-        "promptmill improve mails.xlsx --gold topic --prompt-file topic.txt --choices topics.csv --strong good-1 "
+        "promptmill improve mails.xlsx --gold topic --prompt-file topic.txt --choices praise,complaint --strong good-1 "
         "--output better.txt --max-tokens 10 --max-cost 5",
     )
     improve.set_defaults(command=_run)
@@ -92,13 +90,16 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     prompt = arguments.prompt or text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
     source = home_expanded(arguments.input)
     target = home_expanded(arguments.output or Path(f"{source.name.partition('.')[0]}-prompt.txt"))
-    gold = _gold(source, arguments, prompt)
+    gold = gold_in(source, arguments.gold, prompt, arguments.choices.texts, encoding=arguments.encoding)
     configuration = decided(configuration)
     strong, of_strong = _strong(arguments, configuration)
     for one in (configuration, strong):
         registry.check_key(one.plan)
 
     def step(order: JobOrder, given: Given, its: Configuration) -> None:
+        is_new = not steps.spent and not steps.folders.of(order.output).path.exists()
+        if is_new and target.exists() and not arguments.overwrite:  # an earlier run may have written it
+            raise config_error("--output", f"{target} exists; name another file, or --overwrite replaces it.")
         shown = argparse.Namespace(**{**vars(arguments), "json": False, "report": None})
         code = run(shown, its, order, given=given, is_step=True)
         if steps.folders.of(order.output).status.get("state") != progress.FINISHED:
@@ -128,25 +129,30 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     except PromptmillError as error:
         raise explained(error, arguments, configuration) from None
     found |= steps.spent
+    refusal = None
+    try:
+        if write_prompt(target, found, overwrite=arguments.overwrite):
+            found["prompt_file"] = str(target)
+    except PromptmillError as error:
+        refusal = error
     if arguments.json:
         say(orjson.dumps(found).decode())
     else:
         say("\n".join(words.lines(found, columns(sys.stdout))), wrap=True)
-    if write_prompt(target, found, overwrite=arguments.overwrite) and not arguments.json:
-        say(f"\n{target} has the prompt {found['winner']}" + ("; to use it:" if found["outcome"] == GAIN else ""))
-        if found["outcome"] == GAIN:
-            say(f"  promptmill {redact(shlex.join(_bulk_command(arguments, target)))}")
+        _show_file(arguments, found)
+    if refusal is not None:  # the result was paid for
+        raise refusal
     return OK
 
 
-def _gold(source: Path, arguments: argparse.Namespace, prompt: str) -> Gold:
-    try:
-        rows = objects_in(source, arguments.encoding)
-        return Gold.of(rows, arguments.gold, prompt, arguments.choices.texts)
-    except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"{error.filename} cannot be read: {disk.why(error)}.", "") from None
-    except LookupError:
-        raise config_error("--encoding", f"{arguments.encoding[:20]!r} is no encoding.") from None
+def _show_file(arguments: argparse.Namespace, found: Mapping[str, Any]) -> None:
+    """Print the name of the prompt's file and, after a gain, the command that uses it."""
+    if (target := found.get("prompt_file")) is None:
+        return
+    is_better = found["outcome"] == GAIN
+    say(f"\n{target} has the prompt {found['winner']}" + ("; to use it:" if is_better else ""))
+    if is_better:
+        say(f"  promptmill {redact(shlex.join(_bulk_command(arguments, target)))}")
 
 
 def _strong(arguments: argparse.Namespace, configuration: Configuration) -> tuple[Configuration, argparse.Namespace]:
@@ -155,7 +161,7 @@ def _strong(arguments: argparse.Namespace, configuration: Configuration) -> tupl
     other = {"model": arguments.strong, "choices": None, "temperature": None, "max_tokens": limit}
     of_strong = argparse.Namespace(**{**vars(arguments), **other})
     try:
-        return configuration_of(of_strong), of_strong
+        return decided(configuration_of(of_strong)), of_strong
     except PromptmillError as error:
         raise PromptmillError(error.code, error.worded(option_of).replace("--model:", "--strong:"), "") from None
 
@@ -178,7 +184,7 @@ def _command_of_step(arguments: argparse.Namespace, names: Sequence[str]) -> lis
     return ["bulk", "rows", "answers", *words_, *sets]
 
 
-def _bulk_command(arguments: argparse.Namespace, target: Path) -> list[str]:
+def _bulk_command(arguments: argparse.Namespace, target: str) -> list[str]:
     """Return the command that labels the rows with the prompt in `target`."""
     kept, given = list[str](), iter(arguments.given[1:])
     for word in given:
@@ -188,4 +194,4 @@ def _bulk_command(arguments: argparse.Namespace, target: Path) -> list[str]:
         elif word not in _OWN_FLAGS:
             kept.append(word)
     kept.remove(arguments.input)
-    return ["bulk", arguments.input, "labels.csv", "--prompt-file", str(target), *kept]
+    return ["bulk", arguments.input, "labels.csv", "--prompt-file", target, *kept]

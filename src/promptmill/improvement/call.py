@@ -112,13 +112,23 @@ def improve(
             Earlier(again=given.get("again")),
         )
         with _file_of(rows) as path:
-            found = Gold.of(objects_in(path, given.get("encoding")), gold, prompt, labels.texts)
+            found = gold_in(path, gold, prompt, labels.texts, encoding=given.get("encoding"))
         figures = search(found, prompt, steps, system=steps.system_prompt) | steps.spent
         if target is not None:
             write_prompt(target, figures, overwrite=overwrite)
     except PromptmillError as error:
         raise PromptmillError(error.code, error.worded(argument_name), "") from None
     return Improvement(figures)
+
+
+def gold_in(path: Path, column: str, prompt: str, labels: Sequence[str], *, encoding: str | None) -> Gold:
+    """Return the gold rows in a file. Raises `PromptmillError`."""
+    try:
+        return Gold.of(objects_in(path, encoding), column, prompt, labels)
+    except LookupError:
+        raise input_error(Named("encoding"), f": {encoding or '':.20} is no encoding.") from None
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"{error.filename} cannot be read: {disk.why(error)}.", "") from None
 
 
 @contextlib.contextmanager
