@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from promptmill.comparison.call import Comparison, compare
     from promptmill.core.errors import PromptmillError
-    from promptmill.improvement.call import Improvement, improve
+    from promptmill.improvement.improvement import Improvement, improve
     from promptmill.jobs.manage.bulk_call import bulk, bulk_async, stream, stream_async
     from promptmill.jobs.manage.bulk_result import BulkResult
 
@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
 
         return errors.PromptmillError
     if name in {"Improvement", "improve"}:
-        from promptmill.improvement import call as improve_call
+        from promptmill.improvement import improvement as improve_call
 
         return getattr(improve_call, name)
     if name in __all__:

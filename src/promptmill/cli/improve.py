@@ -28,10 +28,10 @@ from promptmill.cli.terminal import OK, TERMINATED, TRY_AGAIN, columns, complain
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.money import dollars
-from promptmill.improvement import words
-from promptmill.improvement.call import gold_in, write_prompt
+from promptmill.improvement import search_text as words
+from promptmill.improvement.improvement import gold_in, write_prompt
 from promptmill.improvement.search import GAIN, search
-from promptmill.improvement.steps import JobSteps, longest_of
+from promptmill.improvement.search_jobs import JobSteps, longest_of
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.index import JobFolders

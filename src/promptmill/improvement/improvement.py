@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
-from promptmill.improvement import words
+from promptmill.improvement import search_text as words
 from promptmill.improvement.gold import Gold
 from promptmill.improvement.search import WORSE, YOURS, search
-from promptmill.improvement.steps import JobSteps, longest_of
+from promptmill.improvement.search_jobs import JobSteps, longest_of
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.short_forms import labels_of
