@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from promptmill.jobs.run.admission import Job
     from promptmill.jobs.store.order import Votes
 
+VOTED_AT_ONCE = 512
+"""Rows after which some are decided, so that the progress shows them."""
+_LATE = 1024  # rows: so far back, slow votes are waited for; the others are decided at the end
+
 
 class VoteRounds:
     """The decisions of one run. All methods block and raise the errors of `JobDatabase`."""
@@ -40,8 +44,11 @@ class VoteRounds:
     def settle(
         self, round_: Round, first: int, following: int, *, delivered: Callable[[Sequence[Record]], None]
     ) -> Iterator[list[OpenRow]]:
-        """Decide the new rows `first` to `following - 1` whose votes are all there. Yields no row to send."""
-        for decisions in self._decided(round_, first, min(following, self._end), only_new=True):
+        """Decide the new rows `first` to `following - 1` whose votes are all there, and rows shortly before them.
+
+        Yields no row to send.
+        """
+        for decisions in self._decided(round_, max(0, first - _LATE), min(following, self._end), only_new=True):
             delivered(decisions)
         yield from ()
 
