@@ -42,6 +42,24 @@ def test_a_sure_job_states_the_shares_of_the_strong_model(sure):
         assert abs(one["counted"] - counts[name] / ROWS) < 0.06, "the sample has other labels before it is reviewed"
 
 
+def test_a_python_program_gets_them(upstream, tmp_path):
+    upstream.reply = labellers()
+    models = {name: {"openai": {"base_url": upstream.url, "model_name": name}} for name in ("small", "strong")}
+    found = promptmill.bulk(
+        [f"review {n}" for n in range(ROWS)],
+        prompt="Is it positive? {{text}}",
+        choices=list(LABELS),
+        model="small",
+        sure="strong",
+        base_url=upstream.url,
+        settings={"models": models},
+        state=tmp_path,
+        progress=False,
+    )
+    assert found.shares.keys() == set(LABELS)
+    assert promptmill.bulk(["review 1"], base_url=upstream.url, model="small", state=tmp_path).shares == {}
+
+
 def test_they_are_those_of_each_field_of_a_schema(sure, tmp_path):
     def reply(seen: Any) -> Any:
         text, chance = label(seen.json["model"], seen.prompt)

@@ -113,7 +113,7 @@ def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_r
     """Return the rows of a job that are worth a person's minute, at most `most`, the most doubtful first.
 
     `labels`: further labels. `at_random`: draw the rows from all answers instead, so that they stand for all of them;
-    the same rows each time. Blocks; 1,000,000 rows take about half a minute.
+    the same rows each time. Blocks; 1,000,000 rows take less than a minute.
 
     Raises `PromptmillError`, and the errors of `JobDatabase`.
     """

@@ -28,7 +28,7 @@ from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.order_files import OrderFiles
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.order import JobOrder, Votes
 from promptmill.jobs.store.spec import JobSpec, Origin
 
 _SHOWN = 20
@@ -64,7 +64,17 @@ def check(
         found["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             found["notes"].append(note)
-        return found | _cost(plan, found)
+        cost = _cost(plan, found)
+        return found | cost if order.votes is None else _times_votes(found | cost, order.votes)
+
+
+def _times_votes(found: dict[str, Any], votes: Votes) -> dict[str, Any]:
+    """Return the findings with the tokens and costs of all votes, as if each were of the first model."""
+    names = "estimated_prompt_tokens", "estimated_cost", "most_cost"
+    every = {name: found[name] * len(votes.models) for name in names if found.get(name) is not None}
+    if "estimated_cost" in found and len(set(votes.models)) > 1:
+        found["notes"].append("The price is that of the first model for all votes.")
+    return found | every
 
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:

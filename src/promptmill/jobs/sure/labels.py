@@ -87,7 +87,7 @@ def vote_status(store: JobDatabase, spec: JobSpec, before: int) -> VoteStatus:
             SELECT key % {SLOT} AS n, count(*) AS rows FROM answer
             WHERE key >= {SLOT} AND key % {SLOT} < ? AND {ANSWERED} GROUP BY n, label(text)
         ), best AS (
-            SELECT n, max(rows) AS most, sum(rows) AS votes FROM counts GROUP BY n
+            SELECT n, max(rows) AS most FROM counts GROUP BY n
         ), tied AS (
             SELECT n, most, count(*) > 1 AS is_tie FROM counts JOIN best USING (n) WHERE rows = most GROUP BY n
         )
