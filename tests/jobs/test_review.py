@@ -251,6 +251,19 @@ def test_labels_stay_with_their_questions_when_the_input_changes(voted):
     assert len(voted.upstream.seen) == 3
 
 
+def test_another_job_takes_the_labels_over(voted):
+    decide(voted, {10: "neutral"})
+    reviewed(voted, "--take", "decisions.csv")
+    voted.upstream.seen.clear()
+    before = voted.output
+    voted.output = voted.path / "other.jsonl"
+    for more in (("--from", str(before)), ("--again", "all")):
+        voted.succeed(*LABELLED, *named(voted), "--votes", "3", *more)
+        row = voted.answers()[9]
+        assert (row["answer"], row["sure"], row["answered_by"]) == ("neutral", "person", "person")
+        assert len(voted.upstream.seen) == (0 if more[0] == "--from" else 3 * ROWS)
+
+
 def test_the_labels_of_a_person_count_as_right_in_a_sure_job(bench):
     rows = 600
     bench.upstream.reply = labellers()
