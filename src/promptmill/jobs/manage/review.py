@@ -54,7 +54,7 @@ _MOST_LABELS, _FEW_LABELS, _LONGEST_LABEL = 1000, 8, 200
 _LONGEST_CELL = 32_767  # of Excel
 _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "truncated"})
 _TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
-"""The kinds of rows, the one that is worth most first."""
+"""The kinds of rows, the most valuable first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ class _Candidate(NamedTuple):
 def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_random: bool = False) -> Review:
     """Return the rows of a job that are worth a person's minute, at most `most`, the most doubtful first.
 
-    `labels`: further labels. `at_random`: draw the rows from all answers instead, so that they stand for all of them;
-    the same rows each time. Blocks; 1,000,000 rows take less than a minute.
+    `labels`: further labels. `at_random`: draw the rows from all answers instead, the same rows each time. Blocks;
+    1,000,000 rows take less than a minute.
 
     Raises `PromptmillError`, and the errors of `JobDatabase`.
     """
