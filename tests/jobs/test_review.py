@@ -22,6 +22,7 @@ from replies import answer, choose, status
 
 ROWS = 60
 LABELLED = ("--prompt", "Is it positive? {{text}}", "--choices", ",".join(LABELS), "--model", "small")
+LABELLED += ("--set", "sampling_params.seed=0")  # so that a request says which vote it is: 1, 2, or 3
 POINTS = ("before-put", "after-put", "before-write", "after-write", "merging:20", "before-rename", "after-rename")
 
 
@@ -33,14 +34,9 @@ def ballots(number: int) -> list[str]:
 
 @pytest.fixture
 def voted(bench):
-    asked: dict[int, int] = {}
-
-    def reply(seen: Any) -> Any:
-        number = int(seen.prompt.rpartition(" ")[2])
-        asked[number] = asked.get(number, -1) + 1
-        return answer(ballots(number)[asked[number] % 3])
-
-    bench.upstream.reply = choose(reply)
+    bench.upstream.reply = choose(
+        lambda seen: answer(ballots(int(seen.prompt.rpartition(" ")[2]))[seen.json["seed"] - 1])
+    )
     bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(ROWS)])
     bench.succeed(*LABELLED, *named(bench), "--votes", "3")
     bench.upstream.seen.clear()
@@ -391,14 +387,7 @@ HOSTILE = (
 
 @pytest.fixture
 def hostile(bench):
-    asked: dict[int, int] = {}
-
-    def reply(seen: Any) -> Any:
-        number = int(seen.prompt.rpartition(" ")[2])
-        asked[number] = asked.get(number, -1) + 1
-        return answer(LABELS[asked[number] % 3])
-
-    bench.upstream.reply = choose(reply)
+    bench.upstream.reply = choose(lambda seen: answer(LABELS[seen.json["seed"] - 1]))
     bench.write([{"id": n, "text": f"{HOSTILE[n % len(HOSTILE)]} {n}"} for n in range(12)])
     bench.succeed(*LABELLED, *named(bench), "--votes", "3")
     reviewed(bench)
