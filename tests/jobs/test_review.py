@@ -21,8 +21,10 @@ from promptmill.jobs.store.records import PERSON, SLOT
 from replies import answer, choose, status
 
 ROWS = 60
-LABELLED = ("--prompt", "Is it positive? {{text}}", "--choices", ",".join(LABELS), "--model", "small")
-LABELLED += ("--set", "sampling_params.seed=0")  # so that a request says which vote it is: 1, 2, or 3
+LABELLED = (
+    *("--prompt", "Is it positive? {{text}}", "--choices", ",".join(LABELS), "--model", "small"),
+    *("--set", "sampling_params.seed=0"),  # so that a request says which vote it is: 1, 2, or 3
+)
 POINTS = ("before-put", "after-put", "before-write", "after-write", "merging:20", "before-rename", "after-rename")
 
 
