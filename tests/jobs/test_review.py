@@ -21,7 +21,10 @@ from promptmill.jobs.store.records import PERSON, SLOT
 from replies import answer, choose, status
 
 ROWS = 60
-LABELLED = ("--prompt", "Is it positive? {{text}}", "--choices", ",".join(LABELS), "--model", "small")
+LABELLED = (
+    *("--prompt", "Is it positive? {{text}}", "--choices", ",".join(LABELS), "--model", "small"),
+    *("--set", "sampling_params.seed=0"),  # so that a request says which vote it is: 1, 2, or 3
+)
 POINTS = ("before-put", "after-put", "before-write", "after-write", "merging:20", "before-rename", "after-rename")
 
 
@@ -33,14 +36,9 @@ def ballots(number: int) -> list[str]:
 
 @pytest.fixture
 def voted(bench):
-    asked: dict[int, int] = {}
-
-    def reply(seen: Any) -> Any:
-        number = int(seen.prompt.rpartition(" ")[2])
-        asked[number] = asked.get(number, -1) + 1
-        return answer(ballots(number)[asked[number] % 3])
-
-    bench.upstream.reply = choose(reply)
+    bench.upstream.reply = choose(
+        lambda seen: answer(ballots(int(seen.prompt.rpartition(" ")[2]))[seen.json["seed"] - 1])
+    )
     bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(ROWS)])
     bench.succeed(*LABELLED, *named(bench), "--votes", "3")
     bench.upstream.seen.clear()
@@ -251,6 +249,19 @@ def test_labels_stay_with_their_questions_when_the_input_changes(voted):
     assert len(voted.upstream.seen) == 3
 
 
+def test_another_job_takes_the_labels_over(voted):
+    decide(voted, {10: "neutral"})
+    reviewed(voted, "--take", "decisions.csv")
+    voted.upstream.seen.clear()
+    before = voted.output
+    voted.output = voted.path / "other.jsonl"
+    for more in (("--from", str(before)), ("--again", "all")):
+        voted.succeed(*LABELLED, *named(voted), "--votes", "3", *more)
+        row = voted.answers()[9]
+        assert (row["answer"], row["sure"], row["answered_by"]) == ("neutral", "person", "person")
+        assert len(voted.upstream.seen) == (0 if more[0] == "--from" else 3 * ROWS)
+
+
 def test_the_labels_of_a_person_count_as_right_in_a_sure_job(bench):
     rows = 600
     bench.upstream.reply = labellers()
@@ -378,14 +389,7 @@ HOSTILE = (
 
 @pytest.fixture
 def hostile(bench):
-    asked: dict[int, int] = {}
-
-    def reply(seen: Any) -> Any:
-        number = int(seen.prompt.rpartition(" ")[2])
-        asked[number] = asked.get(number, -1) + 1
-        return answer(LABELS[asked[number] % 3])
-
-    bench.upstream.reply = choose(reply)
+    bench.upstream.reply = choose(lambda seen: answer(LABELS[seen.json["seed"] - 1]))
     bench.write([{"id": n, "text": f"{HOSTILE[n % len(HOSTILE)]} {n}"} for n in range(12)])
     bench.succeed(*LABELLED, *named(bench), "--votes", "3")
     reviewed(bench)

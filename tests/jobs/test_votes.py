@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -153,6 +155,26 @@ def test_more_votes_later_keep_those_that_there_are(voters):
     assert {row["score"] for row in voters.answers()} <= {round(k / 3, 4) for k in (1, 2, 3)}
 
 
+def test_the_estimate_counts_all_votes(voters):
+    def estimate(*more: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(voters.run(*VOTES, *named(voters), *more, "--validate", "--json").stdout)
+        return found
+
+    one, three = estimate(), estimate("--votes", "3")
+    assert three["estimated_prompt_tokens"] == 3 * one["estimated_prompt_tokens"]
+    assert three["estimated_cost"] == pytest.approx(3 * one["estimated_cost"])
+    several = estimate("--votes", "2", "--model", "strong")
+    assert several["notes"] == ["The price is that of the first model for all votes."]
+    assert not voters.upstream.seen
+
+
+def test_fewer_votes_later_are_refused(voters):
+    run(voters, "--votes", "3")
+    assert "has 3 votes on each row" in voters.fail(*VOTES, *named(voters), "--votes", "2")
+    found = voters.run(*VOTES, *named(voters), "--votes", "3", "--json")
+    assert json.loads(found.stdout)["votes"]["votes"] == 3
+
+
 def test_a_job_with_one_answer_to_each_row_gets_votes_later(voters):
     run(voters)
     run(voters, "--votes", "3")
@@ -206,6 +228,17 @@ def test_with_sure_the_majority_is_the_cheap_label_and_ties_go_to_the_strong_mod
         if row["sure"] == "cheap":
             assert decision is not None
             assert row["answer"] == decision.record.text
+
+
+def test_damaged_votes_are_sent_again(voters):
+    run(voters, "--votes", "3")
+    voters.upstream.seen.clear()
+    with closing(sqlite3.connect(voters.folder.database)) as database, database:
+        database.execute("DELETE FROM answer WHERE key = 7")
+        database.execute(f"UPDATE answer SET text = 'damaged' WHERE key % {SLOT} = 7")
+    run(voters, "--votes", "3", "--again", "failed")
+    assert len(voters.upstream.seen) == 3
+    assert voters.answers()[7]["answer"] in LABELS
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from promptmill.core.errors import Code, PromptmillError
@@ -17,19 +16,24 @@ _LONGEST = 20_000  # characters of a text
 _MOST_LABELS = 100
 
 
-def write(target: Path, found: Review) -> Report:
-    """Write the page of a review to `target`, all at once. Raises `PromptmillError`."""
+def saved_as(found: Review) -> str:
+    """Return the name of the file of decisions that the page saves."""
+    return f"{found.job_id}.decisions.csv"
+
+
+def write(target: Path, found: Review, command: str) -> Report:
+    """Write the page of a review to `target`, all at once; it shows the `command` that takes the decisions.
+
+    Raises `PromptmillError`.
+    """
     title = f"Review: {found.title}"
     page.check(target, title)
-    saved = f"{found.job_id}.decisions.csv"
-    take = shlex.join(["promptmill", "review", found.job_id, "--take", saved])
-    gold = shlex.join(["promptmill", "compare", found.job_id, "--by", "variant", "--gold", f"{saved}:{LABEL}"])
     data = {
         "job": found.job_id,
         "labels": list(found.labels[:_MOST_LABELS]),
         "columns": [ROW, LABEL, KEY],
-        "saved": saved,
-        "command": take if found.can_take else gold,
+        "saved": saved_as(found),
+        "command": command,
         "rows": [
             {
                 "number": row.number,

@@ -70,6 +70,13 @@ class BulkResult:
         """The cost of all runs of the job; None if the price is unknown."""
         return self.status.get("cost")
 
+    @property
+    def shares(self) -> Mapping[str, Any]:
+        """The share of each label if the strong model had answered every row, with its 95 % interval: `share`, `low`
+        and `high`. With a schema, by field. Empty for a job without `sure`, or whose rows it answered all."""
+        by_field: Mapping[str, Mapping[str, Any]] = self.status.get("sure", {}).get("shares", {})
+        return by_field.get("", by_field)
+
     def table(self) -> Any:
         """Return the caller's table (of pandas, polars, pyarrow or `datasets`) with answer columns added.
 

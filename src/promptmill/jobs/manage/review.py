@@ -50,11 +50,11 @@ ROW, LABEL, WHY, KEY = "row", "label", "why", "key"
 """Columns of a review: the row's number (from 1), the person's label, the reason, the beginning of its question's
 digest."""
 _KEY_DIGITS = 12
-_MOST_LABELS = 1000
+_MOST_LABELS, _FEW_LABELS, _LONGEST_LABEL = 1000, 8, 200
 _LONGEST_CELL = 32_767  # of Excel
 _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "truncated"})
 _TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
-"""The kinds of rows, the one that is worth most first."""
+"""The kinds of rows, the most valuable first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ class _Candidate(NamedTuple):
 def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_random: bool = False) -> Review:
     """Return the rows of a job that are worth a person's minute, at most `most`, the most doubtful first.
 
-    `labels`: further labels. `at_random`: draw the rows from all answers instead, so that they stand for all of them;
-    the same rows each time. Blocks; 1,000,000 rows take about half a minute.
+    `labels`: further labels. `at_random`: draw the rows from all answers instead, the same rows each time. Blocks;
+    1,000,000 rows take less than a minute.
 
     Raises `PromptmillError`, and the errors of `JobDatabase`.
     """
@@ -128,11 +128,14 @@ def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_r
 
 
 def _labels_in(store: JobDatabase) -> list[str]:
+    """Return the labels of all answers, the commonest first; none if the answers are not labels."""
     query = f"SELECT text, count(*) FROM answer WHERE {ANSWERED} GROUP BY text ORDER BY 2 DESC LIMIT ?"  # noqa: S608
     counts = Counter[str]()
     for text, rows in store.read(query, _MOST_LABELS):
         counts[label_in(text)] += rows
-    return [label for label, _ in counts.most_common()]
+    repeat = len(counts) <= _FEW_LABELS or 2 * len(counts) <= counts.total()
+    are_short = max(map(len, counts), default=0) <= _LONGEST_LABEL
+    return [label for label, _ in counts.most_common()] if repeat and are_short else []
 
 
 def _drawn(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[_Candidate]:
@@ -404,8 +407,7 @@ def _check_labels(
             if problem := problems.get(label):
                 raise input_error(f"The label of row {n + 1:,} in {decisions.name} does not fit the schema: {problem}.")
         return
-    known = [*labels, *_labels_in(store)]
-    if len(known) >= _MOST_LABELS:  # the answers are texts
+    if not (known := [*labels, *_labels_in(store)]):  # the answers are texts
         return
     for n, label in new:
         if label_in(label) not in known:

@@ -13,9 +13,9 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.live import Between
+from promptmill.jobs.run.live import WINDOW, Between
 from promptmill.jobs.run.sure_rounds import SureRounds
-from promptmill.jobs.run.vote_rounds import VoteRounds
+from promptmill.jobs.run.vote_rounds import VOTED_AT_ONCE, VoteRounds
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT, Record, copied, record_of
@@ -179,6 +179,11 @@ class JobRounds:
         if self._sure is None or round_.rows != "cheap":
             return None
         return functools.partial(self._sure.settle, round_, delivered=delivered)
+
+    @property
+    def window(self) -> int:
+        """The row numbers of a window of a round, after which rows are settled."""
+        return WINDOW if self._votes is None else VOTED_AT_ONCE
 
     def targets(self, round_: Round) -> Sequence[Target]:
         """Return the targets of a round, by slot. If the round has a model, answers of this model count from now on."""

@@ -29,7 +29,8 @@ from promptmill.service.service import Service
 
 _NO_QUESTION = bytes(16)
 _LARGE = 32 * 1024  # bytes of a question that is not parsed on the event loop
-_WINDOW = 4096  # row numbers of a query; a larger query would block the database too long
+WINDOW = 4096
+"""Row numbers of a query; a larger query would block the database too long."""
 _LARGEST_BATCH, _MOST_CHARACTERS = 64, 1 << 20
 _GATHER_S = 0.005
 _SYNC_S = 0.9  # from one sync's start to the next, so that data reaches the disk every second
@@ -106,6 +107,8 @@ class OpenRows:
     """The most bytes of large rows in flight; None: no limit. A single row may exceed it."""
     between: Between | None = None
     """Yields more rows between the windows of the round."""
+    window: int = WINDOW
+    """The row numbers of a window."""
 
     @property
     def file(self) -> InputFile | None:
@@ -118,8 +121,8 @@ class OpenRows:
         """Yield pages of rows, in the order of the input and then of the slots. A page may be empty."""
         ((last,),) = self.store.read("SELECT coalesce(max(n), -1) FROM row WHERE n < ?", self.among.stop)
         before: tuple[int, int] | None = None  # the window whose rows are answered by now
-        for first in range(self.among.start, last + 1, _WINDOW):
-            following = min(first + _WINDOW, last + 1)
+        for first in range(self.among.start, last + 1, self.window):
+            following = min(first + self.window, last + 1)
             slots = [self._window(slot, first, following) for slot in self.round.slots]
             yield from slots[0] if len(slots) == 1 else _paged(heapq.merge(*map(_flat, slots), key=lambda row: row.n))
             if self.between is not None and before is not None:

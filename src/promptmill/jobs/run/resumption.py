@@ -59,6 +59,14 @@ def resumed(
             Named("sure"),
             ", and its sample was drawn for that. Name another output for a new sample.",
         )
+    if begun.votes is not None and wanted.votes is not None:
+        had, now_ = len(begun.votes.models), len(wanted.votes.models)
+        if now_ < had and not sends_all:
+            raise input_error(
+                f"Job {begun.job_id} has {had} votes on each row, which are paid. Keep ",
+                Named("votes", str(had)),
+                " or more, or name another output.",
+            )
     by_name = {target.name: target for target in begun.targets}
     targets = []
     for at, target in enumerate(wanted.targets):

@@ -411,6 +411,7 @@ class Runner:
                 lambda: self._leaves_as is not None or self._takes_no_more,
                 None if self._apart is None else _HELD_BYTES,
                 job_rounds.settled_meanwhile(round_, self._delivered_copies(asyncio.get_running_loop())),
+                job_rounds.window,
             )
             sink = StoreSink(
                 store,

@@ -68,11 +68,12 @@ def check(
         found["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             found["notes"].append(note)
-        models = dict.fromkeys(target.model for target in spec.targets)
+        models = [target.model for target in spec.targets] if order.votes is None else order.votes.models
         answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
         sure = {} if order.sure is None else {"sure": _sample(answering[order.sure.model], order.sure, found)}
-        found["estimated_prompt_tokens"] *= len(answering)
-        return found | _cost([*answering.values()], found, spec.question.prompts) | sure
+        every = [*answering.values()] if order.votes is None else [answering[name] for name in models]
+        found["estimated_prompt_tokens"] *= len(every)
+        return found | _cost(every, found, spec.question.prompts) | sure
 
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:

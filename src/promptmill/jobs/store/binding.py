@@ -143,7 +143,8 @@ def bind(
                 run(_RENAMED, values)
             run(_LOOSE, values)
             run(_WANTED, values)
-            slots.append((_MATCHED.format(settings=", ".join(map(str, [*target.counted, PERSON]))), values))
+            known = [*target.counted, *([] if slot else [PERSON])]  # a person's label is a delivered one
+            slots.append((_MATCHED.format(settings=", ".join(map(str, known))), values))
         if other is not None:
             _borrow(connection, other, spec, since)
         for statement, values in slots:

@@ -1,13 +1,15 @@
 """The shares of labels in a job with `sure`: those that the strong model would give if it answered every row.
 
 A delivered label may be wrong only if the cheap model gave it, so only before the cut (see `cut`). The rows of the
-sample before the cut have both labels: they are reviewed rows of the stratum before the cut, whose machine label is
-that of the cheap model. All other delivered labels are right, and are counted as they are.
+sample before the cut have both labels: they are the reviewed rows of the stratum before the cut, whose machine label
+is the cheap one. All other delivered labels are right, and are counted as they are.
 
 The sample is drawn from all rows, so the sampled rows before a place that does not depend on the sample are a random
 sample of the rows before it. The cut does depend on it: it is the place of the (c+1)-th sampled disagreement, and k
 sampled rows are before it. This is inverse sampling, where the unbiased estimate of the rate is c/k (Haldane, 1945):
 the row that ended the count is left out of both numbers. So it is here, because the row at the cut is not before it.
+It is exact for the rate of all errors; for a single label, and for the surest of several cuts (`recall`), nearly so:
+tests/jobs/test_sure_cut.py measures the mean and the coverage.
 """
 
 from __future__ import annotations
