@@ -1488,3 +1488,12 @@ async def test_a_page_of_a_grid_says_which_model_gave_each_answer(bench, tools):
         job = await ran(call, model=["one", "two"])
         rows = (await call("bulk_results", job_id=job["job_id"]))["rows"]
     assert [(row["model"], row["variant"]) for row in rows] == [("one", "one"), ("two", "two")]
+
+
+async def test_votes_decide_over_mcp(bench, tools):
+    bench.upstream.reply = choose(lambda seen: answer("yes" if seen.json["model"] == "two" else "no"))
+    bench.prompts(2)
+    async with tools() as call:
+        job = await ran(call, model=["one", "two", "three"], votes=3, choices=["yes", "no"])
+        rows = (await call("bulk_results", job_id=job["job_id"]))["rows"]
+    assert [(row["answer"], row["sure"], row["score"]) for row in rows] == [("no", "votes", 0.6667)] * 2

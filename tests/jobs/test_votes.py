@@ -164,7 +164,7 @@ def test_the_estimate_counts_all_votes(voters):
     assert three["estimated_prompt_tokens"] == 3 * one["estimated_prompt_tokens"]
     assert three["estimated_cost"] == pytest.approx(3 * one["estimated_cost"])
     several = estimate("--votes", "2", "--model", "strong")
-    assert several["notes"] == ["The price is that of the first model for all votes."]
+    assert several["estimated_cost"] == pytest.approx((1 + 100) * one["estimated_cost"]), "each model has its price"
     assert not voters.upstream.seen
 
 

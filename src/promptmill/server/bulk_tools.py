@@ -21,7 +21,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.values import JsonDict
-from promptmill.jobs.store.rounds import Again
+from promptmill.jobs.store.rounds import MOST_VOTES, Again
 from promptmill.server import arguments
 from promptmill.server.questions import Questions
 from promptmill.server.results import INLINE, PAGE_CHARACTERS, most_bytes, page, page_characters, wants_copy
@@ -345,6 +345,14 @@ def add_bulk_tools(
         choices_many: Annotated[
             bool, Field(description="Any number of `choices` per answer; false unless given.")
         ] = False,
+        votes: Annotated[
+            int | None,
+            Field(
+                ge=2,
+                le=MOST_VOTES,
+                description="Ask N times, or each of several models in turn; the majority decides. Once unless given.",
+            ),
+        ] = None,
         sure: Annotated[
             dict[str, Any] | None,
             Field(
@@ -387,6 +395,7 @@ def add_bulk_tools(
             "keep": keep,
             "dedupe": dedupe,
             "sure": sure,
+            "votes": votes,
         }
         _check_source(input_file, output_file, prompts, files, options)
         models, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
