@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -28,6 +27,7 @@ from promptmill.cli.terminal import OK, TERMINATED, TRY_AGAIN, columns, complain
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.money import dollars
+from promptmill.core.values import JsonObject
 from promptmill.improvement import search_text as words
 from promptmill.improvement.improvement import gold_in, write_prompt
 from promptmill.improvement.search import GAIN, search
@@ -145,7 +145,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     return OK
 
 
-def _show_file(arguments: argparse.Namespace, found: Mapping[str, Any]) -> None:
+def _show_file(arguments: argparse.Namespace, found: JsonObject) -> None:
     """Print the name of the prompt's file and, after a gain, the command that uses it."""
     if (target := found.get("prompt_file")) is None:
         return

@@ -15,7 +15,7 @@ from promptmill.core.wording import counted
 from promptmill.jobs import disk
 from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.inputs.short_forms import labels_of
-from promptmill.jobs.manage.review import LABEL, ROWS, Review, review, take, write_table
+from promptmill.jobs.manage.reviewed import LABEL, ROWS, Review, review, take, write_table
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from promptmill.comparison.files import text_of
 from promptmill.core.errors import Named, input_error
+from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, listed
 from promptmill.jobs.inputs.template import ROW, check_names, check_names_some, special_columns, template_of
 from promptmill.jobs.store.spec import digest
@@ -26,7 +26,7 @@ class GoldRow:
 
     key: str
     """The digest of its cells."""
-    cells: Mapping[str, Any]
+    cells: JsonObject
     """The cells that the prompt may name."""
     label: str
 
@@ -46,7 +46,7 @@ class Gold:
     """Rows without a right label."""
 
     @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any]], column: str, prompt: str, labels: Sequence[str]) -> Gold:
+    def of(cls, rows: Iterable[JsonObject], column: str, prompt: str, labels: Sequence[str]) -> Gold:
         """Return the gold rows for `prompt`. The digest of its cells decides to which half a row belongs.
 
         Raises `PromptmillError` (`invalid_input`) for unusable columns and labels, and for fewer than `FEWEST` rows.

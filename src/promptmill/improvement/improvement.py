@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.improvement import search_text as words
 from promptmill.improvement.gold import Gold
 from promptmill.improvement.search import WORSE, YOURS, search
@@ -39,14 +40,14 @@ class ImproveOptions(ModelOptions, total=False):
     max_cost: float | None
     again: Literal["failed"] | None
     state: str | Path | None
-    progress: bool | Callable[[Mapping[str, Any]], object] | None
+    progress: bool | Callable[[JsonObject], object] | None
 
 
 @dataclass(frozen=True, repr=False)
 class Improvement:
     """The result of a search for a better prompt."""
 
-    figures: Mapping[str, Any]
+    figures: JsonObject
     """All figures, as `promptmill improve --json` prints them."""
 
     @property
@@ -90,7 +91,7 @@ def improve(
 
     Raises `PromptmillError` when it stops; the same call resumes it.
     """
-    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    given: JsonDict = {name: value for name, value in options.items() if value is not None}
     try:
         if not isinstance(given.get("model", ""), str):
             raise input_error(Named("model"), " is one model, whose prompt is improved.")
@@ -144,7 +145,7 @@ def _file_of(rows: Any) -> Iterator[Path]:
         yield path
 
 
-def write_prompt(target: Path, figures: Mapping[str, Any], *, overwrite: bool) -> bool:
+def write_prompt(target: Path, figures: JsonObject, *, overwrite: bool) -> bool:
     """Write the winner to a file, unless it is worse; return whether it is there. Raises `PromptmillError`."""
     if figures["winner"] == YOURS or figures["outcome"] == WORSE:
         return False

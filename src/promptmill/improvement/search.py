@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import Any, Protocol
+from typing import Protocol
 
 from promptmill.comparison.paired_proportions import INTERVAL, ONE_SIDED, mcnemar_more, paired_interval
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
 from promptmill.improvement.candidates import WAYS, Candidate, problem_of, prompt_in, requests
 from promptmill.improvement.gold import Gold, GoldRow
@@ -49,7 +50,7 @@ class Asker(Protocol):
 
 def search(
     gold: Gold, prompt: str, asker: Asker, *, system: str = "", tell: Callable[[str], object] = lambda _: None
-) -> dict[str, Any]:
+) -> JsonDict:
     """Return the figures of the search for a better prompt than `prompt`. `system`: the system prompt above it, which
     stays. `tell` gets the progress.
 
@@ -73,7 +74,7 @@ def search(
             found += generation
             generation = sorted(generation, key=lambda one: -one.right)[:_PARENTS]
     winner = max(found, key=lambda one: one.right)  # the first of equal ones
-    figures: dict[str, Any] = {
+    figures: JsonDict = {
         "outcome": CANNOT_TELL,
         "winner": winner.name,
         "prompt": winner.prompt,
@@ -146,7 +147,7 @@ def _written(
     return written
 
 
-def verdict(before: Sequence[bool], after: Sequence[bool], level: float) -> dict[str, Any]:
+def verdict(before: Sequence[bool], after: Sequence[bool], level: float) -> JsonDict:
     """Return the outcome of the test of two prompts on the same rows, from whether each is right, and its figures."""
     rows, pairs = len(before), list(zip(before, after, strict=True))
     lost, won = pairs.count((True, False)), pairs.count((False, True))

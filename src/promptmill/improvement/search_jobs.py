@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import orjson
 
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import input_error
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.improvement.candidates import SYSTEM
 from promptmill.improvement.gold import GoldRow
 from promptmill.jobs.inputs import given
@@ -53,7 +54,7 @@ class JobSteps:
     shown: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """The commands by which a step is resumed by its id, of the steps of the `model` and of those of the `strong`
     one."""
-    spent: dict[str, Any] = field(default_factory=dict)
+    spent: JsonDict = field(default_factory=dict)
     """The sums of the jobs so far."""
 
     def labels(self, prompts: Sequence[str], rows: Sequence[GoldRow]) -> list[list[str]]:
@@ -90,7 +91,7 @@ class JobSteps:
         ]
         return sum(not keys.isdisjoint(other["rows"]) for other in others if other is not None)
 
-    def _step(self, name: str, rows: Sequence[Mapping[str, Any]], prompts: Sequence[str]) -> Folder:
+    def _step(self, name: str, rows: Sequence[JsonObject], prompts: Sequence[str]) -> Folder:
         """Run a job that asks each of the prompts for each row, and return its folder."""
         is_written = name == _WRITTEN
         configuration = self.strong if is_written else self.model
@@ -119,7 +120,7 @@ class JobSteps:
     def _count(self, folder: Folder) -> None:
         if folder.spec is None:
             return
-        now: Mapping[str, Any] = status.read(folder)
+        now: JsonObject = status.read(folder)
         if "cost" in now:  # without a price it is unknown
             self.spent["cost"] = self.spent.get("cost", 0.0) + now["cost"] + now.get("cost_set_aside", 0.0)
         for name in ("requests", "seconds"):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from promptmill.comparison.words import Table
 from promptmill.core.money import dollars
+from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, duration
 from promptmill.improvement.search import CANNOT_TELL, GAIN, LEVEL, YOURS
 
 
-def lines(found: Mapping[str, Any], width: int) -> Iterator[str]:
+def lines(found: JsonObject, width: int) -> Iterator[str]:
     """Yield the candidates, the test and its outcome; the table has `width` characters."""
     rows = found["rows"]
     left_out = [f"{rows[name]:,} {what}" for name, what in _LEFT_OUT.items() if rows[name]]
@@ -33,7 +33,7 @@ def lines(found: Mapping[str, Any], width: int) -> Iterator[str]:
 _LEFT_OUT = {"repeated": "repeated", "without_label": "without a label"}
 
 
-def _outcome(found: Mapping[str, Any]) -> Iterator[str]:
+def _outcome(found: JsonObject) -> Iterator[str]:
     rows = found["rows"]
     if (test := found.get("test")) is None:
         if found["candidates"][0]["right"] == rows["seen"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import cut
 from promptmill.jobs import disk
-from promptmill.jobs.manage.review import KEY, LABEL, ROW, Review
+from promptmill.jobs.manage.reviewed import KEY, LABEL, ROW, Review
 from promptmill.report import page
 from promptmill.report.page import Report
 

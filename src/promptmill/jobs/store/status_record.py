@@ -111,7 +111,7 @@ class _State(TypedDict, total=False):
     sure: SureStatus
     votes: VoteStatus
     person: int
-    """Delivered labels of a person, see `manage.review`."""
+    """Delivered labels of a person, see `manage.reviewed`."""
     seconds: float
     """The wall time of all runs."""
     updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]

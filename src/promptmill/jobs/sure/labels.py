@@ -20,7 +20,7 @@ CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
 VOTES, TIE = "votes", "tie"
 """Labels with more votes than any other; the first of several labels with as many votes."""
 A_PERSON = "person"
-"""Labels of a person, see `manage.review`."""
+"""Labels of a person, see `manage.reviewed`."""
 _DIGITS = 4
 _NEAR = 0.05
 _POINTS = 200

@@ -23,6 +23,7 @@ from promptmill.answers.checker import Checker
 from promptmill.answers.schema import AnswerSchema
 from promptmill.backends.protocol import Completion, Counts
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import LONGEST_SHOWN, close_matches, counted, cut, listed
 from promptmill.jobs import disk, members
 from promptmill.jobs.export import output
@@ -74,7 +75,7 @@ class ReviewRow:
     answers: Mapping[str, str] = field(default_factory=dict)
     """The other answers to the row, by their models or names."""
 
-    def cells(self) -> dict[str, Any]:
+    def cells(self) -> JsonDict:
         """Return the values of a row of a table, by the names of their columns."""
         first = {ROW: self.number, LABEL: "", "answer": self.answer, WHY: self.why, "score": self.score}
         taken = {*first, KEY, *self.answers}
@@ -420,7 +421,7 @@ def _check_labels(
             )
 
 
-async def _problems(schema: Mapping[str, Any], labels: Iterable[str]) -> dict[str, str]:
+async def _problems(schema: JsonObject, labels: Iterable[str]) -> dict[str, str]:
     checker, known = Checker(), AnswerSchema(orjson.dumps(schema).decode())
     try:
         return {label: (await checker.check(known, label, checker, complete=True)).problem for label in labels}
