@@ -185,7 +185,12 @@ def sample_lines(sure: SureStatus) -> list[str]:
         return [f"{model} answers all {counted(rows, 'row')}: a sample does not pay for so few"]
     agreed = f"{sure['agreed']:,} agree ({sure['agreed'] / sampled * 100:.0f} %)"
     lines = [f"sample: {sampled:,} of {counted(rows, 'row')} asked at both models, {agreed}"]
-    if sure["score"] == "equal":
+    if "taught" in sure:
+        lines = [
+            f"a student learned from {counted(sure['taught'], 'answer')} of {model}",
+            f"sample: {sampled:,} of the other {rows - sure['taught']:,} rows, {agreed}",
+        ]
+    elif sure["score"] == "equal":
         lines.append("all rows have the same score, as the cheap model tells no probabilities; a second model helps")
     if sure.get("unguarded"):
         labels = ", ".join(sure["unguarded"])
@@ -204,7 +209,10 @@ def label_lines(sure: SureStatus) -> list[str]:
     lines = sample_lines(sure)
     if not sure["pays"] or "cheap" not in sure:  # the job has not finished
         return lines
-    lines[-1] = f"{sure['cheap']:,} labels by the cheap model, {sure['strong']:,} by {sure['model']}"
+    giver, factor = "the cheap model", ""
+    if "factor" in sure:
+        giver, factor = "the student", f": {sure['factor']:.3g} times fewer paid calls"
+    lines[-1] = f"{sure['cheap']:,} labels by {giver}, {sure['strong']:,} by {sure['model']}{factor}"
     agree, certainty, reached = (f"{sure[name] * 100:.4g} %" for name in ("agree", "certainty", "reached"))
     return [
         *lines,
