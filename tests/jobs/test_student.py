@@ -14,6 +14,7 @@ import pytest
 
 import promptmill
 from promptmill.jobs.run import student_rounds
+from promptmill.jobs.sure import student as classifier
 from promptmill.jobs.sure.student import Student, buckets_of
 from replies import answer, choose, status
 
@@ -26,8 +27,10 @@ TOPICS = {
     "health": "doctor patient virus hospital drug cancer vaccine nurse",
 }
 STUDENT = ("--prompt", "Which topic? {{text}}", "--choices", ",".join(TOPICS), "--sure", "strong", "--student")
-POINTS = [f"{'before' if n % 2 else 'after'}-write:{n}" for n in (1, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30)]
-POINTS += [f"{when}-put:{n}" for n in (6, 7, 8) for when in ("before", "after")]
+POINTS = [f"{when}-{what}" for what in ("draw", "learn", "deliver", "deliver:3") for when in ("before", "after")]
+POINTS += [f"before-student:{n}" for n in (1, 200, 400, 1_000, 4_000)]
+POINTS += [f"{'before' if n % 2 else 'after'}-write:{n}" for n in (2, 15, 30, 45, 60, 75)]
+POINTS += [f"before-put:{n}" for n in (6, 7, 8, 9, 10)]
 
 
 def text(number: int) -> str:
@@ -107,9 +110,10 @@ def test_texts_without_spaces_have_words_too():
     assert len(buckets_of("Good good GOOD", 1 << 18)) == 2
 
 
-def test_many_labels_share_the_memory():
-    learned = Student([(f"word{n} common", f"label {n % 600}") for n in range(1_200)])
-    assert len(learned.labels) == 500
+def test_of_many_labels_the_most_frequent_are_learned():
+    examples = [(f"word{n % 7}", f"label {n % 7}") for n in range(30)]
+    with mock.patch.object(classifier, "MOST_LABELS", 2):
+        assert Student(examples).labels == ["label 0", "label 1"]
 
 
 # ---- jobs
@@ -127,7 +131,9 @@ def test_the_student_answers_rows_at_no_price(student):
     assert all(row["answer"] == topic(row["text"]) for row in rows if row["sure"] != "student")
     assert found["done"] == found["requests"] + sure["cheap"] == ROWS
     assert found["cost"] == pytest.approx(sure["cost_alone"] * sure["strong"] / ROWS, rel=0.01)
-    scores = {name: [row["score"] for row in rows if row["sure"] == name and row["score"] is not None] for name in givers}
+    scores = {
+        name: [row["score"] for row in rows if row["sure"] == name and row["score"] is not None] for name in givers
+    }
     assert min(scores["student"]) >= max(scores["strong"], default=0)
     student.upstream.seen.clear()
     run(student)

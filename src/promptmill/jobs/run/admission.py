@@ -422,7 +422,7 @@ def targets_of(
     if not order.variants:
         found = fingerprint(plan, order.system_prompt, input_format)
         return (Target(fingerprint=found, sampling=plain_sampling(plan)),)
-    found = [
+    targets = [
         Target(
             name=variant.name,
             model=variant.model,
@@ -439,8 +439,8 @@ def targets_of(
         for at, variant in enumerate(order.variants)
     ]
     if order.sure is not None and order.sure.student:  # its answers are no model's
-        found[1] = found[1].model_copy(update={"fingerprint": {"student": digest(STUDENT_VERSION)}, "extra": {}})
-    return tuple(found)
+        targets[1] = targets[1].model_copy(update={"fingerprint": {"student": digest(STUDENT_VERSION)}, "extra": {}})
+    return tuple(targets)
 
 
 def _extra(order: JobOrder, plan: ResolvedConfig, slot: int) -> dict[str, bool | int | float]:

@@ -28,8 +28,8 @@ from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.order_files import OrderFiles
-from promptmill.jobs.run.sure_rounds import sample_of
 from promptmill.jobs.run.student_rounds import taught_of
+from promptmill.jobs.run.sure_rounds import sample_of
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Sure

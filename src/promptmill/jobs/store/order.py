@@ -202,7 +202,8 @@ class Sure(Stored):
     recall: Mapping[str, Annotated[float, Field(gt=0, lt=1)]] = {}
     """By label: the share of its rows that must be delivered with it."""
     student: bool = False
-    """Whether a classifier that learns from the strong model takes the place of the cheap one, see `run.student`."""
+    """Whether a classifier that learns from the strong model takes the place of the cheap one, see
+    `run.student_rounds`."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Sure | None:
@@ -243,8 +244,8 @@ class Sure(Stored):
     @property
     def ways(self) -> tuple[Variant, ...]:
         """The models of each row by slots: the strong one, the cheap one, and the second or two repeats of the cheap
-        one, which are asked only if it has no probabilities. A student has the slot of the cheap model alone; no request
-        is sent for it."""
+        one, which are asked only if it has no probabilities. A student has the slot of the cheap one; no request is
+        sent for it."""
         repeats = [Variant(name=str(number)) for number in range(2, (self.votes or 3) + 1)]
         others = [Variant(name="second", model=self.second)] if self.second else repeats
         if self.student:

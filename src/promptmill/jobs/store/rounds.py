@@ -203,7 +203,7 @@ def _wanted_of_sure(order: JobOrder, first: Round, part: SurePart | None) -> Ite
 
 
 def _wanted_of_student(order: JobOrder, first: Round, part: SurePart) -> Iterator[Round]:
-    """Yield the rounds that may come next if a student answers, see `run.student`."""
+    """Yield the rounds that may come next if a student answers, see `run.student_rounds`."""
     delivered = replace(first, slots=(0,))
     if part.cut is None:
         yield replace(delivered, rows="taught", reason="train")

@@ -151,8 +151,8 @@ class SurePart(Stored):
     drawn: int = 0
     """Rows of the sample; 0: the strong model answers all rows."""
     earlier: int = 0
-    """Rows that are not among `rows`, as the strong model answered them before the draw: those that train a student, and
-    those of a first, smaller sample, which had too few rows of a class to guard."""
+    """Rows that are not among `rows`, but have a label of the strong model: those that train a student, and those of a
+    first, smaller sample, which had too few rows of a class to guard."""
     taught: int = 0
     """Rows that train the student; they are among `earlier`."""
     learned: str = ""

@@ -16,7 +16,9 @@ import orjson
 
 from promptmill.jobs.store.records import Record
 
-Score: TypeAlias = Literal["", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"]
+Score: TypeAlias = Literal[
+    "", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"
+]
 _ENOUGH = 0.5  # of the answers must have probabilities
 
 

@@ -14,6 +14,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from zlib import crc32
 
 VERSION = 1
@@ -34,7 +35,7 @@ _LEAST_STEP = 1e-4
 def buckets_of(text: str, size: int) -> list[int]:
     """Return the buckets below `size` of the words and pairs of words in a text, each once."""
     words = [crc32(word.encode("utf-8", "replace")) for word in _WORD.findall(text[:LONGEST_TEXT].lower())]
-    pairs = (31 * first + second for first, second in zip(words, words[1:], strict=False))
+    pairs = (31 * first + second for first, second in pairwise(words))
     return [*dict.fromkeys(each % size for each in (*words, *pairs))]
 
 
