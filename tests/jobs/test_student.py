@@ -228,7 +228,6 @@ def test_a_program_may_have_a_student(student):
         prompt="Which topic? {{text}}",
         choices=[*TOPICS],
         base_url=student.upstream.url,
-        model="strong",
         sure="strong",
         student=True,
         progress=False,

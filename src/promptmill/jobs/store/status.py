@@ -204,15 +204,18 @@ def sample_lines(sure: SureStatus) -> list[str]:
     return [*lines, f"did not pay: {share} would go to {model} anyway; it answers all rows"]
 
 
+def cheap_model(sure: SureStatus) -> str:
+    """Return the words for what takes the place of the strong model."""
+    return "the student" if "taught" in sure else "the cheap model"
+
+
 def label_lines(sure: SureStatus) -> list[str]:
     """Return what the sample of a job says, who gave the labels, what is promised of them, and what is not."""
     lines = sample_lines(sure)
     if not sure["pays"] or "cheap" not in sure:  # the job has not finished
         return lines
-    giver, factor = "the cheap model", ""
-    if "factor" in sure:
-        giver, factor = "the student", f": {sure['factor']:.3g} times fewer paid calls"
-    lines[-1] = f"{sure['cheap']:,} labels by {giver}, {sure['strong']:,} by {sure['model']}{factor}"
+    factor = f": {sure['factor']:.3g} times fewer paid calls" if "factor" in sure else ""
+    lines[-1] = f"{sure['cheap']:,} labels by {cheap_model(sure)}, {sure['strong']:,} by {sure['model']}{factor}"
     agree, certainty, reached = (f"{sure[name] * 100:.4g} %" for name in ("agree", "certainty", "reached"))
     return [
         *lines,
