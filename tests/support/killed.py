@@ -11,6 +11,8 @@ from typing import Any
 
 from promptmill.cli.main import main
 from promptmill.jobs.export import answered, output
+from promptmill.jobs.run.student_rounds import StudentAnswers
+from promptmill.jobs.run.sure_rounds import SureRounds
 from promptmill.jobs.store.database import JobDatabase
 
 
@@ -47,6 +49,10 @@ if __name__ == "__main__":
     for owner, name, points in (
         (JobDatabase, "write", ("before-write", "after-write")),
         (JobDatabase, "put", ("before-put", "after-put")),
+        (SureRounds, "_draw", ("before-draw", "after-draw")),
+        (SureRounds, "_deliver", ("before-deliver", "after-deliver")),
+        (StudentAnswers, "answer_sample", ("before-learn", "after-learn")),
+        (StudentAnswers, "_answered", ("before-student", "after-student")),
         (output, "publish", ("before-rename", "after-rename")),
     ):
         setattr(owner, name, passing(getattr(owner, name), *points))

@@ -162,6 +162,11 @@ def _add_sure(bulk: Parser) -> None:
     )
     group.add_argument("--agree", metavar="P%", help="the labels that agree with MODEL at least; unless given, 95%%")
     group.add_argument("--certainty", metavar="P%", help="the certainty of that; unless given, 95%%")
+    group.add_argument(
+        "--student",
+        action="store_true",
+        help="in place of --model: a classifier that learns from 1,000 answers of MODEL or more, and costs nothing",
+    )
     group.add_argument("--second", metavar="MODEL", help="a second cheap model; labels on which both agree are surer")
     group.add_argument(
         "--votes",
@@ -442,6 +447,8 @@ def _sample(sure: Mapping[str, Any]) -> str:
     if not sure["sampled"]:
         return f"{rows}{alone}; so few need no sample"
     cost = f", about {dollars(sure['sample_cost'])} for the prompts at {model}" if "sample_cost" in sure else ""
+    if "taught" in sure:
+        return f"training: {sure['taught']:,} rows, sample: {counted(sure['sampled'], 'row')}{cost}; {rows}{alone}"
     return f"sample: {counted(sure['sampled'], 'row')} at both models{cost}; {rows}{alone}"
 
 

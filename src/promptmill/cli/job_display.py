@@ -141,9 +141,10 @@ def _sure(sure: SureStatus) -> list[str]:
     if not sure["pays"]:
         return lines
     width = max(5, *(len(_value(label)) for label in sure["classes"]))
-    lines.append(f"            {'class':{width}}  in the sample  found by the cheap model")
+    cheap = f"found by {status.cheap_model(sure)}"
+    lines.append(f"            {'class':{width}}  in the sample  {cheap}")
     for label, (rows, found) in list(sure["classes"].items())[:_MOST_CLASSES]:
-        lines.append(f"            {_value(label):{width}}  {rows:13,}  {found:23,}")
+        lines.append(f"            {_value(label):{width}}  {rows:13,}  {found:{len(cheap)},}")
     if (more := len(sure["classes"]) - _MOST_CLASSES) > 0:
         lines.append(f"            and {more:,} more")
     return lines

@@ -358,11 +358,15 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
     given = {key: value for key, name in _SETS.items() if (value := getattr(arguments, name, None)) is not None}
     if "choices" in given:
         given["choices"] = list(given["choices"].texts)
+    endpoint = {key: given[key] for key in _OF_ENDPOINTS & given.keys()}
+    model = getattr(arguments, "model", None)
+    if model is None and getattr(arguments, "student", False) and endpoint.keys() & {"base_url", "provider"}:
+        model = arguments.sure  # the only model that is asked
     return resolved_config.settings_of(
         raw,
         backend=arguments.backend,
-        endpoint={key: given[key] for key in _OF_ENDPOINTS & given.keys()},
-        model=getattr(arguments, "model", None),
+        endpoint=endpoint,
+        model=model,
         sampling={key: given[key] for key in _OF_SAMPLING & given.keys()},
         tier=getattr(arguments, "tier", None),
     )

@@ -153,7 +153,7 @@ def _of_sure(found: Status, curve: Sequence[tuple[float, float]]) -> list[dict[s
     if not sure.get("sampled"):
         return []
     rows = [[label, f"{count:,}", f"{agreeing:,}"] for label, (count, agreeing) in sure["classes"].items()]
-    head = [f"label by {sure['model']}", "in the sample", "found by the cheap model"]
+    head = [f"label by {sure['model']}", "in the sample", f"found by {status.cheap_model(sure)}"]
     part = {
         "title": "Sure labels",
         "lines": status.label_lines(sure),

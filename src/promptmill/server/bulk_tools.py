@@ -358,7 +358,8 @@ def add_bulk_tools(
             Field(
                 description="With `choices` or `schema`: `model` is a strong model; the cheap one answers where both "
                 "surely agree. `agree` (0.95) of the labels or more agree with it, with `certainty` (0.95); also "
-                "`second`, another cheap model, and `recall` by label. Null unless given.",
+                "`second`, another cheap model, `student`: true, a classifier that takes the place of the cheap model, "
+                "and `recall` by label. Null unless given.",
                 examples=[{"model": "good-1", "agree": 0.95}],
             ),
         ] = None,

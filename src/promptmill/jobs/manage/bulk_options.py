@@ -106,6 +106,7 @@ class JobOptions(TypedDict, total=False):
     agree: float | str | None
     certainty: float | str | None
     second: str | None
+    student: bool
     recall: Mapping[str, float | str] | None
     again: Again | None
     keep: bool

@@ -41,7 +41,7 @@ from promptmill.jobs.store.rounds import ANSWERED, stored_rounds
 from promptmill.jobs.store.spec import JobSpec, digest
 from promptmill.jobs.sure import cut as cuts
 from promptmill.jobs.sure.job_shares import label_figures
-from promptmill.jobs.sure.labels import A_PERSON, CHEAP, SAMPLE, giver_of, part_of
+from promptmill.jobs.sure.labels import A_PERSON, CHEAP, SAMPLE, STUDENT, giver_of, part_of
 from promptmill.jobs.sure.panel import cheap_of, decide, label_in, label_of, probability, score_of
 
 ROWS = 50
@@ -180,13 +180,13 @@ def _of_sure(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
     """Return a row of a job with `sure`, if the cheap model gave its label, or was sure and wrong in the sample."""
     giver, first = giver_of(spec, answered.record), answered.beside[0] if answered.beside else None
     part = None if first is None else part_of(spec, first)
-    if first is None or part is None or part.cut is None or giver not in {CHEAP, SAMPLE} or spec.sure is None:
+    if first is None or part is None or part.cut is None or giver not in {CHEAP, STUDENT, SAMPLE} or spec.sure is None:
         return None
     panel = [answered.beside[slot - 1] for slot in spec.sure.panel(part.score)]
     score, cheap = score_of(panel, part.score), cheap_of(panel, part.score)
     if score is None or cheap is None:
         return None
-    if giver == CHEAP:
+    if giver != SAMPLE:
         return _Candidate(_UNSURE, score, answered.row.n, 0, "near the cut")
     question = "" if first.asked is None else first.asked.hex()
     is_before = cuts.place(score, question, part.seed) > part.cut

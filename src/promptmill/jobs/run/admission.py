@@ -46,9 +46,11 @@ from promptmill.jobs.store.spec import (
     OutputRecord,
     OutputSpec,
     Target,
+    digest,
     fingerprint,
     plain_sampling,
 )
+from promptmill.jobs.sure.student import VERSION as STUDENT_VERSION
 
 _OF_ROWS = " goes with rows, not with a file of whole requests."
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
@@ -420,7 +422,7 @@ def targets_of(
     if not order.variants:
         found = fingerprint(plan, order.system_prompt, input_format)
         return (Target(fingerprint=found, sampling=plain_sampling(plan)),)
-    return tuple(
+    targets = [
         Target(
             name=variant.name,
             model=variant.model,
@@ -435,7 +437,10 @@ def targets_of(
             extra=_extra(order, own, at),
         )
         for at, variant in enumerate(order.variants)
-    )
+    ]
+    if order.sure is not None and order.sure.student:  # its answers are no model's
+        targets[1] = targets[1].model_copy(update={"fingerprint": {"student": digest(STUDENT_VERSION)}, "extra": {}})
+    return tuple(targets)
 
 
 def _extra(order: JobOrder, plan: ResolvedConfig, slot: int) -> dict[str, bool | int | float]:

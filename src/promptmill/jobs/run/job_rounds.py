@@ -14,10 +14,11 @@ from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.live import WINDOW, Between
+from promptmill.jobs.run.student_rounds import StudentAnswers
 from promptmill.jobs.run.sure_rounds import SureRounds
 from promptmill.jobs.run.vote_rounds import VOTED_AT_ONCE, VoteRounds
 from promptmill.jobs.store import rounds
-from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.records import SLOT, Record, copied, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round, Situation, join_of, next_round
 from promptmill.jobs.store.spec import JobSpec, Target, digest, system_prompt_of
@@ -128,13 +129,18 @@ def _asked(prompt: int) -> str:
 class JobRounds:
     """The rounds of a job in one run. All methods block and raise the errors of `JobDatabase`."""
 
-    def __init__(self, job: Job, duplicates: Duplicates | None = None, end: int = SLOT) -> None:
+    def __init__(
+        self, job: Job, duplicates: Duplicates | None = None, end: int = SLOT, work: Work | None = None
+    ) -> None:
         """`duplicates`: None unless the order has `dedupe`. `end`: the number of the first row beyond the order's
-        limit."""
+        limit. `work` follows and halts the work of a student."""
         self._job = job
         self._duplicates = duplicates
         self._end = end
-        self._sure = None if job.order.sure is None else SureRounds(job, job.order.sure, end)
+        self._sure = None
+        if (rule := job.order.sure) is not None:
+            student = StudentAnswers(job, self._plain_requests, end, work or Work()) if rule.student else None
+            self._sure = SureRounds(job, rule, end, student)
         self._votes = None if job.order.votes is None else VoteRounds(job, job.order.votes, end)
         self._open: dict[tuple[str, int, int], Open] = {}
         """The result of the last search for open rows, by rule, `since` and slot."""
@@ -156,6 +162,11 @@ class JobRounds:
         if found is not None and found not in known:
             rounds.store_round(store, found)
         return found
+
+    def _plain_requests(self) -> RowRequests:
+        """Return the maker of the requests to the model of the first slot."""
+        job = self._job
+        return next(requests_of(job.spec, reader_of(job.plan, job.spec, job.order.system_prompt)))
 
     def _found(self, known: Sequence[Round]) -> Round | None:
         job, part = self._job, None if self._sure is None else self._sure.part

@@ -340,7 +340,7 @@ class Runner:
             job.folder.put(secrets_checked=content)
 
     async def _rounds(self) -> None:
-        job_rounds = JobRounds(self._job, self._duplicates(), self._end)
+        job_rounds = JobRounds(self._job, self._duplicates(), self._end, self._long_work)
         is_counted = False
         while (round_ := await self._in_thread(job_rounds.next)) is not None:
             self.progress.sure = status_of(self._job.spec)

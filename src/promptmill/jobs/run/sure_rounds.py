@@ -18,10 +18,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
+from itertools import filterfalse
 from typing import TYPE_CHECKING, Any
 
 from promptmill.backends.protocol import Completion
 from promptmill.jobs.run.live import OpenRow
+from promptmill.jobs.run.student_rounds import StudentAnswers, taught_of
 from promptmill.jobs.store.database import PAGE
 from promptmill.jobs.store.order import Sure
 from promptmill.jobs.store.records import SLOT, Made, Record, copied, record_of
@@ -29,8 +31,8 @@ from promptmill.jobs.store.rounds import Round, stored_rounds
 from promptmill.jobs.store.spec import JobSpec, SurePart, digest
 from promptmill.jobs.sure import cut as cuts
 from promptmill.jobs.sure.cut import NOTHING_SURE, Place
-from promptmill.jobs.sure.labels import part_of
-from promptmill.jobs.sure.panel import cheap_of, kind_of, label_of, score_of
+from promptmill.jobs.sure.labels import STUDENT, part_of
+from promptmill.jobs.sure.panel import Score, cheap_of, kind_of, label_of, score_of
 
 if TYPE_CHECKING:
     from promptmill.jobs.run.admission import Job
@@ -79,9 +81,9 @@ class _Sampled:
 class SureRounds:
     """The draws, decisions and copies of one run. All methods block and raise the errors of `JobDatabase`."""
 
-    def __init__(self, job: Job, rule: Sure, end: int) -> None:
+    def __init__(self, job: Job, rule: Sure, end: int, student: StudentAnswers | None = None) -> None:
         """`end`: the number of the first row beyond the order's limit."""
-        self._job, self._rule, self._end = job, rule, end
+        self._job, self._rule, self._end, self._student = job, rule, end, student
         self._has_begun = False
 
     @property
@@ -117,19 +119,29 @@ class SureRounds:
 
     def _drawn(self, rows: int, of: str, round_: int) -> SurePart:
         rule, seed = self._rule, digest(self._spec.job_id, of, round_)
-        size = sample_of(rows, rule)
+        taught = taught_of(rows) if rule.student else 0
+        size = 0 if rule.student and not taught else sample_of(rows - taught, rule)
         if not size:
             return SurePart(of=of, round=round_, rows=rows, seed=seed, cut=NOTHING_SURE)
-        self._draw(round_, size, seed)
+        self._draw(round_, size, seed, taught)
         return SurePart(
-            of=of, round=round_, rows=rows, drawn=size, seed=seed, wrong=cuts.errors_allowed(rows, rule.agree)
+            of=of,
+            round=round_,
+            rows=rows - taught,
+            drawn=size,
+            earlier=taught,
+            taught=taught,
+            seed=seed,
+            wrong=cuts.errors_allowed(rows, rule.agree),
         )
 
-    def _draw(self, round_: int, size: int, seed: str) -> None:
-        chosen = nsmallest(size, self._new_rows(), key=lambda n: cuts.number("sample", seed, n))
-        self._store.change(
-            ("DELETE FROM chosen", [()]), ("INSERT INTO chosen VALUES (?, ?)", [(round_, n) for n in chosen])
-        )
+    def _draw(self, round_: int, size: int, seed: str, taught: int = 0) -> None:
+        """Draw the sample; before it the rows that train a student, whose round is `-round_`."""
+        to_train = nsmallest(taught, self._new_rows(), key=lambda n: cuts.number("train", seed, n)) if taught else []
+        others = filterfalse({*to_train}.__contains__, self._new_rows())
+        chosen = nsmallest(size, others, key=lambda n: cuts.number("sample", seed, n))
+        drawn = [*((round_, n) for n in chosen), *((-round_, n) for n in to_train)]
+        self._store.change(("DELETE FROM chosen", [()]), ("INSERT INTO chosen VALUES (?, ?)", drawn))
 
     def _size_for_classes(self, part: SurePart, sample: Sequence[_Sampled]) -> int:
         """Return the size of the larger sample that guarded classes need; 0 if this one does, or none can."""
@@ -140,7 +152,7 @@ class SureRounds:
                 enough = next(n for n in itertools.count(1) if cuts.allowed_of_class(n, recall, certainty) >= 1)
                 found = max(found, math.ceil(enough * part.drawn / max(1, rows)))
         left = part.rows - part.drawn
-        return 0 if part.earlier or found > left * _LARGEST_SAMPLE else found
+        return 0 if part.earlier > part.taught or found > left * _LARGEST_SAMPLE else found
 
     def _new_rows(self) -> Iterator[int]:
         query = f"SELECT n FROM row WHERE {_IS_NEW} AND n > ? ORDER BY n LIMIT {_ROWS_AT_ONCE}"
@@ -154,13 +166,17 @@ class SureRounds:
         part = self.part
         if part is None or part.cut is not None:
             return False
+        if self._student is not None:
+            part = part.model_copy(update={"learned": self._student.answer_sample(part.round)})
         sample = list(self._sample(self._rule.panel(part.score)))
         rule = self._rule
-        kind = kind_of([row.panel for row in sample], has_second=bool(rule.second), votes=bool(rule.votes))
+        kind: Score = "student"
+        if not rule.student:
+            kind = kind_of([row.panel for row in sample], has_second=bool(rule.second), votes=bool(rule.votes))
         if not kind:
             self._replace_part(part.model_copy(update={"score": "repeats"}))
         elif size := self._size_for_classes(part, sample):
-            again = {"earlier": part.drawn, "rows": part.rows - part.drawn, "drawn": size}
+            again = {"earlier": part.earlier + part.drawn, "rows": part.rows - part.drawn, "drawn": size}
             self._draw(part.round, size, part.seed)
             self._replace_part(part.model_copy(update=again))
         else:
@@ -171,7 +187,7 @@ class SureRounds:
         self._job.put(self._spec.model_copy(update={"parts": (*self._spec.parts[:-1], part)}))
 
     def _sample(self, panel: Sequence[int]) -> Iterator[_Sampled]:
-        for n in [n for (n,) in self._store.read("SELECT n FROM chosen ORDER BY n")]:
+        for n in [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]:
             known = {
                 record.slot: record for record in self._store.records_at([n + slot * SLOT for slot in (0, *panel)])
             }
@@ -187,6 +203,7 @@ class SureRounds:
         sure = sum(place > cut for place in places)
         share = (part.drawn + (part.rows - part.drawn) * (1 - sure / part.drawn)) / part.rows
         costs = _costs(part, sample, share)
+        strong = (part.earlier + share * part.rows) / (part.earlier + part.rows)
         classes: dict[str, tuple[int, int]] = {}
         for row in sample:
             if (label := row.label) is not None:
@@ -198,7 +215,7 @@ class SureRounds:
                 "sampled": tuple(
                     each.id for each in stored_rounds(self._store) if each.rows == "chosen" and each.id >= part.round
                 ),
-                "pays": (share if costs is None else costs[0] / costs[1]) <= 1 - _LEAST_SAVED,
+                "pays": (strong if costs is None else costs[0] / costs[1]) <= 1 - _LEAST_SAVED,
                 "agreed": sum(row.agrees for row in sample),
                 "errors": sum(place > cut and not row.agrees for place, row in zip(places, sample, strict=True)),
                 "share": share,
@@ -239,7 +256,15 @@ class SureRounds:
             first = page[-1].key + 1
 
     def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
-        """Copy the answers of the rows in `temp.sure` to slot 0. `recorded` is called with the keys of some copies."""
+        """Copy the answers of the rows in `temp.sure` to slot 0; a round of the student answers its rows instead.
+
+        `recorded` is called with the keys of some copies.
+        """
+        if self._student is not None and round_.rows == "cheap":
+            assert self.part is not None
+            if not self._student.answer(round_, self.part.learned):
+                self._replace_part(self.part.model_copy(update={"is_ended": True}))
+            return
         last = -1
         while page := self._store.read(f"SELECT n FROM temp.sure WHERE n > ? ORDER BY n LIMIT {PAGE}", last):
             first = self._store.records_at([n + SLOT for (n,) in page])
@@ -271,7 +296,8 @@ class SureRounds:
 
     def _deliver(self, round_: Round, cheap: Iterable[Record]) -> list[Record]:
         target, of_cheap = self._spec.targets[:2]
-        made = Made(of_cheap.settings, round_.id, target.changed, of_cheap.model or self._spec.model)
+        model = STUDENT if self._rule.student else of_cheap.model or self._spec.model
+        made = Made(of_cheap.settings, round_.id, target.changed, model)
         copies = [record_of(record.row, _delivered(record), record.asked, made) for record in cheap]
         self._store.write(copies)
         return copies

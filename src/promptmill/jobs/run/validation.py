@@ -28,6 +28,7 @@ from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.order_files import OrderFiles
+from promptmill.jobs.run.student_rounds import taught_of
 from promptmill.jobs.run.sure_rounds import sample_of
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.index import JobFolders
@@ -152,11 +153,16 @@ def _sample(strong: ResolvedConfig, rule: Sure, found: Mapping[str, Any]) -> dic
     """Return the size of the sample, and what it and all rows cost at the strong model, as far as a price is known."""
     rows_ = found["rows"] - found["invalid"] - found.get("skipped", 0)
     size, price = sample_of(rows_, rule), price_of(strong)
+    if rule.student:
+        taught = taught_of(rows_)
+        size = taught and sample_of(rows_ - taught, rule)
     sure: dict[str, Any] = {"model": rule.model, "rows": rows_, "sampled": size}
+    if rule.student:
+        sure["taught"] = taught_of(rows_)
     if price is not None:
         each = Usage(found["estimated_prompt_tokens"] // max(1, found["rows"]))
         cost = price.cost(each, tier_of(strong.settings.extra_params))
-        sure |= {"sample_cost": cost * size, "cost_alone": cost * rows_}
+        sure |= {"sample_cost": cost * (size + sure.get("taught", 0)), "cost_alone": cost * rows_}
     return sure
 
 

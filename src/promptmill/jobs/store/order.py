@@ -201,16 +201,21 @@ class Sure(Stored):
     """So many answers of the cheap model vote on each label; 0: it has one answer."""
     recall: Mapping[str, Annotated[float, Field(gt=0, lt=1)]] = {}
     """By label: the share of its rows that must be delivered with it."""
+    student: bool = False
+    """Whether a classifier that learns from the strong model takes the place of the cheap one, see
+    `run.student_rounds`."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Sure | None:
         """Return the rule of the options `sure` (a model, or a mapping of all fields), `agree`, `certainty`, `second`,
-        `votes` and `recall`; a share may be `95%`. None without `sure`.
+        `votes`, `recall` and `student`; a share may be `95%`. None without `sure`.
 
         Raises `PromptmillError` (`invalid_input`).
         """
         model = options.get("sure")
         given = {name: options[name] for name in cls.model_fields.keys() - {"model"} if options.get(name) is not None}
+        if given.get("student") is False:
+            del given["student"]
         if model is None:
             for name in given.keys() - {"votes"}:
                 raise input_error(Named(name), " goes with ", Named("sure", "MODEL"), ".")
@@ -220,6 +225,9 @@ class Sure(Stored):
             raise input_error(Named("sure"), f" has no field {name[:40]}; it has {', '.join(cls.model_fields)}.")
         if given.get("second") and given.get("votes"):
             raise input_error(Named("second"), " goes without ", Named("votes"), ": both say which labels are sure.")
+        for name in ("second", "votes"):
+            if given.get("student") and given.get(name):
+                raise input_error(Named("student"), " goes without ", Named(name), ": no cheap model is asked.")
         for name in ("agree", "certainty"):
             if given.get(name) is not None:
                 given[name] = _share(name, given[name])
@@ -236,9 +244,12 @@ class Sure(Stored):
     @property
     def ways(self) -> tuple[Variant, ...]:
         """The models of each row by slots: the strong one, the cheap one, and the second or two repeats of the cheap
-        one, which are asked only if it has no probabilities."""
+        one, which are asked only if it has no probabilities. A student has the slot of the cheap one; no request is
+        sent for it."""
         repeats = [Variant(name=str(number)) for number in range(2, (self.votes or 3) + 1)]
         others = [Variant(name="second", model=self.second)] if self.second else repeats
+        if self.student:
+            return (Variant(name="", model=self.model), Variant(name="student", model=self.model))
         return (Variant(name="", model=self.model), Variant(name="cheap"), *others)
 
     @property
@@ -375,6 +386,8 @@ class JobOrder(Stored):
         votes = Votes.of(options.get("votes"), models or [""])
         if (sure := Sure.of(options)) is not None:
             _check_alone("sure", options, has_variants=bool(variants))
+            if sure.student and models and models != [sure.model]:
+                raise input_error(Named("student"), " goes without ", Named("model"), ": it takes the model's place.")
             variants, votes = sure.ways, None
         elif votes is not None:
             _check_alone("votes", options, has_variants=len(prompts) > 1)

@@ -20,6 +20,7 @@ of an order, each only if it has rows:
 3. `first`: the rows without an answer, and failures of earlier runs that may pass
 
 With `sure`, the rounds are `sample`, `cheap`, `sure` (which copies the answers that may be delivered) and `unsure`.
+With a student, they are `train`, `sample`, `student` (which sends nothing), `sure` and `unsure`.
 With `votes`, the rounds send the votes, and a round `voted` copies the labels that won. No round replaces the label of
 a person.
 
@@ -73,7 +74,8 @@ RULES: Mapping[str, str] = MappingProxyType(
         **_ORDERED,
         **{f"{name}{ONCE}": f"{rule} AND NOT {_IS_WAITING}" for name, rule in _ORDERED.items()},
         **{f"{name}{DUPLICATE}": _IS_DUPLICATE for name in _ORDERED},
-        "chosen": f"{_IS_MISSING} AND row.n IN (SELECT n FROM chosen)",
+        "chosen": f"{_IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE round > 0)",
+        "taught": f"{_IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE round < 0)",
         "cheap": "answer.key IS NULL AND NOT EXISTS (SELECT 1 FROM answer AS delivered WHERE delivered.key = row.n)",
         "voted": IS_VOTED,
         "sure": f"{_IS_MISSING} AND row.n IN (SELECT n FROM temp.sure)",
@@ -100,7 +102,7 @@ class Round:
     since: int = 0
     """The id of the last round before the order that this round belongs to."""
     way: str = "live"
-    """`live`: requests are sent; `copy`: duplicates get the answer of an equal row."""
+    """`live`: requests are sent; `copy`: duplicates get the answer of an equal row, or a student answers."""
     model: str = ""
     """The model that answers in place of the target's; `""` for the target's own."""
     done: bool = False
@@ -188,11 +190,27 @@ def _wanted_of_sure(order: JobOrder, first: Round, part: SurePart | None) -> Ite
         return
     assert order.sure is not None
     panel = order.sure.panel(part.score)
+    if order.sure.student:
+        yield from _wanted_of_student(order, first, part)
+        return
     if part.cut is None:
         yield replace(first, rows="chosen", reason="sample", slots=(0, *panel))
         return
     if part.pays:
         yield replace(first, rows="cheap", reason="cheap", slots=panel)
+    yield replace(delivered, rows="sure", reason="sure", way="copy")
+    yield replace(delivered, rows="open", reason="unsure" if part.pays else order.shown.reason)
+
+
+def _wanted_of_student(order: JobOrder, first: Round, part: SurePart) -> Iterator[Round]:
+    """Yield the rounds that may come next if a student answers, see `run.student_rounds`."""
+    delivered = replace(first, slots=(0,))
+    if part.cut is None:
+        yield replace(delivered, rows="taught", reason="train")
+        yield replace(delivered, rows="chosen", reason="sample")
+        return
+    if part.pays and not part.is_ended:
+        yield replace(first, rows="cheap", reason="student", slots=(1,), way="copy")
     yield replace(delivered, rows="sure", reason="sure", way="copy")
     yield replace(delivered, rows="open", reason="unsure" if part.pays else order.shown.reason)
 

@@ -151,13 +151,20 @@ class SurePart(Stored):
     drawn: int = 0
     """Rows of the sample; 0: the strong model answers all rows."""
     earlier: int = 0
-    """Rows of a first, smaller sample, which are not among `rows`: it had too few rows of a class to guard."""
+    """Rows that are not among `rows`, but have a label of the strong model: those that train a student, and those of a
+    first, smaller sample, which had too few rows of a class to guard."""
+    taught: int = 0
+    """Rows that train the student; they are among `earlier`."""
+    learned: str = ""
+    """The digest of the answers from which the student learned."""
+    is_ended: bool = False
+    """Whether the student answers no more rows, because answers from which it learned have changed since."""
     unguarded: tuple[str, ...] = ()
     """The classes of which this sample has too few rows, too."""
     wrong: int = 0
     """The most labels that may differ from those of the strong model."""
     seed: str = ""
-    score: Literal["", "probability", "second", "second and probability", "repeats", "votes", "equal"] = ""
+    score: Literal["", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"] = ""
     """The order of the cheap answers; `equal`: they have none. `""`: not known yet."""
     cut: tuple[float, float] | None = None
     """The place of the cut, see `jobs.sure.cut`. None until the sample is answered; then it never changes."""

@@ -185,7 +185,12 @@ def sample_lines(sure: SureStatus) -> list[str]:
         return [f"{model} answers all {counted(rows, 'row')}: a sample does not pay for so few"]
     agreed = f"{sure['agreed']:,} agree ({sure['agreed'] / sampled * 100:.0f} %)"
     lines = [f"sample: {sampled:,} of {counted(rows, 'row')} asked at both models, {agreed}"]
-    if sure["score"] == "equal":
+    if "taught" in sure:
+        lines = [
+            f"a student learned from {counted(sure['taught'], 'answer')} of {model}",
+            f"sample: {sampled:,} of the other {rows - sure['taught']:,} rows, {agreed}",
+        ]
+    elif sure["score"] == "equal":
         lines.append("all rows have the same score, as the cheap model tells no probabilities; a second model helps")
     if sure.get("unguarded"):
         labels = ", ".join(sure["unguarded"])
@@ -199,12 +204,18 @@ def sample_lines(sure: SureStatus) -> list[str]:
     return [*lines, f"did not pay: {share} would go to {model} anyway; it answers all rows"]
 
 
+def cheap_model(sure: SureStatus) -> str:
+    """Return the words for what takes the place of the strong model."""
+    return "the student" if "taught" in sure else "the cheap model"
+
+
 def label_lines(sure: SureStatus) -> list[str]:
     """Return the figures of a job's sample and labels as texts, with the promise and its limits."""
     lines = sample_lines(sure)
     if not sure["pays"] or "cheap" not in sure:  # the job has not finished
         return lines
-    lines[-1] = f"{sure['cheap']:,} labels by the cheap model, {sure['strong']:,} by {sure['model']}"
+    factor = f": {sure['factor']:.3g} times fewer paid calls" if "factor" in sure else ""
+    lines[-1] = f"{sure['cheap']:,} labels by {cheap_model(sure)}, {sure['strong']:,} by {sure['model']}{factor}"
     agree, certainty, reached = (f"{sure[name] * 100:.4g} %" for name in ("agree", "certainty", "reached"))
     return [
         *lines,

@@ -74,9 +74,13 @@ class SureStatus(TypedDict, total=False):
     unguarded: list[str]
     """The labels of which the sample has too few rows to guard them."""
     cheap: int
-    """Delivered labels of the cheap model."""
+    """Delivered labels of the cheap model, or of the student."""
     strong: int
     """Delivered labels of the strong model, including those of the sample."""
+    taught: int
+    """Rows that trained the student; only with a student."""
+    factor: float
+    """With a student: labels for each label of the strong model, 1 if the student gave none."""
     shares: dict[str, dict[str, LabelShare]]
     """By field (`""`: the whole answer) and label: its share, as the strong model would give it to every row."""
 

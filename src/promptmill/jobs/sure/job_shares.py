@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import orjson
 
@@ -25,9 +25,9 @@ from promptmill.jobs.store.database import LAST_KEY, JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec, SurePart
-from promptmill.jobs.store.status_record import LabelShare, Results, RunStatus, SureStatus
+from promptmill.jobs.store.status_record import LabelShare, Results, RunStatus
 from promptmill.jobs.sure import cut as cuts
-from promptmill.jobs.sure.labels import count_givers, status_of, vote_status
+from promptmill.jobs.sure.labels import giver_status, status_of, vote_status
 from promptmill.jobs.sure.panel import cheap_of, label_of, score_of
 from promptmill.jobs.sure.shares import Stratum, shares
 
@@ -44,7 +44,7 @@ def label_figures(store: JobDatabase, spec: JobSpec, before: int) -> RunStatus:
     if votes := vote_status(store, spec, min(before, SLOT)):
         found["votes"] = votes
     if spec.sure is not None:
-        found["sure"] = status_of(spec) | cast("SureStatus", count_givers(store, spec, min(before, SLOT)))
+        found["sure"] = status_of(spec) | giver_status(store, spec, min(before, SLOT))
         if its := job_shares(store, spec, _labelled_fields(results), before):
             found["sure"]["shares"] = its
     return found

@@ -15,8 +15,9 @@ from promptmill.jobs.sure.panel import decide, label_in, label_of, score_of
 if TYPE_CHECKING:
     from promptmill.jobs.export.answered import AnsweredRow
 
-CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
-"""Labels of the cheap model; of the strong model, because the row was sampled, or because it was unsure."""
+CHEAP, SAMPLE, STRONG, STUDENT = "cheap", "sample", "strong", "student"
+"""Labels of the cheap model; of the strong model, because the row was sampled, or because it was unsure or trains the
+student; of the student."""
 VOTES, TIE = "votes", "tie"
 """Labels with more votes than any other; the first of several labels with as many votes."""
 A_PERSON = "person"
@@ -36,7 +37,7 @@ def giver_of(spec: JobSpec, delivered: Record) -> str:
     if delivered.settings == PERSON:
         return A_PERSON
     if delivered.settings == spec.targets[1].settings:
-        return CHEAP
+        return STUDENT if spec.sure is not None and spec.sure.student else CHEAP
     return SAMPLE if any(delivered.round in part.sampled for part in spec.parts) else STRONG
 
 
@@ -66,6 +67,8 @@ def status_of(spec: JobSpec) -> SureStatus:
         "classes": classes,
         "unguarded": [*parts[-1].unguarded],
     }
+    if rule.student:
+        found["taught"] = sum(part.taught for part in parts)
     costs = [part.costs for part in parts if part.costs is not None]
     if costs:
         found["expected_cost"], found["cost_alone"] = map(sum, zip(*costs, strict=True))
@@ -77,6 +80,16 @@ def count_givers(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, in
     labels = f"{ANSWERED} AND key < {int(before)}"
     cheap, person = (store.count(f"{labels} AND settings = {int(id_)}") for id_ in (spec.targets[1].settings, PERSON))
     return {CHEAP: cheap, STRONG: store.count(labels) - cheap - person}
+
+
+def giver_status(store: JobDatabase, spec: JobSpec, before: int) -> SureStatus:
+    """Return who gave the delivered labels; with a student, also how many times fewer calls were paid. Raises the
+    errors of `JobDatabase`."""
+    counts = count_givers(store, spec, before)
+    found: SureStatus = {"cheap": counts[CHEAP], "strong": counts[STRONG]}
+    if spec.sure is not None and spec.sure.student and counts[STRONG]:
+        found["factor"] = round(sum(counts.values()) / counts[STRONG], 2)
+    return found
 
 
 def vote_status(store: JobDatabase, spec: JobSpec, before: int) -> VoteStatus:

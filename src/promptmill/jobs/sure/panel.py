@@ -2,7 +2,7 @@
 
 What is known of an answer decides about its score, the best first: whether a second cheap model agrees, with the
 model's own probability; the probability alone; how many of two repeats agree. With votes, it is the share of the label
-that most of them have.
+that most of them have. A student has a probability, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import orjson
 
 from promptmill.jobs.store.records import Record
 
-Score: TypeAlias = Literal["", "probability", "second", "second and probability", "repeats", "votes", "equal"]
+Score: TypeAlias = Literal[
+    "", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"
+]
 _ENOUGH = 0.5  # of the answers must have probabilities
 
 
@@ -113,7 +115,7 @@ def score_of(panel: Sequence[Record | None], kind: Score) -> float | None:
     label = label_of(cheap)
     agreeing = sum(one is not None and one.code is None and label_of(one) == label for one in others)
     match kind:
-        case "probability":
+        case "probability" | "student":
             return probability(cheap)
         case "second":
             return float(agreeing)

@@ -1,0 +1,166 @@
+"""The answers of a student: a classifier that learns from some answers of the strong model, and labels other rows.
+
+    draw ─▶ round `train` ─▶ round `sample`: both at the strong model ─▶ learn, answer the sample, decide: the cut
+                                  ─▶ `student`: all other rows ─▶ `sure`: copies ─▶ `unsure`: the strong model
+
+The answers of the student are in the slot of the cheap model. The rows that it learns from and the sample are drawn at
+once, and none is in both. So its answers, like those of a cheap model, do not depend on the rows of the sample.
+
+A student is not stored: it learns again, from the same answers in the same order. If they have changed since the cut
+(a person gave another label, for example), it answers no more rows, because the cut is not for its new answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from promptmill.backends.protocol import Completion, Failure
+from promptmill.backends.questions import RowRequests
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.request import Request, TextPart
+from promptmill.jobs.store.database import PAGE, JobDatabase, Row, Work
+from promptmill.jobs.store.records import PERSON, SLOT, Made, Record, record_of
+from promptmill.jobs.store.rounds import ANSWERED, Round, join_of, stored_rounds
+from promptmill.jobs.store.spec import digest
+from promptmill.jobs.sure.cut import number
+from promptmill.jobs.sure.labels import STUDENT
+from promptmill.jobs.sure.panel import label_of
+from promptmill.jobs.sure.student import Student
+
+if TYPE_CHECKING:
+    from promptmill.jobs.run.admission import Job
+
+FEWEST_ROWS = 5_000
+"""In a smaller table, the strong model answers every row: training and sample would take too much of it."""
+_FEWEST_TAUGHT = 1_000
+_MOST_TAUGHT = 20_000
+_LEAST_CHANCE = 1e-12
+
+
+def taught_of(rows: int) -> int:
+    """Return how many of so many rows train a student; 0 for a table that is too small.
+
+    >>> taught_of(4_999), taught_of(10_000), taught_of(1_000_000)
+    (0, 1000, 10000)
+    """
+    if rows < FEWEST_ROWS:
+        return 0
+    return min(_MOST_TAUGHT, max(_FEWEST_TAUGHT, round(math.pow(rows, 2 / 3))))
+
+
+class StudentAnswers:
+    """The answers of the student in one run. All methods block and raise the errors of `JobDatabase`."""
+
+    def __init__(self, job: Job, requests: Callable[[], RowRequests], end: int, work: Work) -> None:
+        """`requests` returns the maker of the requests whose texts are learned; `end`: the number of the first row
+        beyond the order's limit."""
+        self._job, self._requests, self._end, self._work = job, requests, end, work
+        self._known: tuple[str, Student, dict[str, str]] | None = None
+        self._maker: RowRequests | None = None
+
+    def answer_sample(self, round_: int) -> str:
+        """Answer the rows of the sample; return the digest of what the student learned from. Repeatable."""
+        learned, _, _ = self._learn()
+        chosen = [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]
+        for _ in self._answer(chosen, round_):
+            pass
+        return learned
+
+    def answer(self, round_: Round, learned: str) -> bool:
+        """Answer the rows of a round. Return False, and answer none, if the student has not learned from `learned`."""
+        if self._learn()[0] != learned:
+            return False
+        condition = round_.condition(self._job.spec.targets[1].counted, 1)
+        query = f"""
+            SELECT row.n FROM {join_of(1)} WHERE row.n > ? AND row.n < ? AND ({condition}) ORDER BY row.n LIMIT {PAGE}
+        """
+        last = -1
+        while page := [n for (n,) in self._store.read(query, last, self._end)]:
+            for count in self._answer(page, round_.id):
+                self._work.done(count)
+            last = page[-1]
+        return True
+
+    @property
+    def _store(self) -> JobDatabase:
+        return self._job.folder.store
+
+    def _answer(self, numbers: Sequence[int], round_: int) -> Iterator[int]:
+        """Answer these rows; yield the number of rows now and then."""
+        made = Made(self._job.spec.targets[1].settings, round_, (), STUDENT)
+        for rows in self._rows(numbers):
+            self._store.write([self._answered(row, made) for row in rows])
+            yield len(rows)
+
+    def _answered(self, row: Row, made: Made) -> Record:
+        _, student, answers = self._learn()
+        outcome: Completion | Failure
+        try:
+            found = student.answer(self._text(row))
+        except PromptmillError as error:
+            outcome = Failure(error)
+        else:
+            if found is None:
+                outcome = Failure(input_error("The student has no answers to learn from."))
+            else:
+                label, chance = found
+                token = {"logprob": math.log(max(chance, _LEAST_CHANCE))}
+                outcome = Completion(answers[label], "stop", attempts=0, logprobs={"content": [token]})
+        return record_of(row.n + SLOT, outcome, (row.asked or b"")[:16], made)
+
+    def _learn(self) -> tuple[str, Student, dict[str, str]]:
+        """Return the digest of the answers that train the student, the student, and an answer for each label."""
+        if self._known is None:
+            rounds = [each.id for each in stored_rounds(self._store) if each.rows == "taught"]
+            ids = ", ".join(map(str, rounds)) or "-1"
+            where = f"key < {SLOT} AND {ANSWERED} AND settings != {PERSON} AND round IN ({ids})"
+            keys = self._store.keys(where, "ORDER BY key")
+            labels = dict[int, str]()
+            answers = dict[str, str]()
+            for record in self._store.records_at(keys):
+                if record.row < self._end:
+                    labels[record.row] = label_of(record)
+                    answers.setdefault(label_of(record), record.text)
+            learned = digest(*labels.items())
+            seed = self._job.spec.job_id
+            texts = {row.n: text for rows in self._rows([*labels]) for row in rows if (text := self._known_text(row))}
+            examples = [(texts[n], labels[n]) for n in sorted(texts, key=lambda n: number("learn", seed, n))]
+            self._known = learned, Student(examples, self._work.check), answers
+        return self._known
+
+    def _rows(self, numbers: Iterable[int]) -> Iterator[list[Row]]:
+        left = list(numbers)
+        while left:
+            self._work.check()
+            found = self._store.rows_at(left[:PAGE])
+            if not found:  # a row that is gone
+                left = left[PAGE:]
+                continue
+            yield found
+            done = found[-1].n
+            left = [n for n in left[:PAGE] if n > done] + left[PAGE:]
+
+    def _known_text(self, row: Row) -> str:
+        try:
+            return self._text(row)
+        except PromptmillError:
+            return ""
+
+    def _text(self, row: Row) -> str:
+        """Return the prompt of a row, without the system prompt. Raises `PromptmillError`."""
+        if self._maker is None:
+            self._maker = self._requests()
+        return text_of(self._maker.request(row.n, row.line, row.cells or b""))
+
+
+def text_of(request: Request) -> str:
+    """Return the texts of a request, without those of the system."""
+    texts = []
+    for message in request.conversation.messages:
+        if message.role not in {"system", "developer"}:
+            content = message.content
+            parts = content if isinstance(content, tuple) else (TextPart(content or ""),)
+            texts += [part.text for part in parts if isinstance(part, TextPart)]
+    return "\n".join(texts)
