@@ -163,7 +163,7 @@ PRICE = ("--set", "price={input: 0, output: 100000}", "--max-tokens", "2", "--co
 def test_one_budget_for_all_steps(rows):
     done = improve(rows, *PRICE, "--max-cost", "15", code=75)
     assert "has no room for another request" in done.stderr
-    assert "the search stopped: $10.10 are spent in all; the same command resumes it" in done.stderr
+    assert "the search stopped: $9.20 are spent in all; the same command resumes it" in done.stderr
     assert not done.stdout
     sent = asked(rows)
     found = figures(rows, *PRICE, "--max-cost", "1e6")

@@ -63,7 +63,7 @@ def test_every_sample_of_a_small_table_keeps_the_promise(rows, drawn):
 def test_drawn_samples_fail_as_seldom_as_promised(scores):
     rows, draws = 500, 2_000
     most = errors_allowed(rows, 0.95)
-    drawn = sample_size(rows, 0.95, 0.95)
+    drawn = sample_size(rows, errors_allowed(rows, 0.95), 0.95)
     c = allowed(rows, drawn, most, 0.95)
     chance = random.Random(scores)
     wrong = [row < 60 for row in range(rows)]
@@ -82,17 +82,20 @@ def test_drawn_samples_fail_as_seldom_as_promised(scores):
 
 
 def test_the_size_of_a_sample_and_the_disagreements_that_pass_are_those_of_the_measured_tables():
-    known = [(sample_size(rows, 0.95, 0.95), rows) for rows in (300, 500, 1_000, 2_000, 10_000, 1_000_000)]
+    known = [
+        (sample_size(rows, errors_allowed(rows, 0.95), 0.95), rows)
+        for rows in (300, 500, 1_000, 2_000, 10_000, 1_000_000)
+    ]
     assert [n for n, _ in known] == [74, 81, 113, 168, 465, 10_000]
     assert [allowed(rows, n, errors_allowed(rows, 0.95), 0.95) for n, rows in known] == [1, 1, 2, 4, 16, 468]
-    assert sample_size(100, 0.95, 0.95) == 0
+    assert sample_size(100, errors_allowed(100, 0.95), 0.95) == 0
     assert [allowed_of_class(drawn, 0.95, 0.95) for drawn in (58, 59, 93, 124, 181)] == [-1, 0, 1, 2, 4]
 
 
 def test_the_share_of_rows_that_go_to_the_strong_model_is_small_where_scores_are_sharp():
     """10,000 rows, of which the cheap model has 90 % right: at most 17, 27 and 70 % for sharp, dull and no scores."""
     rows, chance = 10_000, random.Random(4)
-    most, drawn = errors_allowed(rows, 0.95), sample_size(rows, 0.95, 0.95)
+    most, drawn = errors_allowed(rows, 0.95), sample_size(rows, errors_allowed(rows, 0.95), 0.95)
     c = allowed(rows, drawn, most, 0.95)
     for sharpness, bound in ((9, 0.17), (4, 0.27), (0, 0.70)):  # with all known 7, 13 and 50 %
         found = []
@@ -168,7 +171,7 @@ def test_rows_whose_labels_are_right_add_no_doubt():
 
 def test_shares_hold_where_the_cut_follows_from_the_sample():
     """The intervals of 100 draws from one table of 2,000 rows, whose cut depends on the sample, contain the truth."""
-    chance, rows, size = random.Random(5), 2000, sample_size(2000, 0.95, 0.95)
+    chance, rows, size = random.Random(5), 2000, sample_size(2000, errors_allowed(2000, 0.95), 0.95)
     right = ["a" if chance.random() < 0.3 else "b" for _ in range(rows)]
     sure = [chance.betavariate(4, 1) for _ in range(rows)]
     cheap = [label if chance.random() < 0.6 + 0.4 * s else "b" for label, s in zip(right, sure, strict=True)]

@@ -47,7 +47,8 @@ class Gold:
 
     @classmethod
     def of(cls, rows: Iterable[JsonObject], column: str, prompt: str, labels: Sequence[str]) -> Gold:
-        """Return the gold rows for `prompt`. The digest of its cells decides to which half a row belongs.
+        """Return the gold rows for `prompt`. The digest of all cells of a row decides to which half it belongs, so
+        that another prompt has the same halves.
 
         Raises `PromptmillError` (`invalid_input`) for unusable columns and labels, and for fewer than `FEWEST` rows.
         """
@@ -66,11 +67,11 @@ class Gold:
             given = text_of(row.get(column)).strip()
             label = known.get(given) or known.get(given.casefold(), "")
             cells = {name: row[name] for name in named if name in row}
-            key = digest({name: text_of(cell).strip() for name, cell in cells.items()})
-            counts["without" if not given else "repeated" if key in found else ""] += 1
+            question, key = _digest(cells), _digest({name: row[name] for name in header if name in row})
+            counts["without" if not given else "repeated" if question in found else ""] += 1
             wrong.update([given] if given and not label else [])
-            if label and key not in found:
-                found[key] = GoldRow(key, cells, label)
+            if label and question not in found:
+                found[question] = GoldRow(key, cells, label)
         if wrong:
             shown = listed(
                 [f"{text[:40]!r} ({counted(count, 'row')})" for text, count in wrong.most_common()], _EXAMPLES
@@ -91,6 +92,10 @@ class Gold:
         for one in ordered:
             halves[int(one.key[-1], 16) % 2].append(one)
         return cls(labels, header, *halves, counts["repeated"], counts["without"])
+
+
+def _digest(cells: JsonObject) -> str:
+    return digest({name: text_of(cell).strip() for name, cell in cells.items()})
 
 
 def columns_of(prompt: str, header: Sequence[str]) -> list[str]:

@@ -348,6 +348,8 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
             Named("gold", f"{decisions.name}:label"),
             ".",
         )
+    if spec.sure is not None and (not spec.parts or spec.parts[-1].cut is None):
+        raise input_error(f"Job {spec.job_id} has not decided on its sample; take the labels when it has finished.")
     there = members.stamp(spec.output.path) if spec.output.format else None
     if there is not None and (made is None or not made.is_own(there)):
         raise input_error(f"{spec.output.path} has changed since the job wrote it; move it away, and take them again.")

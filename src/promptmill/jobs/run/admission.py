@@ -7,7 +7,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -389,7 +389,7 @@ def spec_of(
             check_names_some(text, lambda: "" if source is None else image_column(source, input_format))
     for name in ("sure", "votes"):
         if getattr(order, name) is not None:
-            _check_labels(plan, name)
+            _check_labels(plan, name, () if order.sure is None else order.sure.recall)
     output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format)
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " goes with files of rows, not with a call's.")
@@ -457,7 +457,7 @@ def _extra(order: JobOrder, plan: ResolvedConfig, slot: int) -> dict[str, bool |
     return extra if sampling.seed is None else extra | {"seed": sampling.seed + slot}
 
 
-def _check_labels(plan: ResolvedConfig, name: str) -> None:
+def _check_labels(plan: ResolvedConfig, name: str, recall: Collection[str] = ()) -> None:
     """Raise `PromptmillError` (`invalid_input`) unless the answers of different models can be compared."""
     sampling = plan.settings.sampling_params
     if sampling.choices is None and _schema_of(plan) is None:
@@ -465,6 +465,9 @@ def _check_labels(plan: ResolvedConfig, name: str) -> None:
         raise input_error(Named(name), compares, Named("choices"), " or ", Named("schema"), ".")
     if (sampling.n or 1) > 1:
         raise input_error(Named(name), " goes without ", Named("n"), ".")
+    for label in recall:
+        if label not in (sampling.choices or ()):
+            raise input_error(Named("recall"), f": {label[:40]} is none of the ", Named("choices"), ".")
 
 
 def _schema_of(plan: ResolvedConfig) -> dict[str, Any] | None:

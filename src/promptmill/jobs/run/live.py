@@ -356,7 +356,8 @@ class StoreSink(Sink):
         is_full = len(batch) >= _LARGEST_BATCH or waiting.characters >= _MOST_CHARACTERS
         if is_full and not self._store.waits_for_disk:
             self._flush()
-        self._failures.count(outcome)
+        if key // SLOT < self._delivered:
+            self._failures.count(outcome)
 
     def _with_lost(self, outcome: Outcome, requests: int, count: int, most: float, known: float) -> Outcome:
         """Add the cost of requests that earlier runs sent for this row and did not record.

@@ -52,6 +52,13 @@ def resumed(
 ) -> JobSpec:
     """Combine the stored job `begun` with the `wanted` one. Raises `PromptmillError` (`invalid_input`)."""
     sends_all = order.earlier.again == "all" or _has_nothing(folder)
+    is_undone = any(getattr(begun, way) is not None and getattr(wanted, way) is None for way in ("sure", "votes"))
+    if is_undone and not _has_nothing(folder):
+        raise input_error(
+            f"Job {begun.job_id} chose its labels by ",
+            Named("sure" if begun.sure is not None else "votes"),
+            "; repeat that, or name another output.",
+        )
     is_other_promise = begun.sure is not None and wanted.sure is not None and begun.sure != wanted.sure
     if is_other_promise and not sends_all:
         raise input_error(

@@ -27,7 +27,7 @@ from promptmill.jobs.run.student_rounds import StudentAnswers, taught_of
 from promptmill.jobs.store.database import PAGE
 from promptmill.jobs.store.order import Sure
 from promptmill.jobs.store.records import SLOT, Made, Record, copied, record_of
-from promptmill.jobs.store.rounds import Round, stored_rounds
+from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
 from promptmill.jobs.store.spec import JobSpec, SurePart, digest
 from promptmill.jobs.sure import cut as cuts
 from promptmill.jobs.sure.cut import NOTHING_SURE, Place
@@ -45,9 +45,8 @@ _LEAST_SAVED = 0.05
 _LARGEST_SAMPLE = 0.5
 """The share of a table that a larger sample, for a rare class, may have."""
 _ROWS_AT_ONCE = 65_536
-_HAS_QUESTION = "row.asked IS NOT NULL AND substr(row.asked, 1, 16) != zeroblob(16)"
 _IS_NEW = f"""
-    {_HAS_QUESTION} AND row.n < ?
+    {HAS_QUESTION} AND row.n < ?
     AND NOT EXISTS (SELECT 1 FROM answer WHERE key = row.n OR key = row.n + {SLOT})
 """
 _WITHOUT_LABEL = f"""
@@ -108,19 +107,27 @@ class SureRounds:
         of = digest(spec.input.sha256, limits.rows, spec.question.sample)
         if self.part is not None and self.part.of == of:
             return
-        # a sample that is not decided is worth nothing for another input, but its strong answers count
-        parts = [part for part in spec.parts if part.cut is not None]
+        # an undecided sample is worth nothing for another input: its strong answers count, its cheap ones are not sure
+        without = {"rows": 0, "drawn": 0, "earlier": 0, "taught": 0, "cut": NOTHING_SURE}
+        parts = [part.model_copy(update=without) if part.cut is None else part for part in spec.parts]
         ((rows,),) = self._store.read(f"SELECT count(*) FROM row WHERE {_IS_NEW}", self._end)
         if not rows and parts:
             parts[-1] = parts[-1].model_copy(update={"of": of})
         else:
-            parts.append(self._drawn(rows, of, round_))
+            parts.append(self._drawn(rows, self._wrong_of_new(rows, parts), of, round_))
         self._job.put(spec.model_copy(update={"parts": tuple(parts)}))
 
-    def _drawn(self, rows: int, of: str, round_: int) -> SurePart:
+    def _wrong_of_new(self, rows: int, parts: Sequence[SurePart]) -> int:
+        """Return E of a new part of so many rows. The input may have lost rows of earlier parts, or this part may have
+        rows of an earlier one that were not asked, so all parts together have E of the rows that there are."""
+        ((every,),) = self._store.read(f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?", self._end)
+        agree, given = self._rule.agree, sum(part.wrong for part in parts if part.pays)
+        return min(cuts.errors_allowed(rows, agree), max(0, cuts.errors_allowed(every, agree) - given))
+
+    def _drawn(self, rows: int, wrong: int, of: str, round_: int) -> SurePart:
         rule, seed = self._rule, digest(self._spec.job_id, of, round_)
         taught = taught_of(rows) if rule.student else 0
-        size = 0 if rule.student and not taught else sample_of(rows - taught, rule)
+        size = 0 if rule.student and not taught else sample_of(rows - taught, wrong, rule)
         if not size:
             return SurePart(of=of, round=round_, rows=rows, seed=seed, cut=NOTHING_SURE)
         self._draw(round_, size, seed, taught)
@@ -132,7 +139,7 @@ class SureRounds:
             earlier=taught,
             taught=taught,
             seed=seed,
-            wrong=cuts.errors_allowed(rows, rule.agree),
+            wrong=wrong,
         )
 
     def _draw(self, round_: int, size: int, seed: str, taught: int = 0) -> None:
@@ -141,7 +148,11 @@ class SureRounds:
         others = filterfalse({*to_train}.__contains__, self._new_rows())
         chosen = nsmallest(size, others, key=lambda n: cuts.number("sample", seed, n))
         drawn = [*((round_, n) for n in chosen), *((-round_, n) for n in to_train)]
-        self._store.change(("DELETE FROM chosen", [()]), ("INSERT INTO chosen VALUES (?, ?)", drawn))
+        kept = f"round != {-int(round_)}" if taught else "1"
+        self._store.change(
+            (f"DELETE FROM chosen WHERE round > 0 OR NOT ({kept})", [()]),
+            ("INSERT OR IGNORE INTO chosen VALUES (?, ?)", drawn),
+        )
 
     def _size_for_classes(self, part: SurePart, sample: Sequence[_Sampled]) -> int:
         """Return the size of the larger sample that guarded classes need; 0 if this one does, or none can."""
@@ -169,6 +180,8 @@ class SureRounds:
         if self._student is not None:
             part = part.model_copy(update={"learned": self._student.answer_sample(part.round)})
         sample = list(self._sample(self._rule.panel(part.score)))
+        if len(sample) > part.drawn:  # a kill came between the larger draw and its part
+            part = part.model_copy(update=_larger(part, len(sample)))
         rule = self._rule
         kind: Score = "student"
         if not rule.student:
@@ -176,9 +189,8 @@ class SureRounds:
         if not kind:
             self._replace_part(part.model_copy(update={"score": "repeats"}))
         elif size := self._size_for_classes(part, sample):
-            again = {"earlier": part.earlier + part.drawn, "rows": part.rows - part.drawn, "drawn": size}
             self._draw(part.round, size, part.seed)
-            self._replace_part(part.model_copy(update=again))
+            self._replace_part(part.model_copy(update=_larger(part, size)))
         else:
             self._replace_part(self._decided(part.model_copy(update={"score": kind}), sample))
         return True
@@ -198,6 +210,7 @@ class SureRounds:
         scores = [score_of(row.panel, part.score) for row in sample]
         if not self._rule.votes and len({score for score in scores if score is not None}) == 1:
             part = part.model_copy(update={"score": "equal"})
+            scores = [score_of(row.panel, "equal") for row in sample]
         places = [cuts.place(score, row.question, part.seed) for score, row in zip(scores, sample, strict=True)]
         cut = self._cut(part, sample, places)
         sure = sum(place > cut for place in places)
@@ -319,9 +332,14 @@ class SureRounds:
         return cheap_of(panel, part.score) if is_sure else None
 
 
-def sample_of(rows: int, rule: Sure) -> int:
-    """Return the size of the sample of so many rows; 0: the strong model answers all of them."""
-    return 0 if rows < FEWEST_ROWS else cuts.sample_size(rows, rule.agree, rule.certainty_of_each)
+def sample_of(rows: int, wrong: int, rule: Sure) -> int:
+    """Return the size of the sample of so many rows, of which `wrong` may differ; 0: the strong model answers all."""
+    return 0 if rows < FEWEST_ROWS else cuts.sample_size(rows, wrong, rule.certainty_of_each)
+
+
+def _larger(part: SurePart, size: int) -> dict[str, int]:
+    """Return the changes of a part whose first sample is followed by a larger one, drawn from the other rows."""
+    return {"earlier": part.earlier + part.drawn, "rows": part.rows - part.drawn, "drawn": size}
 
 
 def _question(cheap: Record | None) -> str:

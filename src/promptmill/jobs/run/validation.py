@@ -34,6 +34,7 @@ from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Sure
 from promptmill.jobs.store.spec import JobSpec, Origin
+from promptmill.jobs.sure.cut import errors_allowed
 
 _SHOWN = 20
 _BYTES_PER_TOKEN = 4  # English text; less accurate for other scripts
@@ -152,13 +153,12 @@ def _cost(plans: Sequence[ResolvedConfig], found: Mapping[str, Any], prompts: in
 def _sample(strong: ResolvedConfig, rule: Sure, found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the size of the sample, and what it and all rows cost at the strong model, as far as a price is known."""
     rows_ = found["rows"] - found["invalid"] - found.get("skipped", 0)
-    size, price = sample_of(rows_, rule), price_of(strong)
-    if rule.student:
-        taught = taught_of(rows_)
-        size = taught and sample_of(rows_ - taught, rule)
+    taught, price = taught_of(rows_) if rule.student else 0, price_of(strong)
+    has_sample = taught or not rule.student
+    size = sample_of(rows_ - taught, errors_allowed(rows_, rule.agree), rule) if has_sample else 0
     sure: dict[str, Any] = {"model": rule.model, "rows": rows_, "sampled": size}
     if rule.student:
-        sure["taught"] = taught_of(rows_)
+        sure["taught"] = taught
     if price is not None:
         each = Usage(found["estimated_prompt_tokens"] // max(1, found["rows"]))
         cost = price.cost(each, tier_of(strong.settings.extra_params))

@@ -197,7 +197,7 @@ class Sure(Stored):
     certainty: float = Field(0.95, gt=0, lt=1)
     second: str = ""
     """A second cheap model: where both agree, a label is surer."""
-    votes: int = Field(0, ge=0)
+    votes: int = Field(0, ge=0, le=MOST_VOTES)
     """So many answers of the cheap model vote on each label; 0: it has one answer."""
     recall: Mapping[str, Annotated[float, Field(gt=0, lt=1)]] = {}
     """By label: the share of its rows that must be delivered with it."""
@@ -220,6 +220,8 @@ class Sure(Stored):
             for name in given.keys() - {"votes"}:
                 raise input_error(Named(name), " goes with ", Named("sure", "MODEL"), ".")
             return None
+        if not isinstance(model, str | Mapping):
+            raise input_error(Named("sure"), " is the name of a model.")
         given |= {"model": model} if isinstance(model, str) else dict(model)
         for name in given.keys() - cls.model_fields.keys():
             raise input_error(Named("sure"), f" has no field {name[:40]}; it has {', '.join(cls.model_fields)}.")
@@ -466,7 +468,8 @@ def _check_alone(name: str, options: Mapping[str, Any], *, has_variants: bool) -
     """Raise `PromptmillError` (`invalid_input`) for options that do not go with `sure` or `votes`."""
     if has_variants:
         raise input_error(Named(name), f" goes with {'one model and ' if name == 'sure' else ''}one prompt.")
-    for other in ("shard", "dedupe"):
+    # answers of other settings or jobs would be labels without a sample
+    for other in ("shard", "dedupe", *(("keep", "from_job") if name == "sure" else ())):
         if options.get(other):
             raise input_error(Named(name), " goes without ", Named(other), ".")
     if name == "sure" and options.get("again") == "all":

@@ -52,6 +52,7 @@ MOST_VOTES = 9
 """The most votes on a row: with more, a label hardly gets better."""
 NEVER = "0"
 ANSWERED = "answer.code IS NULL"
+HAS_QUESTION = "row.asked IS NOT NULL AND substr(row.asked, 1, 16) != zeroblob(16)"
 FAILED = "answer.code IS NOT NULL"
 TRUNCATED = "answer.finish_reason IS 'length'"
 ONCE, DUPLICATE = " once", " duplicate"
@@ -194,7 +195,9 @@ def _wanted_of_sure(order: JobOrder, first: Round, part: SurePart | None) -> Ite
         yield from _wanted_of_student(order, first, part)
         return
     if part.cut is None:
-        yield replace(first, rows="chosen", reason="sample", slots=(0, *panel))
+        # the cheap models come first: an endpoint may refuse the log probabilities, and that ends what is in flight
+        yield replace(first, rows="chosen", reason="sample", slots=panel)
+        yield replace(first, rows="chosen", reason="sample", slots=(0,))
         return
     if part.pays:
         yield replace(first, rows="cheap", reason="cheap", slots=panel)

@@ -216,6 +216,9 @@ def label_lines(sure: SureStatus) -> list[str]:
         return lines
     factor = f": {sure['factor']:.3g} times fewer paid calls" if "factor" in sure else ""
     lines[-1] = f"{sure['cheap']:,} labels by {cheap_model(sure)}, {sure['strong']:,} by {sure['model']}{factor}"
+    if "here" in sure:
+        fewer = f"{sure['rows']:,} rows, of which at most {sure['here']:,} are here: it does not hold for these alone"
+        return [*lines, f"the promise was made for {fewer}"]
     agree, certainty, reached = (f"{sure[name] * 100:.4g} %" for name in ("agree", "certainty", "reached"))
     return [
         *lines,

@@ -56,6 +56,8 @@ class SureStatus(TypedDict, total=False):
     score: str
     """The order of the cheap answers, see `SurePart.score`."""
     rows: int
+    here: int
+    """The rows that the input or the limit has left of `rows`, if it has fewer."""
     sampled: int
     agreed: int
     """Rows of the sample in which both models agree."""

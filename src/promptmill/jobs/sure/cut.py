@@ -100,15 +100,15 @@ def allowed_of_class(drawn: int, recall: float, certainty: float) -> int:
     return c
 
 
-def sample_size(rows: int, agree: float, certainty: float) -> int:
-    """Return n, the size of the sample: about `rows ** (2/3)`, and so large that one disagreement may pass.
+def sample_size(rows: int, wrong: int, certainty: float) -> int:
+    """Return n, the size of the sample: about `rows ** (2/3)`, and so large that one disagreement may pass. `wrong`: E.
 
     0 means that the table is too small for its target: ask the strong model about every row.
 
-    >>> sample_size(10_000, 0.95, 0.95), sample_size(100, 0.95, 0.95)
+    >>> sample_size(10_000, 500, 0.95), sample_size(100, 5, 0.95)
     (465, 0)
     """
-    n, wrong = ceil(math.pow(rows, 2 / 3)), errors_allowed(rows, agree)
+    n = ceil(math.pow(rows, 2 / 3))
     while n <= rows // 2:
         c = allowed(rows, n, wrong, certainty)
         if c >= 1 and at_most(c, rows, wrong + c + 1, n) >= _USED_UP * (1 - certainty):

@@ -6,10 +6,9 @@ is the cheap one. All other delivered labels are right, and are counted as they 
 
 The sample is drawn from all rows, so the sampled rows before a place that does not depend on the sample are a random
 sample of the rows before it. The cut does depend on it: it is the place of the (c+1)-th sampled disagreement, and k
-sampled rows are before it. This is inverse sampling, where the unbiased estimate of the rate is c/k (Haldane, 1945):
-the row that ended the count is left out of both numbers. So it is here, because the row at the cut is not before it.
-It is exact for the rate of all errors; for a single label, and for the surest of several cuts (`recall`), nearly so:
-tests/jobs/test_sure_cut.py measures the mean and the coverage.
+sampled rows are before it. The number of rows before the cut depends on it, too, and (c+1)/(k+1) of them is the
+unbiased number of errors. So the sampled row at the cut counts as reviewed. For a single label, and for the surest of
+several cuts (`recall`), this is nearly exact: tests/jobs/test_sure_cut.py measures the mean and the coverage.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import orjson
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT, Record
-from promptmill.jobs.store.rounds import ANSWERED
+from promptmill.jobs.store.rounds import ANSWERED, HAS_QUESTION
 from promptmill.jobs.store.spec import JobSpec, SurePart
 from promptmill.jobs.store.status_record import LabelShare, Results, RunStatus
 from promptmill.jobs.sure import cut as cuts
@@ -39,14 +38,19 @@ def label_figures(store: JobDatabase, spec: JobSpec, before: int) -> RunStatus:
     """
     results = statistics.results(store, before, by_field=spec.output.answer_schema is not None)
     found: RunStatus = {"results": results}
-    if persons := store.count(f"{ANSWERED} AND settings = {PERSON} AND key < {min(before, SLOT)}"):
+    persons = store.count(f"{ANSWERED} AND settings = {PERSON} AND key < {min(before, SLOT)}")
+    if persons:
         found["person"] = persons
     if votes := vote_status(store, spec, min(before, SLOT)):
         found["votes"] = votes
     if spec.sure is not None:
         found["sure"] = status_of(spec) | giver_status(store, spec, min(before, SLOT))
-        if its := job_shares(store, spec, _labelled_fields(results), before):
-            found["sure"]["shares"] = its
+        asked = f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?"  # noqa: S608 (our own condition)
+        ((rows,),) = store.read(asked, before)
+        if rows < found["sure"].get("rows", 0):
+            found["sure"]["here"] = rows
+        elif not persons and (its := job_shares(store, spec, _labelled_fields(results), before)):
+            found["sure"]["shares"] = its  # a person corrects the very rows that stand for the others
     return found
 
 
@@ -112,7 +116,7 @@ def _reviewed(store: JobDatabase, spec: JobSpec, part: SurePart) -> Iterator[tup
         cheap = cheap_of(beside, part.score)
         if 0 in known and cheap is not None:
             question = "" if cheap.asked is None else cheap.asked.hex()
-            if cuts.place(score_of(beside, part.score), question, part.seed) > part.cut:
+            if cuts.place(score_of(beside, part.score), question, part.seed) >= part.cut:
                 yield cheap, known[0]
 
 

@@ -9,7 +9,7 @@ from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec, SurePart
 from promptmill.jobs.store.status_record import SureStatus, VoteStatus
-from promptmill.jobs.sure.cut import place
+from promptmill.jobs.sure.cut import LAST, place
 from promptmill.jobs.sure.panel import decide, label_in, label_of, score_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def status_of(spec: JobSpec) -> SureStatus:
     found: SureStatus = {"model": rule.model, "agree": rule.agree, "certainty": rule.certainty, "decided": bool(parts)}
     if not parts:
         return found
-    wrong = sum(part.errors / part.drawn * (part.rows - part.drawn) for part in parts if part.pays)
+    wrong = sum(_errors_of(part) for part in parts if part.pays)
     classes: dict[str, list[int]] = {}
     for part in parts:
         for label, counts in part.classes.items():
@@ -73,6 +73,18 @@ def status_of(spec: JobSpec) -> SureStatus:
     if costs:
         found["expected_cost"], found["cost_alone"] = map(sum, zip(*costs, strict=True))
     return found
+
+
+def _errors_of(part: SurePart) -> float:
+    """Estimate the delivered labels of a part that differ from those of the strong model.
+
+    The cut is at a disagreement of the sample, and (c+1)/(k+1) of the rows before it are the unbiased number, where k
+    sampled rows are before it with c disagreements. Without a disagreement at the cut, all scored rows are before it.
+    """
+    before = part.rows * (1 - part.share)
+    k = before * part.drawn / max(1, part.rows - part.drawn)
+    is_at_one = part.cut is not None and tuple(part.cut) != LAST
+    return before * (part.errors + is_at_one) / max(1.0, k + is_at_one)
 
 
 def count_givers(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, int]:

@@ -28,14 +28,21 @@ def label_of(record: Record) -> str:
 
 
 def label_in(text: str) -> str:
-    """Return the label of an answer's text; of an object, the same text for the same fields in any order."""
+    """Return the label of an answer's text; of an object, the same text for the same fields in any order. Lists are
+    sets, as in a comparison."""
     text = text.strip()
     if text.startswith("{"):
         try:
-            return orjson.dumps(orjson.loads(text), option=orjson.OPT_SORT_KEYS).decode()
+            fields = orjson.loads(text)
         except orjson.JSONDecodeError:
             return text
+        fields = {name: _as_set(value) if isinstance(value, list) else value for name, value in fields.items()}
+        return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode()
     return text
+
+
+def _as_set(values: Sequence[Any]) -> list[str]:
+    return sorted({orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode() for value in values})
 
 
 class Decision(NamedTuple):
