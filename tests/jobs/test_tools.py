@@ -1482,6 +1482,19 @@ async def test_labels_may_be_sure_over_mcp_and_results_say_how_sure(bench, tools
     assert row["sure"] in {"cheap", "sample"}
 
 
+@pytest.mark.thorough
+async def test_a_student_over_mcp_says_how_many_calls_it_saved(bench, tools):
+    bench.upstream.reply = choose(lambda seen: answer("yes" if "good" in seen.prompt else "no"))
+    bench.write([{"text": f"a {('good', 'bad')[n % 2]} text {n}"} for n in range(5_200)])
+    order = {"prompt": "{{text}}", "choices": ["yes", "no"], "sure": {"model": "strong", "student": True}}
+    async with tools() as call:
+        with pytest.raises(ToolError, match=r"`sure\.student` goes without `model`"):
+            await ran(call, **order, model="small")
+        job = await ran(call, **order)
+    assert job["sure"]["factor"] > 3
+    assert {seen.json["model"] for seen in bench.upstream.seen} == {"strong"}
+
+
 async def test_a_page_of_a_grid_says_which_model_gave_each_answer(bench, tools):
     bench.prompts(1)
     async with tools() as call:

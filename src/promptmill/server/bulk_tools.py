@@ -142,7 +142,7 @@ def _argument_of(parameters: Container[str], named: Named) -> str | None:
     """Return the argument of `bulk_generate` for a field of an order; None if its `parameters` lack it."""
     if named.field == "status":
         return "bulk_status"
-    if named.field in {"agree", "certainty", "second", "recall"}:
+    if named.field in {"agree", "certainty", "second", "recall", "student"}:
         return f"`sure.{named.field}`"
     return argument_name(named) if named.field in parameters else None
 
@@ -417,7 +417,8 @@ def add_bulk_tools(
                 await questions.check_endpoint(ctx, plan)
             cost = None if validate else questions.cost(ctx, plan, max_cost, "This job")
             options |= {"system_prompt": form["system"], "fields": form["fields"] is not False}
-            options |= {"model": models} if models[1:] else {}
+            has_student = sure is not None and sure.get("student")
+            options |= {"model": models} if models[1:] or (has_student and model is not None) else {}
             if from_job:
                 options["from_job"] = (await asyncio.to_thread(running.find, from_job, caller)).database
             sampling = sampling_of_call(*asked)
