@@ -1131,6 +1131,26 @@ async def test_a_comparison_of_a_call_reads_and_returns_no_secrets(tools, bench,
                 await call("compare", **arguments)
 
 
+@pytest.mark.parametrize("name", ["g.csv.gz", "g.CSV", "g.Jsonl.GZ", "g.csv"])
+async def test_right_answers_of_a_call_are_in_files_that_it_may_read(tools, bench, tmp_path, name):
+    bench.write([{"id": at, "answer": "x"} for at in range(3)], "a.jsonl")
+    files, outside = ["a.jsonl"], tmp_path / name
+    is_json = "json" in name.lower()
+    text = "".join(f'{{"id": {at}, "right": "x"}}\n' if is_json else f"{at},x\n" for at in range(3)).encode()
+    data = text if is_json else b"id,right\n" + text
+    for path in (outside, bench.path / name, bench.path / f".{name}"):
+        path.write_bytes(gzip.compress(data) if name.lower().endswith(".gz") else data)
+    async with tools() as call:
+        for gold in (f"{outside}:right", f"{outside}:b.csv", f"{bench.path / f'.{name}'}:right"):
+            with pytest.raises(ToolError, match="gold"):
+                await call("compare", files=files, gold=gold)
+        for gold in (f"{outside}", f"{outside}x:right"):
+            with pytest.raises(ToolError, match=r"gold is outside|there is no file of this name"):
+                await call("compare", files=files, gold=gold)
+        found = await call("compare", files=files, gold=f"{name}:right")
+        assert found["gold"]["files"][0]["right"] == 3
+
+
 @pytest.fixture
 def table(bench: Any) -> Any:
     """A bench with a table `in.csv` of ten rows, whose endpoint answers with the model, and the prompt's first word."""
