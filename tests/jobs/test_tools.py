@@ -1151,6 +1151,21 @@ async def test_right_answers_of_a_call_are_in_files_that_it_may_read(tools, benc
         assert found["gold"]["files"][0]["right"] == 3
 
 
+async def test_a_row_with_a_key_on_a_line_of_its_own_is_left_out(summaries, tools, bench):
+    key = "AKIA0123456789ABCDEF"
+    for name in ("c", "d"):
+        rows = [{"id": at, "answer": f"{name} {at}:\n{key if at else 'none'}"} for at in range(3)]
+        bench.write(rows, f"{name}.jsonl")
+    async with tools() as call:
+        found = await call("compare", files=["c.jsonl", "d.jsonl"])
+        assert [row.get("left_out") for row in found["rows"]] == [None, *["The row may hold secrets."] * 2]
+        assert key not in json.dumps(found)
+        begun = await call("compare", files=["c.jsonl", "d.jsonl"], criterion="is longer")
+        await ended(call, begun["judge"]["job_id"], "finished")
+    assert summaries.upstream.seen
+    assert not [seen for seen in summaries.upstream.seen if key in json.dumps(seen.json)]
+
+
 @pytest.fixture
 def table(bench: Any) -> Any:
     """A bench with a table `in.csv` of ten rows, whose endpoint answers with the model, and the prompt's first word."""
