@@ -296,11 +296,15 @@ class PlainArguments(Middleware):
 def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
     """Return arguments as language models mean them: `null` is the default of an optional argument.
 
-    For a list or an object they also send its JSON as a text, for a list also its only text or object. Raises
-    `CodedToolError` for a text that may hold more than 300,000 values: 60 MB of them would take 2 GB and 15 seconds.
+    For a list or an object they also send its JSON as a text, for a list also its only text or object. `schema` has
+    the name `answer_schema`, too, as in earlier releases. Raises `CodedToolError` for a text that may hold more than
+    300,000 values: 60 MB of them would take 2 GB and 15 seconds.
     """
     properties, required = schema.get("properties", {}), schema.get("required", ())
     meant: JsonDict = {}
+    if "schema" in properties and arguments.get("schema") is None:
+        given = {name: value for name, value in arguments.items() if name != "schema"}
+        arguments = {"schema" if name == "answer_schema" else name: value for name, value in given.items()}
     for name, value in arguments.items():
         kinds = _kinds(properties.get(name, {}))
         if value is None and name in properties and name not in required:
