@@ -36,6 +36,7 @@ async def test_a_schema_has_its_first_name_too(talk, upstream):
     for result in [
         await talk("generate", prompt_ls=["Who?"], answer_schema=NAME),
         await talk("generate", prompt_ls=["Who?"], answer_schema=text_of_schema, schema=None),
+        await talk("generate", prompt_ls=["Who?"], answer_schema=None, schema=NAME),
         await talk("multimodal_generate", multimodal_path=[[]], prompt_ls=["Who?"], answer_schema=NAME),
         await talk("multiturn_generate", messages=[{"role": "user", "content": "Who?"}], answer_schema=NAME),
     ]:
