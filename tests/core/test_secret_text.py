@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 
 import pytest
 
@@ -62,6 +63,18 @@ def test_own_keys_are_found_as_json_escapes_them():
     finder = SecretFinder([OWN])
     assert finder.find(OWN.replace("/", "\\/").encode())
     assert finder.find(OWN.replace("+", "\\u002B").encode())
+
+
+@pytest.mark.parametrize("before", ["\n", "\r\n", "\t", "\b", "\f", "\x1f", "C:\\", "a\\\n"])
+@pytest.mark.parametrize("key", [*KEYS, "npm_abcdefghijklmnop0123"])
+def test_a_key_is_found_behind_whitespace_that_json_escapes(key, before):
+    assert SecretFinder().find(json.dumps({"text": f"mine:{before}{key}"}).encode())
+
+
+@pytest.mark.parametrize("own", ["pass\\new+key_42", "pass\\\\tab+key_42"])
+def test_own_keys_with_a_backslash_are_found_in_text_and_in_json(own):
+    assert SecretFinder([own]).find(own.encode())
+    assert SecretFinder([own]).find(json.dumps(own).encode())
 
 
 @pytest.mark.parametrize("key", ["EMPTY", "ollama", "not-needed", "dummy"])

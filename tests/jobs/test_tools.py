@@ -1131,6 +1131,41 @@ async def test_a_comparison_of_a_call_reads_and_returns_no_secrets(tools, bench,
                 await call("compare", **arguments)
 
 
+@pytest.mark.parametrize("name", ["g.csv.gz", "g.CSV", "g.Jsonl.GZ", "g.csv"])
+async def test_right_answers_of_a_call_are_in_files_that_it_may_read(tools, bench, tmp_path, name):
+    bench.write([{"id": at, "answer": "x"} for at in range(3)], "a.jsonl")
+    files, outside = ["a.jsonl"], tmp_path / name
+    is_json = "json" in name.lower()
+    text = "".join(f'{{"id": {at}, "right": "x"}}\n' if is_json else f"{at},x\n" for at in range(3)).encode()
+    data = text if is_json else b"id,right\n" + text
+    for path in (outside, bench.path / name, bench.path / f".{name}"):
+        path.write_bytes(gzip.compress(data) if name.lower().endswith(".gz") else data)
+    async with tools() as call:
+        for gold in (f"{outside}:right", f"{outside}:b.csv", f"{bench.path / f'.{name}'}:right"):
+            with pytest.raises(ToolError, match="gold"):
+                await call("compare", files=files, gold=gold)
+        for gold in (f"{outside}", f"{outside}x:right"):
+            with pytest.raises(ToolError, match=r"gold is outside|there is no file of this name"):
+                await call("compare", files=files, gold=gold)
+        found = await call("compare", files=files, gold=f"{name}:right")
+        assert found["gold"]["files"][0]["right"] == 3
+
+
+async def test_a_row_with_a_key_on_a_line_of_its_own_is_left_out(summaries, tools, bench):
+    key = "AKIA0123456789ABCDEF"
+    for name in ("c", "d"):
+        rows = [{"id": at, "answer": f"{name} {at}:\n{key if at else 'none'}"} for at in range(3)]
+        bench.write(rows, f"{name}.jsonl")
+    async with tools() as call:
+        found = await call("compare", files=["c.jsonl", "d.jsonl"])
+        assert [row.get("left_out") for row in found["rows"]] == [None, *["The row may hold secrets."] * 2]
+        assert key not in json.dumps(found)
+        begun = await call("compare", files=["c.jsonl", "d.jsonl"], criterion="is longer")
+        await ended(call, begun["judge"]["job_id"], "finished")
+    assert summaries.upstream.seen
+    assert not [seen for seen in summaries.upstream.seen if key in json.dumps(seen.json)]
+
+
 @pytest.fixture
 def table(bench: Any) -> Any:
     """A bench with a table `in.csv` of ten rows, whose endpoint answers with the model, and the prompt's first word."""
@@ -1162,6 +1197,18 @@ async def test_each_row_is_asked_by_several_models_and_prompts(table, tools, mod
     assert {seen.json["temperature"] for seen in table.upstream.seen} == {0}
     assert {seen.json.get("seed") for seen in table.upstream.seen} == ({3} if "fast" in models else {None})
     assert len(compared["files"]) == 4
+
+
+@pytest.mark.parametrize("text", ['{"note": "{{text}}", "of": 1}', "[{{text}}]", '["{{text}}"]'])
+async def test_models_and_prompts_in_the_form_of_json_texts(table, tools, text):
+    async with tools() as call:
+        prompts = '{"short": "Short: {{text}}", "long": "Long: {{text}}"}'
+        found = await ran(call, **_TABLE, model='["a", "b"]', prompt=prompts, limit=1)
+        assert found["done"] == 4
+        await ran(call, input_file="in.csv", output_file="text.csv", prompt=text, limit=1)
+    asked = {(seen.json["model"], seen.prompt) for seen in table.upstream.seen}
+    several = {(model, f"{prompt}: row 0") for model in "ab" for prompt in ("Short", "Long")}
+    assert asked == several | {("test-model", text.replace("{{text}}", "row 0"))}, "other JSON is a prompt's text"
 
 
 async def test_a_model_of_the_endpoint_is_named_where_rows_may_name_it(table, tools):

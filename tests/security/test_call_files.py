@@ -470,6 +470,44 @@ def test_a_key_is_found_in_other_encodings(tmp_path, encoding):
         check_beginning(InputFiles([Part(path)]), rule)
 
 
+@pytest.mark.rule("F22")
+@pytest.mark.parametrize("encoding", ["cp037", "cp500", "utf-7", "utf-16-le", "utf-32-be", "punycode"])
+@pytest.mark.parametrize("more", [{"files": ["notes.txt"], "prompt": "{{content}}"}, {"input_file": "keys.csv"}])
+async def test_no_encoding_of_a_call_hides_a_key(folder, outcome, upstream, encoding, more):
+    (folder / "keys.csv").write_text(f"text\n{VENDOR_KEY}\n")
+    given = {"prompt": "{{text}}", "output_file": "out.csv", **more}
+    assert "is not for calls; a call takes utf-16" in str(await outcome(**given, encoding=encoding))
+    assert not upstream.seen
+
+
+@pytest.mark.rule("F22")
+@pytest.mark.parametrize("encoding", ["utf-16", "U32"])
+async def test_text_of_ascii_is_no_utf_16_of_a_call(folder, outcome, upstream, encoding):
+    (folder / "keys.csv").write_text("text\n" + "fine\n" * 1_000_000 + f"{VENDOR_KEY}\n")
+    given = {"prompt": "{{text}}", "output_file": "out.csv", "input_file": "keys.csv"}
+    assert "keys.csv has no byte-order mark" in str(await outcome(**given, encoding=encoding))
+    assert "may hold secrets" in str(await outcome(files=["notes.txt"], prompt="{{content}}", encoding=encoding))
+    assert not upstream.seen
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "shift_jis", "utf-16", "utf-32", "utf-8-sig"])
+async def test_a_call_reads_usual_encodings(folder, outcome, encoding):
+    (folder / "other.csv").write_text("text\ntea\n", encoding=encoding)
+    given = {"prompt": "{{text}}", "output_file": "out.csv", "input_file": "other.csv"}
+    assert (await outcome(**given, encoding=encoding))["done"] == 1
+
+
+@pytest.mark.rule("F22")
+def test_a_key_is_found_at_the_beginning_of_each_file(tmp_path):
+    parts = [Part(tmp_path / f"{at}.csv") for at in range(3)]
+    for part in parts:
+        part.path.write_text("text\nfine\n")
+    check_beginning(InputFiles(parts), rule := FileRule((tmp_path,), is_guarded=True, secrets=(KEY,)))
+    parts[2].path.write_text(f"text\n{KEY}\n")
+    with pytest.raises(PromptmillError, match=r"2\.csv may hold secrets: a key of this server in line 2"):
+        check_beginning(InputFiles(parts), rule)
+
+
 HEADERS = {"X-Gateway-Key": "gateway0word", "Cookie": "session=cookie-value-123; x=y", "X-Title": "My ordinary title"}
 
 

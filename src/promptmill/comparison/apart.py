@@ -30,7 +30,7 @@ from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, cut
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.inputs import given
 from promptmill.jobs.inputs.files import Part
-from promptmill.jobs.inputs.formats import SUFFIXES
+from promptmill.jobs.inputs.formats import SUFFIXES, plain
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.running_jobs import Approve, RunningJobs
@@ -76,10 +76,12 @@ async def compared(
         str(jobs.output_of(name, caller) if ID.fullmatch(name) and "." not in name else jobs.allowed(name, "files"))
         for name in files
     ]
+    right, is_file = (None, False) if gold is None else _resolved(jobs, gold)
     call = partial(
         _compare,
         files=paths,
-        gold=None if gold is None else _resolved(jobs, gold),
+        gold=right,
+        may_read_gold=is_file or not jobs.rule.is_guarded,
         options=options,
         most=rows,
         folders=jobs.folders,
@@ -114,11 +116,20 @@ class _Judging:
     """The new file for the rows of the judge's job."""
 
 
-def _resolved(jobs: RunningJobs, gold: str) -> str:
+def _resolved(jobs: RunningJobs, gold: str) -> tuple[str, bool]:
+    """Return `gold` with the resolved path of its file, and whether it names one. Otherwise it is a column.
+
+    Raises `PromptmillError` (`invalid_input`) for a file that the rule on files refuses.
+    """
     path, colon, column = gold.rpartition(":")
-    if gold.endswith(tuple(SUFFIXES)):
-        return str(jobs.allowed(gold, "gold"))
-    return f"{jobs.allowed(path, 'gold')}{colon}{column}" if path.endswith(tuple(SUFFIXES)) else gold
+    allowed = [str(jobs.allowed(text, "gold")) for text in (path, gold) if _has_known_suffix(text)]
+    if not allowed:
+        return gold, False
+    return allowed[-1] if _has_known_suffix(gold) else f"{allowed[0]}{colon}{column}", True
+
+
+def _has_known_suffix(text: str) -> bool:
+    return plain(Path(text)).suffix.lower() in SUFFIXES
 
 
 def _compare(
@@ -126,6 +137,7 @@ def _compare(
     *,
     files: list[str],
     gold: str | None,
+    may_read_gold: bool,
     options: dict[str, Any],
     most: int,
     folders: JobFolders,
@@ -134,8 +146,7 @@ def _compare(
 ) -> dict[str, Any]:
     runtime.limit_computing(_COMPUTING_S)
     # only the file of right answers that passed the rule is read: another text is a column
-    is_file = gold is not None and Path(gold.rpartition(":")[0] or gold).is_absolute()
-    rows = rows_of(files, order_of({**options, "gold": gold}), folders, may_read_gold=is_file or not rule.is_guarded)
+    rows = rows_of(files, order_of({**options, "gold": gold}), folders, may_read_gold=may_read_gold)
     finder = rule.finder if rule.is_guarded else None
     judgement, job = (None, None) if judging is None else _judgement(rows, judging, folders, finder)
     found = figures.figures(rows, judgement, most)

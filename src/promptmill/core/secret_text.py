@@ -119,9 +119,11 @@ class SecretFinder:
         """
         if b"\0" in data:  # UTF-16 and UTF-32
             data = data.replace(b"\0", b"")
+        texts = [data]
         if b"\\" in data:
             data = _unescaped(data)
-        if any(secret in data for secret in self._own):
+            texts.append(data)
+        if any(secret in text for text in texts for secret in self._own):
             return "a key of this server"
         for anchor in _ANCHORS:
             for found in anchor.finditer(data):
@@ -209,12 +211,19 @@ def _kind_of(near: bytes) -> str:
     return ""
 
 
-_ESCAPE = re.compile(rb"\\u00([2-7][0-9A-Fa-f])")
+_ESCAPE = re.compile(rb"\\u00([0-7][0-9A-Fa-f])")
+_SPACES = (b"\\n", b"\\r", b"\\t", b"\\b", b"\\f")
 
 
 def _unescaped(data: bytes) -> bytes:
-    r"""Return JSON with `/` and `+` in place of `\/` and `\u002b`, as some programs write them."""
+    r"""Return JSON with `/` and `+` in place of `\/` and `\u002b`, as some programs write them, and a space for `\n`.
+
+    A key may follow a line feed; `\\n` is a backslash and a letter.
+    """
     data = data.replace(b"\\/", b"/")
     if b"\\u00" in data:
         data = _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), data)
-    return data
+    data = data.replace(b"\\\\", b"\0")  # `find` has removed every other NUL
+    for escape in _SPACES:
+        data = data.replace(escape, b" ")
+    return data.replace(b"\0", b"\\")

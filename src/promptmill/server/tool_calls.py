@@ -8,7 +8,6 @@ nothing in its first two seconds.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import hashlib
 import inspect
@@ -16,7 +15,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -61,6 +60,7 @@ _log = logging.getLogger(CALLS)
 _OK, _CANCELLED = "code=ok", "code=cancelled"
 _STRANGE = re.compile(r"[^\w.@+-]")  # names come from the client: no spaces, no line feeds
 _IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
+_SCHEMA = ("schema", "answer_schema")  # its name, and the one in earlier releases
 _PAUSE_S = 0.5
 _FAST_S = 2.0
 _CHANGE_S = 1.0  # before a changed text is reported without progress
@@ -296,24 +296,44 @@ class PlainArguments(Middleware):
 def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
     """Return arguments as language models mean them: `null` is the default of an optional argument.
 
-    For a list or an object they also send its JSON as a text, for a list also its only text or object. Raises
-    `CodedToolError` for a text that may hold more than 300,000 values: 60 MB of them would take 2 GB and 15 seconds.
+    For a list or an object they also send its JSON as a text, for a list also its only text or object. `schema` has
+    the name `answer_schema`, too, as in earlier releases. Raises `CodedToolError` for a text that may hold more than
+    300,000 values: 60 MB of them would take 2 GB and 15 seconds.
     """
     properties, required = schema.get("properties", {}), schema.get("required", ())
     meant: JsonDict = {}
+    if "schema" in properties and None in (schemas := [arguments.get(name) for name in _SCHEMA]):
+        named = {name: value for name, value in arguments.items() if name not in _SCHEMA}
+        arguments = named | {"schema": next((value for value in schemas if value is not None), None)}
     for name, value in arguments.items():
         kinds = _kinds(properties.get(name, {}))
         if value is None and name in properties and name not in required:
             continue
-        if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"} and kinds and "string" not in kinds:
-            if len(value) > MOST_VALUES and sum(map(value.count, "[{,")) > MOST_VALUES:
-                many = f"{name} is a text that may hold more than {MOST_VALUES:,} values; send a list or an object."
-                raise CodedToolError(many)
-            with contextlib.suppress(orjson.JSONDecodeError):
-                value = orjson.loads(value)  # noqa: PLW2901
+        if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"} and kinds:
+            value = _parsed(name, value, kinds)  # noqa: PLW2901
         kind = "string" if isinstance(value, str) else "object" if isinstance(value, dict) else ""
         meant[name] = [value] if kind and "array" in kinds and kind not in kinds else value
     return meant
+
+
+def _parsed(name: str, text: str, kinds: Collection[str]) -> Any:
+    """Return the list or object that a text was meant as, else the text. Raises `CodedToolError`, see `_as_meant`.
+
+    Where a text is possible, too, a list or an object of texts was meant: `["a", "b"]` names two models.
+    """
+    if len(text) > MOST_VALUES and sum(map(text.count, "[{,")) > MOST_VALUES:
+        if "string" in kinds:
+            return text
+        many = f"{name} is a text that may hold more than {MOST_VALUES:,} values; send a list or an object."
+        raise CodedToolError(many)
+    try:
+        parsed = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+    if "string" not in kinds:
+        return parsed
+    inner = parsed.values() if isinstance(parsed, dict) else parsed
+    return parsed if _json_type(parsed) in kinds and all(isinstance(each, str) for each in inner) else text
 
 
 def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:

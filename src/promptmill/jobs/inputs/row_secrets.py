@@ -11,13 +11,14 @@ A query could split a key into pieces, too: so all tables of its database are ch
 
 from __future__ import annotations
 
+import codecs
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from promptmill.core import values
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.secret_text import find_field
 from promptmill.jobs.inputs.any_format import format_of_input
 from promptmill.jobs.inputs.cells import CellTable
@@ -33,6 +34,13 @@ _PACKED = frozenset({"parquet", "xlsx", "sql"})
 _BLOCK = 1 << 20
 _BYTES = b"promptmill:bytes"  # the mark of bytes in `values`
 _BEGINNING = 4 << 20  # most files of a call are smaller; the check takes 30 ms
+_SMALL_BLOCK = 16 << 10  # of each of many files
+_ASCII = bytes(range(128))
+_MARKS = {
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+}
+"""The first bytes of text in an encoding that is not an extension of ASCII."""
 OTHERWISE = "Name another file, or answer this one with `promptmill bulk` in a shell, which has no such limit."
 
 
@@ -40,14 +48,39 @@ def check_beginning(files: InputFiles, rule: FileRule) -> None:
     """Raise `PromptmillError` (`invalid_input`) for secrets in the first megabytes of text."""
     if not rule.is_guarded or _format(files) in _PACKED:
         return
-    with files.stream() as stream:
-        blocks = (stream.read(_BLOCK) for _ in range(_BEGINNING // _BLOCK))
+    block = max(_SMALL_BLOCK, _BLOCK // len(files.parts))
+    for at, part in enumerate(files.parts):
+        with files.stream(at) as stream:
+            blocks = [stream.read(block) for _ in range(_BEGINNING // _BLOCK)]
         words, line = rule.finder.find_in(blocks)
         if words:
-            raise _refusal(files.parts[0].path.name, f"{words} in line {line}" if line else words)
+            raise _refusal(part.path.name, f"{words} in line {line}" if line else words)
+        marks = _MARKS.get(_codec(files.encoding), ())
+        if marks and blocks[0] and not blocks[0].startswith(marks):  # other text would become random characters
+            raise input_error(f"{part.path.name} has no byte-order mark of ", Named("encoding", files.encoding), ".")
     kind = format_of_input(files)
     names = CellTable(files, kind).header if kind in CELLS else _names_of_texts(first_objects(files))
     _check_names(files.parts[0].path.name, names)
+
+
+def check_encoding(encoding: str | None) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for an encoding that would hide secrets in a file of ASCII text.
+
+    In EBCDIC, for example, such text becomes other characters, which the receiver can turn back.
+    """
+    if _codec(encoding) in _MARKS:
+        return
+    try:
+        is_ascii = _ASCII.decode(encoding or "utf-8") == _ASCII.decode("ascii")
+    except (LookupError, ValueError):
+        is_ascii = False
+    if not is_ascii:
+        usable = "; a call takes utf-16, utf-32, and encodings that extend ASCII, such as cp1252."
+        raise input_error(Named("encoding"), f": {str(encoding)[:20]!r} is not for calls{usable}")
+
+
+def _codec(encoding: str | None) -> str:
+    return codecs.lookup(encoding or "utf-8").name
 
 
 def check_columns(file: str, header: Sequence[str], arrow_schema: str, rule: FileRule) -> None:

@@ -358,6 +358,7 @@ class WholeFiles(FoundFiles):
         data = self._read(path, _LARGEST_FILE + 1)
         if len(data) > _LARGEST_FILE:
             raise input_error(_TOO_LARGE)
+        self._check_secrets(path, data)
         text = None
         for encoding in ("utf-8-sig", *self._encodings):  # text in another encoding is hardly ever valid UTF-8
             with contextlib.suppress(ValueError):
@@ -365,7 +366,6 @@ class WholeFiles(FoundFiles):
                 if "\0" not in text:
                     self._check_secrets(path, text.encode("utf-8", "replace"))
                     return {"content": text}
-        self._check_secrets(path, data)
         is_text = text is None and (b"\0" not in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)))
         raise input_error(*parts_of(self._not_utf8 if is_text else "is not text"))
 

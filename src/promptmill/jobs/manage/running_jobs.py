@@ -22,7 +22,7 @@ from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.inputs.row_secrets import OTHERWISE
+from promptmill.jobs.inputs.row_secrets import OTHERWISE, check_encoding
 from promptmill.jobs.inputs.whole_files import PdfForm, RowFiles, WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.call_limits import Place, Places
@@ -118,6 +118,7 @@ class RunningJobs:
         On the openai backend a process of its own runs it; otherwise it runs on this server's engine. Raises
         `PromptmillError` (`invalid_input`) for what `admission` and the rule on files refuse.
         """
+        check_encoding(order.reading.encoding)
         async with contextlib.AsyncExitStack() as opened:
             if prompts is not None:
                 if not prompts:
