@@ -89,6 +89,30 @@ def test_a_file_with_any_edit_is_read_as_if_for_the_first_time(ingested, tmp_pat
         assert again == once, (seed, before, now)
 
 
+@pytest.mark.parametrize("read_before_as", ["cp1252", None])
+def test_an_edited_file_of_another_encoding_is_read_whole(ingested, tmp_path, read_before_as):
+    path, lines = tmp_path / "in.csv", [f"{letter * 30},1\n" for letter in "abcdef"]
+    path.write_text("".join(["prompt,k\n", *lines]), encoding="cp1252", newline="")
+    job = ingested(path.name, encoding=read_before_as)
+    lines[3] = lines[3].replace("d", "\u00e9")
+    path.write_text("".join(["prompt,k\n", *lines]), encoding="cp1252", newline="")
+    job.encoding = "cp1252"
+    job.read()
+    assert job.rows == ingested(path.name, encoding="cp1252").rows
+    assert len(job.rows) == 6
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_several_files_of_which_one_was_edited_are_read_whole(ingested, tmp_path, kind):
+    names = [tmp_path / f"{letter}.{kind}" for letter in "ab"]
+    for path, count in zip(names, (2, 20), strict=True):
+        path.write_text(HEADER.get(kind, "") + LINES[kind][0] * count, newline="")
+    job = ingested(*(path.name for path in names))
+    names[0].write_text(HEADER.get(kind, "") + LINES[kind][0] * 3, newline="")
+    job.read()
+    assert len(job.rows) == 23
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_new_rows_at_the_end_are_read_alone_unless_the_file_is_compressed(ingested, tmp_path, kind, suffix):

@@ -23,7 +23,7 @@ from promptmill.core.values import JsonObject
 from promptmill.jobs import columns
 from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.files import InputFiles, check_ratio
-from promptmill.jobs.inputs.formats import TABLES, compression_of, row_kind
+from promptmill.jobs.inputs.formats import TABLES, row_kind
 from promptmill.jobs.inputs.json_lines import is_array
 from promptmill.jobs.inputs.questions import columns_of, distinct, questions_of
 from promptmill.jobs.inputs.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
@@ -107,9 +107,9 @@ class _Known:
     @classmethod
     def of(cls, store: JobDatabase, spec: JobSpec, source: Input, files: InputFiles | None) -> _Known:
         """Return the stretches; none if the input is now read in another way. Raises `OSError`."""
-        is_plain = files is not None and not compression_of(files.parts[0].path)  # others are read from their beginning
-        stored = store.get("stretches") if spec.is_read and is_plain else None
-        if stored is None or files is None or tuple(source.header) != spec.input.header:
+        if files is None or not files.is_plain or not spec.is_read:  # other files are read from their beginning
+            return cls()
+        if (stored := store.get("stretches")) is None or tuple(source.header) != spec.input.header:
             return cls()
         known = [(Extent(*extent), bytes.fromhex(digest)) for *extent, digest in stored["of"]]
         if not known or spec.question.sample is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
 import hashlib
@@ -153,6 +154,12 @@ class InputFiles:
             os.close(open_regular(part.path, (part.path,)))
         for part in parts[1:]:
             part.path.stat()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the bytes of the rows are those on the disk: of one file of UTF-8 that is not compressed."""
+        is_utf8 = self.encoding is None or codecs.lookup(self.encoding).name == "utf-8"
+        return len(self.parts) == 1 and is_utf8 and not compression_of(self.parts[0].path)
 
     def stamp(self) -> tuple[int, int]:
         """Return `(size in bytes, version)`. The version of one file is its last change in ns, of several a digest."""
