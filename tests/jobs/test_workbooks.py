@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import sqlite3
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,18 @@ def test_a_sheet_of_one_row_is_a_header_without_rows(tmp_path):
     path = tmp_path / "in.xlsx"
     pd.DataFrame(columns=["id", "body"]).to_excel(path, index=False)
     assert SheetTable(opened(find([path], path))).header == ["id", "body"]
+
+
+def test_a_sheet_of_empty_texts_is_empty(bench):
+    book, bench.input = openpyxl.Workbook(), bench.path / "in.xlsx"
+    book.active.append(["x", "x"])
+    book.save(bench.path / "x.xlsx")
+    with zipfile.ZipFile(bench.path / "x.xlsx") as old, zipfile.ZipFile(bench.input, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b"<t>x</t>", b"<t></t>"))
+    assert "in.xlsx is empty." in bench.fail(*_PROMPT)
+    bench.input = bench.path / "in.xlsx#Sheet"
+    assert "The sheet Sheet of in.xlsx is empty." in bench.fail(*_PROMPT)
 
 
 def test_a_database_without_a_table_is_no_output(tmp_path):
