@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime as dt
 import sqlite3
@@ -295,6 +296,19 @@ def test_a_query_is_an_input_and_a_killed_job_goes_on_with_it(bench):
     assert len(bench.upstream.seen) == 28
     bench.succeed("--sql", "SELECT id, body FROM inbox WHERE id < 31", *_PROMPT)
     assert len(bench.upstream.seen) == 29
+
+
+def test_rows_that_are_in_the_log_of_a_database_alone_are_new(bench):
+    bench.input, bench.output = _database(bench).with_name("mails.db#inbox"), bench.path / "out.csv"
+    with contextlib.closing(sqlite3.connect(bench.path / "mails.db")) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("PRAGMA wal_autocheckpoint = 0")
+        bench.succeed(*_PROMPT)
+        with other:
+            other.execute("INSERT INTO inbox VALUES (3, 't3', 1.5)")
+        bench.succeed(*_PROMPT)
+        assert len(bench.upstream.seen) == 4
+        assert "is finished already" in bench.run(*_PROMPT).stderr
 
 
 @pytest.mark.parametrize(

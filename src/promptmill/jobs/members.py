@@ -57,6 +57,18 @@ def is_duckdb(path: Path) -> bool:
     return file_of(path).suffix.lower() == DUCKDB
 
 
+def log_of(file: Path) -> Path | None:
+    """Return the log of a database, which may exist and have rows that the file lacks; None for another file.
+
+    >>> [log_of(Path(name)).name for name in ("mails.db", "mails.duckdb")]
+    ['mails.db-wal', 'mails.duckdb.wal']
+    """
+    suffix = file.suffix.lower()
+    if suffix not in DATABASES:
+        return None
+    return file.with_name(f"{file.name}{'.' if suffix == DUCKDB else '-'}wal")
+
+
 def stamp(path: Path) -> Stamp | None:
     """Return the stamp of the output at `path`, None if there is no output."""
     file, member = split(path)
