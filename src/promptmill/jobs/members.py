@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
-from promptmill.core.bounds import DUCKDB_MEMORY
+from promptmill.core.bounds import DUCKDB_MEMORY, LONGEST_ROW
 from promptmill.core.errors import PromptmillError, input_error
 
 WORKBOOKS = MappingProxyType({".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "xlsx"})
@@ -136,6 +136,7 @@ def connected(file: Path) -> sqlite3.Connection:
     """Return a connection that reads a SQLite database, and no other file. Raises `sqlite3.Error`."""
     connection = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # VACUUM INTO attaches, too
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_ROW)
     return connection
 
 
