@@ -223,6 +223,17 @@ def test_datasets_are_inputs_and_outputs_of_python(bench, server):
             {"en/train": ["en/a.csv"], "de/train": ["de/a.csv"]},
         ),
         ({"configs": "what"}, ["a.csv"], {"train": ["a.csv"]}),
+        ({"configs": 5}, ["a.csv", "dataset_infos.json", "x/metadata.json"], {"train": ["a.csv"]}),
+        (
+            {
+                "configs": [
+                    {"config_name": "en", "data_dir": "en"},
+                    {"config_name": "de", "data_dir": "./de/", "data_files": "*.csv"},
+                ]
+            },
+            ["en/a.csv", "en/test.csv", "de/a.csv", "other.csv"],
+            {"en/train": ["en/a.csv"], "en/test": ["en/test.csv"], "de/train": ["de/a.csv"]},
+        ),
     ],
 )
 def test_the_splits_of_a_dataset_are_those_of_its_card_or_of_the_names(card, names, splits):
