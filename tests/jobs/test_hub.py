@@ -102,6 +102,14 @@ def test_a_job_reads_the_commit_with_which_it_began(bench, server):
     assert [row["body"] for row in _lines(target)] == ["a", "b", "c"]
 
 
+def test_another_revision_of_the_same_dataset_is_read_at_its_own_commit(bench, server):
+    target = bench.path / "out.jsonl"
+    _bulk(bench, _IN, str(target))
+    server.repos["acme/mails"].commit({"data/train-00000-of-00001.parquet": _parquet("a", "b", "c")})
+    assert "has changed" not in _bulk(bench, f"{_IN}@main", str(target))
+    assert [row["body"] for row in _lines(target)] == ["a", "b", "c"]
+
+
 def test_an_upload_that_was_killed_after_its_commit_is_not_committed_again(bench, server):
     _bulk(bench, _IN, _OUT)
     labels = server.repos["ada/labels"]
