@@ -102,6 +102,14 @@ def test_a_job_reads_the_commit_with_which_it_began(bench, server):
     assert [row["body"] for row in _lines(target)] == ["a", "b", "c"]
 
 
+def test_another_revision_of_the_same_dataset_is_read_at_its_own_commit(bench, server):
+    target = bench.path / "out.jsonl"
+    _bulk(bench, _IN, str(target))
+    server.repos["acme/mails"].commit({"data/train-00000-of-00001.parquet": _parquet("a", "b", "c")})
+    assert "has changed" not in _bulk(bench, f"{_IN}@main", str(target))
+    assert [row["body"] for row in _lines(target)] == ["a", "b", "c"]
+
+
 def test_an_upload_that_was_killed_after_its_commit_is_not_committed_again(bench, server):
     _bulk(bench, _IN, _OUT)
     labels = server.repos["ada/labels"]
@@ -223,6 +231,17 @@ def test_datasets_are_inputs_and_outputs_of_python(bench, server):
             {"en/train": ["en/a.csv"], "de/train": ["de/a.csv"]},
         ),
         ({"configs": "what"}, ["a.csv"], {"train": ["a.csv"]}),
+        ({"configs": 5}, ["a.csv", "dataset_infos.json", "x/metadata.json"], {"train": ["a.csv"]}),
+        (
+            {
+                "configs": [
+                    {"config_name": "en", "data_dir": "en"},
+                    {"config_name": "de", "data_dir": "./de/", "data_files": "*.csv"},
+                ]
+            },
+            ["en/a.csv", "en/test.csv", "de/a.csv", "other.csv"],
+            {"en/train": ["en/a.csv"], "en/test": ["en/test.csv"], "de/train": ["de/a.csv"]},
+        ),
     ],
 )
 def test_the_splits_of_a_dataset_are_those_of_its_card_or_of_the_names(card, names, splits):

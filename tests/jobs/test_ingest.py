@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -11,10 +12,14 @@ from typing import Any
 import pytest
 
 from ingested import Ingested, packed
+from job_specs import spec_of
 from promptmill.backends import rows
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs import cells, json_lines
-from promptmill.jobs.store.database import HaltedError, Row, Work
+from promptmill.jobs.inputs.any_format import input_of
+from promptmill.jobs.inputs.files import Part, opened
+from promptmill.jobs.store.database import HaltedError, JobDatabase, Row, Work
 
 Ingest = Callable[..., Ingested]
 LINES: dict[str, Sequence[str]] = {
@@ -89,6 +94,30 @@ def test_a_file_with_any_edit_is_read_as_if_for_the_first_time(ingested, tmp_pat
         assert again == once, (seed, before, now)
 
 
+@pytest.mark.parametrize("read_before_as", ["cp1252", None])
+def test_an_edited_file_of_another_encoding_is_read_whole(ingested, tmp_path, read_before_as):
+    path, lines = tmp_path / "in.csv", [f"{letter * 30},1\n" for letter in "abcdef"]
+    path.write_text("".join(["prompt,k\n", *lines]), encoding="cp1252", newline="")
+    job = ingested(path.name, encoding=read_before_as)
+    lines[3] = lines[3].replace("d", "\u00e9")
+    path.write_text("".join(["prompt,k\n", *lines]), encoding="cp1252", newline="")
+    job.encoding = "cp1252"
+    job.read()
+    assert job.rows == ingested(path.name, encoding="cp1252").rows
+    assert len(job.rows) == 6
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_several_files_of_which_one_was_edited_are_read_whole(ingested, tmp_path, kind):
+    names = [tmp_path / f"{letter}.{kind}" for letter in "ab"]
+    for path, count in zip(names, (2, 20), strict=True):
+        path.write_text(HEADER.get(kind, "") + LINES[kind][0] * count, newline="")
+    job = ingested(*(path.name for path in names))
+    names[0].write_text(HEADER.get(kind, "") + LINES[kind][0] * 3, newline="")
+    job.read()
+    assert len(job.rows) == 23
+
+
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_new_rows_at_the_end_are_read_alone_unless_the_file_is_compressed(ingested, tmp_path, kind, suffix):
@@ -161,6 +190,20 @@ def test_the_rows_of_a_call_take_only_so_much_of_the_disk(ingested, tmp_path, mo
     with pytest.raises(PromptmillError, match="more than 9,000 bytes") as raised:
         ingested("in.csv", disk_share=0.1, templates=("x" * 90 + "{{text|upper}}",))
     assert raised.value.code is Code.STORAGE
+
+
+def test_a_query_of_a_call_gives_only_so_many_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("promptmill.jobs.ingest.MOST_QUERY_ROWS", 3000)
+    endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x AS prompt FROM n"
+    part = Part(tmp_path / "mails.db", query=endless)
+    part.path.touch()
+    spec = spec_of("sql").with_input(path=part.path, files=(part,))
+    files = opened([part])
+    with (
+        contextlib.closing(JobDatabase(tmp_path / "job.db", write=True)) as store,
+        pytest.raises(PromptmillError, match="`sql` gives more than 3,000 rows, the most of a call"),
+    ):
+        ingest(store, spec, input_of(files, "sql"), Work(), files, disk_share=0.5)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "txt"])

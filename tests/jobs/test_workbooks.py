@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime as dt
 import sqlite3
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +298,19 @@ def test_a_query_is_an_input_and_a_killed_job_goes_on_with_it(bench):
     assert len(bench.upstream.seen) == 29
 
 
+def test_rows_that_are_in_the_log_of_a_database_alone_are_new(bench):
+    bench.input, bench.output = _database(bench).with_name("mails.db#inbox"), bench.path / "out.csv"
+    with contextlib.closing(sqlite3.connect(bench.path / "mails.db")) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("PRAGMA wal_autocheckpoint = 0")
+        bench.succeed(*_PROMPT)
+        with other:
+            other.execute("INSERT INTO inbox VALUES (3, 't3', 1.5)")
+        bench.succeed(*_PROMPT)
+        assert len(bench.upstream.seen) == 4
+        assert "is finished already" in bench.run(*_PROMPT).stderr
+
+
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
@@ -355,6 +370,18 @@ def test_a_sheet_of_one_row_is_a_header_without_rows(tmp_path):
     path = tmp_path / "in.xlsx"
     pd.DataFrame(columns=["id", "body"]).to_excel(path, index=False)
     assert SheetTable(opened(find([path], path))).header == ["id", "body"]
+
+
+def test_a_sheet_of_empty_texts_is_empty(bench):
+    book, bench.input = openpyxl.Workbook(), bench.path / "in.xlsx"
+    book.active.append(["x", "x"])
+    book.save(bench.path / "x.xlsx")
+    with zipfile.ZipFile(bench.path / "x.xlsx") as old, zipfile.ZipFile(bench.input, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b"<t>x</t>", b"<t></t>"))
+    assert "in.xlsx is empty." in bench.fail(*_PROMPT)
+    bench.input = bench.path / "in.xlsx#Sheet"
+    assert "The sheet Sheet of in.xlsx is empty." in bench.fail(*_PROMPT)
 
 
 def test_a_database_without_a_table_is_no_output(tmp_path):

@@ -36,7 +36,7 @@ class Ingested:
         **question: Any,
     ) -> None:
         """Read the files `given`."""
-        self._given, self.target, self._encoding = given, folder / output_name, encoding
+        self._given, self.target, self.encoding = given, folder / output_name, encoding
         self.folder, self._work, self._disk_share = folder, work or Work(), disk_share
         self.store = JobDatabase(folder / f"{len(list(folder.glob('*.db')))}.db", write=True)
         files = self.files()
@@ -59,7 +59,7 @@ class Ingested:
     def files(self) -> input_files.InputFiles:
         """The files of the input, as they are now."""
         parts = input_files.find([self.folder / name for name in self._given], self.target)
-        return input_files.opened(parts, encoding=self._encoding)
+        return input_files.opened(parts, encoding=self.encoding)
 
     def read(self) -> None:
         """Read the input, again if it was read before."""

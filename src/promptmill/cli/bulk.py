@@ -314,7 +314,9 @@ def _source(
     # another command may ask other questions, for which the rows are read again
     is_same = before is not None and before.is_read and order.shown.command == command
     with _patient(redact(arguments.input[0]), tell := _teller(arguments)):
-        names = pinned(arguments.input, order.shown.urls.get("input_file", "").split(), tell)
+        is_as_before = {*arguments.input} <= {*order.shown.command}  # else the user names another revision
+        earlier = order.shown.urls.get("input_file", "").split() if is_as_before else []
+        names = pinned(arguments.input, earlier, tell)
         urls["input_file"] = redact(" ".join(names))
         known = before.input.sha256 if before is not None and is_same else ""
         return opened.enter_context(fetched(folders, names, tell, known))

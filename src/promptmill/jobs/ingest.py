@@ -18,12 +18,13 @@ from typing import Any, TypeAlias
 
 from promptmill.backends import rows
 from promptmill.backends.questions import Questions, joined, question_json
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.bounds import MOST_QUERY_ROWS
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
 from promptmill.jobs import columns
 from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.files import InputFiles, check_ratio
-from promptmill.jobs.inputs.formats import TABLES, compression_of, row_kind
+from promptmill.jobs.inputs.formats import TABLES, row_kind
 from promptmill.jobs.inputs.json_lines import is_array
 from promptmill.jobs.inputs.questions import columns_of, distinct, questions_of
 from promptmill.jobs.inputs.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
@@ -41,6 +42,8 @@ _NO_QUESTION = bytes(16)
 _PROBLEM = f'{{"{rows.PROBLEM}":'.encode()
 _QUOTES = 4  # times that a row may be longer with its quotes and commas
 _SEED = 0  # one for all jobs: two models on a sample of one input answer the same rows
+CALL_DISK_SHARE = 0.5
+"""The share of the free disk for the rows of a call."""
 _LOOKED_AT = 100  # rows of JSON in which a column of the prompt must occur at least once
 
 
@@ -58,14 +61,15 @@ def ingest(
 
     `files` are the files of the source, if it has any: the stretches at their beginning and end that have not changed
     since they were read are not parsed again. `bind` is `binding.bind`, perhaps with some arguments. `disk_share`: the
-    share of the free disk that the rows may take. Blocks.
+    share of the free disk that the rows may take; less than all of it is for a call, whose query is bounded. Blocks.
 
     Raises `PromptmillError`: `invalid_input` for a file that is not of its format or lacks a column, `storage` for rows
     that take more; `OSError`; `DamagedError`; `HaltedError`; the errors of `bind`.
     """
     binding.begin(store)
     try:
-        reader = _Reader(spec, source, work, files, disk_share)
+        free = None if disk_share >= 1.0 else shutil.disk_usage(store.path.parent).free
+        reader = _Reader(spec, source, work, files, None if free is None else int(free * disk_share))
         known = _Known.of(store, spec, source, files)
         stretches = [*known.head]
         for page, stretch in reader.pages(known.window):
@@ -107,9 +111,9 @@ class _Known:
     @classmethod
     def of(cls, store: JobDatabase, spec: JobSpec, source: Input, files: InputFiles | None) -> _Known:
         """Return the stretches; none if the input is now read in another way. Raises `OSError`."""
-        is_plain = files is not None and not compression_of(files.parts[0].path)  # others are read from their beginning
-        stored = store.get("stretches") if spec.is_read and is_plain else None
-        if stored is None or files is None or tuple(source.header) != spec.input.header:
+        if files is None or not files.is_plain or not spec.is_read:  # other files are read from their beginning
+            return cls()
+        if (stored := store.get("stretches")) is None or tuple(source.header) != spec.input.header:
             return cls()
         known = [(Extent(*extent), bytes.fromhex(digest)) for *extent, digest in stored["of"]]
         if not known or spec.question.sample is not None:
@@ -160,7 +164,10 @@ def _total(stretches: Sequence[tuple[Extent, bytes]]) -> Extent:
 
 
 class _Reader:
-    def __init__(self, spec: JobSpec, source: Input, work: Work, files: InputFiles | None, disk_share: float) -> None:
+    def __init__(
+        self, spec: JobSpec, source: Input, work: Work, files: InputFiles | None, most_bytes: int | None
+    ) -> None:
+        """`most_bytes`: the most that the rows of a call may take; None: not of a call."""
         self._spec, self._source, self._work = spec, source, work
         self._size = None if files is None else files.stamp()[0]
         self._kind = row_kind(spec.input.format)
@@ -173,9 +180,9 @@ class _Reader:
         if self._is_table:
             self._prepare(())
         self._names = _Names(spec, source.header)
-        self._most_bytes, self._is_whole = None, True
-        if disk_share < 1.0:
-            self._most_bytes = int(shutil.disk_usage(spec.output.path.parent).free * disk_share)
+        self._most_bytes, self._is_whole = most_bytes, True
+        is_query = any(part.query for part in spec.input.parts)
+        self._most_rows = MOST_QUERY_ROWS if is_query and most_bytes is not None else None
 
     def _prepare(self, first: Sequence[InputRow]) -> None:
         """Make the questions. `first`: rows that are objects; a template may name any of their fields."""
@@ -207,6 +214,8 @@ class _Reader:
                     raise _too_large(self._most_bytes)
             yield page, stretch
             if stretch.rows:
+                if self._most_rows is not None and stretch.rows[-1].n >= self._most_rows:
+                    raise input_error(Named("sql"), f" gives more than {self._most_rows:,} rows, the most of a call.")
                 self._work.note(stretch.rows[-1].n + 1)
 
     def finished(self) -> JobSpec:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
-from promptmill.core.bounds import DUCKDB_MEMORY
+from promptmill.core.bounds import DUCKDB_MEMORY, LONGEST_ROW
 from promptmill.core.errors import PromptmillError, input_error
 
 WORKBOOKS = MappingProxyType({".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "xlsx"})
@@ -55,6 +55,18 @@ def is_table(path: Path) -> bool:
 def is_duckdb(path: Path) -> bool:
     """Return whether a path is, or names a table of, a database of DuckDB."""
     return file_of(path).suffix.lower() == DUCKDB
+
+
+def log_of(file: Path) -> Path | None:
+    """Return the log of a database, which may exist and have rows that the file lacks; None for another file.
+
+    >>> [log_of(Path(name)).name for name in ("mails.db", "mails.duckdb")]
+    ['mails.db-wal', 'mails.duckdb.wal']
+    """
+    suffix = file.suffix.lower()
+    if suffix not in DATABASES:
+        return None
+    return file.with_name(f"{file.name}{'.' if suffix == DUCKDB else '-'}wal")
 
 
 def stamp(path: Path) -> Stamp | None:
@@ -124,6 +136,7 @@ def connected(file: Path) -> sqlite3.Connection:
     """Return a connection that reads a SQLite database, and no other file. Raises `sqlite3.Error`."""
     connection = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # VACUUM INTO attaches, too
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_ROW)
     return connection
 
 

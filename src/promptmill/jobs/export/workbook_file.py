@@ -74,7 +74,7 @@ class WorkbookWriter:
             sheet.append([self._cell(sheet, value) for value in values])
 
     def _fill_columns(self, sheet: Any, answered: Iterable[AnsweredRow]) -> None:
-        first = header_row([[place.value for place in row] for row in sheet.iter_rows(max_row=_LOOKED_AT)]) + 1
+        first = (header_row(sheet.iter_rows(values_only=True)) or 0) + 1
         heads = {place.value: place.column for place in sheet[first] if place.value is not None}
         columns = {}
         for name in self._form.answers.names.values():
@@ -131,9 +131,6 @@ class WorkbookWriter:
         if self._has_formulas:
             found.append("The workbook's formulas have no values until Excel or LibreOffice has opened and saved it.")
         return " ".join(found)
-
-
-_LOOKED_AT = 1000  # rows above the header
 
 
 def _sheet_of(spec: JobSpec, book: Any) -> str:

@@ -155,7 +155,7 @@ class CellTable:
             pieces = _Pieces(stream, self._files.encoding, LONGEST_ROW, window)
             for piece in pieces:
                 text, extent = piece.text, piece.extent
-                digest = digest_of(piece.data) if pieces.is_utf8 and len(self._files.parts) == 1 else b""
+                digest = digest_of(piece.data) if self._files.is_plain else b""
                 if self._kind == "txt":
                     numbered = enumerate(io.StringIO(text, newline=""), piece.line + 1)
                     lines = [(line.rstrip("\r\n"), number) for number, line in numbered if line.strip()]
@@ -220,10 +220,8 @@ class _Pieces:
     def __init__(self, stream: IO[bytes], encoding: str | None, longest: int, window: Window = WHOLE) -> None:
         """`longest`: the most bytes of a line."""
         self._encoding, self._longest = encoding, longest
-        self.is_utf8 = encoding is None or codecs.lookup(encoding).name == "utf-8"
         self._read = stream.read
-        if not self.is_utf8:
-            assert encoding is not None
+        if encoding is not None and codecs.lookup(encoding).name != "utf-8":
             decoder = codecs.getincrementaldecoder(encoding)()
 
             def read(size: int = -1) -> bytes:

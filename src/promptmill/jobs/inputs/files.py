@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
 import hashlib
@@ -23,7 +24,7 @@ from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.jobs.disk import why
 from promptmill.jobs.inputs.formats import SUFFIXES, check_installed, compression_of, plain
-from promptmill.jobs.members import DATABASES, file_of, split
+from promptmill.jobs.members import DATABASES, file_of, log_of, split
 from promptmill.jobs.store.database import HaltedError
 from promptmill.system.safe_open import NoFileError, OutsideError, open_regular, real_path
 
@@ -154,9 +155,15 @@ class InputFiles:
         for part in parts[1:]:
             part.path.stat()
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the bytes of the rows are those on the disk: of one file of UTF-8 that is not compressed."""
+        is_utf8 = self.encoding is None or codecs.lookup(self.encoding).name == "utf-8"
+        return len(self.parts) == 1 and is_utf8 and not compression_of(self.parts[0].path)
+
     def stamp(self) -> tuple[int, int]:
         """Return `(size in bytes, version)`. The version of one file is its last change in ns, of several a digest."""
-        found = [part.path.stat() for part in self.parts]
+        found = [path.stat() for part in self.parts for path in _with_log(part.path)]
         if len(found) == 1 and not self.parts[0].within:
             return found[0].st_size, found[0].st_mtime_ns
         names = [(part.within, dict(part.columns)) for part in self.parts]
@@ -172,11 +179,12 @@ class InputFiles:
         for part in self.parts:
             if part.columns or part.within:
                 digest.update(repr((part.within, dict(part.columns))).encode())
-            with self._opened(part) as file:
-                while block := file.read(_COPY):
-                    digest.update(block)
-                    if halt is not None and halt.is_set():
-                        raise HaltedError
+            for path in _with_log(part.path):
+                with self._opened(path) as file:
+                    while block := file.read(_COPY):
+                        digest.update(block)
+                        if halt is not None and halt.is_set():
+                            raise HaltedError
         return digest.hexdigest()
 
     @contextmanager
@@ -184,7 +192,7 @@ class InputFiles:
         """Open the decompressed content of file number `at`. `seekable`: the stream can seek."""
         part = self.parts[at]
         kind = compression_of(part.path)
-        with self._opened(part) as file:
+        with self._opened(part.path) as file:
             if not kind:
                 yield file
                 return
@@ -200,9 +208,15 @@ class InputFiles:
                     yield copy
 
     @staticmethod
-    def _opened(part: Part) -> IO[bytes]:
+    def _opened(path: Path) -> IO[bytes]:
         """Open a file; no part of its path may be a link."""
-        return os.fdopen(open_regular(part.path, (part.path,)), "rb", _BUFFER)
+        return os.fdopen(open_regular(path, (path,)), "rb", _BUFFER)
+
+
+def _with_log(path: Path) -> list[Path]:
+    """Return a file, and its log if there is anything in it."""
+    log = log_of(path)
+    return [path, log] if log is not None and log.is_file() and log.stat().st_size else [path]
 
 
 def opened(parts: Sequence[Part], *, known: bool = False, encoding: str | None = None) -> InputFiles:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import glob
 import hashlib
 import os
 import re
@@ -37,6 +38,7 @@ _WORDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+_NO_ROWS = ("dataset_infos.json", "metadata.json")
 _DATA = "data/{}-00000-of-00001.parquet"  # the name that `push_to_hub` of `datasets` gives
 _LOGIN = "Log in with `hf auth login`, or set HF_TOKEN."
 _MISSING = frozenset(
@@ -157,12 +159,14 @@ def _is_below(name: str, folder: str) -> bool:
 def _splits(card: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
     """Return the data files of each split. With several configurations, splits are named `configuration/split`."""
     rows = [name for name in names if plain(Path(name)).suffix.lower() in SUFFIXES and not name.startswith(".")]
-    rows = [name for name in rows if not name.endswith(".txt")]
+    rows = [name for name in rows if not name.endswith((".txt", *_NO_ROWS))]
     found: dict[str, list[str]] = {}
-    configs = [each for each in card.get("configs") or () if isinstance(each, Mapping) and each.get("data_files")]
+    given = card.get("configs")
+    configs = [each for each in given if isinstance(each, Mapping)] if isinstance(given, list) else []
+    configs = [each for each in configs if each.get("data_files") or each.get("data_dir")]
     for config in configs:
         prefix = f"{config.get('config_name')}/" if len(configs) > 1 else ""
-        for split, patterns in _data_files(config["data_files"]):
+        for split, patterns in _patterns_of(config, rows):
             matched = [name for name in rows if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
             if matched:
                 found.setdefault(prefix + split, []).extend(matched)
@@ -171,6 +175,18 @@ def _splits(card: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str
     for name in rows:
         found.setdefault(_split_of(name), []).append(name)
     return found
+
+
+def _patterns_of(config: Mapping[str, Any], rows: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the splits of a configuration, with patterns of the whole dataset; `rows` are its data files."""
+    folder = str(config.get("data_dir") or "")
+    if files := config.get("data_files"):
+        for split, patterns in _data_files(files):
+            yield split, [str(PurePosixPath(folder, pattern)) for pattern in patterns]
+        return
+    for name in rows:
+        if _is_below(name, folder):
+            yield _split_of(str(PurePosixPath(name).relative_to(folder))), [glob.escape(name)]
 
 
 def _data_files(value: Any) -> Iterator[tuple[str, list[str]]]:

@@ -90,14 +90,16 @@ def _sheet(stream: io.BytesIO, file: str, wanted: str) -> tuple[list[str], list[
     full = [name for name in full if wanted or name in seen] or full
     if not wanted and len(full) > 1:
         raise input_error(f"{file} has the sheets {listed(full)}; name one of them: '{file}#{full[0]}'.")
+    empty = input_error(f"{f'The sheet {wanted[:60]} of {file}' if wanted else file} is empty.")
     if not full:
-        raise input_error(f"{f'The sheet {wanted[:60]} of {file}' if wanted else file} is empty.")
+        raise empty
     try:
         grid = workbook.get_sheet_by_name(full[0]).to_python(skip_empty_area=False)
     except python_calamine.CalamineError as error:
         raise input_error(f"The sheet {full[0][:60]} of {file} cannot be read: {str(error)[:200]}.") from None
     rows = [[_value(cell) for cell in row] for row in grid]
-    first = header_row(rows)
+    if (first := header_row(rows)) is None:
+        raise empty
     header = ["" if value is None else str(value) for value in rows[first]]
     uncomputed = _uncomputed(stream, workbook.sheet_names.index(full[0]))
     return [name or f"column_{at}" for at, name in enumerate(header, 1)], rows[first + 1 :], uncomputed
@@ -142,9 +144,9 @@ def _opened(stream: io.BytesIO, file: str) -> Any:
         raise input_error(f"{file} is no workbook that can be read: {str(error)[:200]}.") from None
 
 
-def header_row(rows: Iterable[Sequence[Any]]) -> int:
-    """Return the index of the first row with a value."""
-    return next(at for at, row in enumerate(rows) if any(value is not None for value in row))
+def header_row(rows: Iterable[Sequence[Any]]) -> int | None:
+    """Return the index of the first row with a value, which an empty text is not; None if there is none."""
+    return next((at for at, row in enumerate(rows) if any(value not in (None, "") for value in row)), None)
 
 
 def _check_size(stream: io.BytesIO, file: str) -> None:

@@ -18,6 +18,7 @@ from promptmill.core.bounds import LONGEST_PATH, MOST_RUNNERS
 from promptmill.core.errors import Code, PromptmillError, argument_name, input_error, worded
 from promptmill.jobs import members
 from promptmill.jobs.caller import USER, Caller
+from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs import given as given_rows
@@ -44,7 +45,6 @@ from promptmill.system.safe_open import OutsideError, home_expanded
 
 _WAIT_S = 1.0
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # as a path it has a single slash; a drive has a single letter
-_DISK_SHARE = 0.5  # of the free disk, for the rows of one job
 Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
 """Gets the estimated and the highest cost of a job (None: unknown). It raises to prevent the job."""
 
@@ -405,7 +405,7 @@ class RunningJobs:
             are_paths_resolved=True,
         )
         job = await admission.admit_in_thread(admit)
-        job.change = replace(job.change, disk_share=_DISK_SHARE)
+        job.change = replace(job.change, disk_share=CALL_DISK_SHARE)
         return job
 
     async def apart(self, call: partial[dict[str, Any]], name: str, module: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from promptmill.images import load as images
 from promptmill.jobs import columns
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.output import end_of
-from promptmill.jobs.ingest import ingest
+from promptmill.jobs.ingest import CALL_DISK_SHARE, ingest
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.formats import row_kind
@@ -63,7 +63,8 @@ def check(
         store = opened.enter_context(contextlib.closing(JobDatabase(folder / "job.db", write=True)))
         spec = admission.spec_of("", files, plan, order, plans)
         assert files.input is not None
-        spec, _ = ingest(store, spec, input_of(files.input, spec.input.format), Work())
+        share = CALL_DISK_SHARE if plan.file_rule.is_guarded else 1.0
+        spec, _ = ingest(store, spec, input_of(files.input, spec.input.format), Work(), disk_share=share)
         if spec.input.is_file:
             row_secrets.check(store, spec.input, plan.file_rule, Work())
         found = {"format": spec.input.format} | _check_rows(store, spec, plan, order, may_name=may_name)
