@@ -912,6 +912,10 @@ async def test_a_row_may_have_a_column_called_role(bench, tools):
         ({"input_file": "in.csv", "output_file": "o.csv", "encoding": "utf-9"}, "`encoding`: 'utf-9' is no encoding"),
         ({"prompts": ["a"], "sql": "select 1"}, "`sql` goes with `input_file`"),
         ({"input_file": "in.jsonl", "output_file": "o.csv", "sql": "select 1"}, "`sql` goes with a database"),
+        (
+            {"prompts": ["a"], "choices": ["a", "b"], "sure": {"model": "good", "votes": 3, "second": "m"}},
+            "`sure.second` goes without `votes`: both say",
+        ),
         ({"prompts": ["a"], "choices_many": True}, "`choices_many` goes with `choices`"),
         ({"prompts": ["a"], "fields": "amount:money"}, "There is no type 'money'"),
         ({"prompts": ["a"], "fields": "amount", "choices": ["a", "b"]}, "`choices` goes without `fields`"),

@@ -318,6 +318,9 @@ def test_rows_that_are_in_the_log_of_a_database_alone_are_new(bench):
         ("mails.db#inbx", [], "mails.db has no table 'inbx'; did you mean inbox?"),
         ("mails.db", ["--sql", "SELECT nosuch FROM inbox"], "mails.db cannot be read: no such column: nosuch"),
         ("mails.db#inbox", ["--sql", "SELECT id FROM inbox"], "--sql goes with a database, without a table"),
+        ("mails.db", ["--sql", "create temp table q as select 1"], "--sql is one query, such as: select id, body"),
+        ("mails.db", ["--sql", "-- nothing"], "--sql is one query"),
+        ("mails.db", ["--sql", "select 1; select 2"], "--sql is one query"),
         ("mails.db", ["--sql", "DELETE FROM inbox"], "mails.db cannot be read: attempt to write a readonly database"),
     ],
 )

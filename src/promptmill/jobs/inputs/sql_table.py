@@ -22,6 +22,7 @@ from promptmill.jobs.members import all_of, connected, duckdb_connected, is_duck
 
 _AT_ONCE = 1024  # rows
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
+_ONE_QUERY = (Named("sql"), " is one query, such as: select id, body from inbox")
 _STORED = "SELECT name FROM sqlite_master WHERE type = 'table'"
 _DUCKDB_TABLES = "SELECT table_name FROM information_schema.tables ORDER BY table_name"
 
@@ -60,6 +61,8 @@ class SqlTable:
         with self._connected() as connection:
             self._query = part.query or self._of_table(connection, part.member)
             cursor = connection.execute(self._query)
+            if cursor.description is None:  # no query, but a command or a comment
+                raise input_error(*_ONE_QUERY)
             self.header = [str(column[0]) for column in cursor.description]
 
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
@@ -85,7 +88,9 @@ class SqlTable:
         except (PromptmillError, GeneratorExit):
             raise
         except Exception as error:  # noqa: BLE001 (DuckDB has its own classes of errors)
-            said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            said = str(error).splitlines()[0][:300].rstrip(".") if str(error) else type(error).__name__
+            if "one statement at a time" in said:
+                raise input_error(*_ONE_QUERY) from None
             if "attached databases" in said:
                 raise input_error(Named("sql"), f" reads {self._path.name} alone, without ATTACH and VACUUM.") from None
             raise input_error(f"{self._path.name} cannot be read: {said}.") from None
