@@ -28,7 +28,7 @@ _AT_ONCE = 1024  # rows
 _BLOCK = 1 << 20
 _RELATIONS = "xl/_rels/workbook.xml.rels"
 _SHEET, _RELATION = re.compile(rb"<sheet\s[^<>]*>"), re.compile(rb"<Relationship\s[^<>]*>")
-_ATTRIBUTE = re.compile(rb'([\w:]+)="([^"]*)"')
+_ATTRIBUTE = re.compile(rb'(?<![\w:])([\w:]+)="([^"]*)"')
 # The column of a cell with a formula and without a value. The value of `t="str"` may be an empty text.
 _WITHOUT_VALUE = re.compile(
     rb'<c r="([A-Z]{1,3})\d+"(?![^<>]*\bt="str")[^<>]*>'
