@@ -120,8 +120,10 @@ class SecretFinder:
         if b"\0" in data:  # UTF-16 and UTF-32
             data = data.replace(b"\0", b"")
         texts = [data]
-        if b"\\" in data:
-            data = _unescaped(data)
+        for _ in range(_DEEPEST_TEXT):  # JSON may hold JSON as a text
+            if b"\\" not in data or (unescaped := _unescaped(data)) == data:
+                break
+            data = unescaped
             texts.append(data)
         if any(secret in text for text in texts for secret in self._own):
             return "a key of this server"
@@ -212,6 +214,7 @@ def _kind_of(near: bytes) -> str:
 
 
 _ESCAPE = re.compile(rb"\\u00([0-7][0-9A-Fa-f])")
+_DEEPEST_TEXT = 3
 _SPACES = (b"\\n", b"\\r", b"\\t", b"\\b", b"\\f")
 
 

@@ -159,7 +159,7 @@ def _is_below(name: str, folder: str) -> bool:
 def _splits(card: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
     """Return the data files of each split. With several configurations, splits are named `configuration/split`."""
     rows = [name for name in names if plain(Path(name)).suffix.lower() in SUFFIXES and not name.startswith(".")]
-    rows = [name for name in rows if not name.endswith((".txt", *_NO_ROWS))]
+    rows = [name for name in rows if not name.endswith(".txt") and Path(name).name not in _NO_ROWS]
     found: dict[str, list[str]] = {}
     given = card.get("configs")
     configs = [each for each in given if isinstance(each, Mapping)] if isinstance(given, list) else []

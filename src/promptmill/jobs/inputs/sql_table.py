@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from promptmill.core import values
+from promptmill.core.bounds import LONGEST_ROW
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import did_you_mean, listed
 from promptmill.jobs.inputs.files import InputFiles
@@ -91,6 +92,11 @@ class SqlTable:
             said = str(error).splitlines()[0][:300].rstrip(".") if str(error) else type(error).__name__
             if "one statement at a time" in said:
                 raise input_error(*_ONE_QUERY) from None
+            if "too big" in said:
+                leave = Named("sql", "select …", "leave its column out: {}")
+                raise input_error(
+                    f"{self._path.name} has a value of more than {LONGEST_ROW >> 20} MiB; ", leave, "."
+                ) from None
             if "attached databases" in said:
                 raise input_error(Named("sql"), f" reads {self._path.name} alone, without ATTACH and VACUUM.") from None
             raise input_error(f"{self._path.name} cannot be read: {said}.") from None

@@ -290,12 +290,14 @@ class StoreSink(Sink):
         *,
         failure_limit: FailureLimit | None = None,
         delivered: int = SLOT,
+        failing: int = SLOT,
         made: Sequence[Made] = (FIRST,),
         recorded: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
         """`no_room` is called with the error of a row that the budget cannot pay; then the run takes no more rows.
 
-        `delivered`: the number of slots whose outcomes are those of rows. `made`: the notes for records, by slot.
+        `delivered`: the number of slots whose outcomes are those of rows; `failing`: of those whose failures count for
+        the limit. `made`: the notes for records, by slot.
         `recorded` is called with the keys of recorded rows.
         """
         self._store = store
@@ -305,7 +307,7 @@ class StoreSink(Sink):
         self._no_room = no_room
         self._failures = _Failures(failure_limit, counts)
         self._made = made
-        self._delivered = delivered
+        self._delivered, self._failing = delivered, failing
         self._recorded = recorded
         self._waiting = _Waiting()
         self._committing: asyncio.Task[None] | None = None
@@ -356,7 +358,7 @@ class StoreSink(Sink):
         is_full = len(batch) >= _LARGEST_BATCH or waiting.characters >= _MOST_CHARACTERS
         if is_full and not self._store.waits_for_disk:
             self._flush()
-        if key // SLOT < self._delivered:
+        if key // SLOT < self._failing:
             self._failures.count(outcome)
 
     def _with_lost(self, outcome: Outcome, requests: int, count: int, most: float, known: float) -> Outcome:

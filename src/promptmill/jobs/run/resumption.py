@@ -87,7 +87,8 @@ def resumed(
         targets.append(_target_now(folder, before, target, changed, sends_all=sends_all))
     spec = wanted.model_copy(
         update={
-            **{name: getattr(begun, name) for name in ("created", "origin", "parts")},
+            **{name: getattr(begun, name) for name in ("created", "origin")},
+            "parts": begun.parts if begun.sure == wanted.sure else (),
             "targets": tuple(targets),
         }
     )

@@ -420,6 +420,7 @@ class Runner:
                 self._end_without_room,
                 failure_limit=job.order.limits.failures,
                 delivered=job.spec.delivered,
+                failing=job.spec.delivered if job.spec.votes is None else len(job.spec.targets),
                 made=[target.made(round_.id, round_.model) for target in targets],
                 recorded=self._recorded,
             )

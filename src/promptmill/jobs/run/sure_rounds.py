@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from promptmill.backends.protocol import Completion
 from promptmill.jobs.run.live import OpenRow
 from promptmill.jobs.run.student_rounds import StudentAnswers, taught_of
-from promptmill.jobs.store.database import PAGE
+from promptmill.jobs.store.database import LAST_KEY, PAGE
 from promptmill.jobs.store.order import Sure
 from promptmill.jobs.store.records import SLOT, Made, Record, copied, record_of
 from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
@@ -121,8 +121,24 @@ class SureRounds:
         """Return E of a new part of so many rows. The input may have lost rows of earlier parts, or this part may have
         rows of an earlier one that were not asked, so all parts together have E of the rows that there are."""
         ((every,),) = self._store.read(f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?", self._end)
-        agree, given = self._rule.agree, sum(part.wrong for part in parts if part.pays)
+        ends = [*(part.round for part in parts[1:]), LAST_KEY]
+        given = sum(
+            min(part.wrong, self._cheap_of(part, end)) for part, end in zip(parts, ends, strict=True) if part.pays
+        )
+        agree = self._rule.agree
         return min(cuts.errors_allowed(rows, agree), max(0, cuts.errors_allowed(every, agree) - given))
+
+    def _cheap_of(self, part: SurePart, end: int) -> int:
+        """Count the rows of a part, whose rounds end before `end`, that have or may get a cheap label."""
+        strong = int(self._spec.targets[0].settings)
+        query = f"""
+            SELECT count(*) FROM answer AS cheap LEFT JOIN answer AS delivered ON delivered.key = cheap.key - {SLOT}
+            WHERE cheap.key BETWEEN {SLOT} AND {2 * SLOT - 1} AND cheap.code IS NULL
+            AND cheap.round >= {int(part.round)} AND cheap.round < {int(end)}
+            AND (delivered.key IS NULL OR delivered.settings != {strong})
+        """
+        ((rows,),) = self._store.read(query)
+        return int(rows)
 
     def _drawn(self, rows: int, wrong: int, of: str, round_: int) -> SurePart:
         rule, seed = self._rule, digest(self._spec.job_id, of, round_)
@@ -148,11 +164,8 @@ class SureRounds:
         others = filterfalse({*to_train}.__contains__, self._new_rows())
         chosen = nsmallest(size, others, key=lambda n: cuts.number("sample", seed, n))
         drawn = [*((round_, n) for n in chosen), *((-round_, n) for n in to_train)]
-        kept = f"round != {-int(round_)}" if taught else "1"
-        self._store.change(
-            (f"DELETE FROM chosen WHERE round > 0 OR NOT ({kept})", [()]),
-            ("INSERT OR IGNORE INTO chosen VALUES (?, ?)", drawn),
-        )
+        replaced = "1" if taught else "round > 0"  # a larger sample keeps the rows that train
+        self._store.change((f"DELETE FROM chosen WHERE {replaced}", [()]), ("INSERT INTO chosen VALUES (?, ?)", drawn))
 
     def _size_for_classes(self, part: SurePart, sample: Sequence[_Sampled]) -> int:
         """Return the size of the larger sample that guarded classes need; 0 if this one does, or none can."""

@@ -217,8 +217,8 @@ def label_lines(sure: SureStatus) -> list[str]:
     factor = f": {sure['factor']:.3g} times fewer paid calls" if "factor" in sure else ""
     lines[-1] = f"{sure['cheap']:,} labels by {cheap_model(sure)}, {sure['strong']:,} by {sure['model']}{factor}"
     if "here" in sure:
-        fewer = f"{sure['rows']:,} rows, of which at most {sure['here']:,} are here: it does not hold for these alone"
-        return [*lines, f"the promise was made for {fewer}"]
+        made = f"the promise was made for the {sure['rows']:,} rows that it had when its samples were drawn"
+        return [*lines, f"the input has changed: {made}, not for the {sure['here']:,} rows of now alone"]
     agree, certainty, reached = (f"{sure[name] * 100:.4g} %" for name in ("agree", "certainty", "reached"))
     return [
         *lines,
