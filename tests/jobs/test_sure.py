@@ -342,3 +342,21 @@ def test_a_program_and_a_detached_job_may_be_sure_too(sure):
     assert done.returncode == 0, done.stderr
     eventually(lambda: sure.status()["state"] == "finished")
     assert Counter(row["sure"] for row in sure.answers())["cheap"] > ROWS / 3
+
+
+def test_another_promise_before_any_answer_draws_anew(sure):
+    sure.upstream.reply = choose(lambda _: status(401, "Wrong key.", code="invalid_api_key"))
+    assert sure.run(*SURE, "--set", f"models={json.dumps(_named(sure))}", "--agree", "80%").returncode
+    sure.upstream.reply = models()
+    found = run(sure, "--agree", "90%")
+    (part,) = sure.folder.known_spec().parts
+    assert part.wrong == part.rows // 10
+    assert found["sure"]["agree"] == 0.9
+
+
+def test_a_job_with_sure_labels_takes_no_answers_of_another_way(sure):
+    run(sure)
+    options = ("--prompt", SURE[1], "--choices", ",".join(LABELS), "--set", f"models={json.dumps(_named(sure))}")
+    assert "chose its labels by --sure" in sure.fail(*options, "--model", "strong")
+    for option in (("--keep",), ("--from", str(sure.output))):
+        assert f"--sure goes without {option[0]}" in sure.fail(*SURE, *option)

@@ -121,7 +121,7 @@ class SureRounds:
         """Return E of a new part of so many rows. The input may have lost rows of earlier parts, or this part may have
         rows of an earlier one that were not asked, so all parts together have E of the rows that there are."""
         ((every,),) = self._store.read(f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?", self._end)
-        ends = [*(part.round for part in parts[1:]), LAST_KEY]
+        ends = [*(part.round for part in parts), LAST_KEY][1:]
         given = sum(
             min(part.wrong, self._cheap_of(part, end)) for part, end in zip(parts, ends, strict=True) if part.pays
         )
