@@ -79,7 +79,8 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     if command.startswith("improve"):
         labelled = (f"review {row},{('positive', 'negative')[row % 2]}\n" for row in range(120))
         (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(labelled))
-    (tmp_path / "reviews-prompt.txt").write_text("Classify: {{text}}\n")
+    else:
+        (tmp_path / "reviews-prompt.txt").write_text("Classify: {{text}}\n")
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table({"question": ["one", "two"]}), tmp_path / "data" / "a.parquet")
     body = {"model": "m", "messages": [{"role": "user", "content": "Say yes"}]}

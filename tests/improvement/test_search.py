@@ -212,13 +212,15 @@ def test_the_rows_to_tell_a_gain_find_it_in_four_of_five_runs(gain, changed):
 # ---- gold rows
 
 
-def test_the_split_does_not_depend_on_the_order_or_on_other_columns():
+def test_the_split_does_not_depend_on_the_order_or_on_the_prompt():
     chance = random.Random(2)
-    rows = rows_of([chance.choice(LABELS) for _ in range(200)])
+    rows = [{"title": f"t{at}", **row} for at, row in enumerate(rows_of([chance.choice(LABELS) for _ in range(200)]))]
     one = Gold.of(rows, "label", PROMPT, LABELS)
     chance.shuffle(rows)
-    other = Gold.of([{"id": at, **row} for at, row in enumerate(rows)], "label", PROMPT, LABELS)
+    other = Gold.of(rows, "label", PROMPT, LABELS)
     assert (one.seen, one.held_out) == (other.seen, other.held_out)
+    longer = Gold.of(rows, "label", f"{PROMPT} {{{{title}}}}", LABELS)
+    assert [row.key for row in longer.held_out] == [row.key for row in one.held_out]
     assert all("label" not in row.cells for row in one.seen)
     assert 70 <= len(one.seen) <= 130
     grown = Gold.of([*rows, *rows_of(["neutral"] * 50, "more")], "label", PROMPT, LABELS)

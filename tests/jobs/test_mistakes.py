@@ -248,7 +248,6 @@ def test_a_folder_that_is_removed_while_the_job_runs_is_called_removed(bench):
     [
         (["--input-format", "csv"], "--input-format: goes with `-` as INPUT alone"),
         (["--output-format", "csv"], "--output-format: goes with `-` as OUTPUT alone"),
-        (["--sql", "SELECT 1"], "--sql goes with a database, without a table: mails.db."),
         (["--replicas", "3"], "--replicas, --num-gpus and --num-cpus go with --ray ADDRESS alone."),
         (["--max-cost", "-1"], "--max-cost: '-1' must be at least 0"),
         (["--max-cost", "nan"], "--max-cost: 'nan' must be at least 0"),

@@ -100,12 +100,20 @@ async def test_a_call_names_no_url(folder, outcome, upstream, name, argument):
 
 
 @pytest.mark.rule("F26")
-@pytest.mark.parametrize("name", ["data.duckdb", "data.duckdb#t", "data.db#t"])
-@pytest.mark.parametrize("argument", ["input_file", "output_file"])
-async def test_a_call_names_no_database(folder, outcome, upstream, name, argument):
+@pytest.mark.parametrize(
+    ("argument", "name"),
+    [
+        ("input_file", "data.duckdb"),
+        ("input_file", "data.duckdb#t"),
+        ("output_file", "data.duckdb"),
+        ("output_file", "data.duckdb#t"),
+        ("output_file", "data.db#t"),
+    ],
+)
+async def test_a_call_names_no_database_of_duckdb_and_writes_none(folder, outcome, upstream, name, argument):
     (folder / "in.csv").write_text("text\ntea\n")
     given = {"input_file": "in.csv", "output_file": "out.csv", "prompt": "{{text}}", argument: name}
-    assert "use one of .jsonl, .csv, .tsv, .parquet, .xlsx here" in str(await outcome(**given))
+    assert "use one of .jsonl, .csv, .tsv, .parquet, .xlsx" in str(await outcome(**given))
     assert not upstream.seen
 
 
@@ -490,6 +498,7 @@ async def test_text_of_ascii_is_no_utf_16_of_a_call(folder, outcome, upstream, e
     assert not upstream.seen
 
 
+@pytest.mark.rule("F22")
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "shift_jis", "utf-16", "utf-32", "utf-8-sig"])
 async def test_a_call_reads_usual_encodings(folder, outcome, encoding):
     (folder / "other.csv").write_text("text\ntea\n", encoding=encoding)
