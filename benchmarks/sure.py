@@ -63,9 +63,10 @@ def drawn(rows: Sequence[tuple[str, str]], seed: str, taught: int) -> list[Run]:
             places[n], is_right[n] = cuts.place(found[1], str(n), seed), found[0] == label
     runs = []
     for agree in _TARGETS:
-        size = cuts.sample_size(len(places), agree, _CERTAINTY)
+        most = cuts.errors_allowed(len(rows), agree)
+        size = cuts.sample_size(len(places), most, _CERTAINTY)
         sample = {*nsmallest(size, places, key=lambda n: cuts.number("sample", seed, n))}
-        c = cuts.allowed(len(places), size, cuts.errors_allowed(len(rows), agree), _CERTAINTY)
+        c = cuts.allowed(len(places), size, most, _CERTAINTY)
         where = cuts.cut([(places[n], is_right[n]) for n in sample], c)
         free = [n for n in places if places[n] > where and n not in sample]
         wrong = sum(not is_right[n] for n in free)
