@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import promptmill
+from labellers import LABELS, label, labellers, named, sent
 from promptmill.jobs.store.records import SLOT
 from replies import answer, choose, status
 from waiting import eventually
@@ -20,70 +19,24 @@ from waiting import eventually
 ROWS = 600
 MOST_WRONG = 0.12
 """Far above the promised 5 %, which a draw in twenty may exceed."""
-LABELS = ("positive", "negative", "neutral")
 SURE = ("--prompt", "Is it positive? {{text}}", "--choices", ",".join(LABELS), "--sure", "strong", "--model", "small")
 POINTS = [
     f"{'before' if n % 2 else 'after'}-write:{n}" for n in (1, 2, 3, 4, 5, 6, 8, 9, 11, 12, 14, 17, 20, 22, 25, 28)
 ]
 POINTS += [f"{when}-put:{n}" for n in (6, 7) for when in ("before", "after")]
-PRICES: dict[str, Any] = {
-    "price": {"input": 0.1, "output": 0.3},
-    "models": {
-        "strong": {"price": {"input": 10, "output": 30}},
-        "small-2": {"price": {"input": 0.1, "output": 0.3}},
-    },
-}
-
-
-def label(model: str, text: str) -> tuple[str, float]:
-    """Return what a model answers, and its probability: the small ones are wrong where they are unsure."""
-    number = int(text.rpartition(" ")[2])
-    chance = random.Random(number)
-    truth, sure = chance.choice(LABELS), chance.betavariate(4, 1)
-    wrong = chance.random() > 0.6 + 0.4 * sure
-    if model == "strong" or not wrong or (model == "small-2" and number % 3):
-        return truth, sure
-    return next(one for one in LABELS if one != truth), sure * 0.7
-
-
-def models(*, probabilities: bool = True, varied: bool = False) -> Callable[[Any], Any]:
-    """Return the replies of the three models. `varied`: repeats of an unsure answer differ."""
-
-    def reply(seen: Any) -> Any:
-        body = seen.json
-        text, sure = label(body["model"], seen.prompt)
-        if varied and body.get("temperature") == 1.0 and seen.number % 2 and sure < 0.7:
-            text = LABELS[seen.number % 3]
-        if not (body.get("logprobs") and probabilities):
-            return answer(text)
-        return answer(text, logprobs={"content": [{"token": text, "logprob": math.log(sure)}]})
-
-    return choose(reply)
 
 
 @pytest.fixture
 def sure(bench):
     """Return a bench with `ROWS` rows and three models."""
-    bench.upstream.reply = models()
+    bench.upstream.reply = labellers()
     bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(ROWS)])
     return bench
 
 
 def run(bench: Any, *more: str, **options: Any) -> dict[str, Any]:
-    found: dict[str, Any] = bench.succeed(*SURE, "--set", f"models={json.dumps(_named(bench))}", *more, **options)
+    found: dict[str, Any] = bench.succeed(*SURE, *named(bench), *more, **options)
     return found
-
-
-def _named(bench: Any) -> dict[str, Any]:
-    block = {"base_url": bench.upstream.url, "retries": 3, "base_delay": 0.01, "concurrency": 32}
-    return {
-        name: {"openai": {**block, "model_name": name}, **PRICES["models"].get(name, {"price": PRICES["price"]})}
-        for name in ("small", "strong", "small-2")
-    }
-
-
-def sent(bench: Any) -> Counter[str]:
-    return Counter(seen.json["model"] for seen in bench.upstream.seen)
 
 
 def wrong(rows: list[dict[str, Any]]) -> float:
@@ -119,7 +72,7 @@ def test_a_second_cheap_model_makes_labels_surer(sure):
 
 
 def test_without_probabilities_repeats_order_the_answers(sure):
-    sure.upstream.reply = models(probabilities=False, varied=True)
+    sure.upstream.reply = labellers(probabilities=False, varied=True)
     found = run(sure)
     assert found["sure"]["score"] == "repeats"
     assert wrong(sure.answers()) <= MOST_WRONG
@@ -127,7 +80,7 @@ def test_without_probabilities_repeats_order_the_answers(sure):
 
 
 def test_an_endpoint_that_refuses_log_probabilities_is_asked_without_them(sure):
-    known = models(probabilities=False, varied=True)
+    known = labellers(probabilities=False, varied=True)
     refused = status(400, "Unsupported parameter: 'logprobs' is not supported.", code="unsupported_parameter")
     sure.upstream.reply = choose(lambda seen: refused if seen.json.get("logprobs") else known)
     found = run(sure)
@@ -136,10 +89,10 @@ def test_an_endpoint_that_refuses_log_probabilities_is_asked_without_them(sure):
 
 
 def test_equal_scores_do_not_pay_and_say_why(sure):
-    sure.upstream.reply = models(probabilities=False)
+    sure.upstream.reply = labellers(probabilities=False)
     found = run(sure)
     assert found["sure"]["score"] == "equal"
-    assert "same score" in sure.run(*SURE, "--again", "failed", "--set", f"models={json.dumps(_named(sure))}").stdout
+    assert "same score" in sure.run(*SURE, "--again", "failed", *named(sure)).stdout
 
 
 def test_a_small_table_is_answered_by_the_strong_model(sure):
@@ -165,7 +118,7 @@ def test_a_cheap_model_that_is_often_wrong_does_not_pay(sure):
 
 
 def test_a_row_that_the_cheap_model_cannot_answer_goes_to_the_strong_one(sure):
-    known = models()
+    known = labellers()
 
     def reply(seen: Any) -> Any:
         is_long = seen.json["model"] == "small" and seen.prompt.endswith("7")
@@ -180,14 +133,14 @@ def test_a_row_that_the_cheap_model_cannot_answer_goes_to_the_strong_one(sure):
 
 
 def test_failures_of_the_strong_model_are_failed_rows_and_are_sent_again(sure):
-    known, is_broken = models(), [True]
+    known, is_broken = labellers(), [True]
 
     def reply(seen: Any) -> Any:
         fails = is_broken[0] and seen.json["model"] == "strong" and seen.prompt.endswith("3")
         return status(400, "No.", code="content_filter") if fails else known
 
     sure.upstream.reply = choose(reply)
-    result = sure.run(*SURE, "--set", f"models={json.dumps(_named(sure))}", "--json")
+    result = sure.run(*SURE, *named(sure), "--json")
     found = json.loads(result.stdout)
     assert found["failed"] == sum(row["error"] is not None for row in sure.answers()) > 0
     is_broken[0] = False
@@ -203,8 +156,7 @@ def test_failures_of_the_strong_model_are_failed_rows_and_are_sent_again(sure):
 @pytest.mark.thorough
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_job_draws_and_cuts_the_same(sure, point, tmp_path):
-    named = ("--set", f"models={json.dumps(_named(sure))}")
-    first = sure.run(*SURE, *named, killed_at=point, concurrency=8)
+    first = sure.run(*SURE, *named(sure), killed_at=point, concurrency=8)
     assert first.returncode in {-9, 0}, first.stderr
     before, asked = sure.folder.known_spec().parts, len(sure.upstream.seen)
     chosen = drawn(sure)
@@ -277,17 +229,17 @@ def test_it_needs_labels_and_its_options_need_it(sure):
 
 def test_another_promise_needs_another_output(sure):
     run(sure)
-    assert "Name another output" in sure.fail(*SURE, "--agree", "90%", "--set", f"models={json.dumps(_named(sure))}")
+    assert "Name another output" in sure.fail(*SURE, "--agree", "90%", *named(sure))
 
 
 def test_validate_tells_the_size_of_the_sample_and_its_price(sure):
-    done = sure.run(*SURE, "--set", f"models={json.dumps(_named(sure))}", "--validate")
+    done = sure.run(*SURE, *named(sure), "--validate")
     assert "sample: 83 rows at both models, about $" in done.stdout
     assert not sure.upstream.seen
 
 
 def test_the_news_of_the_sample_come_before_the_other_rows_are_sent(sure):
-    done = sure.run(*SURE, "--set", f"models={json.dumps(_named(sure))}")
+    done = sure.run(*SURE, *named(sure))
     assert "of the rows will be answered by strong: $" in done.stderr
     assert "agreement with the model, not truth" in done.stdout
 
@@ -338,7 +290,7 @@ def test_a_program_and_a_detached_job_may_be_sure_too(sure):
     )
     assert {row["sure"] for row in found.rows} >= {"cheap", "sample"}
     assert found.status["sure"]["agree"] == 0.9
-    done = sure.run(*SURE, "--set", f"models={json.dumps(_named(sure))}", "--detach")
+    done = sure.run(*SURE, *named(sure), "--detach")
     assert done.returncode == 0, done.stderr
     eventually(lambda: sure.status()["state"] == "finished")
     assert Counter(row["sure"] for row in sure.answers())["cheap"] > ROWS / 3
@@ -346,8 +298,8 @@ def test_a_program_and_a_detached_job_may_be_sure_too(sure):
 
 def test_another_promise_before_any_answer_draws_anew(sure):
     sure.upstream.reply = choose(lambda _: status(401, "Wrong key.", code="invalid_api_key"))
-    assert sure.run(*SURE, "--set", f"models={json.dumps(_named(sure))}", "--agree", "80%").returncode
-    sure.upstream.reply = models()
+    assert sure.run(*SURE, *named(sure), "--agree", "80%").returncode
+    sure.upstream.reply = labellers()
     found = run(sure, "--agree", "90%")
     (part,) = sure.folder.known_spec().parts
     assert part.wrong == part.rows // 10
@@ -356,7 +308,7 @@ def test_another_promise_before_any_answer_draws_anew(sure):
 
 def test_a_job_with_sure_labels_takes_no_answers_of_another_way(sure):
     run(sure)
-    options = ("--prompt", SURE[1], "--choices", ",".join(LABELS), "--set", f"models={json.dumps(_named(sure))}")
+    options = ("--prompt", SURE[1], "--choices", ",".join(LABELS), *named(sure))
     assert "chose its labels by --sure" in sure.fail(*options, "--model", "strong")
     for option in (("--keep",), ("--from", str(sure.output))):
         assert f"--sure goes without {option[0]}" in sure.fail(*SURE, *option)

@@ -39,10 +39,9 @@ from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.records import PERSON, SLOT, Made, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, stored_rounds
 from promptmill.jobs.store.spec import JobSpec, digest
-from promptmill.jobs.sure import cut as cuts
 from promptmill.jobs.sure.job_shares import label_figures
 from promptmill.jobs.sure.labels import A_PERSON, CHEAP, SAMPLE, STUDENT, giver_of, part_of
-from promptmill.jobs.sure.panel import cheap_of, decide, label_in, label_of, probability, score_of
+from promptmill.jobs.sure.panel import cheap_of, decide, label_in, label_of, place_of, probability, score_of
 
 ROWS = 50
 """The rows of a review, unless another number is given: about an hour of a person."""
@@ -188,9 +187,7 @@ def _of_sure(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
         return None
     if giver != SAMPLE:
         return _Candidate(_UNSURE, score, answered.row.n, 0, "near the cut")
-    question = "" if first.asked is None else first.asked.hex()
-    is_before = cuts.place(score, question, part.seed) > part.cut
-    if not is_before or label_of(cheap) == label_of(answered.record):
+    if place_of(panel, part) <= part.cut or label_of(cheap) == label_of(answered.record):
         return None
     return _Candidate(_DISAGREE, -score, answered.row.n, 0, "the models disagree")
 

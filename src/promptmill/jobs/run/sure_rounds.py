@@ -32,7 +32,7 @@ from promptmill.jobs.store.spec import JobSpec, SurePart, digest
 from promptmill.jobs.sure import cut as cuts
 from promptmill.jobs.sure.cut import NOTHING_SURE, Place
 from promptmill.jobs.sure.labels import STUDENT, part_of
-from promptmill.jobs.sure.panel import Score, cheap_of, kind_of, label_of, score_of
+from promptmill.jobs.sure.panel import Score, cheap_of, kind_of, label_of, place_of, score_of
 
 if TYPE_CHECKING:
     from promptmill.jobs.run.admission import Job
@@ -71,10 +71,6 @@ class _Sampled:
     def agrees(self) -> bool:
         cheap = self.cheap
         return cheap is not None and cheap.code is None and label_of(cheap) == self.label
-
-    @property
-    def question(self) -> str:
-        return _question(self.cheap)
 
 
 class SureRounds:
@@ -220,11 +216,10 @@ class SureRounds:
             yield _Sampled(known.get(0), beside, cheap_of(beside, "votes" if self._rule.votes else ""))
 
     def _decided(self, part: SurePart, sample: Sequence[_Sampled]) -> SurePart:
-        scores = [score_of(row.panel, part.score) for row in sample]
-        if not self._rule.votes and len({score for score in scores if score is not None}) == 1:
+        scores = {score for row in sample if (score := score_of(row.panel, part.score)) is not None}
+        if not self._rule.votes and len(scores) == 1:
             part = part.model_copy(update={"score": "equal"})
-            scores = [score_of(row.panel, "equal") for row in sample]
-        places = [cuts.place(score, row.question, part.seed) for score, row in zip(scores, sample, strict=True)]
+        places = [place_of(row.panel, part) for row in sample]
         cut = self._cut(part, sample, places)
         sure = sum(place > cut for place in places)
         share = (part.drawn + (part.rows - part.drawn) * (1 - sure / part.drawn)) / part.rows
@@ -341,8 +336,7 @@ class SureRounds:
         others = [first.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
         known = {record.key: record for record in self._store.records_at(others)} if others else {}
         panel = [first, *map(known.get, others)]
-        is_sure = cuts.place(score_of(panel, part.score), _question(first), part.seed) > part.cut
-        return cheap_of(panel, part.score) if is_sure else None
+        return cheap_of(panel, part.score) if place_of(panel, part) > part.cut else None
 
 
 def sample_of(rows: int, wrong: int, rule: Sure) -> int:
@@ -353,10 +347,6 @@ def sample_of(rows: int, wrong: int, rule: Sure) -> int:
 def _larger(part: SurePart, size: int) -> dict[str, int]:
     """Return the changes of a part whose first sample is followed by a larger one, drawn from the other rows."""
     return {"earlier": part.earlier + part.drawn, "rows": part.rows - part.drawn, "drawn": size}
-
-
-def _question(cheap: Record | None) -> str:
-    return "" if cheap is None or cheap.asked is None else cheap.asked.hex()
 
 
 def _delivered(cheap: Record) -> Any:

@@ -25,9 +25,8 @@ from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, HAS_QUESTION
 from promptmill.jobs.store.spec import JobSpec, SurePart
 from promptmill.jobs.store.status_record import LabelShare, Results, RunStatus
-from promptmill.jobs.sure import cut as cuts
 from promptmill.jobs.sure.labels import giver_status, status_of, vote_status
-from promptmill.jobs.sure.panel import cheap_of, label_of, score_of
+from promptmill.jobs.sure.panel import cheap_of, label_of, place_of
 from promptmill.jobs.sure.shares import Stratum, shares
 
 
@@ -114,10 +113,8 @@ def _reviewed(store: JobDatabase, spec: JobSpec, part: SurePart) -> Iterator[tup
         known = {record.slot: record for record in store.records_at([key + slot * SLOT for slot in (0, *panel)])}
         beside = [known.get(slot) for slot in panel]
         cheap = cheap_of(beside, part.score)
-        if 0 in known and cheap is not None:
-            question = "" if cheap.asked is None else cheap.asked.hex()
-            if cuts.place(score_of(beside, part.score), question, part.seed) >= part.cut:
-                yield cheap, known[0]
+        if 0 in known and cheap is not None and place_of(beside, part) >= part.cut:
+            yield cheap, known[0]
 
 
 def value_of(record: Record, field: str) -> str:

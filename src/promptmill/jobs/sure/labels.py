@@ -9,8 +9,8 @@ from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec, SurePart
 from promptmill.jobs.store.status_record import SureStatus, VoteStatus
-from promptmill.jobs.sure.cut import LAST, place
-from promptmill.jobs.sure.panel import decide, label_in, label_of, score_of
+from promptmill.jobs.sure.cut import LAST
+from promptmill.jobs.sure.panel import cheap_of, decide, label_in, label_of, place_of, score_of
 
 if TYPE_CHECKING:
     from promptmill.jobs.export.answered import AnsweredRow
@@ -148,11 +148,10 @@ def curve_of(store: JobDatabase, spec: JobSpec) -> list[tuple[float, float]]:
     slots = (0, *spec.sure.panel(part.score))
     for (n,) in store.read("SELECT n FROM chosen WHERE round = ?", part.round):
         known = {record.slot: record for record in store.records_at([n + slot * SLOT for slot in slots])}
-        strong, cheap = known.get(0), known.get(1)
-        if strong is not None and cheap is not None and cheap.asked is not None:
-            score = score_of([known.get(slot) for slot in slots[1:]], part.score)
-            where = place(score, cheap.asked.hex(), part.seed)
-            verdicts.append((where, strong.code is None and label_of(strong) == label_of(cheap)))
+        panel = [known.get(slot) for slot in slots[1:]]
+        strong, cheap = known.get(0), cheap_of(panel, part.score)
+        if strong is not None and cheap is not None:
+            verdicts.append((place_of(panel, part), strong.code is None and label_of(strong) == label_of(cheap)))
     verdicts.sort(reverse=True)
     points, wrong = [(1.0, 1.0)], 0
     for count, (_, agrees) in enumerate(verdicts, 1):

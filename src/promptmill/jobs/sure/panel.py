@@ -1,8 +1,8 @@
 """The score of a cheap answer: how sure its label is, from 0 to 1.
 
-What is known of an answer decides about its score, the best first: whether a second cheap model agrees, with the
-model's own probability; the probability alone; how many of two repeats agree. With votes, it is the share of the label
-that most of them have. A student has a probability, too.
+The score uses the best of these that an answer has: the agreement of a second cheap model with the model's own
+probability; the probability alone; the number of two repeats that agree. With votes, it is the share of the label that
+most of them have. A student has a probability, too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import orjson
 
 from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.spec import SurePart
+from promptmill.jobs.sure.cut import Place, place
 
 Score: TypeAlias = Literal[
     "", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"
@@ -132,3 +134,9 @@ def score_of(panel: Sequence[Record | None], kind: Score) -> float | None:
         case "repeats":
             return (1 + agreeing) / (1 + len(others))
     return 0.0
+
+
+def place_of(panel: Sequence[Record | None], part: SurePart) -> Place:
+    """Return the place of a row of a part by its cheap answers, see `cut`. All of them answer the same question."""
+    question = next((one.asked.hex() for one in panel if one is not None and one.asked is not None), "")
+    return place(score_of(panel, part.score), question, part.seed)
