@@ -201,7 +201,7 @@ def test_a_failed_vote_is_no_failed_row_and_may_be_sent_again(voters):
 def test_a_killed_job_decides_each_row_once_all_its_votes_are_there(voters, point):
     voters.run(*VOTES, "--votes", "3", *named(voters), killed_at=point, concurrency=4)
     run(voters, "--votes", "3", concurrency=4)
-    assert len(voters.upstream.seen) <= 3 * ROWS + 64
+    assert len(voters.upstream.seen) <= 3 * ROWS + 64 + 32  # a batch of outcomes, and the requests in flight
     rows = voters.answers()
     assert len(rows) == ROWS
     known = {record.key: record for record in voters.records()}
