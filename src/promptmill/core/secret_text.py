@@ -127,11 +127,12 @@ class SecretFinder:
             texts.append(data)
         if any(secret in text for text in texts for secret in self._own):
             return "a key of this server"
-        for anchor in _ANCHORS:
-            for found in anchor.finditer(data):
-                near = data[max(0, found.start() - _BEFORE) : found.end() + _BEHIND]
-                if words := _kind_of(near):
-                    return words
+        for text in texts:  # each, as a key behind a backslash may begin with the letter of an escape: `C:\npm_…`
+            for anchor in _ANCHORS:
+                for found in anchor.finditer(text):
+                    near = text[max(0, found.start() - _BEFORE) : found.end() + _BEHIND]
+                    if words := _kind_of(near):
+                        return words
         return ""
 
     def find_in(self, blocks: Iterable[bytes]) -> tuple[str, int]:
