@@ -943,13 +943,54 @@ async def test_the_error_of_another_encoding_names_the_argument_that_reads_it(be
     assert [seen.prompt for seen in bench.upstream.seen] == ["a b"]
 
 
-async def test_an_error_names_no_argument_that_the_tool_lacks(bench, tools):
+async def test_another_file_is_replaced_only_if_the_user_agrees(bench, tools):
     bench.prompts(1)
-    (bench.path / "out.jsonl").write_text("{}\n")
+    output, asked, agreed = bench.path / "out.jsonl", [], [False, True]
+    output.write_text("theirs")
+    files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
+
+    async def user(message: str, *_: Any) -> ElicitResult:
+        asked.append(message)
+        return ElicitResult(action="accept", content={"agree": agreed.pop(0)})
+
     async with tools() as call:
-        with pytest.raises(ToolError, match="is not this job's own output") as caught:
-            await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
-    assert "overwrite" not in str(caught.value)
+        with pytest.raises(ToolError, match="`overwrite` replaces it"):
+            await call("bulk_generate", **files)
+        with pytest.raises(ToolError, match="cannot ask its user about `overwrite`; name another file"):
+            await call("bulk_generate", **files, overwrite=True)
+    async with tools(elicitation_handler=user) as call:
+        with pytest.raises(ToolError, match="the user did not agree to `overwrite`"):
+            await call("bulk_generate", **files, overwrite=True)
+        assert output.read_text() == "theirs"
+        await ran(call, **files, overwrite=True)
+        assert json.loads(output.read_text())["answer"]
+        await ran(call, **files, overwrite=True)  # the job's own output needs no question
+    assert len(asked) == 2
+    assert all("Replace it with the answers?" in message for message in asked)
+
+
+async def test_an_agent_writes_the_report_of_a_job_and_of_a_comparison(bench, tools, tmp_path):
+    bench.prompts(3)
+    async with tools() as call:
+        found = await ran(call, input_file="in.jsonl", output_file="out.jsonl")
+        shown = await call("bulk_control", job_id=found["job_id"], report="out.report.html")
+        page = bench.path / "out.report.html"
+        assert shown["report"] == {"file": str(page), "rows": 3, "total": 3}
+        assert shown["state"] == "finished"
+        assert b"promptmill report" in page.read_bytes()
+        bench.write([{**row, "answer": "other"} for row in bench.answers()], "b.jsonl")
+        found = await call("compare", files=["out.jsonl", "b.jsonl"], report="both.html")
+        assert found["report"]["rows"] == 3
+        both = (bench.path / "both.html").read_bytes()
+        for report, problem in (
+            ("both.html", "is the report of"),
+            ("out.jsonl", r"no \.html file"),
+            (str(tmp_path / "x.html"), "report is outside"),
+            (".hidden.html", "report is hidden"),
+        ):
+            with pytest.raises(ToolError, match=problem):
+                await call("bulk_control", job_id="out.jsonl", report=report)
+        assert (bench.path / "both.html").read_bytes() == both
 
 
 @pytest.mark.parametrize(

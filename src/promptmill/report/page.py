@@ -26,6 +26,7 @@ import orjson
 
 from promptmill import __version__
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted, cut
 from promptmill.jobs import disk
 from promptmill.report.page_rows import PageRows
@@ -57,6 +58,10 @@ class Report:
     def __str__(self) -> str:
         some = f"{self.rows:,} of " if self.rows < self.total else ""
         return f"report of {some}{counted(self.total, self.noun)}: {self.path}"
+
+    def as_dict(self) -> JsonDict:
+        """Return the file and its numbers of rows, for programs."""
+        return {"file": str(self.path.absolute()), "rows": self.rows, "total": self.total}
 
     def show(self) -> None:
         """Open it in the browser."""

@@ -363,6 +363,10 @@ def add_bulk_tools(
                 examples=[{"model": "good-1", "agree": 0.95}],
             ),
         ] = None,
+        overwrite: Annotated[
+            bool,
+            Field(description="Replace another file at `output_file`, if the user agrees; false unless given."),
+        ] = False,
         max_cost: arguments.MaxCost = None,
         answer_column: Annotated[
             str,
@@ -394,6 +398,7 @@ def add_bulk_tools(
             "max_cost": max_cost,
             "again": again,
             "keep": keep,
+            "overwrite": overwrite,
             "dedupe": dedupe,
             "sure": sure,
             "votes": votes,
@@ -404,6 +409,11 @@ def add_bulk_tools(
         from promptmill.jobs.store.order import JobOrder
 
         try:
+            foreign = (
+                await asyncio.to_thread(running.foreign_output, output_file) if overwrite and output_file else None
+            )
+            if foreign is not None and not validate:
+                await questions.check_replacing(ctx, *foreign)
             form: JsonDict = {"schema": schema, "fields": fields, "choices": choices, "system": system_prompt or None}
             given = {name: value for name, value in form.items() if value is not None}
             form |= answer_forms(given | {"choices_many": choices_many})
@@ -594,6 +604,7 @@ def _add_tools_of_a_job(
         max_cost: Annotated[
             float | None, Field(ge=0, description="The most US dollars that this judgement may cost, in all its runs.")
         ] = None,
+        report: arguments.Report = None,
     ) -> ToolResult:
         """Compare answers to the same rows: agreement, and with `gold` accuracy, F1 and paired differences.
 
@@ -616,7 +627,14 @@ def _add_tools_of_a_job(
             raise input_error("`sampling_params` goes with `criterion`.")
         options = {"field": field, "by": by, "tolerance": tolerance, "id": id}
         found = await apart.compared(
-            await jobs(), caller_of(ctx, service), files, gold=gold, rows=rows, options=options, judge=judged
+            await jobs(),
+            caller_of(ctx, service),
+            files,
+            gold=gold,
+            rows=rows,
+            options=options,
+            report=report,
+            judge=judged,
         )
         found = await asyncio.to_thread(page, found, page_characters(ctx), copies=1)
         return ToolResult(None if wants_copy(ctx) else "The figures are in the structured content.", found)
@@ -657,7 +675,7 @@ def _add_tools_of_a_job(
         mcp,
         output_schema=_object(_STATUS, "job_id", "state"),
         annotations=ToolAnnotations(
-            title="Pause, resume or limit a job",
+            title="Pause, resume, limit or report a job",
             readOnlyHint=False,
             destructiveHint=False,
             idempotentHint=True,
@@ -683,10 +701,11 @@ def _add_tools_of_a_job(
             bool,
             Field(description="Run the job of a call that was stopped or interrupted; false unless given."),
         ] = False,
+        report: arguments.Report = None,
     ) -> JsonDict:
-        """Pause or continue a running job, or change its limits, within two seconds.
+        """Pause or continue a running job, or change its limits, within two seconds; or write its report.
 
-        Returns the same as bulk_status.
+        Returns the same as bulk_status, and the `file` and `rows` of a `report`.
         """
         running, caller = await jobs(), caller_of(ctx, service)
         wanted = (("paused", paused), ("concurrency", concurrency), ("max_cost", max_cost))
@@ -694,4 +713,9 @@ def _add_tools_of_a_job(
         if max_cost is not None and (cost := questions.cost(ctx, service.plan, max_cost, "This job")) is not None:
             await cost.approve(None, max_cost)
         found = await asyncio.to_thread(functools.partial(running.control, job_id, caller, **changes))
-        return dict(await running.resume_call(job_id, caller) if resume else found)
+        found = await running.resume_call(job_id, caller) if resume else found
+        if report is None:
+            return dict(found)
+        from promptmill.report import apart  # imported by the first use: most servers write no report
+
+        return {**found, "report": await apart.written(running, caller, job_id, report)}

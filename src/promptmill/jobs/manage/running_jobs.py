@@ -538,6 +538,28 @@ class RunningJobs:
 
         Raises `PromptmillError` (`invalid_input`) for a file that the rule on files refuses.
         """
+        real = self._resolved_path(text, name)
+        kind = formats.format_by_suffix(real, name)
+        is_database = (name, kind) == ("input_file", "sql") and members.file_of(real).suffix.lower() != ".duckdb"
+        if kind not in formats.OF_CALLS and not is_database:
+            usable = ".jsonl, .csv, .tsv, .parquet, .xlsx" + (", .db" if name == "input_file" else "")
+            whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
+            raise input_error(
+                f"{name} is a {formats.plain(real).suffix} file; use one of {usable} here: others may be a "
+                f"program's{whole}"
+            )
+        if input_files.is_several(real):
+            raise input_error(f"{name} is a folder or a pattern; name a file.")
+        return real
+
+    def allowed_page(self, text: str) -> Path:
+        """Return the resolved path of an HTML file that a call names as its `report`. Raises as `allowed` does."""
+        real = self._resolved_path(text, "report")
+        if real.suffix.lower() != ".html":
+            raise input_error("report is no .html file; name one, such as answers.report.html.")
+        return real
+
+    def _resolved_path(self, text: str, name: str) -> Path:
         if len(text) > LONGEST_PATH:
             raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
         if _URL.match(text):
@@ -556,18 +578,16 @@ class RunningJobs:
                 f"{name} {error}. {OTHERWISE if name == 'input_file' else 'Name another file.'}"
             ) from None
         check_name(real)
-        kind = formats.format_by_suffix(real, name)
-        is_database = (name, kind) == ("input_file", "sql") and members.file_of(real).suffix.lower() != ".duckdb"
-        if kind not in formats.OF_CALLS and not is_database:
-            usable = ".jsonl, .csv, .tsv, .parquet, .xlsx" + (", .db" if name == "input_file" else "")
-            whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
-            raise input_error(
-                f"{name} is a {formats.plain(real).suffix} file; use one of {usable} here: others may be a "
-                f"program's{whole}"
-            )
-        if input_files.is_several(real):
-            raise input_error(f"{name} is a folder or a pattern; name a file.")
         return real
+
+    def foreign_output(self, text: str) -> tuple[Path, members.Stamp] | None:
+        """Return the file at a job's output that the job did not make, and its stamp; None if there is none. Blocks.
+
+        Raises as `allowed` does.
+        """
+        output = self.allowed(text, "output_file")
+        there, made = members.stamp(output), self.folders.of(output).result
+        return None if there is None or (made is not None and made.is_own(there)) else (output, there)
 
     def _passes(self, path: Path) -> bool:
         try:
