@@ -26,12 +26,12 @@ async def written(jobs: RunningJobs, caller: Caller, job_id: str, report: str) -
     Raises `PromptmillError`, also for a file that exists and is not an earlier report of this job.
     """
     target, folder = jobs.allowed_page(report), jobs.find(job_id, caller)
-    return await jobs.apart(partial(_write, folder=folder.path, target=target), folder.job_id, _MODULE)
+    return await jobs.apart(partial(_write, path=folder.path, target=target), folder.job_id, _MODULE)
 
 
-def _write(_: Work, *, folder: Folder, target: Path) -> dict[str, Any]:
+def _write(_: Work, *, path: Path, target: Path) -> dict[str, Any]:
     runtime.limit_computing(_COMPUTING_S)
-    return job.write(folder, target).as_dict()
+    return job.write(Folder(path), target).as_dict()
 
 
 _STEPS = {_write.__name__: _write}

@@ -97,22 +97,20 @@ def is_dataset(url: str) -> bool:
 def pinned(url: str, before: str, say: Callable[[str], None]) -> str:
     """Return the URL of a dataset at the commit that its job began with.
 
-    `before`: the URL of the job's earlier run, or `""`. If the dataset has changed since, `say` gets a note. Raises
+    `before`: the URL with that commit, `""` for a new job. If the dataset has changed since, `say` gets a note. Raises
     `PromptmillError`.
     """
     wanted = Dataset.of(url)
     with _errors(wanted):
         now = _api().dataset_info(wanted.repo, revision=wanted.revision or None).sha
-    known = Dataset.of(before) if is_dataset(before) else None
-    if known is None or replace(known, revision=wanted.revision) != wanted or known.revision == now:
-        return replace(wanted, revision=now).url
-    if wanted.revision and now.startswith(wanted.revision):
-        return replace(wanted, revision=now).url  # the user names another commit
+    newest = replace(wanted, revision=now)
+    if not before or before == newest.url:
+        return newest.url
     say(
-        f"{wanted.page} has changed: the job reads commit {known.revision[:8]}, with which it began; "
+        f"{wanted.page} has changed: the job reads commit {Dataset.of(before).revision[:8]}, with which it began; "
         f"{replace(wanted, revision=now[:8]).url} reads the newest"
     )
-    return known.url
+    return before
 
 
 def files_of(url: str) -> list[str]:

@@ -294,7 +294,7 @@ class _Call:
             folders = JobFolders.from_environ(state)
             paths, source = _paths(rows), None
             target = Path("-") if output is None else home_expanded(output).absolute()
-            urls: dict[str, str] = {}
+            urls, written_input = dict[str, str](), ""
             if isinstance(output, str) and remote.is_url(output):
                 uploaded = remote.RemoteOutput.of(folders, output)
                 uploaded.check(may_replace=bool(given.get("overwrite")))
@@ -306,7 +306,9 @@ class _Call:
                     raise input_error(Named("sql"), " goes with files and databases, or with None for the rows.")
                 source, paths = written.enter_context(queried(folders, given.pop("sql"), tables)), []
             elif isinstance(rows, str) and remote.is_url(rows):
-                source, paths = written.enter_context(_fetched(folders, rows, target, urls)), []
+                names = remote.pinned([rows], folders.of(target), lambda text: warnings.warn(text, stacklevel=3))
+                urls["input_file"], written_input = remote.as_written(names), remote.as_written([rows])
+                source, paths = written.enter_context(remote.fetched(folders, names, _silent)), []
             if "shard" in given and (output is None or not paths):  # the parts are joined by their names
                 raise input_error(Named("shard"), " goes with rows in files, and with ", Named("output"), ".")
             if isinstance(rows, str) and " " in rows and "*" not in rows and not Path(rows).exists():
@@ -319,7 +321,8 @@ class _Call:
                 lines = lines_of(rows, "text" if "prompt" in given else "prompt")
                 source = written.enter_context(given_rows.written(folders, lines, ".jsonl"))
             order = _order(given, paths or [Path("rows")], target, folders)
-            order = order.model_copy(update={"shown": order.shown.model_copy(update={"urls": urls})})
+            shown = order.shown.model_copy(update={"urls": urls, "input": written_input})
+            order = order.model_copy(update={"shown": shown})
             if paths:
                 order, source, notes = written_whole(
                     order, folders, given.get("each"), written, as_pdf=given.get("pdf")
@@ -472,17 +475,6 @@ def _paths(rows: object) -> list[Path]:
     if isinstance(rows, list) and rows and all(isinstance(row, Path) for row in rows):
         return [home_expanded(row).absolute() for row in rows]
     return []
-
-
-def _fetched(
-    folders: JobFolders, url: str, target: Path, urls: dict[str, str]
-) -> contextlib.AbstractContextManager[Given]:
-    """Return the rows at a URL; add the URL, with the commit of a dataset, to `urls`. Raises `PromptmillError`."""
-    order = folders.of(target).order
-    earlier = order.shown.urls.get("input_file", "").split() if order is not None else []
-    names = remote.pinned([url], earlier, lambda text: warnings.warn(text, stacklevel=4))
-    urls["input_file"] = redact(" ".join(names))
-    return remote.fetched(folders, names, _silent)
 
 
 def _silent(text: str) -> None:
