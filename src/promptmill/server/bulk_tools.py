@@ -18,7 +18,7 @@ from mcp_types import ToolAnnotations
 from pydantic import BeforeValidator, Field
 
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.bounds import LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
+from promptmill.core.bounds import LARGEST_PAGE, LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.values import JsonDict
 from promptmill.jobs.store.rounds import MOST_VOTES, Again
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
 
 _ENVELOPE = 4 << 10
-_PAGE_BYTES = 8 << 20
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
 _STATUS: JsonDict = {
     "job_id": {"type": "string"},
@@ -652,7 +651,7 @@ def _add_tools_of_a_job(
             found = await asyncio.to_thread((await jobs()).results, job_id, max(0, offset), MOST_ROWS, "all", caller)
         except PromptmillError as error:
             raise ResourceError(str(error)) from None
-        found = page(found, min(most_bytes(ctx, service.plan) or _PAGE_BYTES, _PAGE_BYTES) - _ENVELOPE, copies=1)
+        found = page(found, min(most_bytes(ctx, service.plan) or LARGEST_PAGE, LARGEST_PAGE) - _ENVELOPE, copies=1)
         after = found.pop("next_offset")
         found["next"] = None if after is None else f"promptmill://jobs/{job_id}/answers?offset={after}"
         return orjson.dumps(found).decode()
@@ -716,6 +715,6 @@ def _add_tools_of_a_job(
         found = await running.resume_call(job_id, caller) if resume else found
         if report is None:
             return dict(found)
-        from promptmill.report import apart  # imported by the first use: most servers write no report
+        from promptmill.report import call_report  # imported by the first use: most servers write no report
 
-        return {**found, "report": await apart.written(running, caller, job_id, report)}
+        return {**found, "report": await call_report.written(running, caller, job_id, report)}

@@ -29,7 +29,7 @@ from typing import BinaryIO, Literal, TypeVar
 
 import orjson
 
-from promptmill.core.bounds import LARGEST_PDF_TEXT, LONGEST_PATH, MOST_FILES, MOST_PDF_PAGES
+from promptmill.core.bounds import LARGEST_FILE, LARGEST_TEXT, LONGEST_PATH, MOST_FILES, MOST_PDF_PAGES
 from promptmill.core.errors import Named, PromptmillError, Words, input_error, parts_of
 from promptmill.core.secret_text import find_assigned
 from promptmill.core.values import JsonDict
@@ -52,8 +52,7 @@ _QUOTES_VALUES = re.compile(
 _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
 _LOOKED_AT = 1000  # files of a folder that are searched for a table
 _MAGIC = re.compile(r"[*?\[]")
-_LARGEST_FILE, _LARGEST = 1 << 20, 256 << 20
-_TOO_LARGE = f"is larger than {_LARGEST_FILE >> 20} MiB"
+_TOO_LARGE = f"is larger than {LARGEST_TEXT >> 20} MiB"
 _SHOWN = 20
 _IN_IMAGES = "(in the images)"
 """The `content` of a row whose file is sent as images, if other rows have texts."""
@@ -238,7 +237,7 @@ class FoundFiles:
 
 
 class RowFiles(FoundFiles):
-    """Files of rows among them, whose rows are asked one by one."""
+    """The tables among them: each of their rows becomes a request."""
 
     def paths(self) -> list[Path]:
         """Return their resolved paths. Blocks. Raises `PromptmillError` (`invalid_input`)."""
@@ -252,8 +251,8 @@ class RowFiles(FoundFiles):
         is_text = path.suffix.lower() == ".txt"
         if not is_text and SUFFIXES.get(plain(path).suffix.lower()) not in OF_CALLS:
             raise input_error(f"is no {' or '.join(sorted(OF_CALLS))} file, and no text")
-        data = self._read(path, _LARGEST_FILE + 1 if is_text else 0)
-        if len(data) > _LARGEST_FILE:
+        data = self._read(path, LARGEST_TEXT + 1 if is_text else 0)
+        if len(data) > LARGEST_TEXT:
             raise input_error(_TOO_LARGE)
         self._check_secrets(path, data)
         return self._rule.resolved(path)
@@ -311,8 +310,8 @@ class WholeFiles(FoundFiles):
         return {"images": [], **self._text_row(path)}
 
     def _check_size(self, size: int) -> None:
-        if self.count > MOST_FILES or size > _LARGEST:
-            most = f"{counted(MOST_FILES, 'file')} or {_LARGEST >> 20} MiB"
+        if self.count > MOST_FILES or size > LARGEST_FILE:
+            most = f"{counted(MOST_FILES, 'file')} or {LARGEST_FILE >> 20} MiB"
             raise input_error(f"`files` finds more than {most}; use narrower patterns.")
 
     def _image_row(self, path: Path) -> JsonDict:
@@ -338,8 +337,8 @@ class WholeFiles(FoundFiles):
                 images = [pdf.text_of(source)]
             elif not text:
                 images = [pdf.page_of(source, page + 1) for page in range(pdf.READER.pages(file))]
-        if len(text) > LARGEST_PDF_TEXT:
-            most = f"{LARGEST_PDF_TEXT >> 20} million characters of text"
+        if len(text) > LARGEST_TEXT:
+            most = f"{LARGEST_TEXT >> 20} million characters of text"
             raise input_error(f"has more than {most}, too many for one request; split it")
         if len(images) > MOST_PDF_PAGES:
             most = f"more than the {MOST_PDF_PAGES} images of one request"
@@ -355,8 +354,8 @@ class WholeFiles(FoundFiles):
         text")."""
         if path.suffix.lower() in IMAGES:
             raise input_error("is an image; a prompt without {{content}} asks about each image")
-        data = self._read(path, _LARGEST_FILE + 1)
-        if len(data) > _LARGEST_FILE:
+        data = self._read(path, LARGEST_TEXT + 1)
+        if len(data) > LARGEST_TEXT:
             raise input_error(_TOO_LARGE)
         self._check_secrets(path, data)
         text = None

@@ -540,7 +540,7 @@ def configuration_of(given: Mapping[str, Any]) -> Configuration:
     models = given.get("model")
     model = models if models is None or isinstance(models, str) else next(iter(models), None)
     if model is None and given.get("student") and endpoint.keys() & {"base_url", "provider"}:
-        model = given.get("sure")  # the only model that is asked
+        model = given.get("sure")  # the only model that gets requests
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
         chosen = resolved_config.settings_of(

@@ -50,7 +50,7 @@ Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
 
 
 class RunningJobs:
-    """The jobs that a server starts for its callers, and those of this user that they may see.
+    """The jobs that a server starts for its callers, and this user's jobs that the callers may see.
 
     A job that runs in this process ends with the service.
     """
@@ -104,7 +104,7 @@ class RunningJobs:
     ) -> dict[str, Any]:
         """Start the job of `order`, or resume it, and return at once with its status.
 
-        The paths of `order` are as the call named them, relative or absolute; `.` stands for no output. `prompts`
+        The paths of `order` are as the call named them, relative or absolute; `.` means no output. `prompts`
         are rows in place of an input file. So are `files`, of which each is a row, its content or its image for the
         prompt alone; with `each` "line", their rows are the rows. Without an output, their answers are in the job's
         database. The same rows resume the same job for the same `caller` only, because no client may learn what another

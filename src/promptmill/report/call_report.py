@@ -16,7 +16,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.report import job
 from promptmill.system import runtime
 
-_MODULE = "promptmill.report.apart"
+_MODULE = "promptmill.report.call_report"
 _COMPUTING_S = 300  # as for a comparison
 
 
