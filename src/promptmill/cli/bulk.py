@@ -249,7 +249,9 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         shown = Shown(command=command, urls=urls, input=as_written(arguments.input))
         order = order.model_copy(update={"shown": shown})
         if source is None:
-            order, source, notes = written_whole(order, folders, arguments.each, opened, as_pdf=arguments.pdf)
+            order, source, notes = written_whole(
+                order, folders, arguments.each, opened, as_pdf=arguments.pdf, has_schema=configuration.plan.has_schema
+            )
             for note in notes:
                 say(worded(note, options.option_of), sys.stderr, wrap=True)
         if name == "-":

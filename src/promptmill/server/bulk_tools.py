@@ -162,8 +162,6 @@ def _check_source(
         raise input_error("`sql` goes with `input_file`, a database.")
     if (input_file or options["each"] == "line") and not output_file:
         raise input_error("`output_file` is missing: name the file for the answers.")
-    if files is not None and options["each"] != "line" and not options["prompt"]:
-        raise input_error("`files` needs a `prompt`, such as: Summarize this file. {{content}}")
 
 
 def _models_of(model: str | list[str] | None, prompt: str | dict[str, str] | None) -> Sequence[str | None]:

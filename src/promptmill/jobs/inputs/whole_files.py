@@ -54,6 +54,8 @@ _LOOKED_AT = 1000  # files of a folder that are searched for a table
 _MAGIC = re.compile(r"[*?\[]")
 _TOO_LARGE = f"is larger than {LARGEST_TEXT >> 20} MiB"
 _SHOWN = 20
+_FILL_IN = "Fill in the fields from this document."
+"""The prompt for PDFs without one, if the answers have a schema."""
 _IN_IMAGES = "(in the images)"
 """The `content` of a row whose file is sent as images, if other rows have texts."""
 PdfForm = Literal["text", "images"]
@@ -75,8 +77,10 @@ def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
     return bool(kinds) and kinds <= {"txt", "", "sql"}  # Windows keeps `Thumbs.db` among pictures
 
 
-def _question_of(question: Question, as_pdf: PdfForm | None, *, has_pdfs: bool) -> Question:
+def _question_of(question: Question, as_pdf: PdfForm | None, *, has_pdfs: bool, has_schema: bool) -> Question:
     """Return the question for whole files: its prompts use the texts of the files, the files as images, or both."""
+    if not question.templates and has_pdfs and has_schema:
+        question = question.model_copy(update={"templates": (_FILL_IN,)})
     if not question.templates:
         example = Named("prompt", "Summarize this file. {{content}}", ", such as {}")
         raise input_error("The files need a ", Named("prompt"), example, ".")
@@ -99,9 +103,10 @@ def written_whole(
     opened: contextlib.ExitStack,
     *,
     as_pdf: PdfForm | None = None,
+    has_schema: bool = False,
 ) -> tuple[JobOrder, Given | None, Sequence[Words]]:
     """Return an order, its rows, and notes for the user (omitted files, forms of PDFs). Rows: None if a row is not a
-    file; otherwise valid until `opened` closes.
+    file; otherwise valid until `opened` closes. `has_schema`: whether the answers have one.
 
     Raises `PromptmillError` (`invalid_input`, `storage`).
     """
@@ -109,7 +114,7 @@ def written_whole(
         return order, None, ()
     first = order.inputs[0]
     name = first.name if len(order.inputs) == 1 and not _MAGIC.search(first.name) else first.parent.name
-    found = OwnFiles(order.inputs, order.output, order.question, as_pdf, order.reading.encoding)
+    found = OwnFiles(order.inputs, order.output, order.question, as_pdf, order.reading.encoding, has_schema=has_schema)
     source = opened.enter_context(written(folders, found.lines(), ".jsonl", name or "files"))
     reading = order.reading.model_copy(update={"encoding": None})  # the lines are UTF-8
     order = order.model_copy(update={"question": found.question, "inputs": (Path(source.name),), "reading": reading})
@@ -231,7 +236,7 @@ class FoundFiles:
         except RefusedError as error:
             raise input_error(str(error)) from None
         except (NoFileError, FileNotFoundError):
-            raise input_error("is not a file that is there") from None
+            raise input_error("does not exist") from None
         except (OSError, ValueError) as error:
             raise input_error(f"cannot be read: {getattr(error, 'strerror', None) or 'not a usable path'}") from None
 
@@ -268,15 +273,20 @@ class WholeFiles(FoundFiles):
         question: Question,
         as_pdf: PdfForm | None = None,
         encoding: str | None = None,
+        *,
+        has_schema: bool = False,
     ) -> None:
-        """`encoding`: of files that are not UTF-8. Raises `PromptmillError` (`invalid_input`)."""
+        """`encoding`: of files that are not UTF-8. `has_schema`: whether the answers have one.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
         super().__init__(names, rule)
         self._as_pdf = as_pdf
         self._encodings = [encoding] if encoding else []
         windows = ("is not UTF-8 text (", Named("encoding", "cp1252"), " reads text of Windows)")
         self._not_utf8: Words = f"is not UTF-8 text or {encoding}" if encoding else windows
         has_pdfs = any(path.suffix.lower() == pdf.SUFFIX for path in self._files)
-        self.question = _question_of(question, as_pdf, has_pdfs=has_pdfs)
+        self.question = _question_of(question, as_pdf, has_pdfs=has_pdfs, has_schema=has_schema)
         """The question about each file."""
         self._pdf_forms = dict.fromkeys(("text", "images"), 0)
 
@@ -379,9 +389,11 @@ class OwnFiles(WholeFiles):
         question: Question,
         as_pdf: PdfForm | None = None,
         encoding: str | None = None,
+        *,
+        has_schema: bool = False,
     ) -> None:
         self._given, self._output = given, output
-        super().__init__([], FileRule(), question, as_pdf, encoding)
+        super().__init__([], FileRule(), question, as_pdf, encoding, has_schema=has_schema)
 
     def _each(self) -> Iterator[tuple[Path, bool]]:
         here = Path.cwd()

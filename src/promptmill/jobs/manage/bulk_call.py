@@ -325,7 +325,12 @@ class _Call:
             order = order.model_copy(update={"shown": shown})
             if paths:
                 order, source, notes = written_whole(
-                    order, folders, given.get("each"), written, as_pdf=given.get("pdf")
+                    order,
+                    folders,
+                    given.get("each"),
+                    written,
+                    as_pdf=given.get("pdf"),
+                    has_schema=configuration.plan.has_schema,
                 )
                 for note in notes:
                     warnings.warn(worded(note, _argument_of), stacklevel=3)

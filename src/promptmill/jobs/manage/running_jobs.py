@@ -129,7 +129,9 @@ class RunningJobs:
                 paths = await asyncio.to_thread(RowFiles(files, self.rule).paths)
                 order, source, notes = order.model_copy(update={"inputs": tuple(paths)}), None, {"files": len(paths)}
             elif files is not None:
-                order, source, notes = await self._whole_files(order, files, as_pdf, caller, opened)
+                order, source, notes = await self._whole_files(
+                    order, files, as_pdf, caller, opened, has_schema=(plan or self._service.plan).has_schema
+                )
             else:
                 source, notes = None, {}
             plan = await self._service.settled(plan or self._service.plan)
@@ -190,10 +192,13 @@ class RunningJobs:
         as_pdf: PdfForm | None,
         caller: Caller,
         opened: contextlib.AsyncExitStack,
+        *,
+        has_schema: bool,
     ) -> tuple[JobOrder, Given, dict[str, Any]]:
         """Return an order, its rows, each of which is a file, and notes: how many, which are left out."""
         encoding = order.reading.encoding
-        found = await asyncio.to_thread(WholeFiles, files, self.rule, order.question, as_pdf, encoding)
+        find = partial(WholeFiles, files, self.rule, order.question, as_pdf, encoding, has_schema=has_schema)
+        found = await asyncio.to_thread(find)
         source = await self._given(found.lines(), caller, opened)
         left_out = [worded(reason, argument_name) for reason in found.left_out]
         notes: dict[str, Any] = {"files": found.count, **({"left_out": left_out} if left_out else {})}
