@@ -32,6 +32,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact, worded
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
+from promptmill.jobs.export.output import end_of
 from promptmill.jobs.export.text import AnswerValues, OwnValues
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs import remote
@@ -281,7 +282,7 @@ class _Call:
     """The job's folder, after admission."""
     status: Mapping[str, Any] = field(default_factory=dict)
     left_out: list[int] = field(default_factory=list)
-    """The rows without a prompt, with `skip_empty`."""
+    """The rows without a prompt, with `skip_empty`, and the rows that `limit` or `sample` left out."""
 
     @classmethod
     def of(cls, rows: Any, output: str | Path | None, options: BulkOptions) -> _Call:
@@ -436,7 +437,8 @@ class _Call:
         if self.is_loose or self.source is not None:
             form, expected = _Form(spec), 0
             with self.folder.reading() as store:
-                for each in answered_rows(store, spec, outcomes_so_far):
+                end = end_of(store, self.order.limits.rows)
+                for each in answered_rows(store, spec, outcomes_so_far, 0, end):
                     self.left_out += range(expected, each.row.n)
                     expected = each.row.n + 1
                     shown.append(form.values(each))

@@ -44,7 +44,7 @@ class BulkResult:
     given: Any = None
     answer_schema: AnswerType | None = None
     left_out: Sequence[int] = ()
-    """Rows without a prompt, with `skip_empty`."""
+    """Rows without a prompt, with `skip_empty`, and rows that `limit` or `sample` left out."""
     variants: Sequence[str] = ()
     """The names of the variants (models and prompts) if each row has several answers. Field `variant` has the name."""
 
