@@ -48,7 +48,7 @@ def test_the_strong_model_answers_the_sample_and_the_unsure_rows(sure):
     found = run(sure)
     rows = sure.answers()
     givers = Counter(row["sure"] for row in rows)
-    assert givers["sample"] == found["sure"]["sampled"] > 60
+    assert givers["sample"] == found["sure"]["sample"]["drawn"] > 60
     assert sent(sure) == {"small": ROWS, "strong": givers["sample"] + givers["strong"]}
     assert found["sure"]["cheap"] == givers["cheap"] > ROWS / 3
     assert found["sure"]["strong"] == ROWS - givers["cheap"]
@@ -58,7 +58,7 @@ def test_the_strong_model_answers_the_sample_and_the_unsure_rows(sure):
     assert all(row["answer"] == label("strong", row["text"])[0] for row in rows if row["sure"] != "cheap")
     assert found["done"] == found["total"] == ROWS
     assert found["requests"] == len(sure.upstream.seen)
-    assert found["sure"]["expected_cost"] < found["sure"]["cost_alone"]
+    assert found["sure"]["expected"]["cost"] < found["sure"]["expected"]["cost_alone"]
     sure.upstream.seen.clear()
     run(sure)
     assert not sure.upstream.seen, "a job that is done asks nothing"
@@ -66,7 +66,7 @@ def test_the_strong_model_answers_the_sample_and_the_unsure_rows(sure):
 
 def test_a_second_cheap_model_makes_labels_surer(sure):
     found = run(sure, "--second", "small-2")
-    assert found["sure"]["score"] == "second and probability"
+    assert found["sure"]["sample"]["score"] == "second and probability"
     assert sent(sure)["small-2"] == ROWS
     assert wrong(sure.answers()) <= MOST_WRONG
 
@@ -74,7 +74,7 @@ def test_a_second_cheap_model_makes_labels_surer(sure):
 def test_without_probabilities_repeats_order_the_answers(sure):
     sure.upstream.reply = labellers(probabilities=False, varied=True)
     found = run(sure)
-    assert found["sure"]["score"] == "repeats"
+    assert found["sure"]["sample"]["score"] == "repeats"
     assert wrong(sure.answers()) <= MOST_WRONG
     assert {row["score"] for row in sure.answers()} <= {round(k / 3, 4) for k in (1, 2, 3)} | {None}
 
@@ -85,13 +85,13 @@ def test_an_endpoint_that_refuses_log_probabilities_is_asked_without_them(sure):
     sure.upstream.reply = choose(lambda seen: refused if seen.json.get("logprobs") else known)
     found = run(sure)
     assert found["failed"] == 0
-    assert found["sure"]["score"] == "repeats"
+    assert found["sure"]["sample"]["score"] == "repeats"
 
 
 def test_equal_scores_do_not_pay_and_say_why(sure):
     sure.upstream.reply = labellers(probabilities=False)
     found = run(sure)
-    assert found["sure"]["score"] == "equal"
+    assert found["sure"]["sample"]["score"] == "equal"
     assert "same score" in sure.run(*SURE, "--again", "failed", *named(sure)).stdout
 
 
@@ -99,7 +99,7 @@ def test_a_small_table_is_answered_by_the_strong_model(sure):
     sure.write([{"id": n, "text": f"review {n}"} for n in range(150)])
     found = run(sure)
     assert sent(sure) == {"strong": 150}
-    assert found["sure"]["sampled"] == 0
+    assert found["sure"]["sample"]["drawn"] == 0
     assert {row["sure"] for row in sure.answers()} == {"strong"}
 
 
@@ -112,8 +112,10 @@ def test_a_cheap_model_that_is_often_wrong_does_not_pay(sure):
 
     sure.upstream.reply = choose(reply)
     found = run(sure)
-    assert not found["sure"]["pays"]
-    assert sent(sure) == {"small": found["sure"]["sampled"], "strong": ROWS}, "the cheap model answers the sample alone"
+    assert not found["sure"]["expected"]["pays"]
+    assert sent(sure) == {"small": found["sure"]["sample"]["drawn"], "strong": ROWS}, (
+        "the cheap model answers the sample alone"
+    )
     assert wrong(sure.answers()) == 0
 
 
@@ -246,7 +248,7 @@ def test_the_news_of_the_sample_come_before_the_other_rows_are_sent(sure):
 
 def test_a_class_that_the_sample_hardly_has_cannot_be_guarded(sure):
     found = run(sure, "--recall", "neutral=95%")
-    assert not found["sure"]["pays"], "30 of 83 rows are too few for a promise"
+    assert not found["sure"]["expected"]["pays"], "30 of 83 rows are too few for a promise"
     assert sent(sure)["strong"] == ROWS
 
 
@@ -255,7 +257,7 @@ def test_a_guarded_class_may_need_a_larger_sample(sure):
     found = run(sure, "--recall", "neutral=95%")
     (part,) = sure.folder.known_spec().parts
     assert part.earlier > 60, "the first sample had too few rows of the class"
-    assert found["sure"]["classes"]["neutral"][0] >= 72
+    assert found["sure"]["sample"]["classes"]["neutral"][0] >= 72
     assert part.rows + part.earlier == found["sure"]["rows"] == 2 * ROWS
     rows = sure.answers()
     neutral = [row for row in rows if label("strong", row["text"])[0] == "neutral"]
@@ -273,7 +275,7 @@ def test_the_report_has_the_promise_the_classes_and_the_curve(sure):
     assert '"curve":[[1.0,1.0],' in text
     (part,) = sure.folder.known_spec().parts
     scores = [row["score"] for row in sure.answers() if row["score"] is not None]
-    is_near = part.pays and any(abs(score - part.cut[0]) <= 0.05 for score in scores)
+    is_near = part.pays and any(abs(score - part.cut.place[0]) <= 0.05 for score in scores)
     assert ("Near the cut" in text) is is_near
 
 

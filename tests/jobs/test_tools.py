@@ -1528,7 +1528,7 @@ async def test_labels_may_be_sure_over_mcp_and_results_say_how_sure(bench, tools
             await ran(call, **order, sure={"model": "strong", "agree": 2})
         job = await ran(call, **order, sure={"model": "strong"})
         (row, *_) = (await call("bulk_results", job_id=job["job_id"]))["rows"]
-    assert job["sure"]["pays"]
+    assert job["sure"]["expected"]["pays"]
     assert (row["id"], row["answer"], row["score_1"], "score" in row) == ("r0", "yes", 1.0, False)
     assert row["sure"] in {"cheap", "sample"}
 

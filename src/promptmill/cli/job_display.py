@@ -96,7 +96,7 @@ def summary(
         rows = f"  rows      {status.times(found)}{status.line(found)}"
         lines = [f"{files}: {state} after {status.effort(found)}{why}", rows]
     errors, skipped, empty = found.get("errors", {}), found.get("skipped"), found.get("empty")
-    if (sure := found.get("sure")) and sure.get("sampled"):
+    if (sure := found.get("sure")) and sure.get("sample", {}).get("drawn"):
         lines += _sure(sure)
     lines += _shares(sure or {})
     if votes := found.get("votes"):
@@ -138,14 +138,14 @@ def summary(
 def _sure(sure: SureStatus) -> list[str]:
     """Return the promise about the labels, and the sample by class, where a rare class may be lost."""
     lines = _labelled(("sure", "\n            ".join(status.label_lines(sure))))
-    if not sure["pays"]:
+    if not sure["expected"]["pays"]:
         return lines
-    width = max(5, *(len(_value(label)) for label in sure["classes"]))
+    width = max(5, *(len(_value(label)) for label in sure["sample"]["classes"]))
     cheap = f"found by {status.cheap_model(sure)}"
     lines.append(f"            {'class':{width}}  in the sample  {cheap}")
-    for label, (rows, found) in list(sure["classes"].items())[:_MOST_CLASSES]:
+    for label, (rows, found) in list(sure["sample"]["classes"].items())[:_MOST_CLASSES]:
         lines.append(f"            {_value(label):{width}}  {rows:13,}  {found:{len(cheap)},}")
-    if (more := len(sure["classes"]) - _MOST_CLASSES) > 0:
+    if (more := len(sure["sample"]["classes"]) - _MOST_CLASSES) > 0:
         lines.append(f"            and {more:,} more")
     return lines
 

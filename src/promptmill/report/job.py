@@ -150,9 +150,9 @@ def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Itera
 def _of_sure(found: Status, curve: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
     """Return the section on the labels of a job with `sure`: the promise, the sample by class, and the curve."""
     sure = found.get("sure", {})
-    if not sure.get("sampled"):
+    if not sure.get("sample", {}).get("drawn"):
         return []
-    rows = [[label, f"{count:,}", f"{agreeing:,}"] for label, (count, agreeing) in sure["classes"].items()]
+    rows = [[label, f"{count:,}", f"{agreeing:,}"] for label, (count, agreeing) in sure["sample"]["classes"].items()]
     head = [f"label by {sure['model']}", "in the sample", f"found by {status.cheap_model(sure)}"]
     part = {
         "title": "Sure labels",
@@ -160,7 +160,7 @@ def _of_sure(found: Status, curve: Sequence[tuple[float, float]]) -> list[dict[s
         "bars": [],
         "tables": [{"head": head, "rows": rows}],
     }
-    target = {"curve": curve, "agree": sure["agree"], "share": sure["share"]} if curve else {}
+    target = {"curve": curve, "agree": sure["agree"], "share": sure["expected"]["share"]} if curve else {}
     return [part | target]
 
 

@@ -187,7 +187,7 @@ def _of_sure(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
         return None
     if giver != SAMPLE:
         return _Candidate(_UNSURE, score, answered.row.n, 0, "near the cut")
-    if place_of(panel, part) <= part.cut or label_of(cheap) == label_of(answered.record):
+    if place_of(panel, part) <= part.cut.place or label_of(cheap) == label_of(answered.record):
         return None
     return _Candidate(_DISAGREE, -score, answered.row.n, 0, "the models disagree")
 

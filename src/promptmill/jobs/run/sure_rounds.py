@@ -28,7 +28,7 @@ from promptmill.jobs.store.database import LAST_KEY, PAGE
 from promptmill.jobs.store.order import Sure
 from promptmill.jobs.store.records import SLOT, Made, Record, copied, record_of
 from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
-from promptmill.jobs.store.spec import JobSpec, SurePart, digest
+from promptmill.jobs.store.spec import JobSpec, SureCut, SurePart, digest
 from promptmill.jobs.sure import cut as cuts
 from promptmill.jobs.sure.cut import NOTHING_SURE, Place
 from promptmill.jobs.sure.labels import STUDENT, part_of
@@ -104,7 +104,7 @@ class SureRounds:
         if self.part is not None and self.part.of == of:
             return
         # an undecided sample is worth nothing for another input: its strong answers count, its cheap ones are not sure
-        without = {"rows": 0, "drawn": 0, "earlier": 0, "taught": 0, "cut": NOTHING_SURE}
+        without = {"rows": 0, "drawn": 0, "earlier": 0, "taught": 0, "cut": SureCut(place=NOTHING_SURE)}
         parts = [part.model_copy(update=without) if part.cut is None else part for part in spec.parts]
         ((rows,),) = self._store.read(f"SELECT count(*) FROM row WHERE {_IS_NEW}", self._end)
         if not rows and parts:
@@ -141,7 +141,7 @@ class SureRounds:
         taught = taught_of(rows) if rule.student else 0
         size = 0 if rule.student and not taught else sample_of(rows - taught, wrong, rule)
         if not size:
-            return SurePart(of=of, round=round_, rows=rows, seed=seed, cut=NOTHING_SURE)
+            return SurePart(of=of, round=round_, rows=rows, seed=seed, cut=SureCut(place=NOTHING_SURE))
         self._draw(round_, size, seed, taught)
         return SurePart(
             of=of,
@@ -186,8 +186,7 @@ class SureRounds:
         part = self.part
         if part is None or part.cut is not None:
             return False
-        if self._student is not None:
-            part = part.model_copy(update={"learned": self._student.answer_sample(part.round)})
+        learned = "" if self._student is None else self._student.answer_sample(part.round)
         sample = list(self._sample(self._rule.panel(part.score)))
         if len(sample) > part.drawn:  # a kill came between the larger draw and its part
             part = part.model_copy(update=_larger(part, len(sample)))
@@ -201,7 +200,7 @@ class SureRounds:
             self._draw(part.round, size, part.seed)
             self._replace_part(part.model_copy(update=_larger(part, size)))
         else:
-            self._replace_part(self._decided(part.model_copy(update={"score": kind}), sample))
+            self._replace_part(self._decided(part.model_copy(update={"score": kind}), sample, learned))
         return True
 
     def _replace_part(self, part: SurePart) -> None:
@@ -215,36 +214,35 @@ class SureRounds:
             beside = [known.get(slot) for slot in panel]
             yield _Sampled(known.get(0), beside, cheap_of(beside, "votes" if self._rule.votes else ""))
 
-    def _decided(self, part: SurePart, sample: Sequence[_Sampled]) -> SurePart:
+    def _decided(self, part: SurePart, sample: Sequence[_Sampled], learned: str) -> SurePart:
         scores = {score for row in sample if (score := score_of(row.panel, part.score)) is not None}
         if not self._rule.votes and len(scores) == 1:
             part = part.model_copy(update={"score": "equal"})
         places = [place_of(row.panel, part) for row in sample]
         cut = self._cut(part, sample, places)
-        sure = sum(place > cut for place in places)
-        share = (part.drawn + (part.rows - part.drawn) * (1 - sure / part.drawn)) / part.rows
-        costs = _costs(part, sample, share)
-        strong = (part.earlier + share * part.rows) / (part.earlier + part.rows)
+        before = [row for place, row in zip(places, sample, strict=True) if place > cut]
         classes: dict[str, tuple[int, int]] = {}
         for row in sample:
             if (label := row.label) is not None:
                 rows, found = classes.get(label, (0, 0))
                 classes[label] = rows + 1, found + row.agrees
-        return part.model_copy(
-            update={
-                "cut": cut,
-                "sampled": tuple(
-                    each.id for each in stored_rounds(self._store) if each.rows == "chosen" and each.id >= part.round
-                ),
-                "pays": (strong if costs is None else costs[0] / costs[1]) <= 1 - _LEAST_SAVED,
-                "agreed": sum(row.agrees for row in sample),
-                "errors": sum(place > cut and not row.agrees for place, row in zip(places, sample, strict=True)),
-                "share": share,
-                "unguarded": self._unguarded(classes),
-                "classes": dict(sorted(classes.items(), key=lambda one: -one[1][0])),
-                "costs": costs,
-            }
+        decided = SureCut(
+            place=cut,
+            sampled=tuple(
+                each.id for each in stored_rounds(self._store) if each.rows == "chosen" and each.id >= part.round
+            ),
+            agreed=sum(row.agrees for row in sample),
+            before=len(before),
+            errors=sum(not row.agrees for row in before),
+            classes=dict(sorted(classes.items(), key=lambda one: -one[1][0])),
+            unguarded=self._unguarded(classes),
+            prices=_prices(sample),
+            learned=learned,
         )
+        part = part.model_copy(update={"cut": decided})
+        cost, alone = part.costs or (part.strong, part.every)
+        pays = cost <= (1 - _LEAST_SAVED) * alone
+        return part.model_copy(update={"cut": decided.model_copy(update={"pays": pays})})
 
     def _unguarded(self, classes: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
         guarded, certainty = self._rule.recall, self._rule.certainty_of_each
@@ -283,7 +281,8 @@ class SureRounds:
         """
         if self._student is not None and round_.rows == "cheap":
             assert self.part is not None
-            if not self._student.answer(round_, self.part.learned):
+            assert self.part.cut is not None
+            if not self._student.answer(round_, self.part.cut.learned):
                 self._replace_part(self.part.model_copy(update={"is_ended": True}))
             return
         last = -1
@@ -336,7 +335,7 @@ class SureRounds:
         others = [first.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
         known = {record.key: record for record in self._store.records_at(others)} if others else {}
         panel = [first, *map(known.get, others)]
-        return cheap_of(panel, part.score) if place_of(panel, part) > part.cut else None
+        return cheap_of(panel, part.score) if place_of(panel, part) > part.cut.place else None
 
 
 def sample_of(rows: int, wrong: int, rule: Sure) -> int:
@@ -354,14 +353,11 @@ def _delivered(cheap: Record) -> Any:
     return replace(outcome, logprobs=None) if isinstance(outcome, Completion) else outcome
 
 
-def _costs(part: SurePart, sample: Sequence[_Sampled], share: float) -> tuple[float, float] | None:
-    """Return the expected cost of all rows of a part, and their cost at the strong model alone; None without prices."""
+def _prices(sample: Sequence[_Sampled]) -> tuple[float, float] | None:
+    """Return what a row costs at the strong model and at the cheap ones; None without prices."""
     strong = [cost for row in sample if (cost := _cost(row.strong)) is not None]
     cheap = [sum(_cost(one) or 0.0 for one in row.panel) for row in sample]
-    if not strong or not sum(strong):
-        return None
-    each, rows = sum(strong) / len(strong), part.rows + part.earlier
-    return (share * part.rows + part.earlier) * each + rows * sum(cheap) / len(cheap), rows * each
+    return (sum(strong) / len(strong), sum(cheap) / len(cheap)) if sum(strong) else None
 
 
 def _cost(record: Record | None) -> float | None:

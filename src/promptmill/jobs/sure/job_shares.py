@@ -107,13 +107,13 @@ def _reviewed(store: JobDatabase, spec: JobSpec, part: SurePart) -> Iterator[tup
     assert spec.sure is not None
     assert part.cut is not None
     panel = spec.sure.panel(part.score)
-    rounds = ", ".join(map(str, part.sampled)) or "-1"
+    rounds = ", ".join(map(str, part.cut.sampled)) or "-1"
     sampled = f"key < {SLOT} AND {ANSWERED} AND round IN ({rounds}) AND settings != {PERSON}"
     for key in store.keys(sampled, "ORDER BY key"):
         known = {record.slot: record for record in store.records_at([key + slot * SLOT for slot in (0, *panel)])}
         beside = [known.get(slot) for slot in panel]
         cheap = cheap_of(beside, part.score)
-        if 0 in known and cheap is not None and place_of(beside, part) >= part.cut:
+        if 0 in known and cheap is not None and place_of(beside, part) >= part.cut.place:
             yield cheap, known[0]
 
 
