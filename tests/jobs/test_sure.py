@@ -193,6 +193,42 @@ def test_rows_that_are_added_later_have_a_sample_of_their_own(sure):
     assert wrong(sure.answers()) <= MOST_WRONG
 
 
+def test_rows_that_were_not_asked_yet_move_to_the_part_of_a_grown_input(sure):
+    known, is_broken = labellers(), [True]
+
+    def reply(seen: Any) -> Any:
+        fails = is_broken[0] and seen.json["model"] == "small" and sent(sure)["small"] > 300
+        return status(401, "Wrong key.", code="invalid_api_key") if fails else known
+
+    sure.upstream.reply = choose(reply)
+    assert sure.run(*SURE, *named(sure)).returncode
+    (before,) = sure.folder.known_spec().parts
+    assert before.cut is not None
+    assert before.pays
+    is_broken[0] = False
+    sure.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(2 * ROWS)])
+    found = run(sure)
+    first, second = sure.folder.known_spec().parts
+    assert 0 < first.rows < before.rows == ROWS
+    assert first.rows + second.rows == found["sure"]["rows"] == 2 * ROWS
+    expected, rows = found["sure"]["expected"], sure.answers()
+    assert expected["cost_alone"] == pytest.approx(sum(part.costs[1] for part in (first, second)))
+    assert abs(expected["share"] - found["sure"]["strong"] / len(rows)) < 0.3, "twice the largest of 20,000 draws"
+    assert wrong(rows) <= MOST_WRONG
+
+
+@pytest.mark.parametrize("is_decided", [False, True])
+def test_the_parts_of_an_input_that_grows_again_and_again_have_each_row_once(sure, is_decided):
+    sure.upstream.reply = choose(lambda _: status(401, "Wrong key.", code="invalid_api_key"))
+    for times in (1, 2, 3):
+        if times == 2 and is_decided:
+            sure.upstream.reply = labellers()
+        sure.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(times * ROWS)])
+        sure.run(*SURE, *named(sure))
+        parts = sure.folder.known_spec().parts
+        assert sum(part.every for part in parts) == times * ROWS
+
+
 def test_a_few_rows_that_are_added_later_go_to_the_strong_model(sure):
     run(sure)
     sure.upstream.seen.clear()

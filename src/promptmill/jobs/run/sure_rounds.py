@@ -103,26 +103,43 @@ class SureRounds:
         of = digest(spec.input.sha256, limits.rows, spec.question.sample)
         if self.part is not None and self.part.of == of:
             return
-        # an undecided sample is worth nothing for another input: its strong answers count, its cheap ones are not sure
-        without = {"rows": 0, "drawn": 0, "earlier": 0, "taught": 0, "cut": SureCut(place=NOTHING_SURE)}
-        parts = [part.model_copy(update=without) if part.cut is None else part for part in spec.parts]
         ((rows,),) = self._store.read(f"SELECT count(*) FROM row WHERE {_IS_NEW}", self._end)
+        parts = self._earlier_parts(rows)
         if not rows and parts:
             parts[-1] = parts[-1].model_copy(update={"of": of})
         else:
             parts.append(self._drawn(rows, self._wrong_of_new(rows, parts), of, round_))
         self._job.put(spec.model_copy(update={"parts": tuple(parts)}))
 
+    def _earlier_parts(self, rows: int) -> list[SurePart]:
+        """Return the parts that there are, without those of the `rows` new ones that they had: a row that was not asked
+        yet moves to the next part."""
+        parts = []
+        for part in self._spec.parts:
+            # an undecided sample is worth nothing for another input: its strong answers count, its cheap ones do not
+            without = {"rows": part.every, "drawn": 0, "earlier": 0, "taught": 0, "cut": SureCut(place=NOTHING_SURE)}
+            parts.append(part.model_copy(update=without) if part.cut is None else part)
+        moved = min(rows, rows + sum(part.every for part in parts) - self._every())
+        for at in reversed(range(len(parts))):
+            its = max(0, min(moved, parts[at].rows))
+            parts[at] = parts[at].model_copy(update={"rows": parts[at].rows - its})
+            moved -= its
+        return parts
+
+    def _every(self) -> int:
+        """Count all rows with a question."""
+        ((rows,),) = self._store.read(f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?", self._end)
+        return int(rows)
+
     def _wrong_of_new(self, rows: int, parts: Sequence[SurePart]) -> int:
         """Return E of a new part of so many rows. The input may have lost rows of earlier parts, or this part may have
         rows of an earlier one that were not asked, so all parts together have E of the rows that there are."""
-        ((every,),) = self._store.read(f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?", self._end)
         ends = [*(part.round for part in parts), LAST_KEY][1:]
         given = sum(
             min(part.wrong, self._cheap_of(part, end)) for part, end in zip(parts, ends, strict=True) if part.pays
         )
         agree = self._rule.agree
-        return min(cuts.errors_allowed(rows, agree), max(0, cuts.errors_allowed(every, agree) - given))
+        return min(cuts.errors_allowed(rows, agree), max(0, cuts.errors_allowed(self._every(), agree) - given))
 
     def _cheap_of(self, part: SurePart, end: int) -> int:
         """Count the rows of a part, whose rounds end before `end`, that have or may get a cheap label."""
