@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sqlite3
 from collections import Counter
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import promptmill
 from labellers import LABELS, label, labellers, named, sent
 from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.sure.cut import size_right
 from replies import answer, choose, status
 from waiting import eventually
 
@@ -350,3 +352,135 @@ def test_a_job_with_sure_labels_takes_no_answers_of_another_way(sure):
     assert "chose its labels by --sure" in sure.fail(*options, "--model", "strong")
     for option in (("--keep",), ("--from", str(sure.output))):
         assert f"--sure goes without {option[0]}" in sure.fail(*SURE, *option)
+
+
+# ---- right labels
+
+
+GOLD = ("--prompt", SURE[1], "--choices", ",".join(LABELS), "--sure", "strong", "--model", "small", "--gold", "label")
+
+
+def write_gold(bench: Any, right: int = ROWS, wrong: int = 0) -> dict[str, str]:
+    """Write rows of which the first `right` have right labels; the strong model is wrong on `wrong` of all rows."""
+    truth = {f"review {n}": label("strong", f"review {n}")[0] for n in range(ROWS)}
+    for n in random.Random(1).sample(range(ROWS), wrong):
+        answer_ = truth[f"review {n}"]
+        truth[f"review {n}"] = LABELS[(LABELS.index(answer_) + 1) % 3]
+    bench.write(
+        [
+            {"id": f"r{n}", "text": text, "label": f" {right_.upper()}" if n < right else None}
+            for n, (text, right_) in enumerate(truth.items())
+        ]
+    )
+    return truth
+
+
+def test_the_promise_may_be_about_right_labels(sure):
+    truth = write_gold(sure, wrong=3)
+    done = sure.run(*GOLD, *named(sure))
+    assert done.returncode == 0, done.stderr
+    found, rows = sure.status()["sure"], sure.answers()
+    assert {seen.prompt for seen in sure.upstream.seen} == {f"Is it positive? {text}" for text in truth}
+    givers = Counter(row["sure"] for row in rows)
+    assert givers["sample"] == found["sample"]["drawn"] == size_right(ROWS, ROWS, ROWS // 20, 0.95)
+    sampled = [row for row in rows if row["sure"] == "sample"]
+    assert found["sample"]["right"] == sum(row["answer"] == truth[row["text"]] for row in sampled)
+    assert sum(row["answer"] != truth[row["text"]] for row in rows) <= MOST_WRONG * ROWS
+    assert sum(counts[0] for counts in found["sample"]["classes"].values()) == len(sampled)
+    assert found["expected"]["alone"] >= 0.95
+    assert "95 % of the labels or more are right, with 95 % certainty" in done.stdout
+    assert "right as `label` says; of all these rows together, not of each class" in done.stdout
+    assert "random choice" not in done.stdout, "every row has a right label"
+    assert "the cheap model on" in done.stderr
+
+
+def test_the_sample_is_drawn_from_the_rows_with_a_right_label(sure):
+    write_gold(sure, right=200)
+    done = sure.run(*GOLD, *named(sure))
+    assert done.returncode == 0, done.stderr
+    found = sure.status()["sure"]["sample"]
+    assert (found["gold"], found["drawn"]) == (200, 200)
+    assert {row["id"] for row in sure.answers() if row["sure"] == "sample"} == {f"r{n}" for n in range(200)}
+    assert "the 200 rows with a right label in `label` must be a random choice of all rows" in done.stdout
+
+
+def test_a_strong_model_that_misses_the_target_stops_the_job_after_the_sample(sure):
+    write_gold(sure, wrong=120)
+    done = sure.run(*GOLD, *named(sure))
+    assert done.returncode
+    drawn_ = sure.status()["sure"]["sample"]["drawn"]
+    assert sent(sure) == {"small": drawn_, "strong": drawn_}
+    assert "strong itself is right on" in done.stderr + done.stdout
+    assert "95 % cannot be promised" in done.stderr + done.stdout
+    sure.upstream.seen.clear()
+    again = sure.run(*GOLD, *named(sure))
+    assert "95 % cannot be promised" in again.stderr + again.stdout
+    assert not sure.upstream.seen
+
+
+def test_a_cheap_model_that_does_not_help_leaves_the_promise_about_the_strong_one(sure):
+    sure.upstream.reply = labellers(probabilities=False)
+    write_gold(sure)
+    done = sure.run(*GOLD, *named(sure))
+    rows = sure.answers()
+    assert {row["sure"] for row in rows} <= {"sample", "strong", "cheap"}
+    assert "95 % of the labels or more are right" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--gold", "labels"), "--gold: the input has no column 'labels'"),
+        (("--gold", "label", "--student"), "--gold goes without --student"),
+        (("--gold", "label", "--recall", "neutral=90%"), "--gold goes without --recall"),
+        (("--gold", "text"), "--prompt names text, the column of the right labels"),
+        (("--gold", "label", "--prompt", "What? {{ row }}"), "--prompt has all columns of the row, also label"),
+    ],
+)
+def test_right_labels_that_cannot_serve_are_refused(sure, options, problem):
+    write_gold(sure)
+    prompt = () if "--prompt" in options else ("--prompt", SURE[1])
+    model = () if "--student" in options else ("--model", "small")
+    said = sure.run(*prompt, "--choices", ",".join(LABELS), "--sure", "strong", *model, *named(sure), *options)
+    assert said.returncode
+    assert problem in said.stderr + said.stdout
+    assert not sure.upstream.seen
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_too_few_right_labels_or_other_ones_are_told_before_anything_is_sent(sure, validate):
+    more = ("--validate",) if validate else ()
+    write_gold(sure, right=30)
+    done = sure.run(*GOLD, *named(sure), *more)
+    assert "needs right labels for 54 of them at least, and `label` has 30" in done.stderr + done.stdout
+    sure.write([{"text": f"review {n}", "label": "fine" if n == 7 else "neutral"} for n in range(ROWS)])
+    done = sure.run(*GOLD, *named(sure), *more)
+    assert "'fine' (1 row); correct these" in done.stderr + done.stdout
+    sure.write([{"text": f"review {n}", "label": "neutral"} for n in range(150)])
+    assert "--gold needs 200 rows" in (done := sure.run(*GOLD, *named(sure), *more)).stderr + done.stdout
+    assert not sure.upstream.seen
+
+
+def test_an_input_with_right_labels_that_changes_needs_another_output(sure):
+    write_gold(sure)
+    assert sure.run(*GOLD, *named(sure)).returncode == 0
+    write_gold(sure, wrong=1)
+    sure.upstream.seen.clear()
+    done = sure.run(*GOLD, *named(sure))
+    assert "restore it, or name another output" in done.stderr + done.stdout
+    assert not sure.upstream.seen
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("point", POINTS[::3])
+def test_a_killed_job_with_right_labels_draws_and_cuts_the_same(sure, point):
+    truth = write_gold(sure, wrong=3)
+    sure.run(*GOLD, *named(sure), killed_at=point, concurrency=8)
+    before, chosen = sure.folder.known_spec().parts, drawn(sure)
+    done = sure.run(*GOLD, *named(sure), concurrency=8)
+    assert done.returncode == 0, done.stderr
+    (part,) = sure.folder.known_spec().parts
+    if before:
+        assert (before[0].seed, before[0].cut or part.cut) == (part.seed, part.cut)
+    assert not chosen or drawn(sure) == chosen
+    assert sum(row["answer"] != truth[row["text"]] for row in sure.answers()) <= MOST_WRONG * ROWS

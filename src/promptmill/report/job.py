@@ -153,7 +153,11 @@ def _of_sure(found: Status, curve: Sequence[tuple[float, float]]) -> list[dict[s
     if not sure.get("sample", {}).get("drawn"):
         return []
     rows = [[label, f"{count:,}", f"{agreeing:,}"] for label, (count, agreeing) in sure["sample"]["classes"].items()]
-    head = [f"label by {sure['model']}", "in the sample", f"found by {status.cheap_model(sure)}"]
+    head = [
+        f"right label, {sure['gold']}" if "gold" in sure else f"label by {sure['model']}",
+        "in the sample",
+        f"found by {status.cheap_model(sure)}",
+    ]
     part = {
         "title": "Sure labels",
         "lines": status.label_lines(sure),

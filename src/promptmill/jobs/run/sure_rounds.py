@@ -22,9 +22,12 @@ from itertools import filterfalse
 from typing import TYPE_CHECKING, Any
 
 from promptmill.backends.protocol import Completion
+from promptmill.core.errors import Named, input_error
+from promptmill.core.wording import counted
+from promptmill.jobs.run.gold_labels import right_labels
 from promptmill.jobs.run.live import OpenRow
 from promptmill.jobs.run.student_rounds import StudentAnswers, taught_of
-from promptmill.jobs.store.database import LAST_KEY, PAGE
+from promptmill.jobs.store.database import LAST_KEY, PAGE, Row
 from promptmill.jobs.store.order import Sure
 from promptmill.jobs.store.records import SLOT, Made, Record, copied, record_of
 from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
@@ -62,15 +65,28 @@ class _Sampled:
     strong: Record | None
     panel: Sequence[Record | None]
     cheap: Record | None
+    gold: str | None = None
+    """Its right label; None: the strong model's label counts as right."""
 
     @property
     def label(self) -> str | None:
-        return None if self.strong is None or self.strong.code is not None else label_of(self.strong)
+        """The label that counts as right; None if the strong model failed."""
+        return _label(self.strong) if self.gold is None else self.gold
 
     @property
     def agrees(self) -> bool:
-        cheap = self.cheap
-        return cheap is not None and cheap.code is None and label_of(cheap) == self.label
+        """Whether the cheap model has this label."""
+        return self.label is not None and _label(self.cheap) == self.label
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the strong model does not have the right label."""
+        return self.gold is not None and _label(self.strong) != self.gold
+
+    @property
+    def adds_error(self) -> bool:
+        """Whether only the cheap model is wrong."""
+        return not self.agrees and not self.is_bad
 
 
 class SureRounds:
@@ -102,13 +118,20 @@ class SureRounds:
         spec, limits = self._spec, self._job.order.limits
         of = digest(spec.input.sha256, limits.rows, spec.question.sample)
         if self.part is not None and self.part.of == of:
+            self._check_strong(self.part)
             return
+        if self._rule.gold and self.part is not None:
+            raise input_error(
+                "The input has changed since the sample was drawn, and a promise about right labels is for one input: "
+                "restore it, or name another output."
+            )
         ((rows,),) = self._store.read(f"SELECT count(*) FROM row WHERE {_IS_NEW}", self._end)
         parts = self._earlier_parts(rows)
         if not rows and parts:
             parts[-1] = parts[-1].model_copy(update={"of": of})
         else:
-            parts.append(self._drawn(rows, self._wrong_of_new(rows, parts), of, round_))
+            drawn = self._drawn_of_gold if self._rule.gold else self._drawn
+            parts.append(drawn(rows, self._wrong_of_new(rows, parts), of, round_))
         self._job.put(spec.model_copy(update={"parts": tuple(parts)}))
 
     def _earlier_parts(self, rows: int) -> list[SurePart]:
@@ -159,7 +182,9 @@ class SureRounds:
         size = 0 if rule.student and not taught else sample_of(rows - taught, wrong, rule)
         if not size:
             return SurePart(of=of, round=round_, rows=rows, seed=seed, cut=SureCut(place=NOTHING_SURE))
-        self._draw(round_, size, seed, taught)
+        to_train = nsmallest(taught, self._new_rows(), key=lambda n: cuts.number("train", seed, n)) if taught else []
+        others = filterfalse({*to_train}.__contains__, self._new_rows())
+        self._draw(round_, others, size, seed, to_train)
         return SurePart(
             of=of,
             round=round_,
@@ -171,13 +196,41 @@ class SureRounds:
             wrong=wrong,
         )
 
-    def _draw(self, round_: int, size: int, seed: str, taught: int = 0) -> None:
-        """Draw the sample; before it the rows that train a student, whose round is `-round_`."""
-        to_train = nsmallest(taught, self._new_rows(), key=lambda n: cuts.number("train", seed, n)) if taught else []
-        others = filterfalse({*to_train}.__contains__, self._new_rows())
-        chosen = nsmallest(size, others, key=lambda n: cuts.number("sample", seed, n))
+    def _drawn_of_gold(self, rows: int, wrong: int, of: str, round_: int) -> SurePart:
+        """Draw the sample from the rows that have a right label."""
+        seed = digest(self._spec.job_id, of, round_)
+        known = self._right_labels(self._store.rows(last=self._end - 1))
+        size = sample_of_gold(rows, len(known), self._rule)
+        self._draw(round_, known, size, seed)
+        return SurePart(of=of, round=round_, rows=rows, drawn=size, gold=len(known), seed=seed, wrong=wrong)
+
+    def _right_labels(self, rows: Iterable[Row]) -> dict[int, str]:
+        choices = self._job.plan.settings.sampling_params.choices or ()
+        return right_labels(rows, self._spec, self._rule.gold, list(choices))
+
+    def _check_strong(self, part: SurePart) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if the strong model alone is too often wrong for the promise."""
+        cut, rule = part.cut, self._rule
+        if not rule.gold or cut is None:
+            return
+        most, right = cuts.most_bad(part.rows, part.drawn, cut.bad, rule.certainty), part.drawn - cut.bad
+        if most <= part.wrong:
+            return
+        least = 100 * (1 - most / part.rows)
+        raise input_error(
+            f"{rule.model} itself is right on {right:,} of {counted(part.drawn, 'sampled row')} "
+            f"({100 * right / part.drawn:.0f} %). With {100 * rule.certainty:.4g} % certainty it is right on "
+            f"{math.floor(10 * least) / 10:g} % of all rows or more, so {100 * rule.agree:.4g} % cannot be promised. "
+            "Name another output, and a better model or prompt, or ",
+            Named("agree", f"{math.floor(least)}%"),
+            ".",
+        )
+
+    def _draw(self, round_: int, rows: Iterable[int], size: int, seed: str, to_train: Sequence[int] = ()) -> None:
+        """Draw the sample from `rows`. Rows that train a student have the round `-round_`."""
+        chosen = nsmallest(size, rows, key=lambda n: cuts.number("sample", seed, n))
         drawn = [*((round_, n) for n in chosen), *((-round_, n) for n in to_train)]
-        replaced = "1" if taught else "round > 0"  # a larger sample keeps the rows that train
+        replaced = "1" if to_train else "round > 0"  # a larger sample keeps the rows that train
         self._store.change((f"DELETE FROM chosen WHERE {replaced}", [()]), ("INSERT INTO chosen VALUES (?, ?)", drawn))
 
     def _size_for_classes(self, part: SurePart, sample: Sequence[_Sampled]) -> int:
@@ -214,22 +267,30 @@ class SureRounds:
         if not kind:
             self._replace_part(part.model_copy(update={"score": "repeats"}))
         elif size := self._size_for_classes(part, sample):
-            self._draw(part.round, size, part.seed)
+            self._draw(part.round, self._new_rows(), size, part.seed)
             self._replace_part(part.model_copy(update=_larger(part, size)))
         else:
-            self._replace_part(self._decided(part.model_copy(update={"score": kind}), sample, learned))
+            part = self._decided(part.model_copy(update={"score": kind}), sample, learned)
+            self._replace_part(part)
+            self._check_strong(part)
         return True
 
     def _replace_part(self, part: SurePart) -> None:
         self._job.put(self._spec.model_copy(update={"parts": (*self._spec.parts[:-1], part)}))
 
     def _sample(self, panel: Sequence[int]) -> Iterator[_Sampled]:
-        for n in [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]:
+        chosen = [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]
+        rights: Mapping[int, str] = {}
+        if self._rule.gold:
+            sampled = {*chosen}
+            rights = self._right_labels(row for row in self._store.rows(last=self._end - 1) if row.n in sampled)
+        for n in chosen:
             known = {
                 record.slot: record for record in self._store.records_at([n + slot * SLOT for slot in (0, *panel)])
             }
             beside = [known.get(slot) for slot in panel]
-            yield _Sampled(known.get(0), beside, cheap_of(beside, "votes" if self._rule.votes else ""))
+            cheap = cheap_of(beside, "votes" if self._rule.votes else "")
+            yield _Sampled(known.get(0), beside, cheap, rights.get(n))
 
     def _decided(self, part: SurePart, sample: Sequence[_Sampled], learned: str) -> SurePart:
         scores = {score for row in sample if (score := score_of(row.panel, part.score)) is not None}
@@ -250,7 +311,9 @@ class SureRounds:
             ),
             agreed=sum(row.agrees for row in sample),
             before=len(before),
-            errors=sum(not row.agrees for row in before),
+            errors=sum(row.adds_error for row in before),
+            bad=sum(row.is_bad for row in sample),
+            mended=sum(row.is_bad and row.agrees for row in before),
             classes=dict(sorted(classes.items(), key=lambda one: -one[1][0])),
             unguarded=self._unguarded(classes),
             prices=_prices(sample),
@@ -267,8 +330,10 @@ class SureRounds:
         return tuple(label for label in guarded if cuts.allowed_of_class(rows[label], guarded[label], certainty) < 0)
 
     def _cut(self, part: SurePart, sample: Sequence[_Sampled], places: Sequence[Place]) -> Place:
-        verdicts = [(place, row.agrees) for place, row in zip(places, sample, strict=True)]
-        found = [cuts.cut(verdicts, cuts.allowed(part.rows, part.drawn, part.wrong, self._rule.certainty_of_each))]
+        verdicts = [(place, not row.adds_error) for place, row in zip(places, sample, strict=True)]
+        allowed = cuts.allowed_right if self._rule.gold else cuts.allowed
+        c = allowed(part.rows, part.drawn, part.wrong, self._rule.certainty_of_each)
+        found = [cuts.cut(verdicts, c - sum(row.is_bad for row in sample))]
         for label, recall in self._rule.recall.items():
             mine = [verdict for verdict, row in zip(verdicts, sample, strict=True) if row.label == label]
             found.append(cuts.cut(mine, cuts.allowed_of_class(len(mine), recall, self._rule.certainty_of_each)))
@@ -358,6 +423,31 @@ class SureRounds:
 def sample_of(rows: int, wrong: int, rule: Sure) -> int:
     """Return the size of the sample of so many rows, of which `wrong` may differ; 0: the strong model answers all."""
     return 0 if rows < FEWEST_ROWS else cuts.sample_size(rows, wrong, rule.certainty_of_each)
+
+
+def sample_of_gold(rows: int, gold: int, rule: Sure) -> int:
+    """Return the size of the sample of so many rows, of which `gold` have a right label.
+
+    Raises `PromptmillError` (`invalid_input`) if they are too few for the promise.
+    """
+    if rows < FEWEST_ROWS:
+        raise input_error(
+            Named("gold"),
+            f" needs {FEWEST_ROWS} rows: for so few, let {rule.model} answer all, and measure it by a comparison.",
+        )
+    wrong = cuts.errors_allowed(rows, rule.agree)
+    if size := cuts.size_right(rows, gold, wrong, rule.certainty):
+        return size
+    needed = next(n for n in itertools.count(1) if cuts.allowed_right(rows, n, wrong, rule.certainty) >= 0)
+    raise input_error(
+        f"A promise about {counted(rows, 'row')} needs right labels for {needed} of them at least, and "
+        f"`{rule.gold[:60]}` has {gold:,}"
+        + ("." if needed <= rows // 2 else "; more than half of the rows would be the sample.")
+    )
+
+
+def _label(record: Record | None) -> str | None:
+    return None if record is None or record.code is not None else label_of(record)
 
 
 def _larger(part: SurePart, size: int) -> dict[str, int]:

@@ -144,13 +144,18 @@ class SureCut(Stored):
     sampled: tuple[int, ...] = ()
     """The rounds that asked the strong model about the sample."""
     agreed: int = 0
-    """Rows of the sample in which both models agree."""
+    """Rows of the sample in which both models agree; with right labels, in which the cheap model is right."""
     before: int = 0
     """Rows of the sample before the cut."""
     errors: int = 0
-    """Those of them in which the models do not agree."""
+    """Those of them in which the models do not agree; with right labels, in which only the cheap model is wrong."""
+    bad: int = 0
+    """With right labels: rows of the sample in which the strong model is wrong."""
+    mended: int = 0
+    """Those of them that are before the cut, and in which the cheap model is right."""
     classes: dict[str, tuple[int, int]] = Field({})
-    """By label: rows of the sample that have it by the strong model, and how many of them the cheap model finds."""
+    """By label: rows of the sample that have it by the strong model, or rightly, and how many of them the cheap model
+    finds."""
     unguarded: tuple[str, ...] = ()
     """The classes of which the sample has too few rows to guard them."""
     prices: tuple[float, float] | None = None
@@ -179,8 +184,10 @@ class SurePart(Stored):
     first, smaller sample, which had too few rows of a class to guard."""
     taught: int = 0
     """Rows that train the student; they are among `earlier`."""
+    gold: int = 0
+    """Rows with a right label, if the sample was drawn from them."""
     wrong: int = 0
-    """The most labels that may differ from those of the strong model."""
+    """The most labels that may differ from those of the strong model, or from the right ones."""
     score: Literal["", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"] = ""
     """The order of the cheap answers; `equal`: they have none. `""`: not known yet."""
     is_ended: bool = False

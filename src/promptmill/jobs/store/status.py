@@ -185,6 +185,13 @@ def sample_lines(sure: SureStatus) -> list[str]:
         return [f"{model} answers all {counted(rows, 'row')}: a sample does not pay for so few"]
     agreed = f"{sample['agreed']:,} agree ({sample['agreed'] / sample['drawn'] * 100:.0f} %)"
     lines = [f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked at both models, {agreed}"]
+    if "gold" in sure:
+        right, cheap = (_of(sample[name], sample["drawn"]) for name in ("right", "agreed"))
+        asked = f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked at both models"
+        lines = [f"{asked}: {model} right on {right}, the cheap model on {cheap}"]
+        if sample["gold"] < rows:
+            known = f"{counted(sample['gold'], 'row')} with a right label in `{sure['gold']}`"
+            lines.append(f"the {known} must be a random choice of all rows")
     if "taught" in sample:
         lines = [
             f"a student learned from {counted(sample['taught'], 'answer')} of {model}",
@@ -199,9 +206,15 @@ def sample_lines(sure: SureStatus) -> list[str]:
     if "cost_alone" in expected:
         costs = f": {dollars(expected['cost'])} instead of {dollars(expected['cost_alone'])}"
     share = f"{expected['share'] * 100:.0f} % of the rows"
+    if "gold" in sure and expected["alone"] < sure["agree"]:
+        return [*lines, f"nothing is promised: {model} alone is too often wrong; the other rows are not answered"]
     if expected["pays"]:
         return [*lines, f"about {share} will be answered by {model}{costs}"]
     return [*lines, f"did not pay: {share} would go to {model} anyway; it answers all rows"]
+
+
+def _of(rows: int, every: int) -> str:
+    return f"{rows:,} ({rows / every * 100:.0f} %)"
 
 
 def cheap_model(sure: SureStatus) -> str:
@@ -212,15 +225,23 @@ def cheap_model(sure: SureStatus) -> str:
 def label_lines(sure: SureStatus) -> list[str]:
     """Return the figures of a job's sample and labels as texts, with the promise and its limits."""
     lines = sample_lines(sure)
-    if not sure["expected"]["pays"] or "cheap" not in sure:  # the job has not finished
+    pays, is_of_truth = sure["expected"]["pays"], "gold" in sure
+    if "cheap" not in sure or not (pays or is_of_truth):  # the job has not finished, or has strong labels alone
         return lines
     factor = f": {sure['factor']:.3g} times fewer paid calls" if "factor" in sure else ""
-    lines[-1] = f"{sure['cheap']:,} labels by {cheap_model(sure)}, {sure['strong']:,} by {sure['model']}{factor}"
+    givers = f"{sure['cheap']:,} labels by {cheap_model(sure)}, {sure['strong']:,} by {sure['model']}{factor}"
+    lines = [*(lines[:-1] if pays else lines), givers]
     if "here" in sure:
         made = f"the promise was made for the {sure['rows']:,} rows that it had when its samples were drawn"
         return [*lines, f"the input has changed: {made}, not for the {sure['here']:,} rows of now alone"]
     shares = sure["agree"], sure["certainty"], sure["expected"]["agree"]
     agree, certainty, estimated = (f"{share * 100:.4g} %" for share in shares)
+    if is_of_truth:
+        return [
+            *lines,
+            f"{agree} of the labels or more are right, with {certainty} certainty; estimated {estimated}",
+            f"right as `{sure['gold']}` says; of all these rows together, not of each class",
+        ]
     return [
         *lines,
         f"{agree} of the labels or more agree with {sure['model']}, with {certainty} certainty; estimated {estimated}",

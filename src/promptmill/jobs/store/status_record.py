@@ -54,11 +54,15 @@ class SureSample(TypedDict, total=False):
     taught: int
     """Rows that trained the student; only with a student."""
     agreed: int
-    """Rows of the samples in which both models agree."""
+    """Rows of the samples in which both models agree; with right labels, in which the cheap model is right."""
+    gold: int
+    """Rows with a right label, from which the sample was drawn; only with right labels."""
+    right: int
+    """Rows of the sample in which the strong model is right; only with right labels."""
     score: str
     """The order of the cheap answers, see `SurePart.score`."""
     classes: dict[str, list[int]]
-    """By label: sampled rows that have it by the strong model, and how many of them the cheap model finds."""
+    """By label: sampled rows that have it by the strong model, or rightly, and how many the cheap model finds."""
     unguarded: list[str]
     """The labels of which the sample has too few rows to guard them."""
 
@@ -71,7 +75,9 @@ class SureExpected(TypedDict, total=False):
     share: float
     """The share of rows that the strong model answers, or would answer if it paid."""
     agree: float
-    """The estimated share of delivered labels that agree with the strong model."""
+    """The estimated share of delivered labels that agree with the strong model, or are right."""
+    alone: float
+    """The share of the strong model's labels that are right, at least; only with right labels."""
     cost: float
     cost_alone: float
     """The cost of all rows at the strong model alone."""
@@ -82,6 +88,8 @@ class SureStatus(TypedDict, total=False):
 
     model: str
     """The strong model."""
+    gold: str
+    """The column of the right labels, if the promise is about them."""
     agree: float
     certainty: float
     rows: int

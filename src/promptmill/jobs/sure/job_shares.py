@@ -61,7 +61,7 @@ def job_shares(
     `{}` if the strong model gave all labels. Raises the errors of `JobDatabase`.
     """
     parts = [part for part in spec.parts if part.pays]
-    if spec.sure is None or not parts:
+    if spec.sure is None or spec.sure.gold or not parts:
         return {}
     ends = [*(part.round for part in parts[1:]), LAST_KEY]
     strata = [_BeforeCut(part, end, list(_reviewed(store, spec, part))) for part, end in zip(parts, ends, strict=True)]

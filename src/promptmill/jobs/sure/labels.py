@@ -9,7 +9,7 @@ from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec, SureCut, SurePart
 from promptmill.jobs.store.status_record import SureExpected, SureSample, SureStatus, VoteStatus
-from promptmill.jobs.sure.cut import LAST
+from promptmill.jobs.sure.cut import LAST, most_bad
 from promptmill.jobs.sure.panel import cheap_of, decide, label_in, label_of, place_of, score_of
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def status_of(spec: JobSpec) -> SureStatus:
     if (rule := spec.sure) is None:
         return {}
     found: SureStatus = {"model": rule.model, "agree": rule.agree, "certainty": rule.certainty}
+    if rule.gold:
+        found["gold"] = rule.gold
     decided = [(part, part.cut) for part in spec.parts if part.cut is not None]
     if not decided:
         return found
@@ -71,21 +73,29 @@ def status_of(spec: JobSpec) -> SureStatus:
     expected: SureExpected = {
         "pays": pays,
         "share": strong / max(1, rows),
-        "agree": 1 - sum(_errors_of(part, cut) for part, cut in decided if cut.pays) / max(1, rows),
+        "agree": 1 - sum(_errors_of(part, cut) for part, cut in decided) / max(1, rows),
     }
+    if rule.gold:
+        sample["gold"] = newest.gold
+        sample["right"] = newest.drawn - its_cut.bad
+        expected["alone"] = 1 - most_bad(newest.rows, newest.drawn, its_cut.bad, rule.certainty) / newest.rows
     if costs := [part.costs for part, _ in decided if part.costs is not None]:
         expected["cost"], expected["cost_alone"] = map(sum, zip(*costs, strict=True))
     return found | {"rows": rows, "sample": sample, "expected": expected}
 
 
 def _errors_of(part: SurePart, cut: SureCut) -> float:
-    """Estimate the delivered labels of a part that differ from those of the strong model.
+    """Estimate the delivered labels of a part that differ from those of the strong model, or from the right ones.
 
     The cut is at a disagreement of the sample, and (c+1)/(k+1) of the rows before it are the unbiased number, where k
     sampled rows are before it with c disagreements. Without a disagreement at the cut, all scored rows are before it.
+    The strong model's own errors are as frequent as in the sample, without those that the cheap model mends.
     """
-    is_at_one = cut.place != LAST
-    return (part.every - part.strong) * (cut.errors + is_at_one) / max(1, cut.before + is_at_one)
+    own = cut.bad * part.rows / max(1, part.drawn)
+    if not cut.pays:
+        return own
+    is_at_one, cheap = cut.place != LAST, part.every - part.strong
+    return own + cheap * ((cut.errors + is_at_one) / max(1, cut.before + is_at_one) - cut.mended / max(1, cut.before))
 
 
 def count_givers(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, int]:
@@ -140,10 +150,11 @@ def is_near_cut(spec: JobSpec, answered: AnsweredRow | None) -> bool:
 def curve_of(store: JobDatabase, spec: JobSpec) -> list[tuple[float, float]]:
     """Return the agreement that the newest sample shows for each share of rows at the strong model, from 0 to 1.
 
-    Each point is a share, and the agreement if the cut were there. `[]` without a sample that is still in the database.
+    Each point is a share, and the agreement if the cut were there. `[]` without a sample that is still in the database,
+    and with right labels.
     """
     part = spec.parts[-1] if spec.parts else None
-    if spec.sure is None or part is None or not part.drawn or part.cut is None:
+    if spec.sure is None or spec.sure.gold or part is None or not part.drawn or part.cut is None:
         return []
     verdicts = []
     slots = (0, *spec.sure.panel(part.score))
