@@ -93,7 +93,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
             table.add(row)
     rows = table.finished(has_images=bool(pictures.found))
     found |= cast("Status", {name: count for name, count in counts.items() if name in _OF_ROWS})
-    failures, shares = found.get("errors", {}), found.get("sure", {}).get("shares", {})
+    failures, shares = found.get("errors", {}), found.get("shares") or found.get("sure", {}).get("shares", {})
     data = {
         **_heading(found),
         "notes": list(found.get("warnings", ())),

@@ -547,7 +547,7 @@ class Runner:
         figures = label_figures(store, spec, self._end)
         self.progress.output.results = figures["results"]
         self.progress.votes, self.progress.sure = figures.get("votes", {}), figures.get("sure", {})
-        self.progress.person = figures.get("person", 0)
+        self.progress.person, self.progress.shares = figures.get("person", 0), figures.get("shares", {})
 
     def _give_up(self, error: PromptmillError) -> None:
         self._stop(_JobStopped(states.STOPPED, error))

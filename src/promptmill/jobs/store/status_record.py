@@ -141,6 +141,9 @@ class _State(TypedDict, total=False):
     votes: VoteStatus
     person: int
     """Delivered labels of a person, see `manage.reviewed`."""
+    shares: dict[str, dict[str, LabelShare]]
+    """By field and label: its share, as the person would give it to every row; only if those rows are drawn at
+    random."""
     seconds: float
     """The wall time of all runs."""
     updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]

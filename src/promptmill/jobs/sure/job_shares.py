@@ -23,10 +23,10 @@ from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, HAS_QUESTION
-from promptmill.jobs.store.spec import JobSpec, SurePart
+from promptmill.jobs.store.spec import JobSpec, SurePart, digest
 from promptmill.jobs.store.status_record import LabelShare, Results, RunStatus
 from promptmill.jobs.sure.labels import giver_status, status_of, vote_status
-from promptmill.jobs.sure.panel import cheap_of, label_of, place_of
+from promptmill.jobs.sure.panel import cheap_of, label_in, place_of
 from promptmill.jobs.sure.shares import Stratum, shares
 
 
@@ -40,6 +40,8 @@ def label_figures(store: JobDatabase, spec: JobSpec, before: int) -> RunStatus:
     persons = store.count(f"{ANSWERED} AND settings = {PERSON} AND key < {min(before, SLOT)}")
     if persons:
         found["person"] = persons
+        if its := reviewed_shares(store, spec, _labelled_fields(results), before):
+            found["shares"] = its
     if votes := vote_status(store, spec, min(before, SLOT)):
         found["votes"] = votes
     if spec.sure is not None:
@@ -71,6 +73,36 @@ def job_shares(
         known = _counts(store, field, before, f"answer.settings != {cheap}")
         known.subtract(value_of(strong, field) for each in strata for _, strong in each.reviewed)
         found[field] = shares([*(each.stratum(store, cheap, field, before) for each in strata), Stratum(+known)])
+    return found
+
+
+def random_rows(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[Record]:
+    """Yield delivered answers of a job, drawn at random: always the same ones, and those of a smaller number are among
+    those of a larger one."""
+    seed = int(digest(spec.job_id, "review"), 16)
+    yield from statistics.sample(store, most, seed, f"{ANSWERED} AND key < {SLOT}")
+
+
+def reviewed_shares(
+    store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: int
+) -> dict[str, dict[str, LabelShare]]:
+    """Return the share of each label as a person would give it to every row below `before`, by field.
+
+    `{}` unless the rows with a label of a person are the `random_rows` of a review: others stand for no other row.
+    Raises the errors of `JobDatabase`.
+    """
+    by_person = {record.key: record for record in store.records(where=f"settings = {PERSON} AND key < {SLOT}")}
+    if {record.key for record in random_rows(store, spec, len(by_person))} != by_person.keys():
+        return {}
+    replaced = dict(store.read("SELECT key, text FROM spare WHERE settings != ? ORDER BY place", PERSON))
+    rows = [(record, replaced.get(key)) for key, record in by_person.items() if key < before]
+    found = {}
+    for field in fields:
+        pairs = [(_value_in(text, field), value_of(right, field)) for right, text in rows if text is not None]
+        if len(pairs) < max(1, len(rows)):
+            return {}
+        machine = _counts(store, field, before, f"answer.settings != {PERSON}")
+        found[field] = shares([Stratum(machine + Counter(given for given, _ in pairs), pairs)])
     return found
 
 
@@ -119,10 +151,14 @@ def _reviewed(store: JobDatabase, spec: JobSpec, part: SurePart) -> Iterator[tup
 
 def value_of(record: Record, field: str) -> str:
     """Return a field of an answer as a text, or the whole answer for `""`."""
+    return _value_in(record.text, field)
+
+
+def _value_in(text: str, field: str) -> str:
     if not field:
-        return label_of(record)
+        return label_in(text)
     try:
-        value = orjson.loads(record.text)
+        value = orjson.loads(text)
     except orjson.JSONDecodeError:
         return ""
     return _plain(orjson.dumps(value.get(field)).decode() if isinstance(value, dict) else None)
