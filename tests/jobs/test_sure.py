@@ -281,7 +281,7 @@ def test_validate_tells_the_size_of_the_sample_and_its_price(sure):
 def test_the_news_of_the_sample_come_before_the_other_rows_are_sent(sure):
     done = sure.run(*SURE, *named(sure))
     assert "of the rows will be answered by strong: $" in done.stderr
-    assert "agreement with the model, not truth" in done.stdout
+    assert "not promised: that the labels are true, or this share of each class" in done.stdout
 
 
 def test_a_class_that_the_sample_hardly_has_cannot_be_guarded(sure):
@@ -388,8 +388,10 @@ def test_the_promise_may_be_about_right_labels(sure):
     assert sum(row["answer"] != truth[row["text"]] for row in rows) <= MOST_WRONG * ROWS
     assert sum(counts[0] for counts in found["sample"]["classes"].values()) == len(sampled)
     assert found["expected"]["alone"] >= 0.95
-    assert "95 % of the labels or more are right, with 95 % certainty" in done.stdout
-    assert "right as `label` says; of all these rows together, not of each class" in done.stdout
+    assert (
+        "promised, with 95 % certainty: 95 % of the labels or more are right, as `label` says; estimated" in done.stdout
+    )
+    assert "not promised: this share of each class" in done.stdout
     assert "random choice" not in done.stdout, "every row has a right label"
     assert "the cheap model on" in done.stderr
 

@@ -234,18 +234,16 @@ def label_lines(sure: SureStatus) -> list[str]:
     if "here" in sure:
         made = f"the promise was made for the {sure['rows']:,} rows that it had when its samples were drawn"
         return [*lines, f"the input has changed: {made}, not for the {sure['here']:,} rows of now alone"]
-    shares = sure["agree"], sure["certainty"], sure["expected"]["agree"]
-    agree, certainty, estimated = (f"{share * 100:.4g} %" for share in shares)
+    agree, certainty = (f"{share * 100:.4g} %" for share in (sure["agree"], sure["certainty"]))
+    promised, estimated = f"promised, with {certainty} certainty", f"estimated {sure['expected']['agree'] * 100:.1f} %"
     if is_of_truth:
-        return [
-            *lines,
-            f"{agree} of the labels or more are right, with {certainty} certainty; estimated {estimated}",
-            f"right as `{sure['gold']}` says; of all these rows together, not of each class",
-        ]
+        its = f"{agree} of the labels or more are right, as `{sure['gold']}` says"
+        return [*lines, f"{promised}: {its}; {estimated}", "not promised: this share of each class"]
+    its = f"{agree} of the labels or more agree with {sure['model']}"
     return [
         *lines,
-        f"{agree} of the labels or more agree with {sure['model']}, with {certainty} certainty; estimated {estimated}",
-        "agreement with the model, not truth; of all these rows together, not of each class",
+        f"{promised}: {its}; {estimated}",
+        "not promised: that the labels are true, or this share of each class",
     ]
 
 
