@@ -105,6 +105,7 @@ class JobOptions(TypedDict, total=False):
     votes: int | None
     agree: float | str | None
     certainty: float | str | None
+    gold: str | None
     second: str | None
     student: bool
     recall: Mapping[str, float | str] | None

@@ -29,6 +29,7 @@ from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.template import check_names_some, places_in, template_of
 from promptmill.jobs.inputs.workbook import sheet_names
 from promptmill.jobs.members import Stamp
+from promptmill.jobs.run.gold_labels import check_unasked
 from promptmill.jobs.run.order_files import OrderFiles
 from promptmill.jobs.run.resumption import SEND_ALL, check_bound, check_keeps_rows, resumed, with_settings
 from promptmill.jobs.store import binding, progress, rounds
@@ -390,6 +391,10 @@ def spec_of(
     for name in ("sure", "votes"):
         if getattr(order, name) is not None:
             _check_labels(plan, name, () if order.sure is None else order.sure.recall)
+    if order.sure is not None and order.sure.gold:
+        if plan.settings.sampling_params.choices is None:
+            raise input_error(Named("gold"), " goes with ", Named("choices"), ", of which each row has one.")
+        check_unasked(order.question, order.sure.gold)
     output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format)
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " goes with files of rows, not with a call's.")

@@ -13,7 +13,15 @@ from promptmill.backends.protocol import COUNTERS, Call, Counts
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.statistics import JobCounts, quantile
-from promptmill.jobs.store.status_record import CourseRecord, Results, RunNote, RunStatus, SureStatus, VoteStatus
+from promptmill.jobs.store.status_record import (
+    CourseRecord,
+    LabelShare,
+    Results,
+    RunNote,
+    RunStatus,
+    SureStatus,
+    VoteStatus,
+)
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
@@ -59,6 +67,8 @@ class Progress:
         """The decisions of a job with `votes`; empty until the output is written."""
         self.person = 0
         """The delivered labels of a person; 0 until the output is written."""
+        self.shares: dict[str, dict[str, LabelShare]] = {}
+        """The shares of labels as the person would give them."""
         self.earlier = EarlierRuns(earlier or {})
         self.course = Course()
         self._times = _Times(clock)
@@ -170,6 +180,7 @@ class Progress:
             **({"sure": dict(self.sure)} if self.sure else {}),
             **({"votes": dict(self.votes)} if self.votes else {}),
             **({"person": self.person} if self.person else {}),
+            **({"shares": self.shares} if self.shares else {}),
             **({} if self.cost is None else {"cost": self.cost}),
             **({} if budget is None else {"max_cost": budget.limit}),
             **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in earlier.status else {}),
