@@ -13,8 +13,10 @@ import pytest
 
 import promptmill
 from labellers import LABELS, label, labellers, named, sent
-from promptmill.jobs.store.records import SLOT
+from promptmill.backends.protocol import Completion
+from promptmill.jobs.store.records import SLOT, record_of
 from promptmill.jobs.sure.cut import size_right
+from promptmill.jobs.sure.panel import probability
 from replies import answer, choose, status
 from waiting import eventually
 
@@ -71,6 +73,31 @@ def test_a_second_cheap_model_makes_labels_surer(sure):
     assert found["sure"]["sample"]["score"] == "second and probability"
     assert sent(sure)["small-2"] == ROWS
     assert wrong(sure.answers()) <= MOST_WRONG
+
+
+def test_the_probability_among_the_choices_is_better_than_that_of_the_tokens():
+    logprobs = {"content": [{"token": "yes", "logprob": -3.0}]}
+    known = record_of(SLOT, Completion("yes", "stop", logprobs=logprobs, top_choices={"yes": 0.75, "no": 0.25}))
+    assert probability(known) == 0.75
+    for chances in ({"no": 0.25}, None):
+        other = record_of(SLOT, Completion("yes", "stop", logprobs=logprobs, top_choices=chances))
+        assert probability(other) == math.exp(-3.0)
+
+
+@pytest.mark.engine
+@pytest.mark.thorough
+def test_an_engine_of_this_machine_tells_the_probability_among_the_choices(sure):
+    pytest.importorskip("torch")
+    sure.write([{"id": n, "text": f"review {n}"} for n in range(220)])
+    strong = {"openai": {"base_url": sure.upstream.url, "model_name": "strong"}}
+    small = {"hf": {"model_name_or_path": "smollm2-135m-instruct"}}
+    models = {"strong": {"backend": "openai", **strong}, "small": {"backend": "hf", **small}}
+    found = sure.succeed(*SURE, "--set", f"models={json.dumps(models)}")
+    assert found["sure"]["score"] == "probability"
+    scores = [row["score"] for row in sure.answers() if row["score"] is not None]
+    assert len(scores) >= found["sure"]["sampled"] > 60
+    assert min(scores) > 0.2, "of three choices; of all words, their first letters have less than 0.05"
+    assert not any("top_choices" in row for row in sure.answers() if row["sure"] != "cheap")
 
 
 def test_without_probabilities_repeats_order_the_answers(sure):

@@ -100,7 +100,7 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
       OpenAI's `response_format`. `fields="customer,amount:number"`: a schema in one line; `fields=False`: JSON texts,
       not a column for each field of the schema. `answer_column` ("answer"): their column. `n`: answers to each row.
       `reasoning`: "separate" or "inline".
-      `logprobs`, `top_logprobs`.
+      `logprobs`, `top_logprobs`; `top_choices`: so many choices with their probabilities.
     * Model, else the configuration's. `model`: with several, each row is sent to each, and `variant` names the model of
       an answer; `base_url` (one or several), `provider`, `api_key`, `api_key_env`: the name of a variable;
       `concurrency`: requests in flight; `tier`: "default", "flex" or "priority". `backend`. `config`: a configuration

@@ -53,6 +53,7 @@ class AnswerOptions(TypedDict, total=False):
     reasoning: Literal["separate", "inline"] | None
     logprobs: bool | None
     top_logprobs: int | None
+    top_choices: int | None
 
 
 class ModelOptions(TypedDict, total=False):

@@ -18,6 +18,7 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.request import TOP_CHOICES
 from promptmill.jobs import columns, disk, members
 from promptmill.jobs.columns import OURS
 from promptmill.jobs.ingest import ingest
@@ -454,7 +455,8 @@ def _extra(order: JobOrder, plan: ResolvedConfig, slot: int) -> dict[str, bool |
     if not slot or (sure is None and votes is None):
         return {}
     if sure is not None and not sure.votes and slot == 1:
-        return {"logprobs": True}
+        weighs = plan.record.weighs_choices and plan.settings.sampling_params.choices is not None
+        return {"logprobs": True} | ({TOP_CHOICES: 1} if weighs else {})
     if (sure is not None and sure.second) or (votes is not None and not votes.repeats):
         return {}
     sampling = plan.settings.sampling_params  # repeats at the temperature 0, or with one seed, would be equal
