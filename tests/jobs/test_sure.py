@@ -93,7 +93,7 @@ def test_an_engine_of_this_machine_tells_the_probability_among_the_choices(sure)
     small = {"hf": {"model_name_or_path": "smollm2-135m-instruct"}}
     models = {"strong": {"backend": "openai", **strong}, "small": {"backend": "hf", **small}}
     found = sure.succeed(*SURE, "--set", f"models={json.dumps(models)}")
-    assert found["sure"]["score"] == "probability"
+    assert found["sure"]["sample"]["score"] == "probability"
     scores = [row["score"] for row in sure.answers() if row["score"] is not None]
     assert len(scores) >= found["sure"]["sampled"] > 60
     assert min(scores) > 0.2, "of three choices; of all words, their first letters have less than 0.05"
