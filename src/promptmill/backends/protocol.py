@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from promptmill.core.errors import Code, PromptmillError, without_frames
 from promptmill.core.money import Budget
@@ -177,6 +177,20 @@ class Journal(Protocol):
     def charged(self, key: int, choice: int, cost: float) -> None:
         """Note that the item's requests so far have ended, and their cost."""
         ...
+
+
+class Reply(NamedTuple):
+    """The reply to one request of a batch."""
+
+    custom_id: str
+    status: int
+    """The HTTP status that a live request would have got; 0: the request was not run (expired, cancelled)."""
+    body: bytes
+    """The body that a live request would have got."""
+
+
+Exchange: TypeAlias = Callable[[Request, Callable[[Request], Awaitable[bytes]]], Awaitable[Reply | Failure]]
+"""Returns the reply to a request, or the failure in its place; its second argument writes the request's body."""
 
 
 class Source(Protocol):
@@ -446,6 +460,8 @@ class Call:
     """The backend and model that promptmill chose, if the configuration leaves them open."""
     started: float = field(default_factory=time.monotonic)
     """In seconds of `time.monotonic`."""
+    exchange: Exchange | None = None
+    """Takes the place of HTTP requests; for a call whose replies come by batch."""
     preview: Callable[[str], None] | None = None
     """Gets the text of the answer so far while it grows; for a call of one item, where the backend can. A text that
     does not begin with the one before belongs to another attempt."""

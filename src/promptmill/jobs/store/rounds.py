@@ -62,6 +62,8 @@ IS_VOTED = f"""(answer.settings IS NOT {PERSON} AND EXISTS (
     SELECT 1 FROM answer AS vote WHERE vote.key IN ({_VOTES}) AND vote.round > coalesce(answer.round, -1)
 ))"""
 """The condition of a row that has votes newer than its decision."""
+_ALWAYS_LIVE = frozenset({"sample", "train"})
+"""The reasons of small rounds, for which the rest of a job waits."""
 _ORDERED = {
     "open": f"({_IS_MISSING} OR (answer.retryable AND answer.round <= {{since}}))",
     "again failed": f"({FAILED} AND answer.round <= {{since}})",
@@ -103,7 +105,8 @@ class Round:
     since: int = 0
     """The id of the last round before the order that this round belongs to."""
     way: str = "live"
-    """`live`: requests are sent; `copy`: duplicates get the answer of an equal row, or a student answers."""
+    """`live`: requests are sent; `batch`: the provider gets files of requests, and answers them within a day; `copy`:
+    duplicates get the answer of an equal row, or a student answers."""
     model: str = ""
     """The model that answers in place of the target's; `""` for the target's own."""
     done: bool = False
@@ -148,7 +151,20 @@ def next_round(now: Situation) -> Round | None:
         return rounds[-1]
     first = Round(rounds[-1].id + 1 if rounds else 1, "open", "", tuple(range(now.slots)), now.since)
     wanted = _wanted(now.order, first) if now.order.sure is None else _wanted_of_sure(now.order, first, now.part)
-    return next(filter(now.has_rows, wanted), None)
+    return next(filter(now.has_rows, _by_batch(wanted, now)), None)
+
+
+def _by_batch(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
+    """Yield the rounds; where the order has `batch`, rows go into a batch first, and live only what it left open."""
+    done = [round_ for round_ in now.rounds if round_.way == "batch" and round_.id > now.since]
+    for round_ in wanted:
+        if now.order.batch is None or round_.way != "live" or 0 not in round_.slots or round_.reason in _ALWAYS_LIVE:
+            yield round_
+        elif not any(one.rows == round_.rows and one.slots == round_.slots for one in done):
+            yield replace(round_, way="batch", reason="batch")
+        else:  # failures of the batch that may pass are sent again
+            since = done[-1].id if round_.ordered == "open" else round_.since
+            yield replace(round_, since=since, reason="live")
 
 
 def _is_resumed(last: Round, now: Situation) -> bool:
