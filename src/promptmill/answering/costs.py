@@ -54,6 +54,8 @@ _TIERS = {"flex": 0.5, "priority": 2.0, "fast": 2.0}
 # The dearest tier that may serve a request for another one: the provider's account decides about `auto`, and at OpenAI
 # and Azure `auto` is the default.
 _DEAREST = {"auto": "priority"}
+BATCH = "batch"
+"""The tier of requests in batches; no request names it."""
 _RESERVES = "The budget has room for few requests at a time"
 _ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # so many answers show how long they are; one may be longer than the average
 
@@ -79,7 +81,19 @@ class BudgetedAnswers:
         if self._budget is None and call.ledger.budget is None:
             return self._priced(request, call)
         budgets = [budget for budget in (self._budget, call.ledger.budget) if budget is not None]
+        if call.ledger.deferred is not None:
+            return self._settled(request, call, budgets, call.ledger.deferred)
         return self._within_budget(request, call, budgets)
+
+    async def _settled(
+        self, request: Request, call: Call, budgets: Sequence[Budget], deferred: Callable[[int], float]
+    ) -> Outcome:
+        """Answer a request of a batch, whose highest cost was set aside when the batch was planned."""
+        outcome = await self._priced(request, call)
+        set_aside = deferred(request.key)
+        for budget in budgets:
+            budget.free(set_aside, outcome.cost or 0.0)
+        return outcome
 
     async def _priced(self, request: Request, call: Call) -> Outcome:
         outcome = await self._following(request, call)
@@ -92,7 +106,7 @@ class BudgetedAnswers:
         if price is None:
             call.warn(_UNKNOWN_MODEL)
             return outcome
-        cost = charge(spent, price, self._tiers(request))
+        cost = charge(spent, price, self._tiers(request, call))
         call.charge(request, cost)
         if isinstance(outcome, Failure):
             return replace(outcome, cost=cost)
@@ -100,7 +114,7 @@ class BudgetedAnswers:
         return outcome
 
     async def _within_budget(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
-        tiers = self._tiers(request)
+        tiers = self._tiers(request, call)
         tier = tiers.charged()
         try:
             if (price := self._prices.of(request)) is None:
@@ -128,6 +142,9 @@ class BudgetedAnswers:
                 account.settle(cut_off)
                 call.cut_off(cut_off)
                 raise
+            if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED:
+                account.defer()
+                return replace(outcome, cost=worst)
             spent, unmetered = billed(outcome)
             charged = charge(spent, price, tiers) + unmetered * worst
             account.settle(charged)
@@ -137,7 +154,9 @@ class BudgetedAnswers:
                 return replace(outcome, cost=cost, usage=usage)
             request = replace(request, attempts=outcome.attempts)
 
-    def _tiers(self, request: Request) -> Tiers:
+    def _tiers(self, request: Request, call: Call) -> Tiers:
+        if call.exchange is not None:
+            return _BATCH
         return Tiers(tier_of(request.extra), self._tier) if request.extra else self._usual_tiers
 
     async def _wait_for_room(self, account: _BudgetAccount, call: Call, advise: Callable[[], None]) -> Failure | None:
@@ -232,6 +251,12 @@ class _BudgetAccount(Account):
             budget.settle(self.reserved, cost)
         self.reserved = 0.0
 
+    def defer(self) -> None:
+        """Set the reservation aside, for the reply of a batch."""
+        for budget in self._budgets:
+            budget.set_reserved_aside(self.reserved)
+        self.reserved = 0.0
+
     def never_fits(self) -> Budget | None:
         """Return the budget that would not allow the request even without reservations; None if all would."""
         return next((budget for budget in self._budgets if not budget.fits(self.worst)), None)
@@ -252,8 +277,23 @@ def unknown_price(model: str) -> PromptmillError:
     )
 
 
+def unknown_batch_price(model: str) -> PromptmillError:
+    """Return the error of a batch whose price is not known."""
+    return config_error(
+        "price",
+        f"what a request to {model or 'this model'} costs in a batch is not known; give it as a part of the price: ",
+        Named("price", {"input": 1, "output": 2, "batch": 0.5}),
+        ".",
+    )
+
+
 class Price(Protocol):
     """The price of one model, in US dollars."""
+
+    @property
+    def batch(self) -> float | None:
+        """The part of the price that a request in a batch costs; None if it is not known."""
+        ...
 
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage` at a service tier: `flex`, `priority`; others cost the standard price."""
@@ -267,9 +307,12 @@ class FlatPrice:
     input: float
     output: float
     cached_input: float
+    batch: float | None = None
 
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage`."""
+        if tier == BATCH:
+            return self.cost(usage) * (self.batch or 1.0)
         cached = usage.cached_tokens
         fresh = usage.prompt_tokens - cached
         cost = fresh * self.input + cached * self.cached_input + usage.completion_tokens * self.output
@@ -279,13 +322,15 @@ class FlatPrice:
 class _ListedPrice:
     """A model's price in `genai-prices`, which may rise with the length of a prompt."""
 
-    def __init__(self, model: str, place: dict[str, Any]) -> None:
+    def __init__(self, model: str, place: dict[str, Any], batch: float | None) -> None:
         """`place` locates the model in the list. Raises `LookupError` when the list lacks it."""
-        self._model, self._place = model, place
+        self._model, self._place, self.batch = model, place, batch
         self._usual = {tier: self._flat(tier) for tier in ("", *_TIERS)}
 
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage`. A tier without a price of its own in the list costs the standard price."""
+        if tier == BATCH:
+            return self.cost(usage) * (self.batch or 1.0)
         tier = tier if tier in _TIERS else ""
         return self._usual[tier].cost(usage) if usage.prompt_tokens < _LONG_CONTEXT else self._exact(usage, tier)
 
@@ -311,7 +356,8 @@ def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
     """Return the price of the plan's model, None if unknown. The first call is slow."""
     settings = plan.settings
     if (said := settings.price) is not None:
-        return FlatPrice(said.input, said.output, said.input if said.cached_input is None else said.cached_input)
+        cached = said.input if said.cached_input is None else said.cached_input
+        return FlatPrice(said.input, said.output, cached, said.batch)
     if not plan.record.needs_endpoint or not plan.model:
         return None
     return _listed(plan.model, plan)
@@ -319,7 +365,8 @@ def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
 
 def _listed(model: str, plan: resolved_config.ResolvedConfig) -> Price | None:
     try:
-        prices = [_ListedPrice(model, {"provider_api_url": url.geturl()}) for url in registry.addresses(plan)]
+        batch = registry.batch_rate(plan)
+        prices = [_ListedPrice(model, {"provider_api_url": url.geturl()}, batch) for url in registry.addresses(plan)]
     except (ImportError, LookupError):  # the extra is missing, or the list lacks the host, provider or model
         return None
     return prices[0] if len(prices) == 1 else None
@@ -367,6 +414,12 @@ class _DearestPrice:
     """The highest of several models' prices, one of which serves the request."""
 
     prices: Sequence[Price]
+
+    @property
+    def batch(self) -> float | None:
+        """The largest part of a price that a request in a batch costs; None if one of them is not known."""
+        known = [price.batch for price in self.prices if price.batch is not None]
+        return max(known) if len(known) == len(self.prices) else None
 
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage`."""
@@ -511,9 +564,14 @@ class Tiers(NamedTuple):
         A discount applies only if the request or the operator named it, and a request's own only if the answer reports
         it: endpoints without tiers ignore the parameter and bill the standard price.
         """
+        if self.requested == BATCH:  # whatever tier the reply reports
+            return BATCH
         tier = served or self.requested
         is_named = tier in self if served else tier == self.operators
         return tier if is_named or _TIERS.get(tier, 1.0) >= 1.0 else ""
+
+
+_BATCH = Tiers(BATCH)
 
 
 def charge(spent: Sequence[Spent], price: Price, tiers: Tiers) -> float:

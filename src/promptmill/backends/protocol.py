@@ -425,6 +425,8 @@ class Ledger:
     """The limit of the call's own cost."""
     journal: Journal | None = None
     """Set while requests are noted on disk."""
+    deferred: Callable[[int], float] | None = None
+    """Set while replies of a batch are read: returns what the budgets have set aside for an item."""
 
     def sent(self, request: Request) -> None:
         """Note that a request is about to be sent."""

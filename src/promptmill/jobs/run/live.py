@@ -109,6 +109,8 @@ class OpenRows:
     """Yields more rows between the windows of the round."""
     window: int = WINDOW
     """The row numbers of a window."""
+    only: str = "1"
+    """A further condition of the rows, with `{base}` for the key of the slot's first row."""
 
     @property
     def file(self) -> InputFile | None:
@@ -134,7 +136,8 @@ class OpenRows:
         query = (
             "SELECT row.n, row.asked, row.line, row.cells, answer.attempts, "
             f"answer.key IS NOT NULL AND answer.code IS NULL FROM {join_of(slot)} "
-            f"WHERE row.n >= ? AND row.n < ? AND ({condition}) ORDER BY row.n"
+            f"WHERE row.n >= ? AND row.n < ? AND ({condition}) AND {self.only.replace('{base}', str(slot * SLOT))} "
+            "ORDER BY row.n"
         )
         at = 16 * self.targets[slot].prompt
         while first < following:

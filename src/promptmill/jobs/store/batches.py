@@ -41,6 +41,8 @@ class Batch(Stored):
     """Our own label, by which the provider's list is searched."""
     round: int
     slot: int = 0
+    model: str = ""
+    """The model that the requests name; `""`: the model of the configuration."""
     state: State = "planning"
     requests: int = 0
     sha256: str = ""
@@ -114,19 +116,9 @@ def add_rows(store: JobDatabase, batch: Batch, rows: Iterable[tuple[int, bytes |
 
 
 def drop(store: JobDatabase, batch: Batch) -> None:
-    """Forget a batch that was never sent; its rows are open again."""
+    """Forget a batch that the provider does not have; its rows are open again."""
     rows = ("DELETE FROM batched WHERE batch = ?", [(batch.id,)])
     store.change(rows, ("DELETE FROM batch WHERE id = ?", [(batch.id,)]))
-
-
-def split(store: JobDatabase, batch: Batch, parts: Sequence[tuple[Batch, Sequence[int]]]) -> None:
-    """Replace a batch that was not sent by `parts`, each with the custom ids of its rows."""
-    moved = [(part.id, batch.id, custom) for part, customs in parts for custom in customs]
-    store.change(
-        _written([part for part, _ in parts]),
-        ("UPDATE batched SET batch = ? WHERE batch = ? AND custom = ?", moved),
-        ("DELETE FROM batch WHERE id = ?", [(batch.id,)]),
-    )
 
 
 def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> int:

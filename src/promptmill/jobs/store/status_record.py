@@ -87,6 +87,22 @@ class SureStatus(TypedDict, total=False):
     """By field (`""`: the whole answer) and label: its share, as the strong model would give it to every row."""
 
 
+class BatchStatus(TypedDict, total=False):
+    """The batches of a job at the provider."""
+
+    batches: int
+    """Those that are not done."""
+    requests: int
+    done: int
+    """Finished requests, as far as the provider says."""
+    said: str
+    """The provider's own words for their states."""
+    ids: list[str]
+    """The provider's own ids."""
+    expires: float
+    """When the first of them expires: Unix time."""
+
+
 class VoteStatus(TypedDict, total=False):
     """The votes of a job with `votes`."""
 
@@ -115,6 +131,7 @@ class _State(TypedDict, total=False):
     """The unusual names of output columns, by their usual names."""
     results: Results
     sure: SureStatus
+    batch: BatchStatus
     votes: VoteStatus
     person: int
     """Delivered labels of a person, see `manage.reviewed`."""
