@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
+from promptmill.backends.openai.batches.profile import BatchProfile
 from promptmill.backends.openai.error_body import Cause, ErrorBody
 from promptmill.core.wording import did_you_mean
 
@@ -64,6 +65,8 @@ class ProviderProfile:
     """Its own error codes → cause. A code is `field=number`, or the lower-case word of `code` or `type`."""
     phrases: Mapping[str, Cause] = field(default_factory=dict)
     """Its own phrases, in lower case, → cause, if other providers mean something else by them."""
+    batch: BatchProfile | None = None
+    """Its Batch API; None: unknown."""
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -140,6 +143,7 @@ _OPENAI = ProviderProfile(
     key_env="OPENAI_API_KEY",
     account_tier=True,
     page="developers.openai.com/api/reference/resources/chat",
+    batch=BatchProfile(discount=0.5, page="developers.openai.com/api/docs/guides/batch"),
 )
 
 DASHSCOPE_PHRASES: Mapping[str, Cause] = MappingProxyType(
@@ -157,6 +161,13 @@ PROFILES = (
         base_url="",
         page="learn.microsoft.com/azure/ai-services/openai/api-version-lifecycle",
         key_env="AZURE_OPENAI_API_KEY",
+        batch=BatchProfile(
+            requests=100_000,
+            checks_files=True,
+            poll_s=60.0,
+            discount=0.5,
+            page="learn.microsoft.com/azure/ai-foundry/openai/how-to/batch",
+        ),
     ),
     ProviderProfile(
         "mistral",
@@ -167,6 +178,13 @@ PROFILES = (
         base_url="https://api.mistral.ai/v1",
         key_env="MISTRAL_API_KEY",
         page="docs.mistral.ai/api",
+        batch=BatchProfile(
+            family="mistral",
+            requests=100_000,
+            file_bytes=512_000_000,
+            discount=0.5,
+            page="docs.mistral.ai/studio-api/batch-processing",
+        ),
     ),
     ProviderProfile(
         "groq",
@@ -176,6 +194,7 @@ PROFILES = (
         base_url="https://api.groq.com/openai/v1",
         key_env="GROQ_API_KEY",
         page="console.groq.com/docs/openai",
+        batch=BatchProfile(file_bytes=100_000_000, discount=0.5, page="console.groq.com/docs/batch"),
     ),
     ProviderProfile(
         "google",
@@ -185,6 +204,13 @@ PROFILES = (
         base_url="https://generativelanguage.googleapis.com/v1beta/openai",
         key_env="GEMINI_API_KEY",
         page="ai.google.dev/gemini-api/docs/openai",
+        batch=BatchProfile(
+            family="gemini",
+            file_bytes=2_000_000_000,
+            label="displayName",
+            discount=0.5,
+            page="ai.google.dev/gemini-api/docs/batch-api",
+        ),
     ),
     ProviderProfile(
         "dashscope",
@@ -299,6 +325,14 @@ PROFILES = (
         base_url="https://api.anthropic.com/v1",
         key_env="ANTHROPIC_API_KEY",
         page="platform.claude.com/docs/en/api/openai-sdk",
+        batch=BatchProfile(
+            family="anthropic",
+            requests=100_000,
+            file_bytes=256_000_000,
+            label="",
+            discount=0.5,
+            page="platform.claude.com/docs/en/build-with-claude/batch-processing",
+        ),
     ),
     ProviderProfile(
         "deepseek",
@@ -316,6 +350,7 @@ PROFILES = (
         base_url="https://api.x.ai/v1",
         key_env="XAI_API_KEY",
         page="docs.x.ai/docs/guides/chat-completions",
+        batch=BatchProfile(family="xai", label="name", discount=0.2, page="docs.x.ai/docs/guides/batch-api"),
     ),
     ProviderProfile(
         "cerebras",
@@ -333,6 +368,14 @@ PROFILES = (
         base_url="https://openrouter.ai/api/v1",
         key_env="OPENROUTER_API_KEY",
         page="openrouter.ai/docs/use-cases/reasoning-tokens",
+        batch=BatchProfile(
+            family="openrouter",
+            requests=5_000,
+            label="",
+            takes_local_images=False,
+            can_cancel=False,
+            page="openrouter.ai/docs/guides/features/batch-api",
+        ),
     ),
     ProviderProfile(
         "together",
@@ -340,6 +383,13 @@ PROFILES = (
         base_url="https://api.together.ai/v1",
         key_env="TOGETHER_API_KEY",
         page="docs.together.ai/docs/inference/openai-compatibility",
+        batch=BatchProfile(
+            file_bytes=100_000_000,
+            label="",
+            purpose="batch-api",
+            upload="presigned",
+            page="docs.together.ai/docs/inference/batch/manage",
+        ),
     ),
     ProviderProfile(
         "fireworks",
@@ -392,6 +442,7 @@ PROFILES = (
         base_url="https://api.deepinfra.com/v1/openai",
         key_env="DEEPINFRA_API_KEY",
         page="deepinfra.com/docs/advanced/openai_api",
+        batch=BatchProfile(discount=0.2, page="deepinfra.com/blog/batch-api"),
     ),
     ProviderProfile(
         "sambanova",

@@ -1,0 +1,265 @@
+"""Requests of a Batch API over a pool: repeated with waits, or made once, or streamed from and to files."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+import orjson
+
+from promptmill.backends.openai.batches.reading import is_full, json_object
+from promptmill.backends.openai.batches.wire import BatchUnclearError, QueueFullError
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.failures import (
+    FailureKind,
+    InvalidResponseError,
+    RetryDecision,
+    TransportError,
+    backoff_s,
+    classify_exception,
+    code_of,
+)
+from promptmill.backends.openai.http_connection import Headers
+from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
+from promptmill.backends.openai.transport import FileBody, Pool
+from promptmill.config.settings import OpenAISettings
+from promptmill.core.bounds import LARGEST_BODY
+from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.values import JsonDict, JsonObject
+
+Sleep: TypeAlias = Callable[[float], Awaitable[None]]
+_LOG = logging.getLogger(__name__)
+_PASSING = frozenset({FailureKind.TRANSIENT, FailureKind.LOAD, FailureKind.LOST})
+# A provider that asks for more is left to the job, which looks again after its own interval.
+_LONGEST_WAIT_S = 300.0
+# Codes of exceptions before any byte of the request was sent.
+_NOT_SENT = frozenset({Code.TLS, Code.NAME_RESOLUTION, Code.UNREACHABLE, Code.NO_FILE_DESCRIPTORS})
+# The request may have been carried out: a gateway answers these where its server's answer was lost, and a provider 409
+# where the same thing exists.
+_UNCLEAR = frozenset({408, 409, 425, 499})
+# A result is a line: the body of an answer, in quotes at the worst.
+_LONGEST_LINE = 2 * LARGEST_BODY
+
+
+@dataclass(slots=True)
+class FailedRequest(Exception):  # noqa: N818
+    """A request without a usable response. `is_unclear`: it may have been carried out all the same."""
+
+    decision: RetryDecision
+    is_unclear: bool
+    status: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    payload: Any = None
+
+
+class BatchConnection:
+    """The requests of one endpoint's Batch API. Paths follow `root`, such as `/batches`."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        endpoint: Endpoint,
+        settings: OpenAISettings,
+        *,
+        root: str,
+        headers: Mapping[str, str],
+        sleep: Sleep = asyncio.sleep,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`root` is a URL, to which the query of the endpoint's own URL is added; `headers` hold the key."""
+        self.endpoint = replace(endpoint, url=root, headers=headers)
+        self._pool, self._settings = pool, settings
+        self._query = urlsplit(endpoint.url).query
+        self.sleep = sleep
+        self._rng = rng or random.Random()  # noqa: S311 (spreads waits)
+
+    def url(self, path: str, query: Mapping[str, Any] | None = None) -> str:
+        """Return the URL of a path; a path that begins with a scheme is one already.
+
+        >>> url("/batches", {"limit": 100})  # doctest: +SKIP
+        'https://api.openai.com/v1/batches?limit=100'
+        """
+        if "://" in path:
+            return path
+        parts = urlsplit(self.endpoint.url)
+        queries = [text for text in (self._query, urlencode(query or {})) if text]
+        return urlunsplit(parts._replace(path=parts.path + path, query="&".join(queries)))
+
+    async def once(
+        self,
+        method: str,
+        path: str,
+        body: FileBody | JsonObject | None = None,
+        *,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[JsonDict | list[Any], Headers]:
+        """Send a request once and return its JSON, `{}` for an empty body, and headers. Raises `FailedRequest`."""
+        endpoint = self._to(path, query)
+        sent = body if isinstance(body, FileBody) else b"" if body is None else orjson.dumps(body)
+        kind = {"Content-Type": body.content_type} if isinstance(body, FileBody) else {}
+        try:
+            async with self._pool.exchange(endpoint, method, {**kind, **(headers or {})}, sent) as response:
+                content = await response.read()
+                if not 200 <= response.status < 300:
+                    raise self._refused(response.status, response.headers, content, endpoint)
+                payload = json_object(content) if content.strip() else {}
+                if payload is None:
+                    raise InvalidResponseError("not JSON")
+                return payload, response.headers
+        except (TransportError, OSError, ValueError) as error:
+            raise self._lost(error, endpoint) from None
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: JsonObject | None = None,
+        *,
+        query: Mapping[str, Any] | None = None,
+    ) -> JsonDict | list[Any]:
+        """Send a request that may be repeated, and return its JSON. Raises `PromptmillError`."""
+        failures = 0
+        while True:
+            try:
+                return (await self.once(method, path, body, query=query))[0]
+            except FailedRequest as failed:
+                failures += 1
+                await self.wait(failed, failures)
+
+    async def create(
+        self, path: str, body: FileBody | JsonObject, *, query: Mapping[str, Any] | None = None
+    ) -> JsonDict:
+        """Send the request that creates a batch, once. Raises as `BatchApi.create`."""
+        try:
+            payload, _ = await self.once("POST", path, body, query=query)
+        except FailedRequest as failed:
+            error = failed.decision.error
+            if failed.is_unclear:
+                raise BatchUnclearError(error.code, error.message, error.hint) from None
+            if error.code is Code.RATE_LIMITED or is_full(failed.payload):
+                full = QueueFullError(Code.RATE_LIMITED, error.message, error.hint)
+                full.wait_s = failed.decision.wait_s
+                raise full from None
+            raise error from None
+        if not isinstance(payload, dict):
+            raise BatchUnclearError(Code.BAD_RESPONSE, f"{self.endpoint.name} sent no batch.", "")
+        return payload
+
+    async def delete(self, path: str) -> None:
+        """Delete something; it may be deleted already. A refusal is logged: providers delete it themselves one day."""
+        try:
+            await self.call("DELETE", path)
+        except PromptmillError as error:
+            if error.code not in {Code.NOT_FOUND, Code.BAD_REQUEST, Code.UNAUTHORIZED}:
+                raise
+            if error.code is not Code.NOT_FOUND:
+                _LOG.warning("%s", error)
+
+    async def lines(self, path: str, query: Mapping[str, Any] | None = None) -> AsyncIterator[JsonDict]:
+        """Yield the objects of a file of JSON Lines, from its beginning again after a lost connection.
+
+        Damaged lines are logged and left out. Raises `PromptmillError`.
+        """
+        endpoint = self._to(path, query)
+        failures = 0
+        while True:
+            try:
+                async with self._pool.exchange(endpoint, "GET", {"Accept": "*/*"}) as response:
+                    if response.status != 200:
+                        raise self._refused(response.status, response.headers, await response.read(), endpoint)
+                    async for line in _lines(response.pieces()):
+                        parsed = json_object(line)
+                        if isinstance(parsed, dict):
+                            yield parsed
+                        else:
+                            _LOG.warning("a line of the results at %s is damaged and left out", redact(endpoint.url))
+                    return
+            except (TransportError, OSError, ValueError) as error:
+                failed = self._lost(error, endpoint)
+            except FailedRequest as refused:
+                failed = refused
+            failures += 1
+            await self.wait(failed, failures)
+
+    async def pages(
+        self,
+        path: str,
+        field: str,
+        query: Mapping[str, Any],
+        following: Callable[[JsonObject, int], Mapping[str, Any] | None],
+    ) -> AsyncIterator[list[JsonDict]]:
+        """Yield the pages of a list, which may be bare or in the named field.
+
+        `following` returns the parameters of the next page for a page and its number from 1, or None after the last.
+        """
+        seen: set[bytes] = set()
+        number = 0
+        more: Mapping[str, Any] | None = {}
+        while more is not None:
+            payload = await self.call("GET", path, query={**query, **more})
+            found = payload if isinstance(payload, list) else payload.get(field) or payload.get("value")
+            entries = [entry for entry in found or () if isinstance(entry, dict)]
+            digests = {orjson.dumps(entry.get("id") or entry.get("name") or entry) for entry in entries}
+            if digests <= seen:  # an endpoint that ignores the parameter would repeat its only page forever
+                return
+            seen |= digests
+            yield entries
+            number += 1
+            more = None if isinstance(payload, list) else following(payload, number)
+
+    async def wait(self, failed: FailedRequest, failures: int) -> None:
+        """Wait before the next attempt after `failures` of them. Raises the error if another one is useless."""
+        decision, settings = failed.decision, self._settings
+        asked_s = decision.wait_s or 0.0
+        if decision.kind not in _PASSING or failures >= settings.retries or asked_s > _LONGEST_WAIT_S:
+            raise decision.error
+        await self.sleep(max(asked_s, backoff_s(failures, settings.base_delay, settings.max_delay, self._rng)))
+
+    def _to(self, path: str, query: Mapping[str, Any] | None) -> Endpoint:
+        """Return the endpoint of one request. Another host than the provider's does not get the key."""
+        url = self.url(path, query)
+        ours, there = urlsplit(self.endpoint.url), urlsplit(url)
+        if (ours.scheme, ours.netloc) == (there.scheme, there.netloc):
+            return replace(self.endpoint, url=url)
+        if there.scheme not in {"https", ours.scheme}:
+            raise PromptmillError(
+                Code.BAD_RESPONSE, f"{self.endpoint.name} named an address without TLS for a file.", ""
+            )
+        return replace(self.endpoint, url=url, headers={})
+
+    def _refused(self, status: int, headers: Headers, content: bytes, endpoint: Endpoint) -> FailedRequest:
+        payload = json_object(content) or content.decode("utf-8", "replace")
+        decision = classify_refusal(status, headers, payload, endpoint)
+        error = with_key_hint(endpoint, decision.error, status)
+        if status in {404, 405, 410}:
+            error = PromptmillError(Code.NOT_FOUND, error.message, f"The request went to {redact(endpoint.url)}.")
+            decision = replace(decision, kind=FailureKind.ITEM)
+        is_unclear = status >= 500 or status in _UNCLEAR
+        return FailedRequest(replace(decision, error=error), is_unclear, status, headers, payload)
+
+    def _lost(self, error: Exception, endpoint: Endpoint) -> FailedRequest:
+        was_sent = error.was_sent if isinstance(error, TransportError) else code_of(error) not in _NOT_SENT
+        return FailedRequest(classify_exception(error, endpoint), was_sent)
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the lines of a body, without empty ones; a line that is too long is cut, so it cannot be parsed."""
+    parts: list[bytes] = []
+    size = 0
+    async for piece in pieces:
+        first, *others = piece.split(b"\n")
+        if size <= _LONGEST_LINE:
+            parts.append(first)
+        size += len(first)
+        for other in others:
+            if line := b"".join(parts).strip():
+                yield line
+            parts, size = [other], len(other)
+    if line := b"".join(parts).strip():
+        yield line

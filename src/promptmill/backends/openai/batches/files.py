@@ -1,0 +1,132 @@
+"""Files at a provider, as OpenAI's `/files` has them: upload, look-up by name, download, deletion."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Mapping
+
+from promptmill.backends.openai.batches.connection import BatchConnection, FailedRequest
+from promptmill.backends.openai.batches.profile import BatchProfile
+from promptmill.backends.openai.batches.reading import file_name, state_word, unix_time
+from promptmill.backends.openai.batches.wire import CLOCK_SKEW_S, PlannedBatch
+from promptmill.backends.openai.transport import FileBody
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.values import JsonDict, JsonObject
+
+_READY = frozenset({"processed", "completed", "active"})
+_REFUSED = frozenset({"error", "failed", "deleted"})
+_FILE_CHECK_S = 5.0
+_MOST_FILE_CHECKS = 240  # Azure processes 200 MB within minutes
+
+
+class ProviderFiles:
+    """The files of batches at one endpoint."""
+
+    def __init__(self, connection: BatchConnection, profile: BatchProfile) -> None:
+        self._connection, self._profile = connection, profile
+
+    async def upload(self, batch: PlannedBatch) -> str:
+        """Upload a batch's file and return its id. A lost answer is repeated only if the file is not there."""
+        failures = 0
+        while True:
+            try:
+                if self._profile.upload == "presigned":
+                    return await self._upload_to_address(batch)
+                payload, _ = await self._connection.once("POST", "/files", self._form(batch))
+                return self._id(payload)
+            except FailedRequest as failed:
+                failures += 1
+                await self._connection.wait(failed, failures)
+                if failed.is_unclear and (there := await self.named(batch)):
+                    return there[0]
+
+    def _id(self, payload: object) -> str:
+        file_id = payload.get("id") if isinstance(payload, dict) else None
+        if not isinstance(file_id, str) or not file_id:
+            raise PromptmillError(Code.BAD_RESPONSE, f"{self._connection.endpoint.name} sent no id for a file.")
+        return file_id
+
+    def _form(self, batch: PlannedBatch) -> FileBody:
+        boundary = f"promptmill-{secrets.token_hex(12)}"
+        before = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{self._profile.purpose}\r\n'
+            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name(batch)}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        )
+        return FileBody(
+            batch.file,
+            batch.file.stat().st_size,
+            f"multipart/form-data; boundary={boundary}",
+            before.encode(),
+            f"\r\n--{boundary}--\r\n".encode(),
+        )
+
+    async def _upload_to_address(self, batch: PlannedBatch) -> str:
+        """Together's way: it names an address for the bytes and an id, then checks the file (together 3.1.1)."""
+        fields = {"purpose": self._profile.purpose, "file_name": file_name(batch), "file_type": "jsonl"}
+        try:
+            headers: Mapping[str, str] = (await self._connection.once("POST", "/files", fields))[1]
+        except FailedRequest as failed:
+            if failed.status not in {302, 307}:
+                raise
+            headers = failed.headers
+        file_id, address = headers.get("X-Together-File-Id", ""), headers.get("Location", "")
+        if not address:
+            raise PromptmillError(Code.BAD_RESPONSE, f"{self._connection.endpoint.name} named no address for a file.")
+        body = FileBody(batch.file, batch.file.stat().st_size, "application/octet-stream")
+        await self._connection.once("PUT", address, body)
+        await self._connection.call("POST", f"/files/{file_id}/preprocess")
+        return self._id({"id": file_id})
+
+    async def wait_until_usable(self, file_id: str) -> None:
+        """Wait until the provider has processed a file, where it does so after the upload. Raises its refusal."""
+        if not self._profile.checks_files:
+            return
+        for _ in range(_MOST_FILE_CHECKS):
+            payload = await self._connection.call("GET", f"/files/{file_id}")
+            word = state_word(payload.get("status") if isinstance(payload, dict) else "")
+            if word in _READY:
+                return
+            if word in _REFUSED:
+                reason = payload.get("status_details") if isinstance(payload, dict) else ""
+                text = f"{self._connection.endpoint.name} refused the file of a batch: {reason or word}."
+                raise PromptmillError(Code.BAD_REQUEST, text)
+            await self._connection.sleep(_FILE_CHECK_S)
+        raise PromptmillError(Code.TIMEOUT, f"{self._connection.endpoint.name} did not process a file in time.", "")
+
+    async def named(self, batch: PlannedBatch) -> list[str]:
+        """Return the ids of the files uploaded for this batch; empty where the endpoint lists no files."""
+        name, found = file_name(batch), []
+        query = {"purpose": self._profile.purpose, "limit": 100, "order": "desc"}
+        try:
+            async for page in self._connection.pages("/files", "data", query, after_last):
+                found += [str(entry["id"]) for entry in page if entry.get("filename") == name and "id" in entry]
+                if found or is_older(page, batch):
+                    break
+        except PromptmillError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+        return found
+
+    def lines(self, file_id: str) -> AsyncIterator[JsonDict]:
+        """Yield the objects of a file, as `BatchConnection.lines`."""
+        return self._connection.lines(f"/files/{file_id}/content")
+
+    async def delete(self, batch: PlannedBatch, others: tuple[str, ...]) -> None:
+        """Delete every file uploaded for the batch, and others. Files that are gone are fine."""
+        ids = [batch.file_id, *await self.named(batch), *others]
+        for file_id in dict.fromkeys(filter(None, ids)):
+            await self._connection.delete(f"/files/{file_id}")
+
+
+def after_last(payload: JsonObject, _: int) -> dict[str, str] | None:
+    """Return the parameters of the page after this one, in OpenAI's way."""
+    entries = payload.get("data") or payload.get("value") or [{}]
+    last = payload.get("last_id") or entries[-1].get("id")
+    return {"after": str(last)} if payload.get("has_more") and last else None
+
+
+def is_older(page: list[JsonDict], batch: PlannedBatch) -> bool:
+    """Return whether all entries of a page were created before the batch was planned."""
+    times = [unix_time(entry.get("created_at")) for entry in page]
+    return bool(times) and all(time is not None and time < batch.planned - CLOCK_SKEW_S for time in times)
