@@ -357,7 +357,9 @@ def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
     settings = plan.settings
     if (said := settings.price) is not None:
         cached = said.input if said.cached_input is None else said.cached_input
-        return FlatPrice(said.input, said.output, cached, said.batch)
+        return FlatPrice(
+            said.input, said.output, cached, registry.batch_rate(plan) if said.batch is None else said.batch
+        )
     if not plan.record.needs_endpoint or not plan.model:
         return None
     return _listed(plan.model, plan)

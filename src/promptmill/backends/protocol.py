@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from promptmill.backends.openai.batches.wire import Reply
 from promptmill.core.errors import Code, PromptmillError, without_frames
 from promptmill.core.money import Budget
 from promptmill.core.request import Request
@@ -177,16 +178,6 @@ class Journal(Protocol):
     def charged(self, key: int, choice: int, cost: float) -> None:
         """Note that the item's requests so far have ended, and their cost."""
         ...
-
-
-class Reply(NamedTuple):
-    """The reply to one request of a batch."""
-
-    custom_id: str
-    status: int
-    """The HTTP status that a live request would have got; 0: the request was not run (expired, cancelled)."""
-    body: bytes
-    """The body that a live request would have got."""
 
 
 Exchange: TypeAlias = Callable[[Request, Callable[[Request], Awaitable[bytes]]], Awaitable[Reply | Failure]]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
-from collections.abc import Callable, Mapping
-from typing import cast
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, cast
 from urllib.parse import SplitResult
 
 from promptmill.backends.protocol import Backend, Step
 from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import USUAL_KEYS
-from promptmill.core.errors import Named, PromptmillError, config_error, redact
+from promptmill.core.errors import Code, Named, PromptmillError, config_error, redact
 from promptmill.core.wording import close_matches, did_you_mean
+
+if TYPE_CHECKING:
+    from promptmill.backends.openai.batches.wire import BatchApi
 
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _OF_HF = frozenset({"transformers", "huggingface", "hugging-face"})
@@ -111,6 +115,29 @@ def providers() -> list[tuple[str, str, str, bool]]:
     """Return `(name, base URL, variable of the key, whether it is set)` of every provider the openai backend knows."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     return cast("list[tuple[str, str, str, bool]]", module.listed())
+
+
+@contextlib.asynccontextmanager
+async def batches(plan: ResolvedConfig) -> AsyncIterator[BatchApi]:
+    """Open the Batch API of the first endpoint of `plan`. Raises `PromptmillError` (`unsupported`) for an engine."""
+    if not plan.record.needs_endpoint:
+        raise PromptmillError(
+            Code.UNSUPPORTED, f"The {plan.backend} backend has no Batch API.", "Leave `batch` out: it answers live."
+        )
+    module = importlib.import_module("promptmill.backends.openai.endpoint")
+    connect = importlib.import_module("promptmill.backends.openai.batches.connect")
+    endpoint = module.endpoints(plan, os.environ)[0]
+    async with connect.open_batches(endpoint, plan.settings.backend_configs.openai) as api:
+        yield api
+
+
+def batch_rate(plan: ResolvedConfig) -> float | None:
+    """Return the part of the live price that a request in a batch costs at the provider of `plan`; None: unknown."""
+    module = importlib.import_module("promptmill.backends.openai.providers")
+    provider = getattr(plan.block, "provider", None)
+    profiles = [module.profile_of(provider)] if provider else [*map(module.profile_at, addresses(plan))]
+    known = {profile.batch.discount for profile in profiles if profile.batch is not None}
+    return 1.0 - known.pop() if len(known) == 1 and None not in known else None
 
 
 def account_decides_tier(plan: ResolvedConfig) -> bool:

@@ -104,6 +104,7 @@ def summary(
         lines += _labelled(("votes", f"{unanimous}, {votes['ties']:,} a tie"))
     if persons := found.get("person"):
         lines += _labelled(("person", f"{counted(persons, 'label')} by a person"))
+    lines += _labelled(("batch", status.batch_line(found.get("batch", {}))))
     lines += _labelled(
         ("answers", results(found)), ("errors", ", ".join(f"{count:,} {code}" for code, count in errors.items()))
     )

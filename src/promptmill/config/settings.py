@@ -271,6 +271,12 @@ class PriceSettings(Block):
     cached_input: float | None = Field(
         None, ge=0, description="For the part of a prompt in the endpoint's cache; default: as `input`."
     )
+    batch: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="The part of these prices that a request in a batch costs; default: the provider's.",
+    )
 
 
 class OtherSettings(Block):

@@ -186,9 +186,7 @@ class OpenAIBackend:
             call,
             exchange,
             endpoint,
-            RequestEncoder(
-                endpoint, settings.model_name or "", enable_thinking=settings.enable_thinking, stream=False
-            ),
+            RequestEncoder(endpoint, settings.model_name or "", enable_thinking=settings.enable_thinking, stream=False),
             lambda: ImageEncoder(self._rules, self._fetcher),
             unsupported_is_error=self._plan.settings.unsupported == "error",
         )

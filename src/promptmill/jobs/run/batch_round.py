@@ -6,8 +6,8 @@
     store     the replies go through the functions around `answer` like those of live requests
     clean up  the files at the provider are deleted
 
-Rows without an answer afterwards (expired, cancelled, failed for a reason that may pass) are rows of the live round that
-follows. The chain runs twice: while planning, `Call.exchange` takes the request in place of the network, and while
+Rows without an answer afterwards (expired, cancelled, failed for a reason that may pass) are rows of the live round
+that follows. The chain runs twice: while planning, `Call.exchange` takes the request in place of the network, and while
 storing, it has the reply. See `jobs.store.batches` for the states of a batch, and what a killed job does in each.
 """
 
@@ -20,20 +20,31 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
+from promptmill.answering.costs import price_of
 from promptmill.backends import registry
-from promptmill.backends.batches import LIST_LAG_S, BatchApi, BatchState, BatchUnclearError, PlannedBatch, QueueFullError
-from promptmill.backends.protocol import Call, Facts, Failure, Outcome, Reply
+from promptmill.backends.openai.batches.wire import (
+    LIST_LAG_S,
+    BatchApi,
+    BatchState,
+    BatchUnclearError,
+    PlannedBatch,
+    QueueFullError,
+    Reply,
+)
+from promptmill.backends.protocol import Call, Facts, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.batch_files import BatchFiles, is_whole, new_key, waits
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
-from promptmill.jobs.store import batches
+from promptmill.jobs.store import batches, statistics
 from promptmill.jobs.store.batches import HAS_REPLY, IN_BATCH, Batch
+from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import BatchOrder
 from promptmill.jobs.store.progress import Progress
-from promptmill.jobs.store.rounds import Round, store_round
+from promptmill.jobs.store.rounds import store_round, stored_rounds
+from promptmill.jobs.store.status_record import BatchStatus
 from promptmill.service.service import Service
 
 _LONGEST_POLL_S = 900.0
@@ -81,7 +92,6 @@ class BatchRound:
         job: Job,
         service: Service,
         progress: Progress,
-        round_: Round,
         rows: OpenRows,
         sink_of: Callable[[type[StoreSink], Call], StoreSink],
         *,
@@ -94,7 +104,7 @@ class BatchRound:
         `no_room` is called with the error of a row that the budget can never pay.
         """
         assert job.order.batch is not None
-        self._job, self._service, self._progress, self._round = job, service, progress, round_
+        self._job, self._service, self._progress, self._round = job, service, progress, rows.round
         self._rows, self._sink_of, self._clock = rows, sink_of, clock
         self._order: BatchOrder = job.order.batch
         self._is_cancelled, self._no_room = is_cancelled, no_room
@@ -166,31 +176,30 @@ class BatchRound:
 
     async def _plan(self) -> PromptmillError | None:
         """Write the open rows that are in no batch into files. Return the error of the budget if it has no room."""
-        full: PromptmillError | None = None
-        for slot in self._round.slots:
-            call = Call(Facts(of_job=True))
-            call.ledger.budget = self._progress.stats.ledger.budget
-            sink = self._sink_of(PlanSink, call)
-            assert isinstance(sink, PlanSink)
-            of = Batch(id=0, key="", round=self._round.id, slot=slot, model=self._rows.targets[slot].model)
-            files = BatchFiles(
-                self._job.folder, self._apis[slot], of, lambda key: sink.taken[key].asked, self._most[slot]
-            )
-            sink.planned, call.exchange = files.reserve, files.exchange
-            rows = replace(
-                self._rows,
-                round=replace(self._round, slots=(slot,)),
-                only=f"NOT {IN_BATCH}",
-                enough=lambda: sink.full is not None or self._rows.enough(),
-            )
-            try:
-                await answer_rows(self._service, rows, sink, call, self._job.plan)
-                await asyncio.to_thread(files.complete)
-                files.store_amounts()
-            finally:
-                files.close()
-            full = full or sink.full
-        return full
+        full = [await self._plan_slot(slot) for slot in self._round.slots]
+        return next(filter(None, full), None)
+
+    async def _plan_slot(self, slot: int) -> PromptmillError | None:
+        call = Call(Facts(of_job=True))
+        call.ledger.budget = self._progress.stats.ledger.budget
+        sink = self._sink_of(PlanSink, call)
+        assert isinstance(sink, PlanSink)
+        of = Batch(id=0, key="", round=self._round.id, slot=slot, model=self._rows.targets[slot].model)
+        files = BatchFiles(self._job.folder, self._apis[slot], of, lambda key: sink.taken[key].asked, self._most[slot])
+        sink.planned, call.exchange = files.reserve, files.exchange
+        rows = replace(
+            self._rows,
+            round=replace(self._round, slots=(slot,)),
+            only=f"NOT {IN_BATCH}",
+            enough=lambda: sink.full is not None or self._rows.enough(),
+        )
+        try:
+            await answer_rows(self._service, rows, sink, call, self._job.plan)
+            await asyncio.to_thread(files.complete)
+            files.store_amounts()
+        finally:
+            files.close()
+        return sink.full
 
     async def _drop(self, batch: Batch) -> None:
         """Give up a batch that the provider does not have; its rows are open again."""
@@ -297,8 +306,11 @@ class BatchRound:
     async def _look(self, batch: Batch) -> bool:
         api = self._apis[batch.slot]
         if self._is_late and not batch.is_cancelled:
-            with contextlib.suppress(UnsupportedError):  # then it is awaited
+            try:
                 await api.cancel(batch.handle)
+            except PromptmillError as error:
+                if error.code is not Code.UNSUPPORTED:  # then its end is awaited
+                    raise
             batch = batch.changed(is_cancelled=True)
             self._poll_s = api.limits.poll_s
         state = await api.state(batch.handle)
@@ -407,3 +419,15 @@ class BatchRound:
             "ids": [batch.handle for batch in open_ if batch.handle],
             **({"expires": min(times)} if (times := [one.expires for one in now if one.expires]) else {}),
         }
+
+
+def batch_figures(store: JobDatabase, plan: ResolvedConfig) -> BatchStatus:
+    """Return the answers by batch and live, with their costs; empty for a job without batches. Blocks."""
+    ids = [round_.id for round_ in stored_rounds(store) if round_.way == "batch"]
+    if not ids:
+        return {}
+    by_batch, live = statistics.paid(store, ids)
+    found: BatchStatus = {"by_batch": by_batch.rows, "live": live.rows}
+    if (price := price_of(plan)) is not None:
+        found |= {"cost": by_batch.cost, "live_cost": live.cost, "live_price": price.cost(by_batch.usage)}
+    return found

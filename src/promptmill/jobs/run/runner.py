@@ -26,12 +26,12 @@ from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.run import steps
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.batch_round import BatchRound
+from promptmill.jobs.run.batch_round import BatchRound, batch_figures
 from promptmill.jobs.run.job_rounds import Duplicates, JobRounds, reader_of, requests_of
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
 from promptmill.jobs.run.steps import Apart
-from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import batches, rounds, statistics
+from promptmill.jobs.store import progress as states
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, Work
@@ -351,7 +351,6 @@ class Runner:
             except PromptmillError as error:
                 if not await self._in_thread(functools.partial(self._goes_without_probabilities, round_, error)):
                     raise
-            self.progress.batch = {}
             is_counted = round_.way == "live"  # a live round counts each outcome
             if self._leaves_as is not None:
                 raise self._leaves_as
@@ -416,6 +415,7 @@ class Runner:
                 job_rounds.settled_meanwhile(round_, self._delivered_copies(asyncio.get_running_loop())),
                 job_rounds.window,
             )
+
             def sink_of(kind: type[StoreSink], call: Call) -> StoreSink:
                 is_live = round_.way == "live"  # failures of a batch are sent again live
                 return kind(
@@ -437,7 +437,6 @@ class Runner:
                 job,
                 self.service,
                 progress,
-                round_,
                 open_rows,
                 sink_of,
                 is_cancelled=lambda: self._stopped is not None and self._stopped.state == states.CANCELLED,
@@ -563,6 +562,7 @@ class Runner:
         self.progress.output.results = figures["results"]
         self.progress.votes, self.progress.sure = figures.get("votes", {}), figures.get("sure", {})
         self.progress.person = figures.get("person", 0)
+        self.progress.batch = batch_figures(store, self._job.plan)
 
     def _give_up(self, error: PromptmillError) -> None:
         self._stop(_JobStopped(states.STOPPED, error))

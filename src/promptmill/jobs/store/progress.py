@@ -14,7 +14,15 @@ from promptmill.core.wording import counted
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.statistics import JobCounts, quantile
-from promptmill.jobs.store.status_record import BatchStatus, CourseRecord, Results, RunNote, RunStatus, SureStatus, VoteStatus
+from promptmill.jobs.store.status_record import (
+    BatchStatus,
+    CourseRecord,
+    Results,
+    RunNote,
+    RunStatus,
+    SureStatus,
+    VoteStatus,
+)
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
@@ -204,9 +212,8 @@ def batch_words(batch: BatchStatus, now: float) -> str:
     >>> batch_words({"batches": 1, "requests": 5000, "done": 1200, "said": "in_progress", "expires": 7200.0}, 0.0)
     'one batch of 5,000 requests (in_progress, 1,200 done, expires in 2 h)'
     """
-    if not batch:
+    if not (count := batch.get("batches", 0)):
         return ""
-    count = batch["batches"]
     which = "one batch" if count == 1 else f"{count:,} batches"
     said = [batch.get("said", "")]
     if batch.get("done"):

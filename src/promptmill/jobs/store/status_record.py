@@ -101,6 +101,16 @@ class BatchStatus(TypedDict, total=False):
     """The provider's own ids."""
     expires: float
     """When the first of them expires: Unix time."""
+    by_batch: int
+    """When the job has ended: the rows answered by batch."""
+    live: int
+    """The other answered rows."""
+    cost: float
+    """The cost of the rows answered by batch."""
+    live_cost: float
+    """The cost of the other rows."""
+    live_price: float
+    """The cost that the rows answered by batch would have had live."""
 
 
 class VoteStatus(TypedDict, total=False):
