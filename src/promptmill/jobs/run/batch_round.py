@@ -103,10 +103,9 @@ class BatchRound:
 
         `no_room` is called with the error of a row that the budget can never pay.
         """
-        assert job.order.batch is not None
         self._job, self._service, self._progress, self._round = job, service, progress, rows.round
         self._rows, self._sink_of, self._clock = rows, sink_of, clock
-        self._order: BatchOrder = job.order.batch
+        self._order = job.order.batch or BatchOrder()
         self._is_cancelled, self._no_room = is_cancelled, no_room
         self._store = job.folder.store
         self._apis: dict[int, BatchApi] = {}
@@ -141,6 +140,9 @@ class BatchRound:
         for batch in self._open():
             if batch.state == "planning":  # a kill left an incomplete file
                 await self._drop(batch)
+            elif batch.settings not in self._rows.targets[batch.slot].counted:
+                await self._cancel(batch)
+                batches.forget(self._store, batch)
         while True:
             full = None if self._is_late else await self._plan()
             if not (open_ := self._open()):
@@ -184,7 +186,8 @@ class BatchRound:
         call.ledger.budget = self._progress.stats.ledger.budget
         sink = self._sink_of(PlanSink, call)
         assert isinstance(sink, PlanSink)
-        of = Batch(id=0, key="", round=self._round.id, slot=slot, model=self._rows.targets[slot].model)
+        target = self._rows.targets[slot]
+        of = Batch(id=0, key="", round=self._round.id, slot=slot, model=target.model, settings=target.settings)
         files = BatchFiles(self._job.folder, self._apis[slot], of, lambda key: sink.taken[key].asked, self._most[slot])
         sink.planned, call.exchange = files.reserve, files.exchange
         rows = replace(
@@ -339,9 +342,13 @@ class BatchRound:
         with contextlib.suppress(TimeoutError, PromptmillError):
             async with asyncio.timeout(_CANCEL_S):
                 for batch in self._open():
-                    if batch.state == "sent" and not batch.is_cancelled:
-                        await self._apis[batch.slot].cancel(batch.handle)
-                        batches.put(self._store, batch.changed(is_cancelled=True))
+                    if not batch.is_cancelled:
+                        await self._cancel(batch)
+
+    async def _cancel(self, batch: Batch) -> None:
+        if batch.state == "sent":
+            await self._apis[batch.slot].cancel(batch.handle)
+            batches.put(self._store, batch.changed(is_cancelled=True))
 
     # ---- store
 
@@ -405,7 +412,7 @@ class BatchRound:
             with contextlib.suppress(PromptmillError):  # they expire by themselves
                 await api.delete(self._planned(batch), await api.state(batch.handle))
         batch.file(self._job.folder.path).unlink(missing_ok=True)
-        batches.finish(self._store, batch)
+        batches.finish(self._store, batch, again=batch.is_cancelled and not self._is_late)
 
     def _note(self) -> None:
         """Show the state of the batches."""

@@ -18,6 +18,7 @@ from promptmill.jobs.run.student_rounds import StudentAnswers
 from promptmill.jobs.run.sure_rounds import SureRounds
 from promptmill.jobs.run.vote_rounds import VOTED_AT_ONCE, VoteRounds
 from promptmill.jobs.store import rounds
+from promptmill.jobs.store.batches import Batch, open_batches
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.records import SLOT, Record, copied, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round, Situation, join_of, next_round
@@ -142,8 +143,8 @@ class JobRounds:
             student = StudentAnswers(job, self._plain_requests, end, work or Work()) if rule.student else None
             self._sure = SureRounds(job, rule, end, student)
         self._votes = None if job.order.votes is None else VoteRounds(job, job.order.votes, end)
-        self._open: dict[tuple[str, int, int], Open] = {}
-        """The result of the last search for open rows, by rule, `since` and slot."""
+        self._open: dict[tuple[str, str, int, int], Open] = {}
+        """The result of the last search for open rows, by rule, way, `since` and slot."""
 
     def next(self) -> Round | None:
         """Store and return the next round; None if no row is open."""
@@ -174,7 +175,7 @@ class JobRounds:
 
     def open_in(self, round_: Round) -> list[Open]:
         """Return the open rows of a round, which `next` has returned, for each of its slots."""
-        return [self._open[round_.rows, round_.since, slot] for slot in round_.slots]
+        return [self._open[round_.rows, round_.way, round_.since, slot] for slot in round_.slots]
 
     def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
         """Copy answers to the rows of a round whose `way` is `copy`; see the `copy` of its class."""
@@ -232,12 +233,18 @@ class JobRounds:
         for copies in (self._duplicates, self._sure):
             if copies is not None:
                 copies.prepare(round_)
-        return sum(self._find_open(round_, slot).rows for slot in round_.slots) > 0
+        rows = sum(self._find_open(round_, slot).rows for slot in round_.slots)
+        return rows > 0 or (round_.way == "batch" and any(one.round == round_.id for one in self._open_batches()))
+
+    def _open_batches(self) -> list[Batch]:
+        return open_batches(self._job.folder.store)
 
     def _find_open(self, round_: Round, slot: int) -> Open:
         """Find the open rows of a round in a slot, and remember the result."""
         ((count, first, last),) = self._read(round_, slot, "count(*), min(row.n), max(row.n)", 0, self._end - 1)
-        found = self._open[round_.rows, round_.since, slot] = Open(count, first or 0, -1 if last is None else last)
+        found = self._open[round_.rows, round_.way, round_.since, slot] = Open(
+            count, first or 0, -1 if last is None else last
+        )
         return found
 
     def _read(self, round_: Round, slot: int, select: str, first: int, last: int) -> list[tuple[Any, ...]]:

@@ -218,6 +218,7 @@ class Runner:
                 OSError, DamagedError
             ):  # if this fails, the next run finds no rows for the last round
                 rounds.end(job.folder.store)
+                batches.forget_tried(job.folder.store)
         self._keep(self._status())
         with contextlib.suppress(OSError, DamagedError):
             if job.folder.is_open:  # not open if it could not be repaired
@@ -409,7 +410,7 @@ class Runner:
                 round_,
                 targets,
                 self._requests(targets),
-                range(min(found.first for found in opens if found.rows), max(found.last for found in opens) + 1),
+                range(min((one.first for one in opens if one.rows), default=0), max(one.last for one in opens) + 1),
                 lambda: self._leaves_as is not None or self._takes_no_more,
                 None if self._apart is None else _HELD_BYTES,
                 job_rounds.settled_meanwhile(round_, self._delivered_copies(asyncio.get_running_loop())),

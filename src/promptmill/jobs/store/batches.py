@@ -27,10 +27,14 @@ from promptmill.jobs.store.order import Stored
 from promptmill.jobs.store.records import SLOT
 
 State: TypeAlias = Literal["planning", "planned", "uploaded", "creating", "sent", "ended", "fetched", "done"]
-IN_BATCH = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base})"
-"""The condition of rows that wait for a batch. `base`: the key of the slot's first row."""
+IN_BATCH = "row.n + {base} IN (SELECT key FROM batched)"
+"""The condition of rows that are in a batch, or were in one that did not answer them. `base`: the key of the slot's
+first row."""
 HAS_REPLY = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status > 0 AND batch = {batch})"
 """The condition of rows with a reply that was not yet read."""
+
+
+_DONE = "SELECT id FROM batch WHERE value ->> '$.state' = 'done'"
 
 
 class Batch(Stored):
@@ -43,6 +47,8 @@ class Batch(Stored):
     slot: int = 0
     model: str = ""
     """The model that the requests name; `""`: the model of the configuration."""
+    settings: int = 0
+    """The id of the settings with which the requests were made."""
     state: State = "planning"
     requests: int = 0
     sha256: str = ""
@@ -144,11 +150,30 @@ def reply_to(store: JobDatabase, batch: Batch, key: int) -> Reply | None:
     return Reply(str(key), found[0][0], found[0][1]) if found else None
 
 
-def finish(store: JobDatabase, batch: Batch) -> None:
-    """Note that a batch is done. Rows without a reply are open again; replies to rows that the input no longer has are
-    kept, because the rows may come back."""
-    rows = ("DELETE FROM batched WHERE batch = ? AND (key IS NOT NULL OR coalesce(status, 0) = 0)", [(batch.id,)])
-    store.change(rows, _written([batch.changed(state="done")]))
+def finish(store: JobDatabase, batch: Batch, *, again: bool) -> None:
+    """Note that a batch is done. Its rows without an answer may be planned `again`, or stay marked as tried.
+
+    Replies to rows that the input no longer has are kept, because the rows may come back.
+    """
+    left = "EXISTS (SELECT 1 FROM answer WHERE answer.key = batched.key AND (answer.code IS NULL OR NOT retryable))"
+    is_open = f"(coalesce(status, 0) = 0 OR NOT {left})"
+    change = "DELETE FROM batched" if again else "UPDATE batched SET status = 0, reply = NULL"
+    store.change(
+        (f"DELETE FROM batched WHERE batch = ? AND key IS NOT NULL AND NOT {is_open}", [(batch.id,)]),
+        (f"{change} WHERE batch = ? AND key IS NOT NULL", [(batch.id,)]),
+        _written([batch.changed(state="done")]),
+    )
+
+
+def forget(store: JobDatabase, batch: Batch) -> None:
+    """Note that the replies of a batch, which was made under other settings, are not wanted."""
+    store.change(("DELETE FROM batched WHERE batch = ?", [(batch.id,)]), _written([batch.changed(state="done")]))
+
+
+def forget_tried(store: JobDatabase) -> None:
+    """Forget which rows a batch did not answer: the job has finished, and a later order may send them by batch."""
+    if store.has_batches:
+        store.change((f"DELETE FROM batched WHERE status = 0 AND batch IN ({_DONE})", [()]))
 
 
 def most_open(store: JobDatabase) -> float:

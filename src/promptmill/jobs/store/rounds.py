@@ -70,6 +70,9 @@ _ORDERED = {
     "again truncated": f"({TRUNCATED} AND answer.round <= {{since}})",
     "again all": f"(answer.key IS NULL OR (answer.round <= {{since}} AND answer.settings != {PERSON}))",
 }
+_TRIED = """row.n + {base} IN (
+    SELECT key FROM batched WHERE status = 0 AND batch IN (SELECT id FROM batch WHERE value ->> '$.state' = 'done')
+)"""
 _IS_WAITING = "row.n + {base} IN (SELECT key FROM temp.equal WHERE key != first)"
 _IS_DUPLICATE = "row.n + {base} IN (SELECT key FROM temp.equal WHERE is_known)"
 RULES: Mapping[str, str] = MappingProxyType(
@@ -125,7 +128,8 @@ class Round:
     def condition(self, settings: Iterable[int], slot: int = 0) -> str:
         """Return the condition of its rows in a slot; `settings` are the ids whose answers count there."""
         ids = ", ".join(str(int(each)) for each in settings)
-        return RULES[self.rows].format(since=int(self.since), settings=ids, base=int(slot) * SLOT)
+        rule = f"({RULES[self.rows]}) AND NOT {_TRIED}" if self.way == "batch" else RULES[self.rows]
+        return rule.format(since=int(self.since), settings=ids, base=int(slot) * SLOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +159,15 @@ def next_round(now: Situation) -> Round | None:
 
 
 def _by_batch(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
-    """Yield the rounds; where the order has `batch`, rows go into a batch first, and live only what it left open."""
-    done = [round_ for round_ in now.rounds if round_.way == "batch" and round_.id > now.since]
+    """Yield the rounds; where the order has `batch`, rows go into a batch first, and then live if it left them open."""
+    latest = max((round_.id for round_ in now.rounds if round_.way == "batch"), default=0)
     for round_ in wanted:
         if now.order.batch is None or round_.way != "live" or 0 not in round_.slots or round_.reason in _ALWAYS_LIVE:
             yield round_
-        elif not any(one.rows == round_.rows and one.slots == round_.slots for one in done):
-            yield replace(round_, way="batch", reason="batch")
-        else:  # failures of the batch that may pass are sent again
-            since = done[-1].id if round_.ordered == "open" else round_.since
-            yield replace(round_, since=since, reason="live")
+            continue
+        yield replace(round_, way="batch", reason="batch")
+        # failures of a batch that may pass are sent again
+        yield replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
 
 
 def _is_resumed(last: Round, now: Situation) -> bool:
