@@ -440,6 +440,10 @@ def _validate(configuration: Configuration, order: JobOrder, source: Given | Non
             most = found["most_cost"]
             answers = ", more with the answers" if most is None else f", at most {dollars(most)} with the answers"
             say(f"about {dollars(cost)} for the prompts{answers}")
+            if (by_batch := found.get("batch_estimated_cost")) is not None:
+                most = found["batch_most_cost"]
+                answers = "" if most is None else f", at most {dollars(most)} with the answers"
+                say(f"by batch about {dollars(by_batch)} for the prompts{answers}")
         elif _is_paid(plan):
             say(
                 f"no price is known for {plan.model or 'the model'}: `price:` in the configuration, or --set "

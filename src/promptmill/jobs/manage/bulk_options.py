@@ -116,6 +116,15 @@ class JobOptions(TypedDict, total=False):
     progress: bool | Callable[[Mapping[str, Any]], object] | None
 
 
+class BatchOptions(TypedDict, total=False):
+    """The provider's Batch API, which answers within a day, at a lower price."""
+
+    batch: bool
+    by: str | None
+    poll: str | None
+    keep_files: bool
+
+
 class RayOptions(TypedDict, total=False):
     """A Ray cluster that answers."""
 
@@ -133,6 +142,7 @@ class BulkOptions(
     SamplingOptions,
     ToolOptions,
     JobOptions,
+    BatchOptions,
     RayOptions,
     total=False,
 ):

@@ -16,7 +16,17 @@ from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.in_flight import InFlight
-from promptmill.jobs.store.progress import ALIVE, INTERRUPTED, MERGING, RUNNING, STARTING, EarlierRuns, Progress, Watch
+from promptmill.jobs.store.progress import (
+    ALIVE,
+    INTERRUPTED,
+    MERGING,
+    RUNNING,
+    STARTING,
+    EarlierRuns,
+    Progress,
+    Watch,
+    batch_words,
+)
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import (
     BatchStatus,
@@ -236,13 +246,14 @@ def label_lines(sure: SureStatus) -> list[str]:
 
 
 def batch_line(batch: BatchStatus) -> str:
-    """Return the rows answered by batch and live, with their costs; `""` before the job has ended.
+    """Return the rows answered by batch and live, with their costs; before the job has ended, the batches.
 
     >>> batch_line({"by_batch": 9940, "live": 60, "cost": 3.1, "live_price": 6.2, "live_cost": 0.04})
     '9,940 of 10,000 by batch at $3.10 (live: $6.20), 60 live at $0.04'
     """
     if "by_batch" not in batch:
-        return ""
+        words = batch_words(batch, time.time())
+        return f"{words} at the provider: {', '.join(batch.get('ids', ()))}" if words else ""
     at, live = "", f", {batch['live']:,} live" if batch["live"] else ""
     if "cost" in batch:
         at = f" at {dollars(batch['cost'])} (live: {dollars(batch['live_price'])})"
