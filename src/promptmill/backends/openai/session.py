@@ -86,14 +86,15 @@ class StreamedResponse:
                 return
             yield piece
 
-    async def read(self) -> bytes:
-        """Return the whole body. Raises `TooLargeError` beyond `LARGEST_BODY`."""
+    async def read(self, largest: int) -> bytes:
+        """Return the whole body. Raises `TooLargeError` beyond `largest` bytes."""
         pieces: list[bytes] = []
         size = 0
         async for piece in self.pieces():
             size += len(piece)
             pieces.append(piece)
-            check_body(size, len(pieces))
+            if size > largest:
+                raise failures.TooLargeError(f"more than {largest} bytes")
         return b"".join(pieces)
 
 

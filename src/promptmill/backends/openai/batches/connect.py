@@ -9,17 +9,24 @@ import re
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit, urlunsplit
 
+from promptmill.backends.openai.batches.anthropic import AnthropicBatches
 from promptmill.backends.openai.batches.connection import BatchConnection, Sleep
+from promptmill.backends.openai.batches.gemini import GeminiBatches
+from promptmill.backends.openai.batches.mistral import MistralBatches
 from promptmill.backends.openai.batches.openai import OpenAIBatches
+from promptmill.backends.openai.batches.openrouter import OpenRouterBatches
 from promptmill.backends.openai.batches.profile import PLAIN_BATCHES, BatchProfile
 from promptmill.backends.openai.batches.wire import BatchApi, BatchLimits
+from promptmill.backends.openai.batches.xai import XAIBatches
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.transport import Pool
 from promptmill.config.settings import OpenAISettings
 
 # Files are kept below the provider's limits, which may count in other ways than we do.
 _MARGIN = 0.9
-_PATHS = re.compile(r"(/chat/completions|/responses|/messages|/models/[^/]+:\w+)/?$")
+_PATHS = re.compile(r"(/chat/completions|/responses|/messages|/models(?:/[^/]+:\w+)?)/?$")
+_KEY_HEADERS = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}
+_ANTHROPIC_VERSION = "2023-06-01"
 _DEPLOYMENT = re.compile(r"/deployments/[^/]+$")  # of Azure's addresses with an `api-version`
 
 
@@ -46,7 +53,8 @@ def _family(
     profile = batch_profile(endpoint)
     parts = urlsplit(endpoint.url)
     base = _DEPLOYMENT.sub("", _PATHS.sub("", parts.path))
-    root = urlunsplit(parts._replace(path=base, query=""))
+    if profile.family == "gemini":
+        base = base.removesuffix("/openai")
     limits = BatchLimits(
         requests=profile.requests,
         file_bytes=int(profile.file_bytes * _MARGIN),
@@ -54,6 +62,37 @@ def _family(
         poll_s=profile.poll_s,
         takes_local_images=profile.takes_local_images,
     )
-    connection = BatchConnection(pool, endpoint, settings, root=root, headers=endpoint.headers, sleep=sleep, rng=rng)
+    connection = BatchConnection(
+        pool,
+        endpoint,
+        settings,
+        root=urlunsplit(parts._replace(path=base, query="")),
+        headers=_headers(endpoint, profile),
+        sleep=sleep,
+        rng=rng,
+    )
     path = "/v1/responses" if parts.path.endswith("/responses") else "/v1/chat/completions"
+    match profile.family:
+        case "anthropic":
+            return AnthropicBatches(connection, limits)
+        case "gemini":
+            return GeminiBatches(connection, limits)
+        case "mistral":
+            return MistralBatches(connection, profile, limits)
+        case "xai":
+            return XAIBatches(connection, profile, limits)
+        case "openrouter":
+            return OpenRouterBatches(connection, limits, path)
     return OpenAIBatches(connection, profile, limits, path)
+
+
+def _headers(endpoint: Endpoint, profile: BatchProfile) -> dict[str, str]:
+    """Return the endpoint's headers with the key in the header of the family."""
+    headers = dict(endpoint.headers)
+    names = {name.lower(): name for name in headers}
+    if profile.family == "anthropic" and "anthropic-version" not in names:
+        headers["anthropic-version"] = _ANTHROPIC_VERSION
+    wanted = _KEY_HEADERS.get(profile.family)
+    if wanted and wanted not in names and "authorization" in names:
+        headers[wanted] = headers.pop(names["authorization"]).removeprefix("Bearer ")
+    return headers

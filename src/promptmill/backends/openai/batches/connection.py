@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import orjson
@@ -42,6 +42,8 @@ _NOT_SENT = frozenset({Code.TLS, Code.NAME_RESOLUTION, Code.UNREACHABLE, Code.NO
 # The request may have been carried out: a gateway answers these where its server's answer was lost, and a provider 409
 # where the same thing exists.
 _UNCLEAR = frozenset({408, 409, 425, 499})
+# Statuses with which providers refuse to cancel a batch that has ended.
+_ENDED_ALREADY = frozenset({400, 404, 409, 410, 422})
 # A result is a line: the body of an answer, in quotes at the worst.
 _LONGEST_LINE = 2 * LARGEST_BODY
 
@@ -55,6 +57,15 @@ class FailedRequest(Exception):  # noqa: N818
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
     payload: Any = None
+
+
+class Paging(NamedTuple):
+    """A provider's way to read a list page by page."""
+
+    first: Mapping[str, Any]
+    """The parameters of every page."""
+    following: Callable[[JsonObject, int], Mapping[str, Any] | None]
+    """Returns the parameters of the next page for a page and its number from 1, or None after the last."""
 
 
 class BatchConnection:
@@ -79,16 +90,11 @@ class BatchConnection:
         self._rng = rng or random.Random()  # noqa: S311 (spreads waits)
 
     def url(self, path: str, query: Mapping[str, Any] | None = None) -> str:
-        """Return the URL of a path; a path that begins with a scheme is one already.
-
-        >>> url("/batches", {"limit": 100})  # doctest: +SKIP
-        'https://api.openai.com/v1/batches?limit=100'
-        """
-        if "://" in path:
-            return path
-        parts = urlsplit(self.endpoint.url)
-        queries = [text for text in (self._query, urlencode(query or {})) if text]
-        return urlunsplit(parts._replace(path=parts.path + path, query="&".join(queries)))
+        """Return the URL of a path below the root; `path` may also be a whole URL."""
+        is_whole = "://" in path
+        parts = urlsplit(path if is_whole else self.endpoint.url + path)
+        queries = [parts.query if is_whole else self._query, urlencode(query or {})]
+        return urlunsplit(parts._replace(query="&".join(filter(None, queries))))
 
     async def once(
         self,
@@ -98,6 +104,7 @@ class BatchConnection:
         *,
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        largest: int = LARGEST_BODY,
     ) -> tuple[JsonDict | list[Any], Headers]:
         """Send a request once and return its JSON, `{}` for an empty body, and headers. Raises `FailedRequest`."""
         endpoint = self._to(path, query)
@@ -105,7 +112,7 @@ class BatchConnection:
         kind = {"Content-Type": body.content_type} if isinstance(body, FileBody) else {}
         try:
             async with self._pool.exchange(endpoint, method, {**kind, **(headers or {})}, sent) as response:
-                content = await response.read()
+                content = await response.read(largest)
                 if not 200 <= response.status < 300:
                     raise self._refused(response.status, response.headers, content, endpoint)
                 payload = json_object(content) if content.strip() else {}
@@ -122,27 +129,30 @@ class BatchConnection:
         body: JsonObject | None = None,
         *,
         query: Mapping[str, Any] | None = None,
+        largest: int = LARGEST_BODY,
     ) -> JsonDict | list[Any]:
         """Send a request that may be repeated, and return its JSON. Raises `PromptmillError`."""
         failures = 0
         while True:
             try:
-                return (await self.once(method, path, body, query=query))[0]
+                return (await self.once(method, path, body, query=query, largest=largest))[0]
             except FailedRequest as failed:
                 failures += 1
                 await self.wait(failed, failures)
 
-    async def create(
-        self, path: str, body: FileBody | JsonObject, *, query: Mapping[str, Any] | None = None
-    ) -> JsonDict:
-        """Send the request that creates a batch, once. Raises as `BatchApi.create`."""
+    async def create(self, path: str, body: FileBody | JsonObject, *, quota_is_queue: bool = False) -> JsonDict:
+        """Send the request that creates a batch, once. Raises as `BatchApi.create`.
+
+        `quota_is_queue`: the provider calls its queue a quota.
+        """
         try:
-            payload, _ = await self.once("POST", path, body, query=query)
+            payload, _ = await self.once("POST", path, body)
         except FailedRequest as failed:
             error = failed.decision.error
             if failed.is_unclear:
                 raise BatchUnclearError(error.code, error.message, error.hint) from None
-            if error.code is Code.RATE_LIMITED or is_full(failed.payload):
+            soft = quota_is_queue and failed.status == 429 and error.code is Code.INSUFFICIENT_QUOTA
+            if error.code is Code.RATE_LIMITED or is_full(failed.payload, soft=soft):
                 full = QueueFullError(Code.RATE_LIMITED, error.message, error.hint)
                 full.wait_s = failed.decision.wait_s
                 raise full from None
@@ -161,6 +171,20 @@ class BatchConnection:
             if error.code is not Code.NOT_FOUND:
                 _LOG.warning("%s", error)
 
+    async def cancel(self, path: str) -> None:
+        """Request a cancellation. A batch that has ended refuses it, which is fine."""
+        failures = 0
+        while True:
+            try:
+                await self.once("POST", path)
+            except FailedRequest as failed:
+                if failed.status in _ENDED_ALREADY:
+                    return
+                failures += 1
+                await self.wait(failed, failures)
+            else:
+                return
+
     async def lines(self, path: str, query: Mapping[str, Any] | None = None) -> AsyncIterator[JsonDict]:
         """Yield the objects of a file of JSON Lines, from its beginning again after a lost connection.
 
@@ -172,7 +196,9 @@ class BatchConnection:
             try:
                 async with self._pool.exchange(endpoint, "GET", {"Accept": "*/*"}) as response:
                     if response.status != 200:
-                        raise self._refused(response.status, response.headers, await response.read(), endpoint)
+                        raise self._refused(
+                            response.status, response.headers, await response.read(LARGEST_BODY), endpoint
+                        )
                     async for line in _lines(response.pieces()):
                         parsed = json_object(line)
                         if isinstance(parsed, dict):
@@ -188,30 +214,23 @@ class BatchConnection:
             await self.wait(failed, failures)
 
     async def pages(
-        self,
-        path: str,
-        field: str,
-        query: Mapping[str, Any],
-        following: Callable[[JsonObject, int], Mapping[str, Any] | None],
+        self, path: str, field: str, paging: Paging, query: Mapping[str, Any] | None = None
     ) -> AsyncIterator[list[JsonDict]]:
-        """Yield the pages of a list, which may be bare or in the named field.
-
-        `following` returns the parameters of the next page for a page and its number from 1, or None after the last.
-        """
-        seen: set[bytes] = set()
+        """Yield the pages of a list, which may be bare or in the named field."""
+        before: set[bytes] = set()
         number = 0
-        more: Mapping[str, Any] | None = {}
-        while more is not None:
-            payload = await self.call("GET", path, query={**query, **more})
+        following: Mapping[str, Any] | None = {}
+        while following is not None:
+            payload = await self.call("GET", path, query={**paging.first, **(query or {}), **following})
             found = payload if isinstance(payload, list) else payload.get(field) or payload.get("value")
             entries = [entry for entry in found or () if isinstance(entry, dict)]
-            digests = {orjson.dumps(entry.get("id") or entry.get("name") or entry) for entry in entries}
-            if digests <= seen:  # an endpoint that ignores the parameter would repeat its only page forever
+            digests = set(map(orjson.dumps, entries))
+            if digests <= before:  # empty, or of an endpoint that ignores the parameter and would repeat it forever
                 return
-            seen |= digests
+            before = digests
             yield entries
             number += 1
-            more = None if isinstance(payload, list) else following(payload, number)
+            following = None if isinstance(payload, list) else paging.following(payload, number)
 
     async def wait(self, failed: FailedRequest, failures: int) -> None:
         """Wait before the next attempt after `failures` of them. Raises the error if another one is useless."""

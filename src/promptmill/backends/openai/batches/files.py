@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Mapping
 
-from promptmill.backends.openai.batches.connection import BatchConnection, FailedRequest
+from promptmill.backends.openai.batches.connection import BatchConnection, FailedRequest, Paging
 from promptmill.backends.openai.batches.profile import BatchProfile
 from promptmill.backends.openai.batches.reading import file_name, state_word, unix_time
 from promptmill.backends.openai.batches.wire import CLOCK_SKEW_S, PlannedBatch
@@ -22,8 +22,8 @@ _MOST_FILE_CHECKS = 240  # Azure processes 200 MB within minutes
 class ProviderFiles:
     """The files of batches at one endpoint."""
 
-    def __init__(self, connection: BatchConnection, profile: BatchProfile) -> None:
-        self._connection, self._profile = connection, profile
+    def __init__(self, connection: BatchConnection, profile: BatchProfile, paging: Paging) -> None:
+        self._connection, self._profile, self._paging = connection, profile, paging
 
     async def upload(self, batch: PlannedBatch) -> str:
         """Upload a batch's file and return its id. A lost answer is repeated only if the file is not there."""
@@ -97,9 +97,9 @@ class ProviderFiles:
     async def named(self, batch: PlannedBatch) -> list[str]:
         """Return the ids of the files uploaded for this batch; empty where the endpoint lists no files."""
         name, found = file_name(batch), []
-        query = {"purpose": self._profile.purpose, "limit": 100, "order": "desc"}
+        purpose = {"purpose": self._profile.purpose}
         try:
-            async for page in self._connection.pages("/files", "data", query, after_last):
+            async for page in self._connection.pages("/files", "data", self._paging, purpose):
                 found += [str(entry["id"]) for entry in page if entry.get("filename") == name and "id" in entry]
                 if found or is_older(page, batch):
                     break
@@ -119,14 +119,20 @@ class ProviderFiles:
             await self._connection.delete(f"/files/{file_id}")
 
 
-def after_last(payload: JsonObject, _: int) -> dict[str, str] | None:
+def _after_last(payload: JsonObject, _: int) -> dict[str, str] | None:
     """Return the parameters of the page after this one, in OpenAI's way."""
     entries = payload.get("data") or payload.get("value") or [{}]
     last = payload.get("last_id") or entries[-1].get("id")
     return {"after": str(last)} if payload.get("has_more") and last else None
 
 
-def is_older(page: list[JsonDict], batch: PlannedBatch) -> bool:
+NEWEST_FIRST = Paging({"limit": 100, "order": "desc"}, _after_last)
+"""OpenAI's way."""
+
+
+def is_older(
+    page: list[JsonDict], batch: PlannedBatch, field: str = "created_at", skew_s: float = CLOCK_SKEW_S
+) -> bool:
     """Return whether all entries of a page were created before the batch was planned."""
-    times = [unix_time(entry.get("created_at")) for entry in page]
-    return bool(times) and all(time is not None and time < batch.planned - CLOCK_SKEW_S for time in times)
+    times = [unix_time(entry.get(field)) for entry in page]
+    return bool(times) and all(time is not None and time < batch.planned - skew_s for time in times)

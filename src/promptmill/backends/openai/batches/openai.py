@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Collection
 from typing import Any
 from urllib.parse import urlsplit
 
-from promptmill.backends.openai.batches.connection import BatchConnection, FailedRequest
-from promptmill.backends.openai.batches.files import ProviderFiles, after_last, is_older
+from promptmill.backends.openai.batches.connection import BatchConnection
+from promptmill.backends.openai.batches.files import NEWEST_FIRST, ProviderFiles, is_older
 from promptmill.backends.openai.batches.profile import BatchProfile
 from promptmill.backends.openai.batches.reading import (
     batch_problem,
@@ -26,7 +26,6 @@ from promptmill.backends.openai.batches.wire import BatchLimits, BatchState, Bat
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonObject
 
-_ENDED_ALREADY = frozenset({400, 404, 409, 410, 422})
 LABEL = "promptmill"
 """The name of our key in a batch's metadata."""
 
@@ -36,13 +35,8 @@ class OpenAIBatches:
 
     def __init__(self, connection: BatchConnection, profile: BatchProfile, limits: BatchLimits, path: str) -> None:
         """`path` is that of the requests, such as `/v1/chat/completions`."""
-        self._connection, self._profile, self._limits, self._path = connection, profile, limits, path
-        self._files = ProviderFiles(connection, profile)
-
-    @property
-    def limits(self) -> BatchLimits:
-        """Return the bounds of one batch."""
-        return self._limits
+        self._connection, self._profile, self.limits, self._path = connection, profile, limits, path
+        self._files = ProviderFiles(connection, profile, NEWEST_FIRST)
 
     def line(self, custom_id: str, body: bytes) -> bytes:
         """Return the line of a request."""
@@ -76,7 +70,7 @@ class OpenAIBatches:
 
     async def find(self, batch: PlannedBatch, known: Collection[str] = ()) -> BatchState | None:
         """Return the batch with our key or our file."""
-        async for page in self._connection.pages("/batches", "data", {"limit": 100}, after_last):
+        async for page in self._connection.pages("/batches", "data", NEWEST_FIRST):
             for job in page:
                 state = self._read(job)
                 is_ours = state.key == batch.key or (batch.file_id and job.get("input_file_id") == batch.file_id)
@@ -92,7 +86,7 @@ class OpenAIBatches:
 
     async def cancel(self, batch_id: str) -> BatchState:
         """Cancel the batch."""
-        await request_cancellation(self._connection, f"/batches/{batch_id}/cancel")
+        await self._connection.cancel(f"/batches/{batch_id}/cancel")
         return await self.state(batch_id)
 
     def replies(self, state: BatchState) -> AsyncIterator[Reply]:
@@ -152,21 +146,6 @@ async def check_path(connection: BatchConnection, path: str, *, limit: str = "li
         raise PromptmillError(
             Code.UNSUPPORTED, f"{place}, so it runs no batches.", "Leave out `batch`, or use another endpoint."
         ) from None
-
-
-async def request_cancellation(connection: BatchConnection, path: str) -> None:
-    """Request a cancellation. A batch that has ended refuses it, which is fine."""
-    failures = 0
-    while True:
-        try:
-            await connection.once("POST", path)
-        except FailedRequest as failed:
-            if failed.status in _ENDED_ALREADY:
-                return
-            failures += 1
-            await connection.wait(failed, failures)
-        else:
-            return
 
 
 async def file_replies(files: ProviderFiles, state: BatchState, connection: BatchConnection) -> AsyncIterator[Reply]:

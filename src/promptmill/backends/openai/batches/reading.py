@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
 import orjson
 
-from promptmill.backends.openai.batches.wire import PlannedBatch, Reply
+from promptmill.backends.openai.batches.wire import CLOCK_SKEW_S, BatchState, BatchUnclearError, PlannedBatch, Reply
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.error_body import read_error
+from promptmill.backends.openai.error_body import NO_QUOTA_AT_ALL, SOFT_QUOTA, read_error
 from promptmill.backends.openai.refusals import classify_refusal
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
@@ -111,9 +111,11 @@ def count(value: object) -> int | None:
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else None
 
 
-def is_full(payload: Any) -> bool:
-    """Return whether an error body says that the provider's queue is full."""
+def is_full(payload: Any, *, soft: bool = False) -> bool:
+    """Return whether an error body says that the provider's queue is full; `soft`: also by the words for a quota."""
     body = read_error(payload)
+    if soft and SOFT_QUOTA.search(body.words) and not NO_QUOTA_AT_ALL.search(body.words):
+        return True
     return not body.codes.isdisjoint(_FULL_CODES) or _FULL_WORDS.search(body.words) is not None
 
 
@@ -180,3 +182,35 @@ def rpc_status(code: object) -> int:
 def file_name(batch: PlannedBatch) -> str:
     """Return the name of a batch's file at the provider; it identifies the file after a crash."""
     return f"{batch.key}.jsonl"
+
+
+async def only_match(
+    pages: AsyncIterator[list[JsonDict]],
+    read: Callable[[JsonObject], BatchState],
+    batch: PlannedBatch,
+    known: Collection[str],
+) -> BatchState | None:
+    """Return the only batch of a list, newest first, that can be the planned one where the provider stores no label.
+
+    Raises `BatchUnclearError` if several can be.
+    """
+    since = batch.planned - CLOCK_SKEW_S
+    found: list[BatchState] = []
+    async for page in pages:
+        states = list(map(read, page))
+        times = [since if state.created is None else state.created for state in states]
+        found += [
+            state
+            for state, time in zip(states, times, strict=True)
+            if time >= since and state.total == batch.requests and state.id not in known
+        ]
+        if max(times, default=since) < since:
+            break
+    if len(found) > 1:
+        names = ", ".join(state.id for state in found[:5])
+        raise BatchUnclearError(
+            Code.BAD_RESPONSE,
+            f"{len(found)} batches of the account have {batch.requests} requests and may be this one: {names}.",
+            "Wait until they end, and cancel or delete those that are not needed.",
+        )
+    return found[0] if found else None
