@@ -7,7 +7,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import SplitResult
 
 from promptmill.backends.protocol import Backend, Step
@@ -72,7 +72,7 @@ def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     block = plan.settings.backend_configs.openai
     if not plan.record.needs_endpoint or block.base_url or block.api_key or block.api_key_env or block.headers:
         return
-    wanted = next((key_env for name, _, key_env, _ in providers() if name == block.provider), "")
+    wanted = next((row.key_env for row in providers() if row.provider == block.provider), "")
     if not wanted or any(environ.get(name, "").strip() for name in (wanted, *USUAL_KEYS)):
         return
     letters = wanted.replace("_API", "")
@@ -111,10 +111,34 @@ def key_variables(plan: ResolvedConfig) -> set[str]:
     return set(_HUB_KEYS) if plan.record.is_engine else set()
 
 
-def providers() -> list[tuple[str, str, str, bool]]:
-    """Return `(name, base URL, variable of the key, whether it is set)` of every provider the openai backend knows."""
-    module = importlib.import_module("promptmill.backends.openai.providers")
-    return cast("list[tuple[str, str, str, bool]]", module.listed())
+class Listed(NamedTuple):
+    """A provider as users see it."""
+
+    provider: str
+    base_url: str
+    key_env: str
+    """The variable that usually holds its key."""
+    key_is_set: bool
+    batches: bool
+    """Whether its Batch API is known."""
+    batch_discount: float | None
+    """The part of the live price that a batch saves; None: it differs by model, or there are no batches."""
+
+
+def providers(environ: Mapping[str, str] = os.environ) -> list[Listed]:
+    """Return every provider that the openai backend knows, in the order of its table."""
+    profiles = importlib.import_module("promptmill.backends.openai.providers").PROFILES
+    return [
+        Listed(
+            profile.name,
+            profile.base_url,
+            profile.key_env,
+            bool(environ.get(profile.key_env, "").strip()),
+            profile.batch is not None,
+            None if profile.batch is None else profile.batch.discount,
+        )
+        for profile in profiles
+    ]
 
 
 @contextlib.asynccontextmanager

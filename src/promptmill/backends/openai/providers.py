@@ -6,7 +6,6 @@ that is not listed gets all parameters unchanged. No profile has a default model
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -607,11 +606,3 @@ def profile_of(name: str) -> ProviderProfile:
         known = [profile.name for profile in PROFILES]
         raise KeyError(did_you_mean(wanted, [*known, *_ALIASES], f"known providers: {', '.join(known)}."))
     return found
-
-
-def listed(environ: Mapping[str, str] = os.environ) -> list[tuple[str, str, str, bool]]:
-    """Return `(name, base URL, variable of the key, whether it is set)` of each profile."""
-    return [
-        (profile.name, profile.base_url, profile.key_env, bool(environ.get(profile.key_env, "").strip()))
-        for profile in PROFILES
-    ]
