@@ -133,6 +133,8 @@ class BatchRound:
                 if self._is_cancelled():
                     await self._cancel_all()
                 raise
+        for slot in self._round.slots:
+            batches.mark_tried(self._store, slot, self._round.condition(self._rows.targets[slot].counted, slot))
         store_round(self._store, replace(self._round, done=True))
 
     async def _through(self) -> None:
@@ -303,7 +305,7 @@ class BatchRound:
             self._replans = True
             return True
         batches.put(self._store, batch.changed(state="uploaded", key=new_key(), handle="", since=self._clock.now()))
-        self._again_at[batch.id] = self._clock.now() + (wait_s or self._poll_s)
+        self._again_at[batch.id] = self._clock.now() + (wait_s or self._order.poll or self._poll_s)
         return False
 
     async def _look(self, batch: Batch) -> bool:

@@ -25,9 +25,10 @@ from promptmill.backends.openai.batches.wire import Reply
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import Stored
 from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.store.rounds import join_of
 
 State: TypeAlias = Literal["planning", "planned", "uploaded", "creating", "sent", "ended", "fetched", "done"]
-IN_BATCH = "row.n + {base} IN (SELECT key FROM batched)"
+IN_BATCH = "row.n + {base} IN (SELECT key FROM batched WHERE key IS NOT NULL)"
 """The condition of rows that are in a batch, or were in one that did not answer them. `base`: the key of the slot's
 first row."""
 HAS_REPLY = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status > 0 AND batch = {batch})"
@@ -170,10 +171,18 @@ def forget(store: JobDatabase, batch: Batch) -> None:
     store.change(("DELETE FROM batched WHERE batch = ?", [(batch.id,)]), _written([batch.changed(state="done")]))
 
 
+def mark_tried(store: JobDatabase, slot: int, condition: str) -> None:
+    """Mark the rows that meet a condition and are in no batch: they are sent live. `condition` is a round's."""
+    base = slot * SLOT
+    rows = f"{condition} AND NOT {IN_BATCH.format(base=base)}"
+    mark = "INSERT OR IGNORE INTO batched (batch, custom, key, status)"
+    store.change((f"{mark} SELECT 0, row.n + {base}, row.n + {base}, 0 FROM {join_of(slot)} WHERE {rows}", [()]))
+
+
 def forget_tried(store: JobDatabase) -> None:
     """Forget which rows a batch did not answer: the job has finished, and a later order may send them by batch."""
     if store.has_batches:
-        store.change((f"DELETE FROM batched WHERE status = 0 AND batch IN ({_DONE})", [()]))
+        store.change((f"DELETE FROM batched WHERE status = 0 AND (batch = 0 OR batch IN ({_DONE}))", [()]))
 
 
 def most_open(store: JobDatabase) -> float:

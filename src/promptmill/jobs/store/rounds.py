@@ -71,7 +71,8 @@ _ORDERED = {
     "again all": f"(answer.key IS NULL OR (answer.round <= {{since}} AND answer.settings != {PERSON}))",
 }
 _TRIED = """row.n + {base} IN (
-    SELECT key FROM batched WHERE status = 0 AND batch IN (SELECT id FROM batch WHERE value ->> '$.state' = 'done')
+    SELECT key FROM batched WHERE key IS NOT NULL AND status = 0
+    AND (batch = 0 OR batch IN (SELECT id FROM batch WHERE value ->> '$.state' = 'done'))
 )"""
 _IS_WAITING = "row.n + {base} IN (SELECT key FROM temp.equal WHERE key != first)"
 _IS_DUPLICATE = "row.n + {base} IN (SELECT key FROM temp.equal WHERE is_known)"
