@@ -20,11 +20,12 @@ from benchmarks.field import Field
 from benchmarks.measure import Row, interleaved, own_cpu_s, pin
 from promptmill.backends.protocol import Call, Completion, Outcome, Sink, Usage
 from promptmill.config.loading import Configuration
+from promptmill.core.bounds import MOST_ROWS
 from promptmill.core.request import Conversation, Message
 from promptmill.http.metrics import Metrics
 from promptmill.jobs.store.index import JobFolders
 from promptmill.service.service import Counted, Service
-from promptmill.service.telemetry import MOST_SPANS, Telemetry
+from promptmill.service.telemetry import Telemetry
 
 _ITEMS = 10_000
 _COUNTS = 20_000
@@ -106,7 +107,7 @@ async def cost(around: Field, pairs: int, items: int = _ITEMS) -> list[Row]:
 async def _exported_s(service: Service, *, spans: bool) -> float:
     """Return the CPU time of an item for export."""
     telemetry = Telemetry(service, {"trace": _Encoding()} if spans else {}, {})
-    items = MOST_SPANS if spans else _COUNTS
+    items = MOST_ROWS if spans else _COUNTS
     found = []
     for _ in range(_REPEATS):
         with telemetry.observe(Counted(Call(), lambda: service.plan), _Ignoring()) as sink:

@@ -201,6 +201,16 @@ def test_data_for_a_template_sets_nothing_unless_it_is_to(options, upstream):
     assert sent == [("m", None, 1), ("m", None, 1), ("XPS13", 2, 2)]
 
 
+def test_the_result_has_the_rows_of_the_limit_or_the_sample(options):
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"prompt": ["a", "b", "c", "d"]})
+    found = promptmill.bulk(table, limit=2, **options)
+    assert (found.answers, found.table()["prompt"].to_pylist()) == (["echo: a", "echo: b"], ["a", "b"])
+    found = promptmill.bulk(table, sample=1, **options)
+    assert found.answers == [f"echo: {prompt}" for prompt in found.table()["prompt"].to_pylist()]
+    assert len(found.answers) == 1
+
+
 def test_rows_that_ask_nothing_are_left_out_of_a_table_as_well(options, upstream):
     pa = pytest.importorskip("pyarrow")
     table = pa.table({"text": ["a", None, "", "b"], "k": [1, 2, 3, 4]})

@@ -18,7 +18,7 @@ async def test_a_free_place_goes_to_the_session_with_the_fewest_running_jobs():
 
 
 async def test_a_session_leaves_half_of_the_places_of_a_shared_server_to_others(monkeypatch):
-    monkeypatch.setattr(call_limits, "_MOST_OPEN", 4)
+    monkeypatch.setattr(call_limits, "MOST_OPEN", 4)
     shared, alone = Places.of_process(is_shared=True), Places.of_process(is_shared=False)
     assert [shared.take("a").entry.is_set() for _ in range(4)] == [True, True, False, False]
     assert [shared.take("b").entry.is_set() for _ in range(2)] == [True, True]

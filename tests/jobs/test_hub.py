@@ -203,6 +203,27 @@ def test_datasets_are_inputs_and_outputs_of_python(bench, server):
     assert f"| input | {_IN}@{server.repos['acme/mails'].sha()} |" in labels.files["README.md"].decode()
 
 
+_AT_A_REVISION = """
+import promptmill, sys
+options = {"prompt": "Say {{body}}", "model": "m", "base_url": sys.argv[1], "api_key": "k"}
+promptmill.bulk(sys.argv[2], "out.jsonl", **options)
+"""
+
+
+def test_python_reads_the_commit_with_which_a_job_began_and_another_revision_at_its_own(bench, server):
+    def ran(url):
+        arguments = [sys.executable, "-c", _AT_A_REVISION, bench.upstream.url, url]
+        done = subprocess.run(arguments, cwd=bench.path, capture_output=True, text=True, check=True)
+        return "has changed: the job reads commit" in done.stderr, [
+            row["body"] for row in _lines(bench.path / "out.jsonl")
+        ]
+
+    assert ran(_IN) == (False, ["a", "b"])
+    server.repos["acme/mails"].commit({"data/train-00000-of-00001.parquet": _parquet("a", "b", "c")})
+    assert ran(_IN) == (True, ["a", "b"])
+    assert ran(f"{_IN}@main") == (False, ["a", "b", "c"])
+
+
 # ---- splits
 
 

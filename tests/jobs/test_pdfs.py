@@ -53,6 +53,11 @@ def test_the_content_of_a_prompt_is_the_text_of_a_single_pdf(bench, invoices):
     assert _asked(bench) == [("Sum up Invoice 2!", 0)]
 
 
+def test_pdfs_with_a_schema_need_no_prompt(bench, invoices):
+    bench.run("--fields", "total:number")
+    assert _asked(bench)[1] == ("Fill in the fields from this document.\n\nInvoice 2", 0)
+
+
 def test_the_pages_of_a_pdf_are_the_images_of_its_row_if_the_user_says_so(bench, invoices):
     said = bench.run("--prompt", "Extract the invoice.", "--pdf", "images").stderr
     assert "sent as" not in said

@@ -332,7 +332,7 @@ def test_hostile_texts_are_data_alone(tmp_path):
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)
     assert policy is not None
     assert re.fullmatch(
-        r"default-src 'none'; script-src 'sha256-\S{44}'; style-src 'sha256-\S{44}'; img-src data:; "
+        r"default-src 'none'; script-src 'sha256-\S{44}'; style-src 'sha256-\S{44}' 'sha256-\S{44}'; img-src data:; "
         r"base-uri 'none'; form-action 'none'",
         policy[1],
     )

@@ -872,11 +872,11 @@ async def test_a_row_may_have_a_column_called_role(bench, tools):
             {"input_file": "in.jsonl", "output_file": "hf://datasets/ada/labels"},
             "output_file is a URL; a call reads and writes files of this machine alone",
         ),
-        ({"files": ["*.md"]}, "`files` needs a `prompt`"),
+        ({"files": ["*.md"]}, "The files need a `prompt`"),
         ({"files": [".env"], "prompt": "{{content}}"}, "`files`: .env is hidden"),
         ({"files": ".env", "prompt": "{{content}}"}, "`files`: .env is hidden"),
         ({"files": ["server.key"], "prompt": "{{content}}"}, "server.key may hold secrets"),
-        ({"files": ["gone.md"], "prompt": "{{content}}"}, "gone.md is not a file that is there"),
+        ({"files": ["gone.md"], "prompt": "{{content}}"}, "gone.md does not exist"),
         ({"files": ["*.md"], "prompt": "{{content}}"}, "No file to send"),
         ({"files": ["/etc/hosts"], "prompt": "{{content}}"}, "outside the folders of `allowed_roots`"),
         ({"files": ["/etc/*"], "prompt": "{{content}}"}, "outside the folders of `allowed_roots`"),
@@ -943,13 +943,54 @@ async def test_the_error_of_another_encoding_names_the_argument_that_reads_it(be
     assert [seen.prompt for seen in bench.upstream.seen] == ["a b"]
 
 
-async def test_an_error_names_no_argument_that_the_tool_lacks(bench, tools):
+async def test_another_file_is_replaced_only_if_the_user_agrees(bench, tools):
     bench.prompts(1)
-    (bench.path / "out.jsonl").write_text("{}\n")
+    output, asked, agreed = bench.path / "out.jsonl", [], [False, True]
+    output.write_text("theirs")
+    files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
+
+    async def user(message: str, *_: Any) -> ElicitResult:
+        asked.append(message)
+        return ElicitResult(action="accept", content={"agree": agreed.pop(0)})
+
     async with tools() as call:
-        with pytest.raises(ToolError, match="is not this job's own output") as caught:
-            await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
-    assert "overwrite" not in str(caught.value)
+        with pytest.raises(ToolError, match="`overwrite` replaces it"):
+            await call("bulk_generate", **files)
+        with pytest.raises(ToolError, match="cannot ask its user about `overwrite`; name another file"):
+            await call("bulk_generate", **files, overwrite=True)
+    async with tools(elicitation_handler=user) as call:
+        with pytest.raises(ToolError, match="the user did not agree to `overwrite`"):
+            await call("bulk_generate", **files, overwrite=True)
+        assert output.read_text() == "theirs"
+        await ran(call, **files, overwrite=True)
+        assert json.loads(output.read_text())["answer"]
+        await ran(call, **files, overwrite=True)  # the job's own output needs no question
+    assert len(asked) == 2
+    assert all("Replace it with the answers?" in message for message in asked)
+
+
+async def test_an_agent_writes_the_report_of_a_job_and_of_a_comparison(bench, tools, tmp_path):
+    bench.prompts(3)
+    async with tools() as call:
+        found = await ran(call, input_file="in.jsonl", output_file="out.jsonl")
+        shown = await call("bulk_control", job_id=found["job_id"], report="out.report.html")
+        page = bench.path / "out.report.html"
+        assert shown["report"] == {"file": str(page), "rows": 3, "total": 3}
+        assert shown["state"] == "finished"
+        assert b"promptmill report" in page.read_bytes()
+        bench.write([{**row, "answer": "other"} for row in bench.answers()], "b.jsonl")
+        found = await call("compare", files=["out.jsonl", "b.jsonl"], report="both.html")
+        assert found["report"]["rows"] == 3
+        both = (bench.path / "both.html").read_bytes()
+        for report, problem in (
+            ("both.html", "is the report of"),
+            ("out.jsonl", r"no \.html file"),
+            (str(tmp_path / "x.html"), "report is outside"),
+            (".hidden.html", "report is hidden"),
+        ):
+            with pytest.raises(ToolError, match=problem):
+                await call("bulk_control", job_id="out.jsonl", report=report)
+        assert (bench.path / "both.html").read_bytes() == both
 
 
 @pytest.mark.parametrize(
@@ -1027,7 +1068,7 @@ async def test_files_are_asked_one_by_one_without_their_content_in_any_result(be
             "is hidden": ("2 files left out", {".env", ".hidden.md"}),
             "is a folder that is passed over": ("1 file left out", {".git"}),
             "leads outside the folders of `allowed_roots`": ("1 file left out", {"link.md"}),
-            "is not a file that is there": ("1 file left out", {"loop"}),
+            "does not exist": ("1 file left out", {"loop"}),
             "is not text": ("2 files left out", {"picture.md", "zeros.md"}),
             "is larger than 1 MiB": ("1 file left out", {"large.md"}),
         }
@@ -1203,16 +1244,12 @@ async def test_each_row_is_asked_by_several_models_and_prompts(table, tools, mod
     assert len(compared["files"]) == 4
 
 
-@pytest.mark.parametrize("text", ['{"note": "{{text}}", "of": 1}', "[{{text}}]", '["{{text}}"]'])
-async def test_models_and_prompts_in_the_form_of_json_texts(table, tools, text):
+@pytest.mark.parametrize("text", ['{"task": "label", "text": "{{text}}"}', "[{{text}}]", '["{{text}}"]'])
+async def test_a_json_text_names_several_models_and_is_one_prompt(table, tools, text):
     async with tools() as call:
-        prompts = '{"short": "Short: {{text}}", "long": "Long: {{text}}"}'
-        found = await ran(call, **_TABLE, model='["a", "b"]', prompt=prompts, limit=1)
-        assert found["done"] == 4
-        await ran(call, input_file="in.csv", output_file="text.csv", prompt=text, limit=1)
+        await ran(call, **_TABLE, model='["a", "b"]', prompt=text, limit=1)
     asked = {(seen.json["model"], seen.prompt) for seen in table.upstream.seen}
-    several = {(model, f"{prompt}: row 0") for model in "ab" for prompt in ("Short", "Long")}
-    assert asked == several | {("test-model", text.replace("{{text}}", "row 0"))}, "other JSON is a prompt's text"
+    assert asked == {(model, text.replace("{{text}}", "row 0")) for model in "ab"}
 
 
 async def test_a_model_of_the_endpoint_is_named_where_rows_may_name_it(table, tools):

@@ -186,7 +186,7 @@ async def test_another_server_goes_on_with_it(served, upstream):
 
 @pytest.fixture
 def one_place(monkeypatch):
-    monkeypatch.setattr(call_limits, "_MOST_OPEN", 1)
+    monkeypatch.setattr(call_limits, "MOST_OPEN", 1)
 
 
 def _opened(task_id):
@@ -241,7 +241,7 @@ async def test_another_server_resumes_tasks_that_waited_for_their_places(served,
 
 
 async def test_a_task_too_many_is_refused_before_anything_is_sent(served, upstream, monkeypatch):
-    monkeypatch.setattr(call_limits, "_MOST_OF_SESSION", 1)
+    monkeypatch.setattr(call_limits, "MOST_WAITING", 2)
     upstream.reply = by_prompt({"prompt 9": hang()}, answer())
     async with served(follows=False) as (client, tasking):
         task_id = await _begun(client, tasking)

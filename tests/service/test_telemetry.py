@@ -223,7 +223,7 @@ async def test_values_since_the_last_export_where_the_variable_wants_them(
 async def test_a_span_of_an_item_has_tokens_code_and_duration_and_the_first_items_alone_have_one(
     service, exports, upstream, collector, monkeypatch
 ):
-    monkeypatch.setattr(telemetry, "MOST_SPANS", 2)
+    monkeypatch.setattr(telemetry, "MOST_ROWS", 2)
     upstream.reply = by_prompt({"bad": status(400, "no")}, answer(finish_reason="a private text"))
     await service.generate([conversation("bad")], Call())
     await service.generate([conversation(f"one {number}") for number in range(5)], Call())

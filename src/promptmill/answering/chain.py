@@ -4,10 +4,10 @@
     outcome ◀──────────────────────────────────────────────────────────────────────────────┘
 
 A function passes on a request that does not use its feature. The cache is the outermost function, so that it keeps only
-answers that satisfied their schema and a hit costs nothing. Where several clients share the process, it is the
-innermost one instead, so that no report shows a hit (`cached.py`). Prices and budgets are near the backend, so that
-they see every request that is sent. `Chain` joins the functions, loads the backend and closes it; the shorter functions
-follow it in this module.
+answers that satisfied their schema and a hit costs nothing. If several clients share the process, it is the
+innermost function instead, so that no report shows a hit (`cached.py`). Prices and budgets are near the backend, so
+that they see every request that is sent. `Chain` joins the functions, loads the backend and closes it; the shorter
+functions follow it in this module.
 """
 
 from __future__ import annotations

@@ -358,8 +358,8 @@ class Choices:
     def chosen(self, answer: str, *, complete: bool = True) -> str:
         """Return the choice that `answer` is, also as a bare word and with other quotes or case; `""` in doubt.
 
-        A choice in a sentence is in doubt ("not positive"), and in an answer that is not `complete`, one that is the
-        beginning of another one.
+        A choice in a sentence is in doubt ("not positive"), and in an answer that is not `complete`, a choice that
+        begins another choice.
         """
         if len(answer) > LONGEST_ANSWER:
             return ""

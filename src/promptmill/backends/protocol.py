@@ -276,7 +276,7 @@ class Waits:
 
 
 class _Wait:
-    """Counts a request as waiting while the block runs, and lets the driver start another one in its place."""
+    """Counts a request as waiting while the block runs, and lets the driver start another request in its place."""
 
     __slots__ = ("_name", "_waits")
 

@@ -37,7 +37,7 @@ from promptmill.jobs.export.text import Form
 from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output
 from promptmill.jobs.inputs.given import Given, blocks_of_stdin, loose_id, suffix_of, written
 from promptmill.jobs.inputs.query import is_query, queried
-from promptmill.jobs.inputs.remote import RemoteOutput, fetched, is_url, pinned
+from promptmill.jobs.inputs.remote import RemoteOutput, as_written, fetched, is_url, pinned
 from promptmill.jobs.inputs.whole_files import written_whole
 from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission, steps
@@ -255,9 +255,12 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         paths = [home_expanded(path).absolute() for path in arguments.input] if source is None else []
         output = home_expanded(name) if remote is None else remote.local
         order = _order_of(arguments, paths or [Path("rows")], output.absolute())
-        order = order.model_copy(update={"shown": Shown(command=command, urls=urls)})
+        shown = Shown(command=command, urls=urls, input=as_written(arguments.input))
+        order = order.model_copy(update={"shown": shown})
         if source is None:
-            order, source, notes = written_whole(order, folders, arguments.each, opened, as_pdf=arguments.pdf)
+            order, source, notes = written_whole(
+                order, folders, arguments.each, opened, as_pdf=arguments.pdf, has_schema=configuration.plan.has_schema
+            )
             for note in notes:
                 say(worded(note, options.option_of), sys.stderr, wrap=True)
         if name == "-":
@@ -319,14 +322,12 @@ def _source(
     if not any(map(is_url, arguments.input)):
         return None
     folder = folders.of(real_path(home_expanded(arguments.output) if remote is None else remote.local))
-    before, order = folder.spec, folder.order or JobOrder(inputs=(), output=Path())
+    before, order = folder.spec, folder.order
     # another command may ask other questions, for which the rows are read again
-    is_same = before is not None and before.is_read and order.shown.command == command
+    is_same = order is not None and before is not None and before.is_read and order.shown.command == command
     with _patient(redact(arguments.input[0]), tell := _teller(arguments)):
-        is_as_before = {*arguments.input} <= {*order.shown.command}  # else the user names another revision
-        earlier = order.shown.urls.get("input_file", "").split() if is_as_before else []
-        names = pinned(arguments.input, earlier, tell)
-        urls["input_file"] = redact(" ".join(names))
+        names = pinned(arguments.input, folder, tell)
+        urls["input_file"] = as_written(names)
         known = before.input.sha256 if before is not None and is_same else ""
         return opened.enter_context(fetched(folders, names, tell, known))
 

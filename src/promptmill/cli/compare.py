@@ -110,7 +110,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _checked(arguments: argparse.Namespace) -> JudgeOrder | None:
-    """Check the options; return what to ask a judge, None without one. Raises `PromptmillError`."""
+    """Check the options; return the order to a judge, None without one. Raises `PromptmillError`."""
     if arguments.criterion is None:
         given = next((name for name in _JUDGING if getattr(arguments, name) not in (None, [])), None)
         if given is not None:

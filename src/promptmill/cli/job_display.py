@@ -31,7 +31,6 @@ _GO_ON = "  go on with the same command; what is answered is kept"
 _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
 _EVENT_EVERY_S = 1.0
 _SHORT_TEXT = 400
-_MOST_CLASSES = 12
 _WIDE = 1000  # where a program reads, nothing is cut off
 _PATH = "output"  # for programs; a terminal shows the names in "files"
 _COLUMNS = ("job", "state", "rows", "failed", "cost", "time", "files", "model", "begun", _PATH)
@@ -144,9 +143,9 @@ def _sure(sure: SureStatus) -> list[str]:
     width = max(5, *(len(_value(label)) for label in sure["classes"]))
     cheap = f"found by {status.cheap_model(sure)}"
     lines.append(f"            {'class':{width}}  in the sample  {cheap}")
-    for label, (rows, found) in list(sure["classes"].items())[:_MOST_CLASSES]:
+    for label, (rows, found) in list(sure["classes"].items())[: status.MOST_LABELS]:
         lines.append(f"            {_value(label):{width}}  {rows:13,}  {found:{len(cheap)},}")
-    if (more := len(sure["classes"]) - _MOST_CLASSES) > 0:
+    if (more := len(sure["classes"]) - status.MOST_LABELS) > 0:
         lines.append(f"            and {more:,} more")
     return lines
 

@@ -59,7 +59,7 @@ def run(
     `admission.admit`. `is_step`: the job is a part of another command, which has stdout; of a job that finishes, only
     the progress is shown.
 
-    At a terminal, the user decides what a changed setting, prompt or input means for the answers.
+    At a terminal, the user decides whether answers stay after a change of settings, prompt or input.
 
     Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later. Raises
     `PromptmillError` as `admission.admit`.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.core.values import JsonDict
 
 _SHORTEST_GUESSED = 4  # characters; a shorter word resembles almost any name
-_KINDS = ("COMMAND", "CLIENT")  # positional arguments: their errors say what kind of word is missing
+_KINDS = ("COMMAND", "CLIENT")  # positional arguments: their errors name the kind of the missing word
 _SETS = {
     "base_url": "base_url",
     "provider": "provider",
@@ -93,14 +93,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **options})
         self._given: Sequence[str] = ()
         self._replaces_first = ""
-        self.set_defaults(parser=self)  # a command's parser replaces that of the whole command line
+        self.set_defaults(parser=self)  # a command's parser replaces the parser of the whole command line
 
     def show_examples(self, *lines: str) -> None:
         """Have the help end with these lines."""
         self.epilog, self.formatter_class = "\n  ".join(("examples:", *lines)), argparse.RawDescriptionHelpFormatter
 
     def replaces_first(self, option: str) -> None:
-        """Let `option` stand in place of the first of two positional arguments, which is then `[]`."""
+        """Let `option` replace the first of two positional arguments, which is then `[]`."""
         self._replaces_first = option
 
     def _lacks_first(self) -> bool:
@@ -361,7 +361,7 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
     endpoint = {key: given[key] for key in _OF_ENDPOINTS & given.keys()}
     model = getattr(arguments, "model", None)
     if model is None and getattr(arguments, "student", False) and endpoint.keys() & {"base_url", "provider"}:
-        model = arguments.sure  # the only model that is asked
+        model = arguments.sure  # the only model that gets requests
     return resolved_config.settings_of(
         raw,
         backend=arguments.backend,

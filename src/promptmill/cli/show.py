@@ -114,9 +114,8 @@ def _report(arguments: argparse.Namespace) -> int:
     folder = JobFolders.from_environ().at(arguments.job)
     given: Path | None = arguments.output
     made = job_report.write(folder, job_report.default_path(folder) if given is None else home_expanded(given))
-    path = made.path.absolute()
     if arguments.json:
-        say(orjson.dumps({"file": str(path), "rows": made.rows, "total": made.total}).decode())
+        say(orjson.dumps(made.as_dict()).decode())
     else:
         say(str(made))
     if arguments.open:

@@ -459,7 +459,7 @@ class RemoteBackend:
 
 
 def _most(report: Report) -> int:
-    """Return the most requests to send: twice what the backend takes at once, and the held ones (no place)."""
+    """Return the most requests to send: twice the places of the backend, and the held ones."""
     return 2 * max(1, min(report.most, 256)) + report.held
 
 

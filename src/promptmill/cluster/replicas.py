@@ -226,7 +226,7 @@ class Replicas:
                 return Failure(full, attempts, unmetered=losses)
 
     async def _place(self, call: Call, *, alone: bool) -> _Replica:
-        """Return the replica with the most room; with `alone`, one without other requests. Raises when none is left."""
+        """Return the replica with the most room; with `alone`, a replica without requests. Raises if none is left."""
         while True:
             self._raise_if_none_is_left()
             one = self._roomiest(call)

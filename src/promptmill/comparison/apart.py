@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.comparison import figures
+from promptmill.comparison import comparison_page, figures
 from promptmill.comparison.call import order_of, rows_of
 from promptmill.comparison.figures import Judgement
 from promptmill.comparison.files import ComparedRows
@@ -62,12 +62,13 @@ async def compared(
     gold: str | None,
     rows: int,
     options: JsonDict,
+    report: str | None = None,
     judge: Judge | None = None,
 ) -> JsonDict:
     """Return the figures of a comparison and the first `rows` rows that differ, as a tool returns them.
 
-    `files`: paths or ids of jobs. `gold`, `options`: see `order_of`. A judge's job is started, or resumed; the figures
-    count its verdicts so far. Raises `PromptmillError`.
+    `files`: paths or ids of jobs. `gold`, `options`: see `order_of`. `report`: the file of a page with all rows. A
+    judge's job is started, or resumed; the figures count its verdicts so far. Raises `PromptmillError`.
     """
     named = [*(options.get("field") or ()), options.get("by") or "", (gold or "").rpartition(":")[2]]
     if secret := find_field(named):
@@ -84,6 +85,7 @@ async def compared(
         may_read_gold=is_file or not jobs.rule.is_guarded,
         options=options,
         most=rows,
+        report=None if report is None else jobs.allowed_page(report),
         folders=jobs.folders,
         rule=jobs.rule,
     )
@@ -140,6 +142,7 @@ def _compare(
     may_read_gold: bool,
     options: dict[str, Any],
     most: int,
+    report: Path | None,
     folders: JobFolders,
     rule: FileRule,
     judging: _Judging | None = None,
@@ -150,6 +153,7 @@ def _compare(
     finder = rule.finder if rule.is_guarded else None
     judgement, job = (None, None) if judging is None else _judgement(rows, judging, folders, finder)
     found = figures.figures(rows, judgement, most)
+    made = None if report is None else comparison_page.write(report, found, rows, judgement)
     shown = found.pop("differing")
     for file in found["files"]:
         file.pop("made", None)
@@ -164,7 +168,9 @@ def _compare(
             else row
             for row in bounded
         ]
-    begun = {} if job is None else {"job": job}
+    begun: JsonDict = {} if job is None else {"job": job}
+    if made is not None:
+        begun["report"] = made.as_dict()
     return {**_short(found), **begun, "rows": bounded, "next_offset": None}
 
 

@@ -44,7 +44,7 @@ def rows_of(
 ) -> ComparedRows:
     """Return the rows of files or jobs side by side. `may_read_gold`: `gold` may be a file.
 
-    If the parts of a file share no row, such as those of the column `sure`, its rows stay together, in groups.
+    If the parts of a file share no row, such as the parts by the column `sure`, its rows stay together, in groups.
 
     Raises `PromptmillError` (`invalid_input`), `OSError`."""
     if len(files) > len(LETTERS):
@@ -128,7 +128,7 @@ def compare(
     `criterion`: what makes an answer better, "is the better summary"; then the model `judge`, else the
     configuration's, says which of two different answers is better, and `figures["judge"]` counts its verdicts. `limit`:
     judge only this number of rows, drawn at random. `max_cost`: dollars. `again`: judge the "failed" pairs, or "all",
-    again. Further options are those of `bulk` for model and sampling, and `progress`. The judgement is a job: the same
+    again. Further options: model, sampling and `progress`, as in `bulk`. The judgement is a job: the same
     call pays for no verdict twice.
 
     Raises `PromptmillError`.

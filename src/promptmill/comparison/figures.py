@@ -239,7 +239,9 @@ def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, Any
             by_class = _by_class(truth, own, classes)
             found["macro_f1"] = sum(one["f1"] for one in by_class) / len(by_class)
             found["classes"] = by_class[:50]
-            if len(known) < len(column.right) and not file.has_persons:  # whose rows are right, and stand for no other
+            if (
+                len(known) < len(column.right) and not file.has_persons
+            ):  # a person's rows are right, and are no sample of the others
                 found["shares"] = _shares(all_values, list(zip(own, truth, strict=True)))
         else:
             found |= _nearness(column, Counter(zip(own, truth, strict=True)))

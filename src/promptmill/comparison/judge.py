@@ -86,7 +86,7 @@ class JudgeOrder:
         return _SYSTEM.format(criterion=self.criterion)
 
     def settings(self, plan: ResolvedConfig) -> dict[str, Any]:
-        """Return the digests of the judge's settings; `plan` is that of its model."""
+        """Return the digests of the judge's settings; `plan`: the plan of its model."""
         return fingerprint(plan, self.system_prompt, "jsonl")
 
     def job(self, job_id: str, folders: JobFolders, shown: Shown | None = None) -> JobOrder:
@@ -142,7 +142,7 @@ class Pairs:
         return [(at, other) for at, others in self.others.items() for other in others]
 
     def without(self, is_refused: Callable[[Mapping[str, str], bytes], object]) -> Pairs:
-        """Return the pairs without those of refused rows; `is_refused` gets the columns and the line of a pair."""
+        """Return the pairs of rows that are not refused; `is_refused` gets the columns and the line of a pair."""
         refused = {at for (at, _), own, line in self._lines() if is_refused(own, line)}
         return replace(self, others={at: others for at, others in self.others.items() if at not in refused})
 

@@ -39,7 +39,7 @@ class Table:
     def lines(self, width: int) -> Iterator[str]:
         """Yield the lines of the table as a text.
 
-        Where `width` has no room, the widest cells of a cross-tabulation are cut off; of another table, the names, or
+        If `width` has no room, the widest cells of a cross-tabulation are cut off; of another table, the names, or
         each row becomes a text: `positive: rows 155, A, precision 0.91, …`.
         """
         widths = self.widths

@@ -105,6 +105,11 @@ class ResolvedConfig:
         return replace(self, settings=self.settings.model_copy(update={"backend_configs": configs, "price": None}))
 
     @property
+    def has_schema(self) -> bool:
+        """Whether the answers follow a schema, or OpenAI's JSON mode."""
+        return self.settings.sampling_params.response_format is not None
+
+    @property
     def replicas(self) -> int:
         """How many engines of the model run, each on its part of the GPUs."""
         return getattr(self.block, "replicas", 1)

@@ -16,13 +16,17 @@ MOST_LARGE = 32 << 20
 MOST_VALUES = 300_000
 """JSON values of a request: each takes up to 130 bytes, and blocks the event loop for 0.3 µs while it is parsed."""
 MOST_ROWS = 1000
-"""Rows of a page, and items of a call with details of their own: more would hold up everything else."""
+"""Rows of a page, and items of a call or job with details or a span each: more would hold up everything else."""
 MOST_SESSIONS = 2000
 """Sessions: a client that disappears leaves one of some 40 KiB behind, for half an hour."""
 MOST_CALL_JOBS = 10_000
 """Jobs of calls on the disk: each task and each long call leaves one for a week."""
 LARGEST_CALL_JOBS = 4 << 30
 """Bytes of the jobs of calls on the disk, for the same reason; the oldest finished ones make room for new ones."""
+MOST_OPEN = 256
+"""Jobs of calls that run in the server: each takes a megabyte of memory."""
+MOST_WAITING = 2000
+"""Jobs of calls in progress: a waiting one takes a few kilobytes, and one session may fill half of the queue."""
 LARGEST_PAGE = 8 << 20
 """Bytes of a page of a job's rows: further fields and rows are left to the next page or the output."""
 MOST_MODELS = 50
@@ -43,7 +47,7 @@ MOST_KEPT = 64
 LONGEST_PATH = 4096
 """Characters of a path: to resolve one of a million folders would take hours."""
 LARGEST_FILE = 256 << 20
-"""Bytes of an image's file, and of one item for an engine: the file is read whole."""
+"""Bytes of an image's file, of all files of a call, and of one item for an engine: they are read whole."""
 
 # ---- a reply of an endpoint
 
@@ -76,14 +80,16 @@ LONGEST_ROW = 64 << 20
 """Bytes of a line, of a cell, of a prompt made of cells, and of an image from the web. An image of 30 million pixels in
 base64 is below it, and sixteen such rows in flight fit the memory of a small machine."""
 TOO_LONG = "is longer than 64 MiB"
+MOST_RATIO = 200
+"""The size of a decompressed file, by its own size: a bomb has a thousand, rows that differ in a number have 100."""
 MOST_FILES = 10_000
 """Files that patterns find; twenty times as many are looked at, so that `/**` ends."""
 LARGEST_WORKBOOK = 512 << 20
 """Bytes of XML in a workbook: a sheet is read whole, into five times its size. A million short rows have 100 MB."""
 DUCKDB_MEMORY = "256MB"
 """The memory of DuckDB for a table that it reads or writes; its default is 80 % of the machine."""
-LARGEST_PDF_TEXT = 1 << 20
-"""Characters of a PDF's text, as of any file that is sent whole: no model reads more."""
+LARGEST_TEXT = 1 << 20
+"""Bytes of a text file that is sent whole, and characters of a PDF's text: no model reads more."""
 MOST_PDF_PAGES = 100
 """Pages of a PDF whose images one request carries: providers take 50 to 500, and each takes some 300 KB of memory."""
 MOST_QUERY_ROWS = 10_000_000
@@ -96,5 +102,7 @@ LONGEST_HEADER = 2 << 20
 """Bytes of a header with the names of all columns: a file that is no table has any number."""
 MOST_LINES = 10_000
 """Lines of a quoted cell: a quote that is never closed takes the rest of the file."""
+DEEPEST_TEXT = 3
+"""JSON texts inside of JSON texts that are searched for secrets: an agent could hide a key in more of them."""
 DEEPEST = 20
 """Levels of nested fields that become typed columns."""

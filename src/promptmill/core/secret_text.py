@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from promptmill.core.bounds import DEEPEST_TEXT
+
 _SHORTEST_KEY = 8
 _TAIL = 64 << 10  # bytes: more than any key, also one whose letters are all escaped as \u0041
 _BEFORE = 16  # letters of the longest prefix of a key
@@ -120,7 +122,7 @@ class SecretFinder:
         if b"\0" in data:  # UTF-16 and UTF-32
             data = data.replace(b"\0", b"")
         texts = [data]
-        for _ in range(_DEEPEST_TEXT):  # JSON may hold JSON as a text
+        for _ in range(DEEPEST_TEXT):  # JSON may hold JSON as a text
             if b"\\" not in data or (unescaped := _unescaped(data)) == data:
                 break
             data = unescaped
@@ -215,7 +217,6 @@ def _kind_of(near: bytes) -> str:
 
 
 _ESCAPE = re.compile(rb"\\u00([0-7][0-9A-Fa-f])")
-_DEEPEST_TEXT = 3
 _SPACES = (b"\\n", b"\\r", b"\\t", b"\\b", b"\\f")
 
 

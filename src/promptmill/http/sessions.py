@@ -33,7 +33,7 @@ _IDENTIFYING = (b"authorization", b"accept", b"mcp-protocol-version", b"user-age
 
 
 class Sessions(StreamableHTTPSessionManager):
-    """The SDK's sessions, but at the limit a new session replaces the one that has been idle for longest.
+    """The SDK's sessions, but at the limit a new session replaces the session with the longest idle time.
 
     The SDK refuses new sessions at its limit, so a client that opens them all locks the others out. Each session keeps
     its last events, so that a client whose connection broke gets the events that it missed.

@@ -21,7 +21,7 @@ import threading
 from collections import OrderedDict
 from typing import Any, BinaryIO
 
-from promptmill.core.bounds import LARGEST_FILE, LARGEST_PDF_TEXT, MOST_KEPT
+from promptmill.core.bounds import LARGEST_FILE, LARGEST_TEXT, MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system import frames, subprocesses
 from promptmill.system.installation import adding
@@ -222,9 +222,9 @@ def _text(document: Any) -> str:
             text = text.encode("utf-8", "replace").decode()  # half a surrogate pair
             texts.append(text)
             size += len(text)
-        if size > LARGEST_PDF_TEXT:
+        if size > LARGEST_TEXT:
             break
-    return "\n\n".join(texts)[: LARGEST_PDF_TEXT + 1]
+    return "\n\n".join(texts)[: LARGEST_TEXT + 1]
 
 
 def _image(document: Any, number: int) -> str:

@@ -2,7 +2,7 @@
 
 The file makes no request, and nothing in it can run but its own script:
 
-* `report.html` is the whole page. Its policy permits its one script and its one style, by their digests.
+* `head.html` and `report.html` are the whole page. Its policy permits its one script and its styles, by their digests.
 * The data is JSON in two elements that no browser executes. The script makes text nodes of it, never HTML.
 * The rows are columns of texts, deflated, which the browser inflates by itself. `_LARGEST` bounds the file:
   long texts are cut off first, then some rows are left out. The page states both.
@@ -26,6 +26,7 @@ import orjson
 
 from promptmill import __version__
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted, cut
 from promptmill.jobs import disk
 from promptmill.report.page_rows import PageRows
@@ -38,6 +39,8 @@ _LEAST = 100_000  # bytes of deflated rows, whatever else there is
 _MARK = b'<meta name="generator" content="promptmill report">'
 _HEAD = 4096  # bytes, within which an earlier report has the mark
 _TEMPLATE = Path(__file__).with_name("report.html")
+_HEAD_TEMPLATE = Path(__file__).with_name("head.html")  # of every page: its head and its colours
+_STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 _PARTS = dict.fromkeys(("notes", "counts", "failures", "sections", "spreads", "footnotes"), ())
 _EMPTY = {**_PARTS, "answers": "", "thumbnails": {}, "course": {}}
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
@@ -57,6 +60,10 @@ class Report:
     def __str__(self) -> str:
         some = f"{self.rows:,} of " if self.rows < self.total else ""
         return f"report of {some}{counted(self.total, self.noun)}: {self.path}"
+
+    def as_dict(self) -> JsonDict:
+        """Return the file and its numbers of rows, for programs."""
+        return {"file": str(self.path.absolute()), "rows": self.rows, "total": self.total}
 
     def show(self) -> None:
         """Open it in the browser."""
@@ -107,10 +114,10 @@ def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
 
 def html_of(file: Path, title: str, data: Mapping[str, Any], packed: bytes = b"") -> bytes:
     """Return the page of a template with its data, and with deflated rows if it has them."""
-    template = file.read_text(encoding="utf-8")
-    style = template.partition("<style>")[2].partition("</style>")[0]
+    template = file.read_text(encoding="utf-8").replace("{{head}}", _HEAD_TEMPLATE.read_text(encoding="utf-8"))
+    styles = " ".join(map(_source, _STYLE.findall(template)))
     script = template.rpartition("<script>")[2].partition("</script>")[0]
-    policy = f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; img-src data:"
+    policy = f"default-src 'none'; script-src {_source(script)}; style-src {styles}; img-src data:"
     made = f"Made by promptmill {__version__} on {when(time.time())}. This file makes no request to any host."
     parts = {
         "policy": f"{policy}; base-uri 'none'; form-action 'none'",

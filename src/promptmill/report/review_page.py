@@ -13,7 +13,6 @@ from promptmill.report.page import Report
 
 _TEMPLATE = Path(__file__).with_name("review.html")
 _LONGEST = 20_000  # characters of a text
-_MOST_LABELS = 100
 
 
 def saved_as(found: Review) -> str:
@@ -30,7 +29,7 @@ def write(target: Path, found: Review, command: str) -> Report:
     page.check(target, title)
     data = {
         "job": found.job_id,
-        "labels": list(found.labels[:_MOST_LABELS]),
+        "labels": list(found.labels),
         "columns": [ROW, LABEL, KEY],
         "saved": saved_as(found),
         "command": command,

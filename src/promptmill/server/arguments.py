@@ -85,6 +85,10 @@ MaxCost = Annotated[
         "`budget`. Left out: the call has no limit. Requires a known price and `max_tokens`.",
     ),
 ]
+Report = Annotated[
+    str | None,
+    Field(description="Write a report, an HTML page with all rows, to this file; none unless given."),
+]
 CallSampling = Annotated[
     dict[str, Any] | None,
     Field(

@@ -18,7 +18,7 @@ from mcp_types import ToolAnnotations
 from pydantic import BeforeValidator, Field
 
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.bounds import LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
+from promptmill.core.bounds import LARGEST_PAGE, LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.values import JsonDict
 from promptmill.jobs.store.rounds import MOST_VOTES, Again
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
 
 _ENVELOPE = 4 << 10
-_PAGE_BYTES = 8 << 20
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
 _STATUS: JsonDict = {
     "job_id": {"type": "string"},
@@ -163,8 +162,6 @@ def _check_source(
         raise input_error("`sql` goes with `input_file`, a database.")
     if (input_file or options["each"] == "line") and not output_file:
         raise input_error("`output_file` is missing: name the file for the answers.")
-    if files is not None and options["each"] != "line" and not options["prompt"]:
-        raise input_error("`files` needs a `prompt`, such as: Summarize this file. {{content}}")
 
 
 def _models_of(model: str | list[str] | None, prompt: str | dict[str, str] | None) -> Sequence[str | None]:
@@ -363,6 +360,10 @@ def add_bulk_tools(
                 examples=[{"model": "good-1", "agree": 0.95}],
             ),
         ] = None,
+        overwrite: Annotated[
+            bool,
+            Field(description="Replace another file at `output_file`, if the user agrees; false unless given."),
+        ] = False,
         max_cost: arguments.MaxCost = None,
         batch: Annotated[
             bool,
@@ -405,6 +406,7 @@ def add_bulk_tools(
             "max_cost": max_cost,
             "again": again,
             "keep": keep,
+            "overwrite": overwrite,
             "dedupe": dedupe,
             "sure": sure,
             "votes": votes,
@@ -417,6 +419,11 @@ def add_bulk_tools(
         from promptmill.jobs.store.order import JobOrder
 
         try:
+            foreign = (
+                await asyncio.to_thread(running.foreign_output, output_file) if overwrite and output_file else None
+            )
+            if foreign is not None and not validate:
+                await questions.check_replacing(ctx, *foreign)
             form: JsonDict = {"schema": schema, "fields": fields, "choices": choices, "system": system_prompt or None}
             given = {name: value for name, value in form.items() if value is not None}
             form |= answer_forms(given | {"choices_many": choices_many})
@@ -607,6 +614,7 @@ def _add_tools_of_a_job(
         max_cost: Annotated[
             float | None, Field(ge=0, description="The most US dollars that this judgement may cost, in all its runs.")
         ] = None,
+        report: arguments.Report = None,
     ) -> ToolResult:
         """Compare answers to the same rows: agreement, and with `gold` accuracy, F1 and paired differences.
 
@@ -629,7 +637,14 @@ def _add_tools_of_a_job(
             raise input_error("`sampling_params` goes with `criterion`.")
         options = {"field": field, "by": by, "tolerance": tolerance, "id": id}
         found = await apart.compared(
-            await jobs(), caller_of(ctx, service), files, gold=gold, rows=rows, options=options, judge=judged
+            await jobs(),
+            caller_of(ctx, service),
+            files,
+            gold=gold,
+            rows=rows,
+            options=options,
+            report=report,
+            judge=judged,
         )
         found = await asyncio.to_thread(page, found, page_characters(ctx), copies=1)
         return ToolResult(None if wants_copy(ctx) else "The figures are in the structured content.", found)
@@ -647,7 +662,7 @@ def _add_tools_of_a_job(
             found = await asyncio.to_thread((await jobs()).results, job_id, max(0, offset), MOST_ROWS, "all", caller)
         except PromptmillError as error:
             raise ResourceError(str(error)) from None
-        found = page(found, min(most_bytes(ctx, service.plan) or _PAGE_BYTES, _PAGE_BYTES) - _ENVELOPE, copies=1)
+        found = page(found, min(most_bytes(ctx, service.plan) or LARGEST_PAGE, LARGEST_PAGE) - _ENVELOPE, copies=1)
         after = found.pop("next_offset")
         found["next"] = None if after is None else f"promptmill://jobs/{job_id}/answers?offset={after}"
         return orjson.dumps(found).decode()
@@ -670,7 +685,7 @@ def _add_tools_of_a_job(
         mcp,
         output_schema=_object(_STATUS, "job_id", "state"),
         annotations=ToolAnnotations(
-            title="Pause, resume or limit a job",
+            title="Pause, resume, limit or report a job",
             readOnlyHint=False,
             destructiveHint=False,
             idempotentHint=True,
@@ -696,10 +711,11 @@ def _add_tools_of_a_job(
             bool,
             Field(description="Run the job of a call that was stopped or interrupted; false unless given."),
         ] = False,
+        report: arguments.Report = None,
     ) -> JsonDict:
-        """Pause or continue a running job, or change its limits, within two seconds.
+        """Pause or continue a running job, or change its limits, within two seconds; or write its report.
 
-        Returns the same as bulk_status.
+        Returns the same as bulk_status, and the `file` and `rows` of a `report`.
         """
         running, caller = await jobs(), caller_of(ctx, service)
         wanted = (("paused", paused), ("concurrency", concurrency), ("max_cost", max_cost))
@@ -707,4 +723,9 @@ def _add_tools_of_a_job(
         if max_cost is not None and (cost := questions.cost(ctx, service.plan, max_cost, "This job")) is not None:
             await cost.approve(None, max_cost)
         found = await asyncio.to_thread(functools.partial(running.control, job_id, caller, **changes))
-        return dict(await running.resume_call(job_id, caller) if resume else found)
+        found = await running.resume_call(job_id, caller) if resume else found
+        if report is None:
+            return dict(found)
+        from promptmill.report import call_report  # imported by the first use: most servers write no report
+
+        return {**found, "report": await call_report.written(running, caller, job_id, report)}

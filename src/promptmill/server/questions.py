@@ -1,12 +1,12 @@
-"""Questions to the user of a client (MCP elicitation): before a call that may cost much, or that sends files elsewhere.
+"""Questions to the user of a client (MCP elicitation): before a call costs much, or sends or replaces files.
 
 An agent writes the arguments of a call, but the client's program returns the user's answer.
 
 In the protocol of 2025 the server sends its question while the call waits. In the protocol of 2026-07-28 the call ends
 with the question (`UnansweredQuestion`), and the client repeats the call with the answer.
 
-Without elicitation, `ask_above_cost` does not limit a client: the operator has `max_cost` for that. Files are not sent:
-nothing else protects them.
+Without elicitation, `ask_above_cost` does not limit a client: the operator has `max_cost` for that. Files are not sent
+and not replaced: nothing else protects them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from fastmcp import Context
 from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
@@ -26,9 +27,10 @@ from promptmill.core.bounds import MOST_SESSIONS
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
+from promptmill.jobs.members import Stamp
 from promptmill.server.tool_calls import UnansweredQuestion, session_of
 
-_COST, _FILES = "cost", "files"
+_COST, _FILES, _REPLACES = "cost", "files", "overwrite"
 _ANSWER = "agree"
 
 
@@ -66,7 +68,7 @@ class Questions:
         self._unasked: OrderedDict[str, float] = OrderedDict()
         """By session: the highest cost, in US dollars, of the calls without a question since the last question."""
         self._agreed: list[tuple[object, ...]] = []
-        """Endpoints that may get the text of files, with the key and the headers."""
+        """Endpoints that may get the text of files, with the key and the headers; files that may be replaced."""
 
     async def check_endpoint(self, ctx: Context, plan: ResolvedConfig) -> None:
         """Ask before the text of local files goes to an endpoint that a call chose.
@@ -93,6 +95,21 @@ class Questions:
         )
         if not await is_agreed(ctx, _FILES, question, "Send the text of files there"):
             raise input_error(f"The user did not agree to send the text of files to {where}. {remedy}.")
+        self._agreed.append(agreement)
+
+    async def check_replacing(self, ctx: Context, output: Path, there: Stamp) -> None:
+        """Ask before a job replaces a file that it did not make. `there`: its stamp.
+
+        Raises `PromptmillError` (`invalid_input`) unless the user agrees.
+        """
+        if (agreement := (output, there)) in self._agreed:
+            return
+        exists = f"{output} exists and is not this job's own output"
+        if not is_able_to_ask(ctx):
+            raise input_error(f"{exists}. This client cannot ask its user about `overwrite`; name another file.")
+        question = f"{exists}. Replace it with the answers?"
+        if not await is_agreed(ctx, _REPLACES, question, "Replace the file"):
+            raise input_error(f"{exists}, and the user did not agree to `overwrite`; name another file.")
         self._agreed.append(agreement)
 
     def cost(self, ctx: Context, plan: ResolvedConfig, max_cost: float | None, what: str) -> CostQuestion | None:

@@ -319,7 +319,8 @@ def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
 def _parsed(name: str, text: str, kinds: Collection[str]) -> Any:
     """Return the list or object that a text was meant as, else the text. Raises `CodedToolError`, see `_as_meant`.
 
-    Where a text is possible, too, a list or an object of texts was meant: `["a", "b"]` names two models.
+    Where a text is possible, too, a list of texts was meant: `["a", "b"]` names two models. An object stays a text:
+    `{"task": "classify", "text": "{{text}}"}` is a prompt.
     """
     if len(text) > MOST_VALUES and sum(map(text.count, "[{,")) > MOST_VALUES:
         if "string" in kinds:
@@ -332,8 +333,8 @@ def _parsed(name: str, text: str, kinds: Collection[str]) -> Any:
         return text
     if "string" not in kinds:
         return parsed
-    inner = parsed.values() if isinstance(parsed, dict) else parsed
-    return parsed if _json_type(parsed) in kinds and all(isinstance(each, str) for each in inner) else text
+    is_list = "array" in kinds and isinstance(parsed, list)
+    return parsed if is_list and all(isinstance(each, str) for each in parsed) else text
 
 
 def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:

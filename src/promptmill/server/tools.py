@@ -197,8 +197,8 @@ async def plan_of_call(
 ) -> ResolvedConfig:
     """Return the plan of a call; `plan` is the plan of its model.
 
-    Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a schema or parameters that cannot be used, or
-    beyond what the operator allows.
+    Raises `PromptmillError` (`invalid_input`, `invalid_config`) for an invalid schema or parameters, or for values
+    above the operator's limits.
     """
     if not sampling_params and schema is None and not choices:
         return plan.capped

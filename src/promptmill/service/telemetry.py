@@ -34,7 +34,7 @@ from promptmill import __version__
 from promptmill.backends import registry
 from promptmill.backends.protocol import Completion, Histogram, Outcome, Sink
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.bounds import MOST_MODELS
+from promptmill.core.bounds import MOST_MODELS, MOST_ROWS
 from promptmill.core.errors import Code, redact
 from promptmill.service.service import Counted, Service
 from promptmill.system.logs import announce
@@ -95,8 +95,6 @@ _OPERATION = "gen_ai.operation.name"
 _PROVIDER, _MODEL = "gen_ai.provider.name", "gen_ai.request.model"
 _ERROR = "error.type"
 _FINISHED = frozenset({"stop", "length", "tool_calls", "content_filter"})
-MOST_SPANS = 1000
-"""Items of one run that have a span: a job may have millions."""
 _OTLP = "OTEL_EXPORTER_OTLP"
 _SIGNALS = {"trace": "TRACES", "metric": "METRICS"}
 _PARENT = "traceparent"
@@ -432,7 +430,7 @@ class _Observed(Sink):
 
         self._telemetry, self._counted, self._sink = telemetry, counted, sink
         self._context = set_span_in_context(span)
-        self._spans = MOST_SPANS if span.is_recording() else 0
+        self._spans = MOST_ROWS if span.is_recording() else 0
         self._plan: ResolvedConfig | None = None
         self._by_code: dict[str, tuple[dict[str, str], Histogram]] = {}
         """The attributes of outcomes and their durations, by the code of a failure."""

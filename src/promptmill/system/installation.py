@@ -71,7 +71,7 @@ def command_into(folder: Path, requirement: str) -> tuple[str, ...] | None:
 
 
 def _uv() -> str | None:
-    """Return the path of uv: the one that runs this process, if it is still there, else the one on PATH."""
+    """Return the path of the uv that runs this process; if it is missing, of the uv on PATH."""
     found = shutil.which(os.environ.get("UV", "")) or shutil.which("uv")
     # on Windows, `which` looks into the working directory first
     return found if found is not None and Path(found).is_absolute() else None

@@ -99,7 +99,7 @@ else:
 
 
 class Child:
-    """One of our modules in a process, which leads a group of its own, with frames in both directions."""
+    """One of our modules in a process, which leads a new process group, with frames in both directions."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         """Use `start`."""

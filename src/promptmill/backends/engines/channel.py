@@ -2,7 +2,7 @@
 
     pipe ──reads──▶ Intake ──prepares, run by run──▶ WaitingRows ──next_row──▶ decode loop ──send──▶ pipe
 
-A thread reads, a second one prepares, and the main thread computes, so that a cancellation is heard while a prompt of
+A thread reads, a second one prepares, and the main thread computes, so that a cancellation is read while a prompt of
 megabytes is tokenized. The engine ends when the server does. Messages to the engine:
 
     {"type": "load", "engine", "options"}            first, once

@@ -37,7 +37,7 @@ class ProviderProfile:
 
     name: str
     more_hosts: tuple[str, ...] = ()
-    """Its hosts in addition to that of a public `base_url`."""
+    """Its hosts besides the host of a public `base_url`."""
     ports: tuple[int, ...] = ()
     public: bool = True
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class ProviderProfile:
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """Its hosts; each also stands for the hosts that end in it after a dot."""
+        """Its hosts; each includes its subdomains."""
         host = urlsplit(self.base_url).hostname if self.public else None
         return (host, *self.more_hosts) if host else self.more_hosts
 

@@ -80,7 +80,7 @@ class LiveOutput:
                 with contextlib.suppress(RuntimeError):  # the loop is closed: the job has ended
                     loop.call_soon_threadsafe(give_up, PromptmillError(Code.STORAGE, problem, ""))
 
-        # a daemon thread: the process can end while nobody reads the stream
+        # a daemon thread: the process can end while the reader of the stream is stuck
         self._thread = threading.Thread(target=write, name="promptmill-output", daemon=True)
         self._thread.start()
 

@@ -23,7 +23,7 @@ from promptmill.jobs.store.spec import JobSpec
 
 _SHEET = "answers"
 _MOST_ROWS = 1_048_575  # besides the header: Excel's limit
-_LONGEST_CELL = 32_767  # characters: Excel's limit
+LONGEST_CELL = 32_767  # characters: Excel's limit
 _CUT = "… [cut]"
 _DATE = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d(\.\d+)?)?")
 _PLAIN = frozenset({int, float, bool, type(None)})
@@ -114,9 +114,9 @@ class WorkbookWriter:
         if (type(value) in _PLAIN and not is_rounded) or isinstance(value, dt.date):
             return value
         text = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", cell(value))
-        if len(text) > _LONGEST_CELL:
+        if len(text) > LONGEST_CELL:
             self.cut += 1
-            text = text[: _LONGEST_CELL - len(_CUT)] + _CUT
+            text = text[: LONGEST_CELL - len(_CUT)] + _CUT
         return text
 
     @property
@@ -126,7 +126,7 @@ class WorkbookWriter:
         if self.cut:
             cells = "1 cell was" if self.cut == 1 else f"{self.cut:,} cells were"
             found.append(
-                f"{cells} cut at Excel's {_LONGEST_CELL:,} characters; `promptmill jobs ID --export FILE.csv` has all."
+                f"{cells} cut at Excel's {LONGEST_CELL:,} characters; `promptmill jobs ID --export FILE.csv` has all."
             )
         if self._has_formulas:
             found.append("The workbook's formulas have no values until Excel or LibreOffice has opened and saved it.")

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import IO, Any
 from urllib.parse import unquote
 
+from promptmill.core.bounds import MOST_RATIO
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.jobs.disk import why
@@ -33,7 +34,6 @@ _NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 _COPY = 1 << 20
 _BUFFER = 1 << 18
 _HARMLESS_BYTES = 1 << 30
-_MOST_RATIO = 200  # rows that differ only in a number have a ratio of about 100
 _OF_IMAGES = (" For images, write a table with a column of their paths: ", Named("image_column"), ".")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """The suffixes of images."""
@@ -265,9 +265,9 @@ def decompressed(stream: IO[bytes], kind: str) -> IO[bytes]:
 def check_ratio(size: int, compressed_size: int) -> None:
     """Raise `PromptmillError` (`invalid_input`) for a decompression bomb: content over 200 times its compressed
     size."""
-    if size > _HARMLESS_BYTES and size > _MOST_RATIO * compressed_size:
+    if size > _HARMLESS_BYTES and size > MOST_RATIO * compressed_size:
         raise input_error(
-            f"The input decompresses to more than {_MOST_RATIO} times its size, which files of rows do not; decompress "
+            f"The input decompresses to more than {MOST_RATIO} times its size, which files of rows do not; decompress "
             "it yourself if you trust it."
         )
 

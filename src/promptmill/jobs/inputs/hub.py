@@ -4,8 +4,8 @@
     hf://datasets/acme/mails/train        a split, as the card or the names of the files define it
     hf://datasets/acme/mails/data/a.csv   a file
 
-A dataset is read at one commit: the one that it had when its job began. The output is one commit with a data file and
-the dataset's card. Credentials are those of huggingface_hub: `HF_TOKEN`, or those that `hf auth login` stored.
+A dataset is read at the commit that it had when its job began. The output is one commit with a data file and
+the dataset's card. Credentials come from huggingface_hub: `HF_TOKEN`, or a login by `hf auth login`.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Dataset:
 
     @property
     def file_name(self) -> str:
-        """The name of the local file of an output; that of a split is the name of the dataset."""
+        """The name of the local file of an output; for a split, the name of the dataset."""
         name = PurePosixPath(self.path).name
         return f"{self.repo.partition('/')[2]}.parquet" if _SHARD.match(name) else name
 
@@ -97,22 +97,20 @@ def is_dataset(url: str) -> bool:
 def pinned(url: str, before: str, say: Callable[[str], None]) -> str:
     """Return the URL of a dataset at the commit that its job began with.
 
-    `before`: the URL of the job's earlier run, or `""`. If the dataset has changed since, `say` gets a note. Raises
+    `before`: the URL with that commit, `""` for a new job. If the dataset has changed since, `say` gets a note. Raises
     `PromptmillError`.
     """
     wanted = Dataset.of(url)
     with _errors(wanted):
         now = _api().dataset_info(wanted.repo, revision=wanted.revision or None).sha
-    known = Dataset.of(before) if is_dataset(before) else None
-    if known is None or replace(known, revision=wanted.revision) != wanted or known.revision == now:
-        return replace(wanted, revision=now).url
-    if wanted.revision and now.startswith(wanted.revision):
-        return replace(wanted, revision=now).url  # the user names another commit
+    newest = replace(wanted, revision=now)
+    if not before or before == newest.url:
+        return newest.url
     say(
-        f"{wanted.page} has changed: the job reads commit {known.revision[:8]}, with which it began; "
+        f"{wanted.page} has changed: the job reads commit {Dataset.of(before).revision[:8]}, with which it began; "
         f"{replace(wanted, revision=now[:8]).url} reads the newest"
     )
-    return known.url
+    return before
 
 
 def files_of(url: str) -> list[str]:
@@ -246,7 +244,7 @@ def output_place(url: str) -> Dataset:
 
 
 def check_may_write(place: Dataset) -> None:
-    """Raise `PromptmillError` if there is no token, it cannot write, or the owner is somebody else."""
+    """Raise `PromptmillError` if there is no token, it cannot write, or another user is the owner."""
     with _errors(place):
         user = _api().whoami()
     token = user.get("auth", {}).get("accessToken") or {}
@@ -309,7 +307,7 @@ def commit(place: Dataset, file: Path, title: str, card: Callable[[str], str]) -
             [CommitOperationAdd(place.path, str(file)), CommitOperationAdd(CARD, card(before).encode())],
             commit_message=title,
             repo_type="dataset",
-            parent_commit=head,  # a card that somebody else changes meanwhile is not overwritten
+            parent_commit=head,  # if another user changes the card meanwhile, the commit fails
         )
 
 

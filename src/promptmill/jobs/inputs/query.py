@@ -4,7 +4,7 @@
     'mails.parquet', 's3://…' in the query ────────┴─ query ─▶ rows.duckdb (temporary) ─▶ row
 
 Each run evaluates the query once. A job that has read the same rows, in any order, does not read them again, because
-without ORDER BY their order may differ. Of other rows, those with the same question keep their answers.
+without ORDER BY their order may differ. Other rows keep their answers if their questions are the same.
 """
 
 from __future__ import annotations

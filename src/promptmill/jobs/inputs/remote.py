@@ -47,15 +47,24 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
-def pinned(urls: Sequence[str], before: Sequence[str], say: Say) -> list[str]:
-    """Return URLs in which each dataset of the Hub has the commit with which the job began; see `hub.pinned`.
+def pinned(urls: Sequence[str], folder: Folder, say: Say) -> list[str]:
+    """Return URLs in which each dataset of the Hub has the commit with which the job in `folder` began.
 
-    `before`: the URLs of the job's earlier run.
+    If the user writes other URLs than before, perhaps with another revision, they have the newest commits. See
+    `hub.pinned`.
     """
+    order = folder.order
+    is_as_before = order is not None and order.shown.input == as_written(urls)
+    earlier = order.shown.urls.get("input_file", "").split() if order is not None and is_as_before else ()
     return [
-        hub.pinned(url, earlier, say) if hub.is_dataset(url) else url
-        for url, earlier in itertools.zip_longest(urls, before[: len(urls)], fillvalue="")
+        hub.pinned(url, known, say) if hub.is_dataset(url) else url
+        for url, known in itertools.zip_longest(urls, earlier, fillvalue="")
     ]
+
+
+def as_written(urls: Sequence[str]) -> str:
+    """Return URLs as an order keeps them: without secrets."""
+    return redact(" ".join(urls))
 
 
 @contextlib.contextmanager

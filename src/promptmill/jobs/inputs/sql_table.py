@@ -1,6 +1,6 @@
 """Tables and queries of databases as rows: SQLite by the standard library, `.duckdb` files by DuckDB.
 
-A part of an input names a table of the database, `mails.db#inbox`, or has a query of SQLite (`query.py` has those of
+A part of an input names a table of the database, `mails.db#inbox`, or has a query of SQLite (`query.py` has queries of
 DuckDB).
 """
 

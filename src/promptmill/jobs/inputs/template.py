@@ -1,6 +1,6 @@
 """Prompts with placeholders for columns: `{{mail body}}`, `{{ text | truncate(200) }}`, `{% if label %}…{% endif %}`.
 
-A placeholder with the exact name of a column stands for that column, even if the name has blanks or signs. Any other
+A placeholder with the exact name of a column means that column, even if the name has blanks or signs. Any other
 placeholder is a Jinja expression, which runs in a sandbox.
 """
 

@@ -29,7 +29,7 @@ from typing import BinaryIO, Literal, TypeVar
 
 import orjson
 
-from promptmill.core.bounds import LARGEST_PDF_TEXT, LONGEST_PATH, MOST_FILES, MOST_PDF_PAGES
+from promptmill.core.bounds import LARGEST_FILE, LARGEST_TEXT, LONGEST_PATH, MOST_FILES, MOST_PDF_PAGES
 from promptmill.core.errors import Named, PromptmillError, Words, input_error, parts_of
 from promptmill.core.secret_text import find_assigned
 from promptmill.core.values import JsonDict
@@ -52,9 +52,10 @@ _QUOTES_VALUES = re.compile(
 _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
 _LOOKED_AT = 1000  # files of a folder that are searched for a table
 _MAGIC = re.compile(r"[*?\[]")
-_LARGEST_FILE, _LARGEST = 1 << 20, 256 << 20
-_TOO_LARGE = f"is larger than {_LARGEST_FILE >> 20} MiB"
+_TOO_LARGE = f"is larger than {LARGEST_TEXT >> 20} MiB"
 _SHOWN = 20
+_FILL_IN = "Fill in the fields from this document."
+"""The prompt for PDFs without one, if the answers have a schema."""
 _IN_IMAGES = "(in the images)"
 """The `content` of a row whose file is sent as images, if other rows have texts."""
 PdfForm = Literal["text", "images"]
@@ -76,8 +77,10 @@ def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
     return bool(kinds) and kinds <= {"txt", "", "sql"}  # Windows keeps `Thumbs.db` among pictures
 
 
-def _question_of(question: Question, as_pdf: PdfForm | None, *, has_pdfs: bool) -> Question:
+def _question_of(question: Question, as_pdf: PdfForm | None, *, has_pdfs: bool, has_schema: bool) -> Question:
     """Return the question for whole files: its prompts use the texts of the files, the files as images, or both."""
+    if not question.templates and has_pdfs and has_schema:
+        question = question.model_copy(update={"templates": (_FILL_IN,)})
     if not question.templates:
         example = Named("prompt", "Summarize this file. {{content}}", ", such as {}")
         raise input_error("The files need a ", Named("prompt"), example, ".")
@@ -100,9 +103,10 @@ def written_whole(
     opened: contextlib.ExitStack,
     *,
     as_pdf: PdfForm | None = None,
+    has_schema: bool = False,
 ) -> tuple[JobOrder, Given | None, Sequence[Words]]:
     """Return an order, its rows, and notes for the user (omitted files, forms of PDFs). Rows: None if a row is not a
-    file; otherwise valid until `opened` closes.
+    file; otherwise valid until `opened` closes. `has_schema`: whether the answers have one.
 
     Raises `PromptmillError` (`invalid_input`, `storage`).
     """
@@ -110,7 +114,7 @@ def written_whole(
         return order, None, ()
     first = order.inputs[0]
     name = first.name if len(order.inputs) == 1 and not _MAGIC.search(first.name) else first.parent.name
-    found = OwnFiles(order.inputs, order.output, order.question, as_pdf, order.reading.encoding)
+    found = OwnFiles(order.inputs, order.output, order.question, as_pdf, order.reading.encoding, has_schema=has_schema)
     source = opened.enter_context(written(folders, found.lines(), ".jsonl", name or "files"))
     reading = order.reading.model_copy(update={"encoding": None})  # the lines are UTF-8
     order = order.model_copy(update={"question": found.question, "inputs": (Path(source.name),), "reading": reading})
@@ -232,13 +236,13 @@ class FoundFiles:
         except RefusedError as error:
             raise input_error(str(error)) from None
         except (NoFileError, FileNotFoundError):
-            raise input_error("is not a file that is there") from None
+            raise input_error("does not exist") from None
         except (OSError, ValueError) as error:
             raise input_error(f"cannot be read: {getattr(error, 'strerror', None) or 'not a usable path'}") from None
 
 
 class RowFiles(FoundFiles):
-    """Files of rows among them, whose rows are asked one by one."""
+    """The tables among them: each of their rows becomes a request."""
 
     def paths(self) -> list[Path]:
         """Return their resolved paths. Blocks. Raises `PromptmillError` (`invalid_input`)."""
@@ -252,8 +256,8 @@ class RowFiles(FoundFiles):
         is_text = path.suffix.lower() == ".txt"
         if not is_text and SUFFIXES.get(plain(path).suffix.lower()) not in OF_CALLS:
             raise input_error(f"is no {' or '.join(sorted(OF_CALLS))} file, and no text")
-        data = self._read(path, _LARGEST_FILE + 1 if is_text else 0)
-        if len(data) > _LARGEST_FILE:
+        data = self._read(path, LARGEST_TEXT + 1 if is_text else 0)
+        if len(data) > LARGEST_TEXT:
             raise input_error(_TOO_LARGE)
         self._check_secrets(path, data)
         return self._rule.resolved(path)
@@ -269,15 +273,20 @@ class WholeFiles(FoundFiles):
         question: Question,
         as_pdf: PdfForm | None = None,
         encoding: str | None = None,
+        *,
+        has_schema: bool = False,
     ) -> None:
-        """`encoding`: of files that are not UTF-8. Raises `PromptmillError` (`invalid_input`)."""
+        """`encoding`: of files that are not UTF-8. `has_schema`: whether the answers have one.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
         super().__init__(names, rule)
         self._as_pdf = as_pdf
         self._encodings = [encoding] if encoding else []
         windows = ("is not UTF-8 text (", Named("encoding", "cp1252"), " reads text of Windows)")
         self._not_utf8: Words = f"is not UTF-8 text or {encoding}" if encoding else windows
         has_pdfs = any(path.suffix.lower() == pdf.SUFFIX for path in self._files)
-        self.question = _question_of(question, as_pdf, has_pdfs=has_pdfs)
+        self.question = _question_of(question, as_pdf, has_pdfs=has_pdfs, has_schema=has_schema)
         """The question about each file."""
         self._pdf_forms = dict.fromkeys(("text", "images"), 0)
 
@@ -311,8 +320,8 @@ class WholeFiles(FoundFiles):
         return {"images": [], **self._text_row(path)}
 
     def _check_size(self, size: int) -> None:
-        if self.count > MOST_FILES or size > _LARGEST:
-            most = f"{counted(MOST_FILES, 'file')} or {_LARGEST >> 20} MiB"
+        if self.count > MOST_FILES or size > LARGEST_FILE:
+            most = f"{counted(MOST_FILES, 'file')} or {LARGEST_FILE >> 20} MiB"
             raise input_error(f"`files` finds more than {most}; use narrower patterns.")
 
     def _image_row(self, path: Path) -> JsonDict:
@@ -338,8 +347,8 @@ class WholeFiles(FoundFiles):
                 images = [pdf.text_of(source)]
             elif not text:
                 images = [pdf.page_of(source, page + 1) for page in range(pdf.READER.pages(file))]
-        if len(text) > LARGEST_PDF_TEXT:
-            most = f"{LARGEST_PDF_TEXT >> 20} million characters of text"
+        if len(text) > LARGEST_TEXT:
+            most = f"{LARGEST_TEXT >> 20} million characters of text"
             raise input_error(f"has more than {most}, too many for one request; split it")
         if len(images) > MOST_PDF_PAGES:
             most = f"more than the {MOST_PDF_PAGES} images of one request"
@@ -355,8 +364,8 @@ class WholeFiles(FoundFiles):
         text")."""
         if path.suffix.lower() in IMAGES:
             raise input_error("is an image; a prompt without {{content}} asks about each image")
-        data = self._read(path, _LARGEST_FILE + 1)
-        if len(data) > _LARGEST_FILE:
+        data = self._read(path, LARGEST_TEXT + 1)
+        if len(data) > LARGEST_TEXT:
             raise input_error(_TOO_LARGE)
         self._check_secrets(path, data)
         text = None
@@ -380,9 +389,11 @@ class OwnFiles(WholeFiles):
         question: Question,
         as_pdf: PdfForm | None = None,
         encoding: str | None = None,
+        *,
+        has_schema: bool = False,
     ) -> None:
         self._given, self._output = given, output
-        super().__init__([], FileRule(), question, as_pdf, encoding)
+        super().__init__([], FileRule(), question, as_pdf, encoding, has_schema=has_schema)
 
     def _each(self) -> Iterator[tuple[Path, bool]]:
         here = Path.cwd()

@@ -32,6 +32,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact, worded
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
+from promptmill.jobs.export.output import end_of
 from promptmill.jobs.export.text import AnswerValues, OwnValues
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs import remote
@@ -284,7 +285,7 @@ class _Call:
     """The job's folder, after admission."""
     status: Mapping[str, Any] = field(default_factory=dict)
     left_out: list[int] = field(default_factory=list)
-    """The rows without a prompt, with `skip_empty`."""
+    """The rows without a prompt, with `skip_empty`, and the rows that `limit` or `sample` left out."""
 
     @classmethod
     def of(cls, rows: Any, output: str | Path | None, options: BulkOptions) -> _Call:
@@ -297,7 +298,7 @@ class _Call:
             folders = JobFolders.from_environ(state)
             paths, source = _paths(rows), None
             target = Path("-") if output is None else home_expanded(output).absolute()
-            urls: dict[str, str] = {}
+            urls, written_input = dict[str, str](), ""
             if isinstance(output, str) and remote.is_url(output):
                 uploaded = remote.RemoteOutput.of(folders, output)
                 uploaded.check(may_replace=bool(given.get("overwrite")))
@@ -309,7 +310,9 @@ class _Call:
                     raise input_error(Named("sql"), " goes with files and databases, or with None for the rows.")
                 source, paths = written.enter_context(queried(folders, given.pop("sql"), tables)), []
             elif isinstance(rows, str) and remote.is_url(rows):
-                source, paths = written.enter_context(_fetched(folders, rows, target, urls)), []
+                names = remote.pinned([rows], folders.of(target), lambda text: warnings.warn(text, stacklevel=3))
+                urls["input_file"], written_input = remote.as_written(names), remote.as_written([rows])
+                source, paths = written.enter_context(remote.fetched(folders, names, _silent)), []
             if "shard" in given and (output is None or not paths):  # the parts are joined by their names
                 raise input_error(Named("shard"), " goes with rows in files, and with ", Named("output"), ".")
             if isinstance(rows, str) and " " in rows and "*" not in rows and not Path(rows).exists():
@@ -322,10 +325,16 @@ class _Call:
                 lines = lines_of(rows, "text" if "prompt" in given else "prompt")
                 source = written.enter_context(given_rows.written(folders, lines, ".jsonl"))
             order = _order(given, paths or [Path("rows")], target, folders)
-            order = order.model_copy(update={"shown": order.shown.model_copy(update={"urls": urls})})
+            shown = order.shown.model_copy(update={"urls": urls, "input": written_input})
+            order = order.model_copy(update={"shown": shown})
             if paths:
                 order, source, notes = written_whole(
-                    order, folders, given.get("each"), written, as_pdf=given.get("pdf")
+                    order,
+                    folders,
+                    given.get("each"),
+                    written,
+                    as_pdf=given.get("pdf"),
+                    has_schema=configuration.plan.has_schema,
                 )
                 for note in notes:
                     warnings.warn(worded(note, _argument_of), stacklevel=3)
@@ -431,7 +440,8 @@ class _Call:
         if self.is_loose or self.source is not None:
             form, expected = _Form(spec), 0
             with self.folder.reading() as store:
-                for each in answered_rows(store, spec, outcomes_so_far):
+                end = end_of(store, self.order.limits.rows)
+                for each in answered_rows(store, spec, outcomes_so_far, 0, end):
                     self.left_out += range(expected, each.row.n)
                     expected = each.row.n + 1
                     shown.append(form.values(each))
@@ -475,17 +485,6 @@ def _paths(rows: object) -> list[Path]:
     if isinstance(rows, list) and rows and all(isinstance(row, Path) for row in rows):
         return [home_expanded(row).absolute() for row in rows]
     return []
-
-
-def _fetched(
-    folders: JobFolders, url: str, target: Path, urls: dict[str, str]
-) -> contextlib.AbstractContextManager[Given]:
-    """Return the rows at a URL; add the URL, with the commit of a dataset, to `urls`. Raises `PromptmillError`."""
-    order = folders.of(target).order
-    earlier = order.shown.urls.get("input_file", "").split() if order is not None else []
-    names = remote.pinned([url], earlier, lambda text: warnings.warn(text, stacklevel=4))
-    urls["input_file"] = redact(" ".join(names))
-    return remote.fetched(folders, names, _silent)
 
 
 def _silent(text: str) -> None:
@@ -551,7 +550,7 @@ def configuration_of(given: Mapping[str, Any]) -> Configuration:
     models = given.get("model")
     model = models if models is None or isinstance(models, str) else next(iter(models), None)
     if model is None and given.get("student") and endpoint.keys() & {"base_url", "provider"}:
-        model = given.get("sure")  # the only model that is asked
+        model = given.get("sure")  # the only model that gets requests
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
         chosen = resolved_config.settings_of(

@@ -1,7 +1,7 @@
 """Converts the rows of a Python program to lines of JSON, and the answers to a table of the same kind as the rows.
 
-Tables and columns of pandas, polars, pyarrow, numpy and `datasets` are recognized by their methods, so that none of
-these libraries is imported.
+Tables and columns of pandas, polars, pyarrow, numpy and `datasets` are recognized by their methods, without an import
+of these libraries.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class BulkResult:
     given: Any = None
     answer_schema: AnswerType | None = None
     left_out: Sequence[int] = ()
-    """Rows without a prompt, with `skip_empty`."""
+    """Rows without a prompt, with `skip_empty`, and rows that `limit` or `sample` left out."""
     variants: Sequence[str] = ()
     """The names of the variants (models and prompts) if each row has several answers. Field `variant` has the name."""
 

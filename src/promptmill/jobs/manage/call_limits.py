@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+from promptmill.core.bounds import MOST_OPEN, MOST_WAITING
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.runtime import descriptors
 
 _FILES = 8  # open files of a running job: lock, input, database (2), its log and index, ledger (2)
 _FILES_SHARE = 4  # jobs take 1/4 of the descriptors: over HTTP clients have 1/2, and endpoints need some
-_MOST_OPEN = 256  # each takes a megabyte of memory
-# Bounds of the queue: a waiting job takes a few kilobytes of memory, and one session may fill half of it.
-_MOST_OF_SESSION, _MOST_IN_PROGRESS = 1000, 2000
 
 
 class Places:
@@ -40,7 +38,7 @@ class Places:
     @classmethod
     def of_process(cls, *, is_shared: bool) -> Places:
         """Return as many places as the descriptors of this process allow."""
-        count = min(_MOST_OPEN, descriptors(_MOST_OPEN * _FILES * _FILES_SHARE) // _FILES_SHARE // _FILES)
+        count = min(MOST_OPEN, descriptors(MOST_OPEN * _FILES * _FILES_SHARE) // _FILES_SHARE // _FILES)
         return cls(max(1, count), is_shared=is_shared)
 
     def take(self, session: str) -> Place:
@@ -49,8 +47,8 @@ class Places:
         Raises `PromptmillError` (`rate_limited`) if too many jobs are in progress.
         """
         count = sum(place.session == session for place in self._places)
-        is_full = len(self._places) >= _MOST_IN_PROGRESS
-        if is_full or count >= _MOST_OF_SESSION:
+        is_full = len(self._places) >= MOST_WAITING
+        if is_full or count >= MOST_WAITING // 2:
             whose, count = ("this server", len(self._places)) if is_full else ("this client", count)
             raise PromptmillError(
                 Code.RATE_LIMITED,

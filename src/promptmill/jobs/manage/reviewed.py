@@ -29,6 +29,7 @@ from promptmill.jobs import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answered_rows
 from promptmill.jobs.export.text import OwnValues, cell
+from promptmill.jobs.export.workbook_file import LONGEST_CELL
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.job_rows import JobRows
 from promptmill.jobs.run import steps
@@ -51,7 +52,6 @@ ROW, LABEL, WHY, KEY = "row", "label", "why", "key"
 digest."""
 _KEY_DIGITS = 12
 _MOST_LABELS, _FEW_LABELS, _LONGEST_LABEL = 1000, 8, 200
-_LONGEST_CELL = 32_767  # of Excel
 _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "truncated"})
 _TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
 """The kinds of rows, the most valuable first."""
@@ -278,7 +278,7 @@ def _write_workbook(target: Path, found: Review) -> None:
             place = sheet.cell(at, column)
             place.value = value
             if isinstance(value, str):
-                place.value = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", value)[:_LONGEST_CELL]
+                place.value = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", value)[:LONGEST_CELL]
                 place.data_type = "s"  # a text that begins with = is no formula
     choices = f'"{",".join(found.labels)}"'
     if (

@@ -50,7 +50,7 @@ Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
 
 
 class RunningJobs:
-    """The jobs that a server starts for its callers, and those of this user that they may see.
+    """The jobs that a server starts for its callers, and this user's jobs that the callers may see.
 
     A job that runs in this process ends with the service.
     """
@@ -104,7 +104,7 @@ class RunningJobs:
     ) -> dict[str, Any]:
         """Start the job of `order`, or resume it, and return at once with its status.
 
-        The paths of `order` are as the call named them, relative or absolute; `.` stands for no output. `prompts`
+        The paths of `order` are as the call named them, relative or absolute; `.` means no output. `prompts`
         are rows in place of an input file. So are `files`, of which each is a row, its content or its image for the
         prompt alone; with `each` "line", their rows are the rows. Without an output, their answers are in the job's
         database. The same rows resume the same job for the same `caller` only, because no client may learn what another
@@ -129,7 +129,9 @@ class RunningJobs:
                 paths = await asyncio.to_thread(RowFiles(files, self.rule).paths)
                 order, source, notes = order.model_copy(update={"inputs": tuple(paths)}), None, {"files": len(paths)}
             elif files is not None:
-                order, source, notes = await self._whole_files(order, files, as_pdf, caller, opened)
+                order, source, notes = await self._whole_files(
+                    order, files, as_pdf, caller, opened, has_schema=(plan or self._service.plan).has_schema
+                )
             else:
                 source, notes = None, {}
             plan = await self._service.settled(plan or self._service.plan)
@@ -190,10 +192,13 @@ class RunningJobs:
         as_pdf: PdfForm | None,
         caller: Caller,
         opened: contextlib.AsyncExitStack,
+        *,
+        has_schema: bool,
     ) -> tuple[JobOrder, Given, dict[str, Any]]:
         """Return an order, its rows, each of which is a file, and notes: how many, which are left out."""
         encoding = order.reading.encoding
-        found = await asyncio.to_thread(WholeFiles, files, self.rule, order.question, as_pdf, encoding)
+        find = partial(WholeFiles, files, self.rule, order.question, as_pdf, encoding, has_schema=has_schema)
+        found = await asyncio.to_thread(find)
         source = await self._given(found.lines(), caller, opened)
         left_out = [worded(reason, argument_name) for reason in found.left_out]
         notes: dict[str, Any] = {"files": found.count, **({"left_out": left_out} if left_out else {})}
@@ -538,6 +543,28 @@ class RunningJobs:
 
         Raises `PromptmillError` (`invalid_input`) for a file that the rule on files refuses.
         """
+        real = self._resolved_path(text, name)
+        kind = formats.format_by_suffix(real, name)
+        is_database = (name, kind) == ("input_file", "sql") and members.file_of(real).suffix.lower() != ".duckdb"
+        if kind not in formats.OF_CALLS and not is_database:
+            usable = ".jsonl, .csv, .tsv, .parquet, .xlsx" + (", .db" if name == "input_file" else "")
+            whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
+            raise input_error(
+                f"{name} is a {formats.plain(real).suffix} file; use one of {usable} here: others may be a "
+                f"program's{whole}"
+            )
+        if input_files.is_several(real):
+            raise input_error(f"{name} is a folder or a pattern; name a file.")
+        return real
+
+    def allowed_page(self, text: str) -> Path:
+        """Return the resolved path of an HTML file that a call names as its `report`. Raises as `allowed` does."""
+        real = self._resolved_path(text, "report")
+        if real.suffix.lower() != ".html":
+            raise input_error("report is no .html file; name one, such as answers.report.html.")
+        return real
+
+    def _resolved_path(self, text: str, name: str) -> Path:
         if len(text) > LONGEST_PATH:
             raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
         if _URL.match(text):
@@ -556,18 +583,16 @@ class RunningJobs:
                 f"{name} {error}. {OTHERWISE if name == 'input_file' else 'Name another file.'}"
             ) from None
         check_name(real)
-        kind = formats.format_by_suffix(real, name)
-        is_database = (name, kind) == ("input_file", "sql") and members.file_of(real).suffix.lower() != ".duckdb"
-        if kind not in formats.OF_CALLS and not is_database:
-            usable = ".jsonl, .csv, .tsv, .parquet, .xlsx" + (", .db" if name == "input_file" else "")
-            whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
-            raise input_error(
-                f"{name} is a {formats.plain(real).suffix} file; use one of {usable} here: others may be a "
-                f"program's{whole}"
-            )
-        if input_files.is_several(real):
-            raise input_error(f"{name} is a folder or a pattern; name a file.")
         return real
+
+    def foreign_output(self, text: str) -> tuple[Path, members.Stamp] | None:
+        """Return the file at a job's output that the job did not make, and its stamp; None if there is none. Blocks.
+
+        Raises as `allowed` does.
+        """
+        output = self.allowed(text, "output_file")
+        there, made = members.stamp(output), self.folders.of(output).result
+        return None if there is None or (made is not None and made.is_own(there)) else (output, there)
 
     def _passes(self, path: Path) -> bool:
         try:

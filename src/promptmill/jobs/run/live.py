@@ -299,8 +299,8 @@ class StoreSink(Sink):
     ) -> None:
         """`no_room` is called with the error of a row that the budget cannot pay; then the run takes no more rows.
 
-        `delivered`: the number of slots whose outcomes are those of rows; `failing`: of those whose failures count for
-        the limit. `made`: the notes for records, by slot.
+        `delivered`: the number of slots whose outcomes count as rows; `failing`: of slots whose failures count for the
+        limit. `made`: the notes for records, by slot.
         `recorded` is called with the keys of recorded rows.
         """
         self._store = store

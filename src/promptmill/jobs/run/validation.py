@@ -160,7 +160,7 @@ def _cost(
 
 
 def _sample(strong: ResolvedConfig, rule: Sure, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the size of the sample, and what it and all rows cost at the strong model, as far as a price is known."""
+    """Return the size of the sample, and the costs of sample and all rows at the strong model, if a price is known."""
     rows_ = found["rows"] - found["invalid"] - found.get("skipped", 0)
     taught, price = taught_of(rows_) if rule.student else 0, price_of(strong)
     has_sample = taught or not rule.student

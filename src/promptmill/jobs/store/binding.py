@@ -166,7 +166,7 @@ def begin(store: JobDatabase) -> None:
 
 
 def _take_rows(connection: Connection, window: dict[str, int]) -> None:
-    """Replace the rows in the window by those of `row_next`, and note the edited blocks of the output."""
+    """Replace the rows in the window by rows of `row_next`, and note the edited blocks of the output."""
     run = connection.execute
     if run("SELECT 1 FROM job WHERE name = 'written'").fetchone():
         run(_EDITED, window)
@@ -189,7 +189,7 @@ def _borrow(connection: Connection, other: JobDatabase, spec: JobSpec, since: in
             and record.slot < len(spec.targets)
             and connection.execute(is_wanted, (record.asked,)).fetchone()
         ):
-            if record.settings == PERSON and spec.is_grid:  # whose answers are those of its models
+            if record.settings == PERSON and spec.is_grid:  # only its models give answers
                 continue
             made = Made(PERSON, since) if record.settings == PERSON else spec.targets[record.slot].made(since)
             own = record_of(record.key, copied(record.outcome()), record.asked, made)

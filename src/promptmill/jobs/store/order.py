@@ -408,7 +408,9 @@ class Shown(Stored):
     command: list[str] = []
     """The command-line arguments of the last order, without keys; empty for an order from a program."""
     urls: Mapping[str, str] = {}
-    """The URLs of `input_file` and `output_file`, which are local copies; without secrets."""
+    """The URLs of `input_file` and `output_file`, which are local copies, with the commits of datasets; no secrets."""
+    input: str = ""
+    """The input as the user wrote it, without secrets."""
     reason: str = "first"
     """The reason of the rounds that send rows without an answer."""
 

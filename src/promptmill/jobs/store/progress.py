@@ -245,7 +245,7 @@ class EarlierRuns:
     def __init__(self, status: RunStatus) -> None:
         self.status = status
         self.is_added = False
-        """Whether the answers are counted. Until then, the job's counts are those in `status`."""
+        """Whether the answers are counted. Until then, `status` has the job's counts."""
         self.includes_run = False
         """Whether the counts include this run's requests, because all records were counted again."""
         self.set_aside = 0.0

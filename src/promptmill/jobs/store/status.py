@@ -40,7 +40,8 @@ from promptmill.jobs.store.status_record import (
 
 _LINE_EVERY_S = 5.0
 _SHORT_S = 100
-_MOST_SHARES = 12
+MOST_LABELS = 12
+"""The labels that a summary for a terminal lists."""
 
 
 def spent(folder: Folder) -> float:
@@ -270,8 +271,8 @@ def share(found: LabelShare) -> str:
 def shares(found: Mapping[str, LabelShare]) -> str:
     """Return the shares of labels in a line, the greatest first."""
     ordered = sorted(found.items(), key=lambda one: (-one[1]["share"], one[0]))
-    named = [f"{' '.join(label.split()) or '(empty)'} {share(one)}" for label, one in ordered[:_MOST_SHARES]]
-    return ", ".join([*named, *([f"{len(ordered) - len(named):,} more"] if ordered[_MOST_SHARES:] else [])])
+    named = [f"{' '.join(label.split()) or '(empty)'} {share(one)}" for label, one in ordered[:MOST_LABELS]]
+    return ", ".join([*named, *([f"{len(ordered) - len(named):,} more"] if ordered[MOST_LABELS:] else [])])
 
 
 def line(status: RunStatus) -> str:

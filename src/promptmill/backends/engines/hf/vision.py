@@ -20,7 +20,7 @@ _BEFORE, _AFTER = "promptmillbefore", "promptmillafter"  # words that no templat
 
 
 class NoVideos(dict[str, Any]):
-    """Stands in for a video processor, which transformers cannot create without torchvision; videos are never read.
+    """Replaces the video processor, which transformers cannot create without torchvision; videos are never read.
 
     It is a dict because transformers prints processors as JSON.
     """
