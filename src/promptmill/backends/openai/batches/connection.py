@@ -49,7 +49,7 @@ _LONGEST_LINE = 2 * LARGEST_BODY
 
 
 @dataclass(slots=True)
-class FailedRequest(Exception):  # noqa: N818
+class FailedRequestError(Exception):
     """A request without a usable response. `is_unclear`: it may have been carried out all the same."""
 
     decision: RetryDecision
@@ -106,7 +106,7 @@ class BatchConnection:
         headers: Mapping[str, str] | None = None,
         largest: int = LARGEST_BODY,
     ) -> tuple[JsonDict | list[Any], Headers]:
-        """Send a request once and return its JSON, `{}` for an empty body, and headers. Raises `FailedRequest`."""
+        """Send a request once and return its JSON, `{}` for an empty body, and headers. Raises `FailedRequestError`."""
         endpoint = self._to(path, query)
         sent = body if isinstance(body, FileBody) else b"" if body is None else orjson.dumps(body)
         kind = {"Content-Type": body.content_type} if isinstance(body, FileBody) else {}
@@ -136,7 +136,7 @@ class BatchConnection:
         while True:
             try:
                 return (await self.once(method, path, body, query=query, largest=largest))[0]
-            except FailedRequest as failed:
+            except FailedRequestError as failed:
                 failures += 1
                 await self.wait(failed, failures)
 
@@ -147,7 +147,7 @@ class BatchConnection:
         """
         try:
             payload, _ = await self.once("POST", path, body)
-        except FailedRequest as failed:
+        except FailedRequestError as failed:
             error = failed.decision.error
             if failed.is_unclear:
                 raise BatchUnclearError(error.code, error.message, error.hint) from None
@@ -177,7 +177,7 @@ class BatchConnection:
         while True:
             try:
                 await self.once("POST", path)
-            except FailedRequest as failed:
+            except FailedRequestError as failed:
                 if failed.status in _ENDED_ALREADY:
                     return
                 failures += 1
@@ -208,7 +208,7 @@ class BatchConnection:
                     return
             except (TransportError, OSError, ValueError) as error:
                 failed = self._lost(error, endpoint)
-            except FailedRequest as refused:
+            except FailedRequestError as refused:
                 failed = refused
             failures += 1
             await self.wait(failed, failures)
@@ -232,7 +232,7 @@ class BatchConnection:
             number += 1
             following = None if isinstance(payload, list) else paging.following(payload, number)
 
-    async def wait(self, failed: FailedRequest, failures: int) -> None:
+    async def wait(self, failed: FailedRequestError, failures: int) -> None:
         """Wait before the next attempt after `failures` of them. Raises the error if another one is useless."""
         decision, settings = failed.decision, self._settings
         asked_s = decision.wait_s or 0.0
@@ -252,7 +252,7 @@ class BatchConnection:
             )
         return replace(self.endpoint, url=url, headers={})
 
-    def _refused(self, status: int, headers: Headers, content: bytes, endpoint: Endpoint) -> FailedRequest:
+    def _refused(self, status: int, headers: Headers, content: bytes, endpoint: Endpoint) -> FailedRequestError:
         payload = json_object(content) or content.decode("utf-8", "replace")
         decision = classify_refusal(status, headers, payload, endpoint)
         error = with_key_hint(endpoint, decision.error, status)
@@ -260,11 +260,11 @@ class BatchConnection:
             error = PromptmillError(Code.NOT_FOUND, error.message, f"The request went to {redact(endpoint.url)}.")
             decision = replace(decision, kind=FailureKind.ITEM)
         is_unclear = status >= 500 or status in _UNCLEAR
-        return FailedRequest(replace(decision, error=error), is_unclear, status, headers, payload)
+        return FailedRequestError(replace(decision, error=error), is_unclear, status, headers, payload)
 
-    def _lost(self, error: Exception, endpoint: Endpoint) -> FailedRequest:
+    def _lost(self, error: Exception, endpoint: Endpoint) -> FailedRequestError:
         was_sent = error.was_sent if isinstance(error, TransportError) else code_of(error) not in _NOT_SENT
-        return FailedRequest(classify_exception(error, endpoint), was_sent)
+        return FailedRequestError(classify_exception(error, endpoint), was_sent)
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
