@@ -1,11 +1,8 @@
 """States, times and result lines as providers write them, and as damaged ones arrive."""
 
-import doctest
-
 import orjson
 import pytest
 
-from promptmill.backends.openai.batches import reading
 from promptmill.backends.openai.batches.reading import (
     error_status,
     is_ended,
@@ -18,10 +15,6 @@ from promptmill.backends.openai.batches.reading import (
 from promptmill.backends.openai.batches.wire import Reply
 
 BODY = {"choices": [{"message": {"content": "a"}}]}
-
-
-def test_the_examples_hold():
-    assert doctest.testmod(reading).failed == 0
 
 
 @pytest.mark.parametrize(
