@@ -445,6 +445,13 @@ PROFILES = (
         batch=BatchProfile(discount=0.2, page="deepinfra.com/blog/batch-api"),
     ),
     ProviderProfile(
+        "doubleword",
+        base_url="https://api.doubleword.ai/v1",
+        key_env="DOUBLEWORD_API_KEY",
+        page="docs.doubleword.ai/inference-api",
+        batch=BatchProfile(page="docs.doubleword.ai/inference-api"),
+    ),
+    ProviderProfile(
         "sambanova",
         base_url="https://api.sambanova.ai/v1",
         key_env="SAMBANOVA_API_KEY",

@@ -42,6 +42,7 @@ _NOT_SENT = frozenset({Code.TLS, Code.NAME_RESOLUTION, Code.UNREACHABLE, Code.NO
 # The request may have been carried out: a gateway answers these where its server's answer was lost, and a provider 409
 # where the same thing exists.
 _UNCLEAR = frozenset({408, 409, 425, 499})
+_MISSING = frozenset({404, 405, 410, 501})
 # Statuses with which providers refuse to cancel a batch that has ended.
 _ENDED_ALREADY = frozenset({400, 404, 409, 410, 422})
 # A result is a line: the body of an answer, in quotes at the worst.
@@ -256,10 +257,10 @@ class BatchConnection:
         payload = json_object(content) or content.decode("utf-8", "replace")
         decision = classify_refusal(status, headers, payload, endpoint)
         error = with_key_hint(endpoint, decision.error, status)
-        if status in {404, 405, 410}:
+        if status in _MISSING:
             error = PromptmillError(Code.NOT_FOUND, error.message, f"The request went to {redact(endpoint.url)}.")
             decision = replace(decision, kind=FailureKind.ITEM)
-        is_unclear = status >= 500 or status in _UNCLEAR
+        is_unclear = (status >= 500 and status not in _MISSING) or status in _UNCLEAR
         return FailedRequestError(replace(decision, error=error), is_unclear, status, headers, payload)
 
     def _lost(self, error: Exception, endpoint: Endpoint) -> FailedRequestError:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from promptmill.backends.openai.batches.connection import BatchConnection, FailedRequestError, Paging
 from promptmill.backends.openai.batches.profile import BatchProfile
-from promptmill.backends.openai.batches.reading import count, file_name, state_word, unix_time
+from promptmill.backends.openai.batches.reading import count, file_name, file_size, state_word, unix_time
 from promptmill.backends.openai.batches.wire import CLOCK_SKEW_S, PlannedBatch
 from promptmill.backends.openai.transport import FileBody
 from promptmill.core.errors import Code, PromptmillError
@@ -55,7 +55,7 @@ class ProviderFiles:
         )
         return FileBody(
             batch.file,
-            batch.file.stat().st_size,
+            file_size(batch),
             f"multipart/form-data; boundary={boundary}",
             before.encode(),
             f"\r\n--{boundary}--\r\n".encode(),
@@ -64,7 +64,7 @@ class ProviderFiles:
     async def _upload_to_address(self, batch: PlannedBatch) -> str:
         """Together's way: it names an id and an address for the bytes, then checks the file (together 3.1.1)."""
         fields = {"purpose": self._profile.purpose, "file_name": file_name(batch), "file_type": "jsonl"}
-        body = FileBody(batch.file, batch.file.stat().st_size, "application/octet-stream")
+        body = FileBody(batch.file, file_size(batch), "application/octet-stream")
         headers: Mapping[str, str] = {}
         failures = 0
         while True:
@@ -101,7 +101,7 @@ class ProviderFiles:
 
     async def find(self, batch: PlannedBatch) -> str:
         """Return the id of the whole file that was uploaded for this batch; empty without one."""
-        size = batch.file.stat().st_size
+        size = file_size(batch)
         for entry in await self._named(batch):
             if count(entry.get("bytes")) in {None, size}:
                 if self._profile.upload == "presigned":  # perhaps the process ended before it could request this

@@ -19,6 +19,7 @@ from promptmill.backends.openai.batches.reading import (
     batch_problem,
     count,
     file_name,
+    file_size,
     is_ended,
     is_full,
     rpc_status,
@@ -73,7 +74,7 @@ class GeminiBatches:
                     return name
 
     async def _upload(self, batch: PlannedBatch) -> str:
-        size = batch.file.stat().st_size
+        size = file_size(batch)
         about = {
             "X-Goog-Upload-Protocol": "resumable",
             "X-Goog-Upload-Command": "start",
@@ -98,7 +99,7 @@ class GeminiBatches:
 
     async def find_file(self, batch: PlannedBatch) -> str:
         """Return the name of the uploaded file; empty without one."""
-        size = batch.file.stat().st_size
+        size = file_size(batch)
         whole = (file for file in await self._named(batch) if count(file.get("sizeBytes")) in {None, size})
         return next((str(file["name"]) for file in whole), "")
 

@@ -140,7 +140,7 @@ async def check_path(connection: BatchConnection, path: str, *, limit: str = "li
     try:
         await connection.call("GET", path, query={limit: 1})
     except PromptmillError as error:
-        if error.code is not Code.NOT_FOUND and "501" not in error.message:
+        if error.code is not Code.NOT_FOUND:
             raise
         place = f"{connection.endpoint.name} has no {urlsplit(connection.url(path)).path}"
         raise PromptmillError(
