@@ -114,7 +114,7 @@ class Switches:
 
 
 AZURE = {"capitals": True, "iso_times": True, "null_counts": True, "empty_errors": True, "slow_files": 2}
-FAMILIES = ("openai", "azure", "together", "mistral", "anthropic", "gemini", "xai", "openrouter")
+FAMILIES = ("openai", "azure", "together", "mistral", "anthropic", "gemini", "xai", "openrouter", "fireworks")
 
 
 @dataclass(slots=True)
@@ -248,7 +248,9 @@ class BatchServer:
     @property
     def base_url(self) -> str:
         """The `base_url` of a client's configuration."""
-        path = {"azure": "/openai/v1", "gemini": "/v1beta", "openrouter": "/api/v1"}.get(self.family, "/v1")
+        path = {"azure": "/openai/v1", "gemini": "/v1beta", "openrouter": "/api/v1", "fireworks": "/inference/v1"}.get(
+            self.family, "/v1"
+        )
         return f"http://127.0.0.1:{self.port}{path}"
 
     @property
@@ -429,10 +431,10 @@ class BatchServer:
 
     # batches
 
-    def create(self, rows: list[tuple[str, dict[str, Any]]], **known: Any) -> Batch:
-        """Return a new batch."""
+    def create(self, rows: list[tuple[str, dict[str, Any]]], *, name: str = "", **known: Any) -> Batch:
+        """Return a new batch, with the id that the client chose, if any."""
         prefix = {"anthropic": "msgbatch_", "gemini": "batches/"}.get(self.family, "batch_")
-        batch = Batch(self.new_id(prefix), self.now, rows, len(rows), **known)
+        batch = Batch(name or self.new_id(prefix), self.now, rows, len(rows), **known)
         self.creates += 1
         self.batches[batch.id] = batch
         if self.take("full"):
@@ -630,7 +632,7 @@ def _xai_shape(server: BatchServer, custom_id: str, kind: str, body: Any) -> dic
 
 
 _SHAPES: dict[str, Callable[[BatchServer, str, str, Any], dict[str, Any] | None]] = {
-    **dict.fromkeys(("openai", "azure", "together", "mistral", "openrouter"), _openai_shape),
+    **dict.fromkeys(("openai", "azure", "together", "mistral", "openrouter", "fireworks"), _openai_shape),
     "anthropic": _anthropic_shape,
     "gemini": _gemini_shape,
     "xai": _xai_shape,
@@ -696,6 +698,7 @@ class _FilesRoutes:
         router.add_get(f"{base}/files/{{id}}/content", self.content)
         router.add_delete(f"{base}/files/{{id}}", self.delete)
         router.add_put("/upload/{id}", self.put)
+        router.add_get("/upload/{id}", self.stored)
         router.add_post(f"{base}/files/{{id}}/preprocess", self.show)
 
     def shown(self, file: StoredFile) -> dict[str, Any]:
@@ -749,6 +752,13 @@ class _FilesRoutes:
         return reply(self.shown(file))
 
     async def content(self, request: web.Request) -> web.StreamResponse:
+        if self.server.family == "together" and request.match_info["id"] in self.server.files:
+            place = f"http://localhost:{self.server.port}/upload/{request.match_info['id']}?signature=s"
+            return web.Response(status=302, headers={"Location": place})
+        return await self.stored(request)
+
+    async def stored(self, request: web.Request) -> web.StreamResponse:
+        self.server.leaked += "signature" in request.query and "authorization" in {*map(str.lower, request.headers)}
         return await self.server.download(request, self.server.files.get(request.match_info["id"]))
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
@@ -817,8 +827,8 @@ class _OpenAIRoutes:
             error = {"message": "The file is still being processed.", "code": "file_not_processed"}
             return reply({"error": error}, status=400)
         with file.path.open("rb") as lines:
-            urls = {line["url"] for line in map(orjson.loads, lines)}
-        assert urls == {wanted["endpoint"]}, urls
+            urls = {line.get("url") for line in map(orjson.loads, lines)}
+        assert urls == {None if server.family == "together" else wanted["endpoint"]}, urls
         batch = server.create(
             _rows_of(file.path), key=wanted.get("metadata"), input_file=file.id, endpoint=wanted["endpoint"]
         )
@@ -1330,6 +1340,134 @@ class _OpenRouterRoutes:
         return reply({"id": batch.id, "object": "batch", "deletion": {"openrouter": "deleted"}})
 
 
+# ---- Fireworks
+
+
+class _FireworksRoutes:
+    def __init__(self, server: BatchServer, router: web.UrlDispatcher) -> None:
+        self.server = server
+        self.datasets: dict[str, StoredFile | None] = {}
+        base = "/v1/accounts/test"
+        router.add_get("/v1/accounts", self.accounts)
+        router.add_post(f"{base}/datasets", self.begin)
+        router.add_post(f"{base}/datasets/{{id:[^/:]+}}:upload", self.upload)
+        router.add_get(f"{base}/datasets/{{id:[^/:]+}}", self.dataset)
+        router.add_get(f"{base}/datasets/{{id:[^/:]+}}:getDownloadEndpoint", self.addresses)
+        router.add_delete(f"{base}/datasets/{{id:[^/:]+}}", self.delete)
+        router.add_get("/upload/signed/{id}", self.download)
+        router.add_post(f"{base}/batchInferenceJobs", self.create)
+        router.add_get(f"{base}/batchInferenceJobs", self.list)
+        router.add_get(f"{base}/batchInferenceJobs/{{id}}", self.show)
+        router.add_post("/inference/v1/chat/completions", server.chat)
+
+    async def accounts(self, _: web.Request) -> web.StreamResponse:
+        return not_found() if self.server.switches.no_batches else reply({"accounts": [{"name": "accounts/test"}]})
+
+    async def begin(self, request: web.Request) -> web.StreamResponse:
+        name = orjson.loads(await request.read())["datasetId"]
+        if name in self.datasets:
+            return reply({"code": 6, "message": "dataset already exists"}, status=409)
+        self.datasets[name] = None
+        return reply({"name": f"accounts/test/datasets/{name}", "state": "UPLOADING"})
+
+    async def upload(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["id"]
+        file = self.server.store(name)
+        async for part in _parts(request):
+            await self.server.receive(file, _pieces(part))
+        self.datasets[name] = file
+        await self.server.after("upload", request)
+        return reply({})
+
+    async def dataset(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["id"]
+        if name not in self.datasets:
+            return not_found()
+        return reply(
+            {"name": f"accounts/test/datasets/{name}", "state": "READY" if self.datasets[name] else "UPLOADING"}
+        )
+
+    async def delete(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["id"]
+        batch = self.server.batches.get(f"accounts/test/batchInferenceJobs/{name.removesuffix('-out')}")
+        is_output = name.endswith("-out") and batch is not None
+        files = batch.files if is_output and batch is not None else []
+        if file := self.datasets.pop(name, None):
+            files = [file.id]
+        for file_id in files:
+            self.server.files.pop(file_id, None)
+        return reply({}) if files else not_found()
+
+    async def addresses(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["id"].removesuffix("-out")
+        batch = self.server.batches[f"accounts/test/batchInferenceJobs/{name}"]
+        if self.server.switches.gone:
+            return not_found()
+        root = f"http://localhost:{self.server.port}/upload/signed"
+        return reply({"filenameToSignedUrls": {file: f"{root}/{file}" for file in batch.files if file}})
+
+    async def download(self, request: web.Request) -> web.StreamResponse:
+        self.server.leaked += "authorization" in {*map(str.lower, request.headers)}
+        return await self.server.download(request, self.server.files.get(request.match_info["id"]))
+
+    def shown(self, batch: Batch) -> dict[str, Any]:
+        prefix = "JOB_STATE_"
+        status = {"code": "RESOURCE_EXHAUSTED", "message": FULL} if batch.said == "failed" else {"code": "OK"}
+        return {
+            "name": batch.id,
+            "displayName": batch.key,
+            "state": prefix + (batch.said or ("running" if batch.polls else "validating")).upper(),
+            "createTime": rfc(batch.created),
+            "inputDatasetId": batch.input_file,
+            "outputDatasetId": batch.endpoint,
+            "status": status,
+            "jobProgress": {
+                "totalInputRequests": self.server.count(batch.total),
+                "successfullyProcessedRequests": self.server.count(batch.done),
+                "failedRequests": self.server.count(batch.failed),
+            },
+        }
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        server = self.server
+        if server.take("refused_creates"):
+            return _too_many()
+        wanted = orjson.loads(await request.read())
+        name = f"accounts/test/batchInferenceJobs/{request.query['batchInferenceJobId']}"
+        if name in server.batches:
+            return reply({"code": 6, "message": "job already exists"}, status=409)
+        file = self.datasets.get(wanted["inputDatasetId"].removeprefix("accounts/test/datasets/"))
+        if file is None:
+            return not_found()
+        batch = server.create(
+            _rows_of(file.path),
+            key=wanted["displayName"],
+            input_file=wanted["inputDatasetId"],
+            endpoint=wanted["outputDatasetId"],
+            model=wanted["model"],
+            name=name,
+        )
+        await server.after("create", request)
+        return reply(self.shown(batch))
+
+    async def list(self, _: web.Request) -> web.StreamResponse:
+        return reply({"batchInferenceJobs": [self.shown(batch) for batch in self.server.listed()]})
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        batch = self.server.batches.get(f"accounts/test/batchInferenceJobs/{request.match_info['id']}")
+        if batch is None:
+            return not_found()
+        self.server.look(batch)
+        await self.server.after("poll", request)
+        return reply(self.shown(batch))
+
+
+async def _parts(request: web.Request) -> AsyncIterator[BodyPartReader]:
+    async for part in await request.multipart():
+        assert isinstance(part, BodyPartReader)
+        yield part
+
+
 _ROUTES: dict[str, Callable[[BatchServer, web.UrlDispatcher], object]] = {
     **dict.fromkeys(("openai", "azure", "together"), _OpenAIRoutes),
     "mistral": _MistralRoutes,
@@ -1337,6 +1475,7 @@ _ROUTES: dict[str, Callable[[BatchServer, web.UrlDispatcher], object]] = {
     "gemini": _GeminiRoutes,
     "xai": _XAIRoutes,
     "openrouter": _OpenRouterRoutes,
+    "fireworks": _FireworksRoutes,
 }
 
 

@@ -387,6 +387,7 @@ PROFILES = (
             file_bytes=100_000_000,
             label="",
             purpose="batch-api",
+            names_path=False,
             upload="presigned",
             page="docs.together.ai/docs/inference/batch/manage",
         ),
@@ -397,6 +398,14 @@ PROFILES = (
         key_env="FIREWORKS_API_KEY",
         thinking="effort",
         page="docs.fireworks.ai/guides/reasoning",
+        batch=BatchProfile(
+            family="fireworks",
+            file_bytes=150_000_000,
+            label="id",
+            discount=0.5,
+            can_cancel=False,
+            page="docs.fireworks.ai/guides/batch-inference",
+        ),
     ),
     ProviderProfile(
         "nvidia",

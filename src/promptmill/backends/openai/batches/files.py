@@ -32,7 +32,9 @@ class ProviderFiles:
         failures = 0
         while True:
             try:
-                payload, _ = await self._connection.once("POST", "/files", self._form(batch))
+                payload, _ = await self._connection.once(
+                    "POST", "/files", form_of(batch, {"purpose": self._profile.purpose})
+                )
                 return self._id(payload)
             except FailedRequestError as failed:
                 failures += 1
@@ -45,21 +47,6 @@ class ProviderFiles:
         if not isinstance(file_id, str) or not file_id:
             raise PromptmillError(Code.BAD_RESPONSE, f"{self._connection.endpoint.name} sent no id for a file.")
         return file_id
-
-    def _form(self, batch: PlannedBatch) -> FileBody:
-        boundary = f"promptmill-{secrets.token_hex(12)}"
-        before = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{self._profile.purpose}\r\n'
-            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name(batch)}"\r\n'
-            "Content-Type: application/octet-stream\r\n\r\n"
-        )
-        return FileBody(
-            batch.file,
-            file_size(batch),
-            f"multipart/form-data; boundary={boundary}",
-            before.encode(),
-            f"\r\n--{boundary}--\r\n".encode(),
-        )
 
     async def _upload_to_address(self, batch: PlannedBatch) -> str:
         """Together's way: it names an id and an address for the bytes, then checks the file (together 3.1.1)."""
@@ -132,6 +119,26 @@ class ProviderFiles:
         ids = [batch.file_id, *(str(entry["id"]) for entry in await self._named(batch)), *others]
         for file_id in dict.fromkeys(filter(None, ids)):
             await self._connection.delete(f"/files/{file_id}")
+
+
+def form_of(batch: PlannedBatch, fields: Mapping[str, str]) -> FileBody:
+    """Return the form that uploads a batch's file, with more fields."""
+    boundary = f"promptmill-{secrets.token_hex(12)}"
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    ]
+    parts.append(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name(batch)}"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    )
+    return FileBody(
+        batch.file,
+        file_size(batch),
+        f"multipart/form-data; boundary={boundary}",
+        "".join(parts).encode(),
+        f"\r\n--{boundary}--\r\n".encode(),
+    )
 
 
 def _after_last(payload: JsonObject, _: int) -> dict[str, str] | None:

@@ -40,8 +40,8 @@ class OpenAIBatches:
 
     def line(self, custom_id: str, body: bytes) -> bytes:
         """Return the line of a request."""
-        url = self._path.encode()
-        return b'{"custom_id":"%b","method":"POST","url":"%b","body":%b}\n' % (custom_id.encode(), url, body)
+        path = b'"method":"POST","url":"%b",' % self._path.encode() if self._profile.names_path else b""
+        return b'{"custom_id":"%b",%b"body":%b}\n' % (custom_id.encode(), path, body)
 
     async def check(self) -> None:
         """Raise `unsupported` if the endpoint has no Batch API."""
