@@ -718,9 +718,9 @@ class _FilesRoutes:
         if server.switches.no_batches:
             return not_found()
         if server.family == "together":
-            fields = orjson.loads(await request.read())
-            assert fields["purpose"] == "batch-api"
-            file = server.store(fields["file_name"])
+            given = await request.post()
+            assert (given["purpose"], given["file_type"]) == ("batch-api", "jsonl")
+            file = server.store(str(given["file_name"]))
             place = f"http://localhost:{server.port}/upload/{file.id}"  # another origin
             return web.Response(status=302, headers={"Location": place, "X-Together-File-Id": file.id})
         received = await _form_file(server, request)

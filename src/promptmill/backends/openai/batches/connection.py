@@ -104,7 +104,7 @@ class BatchConnection:
         self,
         method: str,
         path: str,
-        body: FileBody | JsonObject | None = None,
+        body: FileBody | bytes | JsonObject | None = None,
         *,
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -112,7 +112,7 @@ class BatchConnection:
     ) -> tuple[JsonDict | list[Any], Headers]:
         """Send a request once and return its JSON, `{}` for an empty body, and headers. Raises `FailedRequestError`."""
         endpoint = self._to(path, query)
-        sent = body if isinstance(body, FileBody) else b"" if body is None else orjson.dumps(body)
+        sent = body if isinstance(body, FileBody | bytes) else b"" if body is None else orjson.dumps(body)
         kind = {"Content-Type": body.content_type} if isinstance(body, FileBody) else {}
         try:
             async with self._pool.exchange(endpoint, method, {**kind, **(headers or {})}, sent) as response:

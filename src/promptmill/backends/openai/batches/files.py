@@ -13,6 +13,7 @@ from promptmill.backends.openai.transport import FileBody
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
 
+_FORM = "multipart/form-data; boundary="
 _READY = frozenset({"processed", "completed", "active"})
 _REFUSED = frozenset({"error", "failed", "deleted"})
 _FILE_CHECK_S = 5.0
@@ -52,12 +53,15 @@ class ProviderFiles:
         """Together's way: it names an id and an address for the bytes, then checks the file (together 3.1.1)."""
         fields = {"purpose": self._profile.purpose, "file_name": file_name(batch), "file_type": "jsonl"}
         body = FileBody(batch.file, file_size(batch), "application/octet-stream")
+        boundary = _boundary()
+        form = f"{_fields(fields, boundary)}--{boundary}--\r\n".encode()
+        kind = {"Content-Type": _FORM + boundary}
         headers: Mapping[str, str] = {}
         failures = 0
         while True:
             try:
                 if not headers:
-                    headers = (await self._connection.once("POST", "/files", fields))[1]
+                    headers = (await self._connection.once("POST", "/files", form, headers=kind))[1]
                 await self._connection.once("PUT", headers.get("Location", ""), body)
                 break
             except FailedRequestError as failed:
@@ -123,21 +127,23 @@ class ProviderFiles:
 
 def form_of(batch: PlannedBatch, fields: Mapping[str, str]) -> FileBody:
     """Return the form that uploads a batch's file, with more fields."""
-    boundary = f"promptmill-{secrets.token_hex(12)}"
-    parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
-        for name, value in fields.items()
-    ]
-    parts.append(
+    boundary = _boundary()
+    before = _fields(fields, boundary) + (
         f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name(batch)}"\r\n'
         "Content-Type: application/octet-stream\r\n\r\n"
     )
-    return FileBody(
-        batch.file,
-        file_size(batch),
-        f"multipart/form-data; boundary={boundary}",
-        "".join(parts).encode(),
-        f"\r\n--{boundary}--\r\n".encode(),
+    end = f"\r\n--{boundary}--\r\n".encode()
+    return FileBody(batch.file, file_size(batch), _FORM + boundary, before.encode(), end)
+
+
+def _boundary() -> str:
+    return f"promptmill-{secrets.token_hex(12)}"
+
+
+def _fields(fields: Mapping[str, str], boundary: str) -> str:
+    return "".join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
     )
 
 
