@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from promptmill.backends.openai.batches.anthropic import AnthropicBatches
 from promptmill.backends.openai.batches.connection import BatchConnection, Sleep
+from promptmill.backends.openai.batches.fireworks import FireworksBatches
 from promptmill.backends.openai.batches.gemini import GeminiBatches
 from promptmill.backends.openai.batches.mistral import MistralBatches
 from promptmill.backends.openai.batches.openai import OpenAIBatches
@@ -55,6 +56,8 @@ def _family(
     base = _DEPLOYMENT.sub("", _PATHS.sub("", parts.path))
     if profile.family == "gemini":
         base = base.removesuffix("/openai")
+    elif profile.family == "fireworks":  # beside the API of inference
+        base = base.replace("/inference/v1", "/v1")
     limits = BatchLimits(
         requests=profile.requests,
         file_bytes=int(profile.file_bytes * _MARGIN),
@@ -75,6 +78,8 @@ def _family(
     match profile.family:
         case "anthropic":
             return AnthropicBatches(connection, limits)
+        case "fireworks":
+            return FireworksBatches(connection, limits)
         case "gemini":
             return GeminiBatches(connection, limits)
         case "mistral":

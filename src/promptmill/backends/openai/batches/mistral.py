@@ -49,7 +49,7 @@ class MistralBatches:
 
     async def find_file(self, batch: PlannedBatch) -> str:
         """Return the id of the uploaded file; empty without one."""
-        return next(iter(await self._files.named(batch)), "")
+        return await self._files.find(batch)
 
     async def create(self, batch: PlannedBatch) -> BatchState:
         """Create the batch, once."""

@@ -18,6 +18,7 @@ from promptmill.backends.openai.batches.openai import check_path, created
 from promptmill.backends.openai.batches.reading import (
     batch_problem,
     count,
+    file_size,
     is_ended,
     is_full,
     only_match,
@@ -63,7 +64,7 @@ class OpenRouterBatches:
         """Create the batch, once."""
         about = {"endpoint": self._path, "model": batch.model, "completion_window": "24h"}
         before = orjson.dumps(about)[:-1] + b',"requests":['
-        body = FileBody(batch.file, batch.file.stat().st_size, "application/json", before, b"]}", is_list=True)
+        body = FileBody(batch.file, file_size(batch), "application/json", before, b"]}", is_list=True)
         return created(self._read(await self._connection.create("/batches", body)), self._connection)
 
     async def find(self, batch: PlannedBatch, known: Collection[str] = ()) -> BatchState | None:

@@ -184,6 +184,16 @@ def file_name(batch: PlannedBatch) -> str:
     return f"{batch.key}.jsonl"
 
 
+def file_size(batch: PlannedBatch) -> int:
+    """Return the bytes of a batch's file. Raises `storage` if it is missing."""
+    try:
+        return batch.file.stat().st_size
+    except OSError as error:
+        raise PromptmillError(
+            Code.STORAGE, f"The file of a batch, {batch.file}, cannot be read: {error.strerror}."
+        ) from None
+
+
 async def only_match(
     pages: AsyncIterator[list[JsonDict]],
     read: Callable[[JsonObject], BatchState],

@@ -54,7 +54,7 @@ class XAIBatches:
 
     async def find_file(self, batch: PlannedBatch) -> str:
         """Return the id of the uploaded file; empty without one."""
-        return next(iter(await self._files.named(batch)), "")
+        return await self._files.find(batch)
 
     async def create(self, batch: PlannedBatch) -> BatchState:
         """Create the batch, once."""
