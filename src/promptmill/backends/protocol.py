@@ -77,6 +77,8 @@ class Completion:
     latency_s: float = 0.0
     logprobs: Mapping[str, Any] | None = None
     """The endpoint's probabilities of tokens, if the request has `logprobs`."""
+    top_choices: Mapping[str, float] | None = None
+    """The likeliest of the request's choices with their probabilities, if the request has `top_choices`."""
     details: Mapping[str, Any] | None = None
     """Further fields of the endpoint's response, for Batch output: see `extra_fields.details_of`."""
     answered_by: str = ""

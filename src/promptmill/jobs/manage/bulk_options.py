@@ -53,6 +53,7 @@ class AnswerOptions(TypedDict, total=False):
     reasoning: Literal["separate", "inline"] | None
     logprobs: bool | None
     top_logprobs: int | None
+    top_choices: int | None
 
 
 class ModelOptions(TypedDict, total=False):
@@ -105,6 +106,7 @@ class JobOptions(TypedDict, total=False):
     votes: int | None
     agree: float | str | None
     certainty: float | str | None
+    gold: str | None
     second: str | None
     student: bool
     recall: Mapping[str, float | str] | None
