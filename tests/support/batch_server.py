@@ -25,6 +25,7 @@ import datetime as dt
 import itertools
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -1495,9 +1496,13 @@ def _switches(given: list[str]) -> Iterator[tuple[str, str]]:
 
 async def _serve(arguments: argparse.Namespace) -> None:
     server = BatchServer(arguments.family, port=arguments.port, **dict(_switches(arguments.switch)))
-    await server.start()
-    print(server.base_url, flush=True)
-    await asyncio.Event().wait()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        await server.start()
+        print(server.base_url, flush=True)
+        await asyncio.Event().wait()
+    finally:
+        shutil.rmtree(server.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

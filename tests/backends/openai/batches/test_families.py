@@ -354,6 +354,23 @@ async def test_an_endpoint_of_no_known_provider_speaks_openais_family(tmp_path):
             assert server.batches[state.id].key == {"promptmill": batch.key}
 
 
+@pytest.mark.parametrize("family", ["anthropic", "gemini"])
+async def test_a_gateway_s_address_shows_the_api_of_its_batches(family, tmp_path):
+    with BatchServer(family) as server:
+        async with opened(server, "plain") as api:
+            _, state = await submitted(api, planned(server, api, tmp_path))
+            assert answered(await read(api, await ended(api, state))) == EXPECTED
+
+
+@pytest.mark.parametrize(("family", "path"), [("anthropic", "/chat/completions"), ("openai", "/messages")])
+async def test_requests_in_another_api_than_the_batches_are_refused(family, path):
+    url = f"http://127.0.0.1:9/v1{path}"
+    endpoint = Endpoint(url, "there", {}, (), profile_of(family))
+    with pytest.raises(PromptmillError, match=f"Set `dialect: {family}`"):
+        async with open_batches(endpoint, OpenAISettings(base_url=[url], model_name="m")):
+            pass
+
+
 async def test_azure_reports_times_counts_and_states_in_its_own_forms(tmp_path):
     with BatchServer("azure") as server:
         async with opened(server) as api:
