@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from promptmill.backends.openai.batches.wire import Reply
+from promptmill.backends.batches import Reply
 from promptmill.core.errors import Code, PromptmillError, without_frames
 from promptmill.core.money import Budget
 from promptmill.core.request import Request

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import IO
 
-from promptmill.backends.openai.batches.wire import BatchApi
+from promptmill.backends.batches import BatchApi
 from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request

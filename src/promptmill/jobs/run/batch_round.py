@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from promptmill.answering.costs import price_of
 from promptmill.backends import registry
-from promptmill.backends.openai.batches.wire import (
+from promptmill.backends.batches import (
     LIST_LAG_S,
     BatchApi,
     BatchState,

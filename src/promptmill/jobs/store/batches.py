@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeAlias
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from promptmill.backends.openai.batches.wire import Reply
+from promptmill.backends.batches import Reply
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import Stored
 from promptmill.jobs.store.records import SLOT

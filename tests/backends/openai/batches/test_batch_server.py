@@ -25,7 +25,7 @@ import asyncio, dataclasses, json, sys
 from pathlib import Path
 import orjson
 from promptmill.backends.openai.batches.connect import open_batches
-from promptmill.backends.openai.batches.wire import PlannedBatch
+from promptmill.backends.batches import PlannedBatch
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import profile_of
 from promptmill.config.settings import OpenAISettings

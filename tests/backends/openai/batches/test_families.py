@@ -13,8 +13,7 @@ import orjson
 import pytest
 
 from batch_server import BatchServer, answer_to
-from promptmill.backends.openai.batches.connect import batch_profile, open_batches
-from promptmill.backends.openai.batches.wire import (
+from promptmill.backends.batches import (
     LIST_LAG_S,
     BatchApi,
     BatchState,
@@ -23,6 +22,7 @@ from promptmill.backends.openai.batches.wire import (
     QueueFullError,
     Reply,
 )
+from promptmill.backends.openai.batches.connect import batch_profile, open_batches
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import PLAIN, PROFILES, profile_of
 from promptmill.config.settings import OpenAISettings

@@ -3,6 +3,7 @@
 import orjson
 import pytest
 
+from promptmill.backends.batches import Reply
 from promptmill.backends.openai.batches.reading import (
     error_status,
     is_ended,
@@ -12,7 +13,6 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
-from promptmill.backends.openai.batches.wire import Reply
 
 BODY = {"choices": [{"message": {"content": "a"}}]}
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit, urlunsplit
 
+from promptmill.backends.batches import BatchApi, BatchLimits
 from promptmill.backends.openai.batches.anthropic import AnthropicBatches
 from promptmill.backends.openai.batches.connection import BatchConnection, Sleep
 from promptmill.backends.openai.batches.fireworks import FireworksBatches
@@ -17,7 +18,6 @@ from promptmill.backends.openai.batches.mistral import MistralBatches
 from promptmill.backends.openai.batches.openai import OpenAIBatches
 from promptmill.backends.openai.batches.openrouter import OpenRouterBatches
 from promptmill.backends.openai.batches.profile import PLAIN_BATCHES, BatchProfile
-from promptmill.backends.openai.batches.wire import BatchApi, BatchLimits
 from promptmill.backends.openai.batches.xai import XAIBatches
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.transport import Pool

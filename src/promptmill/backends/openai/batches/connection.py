@@ -12,8 +12,8 @@ from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 
 import orjson
 
+from promptmill.backends.batches import BatchUnclearError, QueueFullError
 from promptmill.backends.openai.batches.reading import is_full, json_object
-from promptmill.backends.openai.batches.wire import BatchUnclearError, QueueFullError
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import (
     FailureKind,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Mapping
 
+from promptmill.backends.batches import CLOCK_SKEW_S, PlannedBatch
 from promptmill.backends.openai.batches.connection import BatchConnection, FailedRequestError, Paging
 from promptmill.backends.openai.batches.profile import BatchProfile
 from promptmill.backends.openai.batches.reading import count, file_name, file_size, state_word, unix_time
-from promptmill.backends.openai.batches.wire import CLOCK_SKEW_S, PlannedBatch
 from promptmill.backends.openai.transport import FileBody
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection
 from typing import Any
 
+from promptmill.backends.batches import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection, FailedRequestError
 from promptmill.backends.openai.batches.files import form_of
 from promptmill.backends.openai.batches.openai import check_path
@@ -21,7 +22,6 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
-from promptmill.backends.openai.batches.wire import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonObject
 

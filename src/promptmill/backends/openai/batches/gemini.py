@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from promptmill.backends.batches import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection, FailedRequestError, Paging
 from promptmill.backends.openai.batches.openai import check_path, created
 from promptmill.backends.openai.batches.reading import (
@@ -26,7 +27,6 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
-from promptmill.backends.openai.batches.wire import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.transport import FileBody
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject

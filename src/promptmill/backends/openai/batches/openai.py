@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Collection
 from typing import Any
 from urllib.parse import urlsplit
 
+from promptmill.backends.batches import BatchLimits, BatchState, BatchUnclearError, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection
 from promptmill.backends.openai.batches.files import NEWEST_FIRST, ProviderFiles, is_older
 from promptmill.backends.openai.batches.profile import BatchProfile
@@ -22,7 +23,6 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
-from promptmill.backends.openai.batches.wire import BatchLimits, BatchState, BatchUnclearError, PlannedBatch, Reply
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonObject
 

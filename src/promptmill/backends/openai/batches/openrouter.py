@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from promptmill.backends.batches import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection
 from promptmill.backends.openai.batches.files import NEWEST_FIRST
 from promptmill.backends.openai.batches.openai import check_path, created
@@ -26,7 +27,6 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
-from promptmill.backends.openai.batches.wire import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.transport import FileBody
 from promptmill.core.bounds import MOST_BODIES
 from promptmill.core.errors import Code, PromptmillError

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.backends.openai.batches.wire import CLOCK_SKEW_S, BatchState, BatchUnclearError, PlannedBatch, Reply
+from promptmill.backends.batches import CLOCK_SKEW_S, BatchState, BatchUnclearError, PlannedBatch, Reply
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.error_body import NO_QUOTA_AT_ALL, SOFT_QUOTA, read_error
 from promptmill.backends.openai.refusals import classify_refusal

@@ -12,12 +12,12 @@ from typing import Any
 
 import orjson
 
+from promptmill.backends.batches import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection, Paging
 from promptmill.backends.openai.batches.files import ProviderFiles, is_older
 from promptmill.backends.openai.batches.openai import check_path, created
 from promptmill.backends.openai.batches.profile import BatchProfile
 from promptmill.backends.openai.batches.reading import batch_problem, count, rpc_status, unix_time
-from promptmill.backends.openai.batches.wire import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.core.values import JsonObject
 
 _LOG = logging.getLogger(__name__)
