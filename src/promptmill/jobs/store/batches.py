@@ -28,7 +28,7 @@ from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import join_of
 
 State: TypeAlias = Literal["planning", "planned", "uploaded", "creating", "sent", "ended", "fetched", "done"]
-IN_BATCH = "row.n + {base} IN (SELECT key FROM batched WHERE key IS NOT NULL)"
+IN_BATCH = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base})"
 """The condition of rows that are in a batch, or were in one that did not answer them. `base`: the key of the slot's
 first row."""
 HAS_REPLY = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status > 0 AND batch = {batch})"
