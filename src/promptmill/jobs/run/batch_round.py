@@ -341,14 +341,14 @@ class BatchRound:
 
     async def _cancel_all(self) -> None:
         """Cancel the batches at the provider, as far as it answers soon. What they have finished is stored later."""
-        with contextlib.suppress(TimeoutError, PromptmillError):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_S):
                 for batch in self._open():
-                    if not batch.is_cancelled:
+                    with contextlib.suppress(PromptmillError):
                         await self._cancel(batch)
 
     async def _cancel(self, batch: Batch) -> None:
-        if batch.state == "sent":
+        if batch.state == "sent" and not batch.is_cancelled:
             await self._apis[batch.slot].cancel(batch.handle)
             batches.put(self._store, batch.changed(is_cancelled=True))
 
