@@ -526,7 +526,7 @@ class BatchServer:
         self.bill(prompt, answer, "live")
         if self.is_held("live"):
             await self.after("live", request)
-        return reply(body_of(self.family, body, answer))
+        return reply(body_of(self.family, body, answer, tier="standard"))
 
 
 def _is_each(every: int, number: int) -> bool:
@@ -543,8 +543,8 @@ def not_found(what: str = "No such object") -> web.Response:
     return reply({"error": {"message": what, "type": "invalid_request_error", "code": None}}, status=404)
 
 
-def body_of(family: str, body: dict[str, Any], answer: str) -> dict[str, Any]:
-    """Return the body of an answer in the dialect of a family."""
+def body_of(family: str, body: dict[str, Any], answer: str, *, tier: str = "batch") -> dict[str, Any]:
+    """Return the body of an answer in the dialect of a family; `tier` is Anthropic's service tier."""
     asked, said = len(prompt_of(body).split()), len(answer.split())
     if family == "anthropic":
         return {
@@ -555,7 +555,7 @@ def body_of(family: str, body: dict[str, Any], answer: str) -> dict[str, Any]:
             "content": [{"type": "text", "text": answer}],
             "stop_reason": "end_turn",
             "stop_sequence": None,
-            "usage": {"input_tokens": asked, "output_tokens": said, "service_tier": "batch"},
+            "usage": {"input_tokens": asked, "output_tokens": said, "service_tier": tier},
         }
     if family == "gemini":
         content = {"role": "model", "parts": [{"text": answer}]}

@@ -1,6 +1,7 @@
 """Each family of Batch APIs against a provider that answers, bills and misbehaves."""
 
 import asyncio
+import contextlib
 import pickle
 import random
 from collections.abc import AsyncIterator
@@ -232,6 +233,18 @@ async def test_files_that_lists_do_not_have_yet_are_deleted_with_the_batch(famil
             server.advance(30)
             await api.delete(batch, state)
             await api.delete(batch, state)
+        assert server.left_files() == []
+
+
+@pytest.mark.parametrize("family", WITH_FILES)
+async def test_known_files_are_deleted_even_if_files_cannot_be_listed(family, tmp_path):
+    with BatchServer(family) as server:
+        async with opened(server) as api:
+            batch, state = await submitted(api, planned(server, api, tmp_path))
+            state = await ended(api, state)
+            server.switches.set({"no_batches": True})
+            with contextlib.suppress(PromptmillError):
+                await api.delete(batch, state)
         assert server.left_files() == []
 
 

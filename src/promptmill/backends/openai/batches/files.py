@@ -120,9 +120,12 @@ class ProviderFiles:
 
     async def delete(self, batch: PlannedBatch, others: tuple[str, ...]) -> None:
         """Delete every file uploaded for the batch, and others. Files that are gone are fine."""
-        ids = [batch.file_id, *(str(entry["id"]) for entry in await self._named(batch)), *others]
-        for file_id in dict.fromkeys(filter(None, ids)):
+        known = {batch.file_id, *others} - {""}
+        for file_id in known:
             await self._connection.delete(f"/files/{file_id}")
+        for entry in await self._named(batch):
+            if entry["id"] not in known:
+                await self._connection.delete(f"/files/{entry['id']}")
 
 
 def form_of(batch: PlannedBatch, fields: Mapping[str, str]) -> FileBody:

@@ -155,13 +155,12 @@ class GeminiBatches:
 
     async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
         """Delete the uploaded file and the file of responses."""
-        names = [
-            batch.file_id,
-            *(str(file["name"]) for file in await self._named(batch)),
-            *(state.results if state else ()),
-        ]
-        for name in dict.fromkeys(filter(None, names)):
+        known = {batch.file_id, *(state.results if state else ())} - {""}
+        for name in known:
             await self._connection.delete(f"/{name}")
+        for file in await self._named(batch):
+            if file["name"] not in known:
+                await self._connection.delete(f"/{file['name']}")
 
     def _read(self, payload: Any) -> BatchState:
         job: JsonObject = payload if isinstance(payload, dict) else {}
