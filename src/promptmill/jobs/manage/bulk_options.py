@@ -102,6 +102,17 @@ class JobOptions(TypedDict, total=False):
     max_cost: float | None
     max_failures: int | str | None
     dedupe: bool
+    again: Again | None
+    keep: bool
+    from_job: str | Path | None
+    overwrite: bool
+    state: str | Path | None
+    progress: bool | Callable[[Mapping[str, Any]], object] | None
+
+
+class SureOptions(TypedDict, total=False):
+    """Labels with a promise, or that are voted on."""
+
     sure: str | None
     votes: int | None
     agree: float | str | None
@@ -110,12 +121,6 @@ class JobOptions(TypedDict, total=False):
     second: str | None
     student: bool
     recall: Mapping[str, float | str] | None
-    again: Again | None
-    keep: bool
-    from_job: str | Path | None
-    overwrite: bool
-    state: str | Path | None
-    progress: bool | Callable[[Mapping[str, Any]], object] | None
 
 
 class BatchOptions(TypedDict, total=False):
@@ -144,6 +149,7 @@ class BulkOptions(
     SamplingOptions,
     ToolOptions,
     JobOptions,
+    SureOptions,
     BatchOptions,
     RayOptions,
     total=False,

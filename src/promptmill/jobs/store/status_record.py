@@ -160,6 +160,12 @@ class _State(TypedDict, total=False):
     paused: bool
     waiting: str
     warnings: list[str]
+    seconds: float
+    """The wall time of all runs."""
+    updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]
+
+
+class _Labels(TypedDict, total=False):
     columns: dict[str, str]
     """The unusual names of output columns, by their usual names."""
     results: Results
@@ -171,9 +177,6 @@ class _State(TypedDict, total=False):
     shares: dict[str, dict[str, LabelShare]]
     """By field and label: its share, as the person would give it to every row; only if those rows are drawn at
     random."""
-    seconds: float
-    """The wall time of all runs."""
-    updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]
 
 
 class _Rows(TypedDict, total=False):
@@ -217,7 +220,7 @@ class _Flow(TypedDict, total=False):
     eta_s: float | None
 
 
-class RunStatus(_State, _Rows, _Requests, _Flow, total=False):
+class RunStatus(_State, _Labels, _Rows, _Requests, _Flow, total=False):
     """The part of a status that a runner writes."""
 
     __pydantic_config__ = _KNOWN  # type: ignore[misc]
