@@ -265,7 +265,14 @@ def test_tool_calls_and_their_results_keep_their_places():
 
 
 def test_sampling_has_each_apis_names_and_what_has_none_is_reported():
-    given = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "max_tokens": 9, "stop": ["X"], "seed": 2**40 + 1}
+    given: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "max_tokens": 9,
+        "stop": ["X"],
+        "seed": 2**40 + 1,
+    }
     body, refused, _ = written("anthropic", model="claude-sonnet-4-5", **given)
     assert {name: body[name] for name in ("temperature", "top_p", "top_k", "max_tokens", "stop_sequences")} == {
         **{name: given[name] for name in ("temperature", "top_p", "top_k", "max_tokens")},
