@@ -108,6 +108,12 @@ def answered(name: str, body: Any, **options: Any) -> Completion:
             "https://generativelanguage.googleapis.com/v1beta/openai/chat/completions",
             "Authorization",
         ),
+        (
+            {"provider": "gemini", "dialect": "openai"},
+            "openai",
+            "https://generativelanguage.googleapis.com/v1beta/openai/chat/completions",
+            "Authorization",
+        ),
         ({"provider": "openai"}, "openai", "https://api.openai.com/v1/chat/completions", "Authorization"),
         (
             {"provider": "openai", "dialect": "responses"},
