@@ -315,6 +315,46 @@ def test_the_apis_own_parameters_pass_unchanged():
 
 
 @pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("anthropic", "system"),
+        ("anthropic", "messages"),
+        ("gemini", "contents"),
+        ("gemini", "systemInstruction"),
+        ("responses", "input"),
+        ("responses", "background"),
+    ],
+)
+def test_no_parameter_takes_the_place_of_the_conversation(name, field):
+    body, refused, _ = written(name, "Mine", extra={field: "Another"})
+    assert refused == [field]
+    assert "Another" not in str(body)
+
+
+async def test_other_paths_of_google_are_those_of_its_openai_layer(upstream):
+    upstream.other_posts = raw(orjson.dumps({"data": [], "usage": {"prompt_tokens": 1, "total_tokens": 1}}))
+    async with opened(upstream.url, dialect="gemini") as backend:
+        request = Request(0, conversation_from_messages([{"role": "user", "content": "x"}], "it"), Sampling())
+        request = request.changed(path="/embeddings", extra={"input": "x"})
+        result = await ask(backend, ["x"], source=_One(request))
+    assert result.answered == 1
+    (seen,) = upstream.seen
+    assert seen.target == "/v1/openai/embeddings"
+    assert seen.headers["authorization"] == f"Bearer {KEY}"
+
+
+class _One:
+    """A source of one request."""
+
+    def __init__(self, request: Request) -> None:
+        self._left = [request]
+
+    async def take(self, n: int) -> list[Request]:
+        taken, self._left = self._left[:n], self._left[n:]
+        return taken
+
+
+@pytest.mark.parametrize(
     ("model", "asked", "longest"),
     [
         ("claude-sonnet-4-5", {}, 16_384),

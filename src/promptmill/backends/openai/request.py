@@ -72,6 +72,7 @@ class RequestEncoder:
         self._stream = stream
         self._dialect = DIALECTS.get(endpoint.dialect)
         self._streamed = _STREAM if self._dialect is None else self._dialect.STREAMED
+        self._ours = _OURS if self._dialect is None else _OURS | self._dialect.FILLED
         # keyed by identity, because a call's requests share the objects; a head keeps them, so an id is never reused
         self._heads: dict[tuple[int, int], Head] = {}
         self._head_bytes = 0
@@ -152,7 +153,7 @@ class RequestEncoder:
 
     def _parameters(self, sampling: Sampling, extra: JsonObject) -> tuple[JsonDict, list[str], str]:
         # extra parameters go first, as in the `openai` package's `extra_body`
-        given = {name: value for name, value in extra.items() if name not in _OURS}
+        given = {name: value for name, value in extra.items() if name not in self._ours}
         ours = sampling.given()
         for name in ("reasoning", "choices"):  # how to read the answer; `response_format` requests the choices
             ours.pop(name, None)
@@ -179,7 +180,7 @@ class RequestEncoder:
                 body["enable_thinking"] = as_given
         if self._stream:
             body |= self._streamed
-        return body, refused + [name for name in extra if name in _OURS], words
+        return body, refused + [name for name in extra if name in self._ours], words
 
 
 def _unencodable() -> PromptmillError:

@@ -39,6 +39,7 @@ from promptmill.core.values import JsonDict, JsonObject
 
 PATH = "/models"
 STREAMED: JsonObject = {}
+FILLED = frozenset({"contents", "systemInstruction", "system_instruction"})
 OPENAI_LAYER = "/openai"
 """The path of the provider's chat completions behind the base URL."""
 
