@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from typing import Any
 
 import orjson
@@ -329,6 +330,37 @@ def test_no_parameter_takes_the_place_of_the_conversation(name, field):
     body, refused, _ = written(name, "Mine", extra={field: "Another"})
     assert refused == [field]
     assert "Another" not in str(body)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("anthropic", {"thinking": "yes"}),
+        ("anthropic", {"top_k": "5"}),
+        ("anthropic", {"output_config": 3, "reasoning_effort": "low"}),
+        ("anthropic", {"metadata": 5, "user": "me"}),
+        ("gemini", {"generationConfig": [1]}),
+        ("gemini", {"top_k": "5"}),
+        ("responses", {"include": 5, "logprobs": True}),
+        ("responses", {"text": [], "response_format": {"type": "json_schema", "json_schema": 3}}),
+    ],
+)
+async def test_a_parameter_of_another_type_fails_its_item_alone(upstream, drive, name, extra):
+    upstream.reply = speaks()
+    plain = conversation_from_messages([{"role": "user", "content": "x"}], "it")
+    async with opened(upstream.url, dialect=name, model_name="claude-opus-5-5") as backend:
+        wrong = Request(0, plain, Sampling(), extra)
+        result = await ask(backend, ["x"], source=_One(wrong))
+    assert result.failures[0].error.code is Code.INVALID_INPUT
+    assert not upstream.seen
+
+
+def test_a_tool_call_of_any_shape_is_no_crash():
+    for call in (3, {"function": "x"}, {"function": {"name": "f", "arguments": [1]}}, {"function": {"arguments": "{"}}):
+        turn = {"role": "assistant", "content": "a", "tool_calls": [call]}
+        for name in NAMES:
+            with contextlib.suppress(PromptmillError):  # any other exception would end the call
+                written(name, turn, "And?")
 
 
 async def test_other_paths_of_google_are_those_of_its_openai_layer(upstream):

@@ -105,7 +105,7 @@ class RequestEncoder:
                 pieces.append(b",")
             pieces[-1] = b"]}"
             return _merged(pieces)
-        except (TypeError, orjson.JSONEncodeError):
+        except (TypeError, AttributeError, orjson.JSONEncodeError):  # a message's other fields may be any JSON
             check_encodable(conversation)
             raise _unencodable() from None
 
@@ -168,7 +168,11 @@ class RequestEncoder:
         words, profile, model = "", self._endpoint.profile, str(given.get("model", self._model))
         if self._dialect is not None:
             ours |= {} if as_given is None else {"enable_thinking": as_given}
-            body, refused, words = self._dialect.parameters(profile, model, ours | given)
+            try:
+                body, refused, words = self._dialect.parameters(profile, model, ours | given)
+            except (TypeError, ValueError, AttributeError):  # a call may send any JSON
+                text = f"A parameter has a value of another type than the API of {self._endpoint.name} takes."
+                raise PromptmillError(Code.INVALID_INPUT, text) from None
         else:
             if sampling.response_format is not None:
                 form, words = asked_of(profile.json_form, sampling.response_format)
