@@ -68,7 +68,7 @@ def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     block = plan.settings.backend_configs.openai
     if not plan.record.needs_endpoint or block.base_url or block.api_key or block.api_key_env or block.headers:
         return
-    wanted = next((key_env for name, _, key_env, *_ in providers() if name == block.provider), "")
+    wanted = next((key_env for name, _, key_env, _ in providers() if name == block.provider), "")
     if not wanted or any(environ.get(name, "").strip() for name in (wanted, *USUAL_KEYS)):
         return
     letters = wanted.replace("_API", "")
@@ -107,10 +107,10 @@ def key_variables(plan: ResolvedConfig) -> set[str]:
     return set(_HUB_KEYS) if plan.record.is_engine else set()
 
 
-def providers() -> list[tuple[str, str, str, bool, str]]:
-    """Return the providers of the openai backend: name, base URL, variable of the key, whether it is set, dialect."""
+def providers() -> list[tuple[str, str, str, bool]]:
+    """Return `(name, base URL, variable of the key, whether it is set)` of every provider the openai backend knows."""
     module = importlib.import_module("promptmill.backends.openai.providers")
-    return cast("list[tuple[str, str, str, bool, str]]", module.listed())
+    return cast("list[tuple[str, str, str, bool]]", module.listed())
 
 
 def account_decides_tier(plan: ResolvedConfig) -> bool:

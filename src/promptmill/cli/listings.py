@@ -69,10 +69,10 @@ def add_providers_options(parser: Parser) -> None:
 def _show_providers(arguments: argparse.Namespace) -> int:
     rows = registry.providers()
     if arguments.json:
-        names = ("provider", "base_url", "key_env", "key_is_set", "dialect")
+        names = ("provider", "base_url", "key_env", "key_is_set")
         say(orjson.dumps([dict(zip(names, row, strict=True)) for row in rows], option=orjson.OPT_INDENT_2).decode())
         return 0
-    keys = [f"{key_env} ({'set' if is_set else 'not set'})" if key_env else "no key" for *_, key_env, is_set, _ in rows]
+    keys = [f"{key_env} ({'set' if is_set else 'not set'})" if key_env else "no key" for *_, key_env, is_set in rows]
     room = columns(sys.stdout) - _NAME_WIDTH - max(map(len, keys)) - 2 if sys.stdout.isatty() else _URL_WIDTH
     for (name, base_url, *_), key in zip(rows, keys, strict=True):
         url = f" {cut(base_url or 'needs base_url', room):{room}}" if room >= _SHORTEST_URL else ""

@@ -148,7 +148,7 @@ def _model_at(url: str) -> str:
 def _provider(arguments: argparse.Namespace, likely: str) -> Answers:
     rows = {
         name: (base_url, key_env)
-        for name, base_url, key_env, *_ in registry.providers()
+        for name, base_url, key_env, _ in registry.providers()
         if key_env and not base_url.startswith(_OF_THIS_MACHINE)
     }
     name = arguments.provider

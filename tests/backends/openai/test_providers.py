@@ -32,7 +32,7 @@ def test_a_provider_has_an_address_and_a_key(row):
 
 
 def test_large_providers_and_local_servers_have_profiles():
-    names = {name for name, base_url, *_ in listed({}) if base_url}
+    names = {name for name, base_url, _, _ in listed({}) if base_url}
     assert len(names) >= 35
     assert names >= {"openai", "anthropic", "google", "mistral", "groq", "openrouter", "deepseek", "kimi", "glm"}
     assert names >= {"vllm", "sglang", "llama.cpp", "ollama", "lmstudio", "tgi"}

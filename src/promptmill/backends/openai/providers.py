@@ -187,7 +187,7 @@ PROFILES = (
         always_thinking=re.compile(r"gemini-2\.5-pro|gemini-[3-9]"),
         base_url="https://generativelanguage.googleapis.com/v1beta",
         key_env="GEMINI_API_KEY",
-        page="ai.google.dev/api/generate-content",
+        page="ai.google.dev/gemini-api/docs/openai",
     ),
     ProviderProfile(
         "dashscope",
@@ -302,7 +302,7 @@ PROFILES = (
         reasoning_refused=_SAMPLING,
         base_url="https://api.anthropic.com/v1",
         key_env="ANTHROPIC_API_KEY",
-        page="platform.claude.com/docs/en/api/messages",
+        page="platform.claude.com/docs/en/api/openai-sdk",
     ),
     ProviderProfile(
         "deepseek",
@@ -562,15 +562,9 @@ def profile_of(name: str) -> ProviderProfile:
     return found
 
 
-def listed(environ: Mapping[str, str] = os.environ) -> list[tuple[str, str, str, bool, str]]:
-    """Return `(name, base URL, variable of the key, whether it is set, dialect)` of each profile."""
+def listed(environ: Mapping[str, str] = os.environ) -> list[tuple[str, str, str, bool]]:
+    """Return `(name, base URL, variable of the key, whether it is set)` of each profile."""
     return [
-        (
-            profile.name,
-            profile.base_url,
-            profile.key_env,
-            bool(environ.get(profile.key_env, "").strip()),
-            profile.dialect,
-        )
+        (profile.name, profile.base_url, profile.key_env, bool(environ.get(profile.key_env, "").strip()))
         for profile in PROFILES
     ]
