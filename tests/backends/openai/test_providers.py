@@ -24,8 +24,7 @@ def _plan(**block):
 def test_a_provider_has_an_address_and_a_key(row):
     (endpoint,) = endpoints(_plan(provider=row.name), {"LLM_API_KEY": "another", row.key_env: "the-key"})
     assert endpoint.dialect == row.dialect
-    expected = row.base_url.removesuffix("/chat/completions")
-    assert endpoint.base_url == (expected.removesuffix("/openai") if row.dialect == "gemini" else expected)
+    assert endpoint.base_url == row.base_url.removesuffix("/chat/completions")
     assert endpoint.profile is row
     if row.key_env and row.public:
         name = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}.get(row.dialect, "Authorization")
