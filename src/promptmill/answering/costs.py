@@ -307,7 +307,12 @@ class FlatPrice:
     input: float
     output: float
     cached_input: float
+    written_input: float | None = None
+    """For the part of a prompt that is written to the endpoint's cache; None: as `input`."""
+    hour_written_input: float | None = None
+    """For the part that the cache keeps for an hour; None: as `written_input`."""
     batch: float | None = None
+    """The part of the price that a request in a batch costs; None: unknown."""
 
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage`."""
@@ -316,6 +321,10 @@ class FlatPrice:
         cached = usage.cached_tokens
         fresh = usage.prompt_tokens - cached
         cost = fresh * self.input + cached * self.cached_input + usage.completion_tokens * self.output
+        if usage.written_tokens and self.written_input is not None:
+            hour = usage.hour_written_tokens if self.hour_written_input is not None else 0
+            cost += (usage.written_tokens - hour) * (self.written_input - self.input)
+            cost += hour * ((self.hour_written_input or 0.0) - self.input)
         return cost * _TIERS.get(tier, 1.0) / _MILLION
 
 
@@ -336,7 +345,10 @@ class _ListedPrice:
 
     def _flat(self, tier: str) -> FlatPrice:
         one = 1000
-        usages = Usage(one, 0), Usage(0, one), Usage(one, 0, cached_tokens=one)
+        usages = (
+            *(Usage(one, 0), Usage(0, one), Usage(one, 0, cached_tokens=one)),
+            *(Usage(one, 0, written_tokens=one), Usage(one, 0, written_tokens=one, hour_written_tokens=one)),
+        )
         return FlatPrice(*(self._exact(usage, tier) / one * _MILLION for usage in usages))
 
     def _exact(self, usage: Usage, tier: str) -> float:
@@ -347,6 +359,8 @@ class _ListedPrice:
             input_tokens=usage.prompt_tokens,
             output_tokens=usage.completion_tokens,
             cache_read_tokens=usage.cached_tokens,
+            cache_write_tokens=usage.written_tokens,
+            cache_write_1h_tokens=usage.hour_written_tokens,
         )
         context = {"service_tier": tier} if tier else None
         return float(calc_price(tokens, self._model, price_context=context, **self._place).total_price)
@@ -357,9 +371,8 @@ def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
     settings = plan.settings
     if (said := settings.price) is not None:
         cached = said.input if said.cached_input is None else said.cached_input
-        return FlatPrice(
-            said.input, said.output, cached, registry.batch_rate(plan) if said.batch is None else said.batch
-        )
+        batch = registry.batch_rate(plan) if said.batch is None else said.batch
+        return FlatPrice(said.input, said.output, cached, batch=batch)
     if not plan.record.needs_endpoint or not plan.model:
         return None
     return _listed(plan.model, plan)

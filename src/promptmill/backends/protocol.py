@@ -40,6 +40,10 @@ class Usage:
     """Prompt tokens from the endpoint's cache, which cost less."""
     reasoning_tokens: int = 0
     """Completion tokens of the reasoning."""
+    written_tokens: int = 0
+    """Prompt tokens written to the endpoint's cache, which may cost more; not among `cached_tokens`."""
+    hour_written_tokens: int = 0
+    """Those of `written_tokens` that the cache keeps for an hour, which costs more again."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -47,6 +51,8 @@ class Usage:
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
+            self.written_tokens + other.written_tokens,
+            self.hour_written_tokens + other.hour_written_tokens,
         )
 
 

@@ -88,6 +88,11 @@ class _EndpointAddress(Block):
         None,
         description="A known provider or server, see `promptmill providers`; its address is the default of `base_url`.",
     )
+    dialect: Literal["openai", "responses", "anthropic", "gemini"] | None = Field(
+        None,
+        description="The API to speak: `openai` (chat completions), `responses`, `anthropic` (Messages) or `gemini` "
+        "(generateContent); null: the provider's own.",
+    )
     model_name: str | None = Field(
         None, description="The model's name at the endpoint; null: the endpoint's only model."
     )

@@ -23,10 +23,13 @@ def _plan(**block):
 @pytest.mark.parametrize("row", [row for row in PROFILES if row.base_url], ids=lambda row: row.name)
 def test_a_provider_has_an_address_and_a_key(row):
     (endpoint,) = endpoints(_plan(provider=row.name), {"LLM_API_KEY": "another", row.key_env: "the-key"})
-    assert endpoint.url == row.base_url.removesuffix("/chat/completions") + "/chat/completions"
+    assert endpoint.dialect == row.dialect
+    expected = row.base_url.removesuffix("/chat/completions")
+    assert endpoint.base_url == (expected.removesuffix("/openai") if row.dialect == "gemini" else expected)
     assert endpoint.profile is row
     if row.key_env and row.public:
-        assert endpoint.headers["Authorization"] == "Bearer the-key"
+        name = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}.get(row.dialect, "Authorization")
+        assert endpoint.headers[name].removeprefix("Bearer ") == "the-key"
 
 
 def test_large_providers_and_local_servers_have_profiles():

@@ -58,6 +58,8 @@ class ProviderProfile:
     """The type that switches thinking on, where `thinking` is `type_object`."""
     always_thinking: re.Pattern[str] | None = None
     """Its models whose thinking cannot be switched off, in addition to those that always think at every provider."""
+    dialect: str = "openai"
+    """The API that it speaks unless the configuration names another one; `openai` is chat completions."""
     account_tier: bool = False
     """Whether the account decides about the service tier of a request that names none."""
     codes: Mapping[str, Cause] = field(default_factory=dict)
@@ -197,6 +199,7 @@ PROFILES = (
     ),
     ProviderProfile(
         "google",
+        dialect="gemini",
         refused=_NOT_OPENAIS,
         thinking="effort",
         always_thinking=re.compile(r"gemini-2\.5-pro|gemini-[3-9]"),
@@ -315,11 +318,12 @@ PROFILES = (
     ),
     ProviderProfile(
         "anthropic",
+        dialect="anthropic",
         refused=_NOT_OPENAIS,
         thinking="refused",
         json_form="words",
         # "`temperature` is deprecated for this model": platform.claude.com/docs/en/about-claude/models/migration-guide
-        reasoning_models=re.compile(r"claude-(?:opus-(?:4-[7-9]|[5-9])|fable)"),
+        reasoning_models=re.compile(r"claude-(?:opus-(?:4-[7-9]|[5-9])|(?:sonnet|haiku)-[5-9]|fable|mythos)"),
         reasoning_refused=_SAMPLING,
         base_url="https://api.anthropic.com/v1",
         key_env="ANTHROPIC_API_KEY",

@@ -65,6 +65,7 @@ _Result = Completion | RetryDecision
 _ANSWER = attrgetter(
     *("text", "finish_reason", "reasoning", "tool_calls", "logprobs", "details", "tier", "warnings"),
     *("usage.prompt_tokens", "usage.completion_tokens", "usage.cached_tokens", "usage.reasoning_tokens"),
+    *("usage.written_tokens", "usage.hour_written_tokens"),
 )
 _KEPT_SETTINGS = 1024
 
