@@ -10,7 +10,7 @@ a dated model that costs the same as its undated name.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import subprocess
 import sys
@@ -97,7 +97,7 @@ def written(source: str, models: dict[str, Any]) -> str:
             for tier, rows in tiers.items()
         ]
         lines.append(f'  "{provider}": {{\n' + ",\n".join(blocks) + "\n  }")
-    head = {"source": f"{source}, {_LIST.partition('/')[2]}", "read": f"{datetime.date.today():%Y-%m-%d}"}
+    head = {"source": f"{source}, {_LIST.partition('/')[2]}", "read": f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"}
     start = "".join(f"  {json.dumps(name)}: {json.dumps(value)},\n" for name, value in head.items())
     return "{\n" + start + ",\n".join(lines) + "\n}\n"
 

@@ -347,7 +347,8 @@ class _ListedPrice:
             *(Usage(one, 0), Usage(0, one), Usage(one, 0, cached_tokens=one)),
             *(Usage(one, 0, written_tokens=one), Usage(one, 0, written_tokens=one, hour_written_tokens=one)),
         )
-        self._usual = FlatPrice(*(self._exact(usage) / one * _MILLION for usage in usages), tiers=tiers)
+        prompt, answer, cached, written, an_hour = (self._exact(usage) / one * _MILLION for usage in usages)
+        self._usual = FlatPrice(prompt, answer, cached, written, an_hour, tiers)
         self.batch = self._usual.batch
 
     def cost(self, usage: Usage, tier: str = "") -> float:
