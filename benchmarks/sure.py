@@ -1,8 +1,16 @@
-"""`python -m benchmarks.sure ARCHIVE [RUNS]`: sure labels by a student, on texts that people have labelled.
+"""`python -m benchmarks.sure TABLE… [--runs 40] [--taught N]`: sure labels by a student, on texts that people labelled.
 
-ARCHIVE is the source distribution of vaderSentiment 3.3.2, which has two such tables, of films and of products:
+TABLE is the source distribution of vaderSentiment 3.3.2, which has four such tables,
 
     pip download --no-deps --no-binary :all: vaderSentiment==3.3.2
+
+or a table of a public repository, as it is there:
+
+    banking_data/ of PolyAI-LDN/task-specific-datasets         train.csv, test.csv: text, category
+    data/data_full.json of clinc/oos-eval
+    datasets/NAME/ of cardiffnlp/tweeteval                     train_text.txt, train_labels.txt, val…, test…
+    data/ag_news_csv/test.csv of mhjabreel/CharCnn_Keras       number of the label, title, text
+    SMSSpamCollection, as .tsv                                 label, text
 
 A person's label takes the place of the strong model's. Each run draws other rows to train the student, and another
 sample. No job is run: the draw, the student and the cut are those of a job.
@@ -10,23 +18,30 @@ sample. No job is run: the draw, the student and the cut are those of a job.
 
 from __future__ import annotations
 
+import argparse
+import csv
 import io
+import json
 import statistics
-import sys
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from heapq import nsmallest
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 from promptmill.jobs.run.student_rounds import taught_of
 from promptmill.jobs.sure import cut as cuts
 from promptmill.jobs.sure.student import Student
 
 _INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-_TABLES = ("movieReviewSnippets", "amazonReviewSnippets")
+_TABLES = ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets", "tweets")
 _CERTAINTY = 0.95
 _TARGETS = (0.95, 0.9)
+
+
+Labelled: TypeAlias = tuple[str, str]
+"""A text and its label."""
 
 
 class Run(NamedTuple):
@@ -40,20 +55,52 @@ class Run(NamedTuple):
     """The share of delivered labels that are the strong model's."""
 
 
-def table(archive: str, name: str) -> list[tuple[str, str]]:
-    """Return the texts of a table and their labels: whether people rate them above 0."""
-    with tarfile.open(archive) as outer:
+def tables(path: Path) -> Iterator[tuple[str, list[Labelled]]]:
+    """Yield the tables at `path` with their names."""
+    if path.suffixes[-2:] == [".tar", ".gz"]:
+        yield from _of_vader(path)
+    elif path.suffix == ".json":
+        parts = json.loads(path.read_text("utf-8"))
+        yield path.stem, [(text, label) for part in parts.values() for text, label in part]
+    elif path.suffix == ".tsv":
+        lines = path.read_text("utf-8").splitlines()
+        yield path.stem, [(text, label) for label, _, text in (line.partition("\t") for line in lines)]
+    elif path.suffix == ".csv":
+        yield path.stem, _of_csv(path)
+    elif texts := sorted(path.glob("*_text.txt")):
+        both = [(file, file.with_name(file.name.replace("_text", "_labels"))) for file in texts]
+        yield path.name, [pair for files in both for pair in zip(*map(_lines, files), strict=True)]
+    else:
+        yield path.name, [row for file in sorted(path.glob("*.csv")) for row in _of_csv(file)]
+
+
+def _of_vader(path: Path) -> Iterator[tuple[str, list[Labelled]]]:
+    with tarfile.open(path) as outer:
         found = outer.extractfile(_INNER)
         assert found is not None
         with tarfile.open(fileobj=io.BytesIO(found.read())) as inner:
-            file = inner.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
-            assert file is not None
-            lines = file.read().decode("latin-1").splitlines()
-    cells = [line.split("\t") for line in lines if line.count("\t") == 2]
-    return [(text, "positive" if float(rating) > 0 else "negative") for _, rating, text in cells]
+            for name in _TABLES:
+                file = inner.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
+                assert file is not None
+                lines = file.read().decode("latin-1").splitlines()
+                cells = [line.split("\t") for line in lines if line.count("\t") == 2]
+                yield name, [(text, "positive" if float(rating) > 0 else "negative") for _, rating, text in cells]
 
 
-def drawn(rows: Sequence[tuple[str, str]], seed: str, taught: int) -> list[Run]:
+def _of_csv(path: Path) -> list[Labelled]:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    if "text" in rows[0]:
+        text, label = rows[0].index("text"), 1 - rows[0].index("text")
+        return [(row[text], row[label]) for row in rows[1:]]
+    return [(" ".join(texts), label) for label, *texts in rows]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text("utf-8").removesuffix("\n").split("\n")  # a text may have other ends of lines
+
+
+def drawn(rows: Sequence[Labelled], seed: str, taught: int) -> list[Run]:
     """Train a student and deliver all rows, for each target."""
     learned = nsmallest(taught, range(len(rows)), key=lambda n: cuts.number("train", seed, n))
     student = Student([rows[n] for n in learned])
@@ -74,25 +121,30 @@ def drawn(rows: Sequence[tuple[str, str]], seed: str, taught: int) -> list[Run]:
     return runs
 
 
-def main(archive: str, runs: int = 40) -> None:
+def main() -> None:
     """Print a line for each table and target."""
-    print("| rows | learned from | target | labels by the strong model | fewer calls | runs below the target | a run |")
-    print("|---|---|---|---|---|---|---|")
-    for name in _TABLES:
-        rows = table(archive, name)
-        taught = taught_of(len(rows)) or 1_000  # a job asks the strong model about all rows of so small a table
+    parser = argparse.ArgumentParser()
+    parser.add_argument("tables", type=Path, nargs="+")
+    parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--taught", type=int)
+    arguments = parser.parse_args()
+    print("| rows | labels | learned from | target | by the strong model | fewer calls | below the target | a run |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, rows in [table for path in arguments.tables for table in tables(path)]:
+        # a job asks the strong model about all rows of a table that is too small
+        taught = arguments.taught or taught_of(len(rows)) or 1_000
         begun = time.perf_counter()
-        found = [each for run in range(runs) for each in drawn(rows, f"{name} {run}", taught)]
-        seconds = (time.perf_counter() - begun) / runs
+        found = [each for run in range(arguments.runs) for each in drawn(rows, f"{name} {run}", taught)]
+        seconds = (time.perf_counter() - begun) / arguments.runs
         for agree in _TARGETS:
             mine = [run for run in found if run.agree == agree]
             strong, below = statistics.mean(run.strong for run in mine), sum(run.reached < agree for run in mine)
             print(
-                f"| {len(rows):,} {name} | {taught:,} | {agree:.0%} | {strong:.0%} | {1 / strong:.2f} times | "
-                f"{below} of {runs} | {seconds:.1f} s |",
+                f"| {len(rows):,} {name} | {len({label for _, label in rows})} | {taught:,} | {agree:.0%} | "
+                f"{strong:.0%} | {1 / strong:.2f} times | {below} of {arguments.runs} | {seconds:.1f} s |",
                 flush=True,
             )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(int, sys.argv[2:]))
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -139,3 +140,40 @@ def test_choices_of_a_call_are_checked(upstream):
     plan = Service(openai_configuration(upstream.url)).plan
     with pytest.raises(PromptmillError, match=r"sampling_params\.choices"):
         plan.with_sampling({"choices": ["a"]})
+
+
+def _tokens(*places):
+    entries = [[{"token": text, "logprob": math.log(share)} for text, share in place.items()] for place in places]
+    return {"content": [entry[0] | {"top_logprobs": entry} for entry in entries]}
+
+
+async def test_the_likely_tokens_of_an_endpoint_tell_the_likeliest_choices(ask, upstream):
+    told = _tokens({'{"': 0.9, "{": 0.1}, {"answer": 1.0}, {'":"': 1.0}, {"ne": 0.6, "pos": 0.2, "I": 0.2})
+    told["content"] += _tokens({"ut": 0.75, "g": 0.25}, {'ral"}': 1.0})["content"]
+    upstream.reply = answer('{"answer":"neutral"}', logprobs=told)
+    (outcome,), stats = await ask(["How is it?"], top_choices=2)
+    assert outcome.text == "neutral"
+    assert outcome.top_choices == {"neutral": 0.5625, "positive": 0.25}
+    assert (outcome.logprobs, stats.warnings) == (None, {})
+    sent = upstream.seen[0].json
+    assert (sent["logprobs"], sent["top_logprobs"], "top_choices" in sent) == (True, 5, False)
+    (outcome,), _ = await ask(["How is it?"], top_choices=1, top_logprobs=9, logprobs=True)
+    assert (outcome.top_choices, outcome.logprobs) == ({"neutral": 0.5625}, told)
+    assert upstream.seen[1].json["top_logprobs"] == 9
+
+
+async def test_an_endpoint_without_log_probabilities_answers_without_chances(ask, upstream):
+    upstream.reply = answer('{"answer": "neutral"}')
+    (outcome,), _ = await ask(["How is it?"], top_choices=2)
+    assert (outcome.text, outcome.top_choices) == ("neutral", None)
+
+
+async def test_top_choices_must_be_a_number_and_go_with_choices(ask, upstream):
+    (outcome,), _ = await ask(["How is it?"], top_choices="all")
+    assert outcome.error.code is Code.INVALID_INPUT
+    assert not upstream.seen
+    upstream.reply = answer("fine")
+    (outcome,), stats = await ask(["How is it?"], None, top_choices=3)
+    assert outcome.text == "fine"
+    assert "top_choices" not in upstream.seen[0].json
+    assert any("top_choices" in warning for warning in stats.warnings)

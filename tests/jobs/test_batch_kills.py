@@ -16,8 +16,8 @@ ROWS = 24
 KILLED = Path(__file__).parents[1] / "support" / "killed.py"
 PROVIDERS = ["openai", "azure", "anthropic", "gemini", "mistral"]
 NAMES = {"gemini": "google"}
-# while the database keeps: a batch begins, is planned, its amount, the upload, the creation, its id, each look, its end,
-# the fetched replies; and its rows, the replies, its last state
+# a batch begins, is planned, its amount, the upload, the creation, its id, each look, its end, the fetched replies; and
+# its rows, the replies, its last state
 POINTS = [f"{side}-batch:{n}" for n in range(1, 8) for side in ("before", "after")]
 POINTS += [f"{side}-{what}" for what in ("rows", "replies", "finish") for side in ("before", "after")]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import math
 import pydoc
 import re
 import sys
@@ -430,6 +431,15 @@ def test_fields_of_answers_are_columns_of_the_table(options, upstream):
     assert found["k_1"].to_pylist() == [1, None]
     assert found.schema.field("people").type == pa.float64()
     assert found["sights"].to_pylist() == [["Louvre"], None]
+
+
+def test_the_likeliest_choices_are_a_column(options, upstream, tmp_path):
+    likely = [{"token": text, "logprob": math.log(share)} for text, share in (("yes", 0.75), ("no", 0.25))]
+    upstream.reply = answer("yes", logprobs={"content": [likely[0] | {"top_logprobs": likely}]})
+    job = promptmill.bulk(["a"], tmp_path / "out.csv", choices=["yes", "no"], top_choices=2, **options)
+    assert job.rows[0]["top_choices"] == {"yes": 0.75, "no": 0.25}
+    assert "logprobs" not in job.rows[0]
+    assert '"{""yes"":0.75,""no"":0.25}"' in (tmp_path / "out.csv").read_text()
 
 
 def test_tools_and_logprobs_go_through_and_come_back(options, upstream, tmp_path):

@@ -18,10 +18,11 @@ import pytest
 
 import promptmill
 from promptmill.comparison.figures import _difference
-from promptmill.comparison.files import ComparedFile, text_of
+from promptmill.comparison.files import ComparedFile
 from promptmill.comparison.paired_proportions import kappa, mcnemar, paired_interval, wilson
 from promptmill.comparison.words import Table
 from promptmill.core.errors import PromptmillError
+from promptmill.core.values import text_of
 from replies import answer, choose, status
 from tables import write_rows
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,33 @@ def test_another_job_takes_the_labels_over(voted):
         row = voted.answers()[9]
         assert (row["answer"], row["sure"], row["answered_by"]) == ("neutral", "person", "person")
         assert len(voted.upstream.seen) == (0 if more[0] == "--from" else 3 * ROWS)
+
+
+def test_labels_of_rows_drawn_at_random_tell_the_shares_of_all_rows(bench):
+    rows = 600
+    bench.upstream.reply = labellers()
+    bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(rows)])
+    bench.succeed(*LABELLED, *named(bench), "--sure", "strong")
+    found = table(bench, "--sample", "120")
+    decide(bench, {int(row["row"]): label("strong", row["text"])[0] for row in found}, found)
+    reviewed(bench, "--take", "decisions.csv")
+    its = bench.folder.status["shares"][""]
+    right = Counter(label("strong", f"review {n}")[0] for n in range(rows))
+    assert its.keys() == set(LABELS)
+    for name, one in its.items():
+        assert one["low"] <= one["share"] <= one["high"]
+        assert abs(one["share"] - right[name] / rows) < 0.15, "far beyond the interval"
+    assert sum(one["share"] for one in its.values()) == pytest.approx(1, abs=0.1)
+    said = bench.jobs(bench.folder.job_id).stdout
+    assert "as the person would label every row" in said
+    assert "tell no shares" not in said
+    more = next(
+        row for row in table(bench, name="more.csv") if int(row["row"]) not in {int(one["row"]) for one in found}
+    )
+    decide(bench, {int(more["row"]): label("strong", more["text"])[0]}, [more])
+    reviewed(bench, "--take", "decisions.csv")
+    assert "shares" not in bench.folder.status, "a doubtful row was added"
+    assert "121 labels by a person; not of rows drawn at random" in bench.jobs(bench.folder.job_id).stdout
 
 
 def test_the_labels_of_a_person_count_as_right_in_a_sure_job(bench):

@@ -124,13 +124,13 @@ def test_the_student_answers_rows_at_no_price(student):
     rows, sure = student.answers(), found["sure"]
     givers = Counter(row["sure"] for row in rows)
     assert sent(student) == {"strong": givers["strong"] + givers["sample"]}
-    assert (sure["taught"], givers["sample"]) == (200, sure["sampled"])
+    assert (sure["sample"]["taught"], givers["sample"]) == (200, sure["sample"]["drawn"])
     assert sure["cheap"] == givers["student"] > ROWS / 2
     assert sure["factor"] == round(ROWS / sure["strong"], 2) > 2
     assert wrong(rows) <= MOST_WRONG
     assert all(row["answer"] == topic(row["text"]) for row in rows if row["sure"] != "student")
     assert found["done"] == found["requests"] + sure["cheap"] == ROWS
-    assert found["cost"] == pytest.approx(sure["cost_alone"] * sure["strong"] / ROWS, rel=0.01)
+    assert found["cost"] == pytest.approx(sure["expected"]["cost_alone"] * sure["strong"] / ROWS, rel=0.01)
     scores = {
         name: [row["score"] for row in rows if row["sure"] == name and row["score"] is not None] for name in givers
     }
@@ -154,7 +154,7 @@ def test_no_row_both_trains_the_student_and_is_in_the_sample(student):
 def test_labels_that_do_not_follow_from_the_words_do_not_pay(student):
     student.upstream.reply = choose(lambda seen: answer([*TOPICS][crc32(seen.prompt.encode()) % 3]))
     found = run(student)
-    assert not found["sure"]["pays"]
+    assert not found["sure"]["expected"]["pays"]
     assert sent(student) == {"strong": ROWS}
     done = student.run(*STUDENT, *named(student), "--again", "failed")
     assert "did not pay" in done.stdout
@@ -165,7 +165,7 @@ def test_a_small_table_is_answered_by_the_strong_model(student):
     student.write([{"id": n, "text": text(n)} for n in range(900)])
     found = run(student)
     assert sent(student) == {"strong": 900}
-    assert found["sure"]["sampled"] == 0
+    assert found["sure"]["sample"]["drawn"] == 0
 
 
 def test_rows_that_are_added_later_have_a_sample_of_their_own(student):
@@ -176,7 +176,7 @@ def test_rows_that_are_added_later_have_a_sample_of_their_own(student):
     parts = student.folder.known_spec().parts
     assert parts[0] == first[0]
     assert (parts[1].taught, parts[1].seed != parts[0].seed) == (200, True)
-    assert (found["sure"]["rows"], found["sure"]["taught"]) == (2 * ROWS, 400)
+    assert (found["sure"]["rows"], found["sure"]["sample"]["taught"]) == (2 * ROWS, 400)
     assert wrong(student.answers()) <= MOST_WRONG
 
 
@@ -204,7 +204,7 @@ def test_rows_that_fail_at_the_strong_model_train_nothing(student):
     result = student.run(*STUDENT, *named(student), "--json")
     found = json.loads(result.stdout)
     assert found["failed"] == sum(row["error"] is not None for row in student.answers()) > 0
-    assert found["sure"]["pays"]
+    assert found["sure"]["expected"]["pays"]
 
 
 def test_validate_and_the_summary_say_what_it_takes(student):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sqlite3
 from collections import Counter
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 
 import promptmill
 from labellers import LABELS, label, labellers, named, sent
-from promptmill.jobs.store.records import SLOT
+from promptmill.backends.protocol import Completion
+from promptmill.jobs.store.records import SLOT, record_of
+from promptmill.jobs.sure.cut import size_right
+from promptmill.jobs.sure.panel import probability
 from replies import answer, choose, status
 from waiting import eventually
 
@@ -48,7 +52,7 @@ def test_the_strong_model_answers_the_sample_and_the_unsure_rows(sure):
     found = run(sure)
     rows = sure.answers()
     givers = Counter(row["sure"] for row in rows)
-    assert givers["sample"] == found["sure"]["sampled"] > 60
+    assert givers["sample"] == found["sure"]["sample"]["drawn"] > 60
     assert sent(sure) == {"small": ROWS, "strong": givers["sample"] + givers["strong"]}
     assert found["sure"]["cheap"] == givers["cheap"] > ROWS / 3
     assert found["sure"]["strong"] == ROWS - givers["cheap"]
@@ -58,7 +62,7 @@ def test_the_strong_model_answers_the_sample_and_the_unsure_rows(sure):
     assert all(row["answer"] == label("strong", row["text"])[0] for row in rows if row["sure"] != "cheap")
     assert found["done"] == found["total"] == ROWS
     assert found["requests"] == len(sure.upstream.seen)
-    assert found["sure"]["expected_cost"] < found["sure"]["cost_alone"]
+    assert found["sure"]["expected"]["cost"] < found["sure"]["expected"]["cost_alone"]
     sure.upstream.seen.clear()
     run(sure)
     assert not sure.upstream.seen, "a job that is done asks nothing"
@@ -66,15 +70,40 @@ def test_the_strong_model_answers_the_sample_and_the_unsure_rows(sure):
 
 def test_a_second_cheap_model_makes_labels_surer(sure):
     found = run(sure, "--second", "small-2")
-    assert found["sure"]["score"] == "second and probability"
+    assert found["sure"]["sample"]["score"] == "second and probability"
     assert sent(sure)["small-2"] == ROWS
     assert wrong(sure.answers()) <= MOST_WRONG
+
+
+def test_the_probability_among_the_choices_is_better_than_that_of_the_tokens():
+    logprobs = {"content": [{"token": "yes", "logprob": -3.0}]}
+    known = record_of(SLOT, Completion("yes", "stop", logprobs=logprobs, top_choices={"yes": 0.75, "no": 0.25}))
+    assert probability(known) == 0.75
+    for chances in ({"no": 0.25}, None):
+        other = record_of(SLOT, Completion("yes", "stop", logprobs=logprobs, top_choices=chances))
+        assert probability(other) == math.exp(-3.0)
+
+
+@pytest.mark.engine
+@pytest.mark.thorough
+def test_an_engine_of_this_machine_tells_the_probability_among_the_choices(sure):
+    pytest.importorskip("torch")
+    sure.write([{"id": n, "text": f"review {n}"} for n in range(220)])
+    strong = {"openai": {"base_url": sure.upstream.url, "model_name": "strong"}}
+    small = {"hf": {"model_name_or_path": "smollm2-135m-instruct"}}
+    models = {"strong": {"backend": "openai", **strong}, "small": {"backend": "hf", **small}}
+    found = sure.succeed(*SURE, "--set", f"models={json.dumps(models)}")
+    assert found["sure"]["score"] == "probability"
+    scores = [row["score"] for row in sure.answers() if row["score"] is not None]
+    assert len(scores) >= found["sure"]["sampled"] > 60
+    assert min(scores) > 0.2, "of three choices; of all words, their first letters have less than 0.05"
+    assert not any("top_choices" in row for row in sure.answers() if row["sure"] != "cheap")
 
 
 def test_without_probabilities_repeats_order_the_answers(sure):
     sure.upstream.reply = labellers(probabilities=False, varied=True)
     found = run(sure)
-    assert found["sure"]["score"] == "repeats"
+    assert found["sure"]["sample"]["score"] == "repeats"
     assert wrong(sure.answers()) <= MOST_WRONG
     assert {row["score"] for row in sure.answers()} <= {round(k / 3, 4) for k in (1, 2, 3)} | {None}
 
@@ -85,13 +114,13 @@ def test_an_endpoint_that_refuses_log_probabilities_is_asked_without_them(sure):
     sure.upstream.reply = choose(lambda seen: refused if seen.json.get("logprobs") else known)
     found = run(sure)
     assert found["failed"] == 0
-    assert found["sure"]["score"] == "repeats"
+    assert found["sure"]["sample"]["score"] == "repeats"
 
 
 def test_equal_scores_do_not_pay_and_say_why(sure):
     sure.upstream.reply = labellers(probabilities=False)
     found = run(sure)
-    assert found["sure"]["score"] == "equal"
+    assert found["sure"]["sample"]["score"] == "equal"
     assert "same score" in sure.run(*SURE, "--again", "failed", *named(sure)).stdout
 
 
@@ -99,7 +128,7 @@ def test_a_small_table_is_answered_by_the_strong_model(sure):
     sure.write([{"id": n, "text": f"review {n}"} for n in range(150)])
     found = run(sure)
     assert sent(sure) == {"strong": 150}
-    assert found["sure"]["sampled"] == 0
+    assert found["sure"]["sample"]["drawn"] == 0
     assert {row["sure"] for row in sure.answers()} == {"strong"}
 
 
@@ -112,8 +141,10 @@ def test_a_cheap_model_that_is_often_wrong_does_not_pay(sure):
 
     sure.upstream.reply = choose(reply)
     found = run(sure)
-    assert not found["sure"]["pays"]
-    assert sent(sure) == {"small": found["sure"]["sampled"], "strong": ROWS}, "the cheap model answers the sample alone"
+    assert not found["sure"]["expected"]["pays"]
+    assert sent(sure) == {"small": found["sure"]["sample"]["drawn"], "strong": ROWS}, (
+        "the cheap model answers the sample alone"
+    )
     assert wrong(sure.answers()) == 0
 
 
@@ -191,6 +222,42 @@ def test_rows_that_are_added_later_have_a_sample_of_their_own(sure):
     assert wrong(sure.answers()) <= MOST_WRONG
 
 
+def test_rows_that_were_not_asked_yet_move_to_the_part_of_a_grown_input(sure):
+    known, is_broken = labellers(), [True]
+
+    def reply(seen: Any) -> Any:
+        fails = is_broken[0] and seen.json["model"] == "small" and sent(sure)["small"] > 300
+        return status(401, "Wrong key.", code="invalid_api_key") if fails else known
+
+    sure.upstream.reply = choose(reply)
+    assert sure.run(*SURE, *named(sure)).returncode
+    (before,) = sure.folder.known_spec().parts
+    assert before.cut is not None
+    assert before.pays
+    is_broken[0] = False
+    sure.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(2 * ROWS)])
+    found = run(sure)
+    first, second = sure.folder.known_spec().parts
+    assert 0 < first.rows < before.rows == ROWS
+    assert first.rows + second.rows == found["sure"]["rows"] == 2 * ROWS
+    expected, rows = found["sure"]["expected"], sure.answers()
+    assert expected["cost_alone"] == pytest.approx(sum(part.costs[1] for part in (first, second)))
+    assert abs(expected["share"] - found["sure"]["strong"] / len(rows)) < 0.3, "twice the largest of 20,000 draws"
+    assert wrong(rows) <= MOST_WRONG
+
+
+@pytest.mark.parametrize("is_decided", [False, True])
+def test_the_parts_of_an_input_that_grows_again_and_again_have_each_row_once(sure, is_decided):
+    sure.upstream.reply = choose(lambda _: status(401, "Wrong key.", code="invalid_api_key"))
+    for times in (1, 2, 3):
+        if times == 2 and is_decided:
+            sure.upstream.reply = labellers()
+        sure.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(times * ROWS)])
+        sure.run(*SURE, *named(sure))
+        parts = sure.folder.known_spec().parts
+        assert sum(part.every for part in parts) == times * ROWS
+
+
 def test_a_few_rows_that_are_added_later_go_to_the_strong_model(sure):
     run(sure)
     sure.upstream.seen.clear()
@@ -241,12 +308,12 @@ def test_validate_tells_the_size_of_the_sample_and_its_price(sure):
 def test_the_news_of_the_sample_come_before_the_other_rows_are_sent(sure):
     done = sure.run(*SURE, *named(sure))
     assert "of the rows will be answered by strong: $" in done.stderr
-    assert "agreement with the model, not truth" in done.stdout
+    assert "not promised: that the labels are true, or this share of each class" in done.stdout
 
 
 def test_a_class_that_the_sample_hardly_has_cannot_be_guarded(sure):
     found = run(sure, "--recall", "neutral=95%")
-    assert not found["sure"]["pays"], "30 of 83 rows are too few for a promise"
+    assert not found["sure"]["expected"]["pays"], "30 of 83 rows are too few for a promise"
     assert sent(sure)["strong"] == ROWS
 
 
@@ -255,7 +322,7 @@ def test_a_guarded_class_may_need_a_larger_sample(sure):
     found = run(sure, "--recall", "neutral=95%")
     (part,) = sure.folder.known_spec().parts
     assert part.earlier > 60, "the first sample had too few rows of the class"
-    assert found["sure"]["classes"]["neutral"][0] >= 72
+    assert found["sure"]["sample"]["classes"]["neutral"][0] >= 72
     assert part.rows + part.earlier == found["sure"]["rows"] == 2 * ROWS
     rows = sure.answers()
     neutral = [row for row in rows if label("strong", row["text"])[0] == "neutral"]
@@ -273,7 +340,7 @@ def test_the_report_has_the_promise_the_classes_and_the_curve(sure):
     assert '"curve":[[1.0,1.0],' in text
     (part,) = sure.folder.known_spec().parts
     scores = [row["score"] for row in sure.answers() if row["score"] is not None]
-    is_near = part.pays and any(abs(score - part.cut[0]) <= 0.05 for score in scores)
+    is_near = part.pays and any(abs(score - part.cut.place[0]) <= 0.05 for score in scores)
     assert ("Near the cut" in text) is is_near
 
 
@@ -312,3 +379,137 @@ def test_a_job_with_sure_labels_takes_no_answers_of_another_way(sure):
     assert "chose its labels by --sure" in sure.fail(*options, "--model", "strong")
     for option in (("--keep",), ("--from", str(sure.output))):
         assert f"--sure goes without {option[0]}" in sure.fail(*SURE, *option)
+
+
+# ---- right labels
+
+
+GOLD = ("--prompt", SURE[1], "--choices", ",".join(LABELS), "--sure", "strong", "--model", "small", "--gold", "label")
+
+
+def write_gold(bench: Any, right: int = ROWS, wrong: int = 0) -> dict[str, str]:
+    """Write rows of which the first `right` have right labels; the strong model is wrong on `wrong` of all rows."""
+    truth = {f"review {n}": label("strong", f"review {n}")[0] for n in range(ROWS)}
+    for n in random.Random(1).sample(range(ROWS), wrong):
+        answer_ = truth[f"review {n}"]
+        truth[f"review {n}"] = LABELS[(LABELS.index(answer_) + 1) % 3]
+    bench.write(
+        [
+            {"id": f"r{n}", "text": text, "label": f" {right_.upper()}" if n < right else None}
+            for n, (text, right_) in enumerate(truth.items())
+        ]
+    )
+    return truth
+
+
+def test_the_promise_may_be_about_right_labels(sure):
+    truth = write_gold(sure, wrong=3)
+    done = sure.run(*GOLD, *named(sure))
+    assert done.returncode == 0, done.stderr
+    found, rows = sure.status()["sure"], sure.answers()
+    assert {seen.prompt for seen in sure.upstream.seen} == {f"Is it positive? {text}" for text in truth}
+    givers = Counter(row["sure"] for row in rows)
+    assert givers["sample"] == found["sample"]["drawn"] == size_right(ROWS, ROWS, ROWS // 20, 0.95)
+    sampled = [row for row in rows if row["sure"] == "sample"]
+    assert found["sample"]["right"] == sum(row["answer"] == truth[row["text"]] for row in sampled)
+    assert sum(row["answer"] != truth[row["text"]] for row in rows) <= MOST_WRONG * ROWS
+    assert sum(counts[0] for counts in found["sample"]["classes"].values()) == len(sampled)
+    assert found["expected"]["alone"] >= 0.95
+    assert (
+        "promised, with 95 % certainty: 95 % of the labels or more are right, as `label` says; estimated" in done.stdout
+    )
+    assert "not promised: this share of each class" in done.stdout
+    assert "random choice" not in done.stdout, "every row has a right label"
+    assert "the cheap model on" in done.stderr
+
+
+def test_the_sample_is_drawn_from_the_rows_with_a_right_label(sure):
+    write_gold(sure, right=200)
+    done = sure.run(*GOLD, *named(sure))
+    assert done.returncode == 0, done.stderr
+    found = sure.status()["sure"]["sample"]
+    assert (found["gold"], found["drawn"]) == (200, 200)
+    assert {row["id"] for row in sure.answers() if row["sure"] == "sample"} == {f"r{n}" for n in range(200)}
+    assert "the 200 rows with a right label in `label` must be a random choice of all rows" in done.stdout
+
+
+def test_a_strong_model_that_misses_the_target_stops_the_job_after_the_sample(sure):
+    write_gold(sure, wrong=120)
+    done = sure.run(*GOLD, *named(sure))
+    assert done.returncode
+    drawn_ = sure.status()["sure"]["sample"]["drawn"]
+    assert sent(sure) == {"small": drawn_, "strong": drawn_}
+    assert "strong itself is right on" in done.stderr + done.stdout
+    assert "95 % cannot be promised" in done.stderr + done.stdout
+    sure.upstream.seen.clear()
+    again = sure.run(*GOLD, *named(sure))
+    assert "95 % cannot be promised" in again.stderr + again.stdout
+    assert not sure.upstream.seen
+
+
+def test_a_cheap_model_that_does_not_help_leaves_the_promise_about_the_strong_one(sure):
+    sure.upstream.reply = labellers(probabilities=False)
+    write_gold(sure)
+    done = sure.run(*GOLD, *named(sure))
+    rows = sure.answers()
+    assert {row["sure"] for row in rows} <= {"sample", "strong", "cheap"}
+    assert "95 % of the labels or more are right" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--gold", "labels"), "--gold: the input has no column 'labels'"),
+        (("--gold", "label", "--student"), "--gold goes without --student"),
+        (("--gold", "label", "--recall", "neutral=90%"), "--gold goes without --recall"),
+        (("--gold", "text"), "--prompt names text, the column of the right labels"),
+        (("--gold", "label", "--prompt", "What? {{ row }}"), "--prompt has all columns of the row, also label"),
+    ],
+)
+def test_right_labels_that_cannot_serve_are_refused(sure, options, problem):
+    write_gold(sure)
+    prompt = () if "--prompt" in options else ("--prompt", SURE[1])
+    model = () if "--student" in options else ("--model", "small")
+    said = sure.run(*prompt, "--choices", ",".join(LABELS), "--sure", "strong", *model, *named(sure), *options)
+    assert said.returncode
+    assert problem in said.stderr + said.stdout
+    assert not sure.upstream.seen
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_too_few_right_labels_or_other_ones_are_told_before_anything_is_sent(sure, validate):
+    more = ("--validate",) if validate else ()
+    write_gold(sure, right=30)
+    done = sure.run(*GOLD, *named(sure), *more)
+    assert "needs right labels for 54 of them at least, and `label` has 30" in done.stderr + done.stdout
+    sure.write([{"text": f"review {n}", "label": "fine" if n == 7 else "neutral"} for n in range(ROWS)])
+    done = sure.run(*GOLD, *named(sure), *more)
+    assert "'fine' (1 row); correct these" in done.stderr + done.stdout
+    sure.write([{"text": f"review {n}", "label": "neutral"} for n in range(150)])
+    assert "--gold needs 200 rows" in (done := sure.run(*GOLD, *named(sure), *more)).stderr + done.stdout
+    assert not sure.upstream.seen
+
+
+def test_an_input_with_right_labels_that_changes_needs_another_output(sure):
+    write_gold(sure)
+    assert sure.run(*GOLD, *named(sure)).returncode == 0
+    write_gold(sure, wrong=1)
+    sure.upstream.seen.clear()
+    done = sure.run(*GOLD, *named(sure))
+    assert "restore it, or name another output" in done.stderr + done.stdout
+    assert not sure.upstream.seen
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("point", POINTS[::3])
+def test_a_killed_job_with_right_labels_draws_and_cuts_the_same(sure, point):
+    truth = write_gold(sure, wrong=3)
+    sure.run(*GOLD, *named(sure), killed_at=point, concurrency=8)
+    before, chosen = sure.folder.known_spec().parts, drawn(sure)
+    done = sure.run(*GOLD, *named(sure), concurrency=8)
+    assert done.returncode == 0, done.stderr
+    (part,) = sure.folder.known_spec().parts
+    if before:
+        assert (before[0].seed, before[0].cut or part.cut) == (part.seed, part.cut)
+    assert not chosen or drawn(sure) == chosen
+    assert sum(row["answer"] != truth[row["text"]] for row in sure.answers()) <= MOST_WRONG * ROWS

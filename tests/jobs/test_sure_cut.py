@@ -16,11 +16,14 @@ from promptmill.jobs.sure.cut import (
     Place,
     allowed,
     allowed_of_class,
+    allowed_right,
     at_most,
     cut,
     errors_allowed,
+    most_bad,
     place,
     sample_size,
+    size_right,
 )
 from promptmill.jobs.sure.shares import Stratum, shares
 
@@ -57,6 +60,75 @@ def test_every_sample_of_a_small_table_keeps_the_promise(rows, drawn):
                 assert failed / len(samples) <= 1 - certainty + 1e-12
                 worst = max(worst, failed / len(samples))
     assert worst > 0.1, "the rule wastes nothing: the chance of 20 % is nearly used"
+
+
+def promised(
+    cheap: Sequence[bool], strong: Sequence[bool], sample: Sequence[int], places: Sequence[Place], c: int
+) -> int | None:
+    """Return the wrong labels that are delivered with right labels of the sample; None if nothing is promised.
+
+    `cheap`, `strong`: on which rows a model is wrong.
+    """
+    left = c - sum(strong[n] for n in sample)
+    if left < 0:
+        return None
+    where = cut([(places[n], strong[n] or not cheap[n]) for n in sample], left)
+    kept = {n for n in range(len(cheap)) if places[n] > where} - {*sample}
+    return sum(cheap[n] if n in kept else strong[n] for n in range(len(cheap)))
+
+
+@pytest.mark.parametrize(("rows", "drawn"), [(11, 7), (13, 5)])
+def test_every_sample_of_a_small_table_keeps_the_promise_about_right_labels(rows, drawn):
+    samples = list(combinations(range(rows), drawn))
+    orders = [[-row for row in range(rows)], [0] * rows, [-(row // 4) for row in range(rows)]]
+    worst = bound = 0.0
+    for certainty, agree in product((0.8, 0.95), (0.9, 0.7)):
+        most = errors_allowed(rows, agree)
+        c = allowed_right(rows, drawn, most, certainty)
+        bound = max(bound, at_most(c, rows, most + 1, drawn))
+        for of_strong, of_cheap in product(range(most + 3), range(most + 3)):
+            chance = random.Random(of_strong)
+            for wrong, scores in product((range(of_cheap), chance.sample(range(rows), of_cheap)), orders):
+                errs = {*chance.sample(range(rows), of_strong)}
+                strong = [row in errs for row in range(rows)]
+                cheap = [row in wrong for row in range(rows)]
+                places = [place(score, str(row), "x") for row, score in enumerate(scores)]
+                found = (promised(cheap, strong, sample, places, c) for sample in samples)
+                failed = sum(errors is not None and errors > most for errors in found)
+                assert failed / len(samples) <= 1 - certainty + 1e-12
+                worst = max(worst, failed / len(samples))
+    assert worst == pytest.approx(bound), "the chance that the proof allows is used"
+
+
+@pytest.mark.parametrize("scores", ["sharp", "noise", "inverted"])
+@pytest.mark.parametrize("of_strong", [0, 0.02, 0.055])
+def test_drawn_samples_fail_as_seldom_as_promised_about_right_labels(scores, of_strong):
+    rows, draws, chance = 600, 1_000, random.Random(f"{scores} {of_strong}")
+    most = errors_allowed(rows, 0.95)
+    drawn = size_right(rows, 400, most, 0.95)
+    c = allowed_right(rows, drawn, most, 0.95)
+    strong = [row < of_strong * rows for row in chance.sample(range(rows), rows)]
+    cheap = [chance.random() < 0.12 for _ in range(rows)]
+    score = {"sharp": lambda bad: chance.random() * (0.7 if bad else 1), "noise": lambda _: chance.random()}
+    score["inverted"] = lambda bad: chance.random() + bad
+    places = [place(score[scores](bad), str(row), "x") for row, bad in enumerate(cheap)]
+    found = [promised(cheap, strong, chance.sample(range(rows), drawn), places, c) for _ in range(draws)]
+    failed = sum(errors is not None and errors > most for errors in found)
+    assert failed / draws <= 0.071  # 5 % and three standard deviations
+    if of_strong > 0.05:
+        assert sum(errors is not None for errors in found) / draws <= 0.071, "it alone misses the target"
+    if not of_strong:
+        assert None not in found
+
+
+def test_the_strong_model_alone_is_bounded_by_the_same_test():
+    for rows, drawn, wrong in ((1_000, 351, 50), (10_000, 465, 500), (300, 80, 30)):
+        c = allowed_right(rows, drawn, wrong, 0.95)
+        assert most_bad(rows, drawn, c, 0.95) <= wrong < most_bad(rows, drawn, c + 1, 0.95)
+    assert most_bad(100, 100, 7, 0.95) == 7, "the sample is the table"
+    assert most_bad(100, 10, 10, 0.95) == 100
+    assert size_right(10_000, 10_000, 500, 0.95) == 465
+    assert [size_right(1_000, gold, 50, 0.95) for gold in (1_000, 351, 100, 57, 40)] == [351, 351, 100, 57, 0]
 
 
 @pytest.mark.parametrize("scores", ["sharp", "noise", "inverted", "tied"])

@@ -1551,6 +1551,28 @@ async def test_an_unknown_judge_is_named(summaries, tools):
             await call("compare", **_JUDGED, judge="large")
 
 
+async def test_the_question_about_a_sure_job_names_the_cost_of_its_sample(bench, tools):
+    bench.write([{"text": f"review {n}"} for n in range(300)])
+    prices = {"price": {"input": 1000, "output": 1000}, "sampling_params": {"max_tokens": 3}, "ask_above_cost": 0.1}
+    known = openai_configuration(bench.upstream.url)._raw
+    strong = {"openai": known["backend_configs"]["openai"], "price": {"input": 10_000, "output": 10_000}}
+    service = Service(Configuration({**known, **prices, "models": {"strong": strong}}))
+    asked: list[str] = []
+    files = {"input_file": "in.jsonl", "output_file": "out.jsonl", "prompt": "{{text}}", "choices": ["yes", "no"]}
+    async with tools(service, elicitation_handler=_asked_of(asked, "decline")) as call:
+        with pytest.raises(ToolError, match="The user did not agree"):
+            await call("bulk_generate", **files, sure={"model": "strong"})
+    (question,) = asked
+    assert re.fullmatch(
+        r"This job costs about \$\d+\.\d+ for a sample, then at most \$\d+\.\d+; `bulk_status` tells the expected cost "
+        r"then\. Start it\?",
+        question,
+    )
+    first, most = map(float, re.findall(r"\$([\d.]+)", question.replace("; ", " ")))
+    assert 0 < 3 * first < most
+    assert not bench.upstream.seen
+
+
 async def test_labels_may_be_sure_over_mcp_and_results_say_how_sure(bench, tools):
     """The input has a column `score` of its own, and its fields stay away without `with_input`."""
 
@@ -1565,7 +1587,7 @@ async def test_labels_may_be_sure_over_mcp_and_results_say_how_sure(bench, tools
             await ran(call, **order, sure={"model": "strong", "agree": 2})
         job = await ran(call, **order, sure={"model": "strong"})
         (row, *_) = (await call("bulk_results", job_id=job["job_id"]))["rows"]
-    assert job["sure"]["pays"]
+    assert job["sure"]["expected"]["pays"]
     assert (row["id"], row["answer"], row["score_1"], "score" in row) == ("r0", "yes", 1.0, False)
     assert row["sure"] in {"cheap", "sample"}
 

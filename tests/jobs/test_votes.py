@@ -215,9 +215,9 @@ def test_with_sure_the_majority_is_the_cheap_label_and_ties_go_to_the_strong_mod
     bench.upstream.reply = labellers(probabilities=False, varied=True)
     bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(rows)])
     found = run(bench, "--votes", "3", "--sure", "strong")
-    assert found["sure"]["score"] == "votes"
+    assert found["sure"]["sample"]["score"] == "votes"
     asked = Counter((seen.json["model"], seen.json.get("temperature")) for seen in bench.upstream.seen)
-    assert asked["small", 1.0] in {3 * rows, 3 * found["sure"]["sampled"]}
+    assert asked["small", 1.0] in {3 * rows, 3 * found["sure"]["sample"]["drawn"]}
     known = {record.key: record for record in bench.records()}
     labels = bench.answers()
     assert sum(row["answer"] != label_of_model("strong", row["text"])[0] for row in labels) <= 0.12 * rows

@@ -25,6 +25,7 @@ import datetime as dt
 import itertools
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -106,7 +107,7 @@ class Switches:
 
     def set(self, values: dict[str, Any]) -> None:
         """Change some; values may be texts."""
-        kinds = {each.name: type(each.default) for each in fields(self)}
+        kinds = {each.name: type(getattr(self, each.name)) for each in fields(self)}
         for name, value in values.items():
             kind = kinds[name]
             is_on = value in {"1", "true", "True"} if isinstance(value, str) else bool(value)
@@ -114,7 +115,7 @@ class Switches:
 
 
 AZURE = {"capitals": True, "iso_times": True, "null_counts": True, "empty_errors": True, "slow_files": 2}
-FAMILIES = ("openai", "azure", "together", "mistral", "anthropic", "gemini", "xai", "openrouter")
+FAMILIES = ("openai", "azure", "together", "mistral", "anthropic", "gemini", "xai", "openrouter", "fireworks")
 
 
 @dataclass(slots=True)
@@ -201,6 +202,8 @@ class BatchServer:
         """Requests by kind."""
         self.keyless = 0
         """Requests without the provider's own header for the key."""
+        self.leaked = 0
+        """Requests to another origin that carried the key."""
         self.offset_s = 0.0
         self.folder = Path(tempfile.mkdtemp(prefix="batches-"))
         self.port = port
@@ -231,7 +234,7 @@ class BatchServer:
         app.router.add_get("/state", self._show_state)
         app.router.add_post("/control", self._control)
         _ROUTES[self.family](self, app.router)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, backlog=1024)
         await site.start()
@@ -246,7 +249,9 @@ class BatchServer:
     @property
     def base_url(self) -> str:
         """The `base_url` of a client's configuration."""
-        path = {"azure": "/openai/v1", "gemini": "/v1beta", "openrouter": "/api/v1"}.get(self.family, "/v1")
+        path = {"azure": "/openai/v1", "gemini": "/v1beta", "openrouter": "/api/v1", "fireworks": "/inference/v1"}.get(
+            self.family, "/v1"
+        )
         return f"http://127.0.0.1:{self.port}{path}"
 
     @property
@@ -308,9 +313,8 @@ class BatchServer:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         is_ours = request.path in {"/state", "/control"}
-        if not is_ours and not (
-            {"authorization", "api-key", *_KEYS.get(self.family, ())} & {*map(str.lower, request.headers)}
-        ):
+        wanted = _KEYS.get(self.family, {"authorization", "api-key"})
+        if not is_ours and not request.path.startswith("/upload/") and not wanted & {*map(str.lower, request.headers)}:
             self.keyless += 1
         if request.method == "GET" and not is_ours and self.take("flaky"):
             status = 429 if self.switches.flaky % 2 else 503
@@ -326,7 +330,7 @@ class BatchServer:
 
     def take(self, name: str) -> bool:
         """Return whether a fault that is counted happens now."""
-        left = getattr(self.switches, name)
+        left: int = getattr(self.switches, name)
         if left > 0:
             setattr(self.switches, name, left - 1)
         return left > 0
@@ -428,10 +432,10 @@ class BatchServer:
 
     # batches
 
-    def create(self, rows: list[tuple[str, dict[str, Any]]], **known: Any) -> Batch:
-        """Return a new batch."""
+    def create(self, rows: list[tuple[str, dict[str, Any]]], *, name: str = "", **known: Any) -> Batch:
+        """Return a new batch, with the id that the client chose, if any."""
         prefix = {"anthropic": "msgbatch_", "gemini": "batches/"}.get(self.family, "batch_")
-        batch = Batch(self.new_id(prefix), self.now, rows, len(rows), **known)
+        batch = Batch(name or self.new_id(prefix), self.now, rows, len(rows), **known)
         self.creates += 1
         self.batches[batch.id] = batch
         if self.take("full"):
@@ -522,7 +526,7 @@ class BatchServer:
         self.bill(prompt, answer, "live")
         if self.is_held("live"):
             await self.after("live", request)
-        return reply(body_of(self.family, body, answer))
+        return reply(body_of(self.family, body, answer, tier="standard"))
 
 
 def _is_each(every: int, number: int) -> bool:
@@ -539,8 +543,8 @@ def not_found(what: str = "No such object") -> web.Response:
     return reply({"error": {"message": what, "type": "invalid_request_error", "code": None}}, status=404)
 
 
-def body_of(family: str, body: dict[str, Any], answer: str) -> dict[str, Any]:
-    """Return the body of an answer in the dialect of a family."""
+def body_of(family: str, body: dict[str, Any], answer: str, *, tier: str = "batch") -> dict[str, Any]:
+    """Return the body of an answer in the dialect of a family; `tier` is Anthropic's service tier."""
     asked, said = len(prompt_of(body).split()), len(answer.split())
     if family == "anthropic":
         return {
@@ -551,7 +555,7 @@ def body_of(family: str, body: dict[str, Any], answer: str) -> dict[str, Any]:
             "content": [{"type": "text", "text": answer}],
             "stop_reason": "end_turn",
             "stop_sequence": None,
-            "usage": {"input_tokens": asked, "output_tokens": said, "service_tier": "batch"},
+            "usage": {"input_tokens": asked, "output_tokens": said, "service_tier": tier},
         }
     if family == "gemini":
         content = {"role": "model", "parts": [{"text": answer}]}
@@ -629,14 +633,14 @@ def _xai_shape(server: BatchServer, custom_id: str, kind: str, body: Any) -> dic
 
 
 _SHAPES: dict[str, Callable[[BatchServer, str, str, Any], dict[str, Any] | None]] = {
-    **dict.fromkeys(("openai", "azure", "together", "mistral", "openrouter"), _openai_shape),
+    **dict.fromkeys(("openai", "azure", "together", "mistral", "openrouter", "fireworks"), _openai_shape),
     "anthropic": _anthropic_shape,
     "gemini": _gemini_shape,
     "xai": _xai_shape,
 }
 _ONE_FILE = frozenset({"anthropic", "gemini", "xai", "openrouter"})
 _NO_LINES = frozenset({"xai", "openrouter"})
-_KEYS = {"anthropic": ("x-api-key",), "gemini": ("x-goog-api-key",)}
+_KEYS = {"anthropic": {"x-api-key"}, "gemini": {"x-goog-api-key"}}
 
 
 # ---- what families with files share
@@ -695,6 +699,7 @@ class _FilesRoutes:
         router.add_get(f"{base}/files/{{id}}/content", self.content)
         router.add_delete(f"{base}/files/{{id}}", self.delete)
         router.add_put("/upload/{id}", self.put)
+        router.add_get("/upload/{id}", self.stored)
         router.add_post(f"{base}/files/{{id}}/preprocess", self.show)
 
     def shown(self, file: StoredFile) -> dict[str, Any]:
@@ -714,10 +719,10 @@ class _FilesRoutes:
         if server.switches.no_batches:
             return not_found()
         if server.family == "together":
-            fields = orjson.loads(await request.read())
-            assert fields["purpose"] == "batch-api"
-            file = server.store(fields["file_name"])
-            place = f"http://127.0.0.1:{server.port}/upload/{file.id}"
+            given = await request.post()
+            assert (given["purpose"], given["file_type"]) == ("batch-api", "jsonl")
+            file = server.store(str(given["file_name"]))
+            place = f"http://localhost:{server.port}/upload/{file.id}"  # another origin
             return web.Response(status=302, headers={"Location": place, "X-Together-File-Id": file.id})
         received = await _form_file(server, request)
         assert received is not None
@@ -726,7 +731,7 @@ class _FilesRoutes:
         return reply(self.shown(received))
 
     async def put(self, request: web.Request) -> web.StreamResponse:
-        assert "authorization" not in {*map(str.lower, request.headers)} or self.server.port
+        self.server.leaked += "authorization" in {*map(str.lower, request.headers)}
         file = self.server.files[request.match_info["id"]]
         await self.server.receive(file, request.content.iter_chunked(_BLOCK))
         await self.server.after("upload", request)
@@ -748,6 +753,13 @@ class _FilesRoutes:
         return reply(self.shown(file))
 
     async def content(self, request: web.Request) -> web.StreamResponse:
+        if self.server.family == "together" and request.match_info["id"] in self.server.files:
+            place = f"http://localhost:{self.server.port}/upload/{request.match_info['id']}?signature=s"
+            return web.Response(status=302, headers={"Location": place})
+        return await self.stored(request)
+
+    async def stored(self, request: web.Request) -> web.StreamResponse:
+        self.server.leaked += "signature" in request.query and "authorization" in {*map(str.lower, request.headers)}
         return await self.server.download(request, self.server.files.get(request.match_info["id"]))
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
@@ -816,8 +828,8 @@ class _OpenAIRoutes:
             error = {"message": "The file is still being processed.", "code": "file_not_processed"}
             return reply({"error": error}, status=400)
         with file.path.open("rb") as lines:
-            urls = {line["url"] for line in map(orjson.loads, lines)}
-        assert urls == {wanted["endpoint"]}, urls
+            urls = {line.get("url") for line in map(orjson.loads, lines)}
+        assert urls == {None if server.family == "together" else wanted["endpoint"]}, urls
         batch = server.create(
             _rows_of(file.path), key=wanted.get("metadata"), input_file=file.id, endpoint=wanted["endpoint"]
         )
@@ -1061,6 +1073,7 @@ class _GeminiRoutes:
             "name": file.id,
             "displayName": file.name,
             "createTime": rfc(file.created),
+            "sizeBytes": str(file.path.stat().st_size),
             "state": "ACTIVE" if is_ready else "PROCESSING",
         }
 
@@ -1111,7 +1124,7 @@ class _GeminiRoutes:
             "successfulRequestCount": str(batch.done),
             "failedRequestCount": str(batch.failed),
         }
-        shown = {
+        shown: dict[str, Any] = {
             "name": batch.id,
             "metadata": {
                 "@type": "type.googleapis.com/google.ai.generativelanguage.v1main.GenerateContentBatch",
@@ -1328,6 +1341,134 @@ class _OpenRouterRoutes:
         return reply({"id": batch.id, "object": "batch", "deletion": {"openrouter": "deleted"}})
 
 
+# ---- Fireworks
+
+
+class _FireworksRoutes:
+    def __init__(self, server: BatchServer, router: web.UrlDispatcher) -> None:
+        self.server = server
+        self.datasets: dict[str, StoredFile | None] = {}
+        base = "/v1/accounts/test"
+        router.add_get("/v1/accounts", self.accounts)
+        router.add_post(f"{base}/datasets", self.begin)
+        router.add_post(f"{base}/datasets/{{id:[^/:]+}}:upload", self.upload)
+        router.add_get(f"{base}/datasets/{{id:[^/:]+}}", self.dataset)
+        router.add_get(f"{base}/datasets/{{id:[^/:]+}}:getDownloadEndpoint", self.addresses)
+        router.add_delete(f"{base}/datasets/{{id:[^/:]+}}", self.delete)
+        router.add_get("/upload/signed/{id}", self.download)
+        router.add_post(f"{base}/batchInferenceJobs", self.create)
+        router.add_get(f"{base}/batchInferenceJobs", self.list)
+        router.add_get(f"{base}/batchInferenceJobs/{{id}}", self.show)
+        router.add_post("/inference/v1/chat/completions", server.chat)
+
+    async def accounts(self, _: web.Request) -> web.StreamResponse:
+        return not_found() if self.server.switches.no_batches else reply({"accounts": [{"name": "accounts/test"}]})
+
+    async def begin(self, request: web.Request) -> web.StreamResponse:
+        name = orjson.loads(await request.read())["datasetId"]
+        if name in self.datasets:
+            return reply({"code": 6, "message": "dataset already exists"}, status=409)
+        self.datasets[name] = None
+        return reply({"name": f"accounts/test/datasets/{name}", "state": "UPLOADING"})
+
+    async def upload(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["id"]
+        file = self.server.store(name)
+        async for part in _parts(request):
+            await self.server.receive(file, _pieces(part))
+        self.datasets[name] = file
+        await self.server.after("upload", request)
+        return reply({})
+
+    async def dataset(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["id"]
+        if name not in self.datasets:
+            return not_found()
+        return reply(
+            {"name": f"accounts/test/datasets/{name}", "state": "READY" if self.datasets[name] else "UPLOADING"}
+        )
+
+    async def delete(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["id"]
+        batch = self.server.batches.get(f"accounts/test/batchInferenceJobs/{name.removesuffix('-out')}")
+        is_output = name.endswith("-out") and batch is not None
+        files = batch.files if is_output and batch is not None else []
+        if file := self.datasets.pop(name, None):
+            files = [file.id]
+        for file_id in files:
+            self.server.files.pop(file_id, None)
+        return reply({}) if files else not_found()
+
+    async def addresses(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["id"].removesuffix("-out")
+        batch = self.server.batches[f"accounts/test/batchInferenceJobs/{name}"]
+        if self.server.switches.gone:
+            return not_found()
+        root = f"http://localhost:{self.server.port}/upload/signed"
+        return reply({"filenameToSignedUrls": {file: f"{root}/{file}" for file in batch.files if file}})
+
+    async def download(self, request: web.Request) -> web.StreamResponse:
+        self.server.leaked += "authorization" in {*map(str.lower, request.headers)}
+        return await self.server.download(request, self.server.files.get(request.match_info["id"]))
+
+    def shown(self, batch: Batch) -> dict[str, Any]:
+        prefix = "JOB_STATE_"
+        status = {"code": "RESOURCE_EXHAUSTED", "message": FULL} if batch.said == "failed" else {"code": "OK"}
+        return {
+            "name": batch.id,
+            "displayName": batch.key,
+            "state": prefix + (batch.said or ("running" if batch.polls else "validating")).upper(),
+            "createTime": rfc(batch.created),
+            "inputDatasetId": batch.input_file,
+            "outputDatasetId": batch.endpoint,
+            "status": status,
+            "jobProgress": {
+                "totalInputRequests": self.server.count(batch.total),
+                "successfullyProcessedRequests": self.server.count(batch.done),
+                "failedRequests": self.server.count(batch.failed),
+            },
+        }
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        server = self.server
+        if server.take("refused_creates"):
+            return _too_many()
+        wanted = orjson.loads(await request.read())
+        name = f"accounts/test/batchInferenceJobs/{request.query['batchInferenceJobId']}"
+        if name in server.batches:
+            return reply({"code": 6, "message": "job already exists"}, status=409)
+        file = self.datasets.get(wanted["inputDatasetId"].removeprefix("accounts/test/datasets/"))
+        if file is None:
+            return not_found()
+        batch = server.create(
+            _rows_of(file.path),
+            key=wanted["displayName"],
+            input_file=wanted["inputDatasetId"],
+            endpoint=wanted["outputDatasetId"],
+            model=wanted["model"],
+            name=name,
+        )
+        await server.after("create", request)
+        return reply(self.shown(batch))
+
+    async def list(self, _: web.Request) -> web.StreamResponse:
+        return reply({"batchInferenceJobs": [self.shown(batch) for batch in self.server.listed()]})
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        batch = self.server.batches.get(f"accounts/test/batchInferenceJobs/{request.match_info['id']}")
+        if batch is None:
+            return not_found()
+        self.server.look(batch)
+        await self.server.after("poll", request)
+        return reply(self.shown(batch))
+
+
+async def _parts(request: web.Request) -> AsyncIterator[BodyPartReader]:
+    async for part in await request.multipart():
+        assert isinstance(part, BodyPartReader)
+        yield part
+
+
 _ROUTES: dict[str, Callable[[BatchServer, web.UrlDispatcher], object]] = {
     **dict.fromkeys(("openai", "azure", "together"), _OpenAIRoutes),
     "mistral": _MistralRoutes,
@@ -1335,6 +1476,7 @@ _ROUTES: dict[str, Callable[[BatchServer, web.UrlDispatcher], object]] = {
     "gemini": _GeminiRoutes,
     "xai": _XAIRoutes,
     "openrouter": _OpenRouterRoutes,
+    "fireworks": _FireworksRoutes,
 }
 
 
@@ -1354,9 +1496,13 @@ def _switches(given: list[str]) -> Iterator[tuple[str, str]]:
 
 async def _serve(arguments: argparse.Namespace) -> None:
     server = BatchServer(arguments.family, port=arguments.port, **dict(_switches(arguments.switch)))
-    await server.start()
-    print(server.base_url, flush=True)
-    await asyncio.Event().wait()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        await server.start()
+        print(server.base_url, flush=True)
+        await asyncio.Event().wait()
+    finally:
+        shutil.rmtree(server.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -359,7 +359,7 @@ def _fingerprint_of(plan: ResolvedConfig, *, is_shared: bool) -> bytes:
     asked = block.model_dump(mode="json", exclude={*_NOT_ASKED, "headers"})
     headers = getattr(block, "headers", {})
     values = [(name, hashlib.sha256(headers[name].get_secret_value().encode()).hexdigest()) for name in sorted(headers)]
-    return orjson.dumps((4, is_shared, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
+    return orjson.dumps((5, is_shared, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
 
 
 def _packed(answer: Completion) -> bytes:
@@ -370,6 +370,7 @@ def _packed(answer: Completion) -> bytes:
             answer.reasoning,
             [dict(call) for call in answer.tool_calls],
             answer.logprobs,
+            answer.top_choices,
             answer.details,
             answer.answers,
             answer.warnings,
@@ -381,8 +382,8 @@ def _packed(answer: Completion) -> bytes:
 
 def _unpacked(data: bytes) -> Completion | None:
     try:
-        text, finish_reason, reasoning, tool_calls, logprobs, details, answers, *rest = orjson.loads(data)
-        warnings, usage, tier = rest
+        text, finish_reason, reasoning, tool_calls, logprobs, top_choices, details, *rest = orjson.loads(data)
+        answers, warnings, usage, tier = rest
     except (ValueError, TypeError):
         return None
     return Completion(
@@ -391,6 +392,7 @@ def _unpacked(data: bytes) -> Completion | None:
         reasoning=reasoning,
         tool_calls=tuple(tool_calls),
         logprobs=logprobs,
+        top_choices=top_choices,
         details=details,
         answers=tuple(answers),
         warnings=tuple(warnings),

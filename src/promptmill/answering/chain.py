@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from promptmill.answering.cached import AnswerCache, CachedAnswers, SameRequests, path_of
 from promptmill.answering.costs import BudgetedAnswers, Price, price_of, unknown_batch_price, unknown_price
 from promptmill.answering.warmed import WarmedAnswers
+from promptmill.answers.chances import chances_in
 from promptmill.answers.checker import Checker
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerSchema, Choices, SchemaCache, choices_of
@@ -29,10 +30,11 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_ANSWER, MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.money import Budget
-from promptmill.core.request import Conversation, Message, Request, Sampling
+from promptmill.core.request import TOP_CHOICES, Conversation, Message, Request, Sampling, top_choices_of
 
 T = TypeVar("T")
 _OURS = frozenset({"reasoning", "choices"})  # promptmill applies these itself, for every backend
+_TOP_LOGPROBS = 5  # all endpoints with `top_logprobs` give so many
 _LONG = 1 << 16  # characters; the marks of reasoning in longer texts are searched for in a thread
 
 
@@ -70,7 +72,7 @@ class Chain:
             answer = BudgetedAnswers(answer, plan, price, self._budget).answer
         elif self._budget is not None:
             raise unknown_price(plan.model)
-        self._structured = _StructuredAnswers(answer, retries=plan.settings.schema_retries)
+        self._structured = _StructuredAnswers(answer, plan)
         answer = _SeveralAnswers(self._structured.answer, plain=answer).answer
         if plan.backend == "openai" and plan.settings.backend_configs.openai.dedupe:
             answer = SameRequests(answer).answer
@@ -261,9 +263,10 @@ class _StructuredAnswers:
 
     A request whose answer is still wrong fails with `invalid_answer`."""
 
-    def __init__(self, following: protocol.Answer, *, retries: int) -> None:
+    def __init__(self, following: protocol.Answer, plan: ResolvedConfig) -> None:
         self._following = following
-        self._retries = retries
+        self._retries = plan.settings.schema_retries
+        self._is_endpoint = plan.record.needs_endpoint
         self._schemas, self._checker = SchemaCache(), Checker()
         self._choices: dict[tuple[int, int], tuple[Sampling, tuple[Sampling, Choices]]] = {}
 
@@ -276,10 +279,27 @@ class _StructuredAnswers:
         sampling = request.sampling
         if sampling.choices is not None:
             changed, choices = _once(self._choices, sampling, lambda: _with_schema(sampling))
-            return self._checked(request.changed(sampling=changed), call, choices)
+            request = request.changed(sampling=changed)
+            if self._is_endpoint and TOP_CHOICES in request.extra:
+                return self._with_chances(request, call, choices)
+            return self._checked(request, call, choices)
         if sampling.response_format is None:
             return self._following(request, call)
         return self._checked(request, call)
+
+    async def _with_chances(self, request: Request, call: protocol.Call, choices: Choices) -> protocol.Outcome:
+        """Answer a request with `top_choices` by the log probabilities of an endpoint, which knows no choices."""
+        asked = {name: value for name, value in request.extra.items() if name != TOP_CHOICES}
+        try:
+            most = top_choices_of(request.extra)
+        except PromptmillError as error:
+            return protocol.Failure(error, request.attempts)
+        extra = asked if most is None else {"top_logprobs": _TOP_LOGPROBS, **asked, "logprobs": True}
+        outcome = await self._checked(request.changed(extra=extra), call, choices)
+        if most is None or isinstance(outcome, protocol.Failure) or outcome.logprobs is None:
+            return outcome
+        found = chances_in(choices, outcome.logprobs, most)
+        return replace(outcome, top_choices=found, logprobs=outcome.logprobs if asked.get("logprobs") else None)
 
     async def _checked(self, request: Request, call: protocol.Call, choices: Choices | None = None) -> protocol.Outcome:
         wanted = request.sampling.response_format

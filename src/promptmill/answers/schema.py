@@ -348,12 +348,16 @@ class Choices:
         for choice in choices:
             alike.setdefault(_bare(choice), set()).add(choice)
         self._by_bare = {bare: found.pop() for bare, found in alike.items() if len(found) == 1}
-        self.endings = [json.dumps(choice, ensure_ascii=False)[1:] + "}" for choice in choices]
-        """The texts of which one completes `OPENING` to the answer, a JSON object."""
+        self._endings = {choice: json.dumps(choice, ensure_ascii=False)[1:] + "}" for choice in choices}
         field = {"type": "string", "enum": [*choices]}
         self.response_format = asking_for(
             {"type": "object", "properties": {_CHOICE: field}, "required": [_CHOICE], "additionalProperties": False}
         )
+
+    @property
+    def endings(self) -> list[str]:
+        """The texts of which one completes `OPENING` to the answer, a JSON object."""
+        return [*self._endings.values()]
 
     def chosen(self, answer: str, *, complete: bool = True) -> str:
         """Return the choice that `answer` is, also as a bare word and with other quotes or case; `""` in doubt.
@@ -382,8 +386,12 @@ class Choices:
 
     def completed(self, text: str) -> str | None:
         """Return the answer whose text after `OPENING` begins with `text`; None as long as several are possible."""
-        possible = [ending for ending in self.endings if ending.startswith(text)]
-        return self.OPENING + possible[0] if len(possible) == 1 else None
+        possible = self.possible(text)
+        return self.OPENING + self._endings[possible[0]] if len(possible) == 1 else None
+
+    def possible(self, text: str) -> list[str]:
+        """Return the choices that an answer may still become whose text after `OPENING` begins with `text`."""
+        return [choice for choice, ending in self._endings.items() if ending.startswith(text)]
 
     def why_none(self, answer: str) -> str:
         """Return the problem of an answer that is not one of the choices, as the predicate of a sentence."""

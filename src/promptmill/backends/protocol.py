@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from promptmill.backends.openai.batches.wire import Reply
+from promptmill.backends.batches import Reply
 from promptmill.core.errors import Code, PromptmillError, without_frames
 from promptmill.core.money import Budget
 from promptmill.core.request import Request
@@ -77,6 +77,8 @@ class Completion:
     latency_s: float = 0.0
     logprobs: Mapping[str, Any] | None = None
     """The endpoint's probabilities of tokens, if the request has `logprobs`."""
+    top_choices: Mapping[str, float] | None = None
+    """The likeliest of the request's choices with their probabilities, if the request has `top_choices`."""
     details: Mapping[str, Any] | None = None
     """Further fields of the endpoint's response, for Batch output: see `extra_fields.details_of`."""
     answered_by: str = ""

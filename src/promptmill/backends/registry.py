@@ -18,7 +18,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, config_error, r
 from promptmill.core.wording import close_matches, did_you_mean
 
 if TYPE_CHECKING:
-    from promptmill.backends.openai.batches.wire import BatchApi
+    from promptmill.backends.batches import BatchApi
     from promptmill.backends.openai.providers import ProviderProfile
 
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")

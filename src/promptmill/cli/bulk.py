@@ -170,6 +170,11 @@ def _add_sure(bulk: Parser) -> None:
         help="a strong model; --model answers where both surely agree, MODEL all other rows",
     )
     group.add_argument("--agree", metavar="P%", help="the labels that agree with MODEL at least; unless given, 95%%")
+    group.add_argument(
+        "--gold",
+        metavar="COLUMN",
+        help="a column with right labels, of randomly chosen rows at least: --agree is then the share of right labels",
+    )
     group.add_argument("--certainty", metavar="P%", help="the certainty of that; unless given, 95%%")
     group.add_argument(
         "--student",

@@ -25,7 +25,7 @@ from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import PART, JobOrder
 from promptmill.jobs.store.progress import Progress, Watch
-from promptmill.jobs.store.status_record import FieldResults, Status, SureStatus
+from promptmill.jobs.store.status_record import FieldResults, LabelShare, Status, SureStatus
 
 _GO_ON = "  go on with the same command; what is answered is kept"
 _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
@@ -95,14 +95,16 @@ def summary(
         rows = f"  rows      {status.times(found)}{status.line(found)}"
         lines = [f"{files}: {state} after {status.effort(found)}{why}", rows]
     errors, skipped, empty = found.get("errors", {}), found.get("skipped"), found.get("empty")
-    if (sure := found.get("sure")) and sure.get("sampled"):
+    if (sure := found.get("sure")) and sure.get("sample", {}).get("drawn"):
         lines += _sure(sure)
-    lines += _shares(sure or {})
+    lines += _shares(sure.get("shares", {}), sure["model"]) if sure else []
     if votes := found.get("votes"):
         unanimous = f"{votes['unanimous']:,} of {counted(votes['rows'], 'row')} have {votes['votes']} equal votes"
         lines += _labelled(("votes", f"{unanimous}, {votes['ties']:,} a tie"))
     if persons := found.get("person"):
-        lines += _labelled(("person", f"{counted(persons, 'label')} by a person"))
+        unknown = "" if found.get("shares") else "; not of rows drawn at random, so they tell no shares of all rows"
+        lines += _labelled(("person", f"{counted(persons, 'label')} by a person{unknown}"))
+        lines += _shares(found.get("shares", {}), "the person")
     lines += _labelled(("batch", status.batch_line(found.get("batch", {}))))
     lines += _labelled(
         ("answers", results(found)), ("errors", ", ".join(f"{count:,} {code}" for code, count in errors.items()))
@@ -138,21 +140,20 @@ def summary(
 def _sure(sure: SureStatus) -> list[str]:
     """Return the promise about the labels, and the sample by class, where a rare class may be lost."""
     lines = _labelled(("sure", "\n            ".join(status.label_lines(sure))))
-    if not sure["pays"]:
+    if not sure["expected"]["pays"]:
         return lines
-    width = max(5, *(len(_value(label)) for label in sure["classes"]))
+    width = max(5, *(len(_value(label)) for label in sure["sample"]["classes"]))
     cheap = f"found by {status.cheap_model(sure)}"
     lines.append(f"            {'class':{width}}  in the sample  {cheap}")
-    for label, (rows, found) in list(sure["classes"].items())[: status.MOST_LABELS]:
+    for label, (rows, found) in list(sure["sample"]["classes"].items())[: status.MOST_LABELS]:
         lines.append(f"            {_value(label):{width}}  {rows:13,}  {found:{len(cheap)},}")
-    if (more := len(sure["classes"]) - status.MOST_LABELS) > 0:
+    if (more := len(sure["sample"]["classes"]) - status.MOST_LABELS) > 0:
         lines.append(f"            and {more:,} more")
     return lines
 
 
-def _shares(sure: SureStatus) -> list[str]:
-    """Return the shares of the labels, corrected for errors of the cheap model."""
-    shares = sure.get("shares", {})
+def _shares(shares: Mapping[str, Mapping[str, LabelShare]], giver: str) -> list[str]:
+    """Return the shares of the labels, corrected for errors. `giver`: whose labels count as right."""
     lines = _labelled(
         *(
             ("shares", f"{_value(field)}: {text}" if field else text)
@@ -160,7 +161,7 @@ def _shares(sure: SureStatus) -> list[str]:
             if (text := status.shares(its))
         )
     )
-    return [*lines, f"            as {sure['model']} would label every row"] if lines else []
+    return [*lines, f"            as {giver} would label every row"] if lines else []
 
 
 def _labelled(*facts: tuple[str, str]) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import orjson
 
 from promptmill.comparison.values import LABEL, Kind, Tolerance, canonical, kind_of
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.values import text_of
 from promptmill.core.wording import MOST_SHOWN, close_matches, counted, cut, did_you_mean
 from promptmill.jobs import columns
 from promptmill.jobs.columns import FIELD, MODEL, OURS, VARIANT
@@ -186,22 +186,6 @@ def _made(folder: Folder, spec: JobSpec, slot: int) -> dict[str, str]:
         "sampling": ", ".join(f"{name} {value}" for name, value in (target.sampling or {}).items()),
     }
     return {name: text for name, text in facts.items() if text}
-
-
-def text_of(value: Any) -> str:
-    """Return a value as text, the same for every format: `1`, `true`, JSON of lists and objects."""
-    match value:
-        case None:
-            return ""
-        case str():
-            return value
-        case bool():
-            return "true" if value else "false"
-        case float():
-            return "" if math.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
-        case int():
-            return str(value)
-    return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS).decode()
 
 
 class NoCommonRowError(PromptmillError):

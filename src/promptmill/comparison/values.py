@@ -1,6 +1,6 @@
 """Values of answers: when two of them are the same, and how similar different ones are.
 
-Values are texts, as `text_of` in `files` writes them. The kind of a column follows from all of its values.
+Values are texts, as `text_of` in `core.values` writes them. The kind of a column follows from all of its values.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ class BackendRecord:
     """The module that tests the endpoints stage by stage for `promptmill check`."""
     takes_images: bool = True
     """Whether any of its models reads images. If not, items with images are refused before they reach it."""
+    weighs_choices: bool = False
+    """Whether it gives the probability of each choice, `top_choices`, without log probabilities."""
     sampling: frozenset[str] | None = None
     """The sampling parameters that it supports; others are dropped with a warning. None: it reports them itself."""
 
@@ -59,8 +61,8 @@ BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
             choice="promptmill.backends.openai.discovery",
             diagnosis="promptmill.backends.openai.diagnosis",
         ),
-        "vllm": replace(_ENGINE, other_paths=frozenset({"/embeddings"})),
-        "hf": _ENGINE,
+        "vllm": replace(_ENGINE, other_paths=frozenset({"/embeddings"}), weighs_choices=True),
+        "hf": replace(_ENGINE, weighs_choices=True),
         "openvino": _ENGINE,
     }
 )

@@ -23,8 +23,11 @@ from promptmill.core.wording import shape
 ROLES = frozenset({"system", "user", "assistant", "developer", "tool"})
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 _ACCEPTED = 'Send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
-BESIDE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs"})
-"""OpenAI parameters that a call may put into `sampling_params`, and that are sent with `extra_params`."""
+TOP_CHOICES = "top_choices"
+"""The name of the parameter for the number of likeliest choices to report with their probabilities."""
+BESIDE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs", TOP_CHOICES})
+"""OpenAI's parameters, and one of ours, that a call may put into `sampling_params`, and that are sent with
+`extra_params`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,6 +420,13 @@ class Sampling(_TokenChoice):
     def given(self) -> JsonDict:
         """Return the parameters that are set, by name."""
         return {name: value for name, value in self if value is not None}
+
+
+def top_choices_of(extra: JsonObject) -> int | None:
+    """Return the requested `top_choices`; None without. Raises `PromptmillError` (`invalid_input`)."""
+    if (most := extra.get(TOP_CHOICES)) is None or (type(most) is int and most > 0):
+        return most
+    raise input_error(f"{TOP_CHOICES} is {shape(most)}; send a whole number, at least 1.")
 
 
 class Account(Protocol):

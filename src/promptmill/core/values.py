@@ -14,6 +14,7 @@ import base64
 import datetime as dt
 import decimal
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -115,3 +116,19 @@ def _untagged(value: Any) -> Any:
                     return reader(inner)
             return {name: _untagged(inner) for name, inner in value.items()}
     return value
+
+
+def text_of(value: Any) -> str:
+    """Return a value as text, the same for every format: `1`, `true`, JSON of lists and objects."""
+    match value:
+        case None:
+            return ""
+        case str():
+            return value
+        case bool():
+            return "true" if value else "false"
+        case float():
+            return "" if math.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
+        case int():
+            return str(value)
+    return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS).decode()

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from promptmill.comparison.files import text_of
 from promptmill.core.errors import PromptmillError
+from promptmill.core.values import text_of
 from promptmill.core.wording import cut
 from promptmill.improvement.gold import Gold, GoldRow, columns_of
 from promptmill.jobs.inputs.template import places_in

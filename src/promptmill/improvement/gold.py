@@ -7,16 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from promptmill.comparison.files import text_of
 from promptmill.core.errors import Named, input_error
-from promptmill.core.values import JsonObject
-from promptmill.core.wording import counted, listed
+from promptmill.core.values import JsonObject, text_of
+from promptmill.core.wording import counted
 from promptmill.jobs.inputs.template import ROW, check_names, check_names_some, special_columns, template_of
+from promptmill.jobs.run.gold_labels import other_labels, right_label
 from promptmill.jobs.store.spec import digest
 
 FEWEST = 100
 """Gold rows. With fewer, chance alone may cause a gain of 15 points."""
-_EXAMPLES = 3
 _WHOLE_ROW = re.compile(rf"\b{ROW}\b")
 
 
@@ -61,11 +60,10 @@ class Gold:
             raise input_error(Named("prompt"), f" names {column}, the column of the right labels.")
         named = columns_of(prompt, header)
         found, counts = dict[str, GoldRow](), Counter[str]()
-        known = {label.casefold(): label for label in labels} | {label: label for label in labels}
         wrong = Counter[str]()
         for row in every:
             given = text_of(row.get(column)).strip()
-            label = known.get(given) or known.get(given.casefold(), "")
+            label = right_label(given, labels)
             cells = {name: row[name] for name in named if name in row}
             question, key = _digest(cells), _digest({name: row[name] for name in header if name in row})
             counts["without" if not given else "repeated" if question in found else ""] += 1
@@ -73,14 +71,7 @@ class Gold:
             if label and question not in found:
                 found[question] = GoldRow(key, cells, label)
         if wrong:
-            shown = listed(
-                [f"{text[:40]!r} ({counted(count, 'row')})" for text, count in wrong.most_common()], _EXAMPLES
-            )
-            raise input_error(
-                f"The column {column} has labels that are not among the ",
-                Named("choices"),
-                f": {shown}; correct these.",
-            )
+            raise other_labels(column, wrong)
         if len(found) < FEWEST:
             repeats = f", and {counted(counts['repeated'], 'row')} that repeat one" if counts["repeated"] else ""
             raise input_error(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from promptmill.jobs.export.schema_columns import SchemaColumns
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
-EXTRA_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "cost", "answered_by", "changed")
+EXTRA_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "top_choices", "cost", "answered_by", "changed")
 """Fields that only some models or requests have."""
 VARIANT, MODEL = "variant", "model"
 """Columns of a job with several answers to each row: the name of the way, and its model."""

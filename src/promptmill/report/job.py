@@ -93,7 +93,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
             table.add(row)
     rows = table.finished(has_images=bool(pictures.found))
     found |= cast("Status", {name: count for name, count in counts.items() if name in _OF_ROWS})
-    failures, shares = found.get("errors", {}), found.get("sure", {}).get("shares", {})
+    failures, shares = found.get("errors", {}), found.get("shares") or found.get("sure", {}).get("shares", {})
     data = {
         **_heading(found),
         "notes": list(found.get("warnings", ())),
@@ -150,17 +150,21 @@ def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Itera
 def _of_sure(found: Status, curve: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
     """Return the section on the labels of a job with `sure`: the promise, the sample by class, and the curve."""
     sure = found.get("sure", {})
-    if not sure.get("sampled"):
+    if not sure.get("sample", {}).get("drawn"):
         return []
-    rows = [[label, f"{count:,}", f"{agreeing:,}"] for label, (count, agreeing) in sure["classes"].items()]
-    head = [f"label by {sure['model']}", "in the sample", f"found by {status.cheap_model(sure)}"]
+    rows = [[label, f"{count:,}", f"{agreeing:,}"] for label, (count, agreeing) in sure["sample"]["classes"].items()]
+    head = [
+        f"right label, {sure['gold']}" if "gold" in sure else f"label by {sure['model']}",
+        "in the sample",
+        f"found by {status.cheap_model(sure)}",
+    ]
     part = {
         "title": "Sure labels",
         "lines": status.label_lines(sure),
         "bars": [],
         "tables": [{"head": head, "rows": rows}],
     }
-    target = {"curve": curve, "agree": sure["agree"], "share": sure["share"]} if curve else {}
+    target = {"curve": curve, "agree": sure["agree"], "share": sure["expected"]["share"]} if curve else {}
     return [part | target]
 
 

@@ -93,8 +93,8 @@ CallSampling = Annotated[
     dict[str, Any] | None,
     Field(
         description="Sampling parameters that override the configured ones in this call; leave it out to change none. "
-        "Names: temperature, top_p, max_tokens, stop, seed and the like, and OpenAI's tools, tool_choice, logprobs. "
-        "Rarely needed.",
+        "Names: temperature, top_p, max_tokens, stop, seed and the like, and OpenAI's tools, tool_choice, logprobs; "
+        "top_choices: 3 gives probabilities of `choices`. Rarely needed.",
         examples=[{"temperature": 0, "max_tokens": 256}],
     ),
 ]

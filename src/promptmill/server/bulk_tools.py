@@ -141,7 +141,7 @@ def _argument_of(parameters: Container[str], named: Named) -> str | None:
     """Return the argument of `bulk_generate` for a field of an order; None if its `parameters` lack it."""
     if named.field == "status":
         return "bulk_status"
-    if named.field in {"agree", "certainty", "second", "recall", "student"}:
+    if named.field in {"agree", "certainty", "gold", "second", "recall", "student"}:
         return f"`sure.{named.field}`"
     return argument_name(named) if named.field in parameters else None
 
@@ -355,6 +355,7 @@ def add_bulk_tools(
             Field(
                 description="With `choices` or `schema`: `model` is a strong model; the cheap one answers where both "
                 "surely agree. `agree` (0.95) of the labels or more agree with it, with `certainty` (0.95); also "
+                "`gold`, a column with right labels of random rows, which makes `agree` the share of right labels, "
                 "`second`, another cheap model, `student`: true, a classifier that takes the place of the cheap model, "
                 "and `recall` by label. Null unless given.",
                 examples=[{"model": "good-1", "agree": 0.95}],

@@ -140,10 +140,11 @@ class CostQuestion:
     session: str
     counted: float = 0.0
 
-    async def approve(self, estimated: float | None, most: float | None) -> None:
+    async def approve(self, estimated: float | None, most: float | None, sample: float | None = None) -> None:
         """Ask the user if this call and the earlier ones without a question may cost more than `ask_above_cost`.
 
-        `most` is the highest cost, None if it is unknown. `estimated` is None for an unknown price: then only a model
+        `most` is the highest cost, None if it is unknown. `sample` is the cost of a sample that will tell what the call
+        costs, if it has one. `estimated` is None for an unknown price: then only a model
         that a call chose leads to a question. Raises `PromptmillError` (`budget`) unless the user agrees.
         """
         amount = self.plan.settings.ask_above_cost
@@ -156,7 +157,7 @@ class CostQuestion:
             self.questions.add(self.session, most)
             self.counted = most
             return
-        cost = _words(estimated, most)
+        cost = _words(estimated, most) if sample is None else _words_of_sample(sample, most)
         earlier = f" Earlier calls without a question cost at most {dollars(before)}." if before else ""
         if not await is_agreed(self.ctx, _COST, f"{self.what} costs {cost}.{earlier} Start it?", "Start it"):
             raise PromptmillError(
@@ -171,6 +172,11 @@ class CostQuestion:
         if self.counted:
             self.questions.add(self.session, cost - self.counted)
             self.counted = 0.0
+
+
+def _words_of_sample(sample: float, most: float | None) -> str:
+    highest = "an unknown amount, because `max_tokens` is not set" if most is None else dollars(most)
+    return f"about {dollars(sample)} for a sample, then at most {highest}; `bulk_status` tells the expected cost then"
 
 
 def _words(estimated: float | None, most: float | None) -> str:

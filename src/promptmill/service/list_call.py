@@ -255,7 +255,8 @@ def totals(stats: Call) -> dict[str, Any]:
 def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
     """Return per-item lists in order; empty for calls of more than `MOST_ROWS` items.
 
-    `reasoning`, `tool_calls`, `logprobs`, `costs` and `answered_by` are included only when some item has them.
+    `reasoning`, `tool_calls`, `logprobs`, `top_choices`, `costs` and `answered_by` are included only when
+    some item has them.
     """
     if len(outcomes) > MOST_ROWS:
         return {}
@@ -273,6 +274,7 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
         "reasoning": column(lambda completion: completion.reasoning),
         "tool_calls": column(lambda completion: list(completion.tool_calls) or None),
         "logprobs": column(lambda completion: completion.logprobs),
+        "top_choices": column(lambda completion: completion.top_choices),
         "costs": [outcome.cost if outcome.cost is None else round(outcome.cost, 9) for outcome in outcomes],
         "answered_by": column(lambda completion: completion.answered_by or None),
     }

@@ -1,6 +1,7 @@
 """Answers that are one of several choices, on engines that complete the answer's beginning in the prompt."""
 
 import json
+import math
 
 import pytest
 
@@ -58,6 +59,50 @@ def test_requests_with_and_without_choices_share_a_batch(desk, engine):
     assert texts[0] == texts[3]
     assert json.loads(texts[1])["answer"] in MOODS
     assert json.loads(texts[2])["answer"] in {"yes", "no"}
+
+
+@pytest.mark.parametrize("backend", ["hf"], indirect=True)
+def test_hf_tells_how_likely_each_choice_is(desk, engine):
+    asked = {"top_choices": 5, "logprobs": True, "top_logprobs": 20}
+    (outcome,) = desk.ask(engine, ["Is it good? I love it!"], asked, choices=["It", "No"])
+    (first,) = outcome.logprobs["content"]
+    likely = {one["token"]: math.exp(one["logprob"]) for one in first["top_logprobs"]}
+    shares = {choice: sum(likely.get(choice[:end], 0.0) for end in (1, 2)) for choice in ("It", "No")}
+    total = sum(shares.values())
+    assert min(shares.values()) > 0.05, "the model's own likeliest tokens have both"
+    assert outcome.top_choices == pytest.approx({choice: share / total for choice, share in shares.items()}, abs=0.01)
+    assert sum(outcome.top_choices.values()) == pytest.approx(1, abs=1e-5), "they differ in the first letter"
+    assert json.loads(outcome.text) == {"answer": "It"}
+    assert not desk.stats.warnings
+
+
+@pytest.mark.parametrize("backend", ["hf"], indirect=True)
+def test_chances_are_the_models_own_whatever_the_sampling(desk, engine):
+    prompt = "Is this review positive, negative or neutral?\n\nThe hotel was wonderful."
+    (cold,), (hot,) = (
+        desk.ask(engine, [prompt], {"top_choices": 3}, choices=MOODS, seed=3, **more)
+        for more in ({"temperature": 0.0}, {"temperature": 0.7, "repetition_penalty": 1.3})
+    )
+    assert hot.top_choices == cold.top_choices or hot.text != cold.text
+    assert 0.9 < sum(cold.top_choices.values()) <= 1.0
+    (one,) = desk.ask(engine, [prompt], {"top_choices": 1}, choices=MOODS, temperature=0.0)
+    assert one.top_choices.items() <= cold.top_choices.items()
+    assert len(one.top_choices) == 1
+    (plain,) = desk.ask(engine, [prompt], choices=MOODS, temperature=0.0)
+    assert (plain.top_choices, plain.text) == (None, cold.text)
+
+
+@pytest.mark.parametrize("backend", ["openvino"], indirect=True)
+def test_openvino_does_not_tell_how_likely_each_choice_is_and_says_so(desk, engine):
+    (outcome,) = desk.ask(engine, ["Which?"], {"top_choices": 3}, choices=MOODS)
+    (said,) = desk.stats.warnings
+    assert (outcome.top_choices, "top_choices" in said) == (None, True)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "3", True])
+def test_top_choices_must_be_a_number(desk, engine, wrong):
+    (outcome,) = desk.ask(engine, ["Which?"], {"top_choices": wrong}, choices=MOODS)
+    assert "top_choices is" in outcome.error.message
 
 
 async def test_a_call_with_few_tokens_gets_choices(backend, closing):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias
 
+from promptmill.answers.chances import Chances
 from promptmill.answers.reasoning import CHANNEL_MARKS, TAGS, answer_so_far, split_channels, split_reasoning
 from promptmill.answers.schema import Choices
 from promptmill.backends.engines.submission import special_tokens
@@ -91,6 +92,8 @@ class GrowingAnswer:
     ending: Ending
     logprobs: list[dict[str, Any]] | None = None
     """The log probabilities of its tokens, if requested."""
+    chances: tuple[Chances, int] | None = None
+    """The probabilities of its choices, and how many to report, if requested."""
     warnings: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
@@ -130,6 +133,7 @@ class GrowingAnswer:
             reason=self.finish_reason,
             ended=ended,
             logprobs=self.logprobs,
+            chances=self.chances,
             prompt_tokens=self.prompt_tokens,
             tokens=len(self.tokens),
         )
@@ -191,6 +195,7 @@ def outcome_fields(
     reason: str | None,
     ended: bool,
     logprobs: list[dict[str, Any]] | None,
+    chances: tuple[Chances, int] | None,
     prompt_tokens: int,
     tokens: int,
 ) -> Frame:
@@ -200,6 +205,9 @@ def outcome_fields(
     """
     if logprobs is not None:
         found = found | {"logprobs": {"content": logprobs[:-1] if ended else logprobs}}
+    if chances is not None:
+        added, most = chances
+        found = found | {"top_choices": added.likeliest(most)}
     called = "tool_calls" in found and reason == "stop"
     return {**found, "finish_reason": "tool_calls" if called else reason, "usage": [prompt_tokens, tokens]}
 

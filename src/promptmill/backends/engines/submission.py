@@ -9,11 +9,13 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
 
+from promptmill.answers.chances import Chances
 from promptmill.answers.reasoning import opens_reasoning
 from promptmill.answers.schema import Choices, choices_of
 from promptmill.backends.engines import tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.request import TOP_CHOICES, top_choices_of
 from promptmill.core.wording import shape
 from promptmill.system.frames import Frame
 
@@ -34,7 +36,7 @@ LOGPROBS = frozenset({"logprobs", "top_logprobs"})
 MOST_LOGPROBS = 20
 """The largest `top_logprobs`, OpenAI's limit."""
 
-EXTRA = frozenset({"chat_template_kwargs", *TOKEN_LIMITS, *tool_use.NAMES, *LOGPROBS})
+EXTRA = frozenset({"chat_template_kwargs", *TOKEN_LIMITS, *tool_use.NAMES, *LOGPROBS, TOP_CHOICES})
 """The names in `extra_params` that all engines know."""
 TAKES = frozenset(
     {
@@ -76,6 +78,15 @@ def wanted_logprobs(extra: Mapping[str, Any]) -> int | None:
     if not isinstance(asked, bool | None):
         raise input_error(f"logprobs is {shape(asked)}; send true or false.")
     return most if asked or (most and asked is None) else None
+
+
+def chances_of(extra: Mapping[str, Any], choices: Choices | None) -> tuple[Chances, int] | None:
+    """Return what adds up the probabilities of the `choices`, and how many to report; None if none are requested.
+
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    most = top_choices_of(extra)
+    return None if most is None or choices is None else (Chances(choices), most)
 
 
 def is_inline(message: Frame) -> bool:

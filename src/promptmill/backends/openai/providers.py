@@ -398,6 +398,7 @@ PROFILES = (
             file_bytes=100_000_000,
             label="",
             purpose="batch-api",
+            names_path=False,
             upload="presigned",
             page="docs.together.ai/docs/inference/batch/manage",
         ),
@@ -408,6 +409,14 @@ PROFILES = (
         key_env="FIREWORKS_API_KEY",
         thinking="effort",
         page="docs.fireworks.ai/guides/reasoning",
+        batch=BatchProfile(
+            family="fireworks",
+            file_bytes=150_000_000,
+            label="id",
+            discount=0.5,
+            can_cancel=False,
+            page="docs.fireworks.ai/guides/batch-inference",
+        ),
     ),
     ProviderProfile(
         "nvidia",
@@ -454,6 +463,13 @@ PROFILES = (
         key_env="DEEPINFRA_API_KEY",
         page="deepinfra.com/docs/advanced/openai_api",
         batch=BatchProfile(discount=0.2, page="deepinfra.com/blog/batch-api"),
+    ),
+    ProviderProfile(
+        "doubleword",
+        base_url="https://api.doubleword.ai/v1",
+        key_env="DOUBLEWORD_API_KEY",
+        page="docs.doubleword.ai/inference-api",
+        batch=BatchProfile(page="docs.doubleword.ai/inference-api"),
     ),
     ProviderProfile(
         "sambanova",

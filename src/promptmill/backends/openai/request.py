@@ -25,6 +25,7 @@ from promptmill.backends.openai.schema_forms import asked_of
 from promptmill.core.errors import Code, PromptmillError, unwritable_parameters
 from promptmill.core.request import (
     ROLES,
+    TOP_CHOICES,
     AudioPart,
     Conversation,
     ImagePart,
@@ -42,7 +43,7 @@ from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules
 _LARGE_PIECE = 32 * 1024
 _MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # kept; the parameters that they are made of take several times as much
 _STARTS = {role: b'{"role":"%b","content":' % role.encode() for role in ROLES}
-_OURS = frozenset({"messages", "stream", "stream_options"})
+_OURS = frozenset({"messages", "stream", "stream_options", TOP_CHOICES})
 _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 

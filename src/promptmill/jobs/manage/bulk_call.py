@@ -100,7 +100,7 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
       OpenAI's `response_format`. `fields="customer,amount:number"`: a schema in one line; `fields=False`: JSON texts,
       not a column for each field of the schema. `answer_column` ("answer"): their column. `n`: answers to each row.
       `reasoning`: "separate" or "inline".
-      `logprobs`, `top_logprobs`.
+      `logprobs`, `top_logprobs`; `top_choices`: so many choices with their probabilities.
     * Model, else the configuration's. `model`: with several, each row is sent to each, and `variant` names the model of
       an answer; `base_url` (one or several), `provider`, `api_key`, `api_key_env`: the name of a variable;
       `concurrency`: requests in flight; `tier`: "default", "flex" or "priority". `backend`. `config`: a configuration
@@ -111,9 +111,11 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
     * Job. `max_cost`: dollars. `max_failures`: 100 or "5%". `dedupe=True`: send equal rows at temperature 0 once.
       `again`: "failed", "truncated" or "all" rows of an earlier run. `keep=True`: answers under other settings count.
       `sure`: a strong model, which answers the rows where `model` may not agree with it. `agree` (0.95) of the labels
-      or more agree with it, with `certainty` (0.95). `second`: another cheap model. `student=True`: a classifier
-      that learns from the strong model takes the place of `model`. `recall`: {"fraud": 0.95}. See
-      docs/sure-labels.md. `votes=3`: three answers to each row vote on its label; several models take turns.
+      or more agree with it, with `certainty` (0.95). `gold`: a column with right labels for some rows, drawn at
+      random; then `agree` is the share of labels that are right. `second`: another cheap model.
+      `student=True`: a classifier that learns from the strong model takes the place of `model`. `recall`:
+      {"fraud": 0.95}. See docs/sure-labels.md. `votes=3`: three answers to each row vote on its label; several
+      models take turns.
       `from_job`: another job, whose answers count. `overwrite=True`: replace a file that this job did not write.
       `state`: the folder of jobs. `progress`: True for progress in a notebook or on stderr, False for none, or a
       function that gets the status several times a second.

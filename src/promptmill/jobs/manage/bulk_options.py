@@ -53,6 +53,7 @@ class AnswerOptions(TypedDict, total=False):
     reasoning: Literal["separate", "inline"] | None
     logprobs: bool | None
     top_logprobs: int | None
+    top_choices: int | None
 
 
 class ModelOptions(TypedDict, total=False):
@@ -101,19 +102,25 @@ class JobOptions(TypedDict, total=False):
     max_cost: float | None
     max_failures: int | str | None
     dedupe: bool
-    sure: str | None
-    votes: int | None
-    agree: float | str | None
-    certainty: float | str | None
-    second: str | None
-    student: bool
-    recall: Mapping[str, float | str] | None
     again: Again | None
     keep: bool
     from_job: str | Path | None
     overwrite: bool
     state: str | Path | None
     progress: bool | Callable[[Mapping[str, Any]], object] | None
+
+
+class SureOptions(TypedDict, total=False):
+    """Labels with a promise, or that are voted on."""
+
+    sure: str | None
+    votes: int | None
+    agree: float | str | None
+    certainty: float | str | None
+    gold: str | None
+    second: str | None
+    student: bool
+    recall: Mapping[str, float | str] | None
 
 
 class BatchOptions(TypedDict, total=False):
@@ -142,6 +149,7 @@ class BulkOptions(
     SamplingOptions,
     ToolOptions,
     JobOptions,
+    SureOptions,
     BatchOptions,
     RayOptions,
     total=False,

@@ -72,9 +72,11 @@ class BulkResult:
 
     @property
     def shares(self) -> Mapping[str, Any]:
-        """The share of each label if the strong model had answered every row, with its 95 % interval: `share`, `low`
-        and `high`. With a schema, by field. Empty for a job without `sure`, or whose rows it answered all."""
-        by_field: Mapping[str, Mapping[str, Any]] = self.status.get("sure", {}).get("shares", {})
+        """The share of each label if the strong model, or the person who reviewed random rows, had labelled every row,
+        with its 95 % interval: `share`, `low` and `high`. With a schema, by field. Empty for a job without `sure` and
+        review, or whose rows the strong model answered all."""
+        by_field: Mapping[str, Mapping[str, Any]]
+        by_field = self.status.get("shares") or self.status.get("sure", {}).get("shares", {})
         return by_field.get("", by_field)
 
     def table(self) -> Any:

@@ -39,8 +39,8 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.records import PERSON, SLOT, Made, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, stored_rounds
-from promptmill.jobs.store.spec import JobSpec, digest
-from promptmill.jobs.sure.job_shares import label_figures
+from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.sure.job_shares import label_figures, random_rows
 from promptmill.jobs.sure.labels import A_PERSON, CHEAP, SAMPLE, STUDENT, giver_of, part_of
 from promptmill.jobs.sure.panel import cheap_of, decide, label_in, label_of, place_of, probability, score_of
 
@@ -139,8 +139,7 @@ def _labels_in(store: JobDatabase) -> list[str]:
 
 
 def _drawn(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[_Candidate]:
-    seed = int(digest(spec.job_id, "review"), 16)
-    for record in statistics.sample(store, most, seed, f"{ANSWERED} AND key < {SLOT}"):
+    for record in random_rows(store, spec, most):
         yield _Candidate(_DRAWN, 0.0, record.row, 0, "at random")
 
 
@@ -187,7 +186,7 @@ def _of_sure(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
         return None
     if giver != SAMPLE:
         return _Candidate(_UNSURE, score, answered.row.n, 0, "near the cut")
-    if place_of(panel, part) <= part.cut or label_of(cheap) == label_of(answered.record):
+    if place_of(panel, part) <= part.cut.place or label_of(cheap) == label_of(answered.record):
         return None
     return _Candidate(_DISAGREE, -score, answered.row.n, 0, "the models disagree")
 
@@ -445,5 +444,6 @@ def _written_again(folder: Folder, spec: JobSpec) -> bool:
     end = output.end_of(folder.store, made.limit)
     counts = statistics.counts(folder.store, before=end, skips_empty=spec.question.skip_empty).as_dict(Counts())
     rows = {name: count for name, count in counts.items() if name in _OF_ROWS}
-    folder.put(status={**last, **rows, **label_figures(folder.store, spec, end)})
+    kept = {name: value for name, value in last.items() if name != "shares"}  # they may be unknown now
+    folder.put(status={**kept, **rows, **label_figures(folder.store, spec, end)})
     return True

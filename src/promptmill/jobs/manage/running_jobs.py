@@ -45,7 +45,7 @@ from promptmill.system.safe_open import OutsideError, home_expanded
 
 _WAIT_S = 1.0
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # as a path it has a single slash; a drive has a single letter
-Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
+Approve: TypeAlias = Callable[[float | None, float | None, float | None], Awaitable[None]]
 """Gets the estimated and the highest cost of a job (None: unknown). It raises to prevent the job."""
 
 
@@ -241,16 +241,20 @@ class RunningJobs:
         return {"job_id": job.spec.job_id, "message": message} | status.read(job.folder)
 
     async def _approved(self, approve: Approve, order: JobOrder, checked: Mapping[str, Any]) -> None:
-        """Call `approve` with the cost of the rows that an earlier job of these files has not answered, if known."""
+        """Call `approve` with the costs that are known: the estimate and the highest cost of the rows that an earlier
+        job of these files has not answered, and the cost of the sample, if there will be one."""
         estimated, most, left = checked.get("estimated_cost"), checked.get("most_cost"), 1.0
+        sample = checked.get("sure", {}).get("sample_cost") or None
         if order.earlier.again != "all":
             folder = self.folders.of(order.output)
             found = await asyncio.to_thread(lambda: folder.status)
             answered: int = found.get("done", 0) - found.get("failed", 0)
             wanted = checked["rows"] * (1 if order.sure is not None else max(1, len(order.variants)))
             left = max(0, wanted - answered) / max(1, wanted)
+            sample = None if answered > 0 else sample
         if left:
-            await approve(*(None if cost is None else cost * left for cost in (estimated, most)))
+            estimated, most = (None if cost is None else cost * left for cost in (estimated, most))
+            await approve(estimated, most, sample)
 
     async def resume(self, job_id: str, plan: ResolvedConfig, caller: Caller) -> None:
         """Resume the job of a call with its last order and the `plan` of its model; without a place, it waits for one.

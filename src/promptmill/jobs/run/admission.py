@@ -18,6 +18,7 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.request import TOP_CHOICES
 from promptmill.jobs import columns, disk, members
 from promptmill.jobs.columns import OURS
 from promptmill.jobs.ingest import ingest
@@ -29,6 +30,7 @@ from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.template import check_names_some, places_in, template_of
 from promptmill.jobs.inputs.workbook import sheet_names
 from promptmill.jobs.members import Stamp
+from promptmill.jobs.run.gold_labels import check_unasked
 from promptmill.jobs.run.order_files import OrderFiles
 from promptmill.jobs.run.resumption import SEND_ALL, check_bound, check_keeps_rows, resumed, with_settings
 from promptmill.jobs.store import binding, progress, rounds
@@ -390,6 +392,10 @@ def spec_of(
     for name in ("sure", "votes"):
         if getattr(order, name) is not None:
             _check_labels(plan, name, () if order.sure is None else order.sure.recall)
+    if order.sure is not None and order.sure.gold:
+        if plan.settings.sampling_params.choices is None:
+            raise input_error(Named("gold"), " goes with ", Named("choices"), ", of which each row has one.")
+        check_unasked(order.question, order.sure.gold)
     output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format)
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " goes with files of rows, not with a call's.")
@@ -449,7 +455,8 @@ def _extra(order: JobOrder, plan: ResolvedConfig, slot: int) -> dict[str, bool |
     if not slot or (sure is None and votes is None):
         return {}
     if sure is not None and not sure.votes and slot == 1:
-        return {"logprobs": True}
+        weighs = plan.record.weighs_choices and plan.settings.sampling_params.choices is not None
+        return {"logprobs": True} | ({TOP_CHOICES: 1} if weighs else {})
     if (sure is not None and sure.second) or (votes is not None and not votes.repeats):
         return {}
     sampling = plan.settings.sampling_params  # repeats at the temperature 0, or with one seed, would be equal

@@ -9,13 +9,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import IO
 
-from promptmill.backends.openai.batches.wire import BatchApi
+from promptmill.backends.batches import BatchApi
 from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.jobs import disk
 from promptmill.jobs.store import batches
-from promptmill.jobs.store.batches import Batch
+from promptmill.jobs.store.batches import AtProvider, Batch
 from promptmill.jobs.store.folder import Folder
 
 _ROWS_AT_ONCE = 512
@@ -116,7 +116,7 @@ class BatchFiles:
     def _begin(self) -> None:
         store = self._folder.store
         id_ = batches.next_id(store)
-        self._batch = self._of.changed(id=id_, key=new_key(), since=time.time())
+        self._batch = self._of.changed(id=id_, key=new_key(), there=AtProvider(since=time.time()))
         batches.put(store, self._batch)
         self._file = _created(self._batch, self._folder)
         self._bytes, self._digest = 0, hashlib.sha256()

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from promptmill.answering.costs import price_of
 from promptmill.backends import registry
-from promptmill.backends.openai.batches.wire import (
+from promptmill.backends.batches import (
     LIST_LAG_S,
     BatchApi,
     BatchState,
@@ -152,7 +152,7 @@ class BatchRound:
                     self._no_room(full)
                 return
             # answers cost less than what was reserved, so there may be room for more rows
-            again = full is not None or any(batch.is_cancelled for batch in open_)
+            again = full is not None or any(batch.there.is_cancelled for batch in open_)
             self._replans = False
             while (open_ := self._open()) and not self._replans:
                 moved = [await self._advance(batch) for batch in open_]
@@ -208,7 +208,7 @@ class BatchRound:
 
     async def _drop(self, batch: Batch) -> None:
         """Give up a batch that the provider does not have; its rows are open again."""
-        if batch.file_id:
+        if batch.there.file_id:
             await self._apis[batch.slot].delete(self._planned(batch), None)
         batches.drop(self._store, batch)
         batch.file(self._job.folder.path).unlink(missing_ok=True)
@@ -245,8 +245,8 @@ class BatchRound:
             model=plan.model,
             requests=batch.requests,
             file=batch.file(self._job.folder.path),
-            planned=batch.since,
-            file_id=batch.file_id,
+            planned=batch.there.since,
+            file_id=batch.there.file_id,
         )
 
     async def _upload(self, batch: Batch) -> bool:
@@ -257,7 +257,7 @@ class BatchRound:
         api, planned = self._apis[batch.slot], self._planned(batch)
         file_id = await api.find_file(planned) if self._is_resumed else ""
         file_id = file_id or await api.upload(planned)
-        batches.put(self._store, batch.changed(state="uploaded", file_id=file_id))
+        batches.put(self._store, batch.seen("uploaded", file_id=file_id))
         return True
 
     async def _create(self, batch: Batch) -> bool:
@@ -279,12 +279,12 @@ class BatchRound:
         return True
 
     def _adopt(self, batch: Batch, state: BatchState) -> None:
-        batches.put(self._store, batch.changed(state="sent", handle=state.id, said=state.said, expires=state.expires))
+        batches.put(self._store, batch.seen("sent", id=state.id, said=state.said, expires=state.expires))
         self._again_at.pop(batch.id, None)
 
     async def _find(self, batch: Batch) -> bool:
         """Look for a batch whose creation has an unclear end: in this process, or in one that was killed."""
-        others = {other.handle for other in batches.stored_batches(self._store) if other.handle}
+        others = {other.there.id for other in batches.stored_batches(self._store) if other.there.id}
         state = await self._apis[batch.slot].find(self._planned(batch), others)
         if state is not None:
             self._adopt(batch, state)
@@ -304,22 +304,23 @@ class BatchRound:
             await self._drop(batch)
             self._replans = True
             return True
-        batches.put(self._store, batch.changed(state="uploaded", key=new_key(), handle="", since=self._clock.now()))
+        again = batch.seen("uploaded", id="", since=self._clock.now())
+        batches.put(self._store, again.changed(key=new_key()))
         self._again_at[batch.id] = self._clock.now() + (wait_s or self._order.poll or self._poll_s)
         return False
 
     async def _look(self, batch: Batch) -> bool:
         api = self._apis[batch.slot]
-        if self._is_late and not batch.is_cancelled:
+        if self._is_late and not batch.there.is_cancelled:
             try:
-                await api.cancel(batch.handle)
+                await api.cancel(batch.there.id)
             except PromptmillError as error:
                 if error.code is not Code.UNSUPPORTED:  # then its end is awaited
                     raise
-            batch = batch.changed(is_cancelled=True)
+            batch = batch.seen("sent", is_cancelled=True)
             self._poll_s = api.limits.poll_s
-        state = await api.state(batch.handle)
-        batch = batch.changed(said=state.said, done=state.done, expires=state.expires or batch.expires)
+        state = await api.state(batch.there.id)
+        batch = batch.seen("sent", said=state.said, done=state.done, expires=state.expires or batch.there.expires)
         if not state.is_ended:
             batches.put(self._store, batch)
             return False
@@ -341,16 +342,16 @@ class BatchRound:
 
     async def _cancel_all(self) -> None:
         """Cancel the batches at the provider, as far as it answers soon. What they have finished is stored later."""
-        with contextlib.suppress(TimeoutError, PromptmillError):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_S):
                 for batch in self._open():
-                    if not batch.is_cancelled:
+                    with contextlib.suppress(PromptmillError):
                         await self._cancel(batch)
 
     async def _cancel(self, batch: Batch) -> None:
-        if batch.state == "sent":
-            await self._apis[batch.slot].cancel(batch.handle)
-            batches.put(self._store, batch.changed(is_cancelled=True))
+        if batch.state == "sent" and not batch.there.is_cancelled:
+            await self._apis[batch.slot].cancel(batch.there.id)
+            batches.put(self._store, batch.seen("sent", is_cancelled=True))
 
     # ---- store
 
@@ -359,7 +360,7 @@ class BatchRound:
         api, page = self._apis[batch.slot], list[Reply]()
         unknown = 0
         try:
-            async for reply in api.replies(await api.state(batch.handle)):
+            async for reply in api.replies(await api.state(batch.there.id)):
                 page.append(reply)
                 if len(page) >= _REPLIES_AT_ONCE:
                     unknown += await asyncio.to_thread(batches.keep_replies, self._store, batch, page)
@@ -367,10 +368,10 @@ class BatchRound:
         except PromptmillError as error:
             if error.code is not Code.NOT_FOUND:
                 raise
-            _LOG.warning("%s: a part of its results is gone: %s", batch.handle, error)
+            _LOG.warning("%s: a part of its results is gone: %s", batch.there.id, error)
         unknown += await asyncio.to_thread(batches.keep_replies, self._store, batch, page)
         if unknown:
-            _LOG.warning("%s: %d replies belong to no row", batch.handle, unknown)
+            _LOG.warning("%s: %d replies belong to no row", batch.there.id, unknown)
         batches.put(self._store, batch.changed(state="fetched"))
         return True
 
@@ -412,9 +413,9 @@ class BatchRound:
         api = self._apis[batch.slot]
         if not self._order.keep_files:
             with contextlib.suppress(PromptmillError):  # they expire by themselves
-                await api.delete(self._planned(batch), await api.state(batch.handle))
+                await api.delete(self._planned(batch), await api.state(batch.there.id))
         batch.file(self._job.folder.path).unlink(missing_ok=True)
-        batches.finish(self._store, batch, again=batch.is_cancelled and not self._is_late)
+        batches.finish(self._store, batch, again=batch.there.is_cancelled and not self._is_late)
 
     def _note(self) -> None:
         """Show the state of the batches."""
@@ -423,10 +424,10 @@ class BatchRound:
         self._progress.batch = {
             "batches": len(open_),
             "requests": sum(batch.requests for batch in open_),
-            "done": sum(batch.done or 0 for batch in now),
-            "said": ", ".join(sorted({batch.said or batch.state for batch in open_})),
-            "ids": [batch.handle for batch in open_ if batch.handle],
-            **({"expires": min(times)} if (times := [one.expires for one in now if one.expires]) else {}),
+            "done": sum(batch.there.done or 0 for batch in now),
+            "said": ", ".join(sorted({batch.there.said or batch.state for batch in open_})),
+            "ids": [batch.there.id for batch in open_ if batch.there.id],
+            **({"expires": min(times)} if (times := [one.there.expires for one in now if one.there.expires]) else {}),
         }
 
 

@@ -13,7 +13,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.live import WINDOW, Between
+from promptmill.jobs.run.live import WINDOW, Between, OpenRow
 from promptmill.jobs.run.student_rounds import StudentAnswers
 from promptmill.jobs.run.sure_rounds import SureRounds
 from promptmill.jobs.run.vote_rounds import VOTED_AT_ONCE, VoteRounds
@@ -190,7 +190,9 @@ class JobRounds:
             return functools.partial(self._votes.settle, round_, delivered=delivered)
         if self._sure is None or round_.rows != "cheap":
             return None
-        return functools.partial(self._sure.settle, round_, delivered=delivered)
+        settle = functools.partial(self._sure.settle, round_, delivered=delivered)
+        # the rows for the strong model go into a batch
+        return settle if self._job.order.batch is None else functools.partial(_without_rows, settle)
 
     @property
     def window(self) -> int:
@@ -251,6 +253,12 @@ class JobRounds:
         condition = round_.condition(self._job.spec.targets[slot].counted, slot)
         query = f"SELECT {select} FROM {join_of(slot)} WHERE row.n BETWEEN ? AND ? AND ({condition})"
         return self._job.folder.store.read(query, first, last)
+
+
+def _without_rows(settle: Between, first: int, following: int) -> Iterator[list[OpenRow]]:
+    """Yield empty pages: rows are settled, and none is sent now."""
+    for _ in settle(first, following):
+        yield []
 
 
 def requests_of(spec: JobSpec, reader: RowReader, targets: Sequence[Target] = ()) -> Iterator[RowRequests]:

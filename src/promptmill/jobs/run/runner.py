@@ -346,8 +346,7 @@ class Runner:
     async def _rounds(self) -> None:
         job_rounds = JobRounds(self._job, self._duplicates(), self._end, self._long_work)
         is_counted = False
-        while (round_ := await self._in_thread(job_rounds.next)) is not None:
-            self.progress.sure = status_of(self._job.spec)
+        while (round_ := await self._next(job_rounds)) is not None:
             try:
                 await self._run_round(round_, job_rounds)
             except PromptmillError as error:
@@ -356,9 +355,15 @@ class Runner:
             is_counted = round_.way == "live"  # a live round counts each outcome
             if self._leaves_as is not None:
                 raise self._leaves_as
-        self.progress.sure = status_of(self._job.spec)
         if not is_counted:
             await self._count(NEVER)
+
+    async def _next(self, job_rounds: JobRounds) -> Round | None:
+        """Return the next round. Even if there can be none, the status has what is known of a sample."""
+        try:
+            return await self._in_thread(job_rounds.next)
+        finally:
+            self.progress.sure = status_of(self._job.spec)
 
     def _goes_without_probabilities(self, round_: Round, error: PromptmillError) -> bool:
         """Stop asking for log probabilities if an endpoint refused the sample because of them; return whether it
@@ -564,7 +569,7 @@ class Runner:
         figures = label_figures(store, spec, self._end)
         self.progress.output.results = figures["results"]
         self.progress.votes, self.progress.sure = figures.get("votes", {}), figures.get("sure", {})
-        self.progress.person = figures.get("person", 0)
+        self.progress.person, self.progress.shares = figures.get("person", 0), figures.get("shares", {})
         self.progress.batch = batch_figures(store, self._job.plan)
 
     def _give_up(self, error: PromptmillError) -> None:

@@ -22,13 +22,16 @@ from itertools import filterfalse
 from typing import TYPE_CHECKING, Any
 
 from promptmill.backends.protocol import Completion
+from promptmill.core.errors import Named, input_error
+from promptmill.core.wording import counted
+from promptmill.jobs.run.gold_labels import right_labels
 from promptmill.jobs.run.live import OpenRow
 from promptmill.jobs.run.student_rounds import StudentAnswers, taught_of
-from promptmill.jobs.store.database import LAST_KEY, PAGE
+from promptmill.jobs.store.database import LAST_KEY, PAGE, Row
 from promptmill.jobs.store.order import Sure
 from promptmill.jobs.store.records import SLOT, Made, Record, copied, record_of
 from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
-from promptmill.jobs.store.spec import JobSpec, SurePart, digest
+from promptmill.jobs.store.spec import JobSpec, SureCut, SurePart, digest
 from promptmill.jobs.sure import cut as cuts
 from promptmill.jobs.sure.cut import NOTHING_SURE, Place
 from promptmill.jobs.sure.labels import STUDENT, part_of
@@ -62,15 +65,28 @@ class _Sampled:
     strong: Record | None
     panel: Sequence[Record | None]
     cheap: Record | None
+    gold: str | None = None
+    """Its right label; None: the strong model's label counts as right."""
 
     @property
     def label(self) -> str | None:
-        return None if self.strong is None or self.strong.code is not None else label_of(self.strong)
+        """The label that counts as right; None if the strong model failed."""
+        return _label(self.strong) if self.gold is None else self.gold
 
     @property
     def agrees(self) -> bool:
-        cheap = self.cheap
-        return cheap is not None and cheap.code is None and label_of(cheap) == self.label
+        """Whether the cheap model has this label."""
+        return self.label is not None and _label(self.cheap) == self.label
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the strong model does not have the right label."""
+        return self.gold is not None and _label(self.strong) != self.gold
+
+    @property
+    def adds_error(self) -> bool:
+        """Whether only the cheap model is wrong."""
+        return not self.agrees and not self.is_bad
 
 
 class SureRounds:
@@ -102,27 +118,51 @@ class SureRounds:
         spec, limits = self._spec, self._job.order.limits
         of = digest(spec.input.sha256, limits.rows, spec.question.sample)
         if self.part is not None and self.part.of == of:
+            self._check_strong(self.part)
             return
-        # an undecided sample is worth nothing for another input: its strong answers count, its cheap ones are not sure
-        without = {"rows": 0, "drawn": 0, "earlier": 0, "taught": 0, "cut": NOTHING_SURE}
-        parts = [part.model_copy(update=without) if part.cut is None else part for part in spec.parts]
+        if self._rule.gold and self.part is not None:
+            raise input_error(
+                "The input has changed since the sample was drawn, and a promise about right labels is for one input: "
+                "restore it, or name another output."
+            )
         ((rows,),) = self._store.read(f"SELECT count(*) FROM row WHERE {_IS_NEW}", self._end)
+        parts = self._earlier_parts(rows)
         if not rows and parts:
             parts[-1] = parts[-1].model_copy(update={"of": of})
         else:
-            parts.append(self._drawn(rows, self._wrong_of_new(rows, parts), of, round_))
+            drawn = self._drawn_of_gold if self._rule.gold else self._drawn
+            parts.append(drawn(rows, self._wrong_of_new(rows, parts), of, round_))
         self._job.put(spec.model_copy(update={"parts": tuple(parts)}))
+
+    def _earlier_parts(self, rows: int) -> list[SurePart]:
+        """Return the parts that there are, without those of the `rows` new ones that they had: a row that was not asked
+        yet moves to the next part."""
+        parts = []
+        for part in self._spec.parts:
+            # an undecided sample is worth nothing for another input: its strong answers count, its cheap ones do not
+            without = {"rows": part.every, "drawn": 0, "earlier": 0, "taught": 0, "cut": SureCut(place=NOTHING_SURE)}
+            parts.append(part.model_copy(update=without) if part.cut is None else part)
+        moved = min(rows, rows + sum(part.every for part in parts) - self._every())
+        for at in reversed(range(len(parts))):
+            its = max(0, min(moved, parts[at].rows))
+            parts[at] = parts[at].model_copy(update={"rows": parts[at].rows - its})
+            moved -= its
+        return parts
+
+    def _every(self) -> int:
+        """Count all rows with a question."""
+        ((rows,),) = self._store.read(f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?", self._end)
+        return int(rows)
 
     def _wrong_of_new(self, rows: int, parts: Sequence[SurePart]) -> int:
         """Return E of a new part of so many rows. The input may have lost rows of earlier parts, or this part may have
         rows of an earlier one that were not asked, so all parts together have E of the rows that there are."""
-        ((every,),) = self._store.read(f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?", self._end)
         ends = [*(part.round for part in parts), LAST_KEY][1:]
         given = sum(
             min(part.wrong, self._cheap_of(part, end)) for part, end in zip(parts, ends, strict=True) if part.pays
         )
         agree = self._rule.agree
-        return min(cuts.errors_allowed(rows, agree), max(0, cuts.errors_allowed(every, agree) - given))
+        return min(cuts.errors_allowed(rows, agree), max(0, cuts.errors_allowed(self._every(), agree) - given))
 
     def _cheap_of(self, part: SurePart, end: int) -> int:
         """Count the rows of a part, whose rounds end before `end`, that have or may get a cheap label."""
@@ -141,8 +181,10 @@ class SureRounds:
         taught = taught_of(rows) if rule.student else 0
         size = 0 if rule.student and not taught else sample_of(rows - taught, wrong, rule)
         if not size:
-            return SurePart(of=of, round=round_, rows=rows, seed=seed, cut=NOTHING_SURE)
-        self._draw(round_, size, seed, taught)
+            return SurePart(of=of, round=round_, rows=rows, seed=seed, cut=SureCut(place=NOTHING_SURE))
+        to_train = nsmallest(taught, self._new_rows(), key=lambda n: cuts.number("train", seed, n)) if taught else []
+        others = filterfalse({*to_train}.__contains__, self._new_rows())
+        self._draw(round_, others, size, seed, to_train)
         return SurePart(
             of=of,
             round=round_,
@@ -154,13 +196,41 @@ class SureRounds:
             wrong=wrong,
         )
 
-    def _draw(self, round_: int, size: int, seed: str, taught: int = 0) -> None:
-        """Draw the sample; before it the rows that train a student, whose round is `-round_`."""
-        to_train = nsmallest(taught, self._new_rows(), key=lambda n: cuts.number("train", seed, n)) if taught else []
-        others = filterfalse({*to_train}.__contains__, self._new_rows())
-        chosen = nsmallest(size, others, key=lambda n: cuts.number("sample", seed, n))
+    def _drawn_of_gold(self, rows: int, wrong: int, of: str, round_: int) -> SurePart:
+        """Draw the sample from the rows that have a right label."""
+        seed = digest(self._spec.job_id, of, round_)
+        known = self._right_labels(self._store.rows(last=self._end - 1))
+        size = sample_of_gold(rows, len(known), self._rule)
+        self._draw(round_, known, size, seed)
+        return SurePart(of=of, round=round_, rows=rows, drawn=size, gold=len(known), seed=seed, wrong=wrong)
+
+    def _right_labels(self, rows: Iterable[Row]) -> dict[int, str]:
+        choices = self._job.plan.settings.sampling_params.choices or ()
+        return right_labels(rows, self._spec, self._rule.gold, list(choices))
+
+    def _check_strong(self, part: SurePart) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if the strong model alone is too often wrong for the promise."""
+        cut, rule = part.cut, self._rule
+        if not rule.gold or cut is None:
+            return
+        most, right = cuts.most_bad(part.rows, part.drawn, cut.bad, rule.certainty), part.drawn - cut.bad
+        if most <= part.wrong:
+            return
+        least = 100 * (1 - most / part.rows)
+        raise input_error(
+            f"{rule.model} itself is right on {right:,} of {counted(part.drawn, 'sampled row')} "
+            f"({100 * right / part.drawn:.0f} %). With {100 * rule.certainty:.4g} % certainty it is right on "
+            f"{math.floor(10 * least) / 10:g} % of all rows or more, so {100 * rule.agree:.4g} % cannot be promised. "
+            "Name another output, and a better model or prompt, or ",
+            Named("agree", f"{math.floor(least)}%"),
+            ".",
+        )
+
+    def _draw(self, round_: int, rows: Iterable[int], size: int, seed: str, to_train: Sequence[int] = ()) -> None:
+        """Draw the sample from `rows`. Rows that train a student have the round `-round_`."""
+        chosen = nsmallest(size, rows, key=lambda n: cuts.number("sample", seed, n))
         drawn = [*((round_, n) for n in chosen), *((-round_, n) for n in to_train)]
-        replaced = "1" if taught else "round > 0"  # a larger sample keeps the rows that train
+        replaced = "1" if to_train else "round > 0"  # a larger sample keeps the rows that train
         self._store.change((f"DELETE FROM chosen WHERE {replaced}", [()]), ("INSERT INTO chosen VALUES (?, ?)", drawn))
 
     def _size_for_classes(self, part: SurePart, sample: Sequence[_Sampled]) -> int:
@@ -186,8 +256,7 @@ class SureRounds:
         part = self.part
         if part is None or part.cut is not None:
             return False
-        if self._student is not None:
-            part = part.model_copy(update={"learned": self._student.answer_sample(part.round)})
+        learned = "" if self._student is None else self._student.answer_sample(part.round)
         sample = list(self._sample(self._rule.panel(part.score)))
         if len(sample) > part.drawn:  # a kill came between the larger draw and its part
             part = part.model_copy(update=_larger(part, len(sample)))
@@ -198,53 +267,62 @@ class SureRounds:
         if not kind:
             self._replace_part(part.model_copy(update={"score": "repeats"}))
         elif size := self._size_for_classes(part, sample):
-            self._draw(part.round, size, part.seed)
+            self._draw(part.round, self._new_rows(), size, part.seed)
             self._replace_part(part.model_copy(update=_larger(part, size)))
         else:
-            self._replace_part(self._decided(part.model_copy(update={"score": kind}), sample))
+            part = self._decided(part.model_copy(update={"score": kind}), sample, learned)
+            self._replace_part(part)
+            self._check_strong(part)
         return True
 
     def _replace_part(self, part: SurePart) -> None:
         self._job.put(self._spec.model_copy(update={"parts": (*self._spec.parts[:-1], part)}))
 
     def _sample(self, panel: Sequence[int]) -> Iterator[_Sampled]:
-        for n in [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]:
+        chosen = [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]
+        rights: Mapping[int, str] = {}
+        if self._rule.gold:
+            sampled = {*chosen}
+            rights = self._right_labels(row for row in self._store.rows(last=self._end - 1) if row.n in sampled)
+        for n in chosen:
             known = {
                 record.slot: record for record in self._store.records_at([n + slot * SLOT for slot in (0, *panel)])
             }
             beside = [known.get(slot) for slot in panel]
-            yield _Sampled(known.get(0), beside, cheap_of(beside, "votes" if self._rule.votes else ""))
+            cheap = cheap_of(beside, "votes" if self._rule.votes else "")
+            yield _Sampled(known.get(0), beside, cheap, rights.get(n))
 
-    def _decided(self, part: SurePart, sample: Sequence[_Sampled]) -> SurePart:
+    def _decided(self, part: SurePart, sample: Sequence[_Sampled], learned: str) -> SurePart:
         scores = {score for row in sample if (score := score_of(row.panel, part.score)) is not None}
         if not self._rule.votes and len(scores) == 1:
             part = part.model_copy(update={"score": "equal"})
         places = [place_of(row.panel, part) for row in sample]
         cut = self._cut(part, sample, places)
-        sure = sum(place > cut for place in places)
-        share = (part.drawn + (part.rows - part.drawn) * (1 - sure / part.drawn)) / part.rows
-        costs = _costs(part, sample, share)
-        strong = (part.earlier + share * part.rows) / (part.earlier + part.rows)
+        before = [row for place, row in zip(places, sample, strict=True) if place > cut]
         classes: dict[str, tuple[int, int]] = {}
         for row in sample:
             if (label := row.label) is not None:
                 rows, found = classes.get(label, (0, 0))
                 classes[label] = rows + 1, found + row.agrees
-        return part.model_copy(
-            update={
-                "cut": cut,
-                "sampled": tuple(
-                    each.id for each in stored_rounds(self._store) if each.rows == "chosen" and each.id >= part.round
-                ),
-                "pays": (strong if costs is None else costs[0] / costs[1]) <= 1 - _LEAST_SAVED,
-                "agreed": sum(row.agrees for row in sample),
-                "errors": sum(place > cut and not row.agrees for place, row in zip(places, sample, strict=True)),
-                "share": share,
-                "unguarded": self._unguarded(classes),
-                "classes": dict(sorted(classes.items(), key=lambda one: -one[1][0])),
-                "costs": costs,
-            }
+        decided = SureCut(
+            place=cut,
+            sampled=tuple(
+                each.id for each in stored_rounds(self._store) if each.rows == "chosen" and each.id >= part.round
+            ),
+            agreed=sum(row.agrees for row in sample),
+            before=len(before),
+            errors=sum(row.adds_error for row in before),
+            bad=sum(row.is_bad for row in sample),
+            mended=sum(row.is_bad and row.agrees for row in before),
+            classes=dict(sorted(classes.items(), key=lambda one: -one[1][0])),
+            unguarded=self._unguarded(classes),
+            prices=_prices(sample),
+            learned=learned,
         )
+        part = part.model_copy(update={"cut": decided})
+        cost, alone = part.costs or (part.strong, part.every)
+        pays = cost <= (1 - _LEAST_SAVED) * alone
+        return part.model_copy(update={"cut": decided.model_copy(update={"pays": pays})})
 
     def _unguarded(self, classes: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
         guarded, certainty = self._rule.recall, self._rule.certainty_of_each
@@ -252,8 +330,10 @@ class SureRounds:
         return tuple(label for label in guarded if cuts.allowed_of_class(rows[label], guarded[label], certainty) < 0)
 
     def _cut(self, part: SurePart, sample: Sequence[_Sampled], places: Sequence[Place]) -> Place:
-        verdicts = [(place, row.agrees) for place, row in zip(places, sample, strict=True)]
-        found = [cuts.cut(verdicts, cuts.allowed(part.rows, part.drawn, part.wrong, self._rule.certainty_of_each))]
+        verdicts = [(place, not row.adds_error) for place, row in zip(places, sample, strict=True)]
+        allowed = cuts.allowed_right if self._rule.gold else cuts.allowed
+        c = allowed(part.rows, part.drawn, part.wrong, self._rule.certainty_of_each)
+        found = [cuts.cut(verdicts, c - sum(row.is_bad for row in sample))]
         for label, recall in self._rule.recall.items():
             mine = [verdict for verdict, row in zip(verdicts, sample, strict=True) if row.label == label]
             found.append(cuts.cut(mine, cuts.allowed_of_class(len(mine), recall, self._rule.certainty_of_each)))
@@ -283,7 +363,8 @@ class SureRounds:
         """
         if self._student is not None and round_.rows == "cheap":
             assert self.part is not None
-            if not self._student.answer(round_, self.part.learned):
+            assert self.part.cut is not None
+            if not self._student.answer(round_, self.part.cut.learned):
                 self._replace_part(self.part.model_copy(update={"is_ended": True}))
             return
         last = -1
@@ -336,12 +417,37 @@ class SureRounds:
         others = [first.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
         known = {record.key: record for record in self._store.records_at(others)} if others else {}
         panel = [first, *map(known.get, others)]
-        return cheap_of(panel, part.score) if place_of(panel, part) > part.cut else None
+        return cheap_of(panel, part.score) if place_of(panel, part) > part.cut.place else None
 
 
 def sample_of(rows: int, wrong: int, rule: Sure) -> int:
     """Return the size of the sample of so many rows, of which `wrong` may differ; 0: the strong model answers all."""
     return 0 if rows < FEWEST_ROWS else cuts.sample_size(rows, wrong, rule.certainty_of_each)
+
+
+def sample_of_gold(rows: int, gold: int, rule: Sure) -> int:
+    """Return the size of the sample of so many rows, of which `gold` have a right label.
+
+    Raises `PromptmillError` (`invalid_input`) if they are too few for the promise.
+    """
+    if rows < FEWEST_ROWS:
+        raise input_error(
+            Named("gold"),
+            f" needs {FEWEST_ROWS} rows: for so few, let {rule.model} answer all, and measure it by a comparison.",
+        )
+    wrong = cuts.errors_allowed(rows, rule.agree)
+    if size := cuts.size_right(rows, gold, wrong, rule.certainty):
+        return size
+    needed = next(n for n in itertools.count(1) if cuts.allowed_right(rows, n, wrong, rule.certainty) >= 0)
+    raise input_error(
+        f"A promise about {counted(rows, 'row')} needs right labels for {needed} of them at least, and "
+        f"`{rule.gold[:60]}` has {gold:,}"
+        + ("." if needed <= rows // 2 else "; more than half of the rows would be the sample.")
+    )
+
+
+def _label(record: Record | None) -> str | None:
+    return None if record is None or record.code is not None else label_of(record)
 
 
 def _larger(part: SurePart, size: int) -> dict[str, int]:
@@ -351,17 +457,14 @@ def _larger(part: SurePart, size: int) -> dict[str, int]:
 
 def _delivered(cheap: Record) -> Any:
     outcome = copied(cheap.outcome())
-    return replace(outcome, logprobs=None) if isinstance(outcome, Completion) else outcome
+    return replace(outcome, logprobs=None, top_choices=None) if isinstance(outcome, Completion) else outcome
 
 
-def _costs(part: SurePart, sample: Sequence[_Sampled], share: float) -> tuple[float, float] | None:
-    """Return the expected cost of all rows of a part, and their cost at the strong model alone; None without prices."""
+def _prices(sample: Sequence[_Sampled]) -> tuple[float, float] | None:
+    """Return what a row costs at the strong model and at the cheap ones; None without prices."""
     strong = [cost for row in sample if (cost := _cost(row.strong)) is not None]
     cheap = [sum(_cost(one) or 0.0 for one in row.panel) for row in sample]
-    if not strong or not sum(strong):
-        return None
-    each, rows = sum(strong) / len(strong), part.rows + part.earlier
-    return (share * part.rows + part.earlier) * each + rows * sum(cheap) / len(cheap), rows * each
+    return (sum(strong) / len(strong), sum(cheap) / len(cheap)) if sum(strong) else None
 
 
 def _cost(record: Record | None) -> float | None:

@@ -26,10 +26,11 @@ from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.run import admission
+from promptmill.jobs.run.gold_labels import right_labels
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.order_files import OrderFiles
 from promptmill.jobs.run.student_rounds import taught_of
-from promptmill.jobs.run.sure_rounds import sample_of
+from promptmill.jobs.run.sure_rounds import sample_of, sample_of_gold
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Sure
@@ -73,7 +74,9 @@ def check(
             found["notes"].append(note)
         models = [target.model for target in spec.targets] if order.votes is None else order.votes.models
         answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
-        sure = {} if order.sure is None else {"sure": _sample(answering[order.sure.model], order.sure, found)}
+        sure = {}
+        if (rule := order.sure) is not None:
+            sure["sure"] = _sample(answering[rule.model], rule, found, _gold(store, spec, plan, order))
         every = [*answering.values()] if order.votes is None else [answering[name] for name in models]
         found["estimated_prompt_tokens"] *= len(every)
         cost = _cost(every, found, spec.question.prompts)
@@ -159,12 +162,26 @@ def _cost(
     return {"estimated_cost": estimated, "most_cost": None if most == math.inf else estimated + most}
 
 
-def _sample(strong: ResolvedConfig, rule: Sure, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the size of the sample, and the costs of sample and all rows at the strong model, if a price is known."""
+def _gold(store: JobDatabase, spec: JobSpec, plan: ResolvedConfig, order: JobOrder) -> int | None:
+    """Count the rows with a right label; None unless the promise is about right labels."""
+    if order.sure is None or not order.sure.gold:
+        return None
+    choices = list(plan.settings.sampling_params.choices or ())
+    rows_ = store.rows(last=end_of(store, order.limits.rows) - 1)
+    return len(right_labels(rows_, spec, order.sure.gold, choices))
+
+
+def _sample(strong: ResolvedConfig, rule: Sure, found: Mapping[str, Any], gold: int | None = None) -> dict[str, Any]:
+    """Return the size of the sample, and what it and all rows cost at the strong model, as far as a price is known.
+
+    `gold`: the number of rows with a right label, if the sample is drawn from them.
+    """
     rows_ = found["rows"] - found["invalid"] - found.get("skipped", 0)
     taught, price = taught_of(rows_) if rule.student else 0, price_of(strong)
     has_sample = taught or not rule.student
     size = sample_of(rows_ - taught, errors_allowed(rows_, rule.agree), rule) if has_sample else 0
+    if gold is not None:
+        size = sample_of_gold(rows_, gold, rule)
     sure: dict[str, Any] = {"model": rule.model, "rows": rows_, "sampled": size}
     if rule.student:
         sure["taught"] = taught

@@ -21,14 +21,14 @@ from typing import Any, Literal, TypeAlias
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from promptmill.backends.openai.batches.wire import Reply
+from promptmill.backends.batches import Reply
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import Stored
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import join_of
 
 State: TypeAlias = Literal["planning", "planned", "uploaded", "creating", "sent", "ended", "fetched", "done"]
-IN_BATCH = "row.n + {base} IN (SELECT key FROM batched WHERE key IS NOT NULL)"
+IN_BATCH = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base})"
 """The condition of rows that are in a batch, or were in one that did not answer them. `base`: the key of the slot's
 first row."""
 HAS_REPLY = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status > 0 AND batch = {batch})"
@@ -36,6 +36,24 @@ HAS_REPLY = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base} AN
 
 
 _DONE = "SELECT id FROM batch WHERE value ->> '$.state' = 'done'"
+
+
+class AtProvider(Stored):
+    """What is known of a batch at the provider."""
+
+    file_id: str = ""
+    """The uploaded file."""
+    since: float = 0.0
+    """When the batch was created, or first may have been: Unix time."""
+    id: str = ""
+    """The provider's own id; `""` until it is known."""
+    said: str = ""
+    """The provider's own word for its state."""
+    done: int | None = None
+    """Finished requests, as far as the provider says."""
+    expires: float | None = None
+    is_cancelled: bool = False
+    """Whether we asked the provider to cancel it."""
 
 
 class Batch(Stored):
@@ -56,19 +74,7 @@ class Batch(Stored):
     """The digest of the file of the requests."""
     most: float = 0.0
     """The highest possible cost, in dollars."""
-    file_id: str = ""
-    """The uploaded file at the provider."""
-    since: float = 0.0
-    """When it was created, or first may have been: Unix time."""
-    handle: str = ""
-    """The provider's own id; `""` until it is known."""
-    said: str = ""
-    """The provider's own word for its state."""
-    done: int | None = None
-    """Finished requests, as far as the provider says."""
-    expires: float | None = None
-    is_cancelled: bool = False
-    """Whether we asked the provider to cancel it."""
+    there: AtProvider = AtProvider()
 
     def file(self, folder: Path) -> Path:
         """Return the path of its requests in a job's folder."""
@@ -77,6 +83,10 @@ class Batch(Stored):
     def changed(self, **changes: Any) -> Batch:
         """Return the batch with these changes."""
         return self.model_copy(update=changes)
+
+    def seen(self, state: State, **changes: Any) -> Batch:
+        """Return the batch in this state, with these changes at the provider."""
+        return self.changed(state=state, there=self.there.model_copy(update=changes))
 
 
 _BATCH = TypeAdapter(Batch)

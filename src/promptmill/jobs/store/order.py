@@ -25,6 +25,16 @@ _DAY_S = 86_400
 _FIRST_ROWS = 20  # a percentage of failures is not checked before this many rows
 
 
+_APART = (
+    ("second", "votes", ": both say which labels are sure"),
+    ("student", "second", ": no cheap model is asked"),
+    ("student", "votes", ": no cheap model is asked"),
+    ("gold", "student", ": the rows that train it have labels of the strong model, which may be wrong"),
+    ("gold", "recall", ": its promise is about all classes together"),
+)
+"""Fields of `Sure` that exclude each other, and why."""
+
+
 class Stored(BaseModel):
     """A frozen part of the description of a job in its database."""
 
@@ -193,7 +203,7 @@ class Sure(Stored):
     """The strong model whose labels the answers must agree with, and how surely.
 
     A cheap model answers most rows. With the chance `certainty`, at most `1 - agree` of the delivered labels differ
-    from those of the strong model, see `jobs.sure.cut`.
+    from those of the strong model, or with `gold` from the right ones, see `jobs.sure.cut`.
     """
 
     model: str = Field(min_length=1)
@@ -206,6 +216,8 @@ class Sure(Stored):
     """So many answers of the cheap model vote on each label; 0: it has one answer."""
     recall: Mapping[str, Annotated[float, Field(gt=0, lt=1)]] = {}
     """By label: the share of its rows that must be delivered with it."""
+    gold: str = ""
+    """The column of the input with right labels, for some rows at least."""
     student: bool = False
     """Whether a classifier that learns from the strong model takes the place of the cheap one, see
     `run.student_rounds`."""
@@ -213,7 +225,7 @@ class Sure(Stored):
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Sure | None:
         """Return the rule of the options `sure` (a model, or a mapping of all fields), `agree`, `certainty`, `second`,
-        `votes`, `recall` and `student`; a share may be `95%`. None without `sure`.
+        `votes`, `recall`, `gold` and `student`; a share may be `95%`. None without `sure`.
 
         Raises `PromptmillError` (`invalid_input`).
         """
@@ -230,11 +242,9 @@ class Sure(Stored):
         given |= {"model": model} if isinstance(model, str) else dict(model)
         for name in given.keys() - cls.model_fields.keys():
             raise input_error(Named("sure"), f" has no field {name[:40]}; it has {', '.join(cls.model_fields)}.")
-        if given.get("second") and given.get("votes"):
-            raise input_error(Named("second"), " goes without ", Named("votes"), ": both say which labels are sure.")
-        for name in ("second", "votes"):
-            if given.get("student") and given.get(name):
-                raise input_error(Named("student"), " goes without ", Named(name), ": no cheap model is asked.")
+        for name, other, why in _APART:
+            if given.get(name) and given.get(other):
+                raise input_error(Named(name), " goes without ", Named(other), f"{why}.")
         for name in ("agree", "certainty"):
             if given.get(name) is not None:
                 given[name] = _share(name, given[name])

@@ -17,6 +17,7 @@ from promptmill.jobs.store.statistics import JobCounts, quantile
 from promptmill.jobs.store.status_record import (
     BatchStatus,
     CourseRecord,
+    LabelShare,
     Results,
     RunNote,
     RunStatus,
@@ -70,6 +71,8 @@ class Progress:
         """The decisions of a job with `votes`; empty until the output is written."""
         self.person = 0
         """The delivered labels of a person; 0 until the output is written."""
+        self.shares: dict[str, dict[str, LabelShare]] = {}
+        """The shares of labels as the person would give them."""
         self.earlier = EarlierRuns(earlier or {})
         self.course = Course()
         self._times = _Times(clock)
@@ -182,6 +185,7 @@ class Progress:
             **({"batch": dict(self.batch)} if self.batch else {}),
             **({"votes": dict(self.votes)} if self.votes else {}),
             **({"person": self.person} if self.person else {}),
+            **({"shares": self.shares} if self.shares else {}),
             **({} if self.cost is None else {"cost": self.cost}),
             **({} if budget is None else {"max_cost": budget.limit}),
             **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in earlier.status else {}),

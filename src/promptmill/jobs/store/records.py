@@ -52,7 +52,7 @@ class Record(NamedTuple):
     """The answer, or the message of the failure."""
     reasoning: str | None
     more: str | None
-    """JSON with optional fields: `tool_calls`, `logprobs`, `details`, …; for a failure, `response`."""
+    """JSON with optional fields: `tool_calls`, `logprobs`, `top_choices`, `details`, …; for a failure, `response`."""
     asked: bytes | None
     """The digest of the question (see `rows.digest`), which links a moved row to its answer; None without a
     question."""
@@ -107,6 +107,7 @@ class Record(NamedTuple):
             self.attempts,
             self.latency_s,
             extras.get("logprobs"),
+            extras.get("top_choices"),
             extras.get("details"),
             extras.get("answered_by", ""),
             extras.get("cost"),
@@ -161,6 +162,8 @@ def _fields(outcome: Outcome, made: Made) -> tuple[Any, ...]:
         more["tool_calls"] = outcome.tool_calls
     if outcome.logprobs is not None:
         more["logprobs"] = outcome.logprobs
+    if outcome.top_choices is not None:
+        more["top_choices"] = outcome.top_choices
     if outcome.details is not None:
         more["details"] = outcome.details
     if outcome.answers:

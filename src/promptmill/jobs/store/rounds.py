@@ -70,8 +70,8 @@ _ORDERED = {
     "again truncated": f"({TRUNCATED} AND answer.round <= {{since}})",
     "again all": f"(answer.key IS NULL OR (answer.round <= {{since}} AND answer.settings != {PERSON}))",
 }
-_TRIED = """row.n + {base} IN (
-    SELECT key FROM batched WHERE key IS NOT NULL AND status = 0
+_TRIED = """EXISTS (
+    SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status = 0
     AND (batch = 0 OR batch IN (SELECT id FROM batch WHERE value ->> '$.state' = 'done'))
 )"""
 _IS_WAITING = "row.n + {base} IN (SELECT key FROM temp.equal WHERE key != first)"

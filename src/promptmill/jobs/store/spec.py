@@ -134,6 +134,36 @@ class Target(Stored):
         return Made(self.settings, round_, self.changed, model)
 
 
+class SureCut(Stored):
+    """What was decided about the rows of a part when its sample was answered. It never changes."""
+
+    place: tuple[float, float]
+    """The place of the cut, see `jobs.sure.cut`."""
+    pays: bool = False
+    """Whether the cheap model answers rows beyond the sample."""
+    sampled: tuple[int, ...] = ()
+    """The rounds that asked the strong model about the sample."""
+    agreed: int = 0
+    """Rows of the sample in which both models agree; with right labels, in which the cheap model is right."""
+    before: int = 0
+    """Rows of the sample before the cut."""
+    errors: int = 0
+    """Those of them in which the models do not agree; with right labels, in which only the cheap model is wrong."""
+    bad: int = 0
+    """With right labels: rows of the sample in which the strong model is wrong."""
+    mended: int = 0
+    """Those of them that are before the cut, and in which the cheap model is right."""
+    classes: dict[str, tuple[int, int]] = Field({})
+    """By label: rows of the sample that have it by the strong model, or rightly, and how many of them the cheap model
+    finds."""
+    unguarded: tuple[str, ...] = ()
+    """The classes of which the sample has too few rows to guard them."""
+    prices: tuple[float, float] | None = None
+    """What a row of the sample cost on average, at the strong model and at the cheap ones, in dollars."""
+    learned: str = ""
+    """The digest of the answers from which the student learned."""
+
+
 class SurePart(Stored):
     """Rows that share a promise about their labels (see `Sure`), because one sample was drawn from them.
 
@@ -146,8 +176,7 @@ class SurePart(Stored):
     """The first round of the part. Cheap answers of this round and of later ones, until the next part, belong to it."""
     rows: int
     """Rows with a question."""
-    sampled: tuple[int, ...] = ()
-    """The rounds that asked the strong model about the sample."""
+    seed: str = ""
     drawn: int = 0
     """Rows of the sample; 0: the strong model answers all rows."""
     earlier: int = 0
@@ -155,31 +184,42 @@ class SurePart(Stored):
     first, smaller sample, which had too few rows of a class to guard."""
     taught: int = 0
     """Rows that train the student; they are among `earlier`."""
-    learned: str = ""
-    """The digest of the answers from which the student learned."""
-    is_ended: bool = False
-    """Whether the student answers no more rows, because answers from which it learned have changed since."""
-    unguarded: tuple[str, ...] = ()
-    """The classes of which this sample has too few rows, too."""
+    gold: int = 0
+    """Rows with a right label, if the sample was drawn from them."""
     wrong: int = 0
-    """The most labels that may differ from those of the strong model."""
-    seed: str = ""
+    """The most labels that may differ from those of the strong model, or from the right ones."""
     score: Literal["", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"] = ""
     """The order of the cheap answers; `equal`: they have none. `""`: not known yet."""
-    cut: tuple[float, float] | None = None
-    """The place of the cut, see `jobs.sure.cut`. None until the sample is answered; then it never changes."""
-    pays: bool = False
-    """Whether the cheap model answers rows beyond the sample."""
-    agreed: int = 0
-    """Rows of the sample in which both models agree."""
-    errors: int = 0
-    """Rows of the sample before the cut in which they do not."""
-    share: float = 1.0
-    """The share of rows that the strong model answers, as expected after the sample."""
-    classes: dict[str, tuple[int, int]] = Field({})
-    """By label: rows of the sample that have it by the strong model, and how many of them the cheap model finds."""
-    costs: tuple[float, float] | None = None
-    """The expected cost of all rows, and their cost at the strong model alone, in dollars; None without prices."""
+    is_ended: bool = False
+    """Whether the student answers no more rows, because answers from which it learned have changed since."""
+    cut: SureCut | None = None
+    """None until the sample is answered."""
+
+    @property
+    def every(self) -> int:
+        """All rows of the part."""
+        return self.rows + self.earlier
+
+    @property
+    def pays(self) -> bool:
+        """Whether the cheap model answers rows beyond the sample."""
+        return self.cut is not None and self.cut.pays
+
+    @property
+    def strong(self) -> float:
+        """How many of all rows the strong model answers if the cheap one answers those before the cut: the estimate of
+        the sample."""
+        if self.cut is None or not self.drawn:
+            return self.every
+        return self.every - max(0, self.rows - self.drawn) * self.cut.before / self.drawn
+
+    @property
+    def costs(self) -> tuple[float, float] | None:
+        """The expected cost of all rows, and their cost at the strong model alone; None without prices."""
+        if self.cut is None or self.cut.prices is None:
+            return None
+        strong, cheap = self.cut.prices
+        return self.strong * strong + self.every * cheap, self.every * strong
 
 
 class Origin(Stored):

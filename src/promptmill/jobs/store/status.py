@@ -189,7 +189,7 @@ def news_of_sample(progress: Progress) -> Callable[[], list[str]]:
 
     def news() -> list[str]:
         nonlocal told
-        if told or not progress.sure.get("decided") or progress.state != RUNNING:
+        if told or "sample" not in progress.sure or progress.state != RUNNING:
             return []
         told = True
         return sample_lines(progress.sure)
@@ -199,50 +199,70 @@ def news_of_sample(progress: Progress) -> Callable[[], list[str]]:
 
 def sample_lines(sure: SureStatus) -> list[str]:
     """Return the figures of a job's sample as texts, with the expected cost."""
-    model, rows, sampled = sure["model"], sure["rows"], sure["sampled"]
-    if not sampled:
+    model, rows, sample, expected = sure["model"], sure["rows"], sure["sample"], sure["expected"]
+    if not sample["drawn"]:
         return [f"{model} answers all {counted(rows, 'row')}: a sample does not pay for so few"]
-    agreed = f"{sure['agreed']:,} agree ({sure['agreed'] / sampled * 100:.0f} %)"
-    lines = [f"sample: {sampled:,} of {counted(rows, 'row')} asked at both models, {agreed}"]
-    if "taught" in sure:
+    agreed = f"{sample['agreed']:,} agree ({sample['agreed'] / sample['drawn'] * 100:.0f} %)"
+    lines = [f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked at both models, {agreed}"]
+    if "gold" in sure:
+        right, cheap = (_of(sample[name], sample["drawn"]) for name in ("right", "agreed"))
+        asked = f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked at both models"
+        lines = [f"{asked}: {model} right on {right}, the cheap model on {cheap}"]
+        if sample["gold"] < rows:
+            known = f"{counted(sample['gold'], 'row')} with a right label in `{sure['gold']}`"
+            lines.append(f"the {known} must be a random choice of all rows")
+    if "taught" in sample:
         lines = [
-            f"a student learned from {counted(sure['taught'], 'answer')} of {model}",
-            f"sample: {sampled:,} of the other {rows - sure['taught']:,} rows, {agreed}",
+            f"a student learned from {counted(sample['taught'], 'answer')} of {model}",
+            f"sample: {sample['drawn']:,} of the other {rows - sample['taught']:,} rows, {agreed}",
         ]
-    elif sure["score"] == "equal":
+    elif sample["score"] == "equal":
         lines.append("all rows have the same score, as the cheap model tells no probabilities; a second model helps")
-    if sure.get("unguarded"):
-        labels = ", ".join(sure["unguarded"])
+    if sample["unguarded"]:
+        labels = ", ".join(sample["unguarded"])
         lines.append(f"the sample has too few rows of {labels} for a promise about them")
     costs = ""
-    if "cost_alone" in sure:
-        costs = f": {dollars(sure['expected_cost'])} instead of {dollars(sure['cost_alone'])}"
-    share = f"{sure['share'] * 100:.0f} % of the rows"
-    if sure["pays"]:
+    if "cost_alone" in expected:
+        costs = f": {dollars(expected['cost'])} instead of {dollars(expected['cost_alone'])}"
+    share = f"{expected['share'] * 100:.0f} % of the rows"
+    if "gold" in sure and expected["alone"] < sure["agree"]:
+        return [*lines, f"nothing is promised: {model} alone is too often wrong; the other rows are not answered"]
+    if expected["pays"]:
         return [*lines, f"about {share} will be answered by {model}{costs}"]
     return [*lines, f"did not pay: {share} would go to {model} anyway; it answers all rows"]
 
 
+def _of(rows: int, every: int) -> str:
+    return f"{rows:,} ({rows / every * 100:.0f} %)"
+
+
 def cheap_model(sure: SureStatus) -> str:
     """Return the words for what takes the place of the strong model."""
-    return "the student" if "taught" in sure else "the cheap model"
+    return "the student" if "taught" in sure["sample"] else "the cheap model"
 
 
 def label_lines(sure: SureStatus) -> list[str]:
     """Return the figures of a job's sample and labels as texts, with the promise and its limits."""
     lines = sample_lines(sure)
-    if not sure["pays"] or "cheap" not in sure:  # the job has not finished
+    pays, is_of_truth = sure["expected"]["pays"], "gold" in sure
+    if "cheap" not in sure or not (pays or is_of_truth):  # the job has not finished, or has strong labels alone
         return lines
     factor = f": {sure['factor']:.3g} times fewer paid calls" if "factor" in sure else ""
-    lines[-1] = f"{sure['cheap']:,} labels by {cheap_model(sure)}, {sure['strong']:,} by {sure['model']}{factor}"
+    givers = f"{sure['cheap']:,} labels by {cheap_model(sure)}, {sure['strong']:,} by {sure['model']}{factor}"
+    lines = [*(lines[:-1] if pays else lines), givers]
     if "here" in sure:
         made = f"the promise was made for the {sure['rows']:,} rows that it had when its samples were drawn"
         return [*lines, f"the input has changed: {made}, not for the {sure['here']:,} rows of now alone"]
-    agree, certainty, reached = (f"{sure[name] * 100:.4g} %" for name in ("agree", "certainty", "reached"))
+    agree, certainty = (f"{share * 100:.4g} %" for share in (sure["agree"], sure["certainty"]))
+    promised, estimated = f"promised, with {certainty} certainty", f"estimated {sure['expected']['agree'] * 100:.1f} %"
+    if is_of_truth:
+        its = f"{agree} of the labels or more are right, as `{sure['gold']}` says"
+        return [*lines, f"{promised}: {its}; {estimated}", "not promised: this share of each class"]
+    its = f"{agree} of the labels or more agree with {sure['model']}"
     return [
         *lines,
-        f"{agree} of the labels or more agree with {sure['model']}, with {certainty} certainty; estimated {reached}",
-        "agreement with the model, not truth; of all these rows together, not of each class",
+        f"{promised}: {its}; {estimated}",
+        "not promised: that the labels are true, or this share of each class",
     ]
 
 

@@ -46,41 +46,64 @@ class LabelShare(TypedDict):
     """The share of the labels as they were given, uncorrected."""
 
 
+class SureSample(TypedDict, total=False):
+    """The samples of a job with `sure`; the counts are those of all of them."""
+
+    drawn: int
+    """Rows of the samples; 0: the strong model answers all rows."""
+    taught: int
+    """Rows that trained the student; only with a student."""
+    agreed: int
+    """Rows of the samples in which both models agree; with right labels, in which the cheap model is right."""
+    gold: int
+    """Rows with a right label, from which the sample was drawn; only with right labels."""
+    right: int
+    """Rows of the sample in which the strong model is right; only with right labels."""
+    score: str
+    """The order of the cheap answers, see `SurePart.score`."""
+    classes: dict[str, list[int]]
+    """By label: sampled rows that have it by the strong model, or rightly, and how many the cheap model finds."""
+    unguarded: list[str]
+    """The labels of which the sample has too few rows to guard them."""
+
+
+class SureExpected(TypedDict, total=False):
+    """What follows from the samples."""
+
+    pays: bool
+    """Whether the cheap model answers rows beyond the samples."""
+    share: float
+    """The share of rows that the strong model answers, or would answer if it paid."""
+    agree: float
+    """The estimated share of delivered labels that agree with the strong model, or are right."""
+    alone: float
+    """The share of the strong model's labels that are right, at least; only with right labels."""
+    cost: float
+    cost_alone: float
+    """The cost of all rows at the strong model alone."""
+
+
 class SureStatus(TypedDict, total=False):
-    """The labels of a job with `sure`; the counts are those of all its samples."""
+    """The labels of a job with `sure`."""
 
     model: str
     """The strong model."""
+    gold: str
+    """The column of the right labels, if the promise is about them."""
     agree: float
     certainty: float
-    score: str
-    """The order of the cheap answers, see `SurePart.score`."""
     rows: int
+    """The rows that the promise is about."""
     here: int
     """The rows that the input or the limit has left of `rows`, if it has fewer."""
-    sampled: int
-    agreed: int
-    """Rows of the sample in which both models agree."""
-    decided: bool
-    pays: bool
-    """Whether the cheap model answers rows beyond the sample."""
-    share: float
-    """The share of rows that the strong model answers, as expected after the sample."""
-    reached: float
-    """The estimated share of delivered labels that agree with the strong model."""
-    expected_cost: float
-    cost_alone: float
-    """The cost of all rows at the strong model alone."""
-    classes: dict[str, list[int]]
-    """By label: rows of the sample that have it by the strong model, and how many of them the cheap model finds."""
-    unguarded: list[str]
-    """The labels of which the sample has too few rows to guard them."""
+    sample: SureSample
+    """Missing until the first sample is decided."""
+    expected: SureExpected
+    """Missing until the first sample is decided."""
     cheap: int
     """Delivered labels of the cheap model, or of the student."""
     strong: int
     """Delivered labels of the strong model, including those of the sample."""
-    taught: int
-    """Rows that trained the student; only with a student."""
     factor: float
     """With a student: labels for each label of the strong model, 1 if the student gave none."""
     shares: dict[str, dict[str, LabelShare]]
@@ -137,6 +160,12 @@ class _State(TypedDict, total=False):
     paused: bool
     waiting: str
     warnings: list[str]
+    seconds: float
+    """The wall time of all runs."""
+    updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]
+
+
+class _Labels(TypedDict, total=False):
     columns: dict[str, str]
     """The unusual names of output columns, by their usual names."""
     results: Results
@@ -145,9 +174,9 @@ class _State(TypedDict, total=False):
     votes: VoteStatus
     person: int
     """Delivered labels of a person, see `manage.reviewed`."""
-    seconds: float
-    """The wall time of all runs."""
-    updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]
+    shares: dict[str, dict[str, LabelShare]]
+    """By field and label: its share, as the person would give it to every row; only if those rows are drawn at
+    random."""
 
 
 class _Rows(TypedDict, total=False):
@@ -191,7 +220,7 @@ class _Flow(TypedDict, total=False):
     eta_s: float | None
 
 
-class RunStatus(_State, _Rows, _Requests, _Flow, total=False):
+class RunStatus(_State, _Labels, _Rows, _Requests, _Flow, total=False):
     """The part of a status that a runner writes."""
 
     __pydantic_config__ = _KNOWN  # type: ignore[misc]

@@ -19,6 +19,16 @@ The reason. Let t be the first place before which E + c + 1 of all rows disagree
 delivered only if the cut is behind t, so only if at most c of these E + c + 1 rows are in the sample. The chance of
 this is a tail of the hypergeometric distribution, and `allowed` chooses c so that it is at most 1 - certainty. This is
 a single test, so nothing has to be corrected for several of them.
+
+With right labels for the sampled rows, the promise is about truth: more than E of all N delivered answers are wrong
+with a chance of 1 - certainty at most. A row is bad if the strong model is wrong, or if it is before the cut and only
+the cheap model is wrong. Each wrong delivered answer is on a bad row. The further down the cut is, the more rows are
+bad, and the errors of the strong model are bad wherever it is: in the argument above they come first in the order. A
+sampled row may be wrong, too, so E + 1 bad rows are too many. Let t be the first place with which E + 1 rows are bad.
+Too many answers are wrong only if the cut is behind t, so only if at most c of these E + 1 rows are in the sample
+(`allowed_right`). So if the strong model is wrong on s rows of the sample, the cut is at the (c-s+1)-th row on which
+only the cheap model is wrong. If s > c, nothing can be promised, not even if the strong model answers all rows. If only
+some rows have a right label, they must be a random choice of all.
 """
 
 from __future__ import annotations
@@ -37,6 +47,9 @@ NOTHING_SURE: Place = (2.0, 2.0)
 """The cut if no row is sure."""
 _ROUNDING = 1e-9  # 5 % of 300 are 15
 _SIZE_OF_NUMBER = 6  # bytes
+_ENOUGH_RIGHT = 12
+"""c of a sample with right labels, if the table has so many: a strong model with 2 errors in 100 rows may then be
+promised to have at most 5 in 97 of 100 draws; with c = 4 in 63."""
 _USED_UP = 0.9  # of the allowed chance; c is a whole number, so most sizes of a sample waste some of it
 
 
@@ -98,6 +111,50 @@ def allowed_of_class(drawn: int, recall: float, certainty: float) -> int:
             break
         c = k
     return c
+
+
+def allowed_right(rows: int, drawn: int, wrong: int, certainty: float) -> int:
+    """Return c with right labels: how many rows of the sample may be bad, for `wrong` (E) wrong answers at most.
+
+    -1 means that the sample is too small for any promise.
+
+    >>> [allowed_right(10_000, drawn, 500, 0.95) for drawn in (465, 59, 58)]
+    [15, 0, -1]
+    """
+    c = -1
+    while c < drawn and at_most(c + 1, rows, wrong + 1, drawn) <= 1 - certainty:
+        c += 1
+    return c
+
+
+def most_bad(rows: int, drawn: int, bad: int, certainty: float) -> int:
+    """Return the most bad rows that a table may have, if `bad` of the sample are: the upper bound that holds with this
+    certainty.
+
+    >>> most_bad(10_000, 465, 15, 0.95) <= 500 < most_bad(10_000, 465, 16, 0.95)
+    True
+    """
+    low, high = bad, rows  # `high` is large enough, `low - 1` is not
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if at_most(bad, rows, middle + 1, drawn) <= 1 - certainty else (middle + 1, high)
+    return high
+
+
+def size_right(rows: int, gold: int, wrong: int, certainty: float) -> int:
+    """Return n of a sample of the `gold` rows that have a right label: larger than `sample_size`, because the errors of
+    the strong model count.
+
+    0 means that they are too few for any promise.
+
+    >>> size_right(10_000, 10_000, 500, 0.95), size_right(10_000, 300, 500, 0.95), size_right(10_000, 50, 500, 0.95)
+    (465, 300, 0)
+    """
+    most = min(gold, rows // 2)
+    n = min(most, ceil(math.pow(rows, 2 / 3)))
+    while n < most and allowed_right(rows, n, wrong, certainty) < _ENOUGH_RIGHT:
+        n += 1
+    return n if allowed_right(rows, n, wrong, certainty) >= 0 else 0
 
 
 def sample_size(rows: int, wrong: int, certainty: float) -> int:

@@ -23,10 +23,10 @@ from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, HAS_QUESTION
-from promptmill.jobs.store.spec import JobSpec, SurePart
+from promptmill.jobs.store.spec import JobSpec, SurePart, digest
 from promptmill.jobs.store.status_record import LabelShare, Results, RunStatus
 from promptmill.jobs.sure.labels import giver_status, status_of, vote_status
-from promptmill.jobs.sure.panel import cheap_of, label_of, place_of
+from promptmill.jobs.sure.panel import cheap_of, label_in, place_of
 from promptmill.jobs.sure.shares import Stratum, shares
 
 
@@ -40,6 +40,8 @@ def label_figures(store: JobDatabase, spec: JobSpec, before: int) -> RunStatus:
     persons = store.count(f"{ANSWERED} AND settings = {PERSON} AND key < {min(before, SLOT)}")
     if persons:
         found["person"] = persons
+        if its := reviewed_shares(store, spec, _labelled_fields(results), before):
+            found["shares"] = its
     if votes := vote_status(store, spec, min(before, SLOT)):
         found["votes"] = votes
     if spec.sure is not None:
@@ -61,7 +63,7 @@ def job_shares(
     `{}` if the strong model gave all labels. Raises the errors of `JobDatabase`.
     """
     parts = [part for part in spec.parts if part.pays]
-    if spec.sure is None or not parts:
+    if spec.sure is None or spec.sure.gold or not parts:
         return {}
     ends = [*(part.round for part in parts[1:]), LAST_KEY]
     strata = [_BeforeCut(part, end, list(_reviewed(store, spec, part))) for part, end in zip(parts, ends, strict=True)]
@@ -71,6 +73,36 @@ def job_shares(
         known = _counts(store, field, before, f"answer.settings != {cheap}")
         known.subtract(value_of(strong, field) for each in strata for _, strong in each.reviewed)
         found[field] = shares([*(each.stratum(store, cheap, field, before) for each in strata), Stratum(+known)])
+    return found
+
+
+def random_rows(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[Record]:
+    """Yield delivered answers of a job, drawn at random: always the same ones, and those of a smaller number are among
+    those of a larger one."""
+    seed = int(digest(spec.job_id, "review"), 16)
+    yield from statistics.sample(store, most, seed, f"{ANSWERED} AND key < {SLOT}")
+
+
+def reviewed_shares(
+    store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: int
+) -> dict[str, dict[str, LabelShare]]:
+    """Return the share of each label as a person would give it to every row below `before`, by field.
+
+    `{}` unless the rows with a label of a person are the `random_rows` of a review: others stand for no other row.
+    Raises the errors of `JobDatabase`.
+    """
+    by_person = {record.key: record for record in store.records(where=f"settings = {PERSON} AND key < {SLOT}")}
+    if {record.key for record in random_rows(store, spec, len(by_person))} != by_person.keys():
+        return {}
+    replaced = dict(store.read("SELECT key, text FROM spare WHERE settings != ? ORDER BY place", PERSON))
+    rows = [(record, replaced.get(key)) for key, record in by_person.items() if key < before]
+    found = {}
+    for field in fields:
+        pairs = [(_value_in(text, field), value_of(right, field)) for right, text in rows if text is not None]
+        if len(pairs) < max(1, len(rows)):
+            return {}
+        machine = _counts(store, field, before, f"answer.settings != {PERSON}")
+        found[field] = shares([Stratum(machine + Counter(given for given, _ in pairs), pairs)])
     return found
 
 
@@ -107,22 +139,26 @@ def _reviewed(store: JobDatabase, spec: JobSpec, part: SurePart) -> Iterator[tup
     assert spec.sure is not None
     assert part.cut is not None
     panel = spec.sure.panel(part.score)
-    rounds = ", ".join(map(str, part.sampled)) or "-1"
+    rounds = ", ".join(map(str, part.cut.sampled)) or "-1"
     sampled = f"key < {SLOT} AND {ANSWERED} AND round IN ({rounds}) AND settings != {PERSON}"
     for key in store.keys(sampled, "ORDER BY key"):
         known = {record.slot: record for record in store.records_at([key + slot * SLOT for slot in (0, *panel)])}
         beside = [known.get(slot) for slot in panel]
         cheap = cheap_of(beside, part.score)
-        if 0 in known and cheap is not None and place_of(beside, part) >= part.cut:
+        if 0 in known and cheap is not None and place_of(beside, part) >= part.cut.place:
             yield cheap, known[0]
 
 
 def value_of(record: Record, field: str) -> str:
     """Return a field of an answer as a text, or the whole answer for `""`."""
+    return _value_in(record.text, field)
+
+
+def _value_in(text: str, field: str) -> str:
     if not field:
-        return label_of(record)
+        return label_in(text)
     try:
-        value = orjson.loads(record.text)
+        value = orjson.loads(text)
     except orjson.JSONDecodeError:
         return ""
     return _plain(orjson.dumps(value.get(field)).decode() if isinstance(value, dict) else None)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED
-from promptmill.jobs.store.spec import JobSpec, SurePart
-from promptmill.jobs.store.status_record import SureStatus, VoteStatus
-from promptmill.jobs.sure.cut import LAST
+from promptmill.jobs.store.spec import JobSpec, SureCut, SurePart
+from promptmill.jobs.store.status_record import SureExpected, SureSample, SureStatus, VoteStatus
+from promptmill.jobs.sure.cut import LAST, most_bad
 from promptmill.jobs.sure.panel import cheap_of, decide, label_in, label_of, place_of, score_of
 
 if TYPE_CHECKING:
@@ -38,53 +38,64 @@ def giver_of(spec: JobSpec, delivered: Record) -> str:
         return A_PERSON
     if delivered.settings == spec.targets[1].settings:
         return STUDENT if spec.sure is not None and spec.sure.student else CHEAP
-    return SAMPLE if any(delivered.round in part.sampled for part in spec.parts) else STRONG
+    return (
+        SAMPLE if any(part.cut is not None and delivered.round in part.cut.sampled for part in spec.parts) else STRONG
+    )
 
 
 def status_of(spec: JobSpec) -> SureStatus:
     """Return the figures of the samples of a job; `{}` for a job without `sure`."""
     if (rule := spec.sure) is None:
         return {}
-    parts = [part for part in spec.parts if part.cut is not None]
-    earlier = sum(part.earlier for part in parts)
-    rows, sampled = earlier + sum(part.rows for part in parts), sum(part.drawn for part in parts)
-    found: SureStatus = {"model": rule.model, "agree": rule.agree, "certainty": rule.certainty, "decided": bool(parts)}
-    if not parts:
+    found: SureStatus = {"model": rule.model, "agree": rule.agree, "certainty": rule.certainty}
+    if rule.gold:
+        found["gold"] = rule.gold
+    decided = [(part, part.cut) for part in spec.parts if part.cut is not None]
+    if not decided:
         return found
-    wrong = sum(_errors_of(part) for part in parts if part.pays)
+    rows = sum(part.every for part, _ in decided)
     classes: dict[str, list[int]] = {}
-    for part in parts:
-        for label, counts in part.classes.items():
+    for _, cut in decided:
+        for label, counts in cut.classes.items():
             classes[label] = [one + more for one, more in zip(classes.get(label, [0, 0]), counts, strict=True)]
-    found |= {
-        "score": parts[-1].score,
-        "rows": rows,
-        "sampled": sampled,
-        "agreed": sum(part.agreed for part in parts),
-        "pays": any(part.pays for part in parts),
-        "share": (earlier + sum(part.rows * (part.share if part.pays else 1.0) for part in parts)) / max(1, rows),
-        "reached": 1 - wrong / max(1, rows),
+    newest, its_cut = decided[-1]
+    sample: SureSample = {
+        "drawn": sum(part.drawn for part, _ in decided),
+        "agreed": sum(cut.agreed for _, cut in decided),
+        "score": newest.score,
         "classes": classes,
-        "unguarded": [*parts[-1].unguarded],
+        "unguarded": [*its_cut.unguarded],
     }
     if rule.student:
-        found["taught"] = sum(part.taught for part in parts)
-    costs = [part.costs for part in parts if part.costs is not None]
-    if costs:
-        found["expected_cost"], found["cost_alone"] = map(sum, zip(*costs, strict=True))
-    return found
+        sample["taught"] = sum(part.taught for part, _ in decided)
+    pays = any(cut.pays for _, cut in decided)
+    strong = sum(part.strong if cut.pays or not pays else part.every for part, cut in decided)
+    expected: SureExpected = {
+        "pays": pays,
+        "share": strong / max(1, rows),
+        "agree": 1 - sum(_errors_of(part, cut) for part, cut in decided) / max(1, rows),
+    }
+    if rule.gold:
+        sample["gold"] = newest.gold
+        sample["right"] = newest.drawn - its_cut.bad
+        expected["alone"] = 1 - most_bad(newest.rows, newest.drawn, its_cut.bad, rule.certainty) / newest.rows
+    if costs := [part.costs for part, _ in decided if part.costs is not None]:
+        expected["cost"], expected["cost_alone"] = map(sum, zip(*costs, strict=True))
+    return found | {"rows": rows, "sample": sample, "expected": expected}
 
 
-def _errors_of(part: SurePart) -> float:
-    """Estimate the delivered labels of a part that differ from those of the strong model.
+def _errors_of(part: SurePart, cut: SureCut) -> float:
+    """Estimate the delivered labels of a part that differ from those of the strong model, or from the right ones.
 
     The cut is at a disagreement of the sample, and (c+1)/(k+1) of the rows before it are the unbiased number, where k
     sampled rows are before it with c disagreements. Without a disagreement at the cut, all scored rows are before it.
+    The strong model's own errors are as frequent as in the sample, without those that the cheap model mends.
     """
-    before = part.rows * (1 - part.share)
-    k = before * part.drawn / max(1, part.rows - part.drawn)
-    is_at_one = part.cut is not None and tuple(part.cut) != LAST
-    return before * (part.errors + is_at_one) / max(1.0, k + is_at_one)
+    own = cut.bad * part.rows / max(1, part.drawn)
+    if not cut.pays:
+        return own
+    is_at_one, cheap = cut.place != LAST, part.every - part.strong
+    return own + cheap * ((cut.errors + is_at_one) / max(1, cut.before + is_at_one) - cut.mended / max(1, cut.before))
 
 
 def count_givers(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, int]:
@@ -133,16 +144,17 @@ def is_near_cut(spec: JobSpec, answered: AnsweredRow | None) -> bool:
         return False
     cheap = answered.beside[0]
     part = None if cheap is None else part_of(spec, cheap)
-    return part is not None and part.cut is not None and part.pays and abs(score - part.cut[0]) <= _NEAR
+    return part is not None and part.cut is not None and part.pays and abs(score - part.cut.place[0]) <= _NEAR
 
 
 def curve_of(store: JobDatabase, spec: JobSpec) -> list[tuple[float, float]]:
     """Return the agreement that the newest sample shows for each share of rows at the strong model, from 0 to 1.
 
-    Each point is a share, and the agreement if the cut were there. `[]` without a sample that is still in the database.
+    Each point is a share, and the agreement if the cut were there. `[]` without a sample that is still in the database,
+    and with right labels.
     """
     part = spec.parts[-1] if spec.parts else None
-    if spec.sure is None or part is None or not part.drawn or part.cut is None:
+    if spec.sure is None or spec.sure.gold or part is None or not part.drawn or part.cut is None:
         return []
     verdicts = []
     slots = (0, *spec.sure.panel(part.score))

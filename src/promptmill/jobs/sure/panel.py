@@ -80,8 +80,12 @@ def cheap_of(panel: Sequence[Record | None], kind: Score) -> Record | None:
 
 
 def probability(record: Record) -> float | None:
-    """Return the probability that the model gave to its answer; None if it told none."""
-    content = _content(record.extras.get("logprobs"))
+    """Return the probability that the model gave to its answer, among the choices if it told that; None if it told
+    none."""
+    extras = record.extras
+    if isinstance(chances := extras.get("top_choices"), dict) and isinstance(own := chances.get(record.text), float):
+        return own
+    content = _content(extras.get("logprobs"))
     try:
         total = math.fsum(float(token["logprob"]) for token in content)
     except (KeyError, TypeError, ValueError):

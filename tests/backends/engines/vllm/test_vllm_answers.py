@@ -85,6 +85,16 @@ def test_choices_complete_the_beginning_of_the_answer_in_the_prompt(desk, vllm):
     assert cut.text.startswith('{"answer": "a')
 
 
+def test_it_tells_how_likely_each_choice_is(desk, vllm):
+    moods = ["positive", "negative"]
+    (outcome,) = desk.ask(vllm, ["Is this positive or negative? I love it!"], {"top_choices": 2}, choices=moods)
+    chances = outcome.top_choices
+    assert set(chances) <= set(moods)
+    assert 0.9 < sum(chances.values()) <= 1.000001
+    assert json.loads(outcome.text)["answer"] in chances
+    assert outcome.logprobs is None
+
+
 def test_an_answer_that_is_cut_says_so(desk, vllm):
     (outcome,) = desk.ask(vllm, ["Hi!"], ENDLESS, max_tokens=5)
     assert outcome.finish_reason == "length"

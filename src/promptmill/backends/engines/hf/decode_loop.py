@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -29,7 +30,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from promptmill.backends.engines.channel import Channel
-from promptmill.backends.engines.growing_answer import logprob_entry
+from promptmill.backends.engines.growing_answer import BROKEN, logprob_entry
 from promptmill.backends.engines.hf.language_model import LanguageModel, left_padded
 from promptmill.backends.engines.hf.pooled_cache import KeysValues, PooledCache, row_of
 from promptmill.backends.engines.hf.sampler import choose
@@ -41,6 +42,7 @@ from promptmill.system.frames import Frame
 _RECOVERY = 512  # after this many steps without running out of memory, one more row is tried
 _IDLE_S = 1.0  # then unused memory is returned to the system; allocating it again takes time
 _MISHAPS = 3  # a row that took part in this many failed steps is taken for their cause
+_MOST_LEADING = 256  # of the tokens that lead to a choice, so many are told from each other
 _QUANTUM = 64  # tokens that a row may compute before it is paused for a call without a running row
 
 
@@ -90,7 +92,11 @@ class DecodeLoop(ABC):
         """Choose each row's next token by `scores`, `(rows, vocabulary)`; send the outcomes of finished rows."""
         wrong: dict[int, Exception] = {}
         # the model's own log probabilities, before penalties and masks
-        found = {place: scores[place].log_softmax(-1) for place, row in enumerate(rows) if row.logprobs is not None}
+        found = {
+            place: scores[place].log_softmax(-1)
+            for place, row in enumerate(rows)
+            if row.logprobs is not None or row.chances is not None
+        }
         for place, row in enumerate(rows):
             try:
                 row.choice.penalise(scores[place], row.prompt, row.tokens)
@@ -106,6 +112,8 @@ class DecodeLoop(ABC):
                     raise _not_a_number()
                 if row.logprobs is not None:
                     row.logprobs.append(_logprobs(row, token, found[place]))
+                if row.chances is not None:
+                    _add_chances(row, token, found[place].masked_fill(scores[place].isneginf(), -math.inf))
                 if row.accept(token):
                     self._answer(row, row.outcome())
                     done.append(place)
@@ -463,6 +471,19 @@ def _logprobs(row: RunningSequence, token: int, found: Any) -> dict[str, Any]:
     values, tokens = found.topk(min(row.top_logprobs, len(found)))
     likeliest = zip(tokens.tolist(), values.tolist(), strict=True)
     return logprob_entry(row.form.texts.decode, token, float(found[token]), likeliest)
+
+
+def _add_chances(row: RunningSequence, token: int, found: Any) -> None:
+    """Add the next token of an answer that is one of several choices; `found` is -inf for tokens of none of them."""
+    assert row.chances is not None
+    values, tokens = found.topk(min(_MOST_LEADING, len(found)))
+    ranked = zip(tokens.tolist(), values.tolist(), strict=True)
+    others = [(other, value) for other, value in ranked if other != token and value > -math.inf]
+    decode = row.form.texts.decode
+    told = [
+        (decode([*row.tokens, each]).rstrip(BROKEN), value) for each, value in [(token, float(found[token])), *others]
+    ]
+    row.chances[0].step(told, told[0][0])
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -124,6 +124,7 @@ class SequenceBuilder:
             choice=choice,
             image_inputs=image_inputs,
             logprobs=None if top_logprobs is None else [],
+            chances=submission.chances_of(message["extra"], choices),
             top_logprobs=top_logprobs or 0,
             warnings=warnings,
         )

@@ -20,6 +20,7 @@ from promptmill.backends.engines.model_loading import load_failure
 from promptmill.backends.engines.openvino.grammars import Grammar, grammar_of_choices, grammar_of_schema
 from promptmill.backends.engines.openvino.pipeline import Model, Row, Sight
 from promptmill.backends.engines.tool_use import ToolReader
+from promptmill.core.request import TOP_CHOICES, top_choices_of
 from promptmill.system.frames import Frame
 
 _EXTRA = submission.EXTRA | {"ignore_eos"}
@@ -68,6 +69,8 @@ class PromptBuilder:
         top_logprobs = submission.wanted_logprobs(extra)
         if top_logprobs:
             left_out.append("top_logprobs")  # OpenVINO reports the chosen token only
+        if top_choices_of(extra) is not None:
+            left_out.append(TOP_CHOICES)  # so it cannot tell the others that the grammar allowed
         submission.warn_of_left_out(left_out, "openvino", warnings)
         text, special = self._prompt_text(message["messages"], options, warnings)
         choices = submission.choices_after(text, sampling, tools)

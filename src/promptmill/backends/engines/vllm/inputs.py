@@ -16,6 +16,7 @@ from vllm.renderers.hf import resolve_chat_template
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from promptmill.answers.chances import Chances
 from promptmill.answers.reasoning import opens_reasoning
 from promptmill.answers.schema import schema_of
 from promptmill.backends.engines import submission
@@ -58,6 +59,10 @@ class Prepared:
     lora: LoRARequest | None
     template_options: JsonObject
     form: AnswerForm
+    top_logprobs: int | None
+    """The number of likeliest tokens to report at each place; None: report no log probabilities."""
+    chances: tuple[Chances, int] | None
+    """The probabilities of its choices, and how many to report, if requested."""
 
 
 class PromptBuilder:
@@ -117,10 +122,12 @@ class PromptBuilder:
         submission.warn_of_left_out(left_out, "vllm", warnings)
         if self._refuse:
             submission.refuse(warnings)
-        params.logprobs = submission.wanted_logprobs(extra)
+        params.logprobs = top_logprobs = submission.wanted_logprobs(extra)
+        if (chances := submission.chances_of(extra, choices)) is not None:
+            params.logprobs = submission.MOST_LOGPROBS  # of the tokens that the grammar allows
         texts = self._tool_texts if tools else self._texts
         form = AnswerForm(texts, opens_reasoning(end_of_prompt), submission.is_inline(message), tools, choices)
-        return Prepared(prompt, params, adapter, options, form)
+        return Prepared(prompt, params, adapter, options, form, top_logprobs, chances)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`."""

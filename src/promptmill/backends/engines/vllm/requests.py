@@ -23,6 +23,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from promptmill.answers.chances import Chances
 from promptmill.backends.engines import growing_answer
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.submission import refuse, warn_of_left_out
@@ -268,11 +269,14 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[S
     if (choices := prepared.form.choices) is not None:
         chosen = choices.completed(answer.text.rstrip(growing_answer.BROKEN))
         text, reason = (chosen, "stop") if chosen else (choices.OPENING + text, reason)
+    if prepared.chances is not None:
+        _add_chances(answer, decode, prepared.chances[0])
     return growing_answer.outcome_fields(
         prepared.form.parts(text, lambda text: reader.split(text, answer.token_ids)),
         reason=reason,
         ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # that is a stop string
-        logprobs=None if answer.logprobs is None else _logprobs(answer, decode, prepared.params.logprobs),
+        logprobs=None if prepared.top_logprobs is None else _logprobs(answer, decode, prepared.top_logprobs),
+        chances=prepared.chances,
         prompt_tokens=len(output.prompt_token_ids or ()),
         tokens=len(answer.token_ids),
     )
@@ -285,6 +289,15 @@ def _logprobs(answer: Any, decode: Callable[[Sequence[int]], str], most: int) ->
         likeliest = [(other, value.logprob) for other, value in ranked[:most]]
         found.append(growing_answer.logprob_entry(decode, token, by_token[token].logprob, likeliest))
     return found
+
+
+def _add_chances(answer: Any, decode: Callable[[Sequence[int]], str], chances: Chances) -> None:
+    """Add the tokens of an answer, whose log probabilities vLLM computes after the grammar's mask."""
+    for place, (taken, by_token) in enumerate(zip(answer.token_ids, answer.logprobs, strict=True)):
+        tokens = [(taken, by_token[taken]), *((each, value) for each, value in by_token.items() if each != taken)]
+        before = answer.token_ids[:place]
+        texts = [decode([*before, token]).rstrip(growing_answer.BROKEN) for token, _ in tokens]
+        chances.step([(text, value.logprob) for text, (_, value) in zip(texts, tokens, strict=True)], texts[0])
 
 
 class Embedder:

@@ -12,10 +12,18 @@ from typing import Any
 
 import orjson
 
+from promptmill.backends.batches import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection, Paging
 from promptmill.backends.openai.batches.openai import check_path, created
-from promptmill.backends.openai.batches.reading import count, error_status, is_ended, only_match, state_word, unix_time
-from promptmill.backends.openai.batches.wire import BatchLimits, BatchState, PlannedBatch, Reply
+from promptmill.backends.openai.batches.reading import (
+    count,
+    error_status,
+    file_size,
+    is_ended,
+    only_match,
+    state_word,
+    unix_time,
+)
 from promptmill.backends.openai.transport import FileBody
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonObject
@@ -56,9 +64,7 @@ class AnthropicBatches:
 
     async def create(self, batch: PlannedBatch) -> BatchState:
         """Create the batch, once."""
-        body = FileBody(
-            batch.file, batch.file.stat().st_size, "application/json", b'{"requests":[', b"]}", is_list=True
-        )
+        body = FileBody(batch.file, file_size(batch), "application/json", b'{"requests":[', b"]}", is_list=True)
         return created(self._read(await self._connection.create(_BATCHES, body)), self._connection)
 
     async def find(self, batch: PlannedBatch, known: Collection[str] = ()) -> BatchState | None:

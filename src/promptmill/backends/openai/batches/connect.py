@@ -9,37 +9,51 @@ import re
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit, urlunsplit
 
+from promptmill.backends.batches import BatchApi, BatchLimits
 from promptmill.backends.openai.batches.anthropic import AnthropicBatches
 from promptmill.backends.openai.batches.connection import BatchConnection, Sleep
+from promptmill.backends.openai.batches.fireworks import FireworksBatches
 from promptmill.backends.openai.batches.gemini import GeminiBatches
 from promptmill.backends.openai.batches.mistral import MistralBatches
 from promptmill.backends.openai.batches.openai import OpenAIBatches
 from promptmill.backends.openai.batches.openrouter import OpenRouterBatches
 from promptmill.backends.openai.batches.profile import PLAIN_BATCHES, BatchProfile
-from promptmill.backends.openai.batches.wire import BatchApi, BatchLimits
 from promptmill.backends.openai.batches.xai import XAIBatches
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.transport import Pool
 from promptmill.config.settings import OpenAISettings
+from promptmill.core.errors import Code, PromptmillError
 
 # Files are kept below the provider's limits, which may count in other ways than we do.
 _MARGIN = 0.9
 _PATHS = re.compile(r"(/chat/completions|/responses|/messages|/models(?:/[^/]+:\w+)?)/?$")
+# The end of an address that speaks an API of its own, and the batches of that API.
+_OWN_API = re.compile(r"/(messages|models)(?:/[^/]+:\w+)?/?$")
+_ROWS = {
+    "messages": BatchProfile(family="anthropic", requests=100_000, label=""),
+    "models": BatchProfile(family="gemini", label="displayName"),
+}
 _KEY_HEADERS = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}
 _ANTHROPIC_VERSION = "2023-06-01"
 _DEPLOYMENT = re.compile(r"/deployments/[^/]+$")  # of Azure's addresses with an `api-version`
 
 
 def batch_profile(endpoint: Endpoint) -> BatchProfile:
-    """Return the row of the endpoint's provider; OpenAI's for every other endpoint."""
-    return endpoint.profile.batch or PLAIN_BATCHES
+    """Return the row of the endpoint's provider; at other endpoints the row of the API that the address belongs to."""
+    if endpoint.profile.batch is not None:
+        return endpoint.profile.batch
+    found = _OWN_API.search(urlsplit(endpoint.url).path)
+    return _ROWS[found[1]] if found else PLAIN_BATCHES
 
 
 @contextlib.asynccontextmanager
 async def open_batches(
     endpoint: Endpoint, settings: OpenAISettings, *, sleep: Sleep = asyncio.sleep, rng: random.Random | None = None
 ) -> AsyncIterator[BatchApi]:
-    """Open the Batch API of an endpoint. Nothing is sent yet."""
+    """Open the Batch API of an endpoint. Nothing is sent yet.
+
+    Raises `unsupported` if its requests are in another API than the provider's batches.
+    """
     pool = Pool(settings, 4)
     try:
         yield _family(pool, endpoint, settings, sleep, rng)
@@ -52,9 +66,20 @@ def _family(
 ) -> BatchApi:
     profile = batch_profile(endpoint)
     parts = urlsplit(endpoint.url)
+    found = _OWN_API.search(parts.path)
+    spoken = _ROWS[found[1]].family if found else ""
+    if spoken != (profile.family if profile.family in _KEY_HEADERS else ""):
+        dialect = profile.family if profile.family in _KEY_HEADERS else "openai"
+        raise PromptmillError(
+            Code.UNSUPPORTED,
+            f"{endpoint.name} runs batches of requests in its own API only.",
+            f"Set `dialect: {dialect}`, or leave `dialect` out.",
+        )
     base = _DEPLOYMENT.sub("", _PATHS.sub("", parts.path))
     if profile.family == "gemini":
         base = base.removesuffix("/openai")
+    elif profile.family == "fireworks":  # beside the API of inference
+        base = base.replace("/inference/v1", "/v1")
     limits = BatchLimits(
         requests=profile.requests,
         file_bytes=int(profile.file_bytes * _MARGIN),
@@ -75,6 +100,8 @@ def _family(
     match profile.family:
         case "anthropic":
             return AnthropicBatches(connection, limits)
+        case "fireworks":
+            return FireworksBatches(connection, limits)
         case "gemini":
             return GeminiBatches(connection, limits)
         case "mistral":

@@ -8,12 +8,12 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
-from urllib.parse import urlencode, urlsplit, urlunsplit
+from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 
 import orjson
 
+from promptmill.backends.batches import BatchUnclearError, QueueFullError
 from promptmill.backends.openai.batches.reading import is_full, json_object
-from promptmill.backends.openai.batches.wire import BatchUnclearError, QueueFullError
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import (
     FailureKind,
@@ -42,14 +42,18 @@ _NOT_SENT = frozenset({Code.TLS, Code.NAME_RESOLUTION, Code.UNREACHABLE, Code.NO
 # The request may have been carried out: a gateway answers these where its server's answer was lost, and a provider 409
 # where the same thing exists.
 _UNCLEAR = frozenset({408, 409, 425, 499})
+_MISSING = frozenset({404, 405, 410, 501})
 # Statuses with which providers refuse to cancel a batch that has ended.
 _ENDED_ALREADY = frozenset({400, 404, 409, 410, 422})
+# Providers redirect downloads to the storage of their files.
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MOST_HOPS = 3
 # A result is a line: the body of an answer, in quotes at the worst.
 _LONGEST_LINE = 2 * LARGEST_BODY
 
 
 @dataclass(slots=True)
-class FailedRequest(Exception):  # noqa: N818
+class FailedRequestError(Exception):
     """A request without a usable response. `is_unclear`: it may have been carried out all the same."""
 
     decision: RetryDecision
@@ -100,15 +104,15 @@ class BatchConnection:
         self,
         method: str,
         path: str,
-        body: FileBody | JsonObject | None = None,
+        body: FileBody | bytes | JsonObject | None = None,
         *,
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         largest: int = LARGEST_BODY,
     ) -> tuple[JsonDict | list[Any], Headers]:
-        """Send a request once and return its JSON, `{}` for an empty body, and headers. Raises `FailedRequest`."""
+        """Send a request once and return its JSON, `{}` for an empty body, and headers. Raises `FailedRequestError`."""
         endpoint = self._to(path, query)
-        sent = body if isinstance(body, FileBody) else b"" if body is None else orjson.dumps(body)
+        sent = body if isinstance(body, FileBody | bytes) else b"" if body is None else orjson.dumps(body)
         kind = {"Content-Type": body.content_type} if isinstance(body, FileBody) else {}
         try:
             async with self._pool.exchange(endpoint, method, {**kind, **(headers or {})}, sent) as response:
@@ -136,18 +140,25 @@ class BatchConnection:
         while True:
             try:
                 return (await self.once(method, path, body, query=query, largest=largest))[0]
-            except FailedRequest as failed:
+            except FailedRequestError as failed:
                 failures += 1
                 await self.wait(failed, failures)
 
-    async def create(self, path: str, body: FileBody | JsonObject, *, quota_is_queue: bool = False) -> JsonDict:
+    async def create(
+        self,
+        path: str,
+        body: FileBody | JsonObject,
+        *,
+        query: Mapping[str, Any] | None = None,
+        quota_is_queue: bool = False,
+    ) -> JsonDict:
         """Send the request that creates a batch, once. Raises as `BatchApi.create`.
 
         `quota_is_queue`: the provider calls its queue a quota.
         """
         try:
-            payload, _ = await self.once("POST", path, body)
-        except FailedRequest as failed:
+            payload, _ = await self.once("POST", path, body, query=query)
+        except FailedRequestError as failed:
             error = failed.decision.error
             if failed.is_unclear:
                 raise BatchUnclearError(error.code, error.message, error.hint) from None
@@ -177,7 +188,7 @@ class BatchConnection:
         while True:
             try:
                 await self.once("POST", path)
-            except FailedRequest as failed:
+            except FailedRequestError as failed:
                 if failed.status in _ENDED_ALREADY:
                     return
                 failures += 1
@@ -190,11 +201,13 @@ class BatchConnection:
 
         Damaged lines are logged and left out. Raises `PromptmillError`.
         """
-        endpoint = self._to(path, query)
-        failures = 0
+        endpoint, failures, hops = self._to(path, query), 0, 0
         while True:
             try:
                 async with self._pool.exchange(endpoint, "GET", {"Accept": "*/*"}) as response:
+                    if response.status in _REDIRECTS and hops < _MOST_HOPS and "Location" in response.headers:
+                        endpoint, hops = self._to(urljoin(endpoint.url, response.headers["Location"])), hops + 1
+                        continue
                     if response.status != 200:
                         raise self._refused(
                             response.status, response.headers, await response.read(LARGEST_BODY), endpoint
@@ -204,14 +217,15 @@ class BatchConnection:
                         if isinstance(parsed, dict):
                             yield parsed
                         else:
-                            _LOG.warning("a line of the results at %s is damaged and left out", redact(endpoint.url))
+                            _LOG.warning("a line of the results at %s is damaged and left out", _place(endpoint))
                     return
             except (TransportError, OSError, ValueError) as error:
                 failed = self._lost(error, endpoint)
-            except FailedRequest as refused:
+            except FailedRequestError as refused:
                 failed = refused
             failures += 1
             await self.wait(failed, failures)
+            endpoint, hops = self._to(path, query), 0  # an address of a file may be valid for minutes only
 
     async def pages(
         self, path: str, field: str, paging: Paging, query: Mapping[str, Any] | None = None
@@ -232,7 +246,7 @@ class BatchConnection:
             number += 1
             following = None if isinstance(payload, list) else paging.following(payload, number)
 
-    async def wait(self, failed: FailedRequest, failures: int) -> None:
+    async def wait(self, failed: FailedRequestError, failures: int) -> None:
         """Wait before the next attempt after `failures` of them. Raises the error if another one is useless."""
         decision, settings = failed.decision, self._settings
         asked_s = decision.wait_s or 0.0
@@ -240,7 +254,7 @@ class BatchConnection:
             raise decision.error
         await self.sleep(max(asked_s, backoff_s(failures, settings.base_delay, settings.max_delay, self._rng)))
 
-    def _to(self, path: str, query: Mapping[str, Any] | None) -> Endpoint:
+    def _to(self, path: str, query: Mapping[str, Any] | None = None) -> Endpoint:
         """Return the endpoint of one request. Another host than the provider's does not get the key."""
         url = self.url(path, query)
         ours, there = urlsplit(self.endpoint.url), urlsplit(url)
@@ -252,19 +266,24 @@ class BatchConnection:
             )
         return replace(self.endpoint, url=url, headers={})
 
-    def _refused(self, status: int, headers: Headers, content: bytes, endpoint: Endpoint) -> FailedRequest:
+    def _refused(self, status: int, headers: Headers, content: bytes, endpoint: Endpoint) -> FailedRequestError:
         payload = json_object(content) or content.decode("utf-8", "replace")
         decision = classify_refusal(status, headers, payload, endpoint)
         error = with_key_hint(endpoint, decision.error, status)
-        if status in {404, 405, 410}:
-            error = PromptmillError(Code.NOT_FOUND, error.message, f"The request went to {redact(endpoint.url)}.")
+        if status in _MISSING:
+            error = PromptmillError(Code.NOT_FOUND, error.message, f"The request went to {_place(endpoint)}.")
             decision = replace(decision, kind=FailureKind.ITEM)
-        is_unclear = status >= 500 or status in _UNCLEAR
-        return FailedRequest(replace(decision, error=error), is_unclear, status, headers, payload)
+        is_unclear = (status >= 500 and status not in _MISSING) or status in _UNCLEAR
+        return FailedRequestError(replace(decision, error=error), is_unclear, status, headers, payload)
 
-    def _lost(self, error: Exception, endpoint: Endpoint) -> FailedRequest:
+    def _lost(self, error: Exception, endpoint: Endpoint) -> FailedRequestError:
         was_sent = error.was_sent if isinstance(error, TransportError) else code_of(error) not in _NOT_SENT
-        return FailedRequest(classify_exception(error, endpoint), was_sent)
+        return FailedRequestError(classify_exception(error, endpoint), was_sent)
+
+
+def _place(endpoint: Endpoint) -> str:
+    """Return the URL of an endpoint without its query, which may be a signature."""
+    return redact(endpoint.url.partition("?")[0], endpoint.secrets)
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Mapping
 
-from promptmill.backends.openai.batches.connection import BatchConnection, FailedRequest, Paging
+from promptmill.backends.batches import CLOCK_SKEW_S, PlannedBatch
+from promptmill.backends.openai.batches.connection import BatchConnection, FailedRequestError, Paging
 from promptmill.backends.openai.batches.profile import BatchProfile
-from promptmill.backends.openai.batches.reading import file_name, state_word, unix_time
-from promptmill.backends.openai.batches.wire import CLOCK_SKEW_S, PlannedBatch
+from promptmill.backends.openai.batches.reading import count, file_name, file_size, state_word, unix_time
 from promptmill.backends.openai.transport import FileBody
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
 
+_FORM = "multipart/form-data; boundary="
 _READY = frozenset({"processed", "completed", "active"})
 _REFUSED = frozenset({"error", "failed", "deleted"})
 _FILE_CHECK_S = 5.0
@@ -27,18 +28,20 @@ class ProviderFiles:
 
     async def upload(self, batch: PlannedBatch) -> str:
         """Upload a batch's file and return its id. A lost answer is repeated only if the file is not there."""
+        if self._profile.upload == "presigned":
+            return await self._upload_to_address(batch)
         failures = 0
         while True:
             try:
-                if self._profile.upload == "presigned":
-                    return await self._upload_to_address(batch)
-                payload, _ = await self._connection.once("POST", "/files", self._form(batch))
+                payload, _ = await self._connection.once(
+                    "POST", "/files", form_of(batch, {"purpose": self._profile.purpose})
+                )
                 return self._id(payload)
-            except FailedRequest as failed:
+            except FailedRequestError as failed:
                 failures += 1
                 await self._connection.wait(failed, failures)
-                if failed.is_unclear and (there := await self.named(batch)):
-                    return there[0]
+                if failed.is_unclear and (file_id := await self.find(batch)):
+                    return file_id
 
     def _id(self, payload: object) -> str:
         file_id = payload.get("id") if isinstance(payload, dict) else None
@@ -46,37 +49,30 @@ class ProviderFiles:
             raise PromptmillError(Code.BAD_RESPONSE, f"{self._connection.endpoint.name} sent no id for a file.")
         return file_id
 
-    def _form(self, batch: PlannedBatch) -> FileBody:
-        boundary = f"promptmill-{secrets.token_hex(12)}"
-        before = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{self._profile.purpose}\r\n'
-            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name(batch)}"\r\n'
-            "Content-Type: application/octet-stream\r\n\r\n"
-        )
-        return FileBody(
-            batch.file,
-            batch.file.stat().st_size,
-            f"multipart/form-data; boundary={boundary}",
-            before.encode(),
-            f"\r\n--{boundary}--\r\n".encode(),
-        )
-
     async def _upload_to_address(self, batch: PlannedBatch) -> str:
-        """Together's way: it names an address for the bytes and an id, then checks the file (together 3.1.1)."""
+        """Together's way: it names an id and an address for the bytes, then checks the file (together 3.1.1)."""
         fields = {"purpose": self._profile.purpose, "file_name": file_name(batch), "file_type": "jsonl"}
-        try:
-            headers: Mapping[str, str] = (await self._connection.once("POST", "/files", fields))[1]
-        except FailedRequest as failed:
-            if failed.status not in {302, 307}:
-                raise
-            headers = failed.headers
-        file_id, address = headers.get("X-Together-File-Id", ""), headers.get("Location", "")
-        if not address:
-            raise PromptmillError(Code.BAD_RESPONSE, f"{self._connection.endpoint.name} named no address for a file.")
-        body = FileBody(batch.file, batch.file.stat().st_size, "application/octet-stream")
-        await self._connection.once("PUT", address, body)
+        body = FileBody(batch.file, file_size(batch), "application/octet-stream")
+        boundary = _boundary()
+        form = f"{_fields(fields, boundary)}--{boundary}--\r\n".encode()
+        kind = {"Content-Type": _FORM + boundary}
+        headers: Mapping[str, str] = {}
+        failures = 0
+        while True:
+            try:
+                if not headers:
+                    headers = (await self._connection.once("POST", "/files", form, headers=kind))[1]
+                await self._connection.once("PUT", headers.get("Location", ""), body)
+                break
+            except FailedRequestError as failed:
+                if failed.status in {302, 307} and not headers:
+                    headers = failed.headers
+                    continue
+                failures += 1
+                await self._connection.wait(failed, failures)
+        file_id = self._id({"id": headers.get("X-Together-File-Id")})
         await self._connection.call("POST", f"/files/{file_id}/preprocess")
-        return self._id({"id": file_id})
+        return file_id
 
     async def wait_until_usable(self, file_id: str) -> None:
         """Wait until the provider has processed a file, where it does so after the upload. Raises its refusal."""
@@ -94,14 +90,24 @@ class ProviderFiles:
             await self._connection.sleep(_FILE_CHECK_S)
         raise PromptmillError(Code.TIMEOUT, f"{self._connection.endpoint.name} did not process a file in time.", "")
 
-    async def named(self, batch: PlannedBatch) -> list[str]:
-        """Return the ids of the files uploaded for this batch; empty where the endpoint lists no files."""
+    async def find(self, batch: PlannedBatch) -> str:
+        """Return the id of the whole file that was uploaded for this batch; empty without one."""
+        size = file_size(batch)
+        for entry in await self._named(batch):
+            if count(entry.get("bytes")) in {None, size}:
+                if self._profile.upload == "presigned":  # perhaps the process ended before it could request this
+                    await self._connection.call("POST", f"/files/{entry['id']}/preprocess")
+                return str(entry["id"])
+        return ""
+
+    async def _named(self, batch: PlannedBatch) -> list[JsonDict]:
+        """Return the files with the batch's name, whole or not; none where the endpoint lists no files."""
         name, found = file_name(batch), []
         purpose = {"purpose": self._profile.purpose}
         try:
             async for page in self._connection.pages("/files", "data", self._paging, purpose):
-                found += [str(entry["id"]) for entry in page if entry.get("filename") == name and "id" in entry]
-                if found or is_older(page, batch):
+                found += [entry for entry in page if entry.get("filename") == name and "id" in entry]
+                if is_older(page, batch):
                     break
         except PromptmillError as error:
             if error.code is not Code.NOT_FOUND:
@@ -114,9 +120,34 @@ class ProviderFiles:
 
     async def delete(self, batch: PlannedBatch, others: tuple[str, ...]) -> None:
         """Delete every file uploaded for the batch, and others. Files that are gone are fine."""
-        ids = [batch.file_id, *await self.named(batch), *others]
-        for file_id in dict.fromkeys(filter(None, ids)):
+        known = {batch.file_id, *others} - {""}
+        for file_id in known:
             await self._connection.delete(f"/files/{file_id}")
+        for entry in await self._named(batch):
+            if entry["id"] not in known:
+                await self._connection.delete(f"/files/{entry['id']}")
+
+
+def form_of(batch: PlannedBatch, fields: Mapping[str, str]) -> FileBody:
+    """Return the form that uploads a batch's file, with more fields."""
+    boundary = _boundary()
+    before = _fields(fields, boundary) + (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name(batch)}"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    )
+    end = f"\r\n--{boundary}--\r\n".encode()
+    return FileBody(batch.file, file_size(batch), _FORM + boundary, before.encode(), end)
+
+
+def _boundary() -> str:
+    return f"promptmill-{secrets.token_hex(12)}"
+
+
+def _fields(fields: Mapping[str, str], boundary: str) -> str:
+    return "".join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    )
 
 
 def _after_last(payload: JsonObject, _: int) -> dict[str, str] | None:

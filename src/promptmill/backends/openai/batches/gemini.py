@@ -13,22 +13,23 @@ from typing import Any
 
 import orjson
 
-from promptmill.backends.openai.batches.connection import BatchConnection, FailedRequest, Paging
+from promptmill.backends.batches import BatchLimits, BatchState, PlannedBatch, Reply
+from promptmill.backends.openai.batches.connection import BatchConnection, FailedRequestError, Paging
 from promptmill.backends.openai.batches.openai import check_path, created
 from promptmill.backends.openai.batches.reading import (
     batch_problem,
     count,
     file_name,
+    file_size,
     is_ended,
     is_full,
     rpc_status,
     state_word,
     unix_time,
 )
-from promptmill.backends.openai.batches.wire import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.transport import FileBody
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.values import JsonObject
+from promptmill.core.values import JsonDict, JsonObject
 
 _LOG = logging.getLogger(__name__)
 _VERSION = re.compile(r"/(v\d[^/?]*)$")
@@ -66,14 +67,14 @@ class GeminiBatches:
         while True:
             try:
                 return await self._upload(batch)
-            except FailedRequest as failed:
+            except FailedRequestError as failed:
                 failures += 1
                 await self._connection.wait(failed, failures)
-                if failed.is_unclear and (found := await self._named(batch)):
-                    return found[0]
+                if failed.is_unclear and (name := await self.find_file(batch)):
+                    return name
 
     async def _upload(self, batch: PlannedBatch) -> str:
-        size = batch.file.stat().st_size
+        size = file_size(batch)
         about = {
             "X-Goog-Upload-Protocol": "resumable",
             "X-Goog-Upload-Command": "start",
@@ -98,12 +99,14 @@ class GeminiBatches:
 
     async def find_file(self, batch: PlannedBatch) -> str:
         """Return the name of the uploaded file; empty without one."""
-        return next(iter(await self._named(batch)), "")
+        size = file_size(batch)
+        whole = (file for file in await self._named(batch) if count(file.get("sizeBytes")) in {None, size})
+        return next((str(file["name"]) for file in whole), "")
 
-    async def _named(self, batch: PlannedBatch) -> list[str]:
+    async def _named(self, batch: PlannedBatch) -> list[JsonDict]:
         wanted, found = file_name(batch), []
         async for page in self._connection.pages("/files", "files", _PAGES):
-            found += [str(file["name"]) for file in page if file.get("displayName") == wanted and "name" in file]
+            found += [file for file in page if file.get("displayName") == wanted and "name" in file]
         return found
 
     async def create(self, batch: PlannedBatch) -> BatchState:
@@ -152,9 +155,12 @@ class GeminiBatches:
 
     async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
         """Delete the uploaded file and the file of responses."""
-        names = [batch.file_id, *await self._named(batch), *(state.results if state else ())]
-        for name in dict.fromkeys(filter(None, names)):
+        known = {batch.file_id, *(state.results if state else ())} - {""}
+        for name in known:
             await self._connection.delete(f"/{name}")
+        for file in await self._named(batch):
+            if file["name"] not in known:
+                await self._connection.delete(f"/{file['name']}")
 
     def _read(self, payload: Any) -> BatchState:
         job: JsonObject = payload if isinstance(payload, dict) else {}

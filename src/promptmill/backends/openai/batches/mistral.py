@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection
 from typing import Any
 
+from promptmill.backends.batches import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection, Paging
 from promptmill.backends.openai.batches.files import ProviderFiles, is_older
 from promptmill.backends.openai.batches.openai import LABEL, check_path, created, file_replies
@@ -20,7 +21,6 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
-from promptmill.backends.openai.batches.wire import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.core.values import JsonObject
 
 _NUMBERED = Paging({"page_size": 100}, lambda _, number: {"page": number})
@@ -49,7 +49,7 @@ class MistralBatches:
 
     async def find_file(self, batch: PlannedBatch) -> str:
         """Return the id of the uploaded file; empty without one."""
-        return next(iter(await self._files.named(batch)), "")
+        return await self._files.find(batch)
 
     async def create(self, batch: PlannedBatch) -> BatchState:
         """Create the batch, once."""

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Collection
 from typing import Any
 from urllib.parse import urlsplit
 
+from promptmill.backends.batches import BatchLimits, BatchState, BatchUnclearError, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection
 from promptmill.backends.openai.batches.files import NEWEST_FIRST, ProviderFiles, is_older
 from promptmill.backends.openai.batches.profile import BatchProfile
@@ -22,7 +23,6 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
-from promptmill.backends.openai.batches.wire import BatchLimits, BatchState, BatchUnclearError, PlannedBatch, Reply
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonObject
 
@@ -40,8 +40,8 @@ class OpenAIBatches:
 
     def line(self, custom_id: str, body: bytes) -> bytes:
         """Return the line of a request."""
-        url = self._path.encode()
-        return b'{"custom_id":"%b","method":"POST","url":"%b","body":%b}\n' % (custom_id.encode(), url, body)
+        path = b'"method":"POST","url":"%b",' % self._path.encode() if self._profile.names_path else b""
+        return b'{"custom_id":"%b",%b"body":%b}\n' % (custom_id.encode(), path, body)
 
     async def check(self) -> None:
         """Raise `unsupported` if the endpoint has no Batch API."""
@@ -54,7 +54,7 @@ class OpenAIBatches:
 
     async def find_file(self, batch: PlannedBatch) -> str:
         """Return the id of the uploaded file; empty without one."""
-        return next(iter(await self._files.named(batch)), "")
+        return await self._files.find(batch)
 
     async def create(self, batch: PlannedBatch) -> BatchState:
         """Create the batch, once."""
@@ -140,7 +140,7 @@ async def check_path(connection: BatchConnection, path: str, *, limit: str = "li
     try:
         await connection.call("GET", path, query={limit: 1})
     except PromptmillError as error:
-        if error.code is not Code.NOT_FOUND and "501" not in error.message:
+        if error.code is not Code.NOT_FOUND:
             raise
         place = f"{connection.endpoint.name} has no {urlsplit(connection.url(path)).path}"
         raise PromptmillError(

@@ -12,12 +12,14 @@ from typing import Any
 
 import orjson
 
+from promptmill.backends.batches import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection
 from promptmill.backends.openai.batches.files import NEWEST_FIRST
 from promptmill.backends.openai.batches.openai import check_path, created
 from promptmill.backends.openai.batches.reading import (
     batch_problem,
     count,
+    file_size,
     is_ended,
     is_full,
     only_match,
@@ -25,7 +27,6 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
-from promptmill.backends.openai.batches.wire import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.transport import FileBody
 from promptmill.core.bounds import MOST_BODIES
 from promptmill.core.errors import Code, PromptmillError
@@ -63,7 +64,7 @@ class OpenRouterBatches:
         """Create the batch, once."""
         about = {"endpoint": self._path, "model": batch.model, "completion_window": "24h"}
         before = orjson.dumps(about)[:-1] + b',"requests":['
-        body = FileBody(batch.file, batch.file.stat().st_size, "application/json", before, b"]}", is_list=True)
+        body = FileBody(batch.file, file_size(batch), "application/json", before, b"]}", is_list=True)
         return created(self._read(await self._connection.create("/batches", body)), self._connection)
 
     async def find(self, batch: PlannedBatch, known: Collection[str] = ()) -> BatchState | None:

@@ -26,6 +26,8 @@ class BatchProfile:
     """The purpose of an uploaded file."""
     upload: Literal["form", "presigned"] = "form"
     """How files are uploaded: as a form, or to an address that the provider gives for each file."""
+    names_path: bool = True
+    """Whether each line of a file names the path of its request."""
     checks_files: bool = False
     """Whether an uploaded file can be used only after the provider has processed it."""
     poll_s: float = 30.0

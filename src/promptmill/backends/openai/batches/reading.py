@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.backends.openai.batches.wire import CLOCK_SKEW_S, BatchState, BatchUnclearError, PlannedBatch, Reply
+from promptmill.backends.batches import CLOCK_SKEW_S, BatchState, BatchUnclearError, PlannedBatch, Reply
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.error_body import NO_QUOTA_AT_ALL, SOFT_QUOTA, read_error
 from promptmill.backends.openai.refusals import classify_refusal
@@ -182,6 +182,16 @@ def rpc_status(code: object) -> int:
 def file_name(batch: PlannedBatch) -> str:
     """Return the name of a batch's file at the provider; it identifies the file after a crash."""
     return f"{batch.key}.jsonl"
+
+
+def file_size(batch: PlannedBatch) -> int:
+    """Return the bytes of a batch's file. Raises `storage` if it is missing."""
+    try:
+        return batch.file.stat().st_size
+    except OSError as error:
+        raise PromptmillError(
+            Code.STORAGE, f"The file of a batch, {batch.file}, cannot be read: {error.strerror}."
+        ) from None
 
 
 async def only_match(

@@ -12,12 +12,12 @@ from typing import Any
 
 import orjson
 
+from promptmill.backends.batches import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection, Paging
 from promptmill.backends.openai.batches.files import ProviderFiles, is_older
 from promptmill.backends.openai.batches.openai import check_path, created
 from promptmill.backends.openai.batches.profile import BatchProfile
 from promptmill.backends.openai.batches.reading import batch_problem, count, rpc_status, unix_time
-from promptmill.backends.openai.batches.wire import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.core.values import JsonObject
 
 _LOG = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class XAIBatches:
 
     async def find_file(self, batch: PlannedBatch) -> str:
         """Return the id of the uploaded file; empty without one."""
-        return next(iter(await self._files.named(batch)), "")
+        return await self._files.find(batch)
 
     async def create(self, batch: PlannedBatch) -> BatchState:
         """Create the batch, once."""

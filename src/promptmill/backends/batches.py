@@ -133,7 +133,7 @@ class BatchApi(Protocol):
         """Upload the file and return its id; empty where `create` sends the requests itself."""
 
     async def find_file(self, batch: PlannedBatch) -> str:
-        """Return the id of the file that was uploaded for this batch before a crash; empty without one."""
+        """Return the id of the file that was uploaded whole for this batch before a crash; empty without one."""
 
     async def create(self, batch: PlannedBatch) -> BatchState:
         """Create the batch, never twice. Raises `BatchUnclearError`, `QueueFullError`, or a refusal."""
@@ -141,8 +141,8 @@ class BatchApi(Protocol):
     async def find(self, batch: PlannedBatch, known: Collection[str] = ()) -> BatchState | None:
         """Return the batch that a `create` with an unclear end made. `known`: ids of other batches, to be ignored.
 
-        It has our label or our file; at a provider that stores neither, it is the only unknown batch with as many
-        requests since it was planned.
+        It has our label or our file. At a provider that stores neither, it is the only unknown batch with as many
+        requests since it was planned; raises `BatchUnclearError` if there are several.
         """
 
     async def state(self, batch_id: str) -> BatchState:
@@ -161,4 +161,4 @@ class BatchApi(Protocol):
         """
 
     async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
-        """Delete the uploaded file and the results of the batch, which is None if it was never created."""
+        """Delete the uploaded files and the results of the batch. `state` is None if it was never created."""

@@ -1,0 +1,71 @@
+"""The right labels in a column of the input, by which a job with `sure` promises truth."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from promptmill.backends.rows import NAMES
+from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.values import text_of
+from promptmill.core.wording import counted, listed
+from promptmill.jobs.export.text import OwnValues
+from promptmill.jobs.inputs.template import ROW, check_names, places_in, template_of
+from promptmill.jobs.store.database import Row
+from promptmill.jobs.store.order import Question
+from promptmill.jobs.store.spec import JobSpec
+
+_EXAMPLES = 3
+
+
+def check_unasked(question: Question, gold: str) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if a prompt has, or may have, the column of the right labels."""
+    for text in question.templates:
+        names = template_of(text, [*places_in(text), gold]).names
+        if gold in names:
+            raise input_error(Named("prompt"), f" names {gold[:60]}, the column of the right labels.")
+        if ROW in names:
+            raise input_error(Named("prompt"), f" has all columns of the row, also {gold[:60]}; name those it needs.")
+    if gold in {question.column, question.image_column} or (not question.templates and gold in NAMES):
+        raise input_error(Named("gold"), f": {gold[:60]} is a part of the prompt.")
+
+
+def right_label(cell: object, labels: Iterable[str]) -> str:
+    """Return the label in a cell, spelled as one of `labels`; `""` for none of them. Capitals count only if two labels
+    differ in nothing else, as in a comparison.
+
+    >>> right_label(" Positive", ["positive", "negative"])
+    'positive'
+    """
+    given = text_of(cell).strip()
+    known = {label.casefold(): label for label in labels} | {label: label for label in labels}
+    return known.get(given) or known.get(given.casefold(), "")
+
+
+def other_labels(column: str, counts: Counter[str]) -> PromptmillError:
+    """Return the error for labels in a column that are none of those that an answer may have. `counts`: their rows."""
+    shown = listed([f"{text[:40]!r} ({counted(count, 'row')})" for text, count in counts.most_common()], _EXAMPLES)
+    among = "has labels that are not among the "
+    return input_error(f"The column {column} {among}", Named("choices"), f": {shown}; correct these.")
+
+
+def right_labels(rows: Iterable[Row], spec: JobSpec, column: str, labels: Sequence[str]) -> dict[int, str]:
+    """Return the right labels of the rows that have one and a question, by their numbers.
+
+    Raises `PromptmillError` (`invalid_input`) for a column that no row has, or that has other labels.
+    """
+    values, names, wrong = OwnValues(spec).of, dict[str, None](), Counter[str]()
+    found = {}
+    for row in rows:
+        if row.asked is None or not any(row.asked[:16]):  # no question
+            continue
+        own = values(row)
+        names |= dict.fromkeys(own)
+        if label := right_label(own.get(column), labels):
+            found[row.n] = label
+        elif text := text_of(own.get(column)).strip():
+            wrong[text] += 1
+    check_names([column], names, Named("gold"))
+    if wrong:
+        raise other_labels(column, wrong)
+    return found

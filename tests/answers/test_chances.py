@@ -1,0 +1,104 @@
+"""The probability of each choice, from the probabilities of tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from promptmill.answers.chances import Chances, chances_in
+from promptmill.answers.schema import Choices
+
+MOODS = Choices(["positive", "negative", "neutral"])
+
+
+def added(choices: Choices, *steps: tuple[str, dict[str, float]]) -> Chances:
+    """Add steps: the text with the token that was taken, and the probability of each text that could be."""
+    chances = Chances(choices)
+    for taken, texts in steps:
+        first = {taken: texts[taken]} | texts
+        chances.step([(text, math.log(share)) for text, share in first.items()], taken)
+    return chances
+
+
+def test_only_tokens_that_lead_to_a_choice_count():
+    found = added(MOODS, ("pos", {"pos": 0.3, "p": 0.1, "neg": 0.04, "neu": 0.06, "Yes": 0.5}))
+    assert found.likeliest(3) == {"positive": 0.8, "neutral": 0.12, "negative": 0.08}
+    assert found.likeliest(1) == {"positive": 0.8}
+
+
+def test_a_choice_adds_up_over_the_places_where_it_is_decided():
+    found = added(MOODS, ("ne", {"ne": 0.6, "neg": 0.1, "pos": 0.3}), ("neu", {"neu": 0.2, "neg": 0.2, "nex": 0.6}))
+    assert found.likeliest(3) == {"negative": 0.4, "positive": 0.3, "neutral": 0.3}
+
+
+def test_what_is_not_decided_counts_for_none_and_the_taken_choice_is_always_there():
+    found = added(MOODS, ("neu", {"neu": 0.2, "ne": 0.5, "pos": 0.3}))
+    assert found.likeliest(1) == {"positive": 0.3, "neutral": 0.2}
+
+
+def test_an_answer_without_a_choice_has_no_chances():
+    assert added(MOODS, ("ne", {"ne": 0.6, "pos": 0.4})).likeliest(3) is None
+    assert added(MOODS, ("Yes", {"Yes": 0.6, "no": 0.4})).likeliest(3) is None
+    assert Chances(MOODS).likeliest(3) is None
+
+
+def test_a_choice_may_be_the_beginning_of_another_one():
+    found = added(Choices(["no", "no idea"]), ("no", {"no": 0.9, "nor": 0.1}), ('no"}', {'no"}': 0.3, "no idea": 0.1}))
+    assert found.likeliest(2) == {"no": 0.75, "no idea": 0.25}
+
+
+def test_improbable_tokens_do_not_vanish():
+    found = Chances(MOODS)
+    found.step([("pos", -1000.0), ("neg", -1000.0 + math.log(0.25)), ("Yes", 0.0)], "pos")
+    assert found.likeliest(2) == {"positive": 0.8, "negative": 0.2}
+
+
+def token(text: str | bytes, share: float = 1.0, **others: float) -> dict[str, Any]:
+    data = text.encode() if isinstance(text, str) else text
+    own = {"token": data.decode("latin-1"), "logprob": math.log(share), "bytes": list(data)}
+    rest = [{"token": other, "logprob": math.log(chance)} for other, chance in others.items()]
+    return own | {"top_logprobs": [own, *rest]}
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        *(
+            [],
+            ['{"', "answer", '":"'],
+            ['{"answer": "'],
+            ["```json\n", '{ "label" : "'],
+            ["\n", "{", '"answer":', ' "'],
+        ),
+    ],
+)
+def test_the_tokens_of_an_endpoint_tell_the_same_in_any_form(before):
+    content = [token(text, 0.5, x=0.25) for text in before]
+    content += [token("ne", 0.5, pos=0.125, No=0.375), token("g", 0.5, u=0.25), token('ative"', 0.9, x=0.1)]
+    assert chances_in(MOODS, {"content": content}, 3) == {"negative": 0.533333, "neutral": 0.266667, "positive": 0.2}
+
+
+def test_a_character_may_take_several_tokens():
+    cities = Choices(["東京", "大阪"])
+    first, second = "東京".encode()[:1], "東京".encode()[1:]
+    content = [token(first, 0.5, x=0.1), token(second, 0.9, x=0.1)]
+    assert chances_in(cities, {"content": content}, 1) == {"東京": 1.0}
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        {},
+        {"content": None},
+        {"content": []},
+        {"content": [{"token": "pos", "logprob": -0.1}]},
+        {"content": [{"token": "pos", "logprob": -0.1, "top_logprobs": []}]},
+        {"content": [{"token": "pos", "logprob": "x", "top_logprobs": [{"token": "neg", "logprob": 0}]}]},
+        {"content": ["pos"]},
+        {"content": [token("I cannot say", 0.5, positive=0.25)]},
+    ],
+)
+def test_log_probabilities_that_do_not_tell_it_are_not_used(logprobs):
+    assert chances_in(MOODS, logprobs, 3) is None
