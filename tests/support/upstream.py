@@ -471,8 +471,9 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 
 
 def _last_user_text(body: dict[str, Any]) -> str:
-    for message in reversed(body.get("messages") or body.get("input") or body.get("contents") or []):
-        if message.get("role") == "user":
+    turns = body.get("messages") or body.get("contents") or body.get("input")
+    for message in reversed(turns if isinstance(turns, list) else []):
+        if isinstance(message, dict) and message.get("role") == "user":
             content = message.get("content", message.get("parts"))
             if isinstance(content, list):
                 return "".join(part.get("text", "") for part in content)

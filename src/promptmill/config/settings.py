@@ -169,7 +169,7 @@ class _EndpointPatience(Block):
 
 
 class OpenAISettings(_EndpointPatience, _EndpointLimits, _EndpointAddress):
-    """Any OpenAI-compatible chat completions endpoint."""
+    """Any OpenAI-compatible endpoint, Anthropic and Gemini."""
 
     stream: bool = Field(
         False, description="Receive answers in pieces, so that `timeout` detects an answer that hangs."

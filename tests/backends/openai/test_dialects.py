@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from typing import Any
 
 import orjson
@@ -104,6 +105,12 @@ def answered(name: str, body: Any, **options: Any) -> Completion:
         ),
         (
             {"base_url": "https://generativelanguage.googleapis.com/v1beta/openai/"},
+            "openai",
+            "https://generativelanguage.googleapis.com/v1beta/openai/chat/completions",
+            "Authorization",
+        ),
+        (
+            {"provider": "gemini", "dialect": "openai"},
             "openai",
             "https://generativelanguage.googleapis.com/v1beta/openai/chat/completions",
             "Authorization",
@@ -265,7 +272,14 @@ def test_tool_calls_and_their_results_keep_their_places():
 
 
 def test_sampling_has_each_apis_names_and_what_has_none_is_reported():
-    given = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "max_tokens": 9, "stop": ["X"], "seed": 2**40 + 1}
+    given: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "max_tokens": 9,
+        "stop": ["X"],
+        "seed": 2**40 + 1,
+    }
     body, refused, _ = written("anthropic", model="claude-sonnet-4-5", **given)
     assert {name: body[name] for name in ("temperature", "top_p", "top_k", "max_tokens", "stop_sequences")} == {
         **{name: given[name] for name in ("temperature", "top_p", "top_k", "max_tokens")},
@@ -299,6 +313,77 @@ def test_the_apis_own_parameters_pass_unchanged():
     assert body["generationConfig"] == {"candidateCount": 1}
     assert body["serviceTier"] == "flex"
     assert written("responses", extra={"store": True, "instructions": "Be."})[0]["store"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("anthropic", "system"),
+        ("anthropic", "messages"),
+        ("gemini", "contents"),
+        ("gemini", "systemInstruction"),
+        ("responses", "input"),
+        ("responses", "background"),
+    ],
+)
+def test_no_parameter_takes_the_place_of_the_conversation(name, field):
+    body, refused, _ = written(name, "Mine", extra={field: "Another"})
+    assert refused == [field]
+    assert "Another" not in str(body)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("anthropic", {"thinking": "yes"}),
+        ("anthropic", {"top_k": "5"}),
+        ("anthropic", {"output_config": 3, "reasoning_effort": "low"}),
+        ("anthropic", {"metadata": 5, "user": "me"}),
+        ("gemini", {"generationConfig": [1]}),
+        ("gemini", {"top_k": "5"}),
+        ("responses", {"include": 5, "logprobs": True}),
+        ("responses", {"text": [], "response_format": {"type": "json_schema", "json_schema": 3}}),
+    ],
+)
+async def test_a_parameter_of_another_type_fails_its_item_alone(upstream, drive, name, extra):
+    upstream.reply = speaks()
+    plain = conversation_from_messages([{"role": "user", "content": "x"}], "it")
+    async with opened(upstream.url, dialect=name, model_name="claude-opus-5-5") as backend:
+        wrong = Request(0, plain, Sampling(), extra)
+        result = await ask(backend, ["x"], source=_One(wrong))
+    assert result.failures[0].error.code is Code.INVALID_INPUT
+    assert not upstream.seen
+
+
+def test_a_tool_call_of_any_shape_is_no_crash():
+    for call in (3, {"function": "x"}, {"function": {"name": "f", "arguments": [1]}}, {"function": {"arguments": "{"}}):
+        turn = {"role": "assistant", "content": "a", "tool_calls": [call]}
+        for name in NAMES:
+            with contextlib.suppress(PromptmillError):  # any other exception would end the call
+                written(name, turn, "And?")
+
+
+async def test_other_paths_of_google_are_those_of_its_openai_layer(upstream):
+    upstream.other_posts = raw(orjson.dumps({"data": [], "usage": {"prompt_tokens": 1, "total_tokens": 1}}))
+    async with opened(upstream.url, dialect="gemini") as backend:
+        request = Request(0, conversation_from_messages([{"role": "user", "content": "x"}], "it"), Sampling())
+        request = request.changed(path="/embeddings", extra={"input": "x"})
+        result = await ask(backend, ["x"], source=_One(request))
+    assert result.answered == 1
+    (seen,) = upstream.seen
+    assert seen.target == "/v1/openai/embeddings"
+    assert seen.headers["authorization"] == f"Bearer {KEY}"
+
+
+class _One:
+    """A source of one request."""
+
+    def __init__(self, request: Request) -> None:
+        self._left = [request]
+
+    async def take(self, n: int) -> list[Request]:
+        taken, self._left = self._left[:n], self._left[n:]
+        return taken
 
 
 @pytest.mark.parametrize(

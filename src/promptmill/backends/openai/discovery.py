@@ -32,7 +32,9 @@ _LOCAL_S = 2.0
 _PROVIDER_S = 5.0
 _MODEL_S = 15.0
 # The configured key and headers belong to the configured endpoint; no other endpoint gets them.
-_NOTHING_OF_ANOTHER: JsonObject = MappingProxyType({"api_key": None, "api_key_env": None, "headers": {}})
+_NOTHING_OF_ANOTHER: JsonObject = MappingProxyType(
+    {"api_key": None, "api_key_env": None, "headers": {}, "dialect": None}
+)
 _NATIVE_S = 2.0
 # Anthropic lists 20 models on a page unless asked for more, Google 50.
 _ALL = {"anthropic": "?limit=1000", "gemini": "?pageSize=1000"}

@@ -160,15 +160,17 @@ def _dialect_of(given: str, settings: OpenAISettings, profile: ProviderProfile) 
     return profile.dialect
 
 
-def _in_dialect(url: SplitResult, given: str, name: str) -> SplitResult:
+def _in_dialect(url: SplitResult, given: str, name: str, profile: ProviderProfile) -> SplitResult:
     """Return the URL of an endpoint's requests in its dialect, for its URL of chat completions."""
     dialect = DIALECTS.get(name)
-    if dialect is None:
-        return url
     base = url.path.removesuffix(COMPLETIONS)
     if base == "/v1" and not given.strip().rstrip("/").endswith(base):  # a host alone
         base = ""
-    return url._replace(path=(dialect.base(base) or "/v1") + dialect.PATH)
+    if dialect is not None:
+        return url._replace(path=(dialect.base(base) or "/v1") + dialect.PATH)
+    if profile.dialect == "gemini":  # its chat completions have a place of their own
+        return url._replace(path=gemini.base(base) + gemini.OPENAI_LAYER + COMPLETIONS)
+    return url
 
 
 def _endpoint(
@@ -180,7 +182,7 @@ def _endpoint(
     host_profile = profile_at(url)
     profile = _named_profile(settings.provider) if settings.provider else host_profile
     name = _dialect_of(given, settings, profile)
-    url = _in_dialect(url, given, name)
+    url = _in_dialect(url, given, name, profile)
     named = _origin(url) in trusted or plan.trust_client
     for_environment = (
         named or (host_profile.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)

@@ -58,6 +58,8 @@ _NO_IMAGES = re.compile(
     r"|(?:image|vision).{0,40}not supported|no endpoints found that support image"
 )
 _NO_SCHEMA = "Leave `response_format` out, or use another model."
+# Anthropic's words, Google's.
+_LARGE_SCHEMA = re.compile(r"compiled grammar is too large|too many states for serving")
 _REFUSED_OPTION = re.compile(
     r"(temperature|top_p|response_format|json_schema).{0,80}(?:support|unavailable|invalid|deprecated|not allowed)"
 )
@@ -326,6 +328,8 @@ def _refused(body: ErrorBody) -> str | None:
         return "Lower `max_tokens`."
     if name := _REFUSED_OPTION.search(body.text):
         return _LEAVE_OUT[name[1]]
+    if _LARGE_SCHEMA.search(body.text):
+        return "The provider cannot enforce so large a schema: use fewer fields and values, or split the question."
     if _NO_IMAGES.search(body.text):
         return "Choose a model that accepts images, or leave the images out."
     if _NO_DOWNLOAD.search(body.text):

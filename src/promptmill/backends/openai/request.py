@@ -76,6 +76,7 @@ class RequestEncoder:
         self._keeps_key = endpoint.profile.prompt_cache == "key" and endpoint.dialect in {"openai", "responses"}
         self._marks = endpoint.profile.prompt_cache == "marks" and endpoint.dialect == "anthropic"
         self._streamed = _STREAM if self._dialect is None else self._dialect.STREAMED
+        self._ours = _OURS if self._dialect is None else _OURS | self._dialect.FILLED
         # keyed by identity, because a call's requests share the objects; a head keeps them, so an id is never reused
         self._heads: dict[tuple[int, int], Head] = {}
         self._head_bytes = 0
@@ -121,7 +122,7 @@ class RequestEncoder:
                 pieces.append(b",")
             pieces[-1] = b"]}"
             return _merged(pieces)
-        except (TypeError, orjson.JSONEncodeError):
+        except (TypeError, AttributeError, orjson.JSONEncodeError):  # a message's other fields may be any JSON
             check_encodable(conversation)
             raise _unencodable() from None
 
@@ -169,7 +170,7 @@ class RequestEncoder:
 
     def _parameters(self, sampling: Sampling, extra: JsonObject) -> tuple[JsonDict, list[str], str]:
         # extra parameters go first, as in the `openai` package's `extra_body`
-        given = {name: value for name, value in extra.items() if name not in _OURS}
+        given = {name: value for name, value in extra.items() if name not in self._ours}
         ours = sampling.given()
         for name in ("reasoning", "choices"):  # how to read the answer; `response_format` requests the choices
             ours.pop(name, None)
@@ -184,7 +185,11 @@ class RequestEncoder:
         words, profile, model = "", self._endpoint.profile, str(given.get("model", self._model))
         if self._dialect is not None:
             ours |= {} if as_given is None else {"enable_thinking": as_given}
-            body, refused, words = self._dialect.parameters(profile, model, ours | given)
+            try:
+                body, refused, words = self._dialect.parameters(profile, model, ours | given)
+            except (TypeError, ValueError, AttributeError):  # a call may send any JSON
+                text = f"A parameter has a value of another type than the API of {self._endpoint.name} takes."
+                raise PromptmillError(Code.INVALID_INPUT, text) from None
         else:
             if sampling.response_format is not None:
                 form, words = asked_of(profile.json_form, sampling.response_format)
@@ -196,7 +201,7 @@ class RequestEncoder:
                 body["enable_thinking"] = as_given
         if self._stream:
             body |= self._streamed
-        return body, refused + [name for name in extra if name in _OURS], words
+        return body, refused + [name for name in extra if name in self._ours], words
 
 
 def _unencodable() -> PromptmillError:

@@ -177,8 +177,9 @@ class _Subset:
 
 
 _ANTHROPIC = _Subset(_ALWAYS | {"enum", "const"}, _STRICT_FORMATS | {"uri"}, closes=True, has_tuples=False)
+# Google also takes `maxItems`, but several of them bring a refusal without a reason: googleapis/python-genai#2170.
 _GOOGLE = _Subset(
-    _ALWAYS | {"enum", "minItems", "maxItems", "minimum", "maximum", "propertyOrdering"},
+    _ALWAYS | {"enum", "minItems", "minimum", "maximum", "propertyOrdering"},
     frozenset({"date-time", "date", "time"}),
     closes=False,
     has_tuples=True,

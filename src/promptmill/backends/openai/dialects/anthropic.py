@@ -39,6 +39,7 @@ from promptmill.core.values import JsonDict, JsonObject
 
 PATH = "/messages"
 STREAMED: JsonObject = {"stream": True}
+FILLED = frozenset({"messages", "system"})
 LONGEST = 16_384
 """The `max_tokens` of requests without one, which the API requires; more is streamed, or may be cut off."""
 LONGEST_THINKING = 2 * LONGEST

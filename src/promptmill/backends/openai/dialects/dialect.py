@@ -46,6 +46,11 @@ class Dialect(Protocol):
         """The fields of a body that request a streamed reply."""
         ...
 
+    @property
+    def FILLED(self) -> frozenset[str]:  # noqa: N802
+        """The fields of a body that no parameter may set, as those of the conversation."""
+        ...
+
     def base(self, base: str) -> str:
         """Return the path of the API's base URL, for `base` as users write it."""
         ...

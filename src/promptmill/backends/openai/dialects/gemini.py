@@ -39,6 +39,7 @@ from promptmill.core.values import JsonDict, JsonObject
 
 PATH = "/models"
 STREAMED: JsonObject = {}
+FILLED = frozenset({"contents", "systemInstruction", "system_instruction"})
 OPENAI_LAYER = "/openai"
 """The path of the provider's chat completions behind the base URL."""
 
@@ -305,7 +306,10 @@ def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict
     choice = {name: value for name, value in candidate.items() if name not in known}
     if probabilities := _logprobs(candidate.get("logprobsResult")):
         choice["logprobs"] = {"content": probabilities}
-    return chat_completion(payload, _READ, message, _finish(reason, calls=bool(calls)), usage, **choice)
+    finish = _finish(reason, calls=bool(calls))
+    if finish == "stop" and not content.get("parts"):
+        finish = None  # it said nothing, which another attempt may change
+    return chat_completion(payload, _READ, message, finish, usage, **choice)
 
 
 def _finish(reason: str, *, calls: bool) -> str | None:

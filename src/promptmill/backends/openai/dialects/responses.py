@@ -31,6 +31,7 @@ from promptmill.core.values import JsonDict, JsonObject
 
 PATH = "/responses"
 STREAMED: JsonObject = {"stream": True}
+FILLED = frozenset({"input", "background"})
 
 # Chat completions' parameters without a counterpart.
 _UNKNOWN = set_of(
