@@ -1,7 +1,7 @@
 """The chain of a loaded model: its backend, and around its `answer` the functions that every backend gets.
 
-    request ─▶ cached ─▶ same requests ─▶ several ─▶ structured ─▶ priced ─▶ screened ─▶ backend
-    outcome ◀──────────────────────────────────────────────────────────────────────────────┘
+    request ─▶ cached ─▶ same requests ─▶ several ─▶ structured ─▶ priced ─▶ screened ─▶ warmed ─▶ backend
+    outcome ◀────────────────────────────────────────────────────────────────────────────────────────┘
 
 A function passes on a request that does not use its feature. The cache is the outermost function, so that it keeps only
 answers that satisfied their schema and a hit costs nothing. If several clients share the process, it is the
@@ -19,11 +19,12 @@ from typing import Any, TypeVar
 
 from promptmill.answering.cached import AnswerCache, CachedAnswers, SameRequests, path_of
 from promptmill.answering.costs import BudgetedAnswers, Price, price_of, unknown_batch_price, unknown_price
+from promptmill.answering.warmed import WarmedAnswers
 from promptmill.answers.chances import chances_in
 from promptmill.answers.checker import Checker
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerSchema, Choices, SchemaCache, choices_of
-from promptmill.backends import protocol
+from promptmill.backends import protocol, registry
 from promptmill.config.backends import BACKENDS
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_ANSWER, MOST_KEPT
@@ -59,6 +60,8 @@ class Chain:
         """
         plan = self._plan
         answer: protocol.Answer = self._backend.answer
+        if registry.caches_prompts(plan):
+            answer = WarmedAnswers(answer).answer
         if self._is_shared:
             answer = await self._with_cache(answer)
         if plan.backend not in BACKENDS or plan.record.sampling is not None or not plan.record.takes_images:

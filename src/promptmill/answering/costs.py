@@ -5,7 +5,8 @@ this reservation up, so the sender reserves the amount again before it retries (
 does not allow that, the item returns with its cost so far, and waits here until other items have cost less than they
 reserved.
 
-The price of a model comes from the operator, else from `genai-prices`; it is never guessed.
+The price of a model comes from the operator, else from `genai-prices`; it is never guessed. What a batch or a service
+tier costs of it comes from the operator, else from the table `tier_prices.json`, else from the provider's documents.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import asyncio
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import orjson
 
+from promptmill.answering.tier_prices import Factors, even, factors_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import NO_USAGE, Answer, Call, Failure, Outcome, Spent, Usage, billed
 from promptmill.config import resolved_config
@@ -49,13 +51,15 @@ _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices
 _STORED = ("previous_response_id", "conversation", "prompt")
 _FILES = ("file_id", "file_url", "file_data", "input_audio")
 _OWN_TOOLS = frozenset({"function", "custom"})  # others bring texts into the prompt
-# Factors of the standard price if only that is known: OpenAI's for most models. `fast` is the later name of `priority`.
-_TIERS = {"flex": 0.5, "priority": 2.0, "fast": 2.0}
+BATCH = "batch"
+"""The tier of requests in batches; no request names it."""
+# What tiers cost if only the standard price is known: as at OpenAI for most models. `fast` is a later name.
+_TIERS = {"flex": even(0.5), "priority": even(2.0), "fast": even(2.0)}
+_STANDARD = even(1.0)
+_NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "fast")}
 # The dearest tier that may serve a request for another one: the provider's account decides about `auto`, and at OpenAI
 # and Azure `auto` is the default.
 _DEAREST = {"auto": "priority"}
-BATCH = "batch"
-"""The tier of requests in batches; no request names it."""
 _RESERVES = "The budget has room for few requests at a time"
 _ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # so many answers show how long they are; one may be longer than the average
 
@@ -307,50 +311,54 @@ class FlatPrice:
     input: float
     output: float
     cached_input: float
-    batch: float | None = None
     written_input: float | None = None
     """For the part of a prompt that is written to the endpoint's cache; None: as `input`."""
     hour_written_input: float | None = None
     """For the part that the cache keeps for an hour; None: as `written_input`."""
+    tiers: Mapping[str, Factors] = field(default_factory=lambda: _TIERS)
+    """What each tier costs; others cost the standard price."""
+
+    @property
+    def batch(self) -> float | None:
+        """The part of the price that a request in a batch costs; None: unknown."""
+        return self.tiers[BATCH].input if BATCH in self.tiers else None
 
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage`."""
-        if tier == BATCH:
-            return self.cost(usage) * (self.batch or 1.0)
+        of_input, of_output, of_cached = self.tiers.get(tier, _STANDARD)
         cached = usage.cached_tokens
-        fresh = usage.prompt_tokens - cached
-        cost = fresh * self.input + cached * self.cached_input + usage.completion_tokens * self.output
+        prompt = (usage.prompt_tokens - cached) * self.input
         if usage.written_tokens and self.written_input is not None:
             hour = usage.hour_written_tokens if self.hour_written_input is not None else 0
-            cost += (usage.written_tokens - hour) * (self.written_input - self.input)
-            cost += hour * ((self.hour_written_input or 0.0) - self.input)
-        return cost * _TIERS.get(tier, 1.0) / _MILLION
+            prompt += (usage.written_tokens - hour) * (self.written_input - self.input)
+            prompt += hour * ((self.hour_written_input or 0.0) - self.input)
+        cost = prompt * of_input + cached * self.cached_input * of_cached
+        return (cost + usage.completion_tokens * self.output * of_output) / _MILLION
 
 
 class _ListedPrice:
     """A model's price in `genai-prices`, which may rise with the length of a prompt."""
 
-    def __init__(self, model: str, place: dict[str, Any], batch: float | None) -> None:
+    def __init__(self, model: str, place: dict[str, Any], tiers: Mapping[str, Factors]) -> None:
         """`place` locates the model in the list. Raises `LookupError` when the list lacks it."""
-        self._model, self._place, self.batch = model, place, batch
-        self._usual = {tier: self._flat(tier) for tier in ("", *_TIERS)}
-
-    def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return the cost of `usage`. A tier without a price of its own in the list costs the standard price."""
-        if tier == BATCH:
-            return self.cost(usage) * (self.batch or 1.0)
-        tier = tier if tier in _TIERS else ""
-        return self._usual[tier].cost(usage) if usage.prompt_tokens < _LONG_CONTEXT else self._exact(usage, tier)
-
-    def _flat(self, tier: str) -> FlatPrice:
+        self._model, self._place = model, place
         one = 1000
         usages = (
             *(Usage(one, 0), Usage(0, one), Usage(one, 0, cached_tokens=one)),
             *(Usage(one, 0, written_tokens=one), Usage(one, 0, written_tokens=one, hour_written_tokens=one)),
         )
-        return FlatPrice(*(self._exact(usage, tier) / one * _MILLION for usage in usages))
+        prompt, answer, cached, written, an_hour = (self._exact(usage) / one * _MILLION for usage in usages)
+        self._usual = FlatPrice(prompt, answer, cached, written, an_hour, tiers)
+        self.batch = self._usual.batch
 
-    def _exact(self, usage: Usage, tier: str) -> float:
+    def cost(self, usage: Usage, tier: str = "") -> float:
+        """Return the cost of `usage`."""
+        usual = self._usual.cost(usage, tier)
+        if usage.prompt_tokens < _LONG_CONTEXT or not usual:
+            return usual
+        return self._exact(usage) * usual / self._usual.cost(usage)
+
+    def _exact(self, usage: Usage) -> float:
         from genai_prices import Usage as Tokens
         from genai_prices import calc_price
 
@@ -361,8 +369,7 @@ class _ListedPrice:
             cache_write_tokens=usage.written_tokens,
             cache_write_1h_tokens=usage.hour_written_tokens,
         )
-        context = {"service_tier": tier} if tier else None
-        return float(calc_price(tokens, self._model, price_context=context, **self._place).total_price)
+        return float(calc_price(tokens, self._model, **self._place).total_price)
 
 
 def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
@@ -370,18 +377,31 @@ def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
     settings = plan.settings
     if (said := settings.price) is not None:
         cached = said.input if said.cached_input is None else said.cached_input
-        return FlatPrice(
-            said.input, said.output, cached, registry.batch_rate(plan) if said.batch is None else said.batch
-        )
+        tiers = _tiers_at(plan, plan.model)
+        if said.batch is not None:
+            tiers[BATCH] = even(said.batch)
+        return FlatPrice(said.input, said.output, cached, tiers=tiers)
     if not plan.record.needs_endpoint or not plan.model:
         return None
     return _listed(plan.model, plan)
 
 
+def _tiers_at(plan: resolved_config.ResolvedConfig, model: str) -> dict[str, Factors]:
+    """Return what the tiers of a model cost at the plan's provider: by the table, else as the provider documents."""
+    tiers = dict(_TIERS)
+    if not plan.record.needs_endpoint:
+        return tiers
+    if (rate := registry.batch_rate(plan)) is not None:
+        tiers[BATCH] = even(rate)
+    for tier, factors in factors_of(registry.provider_of(plan), model).items():
+        tiers |= dict.fromkeys(_NAMES_OF[tier], factors)
+    return tiers
+
+
 def _listed(model: str, plan: resolved_config.ResolvedConfig) -> Price | None:
     try:
-        batch = registry.batch_rate(plan)
-        prices = [_ListedPrice(model, {"provider_api_url": url.geturl()}, batch) for url in registry.addresses(plan)]
+        tiers = _tiers_at(plan, model)
+        prices = [_ListedPrice(model, {"provider_api_url": url.geturl()}, tiers) for url in registry.addresses(plan)]
     except (ImportError, LookupError):  # the extra is missing, or the list lacks the host, provider or model
         return None
     return prices[0] if len(prices) == 1 else None
@@ -583,7 +603,7 @@ class Tiers(NamedTuple):
             return BATCH
         tier = served or self.requested
         is_named = tier in self if served else tier == self.operators
-        return tier if is_named or _TIERS.get(tier, 1.0) >= 1.0 else ""
+        return tier if is_named or _TIERS.get(tier, _STANDARD).input >= 1.0 else ""
 
 
 _BATCH = Tiers(BATCH)

@@ -19,6 +19,7 @@ from promptmill.core.wording import close_matches, did_you_mean
 
 if TYPE_CHECKING:
     from promptmill.backends.batches import BatchApi
+    from promptmill.backends.openai.providers import ProviderProfile
 
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _OF_HF = frozenset({"transformers", "huggingface", "hugging-face"})
@@ -164,12 +165,24 @@ def batch_rate(plan: ResolvedConfig) -> float | None:
     return 1.0 - known.pop() if len(known) == 1 and None not in known else None
 
 
+def caches_prompts(plan: ResolvedConfig) -> bool:
+    """Return whether an endpoint of `plan` keeps the beginnings of prompts, at a lower price for those that follow."""
+    try:
+        return any(profile.prompt_cache for profile in _profiles(plan))
+    except PromptmillError:  # an unknown provider, or no URL; the endpoint reports it
+        return False
+
+
 def account_decides_tier(plan: ResolvedConfig) -> bool:
     """Return whether the account at a provider of `plan` decides about the tier of a request that names none."""
+    return any(profile.account_tier for profile in _profiles(plan))
+
+
+def _profiles(plan: ResolvedConfig) -> list[ProviderProfile]:
+    """Return the profiles of the plan's endpoints and of the provider that it names."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     provider = getattr(plan.block, "provider", None)
-    profiles = map(module.profile_at, addresses(plan))
-    return any(profile.account_tier for profile in [*profiles, *([module.profile_of(provider)] if provider else [])])
+    return [*map(module.profile_at, addresses(plan)), *([module.profile_of(provider)] if provider else [])]
 
 
 def addresses(plan: ResolvedConfig) -> list[SplitResult]:

@@ -10,7 +10,7 @@ from driving import ask, opened
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.error_body import Cause, read_error
-from promptmill.backends.openai.providers import PLAIN, PROFILES, _codes, listed, profile_named, translate
+from promptmill.backends.openai.providers import PLAIN, PROFILES, _codes, profile_named, translate
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import conversation_from_prompt
@@ -32,7 +32,7 @@ def test_a_provider_has_an_address_and_a_key(row):
 
 
 def test_large_providers_and_local_servers_have_profiles():
-    names = {name for name, base_url, _, _ in listed({}) if base_url}
+    names = {row.name for row in PROFILES if row.base_url}
     assert len(names) >= 35
     assert names >= {"openai", "anthropic", "google", "mistral", "groq", "openrouter", "deepseek", "kimi", "glm"}
     assert names >= {"vllm", "sglang", "llama.cpp", "ollama", "lmstudio", "tgi"}

@@ -79,5 +79,5 @@ class ExchangedAnswers(FixedShare):
         if wanted := request.conversation.images:
             self._images = self._images or self._make_images()
             images = await self._images.read(wanted)
-        body = self._encoder.encode(head, request.conversation, images)
+        body = self._encoder.encode(head, request.conversation, images, request.shared, for_an_hour=True)
         return body if isinstance(body, bytes) else b"".join(body)

@@ -68,6 +68,9 @@ class ProviderProfile:
     """Its own phrases, in lower case, → cause, if other providers mean something else by them."""
     batch: BatchProfile | None = None
     """Its Batch API; None: unknown."""
+    prompt_cache: Literal["", "automatic", "key", "marks"] = ""
+    """How it caches the beginnings of prompts: by itself, with requests of the same `prompt_cache_key` at one place, or
+    up to a `cache_control` in a request of its dialect; `""`: unknown."""
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -143,6 +146,7 @@ _OPENAI = ProviderProfile(
     base_url="https://api.openai.com/v1",
     key_env="OPENAI_API_KEY",
     account_tier=True,
+    prompt_cache="key",
     page="developers.openai.com/api/reference/resources/chat",
     batch=BatchProfile(discount=0.5, page="developers.openai.com/api/docs/guides/batch"),
 )
@@ -200,6 +204,7 @@ PROFILES = (
     ProviderProfile(
         "google",
         dialect="gemini",
+        prompt_cache="automatic",
         refused=_NOT_OPENAIS,
         thinking="effort",
         always_thinking=re.compile(r"gemini-2\.5-pro|gemini-[3-9]"),
@@ -319,6 +324,7 @@ PROFILES = (
     ProviderProfile(
         "anthropic",
         dialect="anthropic",
+        prompt_cache="marks",
         refused=_NOT_OPENAIS,
         thinking="refused",
         json_form="words",
@@ -339,6 +345,7 @@ PROFILES = (
     ),
     ProviderProfile(
         "deepseek",
+        prompt_cache="automatic",
         refused=_NOT_OPENAIS,
         thinking="type_object",
         json_form="object",
@@ -348,6 +355,7 @@ PROFILES = (
     ),
     ProviderProfile(
         "xai",
+        prompt_cache="automatic",
         refused=_NOT_OPENAIS,
         thinking="refused",
         base_url="https://api.x.ai/v1",

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import orjson
 import pybase64
 
-from promptmill.backends.openai.dialects import DIALECTS
+from promptmill.backends.openai.dialects import DIALECTS, anthropic
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import translate
 from promptmill.backends.openai.schema_forms import asked_of
@@ -32,6 +32,7 @@ from promptmill.core.request import (
     Message,
     Request,
     Sampling,
+    Shared,
     TextPart,
     check_encodable,
 )
@@ -72,6 +73,8 @@ class RequestEncoder:
         self._enable_thinking = enable_thinking
         self._stream = stream
         self._dialect = DIALECTS.get(endpoint.dialect)
+        self._keeps_key = endpoint.profile.prompt_cache == "key" and endpoint.dialect in {"openai", "responses"}
+        self._marks = endpoint.profile.prompt_cache == "marks" and endpoint.dialect == "anthropic"
         self._streamed = _STREAM if self._dialect is None else self._dialect.STREAMED
         self._ours = _OURS if self._dialect is None else _OURS | self._dialect.FILLED
         # keyed by identity, because a call's requests share the objects; a head keeps them, so an id is never reused
@@ -80,12 +83,20 @@ class RequestEncoder:
         self._last: Head | None = None
 
     def encode(
-        self, head: Head, conversation: Conversation, images: Mapping[str, bytes], *, stream: bool = False
+        self,
+        head: Head,
+        conversation: Conversation,
+        images: Mapping[str, bytes],
+        shared: Shared | None = None,
+        *,
+        stream: bool = False,
+        for_an_hour: bool = False,
     ) -> bytes | list[bytes]:
         """Return the body of a chat, in pieces if it holds images.
 
         `images` maps sources to JSON strings, sent unchanged.
         `stream` requests a streamed answer even if the configuration does not.
+        `shared` is the beginning that the provider is to cache, and `for_an_hour` asks for that time.
 
         Raises `PromptmillError` (`invalid_input`) for text that JSON cannot carry.
         """
@@ -94,6 +105,11 @@ class RequestEncoder:
             text = b"{%b,%b" % (orjson.dumps(self._streamed)[1:-1], text[1:])
         if head.words:
             conversation = _with_words(conversation, head.words)
+        if shared is not None and self._keeps_key and b'"prompt_cache_key":' not in text:
+            text = b'{"prompt_cache_key":"%b",%b' % (shared.key.encode(), text[1:])
+        elif shared is not None and self._marks:
+            added = len(head.words) and len(head.words) + 2
+            conversation = anthropic.marked(conversation, shared.characters + added, for_an_hour=for_an_hour)
         try:
             if self._dialect is not None:
                 pieces = [text, *self._dialect.conversation(conversation, images), b"}"]

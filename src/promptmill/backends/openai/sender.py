@@ -168,7 +168,7 @@ class LocalSender:
                 f"{endpoint.name} fetches no images from the web.",
                 "Set `fetch_images: true` to have them fetched here, or give files.",
             )
-        body = encoder.encode(head, request.conversation, prepared, stream=preview is not None)
+        body = encoder.encode(head, request.conversation, prepared, request.shared, stream=preview is not None)
         inline = head.inline
         on_data = None if preview is None else _preview(preview, endpoint, inline=inline)
         endpoint = head.endpoint if preview is None else head.streaming

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts
 from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowReader
@@ -420,6 +421,7 @@ class Runner:
                 None if self._apart is None else _HELD_BYTES,
                 job_rounds.settled_meanwhile(round_, self._delivered_copies(asyncio.get_running_loop())),
                 job_rounds.window,
+                groups=registry.caches_prompts(job.plan),
             )
 
             def sink_of(kind: type[StoreSink], call: Call) -> StoreSink:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -15,6 +16,7 @@ import orjson
 from promptmill.answers.schema import schema_of
 from promptmill.backends.openai.chat_completion import CutOffError
 from promptmill.backends.openai.dialects.dialect import (
+    SYSTEM_ROLES,
     Written,
     call,
     calls_of,
@@ -32,7 +34,7 @@ from promptmill.backends.openai.dialects.dialect import (
 )
 from promptmill.backends.openai.providers import ProviderProfile
 from promptmill.backends.openai.schema_forms import closed_form, in_words
-from promptmill.core.request import AudioPart, Conversation, ImagePart, Message, TextPart
+from promptmill.core.request import LEAST_SHARED, AudioPart, Conversation, ImagePart, Message, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
 PATH = "/messages"
@@ -58,6 +60,8 @@ _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16_384, "xhigh
 _LEAST_BUDGET = 1024
 
 _FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "tool_use": "tool_calls"}
+_HOUR: JsonObject = {"type": "ephemeral", "ttl": "1h"}
+_FIVE_MINUTES: JsonObject = {"type": "ephemeral"}
 _READ = frozenset({"type", "role", "content", "stop_reason", "usage", "stop_details"})
 
 
@@ -181,6 +185,40 @@ def _tool(function: JsonObject) -> JsonDict:
     return tool | {name: function[name] for name in ("description", "strict") if function.get(name)}
 
 
+@dataclass(frozen=True, slots=True)
+class _MarkedPart(TextPart):
+    """A text up to whose end the provider is to cache the request."""
+
+    mark: JsonObject
+
+
+def marked(conversation: Conversation, characters: int, *, for_an_hour: bool) -> Conversation:
+    """Return a conversation with a mark behind the first `characters` of its texts, up to which a request is cached.
+
+    A long system prompt gets a mark, too, because more requests may share it. Marks of the caller stay the only ones. A
+    text with a mark within it becomes two blocks.
+    """
+    messages = [*conversation.messages]
+    if any(_marked(message) for message in messages):
+        return conversation
+    mark, left = _HOUR if for_an_hour else _FIVE_MINUTES, characters
+    for at, message in enumerate(messages):
+        parts = message.content if isinstance(message.content, tuple) else (TextPart(message.content or ""),)
+        for place, part in enumerate(parts):
+            if not isinstance(part, TextPart):
+                continue
+            is_last = left <= len(part.text)
+            if message.role == "user" and is_last:
+                split = (_MarkedPart(part.text[:left], mark), TextPart(part.text[left:]))
+                messages[at] = replace(message, content=(*parts[:place], *split, *parts[place + 1 :]))
+            elif is_last or (message.role in SYSTEM_ROLES and len(part.text) >= LEAST_SHARED):
+                messages[at] = replace(message, extra={**(message.extra or {}), "cache_control": mark})
+            if is_last:
+                return Conversation(tuple(messages))
+            left -= len(part.text)
+    return conversation
+
+
 def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
     """Return `system` and `messages`."""
     system, turns = parted(conversation)
@@ -239,7 +277,8 @@ def _content(message: Message, images: Mapping[str, bytes], mark: JsonDict) -> l
 
 def _block(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) -> list[bytes]:
     if isinstance(part, TextPart):
-        return [b'{"type":"text","text":%b}' % orjson.dumps(part.text)]
+        mark = {"cache_control": part.mark} if isinstance(part, _MarkedPart) else {}
+        return [orjson.dumps({"type": "text", "text": part.text, **mark})]
     if isinstance(part, AudioPart):
         raise unsupported("sound")
     found = data_url(encoded := images[part.source])
