@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from batch_server import BatchServer, answer_to
+from waiting import eventually
 
 ROWS = 24
 KILLED = Path(__file__).parents[1] / "support" / "killed.py"
@@ -28,20 +29,22 @@ def server(request):
         yield started
 
 
-def run(folder: Path, server: BatchServer, *, point: str = "never", seconds: float = 60) -> int:
-    """Run the command, killed at a point or after some seconds; return its exit code."""
+def command(folder: Path, server: BatchServer, point: str) -> list[str]:
+    """Return the command, which is killed at a point, after writing its input and configuration."""
     (folder / "in.csv").write_text("text\n" + "".join(f"text {n}\n" for n in range(ROWS)), encoding="utf-8")
     price = {"input": 1, "output": 10, "batch": 0.5}
     provider = {"provider": NAMES.get(server.family, server.family)}
     block = {"base_url": server.base_url, "model_name": "m", "api_key": "k", **provider}
     settings = {"backend": "openai", "backend_configs": {"openai": block}, "price": price}
     (folder / "p.yaml").write_text(json.dumps(settings | {"sampling_params": {"max_tokens": 20}}), encoding="utf-8")
-    command = [sys.executable, str(KILLED), point, "bulk", "in.csv", "out.csv", "--config", "p.yaml"]
-    command += ["--prompt", "Say {{text}}", "--batch", "--poll", "0.1s", "--max-cost", "1", "--quiet"]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return -9
+    words = [sys.executable, str(KILLED), point, "bulk", "in.csv", "out.csv", "--config", "p.yaml"]
+    return [*words, "--prompt", "Say {{text}}", "--batch", "--poll", "0.1s", "--max-cost", "1", "--quiet"]
+
+
+def run(folder: Path, server: BatchServer, *, point: str = "never") -> int:
+    """Run the command; return its exit code."""
+    words = command(folder, server, point)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode in {0, -9}, done.stderr[-2000:] + done.stdout[-2000:]
     return done.returncode
 
@@ -70,7 +73,9 @@ def test_a_killed_job_goes_on_with_its_batch(tmp_path, server, point):
 @pytest.mark.parametrize("held", ["upload", "create", "poll", "download", "live"])
 def test_a_job_that_is_killed_during_a_request_finds_what_it_left(tmp_path, server, held):
     server.switches.held = held
-    run(tmp_path, server, seconds=3)
+    with subprocess.Popen(command(tmp_path, server, "never"), cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        eventually(lambda: held not in server.switches.held or process.poll() is not None)
+        process.kill()
     assert run(tmp_path, server) == 0
     if held != "live":  # a live request in flight is the only one that may be paid twice
         check_whole(tmp_path, server)
