@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
+from promptmill.backends.openai.dialects.anthropic import LONGEST, LONGEST_THINKING
 from promptmill.backends.openai.providers import PROFILES, READ
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
@@ -140,6 +141,17 @@ def providers() -> str:
             "For any other OpenAI-compatible endpoint, use `--base-url URL` and `--key-env NAME`; a server with one "
             "model needs no `--model`. A provider's key is sent only to that provider "
             "([which key goes where](configuration.md#which-key-goes-where)).",
+            "`anthropic` (also `claude`) and `google` (also `gemini`) are spoken to in their own APIs, Messages and "
+            "generateContent; all others in OpenAI's chat completions. `dialect` of the `openai` block chooses another API: "
+            "`openai` for chat completions, where the provider has them, `responses` for OpenAI's Responses API (nothing is "
+            "stored there unless `extra_params: {store: true}`), `anthropic` or `gemini` for other servers that speak these, "
+            "such as a `base_url` of https://api.deepseek.com/anthropic. A `base_url` that ends in `/messages` or "
+            "`/responses` says the same. Prompts, images, tools, schemas, `max_tokens`, `stop`, `enable_thinking` and "
+            "`reasoning_effort` keep their names and are translated; the API's own parameters go through as "
+            "`extra_params`, such as `thinking: {type: enabled, budget_tokens: 4096}` or `safetySettings: […]`. Messages "
+            f"requires a longest answer: without `max_tokens` it is {LONGEST:,} tokens, and {LONGEST_THINKING:,} where the model "
+            "thinks. Schemas are enforced by the provider as far as its subset goes, and the rest is described in words; "
+            "every answer is checked here all the same.",
             "`promptmill check` works in stages (configuration, URL, connection, TLS, key, models, a one-token call). It tries each "
             "stage once, takes at most 15 s, and stops at the first failure with a specific hint: TLS on a plain "
             "port, an untrusted certificate and how to trust it, the correct path, the nearest names of an unknown model.",
@@ -160,12 +172,13 @@ def providers() -> str:
 def provider_rows() -> str:
     """Return docs/maintainers/provider-rows.md."""
     rows = [
-        "| `provider` | thinking off | JSON | web images | leaves out | its page |",
-        "|---|---|---|---|---|---|",
+        "| `provider` | speaks | thinking off | JSON | web images | leaves out | its page |",
+        "|---|---|---|---|---|---|---|",
     ]
     for profile in PROFILES:
         cells = [
             f"`{profile.name}`",
+            f"`{profile.dialect}`",
             _THINKING[profile.thinking],
             _JSON[profile.json_form],
             "yes" if profile.images == "url" else "no",
@@ -175,7 +188,8 @@ def provider_rows() -> str:
     return _page(
         [
             "# Parameters of the providers",
-            "*Thinking off* is the parameter that `enable_thinking: false` becomes. Without one, and for models that always think "
+            "*Speaks* is the dialect of requests unless `dialect` names another; the other columns are about chat "
+            "completions. *Thinking off* is the parameter that `enable_thinking: false` becomes. Without one, and for models that always think "
             "(`qwq`, `…-thinking`, `deepseek-r1`, MiniMax-M2, …), it is left out with a warning. *JSON* is the form in "
             "which a schema is sent. If *web images* is no, use files or set `fetch_images: true`. The parameters in "
             "*leaves out* are left out with a warning, or cause an error with `unsupported: error`. All rows were last "

@@ -221,3 +221,19 @@ def test_a_listed_price_depends_on_the_service_tier(tier, factor):
     price = sure(price_of(openai_plan("https://api.openai.com/v1", model_name="gpt-5")))
     for usage in (Usage(1000, 1000), Usage(150_000, 1000), Usage(1000, 10, 500)):
         assert price.cost(usage, tier) == pytest.approx(factor * price.cost(usage))
+
+
+def test_tokens_written_to_a_cache_have_their_own_prices():
+    price = FlatPrice(1.0, 2.0, 0.1, 1.25, 2.0)
+    usage = Usage(100, 0, cached_tokens=20, written_tokens=50, hour_written_tokens=10)
+    assert price.cost(usage) * 1_000_000 == pytest.approx(30 * 1.0 + 20 * 0.1 + 40 * 1.25 + 10 * 2.0)
+    assert FLAT.cost(Usage(100, 0, written_tokens=50)) == FLAT.cost(Usage(100, 0))
+
+
+def test_the_list_has_anthropics_prices_of_writing_to_its_cache():
+    block = {"model_name": "claude-sonnet-4-5", "provider": "anthropic"}
+    price = price_of(Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan)
+    assert price is not None
+    fresh = price.cost(Usage(1000, 0))
+    assert price.cost(Usage(1000, 0, written_tokens=1000)) == pytest.approx(fresh * 1.25)
+    assert price.cost(Usage(1000, 0, written_tokens=1000, hour_written_tokens=1000)) == pytest.approx(fresh * 2)

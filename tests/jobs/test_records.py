@@ -58,3 +58,8 @@ def test_a_record_may_move_to_another_row_and_stays_sound():
     changes: list[dict[str, Any]] = [{"text": "b"}, {"latency_s": 0.5}, {"code": "a"}, {"more": None}]
     for change in [*changes, {"reasoning": b"hm"}]:
         assert not record._replace(**change).is_sound, change
+
+
+def test_all_counts_of_tokens_are_kept():
+    answer = Completion("a", usage=Usage(60, 5, 20, 3, 30, 10))
+    assert record_of(1, answer).outcome().usage == answer.usage

@@ -19,7 +19,10 @@ def sample(means: str, n: int, longest_wait_s: float = 0.5) -> list[dict[str, An
     rows = [
         row
         for row in ROWS
-        if row["means"] == means and "$NOW" not in str(row) and row.get("wait_s", 0) < longest_wait_s
+        if row["means"] == means
+        and "dialect" not in row
+        and "$NOW" not in str(row)
+        and row.get("wait_s", 0) < longest_wait_s
     ]
     return rows[:: max(1, len(rows) // n)]
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from promptmill.cli.main import main
 from promptmill.jobs.export import answered, output
+from promptmill.jobs.run import batch_round
 from promptmill.jobs.run.student_rounds import StudentAnswers
 from promptmill.jobs.run.sure_rounds import SureRounds
+from promptmill.jobs.store import batches
 from promptmill.jobs.store.database import JobDatabase
 
 
@@ -53,8 +55,13 @@ if __name__ == "__main__":
         (SureRounds, "_deliver", ("before-deliver", "after-deliver")),
         (StudentAnswers, "answer_sample", ("before-learn", "after-learn")),
         (StudentAnswers, "_answered", ("before-student", "after-student")),
+        (batches, "put", ("before-batch", "after-batch")),
+        (batches, "add_rows", ("before-rows", "after-rows")),
+        (batches, "keep_replies", ("before-replies", "after-replies")),
+        (batches, "finish", ("before-finish", "after-finish")),
         (output, "publish", ("before-rename", "after-rename")),
     ):
         setattr(owner, name, passing(getattr(owner, name), *points))
+    vars(batch_round)["LIST_LAG_S"] = 0.3
     vars(output)["answered_rows"] = passing_rows(answered.answered_rows, "merging")
     sys.exit(main(sys.argv[2:]))

@@ -45,6 +45,7 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: closing sends RST instead 
 # With asyncio's 100, a listener that is late by a second, on a busy machine, drops most of 256 connections at
 # once. They are tried again after 1 and 3 s, beyond the 2 s that tests allow.
 _BACKLOG = 1024
+_DIALECTS = ("/messages", "/responses", ":generateContent", ":streamGenerateContent")
 PHRASES = {200: "OK", 307: "Temporary Redirect", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests"}
 
 
@@ -376,6 +377,8 @@ class Upstream:
 
         if seen.method == "POST" and self.other_posts is not None:
             return self.other_posts
+        if seen.method == "POST" and seen.target.partition("?")[0].endswith(_DIALECTS):
+            return self.reply
         if seen.method == "GET" and self.gets.get(seen.target) is not None:
             return raw(orjson.dumps(self.gets[seen.target]))
         if seen.method == "GET" and seen.target == "/v1/models" and seen.target not in self.gets:
@@ -468,11 +471,12 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 
 
 def _last_user_text(body: dict[str, Any]) -> str:
-    for message in reversed(body.get("messages") or []):
-        if message.get("role") == "user":
-            content = message.get("content")
+    turns = body.get("messages") or body.get("contents") or body.get("input")
+    for message in reversed(turns if isinstance(turns, list) else []):
+        if isinstance(message, dict) and message.get("role") == "user":
+            content = message.get("content", message.get("parts"))
             if isinstance(content, list):
-                return "".join(part.get("text", "") for part in content if part.get("type") == "text")
+                return "".join(part.get("text", "") for part in content)
             return content or ""
     return ""
 

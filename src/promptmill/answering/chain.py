@@ -1,7 +1,7 @@
 """The chain of a loaded model: its backend, and around its `answer` the functions that every backend gets.
 
-    request ─▶ cached ─▶ same requests ─▶ several ─▶ structured ─▶ priced ─▶ screened ─▶ backend
-    outcome ◀──────────────────────────────────────────────────────────────────────────────┘
+    request ─▶ cached ─▶ same requests ─▶ several ─▶ structured ─▶ priced ─▶ screened ─▶ warmed ─▶ backend
+    outcome ◀────────────────────────────────────────────────────────────────────────────────────────┘
 
 A function passes on a request that does not use its feature. The cache is the outermost function, so that it keeps only
 answers that satisfied their schema and a hit costs nothing. If several clients share the process, it is the
@@ -18,12 +18,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from promptmill.answering.cached import AnswerCache, CachedAnswers, SameRequests, path_of
-from promptmill.answering.costs import BudgetedAnswers, price_of, unknown_price
+from promptmill.answering.costs import BudgetedAnswers, Price, price_of, unknown_batch_price, unknown_price
+from promptmill.answering.warmed import WarmedAnswers
 from promptmill.answers.chances import chances_in
 from promptmill.answers.checker import Checker
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerSchema, Choices, SchemaCache, choices_of
-from promptmill.backends import protocol
+from promptmill.backends import protocol, registry
 from promptmill.config.backends import BACKENDS
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_ANSWER, MOST_KEPT
@@ -47,7 +48,7 @@ class Chain:
         self._backend, self._plan, self._budget, self._is_shared = backend, plan, budget, is_shared
         self._cached: CachedAnswers | None = None
         self._structured: _StructuredAnswers | None = None
-        self._is_priced = False
+        self._price: Price | None = None
         self.answer: protocol.Answer = backend.answer
         """Answers one request of a call that has entered. Complete after `load`."""
 
@@ -59,13 +60,15 @@ class Chain:
         """
         plan = self._plan
         answer: protocol.Answer = self._backend.answer
+        if registry.caches_prompts(plan):
+            answer = WarmedAnswers(answer).answer
         if self._is_shared:
             answer = await self._with_cache(answer)
         if plan.backend not in BACKENDS or plan.record.sampling is not None or not plan.record.takes_images:
             answer = _ScreenedRequests(answer, plan).answer
         price = await asyncio.to_thread(price_of, plan)
         if price is not None:
-            self._is_priced = True
+            self._price = price
             answer = BudgetedAnswers(answer, plan, price, self._budget).answer
         elif self._budget is not None:
             raise unknown_price(plan.model)
@@ -87,10 +90,12 @@ class Chain:
 
     def enter(self, call: protocol.Call) -> protocol.Share:
         """Note that a call starts. Raises `PromptmillError`, also for a budget without a price (`invalid_config`)."""
-        if call.ledger.budget is not None and not self._is_priced:
+        if call.ledger.budget is not None and self._price is None:
             raise unknown_price(self._plan.model)
+        if call.exchange is not None and self._price is not None and self._price.batch is None:
+            raise unknown_batch_price(self._plan.model)
         share = self._backend.enter(call)
-        if self._is_priced:
+        if self._price is not None:
             call.counts.cost = call.counts.cost or 0.0
         return share
 

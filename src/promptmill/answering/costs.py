@@ -5,7 +5,8 @@ this reservation up, so the sender reserves the amount again before it retries (
 does not allow that, the item returns with its cost so far, and waits here until other items have cost less than they
 reserved.
 
-The price of a model comes from the operator, else from `genai-prices`; it is never guessed.
+The price of a model comes from the operator, else from `genai-prices`; it is never guessed. What a batch or a service
+tier costs of it comes from the operator, else from the table `tier_prices.json`, else from the provider's documents.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import asyncio
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import orjson
 
+from promptmill.answering.tier_prices import Factors, even, factors_of
 from promptmill.backends import registry
 from promptmill.backends.protocol import NO_USAGE, Answer, Call, Failure, Outcome, Spent, Usage, billed
 from promptmill.config import resolved_config
@@ -49,8 +51,12 @@ _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices
 _STORED = ("previous_response_id", "conversation", "prompt")
 _FILES = ("file_id", "file_url", "file_data", "input_audio")
 _OWN_TOOLS = frozenset({"function", "custom"})  # others bring texts into the prompt
-# Factors of the standard price if only that is known: OpenAI's for most models. `fast` is the later name of `priority`.
-_TIERS = {"flex": 0.5, "priority": 2.0, "fast": 2.0}
+BATCH = "batch"
+"""The tier of requests in batches; no request names it."""
+# What tiers cost if only the standard price is known: as at OpenAI for most models. `fast` is a later name.
+_TIERS = {"flex": even(0.5), "priority": even(2.0), "fast": even(2.0)}
+_STANDARD = even(1.0)
+_NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "fast")}
 # The dearest tier that may serve a request for another one: the provider's account decides about `auto`, and at OpenAI
 # and Azure `auto` is the default.
 _DEAREST = {"auto": "priority"}
@@ -79,7 +85,19 @@ class BudgetedAnswers:
         if self._budget is None and call.ledger.budget is None:
             return self._priced(request, call)
         budgets = [budget for budget in (self._budget, call.ledger.budget) if budget is not None]
+        if call.ledger.deferred is not None:
+            return self._settled(request, call, budgets, call.ledger.deferred)
         return self._within_budget(request, call, budgets)
+
+    async def _settled(
+        self, request: Request, call: Call, budgets: Sequence[Budget], deferred: Callable[[int], float]
+    ) -> Outcome:
+        """Answer a request of a batch, whose highest cost was set aside when the batch was planned."""
+        outcome = await self._priced(request, call)
+        set_aside = deferred(request.key)
+        for budget in budgets:
+            budget.free(set_aside, outcome.cost or 0.0)
+        return outcome
 
     async def _priced(self, request: Request, call: Call) -> Outcome:
         outcome = await self._following(request, call)
@@ -92,7 +110,7 @@ class BudgetedAnswers:
         if price is None:
             call.warn(_UNKNOWN_MODEL)
             return outcome
-        cost = charge(spent, price, self._tiers(request))
+        cost = charge(spent, price, self._tiers(request, call))
         call.charge(request, cost)
         if isinstance(outcome, Failure):
             return replace(outcome, cost=cost)
@@ -100,7 +118,7 @@ class BudgetedAnswers:
         return outcome
 
     async def _within_budget(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
-        tiers = self._tiers(request)
+        tiers = self._tiers(request, call)
         tier = tiers.charged()
         try:
             if (price := self._prices.of(request)) is None:
@@ -128,6 +146,9 @@ class BudgetedAnswers:
                 account.settle(cut_off)
                 call.cut_off(cut_off)
                 raise
+            if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED:
+                account.defer()
+                return replace(outcome, cost=worst)
             spent, unmetered = billed(outcome)
             charged = charge(spent, price, tiers) + unmetered * worst
             account.settle(charged)
@@ -137,7 +158,9 @@ class BudgetedAnswers:
                 return replace(outcome, cost=cost, usage=usage)
             request = replace(request, attempts=outcome.attempts)
 
-    def _tiers(self, request: Request) -> Tiers:
+    def _tiers(self, request: Request, call: Call) -> Tiers:
+        if call.exchange is not None:
+            return _BATCH
         return Tiers(tier_of(request.extra), self._tier) if request.extra else self._usual_tiers
 
     async def _wait_for_room(self, account: _BudgetAccount, call: Call, advise: Callable[[], None]) -> Failure | None:
@@ -232,6 +255,12 @@ class _BudgetAccount(Account):
             budget.settle(self.reserved, cost)
         self.reserved = 0.0
 
+    def defer(self) -> None:
+        """Set the reservation aside, for the reply of a batch."""
+        for budget in self._budgets:
+            budget.set_reserved_aside(self.reserved)
+        self.reserved = 0.0
+
     def never_fits(self) -> Budget | None:
         """Return the budget that would not allow the request even without reservations; None if all would."""
         return next((budget for budget in self._budgets if not budget.fits(self.worst)), None)
@@ -252,8 +281,23 @@ def unknown_price(model: str) -> PromptmillError:
     )
 
 
+def unknown_batch_price(model: str) -> PromptmillError:
+    """Return the error of a batch whose price is not known."""
+    return config_error(
+        "price",
+        f"what a request to {model or 'this model'} costs in a batch is not known; give it as a part of the price: ",
+        Named("price", {"input": 1, "output": 2, "batch": 0.5}),
+        ".",
+    )
+
+
 class Price(Protocol):
     """The price of one model, in US dollars."""
+
+    @property
+    def batch(self) -> float | None:
+        """The part of the price that a request in a batch costs; None if it is not known."""
+        ...
 
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage` at a service tier: `flex`, `priority`; others cost the standard price."""
@@ -267,34 +311,54 @@ class FlatPrice:
     input: float
     output: float
     cached_input: float
+    written_input: float | None = None
+    """For the part of a prompt that is written to the endpoint's cache; None: as `input`."""
+    hour_written_input: float | None = None
+    """For the part that the cache keeps for an hour; None: as `written_input`."""
+    tiers: Mapping[str, Factors] = field(default_factory=lambda: _TIERS)
+    """What each tier costs; others cost the standard price."""
+
+    @property
+    def batch(self) -> float | None:
+        """The part of the price that a request in a batch costs; None: unknown."""
+        return self.tiers[BATCH].input if BATCH in self.tiers else None
 
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage`."""
+        of_input, of_output, of_cached = self.tiers.get(tier, _STANDARD)
         cached = usage.cached_tokens
-        fresh = usage.prompt_tokens - cached
-        cost = fresh * self.input + cached * self.cached_input + usage.completion_tokens * self.output
-        return cost * _TIERS.get(tier, 1.0) / _MILLION
+        prompt = (usage.prompt_tokens - cached) * self.input
+        if usage.written_tokens and self.written_input is not None:
+            hour = usage.hour_written_tokens if self.hour_written_input is not None else 0
+            prompt += (usage.written_tokens - hour) * (self.written_input - self.input)
+            prompt += hour * ((self.hour_written_input or 0.0) - self.input)
+        cost = prompt * of_input + cached * self.cached_input * of_cached
+        return (cost + usage.completion_tokens * self.output * of_output) / _MILLION
 
 
 class _ListedPrice:
     """A model's price in `genai-prices`, which may rise with the length of a prompt."""
 
-    def __init__(self, model: str, place: dict[str, Any]) -> None:
+    def __init__(self, model: str, place: dict[str, Any], tiers: Mapping[str, Factors]) -> None:
         """`place` locates the model in the list. Raises `LookupError` when the list lacks it."""
         self._model, self._place = model, place
-        self._usual = {tier: self._flat(tier) for tier in ("", *_TIERS)}
+        one = 1000
+        usages = (
+            *(Usage(one, 0), Usage(0, one), Usage(one, 0, cached_tokens=one)),
+            *(Usage(one, 0, written_tokens=one), Usage(one, 0, written_tokens=one, hour_written_tokens=one)),
+        )
+        prompt, answer, cached, written, an_hour = (self._exact(usage) / one * _MILLION for usage in usages)
+        self._usual = FlatPrice(prompt, answer, cached, written, an_hour, tiers)
+        self.batch = self._usual.batch
 
     def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return the cost of `usage`. A tier without a price of its own in the list costs the standard price."""
-        tier = tier if tier in _TIERS else ""
-        return self._usual[tier].cost(usage) if usage.prompt_tokens < _LONG_CONTEXT else self._exact(usage, tier)
+        """Return the cost of `usage`."""
+        usual = self._usual.cost(usage, tier)
+        if usage.prompt_tokens < _LONG_CONTEXT or not usual:
+            return usual
+        return self._exact(usage) * usual / self._usual.cost(usage)
 
-    def _flat(self, tier: str) -> FlatPrice:
-        one = 1000
-        usages = Usage(one, 0), Usage(0, one), Usage(one, 0, cached_tokens=one)
-        return FlatPrice(*(self._exact(usage, tier) / one * _MILLION for usage in usages))
-
-    def _exact(self, usage: Usage, tier: str) -> float:
+    def _exact(self, usage: Usage) -> float:
         from genai_prices import Usage as Tokens
         from genai_prices import calc_price
 
@@ -302,24 +366,42 @@ class _ListedPrice:
             input_tokens=usage.prompt_tokens,
             output_tokens=usage.completion_tokens,
             cache_read_tokens=usage.cached_tokens,
+            cache_write_tokens=usage.written_tokens,
+            cache_write_1h_tokens=usage.hour_written_tokens,
         )
-        context = {"service_tier": tier} if tier else None
-        return float(calc_price(tokens, self._model, price_context=context, **self._place).total_price)
+        return float(calc_price(tokens, self._model, **self._place).total_price)
 
 
 def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
     """Return the price of the plan's model, None if unknown. The first call is slow."""
     settings = plan.settings
     if (said := settings.price) is not None:
-        return FlatPrice(said.input, said.output, said.input if said.cached_input is None else said.cached_input)
+        cached = said.input if said.cached_input is None else said.cached_input
+        tiers = _tiers_at(plan, plan.model)
+        if said.batch is not None:
+            tiers[BATCH] = even(said.batch)
+        return FlatPrice(said.input, said.output, cached, tiers=tiers)
     if not plan.record.needs_endpoint or not plan.model:
         return None
     return _listed(plan.model, plan)
 
 
+def _tiers_at(plan: resolved_config.ResolvedConfig, model: str) -> dict[str, Factors]:
+    """Return what the tiers of a model cost at the plan's provider: by the table, else as the provider documents."""
+    tiers = dict(_TIERS)
+    if not plan.record.needs_endpoint:
+        return tiers
+    if (rate := registry.batch_rate(plan)) is not None:
+        tiers[BATCH] = even(rate)
+    for tier, factors in factors_of(registry.provider_of(plan), model).items():
+        tiers |= dict.fromkeys(_NAMES_OF[tier], factors)
+    return tiers
+
+
 def _listed(model: str, plan: resolved_config.ResolvedConfig) -> Price | None:
     try:
-        prices = [_ListedPrice(model, {"provider_api_url": url.geturl()}) for url in registry.addresses(plan)]
+        tiers = _tiers_at(plan, model)
+        prices = [_ListedPrice(model, {"provider_api_url": url.geturl()}, tiers) for url in registry.addresses(plan)]
     except (ImportError, LookupError):  # the extra is missing, or the list lacks the host, provider or model
         return None
     return prices[0] if len(prices) == 1 else None
@@ -367,6 +449,12 @@ class _DearestPrice:
     """The highest of several models' prices, one of which serves the request."""
 
     prices: Sequence[Price]
+
+    @property
+    def batch(self) -> float | None:
+        """The largest part of a price that a request in a batch costs; None if one of them is not known."""
+        known = [price.batch for price in self.prices if price.batch is not None]
+        return max(known) if len(known) == len(self.prices) else None
 
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage`."""
@@ -511,9 +599,14 @@ class Tiers(NamedTuple):
         A discount applies only if the request or the operator named it, and a request's own only if the answer reports
         it: endpoints without tiers ignore the parameter and bill the standard price.
         """
+        if self.requested == BATCH:  # whatever tier the reply reports
+            return BATCH
         tier = served or self.requested
         is_named = tier in self if served else tier == self.operators
-        return tier if is_named or _TIERS.get(tier, 1.0) >= 1.0 else ""
+        return tier if is_named or _TIERS.get(tier, _STANDARD).input >= 1.0 else ""
+
+
+_BATCH = Tiers(BATCH)
 
 
 def charge(spent: Sequence[Spent], price: Price, tiers: Tiers) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from promptmill.backends.batches import Reply
 from promptmill.core.errors import Code, PromptmillError, without_frames
 from promptmill.core.money import Budget
 from promptmill.core.request import Request
@@ -39,6 +40,10 @@ class Usage:
     """Prompt tokens from the endpoint's cache, which cost less."""
     reasoning_tokens: int = 0
     """Completion tokens of the reasoning."""
+    written_tokens: int = 0
+    """Prompt tokens written to the endpoint's cache, which may cost more; not among `cached_tokens`."""
+    hour_written_tokens: int = 0
+    """Those of `written_tokens` that the cache keeps for an hour, which costs more again."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -46,6 +51,8 @@ class Usage:
             self.completion_tokens + other.completion_tokens,
             self.cached_tokens + other.cached_tokens,
             self.reasoning_tokens + other.reasoning_tokens,
+            self.written_tokens + other.written_tokens,
+            self.hour_written_tokens + other.hour_written_tokens,
         )
 
 
@@ -179,6 +186,10 @@ class Journal(Protocol):
     def charged(self, key: int, choice: int, cost: float) -> None:
         """Note that the item's requests so far have ended, and their cost."""
         ...
+
+
+Exchange: TypeAlias = Callable[[Request, Callable[[Request], Awaitable[bytes]]], Awaitable[Reply | Failure]]
+"""Returns the reply to a request, or the failure in its place; its second argument writes the request's body."""
 
 
 class Source(Protocol):
@@ -413,6 +424,8 @@ class Ledger:
     """The limit of the call's own cost."""
     journal: Journal | None = None
     """Set while requests are noted on disk."""
+    deferred: Callable[[int], float] | None = None
+    """Set while replies of a batch are read: returns the amount that the budgets have set aside for an item."""
 
     def sent(self, request: Request) -> None:
         """Note that a request is about to be sent."""
@@ -448,6 +461,8 @@ class Call:
     """The backend and model that promptmill chose, if the configuration leaves them open."""
     started: float = field(default_factory=time.monotonic)
     """In seconds of `time.monotonic`."""
+    exchange: Exchange | None = None
+    """Takes the place of HTTP requests; for a call whose replies come by batch."""
     preview: Callable[[str], None] | None = None
     """Gets the text of the answer so far while it grows; for a call of one item, where the backend can. A text that
     does not begin with the one before belongs to another attempt."""

@@ -89,6 +89,13 @@ class PlainTemplate:
 
     def render(self, row: JsonObject) -> str:
         """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
+        text = "".join(self.texts(row))
+        if len(text) > LONGEST_ROW:
+            raise input_error(PROMPT, f" makes a prompt that {TOO_LONG}.")
+        return text
+
+    def texts(self, row: JsonObject) -> list[str]:
+        """Return the parts of the prompt of a row: a text, the text of a field, a text, … Raises as `render` does."""
         texts = [*self.parts]
         try:
             for at in range(1, len(texts), 2):
@@ -98,10 +105,7 @@ class PlainTemplate:
                 )
         except KeyError as error:
             raise input_error(PROMPT, f": {error.args[0]!r} is undefined.") from None
-        text = "".join(texts)
-        if len(text) > LONGEST_ROW:
-            raise input_error(PROMPT, f" makes a prompt that {TOO_LONG}.")
-        return text
+        return texts
 
 
 def cell_text(value: Any, name: str) -> str:
@@ -153,8 +157,7 @@ class Questions:
 
     def of(self, row: JsonObject) -> JsonDict:
         """Return the question of a row, given by its fields. Raises `PromptmillError` (`invalid_input`)."""
-        if self.has_missing and not _MISSING.keys().isdisjoint(row.values()):
-            row = {name: _MISSING.get(value, value) for name, value in row.items()}
+        row = self._with_missing(row)
         if self.template is None:
             return self._of_columns(row)
         question = self._settings(row) if self.fields else {}
@@ -167,6 +170,20 @@ class Questions:
             if error.code is Code.EMPTY_PROMPT:
                 return {rows.EMPTY: error.message}
             raise
+
+    def texts(self, cells: bytes) -> list[str]:
+        """Return the parts of the prompt of a stored row, see `PlainTemplate.texts`; none of another template."""
+        if not isinstance(self.template, PlainTemplate):
+            return []
+        if self.columns is None:
+            return self.template.texts(self._with_missing(rows.load(cells, "")))
+        values = loads(cells)
+        return self.template.texts(self._with_missing({name: values[at] for at, name in self.columns}))
+
+    def _with_missing(self, row: JsonObject) -> JsonObject:
+        if self.has_missing and not _MISSING.keys().isdisjoint(row.values()):
+            return {name: _MISSING.get(value, value) for name, value in row.items()}
+        return row
 
     def _of_columns(self, row: JsonObject) -> JsonDict:
         if self.column is not None and (what := rows.emptiness(row.get("prompt"))):
@@ -212,6 +229,31 @@ class RowRequests:
         text = self.questions.line(cells) if line is None else question_of(line, self.prompt)
         request = self.reader.request(n, text, attempts)
         return request.changed(extra={**request.extra, **self.extra}) if self.extra else request
+
+    @property
+    def constant(self) -> int:
+        """The number of characters that the requests of all rows have."""
+        template = self.questions.template
+        own = sum(map(len, template.parts[::2])) if isinstance(template, PlainTemplate) else 0
+        return own + len(self.reader.system_prompt)
+
+    def pieces(self, n: int, line: bytes | None, cells: bytes) -> list[str]:
+        """Return the texts with which the request of row `n` begins, as far as other rows may have the same.
+
+        They are the messages before the last one, and of a plain template each field with the text after it, except the
+        last. Raises as `request` does.
+        """
+        request = self.request(n, line, cells)
+        if not request.conversation.messages:
+            return []
+        *before, last = request.conversation.messages
+        pieces = [message.content for message in before if isinstance(message.content, str)]
+        if len(pieces) < len(before) or line is not None or not isinstance(last.content, str):
+            return pieces
+        texts = self.questions.texts(cells)
+        if "".join(texts) != last.content:
+            return pieces
+        return [*pieces, *texts[:1], *map("".join, zip(texts[1::2], texts[2::2], strict=True))][:-1]
 
     def packed(self) -> JsonDict:
         """Return it as JSON carries it, for another process, which reads no row that names another model."""

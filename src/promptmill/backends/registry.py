@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
-from collections.abc import Callable, Mapping
-from typing import cast
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import SplitResult
 
 from promptmill.backends.protocol import Backend, Step
 from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import USUAL_KEYS
-from promptmill.core.errors import Named, PromptmillError, config_error, redact
+from promptmill.core.errors import Code, Named, PromptmillError, config_error, redact
 from promptmill.core.wording import close_matches, did_you_mean
+
+if TYPE_CHECKING:
+    from promptmill.backends.batches import BatchApi
+    from promptmill.backends.openai.providers import ProviderProfile
 
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _OF_HF = frozenset({"transformers", "huggingface", "hugging-face"})
@@ -68,7 +73,7 @@ def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     block = plan.settings.backend_configs.openai
     if not plan.record.needs_endpoint or block.base_url or block.api_key or block.api_key_env or block.headers:
         return
-    wanted = next((key_env for name, _, key_env, _ in providers() if name == block.provider), "")
+    wanted = next((row.key_env for row in providers() if row.provider == block.provider), "")
     if not wanted or any(environ.get(name, "").strip() for name in (wanted, *USUAL_KEYS)):
         return
     letters = wanted.replace("_API", "")
@@ -107,18 +112,77 @@ def key_variables(plan: ResolvedConfig) -> set[str]:
     return set(_HUB_KEYS) if plan.record.is_engine else set()
 
 
-def providers() -> list[tuple[str, str, str, bool]]:
-    """Return `(name, base URL, variable of the key, whether it is set)` of every provider the openai backend knows."""
+class Listed(NamedTuple):
+    """A provider as users see it."""
+
+    provider: str
+    base_url: str
+    key_env: str
+    """The variable that usually holds its key."""
+    key_is_set: bool
+    batches: bool
+    """Whether its Batch API is known."""
+    batch_discount: float | None
+    """The part of the live price that a batch saves; None: it differs by model, or there are no batches."""
+
+
+def providers(environ: Mapping[str, str] = os.environ) -> list[Listed]:
+    """Return every provider that the openai backend knows, in the order of its table."""
+    profiles = importlib.import_module("promptmill.backends.openai.providers").PROFILES
+    return [
+        Listed(
+            profile.name,
+            profile.base_url,
+            profile.key_env,
+            bool(environ.get(profile.key_env, "").strip()),
+            profile.batch is not None,
+            None if profile.batch is None else profile.batch.discount,
+        )
+        for profile in profiles
+    ]
+
+
+@contextlib.asynccontextmanager
+async def batches(plan: ResolvedConfig) -> AsyncIterator[BatchApi]:
+    """Open the Batch API of the first endpoint of `plan`. Raises `PromptmillError` (`unsupported`) for an engine."""
+    if not plan.record.needs_endpoint:
+        raise PromptmillError(
+            Code.UNSUPPORTED, f"The {plan.backend} backend has no Batch API.", "Leave `batch` out: it answers live."
+        )
+    module = importlib.import_module("promptmill.backends.openai.endpoint")
+    connect = importlib.import_module("promptmill.backends.openai.batches.connect")
+    endpoint = module.endpoints(plan, os.environ)[0]
+    async with connect.open_batches(endpoint, plan.settings.backend_configs.openai) as api:
+        yield api
+
+
+def batch_rate(plan: ResolvedConfig) -> float | None:
+    """Return the part of the live price that a request in a batch costs at the provider of `plan`; None: unknown."""
     module = importlib.import_module("promptmill.backends.openai.providers")
-    return cast("list[tuple[str, str, str, bool]]", module.listed())
+    provider = getattr(plan.block, "provider", None)
+    profiles = [module.profile_of(provider)] if provider else [*map(module.profile_at, addresses(plan))]
+    known = {profile.batch.discount for profile in profiles if profile.batch is not None}
+    return 1.0 - known.pop() if len(known) == 1 and None not in known else None
+
+
+def caches_prompts(plan: ResolvedConfig) -> bool:
+    """Return whether an endpoint of `plan` keeps the beginnings of prompts, at a lower price for those that follow."""
+    try:
+        return any(profile.prompt_cache for profile in _profiles(plan))
+    except PromptmillError:  # an unknown provider, or no URL; the endpoint reports it
+        return False
 
 
 def account_decides_tier(plan: ResolvedConfig) -> bool:
     """Return whether the account at a provider of `plan` decides about the tier of a request that names none."""
+    return any(profile.account_tier for profile in _profiles(plan))
+
+
+def _profiles(plan: ResolvedConfig) -> list[ProviderProfile]:
+    """Return the profiles of the plan's endpoints and of the provider that it names."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     provider = getattr(plan.block, "provider", None)
-    profiles = map(module.profile_at, addresses(plan))
-    return any(profile.account_tier for profile in [*profiles, *([module.profile_of(provider)] if provider else [])])
+    return [*map(module.profile_at, addresses(plan)), *([module.profile_of(provider)] if provider else [])]
 
 
 def addresses(plan: ResolvedConfig) -> list[SplitResult]:

@@ -121,6 +121,7 @@ def add_options(bulk: Parser) -> None:
     group.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
     group.add_argument("--tier", choices=_TIERS, help="service tier; flex: half the price, slower, waits for capacity")
     group.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
+    _add_batch(bulk)
     _add_sure(bulk)
     group = bulk.add_argument_group("a job that has answers")
     group.add_argument(
@@ -151,6 +152,14 @@ def add_options(bulk: Parser) -> None:
         "promptmill bulk prompts.jsonl answers.jsonl --limit 20      # the same command without --limit does the rest",
     )
     bulk.set_defaults(command=_run)
+
+
+def _add_batch(bulk: Parser) -> None:
+    group = bulk.add_argument_group("by the provider's Batch API, at a lower price")
+    group.add_argument("--batch", action="store_true", help="answer by batch, within a day; the rest is sent live")
+    group.add_argument("--by", metavar="TIME", help="06:00, 2026-03-01T06:00 or 6h: open rows are sent live then")
+    group.add_argument("--poll", metavar="TIME", help="look at the batch so often; unless given, after 30s to 15m")
+    group.add_argument("--keep-files", action="store_true", help="leave the files at the provider")
 
 
 def _add_sure(bulk: Parser) -> None:
@@ -437,6 +446,10 @@ def _validate(configuration: Configuration, order: JobOrder, source: Given | Non
             most = found["most_cost"]
             answers = ", more with the answers" if most is None else f", at most {dollars(most)} with the answers"
             say(f"about {dollars(cost)} for the prompts{answers}")
+            if (by_batch := found.get("batch_estimated_cost")) is not None:
+                most = found["batch_most_cost"]
+                answers = "" if most is None else f", at most {dollars(most)} with the answers"
+                say(f"by batch about {dollars(by_batch)} for the prompts{answers}")
         elif _is_paid(plan):
             say(
                 f"no price is known for {plan.model or 'the model'}: `price:` in the configuration, or --set "

@@ -146,7 +146,10 @@ def _run(
         try:
             ended, error, terminated = runtime.run(_job_run(configuration, job, live, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
-            tell(status.read(job.folder))
+            now = status.read(job.folder)
+            tell(now)
+            if now.get("batch", {}).get("batches"):  # the provider answers them all the same
+                return TRY_AGAIN
             raise
         if isinstance(error, ChangedError) and not as_json:
             raise error

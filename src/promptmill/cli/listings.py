@@ -69,15 +69,23 @@ def add_providers_options(parser: Parser) -> None:
 def _show_providers(arguments: argparse.Namespace) -> int:
     rows = registry.providers()
     if arguments.json:
-        names = ("provider", "base_url", "key_env", "key_is_set")
-        say(orjson.dumps([dict(zip(names, row, strict=True)) for row in rows], option=orjson.OPT_INDENT_2).decode())
+        say(orjson.dumps([row._asdict() for row in rows], option=orjson.OPT_INDENT_2).decode())
         return 0
-    keys = [f"{key_env} ({'set' if is_set else 'not set'})" if key_env else "no key" for *_, key_env, is_set in rows]
-    room = columns(sys.stdout) - _NAME_WIDTH - max(map(len, keys)) - 2 if sys.stdout.isatty() else _URL_WIDTH
-    for (name, base_url, *_), key in zip(rows, keys, strict=True):
-        url = f" {cut(base_url or 'needs base_url', room):{room}}" if room >= _SHORTEST_URL else ""
-        say(f"{name:{_NAME_WIDTH}}{url} {key}", wrap=True)
+    facts = [f"{_key(row)}{_batches(row)}" for row in rows]
+    room = columns(sys.stdout) - _NAME_WIDTH - max(map(len, facts)) - 2 if sys.stdout.isatty() else _URL_WIDTH
+    for row, fact in zip(rows, facts, strict=True):
+        url = f" {cut(row.base_url or 'needs base_url', room):{room}}" if room >= _SHORTEST_URL else ""
+        say(f"{row.provider:{_NAME_WIDTH}}{url} {fact}", wrap=True)
     return 0
+
+
+def _key(row: registry.Listed) -> str:
+    return f"{row.key_env} ({'set' if row.key_is_set else 'not set'})" if row.key_env else "no key"
+
+
+def _batches(row: registry.Listed) -> str:
+    saved = "" if row.batch_discount is None else f" {row.batch_discount:.0%} off".replace("%", " %")
+    return f", batches{saved}" if row.batches else ""
 
 
 def add_cache_options(parser: Parser) -> None:

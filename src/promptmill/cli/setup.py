@@ -147,9 +147,9 @@ def _model_at(url: str) -> str:
 
 def _provider(arguments: argparse.Namespace, likely: str) -> Answers:
     rows = {
-        name: (base_url, key_env)
-        for name, base_url, key_env, _ in registry.providers()
-        if key_env and not base_url.startswith(_OF_THIS_MACHINE)
+        row.provider: (row.base_url, row.key_env)
+        for row in registry.providers()
+        if row.key_env and not row.base_url.startswith(_OF_THIS_MACHINE)
     }
     name = arguments.provider
     if not name:

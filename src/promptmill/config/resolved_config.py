@@ -27,7 +27,7 @@ from promptmill.system.safe_open import roots_of
 DEFAULT = "default"
 _WHICH_ENDPOINT = frozenset({"base_url", "provider"})
 _OF_AN_ENDPOINT: JsonObject = MappingProxyType(
-    {"provider": None, "base_url": [], "api_key": None, "api_key_env": None, "headers": {}}
+    {"provider": None, "dialect": None, "base_url": [], "api_key": None, "api_key_env": None, "headers": {}}
 )
 _OWN = ("system_prompt", "image_tag", "idle_unload")
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")

@@ -88,6 +88,11 @@ class _EndpointAddress(Block):
         None,
         description="A known provider or server, see `promptmill providers`; its address is the default of `base_url`.",
     )
+    dialect: Literal["openai", "responses", "anthropic", "gemini"] | None = Field(
+        None,
+        description="The API to speak: `openai` (chat completions), `responses`, `anthropic` (Messages) or `gemini` "
+        "(generateContent); null: the provider's own.",
+    )
     model_name: str | None = Field(
         None, description="The model's name at the endpoint; null: the endpoint's only model."
     )
@@ -164,7 +169,7 @@ class _EndpointPatience(Block):
 
 
 class OpenAISettings(_EndpointPatience, _EndpointLimits, _EndpointAddress):
-    """Any OpenAI-compatible chat completions endpoint."""
+    """Any OpenAI-compatible endpoint, Anthropic and Gemini."""
 
     stream: bool = Field(
         False, description="Receive answers in pieces, so that `timeout` detects an answer that hangs."
@@ -270,6 +275,12 @@ class PriceSettings(Block):
     output: float = Field(ge=0, description="For answers, including reasoning.")
     cached_input: float | None = Field(
         None, ge=0, description="For the part of a prompt in the endpoint's cache; default: as `input`."
+    )
+    batch: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="The part of these prices that a request in a batch costs; default: the provider's.",
     )
 
 

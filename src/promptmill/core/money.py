@@ -33,6 +33,12 @@ class Budget:
         self.spent += spent
         self._changed()
 
+    def set_reserved_aside(self, amount: float) -> None:
+        """Set aside an `amount` that was reserved: its cost is known only hours later."""
+        self._reserved = max(0.0, self._reserved - amount)
+        self.set_aside += amount
+        self._changed()
+
     def lend(self, most: float | None) -> float:
         """Set aside up to `most` (None: all that is left); return the amount."""
         room = max(0.0, self.limit - self.spent - self.set_aside - self._reserved)

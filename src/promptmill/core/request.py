@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Protocol, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -448,6 +448,19 @@ class Account(Protocol):
         ...
 
 
+LEAST_SHARED = 4096
+"""The fewest characters of a beginning that a provider may cache: about 1,024 tokens."""
+
+
+class Shared(NamedTuple):
+    """The beginning of a conversation that other requests of the job share, for the provider's cache of prompts."""
+
+    characters: int
+    """Its length in the texts of the messages, one after the other."""
+    key: str
+    """Its digest: the same for the same beginning, with the same model."""
+
+
 @dataclass(slots=True)
 class Request:
     """One conversation to answer; immutable.
@@ -470,6 +483,8 @@ class Request:
     """Set if its cost is charged to a budget."""
     choice: int = 0
     """Its number among the requests for several answers to one item, each of which is kept separately."""
+    shared: Shared | None = None
+    """Set if it begins as other requests do, with a text long enough for a cache."""
 
     def changed(self, **changes: Any) -> Request:
         """Return the request with `changes`; it no longer has the contents of its row."""

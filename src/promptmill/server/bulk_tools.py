@@ -366,6 +366,17 @@ def add_bulk_tools(
             Field(description="Replace another file at `output_file`, if the user agrees; false unless given."),
         ] = False,
         max_cost: arguments.MaxCost = None,
+        batch: Annotated[
+            bool,
+            Field(description="By the provider's Batch API: cheaper, within a day; the rest live. False unless given."),
+        ] = False,
+        by: Annotated[
+            str,
+            Field(
+                description="With `batch`: open rows are sent live then. Unless given, when the batch has ended.",
+                examples=["06:00", "6h"],
+            ),
+        ] = "",
         answer_column: Annotated[
             str,
             Field(description="The field for the answers; `answer` unless given, or `answer_1` if rows have `answer`."),
@@ -400,6 +411,8 @@ def add_bulk_tools(
             "dedupe": dedupe,
             "sure": sure,
             "votes": votes,
+            "batch": batch,
+            "by": by or None,
         }
         _check_source(input_file, output_file, prompts, files, options)
         models, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)

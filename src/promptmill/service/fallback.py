@@ -22,7 +22,15 @@ from promptmill.service.model import Loaded
 # Failures that every model would share: the caller's mistakes, the end of the call, problems of this machine.
 _STAYS = frozenset(
     {
-        *(Code.INVALID_INPUT, Code.INVALID_IMAGE, Code.BUDGET, Code.DEADLINE, Code.DEFERRED, Code.REPLACED),
+        *(
+            Code.INVALID_INPUT,
+            Code.INVALID_IMAGE,
+            Code.BUDGET,
+            Code.DEADLINE,
+            Code.BATCHED,
+            Code.DEFERRED,
+            Code.REPLACED,
+        ),
         *(Code.SHUTDOWN, Code.STORAGE, Code.NO_FILE_DESCRIPTORS, Code.ITEM_TIMEOUT, Code.INTERNAL),
     }
 )

@@ -283,7 +283,8 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
 
 def _usage(usage: Usage) -> dict[str, int]:
     found = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-    apart = {"cached_tokens": usage.cached_tokens, "reasoning_tokens": usage.reasoning_tokens}
+    names = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens")
+    apart = {name: getattr(usage, name) for name in names}
     return found | {name: count for name, count in apart.items() if count}
 
 

@@ -474,6 +474,7 @@ class _Observed(Sink):
             "gen_ai.usage.input_tokens": usage.prompt_tokens,
             "gen_ai.usage.output_tokens": usage.completion_tokens,
             "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
+            "gen_ai.usage.cache_creation.input_tokens": usage.written_tokens,
             "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
         }
         span.set_attributes({name: count for name, count in counts.items() if count})

@@ -45,7 +45,7 @@ def test_a_base_url_as_users_write_it_becomes_the_url_of_chats(written, asked):
         ('"http://localhost:8000"', "did you mean http://localhost:8000?"),
         ("<http://localhost:8000>", "did you mean http://localhost:8000?"),
         ("http://localhost:8000/v1/completions", "write http://localhost:8000/v1."),
-        ("https://api.openai.com/v1/responses", "write https://api.openai.com/v1."),
+        ("https://api.openai.com/v1/embeddings", "write https://api.openai.com/v1."),
         ("$BASE_URL", "in a file write ${BASE_URL}."),
     ],
 )

@@ -3,7 +3,8 @@
 A row of `evidence.jsonl` has `provider`, `status`, `headers`, `body` (JSON, or the original text), and what it `means`:
 `retry` (after `wait_s`, if the response names a wait), `item` (final for this item), `endpoint` (for all items: key,
 account, model, address, a quota of a day), or `answer` with `text`, `reasoning` and `finish`. `code` is our code, where
-it matters; `source` is the place where the body was found; `host` is set if only that host's profile explains the body.
+it matters; `source` is the place where the body was found; `host` is set if only that host's profile explains the body,
+`dialect` if it is a reply in another form than a chat completion.
 """
 
 from __future__ import annotations
@@ -48,12 +49,13 @@ def _dated(text: str) -> str:
     return _NOW.sub(written, text)
 
 
-def read(row: dict[str, Any], profile: Any = None) -> Completion | RetryDecision:
+def read(row: dict[str, Any], profile: Any = None, dialect: str = "") -> Completion | RetryDecision:
     """Return the answer or decision that `read_response` gives for a row."""
     body = row["body"] if isinstance(row["body"], str) else orjson.dumps(row["body"]).decode()
     headers = {name: _dated(value) for name, value in row.get("headers", {}).items()}
     profile = profile or profile_named(_NAMES.get(row["provider"], row["provider"]))
-    endpoint = Endpoint("http://x/v1/chat/completions", row["provider"], {}, (), profile)
+    dialect = dialect or row.get("dialect", "openai")
+    endpoint = Endpoint("http://x/v1/chat/completions", row["provider"], {}, (), profile, dialect=dialect)
     found = read_response(row["status"], CIMultiDict(headers), _dated(body).encode(), endpoint)
     return with_reasoning_apart(found) if isinstance(found, Completion) else found
 
@@ -88,7 +90,17 @@ def test_it_is_understood_through_a_gateway_of_another_name(row):
     check(row, read(row, PLAIN))
 
 
+_NATIVE = [row for row in _ROWS if row["provider"] in {"anthropic", "gemini"}]
+
+
+@pytest.mark.parametrize("row", _NATIVE, ids=lambda row: f"{row['provider']}-{row['status']}-{row['means']}")
+def test_it_means_the_same_to_an_endpoint_in_the_providers_own_dialect(row):
+    check(row, read(row, dialect=row["provider"]))
+
+
 def test_the_evidence_is_broad_and_each_of_it_has_a_source():
     assert len(_ROWS) >= 200
     assert len({row["provider"] for row in _ROWS}) >= 35
     assert all(row["source"] for row in _ROWS)
+    for name in ("anthropic", "gemini"):  # not counting chat completions
+        assert sum(row["provider"] == name and '"choices"' not in str(orjson.dumps(row)) for row in _ROWS) >= 40

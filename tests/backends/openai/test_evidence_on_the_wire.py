@@ -18,6 +18,7 @@ PROMPTS = [str(number) for number in range(60)]
 
 def _sample(means, n):
     rows = [row for row in _ROWS if row["means"] == means and "$NOW" not in str(row) and row.get("wait_s", 0) < 3]
+    rows = [row for row in rows if "dialect" not in row]
     return rows[:: max(1, len(rows) // n)]
 
 

@@ -10,7 +10,7 @@ from driving import ask, opened
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.error_body import Cause, read_error
-from promptmill.backends.openai.providers import PLAIN, PROFILES, _codes, listed, profile_named, translate
+from promptmill.backends.openai.providers import PLAIN, PROFILES, _codes, profile_named, translate
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import conversation_from_prompt
@@ -23,14 +23,16 @@ def _plan(**block):
 @pytest.mark.parametrize("row", [row for row in PROFILES if row.base_url], ids=lambda row: row.name)
 def test_a_provider_has_an_address_and_a_key(row):
     (endpoint,) = endpoints(_plan(provider=row.name), {"LLM_API_KEY": "another", row.key_env: "the-key"})
-    assert endpoint.url == row.base_url.removesuffix("/chat/completions") + "/chat/completions"
+    assert endpoint.dialect == row.dialect
+    assert endpoint.base_url == row.base_url.removesuffix("/chat/completions")
     assert endpoint.profile is row
     if row.key_env and row.public:
-        assert endpoint.headers["Authorization"] == "Bearer the-key"
+        name = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}.get(row.dialect, "Authorization")
+        assert endpoint.headers[name].removeprefix("Bearer ") == "the-key"
 
 
 def test_large_providers_and_local_servers_have_profiles():
-    names = {name for name, base_url, _, _ in listed({}) if base_url}
+    names = {row.name for row in PROFILES if row.base_url}
     assert len(names) >= 35
     assert names >= {"openai", "anthropic", "google", "mistral", "groq", "openrouter", "deepseek", "kimi", "glm"}
     assert names >= {"vllm", "sglang", "llama.cpp", "ollama", "lmstudio", "tgi"}

@@ -67,6 +67,12 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
          "could not download the image"),
         (404, _NGINX, f"The request went to {_URL}. Another program, such as a web interface"),
         (404, b'{"detail": "Not Found"}', "`promptmill check` looks for the API"),  # FastAPI
+        # Anthropic, anthropics/anthropic-sdk-python#1185; Google, bethington/ghidra-mcp#440
+        (400, b'{"error": {"message": "The compiled grammar is too large, which would cause performance issues."}}',
+         "cannot enforce so large a schema"),
+        (400, (b'{"error": {"message": "The specified schema produces a constraint that has too many states for '
+         b'serving."}}'),
+         "cannot enforce so large a schema"),
         (200, b"<!doctype html><title>Sign in</title>", f"The request went to {_URL}."),
     ],
 )  # fmt: skip

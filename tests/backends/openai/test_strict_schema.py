@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from promptmill.answers.schema import compile_schema
-from promptmill.backends.openai.request import strict_form
+from promptmill.backends.openai.schema_forms import strict_form
 from shapes import SHAPES
 from sure import sure
 

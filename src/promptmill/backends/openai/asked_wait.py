@@ -61,7 +61,13 @@ _FIELDS: Mapping[str, float | None] = {
     "resettimestamp": None, "quotaresetdelay": None,
 }  # fmt: skip
 # The headers of an answer that report a limit: the remainder, and the time of its reset.
-_LIMITS = tuple((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens"))
+_LIMITS = (
+    *((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens")),
+    *(
+        (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
+        for what in ("requests", "tokens", "input-tokens", "output-tokens")
+    ),
+)
 _NONSENSE_S = 100 * 365 * 86400.0
 
 

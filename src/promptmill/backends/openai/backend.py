@@ -26,6 +26,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 from promptmill.backends.openai.endpoint import endpoints
+from promptmill.backends.openai.exchanged import ExchangedAnswers
 from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s
 from promptmill.backends.openai.limit.endpoint_state import (
     SEVERAL,
@@ -36,11 +37,11 @@ from promptmill.backends.openai.limit.endpoint_state import (
 )
 from promptmill.backends.openai.limit.limiter import CallFlow, ConcurrencyShare, Limiter
 from promptmill.backends.openai.refusals import with_key_hint, with_scheme_hint, with_wait_hint
-from promptmill.backends.openai.request import ImageEncoder
+from promptmill.backends.openai.request import ImageEncoder, RequestEncoder
 from promptmill.backends.openai.sender import NOTHING, Billed, Item, LocalSender, Prepared, Sender
 from promptmill.backends.openai.transport import LoopThrottle, Pool, room_for_connections
 from promptmill.backends.openai.workers import FanOut
-from promptmill.backends.protocol import Call, Completion, Failure, Outcome
+from promptmill.backends.protocol import Call, Completion, Exchange, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, config_error, internal_error
@@ -88,7 +89,7 @@ class OpenAIBackend:
         """None before it is loaded, and once it is closed."""
         self._fetcher = WebImages() if plan.settings.fetch_images else None
         self._limiter: Limiter | None = None
-        self._calls: dict[Call, Attempts] = {}
+        self._calls: dict[Call, Attempts | ExchangedAnswers] = {}
         self._watches: list[asyncio.Task[None]] = []
         self._concurrency = self._settings.concurrency
         self._workers = 1
@@ -124,12 +125,16 @@ class OpenAIBackend:
         self._limiter.widen(self._concurrency)
         self._pool.widen(self._concurrency)
         for attempts in self._calls.values():
-            attempts.widen(self._concurrency)
+            if isinstance(attempts, Attempts):
+                attempts.widen(self._concurrency)
 
-    def enter(self, call: Call) -> Attempts:
+    def enter(self, call: Call) -> Attempts | ExchangedAnswers:
         """Note that a call starts. Raises `PromptmillError` (`shutdown`, `storage`, `invalid_input`)."""
         if self._pool is None or self._limiter is None:
             raise PromptmillError(Code.SHUTDOWN, "The connections are closed.")
+        if call.exchange is not None:
+            answers = self._calls[call] = self._exchanged(call, call.exchange)
+            return answers
         if self._concurrency < self._settings.concurrency:
             call.warn(
                 f"concurrency is {self._concurrency} instead of {self._settings.concurrency}: "
@@ -141,7 +146,7 @@ class OpenAIBackend:
         attempts = self._calls[call] = Attempts(
             call, settings=self._settings, concurrency=concurrency, limiter=self._limiter, sender=sender
         )
-        if len(self._calls) == 1:
+        if not self._watches:
             searched = [state for state in self._limiter.endpoint_states if state.load.search is not None]
             self._watches = [asyncio.create_task(state.watch_load(self._pool)) for state in searched]
         return attempts
@@ -156,6 +161,7 @@ class OpenAIBackend:
         if not self._calls:
             for watch in self._watches:
                 watch.cancel()
+            self._watches.clear()
         await attempts.aclose()
 
     def _sender(self, call: Call, pool: Pool) -> Sender:
@@ -171,6 +177,17 @@ class OpenAIBackend:
             pool,
             lambda: ImageEncoder(self._rules, self._fetcher),
             call,
+            unsupported_is_error=self._plan.settings.unsupported == "error",
+        )
+
+    def _exchanged(self, call: Call, exchange: Exchange) -> ExchangedAnswers:
+        settings, endpoint = self._settings, self._endpoints[0]
+        return ExchangedAnswers(
+            call,
+            exchange,
+            endpoint,
+            RequestEncoder(endpoint, settings.model_name or "", enable_thinking=settings.enable_thinking, stream=False),
+            lambda: ImageEncoder(self._rules, self._fetcher),
             unsupported_is_error=self._plan.settings.unsupported == "error",
         )
 

@@ -26,7 +26,8 @@ _INNER = ("text", "thinking", "reasoning", "content", "summary", "parts", "value
 _PAYLOAD = frozenset({"object", "choices", "error"})
 _CHOICE = frozenset({"index", "message", "text", "finish_reason", "logprobs"})
 _MESSAGE = frozenset({"role", "content", "reasoning_content", "reasoning", "tool_calls"})
-_END = b"[DONE]"
+END = b"[DONE]"
+"""The data of the last event of a stream."""
 EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
@@ -192,7 +193,7 @@ def is_stream(content_type: str, body: bytes) -> bool:
 
 def first_event(body: bytes) -> Any:
     """Return the first event that is JSON, or None. Some servers send errors as streams."""
-    for data in _events(body):
+    for data in events_in(body):
         try:
             return orjson.loads(data)
         except orjson.JSONDecodeError:
@@ -215,8 +216,8 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> JsonDi
     logprobs: dict[str, list[Any]] = {}
     finish: Any = None
     ended = False
-    for data in _events(body):
-        if data == _END:
+    for data in events_in(body):
+        if data == END:
             ended = True
             break
         event = load(data)
@@ -241,7 +242,7 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> JsonDi
     return {**completion, "object": "chat.completion", "choices": [choice] if message or finish else []}
 
 
-def _events(body: bytes) -> Iterator[bytes]:
+def events_in(body: bytes) -> Iterator[bytes]:
     """Yield the data of each event; an event's data lines are joined by a line break."""
     lines: list[bytes] = []
     for line in body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
@@ -312,28 +313,31 @@ class StreamPreview:
     Unreadable events are skipped, because the whole body is read again at the end.
     """
 
-    def __init__(self, show: Callable[[str], None], *, inline: bool) -> None:
-        """`show` gets the text so far; with `inline`, reasoning is part of it."""
+    def __init__(
+        self, show: Callable[[str], None], *, inline: bool, text_in: Callable[[Any], str] | None = None
+    ) -> None:
+        """`show` gets the text so far; with `inline`, reasoning is part of it. `text_in` reads a dialect's event."""
         self._show = show
         self._inline = inline
+        self._text_in = text_in or _text_in_chunk
         self._rest = b""
         self._text = ""
 
     def feed(self, piece: bytes) -> None:
         """Take the next piece of the body."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
-        text = "".join(map(_text_in, lines))
+        text = "".join(map(self._text_of, lines))
         if text:
             self._text += text
             self._show(self._text if self._inline else answer_so_far(self._text))
 
-
-def _text_in(line: bytes) -> str:
-    try:
-        event = orjson.loads(line.strip().removeprefix(b"data:"))
-        choice = event["choices"][0]
-        if choice.get("index", 0):
+    def _text_of(self, line: bytes) -> str:
+        try:
+            return self._text_in(orjson.loads(line.strip().removeprefix(b"data:")))
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return ""
-        return read_message(choice["delta"])[0]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-        return ""
+
+
+def _text_in_chunk(event: Any) -> str:
+    choice = event["choices"][0]
+    return "" if choice.get("index", 0) else read_message(choice["delta"])[0]

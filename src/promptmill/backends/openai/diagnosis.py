@@ -7,12 +7,13 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from promptmill.backends.openai import failures
-from promptmill.backends.openai.discovery import ModelList, base_url, connected, read_models, which_models
-from promptmill.backends.openai.endpoint import Endpoint, endpoints
+from promptmill.backends.openai.discovery import ModelList, connected, read_models, which_models
+from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, endpoints
 from promptmill.backends.openai.refusals import SPOKE_TLS, with_key_hint
 from promptmill.backends.openai.reply import read_response, with_reasoning_apart
 from promptmill.backends.openai.request import RequestEncoder
@@ -21,12 +22,16 @@ from promptmill.backends.protocol import Step
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import Request, conversation_from_prompt
+from promptmill.core.values import JsonObject
 from promptmill.core.wording import close_matches, counted
 
 _IN_ALL_S = 15.0
 _TLS_PROBE_S = 3.0
 # Paths of APIs that users often omit: OpenAI's own, Open WebUI's, Groq's, DashScope's.
 _USUAL_PATHS = ("/v1", "/api/v1", "/api", "/openai/v1", "/compatible-mode/v1")
+# The Responses API accepts no fewer; thoughts of Anthropic's need at least a thousand more.
+_FEWEST_TOKENS = 16
+_NO_THINKING: JsonObject = MappingProxyType({"enable_thinking": None, "reasoning_effort": None})
 _REASONING_STARTED = "max_tokens or model output limit was reached"
 
 
@@ -161,16 +166,19 @@ class _Trial:
     async def _answers(self, model: str) -> None:
         stage, endpoint = self._stage, self._endpoint
         stage.begin("answer")
-        sampling = self._plan.settings.sampling_params.model_copy(update={"max_tokens": 1, "response_format": None})
+        fewest = 1 if endpoint.dialect == "openai" else _FEWEST_TOKENS
+        without = {"response_format": None} if fewest == 1 else {"response_format": None, **_NO_THINKING}
+        sampling = self._plan.settings.sampling_params.model_copy(update={"max_tokens": fewest, **without})
         conversation = conversation_from_prompt("Say yes.", "the trial prompt")
         request = Request(0, conversation, sampling, self._plan.settings.extra_params)
-        encoder = RequestEncoder(endpoint, model, enable_thinking=self._settings.enable_thinking, stream=False)
+        thinking = self._settings.enable_thinking if fewest == 1 else None
+        encoder = RequestEncoder(endpoint, model, enable_thinking=thinking, stream=False)
         head = encoder.head(request)
         for name in head.refused:
             stage.warn(f"{endpoint.name} does not accept `{name}`; requests leave it out")
         started = time.monotonic()
         try:
-            response = await self._pool.send(endpoint, encoder.encode(head, conversation, {}))
+            response = await self._pool.send(head.endpoint, encoder.encode(head, conversation, {}))
             found: Any = read_response(response.status, response.headers, response.content(), endpoint)
         except (failures.TransportError, PromptmillError, OSError, ValueError) as error:
             found = failures.classify_exception(error, endpoint)
@@ -198,20 +206,20 @@ class _Trial:
             if error.code is Code.NOT_FOUND and not self._listed.get(model):
                 return PromptmillError(error.code, error.message, which_models(self._endpoint, self._listed))
             return error
-        if base := await self._api_elsewhere():
+        if self._endpoint.dialect == "openai" and (base := await self._api_elsewhere()):
             hint = f"The API is at {base}: set `base_url` to that."
             return PromptmillError(error.code, error.message, hint)
         return error
 
     async def _api_elsewhere(self) -> str | None:
         """Return another base URL on the same host that lists models, or None."""
-        base = base_url(self._endpoint)
+        base = self._endpoint.base_url
         origin = urlunsplit((self._url.scheme, self._url.netloc, "", "", ""))
         for candidate in (f"{base}/v1", *(origin + path for path in _USUAL_PATHS)):
             if candidate == base:
                 continue
             try:
-                elsewhere = replace(self._endpoint, url=f"{candidate}/chat/completions")
+                elsewhere = replace(self._endpoint, url=f"{candidate}{COMPLETIONS}")
                 await read_models(self._pool, elsewhere, _TLS_PROBE_S)
             except PromptmillError:
                 continue

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import orjson
 
-from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, endpoints, ip_address_of
+from promptmill.backends.openai.endpoint import Endpoint, endpoints, ip_address_of
 from promptmill.backends.openai.failures import TransportError, classify_exception
 from promptmill.backends.openai.providers import PROFILES, ProviderProfile
 from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
@@ -32,8 +32,12 @@ _LOCAL_S = 2.0
 _PROVIDER_S = 5.0
 _MODEL_S = 15.0
 # The configured key and headers belong to the configured endpoint; no other endpoint gets them.
-_NOTHING_OF_ANOTHER: JsonObject = MappingProxyType({"api_key": None, "api_key_env": None, "headers": {}})
+_NOTHING_OF_ANOTHER: JsonObject = MappingProxyType(
+    {"api_key": None, "api_key_env": None, "headers": {}, "dialect": None}
+)
 _NATIVE_S = 2.0
+# Anthropic lists 20 models on a page unless asked for more, Google 50.
+_ALL = {"anthropic": "?limit=1000", "gemini": "?pageSize=1000"}
 _OWNERS = {"vllm": "vLLM", "sglang": "SGLang", "llamacpp": "llama.cpp"}
 
 
@@ -270,19 +274,13 @@ class ModelList:
         return listed([model.name for model in self.models])
 
 
-def base_url(endpoint: Endpoint) -> str:
-    """Return the common prefix of an endpoint's URLs, such as `http://localhost:8000/v1`."""
-    parts = urlsplit(endpoint.url)
-    return urlunsplit(parts._replace(path=parts.path.removesuffix(COMPLETIONS), query=""))
-
-
 async def read_models(pool: Pool, endpoint: Endpoint, limit_s: float | None = None) -> ModelList:
     """Return the models at `endpoint`. Raises `PromptmillError` if they cannot be listed within `limit_s` seconds.
 
-    Formats: OpenAI's `GET /models`; vLLM and SGLang add `max_model_len`. Servers of the operator's own are also read
-    in their own formats: llama.cpp `GET /props` (tools/server/README.md), Ollama `GET /api/version`, `/api/tags` and
-    `/api/ps` (docs/api.md), LM Studio `GET /api/v0/models` (lmstudio.ai/docs/api/rest-api), text-generation-inference
-    `GET /info`.
+    Formats: `GET /models` of OpenAI, Anthropic and Google; vLLM and SGLang add `max_model_len`. Servers of the
+    operator's own are also read in their own formats: llama.cpp `GET /props` (tools/server/README.md), Ollama
+    `GET /api/version`, `/api/tags` and `/api/ps` (docs/api.md), LM Studio `GET /api/v0/models`
+    (lmstudio.ai/docs/api/rest-api), text-generation-inference `GET /info`.
     """
     try:
         async with asyncio.timeout(limit_s):
@@ -293,9 +291,11 @@ async def read_models(pool: Pool, endpoint: Endpoint, limit_s: float | None = No
 
 
 async def _models(pool: Pool, endpoint: Endpoint) -> ModelList:
-    base = base_url(endpoint)
+    base = endpoint.base_url
     try:
-        status, headers, body = await pool.page(endpoint, f"{base}/models", LARGEST_BODY)
+        status, headers, body = await pool.page(
+            endpoint, f"{base}/models{_ALL.get(endpoint.dialect, '')}", LARGEST_BODY
+        )
     except (TransportError, OSError, ValueError) as error:
         raise classify_exception(error, endpoint).error from None
     payload = _json(body)
@@ -305,7 +305,7 @@ async def _models(pool: Pool, endpoint: Endpoint) -> ModelList:
     if not endpoint.own:
         if entries is None:
             raise _no_list(endpoint, status)
-        return ModelList(tuple(ListedModel(name) for entry in entries if (name := _name(entry))))
+        return ModelList(tuple(ListedModel(name, _context(entry)) for entry in entries if (name := _name(entry))))
     found = await _own(pool, endpoint, base, entries or [])
     if entries is None and not found.models:
         raise _no_list(endpoint, status)
@@ -314,7 +314,7 @@ async def _models(pool: Pool, endpoint: Endpoint) -> ModelList:
 
 def _no_list(endpoint: Endpoint, status: int) -> PromptmillError:
     what = f"answered {status}" if status >= 300 else "sent no list of models"
-    return PromptmillError(Code.NOT_FOUND, f"{endpoint.name} {what} for {urlsplit(base_url(endpoint)).path}/models.")
+    return PromptmillError(Code.NOT_FOUND, f"{endpoint.name} {what} for {urlsplit(endpoint.base_url).path}/models.")
 
 
 async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[JsonObject]) -> ModelList:
@@ -372,8 +372,8 @@ def _of_lm_studio(entries: Sequence[JsonObject]) -> tuple[ListedModel, ...]:
 
 
 def _entries(payload: Any) -> list[JsonObject] | None:
-    """Return the entries of a list of models: OpenAI's form, or Together's, which is the bare list."""
-    found = payload.get("data") if isinstance(payload, dict) else payload
+    """Return the entries of a list of models: OpenAI's and Anthropic's form, Google's, or Together's, the bare list."""
+    found = payload.get("data", payload.get("models")) if isinstance(payload, dict) else payload
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else None
 
 
@@ -383,12 +383,17 @@ def _listed(payload: Any) -> list[Any]:
 
 
 def _name(entry: JsonObject) -> str:
-    name = entry.get("id")
+    """Return the name of a model; `""` for an entry that is none, or answers no chats."""
+    if "generateContent" not in entry.get("supportedGenerationMethods", ("generateContent",)):
+        return ""
+    name = entry.get("id", str(entry.get("name", "")).removeprefix("models/"))
     return _short(without_controls(name)) if isinstance(name, str) else ""
 
 
 def _context(entry: JsonObject) -> int | None:
-    return _count(entry.get("max_model_len")) or _count(_field(entry.get("meta"), "n_ctx_train"))
+    names = ("max_model_len", "max_input_tokens", "inputTokenLimit")  # vLLM, Anthropic, Google
+    counts = (_count(entry.get(name)) for name in names)
+    return next(filter(None, counts), None) or _count(_field(entry.get("meta"), "n_ctx_train"))
 
 
 def _count(value: Any) -> int | None:

@@ -6,11 +6,12 @@ import contextlib
 import ipaddress
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+from promptmill.backends.openai.dialects import DIALECTS, gemini
 from promptmill.backends.openai.providers import ProviderProfile, profile_at, profile_of
 from promptmill.config.settings import USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Named, PromptmillError, config_error, looks_like_key, redact
@@ -52,7 +53,10 @@ _PORT = re.compile(r":([^/:@\]]*)(?=/|$)")
 _SCHEME = re.compile(
     r"^(https?)(?::/?(?!/)|:/{3,}|//+)(?=[\w\[])", re.IGNORECASE
 )  # HTTP:/X, HTTP:X, HTTP:///X, HTTP//X
-_OTHER_API = re.compile(r"(/completions|/responses|/messages|/embeddings|/models)$")
+_OTHER_API = re.compile(r"(/completions|/embeddings|/models)$")
+_OTHER_DIALECT = re.compile(r"(?<=/v\d)(/responses|/messages)$")
+KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "x-goog-api-key"})
+"""The headers that carry a key, in lower case."""
 _AROUND = "\"'`<>()\u201c\u201d\u2018\u2019\u00ab\u00bb,;"
 
 
@@ -73,6 +77,18 @@ class Endpoint:
     own: bool = False
     key_source: str = ""
     """The source of the key in words, such as "`api_key` of the configuration"; empty if no key is sent."""
+    dialect: str = "openai"
+    """The API that it speaks: `openai` for chat completions, or a name in `dialects.DIALECTS`."""
+
+    @property
+    def base_url(self) -> str:
+        """The common prefix of its URLs, such as `http://localhost:8000/v1`."""
+        parts = urlsplit(self.url)
+        return urlunsplit(parts._replace(path=parts.path.removesuffix(_path_of(self.dialect)), query=""))
+
+
+def _path_of(dialect: str) -> str:
+    return DIALECTS[dialect].PATH if dialect in DIALECTS else COMPLETIONS
 
 
 def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> list[Endpoint]:
@@ -83,9 +99,7 @@ def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     settings = plan.settings.backend_configs.openai
     trusted = set(map(_origin, addresses(plan.operator.backend_configs.openai)))
     return [
-        _endpoint(url, plan, environ, key, named=_origin(url) in trusted)
-        for url in map(parsed, _required_urls(settings))
-        for key in _keys(settings)
+        _endpoint(given, plan, environ, key, trusted) for given in _required_urls(settings) for key in _keys(settings)
     ]
 
 
@@ -132,14 +146,44 @@ def _named_profile(provider: str) -> ProviderProfile:
         raise config_error(f"{_BLOCK}.provider", f"unknown provider; {error.args[0]}") from None
 
 
+def _dialect_of(given: str, settings: OpenAISettings, profile: ProviderProfile) -> str:
+    """Return the dialect of an endpoint: the chosen one, that of a whole URL, or the provider's own."""
+    if settings.dialect is not None:
+        return settings.dialect
+    path = urlsplit(given.strip() if "://" in given else f"//{given.strip()}").path.rstrip("/")
+    named = {COMPLETIONS: "openai"} | {dialect.PATH: name for name, dialect in DIALECTS.items()}
+    for end, name in named.items():
+        if path.endswith(end) and name != "gemini":  # `/models` is also the list of models
+            return name
+    if settings.provider is None and path.endswith(gemini.OPENAI_LAYER):
+        return "openai"
+    return profile.dialect
+
+
+def _in_dialect(url: SplitResult, given: str, name: str, profile: ProviderProfile) -> SplitResult:
+    """Return the URL of an endpoint's requests in its dialect, for its URL of chat completions."""
+    dialect = DIALECTS.get(name)
+    base = url.path.removesuffix(COMPLETIONS)
+    if base == "/v1" and not given.strip().rstrip("/").endswith(base):  # a host alone
+        base = ""
+    if dialect is not None:
+        return url._replace(path=(dialect.base(base) or "/v1") + dialect.PATH)
+    if profile.dialect == "gemini":  # its chat completions have a place of their own
+        return url._replace(path=gemini.base(base) + gemini.OPENAI_LAYER + COMPLETIONS)
+    return url
+
+
 def _endpoint(
-    url: SplitResult, plan: ResolvedConfig, environ: Mapping[str, str], configured: str, *, named: bool
+    given: str, plan: ResolvedConfig, environ: Mapping[str, str], configured: str, trusted: Collection[str]
 ) -> Endpoint:
-    """Return the endpoint at `url`; `named` says whether the operator named it in the configuration."""
+    """Return the endpoint at the URL `given`; `trusted` are the origins that the operator named."""
     settings = plan.settings.backend_configs.openai
+    url = parsed(given)
     host_profile = profile_at(url)
     profile = _named_profile(settings.provider) if settings.provider else host_profile
-    named = named or plan.trust_client
+    name = _dialect_of(given, settings, profile)
+    url = _in_dialect(url, given, name, profile)
+    named = _origin(url) in trusted or plan.trust_client
     for_environment = (
         named or (host_profile.public and url.scheme == "https") or _is_loopback(url) or _is_listed(url, environ)
     )
@@ -158,26 +202,37 @@ def _endpoint(
             note = f"The key in the environment is not sent to an endpoint that only the call named: {_SWITCHES}."
     own = settings.headers if named or "headers" in plan.from_call else {}
     of_call = "headers" in plan.from_call and not plan.trust_client
-    headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if key:
         if wrong := key_problem(key.strip()):
             if configured:
                 raise config_error(f"{_block(plan)}.api_key", wrong)
             raise config_error("", f"the key in the environment variable {source.split()[0]} {wrong}")
         key = key.strip()
-        azure = (url.hostname or "").endswith(".openai.azure.com")
-        headers |= {"api-key": key} if azure else {"Authorization": f"Bearer {key}"}
     headers = _over(
-        headers,
+        _headers(url, key, profile, name),
         {
-            _name(name, of_call=of_call): _header(f"headers.{name}", value.get_secret_value())
-            for name, value in own.items()
+            _name(header, of_call=of_call): _header(f"headers.{header}", value.get_secret_value())
+            for header, value in own.items()
         },
     )
     secrets = (*filter(None, [key]), *(value.get_secret_value() for value in own.values()))
-    if not source and {"authorization", "api-key"} & {name.lower() for name in own}:
+    if not source and KEY_HEADERS & {header.lower() for header in own}:
         source = "`headers` of the configuration"
-    return Endpoint(urlunsplit(url), url.netloc, headers, secrets, profile, note, _is_own(url, profile), source)
+    is_own = _is_own(url, profile)
+    return Endpoint(urlunsplit(url), url.netloc, headers, secrets, profile, note, is_own, source, name)
+
+
+def _headers(url: SplitResult, key: str, profile: ProviderProfile, dialect: str) -> dict[str, str]:
+    """Return the headers of each request, without the user's own; `key` may be empty."""
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    is_azure = (url.hostname or "").endswith(".openai.azure.com")
+    if key and is_azure:
+        headers |= {"api-key": key}
+    elif key and (dialect not in DIALECTS or dialect != profile.dialect):
+        headers |= {"Authorization": f"Bearer {key}"}  # servers that speak another provider's API check either header
+    if dialect in DIALECTS and not (is_azure and dialect == "responses"):
+        headers |= DIALECTS[dialect].headers(key)
+    return headers
 
 
 def _from_environment(
@@ -253,10 +308,15 @@ def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
 
 
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
-    """Return the endpoint for requests other than chats, such as `/embeddings`."""
+    """Return the endpoint for requests other than chats, such as `/embeddings`: OpenAI's APIs."""
     url = urlsplit(endpoint.url)
-    base = url.path.removesuffix("/").removesuffix(COMPLETIONS)
-    return replace(endpoint, url=urlunsplit(url._replace(path=base + path)))
+    base = url.path.removesuffix("/").removesuffix(_path_of(endpoint.dialect))
+    if endpoint.dialect == "gemini":
+        keys = [value for name, value in endpoint.headers.items() if name.lower() == "x-goog-api-key"]
+        more = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+        endpoint = replace(endpoint, headers={**endpoint.headers, **more})
+        base += gemini.OPENAI_LAYER
+    return replace(endpoint, url=urlunsplit(url._replace(path=base + path)), dialect="openai")
 
 
 def endpoints_of_call(plan: ResolvedConfig, environ: Mapping[str, str]) -> list[str]:
@@ -342,6 +402,8 @@ def parsed(url: str) -> SplitResult:
     if parts.username is not None or parts.password is not None:
         raise config_error(WHERE, "contains a user name or password; put the key into `api_key_env` or `headers`.")
     path = parts.path.rstrip("/")
+    if own := _OTHER_DIALECT.search(path):
+        path = path.removesuffix(own[0])
     if (other := _OTHER_API.search(path)) and not path.endswith(COMPLETIONS) and "/v1/" in path:
         there = _display(f"{parts.scheme}://{parts.netloc}{path.removesuffix(other[1])}")
         raise config_error(WHERE, f"ends in {other[1]}, which is not the path of chats; write {there.rstrip()}.")

@@ -6,7 +6,6 @@ that is not listed gets all parameters unchanged. No profile has a default model
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
+from promptmill.backends.openai.batches.profile import BatchProfile
 from promptmill.backends.openai.error_body import Cause, ErrorBody
 from promptmill.core.wording import did_you_mean
 
@@ -58,12 +58,19 @@ class ProviderProfile:
     """The type that switches thinking on, where `thinking` is `type_object`."""
     always_thinking: re.Pattern[str] | None = None
     """Its models whose thinking cannot be switched off, in addition to those that always think at every provider."""
+    dialect: str = "openai"
+    """The API that it speaks unless the configuration names another one; `openai` is chat completions."""
     account_tier: bool = False
     """Whether the account decides about the service tier of a request that names none."""
     codes: Mapping[str, Cause] = field(default_factory=dict)
     """Its own error codes → cause. A code is `field=number`, or the lower-case word of `code` or `type`."""
     phrases: Mapping[str, Cause] = field(default_factory=dict)
     """Its own phrases, in lower case, → cause, if other providers mean something else by them."""
+    batch: BatchProfile | None = None
+    """Its Batch API; None: unknown."""
+    prompt_cache: Literal["", "automatic", "key", "marks"] = ""
+    """How it caches the beginnings of prompts: by itself, with requests of the same `prompt_cache_key` at one place, or
+    up to a `cache_control` in a request of its dialect; `""`: unknown."""
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -139,7 +146,9 @@ _OPENAI = ProviderProfile(
     base_url="https://api.openai.com/v1",
     key_env="OPENAI_API_KEY",
     account_tier=True,
+    prompt_cache="key",
     page="developers.openai.com/api/reference/resources/chat",
+    batch=BatchProfile(discount=0.5, page="developers.openai.com/api/docs/guides/batch"),
 )
 
 DASHSCOPE_PHRASES: Mapping[str, Cause] = MappingProxyType(
@@ -157,6 +166,13 @@ PROFILES = (
         base_url="",
         page="learn.microsoft.com/azure/ai-services/openai/api-version-lifecycle",
         key_env="AZURE_OPENAI_API_KEY",
+        batch=BatchProfile(
+            requests=100_000,
+            checks_files=True,
+            poll_s=60.0,
+            discount=0.5,
+            page="learn.microsoft.com/azure/ai-foundry/openai/how-to/batch",
+        ),
     ),
     ProviderProfile(
         "mistral",
@@ -167,6 +183,13 @@ PROFILES = (
         base_url="https://api.mistral.ai/v1",
         key_env="MISTRAL_API_KEY",
         page="docs.mistral.ai/api",
+        batch=BatchProfile(
+            family="mistral",
+            requests=100_000,
+            file_bytes=512_000_000,
+            discount=0.5,
+            page="docs.mistral.ai/studio-api/batch-processing",
+        ),
     ),
     ProviderProfile(
         "groq",
@@ -176,15 +199,25 @@ PROFILES = (
         base_url="https://api.groq.com/openai/v1",
         key_env="GROQ_API_KEY",
         page="console.groq.com/docs/openai",
+        batch=BatchProfile(file_bytes=100_000_000, discount=0.5, page="console.groq.com/docs/batch"),
     ),
     ProviderProfile(
         "google",
+        dialect="gemini",
+        prompt_cache="automatic",
         refused=_NOT_OPENAIS,
         thinking="effort",
         always_thinking=re.compile(r"gemini-2\.5-pro|gemini-[3-9]"),
-        base_url="https://generativelanguage.googleapis.com/v1beta/openai",
+        base_url="https://generativelanguage.googleapis.com/v1beta",
         key_env="GEMINI_API_KEY",
         page="ai.google.dev/gemini-api/docs/openai",
+        batch=BatchProfile(
+            family="gemini",
+            file_bytes=2_000_000_000,
+            label="displayName",
+            discount=0.5,
+            page="ai.google.dev/gemini-api/docs/batch-api",
+        ),
     ),
     ProviderProfile(
         "dashscope",
@@ -290,18 +323,29 @@ PROFILES = (
     ),
     ProviderProfile(
         "anthropic",
+        dialect="anthropic",
+        prompt_cache="marks",
         refused=_NOT_OPENAIS,
         thinking="refused",
         json_form="words",
         # "`temperature` is deprecated for this model": platform.claude.com/docs/en/about-claude/models/migration-guide
-        reasoning_models=re.compile(r"claude-(?:opus-(?:4-[7-9]|[5-9])|fable)"),
+        reasoning_models=re.compile(r"claude-(?:opus-(?:4-[7-9]|[5-9])|(?:sonnet|haiku)-[5-9]|fable|mythos)"),
         reasoning_refused=_SAMPLING,
         base_url="https://api.anthropic.com/v1",
         key_env="ANTHROPIC_API_KEY",
         page="platform.claude.com/docs/en/api/openai-sdk",
+        batch=BatchProfile(
+            family="anthropic",
+            requests=100_000,
+            file_bytes=256_000_000,
+            label="",
+            discount=0.5,
+            page="platform.claude.com/docs/en/build-with-claude/batch-processing",
+        ),
     ),
     ProviderProfile(
         "deepseek",
+        prompt_cache="automatic",
         refused=_NOT_OPENAIS,
         thinking="type_object",
         json_form="object",
@@ -311,11 +355,13 @@ PROFILES = (
     ),
     ProviderProfile(
         "xai",
+        prompt_cache="automatic",
         refused=_NOT_OPENAIS,
         thinking="refused",
         base_url="https://api.x.ai/v1",
         key_env="XAI_API_KEY",
         page="docs.x.ai/docs/guides/chat-completions",
+        batch=BatchProfile(family="xai", label="name", discount=0.2, page="docs.x.ai/docs/guides/batch-api"),
     ),
     ProviderProfile(
         "cerebras",
@@ -333,6 +379,14 @@ PROFILES = (
         base_url="https://openrouter.ai/api/v1",
         key_env="OPENROUTER_API_KEY",
         page="openrouter.ai/docs/use-cases/reasoning-tokens",
+        batch=BatchProfile(
+            family="openrouter",
+            requests=5_000,
+            label="",
+            takes_local_images=False,
+            can_cancel=False,
+            page="openrouter.ai/docs/guides/features/batch-api",
+        ),
     ),
     ProviderProfile(
         "together",
@@ -340,6 +394,14 @@ PROFILES = (
         base_url="https://api.together.ai/v1",
         key_env="TOGETHER_API_KEY",
         page="docs.together.ai/docs/inference/openai-compatibility",
+        batch=BatchProfile(
+            file_bytes=100_000_000,
+            label="",
+            purpose="batch-api",
+            names_path=False,
+            upload="presigned",
+            page="docs.together.ai/docs/inference/batch/manage",
+        ),
     ),
     ProviderProfile(
         "fireworks",
@@ -347,6 +409,14 @@ PROFILES = (
         key_env="FIREWORKS_API_KEY",
         thinking="effort",
         page="docs.fireworks.ai/guides/reasoning",
+        batch=BatchProfile(
+            family="fireworks",
+            file_bytes=150_000_000,
+            label="id",
+            discount=0.5,
+            can_cancel=False,
+            page="docs.fireworks.ai/guides/batch-inference",
+        ),
     ),
     ProviderProfile(
         "nvidia",
@@ -392,6 +462,14 @@ PROFILES = (
         base_url="https://api.deepinfra.com/v1/openai",
         key_env="DEEPINFRA_API_KEY",
         page="deepinfra.com/docs/advanced/openai_api",
+        batch=BatchProfile(discount=0.2, page="deepinfra.com/blog/batch-api"),
+    ),
+    ProviderProfile(
+        "doubleword",
+        base_url="https://api.doubleword.ai/v1",
+        key_env="DOUBLEWORD_API_KEY",
+        page="docs.doubleword.ai/inference-api",
+        batch=BatchProfile(page="docs.doubleword.ai/inference-api"),
     ),
     ProviderProfile(
         "sambanova",
@@ -556,11 +634,3 @@ def profile_of(name: str) -> ProviderProfile:
         known = [profile.name for profile in PROFILES]
         raise KeyError(did_you_mean(wanted, [*known, *_ALIASES], f"known providers: {', '.join(known)}."))
     return found
-
-
-def listed(environ: Mapping[str, str] = os.environ) -> list[tuple[str, str, str, bool]]:
-    """Return `(name, base URL, variable of the key, whether it is set)` of each profile."""
-    return [
-        (profile.name, profile.base_url, profile.key_env, bool(environ.get(profile.key_env, "").strip()))
-        for profile in PROFILES
-    ]

@@ -14,7 +14,13 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from promptmill.backends.openai import error_body
 from promptmill.backends.openai.asked_wait import asked_wait_s
-from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, is_placeholder_key, names_key_variable
+from promptmill.backends.openai.endpoint import (
+    COMPLETIONS,
+    KEY_HEADERS,
+    Endpoint,
+    is_placeholder_key,
+    names_key_variable,
+)
 from promptmill.backends.openai.error_body import Cause, ErrorBody, read_error
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.core.bounds import LONGEST_ERROR
@@ -52,6 +58,8 @@ _NO_IMAGES = re.compile(
     r"|(?:image|vision).{0,40}not supported|no endpoints found that support image"
 )
 _NO_SCHEMA = "Leave `response_format` out, or use another model."
+# Anthropic's words, Google's.
+_LARGE_SCHEMA = re.compile(r"compiled grammar is too large|too many states for serving")
 _REFUSED_OPTION = re.compile(
     r"(temperature|top_p|response_format|json_schema).{0,80}(?:support|unavailable|invalid|deprecated|not allowed)"
 )
@@ -262,12 +270,13 @@ def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pr
         return error
     if endpoint.key_note:
         return PromptmillError(error.code, error.message, endpoint.key_note)
-    if not {"authorization", "api-key"} & {name.lower() for name in endpoint.headers}:
+    if not KEY_HEADERS & {name.lower() for name in endpoint.headers}:
+        usual = endpoint.profile.key_env or "OPENAI_API_KEY"
         return PromptmillError(
             error.code,
             error.message,
             (
-                "No key was sent: `export OPENAI_API_KEY=…`, or name another variable: ",
+                f"No key was sent: `export {usual}=…`, or name another variable: ",
                 Named("api_key_env", "NAME"),
                 ".",
             ),
@@ -319,6 +328,8 @@ def _refused(body: ErrorBody) -> str | None:
         return "Lower `max_tokens`."
     if name := _REFUSED_OPTION.search(body.text):
         return _LEAVE_OUT[name[1]]
+    if _LARGE_SCHEMA.search(body.text):
+        return "The provider cannot enforce so large a schema: use fewer fields and values, or split the question."
     if _NO_IMAGES.search(body.text):
         return "Choose a model that accepts images, or leave the images out."
     if _NO_DOWNLOAD.search(body.text):
@@ -330,6 +341,11 @@ def wrong_address(endpoint: Endpoint) -> str:
     """Return the hint for a reply that does not come from the API."""
     url = urlunsplit(urlsplit(endpoint.url)._replace(query=""))
     path = urlsplit(url).path
+    if endpoint.dialect != "openai":
+        return (
+            f"The request went to {redact(url)}, as `dialect: {endpoint.dialect}` says; is that this server's API? "
+            "Otherwise correct `base_url` or `dialect`."
+        )
     if not path.endswith(COMPLETIONS) and "/v1/" in path:  # a line of a Batch file names its own path
         return f"The request went to {redact(url)}: the endpoint has no {path[path.rindex('/v1/') :]}, the line's path."
     twice = " It contains `/v1` twice." if "/v1/v1/" in url else ""

@@ -1,7 +1,8 @@
 """The answer in a response: OpenAI's format for chat completions and its variants, and errors with any status.
 
 `read_response` returns a `Completion` or a `RetryDecision`. An ordinary answer (text only) takes a short path. All
-other bodies go through the long one: streams, answers wrapped by gateways, invalid UTF-8, errors with status 200.
+other bodies go through the long one: streams, answers wrapped by gateways, invalid UTF-8, errors with status 200, and
+replies in a dialect, which become chat completions first.
 
 Format: platform.openai.com/docs/api-reference/chat; reasoning fields as vLLM, DeepSeek and OpenRouter send them.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,14 +20,15 @@ import orjson
 from promptmill.answers.reasoning import split_marked
 from promptmill.backends.openai import chat_completion
 from promptmill.backends.openai.chat_completion import Ending
+from promptmill.backends.openai.dialects import DIALECTS
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.error_body import read_error
 from promptmill.backends.openai.failures import FailureKind, RetryDecision, TransportError, classify_exception
 from promptmill.backends.openai.http_connection import HttpResponse
 from promptmill.backends.openai.refusals import classify_refusal, wrong_address
 from promptmill.backends.protocol import NO_USAGE, Completion, Usage
-from promptmill.core.bounds import LARGEST_KEPT, MOST_EVENTS, MOST_FIELDS, MOST_MEMORY, MOST_TOKENS
-from promptmill.core.errors import Code, PromptmillError, without_controls
+from promptmill.core.bounds import LARGEST_KEPT, LONGEST_ERROR, MOST_EVENTS, MOST_FIELDS, MOST_MEMORY, MOST_TOKENS
+from promptmill.core.errors import Code, PromptmillError, redact, without_controls
 from promptmill.core.wording import mended
 
 _ERROR_FIELDS = frozenset(
@@ -158,6 +160,7 @@ def _read_other_form(
             return _read_stream(headers, body, endpoint, keep_raw=keep_raw)
         payload = _unwrapped(_loosely(body) if payload is None else payload)
         if isinstance(payload, dict):
+            payload = _translated(payload, headers, endpoint)
             return read_payload(payload, headers, endpoint, keep_raw=keep_raw)
         text = body.strip()
         if not text or text[:1] in b"<{[":
@@ -168,6 +171,13 @@ def _read_other_form(
     if payload is None:
         payload = _loosely(body)
     return _refused(status, headers, payload if payload is not None else _text(body), endpoint)
+
+
+def _translated(payload: dict[str, Any], headers: Mapping[str, str], endpoint: Endpoint) -> dict[str, Any]:
+    """Return a reply in the endpoint's dialect as a chat completion; any other object unchanged, such as an error."""
+    dialect = DIALECTS.get(endpoint.dialect)
+    found = None if dialect is None or "choices" in payload else dialect.completion(payload, headers)
+    return payload if found is None else found
 
 
 def _refused(status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint) -> RetryDecision:
@@ -235,8 +245,10 @@ def _read_stream(
     if max(map(body.count, (b"\n", b"\r"))) > 2 * MOST_EVENTS:
         return _unreadable(endpoint, f"a stream of more than {MOST_EVENTS:,} events", b"")
     try:
+        dialect = DIALECTS.get(endpoint.dialect)
+        whole = chat_completion.assemble(body, _load) if dialect is None else dialect.assemble(_objects(body))
         # repaired only after assembly, because two events may hold the halves of one surrogate pair
-        completion = mended(chat_completion.assemble(body, _load))
+        completion = _translated(mended(whole), headers, endpoint)
         return read_payload(completion, headers, endpoint, keep_raw=keep_raw)
     except chat_completion.CutOffError:
         error = PromptmillError(
@@ -245,6 +257,16 @@ def _read_stream(
         return RetryDecision(FailureKind.TRANSIENT, error, unmetered=True)
     except (ValueError, TypeError, AttributeError, KeyError):
         return _unreadable(endpoint, "a stream with an unreadable event", b"")
+
+
+def _objects(body: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the events of a stream. Raises `ValueError` for one that is not a JSON object."""
+    for data in chat_completion.events_in(body):
+        if data != chat_completion.END:
+            event = _load(data)
+            if not isinstance(event, dict):
+                raise ValueError("an event is not a JSON object")
+            yield event
 
 
 def read_payload(
@@ -271,7 +293,7 @@ def read_payload(
         return replace(classify_refusal(200, headers, {"error": choice["error"]}, endpoint), **spent)
     finish, ending = chat_completion.read_finish(choice.get("finish_reason"))
     if ending is Ending.FILTERED:
-        return _filtered(endpoint, spent)
+        return _filtered(endpoint, spent, _refusal(choice))
     if ending is Ending.BROKEN_OFF:
         error = PromptmillError(Code.SERVER_ERROR, f"{endpoint.name} broke off this answer ({finish:.60}).")
         return RetryDecision(FailureKind.TRANSIENT, error, **spent)
@@ -379,10 +401,14 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
     if not prompt or completion is None:
         return NO_USAGE
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _count(usage, "prompt_cache_hit_tokens") or 0
+    written, an_hour = (
+        _detail(usage, "prompt_tokens_details", name) for name in ("cache_write_tokens", "cache_write_1h_tokens")
+    )
     reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
     # xAI and Gemini bill the reasoning as output and count it in the total only
     completion = max(completion, total - prompt, completion + reasoning if reasoning > completion else 0)
-    return Usage(prompt, completion, min(cached, prompt), min(reasoning, completion))
+    cached, written = min(cached, prompt), min(written, prompt - min(cached, prompt))
+    return Usage(prompt, completion, cached, min(reasoning, completion), written, min(an_hour, written))
 
 
 def _detail(usage: dict[str, Any], group: str, name: str) -> int:
@@ -429,8 +455,16 @@ def _page(body: bytes) -> str:
     return f"a web page ({title})" if title else "a web page"
 
 
-def _filtered(endpoint: Endpoint, spent: Mapping[str, Any]) -> RetryDecision:
-    error = PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} filtered this answer.")
+def _refusal(choice: Mapping[str, Any]) -> str:
+    """Return the reason that an API gives for a filtered answer."""
+    message = choice.get("message")
+    said = message.get("refusal") if isinstance(message, dict) else None
+    return " ".join(without_controls(said[:LONGEST_ERROR]).split())[:400].rstrip(".") if isinstance(said, str) else ""
+
+
+def _filtered(endpoint: Endpoint, spent: Mapping[str, Any], said: str = "") -> RetryDecision:
+    reason = redact(f": {said}", endpoint.secrets) if said else ""
+    error = PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} filtered this answer{reason}.")
     return RetryDecision(FailureKind.ITEM, error, **spent)
 
 

@@ -1,4 +1,4 @@
-"""Writes request bodies in OpenAI's format for chat completions: parameters, conversation, images.
+"""Writes request bodies: parameters, conversation, images. In OpenAI's format for chat completions, or in a dialect.
 
 The bytes of a body are a head (model and parameters), which is written once for all requests with the same
 parameters, and the messages. Images are encoded once per call and inserted as bytes.
@@ -6,20 +6,22 @@ parameters, and the messages. Images are encoded once per call and inserted as b
     {"model":"m","temperature":0.7,"messages":[ {"role":"user","content":"…"} ]}
     └──────────── head ──────────────────────┘ └──────── per request ────────┘
 
-Format: platform.openai.com/docs/api-reference/chat.
+Format: platform.openai.com/docs/api-reference/chat; `dialects` has the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import orjson
 import pybase64
 
-from promptmill.answers.schema import schema_of
+from promptmill.backends.openai.dialects import DIALECTS, anthropic
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.providers import JsonForm, translate
+from promptmill.backends.openai.providers import translate
+from promptmill.backends.openai.schema_forms import asked_of
 from promptmill.core.errors import Code, PromptmillError, unwritable_parameters
 from promptmill.core.request import (
     ROLES,
@@ -30,6 +32,7 @@ from promptmill.core.request import (
     Message,
     Request,
     Sampling,
+    Shared,
     TextPart,
     check_encodable,
 )
@@ -55,6 +58,10 @@ class Head(NamedTuple):
     parameters: tuple[Sampling, JsonObject]
     inline: bool
     """Whether reasoning is part of the answer's text."""
+    endpoint: Endpoint
+    """Where these requests go: some APIs have the model in the URL."""
+    streaming: Endpoint
+    """The same for requests with a streamed answer."""
 
 
 class RequestEncoder:
@@ -65,27 +72,48 @@ class RequestEncoder:
         self._model = model
         self._enable_thinking = enable_thinking
         self._stream = stream
+        self._dialect = DIALECTS.get(endpoint.dialect)
+        self._keeps_key = endpoint.profile.prompt_cache == "key" and endpoint.dialect in {"openai", "responses"}
+        self._marks = endpoint.profile.prompt_cache == "marks" and endpoint.dialect == "anthropic"
+        self._streamed = _STREAM if self._dialect is None else self._dialect.STREAMED
+        self._ours = _OURS if self._dialect is None else _OURS | self._dialect.FILLED
         # keyed by identity, because a call's requests share the objects; a head keeps them, so an id is never reused
         self._heads: dict[tuple[int, int], Head] = {}
         self._head_bytes = 0
         self._last: Head | None = None
 
     def encode(
-        self, head: Head, conversation: Conversation, images: Mapping[str, bytes], *, stream: bool = False
+        self,
+        head: Head,
+        conversation: Conversation,
+        images: Mapping[str, bytes],
+        shared: Shared | None = None,
+        *,
+        stream: bool = False,
+        for_an_hour: bool = False,
     ) -> bytes | list[bytes]:
         """Return the body of a chat, in pieces if it holds images.
 
         `images` maps sources to JSON strings, sent unchanged.
         `stream` requests a streamed answer even if the configuration does not.
+        `shared` is the beginning that the provider is to cache, and `for_an_hour` asks for that time.
 
         Raises `PromptmillError` (`invalid_input`) for text that JSON cannot carry.
         """
         text = head.text
-        if stream and not self._stream:
-            text = b"{%b,%b" % (orjson.dumps(_STREAM)[1:-1], text[1:])
+        if stream and not self._stream and self._streamed:
+            text = b"{%b,%b" % (orjson.dumps(self._streamed)[1:-1], text[1:])
         if head.words:
             conversation = _with_words(conversation, head.words)
+        if shared is not None and self._keeps_key and b'"prompt_cache_key":' not in text:
+            text = b'{"prompt_cache_key":"%b",%b' % (shared.key.encode(), text[1:])
+        elif shared is not None and self._marks:
+            added = len(head.words) and len(head.words) + 2
+            conversation = anthropic.marked(conversation, shared.characters + added, for_an_hour=for_an_hour)
         try:
+            if self._dialect is not None:
+                pieces = [text, *self._dialect.conversation(conversation, images), b"}"]
+                return _merged(pieces) if images else b"".join(pieces)
             if not images:
                 return text + b",".join(map(_message, conversation.messages)) + b"]}"
             pieces = [text]
@@ -94,7 +122,7 @@ class RequestEncoder:
                 pieces.append(b",")
             pieces[-1] = b"]}"
             return _merged(pieces)
-        except (TypeError, orjson.JSONEncodeError):
+        except (TypeError, AttributeError, orjson.JSONEncodeError):  # a message's other fields may be any JSON
             check_encodable(conversation)
             raise _unencodable() from None
 
@@ -115,11 +143,13 @@ class RequestEncoder:
         if head is None:
             body, refused, words = self._parameters(request.sampling, request.extra)
             try:
-                text = orjson.dumps({"model": self._model, **body})
+                text = orjson.dumps({"model": self._model, **body} if self._dialect is None else body)
             except TypeError:  # orjson's error is a subclass
                 raise unwritable_parameters() from None
+            text = text[:-1] + (b"," if body or self._dialect is None else b"")
+            text += b'"messages":[' if self._dialect is None else b""
             inline = sampling.reasoning == "inline"
-            head = Head(text[:-1] + b',"messages":[', refused, words, (sampling, extra), inline)
+            head = Head(text, refused, words, (sampling, extra), inline, *self._places(extra))
             # each request may have its own parameters, and these a large schema
             if len(self._heads) >= _MOST_HEADS or self._head_bytes + len(text) > _MOST_HEAD_BYTES:
                 self._heads.clear()
@@ -129,9 +159,18 @@ class RequestEncoder:
         self._last = head
         return head
 
+    def _places(self, extra: JsonObject) -> tuple[Endpoint, Endpoint]:
+        """Return where requests go, and those with a streamed answer."""
+        endpoint, dialect = self._endpoint, self._dialect
+        if dialect is None:
+            return endpoint, endpoint
+        urls = [dialect.url(endpoint.url, str(extra.get("model", self._model)), stream=way) for way in (False, True)]
+        one, streaming = (endpoint if url == endpoint.url else replace(endpoint, url=url) for url in urls)
+        return streaming if self._stream else one, streaming
+
     def _parameters(self, sampling: Sampling, extra: JsonObject) -> tuple[JsonDict, list[str], str]:
         # extra parameters go first, as in the `openai` package's `extra_body`
-        given = {name: value for name, value in extra.items() if name not in _OURS}
+        given = {name: value for name, value in extra.items() if name not in self._ours}
         ours = sampling.given()
         for name in ("reasoning", "choices"):  # how to read the answer; `response_format` requests the choices
             ours.pop(name, None)
@@ -143,18 +182,26 @@ class RequestEncoder:
             ours.setdefault("enable_thinking", self._enable_thinking)
         as_given = given.pop("enable_thinking", None)
         as_given = None if "enable_thinking" in ours else as_given
-        words = ""
-        if sampling.response_format is not None:
-            form, words = asked_of(self._endpoint.profile.json_form, sampling.response_format)
-            ours |= {"response_format": form}
-            if form is None:
-                del ours["response_format"]
-        body, refused = translate(self._endpoint.profile, str(given.get("model", self._model)), ours | given)
-        if as_given is not None:
-            body["enable_thinking"] = as_given
+        words, profile, model = "", self._endpoint.profile, str(given.get("model", self._model))
+        if self._dialect is not None:
+            ours |= {} if as_given is None else {"enable_thinking": as_given}
+            try:
+                body, refused, words = self._dialect.parameters(profile, model, ours | given)
+            except (TypeError, ValueError, AttributeError):  # a call may send any JSON
+                text = f"A parameter has a value of another type than the API of {self._endpoint.name} takes."
+                raise PromptmillError(Code.INVALID_INPUT, text) from None
+        else:
+            if sampling.response_format is not None:
+                form, words = asked_of(profile.json_form, sampling.response_format)
+                ours |= {"response_format": form}
+                if form is None:
+                    del ours["response_format"]
+            body, refused = translate(profile, model, ours | given)
+            if as_given is not None:
+                body["enable_thinking"] = as_given
         if self._stream:
-            body |= _STREAM
-        return body, refused + [name for name in extra if name in _OURS], words
+            body |= self._streamed
+        return body, refused + [name for name in extra if name in self._ours], words
 
 
 def _unencodable() -> PromptmillError:
@@ -199,32 +246,6 @@ def _merged(pieces: Iterable[bytes]) -> list[bytes]:
             merged += [b"".join(small), piece]
             small.clear()
     return [*merged, b"".join(small)]
-
-
-def asked_of(form: JsonForm, wanted: JsonObject) -> tuple[JsonObject | None, str]:
-    """Return the `response_format` for a provider of this `form`, and the instructions for the prompt.
-
-    Raises `PromptmillError` (`invalid_input`) for a `json_schema` without a schema.
-    """
-    schema = schema_of(wanted)
-    if schema is None or form == "schema" or (form == "strict" and wanted["type"] == "json_object"):
-        return wanted, ""
-    if form == "strict":
-        return _strictly(wanted), ""
-    words = "Answer with JSON alone, without any other words or code fences."
-    if wanted["type"] == "json_schema":
-        words += f" It must satisfy this JSON schema:\n{orjson.dumps(schema).decode()}"
-    return ({"type": "json_object"} if form == "object" else None), words
-
-
-def _strictly(wanted: JsonObject) -> JsonObject:
-    block = wanted["json_schema"]
-    if not block.get("strict"):
-        return wanted
-    schema = strict_form(block["schema"])
-    # a schema that strict mode cannot express is sent as guidance; promptmill validates every answer anyway
-    block = {**block, "strict": False} if schema is None else {**block, "schema": schema}
-    return {**wanted, "json_schema": block}
 
 
 def _with_words(conversation: Conversation, words: str) -> Conversation:
@@ -274,111 +295,3 @@ class ImageEncoder:
 
 def _json_url(image: ImageFile) -> bytes:
     return b'"data:%b;base64,%b"' % (image.media_type.encode(), pybase64.b64encode(image.data))
-
-
-# JSON Schema → the subset that OpenAI's strict mode accepts: all fields required, no open objects. Rules:
-# platform.openai.com/docs/guides/structured-outputs#supported-schemas; the keywords that bring an error were compared
-# with pydantic-ai's and openai-python's translations (November 2026).
-
-_SILENT = frozenset(
-    {"title", "$schema", "$id", "$comment", "default", "examples", "discriminator", "readOnly", "writeOnly"}
-)
-# Described to the model in words; promptmill checks them in the answer.
-_IN_WORDS = frozenset({
-    "minLength", "maxLength", "propertyNames", "minProperties", "maxProperties", "contains", "minContains",
-    "maxContains", "uniqueItems",
-})  # fmt: skip
-_INEXPRESSIBLE = frozenset({
-    "not", "if", "then", "else", "dependencies", "dependentRequired", "dependentSchemas", "patternProperties",
-    "prefixItems", "additionalItems", "unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef",
-})  # fmt: skip
-_STRICT_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"})
-_SAYS_WHAT = frozenset({"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
-_DEFINITIONS = ("$defs", "definitions")
-
-
-class _InexpressibleError(Exception):
-    """Strict mode cannot express the schema."""
-
-
-def strict_form(schema: JsonObject) -> JsonDict | None:
-    """Return `schema` in the form of strict mode; None if strict mode cannot express it.
-
-    An answer that satisfies the result satisfies `schema`, with two exceptions: optional fields may be null, and
-    keywords that strict mode lacks are only described in words.
-    """
-    try:
-        found = _node(_with_root(schema))
-    except (_InexpressibleError, RecursionError):
-        return None
-    return found if found.get("type") == "object" and "anyOf" not in found else None
-
-
-def _with_root(schema: JsonObject) -> JsonObject:
-    """Return `schema` with the reference at its root replaced: strict mode requires an object there."""
-    reference = schema.get("$ref")
-    for name in _DEFINITIONS:
-        if isinstance(reference, str) and reference.startswith(f"#/{name}/"):
-            root = (schema.get(name) or {}).get(reference.removeprefix(f"#/{name}/"))
-            if isinstance(root, Mapping):
-                return {**root, **{key: value for key, value in schema.items() if key != "$ref"}}
-    return schema
-
-
-def _node(schema: Any) -> JsonDict:
-    if not isinstance(schema, Mapping) or _INEXPRESSIBLE & schema.keys():
-        raise _InexpressibleError
-    node: JsonDict = {}
-    words = []
-    for key, value in schema.items():
-        if (
-            key in _IN_WORDS
-            or (key == "format" and value not in _STRICT_FORMATS)
-            or (key == "pattern" and "(?" in value)
-        ):
-            words.append(f"{key}: {value}")
-        elif key in {"anyOf", "oneOf", "allOf"}:
-            node["anyOf"] = _options(key, value, taken="anyOf" in node)
-        elif key in _DEFINITIONS:
-            node[key] = {name: _node(inner) for name, inner in value.items()}
-        elif key not in _SILENT:
-            node[key] = value
-    if "$ref" in node and len(node) > 1 and not (node.keys() <= {"$ref", *_DEFINITIONS}):
-        node["anyOf"] = [{"$ref": node.pop("$ref")}]  # `$ref` may have no siblings, `anyOf` may
-    if words:
-        node["description"] = f"{node.get('description', '')} ({', '.join(words)})".strip()
-    if "properties" in node or node.get("type") == "object":
-        _close(node)
-    if "items" in node or node.get("type") == "array":
-        node["items"] = _node(node.get("items"))
-        if not _SAYS_WHAT & node["items"].keys():
-            raise _InexpressibleError
-    return node
-
-
-def _options(key: str, value: Any, *, taken: bool) -> list[JsonDict]:
-    if taken or (key == "allOf" and len(value) != 1):
-        raise _InexpressibleError
-    return [_node(option) for option in value]
-
-
-def _close(node: JsonDict) -> None:
-    """Require all fields of an object and allow no others; an optional field may be null."""
-    properties = node.get("properties")
-    if not properties or node.get("type", "object") != "object":
-        raise _InexpressibleError  # an object with arbitrary names would always be empty
-    required = node.get("required") or ()
-    if not set(required) <= properties.keys():
-        raise _InexpressibleError
-    fields = {name: _node(inner) for name, inner in properties.items()}
-    if not all(_SAYS_WHAT & inner.keys() for inner in fields.values()):
-        raise _InexpressibleError
-    node["type"] = "object"
-    node["properties"] = {name: inner if name in required else _or_null(inner) for name, inner in fields.items()}
-    node["required"] = list(properties)
-    node["additionalProperties"] = False
-
-
-def _or_null(node: JsonDict) -> JsonDict:
-    description = {name: node.pop(name) for name in ("description",) if name in node}
-    return {"anyOf": [node, {"type": "null"}], **description}

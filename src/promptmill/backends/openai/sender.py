@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 from promptmill.backends.openai.asked_wait import exhausted_s
 from promptmill.backends.openai.chat_completion import StreamPreview
+from promptmill.backends.openai.dialects import DIALECTS
 from promptmill.backends.openai.endpoint import Endpoint, elsewhere
 from promptmill.backends.openai.failures import FailureKind, RetryDecision, classify_exception
 from promptmill.backends.openai.http_connection import HttpResponse
@@ -167,9 +168,10 @@ class LocalSender:
                 f"{endpoint.name} fetches no images from the web.",
                 "Set `fetch_images: true` to have them fetched here, or give files.",
             )
-        body = encoder.encode(head, request.conversation, prepared, stream=preview is not None)
+        body = encoder.encode(head, request.conversation, prepared, request.shared, stream=preview is not None)
         inline = head.inline
-        on_data = None if preview is None else StreamPreview(preview, inline=inline).feed
+        on_data = None if preview is None else _preview(preview, endpoint, inline=inline)
+        endpoint = head.endpoint if preview is None else head.streaming
         item.count(call)
         call.ledger.sent(request)
         try:  # not in a function of its own: each coroutine takes some 2,000 instructions
@@ -227,6 +229,11 @@ class LocalSender:
         elif found.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
             return replace(found, kind=FailureKind.ITEM)  # it lacks this route, but may have the route of chats
         return found
+
+
+def _preview(show: Callable[[str], None], endpoint: Endpoint, *, inline: bool) -> Callable[[bytes], None]:
+    dialect = DIALECTS.get(endpoint.dialect)
+    return StreamPreview(show, inline=inline, text_in=None if dialect is None else dialect.text_in).feed
 
 
 def _note_limit(response: HttpResponse, endpoint_state: EndpointState) -> None:

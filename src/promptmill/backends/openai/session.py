@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -16,11 +16,12 @@ from yarl import URL
 
 from promptmill.backends.openai import failures
 from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, SMALL_BODY, Headers, HttpResponse, check_body
-from promptmill.backends.openai.transport import Route
+from promptmill.backends.openai.transport import FileBody, Route
 from promptmill.system.memory import Held
 
 # The slowest accepted upload; its duration is added to the timeouts.
 _SLOWEST_UPLOAD_BYTES_S = 50_000
+_BLOCK = 1 << 18
 
 
 class _Pieces(aiohttp.Payload):
@@ -38,6 +39,63 @@ class _Pieces(aiohttp.Payload):
     async def write(self, writer: AbstractStreamWriter) -> None:
         for piece in self._value:
             await writer.write(piece)
+
+
+class _FilePayload(aiohttp.Payload):
+    _value: FileBody
+
+    def __init__(self, body: FileBody) -> None:
+        super().__init__(body, content_type=body.content_type)
+        self._size = body.length
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        raise NotImplementedError
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        body = self._value
+        await writer.write(body.before)
+        remaining = body.size - body.is_list  # the last line feed has no item after it
+        file = await asyncio.to_thread(body.path.open, "rb")
+        try:
+            while remaining:
+                block = await asyncio.to_thread(file.read, min(_BLOCK, remaining))
+                if not block:
+                    raise OSError("the file was cut while it was sent")
+                remaining -= len(block)
+                await writer.write(block.replace(b"\n", b",") if body.is_list else block)
+        finally:
+            file.close()
+        await writer.write(body.after)
+
+
+class StreamedResponse:
+    """A response whose body has not been read. Methods raise as those of `Session`."""
+
+    def __init__(self, response: aiohttp.ClientResponse, limits_s: tuple[float, float]) -> None:
+        self._response, self._limits_s = response, limits_s
+        self.status = response.status
+        self.headers = _headers_of(response)
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the body piece by piece, decompressed."""
+        content = self._response.content
+        while True:
+            with _our_errors(self._limits_s):
+                piece = await content.readany()
+            if not piece:
+                return
+            yield piece
+
+    async def read(self, largest: int) -> bytes:
+        """Return the whole body. Raises `TooLargeError` beyond `largest` bytes."""
+        pieces: list[bytes] = []
+        size = 0
+        async for piece in self.pieces():
+            size += len(piece)
+            pieces.append(piece)
+            if size > largest:
+                raise failures.TooLargeError(f"more than {largest} bytes")
+        return b"".join(pieces)
 
 
 class Session:
@@ -84,6 +142,27 @@ class Session:
                     response.close()
                     raise
                 return HttpResponse(response.status, _headers_of(response), body, held)
+
+    @contextlib.asynccontextmanager
+    async def exchange(
+        self, route: Route, method: str, headers: Mapping[str, str], body: FileBody | bytes
+    ) -> AsyncIterator[StreamedResponse]:
+        """Send a request of any method to the route's URL. The response is read within the context."""
+        length = body.length if isinstance(body, FileBody) else len(body)
+        with _our_errors(self._limits_s):
+            sending = self._session.request(
+                method,
+                route.url,
+                data=_FilePayload(body) if isinstance(body, FileBody) else body or None,
+                headers={**route.headers, **headers},
+                allow_redirects=False,
+                proxy=route.proxy,
+                proxy_headers=route.proxy_headers,
+            )
+            async with asyncio.timeout(sum(self._limits_s) + length / _SLOWEST_UPLOAD_BYTES_S):
+                response = await sending
+        async with response:
+            yield StreamedResponse(response, self._limits_s)
 
     async def get(self, route: Route, url: URL, largest: int) -> HttpResponse:
         """Return a page with up to `largest` bytes of its body."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import importlib
 import math
 import os
@@ -15,7 +16,8 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 from urllib.request import getproxies, proxy_bypass
@@ -37,7 +39,7 @@ from promptmill.config.settings import OpenAISettings
 from promptmill.system.runtime import descriptors
 
 if TYPE_CHECKING:
-    from promptmill.backends.openai.session import Session
+    from promptmill.backends.openai.session import Session, StreamedResponse
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -191,6 +193,19 @@ class Pool:
         session = await self._opened()
         response = await session.get(self._route(endpoint), URL(url), largest)
         return response.status, response.headers, response.body
+
+    @contextlib.asynccontextmanager
+    async def exchange(
+        self, endpoint: Endpoint, method: str, headers: Mapping[str, str], body: FileBody | bytes = b""
+    ) -> AsyncIterator[StreamedResponse]:
+        """Send a request to `endpoint.url` with its headers and these; its response is read within the context.
+
+        Raises as `send`. Files are streamed in both directions.
+        """
+        session = await self._opened()
+        route = _route_to(endpoint, trust_env=self._trust_env)
+        async with session.exchange(route, method, headers, body) as response:
+            yield response
 
     async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
         """Return the body of a page, or None for any failure. Sends no key."""
@@ -449,6 +464,25 @@ class RawHttpClient:
 def room_for_connections(wanted: int) -> int:
     """Return how many of `wanted` connections this process may open, after raising its soft limit of descriptors."""
     return max(1, min(wanted, descriptors(wanted + _SPARE_DESCRIPTORS) - _SPARE_DESCRIPTORS))
+
+
+@dataclass(frozen=True, slots=True)
+class FileBody:
+    """A body with the contents of a file between two texts, read block by block."""
+
+    path: Path
+    size: int
+    """Bytes of the file."""
+    content_type: str
+    before: bytes = b""
+    after: bytes = b""
+    is_list: bool = False
+    """Send JSON Lines as the items of a JSON list, without the list's brackets: a comma in place of each line feed."""
+
+    @property
+    def length(self) -> int:
+        """The bytes of the body."""
+        return len(self.before) + self.size - self.is_list + len(self.after)
 
 
 class Route(NamedTuple):

@@ -31,7 +31,7 @@ from promptmill.backends.questions import RowRequests, StoredRows
 from promptmill.backends.rows import RowReader
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Request, Sampling
+from promptmill.core.request import Request, Sampling, Shared
 from promptmill.images.load import HeldImage, ImageRules, WebImages
 from promptmill.system import frames
 from promptmill.system.call_files import FileRule
@@ -83,6 +83,7 @@ class Worker:
     async def _attempt(self, number: int, endpoint: int, key: int, ref: Ref, *, fresh: bool) -> None:
         try:
             request = self._request(key, ref)
+            request.shared = Shared(ref.shared, ref.key) if ref.key else None
             preparing = self._sender.prepare(request)
             prepared = NOTHING if preparing is None else await preparing
             item = Item(request)

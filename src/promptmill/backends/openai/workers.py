@@ -65,6 +65,7 @@ _Result = Completion | RetryDecision
 _ANSWER = attrgetter(
     *("text", "finish_reason", "reasoning", "tool_calls", "logprobs", "details", "tier", "warnings"),
     *("usage.prompt_tokens", "usage.completion_tokens", "usage.cached_tokens", "usage.reasoning_tokens"),
+    *("usage.written_tokens", "usage.hour_written_tokens"),
 )
 _KEPT_SETTINGS = 1024
 
@@ -78,6 +79,9 @@ class Ref(NamedTuple):
     settings_offset: int = 0
     settings_length: int = 0
     """0: it is a row."""
+    shared: int = 0
+    key: str = ""
+    """The length and the digest of the beginning that it shares."""
 
 
 class FanOut:
@@ -152,7 +156,10 @@ class FanOut:
         """
         if len(self._ready) < self._count:
             await self._least_busy()
-        return Ref(request.row, 0) if request.row is not None else await self._spool.write(request)
+        place = Ref(request.row, 0) if request.row is not None else await self._spool.write(request)
+        if request.shared is None:
+            return place
+        return place._replace(shared=request.shared.characters, key=request.shared.key)
 
     async def send(self, item: Item, endpoint_state: EndpointState, prepared: Ref) -> Completion | RetryDecision:
         """Have the least busy worker make the attempt. Raises `PromptmillError` for an error of the row itself."""

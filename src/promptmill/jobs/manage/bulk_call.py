@@ -119,6 +119,9 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
       `from_job`: another job, whose answers count. `overwrite=True`: replace a file that this job did not write.
       `state`: the folder of jobs. `progress`: True for progress in a notebook or on stderr, False for none, or a
       function that gets the status several times a second.
+    * Batch. `batch=True`: by the provider's Batch API, at a lower price; rows that it leaves open are sent live.
+      `by`: "06:00" or "6h": open rows are sent live then. `poll`: "1m", the time between two looks at the batch.
+      `keep_files=True`: the files stay at the provider. See docs/batch.md.
     * Ray. `ray`: the address of a cluster. `replicas` (1), `num_gpus` (0) and `num_cpus` (1) for each of them.
 
     Raises `PromptmillError` when the job stops. The answers until then, or until Ctrl-C, are kept: the same call

@@ -102,6 +102,17 @@ class JobOptions(TypedDict, total=False):
     max_cost: float | None
     max_failures: int | str | None
     dedupe: bool
+    again: Again | None
+    keep: bool
+    from_job: str | Path | None
+    overwrite: bool
+    state: str | Path | None
+    progress: bool | Callable[[Mapping[str, Any]], object] | None
+
+
+class SureOptions(TypedDict, total=False):
+    """Labels with a promise, or that are voted on."""
+
     sure: str | None
     votes: int | None
     agree: float | str | None
@@ -110,12 +121,15 @@ class JobOptions(TypedDict, total=False):
     second: str | None
     student: bool
     recall: Mapping[str, float | str] | None
-    again: Again | None
-    keep: bool
-    from_job: str | Path | None
-    overwrite: bool
-    state: str | Path | None
-    progress: bool | Callable[[Mapping[str, Any]], object] | None
+
+
+class BatchOptions(TypedDict, total=False):
+    """The provider's Batch API, which answers within a day, at a lower price."""
+
+    batch: bool
+    by: str | None
+    poll: str | None
+    keep_files: bool
 
 
 class RayOptions(TypedDict, total=False):
@@ -135,6 +149,8 @@ class BulkOptions(
     SamplingOptions,
     ToolOptions,
     JobOptions,
+    SureOptions,
+    BatchOptions,
     RayOptions,
     total=False,
 ):

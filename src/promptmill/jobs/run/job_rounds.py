@@ -13,11 +13,12 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.live import WINDOW, Between
+from promptmill.jobs.run.live import WINDOW, Between, OpenRow
 from promptmill.jobs.run.student_rounds import StudentAnswers
 from promptmill.jobs.run.sure_rounds import SureRounds
 from promptmill.jobs.run.vote_rounds import VOTED_AT_ONCE, VoteRounds
 from promptmill.jobs.store import rounds
+from promptmill.jobs.store.batches import Batch, open_batches
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.records import SLOT, Record, copied, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round, Situation, join_of, next_round
@@ -142,8 +143,8 @@ class JobRounds:
             student = StudentAnswers(job, self._plain_requests, end, work or Work()) if rule.student else None
             self._sure = SureRounds(job, rule, end, student)
         self._votes = None if job.order.votes is None else VoteRounds(job, job.order.votes, end)
-        self._open: dict[tuple[str, int, int], Open] = {}
-        """The result of the last search for open rows, by rule, `since` and slot."""
+        self._open: dict[tuple[str, str, int, int], Open] = {}
+        """The result of the last search for open rows, by rule, way, `since` and slot."""
 
     def next(self) -> Round | None:
         """Store and return the next round; None if no row is open."""
@@ -174,7 +175,7 @@ class JobRounds:
 
     def open_in(self, round_: Round) -> list[Open]:
         """Return the open rows of a round, which `next` has returned, for each of its slots."""
-        return [self._open[round_.rows, round_.since, slot] for slot in round_.slots]
+        return [self._open[round_.rows, round_.way, round_.since, slot] for slot in round_.slots]
 
     def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
         """Copy answers to the rows of a round whose `way` is `copy`; see the `copy` of its class."""
@@ -189,7 +190,9 @@ class JobRounds:
             return functools.partial(self._votes.settle, round_, delivered=delivered)
         if self._sure is None or round_.rows != "cheap":
             return None
-        return functools.partial(self._sure.settle, round_, delivered=delivered)
+        settle = functools.partial(self._sure.settle, round_, delivered=delivered)
+        # the rows for the strong model go into a batch
+        return settle if self._job.order.batch is None else functools.partial(_without_rows, settle)
 
     @property
     def window(self) -> int:
@@ -232,18 +235,30 @@ class JobRounds:
         for copies in (self._duplicates, self._sure):
             if copies is not None:
                 copies.prepare(round_)
-        return sum(self._find_open(round_, slot).rows for slot in round_.slots) > 0
+        rows = sum(self._find_open(round_, slot).rows for slot in round_.slots)
+        return rows > 0 or (round_.way == "batch" and any(one.round == round_.id for one in self._open_batches()))
+
+    def _open_batches(self) -> list[Batch]:
+        return open_batches(self._job.folder.store)
 
     def _find_open(self, round_: Round, slot: int) -> Open:
         """Find the open rows of a round in a slot, and remember the result."""
         ((count, first, last),) = self._read(round_, slot, "count(*), min(row.n), max(row.n)", 0, self._end - 1)
-        found = self._open[round_.rows, round_.since, slot] = Open(count, first or 0, -1 if last is None else last)
+        found = self._open[round_.rows, round_.way, round_.since, slot] = Open(
+            count, first or 0, -1 if last is None else last
+        )
         return found
 
     def _read(self, round_: Round, slot: int, select: str, first: int, last: int) -> list[tuple[Any, ...]]:
         condition = round_.condition(self._job.spec.targets[slot].counted, slot)
         query = f"SELECT {select} FROM {join_of(slot)} WHERE row.n BETWEEN ? AND ? AND ({condition})"
         return self._job.folder.store.read(query, first, last)
+
+
+def _without_rows(settle: Between, first: int, following: int) -> Iterator[list[OpenRow]]:
+    """Yield empty pages: rows are settled, and none is sent now."""
+    for _ in settle(first, following):
+        yield []
 
 
 def requests_of(spec: JobSpec, reader: RowReader, targets: Sequence[Target] = ()) -> Iterator[RowRequests]:

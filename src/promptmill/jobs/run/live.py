@@ -16,8 +16,9 @@ from promptmill.backends.protocol import Call, Completion, Failure, InputFile, O
 from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Request
+from promptmill.core.request import LEAST_SHARED, Request, Shared
 from promptmill.jobs import disk
+from promptmill.jobs.run.shared_beginnings import beginnings, in_groups
 from promptmill.jobs.store.database import PAGE, DamagedError, JobDatabase, check_rows, limited
 from promptmill.jobs.store.order import FailureLimit
 from promptmill.jobs.store.records import FIRST, SLOT, Made, record_of
@@ -109,6 +110,10 @@ class OpenRows:
     """Yields more rows between the windows of the round."""
     window: int = WINDOW
     """The row numbers of a window."""
+    only: str = "1"
+    """A further condition of the rows, with `{base}` for the key of the slot's first row."""
+    groups: bool = False
+    """Whether the endpoint caches beginnings of prompts, so that rows with the same are sent one after the other."""
 
     @property
     def file(self) -> InputFile | None:
@@ -129,12 +134,26 @@ class OpenRows:
                 yield from self.between(*before)
             before = first, following
 
+    def in_groups(self) -> Iterator[list[OpenRow]]:
+        """Yield `pages` whose rows with the same beginning come one after the other; see `shared_beginnings`."""
+
+        def look(row: OpenRow) -> list[Shared]:
+            if row.size + constants[row.slot] < LEAST_SHARED:
+                return []
+            return beginnings(self.requests[row.slot], row.n, row.line, row.cells, self.targets[row.slot].model)
+
+        constants = [requests.constant for requests in self.requests]
+        reorders = self.between is None  # which expects the windows in order
+        for page in in_groups(self.pages(), look, lambda row: row.size, reorders=reorders):
+            yield [row if shared is None else row._replace(shared=shared) for row, shared in page]
+
     def _window(self, slot: int, first: int, following: int) -> Iterator[list[OpenRow]]:
         condition = self.round.condition(self.targets[slot].counted, slot)
         query = (
             "SELECT row.n, row.asked, row.line, row.cells, answer.attempts, "
             f"answer.key IS NOT NULL AND answer.code IS NULL FROM {join_of(slot)} "
-            f"WHERE row.n >= ? AND row.n < ? AND ({condition}) ORDER BY row.n"
+            f"WHERE row.n >= ? AND row.n < ? AND ({condition}) AND {self.only.replace('{base}', str(slot * SLOT))} "
+            "ORDER BY row.n"
         )
         at = 16 * self.targets[slot].prompt
         while first < following:
@@ -180,6 +199,9 @@ class OpenRow(NamedTuple):
     answered: bool
     """Whether the row has an answer, which the new answer replaces."""
 
+    shared: Shared | None = None
+    """The beginning of its question that other rows have, too."""
+
     @property
     def key(self) -> int:
         """The key of the row's answer."""
@@ -197,7 +219,7 @@ class RowSource(Source):
     def __init__(self, rows_: OpenRows, sink: StoreSink, call: Call) -> None:
         """`sink` receives taken rows and failures."""
         self._rows, self._sink, self._call = rows_, sink, call
-        self._pages = rows_.pages()
+        self._pages = rows_.in_groups() if rows_.groups else rows_.pages()
         self._ready: deque[OpenRow] = deque()
         self._ahead: asyncio.Future[list[OpenRow] | None] | None = None
         self._has_ended = False
@@ -227,7 +249,7 @@ class RowSource(Source):
 
     def _request(self, row: OpenRow) -> Request:
         request = self._rows.requests[row.slot].request(row.n, row.line, row.cells, row.attempts)
-        request.key, request.row = row.key, row.n
+        request.key, request.row, request.shared = row.key, row.n, row.shared
         return request
 
     async def _has_space(self, row: OpenRow, *, waits: bool) -> bool:

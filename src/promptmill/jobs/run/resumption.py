@@ -11,6 +11,7 @@ from typing import Any
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs.store import progress, statistics
+from promptmill.jobs.store.batches import open_batches
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
@@ -123,7 +124,8 @@ def _has_nothing(folder: Folder) -> bool:
     """Return whether the open job has no answers and no costs, so that sending all rows loses nothing."""
     last = folder.status
     paid = any(last.get(name) for name in ("cost", "cost_set_aside", "prompt_tokens", "completion_tokens"))
-    return not paid and last.get("state") not in progress.ALIVE and not folder.store.page(0, ANSWERED, size=1)
+    has_answers = folder.store.page(0, ANSWERED, size=1) or open_batches(folder.store)
+    return not paid and last.get("state") not in progress.ALIVE and not has_answers
 
 
 def _changed_settings(before: Target, now: Target, plan: ResolvedConfig, folder: Folder) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts
 from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowReader
@@ -26,11 +27,12 @@ from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.run import steps
 from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.batch_round import BatchRound, batch_figures
 from promptmill.jobs.run.job_rounds import Duplicates, JobRounds, reader_of, requests_of
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
 from promptmill.jobs.run.steps import Apart
+from promptmill.jobs.store import batches, rounds, statistics
 from promptmill.jobs.store import progress as states
-from promptmill.jobs.store import rounds, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, Work
@@ -217,6 +219,7 @@ class Runner:
                 OSError, DamagedError
             ):  # if this fails, the next run finds no rows for the last round
                 rounds.end(job.folder.store)
+                batches.forget_tried(job.folder.store)
         self._keep(self._status())
         with contextlib.suppress(OSError, DamagedError):
             if job.folder.is_open:  # not open if it could not be repaired
@@ -307,6 +310,7 @@ class Runner:
                 job.folder.roll_back()
                 raise
             job.load()
+            await self._in_thread(lambda: batches.rebind(store, [target.prompt for target in job.spec.targets]))
             self._note_kept(bound)
         await self._check_secrets()
         progress.output.columns = job.spec.output.names or {}
@@ -412,24 +416,41 @@ class Runner:
                 round_,
                 targets,
                 self._requests(targets),
-                range(min(found.first for found in opens if found.rows), max(found.last for found in opens) + 1),
+                range(min((one.first for one in opens if one.rows), default=0), max(one.last for one in opens) + 1),
                 lambda: self._leaves_as is not None or self._takes_no_more,
                 None if self._apart is None else _HELD_BYTES,
                 job_rounds.settled_meanwhile(round_, self._delivered_copies(asyncio.get_running_loop())),
                 job_rounds.window,
+                groups=registry.caches_prompts(job.plan),
             )
-            sink = StoreSink(
-                store,
-                progress.counts,
-                stats,
-                self._end_without_room,
-                failure_limit=job.order.limits.failures,
-                delivered=job.spec.delivered,
-                failing=job.spec.delivered if job.spec.votes is None else len(job.spec.targets),
-                made=[target.made(round_.id, round_.model) for target in targets],
-                recorded=self._recorded,
+
+            def sink_of(kind: type[StoreSink], call: Call) -> StoreSink:
+                is_live = round_.way == "live"  # failures of a batch are sent again live
+                return kind(
+                    store,
+                    progress.counts,
+                    call,
+                    self._end_without_room,
+                    failure_limit=job.order.limits.failures if is_live else None,
+                    delivered=job.spec.delivered,
+                    failing=job.spec.delivered if job.spec.votes is None else len(job.spec.targets),
+                    made=[target.made(round_.id, round_.model) for target in targets],
+                    recorded=self._recorded,
+                )
+
+            if round_.way == "live":
+                await answer_rows(self.service, open_rows, sink_of(StoreSink, stats), stats, job.plan)
+                return
+            batch_round = BatchRound(
+                job,
+                self.service,
+                progress,
+                open_rows,
+                sink_of,
+                is_cancelled=lambda: self._stopped is not None and self._stopped.state == states.CANCELLED,
+                no_room=self._end_without_room,
             )
-            await answer_rows(self.service, open_rows, sink, stats, job.plan)
+            await batch_round.run()
 
     def _delivered_copies(self, loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Record]], None]:
         """Return the function that a thread calls with the copies that it has delivered while a round runs."""
@@ -469,7 +490,8 @@ class Runner:
         limit = self._most_cost(job.folder.control)
         if limit is None or stats.ledger.budget is not None:
             return
-        stats.ledger.budget = Budget(limit, progress.cost or 0.0, job.folder.store.in_flight.most)
+        store = job.folder.store
+        stats.ledger.budget = Budget(limit, progress.cost or 0.0, store.in_flight.most + batches.most_open(store))
 
     def _most_cost(self, control: Control) -> float | None:
         """Return the most that all runs of the job may spend; None: any amount."""
@@ -548,6 +570,7 @@ class Runner:
         self.progress.output.results = figures["results"]
         self.progress.votes, self.progress.sure = figures.get("votes", {}), figures.get("sure", {})
         self.progress.person, self.progress.shares = figures.get("person", 0), figures.get("shares", {})
+        self.progress.batch = batch_figures(store, self._job.plan)
 
     def _give_up(self, error: PromptmillError) -> None:
         self._stop(_JobStopped(states.STOPPED, error))

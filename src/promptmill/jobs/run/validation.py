@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
-from promptmill.answering.costs import price_of, tier_of
+from promptmill.answering.costs import BATCH, price_of, tier_of
 from promptmill.backends import rows
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
@@ -79,7 +79,10 @@ def check(
             sure["sure"] = _sample(answering[rule.model], rule, found, _gold(store, spec, plan, order))
         every = [*answering.values()] if order.votes is None else [answering[name] for name in models]
         found["estimated_prompt_tokens"] *= len(every)
-        return found | _cost(every, found, spec.question.prompts) | sure
+        cost = _cost(every, found, spec.question.prompts)
+        if order.batch is not None and cost and (by_batch := _cost(every, found, spec.question.prompts, BATCH)):
+            cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
+        return found | cost | sure
 
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
@@ -139,14 +142,19 @@ def _check_rows(
     }
 
 
-def _cost(plans: Sequence[ResolvedConfig], found: Mapping[str, Any], prompts: int) -> dict[str, float | None]:
-    """Return the cost if each of the models answers so many `prompts` of each row; empty if a price is unknown."""
+def _cost(
+    plans: Sequence[ResolvedConfig], found: Mapping[str, Any], prompts: int, way: str = ""
+) -> dict[str, float | None]:
+    """Return the cost if each of the models answers so many `prompts` of each row; empty if a price is unknown.
+
+    `way`: a service tier, or `BATCH`; `""`: the tier of the configuration.
+    """
     asked, answered = found["rows"] * prompts, (found["rows"] - found["invalid"]) * prompts
     each = Usage(found["estimated_prompt_tokens"] // len(plans) // max(1, asked))  # prices may rise with one's length
     estimated, most = 0.0, 0.0
     for plan in plans:
-        price, tier = price_of(plan), tier_of(plan.settings.extra_params)
-        if price is None:
+        price, tier = price_of(plan), way or tier_of(plan.settings.extra_params)
+        if price is None or (tier == BATCH and price.batch is None):
             return {}
         longest = plan.settings.sampling_params.max_tokens
         estimated += price.cost(each, tier) * asked

@@ -8,6 +8,7 @@
     row       the rows of the input, see `Row`; `row_next` holds them while the input is read again
     settings  id → JSON: the settings with which answers were made
     round     id → JSON: the rounds of the job, see `rounds`; `chosen` has the rows that were drawn for a round
+    batch     id → JSON: the batches at a provider; `batched` has their rows, see `batches`
     edited    the blocks of rows that have changed since the output was written, see `export.output`
     answer    the current record of a row, by its key; see `records.Record` for the columns
     spare     the same columns: paid answers without a row, because the row was edited or has a newer answer
@@ -62,11 +63,19 @@ TABLES = {
     "settings": "CREATE TABLE settings (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL)",
     "round": "CREATE TABLE round (id INTEGER PRIMARY KEY, value TEXT NOT NULL)",
     "chosen": "CREATE TABLE chosen (round INTEGER, n INTEGER, PRIMARY KEY (round, n)) WITHOUT ROWID",
+    "batch": "CREATE TABLE batch (id INTEGER PRIMARY KEY, value TEXT NOT NULL)",
+    "batched": (
+        "CREATE TABLE batched (batch INTEGER, custom INTEGER, key INTEGER, asked BLOB, status INTEGER, reply BLOB, "
+        "PRIMARY KEY (batch, custom)) WITHOUT ROWID"
+    ),
+    "batched_rows": "CREATE INDEX batched_rows ON batched (key)",
     "edited": "CREATE TABLE edited (block INTEGER PRIMARY KEY)",
     "answer": _ANSWER,
     "spare": _ANSWER.replace("answer (key INTEGER PRIMARY KEY", "spare (place INTEGER PRIMARY KEY, key INTEGER"),
 }
 ROW_NEXT = _ROW.replace("TABLE row", "TABLE row_next")
+_NEWER = frozenset({"batch", "batched", "batched_rows"})
+"""The tables that databases of earlier releases lack."""
 COLUMNS = ", ".join(Record._fields)
 _OPTIONAL = frozenset({"code", "more"})  # texts that are never empty
 _VALUES_OF_RECORD = ",".join("nullif(?, '')" if name in _OPTIONAL else "?" for name in Record._fields)
@@ -384,7 +393,8 @@ class JobDatabase:
             run(f"PRAGMA {setting}")
         schema = dict(run("SELECT name, replace(sql, '\"', '') FROM sqlite_master WHERE sql IS NOT NULL"))
         was_killed = schema.pop("row_next", None) is not None
-        if schema and schema != TABLES:
+        missing = {name: sql for name, sql in TABLES.items() if name not in schema}
+        if schema and {**schema, **(missing if missing.keys() <= _NEWER else {})} != TABLES:
             if "answer" in schema and "row" not in schema:
                 raise OldDatabaseError
             raise DamagedError(f"{self.path} is not the database of a job of this version")
@@ -395,7 +405,7 @@ class JobDatabase:
             shares = self._has_locks and disk.can_share_memory(self.path.parent)
             run(f"PRAGMA journal_mode={'WAL' if shares else 'TRUNCATE'}").fetchall()
             run("BEGIN IMMEDIATE")
-            for statement in () if schema else TABLES.values():
+            for statement in missing.values():
                 run(statement)
             if was_killed:  # killed while it read its input, which is then read from the beginning
                 run("DROP TABLE row_next")
@@ -403,6 +413,8 @@ class JobDatabase:
         elif not schema:
             raise FileNotFoundError(self.path)  # the process was killed before it created a table
         ((mode,),) = run("PRAGMA journal_mode")
+        self.has_batches = write or not missing
+        """Whether the tables of batches are there."""
         self.is_shared = self._has_locks
         """Whether other processes can read the database while this one writes."""
         self.waits_for_disk = mode != "wal"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, time, timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -17,6 +18,10 @@ from promptmill.jobs.store.rounds import MOST_VOTES, Again
 
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
+_DAY_S = 86_400
 _FIRST_ROWS = 20  # a percentage of failures is not checked before this many rows
 
 
@@ -324,6 +329,70 @@ class Votes(Stored):
         return tuple(range(1, len(self.models) + 1))
 
 
+class BatchOrder(Stored):
+    """The options for answers by the provider's Batch API, see `run.batch_round`."""
+
+    by: float | None = Field(None, ge=0, le=10**11)
+    """The Unix time at which open rows are sent live; None: when the batch has ended."""
+    poll: float | None = Field(None, ge=0.1, le=86_400)
+    """Seconds between two looks at the batch; None: growing from 30 s to 15 minutes."""
+    keep_files: bool = False
+    """Whether the files stay at the provider."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], now: datetime) -> BatchOrder | None:
+        """Return the order of the options `batch`, `by`, `poll` and `keep_files`; None without `batch`. `now` is a
+        local time.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
+        given = {name: options[name] for name in ("by", "poll", "keep_files") if options.get(name)}
+        if not options.get("batch"):
+            for name in given:
+                raise input_error(Named(name), " goes with ", Named("batch"), ".")
+            return None
+        if "by" in given:
+            given["by"] = _deadline(str(given["by"]), now)
+        if "poll" in given and not 0.1 <= (poll := _seconds("poll", str(given["poll"]))) <= _DAY_S:
+            raise input_error(Named("poll"), f" {poll:g} s is not between 0.1 s and a day.")
+        return cls(**given | ({"poll": poll} if "poll" in given else {}))
+
+
+def _seconds(name: str, text: str) -> float:
+    """Return a duration such as `90`, `90s`, `5m`, `6h` or `1d` in seconds. Raises `PromptmillError`."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise input_error(Named(name), f" {text[:20]!r} is not a duration such as 30s, 5m or 6h.")
+    return float(found[1]) * _UNITS[found[2] or "s"]
+
+
+def _deadline(text: str, now: datetime) -> float:
+    """Return the Unix time of a duration (`6h`), a time of day (`06:00`, the next one), or a date and time.
+
+    Raises `PromptmillError` (`invalid_input`), also for a time that has passed.
+
+    >>> noon = datetime.fromisoformat("2026-03-01T12:00:00+00:00")
+    >>> [(_deadline(text, noon) - noon.timestamp()) / 3600 for text in ("90m", "06:00", "13:00", "2026-03-02")]
+    [1.5, 18.0, 1.0, 12.0]
+    """
+    text = text.strip()
+    if _DURATION.fullmatch(text) and not text.isdecimal():
+        return now.timestamp() + _seconds("by", text)
+    try:
+        if _TIME_OF_DAY.fullmatch(text):
+            at = time.fromisoformat(text.zfill(5))
+            then = now.replace(hour=at.hour, minute=at.minute, second=at.second, microsecond=0)
+            return (then if then > now else then + timedelta(days=1)).timestamp()
+        then = datetime.fromisoformat(text)
+    except ValueError:
+        known = " is no time such as 06:00, 2026-03-01T06:00 or 6h (from now)."
+        raise input_error(Named("by"), f" {text[:30]!r}", known) from None
+    then = then if then.tzinfo is not None else then.replace(tzinfo=now.tzinfo)
+    if then <= now:
+        raise input_error(Named("by"), f" {text[:30]} has passed.")
+    return then.timestamp()
+
+
 class Reading(Stored):
     """Options for reading the input."""
 
@@ -374,6 +443,8 @@ class JobOrder(Stored):
     variants: tuple[Variant, ...] = ()
     sure: Sure | None = None
     votes: Votes | None = None
+    batch: BatchOrder | None = None
+    """Whether rows are answered by the provider's Batch API, and how; None: live."""
     ray: RayCluster | None = None
     """The Ray cluster that answers; None: this machine."""
     shown: Shown = Shown()
@@ -426,6 +497,7 @@ class JobOrder(Stored):
             variants=variants,
             sure=sure,
             votes=votes,
+            batch=BatchOrder.of(options, datetime.now().astimezone()),
             reading=Reading.of(**given(sql="sql", encoding="encoding")),
             **given(system_prompt="system_prompt"),
             **more,

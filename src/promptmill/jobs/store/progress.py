@@ -10,10 +10,12 @@ from typing import TypeAlias, cast
 
 from promptmill import __version__
 from promptmill.backends.protocol import COUNTERS, Call, Counts
+from promptmill.core.wording import counted
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.statistics import JobCounts, quantile
 from promptmill.jobs.store.status_record import (
+    BatchStatus,
     CourseRecord,
     LabelShare,
     Results,
@@ -63,6 +65,8 @@ class Progress:
         self.output = OutputProgress()
         self.sure: SureStatus = {}
         """The sample and the cut of a job with `sure`; empty without."""
+        self.batch: BatchStatus = {}
+        """The batches at the provider; empty without."""
         self.votes: VoteStatus = {}
         """The decisions of a job with `votes`; empty until the output is written."""
         self.person = 0
@@ -142,7 +146,7 @@ class Progress:
         if self.is_paused:
             remaining = self.stats.in_flight
             return f"paused, after {remaining:,} in flight" if remaining else "paused"
-        return self.stats.waiting or self._last_rows()
+        return self.stats.waiting or batch_words(self.batch, time.time()) or self._last_rows()
 
     def _last_rows(self) -> str:
         """Return the number and wait of the last rows, as text; `""` until all of them have been in flight for 2 s."""
@@ -178,6 +182,7 @@ class Progress:
             **({"columns": dict(self.output.columns)} if self.output.columns else {}),
             **({"results": dict(self.output.results)} if self.output.results else {}),
             **({"sure": dict(self.sure)} if self.sure else {}),
+            **({"batch": dict(self.batch)} if self.batch else {}),
             **({"votes": dict(self.votes)} if self.votes else {}),
             **({"person": self.person} if self.person else {}),
             **({"shares": self.shares} if self.shares else {}),
@@ -203,6 +208,23 @@ class Progress:
             "warnings": [*self.notes, *self.stats.warnings],
         }
         return cast("RunStatus", status | left)
+
+
+def batch_words(batch: BatchStatus, now: float) -> str:
+    """Return the state of batches in words; `""` without any.
+
+    >>> batch_words({"batches": 1, "requests": 5000, "done": 1200, "said": "in_progress", "expires": 7200.0}, 0.0)
+    'one batch of 5,000 requests (in_progress, 1,200 done, expires in 2 h)'
+    """
+    if not (count := batch.get("batches", 0)):
+        return ""
+    which = "one batch" if count == 1 else f"{count:,} batches"
+    said = [batch.get("said", "")]
+    if batch.get("done"):
+        said.append(f"{batch['done']:,} done")
+    if left := batch.get("expires", 0.0) - now if batch.get("expires") else 0.0:
+        said.append(f"expires in {left / 3600:.0f} h" if left >= 5400 else f"expires in {max(0.0, left) / 60:.0f} min")
+    return f"{which} of {counted(batch['requests'], 'request')} ({', '.join(filter(None, said))})"
 
 
 Watch: TypeAlias = Callable[[Progress], None]

@@ -19,6 +19,8 @@ SLOT = 1 << 40
 PERSON = -1
 """The id of the settings of a label that a person gave, see `manage.reviewed`; no other settings have it."""
 
+_FURTHER_TOKENS = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens")
+
 
 class Made(NamedTuple):
     """The facts about a round that each of its records stores."""
@@ -144,9 +146,8 @@ def _fields(outcome: Outcome, made: Made) -> tuple[Any, ...]:
         usage.completion_tokens,
     )
     more: dict[str, Any] = {} if outcome.cost is None else {"cost": round(outcome.cost, 9)}
-    if usage.cached_tokens or usage.reasoning_tokens:
-        tokens = {"cached_tokens": usage.cached_tokens, "reasoning_tokens": usage.reasoning_tokens}
-        more["tokens"] = {name: count for name, count in tokens.items() if count}
+    if usage.cached_tokens or usage.reasoning_tokens or usage.written_tokens:
+        more["tokens"] = {name: count for name in _FURTHER_TOKENS if (count := getattr(usage, name))}
     if outcome.wanted > 1:
         more["wanted"] = outcome.wanted
     if not isinstance(outcome, Completion):

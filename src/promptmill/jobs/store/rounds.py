@@ -62,12 +62,18 @@ IS_VOTED = f"""(answer.settings IS NOT {PERSON} AND EXISTS (
     SELECT 1 FROM answer AS vote WHERE vote.key IN ({_VOTES}) AND vote.round > coalesce(answer.round, -1)
 ))"""
 """The condition of a row that has votes newer than its decision."""
+_ALWAYS_LIVE = frozenset({"sample", "train"})
+"""The reasons of small rounds, for which the rest of a job waits."""
 _ORDERED = {
     "open": f"({_IS_MISSING} OR (answer.retryable AND answer.round <= {{since}}))",
     "again failed": f"({FAILED} AND answer.round <= {{since}})",
     "again truncated": f"({TRUNCATED} AND answer.round <= {{since}})",
     "again all": f"(answer.key IS NULL OR (answer.round <= {{since}} AND answer.settings != {PERSON}))",
 }
+_TRIED = """EXISTS (
+    SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status = 0
+    AND (batch = 0 OR batch IN (SELECT id FROM batch WHERE value ->> '$.state' = 'done'))
+)"""
 _IS_WAITING = "row.n + {base} IN (SELECT key FROM temp.equal WHERE key != first)"
 _IS_DUPLICATE = "row.n + {base} IN (SELECT key FROM temp.equal WHERE is_known)"
 RULES: Mapping[str, str] = MappingProxyType(
@@ -103,7 +109,8 @@ class Round:
     since: int = 0
     """The id of the last round before the order that this round belongs to."""
     way: str = "live"
-    """`live`: requests are sent; `copy`: duplicates get the answer of an equal row, or a student answers."""
+    """`live`: requests are sent; `batch`: the provider gets files of requests, and answers them within a day; `copy`:
+    duplicates get the answer of an equal row, or a student answers."""
     model: str = ""
     """The model that answers in place of the target's; `""` for the target's own."""
     done: bool = False
@@ -122,7 +129,8 @@ class Round:
     def condition(self, settings: Iterable[int], slot: int = 0) -> str:
         """Return the condition of its rows in a slot; `settings` are the ids whose answers count there."""
         ids = ", ".join(str(int(each)) for each in settings)
-        return RULES[self.rows].format(since=int(self.since), settings=ids, base=int(slot) * SLOT)
+        rule = f"({RULES[self.rows]}) AND NOT {_TRIED}" if self.way == "batch" else RULES[self.rows]
+        return rule.format(since=int(self.since), settings=ids, base=int(slot) * SLOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +156,19 @@ def next_round(now: Situation) -> Round | None:
         return rounds[-1]
     first = Round(rounds[-1].id + 1 if rounds else 1, "open", "", tuple(range(now.slots)), now.since)
     wanted = _wanted(now.order, first) if now.order.sure is None else _wanted_of_sure(now.order, first, now.part)
-    return next(filter(now.has_rows, wanted), None)
+    return next(filter(now.has_rows, _by_batch(wanted, now)), None)
+
+
+def _by_batch(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
+    """Yield the rounds; where the order has `batch`, rows go into a batch first, and then live if it left them open."""
+    latest = max((round_.id for round_ in now.rounds if round_.way == "batch"), default=0)
+    for round_ in wanted:
+        if now.order.batch is None or round_.way != "live" or 0 not in round_.slots or round_.reason in _ALWAYS_LIVE:
+            yield round_
+            continue
+        yield replace(round_, way="batch", reason="batch")
+        # failures of a batch that may pass are sent again
+        yield replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
 
 
 def _is_resumed(last: Round, now: Situation) -> bool:

@@ -4,6 +4,7 @@ answers    all sound answers; failures only if a request was sent, because a dam
 rows       all readable rows; if some are lost, the job has to read its input again
 settings   all readable settings; the ids of unreadable settings stay reserved
 rounds     all readable rounds; an unreadable round counts as done
+batches    all readable batches, and their rows up to the first unreadable one
 """
 
 from __future__ import annotations
@@ -70,8 +71,11 @@ def _copy_all(old: JobDatabase, new: JobDatabase) -> None:
     for table, key in _KEYS.items():
         for page in _readable(_reader(old, table, key)):
             _copy(new, table, page)
-    with contextlib.suppress(DamagedError):
-        _copy(new, "chosen", old.read("SELECT * FROM chosen"))
+    for table in ("chosen", "batch") if old.has_batches else ("chosen",):
+        with contextlib.suppress(DamagedError):
+            _copy(new, table, old.read(f"SELECT * FROM {table}"))
+    with contextlib.suppress(DamagedError):  # rows whose replies are unreadable are sent again
+        _copy_batched(old, new)
     for records in _readable(lambda first, most: old.page(first, size=most)):
         new.write([record for record in records if record.is_sound and (record.code is None or record.attempts)])
     _copy_rows(old, new)
@@ -95,6 +99,15 @@ def _reader(old: JobDatabase, table: str, key: str) -> _Read[tuple[Any, ...]]:
 def _copy(new: JobDatabase, table: str, values: Sequence[tuple[Any, ...]]) -> None:
     if values:
         new.change((f"INSERT OR IGNORE INTO {table} VALUES ({','.join('?' * len(values[0]))})", values))
+
+
+def _copy_batched(old: JobDatabase, new: JobDatabase) -> None:
+    """Copy the rows of batches, up to the first that cannot be read."""
+    last = (-1, -1)
+    query = f"SELECT * FROM batched WHERE (batch, custom) > (?, ?) ORDER BY batch, custom LIMIT {PAGE}"
+    while old.has_batches and (page := old.read(query, *last)):
+        _copy(new, "batched", page)
+        last = page[-1][:2]
 
 
 def _readable(read: _Read[_Keyed]) -> Iterator[list[_Keyed]]:

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from promptmill.backends.protocol import COUNTERS, Counts, Failure, Outcome
+from promptmill.backends.protocol import COUNTERS, Counts, Failure, Outcome, Usage
 from promptmill.core.errors import Code
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase
 from promptmill.jobs.store.records import SLOT, Record
@@ -312,6 +312,29 @@ def answering_models(store: JobDatabase) -> set[str]:
     """Return the models that records name in `answered_by`."""
     query = f"SELECT DISTINCT json_extract({_MORE}, '$.answered_by') FROM answer WHERE more IS NOT NULL"
     return {name for (name,) in store.read(query) if name}
+
+
+class Paid(NamedTuple):
+    """Answered rows, and what they cost."""
+
+    rows: int
+    usage: Usage
+    cost: float
+
+
+def paid(store: JobDatabase, rounds: Sequence[int]) -> tuple[Paid, Paid]:
+    """Return the delivered answers of these rounds, and those of all others."""
+    ids = ", ".join(map(str, rounds))
+    query = f"""
+        SELECT round IN ({ids}), count(*), total(prompt_tokens), total(completion_tokens), total({_CACHED}),
+            total(CASE WHEN more IS NOT NULL THEN json_extract({_MORE}, '$.cost') END)
+        FROM answer WHERE {DELIVERED} AND {ANSWERED} GROUP BY 1
+    """
+    found = {
+        bool(is_of): Paid(rows, Usage(int(read), int(written), int(cached)), cost)
+        for is_of, rows, read, written, cached, cost in store.read(query)
+    }
+    return found.get(True, Paid(0, Usage(), 0.0)), found.get(False, Paid(0, Usage(), 0.0))
 
 
 def cost(store: JobDatabase) -> float:

@@ -16,9 +16,27 @@ from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.in_flight import InFlight
-from promptmill.jobs.store.progress import ALIVE, INTERRUPTED, MERGING, RUNNING, STARTING, EarlierRuns, Progress, Watch
+from promptmill.jobs.store.progress import (
+    ALIVE,
+    INTERRUPTED,
+    MERGING,
+    RUNNING,
+    STARTING,
+    EarlierRuns,
+    Progress,
+    Watch,
+    batch_words,
+)
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.store.status_record import FieldResults, LabelShare, Results, RunStatus, Status, SureStatus
+from promptmill.jobs.store.status_record import (
+    BatchStatus,
+    FieldResults,
+    LabelShare,
+    Results,
+    RunStatus,
+    Status,
+    SureStatus,
+)
 
 _LINE_EVERY_S = 5.0
 _SHORT_S = 100
@@ -246,6 +264,22 @@ def label_lines(sure: SureStatus) -> list[str]:
         f"{promised}: {its}; {estimated}",
         "not promised: that the labels are true, or this share of each class",
     ]
+
+
+def batch_line(batch: BatchStatus) -> str:
+    """Return the rows answered by batch and live, with their costs; before the job has ended, the batches.
+
+    >>> batch_line({"by_batch": 9940, "live": 60, "cost": 3.1, "live_price": 6.2, "live_cost": 0.04})
+    '9,940 of 10,000 by batch at $3.10 (live: $6.20), 60 live at $0.04'
+    """
+    if "by_batch" not in batch:
+        words = batch_words(batch, time.time())
+        return f"{words} at the provider: {', '.join(batch.get('ids', ()))}" if words else ""
+    at, live = "", f", {batch['live']:,} live" if batch["live"] else ""
+    if "cost" in batch:
+        at = f" at {dollars(batch['cost'])} (live: {dollars(batch['live_price'])})"
+        live += f" at {dollars(batch['live_cost'])}" if live else ""
+    return f"{batch['by_batch']:,} of {batch['by_batch'] + batch['live']:,} by batch{at}{live}"
 
 
 def share(found: LabelShare) -> str:

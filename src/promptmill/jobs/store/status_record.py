@@ -110,6 +110,32 @@ class SureStatus(TypedDict, total=False):
     """By field (`""`: the whole answer) and label: its share, as the strong model would give it to every row."""
 
 
+class BatchStatus(TypedDict, total=False):
+    """The batches of a job at the provider."""
+
+    batches: int
+    """The number of batches that are not done."""
+    requests: int
+    done: int
+    """Finished requests, as far as the provider says."""
+    said: str
+    """The provider's own words for their states."""
+    ids: list[str]
+    """The provider's own ids."""
+    expires: float
+    """When the first of them expires: Unix time."""
+    by_batch: int
+    """When the job has ended: the rows answered by batch."""
+    live: int
+    """The other answered rows."""
+    cost: float
+    """The cost of the rows answered by batch."""
+    live_cost: float
+    """The cost of the other rows."""
+    live_price: float
+    """The cost that the rows answered by batch would have had live."""
+
+
 class VoteStatus(TypedDict, total=False):
     """The votes of a job with `votes`."""
 
@@ -134,19 +160,23 @@ class _State(TypedDict, total=False):
     paused: bool
     waiting: str
     warnings: list[str]
+    seconds: float
+    """The wall time of all runs."""
+    updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]
+
+
+class _Labels(TypedDict, total=False):
     columns: dict[str, str]
     """The unusual names of output columns, by their usual names."""
     results: Results
     sure: SureStatus
+    batch: BatchStatus
     votes: VoteStatus
     person: int
     """Delivered labels of a person, see `manage.reviewed`."""
     shares: dict[str, dict[str, LabelShare]]
     """By field and label: its share, as the person would give it to every row; only if those rows are drawn at
     random."""
-    seconds: float
-    """The wall time of all runs."""
-    updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]
 
 
 class _Rows(TypedDict, total=False):
@@ -190,7 +220,7 @@ class _Flow(TypedDict, total=False):
     eta_s: float | None
 
 
-class RunStatus(_State, _Rows, _Requests, _Flow, total=False):
+class RunStatus(_State, _Labels, _Rows, _Requests, _Flow, total=False):
     """The part of a status that a runner writes."""
 
     __pydantic_config__ = _KNOWN  # type: ignore[misc]

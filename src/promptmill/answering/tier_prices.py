@@ -1,0 +1,49 @@
+"""What batches and service tiers cost, as parts of a model's standard price: `tier_prices.json`, as a lookup.
+
+`scripts/prices.py` writes the table. Its models are those whose batches cost another part than the provider documents,
+and those that have the tiers `flex` and `priority`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+TABLE = Path(__file__).with_name("tier_prices.json")
+TIERS = ("batches", "flex", "priority")
+DATED = re.compile(r"-\d{4}-\d\d-\d\d$|-\d{8}$")
+
+
+class Factors(NamedTuple):
+    """The parts of the standard prices of prompts, of answers, and of prompts in the provider's cache."""
+
+    input: float
+    output: float
+    cached_input: float
+
+
+def even(factor: float) -> Factors:
+    """Return the same part of each price."""
+    return Factors(factor, factor, factor)
+
+
+def factors_of(provider: str, model: str) -> dict[str, Factors]:
+    """Return what `model` costs at a provider, by tier (see `TIERS`), as far as the table knows."""
+    name = model.rpartition("/")[2]
+    if name.startswith("ft:"):  # followed by an organisation and an id
+        name = ":".join(name.split(":")[:2])
+    found: dict[str, Factors] = {}
+    for tier, rows in _table().get(provider, {}).items():
+        factor = next((rows[key] for key in (name, DATED.sub("", name), "*") if key in rows), None)
+        if factor is not None:
+            found[tier] = Factors(*factor) if isinstance(factor, list) else even(factor)
+    return found
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    return {name: rows for name, rows in orjson.loads(TABLE.read_bytes()).items() if isinstance(rows, dict)}

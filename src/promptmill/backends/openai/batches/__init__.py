@@ -1,0 +1,1 @@
+"""The Batch APIs of providers: one class per family of wire formats, behind `wire.BatchApi`."""

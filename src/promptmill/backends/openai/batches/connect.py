@@ -1,0 +1,125 @@
+"""Opens the Batch API of an endpoint: its profile, its address, its key."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import re
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit, urlunsplit
+
+from promptmill.backends.batches import BatchApi, BatchLimits
+from promptmill.backends.openai.batches.anthropic import AnthropicBatches
+from promptmill.backends.openai.batches.connection import BatchConnection, Sleep
+from promptmill.backends.openai.batches.fireworks import FireworksBatches
+from promptmill.backends.openai.batches.gemini import GeminiBatches
+from promptmill.backends.openai.batches.mistral import MistralBatches
+from promptmill.backends.openai.batches.openai import OpenAIBatches
+from promptmill.backends.openai.batches.openrouter import OpenRouterBatches
+from promptmill.backends.openai.batches.profile import PLAIN_BATCHES, BatchProfile
+from promptmill.backends.openai.batches.xai import XAIBatches
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.transport import Pool
+from promptmill.config.settings import OpenAISettings
+from promptmill.core.errors import Code, PromptmillError
+
+# Files are kept below the provider's limits, which may count in other ways than we do.
+_MARGIN = 0.9
+_PATHS = re.compile(r"(/chat/completions|/responses|/messages|/models(?:/[^/]+:\w+)?)/?$")
+# The end of an address that speaks an API of its own, and the batches of that API.
+_OWN_API = re.compile(r"/(messages|models)(?:/[^/]+:\w+)?/?$")
+_ROWS = {
+    "messages": BatchProfile(family="anthropic", requests=100_000, label=""),
+    "models": BatchProfile(family="gemini", label="displayName"),
+}
+_KEY_HEADERS = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}
+_ANTHROPIC_VERSION = "2023-06-01"
+_DEPLOYMENT = re.compile(r"/deployments/[^/]+$")  # of Azure's addresses with an `api-version`
+
+
+def batch_profile(endpoint: Endpoint) -> BatchProfile:
+    """Return the row of the endpoint's provider; at other endpoints the row of the API that the address belongs to."""
+    if endpoint.profile.batch is not None:
+        return endpoint.profile.batch
+    found = _OWN_API.search(urlsplit(endpoint.url).path)
+    return _ROWS[found[1]] if found else PLAIN_BATCHES
+
+
+@contextlib.asynccontextmanager
+async def open_batches(
+    endpoint: Endpoint, settings: OpenAISettings, *, sleep: Sleep = asyncio.sleep, rng: random.Random | None = None
+) -> AsyncIterator[BatchApi]:
+    """Open the Batch API of an endpoint. Nothing is sent yet.
+
+    Raises `unsupported` if its requests are in another API than the provider's batches.
+    """
+    pool = Pool(settings, 4)
+    try:
+        yield _family(pool, endpoint, settings, sleep, rng)
+    finally:
+        await pool.aclose()
+
+
+def _family(
+    pool: Pool, endpoint: Endpoint, settings: OpenAISettings, sleep: Sleep, rng: random.Random | None
+) -> BatchApi:
+    profile = batch_profile(endpoint)
+    parts = urlsplit(endpoint.url)
+    found = _OWN_API.search(parts.path)
+    spoken = _ROWS[found[1]].family if found else ""
+    if spoken != (profile.family if profile.family in _KEY_HEADERS else ""):
+        dialect = profile.family if profile.family in _KEY_HEADERS else "openai"
+        raise PromptmillError(
+            Code.UNSUPPORTED,
+            f"{endpoint.name} runs batches of requests in its own API only.",
+            f"Set `dialect: {dialect}`, or leave `dialect` out.",
+        )
+    base = _DEPLOYMENT.sub("", _PATHS.sub("", parts.path))
+    if profile.family == "gemini":
+        base = base.removesuffix("/openai")
+    elif profile.family == "fireworks":  # beside the API of inference
+        base = base.replace("/inference/v1", "/v1")
+    limits = BatchLimits(
+        requests=profile.requests,
+        file_bytes=int(profile.file_bytes * _MARGIN),
+        window_s=profile.window_h * 3600.0,
+        poll_s=profile.poll_s,
+        takes_local_images=profile.takes_local_images,
+    )
+    connection = BatchConnection(
+        pool,
+        endpoint,
+        settings,
+        root=urlunsplit(parts._replace(path=base, query="")),
+        headers=_headers(endpoint, profile),
+        sleep=sleep,
+        rng=rng,
+    )
+    path = "/v1/responses" if parts.path.endswith("/responses") else "/v1/chat/completions"
+    match profile.family:
+        case "anthropic":
+            return AnthropicBatches(connection, limits)
+        case "fireworks":
+            return FireworksBatches(connection, limits)
+        case "gemini":
+            return GeminiBatches(connection, limits)
+        case "mistral":
+            return MistralBatches(connection, profile, limits)
+        case "xai":
+            return XAIBatches(connection, profile, limits)
+        case "openrouter":
+            return OpenRouterBatches(connection, limits, path)
+    return OpenAIBatches(connection, profile, limits, path)
+
+
+def _headers(endpoint: Endpoint, profile: BatchProfile) -> dict[str, str]:
+    """Return the endpoint's headers with the key in the header of the family."""
+    headers = dict(endpoint.headers)
+    names = {name.lower(): name for name in headers}
+    if profile.family == "anthropic" and "anthropic-version" not in names:
+        headers["anthropic-version"] = _ANTHROPIC_VERSION
+    wanted = _KEY_HEADERS.get(profile.family)
+    if wanted and wanted not in names and "authorization" in names:
+        headers[wanted] = headers.pop(names["authorization"]).removeprefix("Bearer ")
+    return headers

@@ -1,0 +1,303 @@
+"""Requests of a Batch API over a pool: repeated with waits, or made once, or streamed from and to files."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
+
+import orjson
+
+from promptmill.backends.batches import BatchUnclearError, QueueFullError
+from promptmill.backends.openai.batches.reading import is_full, json_object
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.failures import (
+    FailureKind,
+    InvalidResponseError,
+    RetryDecision,
+    TransportError,
+    backoff_s,
+    classify_exception,
+    code_of,
+)
+from promptmill.backends.openai.http_connection import Headers
+from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
+from promptmill.backends.openai.transport import FileBody, Pool
+from promptmill.config.settings import OpenAISettings
+from promptmill.core.bounds import LARGEST_BODY
+from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.values import JsonDict, JsonObject
+
+Sleep: TypeAlias = Callable[[float], Awaitable[None]]
+_LOG = logging.getLogger(__name__)
+_PASSING = frozenset({FailureKind.TRANSIENT, FailureKind.LOAD, FailureKind.LOST})
+# A provider that asks for more is left to the job, which looks again after its own interval.
+_LONGEST_WAIT_S = 300.0
+# Codes of exceptions before any byte of the request was sent.
+_NOT_SENT = frozenset({Code.TLS, Code.NAME_RESOLUTION, Code.UNREACHABLE, Code.NO_FILE_DESCRIPTORS})
+# The request may have been carried out: a gateway answers these where its server's answer was lost, and a provider 409
+# where the same thing exists.
+_UNCLEAR = frozenset({408, 409, 425, 499})
+_MISSING = frozenset({404, 405, 410, 501})
+# Statuses with which providers refuse to cancel a batch that has ended.
+_ENDED_ALREADY = frozenset({400, 404, 409, 410, 422})
+# Providers redirect downloads to the storage of their files.
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MOST_HOPS = 3
+# A result is a line: the body of an answer, in quotes at the worst.
+_LONGEST_LINE = 2 * LARGEST_BODY
+
+
+@dataclass(slots=True)
+class FailedRequestError(Exception):
+    """A request without a usable response. `is_unclear`: it may have been carried out all the same."""
+
+    decision: RetryDecision
+    is_unclear: bool
+    status: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    payload: Any = None
+
+
+class Paging(NamedTuple):
+    """A provider's way to read a list page by page."""
+
+    first: Mapping[str, Any]
+    """The parameters of every page."""
+    following: Callable[[JsonObject, int], Mapping[str, Any] | None]
+    """Returns the parameters of the next page for a page and its number from 1, or None after the last."""
+
+
+class BatchConnection:
+    """The requests of one endpoint's Batch API. Paths follow `root`, such as `/batches`."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        endpoint: Endpoint,
+        settings: OpenAISettings,
+        *,
+        root: str,
+        headers: Mapping[str, str],
+        sleep: Sleep = asyncio.sleep,
+        rng: random.Random | None = None,
+    ) -> None:
+        """`root` is a URL, to which the query of the endpoint's own URL is added; `headers` hold the key."""
+        self.endpoint = replace(endpoint, url=root, headers=headers)
+        self._pool, self._settings = pool, settings
+        self._query = urlsplit(endpoint.url).query
+        self.sleep = sleep
+        self._rng = rng or random.Random()  # noqa: S311 (spreads waits)
+
+    def url(self, path: str, query: Mapping[str, Any] | None = None) -> str:
+        """Return the URL of a path below the root; `path` may also be a whole URL."""
+        is_whole = "://" in path
+        parts = urlsplit(path if is_whole else self.endpoint.url + path)
+        queries = [parts.query if is_whole else self._query, urlencode(query or {})]
+        return urlunsplit(parts._replace(query="&".join(filter(None, queries))))
+
+    async def once(
+        self,
+        method: str,
+        path: str,
+        body: FileBody | bytes | JsonObject | None = None,
+        *,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        largest: int = LARGEST_BODY,
+    ) -> tuple[JsonDict | list[Any], Headers]:
+        """Send a request once and return its JSON, `{}` for an empty body, and headers. Raises `FailedRequestError`."""
+        endpoint = self._to(path, query)
+        sent = body if isinstance(body, FileBody | bytes) else b"" if body is None else orjson.dumps(body)
+        kind = {"Content-Type": body.content_type} if isinstance(body, FileBody) else {}
+        try:
+            async with self._pool.exchange(endpoint, method, {**kind, **(headers or {})}, sent) as response:
+                content = await response.read(largest)
+                if not 200 <= response.status < 300:
+                    raise self._refused(response.status, response.headers, content, endpoint)
+                payload = json_object(content) if content.strip() else {}
+                if payload is None:
+                    raise InvalidResponseError("not JSON")
+                return payload, response.headers
+        except (TransportError, OSError, ValueError) as error:
+            raise self._lost(error, endpoint) from None
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: JsonObject | None = None,
+        *,
+        query: Mapping[str, Any] | None = None,
+        largest: int = LARGEST_BODY,
+    ) -> JsonDict | list[Any]:
+        """Send a request that may be repeated, and return its JSON. Raises `PromptmillError`."""
+        failures = 0
+        while True:
+            try:
+                return (await self.once(method, path, body, query=query, largest=largest))[0]
+            except FailedRequestError as failed:
+                failures += 1
+                await self.wait(failed, failures)
+
+    async def create(
+        self,
+        path: str,
+        body: FileBody | JsonObject,
+        *,
+        query: Mapping[str, Any] | None = None,
+        quota_is_queue: bool = False,
+    ) -> JsonDict:
+        """Send the request that creates a batch, once. Raises as `BatchApi.create`.
+
+        `quota_is_queue`: the provider calls its queue a quota.
+        """
+        try:
+            payload, _ = await self.once("POST", path, body, query=query)
+        except FailedRequestError as failed:
+            error = failed.decision.error
+            if failed.is_unclear:
+                raise BatchUnclearError(error.code, error.message, error.hint) from None
+            soft = quota_is_queue and failed.status == 429 and error.code is Code.INSUFFICIENT_QUOTA
+            if error.code is Code.RATE_LIMITED or is_full(failed.payload, soft=soft):
+                full = QueueFullError(Code.RATE_LIMITED, error.message, error.hint)
+                full.wait_s = failed.decision.wait_s
+                raise full from None
+            raise error from None
+        if not isinstance(payload, dict):
+            raise BatchUnclearError(Code.BAD_RESPONSE, f"{self.endpoint.name} sent no batch.", "")
+        return payload
+
+    async def delete(self, path: str) -> None:
+        """Delete something; it may be deleted already. A refusal is logged: providers delete it themselves one day."""
+        try:
+            await self.call("DELETE", path)
+        except PromptmillError as error:
+            if error.code not in {Code.NOT_FOUND, Code.BAD_REQUEST, Code.UNAUTHORIZED}:
+                raise
+            if error.code is not Code.NOT_FOUND:
+                _LOG.warning("%s", error)
+
+    async def cancel(self, path: str) -> None:
+        """Request a cancellation. A batch that has ended refuses it, which is fine."""
+        failures = 0
+        while True:
+            try:
+                await self.once("POST", path)
+            except FailedRequestError as failed:
+                if failed.status in _ENDED_ALREADY:
+                    return
+                failures += 1
+                await self.wait(failed, failures)
+            else:
+                return
+
+    async def lines(self, path: str, query: Mapping[str, Any] | None = None) -> AsyncIterator[JsonDict]:
+        """Yield the objects of a file of JSON Lines, from its beginning again after a lost connection.
+
+        Damaged lines are logged and left out. Raises `PromptmillError`.
+        """
+        endpoint, failures, hops = self._to(path, query), 0, 0
+        while True:
+            try:
+                async with self._pool.exchange(endpoint, "GET", {"Accept": "*/*"}) as response:
+                    if response.status in _REDIRECTS and hops < _MOST_HOPS and "Location" in response.headers:
+                        endpoint, hops = self._to(urljoin(endpoint.url, response.headers["Location"])), hops + 1
+                        continue
+                    if response.status != 200:
+                        raise self._refused(
+                            response.status, response.headers, await response.read(LARGEST_BODY), endpoint
+                        )
+                    async for line in _lines(response.pieces()):
+                        parsed = json_object(line)
+                        if isinstance(parsed, dict):
+                            yield parsed
+                        else:
+                            _LOG.warning("a line of the results at %s is damaged and left out", _place(endpoint))
+                    return
+            except (TransportError, OSError, ValueError) as error:
+                failed = self._lost(error, endpoint)
+            except FailedRequestError as refused:
+                failed = refused
+            failures += 1
+            await self.wait(failed, failures)
+            endpoint, hops = self._to(path, query), 0  # an address of a file may be valid for minutes only
+
+    async def pages(
+        self, path: str, field: str, paging: Paging, query: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[list[JsonDict]]:
+        """Yield the pages of a list, which may be bare or in the named field."""
+        before: set[bytes] = set()
+        number = 0
+        following: Mapping[str, Any] | None = {}
+        while following is not None:
+            payload = await self.call("GET", path, query={**paging.first, **(query or {}), **following})
+            found = payload if isinstance(payload, list) else payload.get(field) or payload.get("value")
+            entries = [entry for entry in found or () if isinstance(entry, dict)]
+            digests = set(map(orjson.dumps, entries))
+            if digests <= before:  # empty, or of an endpoint that ignores the parameter and would repeat it forever
+                return
+            before = digests
+            yield entries
+            number += 1
+            following = None if isinstance(payload, list) else paging.following(payload, number)
+
+    async def wait(self, failed: FailedRequestError, failures: int) -> None:
+        """Wait before the next attempt after `failures` of them. Raises the error if another one is useless."""
+        decision, settings = failed.decision, self._settings
+        asked_s = decision.wait_s or 0.0
+        if decision.kind not in _PASSING or failures >= settings.retries or asked_s > _LONGEST_WAIT_S:
+            raise decision.error
+        await self.sleep(max(asked_s, backoff_s(failures, settings.base_delay, settings.max_delay, self._rng)))
+
+    def _to(self, path: str, query: Mapping[str, Any] | None = None) -> Endpoint:
+        """Return the endpoint of one request. Another host than the provider's does not get the key."""
+        url = self.url(path, query)
+        ours, there = urlsplit(self.endpoint.url), urlsplit(url)
+        if (ours.scheme, ours.netloc) == (there.scheme, there.netloc):
+            return replace(self.endpoint, url=url)
+        if there.scheme not in {"https", ours.scheme}:
+            raise PromptmillError(
+                Code.BAD_RESPONSE, f"{self.endpoint.name} named an address without TLS for a file.", ""
+            )
+        return replace(self.endpoint, url=url, headers={})
+
+    def _refused(self, status: int, headers: Headers, content: bytes, endpoint: Endpoint) -> FailedRequestError:
+        payload = json_object(content) or content.decode("utf-8", "replace")
+        decision = classify_refusal(status, headers, payload, endpoint)
+        error = with_key_hint(endpoint, decision.error, status)
+        if status in _MISSING:
+            error = PromptmillError(Code.NOT_FOUND, error.message, f"The request went to {_place(endpoint)}.")
+            decision = replace(decision, kind=FailureKind.ITEM)
+        is_unclear = (status >= 500 and status not in _MISSING) or status in _UNCLEAR
+        return FailedRequestError(replace(decision, error=error), is_unclear, status, headers, payload)
+
+    def _lost(self, error: Exception, endpoint: Endpoint) -> FailedRequestError:
+        was_sent = error.was_sent if isinstance(error, TransportError) else code_of(error) not in _NOT_SENT
+        return FailedRequestError(classify_exception(error, endpoint), was_sent)
+
+
+def _place(endpoint: Endpoint) -> str:
+    """Return the URL of an endpoint without its query, which may be a signature."""
+    return redact(endpoint.url.partition("?")[0], endpoint.secrets)
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the lines of a body, without empty ones; a line that is too long is cut, so it cannot be parsed."""
+    parts: list[bytes] = []
+    size = 0
+    async for piece in pieces:
+        first, *others = piece.split(b"\n")
+        if size <= _LONGEST_LINE:
+            parts.append(first)
+        size += len(first)
+        for other in others:
+            if line := b"".join(parts).strip():
+                yield line
+            parts, size = [other], len(other)
+    if line := b"".join(parts).strip():
+        yield line

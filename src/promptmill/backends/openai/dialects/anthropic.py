@@ -1,0 +1,402 @@
+"""Anthropic's Messages API.
+
+Form: platform.claude.com/docs/en/api/messages, and the types of the package anthropic 2.13.0. A request names no newer
+API version than 2023-06-01, which gateways know as well; `headers` may name another one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from promptmill.answers.schema import schema_of
+from promptmill.backends.openai.chat_completion import CutOffError
+from promptmill.backends.openai.dialects.dialect import (
+    SYSTEM_ROLES,
+    Written,
+    call,
+    calls_of,
+    chat_completion,
+    chat_usage,
+    data_url,
+    dropped,
+    functions_in,
+    joined,
+    named_function,
+    parted,
+    set_of,
+    text_of_message,
+    unsupported,
+)
+from promptmill.backends.openai.providers import ProviderProfile
+from promptmill.backends.openai.schema_forms import closed_form, in_words
+from promptmill.core.request import LEAST_SHARED, AudioPart, Conversation, ImagePart, Message, TextPart
+from promptmill.core.values import JsonDict, JsonObject
+
+PATH = "/messages"
+STREAMED: JsonObject = {"stream": True}
+FILLED = frozenset({"messages", "system"})
+LONGEST = 16_384
+"""The `max_tokens` of requests without one, which the API requires; more is streamed, or may be cut off."""
+LONGEST_THINKING = 2 * LONGEST
+"""The same where the model thinks, because its thoughts count."""
+
+_VERSION = re.compile(r"/v\d+\w*$")
+# Chat completions' parameters without a counterpart.
+_UNKNOWN = set_of(
+    "seed presence_penalty frequency_penalty min_p repetition_penalty n logit_bias logprobs top_logprobs store "
+    "modalities audio prediction prompt_cache_key prompt_cache_retention safety_identifier verbosity "
+    "web_search_options functions function_call chat_template_kwargs"
+)
+# What models do: platform.claude.com/docs/en/build-with-claude/thinking, .../effort, .../structured-outputs.
+_NAMED = re.compile(
+    r"claude-(?:(?P<old>[23])|instant|(?P<line>[a-z]+)-(?P<major>\d+)(?:[-.](?P<minor>\d{1,2}))?(?!\d))"
+)
+_BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16_384, "xhigh": 24_576, "max": 24_576}
+_LEAST_BUDGET = 1024
+
+_FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "tool_use": "tool_calls"}
+_HOUR: JsonObject = {"type": "ephemeral", "ttl": "1h"}
+_FIVE_MINUTES: JsonObject = {"type": "ephemeral"}
+_READ = frozenset({"type", "role", "content", "stop_reason", "usage", "stop_details"})
+
+
+def base(base: str) -> str:
+    """Return the path of the API's base URL, which ends in its version."""
+    return base if _VERSION.search(base) else f"{base}/v1"
+
+
+def url(url: str, model: str, *, stream: bool) -> str:  # noqa: ARG001 (both are in the body)
+    """Return the endpoint's URL."""
+    return url
+
+
+def headers(key: str) -> dict[str, str]:
+    """Return the key and the version."""
+    return {"anthropic-version": "2023-06-01"} | ({"x-api-key": key} if key else {})
+
+
+# Requests
+
+
+def parameters(profile: ProviderProfile, model: str, given: JsonObject) -> Written:
+    """Return the parameters of a request."""
+    body = {name: value for name, value in given.items() if value is not None}
+    refused = dropped(body, _UNKNOWN)
+    if profile.reasoning_models and profile.reasoning_models.search(model):
+        refused += dropped(body, profile.reasoning_refused | {"top_k"})
+    asked = body.pop("max_tokens", None), body.pop("max_completion_tokens", None)
+    longest = next((count for count in asked if count is not None), None)
+    if body.get("top_k", 1) <= 0:
+        del body["top_k"]
+    if "stop" in body:
+        stops = body.pop("stop")
+        body.setdefault("stop_sequences", [stops] if isinstance(stops, str) else stops)
+    if "user" in body:
+        body["metadata"] = {"user_id": body.pop("user"), **(body.get("metadata") or {})}
+    refused += _think(body, model, longest)
+    words = _format(body, model)
+    _use_tools(body)
+    thinks = (body.get("thinking") or {}).get("type") in {"enabled", "adaptive"} or _version(model) >= (5, 0)
+    default = 4096 if _version(model) < (4, 0) else LONGEST_THINKING if thinks else LONGEST
+    return Written({"model": model, "max_tokens": longest or default} | body, refused, words)
+
+
+def _version(model: str) -> tuple[int, int]:
+    """Return the version of a model; that of an unknown one is one of the newest."""
+    found = _NAMED.search(model)
+    if found is None:
+        return (5, 0)
+    if not found["major"]:
+        return (3, 0)
+    return int(found["major"]), int(found["minor"] or 0)
+
+
+def _line(model: str) -> str:
+    found = _NAMED.search(model)
+    return (found["line"] or "") if found else ""
+
+
+def _think(body: JsonDict, model: str, longest: int | None) -> list[str]:
+    """Turn `enable_thinking` and `reasoning_effort` into `thinking` and the effort; return those not supported."""
+    wanted, effort = body.pop("enable_thinking", None), body.pop("reasoning_effort", None)
+    if effort == "none":
+        wanted, effort = False, None
+    version, line = _version(model), _line(model)
+    adapts = version >= (4, 6)
+    refused: list[str] = []
+    if effort is not None and (adapts or (version, line) == ((4, 5), "opus")):
+        level = "low" if effort == "minimal" else effort
+        body["output_config"] = {"effort": level, **(body.get("output_config") or {})}
+    if "thinking" in body:
+        return refused
+    if wanted is False:
+        if version < (5, 0):  # they think on request only
+            return refused
+        if line in {"fable", "mythos"} or (line == "opus" and version >= (5, 5)):
+            return ["enable_thinking"]
+        body["thinking"] = {"type": "between_tools" if line == "sonnet" and version >= (5, 5) else "disabled"}
+    elif (wanted or effort is not None) and adapts:
+        body["thinking"] = {"type": "adaptive", "display": "summarized"}
+    elif (wanted or effort is not None) and version >= (4, 0):
+        budget = _BUDGETS.get(str(effort), _BUDGETS["medium"])
+        budget = min(budget, longest // 2 if longest is not None else budget)
+        if budget < _LEAST_BUDGET:
+            return ["enable_thinking" if wanted else "reasoning_effort"]
+        body["thinking"] = {"type": "enabled", "budget_tokens": budget}
+    elif wanted or effort is not None:
+        refused.append("enable_thinking" if wanted else "reasoning_effort")
+    return refused
+
+
+def _format(body: JsonDict, model: str) -> str:
+    """Turn `response_format` into a format that the provider enforces, or return instructions for the prompt."""
+    wanted = body.pop("response_format", None)
+    schema = schema_of(wanted) if isinstance(wanted, Mapping) else None
+    if wanted is None or schema is None:
+        return ""
+    closed = closed_form(schema) if _version(model) >= (4, 5) else None
+    if closed is None:
+        return in_words(wanted)
+    body["output_config"] = {"format": {"type": "json_schema", "schema": closed}, **(body.get("output_config") or {})}
+    return ""
+
+
+def _use_tools(body: JsonDict) -> None:
+    if "tools" in body:
+        body["tools"] = [_tool(tool) if is_function else tool for tool, is_function in functions_in(body["tools"])]
+    choice, parallel = body.pop("tool_choice", None), body.pop("parallel_tool_calls", None)
+    if isinstance(choice, str):
+        choice = {"type": {"required": "any"}.get(choice, choice)}
+    elif (name := named_function(choice)) is not None:
+        choice = {"type": "tool", "name": name}
+    if parallel is False and "tools" in body:
+        choice = {"type": "auto", **(choice or {}), "disable_parallel_tool_use": True}
+    if choice is not None:
+        body["tool_choice"] = choice
+
+
+def _tool(function: JsonObject) -> JsonDict:
+    tool = {"name": function.get("name"), "input_schema": function.get("parameters") or {"type": "object"}}
+    return tool | {name: function[name] for name in ("description", "strict") if function.get(name)}
+
+
+@dataclass(frozen=True, slots=True)
+class _MarkedPart(TextPart):
+    """A text up to whose end the provider is to cache the request."""
+
+    mark: JsonObject
+
+
+def marked(conversation: Conversation, characters: int, *, for_an_hour: bool) -> Conversation:
+    """Return a conversation with a mark behind the first `characters` of its texts, up to which a request is cached.
+
+    A long system prompt gets a mark, too, because more requests may share it. Marks of the caller stay the only ones. A
+    text with a mark within it becomes two blocks.
+    """
+    messages = [*conversation.messages]
+    if any(_marked(message) for message in messages):
+        return conversation
+    mark, left = _HOUR if for_an_hour else _FIVE_MINUTES, characters
+    for at, message in enumerate(messages):
+        parts = message.content if isinstance(message.content, tuple) else (TextPart(message.content or ""),)
+        for place, part in enumerate(parts):
+            if not isinstance(part, TextPart):
+                continue
+            is_last = left <= len(part.text)
+            if message.role == "user" and is_last:
+                split = (_MarkedPart(part.text[:left], mark), TextPart(part.text[left:]))
+                messages[at] = replace(message, content=(*parts[:place], *split, *parts[place + 1 :]))
+            elif is_last or (message.role in SYSTEM_ROLES and len(part.text) >= LEAST_SHARED):
+                messages[at] = replace(message, extra={**(message.extra or {}), "cache_control": mark})
+            if is_last:
+                return Conversation(tuple(messages))
+            left -= len(part.text)
+    return conversation
+
+
+def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
+    """Return `system` and `messages`."""
+    system, turns = parted(conversation)
+    pieces = []
+    if system:
+        blocks = [{"type": "text", "text": text, **_marked(one)} for one in system if (text := text_of_message(one))]
+        alone = len(blocks) == 1 and len(blocks[0]) == 2
+        pieces = [b'"system":%b,' % orjson.dumps(blocks[0]["text"] if alone else blocks)]
+    return [*pieces, b'"messages":', *joined(_turn(message, images) for message in turns)]
+
+
+def _marked(message: Message) -> JsonDict:
+    """Return the mark of a message up to which the provider is to cache the request."""
+    mark = (message.extra or {}).get("cache_control")
+    return {"cache_control": mark} if mark else {}
+
+
+def _turn(message: Message, images: Mapping[str, bytes]) -> list[bytes]:
+    mark = _marked(message)
+    if message.role == "tool":
+        identity = orjson.dumps((message.extra or {}).get("tool_call_id", ""))
+        start = b'{"role":"user","content":[{"type":"tool_result","tool_use_id":%b,"content":' % identity
+        end = orjson.dumps(mark)[1:-1]
+        return [start, *_content(message, images, {}), b",%b}]}" % end if end else b"}]}"]
+    if message.role == "assistant":
+        return _assistant(message, mark)
+    return [b'{"role":"user","content":', *_content(message, images, mark), b"}"]
+
+
+def _assistant(message: Message, mark: JsonDict) -> list[bytes]:
+    thoughts = (message.extra or {}).get("thinking_blocks")
+    blocks: list[JsonDict] = list(thoughts) if isinstance(thoughts, list) else []
+    text = text_of_message(message)
+    uses = [{"type": "tool_use", "id": id_, "name": name, "input": args} for id_, name, args, _ in calls_of(message)]
+    if not blocks and not uses and not mark:
+        return [b'{"role":"assistant","content":%b}' % orjson.dumps(text)]
+    blocks += [{"type": "text", "text": text}] if text else []
+    blocks += uses
+    if mark and blocks:
+        blocks[-1] = {**blocks[-1], **mark}
+    return [b'{"role":"assistant","content":%b}' % orjson.dumps(blocks)]
+
+
+def _content(message: Message, images: Mapping[str, bytes], mark: JsonDict) -> list[bytes]:
+    content = message.content
+    if not isinstance(content, tuple):
+        if not mark:
+            return [orjson.dumps(content or "")]
+        content = (TextPart(content or ""),)
+    parts = [part for part in content if not isinstance(part, TextPart) or part.text]
+    blocks = [_block(part, images) for part in parts]
+    if mark and blocks:
+        blocks[-1][-1] = b"%b,%b}" % (blocks[-1][-1][:-1], orjson.dumps(mark)[1:-1])
+    return joined(blocks)
+
+
+def _block(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) -> list[bytes]:
+    if isinstance(part, TextPart):
+        mark = {"cache_control": part.mark} if isinstance(part, _MarkedPart) else {}
+        return [orjson.dumps({"type": "text", "text": part.text, **mark})]
+    if isinstance(part, AudioPart):
+        raise unsupported("sound")
+    found = data_url(encoded := images[part.source])
+    if found is None:
+        return [b'{"type":"image","source":{"type":"url","url":%b}}' % encoded]
+    start = b'{"type":"image","source":{"type":"base64","media_type":"%b","data":"' % found[0]
+    return [start, found[1], b'"}}']
+
+
+# Replies
+
+
+def completion(payload: JsonDict, headers: Mapping[str, str]) -> JsonDict | None:  # noqa: ARG001 (it is in the body)
+    """Return a message as a chat completion."""
+    blocks = payload.get("content")
+    if payload.get("type") != "message" or not isinstance(blocks, list):
+        return None
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[JsonDict] = []
+    kept: list[JsonDict] = []
+    others: list[JsonDict] = []
+    for block in blocks:
+        match block:
+            case {"type": "text", "text": str(text)}:
+                texts.append(text)
+            case {"type": "thinking"}:
+                thoughts.append(str(block.get("thinking") or ""))
+                kept.append(block)
+            case {"type": "redacted_thinking"}:
+                kept.append(block)
+            case {"type": "tool_use"}:
+                calls.append(call(str(block.get("id") or ""), block.get("name"), block.get("input")))
+            case {"type": str()}:
+                others.append(block)
+    details = payload.get("stop_details")
+    message = {
+        "content": "".join(texts),
+        "reasoning_content": "".join(thoughts),
+        "tool_calls": calls,
+        "thinking_blocks": kept,
+        "content_blocks": others,
+        "refusal": _said(details) if payload.get("stop_reason") == "refusal" else "",
+    }
+    finish = payload.get("stop_reason")
+    tier = payload["usage"].get("service_tier") if isinstance(payload.get("usage"), dict) else None
+    found = chat_completion(payload, _READ, message, _FINISHES.get(str(finish), finish), _usage(payload.get("usage")))
+    return found | ({"service_tier": tier} if tier else {})
+
+
+def _said(details: Any) -> str:
+    if not isinstance(details, dict):
+        return ""
+    return str(details.get("explanation") or details.get("category") or "")
+
+
+def _usage(usage: Any) -> JsonDict:
+    if not isinstance(usage, dict):
+        return {}
+    fresh, cached, written = (
+        count if type(count := usage.get(name)) is int else 0
+        for name in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    )
+    thinking = (usage.get("output_tokens_details") or {}).get("thinking_tokens")
+    found = chat_usage(fresh + cached + written, usage.get("output_tokens"), cached, written, thinking)
+    an_hour = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens")
+    if type(an_hour) is int:
+        found["prompt_tokens_details"]["cache_write_1h_tokens"] = an_hour
+    return found
+
+
+def assemble(events: Iterator[JsonDict]) -> JsonDict:
+    """Return the message of a stream, or its error with the usage until then."""
+    message: JsonDict = {}
+    blocks: dict[int, JsonDict] = {}
+    pieces: dict[int, dict[str, list[str]]] = {}
+    ended = False
+    for event in events:
+        kind = event.get("type")
+        if kind == "error" or event.get("error"):
+            usage = {"usage": _usage(message["usage"])} if message.get("usage") else {}
+            return {**event, **usage, **({"choices": [{}]} if blocks else {})}
+        if kind == "message_start":
+            message = dict(event["message"])
+        elif kind == "content_block_start":
+            blocks[event["index"]] = dict(event["content_block"])
+        elif kind == "content_block_delta":
+            _add(pieces.setdefault(event["index"], {}), event["delta"])
+        elif kind == "message_delta":
+            message |= {name: value for name, value in event["delta"].items() if value is not None}
+            message["usage"] = {**(message.get("usage") or {}), **_given(event.get("usage"))}
+        elif kind == "message_stop":
+            ended = True
+    if not message or (not ended and message.get("stop_reason") is None):
+        raise CutOffError
+    return {**message, "content": [_filled(blocks[index], pieces.get(index, {})) for index in sorted(blocks)]}
+
+
+def _add(pieces: dict[str, list[str]], delta: JsonDict) -> None:
+    for name, piece in delta.items():
+        if name != "type" and isinstance(piece, str):
+            pieces.setdefault(name, []).append(piece)
+
+
+def _filled(block: JsonDict, pieces: Mapping[str, list[str]]) -> JsonDict:
+    """Return a block with the pieces of its fields."""
+    for name, texts in pieces.items():
+        if name == "partial_json":
+            block["input"] = orjson.loads("".join(texts) or "{}")
+        else:
+            block[name] = str(block.get(name) or "") + "".join(texts)
+    return block
+
+
+def _given(usage: Any) -> JsonDict:
+    return {name: value for name, value in usage.items() if value is not None} if isinstance(usage, dict) else {}
+
+
+def text_in(event: JsonDict) -> str:
+    """Return the text in an event."""
+    return str(event["delta"]["text"]) if event["type"] == "content_block_delta" else ""

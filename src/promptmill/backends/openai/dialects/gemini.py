@@ -1,0 +1,381 @@
+"""Google's Gemini API, `generateContent`.
+
+Form: ai.google.dev/api/generate-content, and the types of the package google-genai 3.6.1. The model is in the URL.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mimetypes
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import orjson
+
+from promptmill.answers.schema import schema_of
+from promptmill.backends.openai.chat_completion import CutOffError
+from promptmill.backends.openai.dialects.dialect import (
+    Written,
+    call,
+    calls_of,
+    chat_completion,
+    chat_usage,
+    data_url,
+    dropped,
+    functions_in,
+    joined,
+    named_function,
+    object_in,
+    parted,
+    set_of,
+    text_of_message,
+)
+from promptmill.backends.openai.providers import ProviderProfile
+from promptmill.backends.openai.schema_forms import google_form, in_words
+from promptmill.core.request import AudioPart, Conversation, ImagePart, Message, TextPart
+from promptmill.core.values import JsonDict, JsonObject
+
+PATH = "/models"
+STREAMED: JsonObject = {}
+FILLED = frozenset({"contents", "systemInstruction", "system_instruction"})
+OPENAI_LAYER = "/openai"
+"""The path of the provider's chat completions behind the base URL."""
+
+_VERSION = re.compile(r"/v\d+\w*$")
+_CONFIG = {
+    "temperature": "temperature",
+    "top_p": "topP",
+    "top_k": "topK",
+    "max_tokens": "maxOutputTokens",
+    "max_completion_tokens": "maxOutputTokens",
+    "stop": "stopSequences",
+    "seed": "seed",
+    "presence_penalty": "presencePenalty",
+    "frequency_penalty": "frequencyPenalty",
+    "thinkingConfig": "thinkingConfig",
+    "responseModalities": "responseModalities",
+    "mediaResolution": "mediaResolution",
+}
+"""Parameters → fields of `generationConfig`."""
+_UNKNOWN = set_of(
+    "min_p repetition_penalty n logit_bias modalities audio prediction prompt_cache_key prompt_cache_retention "
+    "safety_identifier verbosity web_search_options functions function_call chat_template_kwargs user metadata "
+    "parallel_tool_calls"
+)
+# ai.google.dev/gemini-api/docs/thinking; budgets by effort: ai.google.dev/gemini-api/docs/openai
+_SERIES = re.compile(r"gemini-(\d+)(?:\.(\d+))?")
+_BUDGETS = {"minimal": 1024, "low": 1024, "medium": 8192, "high": 24_576}
+_LEVELS = {"max": "HIGH"}
+
+_FILTERED = set_of(
+    "SAFETY RECITATION LANGUAGE BLOCKLIST PROHIBITED_CONTENT SPII IMAGE_SAFETY IMAGE_PROHIBITED_CONTENT "
+    "IMAGE_RECITATION MODEL_ARMOR ESCALATION"
+)
+_BROKEN = set_of(
+    "FINISH_REASON_UNSPECIFIED OTHER MALFORMED_FUNCTION_CALL MALFORMED_RESPONSE UNEXPECTED_TOOL_CALL "
+    "TOO_MANY_TOOL_CALLS MISSING_THOUGHT_SIGNATURE IMAGE_OTHER NO_IMAGE"
+)
+_CUT = frozenset({"MAX_TOKENS", "CONTINUATION"})
+_SIGNS = frozenset({"candidates", "promptFeedback", "usageMetadata"})
+_READ = frozenset({"candidates", "usageMetadata", "responseId", "modelVersion"})
+_TYPES = {"wav": "audio/wav", "mp3": "audio/mp3"}
+
+
+def base(base: str) -> str:
+    """Return the path of the API's base URL, which ends in its version."""
+    base = base.removesuffix(OPENAI_LAYER)
+    return base if _VERSION.search(base) else f"{base}/v1beta"
+
+
+def url(url: str, model: str, *, stream: bool) -> str:
+    """Return the URL of a model's method."""
+    parts = urlsplit(url)
+    name = quote(model.removeprefix("models/"), safe="/-._~:@")
+    tuned = "/" in name  # such as tunedModels/NAME
+    path = f"{parts.path.removesuffix(PATH) if tuned else parts.path}/{name}"
+    method = "streamGenerateContent" if stream else "generateContent"
+    query = "&".join(filter(None, (parts.query, "alt=sse" if stream else "")))
+    return urlunsplit(parts._replace(path=f"{path}:{method}", query=query))
+
+
+def headers(key: str) -> dict[str, str]:
+    """Return the key."""
+    return {"x-goog-api-key": key} if key else {}
+
+
+# Requests
+
+
+def parameters(profile: ProviderProfile, model: str, given: JsonObject) -> Written:
+    """Return the parameters of a request."""
+    body = {name: value for name, value in given.items() if value is not None and name not in {"model", "store"}}
+    refused = dropped(body, _UNKNOWN)
+    config: JsonDict = {_CONFIG[name]: body.pop(name) for name in [*body] if name in _CONFIG}
+    if config.get("topK", 1) <= 0:
+        del config["topK"]
+    if isinstance(config.get("stopSequences"), str):
+        config["stopSequences"] = [config["stopSequences"]]
+    if type(seed := config.get("seed")) is int:
+        config["seed"] = seed % 2**31  # it has 32 bits there
+    if body.pop("logprobs", None):
+        config["responseLogprobs"] = True
+        if top := body.pop("top_logprobs", 0):
+            config["logprobs"] = top
+    body.pop("top_logprobs", None)
+    thinking, more = _thinking(body, profile, model)
+    refused += more
+    if thinking:
+        config["thinkingConfig"] = {**thinking, **(config.get("thinkingConfig") or {})}
+    words = _format(body, config)
+    _use_tools(body)
+    if "service_tier" in body:
+        body.setdefault("serviceTier", body.pop("service_tier"))
+    config |= body.pop("generationConfig", None) or {}
+    return Written(body | ({"generationConfig": config} if config else {}), refused, words)
+
+
+def _thinking(body: JsonDict, profile: ProviderProfile, model: str) -> tuple[JsonDict, list[str]]:
+    """Return `thinkingConfig` for `enable_thinking` and `reasoning_effort`, and those that are not supported."""
+    wanted, effort = body.pop("enable_thinking", None), body.pop("reasoning_effort", None)
+    if effort == "none":
+        wanted, effort = False, None
+    if wanted is None and effort is None:
+        return {}, []
+    found = _SERIES.search(model)
+    series = (int(found[1]), int(found[2] or 0)) if found else (3, 0) if model.startswith("gemini") else (0, 0)
+    if series < (2, 5):
+        return {}, [] if wanted is False else ["enable_thinking" if wanted else "reasoning_effort"]
+    if wanted is False:
+        return ({}, ["enable_thinking"]) if profile.always_thinks(model) else ({"thinkingBudget": 0}, [])
+    thinking: JsonDict = {"includeThoughts": True} if wanted else {}
+    if series >= (3, 0):
+        if effort is not None:
+            thinking["thinkingLevel"] = _LEVELS.get(str(effort), str(effort).upper())
+    else:
+        thinking["thinkingBudget"] = _BUDGETS.get(str(effort), _BUDGETS["high"]) if effort is not None else -1
+    return thinking, []
+
+
+def _format(body: JsonDict, config: JsonDict) -> str:
+    """Turn `response_format` into a format that the provider enforces, or return instructions for the prompt."""
+    wanted = body.pop("response_format", None)
+    schema = schema_of(wanted) if isinstance(wanted, Mapping) else None
+    if wanted is None or schema is None:
+        return ""
+    config.setdefault("responseMimeType", "application/json")
+    if wanted["type"] == "json_object":
+        return ""
+    if (form := google_form(schema)) is None:
+        return in_words(wanted)
+    config.setdefault("responseJsonSchema", form)
+    return ""
+
+
+def _use_tools(body: JsonDict) -> None:
+    if "tools" in body:
+        found = list(functions_in(body["tools"]))
+        functions = [_function(tool) for tool, is_function in found if is_function]
+        others = [tool for tool, is_function in found if not is_function]
+        body["tools"] = [*([{"functionDeclarations": functions}] if functions else []), *others]
+    choice = body.pop("tool_choice", None)
+    if isinstance(choice, str):
+        mode: JsonDict = {"mode": {"required": "ANY"}.get(choice, choice.upper())}
+    elif (name := named_function(choice)) is not None:
+        mode = {"mode": "ANY", "allowedFunctionNames": [name]}
+    else:
+        return
+    body.setdefault("toolConfig", {"functionCallingConfig": mode})
+
+
+def _function(function: JsonObject) -> JsonDict:
+    found = {"name": function.get("name")}
+    if function.get("description"):
+        found["description"] = function["description"]
+    if function.get("parameters"):
+        found["parametersJsonSchema"] = function["parameters"]
+    return found
+
+
+def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
+    """Return `systemInstruction` and `contents`."""
+    system, turns = parted(conversation)
+    pieces = []
+    if system:
+        parts = [{"text": text} for message in system if (text := text_of_message(message))]
+        pieces = [b'"systemInstruction":%b,' % orjson.dumps({"parts": parts})]
+    names = {identity: name for message in turns for identity, name, *_ in calls_of(message)}
+    spoken = [("model" if message.role == "assistant" else "user", _parts(message, images, names)) for message in turns]
+    contents = [  # turns of one side are one content: all results of parallel calls must follow these together
+        [b'{"role":"%b","parts":' % role.encode(), *joined(part for _, parts in same for part in parts), b"}"]
+        for role, same in itertools.groupby(spoken, key=lambda one: one[0])
+    ]
+    return [*pieces, b'"contents":', *joined(contents)]
+
+
+def _parts(message: Message, images: Mapping[str, bytes], names: Mapping[str, str]) -> list[list[bytes]]:
+    if message.role == "tool":
+        extra = message.extra or {}
+        name = extra.get("name") or names.get(extra.get("tool_call_id", ""), "function")
+        text = text_of_message(message)
+        output = object_in(text) if text.lstrip()[:1] == "{" else {"output": text}
+        return [[orjson.dumps({"functionResponse": {"name": name, "response": output}})]]
+    parts = [[b'{"text":%b}' % orjson.dumps(message.content)]] if isinstance(message.content, str) else []
+    if isinstance(message.content, tuple):
+        parts = [_part(part, images) for part in message.content if not isinstance(part, TextPart) or part.text]
+    for _, name, arguments, found in calls_of(message):
+        part: JsonDict = {"functionCall": {"name": name, "args": arguments}}
+        if signature := _signature(found):
+            part["thoughtSignature"] = signature
+        parts.append([orjson.dumps(part)])
+    return parts
+
+
+def _signature(found: JsonObject) -> Any:
+    """Return the signature of the thought behind a tool call, where Google's chat completions put it."""
+    match found:
+        case {"extra_content": {"google": {"thought_signature": signature}}}:
+            return signature
+    return None
+
+
+def _part(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) -> list[bytes]:
+    if isinstance(part, TextPart):
+        return [b'{"text":%b}' % orjson.dumps(part.text)]
+    if isinstance(part, AudioPart):
+        kind = _TYPES.get(part.format, f"audio/{part.format}")
+        return [orjson.dumps({"inlineData": {"mimeType": kind, "data": part.data}})]
+    found = data_url(encoded := images[part.source])
+    if found is None:
+        kind = mimetypes.guess_type(urlsplit(part.source).path)[0] or "image/jpeg"
+        return [b'{"fileData":{"mimeType":%b,"fileUri":%b}}' % (orjson.dumps(kind), encoded)]
+    return [b'{"inlineData":{"mimeType":"%b","data":"' % found[0], found[1], b'"}}']
+
+
+# Replies
+
+
+def completion(payload: JsonDict, headers: Mapping[str, str]) -> JsonDict | None:
+    """Return a response as a chat completion."""
+    if _SIGNS.isdisjoint(payload) or payload.get("error"):
+        return None
+    usage = _usage(payload.get("usageMetadata"))
+    candidates = payload.get("candidates")
+    candidate = candidates[0] if isinstance(candidates, list) and candidates else {}
+    feedback = payload.get("promptFeedback")
+    if not candidate and isinstance(feedback, dict) and feedback.get("blockReason"):
+        finish = f"content_filter: {feedback['blockReason']}"
+        said = feedback.get("blockReasonMessage") or feedback["blockReason"]
+        found = chat_completion(payload, _READ, {"refusal": said}, finish, usage)
+    elif not candidate:
+        found = chat_completion(payload, _READ, {}, None, usage) | {"choices": []}
+    else:
+        found = _answer(payload, candidate, usage)
+    if tier := _tier(payload, headers):
+        found["service_tier"] = tier
+    names = {"responseId": "id", "modelVersion": "model"}
+    return found | {new: payload[old] for old, new in names.items() if old in payload}
+
+
+def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict:
+    content = candidate.get("content") or {}
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[JsonDict] = []
+    others: list[Any] = []
+    for part in content.get("parts") or ():
+        match part:
+            case {"functionCall": {"name": name, **rest}}:
+                signature = part.get("thoughtSignature")
+                more = {"extra_content": {"google": {"thought_signature": signature}}} if signature else {}
+                calls.append(call(str(rest.get("id") or f"call_{len(calls)}"), name, rest.get("args"), **more))
+            case {"text": str(text)}:
+                (thoughts if part.get("thought") is True else texts).append(text)
+            case _:
+                others.append(part)
+    reason = str(candidate.get("finishReason") or "")
+    message = {
+        "content": "".join(texts),
+        "reasoning_content": "".join(thoughts),
+        "tool_calls": calls,
+        "parts": others,
+        "refusal": candidate.get("finishMessage") or reason if reason in _FILTERED else "",
+    }
+    known = {"content", "finishReason", "index", "logprobsResult"}
+    choice = {name: value for name, value in candidate.items() if name not in known}
+    if probabilities := _logprobs(candidate.get("logprobsResult")):
+        choice["logprobs"] = {"content": probabilities}
+    finish = _finish(reason, calls=bool(calls))
+    if finish == "stop" and not content.get("parts"):
+        finish = None  # it said nothing, which another attempt may change
+    return chat_completion(payload, _READ, message, finish, usage, **choice)
+
+
+def _finish(reason: str, *, calls: bool) -> str | None:
+    if reason == "STOP":
+        return "tool_calls" if calls else "stop"
+    if reason in _CUT:
+        return "length"
+    if reason in _FILTERED:
+        return f"content_filter: {reason}"
+    return f"error: {reason}" if reason in _BROKEN else reason or None
+
+
+def _usage(usage: Any) -> JsonDict:
+    if not isinstance(usage, dict):
+        return {}
+    prompt, tools, answer, thoughts = (
+        count if type(count := usage.get(name)) is int else 0
+        for name in ("promptTokenCount", "toolUsePromptTokenCount", "candidatesTokenCount", "thoughtsTokenCount")
+    )
+    return chat_usage(prompt + tools, answer + thoughts, usage.get("cachedContentTokenCount"), 0, thoughts)
+
+
+def _tier(payload: JsonObject, headers: Mapping[str, str]) -> str:
+    usage = payload.get("usageMetadata")
+    tier = headers.get("x-gemini-service-tier") or (usage.get("serviceTier") if isinstance(usage, dict) else None)
+    return tier.lower() if isinstance(tier, str) else ""
+
+
+def _logprobs(result: Any) -> list[JsonDict]:
+    """Return the log probabilities in the form of chat completions."""
+    if not isinstance(result, dict):
+        return []
+    chosen = [one for one in result.get("chosenCandidates") or () if isinstance(one, dict)]
+    tops = [(step or {}).get("candidates") or () for step in result.get("topCandidates") or ()]
+    return [
+        {**_probability(one), "top_logprobs": [_probability(other) for other in top]}
+        for one, top in itertools.zip_longest(chosen, tops[: len(chosen)], fillvalue=())
+    ]
+
+
+def _probability(one: Any) -> JsonDict:
+    token = str(one.get("token") or "")
+    return {"token": token, "logprob": one.get("logProbability", 0.0), "bytes": [*token.encode("utf-8", "replace")]}
+
+
+def assemble(events: Iterator[JsonDict]) -> JsonDict:
+    """Return the response of a stream, or its error with the usage until then."""
+    whole: JsonDict = {}
+    candidate: JsonDict = {}
+    parts: list[Any] = []
+    for event in events:
+        if event.get("error"):
+            usage = {"usage": _usage(whole["usageMetadata"])} if whole.get("usageMetadata") else {}
+            return {**event, **usage, **({"choices": [{}]} if parts else {})}
+        whole |= {name: value for name, value in event.items() if name != "candidates"}
+        for found in event.get("candidates") or ():
+            if found.get("index", 0) == 0:
+                parts += (found.get("content") or {}).get("parts") or ()
+                candidate |= {name: value for name, value in found.items() if name != "content"}
+    blocked = (whole.get("promptFeedback") or {}).get("blockReason")
+    if not candidate.get("finishReason") and not blocked:
+        raise CutOffError
+    return {**whole, "candidates": [{**candidate, "content": {"parts": parts}}] if candidate or parts else []}
+
+
+def text_in(event: JsonDict) -> str:
+    """Return the text in an event."""
+    parts = event["candidates"][0]["content"]["parts"]
+    return "".join(part.get("text", "") for part in parts if part.get("thought") is not True)

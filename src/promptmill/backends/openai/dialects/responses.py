@@ -1,0 +1,217 @@
+"""OpenAI's Responses API, without state: nothing is stored at the provider unless `store` says so.
+
+Form: developers.openai.com/api/reference/resources/responses, and the types of the package openai 3.57.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from promptmill.backends.openai.chat_completion import CutOffError
+from promptmill.backends.openai.dialects.dialect import (
+    Written,
+    call,
+    calls_of,
+    chat_completion,
+    chat_usage,
+    dropped,
+    functions_in,
+    joined,
+    named_function,
+    set_of,
+    text_of_message,
+)
+from promptmill.backends.openai.providers import ProviderProfile, translate
+from promptmill.backends.openai.schema_forms import asked_of
+from promptmill.core.request import AudioPart, Conversation, ImagePart, Message, TextPart
+from promptmill.core.values import JsonDict, JsonObject
+
+PATH = "/responses"
+STREAMED: JsonObject = {"stream": True}
+FILLED = frozenset({"input", "background"})
+
+# Chat completions' parameters without a counterpart.
+_UNKNOWN = set_of(
+    "seed stop presence_penalty frequency_penalty n logit_bias modalities audio prediction web_search_options "
+    "functions function_call"
+)
+_LOGPROBS = "message.output_text.logprobs"
+_FINISHES = {"max_output_tokens": "length", "max_messages": "length"}
+_READ = set_of(
+    "output usage error status incomplete_details text tools tool_choice instructions input reasoning object"
+)
+
+
+def base(base: str) -> str:
+    """Return the path of the API's base URL."""
+    return base
+
+
+def url(url: str, model: str, *, stream: bool) -> str:  # noqa: ARG001 (both are in the body)
+    """Return the endpoint's URL."""
+    return url
+
+
+def headers(key: str) -> dict[str, str]:
+    """Return the key."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+# Requests
+
+
+def parameters(profile: ProviderProfile, model: str, given: JsonObject) -> Written:
+    """Return the parameters of a request."""
+    given = {name: value for name, value in given.items() if value is not None}
+    words = ""
+    wanted = given.pop("response_format", None)
+    if wanted is not None:
+        form, words = asked_of(profile.json_form, wanted)
+        given |= {} if form is None else {"response_format": form}
+    body, refused = translate(profile, model, given)
+    refused += dropped(body, _UNKNOWN)
+    for name in ("max_completion_tokens", "max_tokens"):
+        if name in body:
+            body["max_output_tokens"] = body.pop(name)
+    if (effort := body.pop("reasoning_effort", None)) is not None:
+        body["reasoning"] = {"effort": effort, **(body.get("reasoning") or {})}
+    if (verbosity := body.pop("verbosity", None)) is not None:
+        body["text"] = {"verbosity": verbosity, **(body.get("text") or {})}
+    if (form := body.pop("response_format", None)) is not None:
+        body["text"] = {"format": _format(form), **(body.get("text") or {})}
+    if body.pop("logprobs", None):
+        body["include"] = [*(body.get("include") or ()), _LOGPROBS]
+    if "tools" in body:
+        tools = functions_in(body["tools"])
+        body["tools"] = [_tool(tool) if is_function else tool for tool, is_function in tools]
+    if (chosen := named_function(body.get("tool_choice"))) is not None:
+        body["tool_choice"] = {"type": "function", "name": chosen}
+    return Written({"model": model, "store": False} | body, refused, words)
+
+
+def _format(form: JsonObject) -> JsonObject:
+    if form.get("type") != "json_schema":
+        return form
+    return {"type": "json_schema", "name": "answer", **form["json_schema"]}
+
+
+def _tool(function: JsonObject) -> JsonDict:
+    return {"type": "function", "parameters": None, "strict": False, **function}
+
+
+def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
+    """Return `input`."""
+    return [b'"input":', *joined(item for message in conversation.messages for item in _items(message, images))]
+
+
+def _items(message: Message, images: Mapping[str, bytes]) -> Iterator[list[bytes]]:
+    if message.role == "tool":
+        identity = (message.extra or {}).get("tool_call_id", "")
+        output = {"type": "function_call_output", "call_id": identity, "output": text_of_message(message)}
+        yield [orjson.dumps(output)]
+        return
+    start = b'{"role":"%b","content":' % message.role.encode()
+    if message.role == "assistant" or not isinstance(message.content, tuple):
+        if text := text_of_message(message):
+            yield [start, orjson.dumps(text), b"}"]
+    else:
+        yield [start, *joined(_part(part, images) for part in message.content), b"}"]
+    for identity, name, arguments, _ in calls_of(message):
+        text = orjson.dumps(arguments).decode()
+        yield [orjson.dumps({"type": "function_call", "call_id": identity, "name": name, "arguments": text})]
+
+
+def _part(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) -> list[bytes]:
+    if isinstance(part, TextPart):
+        return [b'{"type":"input_text","text":%b}' % orjson.dumps(part.text)]
+    if isinstance(part, AudioPart):
+        audio = {"type": "input_audio", "input_audio": {"data": part.data, "format": part.format}}
+        return [orjson.dumps(audio)]
+    detail = orjson.dumps(part.detail or "auto")
+    return [b'{"type":"input_image","detail":%b,"image_url":' % detail, images[part.source], b"}"]
+
+
+# Replies
+
+
+def completion(payload: JsonDict, headers: Mapping[str, str]) -> JsonDict | None:  # noqa: ARG001 (it is in the body)
+    """Return a response as a chat completion."""
+    items = payload.get("output")
+    if not isinstance(items, list) or payload.get("error"):
+        return None
+    texts: list[str] = []
+    refusals: list[str] = []
+    thoughts: list[str] = []
+    calls: list[JsonDict] = []
+    others: list[JsonDict] = []
+    logprobs: list[Any] = []
+    for item in items:
+        match item:
+            case {"type": "message", "content": list(parts)}:
+                for part in parts:
+                    texts += [part["text"]] if part.get("type") == "output_text" else []
+                    refusals += [part["refusal"]] if part.get("type") == "refusal" else []
+                    logprobs += part.get("logprobs") or ()
+            case {"type": "reasoning"}:
+                parts = [*(item.get("summary") or ()), *(item.get("content") or ())]
+                thoughts += [part["text"] for part in parts if isinstance(part.get("text"), str)]
+            case {"type": "function_call"}:
+                calls.append(call(str(item.get("call_id") or ""), item.get("name"), item.get("arguments") or "{}"))
+            case {"type": str()}:
+                others.append(item)
+    message = {
+        "content": "".join(texts),
+        "refusal": "".join(refusals),
+        "reasoning_content": "\n\n".join(thoughts),
+        "tool_calls": calls,
+        "output_items": others,
+    }
+    finish = _finish(payload, calls=bool(calls))
+    choice = {"logprobs": {"content": logprobs}} if logprobs else {}
+    return chat_completion(payload, _READ, message, finish, _usage(payload.get("usage")), **choice)
+
+
+def _finish(payload: JsonObject, *, calls: bool) -> str:
+    status = payload.get("status") or "completed"
+    if status == "completed":
+        return "tool_calls" if calls else "stop"
+    details = payload.get("incomplete_details")
+    reason = details.get("reason") if isinstance(details, dict) else None
+    if reason == "content_filter":
+        return "content_filter"
+    return _FINISHES.get(str(reason), f"error: {reason or status}")
+
+
+def _usage(usage: Any) -> JsonDict:
+    if not isinstance(usage, dict):
+        return {}
+    inputs, outputs = usage.get("input_tokens_details") or {}, usage.get("output_tokens_details") or {}
+    return chat_usage(
+        usage.get("input_tokens"),
+        usage.get("output_tokens"),
+        inputs.get("cached_tokens"),
+        inputs.get("cache_write_tokens"),
+        outputs.get("reasoning_tokens"),
+    )
+
+
+def assemble(events: Iterator[JsonDict]) -> JsonDict:
+    """Return the response at the end of a stream, or its error."""
+    begun = False
+    for event in events:
+        kind = event.get("type")
+        if kind in {"response.completed", "response.incomplete", "response.failed"}:
+            return dict(event["response"])
+        if kind == "error" or event.get("error"):
+            said = event if kind != "error" or event.get("error") else {"error": event}
+            return {**said, **({"choices": [{}]} if begun else {})}
+        begun = begun or str(kind).endswith(".delta")
+    raise CutOffError
+
+
+def text_in(event: JsonDict) -> str:
+    """Return the text in an event."""
+    return str(event["delta"]) if event["type"] == "response.output_text.delta" else ""

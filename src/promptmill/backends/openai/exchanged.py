@@ -1,0 +1,83 @@
+"""The requests of a call whose replies come another way than by a request each: by a batch, hours later.
+
+A body is the same as in a live request, and a reply is read in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.failures import RetryDecision
+from promptmill.backends.openai.http_connection import Headers, HttpResponse
+from promptmill.backends.openai.reply import answer_in
+from promptmill.backends.openai.request import ImageEncoder, RequestEncoder
+from promptmill.backends.protocol import Call, Exchange, Failure, FixedShare, Outcome
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Request
+
+_IN_FLIGHT = 64  # images are read while other bodies are written
+
+
+class ExchangedAnswers(FixedShare):
+    """One call's share: writes each request's body, and reads the reply that the call's `exchange` has for it."""
+
+    def __init__(
+        self,
+        call: Call,
+        exchange: Exchange,
+        endpoint: Endpoint,
+        encoder: RequestEncoder,
+        images: Callable[[], ImageEncoder],
+        *,
+        unsupported_is_error: bool,
+    ) -> None:
+        """`images` makes an encoder for the first image."""
+        super().__init__(_IN_FLIGHT)
+        self._call, self._exchange = call, exchange
+        self._endpoint, self._encoder = endpoint, encoder
+        self._make_images = images
+        self._images: ImageEncoder | None = None
+        self._unsupported_is_error = unsupported_is_error
+
+    async def answer(self, request: Request) -> Outcome:
+        """Return the outcome of one request: the reply to it, or the failure that `exchange` has in its place."""
+        try:
+            found = await self._exchange(request, self._body)
+        except PromptmillError as error:
+            if error.code is Code.STORAGE:  # of the job's folder, which every request needs
+                raise
+            return Failure(error, request.attempts)
+        if isinstance(found, Failure):
+            return found
+        self._call.counts.requests += 1
+        response = HttpResponse(found.status, Headers({}), found.body)
+        inline = request.sampling.reasoning == "inline"
+        answer = answer_in(response, self._endpoint, keep_raw=self._call.facts.keep_raw, inline=inline)
+        if isinstance(answer, RetryDecision):
+            return Failure(answer.error, request.attempts + 1, usage=answer.usage)
+        answer.attempts = request.attempts + 1
+        if answer.reasoning and not inline and (problem := answer.unanswered):
+            return Failure(problem, answer.attempts, usage=answer.usage)
+        return answer
+
+    async def aclose(self) -> None:
+        """Stop reading images."""
+        if self._images is not None:
+            self._images.close()
+
+    async def _body(self, request: Request) -> bytes:
+        """Return the body of a request. Raises `PromptmillError` for one that cannot be sent."""
+        head = self._encoder.head(request)
+        if head.refused:
+            texts = [f"{self._endpoint.name} takes no `{name}`" for name in head.refused]
+            if self._unsupported_is_error:
+                raise PromptmillError(Code.UNSUPPORTED, f"{texts[0]}.")
+            for text in texts:
+                self._call.warn(f"{text}; it was left out.")
+        images = {}
+        if wanted := request.conversation.images:
+            self._images = self._images or self._make_images()
+            images = await self._images.read(wanted)
+        body = self._encoder.encode(head, request.conversation, images, request.shared, for_an_hour=True)
+        return body if isinstance(body, bytes) else b"".join(body)

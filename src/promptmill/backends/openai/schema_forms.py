@@ -1,0 +1,330 @@
+"""The forms in which providers take a request for JSON: `response_format`, and JSON Schema in the subset of each.
+
+`asked_of` chooses the form for a chat completion; `strict_form`, `closed_form` and `google_form` translate a schema to
+the subsets of OpenAI, Anthropic and Google. What a subset lacks is described to the model in words where the subset has
+a place for them; promptmill checks every answer with the whole schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from promptmill.answers.schema import schema_of
+from promptmill.backends.openai.providers import JsonForm
+from promptmill.core.values import JsonDict, JsonObject
+
+
+def asked_of(form: JsonForm, wanted: JsonObject) -> tuple[JsonObject | None, str]:
+    """Return the `response_format` for a provider of this `form`, and the instructions for the prompt.
+
+    Raises `PromptmillError` (`invalid_input`) for a `json_schema` without a schema.
+    """
+    schema = schema_of(wanted)
+    if schema is None or form == "schema" or (form == "strict" and wanted["type"] == "json_object"):
+        return wanted, ""
+    if form == "strict":
+        return _strictly(wanted), ""
+    return ({"type": "json_object"} if form == "object" else None), in_words(wanted)
+
+
+def in_words(wanted: JsonObject) -> str:
+    """Return the instructions for a model whose provider does not enforce `wanted`, a request for JSON."""
+    words = "Answer with JSON alone, without any other words or code fences."
+    if wanted["type"] == "json_schema":
+        words += f" It must satisfy this JSON schema:\n{orjson.dumps(schema_of(wanted)).decode()}"
+    return words
+
+
+def _strictly(wanted: JsonObject) -> JsonObject:
+    block = wanted["json_schema"]
+    if not block.get("strict"):
+        return wanted
+    schema = strict_form(block["schema"])
+    # a schema that strict mode cannot express is sent as guidance; promptmill validates every answer anyway
+    block = {**block, "strict": False} if schema is None else {**block, "schema": schema}
+    return {**wanted, "json_schema": block}
+
+
+# JSON Schema → the subset that OpenAI's strict mode accepts: all fields required, no open objects. Rules:
+# platform.openai.com/docs/guides/structured-outputs#supported-schemas; the keywords that bring an error were compared
+# with pydantic-ai's and openai-python's translations (November 2026).
+
+_SILENT = frozenset(
+    {"title", "$schema", "$id", "$comment", "default", "examples", "discriminator", "readOnly", "writeOnly"}
+)
+# Described to the model in words; promptmill checks them in the answer.
+_IN_WORDS = frozenset({
+    "minLength", "maxLength", "propertyNames", "minProperties", "maxProperties", "contains", "minContains",
+    "maxContains", "uniqueItems",
+})  # fmt: skip
+_INEXPRESSIBLE = frozenset({
+    "not", "if", "then", "else", "dependencies", "dependentRequired", "dependentSchemas", "patternProperties",
+    "prefixItems", "additionalItems", "unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef",
+})  # fmt: skip
+_STRICT_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"})
+_SAYS_WHAT = frozenset({"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
+_DEFINITIONS = ("$defs", "definitions")
+
+
+class _InexpressibleError(Exception):
+    """Strict mode cannot express the schema."""
+
+
+def strict_form(schema: JsonObject) -> JsonDict | None:
+    """Return `schema` in the form of strict mode; None if strict mode cannot express it.
+
+    An answer that satisfies the result satisfies `schema`, with two exceptions: optional fields may be null, and
+    keywords that strict mode lacks are only described in words.
+    """
+    try:
+        found = _node(_with_root(schema))
+    except (_InexpressibleError, RecursionError):
+        return None
+    return found if found.get("type") == "object" and "anyOf" not in found else None
+
+
+def _with_root(schema: JsonObject) -> JsonObject:
+    """Return `schema` with the reference at its root replaced: strict mode requires an object there."""
+    reference = schema.get("$ref")
+    for name in _DEFINITIONS:
+        if isinstance(reference, str) and reference.startswith(f"#/{name}/"):
+            root = (schema.get(name) or {}).get(reference.removeprefix(f"#/{name}/"))
+            if isinstance(root, Mapping):
+                return {**root, **{key: value for key, value in schema.items() if key != "$ref"}}
+    return schema
+
+
+def _node(schema: Any) -> JsonDict:
+    if not isinstance(schema, Mapping) or _INEXPRESSIBLE & schema.keys():
+        raise _InexpressibleError
+    node: JsonDict = {}
+    words = []
+    for key, value in schema.items():
+        if (
+            key in _IN_WORDS
+            or (key == "format" and value not in _STRICT_FORMATS)
+            or (key == "pattern" and "(?" in value)
+        ):
+            words.append(f"{key}: {value}")
+        elif key in {"anyOf", "oneOf", "allOf"}:
+            node["anyOf"] = _options(key, value, taken="anyOf" in node)
+        elif key in _DEFINITIONS:
+            node[key] = {name: _node(inner) for name, inner in value.items()}
+        elif key not in _SILENT:
+            node[key] = value
+    if "$ref" in node and len(node) > 1 and not (node.keys() <= {"$ref", *_DEFINITIONS}):
+        node["anyOf"] = [{"$ref": node.pop("$ref")}]  # `$ref` may have no siblings, `anyOf` may
+    if words:
+        node["description"] = f"{node.get('description', '')} ({', '.join(words)})".strip()
+    if "properties" in node or node.get("type") == "object":
+        _close(node)
+    if "items" in node or node.get("type") == "array":
+        node["items"] = _node(node.get("items"))
+        if not _SAYS_WHAT & node["items"].keys():
+            raise _InexpressibleError
+    return node
+
+
+def _options(key: str, value: Any, *, taken: bool) -> list[JsonDict]:
+    if taken or (key == "allOf" and len(value) != 1):
+        raise _InexpressibleError
+    return [_node(option) for option in value]
+
+
+def _close(node: JsonDict) -> None:
+    """Require all fields of an object and allow no others; an optional field may be null."""
+    properties = node.get("properties")
+    if not properties or node.get("type", "object") != "object":
+        raise _InexpressibleError  # an object with arbitrary names would always be empty
+    required = node.get("required") or ()
+    if not set(required) <= properties.keys():
+        raise _InexpressibleError
+    fields = {name: _node(inner) for name, inner in properties.items()}
+    if not all(_SAYS_WHAT & inner.keys() for inner in fields.values()):
+        raise _InexpressibleError
+    node["type"] = "object"
+    node["properties"] = {name: inner if name in required else _or_null(inner) for name, inner in fields.items()}
+    node["required"] = list(properties)
+    node["additionalProperties"] = False
+
+
+def _or_null(node: JsonDict) -> JsonDict:
+    description = {name: node.pop(name) for name in ("description",) if name in node}
+    return {"anyOf": [node, {"type": "null"}], **description}
+
+
+# The subsets of Anthropic's `output_config.format` and Google's `responseJsonSchema`. Rules: `transform_schema` of the
+# package anthropic 2.13.0 and platform.claude.com/docs/en/build-with-claude/structured-outputs; `response_json_schema`
+# of the package google-genai 3.6.1.
+
+_ALWAYS = frozenset({"type", "description", "title", "required"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Subset:
+    """A part of JSON Schema. `kept` are its keywords without schemas in them, `formats` those of `format`."""
+
+    kept: frozenset[str]
+    formats: frozenset[str]
+    closes: bool
+    """Whether an object must name all its fields, and a schema may not refer to itself."""
+    has_tuples: bool
+    """Whether it has `prefixItems`, and objects with arbitrary names."""
+
+
+_ANTHROPIC = _Subset(_ALWAYS | {"enum", "const"}, _STRICT_FORMATS | {"uri"}, closes=True, has_tuples=False)
+# Google also takes `maxItems`, but several of them bring a refusal without a reason: googleapis/python-genai#2170.
+_GOOGLE = _Subset(
+    _ALWAYS | {"enum", "minItems", "minimum", "maximum", "propertyOrdering"},
+    frozenset({"date-time", "date", "time"}),
+    closes=False,
+    has_tuples=True,
+)
+
+
+def closed_form(schema: JsonObject) -> JsonDict | None:
+    """Return `schema` in Anthropic's subset; None if that cannot express it. What satisfies it satisfies `schema`.
+
+    Keywords that the subset lacks are only described in words.
+    """
+    return _in_subset(schema, _ANTHROPIC)
+
+
+def google_form(schema: JsonObject) -> JsonDict | None:
+    """Return `schema` in Google's subset; None if that cannot express it. As `closed_form`."""
+    return _in_subset(schema, _GOOGLE)
+
+
+def _in_subset(schema: JsonObject, subset: _Subset) -> JsonDict | None:
+    try:
+        node = _with_root(schema)
+        definitions = {name: inner for group in _DEFINITIONS for name, inner in (node.get(group) or {}).items()}
+        if subset.closes and any(_reaches(name, inner, definitions, set()) for name, inner in definitions.items()):
+            return None
+        found = _within({key: value for key, value in node.items() if key not in _DEFINITIONS}, subset)
+        if definitions:
+            found["$defs"] = {name: _within(inner, subset) for name, inner in definitions.items()}
+    except (_InexpressibleError, RecursionError, AttributeError, TypeError):
+        return None
+    return found
+
+
+def _reaches(name: str, node: Any, definitions: JsonObject, seen: set[str]) -> bool:
+    """Return whether `node` refers to the definition `name`, also through others."""
+    if isinstance(node, list):
+        return any(_reaches(name, inner, definitions, seen) for inner in node)
+    if not isinstance(node, Mapping):
+        return False
+    if isinstance(reference := node.get("$ref"), str):
+        there = reference.rsplit("/", 1)[-1]
+        if there == name:
+            return True
+        if there not in seen:
+            seen.add(there)
+            return _reaches(name, definitions.get(there), definitions, seen)
+    return any(_reaches(name, inner, definitions, seen) for inner in node.values())
+
+
+def _within(schema: Any, subset: _Subset) -> JsonDict:
+    if not isinstance(schema, Mapping) or (_INEXPRESSIBLE - {"prefixItems"}) & schema.keys():
+        raise _InexpressibleError
+    if "$ref" in schema:  # it may have no siblings
+        if not (reference := str(schema["$ref"])).startswith(("#/$defs/", "#/definitions/")):
+            raise _InexpressibleError
+        return {"$ref": f"#/$defs/{reference.rsplit('/', 1)[-1]}"}
+    if "allOf" in schema:
+        (only,) = schema["allOf"] if len(schema["allOf"]) == 1 else (None,)
+        return _within({**_without(schema, "allOf"), **_without(only, "title")}, subset)
+    if isinstance(schema.get("type"), list) or None in (schema.get("enum") or ()):
+        return _of_several_types(schema, subset)
+    node: JsonDict = {}
+    words = []
+    for key, value in schema.items():
+        if (found := _keyword(key, value, subset)) is not None:
+            node |= found
+        elif key not in _SILENT:
+            words.append(f"{key}: {value}")
+    if words:
+        node["description"] = f"{node.get('description', '')} ({', '.join(words)})".strip()
+    if "enum" in node or "const" in node:
+        _close_literals(node, subset)
+    if subset.closes:
+        _close_fields(node)
+    return node
+
+
+def _keyword(key: str, value: Any, subset: _Subset) -> JsonDict | None:
+    """Return a keyword and its value in the subset; None for one that it lacks."""
+    if key in {"anyOf", "oneOf"}:
+        return {"anyOf": [_within(option, subset) for option in value]}
+    if key == "properties":
+        return {key: {name: _within(inner, subset) for name, inner in value.items()}}
+    if key == "items" or (key == "additionalProperties" and isinstance(value, Mapping)):
+        return {key: _within(value, subset)}
+    if key == "prefixItems":
+        if not subset.has_tuples:
+            raise _InexpressibleError
+        return {key: [_within(inner, subset) for inner in value]}
+    if key == "const" and key not in subset.kept:
+        return {"enum": [value]}
+    known = key in subset.kept or key == "additionalProperties"
+    known = known or (key == "format" and value in subset.formats) or (key == "minItems" and value in {0, 1})
+    return {key: value} if known else None
+
+
+def _without(schema: Any, name: str) -> JsonDict:
+    if not isinstance(schema, Mapping):
+        raise _InexpressibleError
+    return {key: value for key, value in schema.items() if key != name}
+
+
+def _of_several_types(schema: JsonObject, subset: _Subset) -> JsonDict:
+    """Return a schema with a list of types, or null among its values, as a choice between one schema for each."""
+    named = schema.get("type")
+    types = named if isinstance(named, list) else [named, "null"]
+    values = schema.get("enum")
+    options = []
+    for kind in types:
+        if kind == "null":
+            options.append({"type": "null"})
+            continue
+        option = dict(schema)
+        option.pop("type", None)
+        if kind is not None:
+            option["type"] = kind
+        if values is not None:
+            option["enum"] = [value for value in values if value is not None]
+        option.pop("description", None)
+        options.append(option)
+    about = {"description": schema["description"]} if "description" in schema else {}
+    return {"anyOf": [_within(option, subset) for option in options], **about}
+
+
+def _close_literals(node: JsonDict, subset: _Subset) -> None:
+    """Give a list of values the type that Google requires; Anthropic takes values without a type."""
+    if subset.closes:
+        node.pop("type", None)
+        return
+    values = node["enum"]
+    if all(isinstance(value, str) for value in values):
+        node["type"] = "string"
+    elif all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        node.setdefault("type", "number")
+    else:
+        raise _InexpressibleError
+
+
+def _close_fields(node: JsonDict) -> None:
+    """Allow no other fields of an object than the named ones."""
+    if node.get("type") == "object" or "properties" in node:
+        if not node.get("properties") and node.get("additionalProperties") is not False:
+            raise _InexpressibleError  # an object with arbitrary names would always be empty
+        if isinstance(node.get("additionalProperties"), Mapping):
+            raise _InexpressibleError
+        node |= {"type": "object", "additionalProperties": False}
+    elif not _SAYS_WHAT & node.keys():
+        raise _InexpressibleError

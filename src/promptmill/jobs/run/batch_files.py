@@ -1,0 +1,141 @@
+"""The files of a batch round: rows become lines of files, each the content of one batch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import IO
+
+from promptmill.backends.batches import BatchApi
+from promptmill.backends.protocol import Failure
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Request
+from promptmill.jobs import disk
+from promptmill.jobs.store import batches
+from promptmill.jobs.store.batches import AtProvider, Batch
+from promptmill.jobs.store.folder import Folder
+
+_ROWS_AT_ONCE = 512
+_WAITS = Failure(PromptmillError(Code.BATCHED, "The row waits for a batch."))
+
+
+def waits(request: Request) -> Failure:
+    """Return the failure of a request whose reply comes by batch, or live after it."""
+    return Failure(_WAITS.error, request.attempts) if request.attempts else _WAITS
+
+
+def new_key() -> str:
+    """Return a label by which a batch is found in the provider's list."""
+    return f"promptmill-{secrets.token_hex(8)}"
+
+
+class BatchFiles:
+    """Writes the requests of a round's open rows into files. `exchange` takes them, see `backends.protocol.Exchange`.
+
+    A file is complete when its batch is `planned`; a kill before that leaves a batch in the state `planning`.
+    """
+
+    def __init__(
+        self, folder: Folder, api: BatchApi, of: Batch, asked_of: Callable[[int], bytes | None], most: int
+    ) -> None:
+        """`of` has the round and slot of the batches, `asked_of` returns the digest of a row's question.
+
+        `most`: the most requests of a batch.
+        """
+        self._folder, self._api, self._of, self._asked_of = folder, api, of, asked_of
+        self._limits, self._most = api.limits, most
+        self._file: IO[bytes] | None = None
+        self._batch = of
+        self._bytes = 0
+        self._digest = hashlib.sha256()
+        self._rows: list[tuple[int, bytes | None]] = []
+        self._reserved: dict[int, float] = {}
+        """The highest possible cost of each batch."""
+        self._batch_of: dict[int, int] = {}
+        """The batches of rows whose cost is not known yet."""
+        self.planned = 0
+        """The number of rows in batches."""
+
+    async def exchange(self, request: Request, body_of: Callable[[Request], Awaitable[bytes]]) -> Failure:
+        """Take a request into a file. Rows for other paths or models stay open, and are sent live after the batch."""
+        if request.path or request.choice or request.extra.get("model") not in {None, self._of.model}:
+            return waits(request)
+        if request.conversation.images and not self._limits.takes_local_images:
+            raise PromptmillError(Code.UNSUPPORTED, "The provider's batches take no images.", "Send them live.")
+        line = self._api.line(str(request.key), await body_of(request))
+        if len(line) > self._limits.file_bytes:
+            raise PromptmillError(Code.REQUEST_TOO_LARGE, f"The request has {len(line):,} bytes, too many for a batch.")
+        try:
+            if self._batch.requests >= self._most or self._bytes + len(line) > self._limits.file_bytes:
+                self.complete()
+            if self._file is None:
+                self._begin()
+            assert self._file is not None
+            self._file.write(line)
+        except OSError as error:
+            raise disk.unusable(error, self._folder.path) from None
+        self._digest.update(line)
+        self._bytes += len(line)
+        self._batch = self._batch.changed(requests=self._batch.requests + 1)
+        self._rows.append((request.key, self._asked_of(request.key)))
+        self._batch_of[request.key] = self._batch.id
+        self.planned += 1
+        if len(self._rows) >= _ROWS_AT_ONCE:
+            self._store_rows()
+        return waits(request)
+
+    def reserve(self, key: int, most: float) -> None:
+        """Note the highest possible cost of a row."""
+        if (batch := self._batch_of.pop(key, None)) is not None:
+            self._reserved[batch] = self._reserved.get(batch, 0.0) + most
+
+    def complete(self) -> None:
+        """Complete the present file, if any; its batch is planned then. Raises as `JobDatabase` does."""
+        if self._file is None:
+            return
+        disk.sync_file(self._file)
+        self._file.close()
+        self._file = None
+        self._store_rows()
+        batches.put(self._folder.store, self._batch.changed(state="planned", sha256=self._digest.hexdigest()))
+
+    def store_amounts(self) -> None:
+        """Store the highest possible cost of each batch, once every row's is known."""
+        store = self._folder.store
+        known = {batch.id: batch for batch in batches.open_batches(store)}
+        batches.put(store, *(known[id_].changed(most=most) for id_, most in self._reserved.items() if id_ in known))
+
+    def close(self) -> None:
+        """Close the file without completing it."""
+        if self._file is not None:
+            self._file.close()
+
+    def _begin(self) -> None:
+        store = self._folder.store
+        id_ = batches.next_id(store)
+        self._batch = self._of.changed(id=id_, key=new_key(), there=AtProvider(since=time.time()))
+        batches.put(store, self._batch)
+        self._file = _created(self._batch, self._folder)
+        self._bytes, self._digest = 0, hashlib.sha256()
+
+    def _store_rows(self) -> None:
+        batches.add_rows(self._folder.store, self._batch, self._rows)
+        self._rows = []
+
+
+def _created(batch: Batch, folder: Folder) -> IO[bytes]:
+    path = batch.file(folder.path)
+    path.unlink(missing_ok=True)
+    return os.fdopen(disk.created(path), "wb")
+
+
+def is_whole(batch: Batch, folder: Folder) -> bool:
+    """Return whether the file of a planned batch is as it was planned. Blocks."""
+    try:
+        with batch.file(folder.path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == batch.sha256
+    except OSError:
+        return False

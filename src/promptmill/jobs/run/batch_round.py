@@ -1,0 +1,443 @@
+"""A batch round: the provider answers files of requests within a day, at a lower price.
+
+    plan      open rows become the lines of files; each file is the content of a batch
+    send      upload, create: each batch is stored before and after
+    look      until the provider has ended it, or `by` has come: then it is cancelled
+    store     the replies go through the functions around `answer` like those of live requests
+    clean up  the files at the provider are deleted
+
+Rows without an answer afterwards (expired, cancelled, failed for a reason that may pass) are rows of the live round
+that follows. The chain runs twice: while planning, `Call.exchange` takes the request in place of the network, and while
+storing, it has the reply. `jobs.store.batches` has the states of a batch, in each of which a job may be killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from promptmill.answering.costs import price_of
+from promptmill.backends import registry
+from promptmill.backends.batches import (
+    LIST_LAG_S,
+    BatchApi,
+    BatchState,
+    BatchUnclearError,
+    PlannedBatch,
+    QueueFullError,
+    Reply,
+)
+from promptmill.backends.protocol import Call, Facts, Failure, Outcome
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Request
+from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.batch_files import BatchFiles, is_whole, new_key, waits
+from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
+from promptmill.jobs.store import batches, statistics
+from promptmill.jobs.store.batches import HAS_REPLY, IN_BATCH, Batch
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.order import BatchOrder
+from promptmill.jobs.store.progress import Progress
+from promptmill.jobs.store.rounds import store_round, stored_rounds
+from promptmill.jobs.store.status_record import BatchStatus
+from promptmill.service.service import Service
+
+_LONGEST_POLL_S = 900.0
+_GROWTH = 1.5
+_REPLIES_AT_ONCE = 256
+_CANCEL_S = 10.0
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The time; tests have their own."""
+
+    now: Callable[[], float] = time.time
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+class PlanSink(StoreSink):
+    """Records the outcomes of rows that need no request, such as hits of the cache. Rows in a batch have none yet."""
+
+    planned: Callable[[int, float], None]
+    """Is called with the key of a row in a batch, and its highest possible cost."""
+    full: PromptmillError | None = None
+    """The error of a row that the budget cannot pay now."""
+
+    def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
+        """Take an outcome, see `StoreSink.put`."""
+        code = outcome.error.code if isinstance(outcome, Failure) else None
+        if code is Code.BATCHED:
+            self.taken.pop(key, None)
+            self.planned(key, outcome.cost or 0.0)
+            return None
+        if code is Code.BUDGET and isinstance(outcome, Failure):
+            self.taken.pop(key, None)
+            self.full = outcome.error
+            return None
+        return super().put(key, outcome)
+
+
+class BatchRound:
+    """One round of a job whose `way` is `batch`."""
+
+    def __init__(
+        self,
+        job: Job,
+        service: Service,
+        progress: Progress,
+        rows: OpenRows,
+        sink_of: Callable[[type[StoreSink], Call], StoreSink],
+        *,
+        is_cancelled: Callable[[], bool],
+        no_room: Callable[[PromptmillError], None],
+        clock: Clock = Clock(),
+    ) -> None:
+        """`rows` are the round's open rows, `sink_of` makes their sink. `is_cancelled`: the user has cancelled the job.
+
+        `no_room` is called with the error of a row that the budget can never pay.
+        """
+        self._job, self._service, self._progress, self._round = job, service, progress, rows.round
+        self._rows, self._sink_of, self._clock = rows, sink_of, clock
+        self._order = job.order.batch or BatchOrder()
+        self._is_cancelled, self._no_room = is_cancelled, no_room
+        self._store = job.folder.store
+        self._apis: dict[int, BatchApi] = {}
+        self._most: dict[int, int] = {}
+        """The most requests of a batch, by slot; fewer once a queue was full."""
+        self._again_at: dict[int, float] = {}
+        """When a batch is looked for, or created, again."""
+        self._replans = False
+        """Whether a batch was given up, so that its rows are planned again."""
+        self._is_resumed = bool(self._open())
+        self._poll_s = 0.0
+
+    async def run(self) -> None:
+        """Run the round to its end. Raises `PromptmillError`, and the errors of the database."""
+        async with contextlib.AsyncExitStack() as opened:
+            for slot in self._round.slots:
+                api = self._apis[slot] = await opened.enter_async_context(registry.batches(self._plan_of(slot)))
+                self._most[slot] = api.limits.requests
+                self._poll_s = max(self._poll_s, api.limits.poll_s)
+                if not self._is_resumed:
+                    await api.check()
+            try:
+                await self._through()
+            except asyncio.CancelledError:
+                if self._is_cancelled():
+                    await self._cancel_all()
+                raise
+        for slot in self._round.slots:
+            batches.mark_tried(self._store, slot, self._round.condition(self._rows.targets[slot].counted, slot))
+        store_round(self._store, replace(self._round, done=True))
+
+    async def _through(self) -> None:
+        """Plan, send and store batches until no row is left for one."""
+        for batch in self._open():
+            if batch.state == "planning":  # a kill left an incomplete file
+                await self._drop(batch)
+            elif batch.settings not in self._rows.targets[batch.slot].counted:
+                await self._cancel(batch)
+                batches.forget(self._store, batch)
+        while True:
+            full = None if self._is_late else await self._plan()
+            if not (open_ := self._open()):
+                if full is not None:
+                    self._no_room(full)
+                return
+            # answers cost less than the reservation, so there may be room for more rows
+            again = full is not None or any(batch.there.is_cancelled for batch in open_)
+            self._replans = False
+            while (open_ := self._open()) and not self._replans:
+                moved = [await self._advance(batch) for batch in open_]
+                self._note()
+                if not any(moved) and not self._replans:
+                    await self._wait()
+            if not (again or self._replans):
+                return
+
+    def _open(self) -> list[Batch]:
+        return [batch for batch in batches.open_batches(self._store) if batch.round == self._round.id]
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether the time has come at which open rows are sent live."""
+        return self._order.by is not None and self._clock.now() >= self._order.by
+
+    def _plan_of(self, slot: int) -> ResolvedConfig:
+        model, plan = self._rows.targets[slot].model, self._job.plan
+        if not model:
+            return plan
+        return self._service.plan_of(model) if model in self._service.models else plan.with_model(model)
+
+    # ---- plan
+
+    async def _plan(self) -> PromptmillError | None:
+        """Write the open rows that are in no batch into files. Return the error of the budget if it has no room."""
+        full = [await self._plan_slot(slot) for slot in self._round.slots]
+        return next(filter(None, full), None)
+
+    async def _plan_slot(self, slot: int) -> PromptmillError | None:
+        call = Call(Facts(of_job=True))
+        call.ledger.budget = self._progress.stats.ledger.budget
+        sink = self._sink_of(PlanSink, call)
+        assert isinstance(sink, PlanSink)
+        target = self._rows.targets[slot]
+        of = Batch(id=0, key="", round=self._round.id, slot=slot, model=target.model, settings=target.settings)
+        files = BatchFiles(self._job.folder, self._apis[slot], of, lambda key: sink.taken[key].asked, self._most[slot])
+        sink.planned, call.exchange = files.reserve, files.exchange
+        rows = replace(
+            self._rows,
+            round=replace(self._round, slots=(slot,)),
+            only=f"NOT {IN_BATCH}",
+            enough=lambda: sink.full is not None or self._rows.enough(),
+        )
+        try:
+            await answer_rows(self._service, rows, sink, call, self._job.plan)
+            await asyncio.to_thread(files.complete)
+            files.store_amounts()
+        finally:
+            files.close()
+        return sink.full
+
+    async def _drop(self, batch: Batch) -> None:
+        """Give up a batch that the provider does not have; its rows are open again."""
+        if batch.there.file_id:
+            await self._apis[batch.slot].delete(self._planned(batch), None)
+        batches.drop(self._store, batch)
+        batch.file(self._job.folder.path).unlink(missing_ok=True)
+        self._free(batch.most)
+
+    def _free(self, most: float) -> None:
+        for budget in (self._progress.stats.ledger.budget, self._service.budget):
+            if budget is not None:
+                budget.free(most, 0.0)
+
+    # ---- send and look
+
+    async def _advance(self, batch: Batch) -> bool:
+        """Take a batch to its next state; return False if it has to wait."""
+        if self._clock.now() < self._again_at.get(batch.id, 0.0) and not self._is_late:
+            return False
+        if batch.state in {"planned", "uploaded"} and self._is_late:
+            await self._drop(batch)
+            return True
+        step = {
+            "planned": self._upload,
+            "uploaded": self._create,
+            "creating": self._find,
+            "sent": self._look,
+            "ended": self._fetch,
+            "fetched": self._store_replies,
+        }[batch.state]
+        return await step(batch)
+
+    def _planned(self, batch: Batch) -> PlannedBatch:
+        plan = self._plan_of(batch.slot)
+        return PlannedBatch(
+            key=batch.key,
+            model=plan.model,
+            requests=batch.requests,
+            file=batch.file(self._job.folder.path),
+            planned=batch.there.since,
+            file_id=batch.there.file_id,
+        )
+
+    async def _upload(self, batch: Batch) -> bool:
+        if not await asyncio.to_thread(is_whole, batch, self._job.folder):
+            await self._drop(batch)
+            self._replans = True
+            return True
+        api, planned = self._apis[batch.slot], self._planned(batch)
+        file_id = await api.find_file(planned) if self._is_resumed else ""
+        file_id = file_id or await api.upload(planned)
+        batches.put(self._store, batch.seen("uploaded", file_id=file_id))
+        return True
+
+    async def _create(self, batch: Batch) -> bool:
+        creating = batch.changed(state="creating")
+        batches.put(self._store, creating)
+        await asyncio.to_thread(self._store.sync)
+        try:
+            state = await self._apis[batch.slot].create(self._planned(batch))
+        except BatchUnclearError as error:
+            _LOG.warning("%s", error)
+            self._again_at[batch.id] = self._clock.now() + LIST_LAG_S
+            return False
+        except QueueFullError as error:
+            return await self._wait_for_queue(batch, error.wait_s)
+        except PromptmillError:
+            batches.put(self._store, batch)
+            raise
+        self._adopt(creating, state)
+        return True
+
+    def _adopt(self, batch: Batch, state: BatchState) -> None:
+        batches.put(self._store, batch.seen("sent", id=state.id, said=state.said, expires=state.expires))
+        self._again_at.pop(batch.id, None)
+
+    async def _find(self, batch: Batch) -> bool:
+        """Look for a batch whose creation has an unclear end: in this process, or in one that was killed."""
+        others = {other.there.id for other in batches.stored_batches(self._store) if other.there.id}
+        state = await self._apis[batch.slot].find(self._planned(batch), others)
+        if state is not None:
+            self._adopt(batch, state)
+            return True
+        if batch.id in self._again_at:  # it was missing, or the reply unclear, more than `LIST_LAG_S` ago
+            batches.put(self._store, batch.changed(state="uploaded"))
+            del self._again_at[batch.id]
+            return True
+        self._again_at[batch.id] = self._clock.now() + LIST_LAG_S
+        return False
+
+    async def _wait_for_queue(self, batch: Batch, wait_s: float | None) -> bool:
+        """Wait until the provider's queue has room; if no batch of ours is in it, this one is too large for it."""
+        is_alone = not any(other.state == "sent" for other in self._open() if other.id != batch.id)
+        if is_alone and batch.requests > 1:
+            self._most[batch.slot] = batch.requests // 2
+            await self._drop(batch)
+            self._replans = True
+            return True
+        again = batch.seen("uploaded", id="", since=self._clock.now())
+        batches.put(self._store, again.changed(key=new_key()))
+        self._again_at[batch.id] = self._clock.now() + (wait_s or self._order.poll or self._poll_s)
+        return False
+
+    async def _look(self, batch: Batch) -> bool:
+        api = self._apis[batch.slot]
+        if self._is_late and not batch.there.is_cancelled:
+            try:
+                await api.cancel(batch.there.id)
+            except PromptmillError as error:
+                if error.code is not Code.UNSUPPORTED:  # then its end is awaited
+                    raise
+            batch = batch.seen("sent", is_cancelled=True)
+            self._poll_s = api.limits.poll_s
+        state = await api.state(batch.there.id)
+        batch = batch.seen("sent", said=state.said, done=state.done, expires=state.expires or batch.there.expires)
+        if not state.is_ended:
+            batches.put(self._store, batch)
+            return False
+        if state.is_full:
+            return await self._wait_for_queue(batch, None)
+        if state.problem is not None and not state.results:  # the same rows can be planned again
+            await self._drop(batch)
+            raise state.problem
+        batches.put(self._store, batch.changed(state="ended"))
+        return True
+
+    async def _wait(self) -> None:
+        """Wait until the next look, or until rows are sent live."""
+        wait_s = self._order.poll or self._poll_s
+        self._poll_s = min(self._poll_s * _GROWTH, max(_LONGEST_POLL_S, self._poll_s))
+        if self._order.by is not None and not self._is_late:
+            wait_s = min(wait_s, self._order.by - self._clock.now())
+        await self._clock.sleep(max(0.0, wait_s))
+
+    async def _cancel_all(self) -> None:
+        """Cancel the batches at the provider, as far as it answers soon. Their finished part is stored later."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CANCEL_S):
+                for batch in self._open():
+                    with contextlib.suppress(PromptmillError):
+                        await self._cancel(batch)
+
+    async def _cancel(self, batch: Batch) -> None:
+        if batch.state == "sent" and not batch.there.is_cancelled:
+            await self._apis[batch.slot].cancel(batch.there.id)
+            batches.put(self._store, batch.seen("sent", is_cancelled=True))
+
+    # ---- store
+
+    async def _fetch(self, batch: Batch) -> bool:
+        """Store the replies as they arrive."""
+        api, page = self._apis[batch.slot], list[Reply]()
+        unknown = 0
+        try:
+            async for reply in api.replies(await api.state(batch.there.id)):
+                page.append(reply)
+                if len(page) >= _REPLIES_AT_ONCE:
+                    unknown += await asyncio.to_thread(batches.keep_replies, self._store, batch, page)
+                    page = []
+        except PromptmillError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            _LOG.warning("%s: a part of its results is gone: %s", batch.there.id, error)
+        unknown += await asyncio.to_thread(batches.keep_replies, self._store, batch, page)
+        if unknown:
+            _LOG.warning("%s: %d replies belong to no row", batch.there.id, unknown)
+        batches.put(self._store, batch.changed(state="fetched"))
+        return True
+
+    async def _store_replies(self, batch: Batch) -> bool:
+        """Take the replies through the functions around `answer`, and clean up."""
+        stats, left = self._progress.stats, [batch.most]
+        each = batch.most / max(1, batch.requests)
+        read: set[int] = set()
+
+        async def exchange(request: Request, _: object) -> Reply | Failure:
+            if request.key in read:  # an answer that does not satisfy its schema: asked again live
+                return waits(request)
+            read.add(request.key)
+            return batches.reply_to(self._store, batch, request.key) or waits(request)
+
+        def deferred(key: int) -> float:
+            freed = each if key not in settled else 0.0
+            settled.add(key)
+            left[0] -= freed
+            return freed
+
+        settled: set[int] = set()
+        rows = replace(
+            self._rows,
+            round=replace(self._round, slots=(batch.slot,)),
+            only=HAS_REPLY.replace("{batch}", str(batch.id)),
+        )
+        stats.exchange, stats.ledger.deferred = exchange, deferred
+        try:
+            await answer_rows(self._service, rows, self._sink_of(StoreSink, stats), stats, self._job.plan)
+        finally:
+            stats.exchange = stats.ledger.deferred = None
+        await self._clean_up(batch)
+        self._free(max(0.0, left[0]))
+        return True
+
+    async def _clean_up(self, batch: Batch) -> None:
+        """Delete the files at the provider and here."""
+        api = self._apis[batch.slot]
+        if not self._order.keep_files:
+            with contextlib.suppress(PromptmillError):  # they expire by themselves
+                await api.delete(self._planned(batch), await api.state(batch.there.id))
+        batch.file(self._job.folder.path).unlink(missing_ok=True)
+        batches.finish(self._store, batch, again=batch.there.is_cancelled and not self._is_late)
+
+    def _note(self) -> None:
+        """Show the state of the batches."""
+        open_ = self._open()
+        now = [batch for batch in open_ if batch.state in {"sent", "ended", "fetched"}]
+        self._progress.batch = {
+            "batches": len(open_),
+            "requests": sum(batch.requests for batch in open_),
+            "done": sum(batch.there.done or 0 for batch in now),
+            "said": ", ".join(sorted({batch.there.said or batch.state for batch in open_})),
+            "ids": [batch.there.id for batch in open_ if batch.there.id],
+            **({"expires": min(times)} if (times := [one.there.expires for one in now if one.there.expires]) else {}),
+        }
+
+
+def batch_figures(store: JobDatabase, plan: ResolvedConfig) -> BatchStatus:
+    """Return the answers by batch and live, with their costs; empty for a job without batches. Blocks."""
+    ids = [round_.id for round_ in stored_rounds(store) if round_.way == "batch"]
+    if not ids:
+        return {}
+    by_batch, live = statistics.paid(store, ids)
+    found: BatchStatus = {"by_batch": by_batch.rows, "live": live.rows}
+    if (price := price_of(plan)) is not None:
+        found |= {"cost": by_batch.cost, "live_cost": live.cost, "live_price": price.cost(by_batch.usage)}
+    return found

@@ -1,0 +1,86 @@
+"""What rows share: finds the long beginnings that requests have in common, so that the provider's cache answers them.
+
+The possible ends of a beginning are known from the structure of a request: the ends of its messages, and the places of
+a plain template, after a field and the text that follows it:
+
+    system prompt │ Answer from this text: {{document}} Question: │{{question}}
+                  └ all rows                                      └ the rows with this document
+
+The longest beginning counts that another row of the same window has, too. The rows of a window are sent one group after
+the other, in the order of the groups' first rows. Short rows, and windows in whose first rows nothing is shared, stay
+as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import TypeVar
+
+from promptmill.backends.questions import RowRequests
+from promptmill.core.errors import PromptmillError
+from promptmill.core.request import LEAST_SHARED, Shared
+
+Row = TypeVar("Row")
+
+WINDOW_ROWS, WINDOW_BYTES = 2048, 16 << 20
+_LOOKED_AT = 64
+"""The first rows of a window, which decide whether the others are looked at."""
+
+
+def beginnings(requests: RowRequests, n: int, line: bytes | None, cells: bytes, model: str = "") -> list[Shared]:
+    """Return the beginnings of a row that other rows may share, from the shortest to the longest; none of a bad row."""
+    try:
+        pieces = requests.pieces(n, line, cells)
+    except PromptmillError:
+        return []
+    ends = list(accumulate(map(len, pieces)))
+    if not ends or ends[-1] < LEAST_SHARED:
+        return []
+    digest, found = hashlib.blake2b(model.encode(), digest_size=16), []
+    for piece, end in zip(pieces, ends, strict=True):
+        digest.update(piece.encode("utf-8", "surrogatepass"))
+        if end >= LEAST_SHARED:
+            found.append(Shared(end, digest.hexdigest()))
+    return found
+
+
+def in_groups(
+    pages: Iterator[list[Row]], look: Callable[[Row], list[Shared]], size: Callable[[Row], int], *, reorders: bool
+) -> Iterator[list[tuple[Row, Shared | None]]]:
+    """Yield the rows of pages with what each shares; those that share the most come one after the other.
+
+    `look` returns the beginnings of a row, `size` its bytes. Without `reorders`, the order stays.
+    """
+    window, room = list[Row](), WINDOW_BYTES
+    for page in pages:
+        if not window and not _repeated(map(look, page[:_LOOKED_AT])):
+            yield [(row, None) for row in page]
+            continue
+        window += page
+        room -= sum(map(size, page))
+        if len(window) >= WINDOW_ROWS or room < 0 or not reorders:
+            yield _grouped(window, look, reorders=reorders)
+            window, room = [], WINDOW_BYTES
+    if window:
+        yield _grouped(window, look, reorders=reorders)
+
+
+def _grouped(
+    rows: Sequence[Row], look: Callable[[Row], list[Shared]], *, reorders: bool
+) -> list[tuple[Row, Shared | None]]:
+    found = [look(row) for row in rows]
+    keys = _repeated(found)
+    groups: dict[str, list[tuple[Row, Shared | None]]] = {}
+    for row, own in zip(rows, found, strict=True):
+        shared = next((one for one in reversed(own) if one.key in keys), None)
+        groups.setdefault(shared.key if shared and reorders else "", []).append((row, shared))
+    return [entry for group in groups.values() for entry in group]
+
+
+def _repeated(found: Iterable[list[Shared]]) -> set[str]:
+    """Return the keys of the beginnings that several rows have."""
+    times = Counter(one.key for own in found for one in own)
+    return {key for key, count in times.items() if count > 1}

@@ -1,0 +1,158 @@
+"""The provider in a process of its own: kills of its clients, much data, and flat memory."""
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from batch_server import answer_to
+from peak import peak_bytes
+from waiting import eventually
+
+SUPPORT = Path(__file__).parents[3] / "support"
+ROWS = 10_000
+# A client in a process of its own: plans, uploads, creates, reads; what it stored before a kill is in its folder.
+_CLIENT = """
+import asyncio, dataclasses, json, sys
+from pathlib import Path
+import orjson
+from promptmill.backends.openai.batches.connect import open_batches
+from promptmill.backends.batches import PlannedBatch
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.providers import profile_of
+from promptmill.config.settings import OpenAISettings
+
+url, folder, rows, words = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+
+async def main():
+    headers = {"Authorization": "Bearer key-of-a-test"}
+    endpoint = Endpoint(url + "/chat/completions", "provider", headers, (), profile_of("openai"))
+    async with open_batches(endpoint, OpenAISettings(base_url=[url], model_name="m")) as api:
+        file = folder / f"k-{rows}.jsonl"
+        if not file.exists():
+            with file.with_suffix(".part").open("wb") as out:
+                for number in range(rows):
+                    content = f"prompt {number}" + " word" * words
+                    body = {"model": "m", "messages": [{"role": "user", "content": content}]}
+                    out.write(api.line(f"r-{number}", orjson.dumps(body)))
+            file.with_suffix(".part").rename(file)
+        planned = file.stat().st_mtime
+        batch = PlannedBatch(f"k-{rows}", "m", rows, file, planned)
+        batch = dataclasses.replace(batch, file_id=await api.find_file(batch) or await api.upload(batch))
+        state = await api.find(batch) or await api.create(batch)
+        while not state.is_ended:
+            state = await api.state(state.id)
+        answered = set()
+        async for reply in api.replies(state):
+            assert reply.status == 200
+            answered.add(int(reply.custom_id[2:]))
+        assert len(answered) == rows
+        await api.delete(batch, state)
+
+asyncio.run(main())
+"""
+
+
+class _Provider:
+    """A provider's process."""
+
+    def __init__(self, *switches: str, family: str = "openai") -> None:
+        command = [sys.executable, str(SUPPORT / "batch_server.py"), "--family", family]
+        for switch in switches:
+            command += ["--switch", switch]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.base_url = self._process.stdout.readline().strip()
+        self._root = "/".join(self.base_url.split("/")[:3])
+
+    def state(self, **control: Any) -> dict[str, Any]:
+        """Return its state, after a change of its switches or its clock."""
+        request = Request(f"{self._root}/state")
+        if control:
+            request = Request(f"{self._root}/control", data=json.dumps(control).encode())
+        with urlopen(request) as response:
+            found: dict[str, Any] = json.load(response)
+        return found
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+@pytest.fixture
+def provider(request: pytest.FixtureRequest) -> Iterator[_Provider]:
+    with contextlib.closing(_Provider(*getattr(request, "param", ()))) as started:
+        yield started
+
+
+def _client(url: str, folder: Path, rows: int = 200, words: int = 0) -> list[str]:
+    return [sys.executable, "-c", _CLIENT, url, str(folder), str(rows), str(words)]
+
+
+@pytest.mark.parametrize("provider", [("shuffled", "missing=3", "errors=5")], indirect=True)
+def test_its_state_is_one_page_of_json(provider):
+    state = provider.state(advance_s=5, switches={"missing": 0, "errors": "0"})
+    assert state["switches"]["shuffled"]
+    assert (state["switches"]["missing"], state["switches"]["errors"]) == (0, 0)
+    assert (state["billed"], state["files"], state["batches"]) == ({}, [], [])
+
+
+@pytest.mark.parametrize("held", ["upload", "create", "poll", "download"])
+def test_a_client_that_is_killed_while_it_waits_for_an_answer_finds_its_batch_again(provider, held, tmp_path):
+    provider.state(switches={"held": held})
+    first = subprocess.Popen(_client(provider.base_url, tmp_path))
+    eventually(lambda: not provider.state()["switches"]["held"])
+    first.kill()
+    first.wait()
+    subprocess.run(_client(provider.base_url, tmp_path), check=True)
+    state = provider.state()
+    assert (state["creates"], state["uploads"]) == (1, 1)
+    assert len(state["billed"]) == 200
+    assert set(state["billed"].values()) == {1}
+    assert (state["files"], state["never_read"], state["running"]) == ([], [], [])
+
+
+def test_ten_thousand_rows_are_uploaded_answered_and_read(provider, tmp_path):
+    subprocess.run(_client(provider.base_url, tmp_path, rows=ROWS), check=True)
+    state = provider.state()
+    assert sum(state["billed"].values()) == len(state["billed"]) == ROWS
+    assert state["tokens"]["batch_answer"] == sum(len(answer_to(f"prompt {n}").split()) for n in range(ROWS))
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(os.name == "nt", reason="Windows reports no peak of a child")
+def test_a_file_of_200_megabytes_takes_no_more_memory_than_one_of_two(provider, tmp_path):
+    """40,000 rows of 5 KB, sent and received; the difference is that of the ids which the client collects."""
+    peaks = []
+    for rows in (400, 40_000):
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        peaks.append(peak_bytes(_client(provider.base_url, folder, rows=rows, words=1000), folder=folder))
+    assert peaks[1] - peaks[0] < 16 << 20, peaks
+
+
+async def test_a_request_that_is_held_ends_with_its_client(provider):
+    provider.state(switches={"held": "live"})
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "a"}]}).encode()
+    host, port = provider.base_url.split("/")[2].split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: a\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    while provider.state()["live"] == 0:
+        await asyncio.sleep(0.01)
+    writer.close()
+    await writer.wait_closed()
+    assert await reader.read() == b""
+    assert provider.state()["billed"] == {"a": 1}

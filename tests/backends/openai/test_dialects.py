@@ -1,0 +1,873 @@
+"""Other APIs than chat completions: what they get, and what becomes of their replies, over real connections."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from typing import Any
+
+import orjson
+import pytest
+from multidict import CIMultiDict
+from PIL import Image
+
+from dialect_replies import speaks
+from driving import ask, echoes, opened
+from fakes import KEY, openai_plan
+from promptmill.answers.schema import asking_for
+from promptmill.backends.openai.diagnosis import diagnose
+from promptmill.backends.openai.discovery import connected, read_models
+from promptmill.backends.openai.endpoint import Endpoint, endpoints
+from promptmill.backends.openai.failures import FailureKind, RetryDecision
+from promptmill.backends.openai.providers import PLAIN, profile_named
+from promptmill.backends.openai.reply import read_response
+from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.schema_forms import closed_form, google_form
+from promptmill.backends.protocol import Call, Completion, Facts, Usage
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Request, Sampling, conversation_from_messages
+from replies import attempts, raw
+
+NAMES = ("anthropic", "gemini", "responses")
+_PATHS = {"anthropic": "/messages", "gemini": "/models", "responses": "/responses"}
+TOOL = {
+    "type": "function",
+    "function": {"name": "look", "description": "Look it up.", "parameters": {"type": "object", "properties": {}}},
+}
+DATA = b'"data:image/png;base64,AAAA"'
+
+
+def _endpoint(name: str, provider: str = "") -> Endpoint:
+    usual = {"anthropic": "anthropic", "gemini": "google", "responses": "openai"}
+    profile = PLAIN if provider == "plain" else profile_named(provider or usual[name])
+    return Endpoint(f"http://x/v1{_PATHS[name]}", "x", {}, (), profile, dialect=name)
+
+
+def written(
+    name: str,
+    *messages: Any,
+    model: str = "m",
+    images: dict[str, bytes] | None = None,
+    extra: Any = None,
+    stream: bool = False,
+    **sampling: Any,
+) -> tuple[dict[str, Any], list[str], str]:
+    """Return the body of a request, the parameters that were refused, and its URL."""
+    turns = list(messages) or ["Hi"]
+    turns = [{"role": "user", "content": turn} if isinstance(turn, str) else turn for turn in turns]
+    request = Request(0, conversation_from_messages(turns, "it"), Sampling(**sampling), extra or {})
+    encoder = RequestEncoder(_endpoint(name), model, enable_thinking=None, stream=stream)
+    head = encoder.head(request)
+    body = encoder.encode(head, request.conversation, images or {})
+    whole = body if isinstance(body, bytes) else b"".join(body)
+    return orjson.loads(whole), head.refused, head.endpoint.url
+
+
+def read(name: str, body: Any, status: int = 200, headers: Any = None, **options: Any) -> Completion | RetryDecision:
+    """Return what a response means."""
+    data = body if isinstance(body, bytes) else orjson.dumps(body)
+    return read_response(status, CIMultiDict(headers or {}), data, _endpoint(name), **options)
+
+
+def answered(name: str, body: Any, **options: Any) -> Completion:
+    """Return the answer in a response."""
+    found = read(name, body, **options)
+    assert isinstance(found, Completion), found
+    return found
+
+
+# Where requests go, and with which key
+
+
+@pytest.mark.parametrize(
+    ("block", "dialect", "url", "key_header"),
+    [
+        ({"provider": "anthropic"}, "anthropic", "https://api.anthropic.com/v1/messages", "x-api-key"),
+        ({"base_url": "https://api.anthropic.com"}, "anthropic", "https://api.anthropic.com/v1/messages", "x-api-key"),
+        (
+            {"provider": "claude", "dialect": "openai"},
+            "openai",
+            "https://api.anthropic.com/v1/chat/completions",
+            "Authorization",
+        ),
+        (
+            {"provider": "gemini"},
+            "gemini",
+            "https://generativelanguage.googleapis.com/v1beta/models",
+            "x-goog-api-key",
+        ),
+        (
+            {"base_url": "https://generativelanguage.googleapis.com"},
+            "gemini",
+            "https://generativelanguage.googleapis.com/v1beta/models",
+            "x-goog-api-key",
+        ),
+        (
+            {"base_url": "https://generativelanguage.googleapis.com/v1beta/openai/"},
+            "openai",
+            "https://generativelanguage.googleapis.com/v1beta/openai/chat/completions",
+            "Authorization",
+        ),
+        (
+            {"provider": "gemini", "dialect": "openai"},
+            "openai",
+            "https://generativelanguage.googleapis.com/v1beta/openai/chat/completions",
+            "Authorization",
+        ),
+        ({"provider": "openai"}, "openai", "https://api.openai.com/v1/chat/completions", "Authorization"),
+        (
+            {"provider": "openai", "dialect": "responses"},
+            "responses",
+            "https://api.openai.com/v1/responses",
+            "Authorization",
+        ),
+        ({"base_url": "http://h:1/v1/responses"}, "responses", "http://h:1/v1/responses", "Authorization"),
+        ({"base_url": "http://h:1/v1/messages"}, "anthropic", "http://h:1/v1/messages", "x-api-key"),
+        (
+            {"base_url": "https://api.deepseek.com/anthropic", "dialect": "anthropic"},
+            "anthropic",
+            "https://api.deepseek.com/anthropic/v1/messages",
+            "x-api-key",
+        ),
+        ({"base_url": "http://h:1", "dialect": "gemini"}, "gemini", "http://h:1/v1beta/models", "x-goog-api-key"),
+    ],
+)
+def test_each_provider_is_spoken_to_in_its_own_api_unless_told_otherwise(block, dialect, url, key_header):
+    plan = Configuration(
+        {"backend": "openai", "backend_configs": {"openai": {"model_name": "m", "api_key": KEY, **block}}}
+    ).plan
+    (endpoint,) = endpoints(plan, {})
+    assert (endpoint.dialect, endpoint.url) == (dialect, url)
+    assert endpoint.headers[key_header].removeprefix("Bearer ") == KEY
+    assert ("anthropic-version" in endpoint.headers) == (dialect == "anthropic")
+
+
+def test_a_server_that_speaks_anthropics_api_gets_the_key_in_both_ways_that_servers_know():
+    plan = openai_plan("http://127.0.0.1:1/v1", dialect="anthropic")
+    headers = endpoints(plan, {})[0].headers
+    assert headers["x-api-key"] == KEY
+    assert headers["Authorization"] == f"Bearer {KEY}"
+
+
+def test_gemini_has_the_model_and_the_way_in_the_url():
+    assert written("gemini", model="gemini-x")[2] == "http://x/v1/models/gemini-x:generateContent"
+    streamed = written("gemini", model="models/gemini-x", stream=True)
+    assert streamed[2] == "http://x/v1/models/gemini-x:streamGenerateContent?alt=sse"
+    assert "stream" not in streamed[0]
+    assert written("gemini", extra={"model": "tunedModels/a"})[2] == "http://x/v1/tunedModels/a:generateContent"
+
+
+# Requests
+
+
+def test_system_messages_become_the_systems_place_of_each_api():
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    body, _, _ = written("anthropic", *messages)
+    assert body["system"] == "Be brief."
+    assert body["messages"] == [{"role": "user", "content": "Hi"}]
+    body, _, _ = written("anthropic", *messages, {"role": "developer", "content": "In English."})
+    assert body["system"] == [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "In English."}]
+    body, _, _ = written("gemini", *messages)
+    assert body["systemInstruction"] == {"parts": [{"text": "Be brief."}]}
+    assert body["contents"] == [{"role": "user", "parts": [{"text": "Hi"}]}]
+    body, _, _ = written("responses", *messages)
+    assert body["input"] == messages
+    assert body["store"] is False
+
+
+def test_a_conversation_of_a_system_message_alone_is_still_a_request():
+    body, _, _ = written("anthropic", {"role": "system", "content": "Say hi."})
+    assert body["messages"] == [{"role": "user", "content": "Say hi."}]
+    assert "system" not in body
+
+
+def test_images_are_sent_inside_or_as_urls():
+    url = "https://example.com/a.webp"
+    content = [
+        {"type": "text", "text": "What?"},
+        {"type": "image_url", "image_url": {"url": "a.png"}},
+        {"type": "image_url", "image_url": {"url": url}},
+    ]
+    turn = {"role": "user", "content": content}
+    images = {"a.png": DATA, url: orjson.dumps(url)}
+    assert written("anthropic", turn, images=images)[0]["messages"][0]["content"][1:] == [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
+        {"type": "image", "source": {"type": "url", "url": url}},
+    ]
+    assert written("gemini", turn, images=images)[0]["contents"][0]["parts"][1:] == [
+        {"inlineData": {"mimeType": "image/png", "data": "AAAA"}},
+        {"fileData": {"mimeType": "image/webp", "fileUri": url}},
+    ]
+    assert written("responses", turn, images=images)[0]["input"][0]["content"][1:] == [
+        {"type": "input_image", "detail": "auto", "image_url": "data:image/png;base64,AAAA"},
+        {"type": "input_image", "detail": "auto", "image_url": url},
+    ]
+
+
+_CALLED = [
+    {"role": "user", "content": "Weather?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {
+                "id": "c1",
+                "type": "function",
+                "function": {"name": "look", "arguments": '{"at":"Rome"}'},
+                "extra_content": {"google": {"thought_signature": "s1"}},
+            },
+            {"id": "c2", "type": "function", "function": {"name": "look", "arguments": "{}"}},
+        ],
+    },
+    {"role": "tool", "tool_call_id": "c1", "content": "sun"},
+    {"role": "tool", "tool_call_id": "c2", "content": '{"sky": "grey"}'},
+]
+
+
+def test_tool_calls_and_their_results_keep_their_places():
+    body, _, _ = written("anthropic", *_CALLED, extra={"tools": [TOOL], "tool_choice": "required"})
+    assert body["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "tool_use", "id": "c1", "name": "look", "input": {"at": "Rome"}},
+                {"type": "tool_use", "id": "c2", "name": "look", "input": {}},
+            ],
+        },
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "sun"}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c2", "content": '{"sky": "grey"}'}]},
+    ]
+    schema = TOOL["function"]["parameters"]  # type: ignore[index]
+    assert body["tools"] == [{"name": "look", "description": "Look it up.", "input_schema": schema}]
+    assert body["tool_choice"] == {"type": "any"}
+    body, _, _ = written("gemini", *_CALLED, extra={"tools": [TOOL], "tool_choice": TOOL})
+    assert body["contents"][1:] == [
+        {
+            "role": "model",
+            "parts": [
+                {"functionCall": {"name": "look", "args": {"at": "Rome"}}, "thoughtSignature": "s1"},
+                {"functionCall": {"name": "look", "args": {}}},
+            ],
+        },
+        {
+            "role": "user",
+            "parts": [
+                {"functionResponse": {"name": "look", "response": {"output": "sun"}}},
+                {"functionResponse": {"name": "look", "response": {"sky": "grey"}}},
+            ],
+        },
+    ]
+    assert body["toolConfig"] == {"functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": ["look"]}}
+    body, _, _ = written("responses", *_CALLED, extra={"tools": [TOOL], "tool_choice": TOOL})
+    assert [item.get("type", item.get("role")) for item in body["input"]] == [
+        "user",
+        "function_call",
+        "function_call",
+        "function_call_output",
+        "function_call_output",
+    ]
+    assert body["tools"][0]["name"] == "look"
+    assert body["tool_choice"] == {"type": "function", "name": "look"}
+
+
+def test_sampling_has_each_apis_names_and_what_has_none_is_reported():
+    given: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "max_tokens": 9,
+        "stop": ["X"],
+        "seed": 2**40 + 1,
+    }
+    body, refused, _ = written("anthropic", model="claude-sonnet-4-5", **given)
+    assert {name: body[name] for name in ("temperature", "top_p", "top_k", "max_tokens", "stop_sequences")} == {
+        **{name: given[name] for name in ("temperature", "top_p", "top_k", "max_tokens")},
+        "stop_sequences": ["X"],
+    }
+    assert refused == ["seed"]
+    body, refused, _ = written("gemini", **given, extra={"logprobs": True, "top_logprobs": 3})
+    assert body["generationConfig"] == {
+        "temperature": 0.5,
+        "topP": 0.9,
+        "topK": 5,
+        "maxOutputTokens": 9,
+        "stopSequences": ["X"],
+        "seed": (2**40 + 1) % 2**31,
+        "responseLogprobs": True,
+        "logprobs": 3,
+    }
+    assert refused == []
+    body, refused, _ = written("responses", **given, extra={"logprobs": True, "top_logprobs": 3})
+    assert (body["max_output_tokens"], body["temperature"]) == (9, 0.5)
+    assert (body["include"], body["top_logprobs"]) == (["message.output_text.logprobs"], 3)
+    assert sorted(refused) == ["seed", "stop", "top_k"]
+
+
+def test_the_apis_own_parameters_pass_unchanged():
+    body, _, _ = written("anthropic", extra={"thinking": {"type": "between_tools"}, "service_tier": "standard_only"})
+    assert (body["thinking"], body["service_tier"]) == ({"type": "between_tools"}, "standard_only")
+    extra = {"safetySettings": [{"category": "X", "threshold": "OFF"}], "generationConfig": {"candidateCount": 1}}
+    body, _, _ = written("gemini", extra={**extra, "service_tier": "flex"})
+    assert body["safetySettings"] == extra["safetySettings"]
+    assert body["generationConfig"] == {"candidateCount": 1}
+    assert body["serviceTier"] == "flex"
+    assert written("responses", extra={"store": True, "instructions": "Be."})[0]["store"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("anthropic", "system"),
+        ("anthropic", "messages"),
+        ("gemini", "contents"),
+        ("gemini", "systemInstruction"),
+        ("responses", "input"),
+        ("responses", "background"),
+    ],
+)
+def test_no_parameter_takes_the_place_of_the_conversation(name, field):
+    body, refused, _ = written(name, "Mine", extra={field: "Another"})
+    assert refused == [field]
+    assert "Another" not in str(body)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("anthropic", {"thinking": "yes"}),
+        ("anthropic", {"top_k": "5"}),
+        ("anthropic", {"output_config": 3, "reasoning_effort": "low"}),
+        ("anthropic", {"metadata": 5, "user": "me"}),
+        ("gemini", {"generationConfig": [1]}),
+        ("gemini", {"top_k": "5"}),
+        ("responses", {"include": 5, "logprobs": True}),
+        ("responses", {"text": [], "response_format": {"type": "json_schema", "json_schema": 3}}),
+    ],
+)
+async def test_a_parameter_of_another_type_fails_its_item_alone(upstream, drive, name, extra):
+    upstream.reply = speaks()
+    plain = conversation_from_messages([{"role": "user", "content": "x"}], "it")
+    async with opened(upstream.url, dialect=name, model_name="claude-opus-5-5") as backend:
+        wrong = Request(0, plain, Sampling(), extra)
+        result = await ask(backend, ["x"], source=_One(wrong))
+    assert result.failures[0].error.code is Code.INVALID_INPUT
+    assert not upstream.seen
+
+
+def test_a_tool_call_of_any_shape_is_no_crash():
+    for call in (3, {"function": "x"}, {"function": {"name": "f", "arguments": [1]}}, {"function": {"arguments": "{"}}):
+        turn = {"role": "assistant", "content": "a", "tool_calls": [call]}
+        for name in NAMES:
+            with contextlib.suppress(PromptmillError):  # any other exception would end the call
+                written(name, turn, "And?")
+
+
+async def test_other_paths_of_google_are_those_of_its_openai_layer(upstream):
+    upstream.other_posts = raw(orjson.dumps({"data": [], "usage": {"prompt_tokens": 1, "total_tokens": 1}}))
+    async with opened(upstream.url, dialect="gemini") as backend:
+        request = Request(0, conversation_from_messages([{"role": "user", "content": "x"}], "it"), Sampling())
+        request = request.changed(path="/embeddings", extra={"input": "x"})
+        result = await ask(backend, ["x"], source=_One(request))
+    assert result.answered == 1
+    (seen,) = upstream.seen
+    assert seen.target == "/v1/openai/embeddings"
+    assert seen.headers["authorization"] == f"Bearer {KEY}"
+
+
+class _One:
+    """A source of one request."""
+
+    def __init__(self, request: Request) -> None:
+        self._left = [request]
+
+    async def take(self, n: int) -> list[Request]:
+        taken, self._left = self._left[:n], self._left[n:]
+        return taken
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "longest"),
+    [
+        ("claude-sonnet-4-5", {}, 16_384),
+        ("claude-opus-5-5", {}, 32_768),
+        ("claude-3-haiku-20240307", {}, 4096),
+        ("claude-sonnet-4-20250514", {"enable_thinking": True}, 32_768),
+        ("claude-opus-5-5", {"max_tokens": 7}, 7),
+    ],
+)
+def test_anthropic_requires_a_longest_answer_so_there_is_a_default(model, asked, longest):
+    assert written("anthropic", model=model, **asked)[0]["max_tokens"] == longest
+
+
+_ADAPTIVE = {"type": "adaptive", "display": "summarized"}
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "thinking", "config", "refused"),
+    [
+        ("claude-sonnet-4-5", {"enable_thinking": True}, {"type": "enabled", "budget_tokens": 8192}, None, []),
+        (
+            "claude-haiku-4-5-20251001",
+            {"enable_thinking": True, "max_tokens": 4000},
+            {"type": "enabled", "budget_tokens": 2000},
+            None,
+            [],
+        ),
+        ("claude-haiku-4-5", {"enable_thinking": True, "max_tokens": 100}, None, None, ["enable_thinking"]),
+        ("claude-opus-4-6", {"enable_thinking": True}, _ADAPTIVE, None, []),
+        ("claude-opus-4-7", {"reasoning_effort": "xhigh"}, _ADAPTIVE, {"effort": "xhigh"}, []),
+        ("claude-opus-4-7", {"enable_thinking": False}, None, None, []),
+        ("claude-opus-5", {"enable_thinking": False}, {"type": "disabled"}, None, []),
+        ("claude-sonnet-5-5", {"reasoning_effort": "none"}, {"type": "between_tools"}, None, []),
+        ("claude-opus-5-5", {"enable_thinking": False}, None, None, ["enable_thinking"]),
+        ("claude-fable-5-1", {"reasoning_effort": "minimal"}, _ADAPTIVE, {"effort": "low"}, []),
+        ("claude-3-haiku-20240307", {"enable_thinking": True}, None, None, ["enable_thinking"]),
+    ],
+)
+def test_anthropics_models_think_as_each_of_them_can(model, asked, thinking, config, refused):
+    body, left_out, _ = written("anthropic", model=model, **asked)
+    assert (body.get("thinking"), body.get("output_config"), left_out) == (thinking, config, refused)
+
+
+def test_newer_models_of_anthropic_take_no_sampling_parameters():
+    body, refused, _ = written("anthropic", model="claude-sonnet-5-5", temperature=0.0, top_k=3)
+    assert not {"temperature", "top_k"} & body.keys()
+    assert sorted(refused) == ["temperature", "top_k"]
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "thinking", "refused"),
+    [
+        ("gemini-2.5-flash", {"enable_thinking": False}, {"thinkingBudget": 0}, []),
+        ("gemini-2.5-flash-lite", {"enable_thinking": True}, {"thinkingBudget": -1, "includeThoughts": True}, []),
+        ("gemini-2.5-pro", {"enable_thinking": False}, None, ["enable_thinking"]),
+        ("gemini-2.5-pro", {"reasoning_effort": "low"}, {"thinkingBudget": 1024}, []),
+        ("gemini-3.8-flash", {"reasoning_effort": "low"}, {"thinkingLevel": "LOW"}, []),
+        ("gemini-3-pro", {"enable_thinking": True}, {"includeThoughts": True}, []),
+        ("gemma-3", {"enable_thinking": True}, None, ["enable_thinking"]),
+        ("gemini-2.0-flash", {"enable_thinking": False}, None, []),
+    ],
+)
+def test_googles_models_think_as_each_of_them_can(model, asked, thinking, refused):
+    body, left_out, _ = written("gemini", model=model, **asked)
+    assert (body.get("generationConfig", {}).get("thinkingConfig"), left_out) == (thinking, refused)
+
+
+# Requests for JSON
+
+
+def test_a_schema_is_enforced_by_each_provider_in_its_own_place():
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3}}, "required": ["n"]}
+    wanted = asking_for(schema)
+    body, _, _ = written("anthropic", model="claude-sonnet-4-5", response_format=wanted)
+    form = body["output_config"]["format"]
+    assert form["type"] == "json_schema"
+    assert form["schema"]["additionalProperties"] is False
+    assert form["schema"]["properties"]["n"] == {"type": "integer", "description": "(minimum: 3)"}
+    body, _, _ = written("gemini", response_format=wanted)
+    assert body["generationConfig"]["responseMimeType"] == "application/json"
+    assert body["generationConfig"]["responseJsonSchema"]["properties"] == schema["properties"]
+    body, _, _ = written("responses", response_format=wanted)
+    assert (body["text"]["format"]["type"], body["text"]["format"]["strict"]) == ("json_schema", True)
+    assert body["text"]["format"]["schema"]["required"] == ["n"]
+
+
+def test_what_a_provider_cannot_enforce_is_asked_for_in_words():
+    for model, schema in (
+        ("claude-3-haiku-20240307", {"type": "object", "properties": {"n": {"type": "integer"}}}),
+        ("claude-opus-5", {"type": "object", "additionalProperties": {"type": "integer"}}),
+    ):
+        body, _, _ = written("anthropic", model=model, response_format=asking_for(schema))
+        assert "output_config" not in body
+        assert "Answer with JSON alone" in body["system"]
+    body, _, _ = written("gemini", response_format=asking_for({"type": "object", "not": {"required": ["a"]}}))
+    assert "responseJsonSchema" not in body["generationConfig"]
+    assert "JSON schema" in body["systemInstruction"]["parts"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "closed", "google"),
+    [
+        (
+            {"type": ["string", "null"], "description": "x"},
+            {"anyOf": [{"type": "string"}, {"type": "null"}], "description": "x"},
+            {"anyOf": [{"type": "string"}, {"type": "null"}], "description": "x"},
+        ),
+        ({"enum": ["a", "b"]}, {"enum": ["a", "b"]}, {"enum": ["a", "b"], "type": "string"}),
+        ({"const": 1}, {"const": 1}, {"enum": [1], "type": "number"}),
+        (
+            {"type": "array", "items": {"type": "string", "format": "uri"}, "minItems": 2},
+            {"type": "array", "items": {"type": "string", "format": "uri"}, "description": "(minItems: 2)"},
+            {"type": "array", "items": {"type": "string", "description": "(format: uri)"}, "minItems": 2},
+        ),
+        (
+            {"$ref": "#/definitions/A", "definitions": {"A": {"type": "object", "properties": {"a": {"const": "b"}}}}},
+            {
+                "type": "object",
+                "properties": {"a": {"const": "b"}},
+                "additionalProperties": False,
+                "$defs": {"A": {"type": "object", "properties": {"a": {"const": "b"}}, "additionalProperties": False}},
+            },
+            {
+                "type": "object",
+                "properties": {"a": {"enum": ["b"], "type": "string"}},
+                "$defs": {"A": {"type": "object", "properties": {"a": {"enum": ["b"], "type": "string"}}}},
+            },
+        ),
+        ({"type": "object"}, None, {"type": "object"}),
+        (
+            {"type": "array", "prefixItems": [{"type": "string"}]},
+            None,
+            {"type": "array", "prefixItems": [{"type": "string"}]},
+        ),
+        ({"if": {}, "then": {}}, None, None),
+        (
+            {
+                "type": "object",
+                "properties": {"a": {"$ref": "#/$defs/T"}},
+                "$defs": {"T": {"items": {"$ref": "#/$defs/T"}}},
+            },
+            None,
+            {
+                "type": "object",
+                "properties": {"a": {"$ref": "#/$defs/T"}},
+                "$defs": {"T": {"items": {"$ref": "#/$defs/T"}}},
+            },
+        ),
+    ],
+)
+def test_a_schema_is_translated_to_the_subset_of_each_provider(schema, closed, google):
+    assert closed_form(schema) == closed
+    assert google_form(schema) == google
+
+
+# Replies
+
+
+def _message(**changes: Any) -> dict[str, Any]:
+    usage = {"input_tokens": 10, "output_tokens": 4}
+    whole = {"id": "m", "type": "message", "role": "assistant", "model": "c", "content": [], "usage": usage}
+    return {**whole, "stop_reason": "end_turn", **changes}
+
+
+def _texts(*texts: str) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish"),
+    [
+        ("end_turn", "stop"),
+        ("stop_sequence", "stop"),
+        ("max_tokens", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("tool_use", "tool_calls"),
+        ("pause_turn", "pause_turn"),
+    ],
+)
+def test_anthropics_stop_reasons_become_finish_reasons(reason, finish):
+    assert answered("anthropic", _message(content=_texts("a", "b"), stop_reason=reason)).finish_reason == finish
+
+
+def test_a_refusal_of_anthropic_is_a_filtered_answer_with_its_reason_and_usage():
+    details = {"type": "refusal", "category": "bio", "explanation": "It could help to make a pathogen."}
+    found = read("anthropic", _message(stop_reason="refusal", stop_details=details, content=_texts("I")))
+    assert isinstance(found, RetryDecision)
+    assert (found.kind, found.error.code) == (FailureKind.ITEM, Code.CONTENT_FILTER)
+    assert "It could help to make a pathogen" in found.error.message
+    assert found.usage == Usage(10, 4)
+
+
+def test_an_answer_of_anthropic_has_its_parts():
+    blocks = [
+        {"type": "thinking", "thinking": "Hm.", "signature": "s"},
+        *_texts("It is "),
+        {"type": "tool_use", "id": "t1", "name": "look", "input": {"at": "Rome"}},
+        *_texts("sunny."),
+    ]
+    usage = {
+        "input_tokens": 5,
+        "cache_read_input_tokens": 20,
+        "cache_creation_input_tokens": 30,
+        "cache_creation": {"ephemeral_5m_input_tokens": 10, "ephemeral_1h_input_tokens": 20},
+        "output_tokens": 9,
+        "output_tokens_details": {"thinking_tokens": 3},
+        "service_tier": "priority",
+    }
+    found = answered("anthropic", _message(content=blocks, stop_reason="tool_use", usage=usage), keep_raw=True)
+    assert (found.text, found.reasoning, found.finish_reason, found.tier) == (
+        "It is sunny.",
+        "Hm.",
+        "tool_calls",
+        "priority",
+    )
+    assert found.tool_calls == (
+        {"id": "t1", "type": "function", "function": {"name": "look", "arguments": '{"at":"Rome"}'}},
+    )
+    assert found.usage == Usage(55, 9, 20, 3, 30, 20)
+    assert found.details is not None
+    assert found.details["message"]["thinking_blocks"] == blocks[:1]
+    again = written("anthropic", {"role": "assistant", "content": "x", "thinking_blocks": blocks[:1]}, "And?")[0]
+    assert again["messages"][0]["content"] == [blocks[0], {"type": "text", "text": "x"}]
+
+
+def _gemini_reply(*parts: Any, **changes: Any) -> dict[str, Any]:
+    usage = {"promptTokenCount": 8, "candidatesTokenCount": 3, "totalTokenCount": 11}
+    candidate = {"content": {"role": "model", "parts": list(parts)}, "finishReason": "STOP", **changes}
+    return {"candidates": [candidate], "usageMetadata": usage}
+
+
+def test_an_answer_of_gemini_has_its_parts():
+    body = _gemini_reply(
+        {"text": "Hm.", "thought": True},
+        {"text": "It is "},
+        {"functionCall": {"name": "look", "args": {"at": "Rome"}}, "thoughtSignature": "s"},
+        {"text": "sunny."},
+        logprobsResult={
+            "chosenCandidates": [{"token": "It", "tokenId": 1, "logProbability": -0.1}],
+            "topCandidates": [{"candidates": [{"token": "It", "logProbability": -0.1}]}],
+        },
+    )
+    usage = {"promptTokenCount": 8, "toolUsePromptTokenCount": 2, "cachedContentTokenCount": 4}
+    body["usageMetadata"] = usage | {"candidatesTokenCount": 3, "thoughtsTokenCount": 7, "totalTokenCount": 20}
+    found = answered("gemini", body, headers={"x-gemini-service-tier": "flex"})
+    assert (found.text, found.reasoning, found.finish_reason, found.tier) == (
+        "It is sunny.",
+        "Hm.",
+        "tool_calls",
+        "flex",
+    )
+    assert found.usage == Usage(10, 10, 4, 7)
+    call = {"id": "call_0", "type": "function", "function": {"name": "look", "arguments": '{"at":"Rome"}'}}
+    assert found.tool_calls == ({**call, "extra_content": {"google": {"thought_signature": "s"}}},)
+    assert found.logprobs is not None
+    assert found.logprobs["content"][0]["logprob"] == -0.1
+
+
+def test_gemini_without_text_at_the_longest_answer_is_a_cut_answer_that_is_paid():
+    body = _gemini_reply(finishReason="MAX_TOKENS")
+    del body["candidates"][0]["content"]
+    body["usageMetadata"] = {"promptTokenCount": 8, "thoughtsTokenCount": 60, "totalTokenCount": 68}
+    found = answered("gemini", body)
+    assert (found.text, found.finish_reason, found.usage) == ("", "length", Usage(8, 60, 0, 60))
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "code"),
+    [
+        ({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}, FailureKind.ITEM, Code.CONTENT_FILTER),
+        ({"promptFeedback": {"blockReason": "OTHER"}}, FailureKind.ITEM, Code.CONTENT_FILTER),
+        *((_gemini_reply(finishReason=word), FailureKind.ITEM, Code.CONTENT_FILTER)
+          for word in ("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY")),
+        *((_gemini_reply(finishReason=word), FailureKind.TRANSIENT, Code.SERVER_ERROR)
+          for word in ("MALFORMED_FUNCTION_CALL", "OTHER", "UNEXPECTED_TOOL_CALL")),
+        ({"candidates": [], "usageMetadata": {"promptTokenCount": 3}}, FailureKind.TRANSIENT, Code.EMPTY_ANSWER),
+        ({"usageMetadata": {"promptTokenCount": 3}}, FailureKind.TRANSIENT, Code.EMPTY_ANSWER),
+    ],
+)  # fmt: skip
+def test_what_gemini_withholds_or_breaks_off_is_no_answer(body, kind, code):
+    found = read("gemini", body)
+    assert isinstance(found, RetryDecision)
+    assert (found.kind, found.error.code) == (kind, code)
+
+
+def _response(*items: Any, **changes: Any) -> dict[str, Any]:
+    usage = {"input_tokens": 8, "output_tokens": 3, "total_tokens": 11}
+    return {"object": "response", "status": "completed", "error": None, "output": list(items), "usage": usage} | changes
+
+
+def test_an_answer_of_responses_has_its_parts():
+    usage = {
+        "input_tokens": 30,
+        "input_tokens_details": {"cached_tokens": 10, "cache_write_tokens": 5},
+        "output_tokens": 9,
+        "output_tokens_details": {"reasoning_tokens": 4},
+        "total_tokens": 39,
+    }
+    probability = {"token": "Sun", "logprob": -0.5, "bytes": [83, 117, 110], "top_logprobs": []}
+    body = _response(
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]},
+        {
+            "type": "message",
+            "content": [{"type": "output_text", "text": "Sun.", "annotations": [], "logprobs": [probability]}],
+        },
+        {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
+        usage=usage,
+        service_tier="flex",
+    )
+    found = answered("responses", body)
+    assert (found.text, found.reasoning, found.finish_reason, found.tier) == ("Sun.", "Hm.", "tool_calls", "flex")
+    assert found.usage == Usage(30, 9, 10, 4, 5)
+    assert found.tool_calls[0]["id"] == "c1"
+    assert found.logprobs == {"content": [probability]}
+
+
+def test_incomplete_and_failed_responses_are_told_apart():
+    text = {"type": "message", "content": [{"type": "output_text", "text": "Su", "annotations": []}]}
+    cut = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+    assert answered("responses", _response(text, **cut)).finish_reason == "length"
+    filtered = read("responses", _response(status="incomplete", incomplete_details={"reason": "content_filter"}))
+    assert isinstance(filtered, RetryDecision)
+    assert filtered.error.code is Code.CONTENT_FILTER
+    error = {"code": "server_error", "message": "The model failed to generate a response."}
+    failed = read("responses", _response(status="failed", error=error))
+    assert isinstance(failed, RetryDecision)
+    assert failed.kind is FailureKind.TRANSIENT
+    assert failed.usage == Usage(8, 3)
+    refusal = {"type": "message", "content": [{"type": "refusal", "refusal": "I can't."}]}
+    assert answered("responses", _response(refusal)).text == "I can't."
+
+
+def test_a_chat_completion_is_read_at_any_endpoint():
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+    for name in NAMES:
+        assert answered(name, {"choices": [choice]}).text == "x"
+
+
+def test_a_stream_that_reports_an_error_has_the_usage_until_then():
+    start = {"type": "message_start", "message": _message(stop_reason=None)}
+    error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+    body = b"".join(b"event: x\ndata: %b\n\n" % orjson.dumps(event) for event in (start, error))
+    found = read("anthropic", body, headers={"Content-Type": "text/event-stream"})
+    assert isinstance(found, RetryDecision)
+    assert found.kind is FailureKind.TRANSIENT
+    assert found.usage.prompt_tokens == 10
+
+
+# Over real connections
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_answers_come_whole_and_as_streams(upstream, drive, name, stream):
+    upstream.reply = speaks(thought="Let me think.")
+    prompts = ["one", "two words", "🙂 ü"]
+    result = await drive(prompts, dialect=name, stream=stream, model_name="a-model")
+    assert result.texts == echoes(prompts)
+    assert [outcome.reasoning for outcome in result.outcomes] == ["Let me think."] * 3
+    assert [outcome.usage.prompt_tokens for outcome in result.outcomes] == [1, 2, 2]
+    assert len(upstream.seen) == 3
+    if name != "gemini":
+        assert all(seen.json["model"] == "a-model" for seen in upstream.seen)
+    elif stream:
+        assert upstream.seen[0].target == "/v1/models/a-model:streamGenerateContent?alt=sse"
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_stream_that_ends_early_is_tried_again(upstream, drive, name):
+    upstream.reply = attempts(speaks("a long enough answer", cut=True), speaks("whole"))
+    result = await drive(["x"], dialect=name, stream=True, base_delay=0.01)
+    assert result.texts == ["whole"]
+    assert len(upstream.seen) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_an_answer_is_shown_while_it_arrives(upstream, name):
+    upstream.reply = speaks("A fairly long answer.", thought="Hidden.")
+    shown: list[str] = []
+    async with opened(upstream.url, dialect=name) as backend:
+        result = await ask(backend, ["x"], Call(Facts(total=1), preview=shown.append))
+    assert result.texts == ["A fairly long answer."]
+    assert shown[-1] == "A fairly long answer."
+    assert not any("Hidden" in text for text in shown)
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_worker_processes_speak_it_too(upstream, drive, name):
+    upstream.reply = speaks()
+    prompts = [f"prompt {number}" for number in range(60)]
+    result = await drive(prompts, dialect=name, bulk_threshold=1, num_workers=2, concurrency=8)
+    assert result.texts == echoes(prompts)
+    assert all(outcome.usage.prompt_tokens == 2 for outcome in result.outcomes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_an_image_arrives_as_it_is(upstream, drive, tmp_path, name):
+    Image.new("RGB", (3, 3), "red").save(tmp_path / "a.png")
+    upstream.reply = speaks("red")
+    content = [
+        {"type": "text", "text": "Colour?"},
+        {"type": "image_url", "image_url": {"url": str(tmp_path / "a.png")}},
+    ]
+    result = await drive([conversation_from_messages([{"role": "user", "content": content}], "it")], dialect=name)
+    assert result.texts == ["red"]
+    (seen,) = upstream.seen
+    assert base64.b64encode((tmp_path / "a.png").read_bytes()) in seen.raw
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_missing_key_is_reported_by_the_right_name(upstream, drive, name):
+    upstream.reply = speaks()
+    result = await drive(["x"], dialect=name, api_key=None, retries=1)
+    assert result.failures[0].error.code is Code.UNAUTHORIZED
+    assert "No key was sent" in str(result.failures[0].error)
+
+
+async def test_the_end_of_a_limit_in_anthropics_headers_is_awaited(upstream, drive):
+    body = orjson.dumps(_message(content=_texts("x")))
+    used_up = {"anthropic-ratelimit-requests-remaining": "0", "anthropic-ratelimit-requests-reset": "0.4"}
+    upstream.reply = raw(body, headers=used_up)
+    result = await drive(["a", "b"], concurrency=1, dialect="anthropic")
+    assert result.answered == 2
+    assert upstream.seen[1].at - upstream.seen[0].at >= 0.399
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_check_tries_the_api_of_the_dialect(upstream, name):
+    upstream.reply = speaks()
+    steps: list[Any] = []
+    await diagnose(openai_plan(upstream.url, dialect=name, enable_thinking=True), steps.append)
+    assert [(step.step, step.ok) for step in steps if not step.ok] == []
+    assert not any(KEY in step.detail for step in steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "page", "listed"),
+    [
+        (
+            "anthropic",
+            {"/v1/models?limit=1000": {"data": [{"type": "model", "id": "claude-x", "max_input_tokens": 9}]}},
+            [("claude-x", 9)],
+        ),
+        (
+            "gemini",
+            {
+                "/v1/models?pageSize=1000": {
+                    "models": [
+                        {
+                            "name": "models/gemini-x",
+                            "inputTokenLimit": 5,
+                            "supportedGenerationMethods": ["generateContent", "countTokens"],
+                        },
+                        {"name": "models/embedding-x", "supportedGenerationMethods": ["embedContent"]},
+                    ]
+                }
+            },
+            [("gemini-x", 5)],
+        ),
+    ],
+)
+async def test_the_models_of_other_apis_are_listed(upstream, name, page, listed):
+    upstream.gets = page
+    plan = openai_plan(upstream.url, dialect=name)
+    async with connected(plan) as pool:
+        models = await read_models(pool, endpoints(plan)[0])
+    assert [(model.name, model.context) for model in models.models] == listed
+    header = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}[name]
+    assert upstream.pages[-1].headers[header] == KEY
+
+
+async def test_a_part_that_an_api_cannot_carry_fails_its_item_alone(upstream, drive):
+    upstream.reply = speaks()
+    sound = [{"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}]
+    prompts = [conversation_from_messages([{"role": "user", "content": sound}], "it"), "fine"]
+    result = await drive(prompts, dialect="anthropic")
+    assert result.failures[0].error.code is Code.UNSUPPORTED
+    assert result.texts[1] == "echo: fine"
+
+
+def test_a_surrogate_is_reported_as_for_chats():
+    for name in NAMES:
+        with pytest.raises(PromptmillError, match="surrogate"):
+            written(name, "\ud800")

@@ -1,0 +1,89 @@
+"""A job by batch that is killed at any point answers every row, is billed once for each, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batch_server import BatchServer, answer_to
+from waiting import eventually
+
+ROWS = 24
+KILLED = Path(__file__).parents[1] / "support" / "killed.py"
+PROVIDERS = ["openai", "azure", "anthropic", "gemini", "mistral"]
+NAMES = {"gemini": "google"}
+# a batch begins, is planned, its amount, the upload, the creation, its id, each look, its end, the fetched replies; and
+# its rows, the replies, its last state
+POINTS = [f"{side}-batch:{n}" for n in range(1, 8) for side in ("before", "after")]
+POINTS += [f"{side}-{what}" for what in ("rows", "replies", "finish") for side in ("before", "after")]
+
+
+@pytest.fixture(params=PROVIDERS)
+def server(request):
+    with BatchServer(request.param, missing=9) as started:
+        yield started
+
+
+def command(folder: Path, server: BatchServer, point: str) -> list[str]:
+    """Return the command, which is killed at a point, after writing its input and configuration."""
+    (folder / "in.csv").write_text("text\n" + "".join(f"text {n}\n" for n in range(ROWS)), encoding="utf-8")
+    price = {"input": 1, "output": 10, "batch": 0.5}
+    provider = {"provider": NAMES.get(server.family, server.family)}
+    block = {"base_url": server.base_url, "model_name": "m", "api_key": "k", **provider}
+    settings = {"backend": "openai", "backend_configs": {"openai": block}, "price": price}
+    (folder / "p.yaml").write_text(json.dumps(settings | {"sampling_params": {"max_tokens": 20}}), encoding="utf-8")
+    words = [sys.executable, str(KILLED), point, "bulk", "in.csv", "out.csv", "--config", "p.yaml"]
+    return [*words, "--prompt", "Say {{text}}", "--batch", "--poll", "0.1s", "--max-cost", "1", "--quiet"]
+
+
+def run(folder: Path, server: BatchServer, *, point: str = "never") -> int:
+    """Run the command; return its exit code."""
+    words = command(folder, server, point)
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode in {0, -9}, done.stderr[-2000:] + done.stdout[-2000:]
+    return done.returncode
+
+
+def check_whole(folder: Path, server: BatchServer) -> None:
+    with (folder / "out.csv").open(encoding="utf-8-sig", newline="") as file:
+        answers = {row["text"]: row["answer"] for row in csv.DictReader(file)}
+    assert answers == {f"text {n}": answer_to(f"Say text {n}") for n in range(ROWS)}
+    assert set(server.billed.values()) == {1}
+    assert len(server.billed) == ROWS
+    assert not server.left_files()
+    assert not server.running()
+    assert not server.never_read()
+    assert not list(folder.rglob("batch-*.jsonl"))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("point", POINTS)
+def test_a_killed_job_goes_on_with_its_batch(tmp_path, server, point):
+    run(tmp_path, server, point=point)
+    assert run(tmp_path, server) == 0
+    check_whole(tmp_path, server)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("held", ["upload", "create", "poll", "download", "live"])
+def test_a_job_that_is_killed_during_a_request_finds_what_it_left(tmp_path, server, held):
+    server.switches.held = held
+    with subprocess.Popen(command(tmp_path, server, "never"), cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        eventually(lambda: held not in server.switches.held or process.poll() is not None)
+        process.kill()
+    assert run(tmp_path, server) == 0
+    if held != "live":  # a live request in flight is the only one that may be paid twice
+        check_whole(tmp_path, server)
+
+
+def test_one_kill_of_each_kind(tmp_path):
+    with BatchServer("openai", missing=9) as server:
+        for point in ("after-batch:2", "after-batch:5", "before-finish"):
+            run(tmp_path, server, point=point)
+        assert run(tmp_path, server) == 0
+        check_whole(tmp_path, server)
