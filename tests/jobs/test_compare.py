@@ -518,6 +518,14 @@ def test_cost_and_time_of_jobs_and_the_cost_of_a_point(bench):
     assert backwards["gold"]["differences"][0]["cost_per_point"] == pytest.approx(difference["cost_per_point"])
 
 
+def test_a_difference_of_less_than_a_cent_in_a_thousand_rows_is_not_worth_a_word(bench):
+    rows = [{"id": at, "answer": "yes", "label": "yes", "cost": 0.000002} for at in range(40)]
+    a = write_rows(bench.path / "a.jsonl", rows)
+    for more, is_said in ((0.000009, False), (0.000011, True)):
+        b = write_rows(bench.path / "b.jsonl", [{**row, "cost": row["cost"] + more} for row in rows])
+        assert ("B costs" in compare(bench, a, b, "--gold", "label")) is is_said
+
+
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_one_field_of_a_schema(bench, suffix):
     fields = {"mood": {"type": "string"}, "stars": {"type": "integer"}}
