@@ -239,7 +239,11 @@ def label_lines(sure: SureStatus) -> list[str]:
     promised, estimated = f"promised, with {certainty} certainty", f"estimated {sure['expected']['agree'] * 100:.1f} %"
     if is_of_truth:
         its = f"{agree} of the labels or more are right, as `{sure['gold']}` says"
-        return [*lines, f"{promised}: {its}; {estimated}", f"not promised: {agree} of each class, or of rows added later"]
+        return [
+            *lines,
+            f"{promised}: {its}; {estimated}",
+            f"not promised: {agree} of each class, or of rows added later",
+        ]
     its = f"{agree} of the labels or more agree with {sure['model']}"
     return [
         *lines,
