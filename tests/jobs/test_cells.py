@@ -15,6 +15,7 @@ from ingested import Ingested, packed
 from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.inputs import cells
+from promptmill.jobs.inputs.files import InputFiles, Part
 
 
 def table(job: Ingested, name: str = "out.csv") -> list[dict[str | None, Any]]:
@@ -29,6 +30,22 @@ def test_cells_stay_cells(ingested, tmp_path, target, delimiter):
     found = list(csv.DictReader(io.StringIO(text), delimiter=delimiter))
     assert [row["prompt"] for row in found] == ['"Hello," she said', "two\nlines"]
     assert [row["answer"] for row in found] == ["A0", "A1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "header"),
+    [
+        ("id;label\n1;good\n", ["id", "label"]),
+        ("id|label\n1|good\n", ["id", "label"]),
+        ('id,"a;b"\n1,"c;d"\n', ["id", "a;b"]),
+        ("id;label\tkind\n1;2\ta\n", ["id;label", "kind"]),
+        ("Name, first\nAda\n", ["Name, first"]),
+        ("id;label\n", ["id;label"]),
+    ],
+)
+def test_a_tsv_file_without_tabs_has_the_delimiter_of_its_lines(tmp_path, text, header):
+    (tmp_path / "in.tsv").write_text(text)
+    assert cells.CellTable(InputFiles([Part(tmp_path / "in.tsv")]), "tsv").header == header
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])

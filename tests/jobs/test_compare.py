@@ -518,6 +518,14 @@ def test_cost_and_time_of_jobs_and_the_cost_of_a_point(bench):
     assert backwards["gold"]["differences"][0]["cost_per_point"] == pytest.approx(difference["cost_per_point"])
 
 
+def test_a_difference_of_less_than_a_cent_in_a_thousand_rows_is_not_worth_a_word(bench):
+    rows = [{"id": at, "answer": "yes", "label": "yes", "cost": 0.000002} for at in range(40)]
+    a = write_rows(bench.path / "a.jsonl", rows)
+    for more, is_said in ((0.000009, False), (0.000011, True)):
+        b = write_rows(bench.path / "b.jsonl", [{**row, "cost": row["cost"] + more} for row in rows])
+        assert ("B costs" in compare(bench, a, b, "--gold", "label")) is is_said
+
+
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_one_field_of_a_schema(bench, suffix):
     fields = {"mood": {"type": "string"}, "stars": {"type": "integer"}}
@@ -672,11 +680,21 @@ def test_a_table_with_short_names_stays_a_table():
     assert list(Table(["class", "rows"], [["… 3 more", ""]]).lines(8)) == ["… 3 more"]
 
 
-def test_parts_without_a_common_row_are_counted_against_right_answers(tmp_path):
-    rows = [{"id": n, "answer": "ab"[n % 2], "sure": "cheap" if n < 6 else "strong", "gold": "a"} for n in range(10)]
+@pytest.mark.parametrize("cheap", [6, 5], ids=["uneven", "even"])
+@pytest.mark.parametrize("own", ["id", "text", "mostly unique", "none"])
+def test_parts_without_common_rows_are_counted_against_right_answers(tmp_path, own, cheap):
+    rows = [
+        {"answer": "ab"[n % 2], "sure": "cheap" if n < cheap else "strong", "gold": "ac"[n > 7], "n": n}
+        for n in range(10)
+    ]
+    for row in rows:
+        n = row.pop("n")
+        row |= {"id": {"id": n}, "text": {"text": f"text {n}"}, "mostly unique": {"text": f"text {n % 9}"}}.get(own, {})
     file = tmp_path / "labels.jsonl"
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     found = promptmill.compare(file, by="sure", gold="gold").figures["gold"]
-    assert [(one["name"], one["rows"], one["right"]) for one in found["groups"]] == [("cheap", 6, 3), ("strong", 4, 2)]
-    with pytest.raises(PromptmillError, match=r"no row in common.*gold"):
-        promptmill.compare(file, by="sure")
+    counts = [(one["name"], one["rows"], one["right"]) for one in found["groups"]]
+    assert counts == [("cheap", cheap, 3), ("strong", 10 - cheap, 4 - 3)]
+    if own in {"id", "text"}:
+        with pytest.raises(PromptmillError, match=r"same rows: cheap has|no row in common.*gold|`text` differ"):
+            promptmill.compare(file, by="sure")

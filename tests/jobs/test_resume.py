@@ -91,7 +91,10 @@ def test_an_input_that_loses_most_answers_is_refused_unless_it_is_meant(bench: A
     bench.succeed()
     assert (bench.output.read_bytes(), len(bench.upstream.seen)) == (made, 40)
     bench.input.write_text(changed)
-    assert "10 of 40 rows keep their answers, 30 are new" in bench.succeed("--keep")["warnings"][0]
+    # the rows beyond a limit are not sent, new or not
+    assert "10 of 40 rows keep their answers." in bench.succeed("--keep", "--limit", "20")["warnings"][0]
+    assert len(bench.upstream.seen) == 60
+    bench.succeed("--keep")
     assert len(bench.upstream.seen) == 70
     bench.input.write_text(text)  # its answers were spare
     assert "40 of 40 rows keep their answers, 0 are new" in bench.succeed()["warnings"][0]

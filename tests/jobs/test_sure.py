@@ -308,7 +308,7 @@ def test_validate_tells_the_size_of_the_sample_and_its_price(sure):
 def test_the_news_of_the_sample_come_before_the_other_rows_are_sent(sure):
     done = sure.run(*SURE, *named(sure))
     assert "of the rows will be answered by strong: $" in done.stderr
-    assert "not promised: that the labels are true, or this share of each class" in done.stdout
+    assert "not promised: that the labels are true; 95 % of each class, or of rows added later" in done.stdout
 
 
 def test_a_class_that_the_sample_hardly_has_cannot_be_guarded(sure):
@@ -418,7 +418,7 @@ def test_the_promise_may_be_about_right_labels(sure):
     assert (
         "promised, with 95 % certainty: 95 % of the labels or more are right, as `label` says; estimated" in done.stdout
     )
-    assert "not promised: this share of each class" in done.stdout
+    assert "not promised: 95 % of each class, or of rows added later" in done.stdout
     assert "random choice" not in done.stdout, "every row has a right label"
     assert "the cheap model on" in done.stderr
 

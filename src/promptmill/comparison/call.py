@@ -44,7 +44,8 @@ def rows_of(
 ) -> ComparedRows:
     """Return the rows of files or jobs side by side. `may_read_gold`: `gold` may be a file.
 
-    If the parts of a file share no row, such as the parts by the column `sure`, its rows stay together, in groups.
+    With right answers, the rows of a file whose parts hold other rows, such as those by the column `sure`, stay
+    together, in groups.
 
     Raises `PromptmillError` (`invalid_input`), `OSError`."""
     if len(files) > len(LETTERS):
@@ -58,12 +59,15 @@ def rows_of(
     if order.by is None:
         return ComparedRows.of(compared, order, gold_folders)
     try:
-        return ComparedRows.of(compared[0].parts(order.by), order, gold_folders)
+        parts = ComparedRows.of(compared[0].parts(order.by), order, gold_folders)
     except NoCommonRowError as error:
         if order.gold is None:
             counts = Named("gold", "COLUMN", " With {}, right answers are counted for each of them.")
-            raise input_error(*error.parts, counts) from None
-        return ComparedRows.of(compared, order, gold_folders)
+            raise input_error(*error.parts, *error.remedy, counts) from None
+    else:  # a few rows are the same by chance
+        if order.gold is None or 2 * len(parts.places) >= min(parts.sizes):
+            return parts
+    return ComparedRows.of(compared, order, gold_folders)
 
 
 @dataclass(frozen=True, repr=False)

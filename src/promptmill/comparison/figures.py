@@ -21,6 +21,7 @@ from promptmill.jobs.sure.shares import Stratum, shares
 
 _FEW = 20  # so many different answers are labels also of few rows, unless nearly all differ
 _NOISE_S, _NOISE = 0.1, 0.05  # a second run of the same job differs by as much
+_LEAST_COST = 0.00001  # dollars for a row: a difference of less than a cent in a thousand rows is none
 TIE, CONTRADICTION, HALF = "tie", "contradiction", "half"
 """Verdicts without a winner: a tie in both orders, the other answer in the other order, a winner in one order alone."""
 
@@ -268,7 +269,7 @@ def _share(hits: Sequence[bool]) -> dict[str, Any]:
 
 def _differences(rows: ComparedRows, hits: Sequence[Sequence[bool]]) -> list[dict[str, Any]]:
     first, *others = zip(rows.files, hits, strict=True)
-    return [_difference(*first, *other) for other in others]
+    return [_difference(*first, *other, len(rows.places)) for other in others]
 
 
 def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -284,8 +285,13 @@ def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) 
     return found
 
 
-def _difference(one: ComparedFile, ours: Sequence[bool], other: ComparedFile, theirs: Sequence[bool]) -> dict[str, Any]:
-    """Return the differences `other` minus `one`: accuracy, cost and time."""
+def _difference(
+    one: ComparedFile, ours: Sequence[bool], other: ComparedFile, theirs: Sequence[bool], rows: int
+) -> dict[str, Any]:
+    """Return the differences `other` minus `one`: accuracy, and cost and time if they differ by enough to matter.
+
+    `rows`: the number of rows that the files share, with right answers or not.
+    """
     table = Counter(zip(theirs, ours, strict=True))
     both, only_other, only_one, neither = (
         table[it] for it in ((True, True), (True, False), (False, True), (False,) * 2)
@@ -293,7 +299,7 @@ def _difference(one: ComparedFile, ours: Sequence[bool], other: ComparedFile, th
     found = {"of": [one.label, other.label], **_paired(both, only_other, only_one, neither)}
     found["only_right"] = [only_one, only_other]
     before, after = one.about.get("cost"), other.about.get("cost")
-    if before is not None and after is not None:
+    if before is not None and after is not None and abs(after - before) >= _LEAST_COST * rows:
         found["cost"] = more = after - before
         points = 100 * found["difference"]
         found["cost_per_point"] = more / points if more * points > 0 else None

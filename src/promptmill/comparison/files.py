@@ -264,11 +264,13 @@ def _identity(files: Sequence[ComparedFile], scans: Sequence[_Scan], key: str | 
         return _Identity(same, is_sure)
     if unique := _unique(scans, [name for name in own if name != gold]):
         return _Identity([unique])
-    if are_as_many and (same or is_sure):
+    are_parts = files[0].only is not None  # then equal right answers alone make no rows the same
+    if are_as_many and (same or is_sure) and not (are_parts and same == [gold]):
         return _Identity(same, is_sure)
     counts = ", ".join(f"{file.name} has {counted(scan.rows, 'row')}" for file, scan in zip(files, scans, strict=True))
     differ = f"{_listed(own)} {'differs' if len(own) == 1 else 'differ'}"
-    raise input_error(f"The files do not hold the same rows: {differ if are_as_many else counts}.", *_NAME_A_COLUMN)
+    problem = f"The {'parts' if are_parts else 'files'} do not hold the same rows: {differ if are_as_many else counts}."
+    raise NoCommonRowError(Code.INVALID_INPUT, problem, _NAME_A_COLUMN)
 
 
 def _check_column(file: ComparedFile, scan: _Scan, name: str) -> None:

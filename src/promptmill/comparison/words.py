@@ -170,8 +170,10 @@ def headline(file: JsonObject, rows: int) -> str:
 
 
 def matched(found: JsonObject) -> str:
-    """Return how many rows are compared, by which key: `300 rows, matched by id`."""
+    """Return how many rows are compared, and of several files by which key: `300 rows, matched by id`."""
     rows, files = found["rows"], found["files"]
+    if len(files) == 1:
+        return counted(rows, "row")
     said = f"{counted(rows, 'row')}, matched {found['matched']}"
     if all(file["rows"] == rows for file in files):
         return said

@@ -15,7 +15,7 @@ import io
 import itertools
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, NamedTuple
 
@@ -140,7 +140,13 @@ class CellTable:
             return _Header(["prompt"], "")
         lines = itertools.chain.from_iterable(io.StringIO(piece.text, newline="") for piece in pieces)
         first = next(lines, "")
-        likely = "\t" if self._kind == "tsv" else max(_DELIMITERS, key=_QUOTED.sub("", first).count)
+        likely = max(_DELIMITERS, key=(count := _count_of(first)))
+        if self._kind == "tsv" and ("\t" in first or not count(likely)):
+            likely = "\t"
+        elif self._kind == "tsv":  # it has the delimiter of a .csv, if the next line has as many of it
+            second = next(lines, "")
+            lines = itertools.chain([second], lines)
+            likely = likely if _count_of(second)(likely) == count(likely) else "\t"
         delimiter = pieces.delimiter or likely
         cells, problem = _Records(itertools.chain([first], lines), delimiter, LONGEST_HEADER).next()
         if problem == _UNCLOSED or _TOO_LONG in problem:
@@ -326,6 +332,11 @@ class _Records:
             if size > self._longest:
                 raise csv.Error(f"the cell {_too_long(self._longest)}")
             yield line
+
+
+def _count_of(line: str) -> Callable[[str], int]:
+    """Return the function that counts a delimiter in a line, outside of quotes."""
+    return _QUOTED.sub("", line).count
 
 
 def _wants_bom(files: InputFiles) -> bool:

@@ -330,7 +330,9 @@ class Runner:
         if (bound.answers or bound.kept) and self._job.order.earlier.again != "all":
             kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
             are = "is" if bound.new == 1 else "are"
-            self.progress.notes.append(f"{kept} of {of} keep their answers, {bound.new:,} {are} new.")
+            # a part of the rows: the others are not asked, new or not
+            new = f", {bound.new:,} {are} new" if self._job.order.limits.rows is None else ""
+            self.progress.notes.append(f"{kept} of {of} keep their answers{new}.")
 
     async def _check_secrets(self) -> None:
         """Look for keys and passwords in the rows of a file that a call named. The same content is checked only

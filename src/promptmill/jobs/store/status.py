@@ -257,12 +257,16 @@ def label_lines(sure: SureStatus) -> list[str]:
     promised, estimated = f"promised, with {certainty} certainty", f"estimated {sure['expected']['agree'] * 100:.1f} %"
     if is_of_truth:
         its = f"{agree} of the labels or more are right, as `{sure['gold']}` says"
-        return [*lines, f"{promised}: {its}; {estimated}", "not promised: this share of each class"]
+        return [
+            *lines,
+            f"{promised}: {its}; {estimated}",
+            f"not promised: {agree} of each class, or of rows added later",
+        ]
     its = f"{agree} of the labels or more agree with {sure['model']}"
     return [
         *lines,
         f"{promised}: {its}; {estimated}",
-        "not promised: that the labels are true, or this share of each class",
+        f"not promised: that the labels are true; {agree} of each class, or of rows added later",
     ]
 
 

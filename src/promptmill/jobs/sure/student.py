@@ -1,8 +1,9 @@
 """A student: a small classifier that learns labels from texts, in plain Python.
 
-A text is the set of its words and pairs of neighbouring words, each hashed to a bucket; for each label, every bucket
-has a weight (softmax regression). What all texts share, such as the instructions of a prompt, says nothing and is left
-out. The same examples in the same order give the same student, so nothing of it has to be stored.
+A text is the set of its words and their parts of four letters, each hashed to a bucket; for each label, every bucket
+has a weight (softmax regression). Parts join the forms of a word. What all texts share, such as the instructions of a
+prompt, says nothing and is left out. The same examples in the same order give the same student, so nothing of it has to
+be stored.
 
 1,000 texts of 20 words with 2 labels are learned in half a second; an answer takes 0.1 ms.
 """
@@ -14,17 +15,20 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from zlib import crc32
 
-VERSION = 1
+VERSION = 2
 """Changes with the answers of a student that learned the same."""
 MOST_LABELS = 500
 """A student knows the most frequent labels alone, and says no other one."""
 LONGEST_TEXT = 20_000
 """The characters of a text that are read."""
-_CJK = "\u3040-\u30ff\u3400-\u9fff"  # written without spaces
-_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
+_CJK = "\u3040-\u30ff\u3400-\u9fff"  # written without spaces: a part is a pair of signs
+_WORD = re.compile(rf"([{_CJK}]{{1,30}})|[^\W{_CJK}]{{1,30}}")
+_PART = 4
+_KNOWN_WORDS = 1 << 14  # of which each takes a kilobyte or less
 _BUCKETS = 1 << 18
 _MOST_WEIGHTS = 1 << 23  # of 8 bytes
 _EPOCHS = 6
@@ -33,10 +37,20 @@ _LEAST_STEP = 1e-4
 
 
 def buckets_of(text: str, size: int) -> list[int]:
-    """Return the buckets below `size` of the words and pairs of words in a text, each once."""
-    words = [crc32(word.encode("utf-8", "replace")) for word in _WORD.findall(text[:LONGEST_TEXT].lower())]
-    pairs = (31 * first + second for first, second in pairwise(words))
-    return [*dict.fromkeys(each % size for each in (*words, *pairs))]
+    """Return the buckets below `size` of the words in a text and of their parts, each once."""
+    words = (_hashes(found[0], found[1] is not None) for found in _WORD.finditer(text[:LONGEST_TEXT].lower()))
+    return [*dict.fromkeys(each % size for word in words for each in word)]
+
+
+@lru_cache(_KNOWN_WORDS)
+def _hashes(word: str, is_cjk: bool) -> tuple[int, ...]:
+    """Return the hashes of a word, or of signs that are written without spaces, and of the parts."""
+    if is_cjk:
+        parts = [*word, *map("".join, pairwise(word))]
+    else:
+        ends = f" {word} "
+        parts = [word, *(ends[at : at + _PART] for at in range(len(ends) - _PART + 1))]
+    return tuple(crc32(part.encode("utf-8", "replace")) for part in parts)
 
 
 class Student:
