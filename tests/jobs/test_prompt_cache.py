@@ -11,6 +11,7 @@ import pytest
 
 import promptmill
 from prompt_cache import PromptCache
+from sure import sure
 from upstream import Upstream
 
 PROMPT = "Answer from this document:\n{{document}}\n\nQuestion: {{question}}"
@@ -22,16 +23,19 @@ def documents(count: int, tokens: int) -> list[str]:
     return [f"document {n} " + f"w{n:03} ".join([""] * (tokens * 4 // 5)) for n in range(count)]
 
 
-def asked(folder: Path, upstream: Upstream, provider: str, rows: list[tuple[str, str]], **options: Any) -> Any:
+def asked(
+    folder: Path, upstream: Upstream, provider: str, rows: list[tuple[str, str]], *, workers: int = 0, **options: Any
+) -> Any:
     """Ask a question about the document of each row; return the result."""
     with (folder / "in.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["document", "question"])
         writer.writerows(rows)
     block = {"provider": provider, "base_url": upstream.url, "api_key": "k", "model_name": "m", "concurrency": 32}
+    block |= {"num_workers": workers} if workers else {}
     settings = {"backend": "openai", "backend_configs": {"openai": block}}
     settings |= {"price": {"input": 1.0, "cached_input": 0.1, "output": 10.0}}
-    given = {"prompt": PROMPT, "max_tokens": 20, "state": folder / "jobs", "progress": False} | options
+    given: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 20, "state": folder / "jobs", "progress": False} | options
     return promptmill.bulk(folder / "in.csv", folder / "out.csv", settings=settings, **given)
 
 
@@ -49,9 +53,55 @@ def test_questions_about_the_same_documents_read_them_from_the_cache(tmp_path, p
         random.Random(1).shuffle(rows)
     with Upstream() as upstream:
         cache = upstream.reply = PromptCache(provider)
+        found = asked(tmp_path, upstream, provider, rows).status
+        assert share_read(cache, upstream, texts) >= 0.9
+        assert found["cached_tokens"] == cache.read
+        assert found["cache_saved"] == pytest.approx(cache.read * 0.9e-6, rel=1e-3)
+    with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [(row["document"], row["question"]) for row in written] == rows
+    assert {row["answer"] for row in written} == {"yes"}
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_long_system_prompt_is_read_by_all_rows_but_the_first(tmp_path, provider):
+    rows = [(f"text {n}", f"{n}?") for n in range(50)]
+    with Upstream() as upstream:
+        cache = upstream.reply = PromptCache(provider)
+        (system,) = documents(1, 1500)
+        asked(tmp_path, upstream, provider, rows, system=system)
+        assert cache.read >= 0.9 * 49 * 1500
+        first, *others = [seen for seen in upstream.seen if seen.json]
+        assert all(seen.at >= sure(first.ended) for seen in others)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_short_prompts_are_sent_as_without_a_cache(tmp_path, provider):
+    with Upstream() as upstream:
+        upstream.reply = PromptCache(provider)
+        asked(tmp_path, upstream, provider, [(f"text {n}", f"{n}?") for n in range(20)])
+        bodies = [seen.raw for seen in upstream.seen if seen.json]
+    assert len(bodies) == 20
+    assert not [body for body in bodies if b"cache" in body]
+
+
+def test_worker_processes_mark_the_same_beginning(tmp_path):
+    texts = documents(2, 1500)
+    with Upstream() as upstream:
+        cache = upstream.reply = PromptCache("anthropic")
+        rows = [(text, f"{n}?") for text in texts for n in range(30)]
+        asked(tmp_path, upstream, "anthropic", rows, workers=2)
+        assert share_read(cache, upstream, texts) >= 0.9
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_ten_thousand_rows_of_twenty_documents_read_nine_tenths_from_the_cache(tmp_path, provider):
+    texts = documents(20, 4000)
+    rows = [(text, f"{n}?") for text in texts for n in range(500)]
+    random.Random(2).shuffle(rows)
+    with Upstream() as upstream:
+        cache = upstream.reply = PromptCache(provider, late_s=0.005)
         asked(tmp_path, upstream, provider, rows)
         assert share_read(cache, upstream, texts) >= 0.9
-    with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
-        found = list(csv.DictReader(file))
-    assert [(row["document"], row["question"]) for row in found] == rows
-    assert {row["answer"] for row in found} == {"yes"}
+        print(f"{provider}: {share_read(cache, upstream, texts):.3%} read")

@@ -19,9 +19,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TypeVar
 
+from promptmill.answering.costs import BATCH, price_of, tier_of
+from promptmill.backends.protocol import Usage
 from promptmill.backends.questions import RowRequests
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import LEAST_SHARED, Shared
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.rounds import stored_rounds
 
 Row = TypeVar("Row")
 
@@ -45,6 +51,19 @@ def beginnings(requests: RowRequests, n: int, line: bytes | None, cells: bytes, 
         if end >= LEAST_SHARED:
             found.append(Shared(end, digest.hexdigest()))
     return found
+
+
+def saved(store: JobDatabase, plan: ResolvedConfig) -> float:
+    """Return what the provider's cache has saved, in dollars; 0 if the price is unknown. Blocks."""
+    if (price := price_of(plan)) is None:
+        return 0.0
+    batches = [round_.id for round_ in stored_rounds(store) if round_.way == "batch"]
+    amount = 0.0
+    for paid, tier in zip(statistics.paid(store, batches), (BATCH, tier_of(plan.settings.extra_params)), strict=True):
+        if (usage := paid.usage).cached_tokens:
+            without = Usage(usage.prompt_tokens, usage.completion_tokens)
+            amount += price.cost(without, tier) - price.cost(usage, tier)
+    return amount
 
 
 def in_groups(
