@@ -126,6 +126,10 @@ class BudgetedAnswers:
                 raise input_error(f"The item names the model {model!r}, whose price is not known to the budget.")
             most = worst_case(request, self._model)
             worst = max(price.cost(most, tier), price.cost(most, self._dearest.get(tier, tier)))
+            if request.shared is not None:  # it may be written to the provider's cache, which may cost more
+                an_hour = most.prompt_tokens if call.exchange is not None else 0
+                written = replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=an_hour)
+                worst = max(worst, price.cost(written, tier), price.cost(written, self._dearest.get(tier, tier)))
         except PromptmillError as error:
             return Failure(error, request.attempts)
         cost, usage = 0.0, NO_USAGE
