@@ -15,7 +15,7 @@ import asyncio
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -463,6 +463,13 @@ class _DearestPrice:
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage`."""
         return max(price.cost(usage, tier) for price in self.prices)
+
+
+def cost_of_many(price: Price, usage: Usage, rows: int, tier: str = "") -> float:
+    """Return the cost of the usage of many rows together, as if each had the same: none of them is a long prompt."""
+    counts = astuple(usage)
+    each, rest = zip(*(divmod(count, rows) for count in counts), strict=True) if rows else ((), counts)
+    return rows * price.cost(Usage(*each), tier) + price.cost(Usage(*rest), tier)
 
 
 def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -> tuple[float | None, float | None]:

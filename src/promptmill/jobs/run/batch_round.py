@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from promptmill.answering.costs import price_of
+from promptmill.answering.costs import cost_of_many, price_of
 from promptmill.backends import registry
 from promptmill.backends.batches import (
     LIST_LAG_S,
@@ -479,5 +479,6 @@ def batch_figures(store: JobDatabase, plan: ResolvedConfig) -> BatchStatus:
     by_batch, live = statistics.paid(store, ids)
     found: BatchStatus = {"by_batch": by_batch.rows, "live": live.rows}
     if (price := price_of(plan)) is not None:
-        found |= {"cost": by_batch.cost, "live_cost": live.cost, "live_price": price.cost(by_batch.usage)}
+        live_price = cost_of_many(price, by_batch.usage, by_batch.rows)
+        found |= {"cost": by_batch.cost, "live_cost": live.cost, "live_price": live_price}
     return found

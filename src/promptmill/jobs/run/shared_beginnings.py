@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TypeVar
 
-from promptmill.answering.costs import BATCH, price_of, tier_of
+from promptmill.answering.costs import BATCH, cost_of_many, price_of, tier_of
 from promptmill.backends.protocol import Usage
 from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
@@ -32,8 +32,8 @@ from promptmill.jobs.store.rounds import stored_rounds
 Row = TypeVar("Row")
 
 WINDOW_ROWS, WINDOW_BYTES = 2048, 16 << 20
-_LOOKED_AT = 64
-"""The first rows of a window, which decide whether the others are looked at."""
+_LOOKED_AT = 32
+"""The first rows of a page, which decide whether the others are looked at."""
 
 
 def beginnings(requests: RowRequests, n: int, line: bytes | None, cells: bytes, model: str = "") -> list[Shared]:
@@ -62,7 +62,7 @@ def saved(store: JobDatabase, plan: ResolvedConfig) -> float:
     for paid, tier in zip(statistics.paid(store, batches), (BATCH, tier_of(plan.settings.extra_params)), strict=True):
         if (usage := paid.usage).cached_tokens:
             without = Usage(usage.prompt_tokens, usage.completion_tokens)
-            amount += price.cost(without, tier) - price.cost(usage, tier)
+            amount += cost_of_many(price, without, paid.rows, tier) - cost_of_many(price, usage, paid.rows, tier)
     return amount
 
 
