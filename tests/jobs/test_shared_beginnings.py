@@ -10,6 +10,7 @@ import pytest
 from promptmill.backends.questions import PlainTemplate, Questions, RowRequests
 from promptmill.backends.rows import RowReader
 from promptmill.core.request import Shared
+from promptmill.jobs.inputs.template import ExpressionTemplate
 from promptmill.jobs.run import shared_beginnings
 from promptmill.jobs.run.shared_beginnings import beginnings, in_groups
 from sure import sure
@@ -40,6 +41,17 @@ def ends(template: str, system: str = "", document: str = "d" * LONG) -> list[in
 )
 def test_a_beginning_ends_behind_the_system_prompt_or_a_field_of_the_template(template, system, expected):
     assert ends(template, system) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [("s" * LONG + "\r\nSay {{ text | upper }}", LONG + 4), ("s" * LONG + " {%- if text %}yes{% endif %}", LONG)],
+)
+def test_a_prompt_with_expressions_begins_with_the_text_before_the_first(template, expected):
+    made = ExpressionTemplate(template)
+    line = orjson.dumps({"prompt": made.render({"text": "a"})})
+    found = beginnings(RowRequests(RowReader("table"), Questions(template=made)), 0, line, b"")
+    assert [one.characters for one in found] == [expected]
 
 
 def test_messages_before_the_last_are_a_beginning():
