@@ -54,6 +54,21 @@ async def test_others_are_held_until_the_first_is_answered():
     assert all(isinstance(outcome, Completion) for outcome in await asyncio.gather(*tasks))
 
 
+async def test_large_requests_that_wait_keep_their_places(monkeypatch):
+    monkeypatch.setattr(warmed, "_MOST_HELD", 2 * 5000)
+    endpoint, call = Endpoint(), Call()
+    answers = WarmedAnswers(endpoint.answer)
+    tasks = [asyncio.ensure_future(answers.answer(request(n), call)) for n in range(6)]
+    await settled()
+    assert (endpoint.started, call.waits.held) == ([0], 2)
+    endpoint.ends[0].set_result(Completion("x"))
+    await settled()
+    assert (sorted(endpoint.started), call.waits.held) == ([*range(6)], 0)
+    for n in range(1, 6):
+        endpoint.ends[n].set_result(Completion("x"))
+    await asyncio.gather(*tasks)
+
+
 async def test_after_a_failure_another_is_first_and_after_three_nothing_waits():
     endpoint, call = Endpoint(), Call()
     answers = WarmedAnswers(endpoint.answer)

@@ -167,6 +167,8 @@ def batch_rate(plan: ResolvedConfig) -> float | None:
 
 def prompt_cache_of(plan: ResolvedConfig) -> str:
     """Return how an endpoint of `plan` keeps the beginnings of prompts, see `ProviderProfile`; `""`: unknown."""
+    if not plan.record.needs_endpoint:
+        return ""
     try:
         return next((profile.prompt_cache for profile in _profiles(plan) if profile.prompt_cache), "")
     except PromptmillError:  # an unknown provider, or no URL; the endpoint reports it
