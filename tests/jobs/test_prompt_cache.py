@@ -12,6 +12,7 @@ import pytest
 import promptmill
 from batch_server import BatchServer
 from prompt_cache import PromptCache
+from promptmill.cli.job_display import summary
 from sure import sure
 from upstream import Upstream
 
@@ -58,6 +59,7 @@ def test_questions_about_the_same_documents_read_them_from_the_cache(tmp_path, p
         assert share_read(cache, upstream, texts) >= 0.9
         assert found["cached_tokens"] == cache.read
         assert found["cache_saved"] == pytest.approx(cache.read * 0.9e-6, rel=1e-3)
+        assert f"{cache.read:,} of them from the provider's cache (saved $0." in summary(found)
     with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
         written = list(csv.DictReader(file))
     assert [(row["document"], row["question"]) for row in written] == rows
