@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import random
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -163,6 +165,38 @@ def test_a_budget_is_never_exceeded(tmp_path, server, share):
     assert has_room or share < 40
     assert (tokens["batch_prompt"] + 10 * tokens["batch_answer"]) / 2e6 <= share * each
     assert not server.running()
+
+
+def dollars_billed(server: BatchServer) -> float:
+    """Return what the provider bills: batches at half the price."""
+    tokens = server.tokens
+    by_batch = tokens["batch_prompt"] + 10 * tokens["batch_answer"]
+    return (by_batch / 2 + tokens["live_prompt"] + 10 * tokens["live_answer"]) / 1e6
+
+
+def test_the_bill_is_about_half_if_one_row_of_a_hundred_is_sent_live(tmp_path, server):
+    table(tmp_path, 200)
+    server.switches.set({"missing": 100})
+    status = bulk(tmp_path, server).status
+    assert status["batch"]["live"] == 2
+    assert status["cost"] == pytest.approx(dollars_billed(server), rel=1e-6)
+    live = status["batch"]["live_price"] + status["batch"]["live_cost"]
+    assert status["cost"] <= 0.52 * live
+
+
+@pytest.mark.thorough
+def test_no_budget_is_exceeded_in_fifty_random_runs(tmp_path):
+    for seed in range(50):
+        chance = random.Random(seed)
+        faults = {name: chance.choice([0, chance.randrange(2, 12)]) for name in ("missing", "errors", "damaged")}
+        limit = chance.uniform(1, 60) * 150e-6
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        table(folder)
+        with BatchServer("openai", finished=chance.choice([1.0, 0.5]), **faults) as server:
+            with contextlib.suppress(PromptmillError):
+                bulk(folder, server, max_cost=limit)
+            assert dollars_billed(server) <= limit, seed
 
 
 def test_an_unknown_price_of_batches_is_an_error(tmp_path, server):

@@ -425,7 +425,7 @@ class Ledger:
     journal: Journal | None = None
     """Set while requests are noted on disk."""
     deferred: Callable[[int], float] | None = None
-    """Set while replies of a batch are read: returns what the budgets have set aside for an item."""
+    """Set while replies of a batch are read: returns the amount that the budgets have set aside for an item."""
 
     def sent(self, request: Request) -> None:
         """Note that a request is about to be sent."""

@@ -148,7 +148,7 @@ def _run(
         except KeyboardInterrupt:
             now = status.read(job.folder)
             tell(now)
-            if now.get("batch", {}).get("batches"):  # they go on at the provider
+            if now.get("batch", {}).get("batches"):  # the provider answers them all the same
                 return TRY_AGAIN
             raise
         if isinstance(error, ChangedError) and not as_json:

@@ -1,6 +1,6 @@
 """The requests of a call whose replies come another way than by a request each: by a batch, hours later.
 
-The bodies are those of live requests, and the replies are read as those of live requests.
+A body is the same as in a live request, and a reply is read in the same way.
 """
 
 from __future__ import annotations

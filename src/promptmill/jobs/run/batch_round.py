@@ -8,7 +8,7 @@
 
 Rows without an answer afterwards (expired, cancelled, failed for a reason that may pass) are rows of the live round
 that follows. The chain runs twice: while planning, `Call.exchange` takes the request in place of the network, and while
-storing, it has the reply. See `jobs.store.batches` for the states of a batch, and what a killed job does in each.
+storing, it has the reply. `jobs.store.batches` has the states of a batch, in each of which a job may be killed.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class BatchRound:
                 if full is not None:
                     self._no_room(full)
                 return
-            # answers cost less than what was reserved, so there may be room for more rows
+            # answers cost less than the reservation, so there may be room for more rows
             again = full is not None or any(batch.there.is_cancelled for batch in open_)
             self._replans = False
             while (open_ := self._open()) and not self._replans:
@@ -381,7 +381,7 @@ class BatchRound:
         await self._clock.sleep(max(0.0, wait_s))
 
     async def _cancel_all(self) -> None:
-        """Cancel the batches at the provider, as far as it answers soon. What they have finished is stored later."""
+        """Cancel the batches at the provider, as far as it answers soon. Their finished part is stored later."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_S):
                 for batch in self._open():

@@ -1,4 +1,4 @@
-"""The batches of a job in its database: what was planned, sent and answered, so that a kill costs nothing.
+"""The batches of a job in its database: their plan, their state at the provider, and the replies.
 
     batch    id → JSON: the batches, see `Batch`
     batched  the rows of the batches that have no outcome yet, with the replies to them as they arrive
@@ -39,7 +39,7 @@ _DONE = "SELECT id FROM batch WHERE value ->> '$.state' = 'done'"
 
 
 class AtProvider(Stored):
-    """What is known of a batch at the provider."""
+    """A batch at the provider, as far as the job knows it."""
 
     file_id: str = ""
     """The uploaded file."""

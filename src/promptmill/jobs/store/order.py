@@ -330,7 +330,7 @@ class Votes(Stored):
 
 
 class BatchOrder(Stored):
-    """How rows are answered by the provider's Batch API, see `run.batch_round`."""
+    """The options for answers by the provider's Batch API, see `run.batch_round`."""
 
     by: float | None = Field(None, ge=0, le=10**11)
     """The Unix time at which open rows are sent live; None: when the batch has ended."""

@@ -114,7 +114,7 @@ class BatchStatus(TypedDict, total=False):
     """The batches of a job at the provider."""
 
     batches: int
-    """Those that are not done."""
+    """The number of batches that are not done."""
     requests: int
     done: int
     """Finished requests, as far as the provider says."""
