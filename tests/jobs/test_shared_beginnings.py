@@ -98,3 +98,10 @@ def test_pages_without_a_shared_beginning_pass_as_they_come():
     pages = [["1", "2"], ["3"], ["4", "5"]]
     found = in_groups(iter(pages), _look, len, reorders=True)
     assert [[row for row, _ in page] for page in found] == pages
+
+
+def test_fewer_rows_than_a_beginning_pays_for_do_not_share_it():
+    rows = ["xa1", "xa2", "xa3", "xb1", "xb2"]
+    found = in_groups(iter([rows]), _look, len, 3, reorders=True)
+    shared = {row: one and one.key for row, one in chain.from_iterable(found)}
+    assert shared == {"xa1": "xa", "xa2": "xa", "xa3": "xa", "xb1": "x", "xb2": "x"}

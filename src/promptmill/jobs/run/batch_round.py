@@ -223,6 +223,8 @@ class BatchRound:
             self._rows,
             round=replace(self._round, slots=(slot,)),
             only=f"NOT {IN_BATCH}",
+            # writing for an hour costs as much as two prompts, and each read a tenth
+            sharing=self._rows.sharing and 3,
             enough=lambda: sink.full is not None or self._rows.enough(),
         )
         try:

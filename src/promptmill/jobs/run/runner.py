@@ -422,7 +422,7 @@ class Runner:
                 None if self._apart is None else _HELD_BYTES,
                 job_rounds.settled_meanwhile(round_, self._delivered_copies(asyncio.get_running_loop())),
                 job_rounds.window,
-                groups=bool(registry.prompt_cache_of(job.plan)),
+                sharing=2 if registry.prompt_cache_of(job.plan) else 0,
             )
 
             def sink_of(kind: type[StoreSink], call: Call) -> StoreSink:

@@ -67,11 +67,17 @@ def saved(store: JobDatabase, plan: ResolvedConfig) -> float:
 
 
 def in_groups(
-    pages: Iterator[list[Row]], look: Callable[[Row], list[Shared]], size: Callable[[Row], int], *, reorders: bool
+    pages: Iterator[list[Row]],
+    look: Callable[[Row], list[Shared]],
+    size: Callable[[Row], int],
+    least: int = 2,
+    *,
+    reorders: bool,
 ) -> Iterator[list[tuple[Row, Shared | None]]]:
     """Yield the rows of pages with what each shares; those that share the most come one after the other.
 
-    `look` returns the beginnings of a row, `size` its bytes. Without `reorders`, the order stays.
+    `look` returns the beginnings of a row, `size` its bytes. `least`: the fewest rows that share a beginning. Without
+    `reorders`, the order stays.
     """
     window, room = list[Row](), WINDOW_BYTES
     for page in pages:
@@ -81,17 +87,17 @@ def in_groups(
         window += page
         room -= sum(map(size, page))
         if len(window) >= WINDOW_ROWS or room < 0 or not reorders:
-            yield _grouped(window, look, reorders=reorders)
+            yield _grouped(window, look, least, reorders=reorders)
             window, room = [], WINDOW_BYTES
     if window:
-        yield _grouped(window, look, reorders=reorders)
+        yield _grouped(window, look, least, reorders=reorders)
 
 
 def _grouped(
-    rows: Sequence[Row], look: Callable[[Row], list[Shared]], *, reorders: bool
+    rows: Sequence[Row], look: Callable[[Row], list[Shared]], least: int, *, reorders: bool
 ) -> list[tuple[Row, Shared | None]]:
     found = [look(row) for row in rows]
-    keys = _repeated(found)
+    keys = _repeated(found, least)
     groups: dict[str, list[tuple[Row, Shared | None]]] = {}
     for row, own in zip(rows, found, strict=True):
         shared = next((one for one in reversed(own) if one.key in keys), None)
@@ -99,7 +105,7 @@ def _grouped(
     return [entry for group in groups.values() for entry in group]
 
 
-def _repeated(found: Iterable[list[Shared]]) -> set[str]:
-    """Return the keys of the beginnings that several rows have."""
+def _repeated(found: Iterable[list[Shared]], least: int = 2) -> set[str]:
+    """Return the keys of the beginnings that at least so many rows have."""
     times = Counter(one.key for own in found for one in own)
-    return {key for key, count in times.items() if count > 1}
+    return {key for key, count in times.items() if count >= least}
