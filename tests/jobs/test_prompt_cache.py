@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 import promptmill
+from batch_server import BatchServer
 from prompt_cache import PromptCache
+from promptmill.cli.job_display import summary
+from sure import sure
 from upstream import Upstream
 
 PROMPT = "Answer from this document:\n{{document}}\n\nQuestion: {{question}}"
@@ -22,16 +25,19 @@ def documents(count: int, tokens: int) -> list[str]:
     return [f"document {n} " + f"w{n:03} ".join([""] * (tokens * 4 // 5)) for n in range(count)]
 
 
-def asked(folder: Path, upstream: Upstream, provider: str, rows: list[tuple[str, str]], **options: Any) -> Any:
+def asked(
+    folder: Path, upstream: Upstream, provider: str, rows: list[tuple[str, str]], *, workers: int = 0, **options: Any
+) -> Any:
     """Ask a question about the document of each row; return the result."""
     with (folder / "in.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["document", "question"])
         writer.writerows(rows)
     block = {"provider": provider, "base_url": upstream.url, "api_key": "k", "model_name": "m", "concurrency": 32}
+    block |= {"num_workers": workers} if workers else {}
     settings = {"backend": "openai", "backend_configs": {"openai": block}}
     settings |= {"price": {"input": 1.0, "cached_input": 0.1, "output": 10.0}}
-    given = {"prompt": PROMPT, "max_tokens": 20, "state": folder / "jobs", "progress": False} | options
+    given: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 20, "state": folder / "jobs", "progress": False} | options
     return promptmill.bulk(folder / "in.csv", folder / "out.csv", settings=settings, **given)
 
 
@@ -49,9 +55,81 @@ def test_questions_about_the_same_documents_read_them_from_the_cache(tmp_path, p
         random.Random(1).shuffle(rows)
     with Upstream() as upstream:
         cache = upstream.reply = PromptCache(provider)
+        found = asked(tmp_path, upstream, provider, rows).status
+        assert share_read(cache, upstream, texts) >= 0.9
+        assert cache.written <= 1.01 * 5 * len(texts[0]) / 4  # each document once
+        assert found["cached_tokens"] == cache.read
+        assert found["cache_saved"] == pytest.approx(cache.read * 0.9e-6, rel=1e-3)
+        assert f"{cache.read:,} of them from the provider's cache (saved $0." in summary(found)
+    with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [(row["document"], row["question"]) for row in written] == rows
+    assert {row["answer"] for row in written} == {"yes"}
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_long_system_prompt_is_read_by_all_rows_but_the_first(tmp_path, provider):
+    rows = [(f"text {n}", f"{n}?") for n in range(50)]
+    with Upstream() as upstream:
+        cache = upstream.reply = PromptCache(provider)
+        (system,) = documents(1, 1500)
+        asked(tmp_path, upstream, provider, rows, system=system)
+        assert cache.read >= 0.9 * 49 * 1500
+        first, *others = [seen for seen in upstream.seen if seen.json]
+        assert all(seen.at >= sure(first.ended) for seen in others)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_short_prompts_are_sent_as_without_a_cache(tmp_path, provider):
+    with Upstream() as upstream:
+        upstream.reply = PromptCache(provider)
+        asked(tmp_path, upstream, provider, [(f"text {n}", f"{n}?") for n in range(20)])
+        bodies = [seen.raw for seen in upstream.seen if seen.json]
+    assert len(bodies) == 20
+    assert not [body for body in bodies if b"cache" in body]
+
+
+def test_worker_processes_mark_the_same_beginning(tmp_path):
+    texts = documents(2, 1500)
+    with Upstream() as upstream:
+        cache = upstream.reply = PromptCache("anthropic")
+        rows = [(text, f"{n}?") for text in texts for n in range(30)]
+        asked(tmp_path, upstream, "anthropic", rows, workers=2)
+        assert share_read(cache, upstream, texts) >= 0.9
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_ten_thousand_rows_of_twenty_documents_read_nine_tenths_from_the_cache(tmp_path, provider):
+    texts = documents(20, 4000)
+    rows = [(text, f"{n}?") for text in texts for n in range(500)]
+    random.Random(2).shuffle(rows)
+    with Upstream() as upstream:
+        cache = upstream.reply = PromptCache(provider, late_s=0.005)
         asked(tmp_path, upstream, provider, rows)
         assert share_read(cache, upstream, texts) >= 0.9
-    with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
-        found = list(csv.DictReader(file))
-    assert [(row["document"], row["question"]) for row in found] == rows
-    assert {row["answer"] for row in found} == {"yes"}
+        print(f"{provider}: {share_read(cache, upstream, texts):.3%} read")
+
+
+def test_a_batch_of_one_request_warms_the_cache_for_the_next_batch(tmp_path, monkeypatch):
+    with BatchServer("anthropic") as server:
+        sent = list[tuple[list[Any], list[str]]]()
+        create = server.create
+
+        def noted(rows: list[Any], **known: Any) -> Any:
+            sent.append(([body for _, body in rows], server.running()))
+            return create(rows, **known)
+
+        monkeypatch.setattr(server, "create", noted)
+        (tmp_path / "in.csv").write_text("text\n" + "".join(f"text {n}\n" for n in range(20)), encoding="utf-8")
+        block = {"provider": "anthropic", "base_url": server.base_url, "api_key": "k", "model_name": "m"}
+        settings = {"backend": "openai", "backend_configs": {"openai": block}}
+        (system,) = documents(1, 1500)
+        given: dict[str, Any] = {"prompt": "Say {{text}}", "system": system, "max_tokens": 20, "progress": False}
+        given |= {"batch": True, "poll": "0.1s", "state": tmp_path / "jobs", "settings": settings}
+        result = promptmill.bulk(tmp_path / "in.csv", tmp_path / "out.csv", **given)
+        assert result.status["batch"]["by_batch"] == 20
+        assert not server.left_files()
+    assert [(len(bodies), running) for bodies, running in sent] == [(1, []), (19, [])]
+    marks = [block["cache_control"] for bodies, _ in sent for body in bodies for block in body["system"]]
+    assert marks == [{"type": "ephemeral", "ttl": "1h"}] * 20

@@ -60,7 +60,7 @@ class Chain:
         """
         plan = self._plan
         answer: protocol.Answer = self._backend.answer
-        if registry.caches_prompts(plan):
+        if registry.prompt_cache_of(plan):
             answer = WarmedAnswers(answer).answer
         if self._is_shared:
             answer = await self._with_cache(answer)

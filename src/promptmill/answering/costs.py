@@ -15,7 +15,7 @@ import asyncio
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -126,6 +126,10 @@ class BudgetedAnswers:
                 raise input_error(f"The item names the model {model!r}, whose price is not known to the budget.")
             most = worst_case(request, self._model)
             worst = max(price.cost(most, tier), price.cost(most, self._dearest.get(tier, tier)))
+            if request.shared is not None:  # it may be written to the provider's cache, which may cost more
+                an_hour = most.prompt_tokens if call.exchange is not None else 0
+                written = replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=an_hour)
+                worst = max(worst, price.cost(written, tier), price.cost(written, self._dearest.get(tier, tier)))
         except PromptmillError as error:
             return Failure(error, request.attempts)
         cost, usage = 0.0, NO_USAGE
@@ -459,6 +463,13 @@ class _DearestPrice:
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage`."""
         return max(price.cost(usage, tier) for price in self.prices)
+
+
+def cost_of_many(price: Price, usage: Usage, rows: int, tier: str = "") -> float:
+    """Return the cost of the usage of many rows together, as if each had the same: none of them is a long prompt."""
+    counts = astuple(usage)
+    each, rest = zip(*(divmod(count, rows) for count in counts), strict=True) if rows else ((), counts)
+    return rows * price.cost(Usage(*each), tier) + price.cost(Usage(*rest), tier)
 
 
 def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -> tuple[float | None, float | None]:

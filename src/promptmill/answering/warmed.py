@@ -7,8 +7,9 @@ together would each pay for all of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 
 from promptmill.backends.protocol import Answer, Call, Failure, Outcome
@@ -18,6 +19,7 @@ _KEPT_S = 240.0  # after the last use; providers keep a beginning for five minut
 _LONGEST_WAIT_S = 60.0  # a first request that is slow, or is repeated, does not hold up the others for longer
 _MOST_FAILURES = 3
 _MOST_KNOWN = 4096
+_MOST_HELD = 16 << 20
 
 
 @dataclass(slots=True)
@@ -36,6 +38,8 @@ class WarmedAnswers:
 
     def __init__(self, following: Answer) -> None:
         self._following = following
+        self._held = 0
+        """The characters of the beginnings of requests that wait while others take their places."""
         self._known: dict[tuple[str, object], _Beginning] = {}
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -47,7 +51,7 @@ class WarmedAnswers:
     async def _after_first(self, request: Request, call: Call, shared: Shared) -> Outcome:
         beginning, end = self._beginning(request, shared), time.monotonic() + _LONGEST_WAIT_S
         while (first := beginning.first) is not None and beginning.until < (now := time.monotonic()) < end:
-            with call.hold():
+            with self._waiting(call, shared):
                 await asyncio.wait({first}, timeout=end - now)
         if first is not None or beginning.until > time.monotonic():
             return self._noted(beginning, await self._following(request, call))
@@ -57,6 +61,19 @@ class WarmedAnswers:
         finally:
             beginning.first = None
             first.set_result(None)
+
+    @contextlib.contextmanager
+    def _waiting(self, call: Call, shared: Shared) -> Iterator[None]:
+        """Let another request take the place of one that waits, while those that wait are not too large together."""
+        if self._held + shared.characters > _MOST_HELD:
+            yield
+            return
+        self._held += shared.characters
+        try:
+            with call.hold():
+                yield
+        finally:
+            self._held -= shared.characters
 
     def _beginning(self, request: Request, shared: Shared) -> _Beginning:
         key = shared.key, request.extra.get("model")

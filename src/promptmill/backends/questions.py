@@ -53,6 +53,11 @@ class Template(Protocol):
         """The fields that it uses; `row` for all of them."""
         ...
 
+    @property
+    def start(self) -> str:
+        """The text before the first place, with which every prompt begins."""
+        ...
+
     def render(self, row: JsonObject) -> str:
         """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
         ...
@@ -86,6 +91,11 @@ class PlainTemplate:
     def names(self) -> frozenset[str]:
         """The fields that it uses."""
         return frozenset(self.parts[1::2])
+
+    @property
+    def start(self) -> str:
+        """The text before the first place."""
+        return self.parts[0]
 
     def render(self, row: JsonObject) -> str:
         """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
@@ -234,7 +244,7 @@ class RowRequests:
     def constant(self) -> int:
         """The number of characters that the requests of all rows have."""
         template = self.questions.template
-        own = sum(map(len, template.parts[::2])) if isinstance(template, PlainTemplate) else 0
+        own = 0 if template is None else len(template.start)
         return own + len(self.reader.system_prompt)
 
     def pieces(self, n: int, line: bytes | None, cells: bytes) -> list[str]:
@@ -248,8 +258,11 @@ class RowRequests:
             return []
         *before, last = request.conversation.messages
         pieces = [message.content for message in before if isinstance(message.content, str)]
-        if len(pieces) < len(before) or line is not None or not isinstance(last.content, str):
+        if len(pieces) < len(before) or not isinstance(last.content, str):
             return pieces
+        if line is not None:
+            start = "" if self.questions.template is None else self.questions.template.start
+            return [*pieces, start] if start and last.content.startswith(start) else pieces
         texts = self.questions.texts(cells)
         if "".join(texts) != last.content:
             return pieces

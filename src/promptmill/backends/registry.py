@@ -165,12 +165,14 @@ def batch_rate(plan: ResolvedConfig) -> float | None:
     return 1.0 - known.pop() if len(known) == 1 and None not in known else None
 
 
-def caches_prompts(plan: ResolvedConfig) -> bool:
-    """Return whether an endpoint of `plan` keeps the beginnings of prompts, at a lower price for those that follow."""
+def prompt_cache_of(plan: ResolvedConfig) -> str:
+    """Return how an endpoint of `plan` keeps the beginnings of prompts, see `ProviderProfile`; `""`: unknown."""
+    if not plan.record.needs_endpoint:
+        return ""
     try:
-        return any(profile.prompt_cache for profile in _profiles(plan))
+        return next((profile.prompt_cache for profile in _profiles(plan) if profile.prompt_cache), "")
     except PromptmillError:  # an unknown provider, or no URL; the endpoint reports it
-        return False
+        return ""
 
 
 def account_decides_tier(plan: ResolvedConfig) -> bool:

@@ -118,6 +118,7 @@ def summary(
     every = f"{found.get('requests', 0):,}{' in all' if run else ''}"
     read, written, cached = (found.get(name, 0) for name in ("prompt_tokens", "completion_tokens", "cached_tokens"))
     of_cache = f", {cached:,} of them from the provider's cache" if cached else ""
+    of_cache += f" (saved {dollars(saved)})" if (saved := found.get("cache_saved")) else ""
     lines += _labelled(
         ("skipped", f"{counted(skipped, 'empty row')}, not in the output" if skipped else ""),
         ("truncated", f"{truncated} by max_tokens; {again_truncated}" if truncated else ""),

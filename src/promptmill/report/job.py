@@ -200,6 +200,7 @@ def _tiles(found: Status) -> list[tuple[str, str, str]]:
         tiles.append(("Cost", dollars(cost), f"of {dollars(most)}" if most is not None else each))
     cached = found.get("cached_tokens", 0)
     remark = f"{cached:,} from the provider's cache" if cached else ""
+    remark += f", saved {dollars(saved)}" if (saved := found.get("cache_saved")) else ""
     tiles.append(("Tokens in", f"{found.get('prompt_tokens', 0):,}", remark))
     out = found.get("completion_tokens", 0)
     tiles.append(("Tokens out", f"{out:,}", f"{status.figure(out / answered)} per answer" if answered and out else ""))

@@ -103,13 +103,14 @@ class RequestEncoder:
         text = head.text
         if stream and not self._stream and self._streamed:
             text = b"{%b,%b" % (orjson.dumps(self._streamed)[1:-1], text[1:])
+        without_words = 0 if shared is None else _length(conversation)
         if head.words:
             conversation = _with_words(conversation, head.words)
         if shared is not None and self._keeps_key and b'"prompt_cache_key":' not in text:
             text = b'{"prompt_cache_key":"%b",%b' % (shared.key.encode(), text[1:])
         elif shared is not None and self._marks:
-            added = len(head.words) and len(head.words) + 2
-            conversation = anthropic.marked(conversation, shared.characters + added, for_an_hour=for_an_hour)
+            characters = shared.characters + _length(conversation) - without_words
+            conversation = anthropic.marked(conversation, characters, for_an_hour=for_an_hour)
         try:
             if self._dialect is not None:
                 pieces = [text, *self._dialect.conversation(conversation, images), b"}"]
@@ -254,6 +255,11 @@ def _with_words(conversation: Conversation, words: str) -> Conversation:
         extended = Message(first.role, f"{first.content}\n\n{words}", first.extra)
         return Conversation((extended, *conversation.messages[1:]))
     return Conversation((Message("system", words), *conversation.messages))
+
+
+def _length(conversation: Conversation) -> int:
+    """Return the number of characters of the messages that are plain texts."""
+    return sum(len(message.content) for message in conversation.messages if isinstance(message.content, str))
 
 
 class ImageEncoder:

@@ -149,6 +149,7 @@ class ExpressionTemplate:
     def __init__(self, text: str) -> None:
         """Compile the template. Raises `PromptmillError` (`invalid_input`)."""
         environment = _environment()
+        self.start = re.sub(r"\r\n?", "\n", re.split(r"\{[{%#]", text, maxsplit=1)[0]).rstrip()
         try:
             parsed = environment.parse(text)
             if sum(1 for _ in parsed.find_all(nodes.Node)) > _MOST_PARTS:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from promptmill.answering.costs import price_of
+from promptmill.answering.costs import cost_of_many, price_of
 from promptmill.backends import registry
 from promptmill.backends.batches import (
     LIST_LAG_S,
@@ -51,6 +51,8 @@ _LONGEST_POLL_S = 900.0
 _GROWTH = 1.5
 _REPLIES_AT_ONCE = 256
 _CANCEL_S = 10.0
+_LONGEST_WARMING_S = 3600.0  # a cache keeps a beginning for an hour
+_UNANSWERED = frozenset({"planning", "planned", "uploaded", "creating", "sent"})
 _LOG = logging.getLogger(__name__)
 
 
@@ -113,6 +115,8 @@ class BatchRound:
         """The most requests of a batch, by slot; fewer once a queue was full."""
         self._again_at: dict[int, float] = {}
         """When a batch is looked for, or created, again."""
+        self._warmed: set[tuple[int, str]] = set()
+        """The beginnings, by slot, that a batch of this run has for the provider's cache."""
         self._replans = False
         """Whether a batch was given up, so that its rows are planned again."""
         self._is_resumed = bool(self._open())
@@ -190,20 +194,47 @@ class BatchRound:
         assert isinstance(sink, PlanSink)
         target = self._rows.targets[slot]
         of = Batch(id=0, key="", round=self._round.id, slot=slot, model=target.model, settings=target.settings)
-        files = BatchFiles(self._job.folder, self._apis[slot], of, lambda key: sink.taken[key].asked, self._most[slot])
-        sink.planned, call.exchange = files.reserve, files.exchange
+        first, others = (
+            BatchFiles(
+                self._job.folder,
+                self._apis[slot],
+                of.changed(warms=warms),
+                lambda key: sink.taken[key].asked,
+                self._most[slot],
+            )
+            for warms in (True, False)
+        )
+        warms = registry.prompt_cache_of(self._plan_of(slot)) == "marks"
+
+        async def exchange(request: Request, body_of: Callable[[Request], Awaitable[bytes]]) -> Failure:
+            """Take the first request of each beginning into a batch that is sent before the others."""
+            key = (slot, request.shared.key) if warms and request.shared is not None else None
+            if key is None or key in self._warmed:
+                return await others.exchange(request, body_of)
+            self._warmed.add(key)
+            return await first.exchange(request, body_of)
+
+        def reserve(key: int, most: float) -> None:
+            first.reserve(key, most)
+            others.reserve(key, most)
+
+        sink.planned, call.exchange = reserve, exchange
         rows = replace(
             self._rows,
             round=replace(self._round, slots=(slot,)),
             only=f"NOT {IN_BATCH}",
+            # writing for an hour costs as much as two prompts, and each read a tenth
+            sharing=self._rows.sharing and 3,
             enough=lambda: sink.full is not None or self._rows.enough(),
         )
         try:
             await answer_rows(self._service, rows, sink, call, self._job.plan)
-            await asyncio.to_thread(files.complete)
-            files.store_amounts()
+            for files in (first, others):
+                await asyncio.to_thread(files.complete)
+                files.store_amounts()
         finally:
-            files.close()
+            first.close()
+            others.close()
         return sink.full
 
     async def _drop(self, batch: Batch) -> None:
@@ -225,9 +256,12 @@ class BatchRound:
         """Take a batch to its next state; return False if it has to wait."""
         if self._clock.now() < self._again_at.get(batch.id, 0.0) and not self._is_late:
             return False
-        if batch.state in {"planned", "uploaded"} and self._is_late:
-            await self._drop(batch)
-            return True
+        if batch.state in {"planned", "uploaded"}:
+            if self._is_late:
+                await self._drop(batch)
+                return True
+            if self._waits_for_cache(batch):
+                return False
         step = {
             "planned": self._upload,
             "uploaded": self._create,
@@ -237,6 +271,14 @@ class BatchRound:
             "fetched": self._store_replies,
         }[batch.state]
         return await step(batch)
+
+    def _waits_for_cache(self, batch: Batch) -> bool:
+        """Return whether a batch is still running that writes the beginnings of this one to the provider's cache."""
+        since = self._clock.now() - _LONGEST_WARMING_S
+        return not batch.warms and any(
+            other.warms and other.slot == batch.slot and other.state in _UNANSWERED and other.there.since > since
+            for other in self._open()
+        )
 
     def _planned(self, batch: Batch) -> PlannedBatch:
         plan = self._plan_of(batch.slot)
@@ -439,5 +481,6 @@ def batch_figures(store: JobDatabase, plan: ResolvedConfig) -> BatchStatus:
     by_batch, live = statistics.paid(store, ids)
     found: BatchStatus = {"by_batch": by_batch.rows, "live": live.rows}
     if (price := price_of(plan)) is not None:
-        found |= {"cost": by_batch.cost, "live_cost": live.cost, "live_price": price.cost(by_batch.usage)}
+        live_price = cost_of_many(price, by_batch.usage, by_batch.rows)
+        found |= {"cost": by_batch.cost, "live_cost": live.cost, "live_price": live_price}
     return found

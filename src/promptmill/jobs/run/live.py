@@ -112,8 +112,8 @@ class OpenRows:
     """The row numbers of a window."""
     only: str = "1"
     """A further condition of the rows, with `{base}` for the key of the slot's first row."""
-    groups: bool = False
-    """Whether the endpoint caches beginnings of prompts, so that rows with the same are sent one after the other."""
+    sharing: int = 0
+    """The fewest rows with the same beginning that are sent one after the other; 0: the endpoint does not cache it."""
 
     @property
     def file(self) -> InputFile | None:
@@ -144,7 +144,7 @@ class OpenRows:
 
         constants = [requests.constant for requests in self.requests]
         reorders = self.between is None  # which expects the windows in order
-        for page in in_groups(self.pages(), look, lambda row: row.size, reorders=reorders):
+        for page in in_groups(self.pages(), look, lambda row: row.size, self.sharing, reorders=reorders):
             yield [row if shared is None else row._replace(shared=shared) for row, shared in page]
 
     def _window(self, slot: int, first: int, following: int) -> Iterator[list[OpenRow]]:
@@ -219,7 +219,7 @@ class RowSource(Source):
     def __init__(self, rows_: OpenRows, sink: StoreSink, call: Call) -> None:
         """`sink` receives taken rows and failures."""
         self._rows, self._sink, self._call = rows_, sink, call
-        self._pages = rows_.in_groups() if rows_.groups else rows_.pages()
+        self._pages = rows_.in_groups() if rows_.sharing else rows_.pages()
         self._ready: deque[OpenRow] = deque()
         self._ahead: asyncio.Future[list[OpenRow] | None] | None = None
         self._has_ended = False

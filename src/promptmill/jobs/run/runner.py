@@ -30,6 +30,7 @@ from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.batch_round import BatchRound, batch_figures
 from promptmill.jobs.run.job_rounds import Duplicates, JobRounds, reader_of, requests_of
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
+from promptmill.jobs.run.shared_beginnings import saved
 from promptmill.jobs.run.steps import Apart
 from promptmill.jobs.store import batches, rounds, statistics
 from promptmill.jobs.store import progress as states
@@ -423,7 +424,7 @@ class Runner:
                 None if self._apart is None else _HELD_BYTES,
                 job_rounds.settled_meanwhile(round_, self._delivered_copies(asyncio.get_running_loop())),
                 job_rounds.window,
-                groups=registry.caches_prompts(job.plan),
+                sharing=2 if registry.prompt_cache_of(job.plan) else 0,
             )
 
             def sink_of(kind: type[StoreSink], call: Call) -> StoreSink:
@@ -573,6 +574,7 @@ class Runner:
         self.progress.votes, self.progress.sure = figures.get("votes", {}), figures.get("sure", {})
         self.progress.person, self.progress.shares = figures.get("person", 0), figures.get("shares", {})
         self.progress.batch = batch_figures(store, self._job.plan)
+        self.progress.cache_saved = saved(store, self._job.plan)
 
     def _give_up(self, error: PromptmillError) -> None:
         self._stop(_JobStopped(states.STOPPED, error))

@@ -19,15 +19,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TypeVar
 
+from promptmill.answering.costs import BATCH, cost_of_many, price_of, tier_of
+from promptmill.backends.protocol import Usage
 from promptmill.backends.questions import RowRequests
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import LEAST_SHARED, Shared
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.rounds import stored_rounds
 
 Row = TypeVar("Row")
 
 WINDOW_ROWS, WINDOW_BYTES = 2048, 16 << 20
-_LOOKED_AT = 64
-"""The first rows of a window, which decide whether the others are looked at."""
+_LOOKED_AT = 32
+"""The first rows of a page, which decide whether the others are looked at."""
 
 
 def beginnings(requests: RowRequests, n: int, line: bytes | None, cells: bytes, model: str = "") -> list[Shared]:
@@ -47,12 +53,31 @@ def beginnings(requests: RowRequests, n: int, line: bytes | None, cells: bytes, 
     return found
 
 
+def saved(store: JobDatabase, plan: ResolvedConfig) -> float:
+    """Return what the provider's cache has saved, in dollars; 0 if the price is unknown. Blocks."""
+    if (price := price_of(plan)) is None:
+        return 0.0
+    batches = [round_.id for round_ in stored_rounds(store) if round_.way == "batch"]
+    amount = 0.0
+    for paid, tier in zip(statistics.paid(store, batches), (BATCH, tier_of(plan.settings.extra_params)), strict=True):
+        if (usage := paid.usage).cached_tokens:
+            without = Usage(usage.prompt_tokens, usage.completion_tokens)
+            amount += cost_of_many(price, without, paid.rows, tier) - cost_of_many(price, usage, paid.rows, tier)
+    return amount
+
+
 def in_groups(
-    pages: Iterator[list[Row]], look: Callable[[Row], list[Shared]], size: Callable[[Row], int], *, reorders: bool
+    pages: Iterator[list[Row]],
+    look: Callable[[Row], list[Shared]],
+    size: Callable[[Row], int],
+    least: int = 2,
+    *,
+    reorders: bool,
 ) -> Iterator[list[tuple[Row, Shared | None]]]:
     """Yield the rows of pages with what each shares; those that share the most come one after the other.
 
-    `look` returns the beginnings of a row, `size` its bytes. Without `reorders`, the order stays.
+    `look` returns the beginnings of a row, `size` its bytes. `least`: the fewest rows that share a beginning. Without
+    `reorders`, the order stays.
     """
     window, room = list[Row](), WINDOW_BYTES
     for page in pages:
@@ -62,17 +87,17 @@ def in_groups(
         window += page
         room -= sum(map(size, page))
         if len(window) >= WINDOW_ROWS or room < 0 or not reorders:
-            yield _grouped(window, look, reorders=reorders)
+            yield _grouped(window, look, least, reorders=reorders)
             window, room = [], WINDOW_BYTES
     if window:
-        yield _grouped(window, look, reorders=reorders)
+        yield _grouped(window, look, least, reorders=reorders)
 
 
 def _grouped(
-    rows: Sequence[Row], look: Callable[[Row], list[Shared]], *, reorders: bool
+    rows: Sequence[Row], look: Callable[[Row], list[Shared]], least: int, *, reorders: bool
 ) -> list[tuple[Row, Shared | None]]:
     found = [look(row) for row in rows]
-    keys = _repeated(found)
+    keys = _repeated(found, least)
     groups: dict[str, list[tuple[Row, Shared | None]]] = {}
     for row, own in zip(rows, found, strict=True):
         shared = next((one for one in reversed(own) if one.key in keys), None)
@@ -80,7 +105,7 @@ def _grouped(
     return [entry for group in groups.values() for entry in group]
 
 
-def _repeated(found: Iterable[list[Shared]]) -> set[str]:
-    """Return the keys of the beginnings that several rows have."""
+def _repeated(found: Iterable[list[Shared]], least: int = 2) -> set[str]:
+    """Return the keys of the beginnings that at least so many rows have."""
     times = Counter(one.key for own in found for one in own)
-    return {key for key, count in times.items() if count > 1}
+    return {key for key, count in times.items() if count >= least}

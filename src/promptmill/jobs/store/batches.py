@@ -74,6 +74,8 @@ class Batch(Stored):
     """The digest of the file of the requests."""
     most: float = 0.0
     """The highest possible cost, in dollars."""
+    warms: bool = False
+    """Whether its requests have the beginnings of later ones, which the provider's cache keeps for them."""
     there: AtProvider = AtProvider()
 
     def file(self, folder: Path) -> Path:

@@ -69,6 +69,8 @@ class Progress:
         """The batches at the provider; empty without."""
         self.votes: VoteStatus = {}
         """The decisions of a job with `votes`; empty until the output is written."""
+        self.cache_saved = 0.0
+        """What the provider's cache of prompts has saved; 0 until the output is written."""
         self.person = 0
         """The delivered labels of a person; 0 until the output is written."""
         self.shares: dict[str, dict[str, LabelShare]] = {}
@@ -185,6 +187,7 @@ class Progress:
             **({"batch": dict(self.batch)} if self.batch else {}),
             **({"votes": dict(self.votes)} if self.votes else {}),
             **({"person": self.person} if self.person else {}),
+            **({"cache_saved": round(self.cache_saved, 6)} if self.cache_saved else {}),
             **({"shares": self.shares} if self.shares else {}),
             **({} if self.cost is None else {"cost": self.cost}),
             **({} if budget is None else {"max_cost": budget.limit}),

@@ -39,7 +39,8 @@ _MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL if a record is damage
 # `CASE` is not evaluated for records that its condition excludes; `AND` may evaluate both of its sides.
 _WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MORE}, '$.wanted'), 1) ELSE 1 END"
 _RETRIES = f"CASE WHEN attempts > 1 THEN max(attempts - {_WANTED}, 0) END"
-_CACHED = f"CASE WHEN instr(more, '\"cached_tokens\":') THEN json_extract({_MORE}, '$.tokens.cached_tokens') END"
+_TOKENS = f"CASE WHEN instr(more, '\"{{0}}\":') THEN json_extract({_MORE}, '$.tokens.{{0}}') END"
+_CACHED = _TOKENS.format("cached_tokens")
 _PAID = ("attempts", _RETRIES, "prompt_tokens", "completion_tokens", _CACHED)
 """The columns whose sums are the `COUNTERS`."""
 _IS_EMPTY = f"CASE WHEN {ANSWERED} AND trim(text) = '' THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
@@ -327,12 +328,13 @@ def paid(store: JobDatabase, rounds: Sequence[int]) -> tuple[Paid, Paid]:
     ids = ", ".join(map(str, rounds))
     query = f"""
         SELECT round IN ({ids}), count(*), total(prompt_tokens), total(completion_tokens), total({_CACHED}),
+            total({_TOKENS.format("written_tokens")}), total({_TOKENS.format("hour_written_tokens")}),
             total(CASE WHEN more IS NOT NULL THEN json_extract({_MORE}, '$.cost') END)
         FROM answer WHERE {DELIVERED} AND {ANSWERED} GROUP BY 1
     """
     found = {
-        bool(is_of): Paid(rows, Usage(int(read), int(written), int(cached)), cost)
-        for is_of, rows, read, written, cached, cost in store.read(query)
+        bool(is_of): Paid(rows, Usage(int(read), int(out), int(cached), 0, int(written), int(an_hour)), cost)
+        for is_of, rows, read, out, cached, written, an_hour, cost in store.read(query)
     }
     return found.get(True, Paid(0, Usage(), 0.0)), found.get(False, Paid(0, Usage(), 0.0))
 

@@ -204,6 +204,8 @@ class _Requests(TypedDict, total=False):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    cache_saved: float
+    """What the provider's cache of prompts has saved, in US dollars; 0 while the job runs."""
     latency_s: dict[str, float | None]
     cost: float | None
     max_cost: float | None
