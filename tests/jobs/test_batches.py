@@ -39,7 +39,13 @@ def table(folder: Path, rows: int = ROWS) -> Path:
 
 def bulk(folder: Path, server: BatchServer, **options: Any) -> Any:
     """Answer the rows of the folder's table by batch."""
-    given = {"prompt": "Say {{text}}", "model": "m", "base_url": server.base_url, "api_key": "k", "max_tokens": 20}
+    given: dict[str, Any] = {
+        "prompt": "Say {{text}}",
+        "model": "m",
+        "base_url": server.base_url,
+        "api_key": "k",
+        "max_tokens": 20,
+    }
     given |= {"batch": True, "poll": "0.1s", "state": folder / "jobs", "progress": False} | options
     settings = PRICE | given.pop("settings", {})
     return promptmill.bulk(folder / "in.csv", folder / "out.csv", settings=settings, **given)
