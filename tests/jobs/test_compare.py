@@ -461,7 +461,7 @@ def test_a_difference_in_time_is_shown_if_it_is_more_than_noise(before, after, s
     files = [
         ComparedFile(label, Path(label), about={"seconds": seconds}) for label, seconds in (("A", before), ("B", after))
     ]
-    difference = _difference(files[0], [True, False], files[1], [True, True])
+    difference = _difference(files[0], [True, False], files[1], [True, True], rows=2)
     assert ("seconds" in difference) == shown
 
 
@@ -519,10 +519,10 @@ def test_cost_and_time_of_jobs_and_the_cost_of_a_point(bench):
 
 
 def test_a_difference_of_less_than_a_cent_in_a_thousand_rows_is_not_worth_a_word(bench):
-    rows = [{"id": at, "answer": "yes", "label": "yes", "cost": 0.000002} for at in range(40)]
-    a = write_rows(bench.path / "a.jsonl", rows)
-    for more, is_said in ((0.000009, False), (0.000011, True)):
-        b = write_rows(bench.path / "b.jsonl", [{**row, "cost": row["cost"] + more} for row in rows])
+    rows = [{"id": at, "answer": "yes", "label": "yes"} for at in range(40)]
+    a = write_rows(bench.path / "a.jsonl", [{**row, "cost": 0.000002} for row in rows])
+    for cost, is_said in ((0.000011, False), (0.000013, True)):
+        b = write_rows(bench.path / "b.jsonl", [{**row, "cost": cost} for row in rows])
         assert ("B costs" in compare(bench, a, b, "--gold", "label")) is is_said
 
 
@@ -683,18 +683,21 @@ def test_a_table_with_short_names_stays_a_table():
 @pytest.mark.parametrize("cheap", [6, 5], ids=["uneven", "even"])
 @pytest.mark.parametrize("own", ["id", "text", "mostly unique", "none"])
 def test_parts_without_common_rows_are_counted_against_right_answers(tmp_path, own, cheap):
+    columns = {
+        "id": lambda n: {"id": n},
+        "text": lambda n: {"text": f"text {n}"},
+        "mostly unique": lambda n: {"text": f"text {n % 9}"},
+        "none": lambda _: {},
+    }
     rows = [
-        {"answer": "ab"[n % 2], "sure": "cheap" if n < cheap else "strong", "gold": "ac"[n > 7], "n": n}
+        {**columns[own](n), "answer": "ab"[n % 2], "sure": "cheap" if n < cheap else "strong", "gold": "ac"[n > 7]}
         for n in range(10)
     ]
-    for row in rows:
-        n = row.pop("n")
-        row |= {"id": {"id": n}, "text": {"text": f"text {n}"}, "mostly unique": {"text": f"text {n % 9}"}}.get(own, {})
     file = tmp_path / "labels.jsonl"
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     found = promptmill.compare(file, by="sure", gold="gold").figures["gold"]
     counts = [(one["name"], one["rows"], one["right"]) for one in found["groups"]]
-    assert counts == [("cheap", cheap, 3), ("strong", 10 - cheap, 4 - 3)]
+    assert counts == [("cheap", cheap, 3), ("strong", 10 - cheap, 1)]
     if own in {"id", "text"}:
-        with pytest.raises(PromptmillError, match=r"same rows: cheap has|no row in common.*gold|`text` differ"):
+        with pytest.raises(PromptmillError, match=r"same rows: |no row in common"):
             promptmill.compare(file, by="sure")

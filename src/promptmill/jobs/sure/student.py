@@ -26,7 +26,7 @@ MOST_LABELS = 500
 LONGEST_TEXT = 20_000
 """The characters of a text that are read."""
 _CJK = "\u3040-\u30ff\u3400-\u9fff"  # written without spaces: a part is a pair of signs
-_WORD = re.compile(rf"([{_CJK}]{{1,30}})|[^\W{_CJK}]{{1,30}}")
+_WORD = re.compile(rf"([{_CJK}]{{1,30}})|([^\W{_CJK}]{{1,30}})")
 _PART = 4
 _KNOWN_WORDS = 1 << 14  # of which each takes a kilobyte or less
 _BUCKETS = 1 << 18
@@ -38,18 +38,16 @@ _LEAST_STEP = 1e-4
 
 def buckets_of(text: str, size: int) -> list[int]:
     """Return the buckets below `size` of the words in a text and of their parts, each once."""
-    words = (_hashes(found[0], found[1] is not None) for found in _WORD.finditer(text[:LONGEST_TEXT].lower()))
-    return [*dict.fromkeys(each % size for word in words for each in word)]
+    found = _WORD.findall(text[:LONGEST_TEXT].lower())
+    return [*dict.fromkeys(each % size for signs, word in found for each in _hashes(signs, word))]
 
 
 @lru_cache(_KNOWN_WORDS)
-def _hashes(word: str, is_cjk: bool) -> tuple[int, ...]:
-    """Return the hashes of a word, or of signs that are written without spaces, and of the parts."""
-    if is_cjk:
-        parts = [*word, *map("".join, pairwise(word))]
-    else:
-        ends = f" {word} "
-        parts = [word, *(ends[at : at + _PART] for at in range(len(ends) - _PART + 1))]
+def _hashes(signs: str, word: str) -> tuple[int, ...]:
+    """Return the hashes of signs that are written without spaces, or else of a word, and of the parts."""
+    ends = f" {word} " if word else ""
+    parts = [*signs, *map("".join, pairwise(signs))] if signs else [word]
+    parts += [ends[at : at + _PART] for at in range(len(ends) - _PART + 1)]
     return tuple(crc32(part.encode("utf-8", "replace")) for part in parts)
 
 
