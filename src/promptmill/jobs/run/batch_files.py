@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import IO
 
 from promptmill.backends.batches import BatchApi
@@ -39,13 +39,21 @@ class BatchFiles:
     """
 
     def __init__(
-        self, folder: Folder, api: BatchApi, of: Batch, asked_of: Callable[[int], bytes | None], most: int
+        self,
+        folder: Folder,
+        api: BatchApi,
+        of: Batch,
+        asked_of: Callable[[int], bytes | None],
+        *,
+        most: int,
+        names: Collection[str],
     ) -> None:
         """`of` has the round and slot of the batches, `asked_of` returns the digest of a row's question.
 
-        `most`: the most requests of a batch.
+        `most`: the most requests of a batch. `names`: the names of the model, by which rows may ask for it.
         """
         self._folder, self._api, self._of, self._asked_of = folder, api, of, asked_of
+        self._names = {None, *names}
         self._limits, self._most = api.limits, most
         self._file: IO[bytes] | None = None
         self._batch = of
@@ -61,7 +69,7 @@ class BatchFiles:
 
     async def exchange(self, request: Request, body_of: Callable[[Request], Awaitable[bytes]]) -> Failure:
         """Take a request into a file. Rows for other paths or models stay open, and are sent live after the batch."""
-        if request.path or request.choice or request.extra.get("model") not in {None, self._of.model}:
+        if request.path or request.choice or request.extra.get("model") not in self._names:
             return waits(request)
         if request.conversation.images and not self._limits.takes_local_images:
             raise PromptmillError(Code.UNSUPPORTED, "The provider's batches take no images.", "Send them live.")

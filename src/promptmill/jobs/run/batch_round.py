@@ -33,7 +33,7 @@ from promptmill.backends.batches import (
 )
 from promptmill.backends.protocol import Call, Facts, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Request
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.batch_files import BatchFiles, is_whole, new_key, waits
@@ -124,6 +124,8 @@ class BatchRound:
 
     async def run(self) -> None:
         """Run the round to its end. Raises `PromptmillError`, and the errors of the database."""
+        if self._job.plan.settings.sampling_params.n is not None:
+            raise input_error(Named("batch"), " goes with one answer to each prompt, without `n`.")
         async with contextlib.AsyncExitStack() as opened:
             for slot in self._round.slots:
                 api = self._apis[slot] = await opened.enter_async_context(registry.batches(self._plan_of(slot)))
@@ -192,19 +194,20 @@ class BatchRound:
         call.ledger.budget = self._progress.stats.ledger.budget
         sink = self._sink_of(PlanSink, call)
         assert isinstance(sink, PlanSink)
-        target = self._rows.targets[slot]
-        of = Batch(id=0, key="", round=self._round.id, slot=slot, model=target.model, settings=target.settings)
+        target, plan = self._rows.targets[slot], self._plan_of(slot)
+        of = Batch(id=0, key="", round=self._round.id, slot=slot, settings=target.settings)
         first, others = (
             BatchFiles(
                 self._job.folder,
                 self._apis[slot],
                 of.changed(warms=warms),
                 lambda key: sink.taken[key].asked,
-                self._most[slot],
+                most=self._most[slot],
+                names={target.model, plan.model, plan.name},
             )
             for warms in (True, False)
         )
-        warms = registry.prompt_cache_of(self._plan_of(slot)) == "marks"
+        warms = registry.prompt_cache_of(plan) == "marks"
 
         async def exchange(request: Request, body_of: Callable[[Request], Awaitable[bytes]]) -> Failure:
             """Take the first request of each beginning into a batch that is sent before the others."""

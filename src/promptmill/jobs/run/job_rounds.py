@@ -108,7 +108,7 @@ class Duplicates:
         """Return the query for the rows of `equal` in a slot."""
         target = self._spec.targets[slot]
         asked, settings = _asked(target.prompt), ", ".join(map(str, target.counted))
-        is_open = replace(round_, rows=round_.ordered).condition(target.counted, slot)
+        is_open = replace(round_, rows=round_.ordered, way="live").condition(target.counted, slot)
         return f"""
             WITH waiting AS (
                 SELECT row.n + {slot * SLOT} AS key, {asked} AS asked FROM {join_of(slot)}

@@ -64,8 +64,6 @@ class Batch(Stored):
     """Our own label, by which the provider's list is searched."""
     round: int
     slot: int = 0
-    model: str = ""
-    """The model that the requests name; `""`: the model of the configuration."""
     settings: int = 0
     """The id of the settings with which the requests were made."""
     state: State = "planning"

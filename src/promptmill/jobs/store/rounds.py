@@ -163,7 +163,8 @@ def _by_batch(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
     """Yield the rounds; where the order has `batch`, rows go into a batch first, and then live if it left them open."""
     latest = max((round_.id for round_ in now.rounds if round_.way == "batch"), default=0)
     for round_ in wanted:
-        if now.order.batch is None or round_.way != "live" or 0 not in round_.slots or round_.reason in _ALWAYS_LIVE:
+        is_cheap = now.order.sure is not None and 0 not in round_.slots
+        if now.order.batch is None or round_.way != "live" or is_cheap or round_.reason in _ALWAYS_LIVE:
             yield round_
             continue
         yield replace(round_, way="batch", reason="batch")

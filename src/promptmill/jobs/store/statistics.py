@@ -324,13 +324,13 @@ class Paid(NamedTuple):
 
 
 def paid(store: JobDatabase, rounds: Sequence[int]) -> tuple[Paid, Paid]:
-    """Return the delivered answers of these rounds, and those of all others."""
+    """Return the paid answers of these rounds, and of all others; a copy, or an answer of the cache, is not paid."""
     ids = ", ".join(map(str, rounds))
     query = f"""
         SELECT round IN ({ids}), count(*), total(prompt_tokens), total(completion_tokens), total({_CACHED}),
             total({_TOKENS.format("written_tokens")}), total({_TOKENS.format("hour_written_tokens")}),
             total(CASE WHEN more IS NOT NULL THEN json_extract({_MORE}, '$.cost') END)
-        FROM answer WHERE {DELIVERED} AND {ANSWERED} GROUP BY 1
+        FROM answer WHERE {ANSWERED} AND attempts > 0 GROUP BY 1
     """
     found = {
         bool(is_of): Paid(rows, Usage(int(read), int(out), int(cached), 0, int(written), int(an_hour)), cost)
