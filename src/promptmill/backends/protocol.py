@@ -403,7 +403,11 @@ class Counts:
         """Count a finished item."""
         self.done += 1
         if not isinstance(outcome, Completion):
-            self.codes[str(outcome.error.code)] += 1
+            code = outcome.error.code
+            if code is Code.BATCHED:  # the item is not finished
+                self.done -= 1
+            else:
+                self.codes[str(code)] += 1
         usage = outcome.usage
         if usage is not NO_USAGE:
             self.prompt_tokens += usage.prompt_tokens
