@@ -14,7 +14,7 @@ from promptmill.jobs.export import answered, output
 from promptmill.jobs.run import batch_round
 from promptmill.jobs.run.student_rounds import StudentAnswers
 from promptmill.jobs.run.sure_rounds import SureRounds
-from promptmill.jobs.store import batches
+from promptmill.jobs.store import stored_batches
 from promptmill.jobs.store.database import JobDatabase
 
 
@@ -55,10 +55,10 @@ if __name__ == "__main__":
         (SureRounds, "_deliver", ("before-deliver", "after-deliver")),
         (StudentAnswers, "answer_sample", ("before-learn", "after-learn")),
         (StudentAnswers, "_answered", ("before-student", "after-student")),
-        (batches, "put", ("before-batch", "after-batch")),
-        (batches, "add_rows", ("before-rows", "after-rows")),
-        (batches, "keep_replies", ("before-replies", "after-replies")),
-        (batches, "finish", ("before-finish", "after-finish")),
+        (stored_batches, "put", ("before-batch", "after-batch")),
+        (stored_batches, "add_rows", ("before-rows", "after-rows")),
+        (stored_batches, "keep_replies", ("before-replies", "after-replies")),
+        (stored_batches, "finish", ("before-finish", "after-finish")),
         (output, "publish", ("before-rename", "after-rename")),
     ):
         setattr(owner, name, passing(getattr(owner, name), *points))

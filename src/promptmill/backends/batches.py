@@ -119,9 +119,8 @@ class BatchApi(Protocol):
     Methods raise `PromptmillError`. Except `create`, they repeat a request that failed for a passing reason.
     """
 
-    @property
-    def limits(self) -> BatchLimits:
-        """Return the bounds of one batch."""
+    limits: BatchLimits
+    """The bounds of one batch."""
 
     def line(self, custom_id: str, body: bytes) -> bytes:
         """Return the line of a request, with its line feed. `body` is a live request's; `[A-Za-z0-9_-]{1,64}` an id."""

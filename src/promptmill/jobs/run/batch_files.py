@@ -14,9 +14,9 @@ from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.jobs import disk
-from promptmill.jobs.store import batches
-from promptmill.jobs.store.batches import AtProvider, Batch
+from promptmill.jobs.store import stored_batches
 from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.stored_batches import AtProvider, Batch
 
 _ROWS_AT_ONCE = 512
 _WAITS = Failure(PromptmillError(Code.BATCHED, "The row waits for a batch."))
@@ -108,13 +108,15 @@ class BatchFiles:
         self._file.close()
         self._file = None
         self._store_rows()
-        batches.put(self._folder.store, self._batch.changed(state="planned", sha256=self._digest.hexdigest()))
+        stored_batches.put(self._folder.store, self._batch.changed(state="planned", sha256=self._digest.hexdigest()))
 
     def store_amounts(self) -> None:
         """Store the highest possible cost of each batch, once every row's is known."""
         store = self._folder.store
-        known = {batch.id: batch for batch in batches.open_batches(store)}
-        batches.put(store, *(known[id_].changed(most=most) for id_, most in self._reserved.items() if id_ in known))
+        known = {batch.id: batch for batch in stored_batches.open_batches(store)}
+        stored_batches.put(
+            store, *(known[id_].changed(most=most) for id_, most in self._reserved.items() if id_ in known)
+        )
 
     def close(self) -> None:
         """Close the file without completing it."""
@@ -123,14 +125,14 @@ class BatchFiles:
 
     def _begin(self) -> None:
         store = self._folder.store
-        id_ = batches.next_id(store)
+        id_ = stored_batches.next_id(store)
         self._batch = self._of.changed(id=id_, key=new_key(), there=AtProvider(since=time.time()))
-        batches.put(store, self._batch)
+        stored_batches.put(store, self._batch)
         self._file = _created(self._batch, self._folder)
         self._bytes, self._digest = 0, hashlib.sha256()
 
     def _store_rows(self) -> None:
-        batches.add_rows(self._folder.store, self._batch, self._rows)
+        stored_batches.add_rows(self._folder.store, self._batch, self._rows)
         self._rows = []
 
 

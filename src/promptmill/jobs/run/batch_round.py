@@ -8,7 +8,7 @@
 
 Rows without an answer afterwards (expired, cancelled, failed for a reason that may pass) are rows of the live round
 that follows. The chain runs twice: while planning, `Call.exchange` takes the request in place of the network, and while
-storing, it has the reply. `jobs.store.batches` has the states of a batch, in each of which a job may be killed.
+storing, it has the reply. `jobs.store.stored_batches` has the states of a batch, in each of which a job may be killed.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from promptmill.core.request import Request
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.batch_files import BatchFiles, is_whole, new_key, waits
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
-from promptmill.jobs.store import batches, statistics
-from promptmill.jobs.store.batches import HAS_REPLY, IN_BATCH, Batch
+from promptmill.jobs.store import statistics, stored_batches
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import BatchOrder
 from promptmill.jobs.store.progress import Progress
 from promptmill.jobs.store.rounds import store_round, stored_rounds
 from promptmill.jobs.store.status_record import BatchStatus
+from promptmill.jobs.store.stored_batches import HAS_REPLY, IN_BATCH, Batch
 from promptmill.service.service import Service
 
 _LONGEST_POLL_S = 900.0
@@ -140,7 +140,7 @@ class BatchRound:
                     await self._cancel_all()
                 raise
         for slot in self._round.slots:
-            batches.mark_tried(self._store, slot, self._round.condition(self._rows.targets[slot].counted, slot))
+            stored_batches.mark_tried(self._store, slot, self._round.condition(self._rows.targets[slot].counted, slot))
         store_round(self._store, replace(self._round, done=True))
 
     async def _through(self) -> None:
@@ -150,7 +150,7 @@ class BatchRound:
                 await self._drop(batch)
             elif batch.settings not in self._rows.targets[batch.slot].counted:
                 await self._cancel(batch)
-                batches.forget(self._store, batch)
+                stored_batches.forget(self._store, batch)
         while True:
             full = None if self._is_late else await self._plan()
             if not (open_ := self._open()):
@@ -169,7 +169,7 @@ class BatchRound:
                 return
 
     def _open(self) -> list[Batch]:
-        return [batch for batch in batches.open_batches(self._store) if batch.round == self._round.id]
+        return [batch for batch in stored_batches.open_batches(self._store) if batch.round == self._round.id]
 
     @property
     def _is_late(self) -> bool:
@@ -244,7 +244,7 @@ class BatchRound:
         """Give up a batch that the provider does not have; its rows are open again."""
         if batch.there.file_id:
             await self._apis[batch.slot].delete(self._planned(batch), None)
-        batches.drop(self._store, batch)
+        stored_batches.drop(self._store, batch)
         batch.file(self._job.folder.path).unlink(missing_ok=True)
         self._free(batch.most)
 
@@ -302,12 +302,12 @@ class BatchRound:
         api, planned = self._apis[batch.slot], self._planned(batch)
         file_id = await api.find_file(planned) if self._is_resumed else ""
         file_id = file_id or await api.upload(planned)
-        batches.put(self._store, batch.seen("uploaded", file_id=file_id))
+        stored_batches.put(self._store, batch.seen("uploaded", file_id=file_id))
         return True
 
     async def _create(self, batch: Batch) -> bool:
         creating = batch.changed(state="creating")
-        batches.put(self._store, creating)
+        stored_batches.put(self._store, creating)
         await asyncio.to_thread(self._store.sync)
         try:
             state = await self._apis[batch.slot].create(self._planned(batch))
@@ -318,24 +318,24 @@ class BatchRound:
         except QueueFullError as error:
             return await self._wait_for_queue(batch, error.wait_s)
         except PromptmillError:
-            batches.put(self._store, batch)
+            stored_batches.put(self._store, batch)
             raise
         self._adopt(creating, state)
         return True
 
     def _adopt(self, batch: Batch, state: BatchState) -> None:
-        batches.put(self._store, batch.seen("sent", id=state.id, said=state.said, expires=state.expires))
+        stored_batches.put(self._store, batch.seen("sent", id=state.id, said=state.said, expires=state.expires))
         self._again_at.pop(batch.id, None)
 
     async def _find(self, batch: Batch) -> bool:
         """Look for a batch whose creation has an unclear end: in this process, or in one that was killed."""
-        others = {other.there.id for other in batches.stored_batches(self._store) if other.there.id}
+        others = {other.there.id for other in stored_batches.stored_batches(self._store) if other.there.id}
         state = await self._apis[batch.slot].find(self._planned(batch), others)
         if state is not None:
             self._adopt(batch, state)
             return True
         if batch.id in self._again_at:  # it was missing, or the reply unclear, more than `LIST_LAG_S` ago
-            batches.put(self._store, batch.changed(state="uploaded"))
+            stored_batches.put(self._store, batch.changed(state="uploaded"))
             del self._again_at[batch.id]
             return True
         self._again_at[batch.id] = self._clock.now() + LIST_LAG_S
@@ -350,7 +350,7 @@ class BatchRound:
             self._replans = True
             return True
         again = batch.seen("uploaded", id="", since=self._clock.now())
-        batches.put(self._store, again.changed(key=new_key()))
+        stored_batches.put(self._store, again.changed(key=new_key()))
         self._again_at[batch.id] = self._clock.now() + (wait_s or self._order.poll or self._poll_s)
         return False
 
@@ -367,14 +367,14 @@ class BatchRound:
         state = await api.state(batch.there.id)
         batch = batch.seen("sent", said=state.said, done=state.done, expires=state.expires or batch.there.expires)
         if not state.is_ended:
-            batches.put(self._store, batch)
+            stored_batches.put(self._store, batch)
             return False
         if state.is_full:
             return await self._wait_for_queue(batch, None)
         if state.problem is not None and not state.results:  # the same rows can be planned again
             await self._drop(batch)
             raise state.problem
-        batches.put(self._store, batch.changed(state="ended"))
+        stored_batches.put(self._store, batch.changed(state="ended"))
         return True
 
     async def _wait(self) -> None:
@@ -396,7 +396,7 @@ class BatchRound:
     async def _cancel(self, batch: Batch) -> None:
         if batch.state == "sent" and not batch.there.is_cancelled:
             await self._apis[batch.slot].cancel(batch.there.id)
-            batches.put(self._store, batch.seen("sent", is_cancelled=True))
+            stored_batches.put(self._store, batch.seen("sent", is_cancelled=True))
 
     # ---- store
 
@@ -408,16 +408,16 @@ class BatchRound:
             async for reply in api.replies(await api.state(batch.there.id)):
                 page.append(reply)
                 if len(page) >= _REPLIES_AT_ONCE:
-                    unknown += await asyncio.to_thread(batches.keep_replies, self._store, batch, page)
+                    unknown += await asyncio.to_thread(stored_batches.keep_replies, self._store, batch, page)
                     page = []
         except PromptmillError as error:
             if error.code is not Code.NOT_FOUND:
                 raise
             _LOG.warning("%s: a part of its results is gone: %s", batch.there.id, error)
-        unknown += await asyncio.to_thread(batches.keep_replies, self._store, batch, page)
+        unknown += await asyncio.to_thread(stored_batches.keep_replies, self._store, batch, page)
         if unknown:
             _LOG.warning("%s: %d replies belong to no row", batch.there.id, unknown)
-        batches.put(self._store, batch.changed(state="fetched"))
+        stored_batches.put(self._store, batch.changed(state="fetched"))
         return True
 
     async def _store_replies(self, batch: Batch) -> bool:
@@ -430,7 +430,7 @@ class BatchRound:
             if request.key in read:  # an answer that does not satisfy its schema: asked again live
                 return waits(request)
             read.add(request.key)
-            return batches.reply_to(self._store, batch, request.key) or waits(request)
+            return stored_batches.reply_to(self._store, batch, request.key) or waits(request)
 
         def deferred(key: int) -> float:
             freed = each if key not in settled else 0.0
@@ -460,7 +460,7 @@ class BatchRound:
             with contextlib.suppress(PromptmillError):  # they expire by themselves
                 await api.delete(self._planned(batch), await api.state(batch.there.id))
         batch.file(self._job.folder.path).unlink(missing_ok=True)
-        batches.finish(self._store, batch, again=batch.there.is_cancelled and not self._is_late)
+        stored_batches.finish(self._store, batch, again=batch.there.is_cancelled and not self._is_late)
 
     def _note(self) -> None:
         """Show the state of the batches."""

@@ -11,12 +11,12 @@ from typing import Any
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs.store import progress, statistics
-from promptmill.jobs.store.batches import open_batches
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec, OutputRecord, Target, sampling_of_0_1
+from promptmill.jobs.store.stored_batches import open_batches
 
 SEND_ALL = Named("again", "all")
 OTHER_WAYS = (

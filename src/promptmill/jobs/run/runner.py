@@ -32,8 +32,8 @@ from promptmill.jobs.run.job_rounds import Duplicates, JobRounds, reader_of, req
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
 from promptmill.jobs.run.shared_beginnings import saved
 from promptmill.jobs.run.steps import Apart
-from promptmill.jobs.store import batches, rounds, statistics
 from promptmill.jobs.store import progress as states
+from promptmill.jobs.store import rounds, statistics, stored_batches
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, Work
@@ -220,7 +220,7 @@ class Runner:
                 OSError, DamagedError
             ):  # if this fails, the next run finds no rows for the last round
                 rounds.end(job.folder.store)
-                batches.forget_tried(job.folder.store)
+                stored_batches.forget_tried(job.folder.store)
         self._keep(self._status())
         with contextlib.suppress(OSError, DamagedError):
             if job.folder.is_open:  # not open if it could not be repaired
@@ -311,7 +311,7 @@ class Runner:
                 job.folder.roll_back()
                 raise
             job.load()
-            await self._in_thread(lambda: batches.rebind(store, [target.prompt for target in job.spec.targets]))
+            await self._in_thread(lambda: stored_batches.rebind(store, [target.prompt for target in job.spec.targets]))
             self._note_kept(bound)
         await self._check_secrets()
         progress.output.columns = job.spec.output.names or {}
@@ -494,7 +494,9 @@ class Runner:
         if limit is None or stats.ledger.budget is not None:
             return
         store = job.folder.store
-        stats.ledger.budget = Budget(limit, progress.cost or 0.0, store.in_flight.most + batches.most_open(store))
+        stats.ledger.budget = Budget(
+            limit, progress.cost or 0.0, store.in_flight.most + stored_batches.most_open(store)
+        )
 
     def _most_cost(self, control: Control) -> float | None:
         """Return the most that all runs of the job may spend; None: any amount."""

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator
 from urllib.parse import urlsplit, urlunsplit
 
 from promptmill.backends.batches import BatchApi, BatchLimits
-from promptmill.backends.openai.batches.anthropic import AnthropicBatches
 from promptmill.backends.openai.batches.connection import BatchConnection, Sleep
 from promptmill.backends.openai.batches.fireworks import FireworksBatches
-from promptmill.backends.openai.batches.gemini import GeminiBatches
+from promptmill.backends.openai.batches.gemini_batches import GeminiBatches
+from promptmill.backends.openai.batches.message_batches import AnthropicBatches
 from promptmill.backends.openai.batches.mistral import MistralBatches
 from promptmill.backends.openai.batches.openai import OpenAIBatches
 from promptmill.backends.openai.batches.openrouter import OpenRouterBatches

@@ -91,7 +91,7 @@ class BatchConnection:
         self._pool, self._settings = pool, settings
         self._query = urlsplit(endpoint.url).query
         self.sleep = sleep
-        self._rng = rng or random.Random()  # noqa: S311 (spreads waits)
+        self._rng = rng or random.SystemRandom()
 
     def url(self, path: str, query: Mapping[str, Any] | None = None) -> str:
         """Return the URL of a path below the root; `path` may also be a whole URL."""

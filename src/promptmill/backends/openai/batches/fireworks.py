@@ -11,7 +11,6 @@ from typing import Any
 
 from promptmill.backends.batches import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection, FailedRequestError
-from promptmill.backends.openai.batches.files import form_of
 from promptmill.backends.openai.batches.openai import check_path
 from promptmill.backends.openai.batches.reading import (
     batch_problem,
@@ -22,6 +21,7 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
+from promptmill.backends.openai.batches.uploads import form_of
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonObject
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from promptmill.backends.batches import BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection, Paging
-from promptmill.backends.openai.batches.files import ProviderFiles, is_older
 from promptmill.backends.openai.batches.openai import LABEL, check_path, created, file_replies
 from promptmill.backends.openai.batches.profile import BatchProfile
 from promptmill.backends.openai.batches.reading import (
@@ -21,6 +20,7 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
+from promptmill.backends.openai.batches.uploads import ProviderFiles, is_older
 from promptmill.core.values import JsonObject
 
 _NUMBERED = Paging({"page_size": 100}, lambda _, number: {"page": number})

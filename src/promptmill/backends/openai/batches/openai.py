@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 from promptmill.backends.batches import BatchLimits, BatchState, BatchUnclearError, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection
-from promptmill.backends.openai.batches.files import NEWEST_FIRST, ProviderFiles, is_older
 from promptmill.backends.openai.batches.profile import BatchProfile
 from promptmill.backends.openai.batches.reading import (
     batch_problem,
@@ -23,6 +22,7 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
+from promptmill.backends.openai.batches.uploads import NEWEST_FIRST, ProviderFiles, is_older
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonObject
 

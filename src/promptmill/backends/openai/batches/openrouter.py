@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import orjson
+from typing_extensions import override
 
-from promptmill.backends.batches import BatchLimits, BatchState, PlannedBatch, Reply
+from promptmill.backends.batches import BatchApi, BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection
-from promptmill.backends.openai.batches.files import NEWEST_FIRST
 from promptmill.backends.openai.batches.openai import check_path, created
 from promptmill.backends.openai.batches.reading import (
     batch_problem,
@@ -27,6 +27,7 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
+from promptmill.backends.openai.batches.uploads import NEWEST_FIRST
 from promptmill.backends.openai.transport import FileBody
 from promptmill.core.bounds import MOST_BODIES
 from promptmill.core.errors import Code, PromptmillError
@@ -36,7 +37,7 @@ from promptmill.core.values import JsonObject
 _MOST_REQUESTS = 1000
 
 
-class OpenRouterBatches:
+class OpenRouterBatches(BatchApi):
     """A `BatchApi` of OpenRouter's."""
 
     def __init__(self, connection: BatchConnection, limits: BatchLimits, path: str) -> None:
@@ -52,11 +53,13 @@ class OpenRouterBatches:
         """Raise `unsupported` if the endpoint has no Batch API."""
         await check_path(self._connection, "/batches")
 
-    async def upload(self, batch: PlannedBatch) -> str:  # noqa: ARG002 (of the interface)
+    @override
+    async def upload(self, batch: PlannedBatch) -> str:
         """Do nothing: `create` sends the requests."""
         return ""
 
-    async def find_file(self, batch: PlannedBatch) -> str:  # noqa: ARG002 (of the interface)
+    @override
+    async def find_file(self, batch: PlannedBatch) -> str:
         """Return an empty id: there are no files."""
         return ""
 
@@ -91,7 +94,8 @@ class OpenRouterBatches:
                 if isinstance(line, dict) and (reply := reply_of(line, f"batch {state.id}")):
                     yield reply
 
-    async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:  # noqa: ARG002 (of the interface)
+    @override
+    async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
         """Delete the batch with its results."""
         if state is not None:
             await self._connection.delete(f"/batches/{state.id}")

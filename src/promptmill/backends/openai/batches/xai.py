@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 import orjson
+from typing_extensions import override
 
-from promptmill.backends.batches import BatchLimits, BatchState, PlannedBatch, Reply
+from promptmill.backends.batches import BatchApi, BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection, Paging
-from promptmill.backends.openai.batches.files import ProviderFiles, is_older
 from promptmill.backends.openai.batches.openai import check_path, created
 from promptmill.backends.openai.batches.profile import BatchProfile
 from promptmill.backends.openai.batches.reading import batch_problem, count, rpc_status, unix_time
+from promptmill.backends.openai.batches.uploads import ProviderFiles, is_older
 from promptmill.core.values import JsonObject
 
 _LOG = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def _next_token(payload: JsonObject, _: int) -> dict[str, str] | None:
 _PAGES = Paging({"limit": 100}, _next_token)
 
 
-class XAIBatches:
+class XAIBatches(BatchApi):
     """A `BatchApi` of xAI's."""
 
     def __init__(self, connection: BatchConnection, profile: BatchProfile, limits: BatchLimits) -> None:
@@ -91,7 +92,8 @@ class XAIBatches:
                     if reply := _reply(result, state.id):
                         yield reply
 
-    async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:  # noqa: ARG002 (of the interface)
+    @override
+    async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
         """Delete the uploaded file. The results have no file."""
         await self._files.delete(batch, ())
 

@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 import orjson
+from typing_extensions import override
 
-from promptmill.backends.batches import BatchLimits, BatchState, PlannedBatch, Reply
+from promptmill.backends.batches import BatchApi, BatchLimits, BatchState, PlannedBatch, Reply
 from promptmill.backends.openai.batches.connection import BatchConnection, Paging
 from promptmill.backends.openai.batches.openai import check_path, created
 from promptmill.backends.openai.batches.reading import (
@@ -40,7 +41,7 @@ def _after_last(payload: JsonObject, _: int) -> dict[str, str] | None:
 _PAGES = Paging({"limit": 100}, _after_last)
 
 
-class AnthropicBatches:
+class AnthropicBatches(BatchApi):
     """A `BatchApi` of Anthropic's."""
 
     def __init__(self, connection: BatchConnection, limits: BatchLimits) -> None:
@@ -54,11 +55,13 @@ class AnthropicBatches:
         """Raise `unsupported` if the endpoint has no Batch API."""
         await check_path(self._connection, _BATCHES)
 
-    async def upload(self, batch: PlannedBatch) -> str:  # noqa: ARG002 (of the interface)
+    @override
+    async def upload(self, batch: PlannedBatch) -> str:
         """Do nothing: `create` sends the requests."""
         return ""
 
-    async def find_file(self, batch: PlannedBatch) -> str:  # noqa: ARG002 (of the interface)
+    @override
+    async def find_file(self, batch: PlannedBatch) -> str:
         """Return an empty id: there are no files."""
         return ""
 
@@ -87,7 +90,8 @@ class AnthropicBatches:
                 if reply := _reply(line, state.id):
                     yield reply
 
-    async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:  # noqa: ARG002 (of the interface)
+    @override
+    async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
         """Delete the batch with its results."""
         if state is not None:
             await self._connection.delete(f"{_BATCHES}/{state.id}")
