@@ -1,4 +1,4 @@
-"""What batches and service tiers cost, as parts of a model's standard price: `tier_prices.json`, as a lookup.
+"""The prices of batches and service tiers, as parts of a model's standard price: looks them up in `tier_prices.json`.
 
 `scripts/prices.py` writes the table. Its models are those whose batches cost another part than the provider documents,
 and those that have the tiers `flex` and `priority`.
@@ -32,7 +32,7 @@ def even(factor: float) -> Factors:
 
 
 def factors_of(provider: str, model: str) -> dict[str, Factors]:
-    """Return what `model` costs at a provider, by tier (see `TIERS`), as far as the table knows."""
+    """Return the cost of `model` at a provider, by tier (see `TIERS`), as far as the table knows."""
     name = model.rpartition("/")[2]
     if name.startswith("ft:"):  # followed by an organisation and an id
         name = ":".join(name.split(":")[:2])

@@ -24,7 +24,7 @@ _MOST_HELD = 16 << 20
 
 @dataclass(slots=True)
 class _Beginning:
-    """What is known about a beginning in the provider's cache."""
+    """A beginning in the provider's cache."""
 
     until: float = 0.0
     """Until when the cache surely has it."""

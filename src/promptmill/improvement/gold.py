@@ -36,7 +36,7 @@ class Gold:
 
     labels: Sequence[str]
     header: Sequence[str]
-    """The columns of the input without that of the right labels."""
+    """The columns of the input without the right labels."""
     seen: Sequence[GoldRow]
     held_out: Sequence[GoldRow]
     repeated: int

@@ -59,7 +59,7 @@ class Head(NamedTuple):
     inline: bool
     """Whether reasoning is part of the answer's text."""
     endpoint: Endpoint
-    """Where these requests go: some APIs have the model in the URL."""
+    """The address of these requests: some APIs have the model in the URL."""
     streaming: Endpoint
     """The same for requests with a streamed answer."""
 

@@ -187,9 +187,9 @@ _GOOGLE = _Subset(
 
 
 def closed_form(schema: JsonObject) -> JsonDict | None:
-    """Return `schema` in Anthropic's subset; None if that cannot express it. What satisfies it satisfies `schema`.
+    """Return `schema` in Anthropic's subset; None if that cannot express it.
 
-    Keywords that the subset lacks are only described in words.
+    An answer that satisfies it satisfies `schema`. Keywords that the subset lacks are only described in words.
     """
     return _in_subset(schema, _ANTHROPIC)
 

@@ -118,7 +118,7 @@ class BatchRound:
         self._warmed: set[tuple[int, str]] = set()
         """The beginnings, by slot, that a batch of this run has for the provider's cache."""
         self._replans = False
-        """Whether a batch was given up, so that its rows are planned again."""
+        """Whether a batch was dropped, so that its rows are planned again."""
         self._is_resumed = bool(self._open())
         self._poll_s = 0.0
 

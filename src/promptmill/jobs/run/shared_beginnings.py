@@ -1,4 +1,4 @@
-"""What rows share: finds the long beginnings that requests have in common, so that the provider's cache answers them.
+"""Finds the long beginnings that requests have in common, so that the provider's cache answers them.
 
 The possible ends of a beginning are known from the structure of a request: the ends of its messages, and the places of
 a plain template, after a field and the text that follows it:
@@ -54,7 +54,7 @@ def beginnings(requests: RowRequests, n: int, line: bytes | None, cells: bytes, 
 
 
 def saved(store: JobDatabase, plan: ResolvedConfig) -> float:
-    """Return what the provider's cache has saved, in dollars; 0 if the price is unknown. Blocks."""
+    """Return the dollars that the provider's cache has saved; 0 if the price is unknown. Blocks."""
     if (price := price_of(plan)) is None:
         return 0.0
     batches = [round_.id for round_ in stored_rounds(store) if round_.way == "batch"]

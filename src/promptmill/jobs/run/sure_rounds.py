@@ -461,7 +461,7 @@ def _delivered(cheap: Record) -> Any:
 
 
 def _prices(sample: Sequence[_Sampled]) -> tuple[float, float] | None:
-    """Return what a row costs at the strong model and at the cheap ones; None without prices."""
+    """Return the cost of a row at the strong model and at the cheap ones; None without prices."""
     strong = [cost for row in sample if (cost := _cost(row.strong)) is not None]
     cheap = [sum(_cost(one) or 0.0 for one in row.panel) for row in sample]
     return (sum(strong) / len(strong), sum(cheap) / len(cheap)) if sum(strong) else None

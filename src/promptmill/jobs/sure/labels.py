@@ -33,7 +33,7 @@ def part_of(spec: JobSpec, cheap: Record) -> SurePart | None:
 
 
 def giver_of(spec: JobSpec, delivered: Record) -> str:
-    """Return who gave a delivered label of a job with `sure`."""
+    """Return the giver of a delivered label of a job with `sure`."""
     if delivered.settings == PERSON:
         return A_PERSON
     if delivered.settings == spec.targets[1].settings:
@@ -106,7 +106,7 @@ def count_givers(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, in
 
 
 def giver_status(store: JobDatabase, spec: JobSpec, before: int) -> SureStatus:
-    """Return who gave the delivered labels; with a student, also how many times fewer calls were paid. Raises the
+    """Return the givers of the delivered labels; with a student, also how many times fewer calls were paid. Raises the
     errors of `JobDatabase`."""
     counts = count_givers(store, spec, before)
     found: SureStatus = {"cheap": counts[CHEAP], "strong": counts[STRONG]}

@@ -99,7 +99,7 @@ def _content(logprobs: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
 
 
 def kind_of(panels: Sequence[Sequence[Record | None]], *, has_second: bool, votes: bool = False) -> Score:
-    """Return what orders the answers of a sample; `""` if nothing does, so that repeats are needed.
+    """Return the order of the answers of a sample; `""` if nothing does, so that repeats are needed.
 
     `panels`: for each row the cheap answer, and the second or the repeats.
     """

@@ -21,7 +21,7 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
-from promptmill.backends.openai.batches.uploads import form_of
+from promptmill.backends.openai.batches.uploaded_files import form_of
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonObject
 

@@ -20,7 +20,7 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
-from promptmill.backends.openai.batches.uploads import ProviderFiles, is_older
+from promptmill.backends.openai.batches.uploaded_files import ProviderFiles, is_older
 from promptmill.core.values import JsonObject
 
 _NUMBERED = Paging({"page_size": 100}, lambda _, number: {"page": number})

@@ -22,7 +22,7 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
-from promptmill.backends.openai.batches.uploads import NEWEST_FIRST, ProviderFiles, is_older
+from promptmill.backends.openai.batches.uploaded_files import NEWEST_FIRST, ProviderFiles, is_older
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonObject
 
@@ -34,7 +34,7 @@ class OpenAIBatches:
     """A `BatchApi` of OpenAI's family."""
 
     def __init__(self, connection: BatchConnection, profile: BatchProfile, limits: BatchLimits, path: str) -> None:
-        """`path` is that of the requests, such as `/v1/chat/completions`."""
+        """`path` is the path of the requests, such as `/v1/chat/completions`."""
         self._connection, self._profile, self.limits, self._path = connection, profile, limits, path
         self._files = ProviderFiles(connection, profile, NEWEST_FIRST)
 

@@ -27,7 +27,7 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
-from promptmill.backends.openai.batches.uploads import NEWEST_FIRST
+from promptmill.backends.openai.batches.uploaded_files import NEWEST_FIRST
 from promptmill.backends.openai.transport import FileBody
 from promptmill.core.bounds import MOST_BODIES
 from promptmill.core.errors import Code, PromptmillError
@@ -41,7 +41,7 @@ class OpenRouterBatches(BatchApi):
     """A `BatchApi` of OpenRouter's."""
 
     def __init__(self, connection: BatchConnection, limits: BatchLimits, path: str) -> None:
-        """`path` is that of the requests, such as `/v1/chat/completions`."""
+        """`path` is the path of the requests, such as `/v1/chat/completions`."""
         self._connection, self._path = connection, path
         self.limits = replace(limits, requests=min(limits.requests, _MOST_REQUESTS))
 

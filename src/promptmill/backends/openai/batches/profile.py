@@ -25,7 +25,7 @@ class BatchProfile:
     purpose: str = "batch"
     """The purpose of an uploaded file."""
     upload: Literal["form", "presigned"] = "form"
-    """How files are uploaded: as a form, or to an address that the provider gives for each file."""
+    """The way of an upload: as a form, or to an address that the provider gives for each file."""
     names_path: bool = True
     """Whether each line of a file names the path of its request."""
     checks_files: bool = False

@@ -1,4 +1,4 @@
-"""Reads what the families have in common: states, times, counts, errors, and lines of results."""
+"""Reads the parts that the families have in common: states, times, counts, errors, and lines of results."""
 
 from __future__ import annotations
 

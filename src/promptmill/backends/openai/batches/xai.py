@@ -18,7 +18,7 @@ from promptmill.backends.openai.batches.connection import BatchConnection, Pagin
 from promptmill.backends.openai.batches.openai import check_path, created
 from promptmill.backends.openai.batches.profile import BatchProfile
 from promptmill.backends.openai.batches.reading import batch_problem, count, rpc_status, unix_time
-from promptmill.backends.openai.batches.uploads import ProviderFiles, is_older
+from promptmill.backends.openai.batches.uploaded_files import ProviderFiles, is_older
 from promptmill.core.values import JsonObject
 
 _LOG = logging.getLogger(__name__)

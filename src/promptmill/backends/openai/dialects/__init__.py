@@ -1,4 +1,4 @@
-"""How requests and replies look in APIs other than OpenAI's chat completions, whose own form the package around has.
+"""The requests and replies of APIs other than OpenAI's chat completions, whose own form the package around has.
 
 `DIALECTS` has them by name; `openai` is the name of chat completions.
 """
