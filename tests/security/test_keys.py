@@ -66,7 +66,10 @@ def test_a_key_of_the_environment_stays_away_from_what_only_a_call_named(url):
 )
 def test_it_goes_to_known_providers_and_to_this_machine(url):
     (headers,) = _sent({"base_url": url})
-    assert headers["Authorization"] == f"Bearer {KEY}"
+    own = {"api.anthropic.com": "x-api-key", "generativelanguage.googleapis.com": "x-goog-api-key"}
+    name = next((header for host, header in own.items() if host in url), "Authorization")
+    sent = {header.lower(): value for header, value in headers.items()}[name.lower()]
+    assert sent == (f"Bearer {KEY}" if name == "Authorization" else KEY)
 
 
 @pytest.mark.rule("K1")

@@ -72,7 +72,12 @@ def _show_providers(arguments: argparse.Namespace) -> int:
         say(orjson.dumps([row._asdict() for row in rows], option=orjson.OPT_INDENT_2).decode())
         return 0
     facts = [f"{_key(row)}{_batches(row)}" for row in rows]
-    room = columns(sys.stdout) - _NAME_WIDTH - max(map(len, facts)) - 2 if sys.stdout.isatty() else _URL_WIDTH
+    room = _URL_WIDTH
+    if sys.stdout.isatty():
+        left = columns(sys.stdout) - _NAME_WIDTH - 2
+        if left < max(map(len, facts)) - 1:  # a narrow terminal has the keys alone
+            facts = [_key(row) for row in rows]
+        room = left - max(map(len, facts))
     for row, fact in zip(rows, facts, strict=True):
         url = f" {cut(row.base_url or 'needs base_url', room):{room}}" if room >= _SHORTEST_URL else ""
         say(f"{row.provider:{_NAME_WIDTH}}{url} {fact}", wrap=True)
