@@ -103,7 +103,7 @@ def test_a_step_in_another_process_names_what_is_full(tmp_path):
 def test_a_disk_that_is_full_for_what_dedupe_remembers_stops_the_job_in_words(bench):
     bench.prompts(3000)
     temperature = ("--set", "sampling_params.temperature=0")
-    result = bench.run("--dedupe", *temperature, "--json", preexec_fn=limited(60_000))
+    result = bench.run("--dedupe", *temperature, "--json", preexec_fn=limited(75_000))
     assert "Traceback" not in result.stderr
     found = json.loads(result.stdout)
     assert (found["state"], "bug" in found["reason"]) == ("stopped", False), found["reason"]

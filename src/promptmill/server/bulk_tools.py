@@ -373,8 +373,8 @@ def add_bulk_tools(
         by: Annotated[
             str,
             Field(
-                description="With `batch`: open rows are sent live then. Unless given, when the batch has ended.",
-                examples=["06:00", "6h"],
+                description="With `batch`: a time, 06:00 or 6h from now, at which open rows are sent live. Unless "
+                "given, when the batch has ended."
             ),
         ] = "",
         answer_column: Annotated[

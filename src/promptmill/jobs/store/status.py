@@ -274,7 +274,7 @@ def batch_line(batch: BatchStatus) -> str:
     """Return the rows answered by batch and live, with their costs; before the job has ended, the batches.
 
     >>> batch_line({"by_batch": 9940, "live": 60, "cost": 3.1, "live_price": 6.2, "live_cost": 0.04})
-    '9,940 of 10,000 by batch at $3.10 (live: $6.20), 60 live at $0.04'
+    '9,940 of 10,000 by batch at $3.10 (live: $6.20), 60 live at $0.040'
     """
     if "by_batch" not in batch:
         words = batch_words(batch, time.time())
