@@ -95,7 +95,7 @@ def test_an_engine_of_this_machine_tells_the_probability_among_the_choices(sure)
     found = sure.succeed(*SURE, "--set", f"models={json.dumps(models)}")
     assert found["sure"]["sample"]["score"] == "probability"
     scores = [row["score"] for row in sure.answers() if row["score"] is not None]
-    assert len(scores) >= found["sure"]["sampled"] > 60
+    assert len(scores) >= found["sure"]["sample"]["drawn"] > 60
     assert min(scores) > 0.2, "of three choices; of all words, their first letters have less than 0.05"
     assert not any("top_choices" in row for row in sure.answers() if row["sure"] != "cheap")
 
