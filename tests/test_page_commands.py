@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batch_server import BatchServer
 from fakes import KEY
 from pages import PAGES, ROOT, commands
 from pdf_files import pdf_of_texts
@@ -39,17 +40,24 @@ SHOWN = sorted({shlex.join(words) for page in PAGES for words in commands(page)}
 RUN = [command for command in SHOWN if not any(part in command for part in NOT_RUN)]
 
 
+@pytest.fixture
+def batches(command):
+    with BatchServer("anthropic" if "--provider anthropic" in command else "openai") as server:
+        yield server
+
+
 def test_every_reason_not_to_run_a_command_is_of_one_that_is_shown():
     assert all(any(part in command for command in SHOWN) for part in NOT_RUN)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("command", RUN)
-def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstream):
+def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstream, request):
     def run(*words):
         environment = os.environ | {
             "OPENAI_API_KEY": KEY,
             "MISTRAL_API_KEY": KEY,
+            "ANTHROPIC_API_KEY": KEY,
             "PROMPTMILL_CONFIG": "",
             "BROWSER": "true",
         }
@@ -79,7 +87,9 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     if command.startswith("improve"):
         labelled = (f"review {row},{('positive', 'negative')[row % 2]}\n" for row in range(120))
         (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(labelled))
-    else:
+    elif "--gold label" in command:
+        (tmp_path / "reviews.csv").write_text("text,label\ngood,positive\nbad,negative\n")
+    if not command.startswith("improve"):
         (tmp_path / "reviews-prompt.txt").write_text("Classify: {{text}}\n")
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table({"question": ["one", "two"]}), tmp_path / "data" / "a.parquet")
@@ -105,6 +115,7 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     table = pa.table({"id": [1, 2], "body": ["Where is my parcel?", "I paid twice."], "lang": ["de", "de"]})
     for name in ("archive/1.parquet", "mails.parquet"):
         pq.write_table(table, tmp_path / name)
+    (tmp_path / "questions.csv").write_text("document,question\nLeave is 30 days.,How long is leave?\n")
     (tmp_path / "customers.csv").write_text("id,name\n1,Ann\n2,Bob\n")
     with duckdb.connect(str(tmp_path / "mails.duckdb")) as database:
         database.execute("CREATE TABLE inbox AS SELECT 1 AS id, 'Where is my parcel?' AS body")
@@ -161,8 +172,12 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     fill |= dict.fromkeys(("localhost:11434", "localhost:8080"), upstream.url)
     fill |= {"/path/to/model": "smollm2-135m-instruct"}
     words = [fill.get(word, word) for word in shlex.split(command)]
-    if "--provider" in words:
+    if "--provider anthropic" in command or "--batch" in words:
+        words += ["--base-url", request.getfixturevalue("batches").base_url]
+    elif "--provider" in words:
         words += ["--base-url", upstream.url]
+    if "--batch" in words:
+        words += ["--poll", "1s"]
     done = run(*words)
     assert done.returncode == 0, (words, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr

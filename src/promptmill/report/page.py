@@ -40,7 +40,6 @@ _MARK = b'<meta name="generator" content="promptmill report">'
 _HEAD = 4096  # bytes, within which an earlier report has the mark
 _TEMPLATE = Path(__file__).with_name("report.html")
 _HEAD_TEMPLATE = Path(__file__).with_name("head.html")  # of every page: its head and its colours
-_STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 _PARTS = dict.fromkeys(("notes", "counts", "failures", "sections", "spreads", "footnotes"), ())
 _EMPTY = {**_PARTS, "answers": "", "thumbnails": {}, "course": {}}
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
@@ -115,7 +114,7 @@ def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
 def html_of(file: Path, title: str, data: Mapping[str, Any], packed: bytes = b"") -> bytes:
     """Return the page of a template with its data, and with deflated rows if it has them."""
     template = file.read_text(encoding="utf-8").replace("{{head}}", _HEAD_TEMPLATE.read_text(encoding="utf-8"))
-    styles = " ".join(map(_source, _STYLE.findall(template)))
+    styles = " ".join(_source(part.partition("</style>")[0]) for part in template.split("<style>")[1:])
     script = template.rpartition("<script>")[2].partition("</script>")[0]
     policy = f"default-src 'none'; script-src {_source(script)}; style-src {styles}; img-src data:"
     made = f"Made by promptmill {__version__} on {when(time.time())}. This file makes no request to any host."

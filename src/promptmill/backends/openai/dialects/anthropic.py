@@ -31,6 +31,7 @@ from promptmill.backends.openai.dialects.dialect import (
     set_of,
     text_of_message,
     unsupported,
+    versioned,
 )
 from promptmill.backends.openai.providers import ProviderProfile
 from promptmill.backends.openai.schema_forms import closed_form, in_words
@@ -45,7 +46,6 @@ LONGEST = 16_384
 LONGEST_THINKING = 2 * LONGEST
 """The same where the model thinks, because its thoughts count."""
 
-_VERSION = re.compile(r"/v\d+\w*$")
 # Chat completions' parameters without a counterpart.
 _UNKNOWN = set_of(
     "seed presence_penalty frequency_penalty min_p repetition_penalty n logit_bias logprobs top_logprobs store "
@@ -67,7 +67,7 @@ _READ = frozenset({"type", "role", "content", "stop_reason", "usage", "stop_deta
 
 def base(base: str) -> str:
     """Return the path of the API's base URL, which ends in its version."""
-    return base if _VERSION.search(base) else f"{base}/v1"
+    return versioned(base, "v1")
 
 
 def url(url: str, model: str, *, stream: bool) -> str:  # noqa: ARG001 (both are in the body)

@@ -9,6 +9,7 @@ judged in one place.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ from promptmill.core.request import Conversation, Message, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
 SYSTEM_ROLES = frozenset({"system", "developer"})
+_VERSION = re.compile(r"v\d\w*")
 
 
 class Written(NamedTuple):
@@ -86,6 +88,11 @@ class Dialect(Protocol):
     def text_in(self, event: JsonDict) -> str:
         """Return the text that an event of a stream adds to the answer. Raises for an event without one."""
         ...
+
+
+def versioned(base: str, version: str) -> str:
+    """Return the path of a base URL with the version of the API at its end, the one it has or `version`."""
+    return base if _VERSION.fullmatch(base.rpartition("/")[2]) else f"{base}/{version}"
 
 
 def set_of(words: str) -> frozenset[str]:

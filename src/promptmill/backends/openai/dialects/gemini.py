@@ -31,6 +31,7 @@ from promptmill.backends.openai.dialects.dialect import (
     parted,
     set_of,
     text_of_message,
+    versioned,
 )
 from promptmill.backends.openai.providers import ProviderProfile
 from promptmill.backends.openai.schema_forms import google_form, in_words
@@ -43,7 +44,6 @@ FILLED = frozenset({"contents", "systemInstruction", "system_instruction"})
 OPENAI_LAYER = "/openai"
 """The path of the provider's chat completions behind the base URL."""
 
-_VERSION = re.compile(r"/v\d+\w*$")
 _CONFIG = {
     "temperature": "temperature",
     "top_p": "topP",
@@ -86,7 +86,7 @@ _TYPES = {"wav": "audio/wav", "mp3": "audio/mp3"}
 def base(base: str) -> str:
     """Return the path of the API's base URL, which ends in its version."""
     base = base.removesuffix(OPENAI_LAYER)
-    return base if _VERSION.search(base) else f"{base}/v1beta"
+    return versioned(base, "v1beta")
 
 
 def url(url: str, model: str, *, stream: bool) -> str:
