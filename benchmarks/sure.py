@@ -1,4 +1,4 @@
-"""`python -m benchmarks.sure TABLE… [--runs 40] [--taught N]`: sure labels by a student, on texts that people labelled.
+"""`python -m benchmarks.sure TABLE… [--runs 40] [--taught N] [--linear]`: sure labels by a student, real texts.
 
 TABLE is the source distribution of vaderSentiment 3.3.2, which has four such tables,
 
@@ -13,7 +13,8 @@ or a table of a public repository, as it is there:
     SMSSpamCollection, as .tsv                                 label, text
 
 A person's label takes the place of the strong model's. Each run draws other rows to train the student, and another
-sample. No job is run: the draw, the student and the cut are those of a job.
+sample. No job is run: the draw, the student and the cut are those of a job. `--linear`: the student is that of
+scikit-learn.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from typing import NamedTuple, TypeAlias
 
 from promptmill.jobs.run.student_rounds import taught_of
 from promptmill.jobs.sure import cut as cuts
+from promptmill.jobs.sure.linear_student import LinearStudent
 from promptmill.jobs.sure.student import Student
 
 _INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
@@ -100,14 +102,15 @@ def _lines(path: Path) -> list[str]:
     return path.read_text("utf-8").removesuffix("\n").split("\n")  # a text may have other ends of lines
 
 
-def drawn(rows: Sequence[Labelled], seed: str, taught: int) -> list[Run]:
+def drawn(rows: Sequence[Labelled], seed: str, taught: int, kind: type[Student | LinearStudent] = Student) -> list[Run]:
     """Train a student and deliver all rows, for each target."""
     learned = nsmallest(taught, range(len(rows)), key=lambda n: cuts.number("train", seed, n))
-    student = Student([rows[n] for n in learned])
+    student = kind([rows[n] for n in learned])
     trains, places, is_right = {*learned}, dict[int, cuts.Place](), dict[int, bool]()
-    for n, (text, label) in enumerate(rows):
-        if n not in trains and (found := student.answer(text)) is not None:
-            places[n], is_right[n] = cuts.place(found[1], str(n), seed), found[0] == label
+    others = [n for n in range(len(rows)) if n not in trains]
+    for n, found in zip(others, student.answers([rows[n][0] for n in others]), strict=True):
+        if found is not None:
+            places[n], is_right[n] = cuts.place(found[1], str(n), seed), found[0] == rows[n][1]
     runs = []
     for agree in _TARGETS:
         most = cuts.errors_allowed(len(rows), agree)
@@ -127,6 +130,7 @@ def main() -> None:
     parser.add_argument("tables", type=Path, nargs="+")
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--taught", type=int)
+    parser.add_argument("--linear", action="store_const", const=LinearStudent, default=Student)
     arguments = parser.parse_args()
     print("| rows | labels | learned from | target | by the strong model | fewer calls | below the target | a run |")
     print("|---|---|---|---|---|---|---|---|")
@@ -134,7 +138,9 @@ def main() -> None:
         # a job asks the strong model about all rows of a table that is too small
         taught = arguments.taught or taught_of(len(rows)) or 1_000
         begun = time.perf_counter()
-        found = [each for run in range(arguments.runs) for each in drawn(rows, f"{name} {run}", taught)]
+        found = [
+            each for run in range(arguments.runs) for each in drawn(rows, f"{name} {run}", taught, arguments.linear)
+        ]
         seconds = (time.perf_counter() - begun) / arguments.runs
         for agree in _TARGETS:
             mine = [run for run in found if run.agree == agree]

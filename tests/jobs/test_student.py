@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sqlite3
+import sys
 from collections import Counter
 from typing import Any
 from unittest import mock
@@ -13,8 +14,11 @@ from zlib import crc32
 import pytest
 
 import promptmill
+from promptmill.core.errors import PromptmillError
 from promptmill.jobs.run import student_rounds
+from promptmill.jobs.sure import linear_student
 from promptmill.jobs.sure import student as classifier
+from promptmill.jobs.sure.linear_student import LinearStudent
 from promptmill.jobs.sure.student import Student, buckets_of
 from replies import answer, choose, status
 
@@ -83,25 +87,31 @@ def wrong(rows: list[dict[str, Any]]) -> float:
 # ---- the classifier
 
 
-def test_a_student_learns_which_words_decide():
-    examples = [(f"Which topic? {text(n)}", topic(text(n))) for n in range(800)]
-    learned = Student(examples)
-    found = [(learned.answer(f"Which topic? {text(n)}"), topic(text(n))) for n in range(1_000, 1_400)]
+KINDS = pytest.mark.parametrize("kind", [Student, LinearStudent])
+
+
+@KINDS
+def test_a_student_learns_which_words_decide(kind):
+    learned = kind([(f"Which topic? {text(n)}", topic(text(n))) for n in range(800)])
+    answers = learned.answers([f"Which topic? {text(n)}" for n in range(1_000, 1_400)])
+    found = [(answer, topic(text(n))) for n, answer in enumerate(answers, 1_000)]
     right = [one is not None and one[0] == label for one, label in found]
     assert sum(right) >= 0.85 * len(right)
     surest = sorted(found, key=lambda one: -(one[0] or ("", 0.0))[1])[:200]
     assert sum(one is not None and one[0] == label for one, label in surest) >= 0.97 * 200
 
 
-def test_a_student_that_learned_the_same_answers_the_same():
+@KINDS
+def test_a_student_that_learned_the_same_answers_the_same(kind):
     examples = [(text(n), topic(text(n))) for n in range(200)]
-    first, second = Student(examples), Student(examples)
-    assert [first.answer(text(n)) for n in range(200, 250)] == [second.answer(text(n)) for n in range(200, 250)]
+    texts = [text(n) for n in range(200, 250)]
+    assert kind(examples).answers(texts) == kind(examples).answers(texts)
 
 
-def test_a_student_without_examples_or_with_one_label_says_so():
-    assert Student([]).answer("anything") is None
-    assert Student([("a b", "yes"), ("c d", "yes")]).answer("e") == ("yes", 1.0)
+@KINDS
+def test_a_student_without_examples_or_with_one_label_says_so(kind):
+    assert kind([]).answers(["anything"]) == [None]
+    assert kind([("a b", "yes"), ("c d", "yes")]).answers(["e"]) == [("yes", 1.0)]
 
 
 def test_texts_without_spaces_have_words_too():
@@ -138,6 +148,25 @@ def test_the_student_answers_rows_at_no_price(student):
     student.upstream.seen.clear()
     run(student)
     assert not student.upstream.seen
+
+
+def test_the_student_of_scikit_learn_answers_rows_too(student):
+    student.succeed(*STUDENT, "scikit-learn", *named(student))
+    assert Counter(row["sure"] for row in student.answers())["student"] > ROWS / 2
+    assert wrong(student.answers()) <= MOST_WRONG
+    student.upstream.seen.clear()
+    student.succeed(*STUDENT, "scikit-learn", *named(student))
+    assert not student.upstream.seen
+
+
+def test_a_missing_extra_and_another_student_are_named(student, monkeypatch):
+    done = student.run("--student", "oracle", *STUDENT[:-1], *named(student))
+    assert done.returncode == 2
+    assert "oracle: give it scikit-learn" in done.stderr
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(PromptmillError, match="needs scikit-learn") as error:
+        linear_student.version()
+    assert "student" in error.value.hint
 
 
 def test_no_row_both_trains_the_student_and_is_in_the_sample(student):

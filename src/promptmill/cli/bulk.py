@@ -47,6 +47,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Shown
 from promptmill.jobs.store.rounds import Again
 from promptmill.jobs.store.spec import digest
+from promptmill.jobs.sure.linear_student import LINEAR
 from promptmill.system.safe_open import home_expanded, real_path
 
 _TIERS = ("default", "flex", "priority")
@@ -178,8 +179,13 @@ def _add_sure(bulk: Parser) -> None:
     group.add_argument("--certainty", metavar="P%", help="the certainty of that; unless given, 95%%")
     group.add_argument(
         "--student",
-        action="store_true",
-        help="in place of --model: a classifier that learns from 1,000 answers of MODEL or more, and costs nothing",
+        nargs="?",
+        const=True,
+        default=False,
+        type=_student,
+        metavar="scikit-learn",
+        help="in place of --model: a classifier that learns from 1,000 answers of MODEL or more, and costs nothing; "
+        "that of scikit-learn (an extra) labels more of many rows",
     )
     group.add_argument("--second", metavar="MODEL", help="a second cheap model; labels on which both agree are surer")
     group.add_argument(
@@ -195,6 +201,12 @@ def _add_sure(bulk: Parser) -> None:
         metavar="LABEL=P%",
         help="also: the rows of LABEL that are delivered with it, at least",
     )
+
+
+def _student(kind: str) -> str:
+    if kind != LINEAR:
+        raise argparse.ArgumentTypeError(f"{kind}: give it {LINEAR}, or nothing behind INPUT and OUTPUT")
+    return kind
 
 
 def _share_of_label(text: str) -> tuple[str, str]:

@@ -356,7 +356,8 @@ def add_bulk_tools(
                 description="With `choices` or `schema`: `model` is a strong model; the cheap one answers where both "
                 "surely agree. `agree` (0.95) of the labels or more agree with it, with `certainty` (0.95); also "
                 "`gold`, a column with right labels of random rows, which makes `agree` the share of right labels, "
-                "`second`, another cheap model, `student`: true, a classifier that takes the place of the cheap model, "
+                "`second`, another cheap model, `student`: true, a classifier that takes the place of the cheap model "
+                '("scikit-learn", an extra, labels more rows), '
                 "and `recall` by label. Null unless given.",
                 examples=[{"model": "good-1", "agree": 0.95}],
             ),

@@ -113,9 +113,9 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
       `sure`: a strong model, which answers the rows where `model` may not agree with it. `agree` (0.95) of the labels
       or more agree with it, with `certainty` (0.95). `gold`: a column with right labels for some rows, drawn at
       random; then `agree` is the share of labels that are right. `second`: another cheap model.
-      `student=True`: a classifier that learns from the strong model takes the place of `model`. `recall`:
-      {"fraud": 0.95}. See docs/sure-labels.md. `votes=3`: three answers to each row vote on its label; several
-      models take turns.
+      `student=True`: a classifier that learns from the strong model takes the place of `model`; "scikit-learn", an
+      extra, is a better one. `recall`: {"fraud": 0.95}. See docs/sure-labels.md. `votes=3`: three answers to each row
+      vote on its label; several models take turns.
       `from_job`: another job, whose answers count. `overwrite=True`: replace a file that this job did not write.
       `state`: the folder of jobs. `progress`: True for progress in a notebook or on stderr, False for none, or a
       function that gets the status several times a second.

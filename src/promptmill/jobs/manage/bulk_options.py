@@ -119,7 +119,7 @@ class SureOptions(TypedDict, total=False):
     certainty: float | str | None
     gold: str | None
     second: str | None
-    student: bool
+    student: bool | Literal["scikit-learn"]
     recall: Mapping[str, float | str] | None
 
 

@@ -26,6 +26,7 @@ from promptmill.jobs.store.rounds import ANSWERED, Round, join_of, stored_rounds
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.sure.cut import number
 from promptmill.jobs.sure.labels import STUDENT
+from promptmill.jobs.sure.linear_student import LINEAR, LinearStudent
 from promptmill.jobs.sure.panel import label_of
 from promptmill.jobs.sure.student import Student
 
@@ -57,7 +58,7 @@ class StudentAnswers:
         """`requests` returns the maker of the requests whose texts are learned; `end`: the number of the first row
         beyond the order's limit."""
         self._job, self._requests, self._end, self._work = job, requests, end, work
-        self._known: tuple[str, Student, dict[str, str]] | None = None
+        self._known: tuple[str, Student | LinearStudent, dict[str, str]] | None = None
         self._maker: RowRequests | None = None
 
     def answer_sample(self, round_: int) -> str:
@@ -91,26 +92,28 @@ class StudentAnswers:
         """Answer these rows; yield the number of rows now and then."""
         made = Made(self._job.spec.targets[1].settings, round_, (), STUDENT)
         for rows in self._rows(numbers):
-            self._store.write([self._answered(row, made) for row in rows])
+            self._store.write(self._answered(rows, made))
             yield len(rows)
 
-    def _answered(self, row: Row, made: Made) -> Record:
+    def _answered(self, rows: Sequence[Row], made: Made) -> list[Record]:
         _, student, answers = self._learn()
-        outcome: Completion | Failure
-        try:
-            found = student.answer(self._text(row))
-        except PromptmillError as error:
-            outcome = Failure(error)
-        else:
+        outcomes: dict[int, Completion | Failure] = {}
+        texts = dict[int, str]()
+        for row in rows:
+            try:
+                texts[row.n] = self._text(row)
+            except PromptmillError as error:
+                outcomes[row.n] = Failure(error)
+        for n, found in zip(texts, student.answers([*texts.values()]), strict=True):
             if found is None:
-                outcome = Failure(input_error("The student has no answers to learn from."))
+                outcomes[n] = Failure(input_error("The student has no answers to learn from."))
             else:
                 label, chance = found
                 token = {"logprob": math.log(max(chance, _LEAST_CHANCE))}
-                outcome = Completion(answers[label], "stop", attempts=0, logprobs={"content": [token]})
-        return record_of(row.n + SLOT, outcome, (row.asked or b"")[:16], made)
+                outcomes[n] = Completion(answers[label], "stop", attempts=0, logprobs={"content": [token]})
+        return [record_of(row.n + SLOT, outcomes[row.n], (row.asked or b"")[:16], made) for row in rows]
 
-    def _learn(self) -> tuple[str, Student, dict[str, str]]:
+    def _learn(self) -> tuple[str, Student | LinearStudent, dict[str, str]]:
         """Return the digest of the answers that train the student, the student, and an answer for each label."""
         if self._known is None:
             rounds = [each.id for each in stored_rounds(self._store) if each.rows == "taught"]
@@ -127,7 +130,8 @@ class StudentAnswers:
             seed = self._job.spec.job_id
             texts = {row.n: text for rows in self._rows([*labels]) for row in rows if (text := self._known_text(row))}
             examples = [(texts[n], labels[n]) for n in sorted(texts, key=lambda n: number("learn", seed, n))]
-            self._known = learned, Student(examples, self._work.check), answers
+            linear = self._job.spec.sure is not None and self._job.spec.sure.student == LINEAR
+            self._known = learned, LinearStudent(examples) if linear else Student(examples, self._work.check), answers
         return self._known
 
     def _rows(self, numbers: Iterable[int]) -> Iterator[list[Row]]:

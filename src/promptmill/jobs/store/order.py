@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -218,8 +218,8 @@ class Sure(Stored):
     """By label: the share of its rows that must be delivered with it."""
     gold: str = ""
     """The column of the input with right labels, for some rows at least."""
-    student: bool = False
-    """Whether a classifier that learns from the strong model takes the place of the cheap one, see
+    student: bool | Literal["scikit-learn"] = False
+    """Whether a classifier that learns from the strong model takes the place of the cheap one, and which, see
     `run.student_rounds`."""
 
     @classmethod

@@ -75,6 +75,10 @@ class Student:
                     check()
                 self._learn(buckets, label, rate)
 
+    def answers(self, texts: Sequence[str]) -> list[tuple[str, float] | None]:
+        """Return the likeliest label of each text and its probability; None if nothing was learned."""
+        return [self.answer(text) for text in texts]
+
     def answer(self, text: str) -> tuple[str, float] | None:
         """Return the likeliest label of a text and its probability; None if nothing was learned."""
         if not self.labels:
