@@ -305,6 +305,55 @@ def test_an_edited_input_keeps_the_replies_of_its_batch(tmp_path, server):
     assert not server.left_files()
 
 
+def interrupt_waiting(folder: Path, server: BatchServer, **options: Any) -> None:
+    """Interrupt a job whose batch is at the provider, which answers it from now on."""
+    server.switches.set({"polls": 10_000})
+    with pytest.raises(KeyboardInterrupt):
+        bulk(folder, server, progress=_interrupts_when(lambda status: status.get("batch", {}).get("ids")), **options)
+    server.switches.set({"polls": 1})
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"again": "failed"}),
+        ({}, {"again": "all"}),
+        ({}, {"batch": False, "poll": None}),
+        ({}, {"batch": False, "poll": None, "again": "failed"}),
+        ({}, {"dedupe": True}),
+        ({"dedupe": True}, {}),
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_another_order_first_collects_the_batch_that_is_there(tmp_path, server, before, after):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server, **before)
+    server.switches.set({"errors": 7})
+    bulk(tmp_path, server, **after)
+    check_whole(tmp_path, server)
+    assert server.creates == 1
+
+
+def test_answers_beyond_the_limit_of_a_later_order_are_kept(tmp_path, server):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server)
+    bulk(tmp_path, server, limit=10)
+    assert len(answers(tmp_path)) == 10
+    bulk(tmp_path, server)
+    check_whole(tmp_path, server)
+    assert server.creates == 1
+
+
+def test_an_order_for_which_the_answers_of_a_batch_do_not_count_is_refused_until_they_are_stored(tmp_path, server):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server)
+    with pytest.raises(PromptmillError, match="has a batch at the provider"):
+        bulk(tmp_path, server, model="m2", again="all")
+    assert server.running()
+    bulk(tmp_path, server)
+    check_whole(tmp_path, server)
+
+
 def _interrupts_when(seen: Any) -> Any:
     def watch(status: dict[str, Any]) -> None:
         if seen(status):

@@ -42,6 +42,7 @@ from promptmill.jobs.store import statistics, stored_batches
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import BatchOrder
 from promptmill.jobs.store.progress import Progress
+from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import store_round, stored_rounds
 from promptmill.jobs.store.status_record import BatchStatus
 from promptmill.jobs.store.stored_batches import HAS_REPLY, IN_BATCH, Batch
@@ -127,7 +128,7 @@ class BatchRound:
         if self._job.plan.settings.sampling_params.n is not None:
             raise input_error(Named("batch"), " goes with one answer to each prompt, without `n`.")
         async with contextlib.AsyncExitStack() as opened:
-            for slot in self._round.slots:
+            for slot in sorted({*self._round.slots, *(batch.slot for batch in self._open())}):
                 api = self._apis[slot] = await opened.enter_async_context(registry.batches(self._plan_of(slot)))
                 self._most[slot] = api.limits.requests
                 self._poll_s = max(self._poll_s, api.limits.poll_s)
@@ -148,9 +149,6 @@ class BatchRound:
         for batch in self._open():
             if batch.state == "planning":  # a kill left an incomplete file
                 await self._drop(batch)
-            elif batch.settings not in self._rows.targets[batch.slot].counted:
-                await self._cancel(batch)
-                stored_batches.forget(self._store, batch)
         while True:
             full = None if self._is_late else await self._plan()
             if not (open_ := self._open()):
@@ -169,7 +167,9 @@ class BatchRound:
                 return
 
     def _open(self) -> list[Batch]:
-        return [batch for batch in stored_batches.open_batches(self._store) if batch.round == self._round.id]
+        """Return the batches that are not done, also those of a round that another order ended."""
+        slots = len(self._rows.targets)
+        return [batch for batch in stored_batches.open_batches(self._store) if batch.slot < slots]
 
     @property
     def _is_late(self) -> bool:
@@ -442,6 +442,7 @@ class BatchRound:
         rows = replace(
             self._rows,
             round=replace(self._round, slots=(batch.slot,)),
+            among=range(SLOT),  # paid answers count, also beyond the order's limit
             only=HAS_REPLY.replace("{batch}", str(batch.id)),
         )
         stats.exchange, stats.ledger.deferred = exchange, deferred

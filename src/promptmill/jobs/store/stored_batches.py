@@ -176,11 +176,6 @@ def finish(store: JobDatabase, batch: Batch, *, again: bool) -> None:
     )
 
 
-def forget(store: JobDatabase, batch: Batch) -> None:
-    """Note that the replies of a batch, which was made under other settings, are not wanted."""
-    store.change(("DELETE FROM batched WHERE batch = ?", [(batch.id,)]), _written([batch.changed(state="done")]))
-
-
 def mark_tried(store: JobDatabase, slot: int, condition: str) -> None:
     """Mark the rows that meet a condition and are in no batch: they are sent live. `condition` is a round's."""
     base = slot * SLOT
