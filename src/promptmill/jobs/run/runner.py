@@ -311,9 +311,7 @@ class Runner:
                 job.folder.roll_back()
                 raise
             job.load()
-            await self._in_thread(
-                lambda: stored_batches.rebind(job.folder.store, [target.prompt for target in job.spec.targets])
-            )
+            await self._in_thread(lambda: stored_batches.rebind(job.folder.store, job.spec.targets))
             self._note_kept(bound)
         await self._check_secrets()
         progress.output.columns = job.spec.output.names or {}
