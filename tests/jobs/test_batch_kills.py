@@ -85,7 +85,7 @@ def test_a_job_that_is_killed_during_a_request_finds_what_it_left(tmp_path, serv
 def waiting_job(folder: Path, server: BatchServer, point: str, *more: str) -> subprocess.Popen[bytes]:
     """Start the command, which is killed at a point, and wait until it looks at its batch."""
     server.switches.polls = 100_000
-    process = subprocess.Popen(command(folder, server, point) + [*more], cwd=folder, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command(folder, server, point), *more], cwd=folder, stderr=subprocess.DEVNULL)
     eventually(lambda: server.requests["poll"] > 0 or process.poll() is not None)
     return process
 

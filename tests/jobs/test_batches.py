@@ -309,6 +309,20 @@ def test_an_edited_input_keeps_the_replies_of_its_batch(tmp_path, server):
     assert not server.left_files()
 
 
+def test_a_repeated_command_keeps_the_time_of_its_job(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    simulated = Simulated(server)
+    interrupt_waiting(tmp_path, server, by="2h")
+    server.advance(3 * 3600)
+    simulated.patch(monkeypatch)
+    server.switches.set({"duration_s": 20 * 3600})
+    began = server.now
+    with pytest.warns(UserWarning, match="sent live at"):
+        bulk(tmp_path, server, by="8h", poll="1m")
+    check_whole(tmp_path, server)
+    assert server.now - began < 600
+
+
 class CutOffError(Exception):
     """Ends a run at a point of a test."""
 

@@ -176,10 +176,8 @@ def _by_batch(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
     """Yield the rounds; where the order has `batch`, rows go into a batch first, and then live if it left them open."""
     latest = max((round_.id for round_ in now.rounds if round_.way == "batch"), default=0)
     for round_ in wanted:
-        if round_.ordered == "open":  # failures of a batch that may pass are sent again
-            live = replace(round_, since=max(round_.since, latest))
-        else:
-            live = round_
+        # failures of a batch that may pass are sent again
+        live = replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
         is_cheap = now.order.sure is not None and 0 not in round_.slots
         if now.order.batch is None or round_.way != "live" or is_cheap or round_.reason in _ALWAYS_LIVE:
             yield live
