@@ -115,7 +115,7 @@ def test_a_job_that_is_killed_while_it_is_cancelled_collects_the_finished_part(t
 
 @pytest.mark.thorough
 def test_a_job_that_is_killed_while_it_cancels_at_its_time_collects_the_finished_part(tmp_path, server):
-    server.switches.held = "cancel"
+    server.switches.set({"held": "cancel", "slow_files": 0})  # Azure's files would be ready only after that time
     with waiting_job(tmp_path, server, "never", "--by", "3s") as process:
         eventually(lambda: server.requests["cancel"] > 0)
         process.kill()

@@ -18,6 +18,7 @@ from batch_server import BatchServer, answer_to
 from promptmill.backends.batches import BatchUnclearError
 from promptmill.backends.openai.batches.message_batches import AnthropicBatches
 from promptmill.backends.openai.batches.openai import OpenAIBatches
+from promptmill.cli.main import main
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.jobs.run import batch_round, runner
@@ -321,6 +322,21 @@ def test_a_repeated_command_keeps_the_time_of_its_job(tmp_path, server, monkeypa
         bulk(tmp_path, server, by="8h", poll="1m")
     check_whole(tmp_path, server)
     assert server.now - began < 600
+
+
+def test_what_is_left_at_the_provider_is_named_when_a_job_is_removed_or_cannot_be_cancelled(
+    tmp_path, server, monkeypatch, capsys, caplog
+):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server)
+    (batch_id,) = server.batches
+    monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path / "jobs"))
+    job = next(tmp_path.rglob("job.db")).parent
+    assert main(["jobs", job.name, "--cancel"]) == 0
+    assert f"{batch_id} goes on at the provider" in capsys.readouterr().err
+    assert main(["jobs", "--prune", "0m", "--unfinished"]) == 0
+    assert f"{batch_id} goes on at the provider" in caplog.text
+    assert not job.exists()
 
 
 class CutOffError(Exception):
