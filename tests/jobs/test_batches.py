@@ -22,6 +22,7 @@ from promptmill.cli.main import main
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.jobs.run import batch_round, runner
+from promptmill.jobs.store import stored_batches
 from promptmill.jobs.store.order import BatchOrder, JobOrder
 from promptmill.jobs.store.rounds import Round, Situation, next_round
 
@@ -436,7 +437,7 @@ def test_a_batch_that_another_key_does_not_find_is_not_sent_live(tmp_path, serve
 
 def test_a_file_that_the_provider_has_lost_is_uploaded_again(tmp_path, server, monkeypatch):
     table(tmp_path)
-    put = batch_round.stored_batches.put
+    put = stored_batches.put
 
     def put_until_created(store: Any, *batches: Any) -> None:
         put(store, *batches)
@@ -444,7 +445,7 @@ def test_a_file_that_the_provider_has_lost_is_uploaded_again(tmp_path, server, m
             raise CutOffError
 
     with monkeypatch.context() as patched:
-        patched.setattr(batch_round.stored_batches, "put", put_until_created)
+        patched.setattr(stored_batches, "put", put_until_created)
         with pytest.raises(CutOffError):
             bulk(tmp_path, server)
     server.files.clear()
@@ -456,16 +457,16 @@ def test_a_file_that_the_provider_has_lost_is_uploaded_again(tmp_path, server, m
 
 def test_a_kill_while_rows_are_planned_leaves_no_batch_without_its_highest_cost(tmp_path, server, monkeypatch):
     table(tmp_path)
-    put, limit = batch_round.stored_batches.put, 20 * 150e-6
+    put, limit = stored_batches.put, 20 * 150e-6
     room: list[float] = []
 
     def put_until_planned(store: Any, *batches: Any) -> None:
         put(store, *batches)
         if any(batch.state == "planned" for batch in batches):
-            room.append(limit - batch_round.stored_batches.most_open(store))
+            room.append(limit - stored_batches.most_open(store))
             raise CutOffError
 
-    monkeypatch.setattr(batch_round.stored_batches, "put", put_until_planned)
+    monkeypatch.setattr(stored_batches, "put", put_until_planned)
     with pytest.raises(CutOffError):
         bulk(tmp_path, server, max_cost=limit)
     assert room[0] < limit / 2
