@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from batch_server import BatchServer, answer_to
+from promptmill.jobs.store.folder import Folder
 from waiting import eventually
 
 ROWS = 24
@@ -79,6 +80,48 @@ def test_a_job_that_is_killed_during_a_request_finds_what_it_left(tmp_path, serv
     assert run(tmp_path, server) == 0
     if held != "live":  # a live request in flight is the only one that may be paid twice
         check_whole(tmp_path, server)
+
+
+def waiting_job(folder: Path, server: BatchServer, point: str, *more: str) -> subprocess.Popen[bytes]:
+    """Start the command, which is killed at a point, and wait until it looks at its batch."""
+    server.switches.polls = 100_000
+    process = subprocess.Popen([*command(folder, server, point), *more], cwd=folder, stderr=subprocess.DEVNULL)
+    eventually(lambda: server.requests["poll"] > 0 or process.poll() is not None)
+    return process
+
+
+def cancel(folder: Path) -> None:
+    """Ask for the cancellation of the folder's job, and return at once."""
+    job = next(path for path in folder.rglob("job.db")).parent
+    assert Folder(job).request_cancel()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("held", ["cancel", ""], ids=["asked", "stored"])
+def test_a_job_that_is_killed_while_it_is_cancelled_collects_the_finished_part(tmp_path, server, held):
+    """`asked`: the provider has the cancellation, and the job has not stored it; `stored`: it has."""
+    server.switches.held = held
+    with waiting_job(tmp_path, server, "never") as process:
+        cancel(tmp_path)
+        eventually(lambda: server.requests["cancel"] > 0)
+        if not held:
+            eventually(lambda: process.poll() is not None)
+        process.kill()
+    assert any(batch.cancelling for batch in server.batches.values())
+    server.switches.polls = 1
+    assert run(tmp_path, server) == 0
+    check_whole(tmp_path, server)
+
+
+@pytest.mark.thorough
+def test_a_job_that_is_killed_while_it_cancels_at_its_time_collects_the_finished_part(tmp_path, server):
+    server.switches.set({"held": "cancel", "slow_files": 0})  # Azure's files would be ready only after that time
+    with waiting_job(tmp_path, server, "never", "--by", "3s") as process:
+        eventually(lambda: server.requests["cancel"] > 0)
+        process.kill()
+    server.switches.polls = 1
+    assert run(tmp_path, server) == 0
+    check_whole(tmp_path, server)
 
 
 def test_one_kill_of_each_kind(tmp_path):

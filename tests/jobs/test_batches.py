@@ -15,9 +15,14 @@ import pytest
 
 import promptmill
 from batch_server import BatchServer, answer_to
+from promptmill.backends.batches import BatchUnclearError
+from promptmill.backends.openai.batches.message_batches import AnthropicBatches
+from promptmill.backends.openai.batches.openai import OpenAIBatches
+from promptmill.cli.main import main
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.jobs.run import batch_round, runner
+from promptmill.jobs.store import stored_batches
 from promptmill.jobs.store.order import BatchOrder, JobOrder
 from promptmill.jobs.store.rounds import Round, Situation, next_round
 
@@ -133,6 +138,7 @@ def test_an_endpoint_without_batches_is_refused_before_anything_is_planned(tmp_p
 )
 def test_at_a_full_queue_smaller_batches_wait(tmp_path, server, faults, monkeypatch):
     table(tmp_path)
+    Simulated(server).patch(monkeypatch)
     server.switches.set(faults)
     bulk(tmp_path, server)
     check_whole(tmp_path, server)
@@ -303,6 +309,307 @@ def test_an_edited_input_keeps_the_replies_of_its_batch(tmp_path, server):
     assert server.billed["Say a new text"] == 1
     assert max(server.billed.values()) == 1
     assert not server.left_files()
+
+
+def test_a_repeated_command_keeps_the_time_of_its_job(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    simulated = Simulated(server)
+    interrupt_waiting(tmp_path, server, by="2h")
+    server.advance(3 * 3600)
+    simulated.patch(monkeypatch)
+    server.switches.set({"duration_s": 20 * 3600})
+    began = server.now
+    with pytest.warns(UserWarning, match="sent live at"):
+        bulk(tmp_path, server, by="8h", poll="1m")
+    check_whole(tmp_path, server)
+    assert server.now - began < 600
+
+
+def test_what_is_left_at_the_provider_is_named_when_a_job_is_removed_or_cannot_be_cancelled(
+    tmp_path, server, monkeypatch, capsys, caplog
+):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server)
+    (batch_id,) = server.batches
+    monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path / "jobs"))
+    job = next(tmp_path.rglob("job.db")).parent
+    assert main(["jobs", job.name, "--cancel"]) == 0
+    assert f"{batch_id} goes on at the provider" in capsys.readouterr().err
+    assert main(["jobs", "--prune", "0m", "--unfinished"]) == 0
+    assert f"{batch_id} goes on at the provider" in caplog.text
+    assert not job.exists()
+
+
+class CutOffError(Exception):
+    """Ends a run at a point of a test."""
+
+
+def interrupt_waiting(folder: Path, server: BatchServer, **options: Any) -> None:
+    """Interrupt a job whose batch is at the provider, which answers it from now on."""
+    server.switches.set({"polls": 10_000})
+    with pytest.raises(KeyboardInterrupt):
+        bulk(folder, server, progress=_interrupts_when(lambda status: status.get("batch", {}).get("ids")), **options)
+    server.switches.set({"polls": 1})
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"again": "failed"}),
+        ({}, {"again": "all"}),
+        ({}, {"batch": False, "poll": None}),
+        ({}, {"batch": False, "poll": None, "again": "failed"}),
+        ({}, {"dedupe": True}),
+        ({"dedupe": True}, {}),
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_another_order_first_collects_the_batch_that_is_there(tmp_path, server, before, after):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server, **before)
+    server.switches.set({"errors": 7})
+    bulk(tmp_path, server, **after)
+    check_whole(tmp_path, server)
+    assert server.creates == 1
+
+
+def test_answers_beyond_the_limit_of_a_later_order_are_kept(tmp_path, server):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server)
+    bulk(tmp_path, server, limit=10)
+    assert len(answers(tmp_path)) == 10
+    bulk(tmp_path, server)
+    check_whole(tmp_path, server)
+    assert server.creates == 1
+
+
+def test_an_order_for_which_the_answers_of_a_batch_do_not_count_is_refused_until_they_are_stored(tmp_path, server):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server)
+    with pytest.raises(PromptmillError, match="has a batch at the provider"):
+        bulk(tmp_path, server, model="m2", again="all")
+    assert server.running()
+    bulk(tmp_path, server)
+    check_whole(tmp_path, server)
+
+
+def test_rows_that_come_back_into_the_input_get_the_answers_of_their_batch(tmp_path, server):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server)
+    path = tmp_path / "in.csv"
+    whole = path.read_text(encoding="utf-8")
+    path.write_text("text\ntext 0\n", encoding="utf-8")
+    bulk(tmp_path, server)
+    path.write_text(whole, encoding="utf-8")
+    bulk(tmp_path, server)
+    check_whole(tmp_path, server)
+    assert server.creates == 1
+
+
+def test_answers_to_rows_that_the_input_no_longer_has_are_charged(tmp_path, server):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server, max_cost=1)
+    (tmp_path / "in.csv").write_text("text\ntext 0\n", encoding="utf-8")
+    assert bulk(tmp_path, server, max_cost=1).status["cost"] >= dollars_billed(server)
+
+
+def test_the_rows_of_a_batch_that_was_deleted_by_hand_are_sent_live(tmp_path, server):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server)
+    server.batches.clear()
+    bulk(tmp_path, server)
+    check_whole(tmp_path, server)
+
+
+def test_a_batch_that_another_key_does_not_find_is_not_sent_live(tmp_path, server):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server)
+    batches, files = dict(server.batches), dict(server.files)
+    server.batches.clear()
+    server.files.clear()
+    with pytest.raises(PromptmillError, match="key of the account"):
+        bulk(tmp_path, server)
+    server.batches |= batches
+    server.files |= files
+    bulk(tmp_path, server)
+    check_whole(tmp_path, server)
+
+
+def test_a_file_that_the_provider_has_lost_is_uploaded_again(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    put = stored_batches.put
+
+    def put_until_created(store: Any, *batches: Any) -> None:
+        put(store, *batches)
+        if any(batch.state == "uploaded" for batch in batches):
+            raise CutOffError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stored_batches, "put", put_until_created)
+        with pytest.raises(CutOffError):
+            bulk(tmp_path, server)
+    server.files.clear()
+    with pytest.raises(PromptmillError, match="404"):
+        bulk(tmp_path, server)
+    bulk(tmp_path, server)
+    check_whole(tmp_path, server)
+
+
+def test_a_kill_while_rows_are_planned_leaves_no_batch_without_its_highest_cost(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    put, limit = stored_batches.put, 20 * 150e-6
+    room: list[float] = []
+
+    def put_until_planned(store: Any, *batches: Any) -> None:
+        put(store, *batches)
+        if any(batch.state == "planned" for batch in batches):
+            room.append(limit - stored_batches.most_open(store))
+            raise CutOffError
+
+    monkeypatch.setattr(stored_batches, "put", put_until_planned)
+    with pytest.raises(CutOffError):
+        bulk(tmp_path, server, max_cost=limit)
+    assert room[0] < limit / 2
+
+
+def test_too_many_requests_make_no_smaller_batches(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    Simulated(server).patch(monkeypatch)
+    server.switches.set({"refused_creates": 4})
+    bulk(tmp_path, server)
+    check_whole(tmp_path, server)
+    assert server.creates == 1
+
+
+def test_a_full_queue_never_makes_batches_of_single_requests(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    Simulated(server).patch(monkeypatch)
+    server.switches.set({"full": 9})
+    bulk(tmp_path, server)
+    check_whole(tmp_path, server)
+    assert min(batch.total for batch in server.batches.values()) >= 8
+
+
+def test_a_batch_goes_on_while_its_provider_has_an_outage(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    simulated = Simulated(server)
+    simulated.patch(monkeypatch)
+    state, outage = OpenAIBatches.state, iter(range(30))
+
+    async def failing(self: OpenAIBatches, batch_id: str) -> Any:
+        if next(outage, None) is not None:
+            raise PromptmillError(Code.SERVER_ERROR, "The provider answered 503.")
+        return await state(self, batch_id)
+
+    monkeypatch.setattr(OpenAIBatches, "state", failing)
+    bulk(tmp_path, server, poll=None)
+    check_whole(tmp_path, server)
+    assert sum(simulated.slept) > 4 * 3600
+
+
+def test_an_outage_of_a_day_ends_the_run(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    Simulated(server).patch(monkeypatch)
+
+    async def failing(self: OpenAIBatches, batch_id: str) -> Any:
+        raise PromptmillError(Code.SERVER_ERROR, "The provider answered 503.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OpenAIBatches, "state", failing)
+        with pytest.raises(PromptmillError, match="503"):
+            bulk(tmp_path, server, poll=None)
+    bulk(tmp_path, server)
+    check_whole(tmp_path, server)
+
+
+def test_a_state_without_content_does_not_lose_the_results(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    state, looks = OpenAIBatches.state, iter(range(100))
+
+    async def empty(self: OpenAIBatches, batch_id: str) -> Any:
+        found = await state(self, batch_id)
+        return self._read({}) if next(looks) == 2 else found  # the first one after the end
+
+    monkeypatch.setattr(OpenAIBatches, "state", empty)
+    bulk(tmp_path, server)
+    check_whole(tmp_path, server)
+    assert not server.live
+
+
+def test_an_unclear_creation_is_looked_for_after_the_lists_lag_also_when_it_is_late(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    Simulated(server).patch(monkeypatch)
+    server.switches.set({"lost_creates": 1, "list_lag_s": 20, "duration_s": 7200})
+    bulk(tmp_path, server, by="5s", poll="2s")
+    check_whole(tmp_path, server)
+    assert server.creates == 1
+
+
+def test_a_late_job_deletes_the_file_of_an_upload_that_was_cut_off(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    upload = OpenAIBatches.upload
+
+    async def cut_off(self: OpenAIBatches, batch: Any) -> str:
+        await upload(self, batch)
+        raise CutOffError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OpenAIBatches, "upload", cut_off)
+        with pytest.raises(CutOffError):
+            bulk(tmp_path, server)
+    assert server.left_files()
+    Simulated(server).patch(monkeypatch)
+    server.advance(7200)
+    bulk(tmp_path, server, by="1h")
+    check_whole(tmp_path, server)
+
+
+def test_the_looks_of_a_late_job_do_not_wait_for_a_long_poll(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    Simulated(server).patch(monkeypatch)
+    server.switches.set({"duration_s": 20 * 3600})
+    began, look = server.now, server.look
+    cancelled: list[float] = []
+
+    def ends_a_minute_later(batch: Any) -> None:
+        cancelled.extend([server.now] if batch.cancelling else [])
+        if not cancelled or server.now - cancelled[0] > 60:
+            look(batch)
+
+    monkeypatch.setattr(server, "look", ends_a_minute_later)
+    bulk(tmp_path, server, by="2h", poll="5h")
+    check_whole(tmp_path, server)
+    assert server.now - began <= 2 * 3600 + 600
+
+
+def test_an_equal_batch_of_another_job_is_not_taken_for_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_round, "LIST_LAG_S", 0.3)
+    folders = [tmp_path / name for name in ("theirs", "ours")]
+    with BatchServer("anthropic") as server:
+        for folder in folders:
+            folder.mkdir()
+            table(folder)
+        interrupt_waiting(folders[0], server, provider="anthropic", prompt="Shout {{text}}")
+        create, lost = AnthropicBatches.create, iter([True])
+
+        async def unclear(self: AnthropicBatches, batch: Any) -> Any:
+            if next(lost, False):
+                raise BatchUnclearError(Code.CONNECTION_LOST, "Lost.", "")
+            return await create(self, batch)
+
+        monkeypatch.setattr(AnthropicBatches, "create", unclear)
+        bulk(folders[1], server, provider="anthropic")
+        assert answers(folders[1]) == {f"text {n}": answer_to(f"Say text {n}") for n in range(ROWS)}
+        bulk(folders[0], server, provider="anthropic", prompt="Shout {{text}}")
+        assert answers(folders[0]) == {f"text {n}": answer_to(f"Shout text {n}") for n in range(ROWS)}
+        assert set(server.billed.values()) == {1}
+        assert not server.left_files()
+
+
+def test_several_answers_are_refused_with_the_remedy(tmp_path, server):
+    table(tmp_path)
+    with pytest.raises(PromptmillError, match="leave out `n`, or send the rows live"):
+        bulk(tmp_path, server, settings={"sampling_params.n": 3})
 
 
 def _interrupts_when(seen: Any) -> Any:

@@ -107,10 +107,11 @@ class BatchUnclearError(PromptmillError):
 class QueueFullError(PromptmillError):
     """The provider created nothing, because a queue or a rate is full: wait, then submit again, perhaps less at a time.
 
-    `wait_s` is the wait that the provider requested, if any.
+    `wait_s` is the wait that the provider requested, if any. `is_rate`: too many requests, whatever their batches have.
     """
 
     wait_s: float | None = None
+    is_rate: bool = False
 
 
 class BatchApi(Protocol):

@@ -131,6 +131,11 @@ def _cancel(job: Folder, *, as_json: bool) -> int:
         job.wait_for_end(_CANCEL_WAIT_S)
     else:
         print(f"promptmill: job {job.job_id} was not running.", file=sys.stderr)
+        if ids := job.batches:
+            goes_on = (
+                f"batch {', '.join(ids)} goes on at the provider; `promptmill jobs {job.job_id} --resume` collects"
+            )
+            print(f"promptmill: {goes_on} it, and --cancel meanwhile cancels it.", file=sys.stderr)
     print_status(status.read(job), job, as_json=as_json)
     return OK
 

@@ -563,7 +563,7 @@ def _texts(*texts: str) -> list[dict[str, Any]]:
         ("max_tokens", "length"),
         ("model_context_window_exceeded", "length"),
         ("tool_use", "tool_calls"),
-        ("pause_turn", "pause_turn"),
+        ("pause_turn", "length"),
     ],
 )
 def test_anthropics_stop_reasons_become_finish_reasons(reason, finish):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import sys
 import time
@@ -20,6 +21,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
 
+_LOG = logging.getLogger(__name__)
 _LOOK_S = 60.0
 _LOOK_AGAIN: dict[Path, float] = {}
 """When to look for jobs of calls again, by the folder of all jobs."""
@@ -134,6 +136,9 @@ def remove(folder: Folder) -> None:
     """Remove all files of a job; the caller holds its lock, so no process begins it before it is gone."""
     if (spec := folder.spec) is not None:
         output.discard(spec.output.path, spec.job_id)
+        if ids := folder.batches:
+            go_on = "goes on at the provider, which bills it; cancel it there"
+            _LOG.warning("promptmill: job %s is removed; its batch %s %s.", spec.job_id, ", ".join(ids), go_on)
     for file in folder.path.iterdir():
         if file != folder.lock:
             file.unlink()

@@ -182,6 +182,7 @@ def admit(
                 raise input_error(f"Job {folder.job_id} is running already; ", status_of)
             opened.callback(lock.release)
             opened.callback(folder.close)
+            order = _with_its_deadline(folder, order)
             spec, change = _opened(folder, order, lambda: _begun(folder, wanted, order, plan, fixed=fixed))
             folder.control.changed(cancel=False).write(folder.path)
             job = Job(folder, spec, order, plan, lock, change)
@@ -291,6 +292,18 @@ def _without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
     block = plan.block.model_copy(update={"dedupe": False})
     configs = plan.settings.backend_configs.model_copy(update={plan.backend: block})
     return replace(plan, settings=plan.settings.model_copy(update={"backend_configs": configs}))
+
+
+def _with_its_deadline(folder: Folder, order: JobOrder) -> JobOrder:
+    """Return an order with the `by` of the unfinished job, if it repeats the command: `06:00` has meant that time."""
+    before = folder.order
+    if before is None or before.batch is None or before.batch.by is None or order.batch is None:
+        return order
+    is_repeated = order.batch.by is not None and order.shown.command == before.shown.command
+    if not is_repeated or order.batch.by == before.batch.by or folder.status.get("state") == progress.FINISHED:
+        return order
+    kept = order.batch.model_copy(update={"by": before.batch.by, "is_earlier": True})
+    return order.model_copy(update={"batch": kept})
 
 
 def _opened(folder: Folder, order: JobOrder, begin: Callable[[], tuple[JobSpec, Change]]) -> tuple[JobSpec, Change]:

@@ -35,7 +35,8 @@ def new_key() -> str:
 class BatchFiles:
     """Writes the requests of a round's open rows into files. `exchange` takes them, see `backends.protocol.Exchange`.
 
-    A file is complete when its batch is `planned`; a kill before that leaves a batch in the state `planning`.
+    A batch is `planned` when its file is complete and its highest cost is known; a kill before that leaves it in the
+    state `planning`.
     """
 
     def __init__(
@@ -52,11 +53,14 @@ class BatchFiles:
 
         `most`: the most requests of a batch. `names`: the names of the model, by which rows may ask for it.
         """
+        of = of.changed(mark=f"{secrets.token_hex(4)}-")
         self._folder, self._api, self._of, self._asked_of = folder, api, of, asked_of
         self._names = {None, *names}
         self._limits, self._most = api.limits, most
         self._file: IO[bytes] | None = None
         self._batch = of
+        self._complete: list[Batch] = []
+        """The batches with complete files, which are planned once the highest cost of each is known."""
         self._bytes = 0
         self._digest = hashlib.sha256()
         self._rows: list[tuple[int, bytes | None]] = []
@@ -73,7 +77,7 @@ class BatchFiles:
             return waits(request)
         if request.conversation.images and not self._limits.takes_local_images:
             raise PromptmillError(Code.UNSUPPORTED, "The provider's batches take no images.", "Send them live.")
-        line = self._api.line(str(request.key), await body_of(request))
+        line = self._api.line(f"{self._of.mark}{request.key}", await body_of(request))
         if len(line) > self._limits.file_bytes:
             raise PromptmillError(Code.REQUEST_TOO_LARGE, f"The request has {len(line):,} bytes, too many for a batch.")
         try:
@@ -101,22 +105,19 @@ class BatchFiles:
             self._reserved[batch] = self._reserved.get(batch, 0.0) + most
 
     def complete(self) -> None:
-        """Complete the present file, if any; its batch is planned then. Raises as `JobDatabase` does."""
+        """Complete the present file, if any. Raises as `JobDatabase` does."""
         if self._file is None:
             return
         disk.sync_file(self._file)
         self._file.close()
         self._file = None
         self._store_rows()
-        stored_batches.put(self._folder.store, self._batch.changed(state="planned", sha256=self._digest.hexdigest()))
+        self._complete.append(self._batch.changed(state="planned", sha256=self._digest.hexdigest()))
 
-    def store_amounts(self) -> None:
-        """Store the highest possible cost of each batch, once every row's is known."""
-        store = self._folder.store
-        known = {batch.id: batch for batch in stored_batches.open_batches(store)}
-        stored_batches.put(
-            store, *(known[id_].changed(most=most) for id_, most in self._reserved.items() if id_ in known)
-        )
+    def store_planned(self) -> None:
+        """Store the batches, each with its highest possible cost, once every row's is known."""
+        planned = [batch.changed(most=self._reserved.get(batch.id, 0.0)) for batch in self._complete]
+        stored_batches.put(self._folder.store, *planned)
 
     def close(self) -> None:
         """Close the file without completing it."""

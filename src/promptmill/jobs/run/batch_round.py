@@ -42,6 +42,7 @@ from promptmill.jobs.store import statistics, stored_batches
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import BatchOrder
 from promptmill.jobs.store.progress import Progress
+from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import store_round, stored_rounds
 from promptmill.jobs.store.status_record import BatchStatus
 from promptmill.jobs.store.stored_batches import HAS_REPLY, IN_BATCH, Batch
@@ -53,6 +54,20 @@ _REPLIES_AT_ONCE = 256
 _CANCEL_S = 10.0
 _LONGEST_WARMING_S = 3600.0  # a cache keeps a beginning for an hour
 _UNANSWERED = frozenset({"planning", "planned", "uploaded", "creating", "sent"})
+_FEWEST = 16  # a full queue makes batches no smaller: others may fill it, and thousands of batches have limits, too
+_LONGEST_OUTAGE_S = 86_400.0  # the window of most providers: after it, batches have ended
+# The errors of a provider or network that works again later; its batches go on meanwhile.
+_PASSING = frozenset(
+    {
+        Code.UNREACHABLE,
+        Code.CONNECTION_LOST,
+        Code.NAME_RESOLUTION,
+        Code.TIMEOUT,
+        Code.SERVER_ERROR,
+        Code.RATE_LIMITED,
+        Code.BAD_RESPONSE,
+    }
+)
 _LOG = logging.getLogger(__name__)
 
 
@@ -119,15 +134,24 @@ class BatchRound:
         """The beginnings, by slot, that a batch of this run has for the provider's cache."""
         self._replans = False
         """Whether a batch was dropped, so that its rows are planned again."""
+        self._trouble: tuple[float, str] | None = None
+        """Since when the provider cannot be reached, and its last error."""
         self._is_resumed = bool(self._open())
         self._poll_s = 0.0
 
     async def run(self) -> None:
         """Run the round to its end. Raises `PromptmillError`, and the errors of the database."""
         if self._job.plan.settings.sampling_params.n is not None:
-            raise input_error(Named("batch"), " goes with one answer to each prompt, without `n`.")
+            raise input_error(
+                Named("batch"),
+                " goes with one answer to each prompt: leave out `n`, or send the rows live, without ",
+                Named("batch"),
+                ". For the label that most answers have, use ",
+                Named("votes"),
+                " in place of `n`.",
+            )
         async with contextlib.AsyncExitStack() as opened:
-            for slot in self._round.slots:
+            for slot in sorted({*self._round.slots, *(batch.slot for batch in self._open())}):
                 api = self._apis[slot] = await opened.enter_async_context(registry.batches(self._plan_of(slot)))
                 self._most[slot] = api.limits.requests
                 self._poll_s = max(self._poll_s, api.limits.poll_s)
@@ -148,9 +172,6 @@ class BatchRound:
         for batch in self._open():
             if batch.state == "planning":  # a kill left an incomplete file
                 await self._drop(batch)
-            elif batch.settings not in self._rows.targets[batch.slot].counted:
-                await self._cancel(batch)
-                stored_batches.forget(self._store, batch)
         while True:
             full = None if self._is_late else await self._plan()
             if not (open_ := self._open()):
@@ -169,7 +190,9 @@ class BatchRound:
                 return
 
     def _open(self) -> list[Batch]:
-        return [batch for batch in stored_batches.open_batches(self._store) if batch.round == self._round.id]
+        """Return the batches that are not done, also those of a round that another order ended."""
+        slots = len(self._rows.targets)
+        return [batch for batch in stored_batches.open_batches(self._store) if batch.slot < slots]
 
     @property
     def _is_late(self) -> bool:
@@ -234,7 +257,7 @@ class BatchRound:
             await answer_rows(self._service, rows, sink, call, self._job.plan)
             for files in (first, others):
                 await asyncio.to_thread(files.complete)
-                files.store_amounts()
+                files.store_planned()
         finally:
             first.close()
             others.close()
@@ -242,29 +265,29 @@ class BatchRound:
 
     async def _drop(self, batch: Batch) -> None:
         """Give up a batch that the provider does not have; its rows are open again."""
-        if batch.there.file_id:
+        # a kill during the upload may have left a file whose id is not known
+        if batch.there.file_id or (self._is_resumed and batch.state == "planned"):
             await self._apis[batch.slot].delete(self._planned(batch), None)
         stored_batches.drop(self._store, batch)
         batch.file(self._job.folder.path).unlink(missing_ok=True)
         self._free(batch.most)
 
-    def _free(self, most: float) -> None:
+    def _free(self, most: float, spent: float = 0.0) -> None:
         for budget in (self._progress.stats.ledger.budget, self._service.budget):
             if budget is not None:
-                budget.free(most, 0.0)
+                budget.free(most, spent)
 
     # ---- send and look
 
     async def _advance(self, batch: Batch) -> bool:
         """Take a batch to its next state; return False if it has to wait."""
-        if self._clock.now() < self._again_at.get(batch.id, 0.0) and not self._is_late:
+        if self._is_late and batch.state in {"planned", "uploaded"}:
+            await self._drop(batch)
+            return True
+        if self._clock.now() < self._again_at.get(batch.id, 0.0):
             return False
-        if batch.state in {"planned", "uploaded"}:
-            if self._is_late:
-                await self._drop(batch)
-                return True
-            if self._waits_for_cache(batch):
-                return False
+        if batch.state in {"planned", "uploaded"} and (self._waits_for_cache(batch) or self._is_looking):
+            return False
         step = {
             "planned": self._upload,
             "uploaded": self._create,
@@ -273,7 +296,46 @@ class BatchRound:
             "ended": self._fetch,
             "fetched": self._store_replies,
         }[batch.state]
-        return await step(batch)
+        try:
+            moved = await step(batch)
+        except PromptmillError as error:
+            if error.code is Code.NOT_FOUND and batch.state in {"sent", "ended"}:
+                return await self._leave_gone(batch, error)
+            if not self._may_pass(batch, error):
+                raise
+            return False
+        self._trouble = None
+        return moved
+
+    async def _leave_gone(self, batch: Batch, error: PromptmillError) -> bool:
+        """Send the rows of a batch live that was deleted at the provider. Raises the error if it may still run."""
+        api, planned = self._apis[batch.slot], self._planned(batch)
+        # another account's key finds neither
+        if not batch.there.file_id or not await api.find_file(planned) or await api.find(planned) is not None:
+            raise PromptmillError(
+                error.code,
+                error.message,
+                "Use a key of the account that made the batch. If the batch was deleted there, name another output, "
+                "and this job in `from_job`: its rows without an answer are sent then.",
+            )
+        _LOG.warning("%s was deleted at the provider; its rows are sent live", batch.there.id)
+        stored_batches.put(self._store, batch.changed(state="fetched"))
+        return True
+
+    def _may_pass(self, batch: Batch, error: PromptmillError) -> bool:
+        """Return whether to wait although a request about a batch at the provider failed."""
+        is_there = batch.state in {"creating", "sent", "ended"} and any(one.id == batch.id for one in self._open())
+        if not is_there or error.code not in _PASSING or isinstance(error, BatchUnclearError):
+            return False
+        since = self._clock.now() if self._trouble is None else self._trouble[0]
+        self._trouble = since, error.message
+        _LOG.warning("%s The batch goes on; it is looked at again.", error.message)
+        return self._clock.now() - since < _LONGEST_OUTAGE_S
+
+    @property
+    def _is_looking(self) -> bool:
+        """Whether a batch is being looked for. Another one of its size could be taken for it."""
+        return any(other.state == "creating" for other in self._open())
 
     def _waits_for_cache(self, batch: Batch) -> bool:
         """Return whether a batch is still running that writes the beginnings of this one to the provider's cache."""
@@ -316,9 +378,11 @@ class BatchRound:
             self._again_at[batch.id] = self._clock.now() + LIST_LAG_S
             return False
         except QueueFullError as error:
-            return await self._wait_for_queue(batch, error.wait_s)
-        except PromptmillError:
+            return await self._wait_for_queue(batch, error.wait_s, is_rate=error.is_rate)
+        except PromptmillError as error:
             stored_batches.put(self._store, batch)
+            if error.code in {Code.NOT_FOUND, Code.BAD_REQUEST}:  # its file may be gone: the rows are planned again
+                await self._drop(batch)
             raise
         self._adopt(creating, state)
         return True
@@ -329,7 +393,8 @@ class BatchRound:
 
     async def _find(self, batch: Batch) -> bool:
         """Look for a batch whose creation has an unclear end: in this process, or in one that was killed."""
-        others = {other.there.id for other in stored_batches.stored_batches(self._store) if other.there.id}
+        every = stored_batches.stored_batches(self._store)
+        others = {other.there.id for other in every if other.there.id}.union(*(other.not_it for other in every))
         state = await self._apis[batch.slot].find(self._planned(batch), others)
         if state is not None:
             self._adopt(batch, state)
@@ -341,18 +406,26 @@ class BatchRound:
         self._again_at[batch.id] = self._clock.now() + LIST_LAG_S
         return False
 
-    async def _wait_for_queue(self, batch: Batch, wait_s: float | None) -> bool:
-        """Wait until the provider's queue has room; if no batch of ours is in it, this one is too large for it."""
+    async def _wait_for_queue(self, batch: Batch, wait_s: float | None, *, is_rate: bool = False) -> bool:
+        """Wait until the provider's queue has room; if no batch of ours is in it, this one is too large for it.
+
+        `is_rate`: only the rate of requests was exceeded.
+        """
         is_alone = not any(other.state == "sent" for other in self._open() if other.id != batch.id)
-        if is_alone and batch.requests > 1:
+        if is_alone and not is_rate and batch.requests > _FEWEST:
             self._most[batch.slot] = batch.requests // 2
             await self._drop(batch)
             self._replans = True
             return True
-        again = batch.seen("uploaded", id="", since=self._clock.now())
-        stored_batches.put(self._store, again.changed(key=new_key()))
+        self._send_again(batch)
         self._again_at[batch.id] = self._clock.now() + (wait_s or self._order.poll or self._poll_s)
         return False
+
+    def _send_again(self, batch: Batch) -> None:
+        """Note that a batch is to be created again, and that the one which it had, if any, is another one."""
+        not_it = (*batch.not_it, batch.there.id) if batch.there.id else batch.not_it
+        again = batch.seen("uploaded", id="", since=self._clock.now(), said="")
+        stored_batches.put(self._store, again.changed(key=new_key(), not_it=not_it))
 
     async def _look(self, batch: Batch) -> bool:
         api = self._apis[batch.slot]
@@ -380,6 +453,8 @@ class BatchRound:
     async def _wait(self) -> None:
         """Wait until the next look, or until rows are sent live."""
         wait_s = self._order.poll or self._poll_s
+        if self._is_late:  # rows wait for the end of a cancelled batch
+            wait_s = min(wait_s, self._poll_s)
         self._poll_s = min(self._poll_s * _GROWTH, max(_LONGEST_POLL_S, self._poll_s))
         if self._order.by is not None and not self._is_late:
             wait_s = min(wait_s, self._order.by - self._clock.now())
@@ -394,7 +469,9 @@ class BatchRound:
                         await self._cancel(batch)
 
     async def _cancel(self, batch: Batch) -> None:
-        if batch.state == "sent" and not batch.there.is_cancelled:
+        if batch.state in {"planned", "uploaded"}:
+            await self._drop(batch)
+        elif batch.state == "sent" and not batch.there.is_cancelled:
             await self._apis[batch.slot].cancel(batch.there.id)
             stored_batches.put(self._store, batch.seen("sent", is_cancelled=True))
 
@@ -403,10 +480,13 @@ class BatchRound:
     async def _fetch(self, batch: Batch) -> bool:
         """Store the replies as they arrive."""
         api, page = self._apis[batch.slot], list[Reply]()
-        unknown = 0
+        unknown = read = 0
+        if not (state := await api.state(batch.there.id)).is_ended:
+            return False
         try:
-            async for reply in api.replies(await api.state(batch.there.id)):
+            async for reply in api.replies(state):
                 page.append(reply)
+                read += 1
                 if len(page) >= _REPLIES_AT_ONCE:
                     unknown += await asyncio.to_thread(stored_batches.keep_replies, self._store, batch, page)
                     page = []
@@ -415,6 +495,10 @@ class BatchRound:
                 raise
             _LOG.warning("%s: a part of its results is gone: %s", batch.there.id, error)
         unknown += await asyncio.to_thread(stored_batches.keep_replies, self._store, batch, page)
+        if read and unknown == read:
+            _LOG.warning("%s has no reply to any row: it is a batch of another program", batch.there.id)
+            self._send_again(batch)
+            return True
         if unknown:
             _LOG.warning("%s: %d replies belong to no row", batch.there.id, unknown)
         stored_batches.put(self._store, batch.changed(state="fetched"))
@@ -442,6 +526,7 @@ class BatchRound:
         rows = replace(
             self._rows,
             round=replace(self._round, slots=(batch.slot,)),
+            among=range(SLOT),  # paid answers count, also beyond the order's limit
             only=HAS_REPLY.replace("{batch}", str(batch.id)),
         )
         stats.exchange, stats.ledger.deferred = exchange, deferred
@@ -449,16 +534,23 @@ class BatchRound:
             await answer_rows(self._service, rows, self._sink_of(StoreSink, stats), stats, self._job.plan)
         finally:
             stats.exchange = stats.ledger.deferred = None
+        # edited rows are billed, too: their usage was not counted, so at their highest cost
+        if edited := each * stored_batches.without_row(self._store, batch):
+            self._progress.earlier.charge(edited)
+            self._free(edited, edited)
         await self._clean_up(batch)
-        self._free(max(0.0, left[0]))
+        self._free(max(0.0, left[0] - edited))
         return True
 
     async def _clean_up(self, batch: Batch) -> None:
         """Delete the files at the provider and here."""
         api = self._apis[batch.slot]
         if not self._order.keep_files:
+            state: BatchState | None = None
+            with contextlib.suppress(PromptmillError):  # it may be deleted already
+                state = await api.state(batch.there.id)
             with contextlib.suppress(PromptmillError):  # they expire by themselves
-                await api.delete(self._planned(batch), await api.state(batch.there.id))
+                await api.delete(self._planned(batch), state)
         batch.file(self._job.folder.path).unlink(missing_ok=True)
         stored_batches.finish(self._store, batch, again=batch.there.is_cancelled and not self._is_late)
 
@@ -470,7 +562,9 @@ class BatchRound:
             "batches": len(open_),
             "requests": sum(batch.requests for batch in open_),
             "done": sum(batch.there.done or 0 for batch in now),
-            "said": ", ".join(sorted({batch.there.said or batch.state for batch in open_})),
+            "said": self._trouble[1]
+            if self._trouble
+            else ", ".join(sorted({one.there.said or one.state for one in open_})),
             "ids": [batch.there.id for batch in open_ if batch.there.id],
             **({"expires": min(times)} if (times := [one.there.expires for one in now if one.there.expires]) else {}),
         }

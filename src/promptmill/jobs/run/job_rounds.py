@@ -171,7 +171,9 @@ class JobRounds:
 
     def _found(self, known: Sequence[Round]) -> Round | None:
         job, part = self._job, None if self._sure is None else self._sure.part
-        return next_round(Situation(job.order, known, job.change.since, len(job.spec.targets), self._has_rows, part))
+        slots = len(job.spec.targets)
+        batched = tuple(sorted({batch.slot for batch in self._open_batches() if batch.slot < slots}))
+        return next_round(Situation(job.order, known, job.change.since, slots, self._has_rows, part, batched))
 
     def open_in(self, round_: Round) -> list[Open]:
         """Return the open rows of a round, which `next` has returned, for each of its slots."""
@@ -236,7 +238,7 @@ class JobRounds:
             if copies is not None:
                 copies.prepare(round_)
         rows = sum(self._find_open(round_, slot).rows for slot in round_.slots)
-        return rows > 0 or (round_.way == "batch" and any(one.round == round_.id for one in self._open_batches()))
+        return rows > 0 or (round_.way == "batch" and bool(self._open_batches()))
 
     def _open_batches(self) -> list[Batch]:
         return open_batches(self._job.folder.store)

@@ -86,6 +86,7 @@ def resumed(
         if changed and (fixed or not (order.earlier.keep or sends_all)):
             raise _settings_conflict(begun, before, wanted, target, changed, fixed=fixed)
         targets.append(_target_now(folder, before, target, changed, sends_all=sends_all))
+    _check_batches(folder, begun, targets)
     spec = wanted.model_copy(
         update={
             **{name: getattr(begun, name) for name in ("created", "origin")},
@@ -118,6 +119,18 @@ def _target_now(folder: Folder, before: Target, target: Target, changed: Sequenc
         return found
     ids = tuple(sorted({*before.kept, before.settings} - {found.settings}))
     return found.model_copy(update={"kept": ids, "changed": tuple(sorted({*before.changed, *changed}))})
+
+
+def _check_batches(folder: Folder, begun: JobSpec, targets: Sequence[Target]) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if a batch at the provider was made with settings that do not count."""
+    for batch in open_batches(folder.store):
+        is_there = batch.state != "planning"
+        if is_there and (batch.slot >= len(targets) or batch.settings not in targets[batch.slot].counted):
+            raise input_error(
+                f"Job {begun.job_id} has a batch at the provider that was made with other settings, and its answers "
+                f"are paid. `promptmill jobs {begun.job_id} --resume` stores them; then repeat this. Or name another "
+                "output."
+            )
 
 
 def _has_nothing(folder: Folder) -> bool:

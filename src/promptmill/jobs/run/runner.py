@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TypeVar
 
 from promptmill.backends import registry
@@ -311,12 +312,13 @@ class Runner:
                 job.folder.roll_back()
                 raise
             job.load()
-            await self._in_thread(
-                lambda: stored_batches.rebind(job.folder.store, [target.prompt for target in job.spec.targets])
-            )
+            await self._in_thread(lambda: stored_batches.rebind(job.folder.store, job.spec.targets))
             self._note_kept(bound)
         await self._check_secrets()
         progress.output.columns = job.spec.output.names or {}
+        if (batch := job.order.batch) is not None and batch.is_earlier and batch.by is not None:
+            at = datetime.fromtimestamp(batch.by).astimezone().isoformat(" ", "minutes")
+            progress.notes.append(f"Open rows are sent live at {at}, the time of the job's first run.")
         progress.notes += [note for note in columns.notes(job.spec) if note not in progress.notes]
         await self._in_thread(self._limit_rows)
         await self._in_thread(self._note_persons)

@@ -263,6 +263,11 @@ class Folder:
         return sound(self._get("status")[0] or {}, RunStatus)
 
     @property
+    def batches(self) -> list[str]:
+        """The provider's ids of its batches whose answers it has not stored, as far as it last knew."""
+        return self.status.get("batch", {}).get("ids", [])
+
+    @property
     def course(self) -> CourseRecord:
         """The course of its runs, see `status.Course`."""
         return sound(self._get("course")[0] or {}, CourseRecord)

@@ -338,6 +338,8 @@ class BatchOrder(Stored):
     """Seconds between two looks at the batch; None: growing from 30 s to 15 minutes."""
     keep_files: bool = False
     """Whether the files stay at the provider."""
+    is_earlier: bool = False
+    """Whether `by` is from an earlier run of the same command, which the job has not finished."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any], now: datetime) -> BatchOrder | None:

@@ -16,8 +16,9 @@ rule once its answer is stored, and the rule selects the same remaining rows aft
 of an order, each only if it has rows:
 
 1. the last round, if it was interrupted
-2. `again …`: the rows that the order sends again
-3. `first`: the rows without an answer, and failures of earlier runs that may pass
+2. `batched`: the rows of batches that another order left open, which collects their answers
+3. `again …`: the rows that the order sends again
+4. `first`: the rows without an answer, and failures of earlier runs that may pass
 
 With `sure`, the rounds are `sample`, `cheap`, `sure` (which copies the answers that may be delivered) and `unsure`.
 With a student, they are `train`, `sample`, `student` (which sends nothing), `sure` and `unsure`.
@@ -30,6 +31,7 @@ copies an outcome to the others.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
@@ -74,6 +76,12 @@ _TRIED = """EXISTS (
     SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status = 0
     AND (batch = 0 OR batch IN (SELECT id FROM batch WHERE value ->> '$.state' = 'done'))
 )"""
+_BATCHED = f"""EXISTS (
+    SELECT 1 FROM batched JOIN batch ON batch.id = batched.batch
+    WHERE batched.key = row.n + {{base}} AND batch.value ->> '$.state' != 'done' AND (
+        answer.key IS NULL OR (answer.round < batch.value ->> '$.round' AND answer.settings != {PERSON})
+    )
+)"""
 _IS_WAITING = "row.n + {base} IN (SELECT key FROM temp.equal WHERE key != first)"
 _IS_DUPLICATE = "row.n + {base} IN (SELECT key FROM temp.equal WHERE is_known)"
 RULES: Mapping[str, str] = MappingProxyType(
@@ -81,6 +89,7 @@ RULES: Mapping[str, str] = MappingProxyType(
         **_ORDERED,
         **{f"{name}{ONCE}": f"{rule} AND NOT {_IS_WAITING}" for name, rule in _ORDERED.items()},
         **{f"{name}{DUPLICATE}": _IS_DUPLICATE for name in _ORDERED},
+        "batched": _BATCHED,
         "chosen": f"{_IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE round > 0)",
         "taught": f"{_IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE round < 0)",
         "cheap": "answer.key IS NULL AND NOT EXISTS (SELECT 1 FROM answer AS delivered WHERE delivered.key = row.n)",
@@ -147,29 +156,34 @@ class Situation:
     """Whether some row of the job meets the rule of a round."""
     part: SurePart | None = None
     """The newest part of a job with `sure`."""
+    batched: tuple[int, ...] = ()
+    """The slots with batches that are not done."""
 
 
 def next_round(now: Situation) -> Round | None:
     """Return the next round of a job, None if every row is done."""
     rounds = now.rounds
-    if rounds and not rounds[-1].done and _is_resumed(rounds[-1], now) and now.has_rows(rounds[-1]):
+    may_resume = bool(rounds) and (rounds[-1].way == "batch" or not now.batched)
+    if may_resume and not rounds[-1].done and _is_resumed(rounds[-1], now) and now.has_rows(rounds[-1]):
         return rounds[-1]
     first = Round(rounds[-1].id + 1 if rounds else 1, "open", "", tuple(range(now.slots)), now.since)
     wanted = _wanted(now.order, first) if now.order.sure is None else _wanted_of_sure(now.order, first, now.part)
-    return next(filter(now.has_rows, _by_batch(wanted, now)), None)
+    left = [replace(first, rows="batched", reason="batch", slots=now.batched, way="batch")] if now.batched else []
+    return next(filter(now.has_rows, itertools.chain(left, _by_batch(wanted, now))), None)
 
 
 def _by_batch(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
     """Yield the rounds; where the order has `batch`, rows go into a batch first, and then live if it left them open."""
     latest = max((round_.id for round_ in now.rounds if round_.way == "batch"), default=0)
     for round_ in wanted:
+        # failures of a batch that may pass are sent again
+        live = replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
         is_cheap = now.order.sure is not None and 0 not in round_.slots
         if now.order.batch is None or round_.way != "live" or is_cheap or round_.reason in _ALWAYS_LIVE:
-            yield round_
+            yield live
             continue
         yield replace(round_, way="batch", reason="batch")
-        # failures of a batch that may pass are sent again
-        yield replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
+        yield live
 
 
 def _is_resumed(last: Round, now: Situation) -> bool:

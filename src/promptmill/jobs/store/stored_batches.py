@@ -26,6 +26,7 @@ from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import Stored
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import join_of
+from promptmill.jobs.store.spec import Target
 
 State: TypeAlias = Literal["planning", "planned", "uploaded", "creating", "sent", "ended", "fetched", "done"]
 IN_BATCH = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base})"
@@ -74,6 +75,10 @@ class Batch(Stored):
     """The highest possible cost, in dollars."""
     warms: bool = False
     """Whether its requests have the beginnings of later ones, which the provider's cache keeps for them."""
+    mark: str = ""
+    """The beginning of each `custom_id`: a batch of another program has others."""
+    not_it: tuple[str, ...] = ()
+    """The provider's ids of batches that are not this one, or no longer: full queues refused them."""
     there: AtProvider = AtProvider()
 
     def file(self, folder: Path) -> Path:
@@ -143,7 +148,9 @@ def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> 
     unknown = 0
     with store.transaction() as connection:
         for reply in replies:
-            custom = int(reply.custom_id) if reply.custom_id.isdecimal() and len(reply.custom_id) < 19 else -1
+            named = reply.custom_id.removeprefix(batch.mark)
+            is_ours = reply.custom_id.startswith(batch.mark) and named.isdecimal() and len(named) < 19
+            custom = int(named) if is_ours else -1
             values = (reply.status, reply.body, batch.id, custom)
             changed = connection.execute(
                 "UPDATE batched SET status = ?, reply = ? WHERE batch = ? AND custom = ? AND status IS NULL", values
@@ -176,11 +183,6 @@ def finish(store: JobDatabase, batch: Batch, *, again: bool) -> None:
     )
 
 
-def forget(store: JobDatabase, batch: Batch) -> None:
-    """Note that the replies of a batch, which was made under other settings, are not wanted."""
-    store.change(("DELETE FROM batched WHERE batch = ?", [(batch.id,)]), _written([batch.changed(state="done")]))
-
-
 def mark_tried(store: JobDatabase, slot: int, condition: str) -> None:
     """Mark the rows that meet a condition and are in no batch: they are sent live. `condition` is a round's."""
     base = slot * SLOT
@@ -200,14 +202,22 @@ def most_open(store: JobDatabase) -> float:
     return sum(batch.most for batch in open_batches(store))
 
 
-def rebind(store: JobDatabase, prompts: Sequence[int]) -> None:
-    """Give each reply, or awaited reply, the row that asks its question now. `prompts`: the prompt of each slot.
+def without_row(store: JobDatabase, batch: Batch) -> int:
+    """Return the number of answers in a batch whose rows the input no longer has."""
+    query = "SELECT count(*) FROM batched WHERE batch = ? AND key IS NULL AND status BETWEEN 200 AND 299"
+    return int(store.read(query, batch.id)[0][0])
 
-    Rows with the same question keep their order.
+
+def rebind(store: JobDatabase, targets: Sequence[Target]) -> None:
+    """Give each reply, or awaited reply, the row that asks its question now. `targets`: by slot.
+
+    Rows with the same question keep their order. A batch that was done is read again if rows of it have come back.
     """
     work: list[tuple[str, Iterable[Any]]] = []
-    for slot, prompt in enumerate(prompts):
-        asked = f"substr(row.asked, {1 + 16 * prompt}, 16)"
+    for slot, target in enumerate(targets):
+        asked = f"substr(row.asked, {1 + 16 * target.prompt}, 16)"
+        counted = ", ".join(map(str, target.counted))
+        done = f"{_DONE} AND value ->> '$.slot' = {slot}"
         in_slot = f"custom BETWEEN {slot * SLOT} AND {slot * SLOT + SLOT - 1}"
         work += [
             ("DROP TABLE IF EXISTS temp.moved", [()]),
@@ -228,6 +238,17 @@ def rebind(store: JobDatabase, prompts: Sequence[int]) -> None:
                 f"""UPDATE batched SET key = (
                     SELECT key FROM temp.moved WHERE moved.batch = batched.batch AND moved.custom = batched.custom
                 ) WHERE {in_slot}""",
+                [()],
+            ),
+            (
+                f"""UPDATE batched SET key = NULL WHERE status > 0 AND batch IN (
+                    {done} AND value ->> '$.settings' NOT IN ({counted})
+                )""",
+                [()],
+            ),
+            (
+                f"""UPDATE batch SET value = json_set(value, '$.state', 'fetched', '$.most', 0.0)
+                WHERE id IN ({done}) AND id IN (SELECT batch FROM batched WHERE status > 0 AND key IS NOT NULL)""",
                 [()],
             ),
         ]

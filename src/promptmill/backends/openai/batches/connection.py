@@ -166,6 +166,7 @@ class BatchConnection:
             if error.code is Code.RATE_LIMITED or is_full(failed.payload, soft=soft):
                 full = QueueFullError(Code.RATE_LIMITED, error.message, error.hint)
                 full.wait_s = failed.decision.wait_s
+                full.is_rate = not (soft or is_full(failed.payload))
                 raise full from None
             raise error from None
         if not isinstance(payload, dict):

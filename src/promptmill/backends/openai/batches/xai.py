@@ -103,7 +103,7 @@ class XAIBatches(BatchApi):
         total, pending = count(counts.get("num_requests")) or 0, count(counts.get("num_pending")) or 0
         stopped = job.get("cancel_by_xai_message")
         cancelling = bool(stopped or job.get("cancel_time"))
-        ended = total > 0 and not pending
+        ended = not pending and (total > 0 or cancelling)
         final = "failed" if stopped else "cancelled" if cancelling else "completed"
         running = "cancelling" if cancelling else "in_progress" if total else "validating"
         name = str(job.get("batch_id") or "")
