@@ -58,6 +58,11 @@ def test_rows_are_answered_in_their_order_with_usage_and_nothing_is_left(options
     assert kept(tmp_path) == []
 
 
+def test_a_setting_may_be_a_mapping_of_several(options, upstream):
+    promptmill.bulk(["hello"], settings={"sampling_params": {"temperature": 0.25, "max_tokens": 9}}, **options)
+    assert (upstream.seen[0].json["temperature"], upstream.seen[0].json["max_tokens"]) == (0.25, 9)
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_an_endpoint_that_is_gone_raises_however_many_rows_there_are(options, upstream, rows):
     upstream.vanish()

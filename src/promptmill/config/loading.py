@@ -175,8 +175,9 @@ class Configuration:
                 raw["default_model"] = None  # use the file's own backend, not its default model
             for keys, value in values(raw).items():
                 _put(raw, keys, value)
-                if keys[0] == "sampling_params":
-                    resolved_config.leave_to_all(raw, keys[1])
+                if keys[0] == "sampling_params":  # one of them, or a mapping of several
+                    for name in keys[1:2] or (value if isinstance(value, Mapping) else ()):
+                        resolved_config.leave_to_all(raw, name)
             for assignment in assignments:  # again: a full path overrides the options
                 _assign(raw, assignment)
             raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
