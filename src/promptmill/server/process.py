@@ -22,6 +22,7 @@ from promptmill.system.runtime import descriptors, run, stay_responsive
 if TYPE_CHECKING:
     from fastmcp import FastMCP
 
+    from promptmill.http.app import OtherApi
     from promptmill.http.listen_options import BoundServer
 
 _ENDING_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
@@ -51,9 +52,14 @@ def serve_stdio(
     return run(_serve_stdio(configuration, extend, locked=locked, metrics_port=metrics_port))
 
 
-def serve_http(configuration: Configuration, bound: BoundServer) -> int:
-    """Serve over HTTP until a signal arrives (exit code 128 + its number; it does not return then)."""
-    return run(_serve_http(configuration, bound))
+def serve_http(
+    configuration: Configuration, bound: BoundServer, other: Callable[[Service], OtherApi] | None = None
+) -> int:
+    """Serve over HTTP until a signal arrives (exit code 128 + its number; it does not return then).
+
+    `other` makes the API that is served next to MCP.
+    """
+    return run(_serve_http(configuration, bound, other))
 
 
 async def _serve_stdio(
@@ -127,7 +133,9 @@ async def _tidy(service: Service, answered: Callable[[], int]) -> None:
             gc.collect()
 
 
-async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
+async def _serve_http(
+    configuration: Configuration, bound: BoundServer, other: Callable[[Service], OtherApi] | None
+) -> int:
     signals = _Signals()
     from promptmill.http.app import App
     from promptmill.http.listener import listener
@@ -139,7 +147,7 @@ async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
     token = bound.rules.token
     secrets = [] if token is None else [token.secret.get_secret_value()]
     server = create_server(service, locked=True, telemetry=telemetry, secrets=secrets)
-    app = App(server, bound.rules, Metrics(service))
+    app = App(server, bound.rules, Metrics(service), other=None if other is None else other(service))
     connections = descriptors(8192) // 2  # the other half is for files and endpoints
     listening = listener(app, connections=connections, tls=bound.tls, access_log=bound.access_log)
     stay_responsive()
