@@ -285,12 +285,12 @@ class BatchRuns:
             await self._finalize(run)
         await asyncio.to_thread(self._clean, batch)
 
-    async def _enter(self, run: _Run, state: str, **changes: Any) -> None:
-        """Store the next state of a batch, its time, and other changes."""
+    async def _enter(self, run: _Run, state: str, *also: Stored, **changes: Any) -> None:
+        """Store the next state of a batch, its time, other changes, and other objects."""
         batch = run.batch
         for name, value in {"status": state, f"{state}_at": self._files.now(), **changes}.items():
             setattr(batch, name, value)
-        await asyncio.to_thread(self._store.put, _stored(batch, run.stored.owner, run.stored.request))
+        await asyncio.to_thread(self._store.put, *also, _stored(batch, run.stored.owner, run.stored.request))
 
     async def _validate(self, run: _Run) -> None:
         batch, check = run.batch, FileCheck(run.batch.endpoint, self._endpoints)
@@ -383,8 +383,7 @@ class BatchRuns:
                 total=batch.request_counts.total, completed=results.completed, failed=results.failed
             )
             batch.usage = results.usage
-            await asyncio.to_thread(self._store.put, *files)
-            await self._enter(run, last)
+            await self._enter(run, last, *files)
 
     def _clean(self, batch: Batch) -> None:
         """Remove the job and the temporary files of a batch that has ended. Blocks."""
