@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from fakes import KEY
-from openai_clients import CHAT, changed, client_of, ended, line, results, servers, started, text_of, uploaded
+from batch_clients import CHAT, changed, client_of, ended, line, results, servers, started, text_of, uploaded
 from replies import answer, choose, hang, late, status
 from served import BEARER, TOKEN
 from upstream import Upstream
