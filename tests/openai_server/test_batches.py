@@ -16,8 +16,9 @@ import openai
 import psutil
 import pytest
 
+from batch_clients import CHAT, changed, ended, line, results, servers, started, text_of, uploaded
 from fakes import KEY
-from batch_clients import CHAT, changed, client_of, ended, line, results, servers, started, text_of, uploaded
+from openai_clients import client_of
 from replies import answer, choose, hang, late, status
 from served import BEARER, TOKEN
 from upstream import Upstream
@@ -147,7 +148,7 @@ def test_batches_are_listed_newest_first_in_pages(serve, upstream):
 
 def test_a_cancelled_batch_keeps_its_answers(serve, upstream):
     upstream.reply = choose(lambda seen: hang() if seen.prompt == "slow" else answer())
-    client = client_of(serve(), TOKEN)
+    client = client_of(serve())
     batch = started(
         client, [line("a", "quick"), line("b", "slow")], output_expires_after={"anchor": "created_at", "seconds": 7200}
     )
@@ -282,7 +283,7 @@ def test_after_twenty_kills_nothing_is_lost_and_only_requests_in_flight_are_sent
 def test_a_batch_of_200_mb_takes_less_than_300_mb_of_memory(tmp_path, serve, upstream):
     lines, size = 50_000, 200 << 20
     server = serve(concurrency=64)
-    client = client_of(server).with_options(timeout=PATIENCE_S)
+    client = client_of(server, timeout=PATIENCE_S)
     pad = "x" * (size // lines - 200)
     file = tmp_path / "large.jsonl"
     with file.open("w", encoding="ascii") as out:

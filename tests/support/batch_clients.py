@@ -1,4 +1,4 @@
-"""OpenAI's client for a server of ours, and what the tests of files and batches do with it."""
+"""What the tests of files and batches do with OpenAI's client."""
 
 from __future__ import annotations
 
@@ -30,11 +30,6 @@ def servers(folder: Path, url: str) -> Iterator[Callable[..., Served]]:
             return started.enter_context(Served(written(folder, url, top, **block), *arguments, environ=environ))
 
         yield start
-
-
-def client_of(server: Served, token: str = TOKEN) -> openai.OpenAI:
-    """Return a client that repeats nothing."""
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key=token, max_retries=0)
 
 
 def line(own: str, text: str, url: str = CHAT, **body: Any) -> dict[str, Any]:
