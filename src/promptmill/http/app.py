@@ -79,6 +79,10 @@ class OtherApi(Protocol):
         """Answer a request. `OPTIONS` comes without a token, because browsers send none with it."""
         ...
 
+    async def tend(self) -> None:
+        """Do the work that no request asks for, until the task is cancelled."""
+        ...
+
     async def refuse(
         self, scope: Scope, send: Send, status: int, message: str, headers: Mapping[str, str] | None
     ) -> None:

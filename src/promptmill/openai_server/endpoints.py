@@ -109,6 +109,15 @@ class Endpoints:
         models = ", ".join(offered[:50])
         raise ApiError(404, f"There is no model {name[:60]!r}; models here: {models}.", "model", "model_not_found")
 
+    @property
+    def has_several(self) -> bool:
+        """Whether clients may name several models, so that a row of a job has to name its own."""
+        return len(self._usable()) > 1
+
+    async def settled_plan(self, name: str) -> ResolvedConfig:
+        """Return the plan of a job on a model. Raises as `plan_of`, and `PromptmillError`."""
+        return await self._service.settled(self.plan_of(name))
+
     async def asked(self, path: str, body: JsonDict, client: str = "-") -> Asked:
         """Return the request that `body` makes of its model. Raises `ApiError`."""
         name = model_of(body)

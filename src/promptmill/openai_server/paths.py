@@ -7,8 +7,8 @@ owner of a request's files and batches is `owner_of(request)`; the models that i
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+import sqlite3
+from collections.abc import Mapping
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
@@ -21,20 +21,22 @@ from starlette.types import Message, Receive, Scope, Send
 from promptmill.core.errors import PromptmillError
 from promptmill.openai_server import api_errors
 from promptmill.openai_server.api_errors import ApiError
+from promptmill.openai_server.batch_runs import BatchRuns
 from promptmill.openai_server.endpoints import Endpoints
+from promptmill.openai_server.object_store import ObjectStore
+from promptmill.openai_server.storage_routes import StorageRoutes
+from promptmill.openai_server.stored_files import StoredFiles
 from promptmill.server.bulk_tools import running_jobs_of
 from promptmill.server.tool_calls import owner_of
 from promptmill.service.service import Service
-
-if TYPE_CHECKING:
-    from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.system.logs import announce
+from promptmill.system.state import state_folder
 
 __all__ = ["OpenAIPaths", "owner_of"]
 
 
-def routes(service: Service, running_jobs: Callable[[], RunningJobs]) -> list[BaseRoute]:
-    """Return the routes of all paths; `running_jobs` runs the jobs of batches."""
-    answers = Endpoints(service)
+def routes(answers: Endpoints) -> list[BaseRoute]:
+    """Return the routes of the paths that answer."""
     return [
         Route("/v1/models", answers.models),
         Route("/v1/models/{id:path}", answers.model),
@@ -59,8 +61,23 @@ class OpenAIPaths:
             HTTPException: api_errors.on_http_error,
             Exception: api_errors.on_any_error,
         }
-        self._app = Starlette(routes=routes(service, running_jobs_of(service)), exception_handlers=handlers)
+        answers = Endpoints(service)
+        found = routes(answers)
+        self._batches: BatchRuns | None = None
+        try:
+            files = StoredFiles(ObjectStore(state_folder() / "openai"))
+        except (OSError, sqlite3.Error) as error:  # a container whose disk is read-only can still answer
+            announce(f"files and batches are not served: {state_folder()} cannot be used: {error}")
+        else:
+            self._batches = BatchRuns(files, answers, running_jobs_of(service))
+            found += StorageRoutes(files, self._batches, owner_of).routes()
+        self._app = Starlette(routes=found, exception_handlers=handlers)
         self._app.router.redirect_slashes = False  # a redirect is no error that a client shows
+
+    async def tend(self) -> None:
+        """Resume the batches of an earlier server, and delete files that expire; until it is cancelled."""
+        if self._batches is not None:
+            await self._batches.tend()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that has passed the checks."""

@@ -147,15 +147,18 @@ async def _serve_http(
     token = bound.rules.token
     secrets = [] if token is None else [token.secret.get_secret_value()]
     server = create_server(service, locked=True, telemetry=telemetry, secrets=secrets)
-    app = App(server, bound.rules, Metrics(service), other=None if other is None else other(service))
+    api = None if other is None else other(service)
+    app = App(server, bound.rules, Metrics(service), other=api)
     connections = descriptors(8192) // 2  # the other half is for files and endpoints
     listening = listener(app, connections=connections, tls=bound.tls, access_log=bound.access_log)
     stay_responsive()
     serving = asyncio.ensure_future(listening.serve(bound.sockets))
-    tidying = asyncio.ensure_future(_tidy(service, lambda: app.answered))
+    tidying = [asyncio.ensure_future(_tidy(service, lambda: app.answered))]
+    tidying += [] if api is None else [asyncio.ensure_future(api.tend())]
     announce(bound.greeting)
     await signals.wait_for_one_or(serving)
-    tidying.cancel()
+    for task in tidying:
+        task.cancel()
 
     async def end() -> None:
         await service.aclose()  # running calls end with their answers so far
