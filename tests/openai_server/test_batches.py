@@ -16,9 +16,8 @@ import openai
 import psutil
 import pytest
 
-from batch_clients import CHAT, changed, ended, line, results, servers, started, text_of, uploaded
 from fakes import KEY
-from openai_clients import client_of
+from openai_clients import CHAT, changed, client_of, ended, line, results, servers, started, text_of, uploaded
 from replies import answer, choose, hang, late, status
 from served import BEARER, TOKEN
 from upstream import Upstream
@@ -267,8 +266,8 @@ def test_after_twenty_kills_nothing_is_lost_and_only_requests_in_flight_are_sent
         server.kill()
         server = serve(top)
     client = client_of(server)
-    for one, batch in enumerate(batches):
-        batch = ended(client, batch)
+    for one, begun in enumerate(batches):
+        batch = ended(client, begun)
         assert batch.request_counts.to_dict() == {"total": rows, "completed": rows, "failed": 0}
         found = results(client, batch.output_file_id)
         assert {own: text_of(each) for own, each in found.items()} == {f"r{n}": f"echo: {one} {n}" for n in range(rows)}

@@ -7,8 +7,7 @@ import time
 import openai
 import pytest
 
-from batch_clients import changed, servers
-from openai_clients import client_of
+from openai_clients import changed, client_of, servers
 from promptmill.core import bounds
 from promptmill.openai_server import stored_files
 from promptmill.openai_server.api_errors import ApiError
