@@ -35,6 +35,9 @@ _STATUS: dict[Code, tuple[int, str | None]] = {
     **dict.fromkeys((Code.TIMEOUT, Code.ITEM_TIMEOUT, Code.DEADLINE), (504, None)),
 }
 """The status and `code` of our errors; any other is a 500 with our code."""
+_TOO_LONG = (
+    "This model's maximum context length is exceeded (context_length_exceeded). "  # LangChain and litellm read it
+)
 _PARAM = re.compile(r"(?:sampling_params\.)?([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?=[:; ])")
 
 
@@ -74,7 +77,8 @@ def error_of(error: PromptmillError, known: frozenset[str] = frozenset()) -> Api
     headers = {} if status in {400, 404, 413, 422} else _RETRY.get(error.code, _NO_RETRY)
     found = _PARAM.match(error.message)
     param = found[1] if found and re.split(r"\W", found[1])[0] in known else None
-    return ApiError(status, redact(str(error)).removeprefix("sampling_params."), param, code, headers)
+    message = redact(str(error)).removeprefix("sampling_params.")
+    return ApiError(status, _TOO_LONG * (error.code is Code.CONTEXT_LENGTH) + message, param, code, headers)
 
 
 async def on_api_error(_: HttpRequest, error: Exception) -> Response:
