@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -181,6 +182,24 @@ def test_a_batch_whose_time_is_over_keeps_its_answers(tmp_path, serve, upstream)
     assert results(client, batch.output_file_id).keys() == {"a"}
     late_row = results(client, batch.error_file_id)["b"]
     assert (late_row["response"], late_row["error"]["code"]) == (None, "batch_expired")
+
+
+def test_a_batch_that_ends_before_its_job_begins_names_every_row(tmp_path, serve, upstream):
+    server = serve()
+    client = client_of(server)
+    batch = started(client, [line("a", "x"), line("b", "y", audio={})])
+    server.kill()
+    query = "UPDATE object SET body = json_set(body, '$.expires_at', 1, '$.status', 'validating') WHERE id = ?"
+    for folder in (tmp_path / "state/jobs").glob("batch-*"):
+        shutil.rmtree(folder)
+    changed(tmp_path, query, batch.id)
+    changed(tmp_path, "UPDATE object SET is_open = 1 WHERE id = ?", batch.id)
+    client = client_of(serve())
+    batch = ended(client, batch)
+    assert (batch.status, batch.output_file_id) == ("expired", None)
+    errors = results(client, batch.error_file_id)
+    assert errors["a"]["error"]["code"] == "batch_expired"
+    assert errors["b"]["response"]["status_code"] == 400
 
 
 def test_a_repeated_post_finds_the_batch_of_the_first(serve):

@@ -139,6 +139,7 @@ class Results:
     def __init__(self, endpoint: str, place: Path, folder: Folder, last: str) -> None:
         """`last`: the last state of the batch."""
         self._endpoint, self._refused, self._folder, self._last = endpoint, place / REFUSED, folder, last
+        self._unread = place / INPUT
         self.completed = self.failed = 0
         self._tokens = dict.fromkeys(("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens"), 0)
 
@@ -160,10 +161,17 @@ class Results:
             for line in refused:
                 errors.write(line)
                 self.failed += 1
-        if self._folder.database.exists():
+        refused = self.failed
+        if (spec := self._folder.spec) is not None:
             with self._folder.reading() as store:
-                for answered in answered_rows(store, self._folder.spec_in(store), outcomes_so_far):
+                for answered in answered_rows(store, spec, outcomes_so_far):
                     self._add(answered, out, errors)
+        if self.completed + self.failed == refused and self._unread.exists():  # the batch has ended before its job has read the rows
+            with self._unread.open("rb") as lines:
+                for number, line in enumerate(lines, 1):
+                    self.failed += 1
+                    found = {"id": f"batch_req_{number}", "custom_id": orjson.loads(line)["custom_id"]}
+                    errors.write(_json_line(found | self._undone()))
         out.flush()
         errors.flush()
 
@@ -183,11 +191,14 @@ class Results:
             self.failed += 1
             errors.write(_json_line(found | self._failed(number, outcome.error)))
 
+    def _undone(self) -> JsonDict:
+        code, message = _UNDONE[self._last]
+        return {"response": None, "error": {"code": code, "message": message}}
+
     def _failed(self, number: str, error: PromptmillError) -> JsonDict:
         """Return `response` and `error` of a row that failed."""
-        if error.code is Code.DEFERRED and self._last in _UNDONE:
-            code, message = _UNDONE[self._last]
-            return {"response": None, "error": {"code": code, "message": message}}
+        if error.code is Code.DEFERRED:
+            return self._undone()
         if error.said is not None:
             body = {"error": {"message": str(error), "type": None, "param": None, "code": None, **error.said["error"]}}
             response = {"status_code": error.said["status_code"], "request_id": f"req_{number}", "body": body}

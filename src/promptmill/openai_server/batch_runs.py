@@ -26,8 +26,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import secrets
 import shutil
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +39,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from promptmill.core.bounds import LARGEST_BATCH, MOST_BATCHES
-from promptmill.core.errors import PromptmillError
+from promptmill.core.errors import PromptmillError, redact
 from promptmill.core.values import JsonDict
 from promptmill.jobs import disk
 from promptmill.jobs.caller import Caller
@@ -45,6 +47,7 @@ from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store import progress, status
+from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import JobOrder
@@ -54,13 +57,14 @@ from promptmill.openai_server.endpoints import Endpoints
 from promptmill.openai_server.object_store import Listing, Stored
 from promptmill.openai_server.stored_files import BATCH_S, OUTPUT, FileObject, StoredFiles, lifetime_s, listed
 
+_log = logging.getLogger(__name__)
 ENDPOINTS = ("/v1/chat/completions", "/v1/embeddings", "/v1/responses")
 _WINDOW_S = 86_400
 _REPEAT_S, _RETRY_S = 60, 1200  # two retries, each after 600 s at most
-_POLL_S = 0.25
+_POLL_S = 0.25  # one look takes 1 ms
 _PAUSES_S = (1.0, 5.0, 30.0, 120.0)
 _PRUNE_S = 60.0
-_END_S = 60.0
+_END_S = 60.0  # a job ends within about a second
 
 
 class Counts(BaseModel):
@@ -149,6 +153,7 @@ class _Run:
     refused: int = 0
     """The lines that the validation has refused."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    storing: asyncio.Lock = field(default_factory=asyncio.Lock)
     task: asyncio.Task[None] | None = None
 
 
@@ -166,16 +171,16 @@ class BatchRuns:
     async def tend(self) -> None:
         """Resume the batches that an earlier server has left, then delete expired files from time to time.
 
-        Never returns. If another server of this user runs, which has the lock, it resumes nothing.
+        Never returns. Of several servers of this user, one has the lock and resumes batches.
         """
-        lock = await asyncio.to_thread(Lock.take, self._store.folder / "lock")
+        lock: Lock | None = None
         try:
-            if lock is not None:
-                await asyncio.to_thread(self._files.remove_partial)
-                for stored in await asyncio.to_thread(self._store.open):
-                    if stored.id not in self._runs:
-                        self._start(Batch.model_validate_json(stored.body), stored)
             while True:
+                if lock is None:
+                    lock = await asyncio.to_thread(Lock.take, self._store.folder / "lock")
+                    for stored in [] if lock is None else await asyncio.to_thread(self._store.open):
+                        if stored.id not in self._runs:
+                            self._start(Batch.model_validate_json(stored.body), stored)
                 await asyncio.to_thread(self._files.prune)
                 await asyncio.sleep(_PRUNE_S)
         finally:
@@ -271,8 +276,16 @@ class BatchRuns:
             if not task.cancelled():
                 task.result()  # the loop reports a bug
 
-        run.task = asyncio.ensure_future(self._run(run))
+        run.task = asyncio.ensure_future(self._run_to_end(run))
         run.task.add_done_callback(ended)
+
+    async def _run_to_end(self, run: _Run) -> None:
+        while True:
+            try:
+                return await self._run(run)
+            except (OSError, sqlite3.Error, PromptmillError, DamagedError) as error:  # such as a full disk
+                _log.warning("%s waits: %s", run.batch.id, redact(str(error)))
+                await asyncio.sleep(_PAUSES_S[-1])
 
     async def _run(self, run: _Run) -> None:
         batch = run.batch
@@ -290,7 +303,8 @@ class BatchRuns:
         batch = run.batch
         for name, value in {"status": state, f"{state}_at": self._files.now(), **changes}.items():
             setattr(batch, name, value)
-        await asyncio.to_thread(self._store.put, *also, _stored(batch, run.stored.owner, run.stored.request))
+        async with run.storing:  # a cancellation may overtake the state before it
+            await asyncio.to_thread(self._store.put, *also, _stored(batch, run.stored.owner, run.stored.request))
 
     async def _validate(self, run: _Run) -> None:
         batch, check = run.batch, FileCheck(run.batch.endpoint, self._endpoints)
@@ -352,7 +366,7 @@ class BatchRuns:
         batch, owner = run.batch, run.stored.owner
         if batch.status == "cancelling":
             last = "cancelled"
-        elif await asyncio.to_thread(_state, self._job(batch)) in {progress.FINISHED, ""}:
+        elif run.refused == batch.request_counts.total or await self._is_finished(batch):
             last = "completed"
         else:
             last = "expired"
@@ -384,6 +398,9 @@ class BatchRuns:
             )
             batch.usage = results.usage
             await self._enter(run, last, *files)
+
+    async def _is_finished(self, batch: Batch) -> bool:
+        return await asyncio.to_thread(_state, self._job(batch)) == progress.FINISHED
 
     def _clean(self, batch: Batch) -> None:
         """Remove the job and the temporary files of a batch that has ended. Blocks."""

@@ -32,6 +32,7 @@ _SHORTEST_S, _LONGEST_S = 3600, 2_592_000
 BATCH_S = _LONGEST_S
 """The time after which files of batches are deleted unless a client sets another one: 30 days, as at OpenAI."""
 _PARTIAL = ".partial"
+_UNTOUCHED_S = 3600.0  # longer than any upload is silent
 
 
 class FileObject(BaseModel):
@@ -138,14 +139,13 @@ class StoredFiles:
         return {"id": identity, "object": "file", "deleted": True}
 
     def prune(self) -> None:
-        """Delete the files that have expired. Blocks."""
+        """Delete the files that have expired, and what killed uploads have left. Blocks."""
         for found in self.store.expired(self.now()):
             self._remove(found.id)
-
-    def remove_partial(self) -> None:
-        """Remove what killed uploads have left; no other server may use the folder. Blocks."""
         for path in self.folder.glob(f"*{_PARTIAL}"):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - _UNTOUCHED_S:
+                    path.unlink()
 
     def _remove(self, identity: str) -> None:
         self.store.remove(identity)  # first: a file without an object is garbage, an object without a file an error
