@@ -95,6 +95,11 @@ def openai_programs(uv):
 
 
 @pytest.fixture(scope="session")
+def curator(uv):
+    return _environment(uv, "curator")
+
+
+@pytest.fixture(scope="session")
 def npm():
     program = shutil.which("npm")
     if program is None:

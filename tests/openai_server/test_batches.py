@@ -15,10 +15,11 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from PIL import Image
 
 from fakes import KEY
 from openai_clients import CHAT, changed, client_of, ended, line, results, servers, started, text_of, uploaded
-from replies import answer, choose, hang, late, status
+from replies import answer, choose, hang, late, raw, status
 from served import BEARER, TOKEN
 from upstream import Upstream
 from waiting import PATIENCE_S, eventually
@@ -147,7 +148,7 @@ def test_batches_are_listed_newest_first_in_pages(serve, upstream):
 
 def test_a_cancelled_batch_keeps_its_answers(serve, upstream):
     upstream.reply = choose(lambda seen: hang() if seen.prompt == "slow" else answer())
-    client = client_of(serve(), TOKEN)
+    client = client_of(serve())
     batch = started(
         client, [line("a", "quick"), line("b", "slow")], output_expires_after={"anchor": "created_at", "seconds": 7200}
     )
@@ -235,6 +236,70 @@ def test_a_batch_of_responses_has_their_form(serve):
     assert body["output"][0]["content"][0]["text"] == "echo: hi"
 
 
+def test_a_batch_of_embeddings_has_the_form_that_each_line_asks_for(serve, upstream):
+    upstream.other_posts = raw(b'{"data": [{"index": 0, "embedding": [0.5, -2.0]}], "usage": {"prompt_tokens": 1}}')
+    client = client_of(serve())
+    url = "/v1/embeddings"
+    lines = [line("a", "x", url), line("b", "y", url, encoding_format="base64"), line("c", "z", url, foo=1)]
+    batch = ended(client, started(client, lines, endpoint=url))
+    found = results(client, batch.output_file_id)
+    vectors = {own: each["response"]["body"]["data"][0]["embedding"] for own, each in found.items()}
+    assert vectors == {"a": [0.5, -2.0], "b": "AAAAPwAAAMA="}
+    assert results(client, batch.error_file_id).keys() == {"c"}
+
+
+def test_a_file_for_vllm_run_batch_runs_here(serve, upstream):
+    """The lines are those of vLLM's `examples/offline_inference/openai_batch/openai_example_batch.jsonl`."""
+    model = "meta-llama/Meta-Llama-3-8B-Instruct"
+    lines = [
+        {
+            "custom_id": f"request-{n}",
+            "method": "POST",
+            "url": CHAT,
+            "body": {
+                "model": model,
+                "messages": [
+                    {"role": "system", "content": system},
+                    {"role": "user", "content": "Hello world!"},
+                ],
+                "max_completion_tokens": 1000,
+            },
+        }
+        for n, system in enumerate(("You are a helpful assistant.", "You are an unhelpful assistant."), 1)
+    ]
+    client = client_of(serve(model_name=model))
+    batch = ended(client, started(client, lines))
+    assert results(client, batch.output_file_id).keys() == {"request-1", "request-2"}
+    assert [seen.json["messages"][0]["role"] for seen in upstream.seen] == ["system", "system"]
+    assert {seen.json["model"] for seen in upstream.seen} == {model}
+
+
+def test_a_row_reads_no_file_of_the_server(tmp_path, serve, upstream):
+    image = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8)).save(image)
+    client = client_of(serve())
+    rows = []
+    for number, url in enumerate((str(image), image.as_uri(), "secret.png")):
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
+        body = {"model": "m", "messages": [{"role": "user", "content": content}]}
+        rows.append({"custom_id": f"{number}", "method": "POST", "url": CHAT, "body": body})
+    batch = ended(client, started(client, rows))
+    assert batch.request_counts.to_dict() == {"total": 3, "completed": 0, "failed": 3}
+    assert {each["response"]["status_code"] for each in results(client, batch.error_file_id).values()} == {400}
+    assert not upstream.seen
+
+
+def test_the_limits_of_clients_hold_for_rows(serve, upstream):
+    limits = {"client_limits": {"models": ["a"], "max_tokens": 10}, "default_model": "a"}
+    client = client_of(serve(models_of(upstream, a="m-a", b="m-b") | limits))
+    lines = [line("ok", "x", model="a"), line("long", "y", model="a", max_tokens=11), line("other", "z", model="b")]
+    batch = ended(client, started(client, lines))
+    assert results(client, batch.output_file_id).keys() == {"ok"}
+    errors = results(client, batch.error_file_id)
+    assert {own: each["response"]["status_code"] for own, each in errors.items()} == {"long": 400, "other": 404}
+    assert [seen.json["max_tokens"] for seen in upstream.seen] == [10]
+
+
 def test_batches_that_were_killed_resume_by_themselves(serve, upstream):
     upstream.reply = choose(lambda seen: hang() if seen.attempt == 1 and seen.prompt == "x3" else answer())
     server = serve()
@@ -266,8 +331,8 @@ def test_after_twenty_kills_nothing_is_lost_and_only_requests_in_flight_are_sent
         server.kill()
         server = serve(top)
     client = client_of(server)
-    for one, batch in enumerate(batches):
-        batch = ended(client, batch)
+    for one, begun in enumerate(batches):
+        batch = ended(client, begun)
         assert batch.request_counts.to_dict() == {"total": rows, "completed": rows, "failed": 0}
         found = results(client, batch.output_file_id)
         assert {own: text_of(each) for own, each in found.items()} == {f"r{n}": f"echo: {one} {n}" for n in range(rows)}
@@ -282,7 +347,7 @@ def test_after_twenty_kills_nothing_is_lost_and_only_requests_in_flight_are_sent
 def test_a_batch_of_200_mb_takes_less_than_300_mb_of_memory(tmp_path, serve, upstream):
     lines, size = 50_000, 200 << 20
     server = serve(concurrency=64)
-    client = client_of(server).with_options(timeout=PATIENCE_S)
+    client = client_of(server, timeout=PATIENCE_S)
     pad = "x" * (size // lines - 200)
     file = tmp_path / "large.jsonl"
     with file.open("w", encoding="ascii") as out:

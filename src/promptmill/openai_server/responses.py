@@ -173,7 +173,8 @@ def finished(response: JsonDict, choice: Choice, output: list[JsonDict], usage: 
         "output": output,
         "usage": {
             "input_tokens": usage["prompt_tokens"],
-            "input_tokens_details": usage["prompt_tokens_details"],
+            # inspect_ai validates the reply of a batch, and this field is required
+            "input_tokens_details": {"cache_write_tokens": 0} | usage["prompt_tokens_details"],
             "output_tokens": usage["completion_tokens"],
             "output_tokens_details": usage["completion_tokens_details"],
             "total_tokens": usage["total_tokens"],
