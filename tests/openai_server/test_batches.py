@@ -343,10 +343,12 @@ def test_after_twenty_kills_nothing_is_lost_and_only_requests_in_flight_are_sent
         started(client, [line(f"r{n}", f"{one} {n}", model=models[(one + n) % 3]) for n in range(rows)])
         for one in range(5)
     ]
+    in_flight = 0
     for _ in range(kills):
         seen = len(upstream.seen)
         eventually(lambda seen=seen: len(upstream.seen) >= min(seen + 5, 5 * rows))
         time.sleep(draw.uniform(0, 0.05))
+        in_flight += upstream.in_flight
         server.kill()
         server = serve(top)
     client = client_of(server)
@@ -357,9 +359,9 @@ def test_after_twenty_kills_nothing_is_lost_and_only_requests_in_flight_are_sent
         assert {own: text_of(each) for own, each in found.items()} == {f"r{n}": f"echo: {one} {n}" for n in range(rows)}
     sent = Counter(seen.prompt for seen in upstream.seen)
     repeated = sum(sent.values()) - len(sent)
-    print(f"{repeated} requests repeated by {kills} kills")
+    print(f"{repeated} requests repeated by {kills} kills, {in_flight} in flight at them")
     assert len(sent) == 5 * rows
-    assert repeated <= kills * len(batches) * slots * len(models)
+    assert repeated <= in_flight + kills * 64  # so many outcomes are in one commit at most
 
 
 @pytest.mark.thorough

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 
 import openai
 import pytest
@@ -155,16 +156,15 @@ def test_a_token_is_needed_and_sees_its_own_files_alone(tmp_path, upstream, serv
             other.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
 
 
-class _Request:
-    """The part of a request that an upload reads."""
+def pieces(*parts: tuple[str, bytes]) -> tuple[str, AsyncIterator[bytes]]:
+    """Return the type and the pieces of an upload; boundaries and headers are cut anywhere."""
+    headers, body = form(*parts)
 
-    def __init__(self, headers: dict[str, str], body: bytes) -> None:
-        self.headers = {name.lower(): value for name, value in headers.items()}
-        self._body = body
+    async def stream() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 7):
+            yield body[start : start + 7]
 
-    async def stream(self):
-        for start in range(0, len(self._body), 7):  # boundaries and headers are cut anywhere
-            yield self._body[start : start + 7]
+    return headers["Content-Type"], stream()
 
 
 async def test_the_size_and_the_number_of_files_are_bounded(tmp_path, monkeypatch):
@@ -173,11 +173,11 @@ async def test_the_size_and_the_number_of_files_are_bounded(tmp_path, monkeypatc
     monkeypatch.setattr(stored_files, "LONGEST_FIELD", 400)
     monkeypatch.setattr(stored_files, "MOST_UPLOADS", 2)
     for count in range(2):
-        file = await files.upload(_Request(*form(PURPOSE, FILE)), "me")
+        file = await files.upload(*pieces(PURPOSE, FILE), "me")
         assert files.path(file.id).read_bytes() == b"{}", count
     with pytest.raises(ApiError, match="2 files"):
-        await files.upload(_Request(*form(PURPOSE, FILE)), "me")
+        await files.upload(*pieces(PURPOSE, FILE), "me")
     with pytest.raises(ApiError) as raised:
-        await files.upload(_Request(*form(PURPOSE, ('name="file"; filename="b"', bytes(600)))), "you")
+        await files.upload(*pieces(PURPOSE, ('name="file"; filename="b"', bytes(600))), "you")
     assert raised.value.status == 413
     assert len(list(files.folder.iterdir())) == 2

@@ -161,12 +161,13 @@ class Results:
             for line in refused:
                 errors.write(line)
                 self.failed += 1
-        refused = self.failed
+        refused_count = self.failed
         if (spec := self._folder.spec) is not None:
             with self._folder.reading() as store:
                 for answered in answered_rows(store, spec, outcomes_so_far):
                     self._add(answered, out, errors)
-        if self.completed + self.failed == refused and self._unread.exists():  # the batch has ended before its job has read the rows
+        if self.completed + self.failed == refused_count and self._unread.exists():
+            # the batch has ended before its job has read the rows
             with self._unread.open("rb") as lines:
                 for number, line in enumerate(lines, 1):
                     self.failed += 1

@@ -40,7 +40,8 @@ class StorageRoutes:
 
     async def _upload(self, request: HttpRequest) -> Response:
         try:
-            return _json((await self._files.upload(request, self._owner_of(request))).shown())
+            kind, owner = request.headers.get("content-type", ""), self._owner_of(request)
+            return _json((await self._files.upload(kind, request.stream(), owner)).shown())
         except ClientDisconnect:
             return Response(status_code=400)
 

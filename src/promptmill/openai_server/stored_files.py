@@ -10,7 +10,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Literal
 
@@ -18,7 +18,6 @@ import orjson
 from pydantic import BaseModel
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import Request as HttpRequest
 
 from promptmill.core.bounds import LARGEST_UPLOAD, LARGEST_UPLOADS, LONGEST_FIELD, MOST_UPLOADS
 from promptmill.core.values import JsonDict
@@ -73,15 +72,15 @@ class StoredFiles:
         """Return the place of the bytes of a file with this id of ours."""
         return self.folder / identity
 
-    async def upload(self, request: HttpRequest, owner: str) -> FileObject:
-        """Store the file in the body of a request. Raises `ApiError`."""
+    async def upload(self, content_type: str, body: AsyncIterator[bytes], owner: str) -> FileObject:
+        """Store the file in the body of a request, which comes in pieces. Raises `ApiError`."""
         count, size = await asyncio.to_thread(self.store.amount, "file", owner)
         if count >= MOST_UPLOADS or size >= LARGEST_UPLOADS:
             limit = f"{MOST_UPLOADS:,} files and {LARGEST_UPLOADS >> 30} GiB"
             raise ApiError(400, f"A token may store {limit}; delete some files.", "file", "too_many_files")
         with self.partial() as (partial, out):
-            form = _Form(request.headers.get("content-type", ""), out)
-            async for chunk in request.stream():
+            form = _Form(content_type, out)
+            async for chunk in body:
                 await asyncio.to_thread(form.take, chunk)
             expires = form.expires_s(BATCH_S if form.purpose == "batch" else None)
             form.check()
