@@ -31,7 +31,7 @@ _OF_NO_EFFECT = frozenset(
         *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
     }
 )
-_PASSED_ON = BESIDE - {TOP_CHOICES}  # OpenAI's reply has no place for those
+_PASSED_ON = BESIDE - {TOP_CHOICES}  # OpenAI's reply has no place for `top_choices`
 _RENAMED = {"max_completion_tokens": "max_tokens"}
 _DEFAULTS: dict[str, Any] = {
     "logit_bias": {},
@@ -127,7 +127,7 @@ class Choice(NamedTuple):
 
 
 def reasoning_fields(reasoning: str | None) -> JsonDict:
-    """Return the reasoning under both of its usual names: DeepSeek's, and that of OpenRouter and vLLM."""
+    """Return the reasoning under DeepSeek's name, and under the name of OpenRouter and vLLM."""
     return {"reasoning_content": reasoning, "reasoning": reasoning} if reasoning else {}
 
 

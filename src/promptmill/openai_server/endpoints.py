@@ -41,7 +41,7 @@ class Asked(NamedTuple):
     path: str
     body: JsonDict
     model: str
-    """The model's name in the body, or that of the default model."""
+    """The model's name in the body, else the default model's."""
     request: Request
     plan: ResolvedConfig
     given: frozenset[str]

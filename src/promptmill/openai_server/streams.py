@@ -1,8 +1,8 @@
 """Streamed replies: their events, and the connection that carries them.
 
 The backend shows the text of a growing answer, and its outcome has everything else. So a stream has the pieces of the
-text as they come, then the reasoning, tool calls and usage. Until there is a first piece the status may still be that
-of an error. A repeated request whose text differs from what was sent ends its stream with an error.
+text as they come, then the reasoning, tool calls and usage. An error before the first piece has its own status. A
+repeated request whose text differs from the pieces ends its stream with an error.
 """
 
 from __future__ import annotations
