@@ -1,7 +1,8 @@
 """Clients in environments of their own, made on the first use in .venv-clients from the versions that are pinned here.
 
 Fixtures: `sdk1` (the Python of an environment with clients of the MCP SDK's 1.x line), `agents` (the same of frameworks
-for agents on the 2.x line), `llama` (the same of LlamaIndex), `npm` (the folder of programs from npm), `server` (the
+for agents on the 2.x line), `llama` (the same of LlamaIndex), `openai_programs` (the same of programs that speak
+OpenAI's API), `npm` (the folder of programs from npm), `server` (the
 command line of a server in front of `upstream`), `over_http` (one over HTTP), `calm` (the environment to run clients
 in).
 Where a registry cannot be reached, and nothing was made before, the tests are skipped.
@@ -86,6 +87,16 @@ def agents(uv):
 @pytest.fixture(scope="session")
 def llama(uv):
     return _environment(uv, "llama")
+
+
+@pytest.fixture(scope="session")
+def openai_programs(uv):
+    return _environment(uv, "openai")
+
+
+@pytest.fixture(scope="session")
+def curator(uv):
+    return _environment(uv, "curator")
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,10 @@ def add_options(serve: Parser) -> None:
 
 def _add_http_options(serve: argparse.ArgumentParser) -> None:
     http = serve.add_argument_group("over HTTP", "always locked; beyond loopback only with a token")
-    http.add_argument("--http", metavar="HOST:PORT", help="serve streamable HTTP at /mcp there instead of stdio")
+    http.add_argument(
+        "--http", metavar="HOST:PORT", help="serve there instead of stdio: MCP at /mcp, and OpenAI's API at /v1"
+    )
+    http.add_argument("--no-openai", action="store_true", help="leave out OpenAI's API: serve MCP alone")
     token = http.add_mutually_exclusive_group()
     token.add_argument(
         "--token-env",
@@ -124,7 +127,11 @@ def _serve_http(arguments: argparse.Namespace) -> int:
         access_log=arguments.access_log,
         environ=os.environ,
     ) as bound:
-        return process.serve_http(configuration, bound)
+        if arguments.no_openai:
+            return process.serve_http(configuration, bound)
+        from promptmill.openai_server import OpenAIPaths
+
+        return process.serve_http(configuration, bound, OpenAIPaths)
 
 
 def _log(arguments: argparse.Namespace) -> None:
@@ -133,6 +140,6 @@ def _log(arguments: argparse.Namespace) -> None:
 
 
 def _refuse_http_options(arguments: argparse.Namespace) -> None:
-    for name in ("token_file", "token_env", "allowed_host", "max_body", "tls_cert", "tls_key"):
+    for name in ("token_file", "token_env", "allowed_host", "max_body", "tls_cert", "tls_key", "no_openai"):
         if getattr(arguments, name):
             raise config_error(f"--{name.replace('_', '-')}", "goes with --http HOST:PORT alone.")

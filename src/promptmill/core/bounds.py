@@ -48,6 +48,18 @@ LONGEST_PATH = 4096
 """Characters of a path: to resolve one of a million folders would take hours."""
 LARGEST_FILE = 256 << 20
 """Bytes of an image's file, of all files of a call, and of one item for an engine: they are read whole."""
+LARGEST_UPLOAD = 512 << 20
+"""Bytes of a file that a client stores, as at OpenAI: an upload could fill the disk."""
+MOST_UPLOADS, LARGEST_UPLOADS = 1000, 32 << 30
+"""Files of a token, and their bytes, for the same reason; output files of its batches count, too."""
+LONGEST_FIELD = 64 << 10
+"""Bytes of an upload next to its file, and of the parameters of a batch: they are kept in memory."""
+LARGEST_BATCH, MOST_BATCH_LINES = 200 << 20, 50_000
+"""Bytes and lines of a batch, as at OpenAI: its rows and its answers take several times as much of the disk."""
+MOST_BATCHES = 100
+"""Batches of a token that have not ended, for the same reason; `MOST_RUNNERS` of them run, and the others wait."""
+MOST_BATCH_ERRORS = 100
+"""Errors of a batch whose file is invalid: each reply repeats them."""
 
 # ---- a reply of an endpoint
 

@@ -1,6 +1,6 @@
 """The ASGI app: every request passes the same checks in the same order before its body is read.
 
-framing → host and origin → path → token → method → body (size, slowness, values) → the SDK
+framing → host and origin → path → token → method → body (size, slowness, values) → the SDK, or the app of another API
 
 The pages for monitoring leave after the path or, if they show something, after the token.
 """
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import orjson
 from fastmcp import FastMCP
@@ -66,6 +67,29 @@ class Rules:
     max_body: int
 
 
+class OtherApi(Protocol):
+    """An API next to MCP: an ASGI app that gets requests after the checks, with their whole body."""
+
+    prefix: str
+    """How its paths begin."""
+    streamed: frozenset[str]
+    """The paths whose POST bodies it reads and limits itself."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request. `OPTIONS` comes without a token, because browsers send none with it."""
+        ...
+
+    async def tend(self) -> None:
+        """Do the work that no request asks for, until the task is cancelled."""
+        ...
+
+    async def refuse(
+        self, scope: Scope, send: Send, status: int, message: str, headers: Mapping[str, str] | None
+    ) -> None:
+        """Send the error of a request that fails a check."""
+        ...
+
+
 class Pages:
     """The pages for monitoring: `/healthz`, `/readyz` and `/metrics`. An app of its own for a server over stdio."""
 
@@ -86,9 +110,12 @@ class Pages:
             else:
                 await self._answer(scope, receive, send)
         except HttpError as refusal:
-            await refusal.response()(scope, receive, send)
+            await self._refuse(refusal, scope, receive, send)
         except ConnectionError:
             return  # the client has left
+
+    async def _refuse(self, refusal: HttpError, scope: Scope, receive: Receive, send: Send) -> None:
+        await refusal.response()(scope, receive, send)
 
     async def _live(self, _scope: Scope, receive: Receive, send: Send) -> None:
         for step in ("startup", "shutdown"):
@@ -140,9 +167,14 @@ class App(Pages):
         *,
         session_idle_s: float = IDLE_S,
         max_sessions: int = MOST_SESSIONS,
+        other: OtherApi | None = None,
     ) -> None:
-        """`session_idle_s` seconds without a request end a session and the calls that run in it."""
+        """`session_idle_s` seconds without a request end a session and the calls that run in it.
+
+        `other` is served next to the tools.
+        """
         super().__init__(rules, metrics)
+        self._other = other
         sdk_server = server._mcp_server  # FastMCP's own wrapper cannot set the largest body
         # Otherwise the SDK lists all tools at each call to find arguments that come in headers; our tools have none.
         sdk_server.get_tool_input_schema = lambda _: None
@@ -175,7 +207,32 @@ class App(Pages):
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._inner(scope, receive, send)
 
+    def _other_for(self, scope: Scope) -> OtherApi | None:
+        return self._other if self._other is not None and scope["path"].startswith(self._other.prefix) else None
+
+    async def _refuse(self, refusal: HttpError, scope: Scope, receive: Receive, send: Send) -> None:
+        if (other := self._other_for(scope)) is not None:
+            await other.refuse(scope, send, refusal.status, refusal.message, refusal.headers)
+        else:
+            await super()._refuse(refusal, scope, receive, send)
+
+    async def _answer_other(self, other: OtherApi, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "OPTIONS":
+            self._check_token(scope)
+        self._check_open()
+        if scope["method"] == "POST" and scope["path"] in other.streamed:
+            with self._counted(scope):
+                await other(scope, receive, send)
+            return
+        with self._counted(scope), self._bodies.hold() as share:
+            body = await self._body(scope, receive, share)
+            await other(scope, _again(body, receive), send)
+        self.answered += 1
+
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (other := self._other_for(scope)) is not None:
+            await self._answer_other(other, scope, receive, send)
+            return
         self._check_call(scope)
         if (refusal := _visitor(scope)) is not None:
             await refusal(scope, receive, send)
@@ -184,8 +241,7 @@ class App(Pages):
             await self._call(scope, receive, send, share)
 
     async def _call(self, scope: Scope, receive: Receive, send: Send, share: Held) -> None:
-        limit = self._rules.max_body if scope["method"] == "POST" else _BESIDE_CALLS
-        body = await read_body(receive, limit, share, declared=_header(scope, b"content-length"))
+        body = await self._body(scope, receive, share)
         inside = {**scope, "path": PATH, "raw_path": PATH.encode()}
         send = _plain(send)
         inside |= {RESPONSE: EitherResponse.to(scope, body), _SHARE: share}
@@ -194,6 +250,10 @@ class App(Pages):
         else:
             await self._respond(inside, _again(body, receive), send)
         self.answered += 1
+
+    async def _body(self, scope: Scope, receive: Receive, share: Held) -> bytes:
+        limit = self._rules.max_body if scope["method"] == "POST" else _BESIDE_CALLS
+        return await read_body(receive, limit, share, declared=_header(scope, b"content-length"))
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         response: EitherResponse | None = scope[RESPONSE]
@@ -205,6 +265,9 @@ class App(Pages):
         self._check_token(scope)
         if scope["method"] not in _METHODS:
             raise HttpError(405, "", {"allow": ", ".join(_METHODS)})
+        self._check_open()
+
+    def _check_open(self) -> None:
         if self._closing:
             raise HttpError(503, "The server is shutting down.")
 

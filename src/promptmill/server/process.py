@@ -22,6 +22,7 @@ from promptmill.system.runtime import descriptors, run, stay_responsive
 if TYPE_CHECKING:
     from fastmcp import FastMCP
 
+    from promptmill.http.app import OtherApi
     from promptmill.http.listen_options import BoundServer
 
 _ENDING_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
@@ -51,9 +52,14 @@ def serve_stdio(
     return run(_serve_stdio(configuration, extend, locked=locked, metrics_port=metrics_port))
 
 
-def serve_http(configuration: Configuration, bound: BoundServer) -> int:
-    """Serve over HTTP until a signal arrives (exit code 128 + its number; it does not return then)."""
-    return run(_serve_http(configuration, bound))
+def serve_http(
+    configuration: Configuration, bound: BoundServer, other: Callable[[Service], OtherApi] | None = None
+) -> int:
+    """Serve over HTTP until a signal arrives (exit code 128 + its number; it does not return then).
+
+    `other` makes the API that is served next to MCP.
+    """
+    return run(_serve_http(configuration, bound, other))
 
 
 async def _serve_stdio(
@@ -127,7 +133,9 @@ async def _tidy(service: Service, answered: Callable[[], int]) -> None:
             gc.collect()
 
 
-async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
+async def _serve_http(
+    configuration: Configuration, bound: BoundServer, other: Callable[[Service], OtherApi] | None
+) -> int:
     signals = _Signals()
     from promptmill.http.app import App
     from promptmill.http.listener import listener
@@ -139,15 +147,18 @@ async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
     token = bound.rules.token
     secrets = [] if token is None else [token.secret.get_secret_value()]
     server = create_server(service, locked=True, telemetry=telemetry, secrets=secrets)
-    app = App(server, bound.rules, Metrics(service))
+    api = None if other is None else other(service)
+    app = App(server, bound.rules, Metrics(service), other=api)
     connections = descriptors(8192) // 2  # the other half is for files and endpoints
     listening = listener(app, connections=connections, tls=bound.tls, access_log=bound.access_log)
     stay_responsive()
     serving = asyncio.ensure_future(listening.serve(bound.sockets))
-    tidying = asyncio.ensure_future(_tidy(service, lambda: app.answered))
+    tidying = [asyncio.ensure_future(_tidy(service, lambda: app.answered))]
+    tidying += [] if api is None else [asyncio.ensure_future(api.tend())]
     announce(bound.greeting)
     await signals.wait_for_one_or(serving)
-    tidying.cancel()
+    for task in tidying:
+        task.cancel()
 
     async def end() -> None:
         await service.aclose()  # running calls end with their answers so far

@@ -23,11 +23,11 @@ _VALUE = 100
 
 
 class ListSource(Source):
-    """The conversations of a call, in order. Items that are already errors are skipped."""
+    """The conversations of a call, in order, or its whole requests. Items that are already errors are skipped."""
 
     def __init__(
         self,
-        items: Sequence[Conversation | PromptmillError],
+        items: Sequence[Conversation | Request | PromptmillError],
         system_prompt: str,
         sampling: Sampling,
         extra: Mapping[str, Any],
@@ -53,8 +53,10 @@ class ListSource(Source):
             self._next = min(len(items), first + n - len(requests))
             requests += [
                 Request(key, item.with_system(system) if system else item, sampling, extra)
-                for key, item in enumerate(items[first : self._next], first)
                 if isinstance(item, Conversation)
+                else replace(item, key=key)
+                for key, item in enumerate(items[first : self._next], first)
+                if not isinstance(item, PromptmillError)
             ]
             if len(requests) == n:
                 break

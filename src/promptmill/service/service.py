@@ -19,7 +19,7 @@ from promptmill.config.resolved_config import DEFAULT, ResolvedConfig, unknown_m
 from promptmill.core.bounds import MOST_LARGE, MOST_MODELS, MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget
-from promptmill.core.request import Conversation
+from promptmill.core.request import Conversation, Request
 from promptmill.service import choosing
 from promptmill.service.driver import Driver, settle
 from promptmill.service.fallback import NotLoadedError, Router
@@ -209,7 +209,7 @@ class Service:
 
     async def generate(
         self,
-        items: Sequence[Conversation | PromptmillError],
+        items: Sequence[Conversation | Request | PromptmillError],
         stats: Call,
         *,
         system_prompt: str = "",
@@ -218,6 +218,7 @@ class Service:
     ) -> list[Outcome]:
         """Answer `items`: n conversations → n outcomes in the same order; an item that is an error becomes its failure.
 
+        A `Request` in place of a conversation has its own parameters, which `plan` and `system_prompt` do not change.
         `plan` is set for a call with its own sampling (`ResolvedConfig.with_sampling`). `sink` holds the outcomes so
         far, for a caller that needs them after it cancels the call.
 
@@ -241,7 +242,7 @@ class Service:
 
     async def answer(
         self,
-        items: Sequence[Conversation | PromptmillError],
+        items: Sequence[Conversation | Request | PromptmillError],
         sink: Sink,
         stats: Call,
         *,

@@ -1,0 +1,114 @@
+"""OpenAI's error shape for every status, and its fields for each of our codes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.values import JsonDict
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_NO_RETRY = {"x-should-retry": "false"}
+_WAIT = {"retry-after": "5"}
+_RETRY = {Code.RATE_LIMITED: _WAIT, Code.SHUTDOWN: _WAIT, Code.REPLACED: _WAIT, Code.ENGINE_DIED: _WAIT}
+"""The errors that another attempt may cure. For all others, promptmill has repeated the request itself, and each of
+the two automatic retries of OpenAI's clients would repeat that."""
+_STATUS: dict[Code, tuple[int, str | None]] = {
+    **dict.fromkeys((Code.INVALID_INPUT, Code.INVALID_CONFIG, Code.EMPTY_PROMPT, Code.BAD_REQUEST), (400, None)),
+    Code.UNSUPPORTED: (400, "unsupported_parameter"),
+    Code.INVALID_IMAGE: (400, "invalid_image"),
+    Code.CONTEXT_LENGTH: (400, "context_length_exceeded"),
+    Code.CONTENT_FILTER: (400, "content_filter"),
+    Code.NOT_FOUND: (404, "model_not_found"),
+    Code.REQUEST_TOO_LARGE: (413, "request_too_large"),
+    Code.INVALID_ANSWER: (422, "invalid_answer"),
+    Code.RATE_LIMITED: (429, "rate_limit_exceeded"),
+    Code.INSUFFICIENT_QUOTA: (429, "insufficient_quota"),
+    Code.BUDGET: (429, "insufficient_quota"),
+    **dict.fromkeys((Code.SHUTDOWN, Code.REPLACED, Code.ENGINE_DIED), (503, None)),
+    **dict.fromkeys((Code.TIMEOUT, Code.ITEM_TIMEOUT, Code.DEADLINE), (504, None)),
+}
+"""The status and `code` of our errors; any other is a 500 with our code."""
+_TOO_LONG = (
+    "This model's maximum context length is exceeded (context_length_exceeded). "  # LangChain and litellm read it
+)
+_PARAM = re.compile(r"(?:sampling_params\.)?([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?=[:; ])")
+
+
+class ApiError(Exception):
+    """An error as OpenAI's API reports it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """`param` is the field of the body that is wrong; `code` a word for programs."""
+        super().__init__(status, message, param, code, headers)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> JsonDict:
+        """Return the body of the reply, which is also an event of a stream.
+
+        >>> ApiError(404, "There is no such file.").body()["error"]["type"]
+        'not_found_error'
+        """
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """Return the reply."""
+        return Response(orjson.dumps(self.body()), self.status, self.headers, "application/json")
+
+
+def error_of(error: PromptmillError, known: frozenset[str] = frozenset()) -> ApiError:
+    """Return an error of promptmill as OpenAI's; its `param` is the field of `known` with which the message begins."""
+    status, code = _STATUS.get(error.code, (500, str(error.code)))
+    headers = {} if status in {400, 404, 413, 422} else _RETRY.get(error.code, _NO_RETRY)
+    found = _PARAM.match(error.message)
+    param = found[1] if found and re.split(r"\W", found[1])[0] in known else None
+    message = redact(str(error)).removeprefix("sampling_params.")
+    return ApiError(status, _TOO_LONG * (error.code is Code.CONTEXT_LENGTH) + message, param, code, headers)
+
+
+async def on_api_error(_: HttpRequest, error: Exception) -> Response:
+    """Reply with an `ApiError`."""
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def on_promptmill_error(_: HttpRequest, error: Exception) -> Response:
+    """Reply with an error of promptmill."""
+    assert isinstance(error, PromptmillError)
+    return error_of(error).response()
+
+
+async def on_http_error(request: HttpRequest, error: Exception) -> Response:
+    """Reply with an error that Starlette raises: an unknown path, a wrong method, a body that is no form."""
+    assert isinstance(error, HTTPException)
+    return refusal(error.status_code, "" if error.status_code in {404, 405} else error.detail, error.headers, request)
+
+
+def refusal(
+    status: int, message: str, headers: Mapping[str, str] | None = None, request: HttpRequest | None = None
+) -> Response:
+    """Return the reply to a request that reaches no handler."""
+    if request is not None and not message:
+        message = f"There is no {request.method} {request.url.path}; see docs/openai-server.md for the paths here."
+    code = {401: "invalid_api_key", 404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
+    return ApiError(status, message or "Not allowed.", None, code.get(status), headers).response()
+
+
+async def on_any_error(_: HttpRequest, error: Exception) -> Response:
+    """Reply to a request that ended with a bug. Starlette raises `error` again, so it is logged."""
+    return ApiError(500, f"The server failed ({type(error).__name__}); please report it.", None, "internal").response()

@@ -1,0 +1,214 @@
+"""Bodies of OpenAI's API as requests, and outcomes as bodies of its replies. Pure functions, also for lines of a batch.
+
+A field that cannot be honoured and would change the answer is an `ApiError` 400 with `param`. Null is an absent field.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from promptmill.backends.protocol import Completion, Usage
+from promptmill.config.explain import explain
+from promptmill.core.errors import PromptmillError
+from promptmill.core.request import BESIDE, TOP_CHOICES, Conversation, Request, Sampling, conversation_from_messages
+from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.wording import shape
+from promptmill.openai_server import responses
+from promptmill.openai_server.api_errors import ApiError, error_of
+
+CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
+_OF_NO_EFFECT = frozenset(
+    {
+        *("model", "messages", "input", "stream", "stream_options"),  # read elsewhere
+        *("user", "metadata", "store", "safety_identifier", "service_tier", "verbosity", "prediction"),
+        *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+    }
+)
+_PASSED_ON = BESIDE - {TOP_CHOICES}  # OpenAI's reply has no place for `top_choices`
+_RENAMED = {"max_completion_tokens": "max_tokens"}
+_DEFAULTS: dict[str, Any] = {
+    "logit_bias": {},
+    "logprobs": False,
+    "modalities": ["text"],
+    "parallel_tool_calls": True,
+    "response_format": {"type": "text"},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_logprobs": 0,
+}
+"""Values that mean the same as no field."""
+_TOKENS = (
+    "`input` holds token ids, which another model would read as other words. Send texts: LangChain's OpenAIEmbeddings "
+    "does so with `check_embedding_ctx_length=False`."
+)
+
+
+def request_of(path: str, body: JsonObject) -> Request:
+    """Return the request for a POST of `body` to `path`, without the model's own settings. Raises `ApiError`.
+
+    >>> request_of("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}).sampling
+    Sampling(max_tokens=9)
+    """
+    if path == EMBEDDINGS:
+        return _embeddings_request(body)
+    if path == RESPONSES:
+        body = responses.chat_body(body)
+    given = {_RENAMED.get(name, name): value for name, value in _given(body)}
+    if "max_completion_tokens" in body and body["max_completion_tokens"] is not None:
+        given["max_tokens"] = body["max_completion_tokens"]
+    extra = {name: given.pop(name) for name in _PASSED_ON & given.keys()}
+    if unknown := given.keys() - Sampling.model_fields.keys():
+        raise unsupported(min(unknown))
+    try:
+        sampling = Sampling.model_validate(given)
+    except ValidationError as error:
+        names = [str(problem["loc"][0]) for problem in error.errors() if problem["loc"]]
+        raise ApiError(400, explain(error, Sampling), names[0] if names else None) from None
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        raise ApiError(400, f"`messages` is {shape(messages)}; send a list of messages.", "messages")
+    try:
+        return Request(0, conversation_from_messages(messages, "messages"), sampling, extra)
+    except PromptmillError as error:
+        raise error_of(error, frozenset({"messages"})) from None
+
+
+def _given(body: JsonObject) -> Iterator[tuple[str, Any]]:
+    for name, value in body.items():
+        if value is not None and name not in _OF_NO_EFFECT and not (name in _DEFAULTS and value == _DEFAULTS[name]):
+            yield name, value
+
+
+def unsupported(field: str) -> ApiError:
+    """Return the error of a field that this server cannot honour."""
+    message = f"`{field[:60]}` is not supported here, and leaving it out would change the answer; do not send it."
+    return ApiError(400, message, field[:60], "unsupported_parameter")
+
+
+def _embeddings_request(body: JsonObject) -> Request:
+    given = {name: value for name, value in body.items() if value is not None and name not in {"model", "user"}}
+    encoding = given.pop("encoding_format", "float")
+    if encoding not in {"float", "base64"}:
+        raise ApiError(400, "`encoding_format` is `float` or `base64`.", "encoding_format")
+    if unknown := given.keys() - {"input", "dimensions"}:
+        raise unsupported(min(unknown))
+    texts = given.get("input")
+    for one in texts if isinstance(texts, list) else [texts]:
+        if isinstance(one, int | list):
+            raise ApiError(400, _TOKENS, "input", "unsupported_value")
+        if not isinstance(one, str):
+            raise ApiError(400, f"`input` holds {shape(one)}; send a text or a list of texts.", "input")
+    return Request(0, Conversation(()), Sampling(), given, path="/embeddings")
+
+
+class Choice(NamedTuple):
+    """One of the answers to a request."""
+
+    text: str
+    finish_reason: str
+    reasoning: str | None
+    tool_calls: Sequence[JsonObject]
+    logprobs: JsonObject | None
+
+    def message(self) -> JsonDict:
+        """Return the assistant's message, which is also the delta of a stream that has it whole."""
+        message: JsonDict = {"role": "assistant", "content": self.text or (None if self.tool_calls else "")}
+        message["refusal"] = None
+        if self.tool_calls:
+            message["tool_calls"] = list(map(tool_call, self.tool_calls))
+        return message | reasoning_fields(self.reasoning)
+
+
+def reasoning_fields(reasoning: str | None) -> JsonDict:
+    """Return the reasoning under DeepSeek's name, and under the name of OpenRouter and vLLM."""
+    return {"reasoning_content": reasoning, "reasoning": reasoning} if reasoning else {}
+
+
+def tool_call(call: JsonObject) -> JsonDict:
+    """Return a tool call whole: an engine may leave out its id."""
+    function = call.get("function") or {}
+    named = {"name": function.get("name", ""), "arguments": function.get("arguments", "")}
+    return {"id": call.get("id") or f"call_{secrets.token_hex(12)}", "type": "function", "function": named}
+
+
+def choices_of(answer: Completion) -> list[Choice]:
+    """Return the answers in `answer`: one, or several for `n` (whose other fields are in its details)."""
+    kept = (answer.details or {}).get("choices")
+    if not answer.answers or kept is None:
+        texts = answer.answers or (answer.text,)
+        return [
+            _choice(text, answer.finish_reason, answer.reasoning, answer.tool_calls, answer.logprobs) for text in texts
+        ]
+    fields = ("text", "finish_reason", "reasoning", "tool_calls", "logprobs")
+    return [_choice(*(one[name] for name in fields)) for one in kept]
+
+
+def _choice(
+    text: str,
+    reason: str | None,
+    reasoning: str | None,
+    calls: Sequence[JsonObject],
+    logprobs: JsonObject | None,
+) -> Choice:
+    reason = "tool_calls" if calls and reason != "length" else reason or "stop"
+    return Choice(text, reason, reasoning, calls, None if logprobs is None else {"refusal": None, **logprobs})
+
+
+def usage_of(usage: Usage) -> JsonDict:
+    """Return the token counts as chat completions report them."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
+
+
+def reply_body(path: str, body: JsonObject, answer: Completion, model: str) -> JsonDict:
+    """Return the body of the reply to a POST of `body` to `path`; `model` is the model's name in `body`."""
+    if path == EMBEDDINGS:
+        return _embeddings_body(body, answer, model)
+    if path == RESPONSES:
+        return responses.reply_body(body, choices_of(answer)[0], usage_of(answer.usage), model)
+    choices = [
+        {"index": index, "message": one.message(), "finish_reason": one.finish_reason, "logprobs": one.logprobs}
+        for index, one in enumerate(choices_of(answer))
+    ]
+    head = {"id": f"chatcmpl-{secrets.token_hex(14)}", "object": "chat.completion", "created": int(time.time())}
+    return {**head, "model": model, "choices": choices, "usage": usage_of(answer.usage), "system_fingerprint": None}
+
+
+def _embeddings_body(body: JsonObject, answer: Completion, model: str) -> JsonDict:
+    payload = (answer.details or {}).get("payload", {})
+    data = [
+        {"object": "embedding", "index": index, "embedding": _encoded(one["embedding"], body.get("encoding_format"))}
+        for index, one in enumerate(payload.get("data", ()))
+    ]
+    tokens = answer.usage.prompt_tokens
+    return {"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+
+def _encoded(vector: str | Sequence[float], encoding: object) -> str | Sequence[float]:
+    """Return an embedding in the wanted form. OpenAI's clients ask for base64; Node's reads a list as garbage."""
+    if isinstance(vector, str) == (encoding == "base64"):
+        return vector
+    if isinstance(vector, str):
+        data = base64.b64decode(vector)
+        return struct.unpack(f"<{len(data) // 4}f", data)
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def model_of(body: Mapping[str, Any]) -> str:
+    """Return the model that `body` names, `""` for none. Raises `ApiError`."""
+    name = body.get("model") or ""
+    if not isinstance(name, str):
+        raise ApiError(400, f"`model` is {shape(name)}; send a name from /v1/models.", "model")
+    return name

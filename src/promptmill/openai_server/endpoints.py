@@ -1,0 +1,202 @@
+"""The paths that answer: models, chat completions, responses and embeddings."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import orjson
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from promptmill.backends.protocol import Call, Completion, Facts
+from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Request
+from promptmill.core.values import JsonDict
+from promptmill.openai_server.api_errors import ApiError, error_of
+from promptmill.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, model_of, reply_body, request_of
+from promptmill.openai_server.streams import ChatEvents, EventStream, ResponseEvents, Show, unless_left
+from promptmill.server.tools import plan_of_call
+from promptmill.service.service import Service
+from promptmill.system.logs import CALLS
+
+_log = logging.getLogger(CALLS)
+_STRANGE = re.compile(r"[^\w./@+-]")  # the name comes from the client: no spaces, no line feeds
+_NAME = re.compile(r"\w+")
+_FIELDS = frozenset({"messages", "input", "model", "tools", "tool_choice", "response_format", "max_tokens", "stop"})
+_SYSTEM_ROLES = frozenset({"system", "developer"})
+_STREAMS: dict[str, Callable[[JsonDict, str], ChatEvents | ResponseEvents]] = {
+    CHAT: ChatEvents,
+    RESPONSES: ResponseEvents,
+}
+
+
+class Asked(NamedTuple):
+    """A request with the settings of its model."""
+
+    path: str
+    body: JsonDict
+    model: str
+    """The model's name in the body, else the default model's."""
+    request: Request
+    plan: ResolvedConfig
+    given: frozenset[str]
+    """The parameters that the client named."""
+    client: str
+    """The name of the client's program, for the log."""
+
+    @property
+    def grows(self) -> bool:
+        """Whether its text may be sent while it grows: a schema is checked, and an answer repaired, at the end."""
+        sampling, extra = self.request.sampling, self.request.extra
+        return not (sampling.n or sampling.response_format or sampling.choices or extra.get("logprobs"))
+
+
+class Endpoints:
+    """The handlers of the paths over one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def models(self, _: HttpRequest) -> Response:
+        """List the models that a client may name."""
+        return _json({"object": "list", "data": [self._model(name) for name in self._usable()]})
+
+    async def model(self, request: HttpRequest) -> Response:
+        """Describe one model."""
+        name = request.path_params["id"]
+        self.plan_of(name)
+        return _json(self._model(name))
+
+    async def chat(self, request: HttpRequest) -> Response:
+        """Answer a chat completion."""
+        return await self._reply(request, CHAT)
+
+    async def responses(self, request: HttpRequest) -> Response:
+        """Answer a response of the Responses API, without state."""
+        return await self._reply(request, RESPONSES)
+
+    async def embeddings(self, request: HttpRequest) -> Response:
+        """Answer with embeddings."""
+        return await self._reply(request, EMBEDDINGS)
+
+    def _usable(self) -> list[str]:
+        offered = set(self._service.offered)
+        return [name for name in self._service.usable if name in offered]
+
+    def _model(self, name: str) -> JsonDict:
+        created = int(self._service.calls.started)
+        return {"id": name, "object": "model", "created": created, "owned_by": self.plan_of(name).backend}
+
+    def plan_of(self, name: str) -> ResolvedConfig:
+        """Return the plan of the model `name`: the configuration's name for it, or the engine's.
+
+        Raises `ApiError` (404 for a name that the client may not use).
+        """
+        offered = self._service.offered
+        try:
+            if not name or name in {*offered, DEFAULT}:
+                return self._service.plan_of(name)
+            for plan in map(self._service.plan_of, self._usable()):
+                if plan.model == name:
+                    return plan
+        except PromptmillError as error:
+            raise error_of(error) from None
+        models = ", ".join(offered[:50])
+        raise ApiError(404, f"There is no model {name[:60]!r}; models here: {models}.", "model", "model_not_found")
+
+    @property
+    def has_several(self) -> bool:
+        """Whether clients may name several models, so that a row of a job has to name its own."""
+        return len(self._usable()) > 1
+
+    async def settled_plan(self, name: str) -> ResolvedConfig:
+        """Return the plan of a job on a model. Raises as `plan_of`, and `PromptmillError`."""
+        return await self._service.settled(self.plan_of(name))
+
+    async def asked(self, path: str, body: JsonDict, client: str = "-") -> Asked:
+        """Return the request that `body` makes of its model. Raises `ApiError`."""
+        name = model_of(body)
+        plan = self.plan_of(name)
+        request = request_of(path, body)
+        if request.path and request.path not in plan.record.other_paths:
+            raise ApiError(
+                400, f"The backend {plan.backend} of this model makes no embeddings.", "model", "unsupported"
+            )
+        changes = request.sampling.given() | dict(request.extra) if not request.path else {}
+        try:
+            plan = await plan_of_call(self._service, plan, None, changes)
+        except PromptmillError as error:
+            raise error_of(error, _FIELDS) from None
+        settings = plan.settings
+        if not request.path:
+            conversation = request.conversation
+            if conversation.messages[0].role not in _SYSTEM_ROLES:  # the client's own system prompt takes precedence
+                conversation = conversation.with_system(settings.system_prompt)
+            request = Request(0, conversation, settings.sampling_params, settings.extra_params)
+        return Asked(path, body, name or plan.name, request, plan, frozenset(changes), client)
+
+    async def answer(self, asked: Asked, show: Show | None = None) -> Completion:
+        """Answer a request; `show` gets the text so far while it grows. Raises `ApiError`."""
+        began, end = time.monotonic(), f"code={Code.INTERNAL}"
+        call = Call(Facts(total=1, keep_raw=bool(asked.request.sampling.n)), preview=show)
+        try:
+            (outcome,) = await self._service.generate([asked.request], call, plan=asked.plan)
+            if not isinstance(outcome, Completion):
+                raise outcome.error
+            _check_whole(asked, call)
+            end = "code=ok"
+        except PromptmillError as error:
+            end = f"code={error.code}"
+            raise error_of(error, _FIELDS) from None
+        except ApiError as error:
+            end = f"code={error.code}"
+            raise
+        except BaseException:
+            end = "code=cancelled"
+            raise
+        finally:
+            level = logging.INFO if end in {"code=ok", "code=cancelled"} else logging.WARNING
+            _log.log(
+                level, "path=%s client=%s %s seconds=%.3f", asked.path, asked.client, end, time.monotonic() - began
+            )
+        return outcome
+
+    async def _reply(self, request: HttpRequest, path: str) -> Response:
+        asked = await self.asked(path, await body_of(request), _client(request))
+        if asked.body.get("stream") and path in _STREAMS:
+            events = _STREAMS[path](asked.body, asked.model)
+            return EventStream(events, lambda show: self.answer(asked, show if asked.grows else None))
+        answer = await unless_left(request.receive, self.answer(asked))
+        return _json(reply_body(path, asked.body, answer, asked.model))
+
+
+def _check_whole(asked: Asked, call: Call) -> None:
+    """Raise `ApiError` if the backend left out a parameter that the client named, which it knows only now."""
+    for warning in call.warnings.keys() - frozenset(asked.plan.warnings):
+        if names := asked.given & frozenset(_NAME.findall(warning)):
+            raise ApiError(400, warning, min(names), "unsupported_parameter")
+
+
+async def body_of(request: HttpRequest) -> JsonDict:
+    """Return the JSON object that is the body of a request. Raises `ApiError`."""
+    try:
+        body: Any = orjson.loads(await request.body())
+    except orjson.JSONDecodeError:
+        raise ApiError(400, "The body is not valid JSON.") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, "The body is not a JSON object.")
+    return body
+
+
+def _json(body: JsonDict) -> Response:
+    return Response(orjson.dumps(body), media_type="application/json")
+
+
+def _client(request: HttpRequest) -> str:
+    agent = _STRANGE.sub("_", request.headers.get("user-agent", "-")[:40])
+    return f"{agent}@{request.client.host}" if request.client else agent

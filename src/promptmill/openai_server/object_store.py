@@ -1,0 +1,141 @@
+"""The database of the files and batches that clients have made, in the state folder.
+
+| column | content |
+|---|---|
+| `number` | rises with each new object: the order of lists |
+| `kind`, `id`, `owner` | `file` or `batch`; its id; a digest of its token |
+| `purpose`, `size`, `expires` | of a file |
+| `is_open`, `request` | of a batch: whether it has not ended; a digest of its parameters, by which a repeat finds it |
+| `body` | the object as a client sees it, as JSON |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from promptmill.jobs import disk
+
+Kind = Literal["file", "batch"]
+_TABLE = """
+CREATE TABLE IF NOT EXISTS object (
+    id TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, owner TEXT NOT NULL, purpose TEXT NOT NULL, size INTEGER NOT NULL,
+    expires INTEGER, is_open INTEGER NOT NULL, request TEXT NOT NULL, body BLOB NOT NULL,
+    number INTEGER PRIMARY KEY AUTOINCREMENT
+);
+CREATE INDEX IF NOT EXISTS object_owner ON object (owner, kind, number);
+CREATE INDEX IF NOT EXISTS object_open ON object (kind, is_open);
+"""
+_PUT = """
+INSERT INTO object VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET size = excluded.size, expires = excluded.expires, is_open = excluded.is_open,
+    body = excluded.body
+"""
+_PAGE = """
+SELECT * FROM object
+WHERE owner = :owner AND kind = :kind AND :purpose IN ('', purpose) AND coalesce(expires > :now, 1)
+    AND (:after = '' OR number * :sign > (SELECT number * :sign FROM object WHERE id = :after AND owner = :owner))
+ORDER BY number * :sign LIMIT :limit
+"""
+_REPEATED = "SELECT * FROM object WHERE owner = ? AND kind = 'batch' AND request = ? ORDER BY number DESC LIMIT 1"
+_AMOUNT = "SELECT count(*), coalesce(sum(size), 0) FROM object WHERE kind = ? AND owner = ? AND (is_open OR ?)"
+_WAIT_S = 30.0  # for another server of this user that writes
+
+
+class Stored(NamedTuple):
+    """One object: the columns of the table."""
+
+    id: str
+    kind: Kind
+    owner: str
+    purpose: str
+    size: int
+    expires: int | None
+    is_open: bool
+    request: str
+    body: bytes
+    number: int | None = None
+    """None until it is in the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The part of a list that a client asks for."""
+
+    limit: int
+    after: str = ""
+    """The id before the first one."""
+    is_newest_first: bool = True
+    purpose: str = ""
+    """Files of this purpose alone; `""`: all."""
+
+
+class ObjectStore:
+    """The objects of all owners. Its methods block; any thread may call them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the database in `folder`, or create both. Raises `OSError` and `sqlite3.Error`."""
+        disk.make_private_folder(folder)
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._database = sqlite3.connect(
+            folder / "objects.db", timeout=_WAIT_S, isolation_level=None, check_same_thread=False
+        )
+        # a client that has the id of a batch finds it after a power loss, too
+        self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;" + _TABLE)
+
+    def put(self, *objects: Stored) -> None:
+        """Store new objects, and new values of stored ones: all or, if it raises, none."""
+        with self._transaction() as database:
+            database.executemany(_PUT, objects)
+
+    def get(self, kind: Kind, identity: str, owner: str) -> Stored | None:
+        """Return an owner's object; None if there is none."""
+        found = self._read("SELECT * FROM object WHERE id = ? AND kind = ? AND owner = ?", (identity, kind, owner))
+        return next(iter(found), None)
+
+    def remove(self, identity: str) -> None:
+        """Remove an object, if it is there."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM object WHERE id = ?", (identity,))
+
+    def page(self, kind: Kind, owner: str, listing: Listing, now: int) -> list[Stored]:
+        """Return the listed objects, and one more if there are more. Expired ones, and those after an unknown id, are
+        left out."""
+        asked = {"owner": owner, "kind": kind, "now": now, "sign": -1 if listing.is_newest_first else 1}
+        asked |= {"purpose": listing.purpose, "after": listing.after, "limit": listing.limit + 1}
+        return self._read(_PAGE, asked)
+
+    def repeated(self, owner: str, request: str) -> Stored | None:
+        """Return the newest batch of an owner with this digest of its parameters."""
+        return next(iter(self._read(_REPEATED, (owner, request))), None)
+
+    def open(self) -> Sequence[Stored]:
+        """Return the batches that have not ended."""
+        return self._read("SELECT * FROM object WHERE kind = 'batch' AND is_open ORDER BY number")
+
+    def expired(self, now: int) -> Sequence[Stored]:
+        """Return the files that have expired."""
+        return self._read("SELECT * FROM object WHERE kind = 'file' AND expires <= ?", (now,))
+
+    def amount(self, kind: Kind, owner: str, *, of_open: bool = False) -> tuple[int, int]:
+        """Return the number of an owner's objects (`of_open`: that have not ended) and their bytes."""
+        with self._lock:
+            count, size = self._database.execute(_AMOUNT, (kind, owner, not of_open)).fetchone()
+        return count, size
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            with self._database:  # commits, or rolls back
+                yield self._database
+
+    def _read(self, query: str, values: Mapping[str, object] | Sequence[object] = ()) -> list[Stored]:
+        with self._lock:
+            return [*map(Stored._make, self._database.execute(query, values))]

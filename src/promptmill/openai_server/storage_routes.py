@@ -1,0 +1,104 @@
+"""The routes of `/v1/files` and `/v1/batches`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import orjson
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from promptmill.core.bounds import LONGEST_FIELD
+from promptmill.openai_server.api_errors import ApiError
+from promptmill.openai_server.batch_runs import Batch, BatchRuns
+from promptmill.openai_server.object_store import Listing
+from promptmill.openai_server.stored_files import StoredFiles
+
+
+class StorageRoutes:
+    """Answers the requests for files and batches. `owner_of` returns the owner of what a request makes."""
+
+    def __init__(self, files: StoredFiles, batches: BatchRuns, owner_of: Callable[[HttpRequest], str]) -> None:
+        self._files, self._batches, self._owner_of = files, batches, owner_of
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the routes."""
+        return [
+            Route("/v1/files", self._upload, methods=["POST"]),
+            Route("/v1/files", self._list_files, methods=["GET"]),
+            Route("/v1/files/{id}", self._file, methods=["GET"]),
+            Route("/v1/files/{id}", self._delete, methods=["DELETE"]),
+            Route("/v1/files/{id}/content", self._content, methods=["GET"]),
+            Route("/v1/batches", self._create, methods=["POST"]),
+            Route("/v1/batches", self._list_batches, methods=["GET"]),
+            Route("/v1/batches/{id}", self._batch, methods=["GET"]),
+            Route("/v1/batches/{id}/cancel", self._cancel, methods=["POST"]),
+        ]
+
+    async def _upload(self, request: HttpRequest) -> Response:
+        try:
+            kind, owner = request.headers.get("content-type", ""), self._owner_of(request)
+            return _json((await self._files.upload(kind, request.stream(), owner)).shown())
+        except ClientDisconnect:
+            return Response(status_code=400)
+
+    async def _list_files(self, request: HttpRequest) -> Response:
+        listing = _listing(request, 10_000, 10_000)
+        return _json(await asyncio.to_thread(self._files.page, self._owner_of(request), listing))
+
+    async def _file(self, request: HttpRequest) -> Response:
+        return _json((await asyncio.to_thread(self._files.find, _id(request), self._owner_of(request))).shown())
+
+    async def _delete(self, request: HttpRequest) -> Response:
+        return _json(await asyncio.to_thread(self._files.delete, _id(request), self._owner_of(request)))
+
+    async def _content(self, request: HttpRequest) -> Response:
+        file = await asyncio.to_thread(self._files.find, _id(request), self._owner_of(request))
+        return FileResponse(self._files.path(file.id), media_type="application/octet-stream", filename=file.filename)
+
+    async def _create(self, request: HttpRequest) -> Response:
+        body = await request.body()
+        if len(body) > LONGEST_FIELD:
+            raise ApiError(413, "The body is too long.", None, "request_too_large")
+        try:
+            value = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            raise ApiError(400, "The body is not valid JSON.") from None
+        count = request.headers.get("x-stainless-retry-count", "")
+        attempt = int(count) if count.isascii() and count.isdigit() and len(count) < 4 else None
+        return _shown(await self._batches.create(value, self._owner_of(request), attempt))
+
+    async def _list_batches(self, request: HttpRequest) -> Response:
+        return _json(await self._batches.page(self._owner_of(request), _listing(request, 20, 100)))
+
+    async def _batch(self, request: HttpRequest) -> Response:
+        return _shown(await self._batches.find(_id(request), self._owner_of(request)))
+
+    async def _cancel(self, request: HttpRequest) -> Response:
+        return _shown(await self._batches.cancel(_id(request), self._owner_of(request)))
+
+
+def _id(request: HttpRequest) -> str:
+    return str(request.path_params["id"])
+
+
+def _json(value: object) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")
+
+
+def _shown(batch: Batch) -> Response:
+    return _json(batch.model_dump())
+
+
+def _listing(request: HttpRequest, default: int, most: int) -> Listing:
+    """Return the part of a list that a query names. Raises `ApiError` 400."""
+    asked = request.query_params
+    limit, order = asked.get("limit", str(default)), asked.get("order", "desc")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:6]) <= most):
+        raise ApiError(400, f"limit must be from 1 to {most}.", "limit")
+    if order not in {"asc", "desc"}:
+        raise ApiError(400, "order must be asc or desc.", "order")
+    return Listing(int(limit), asked.get("after", ""), order == "desc", asked.get("purpose", ""))

@@ -1,0 +1,33 @@
+// OpenAI's client for Node at a server's URL; prints what it met.
+import { createRequire } from "node:module";
+import { join } from "node:path";
+import { pathToFileURL } from "node:url";
+
+const [folder, baseURL, apiKey] = process.argv.slice(2);
+const path = createRequire(join(folder, "x.js")).resolve("openai");
+const { default: OpenAI } = await import(pathToFileURL(path));
+const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
+const messages = [{ role: "user", content: "hi there" }];
+const asked = { model: "default", messages };
+const found = { models: [] };
+for await (const model of client.models.list()) found.models.push(model.id);
+found.chat = (await client.chat.completions.create(asked)).choices[0].message.content;
+const stream = client.chat.completions.stream({ ...asked, stream_options: { include_usage: true } });
+found.stream = (await stream.finalChatCompletion()).choices[0].message.content;
+found.usage = (await stream.totalUsage()).total_tokens;
+found.responses = (await client.responses.create({ model: "default", input: "hi there" })).output_text;
+const answering = client.responses.stream({ model: "default", input: "hi there" });
+found.responsesStream = (await answering.finalResponse()).output_text;
+const embedded = await client.embeddings.create({ model: "default", input: "a" });
+found.embedding = embedded.data[0].embedding;
+try {
+  await client.chat.completions.create({ ...asked, logit_bias: { 1: 5 } });
+} catch (error) {
+  found.refused = [error.status, error.param, error.message, Boolean(error.requestID)];
+}
+try {
+  await client.models.retrieve("none");
+} catch (error) {
+  found.unknown = [error.constructor.name, error.code];
+}
+console.log(JSON.stringify(found));

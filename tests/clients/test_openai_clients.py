@@ -1,0 +1,113 @@
+"""Programs that speak OpenAI's API, of pinned versions, each in a process of its own against a server over HTTP."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from replies import answer, by_prompt, raw, status
+from served import TOKEN, Served
+from server_process import written
+
+DRIVERS = Path(__file__).parent / "drivers"
+EMBEDDED = json.dumps({"data": [{"index": 0, "embedding": [0.5, -2.0]}], "usage": {"prompt_tokens": 1}}).encode()
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def served(tmp_path, upstream):
+    """A server whose endpoint finds "long" too long, answers "json" with JSON, and has embeddings."""
+    upstream.other_posts = raw(EMBEDDED)
+    too_long = status(400, "maximum context length is 8 tokens", code="context_length_exceeded")
+    upstream.reply = by_prompt({"long": too_long, "json": answer('{"name": "Ulm"}')})
+    environ = {"PROMPTMILL_HTTP_TOKEN": TOKEN, "PROMPTMILL_STATE": str(tmp_path / "state")}
+    with Served(written(tmp_path, upstream.url), environ=environ) as server:
+        yield f"http://127.0.0.1:{server.port}/v1"
+
+
+def _run(command, environ, folder=None):
+    given = [str(part) for part in command]
+    done = subprocess.run(given, env=environ, capture_output=True, text=True, timeout=200, check=False, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _driven(python, driver, url, environ):
+    return json.loads(_run([python, DRIVERS / f"{driver}.py", url, TOKEN], environ).splitlines()[-1])
+
+
+def test_langchain_gets_chats_streams_structures_and_embeddings(openai_programs, served, calm):
+    found = _driven(openai_programs, "openai_langchain", served, calm)
+    assert "check_embedding_ctx_length" in found.pop("tokens")
+    assert found == {
+        "invoke": "echo: hi",
+        "usage": 3,
+        "stream": "echo: hi there",
+        "structured": "Ulm",
+        "responses": "echo: hi",
+        "embeddings": [[0.5, -2.0]],
+        "long": ["OpenAIContextOverflowError", "context_length_exceeded"],
+    }
+
+
+def test_litellm_gets_completions_and_its_own_errors(openai_programs, served, calm):
+    found = _driven(openai_programs, "openai_litellm", served, calm | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"})
+    assert found == {
+        "completion": "echo: hi",
+        "model": "default",
+        "stream": "echo: hi there",
+        "usage": 5,
+        "several": 2,
+        "embedding": [0.5, -2.0],
+        "long": "ContextWindowExceededError",
+    }
+
+
+def test_openai_s_client_for_node_gets_all_paths(npm, served, calm):
+    found = json.loads(_run(["node", DRIVERS / "openai_node.mjs", npm.parent, served, TOKEN], calm))
+    status_code, param, message, has_id = found.pop("refused")
+    assert (status_code, param, has_id) == (400, "logit_bias", True)
+    assert "not supported here" in message
+    assert found == {
+        "models": ["default"],
+        "chat": "echo: hi there",
+        "stream": "echo: hi there",
+        "usage": 5,
+        "responses": "echo: hi there",
+        "responsesStream": "echo: hi there",
+        "embedding": [0.5, -2.0],
+        "unknown": ["NotFoundError", "model_not_found"],
+    }
+
+
+def test_llm_streams_an_answer_and_follows_a_schema(openai_programs, served, calm, tmp_path):
+    model = {"model_id": "mill", "model_name": "default", "api_base": served, "api_key_name": "mill"}
+    (tmp_path / "extra-openai-models.yaml").write_text(yaml.safe_dump([model | {"supports_schema": True}]))
+    environ = calm | {"LLM_USER_PATH": str(tmp_path)}
+    llm = openai_programs.with_name("llm")
+    schema = '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}'
+    assert _run([llm, "-m", "mill", "--key", TOKEN, "hi there"], environ).strip() == "echo: hi there"
+    said = _run([llm, "-m", "mill", "--key", TOKEN, "--no-stream", "--schema", schema, "json"], environ)
+    assert json.loads(said) == {"name": "Ulm"}
+
+
+def test_inspect_ai_evaluates_a_model(openai_programs, served, calm, tmp_path):
+    task = tmp_path / "task.py"
+    task.write_text(
+        "from inspect_ai import Task, task\nfrom inspect_ai.dataset import Sample\n"
+        "from inspect_ai.scorer import match\n"
+        "@task\ndef echoes():\n"
+        "    return Task([Sample(input='hi', target='echo: hi')], scorer=match())\n"
+    )
+    environ = calm | {"MILL_BASE_URL": served, "MILL_API_KEY": TOKEN, "INSPECT_DISPLAY": "plain"}
+    inspect = openai_programs.with_name("inspect")
+    options = ["--model", "openai-api/mill/default", "--log-dir", tmp_path / "logs", "--log-format", "json"]
+    _run([inspect, "eval", task.name, *options], environ, tmp_path)
+    (log,) = (tmp_path / "logs").glob("*.json")
+    found = json.loads(log.read_text())
+    assert found["status"] == "success"
+    assert found["results"]["scores"][0]["metrics"]["accuracy"]["value"] == 1

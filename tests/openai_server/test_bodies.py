@@ -1,0 +1,204 @@
+"""Bodies become requests, and outcomes bodies."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from typing import Any
+
+import pytest
+
+from promptmill.backends.protocol import Completion, Usage
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.openai_server.api_errors import ApiError, error_of
+from promptmill.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, reply_body, request_of
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+def _refused(path: str, body: dict[str, Any]) -> ApiError:
+    with pytest.raises(ApiError) as refused:
+        request_of(path, body)
+    assert refused.value.status == 400
+    return refused.value
+
+
+def test_a_chat_becomes_a_request_with_its_parameters():
+    body = {
+        "model": "m",
+        "messages": [{"role": "system", "content": "be brief"}, *HI],
+        "max_tokens": 9,
+        "max_completion_tokens": 5,
+        "stop": "END",
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "temperature": 0.5,
+    }
+    request = request_of(CHAT, body)
+    assert request.sampling.given() == {"max_tokens": 5, "stop": ["END"], "temperature": 0.5}
+    assert request.extra == {"tools": body["tools"]}
+    assert request.conversation.as_messages() == body["messages"]
+
+
+def test_fields_of_no_effect_nulls_and_defaults_change_nothing():
+    ignored = dict.fromkeys(("user", "safety_identifier", "prompt_cache_key", "service_tier", "verbosity"), "x")
+    nulls = dict.fromkeys(("tools", "stop", "seed", "functions", "audio", "max_completion_tokens"))
+    defaults = {"logit_bias": {}, "tools": [], "response_format": {"type": "text"}, "tool_choice": "auto", "n": 1}
+    body = {"messages": HI, "metadata": {"a": "b"}, "store": True, "stream": False, **ignored, **nulls}
+    for more in ({}, defaults):
+        request = request_of(CHAT, body | more)
+        assert (request.sampling.given(), request.extra) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("logit_bias", {"50256": -100}),
+        ("functions", [{"name": "f"}]),
+        ("modalities", ["text", "audio"]),
+        ("web_search_options", {}),
+        ("top_choices", 3),
+        ("colour", "red"),
+        ("temperature", "warm"),
+        ("top_p", 3),
+        ("n", 0),
+        ("messages", []),
+        ("messages", "hi"),
+    ],
+)
+def test_a_field_that_cannot_be_honoured_is_refused_by_its_name(field, value):
+    assert _refused(CHAT, {"messages": HI, field: value}).param == field
+
+
+def test_a_wrong_message_is_named_by_its_place():
+    error = _refused(CHAT, {"messages": [*HI, {"role": "wizard", "content": "hi"}]})
+    assert error.param == "messages[1]"
+
+
+def test_a_response_becomes_the_same_request_as_a_chat():
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    request = request_of(
+        RESPONSES,
+        {
+            "instructions": "be brief",
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+                {"type": "reasoning", "id": "rs_1", "summary": []},
+                {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"},
+                {"type": "function_call", "call_id": "c2", "name": "g", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c1", "output": "1"},
+                {"type": "message", "role": "user", "content": "and?"},
+            ],
+            "max_output_tokens": 7,
+            "reasoning": {"effort": "low", "summary": "auto"},
+            "text": {"format": {"type": "json_schema", "name": "a", "schema": schema, "strict": True}},
+            "tools": [{"type": "function", "name": "f", "parameters": schema}],
+            "tool_choice": {"type": "function", "name": "f"},
+            "store": True,
+            "previous_response_id": None,
+        },
+    )
+    calls = [
+        {"id": call, "type": "function", "function": {"name": name, "arguments": "{}"}}
+        for call, name in (("c1", "f"), ("c2", "g"))
+    ]
+    assert request.conversation.as_messages() == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "1", "tool_call_id": "c1"},
+        {"role": "user", "content": "and?"},
+    ]
+    assert request.sampling.given() == {
+        "max_tokens": 7,
+        "reasoning_effort": "low",
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": True}},
+    }
+    assert request.extra == {
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("previous_response_id", "resp_1"),
+        ("conversation", "conv_1"),
+        ("background", True),
+        ("tools", [{"type": "web_search"}]),
+        ("truncation", "auto"),
+    ],
+)
+def test_the_parts_of_responses_that_need_state_are_refused(field, value):
+    assert _refused(RESPONSES, {"input": "hi", field: value}).param == field
+
+
+def test_token_ids_are_refused_with_the_option_of_the_client_that_sends_them():
+    for tokens in ([1, 2], [[1, 2], [3]]):
+        assert "check_embedding_ctx_length" in _refused(EMBEDDINGS, {"input": tokens}).message
+
+
+def test_embeddings_come_as_base64_if_the_client_asks_for_it():
+    data = [{"embedding": [0.5, -2.0], "index": 0}]
+    answer = Completion("", "stop", Usage(3), details={"payload": {"data": data}})
+    floats = reply_body(EMBEDDINGS, {"input": "a"}, answer, "m")
+    assert floats["data"] == [{"object": "embedding", "index": 0, "embedding": [0.5, -2.0]}]
+    assert floats["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+    packed = reply_body(EMBEDDINGS, {"input": "a", "encoding_format": "base64"}, answer, "m")["data"][0]["embedding"]
+    assert struct.unpack("<2f", base64.b64decode(packed)) == (0.5, -2.0)
+
+
+def test_a_completion_becomes_a_whole_reply():
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    answer = Completion("", "stop", Usage(3, 4, 1, 2), reasoning="hm", tool_calls=(call,), logprobs={"content": []})
+    body = reply_body(CHAT, {"messages": HI}, answer, "org/name")
+    (choice,) = body["choices"]
+    made = choice["message"].pop("tool_calls")[0]
+    assert made.pop("id").startswith("call_")
+    assert made == {"type": "function", **call}
+    assert choice == {
+        "index": 0,
+        "message": {
+            "role": "assistant",
+            "content": None,
+            "refusal": None,
+            "reasoning_content": "hm",
+            "reasoning": "hm",
+        },
+        "finish_reason": "tool_calls",
+        "logprobs": {"refusal": None, "content": []},
+    }
+    assert (body["object"], body["model"]) == ("chat.completion", "org/name")
+    assert body["usage"]["total_tokens"] == 7
+    assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 1}
+    assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
+
+
+def test_a_cut_answer_is_an_incomplete_response():
+    body = reply_body(RESPONSES, {"input": "hi"}, Completion("hal", "length"), "m")
+    assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+    assert body["output"][0]["content"][0]["text"] == "hal"
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "name", "retry"),
+    [
+        (Code.CONTEXT_LENGTH, 400, "context_length_exceeded", None),
+        (Code.NOT_FOUND, 404, "model_not_found", None),
+        (Code.INVALID_ANSWER, 422, "invalid_answer", None),
+        (Code.RATE_LIMITED, 429, "rate_limit_exceeded", "retry-after"),
+        (Code.BUDGET, 429, "insufficient_quota", "x-should-retry"),
+        (Code.UNREACHABLE, 500, "unreachable", "x-should-retry"),
+        (Code.SHUTDOWN, 503, None, "retry-after"),
+    ],
+)
+def test_an_error_has_the_status_and_code_that_clients_look_at(code, status, name, retry):
+    error = error_of(PromptmillError(code, "It failed."))
+    assert (error.status, error.code) == (status, name)
+    assert list(error.headers) == ([retry] if retry else [])
+
+
+def test_every_code_makes_an_error_of_openai():
+    for code in Code:
+        body = error_of(PromptmillError(code, "It failed.")).body()
+        assert body["error"].keys() == {"message", "type", "param", "code"}

@@ -1,0 +1,183 @@
+"""`/v1/files`, over real HTTP and with OpenAI's client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+import openai
+import pytest
+
+from openai_clients import changed, client_of, servers
+from promptmill.core import bounds
+from promptmill.openai_server import stored_files
+from promptmill.openai_server.api_errors import ApiError
+from promptmill.openai_server.object_store import ObjectStore
+from promptmill.openai_server.stored_files import StoredFiles
+from served import BEARER, Served
+from waiting import eventually
+
+pytestmark = pytest.mark.http
+DAY_S = 86_400
+
+
+@pytest.fixture
+def serve(tmp_path, upstream):
+    with servers(tmp_path, upstream.url) as start:
+        yield start
+
+
+@pytest.fixture
+def server(serve) -> Served:
+    return serve()
+
+
+@pytest.fixture
+def client(server) -> openai.OpenAI:
+    return client_of(server)
+
+
+def form(*parts: tuple[str, bytes], boundary: str = "b") -> tuple[dict[str, str], bytes]:
+    """Return the headers and the body of an upload; a part is the value of its disposition and its bytes."""
+    body = b"".join(
+        f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + data + b"\r\n"
+        for head, data in parts
+    )
+    kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    return BEARER | kind, body + f"--{boundary}--\r\n".encode()
+
+
+FILE = ('name="file"; filename="a.jsonl"', b"{}")
+PURPOSE = ('name="purpose"', b"batch")
+
+
+def test_a_file_comes_back_as_it_was_sent(client):
+    data = bytes(range(256)) * 5000  # several pieces, with every byte
+    file = client.files.create(file=("data.bin", data), purpose="user_data")
+    assert (file.object, file.status, file.bytes, file.filename) == ("file", "processed", len(data), "data.bin")
+    assert (file.purpose, file.expires_at) == ("user_data", None)
+    assert abs(file.created_at - time.time()) < 60
+    assert client.files.content(file.id).content == data
+    assert client.files.retrieve(file.id) == file
+    assert client.files.wait_for_processing(file.id) == file
+    assert client.files.delete(file.id).deleted
+    for ask in (client.files.retrieve, client.files.content, client.files.delete):
+        with pytest.raises(openai.NotFoundError) as raised:
+            ask(file.id)
+        assert raised.value.body["type"] == "not_found_error"
+
+
+def test_files_of_batches_expire_after_a_month_unless_the_client_names_another_time(client):
+    file = client.files.create(file=("a", b"{}"), purpose="batch")
+    assert file.expires_at == file.created_at + 30 * DAY_S
+    file = client.files.create(
+        file=("a", b"{}"), purpose="evals", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+    assert file.expires_at == file.created_at + 3600
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.files.create(file=("a", b"{}"), purpose="batch", expires_after={"anchor": "created_at", "seconds": 9})
+    assert raised.value.body["param"] == "expires_after.seconds"
+
+
+def test_an_expired_file_is_gone_and_its_bytes_too(tmp_path, serve):
+    first = serve()
+    client = client_of(first)
+    file, kept = (client.files.create(file=("a", b"{}"), purpose="batch") for _ in range(2))
+    first.kill()
+    changed(tmp_path, "UPDATE object SET expires = 1 WHERE id = ?", file.id)
+    client = client_of(serve())
+    assert [each.id for each in client.files.list()] == [kept.id]
+    with pytest.raises(openai.NotFoundError):
+        client.files.content(file.id)
+    eventually(lambda: [path.name for path in (tmp_path / "state/openai/files").iterdir()] == [kept.id])
+
+
+def test_a_list_has_pages_an_order_and_a_purpose(client):
+    files = [
+        client.files.create(file=("a", b"{}"), purpose="batch" if number % 2 else "evals").id for number in range(5)
+    ]
+    assert [each.id for each in client.files.list(limit=2)] == files[::-1]  # the client follows `has_more`
+    assert [each.id for each in client.files.list(limit=2, order="asc")] == files
+    assert [each.id for each in client.files.list(purpose="batch", order="asc")] == files[1::2]
+    page = client.files.list(limit=2, after=files[1], order="asc")
+    assert ([each.id for each in page.data], page.has_more) == (files[2:4], True)
+    assert not client.files.list(limit=1, after=files[3], order="asc").has_more
+    assert not client.files.list(after="file-unknown").data
+    for wrong in ({"limit": 0}, {"limit": 10_001}, {"order": "up"}):
+        with pytest.raises(openai.BadRequestError):
+            client.files.list(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("parts", "param"),
+    [
+        ([FILE], "purpose"),
+        ([FILE, ('name="purpose"', b"mischief")], "purpose"),
+        ([PURPOSE], "file"),
+        ([PURPOSE, FILE, FILE], "file"),
+        ([FILE, PURPOSE, ('name="expires_after[seconds]"', b"3600")], "expires_after.anchor"),
+    ],
+)
+def test_an_incomplete_upload_is_refused_and_leaves_nothing(tmp_path, server, parts, param):
+    headers, body = form(*parts)
+    answer = server.ask("POST", "/v1/files", headers, body)
+    assert (answer.status, answer.json["error"]["param"]) == (400, param)
+    assert not list((tmp_path / "state/openai/files").iterdir())
+
+
+def test_azures_names_of_the_expiry_are_understood(server):
+    expiry = [('name="expires_after.anchor"', b"created_at"), ('name="expires_after.seconds"', b"7200")]
+    found = server.ask("POST", "/v1/files", *form(PURPOSE, *expiry, FILE)).json
+    assert found["expires_at"] == found["created_at"] + 7200
+
+
+def test_a_body_that_is_no_form_is_refused(tmp_path, server):
+    headers, body = form(FILE, PURPOSE)
+    for wrong, text in ((BEARER, body), (headers, body[:-9]), (headers, b"--c" + body), (headers, b"")):
+        answer = server.ask("POST", "/v1/files", wrong, text)
+        assert (answer.status, answer.json["error"]["type"]) == (400, "invalid_request_error")
+    answer = server.ask("POST", "/v1/files", *form(FILE, ('name="x"', bytes(bounds.LONGEST_FIELD + 1)), PURPOSE))
+    assert answer.status == 413
+    assert not list((tmp_path / "state/openai/files").iterdir())
+
+
+def test_a_token_is_needed_and_sees_its_own_files_alone(tmp_path, upstream, server):
+    assert server.ask("GET", "/v1/files").status == 401
+    with servers(tmp_path, upstream.url) as serve:
+        client = client_of(server)
+        file = client.files.create(file=("a", b"{}"), purpose="batch")
+        changed(tmp_path, "UPDATE object SET owner = 'another' WHERE id = ?", file.id)
+        other = client_of(serve())
+        assert not other.files.list().data
+        for ask in (other.files.retrieve, other.files.content, other.files.delete):
+            with pytest.raises(openai.NotFoundError):
+                ask(file.id)
+        with pytest.raises(openai.NotFoundError):
+            other.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+
+
+def pieces(*parts: tuple[str, bytes]) -> tuple[str, AsyncIterator[bytes]]:
+    """Return the type and the pieces of an upload; boundaries and headers are cut anywhere."""
+    headers, body = form(*parts)
+
+    async def stream() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 7):
+            yield body[start : start + 7]
+
+    return headers["Content-Type"], stream()
+
+
+async def test_the_size_and_the_number_of_files_are_bounded(tmp_path, monkeypatch):
+    files = StoredFiles(ObjectStore(tmp_path))
+    monkeypatch.setattr(stored_files, "LARGEST_UPLOAD", 100)
+    monkeypatch.setattr(stored_files, "LONGEST_FIELD", 400)
+    monkeypatch.setattr(stored_files, "MOST_UPLOADS", 2)
+    for count in range(2):
+        file = await files.upload(*pieces(PURPOSE, FILE), "me")
+        assert files.path(file.id).read_bytes() == b"{}", count
+    with pytest.raises(ApiError, match="2 files"):
+        await files.upload(*pieces(PURPOSE, FILE), "me")
+    with pytest.raises(ApiError) as raised:
+        await files.upload(*pieces(PURPOSE, ('name="file"; filename="b"', bytes(600))), "you")
+    assert raised.value.status == 413
+    assert len(list(files.folder.iterdir())) == 2

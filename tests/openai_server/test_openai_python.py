@@ -1,0 +1,268 @@
+"""OpenAI's own client for Python, and plain HTTP for what it hides, against a server in front of an endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+
+import openai
+import pytest
+from pydantic import BaseModel
+
+from openai_clients import client_of
+from replies import answer, drip, hang, raw, status
+from served import BEARER, TOKEN, Served
+from server_process import written
+from waiting import eventually
+
+pytestmark = pytest.mark.http
+HI = [{"role": "user", "content": "hi there"}]
+EMBEDDED = json.dumps(
+    {"data": [{"index": 0, "embedding": [0.5, -2.0]}], "usage": {"prompt_tokens": 2, "total_tokens": 2}}
+).encode()
+
+
+def _post(server, body, path="/v1/chat/completions", headers=BEARER):
+    return server.ask("POST", path, headers, body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+def test_models_are_listed_and_found_also_with_a_slash(client):
+    assert [model.id for model in client.models.list()] == ["default", "org/name"]
+    assert client.models.retrieve("org/name").id == "org/name"
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.models.retrieve("other")
+    assert refused.value.code == "model_not_found"
+
+
+def test_a_chat_is_answered_by_the_named_model(client, upstream):
+    reply = client.chat.completions.create(model="org/name", messages=HI, max_completion_tokens=7, temperature=0)
+    assert reply.choices[0].message.content == "echo: hi there"
+    assert (reply.model, reply.choices[0].finish_reason) == ("org/name", "stop")
+    assert reply.usage.total_tokens == 5
+    assert reply._request_id.startswith("req_")
+    sent = upstream.seen[-1].json
+    assert (sent["model"], sent["max_tokens"], sent["temperature"]) == ("small", 7, 0)
+
+
+def test_several_answers_keep_their_own_choices(client, upstream):
+    reply = client.chat.completions.create(model="default", messages=HI, n=3)
+    assert [choice.index for choice in reply.choices] == [0, 1, 2]
+    assert {choice.message.content for choice in reply.choices} == {"echo: hi there"}
+
+
+def test_a_stream_comes_in_pieces_with_usage_only_if_it_is_requested(client, upstream):
+    upstream.reply = drip(0.02, 4)
+    chunks = list(client.chat.completions.create(model="default", messages=HI, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "echo: hi there"
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
+    assert all("usage" not in chunk.model_dump(exclude_unset=True) for chunk in chunks)
+    options = {"include_usage": True}
+    *others, last = client.chat.completions.create(model="default", messages=HI, stream=True, stream_options=options)
+    assert (last.choices, last.usage.total_tokens, last.model) == ([], 5, "default")
+    assert last.id == others[0].id
+    assert all(chunk.usage is None for chunk in others)
+
+
+def test_the_text_of_a_stream_arrives_while_the_endpoint_still_answers(client, upstream):
+    async def begins(exchange):
+        chunk = {"choices": [{"index": 0, "delta": {"content": "once"}}]}
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+        await exchange.write(head + b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        await exchange.sleep(None)
+
+    upstream.reply = begins
+    with client.chat.completions.create(model="default", messages=HI, stream=True) as stream:
+        texts = (chunk.choices[0].delta.content for chunk in stream)
+        assert next(text for text in texts if text) == "once"
+        assert upstream.in_flight == 1
+    eventually(lambda: upstream.in_flight == 0)  # the client has left, and so has its request
+
+
+def test_a_client_that_leaves_ends_its_request(server, upstream):
+    upstream.reply = hang()
+    client = client_of(server, timeout=0.3)
+    with pytest.raises(openai.APITimeoutError):
+        client.chat.completions.create(model="default", messages=HI)
+    eventually(lambda: upstream.seen and upstream.in_flight == 0)
+
+
+@pytest.mark.thorough  # it waits three seconds
+def test_a_silent_stream_sends_comments(server, upstream):
+    upstream.reply = hang()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("POST", "/v1/chat/completions", json.dumps({"messages": HI, "stream": True}), BEARER)
+        response = connection.getresponse()
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert b": ping\n" in iter(response.readline, b"")
+
+
+def test_an_error_before_the_first_piece_has_its_own_status_and_a_later_one_ends_the_stream(client, upstream):
+    upstream.reply = status(400, "no such thing")
+    with pytest.raises(openai.BadRequestError, match="no such thing"):
+        client.chat.completions.create(model="default", messages=HI, stream=True)
+
+    async def broken(exchange):
+        chunk = {"choices": [{"index": 0, "delta": {"content": "once"}}]}
+        fails = {"error": {"message": "it broke", "code": 400}}
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+        await exchange.write(head + b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        await exchange.sleep(0.05)
+        await exchange.write(b"data: " + json.dumps(fails).encode() + b"\n\n")
+        exchange.close()
+
+    upstream.reply = broken
+    with pytest.raises(openai.APIError) as failed:
+        list(client.chat.completions.create(model="default", messages=HI, stream=True))
+    assert not isinstance(failed.value, openai.APIStatusError)
+
+
+def test_tool_calls_come_whole_and_as_deltas_with_an_index(client, upstream):
+    function = {"name": "f", "arguments": '{"a": 1}'}
+    calls = [{"index": n, "id": f"c{n}", "type": "function", "function": function} for n in range(2)]
+    upstream.reply = answer(None, message={"tool_calls": calls}, finish_reason="tool_calls")
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    asked = {"model": "default", "messages": HI, "tools": tools}
+    reply = client.chat.completions.create(**asked)
+    assert [call.id for call in reply.choices[0].message.tool_calls] == ["c0", "c1"]
+    assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == (None, "tool_calls")
+    with client.chat.completions.stream(**asked) as stream:
+        found = stream.get_final_completion().choices[0]
+    assert [(call.id, call.function.arguments) for call in found.message.tool_calls] == [
+        ("c0", '{"a": 1}'),
+        ("c1", '{"a": 1}'),
+    ]
+
+
+class City(BaseModel):
+    name: str
+
+
+def test_an_answer_follows_the_schema_of_parse(client, upstream):
+    upstream.reply = answer('{"name": "Ulm"}')
+    asked = {"model": "default", "messages": HI}
+    parsed = client.chat.completions.parse(**asked, response_format=City)
+    assert parsed.choices[0].message.parsed == City(name="Ulm")
+    upstream.reply = answer('{"nom": "Ulm"}')
+    with pytest.raises(openai.UnprocessableEntityError) as refused:
+        client.chat.completions.parse(**asked, response_format=City)
+    assert refused.value.code == "invalid_answer"
+
+
+def test_a_response_is_answered_whole_and_streamed(client, upstream):
+    reply = client.responses.create(model="default", input="hi there", instructions="be brief")
+    assert (reply.output_text, reply.status, reply.usage.total_tokens) == ("echo: hi there", "completed", 5)
+    assert upstream.seen[-1].json["messages"][0] == {"role": "system", "content": "be brief"}
+    upstream.reply = drip(0.02, 4)
+    with client.responses.stream(model="default", input="hi there") as stream:
+        kinds = [event.type for event in stream]
+        assert stream.get_final_response().output_text == "echo: hi there"
+    assert kinds[:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    assert kinds[-1] == "response.completed"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(model="default", input="hi", previous_response_id="resp_1")
+    assert refused.value.param == "previous_response_id"
+
+
+def test_embeddings_pass_through_to_the_endpoint(client, upstream):
+    upstream.other_posts = raw(EMBEDDED)
+    reply = client.embeddings.create(model="org/name", input="hi there")
+    assert (reply.data[0].embedding, reply.usage.prompt_tokens, reply.model) == ([0.5, -2.0], 2, "org/name")
+    assert upstream.seen[-1].json == {"model": "small", "input": "hi there"}
+
+
+@pytest.mark.parametrize(
+    ("ask", "expected", "code"),
+    [
+        ({"path": "/v1/none"}, 404, "unknown_url"),
+        ({"method": "DELETE", "path": "/v1/chat/completions"}, 405, "method_not_allowed"),
+        ({"headers": {}}, 401, "invalid_api_key"),
+        ({"body": b"{"}, 400, None),
+        ({"body": b"[]"}, 400, None),
+        ({"body": b'{"model": 3}'}, 400, None),
+        ({"body": b'{"messages": [' + b"1," * 400_000 + b"1]}"}, 413, "request_too_large"),
+        ({"headers": {**BEARER, "Host": "evil.example"}}, 421, None),
+        ({"headers": {**BEARER, "Origin": "https://evil.example"}}, 403, None),
+    ],
+)
+def test_every_refusal_has_the_shape_of_openai_and_an_id(server, ask, expected, code):
+    asked = {"method": "POST", "path": "/v1/chat/completions", "headers": BEARER, "body": b"{}"} | ask
+    reply = server.ask(**asked)
+    assert reply.status == expected
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["x-request-id"].startswith("req_")
+    assert reply.json["error"].keys() == {"message", "type", "param", "code"}
+    assert reply.json["error"]["code"] == code
+
+
+def test_a_refused_endpoint_is_not_asked_again_by_the_client(server, upstream):
+    upstream.reply = status(401, "bad key")
+    with pytest.raises(openai.InternalServerError):
+        client_of(server, max_retries=2).chat.completions.create(model="default", messages=HI)
+    assert len(upstream.seen) == 1
+
+
+def test_the_page_of_an_allowed_host_may_ask(server):
+    asked = {"Origin": "http://localhost:3000", "Access-Control-Request-Headers": "authorization,x-stainless-os"}
+    reply = server.ask("OPTIONS", "/v1/chat/completions", asked)
+    assert reply.status == 204
+    assert reply.headers["access-control-allow-origin"] == "http://localhost:3000"
+    assert reply.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
+
+
+def test_the_client_s_system_prompt_takes_the_place_of_the_configured_one(tmp_path, upstream):
+    with Served(written(tmp_path, upstream.url, {"system_prompt": "ours"})) as server:
+        for messages, expected in ((HI, "ours"), ([{"role": "system", "content": "mine"}, *HI], "mine")):
+            assert _post(server, {"messages": messages}, headers={}).status == 200
+            assert upstream.seen[-1].json["messages"][0] == {"role": "system", "content": expected}
+
+
+def test_a_client_uses_only_the_models_and_tokens_that_the_operator_allows(tmp_path, upstream):
+    def model(name):
+        return {"openai": {"base_url": upstream.url, "model_name": name}}
+
+    top = {
+        "models": {"fast": model("small"), "dear": model("large")},
+        "client_limits": {"models": ["fast"], "max_tokens": 50},
+    }
+    with Served(written(tmp_path, upstream.url, top)) as server:
+        listed = server.ask("GET", "/v1/models").json
+        assert [model["id"] for model in listed["data"]] == ["default", "fast"]
+        for name, expected in (("fast", 200), ("small", 200), ("dear", 404), ("large", 404)):
+            assert _post(server, {"model": name, "messages": HI}, headers={}).status == expected
+        refused = _post(server, {"model": "fast", "messages": HI, "max_tokens": 51}, headers={})
+        assert (refused.status, refused.json["error"]["param"]) == (400, "max_tokens")
+        assert {seen.json["model"] for seen in upstream.seen} == {"small"}
+
+
+def test_the_api_can_be_switched_off(tmp_path, upstream):
+    with Served(written(tmp_path, upstream.url), "--no-openai") as server:
+        assert server.ask("GET", "/v1/models").status == 404
+        assert server.session().answers("hi") == ["echo: hi"]
+
+
+@pytest.mark.thorough
+def test_a_thousand_concurrent_streams_complete(server, upstream):
+    upstream.reply = drip(0.05, 4)
+
+    async def one(client, number):
+        messages = [{"role": "user", "content": f"hi {number}"}]
+        stream = await client.chat.completions.create(model="default", messages=messages, stream=True)
+        return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    async def all_of_them():
+        url = server.url.removesuffix("/mcp") + "/v1"
+        http = openai.DefaultAsyncHttpxClient(limits=openai.DEFAULT_CONNECTION_LIMITS, timeout=120)
+        async with openai.AsyncOpenAI(base_url=url, api_key=TOKEN, max_retries=0, http_client=http) as client:
+            return await asyncio.gather(*(one(client, number) for number in range(1000)))
+
+    assert asyncio.run(all_of_them()) == [f"echo: hi {number}" for number in range(1000)]
