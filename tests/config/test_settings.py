@@ -35,7 +35,7 @@ def test_the_defaults_are_those_of_the_contract():
             "call_timeout": None,
             "allowed_roots": None,
             "max_image_pixels": 89_000_000,
-            "client_limits": {"max_tokens": None, "models": None},
+            "client_limits": {"max_tokens": None, "models": None, "tokens": {}},
             "max_result_bytes": None,
             "max_image_memory": 1 << 30,
         },

@@ -26,9 +26,9 @@ async def test_a_parameter_that_the_backend_leaves_out_is_refused_only_if_the_cl
     answers = Endpoints(service)
     body = {"messages": [{"role": "user", "content": "hi"}], "temperature": 0}
     try:
-        assert (await answers.answer(await answers.asked(CHAT, body))).text == "yes"
+        assert (await answers.answer(await answers.asked(CHAT, body, ""))).text == "yes"
         with pytest.raises(ApiError) as refused:
-            await answers.answer(await answers.asked(CHAT, body | {"seed": 1}))
+            await answers.answer(await answers.asked(CHAT, body | {"seed": 1}, ""))
     finally:
         await service.aclose()
     assert (refused.value.status, refused.value.param, refused.value.message) == (400, "seed", WARNING)

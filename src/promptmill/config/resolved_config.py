@@ -298,10 +298,14 @@ def _without(model: Any, parameter: str) -> Any:
 
 
 def check_names(settings: Settings) -> None:
-    """Raise `PromptmillError` (`invalid_config`) if `default_model` or `fallback` names an unknown model."""
+    """Raise `PromptmillError` (`invalid_config`) if `default_model`, `fallback` or a token names an unknown model."""
     known = [*settings.models, DEFAULT]
     if settings.default_model is not None and settings.default_model not in known:
         raise config_error("default_model", _unknown(settings.default_model, known))
+    for holder, token in settings.client_limits.tokens.items():
+        for name in token.models or ():
+            if name not in known:
+                raise config_error(f"client_limits.tokens.{holder}.models", _unknown(name, known))
     for name, model in settings.models.items():
         for at, other in enumerate(model.fallback):
             if other not in known:

@@ -261,11 +261,23 @@ class OpenVINOSettings(Block):
     )
 
 
+class ApiToken(Block):
+    """A further token of a server over HTTP."""
+
+    token: SecretStr = Field(min_length=16, description="The secret, best as `${VARIABLE}`.")
+    models: list[str] | None = Field(None, description="Models that its requests may name; null: all of this server.")
+
+
 class ClientLimits(Block):
     """Limits of a client's choices for its calls. They do not apply to a trusted client."""
 
     max_tokens: int | None = Field(None, ge=1, description="Longest answer of a call, in tokens.")
     models: list[str] | None = Field(None, description="Models that a call may choose; null: any.")
+    tokens: dict[str, ApiToken] = Field(
+        {},
+        description="Further tokens of a server over HTTP by name, with files, batches and models of their own. "
+        "They open `/v1` alone.",
+    )
 
 
 class PriceSettings(Block):
@@ -464,7 +476,7 @@ class Settings(_Money, _Answers, _Prompts, _Models):
     client_limits: ClientLimits = Field(
         ClientLimits(),
         description="Limits of a call's choices: `max_tokens` (also applies to calls without it) and `models` (a "
-        "list of names).",
+        "list of names). `tokens`: further tokens of a server over HTTP, with models of their own.",
     )
     call_timeout: float | None = Field(
         None, gt=0, description="Most seconds for a call; unanswered items are returned as errors."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,6 +65,8 @@ class Rules:
     hosts: HostAllowlist
     token: Token | None
     max_body: int
+    others: tuple[Token, ...] = ()
+    """Further tokens, which open the other API alone."""
 
 
 class OtherApi(Protocol):
@@ -146,8 +148,9 @@ class Pages:
         if not all(map(self._rules.hosts.is_our_origin, _headers(scope, b"origin"))):
             raise HttpError(403, "Web pages of other origins may not call this server.")
 
-    def _check_token(self, scope: Scope) -> None:
-        if self._rules.token is not None and not self._rules.token.opens(scope["headers"]):
+    def _check_token(self, scope: Scope, others: Sequence[Token] = ()) -> None:
+        token = self._rules.token
+        if token is not None and not any(each.opens(scope["headers"]) for each in (token, *others)):
             wrong = _NOT_OURS if _headers(scope, b"authorization") else _WHAT_TO_SEND
             raise HttpError(401, wrong, {"www-authenticate": "Bearer"})
 
@@ -218,7 +221,7 @@ class App(Pages):
 
     async def _answer_other(self, other: OtherApi, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "OPTIONS":
-            self._check_token(scope)
+            self._check_token(scope, self._rules.others)
         self._check_open()
         if scope["method"] == "POST" and scope["path"] in other.streamed:
             with self._counted(scope):

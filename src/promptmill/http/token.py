@@ -26,12 +26,24 @@ class Token:
         self.secret = SecretStr(secret)
         self._digest = _digest(secret.encode())
 
+    @property
+    def owner(self) -> str:
+        """The owner of what its requests make, see `owner_of`."""
+        return owner_of(f"Bearer {self.secret.get_secret_value()}")
+
     def opens(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
         """Return whether the only `Authorization` header in `headers` is this token. Constant time."""
         given = [value for name, value in headers if name == b"authorization"]
         scheme, _, secret = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         same = hmac.compare_digest(_digest(secret.strip(b" ")), self._digest)
         return same and scheme.lower() == b"bearer"
+
+
+def owner_of(authorization: str) -> str:
+    """Return the owner of what a request makes: a digest of the value of its header."""
+    scheme, _, secret = authorization.partition(" ")
+    same = f"Bearer {secret.strip(' ')}" if scheme.lower() == "bearer" else authorization
+    return hashlib.sha256(same.encode()).hexdigest()
 
 
 def _digest(secret: bytes) -> bytes:

@@ -51,8 +51,8 @@ class _LineError(Exception):
 class FileCheck:
     """Reads a batch file. Errors of the file end the batch; refused lines are part of its error file."""
 
-    def __init__(self, endpoint: str, endpoints: Endpoints) -> None:
-        self._endpoint, self._endpoints = endpoint, endpoints
+    def __init__(self, endpoint: str, endpoints: Endpoints, owner: str) -> None:
+        self._endpoint, self._endpoints, self._owner = endpoint, endpoints, owner
         self._names_model = endpoints.has_several
         self.count = self.refused = 0
         self.errors: list[JsonDict] = []
@@ -119,7 +119,7 @@ class FileCheck:
 
     async def _asked(self, body: JsonDict) -> JsonDict:
         """Return a row without its id. Raises `ApiError`."""
-        asked = await self._endpoints.asked(self._endpoint, body)
+        asked = await self._endpoints.asked(self._endpoint, body, self._owner)
         if asked.model not in self.models:
             self.models = [*self.models, asked.model][:2]
         request = asked.request

@@ -307,7 +307,7 @@ class BatchRuns:
             await asyncio.to_thread(self._store.put, *also, _stored(batch, run.stored.owner, run.stored.request))
 
     async def _validate(self, run: _Run) -> None:
-        batch, check = run.batch, FileCheck(run.batch.endpoint, self._endpoints)
+        batch, check = run.batch, FileCheck(run.batch.endpoint, self._endpoints, run.stored.owner)
         try:
             await check.run(
                 self._files.path(batch.input_file_id), self._place(batch), lambda: batch.status == "cancelling"

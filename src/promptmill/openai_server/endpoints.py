@@ -17,9 +17,11 @@ from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.core.values import JsonDict
+from promptmill.http.token import Token
 from promptmill.openai_server.api_errors import ApiError, error_of
 from promptmill.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, model_of, reply_body, request_of
 from promptmill.openai_server.streams import ChatEvents, EventStream, ResponseEvents, Show, unless_left
+from promptmill.server.tool_calls import owner_of
 from promptmill.server.tools import plan_of_call
 from promptmill.service.service import Service
 from promptmill.system.logs import CALLS
@@ -61,16 +63,17 @@ class Endpoints:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        tokens = service.plan.operator.client_limits.tokens.values()
+        self._allowed = {Token(each.token.get_secret_value()).owner: each.models for each in tokens}
 
-    async def models(self, _: HttpRequest) -> Response:
+    async def models(self, request: HttpRequest) -> Response:
         """List the models that a client may name."""
-        return _json({"object": "list", "data": [self._model(name) for name in self._usable()]})
+        owner = owner_of(request)
+        return _json({"object": "list", "data": [self._model(name, owner) for name in self._usable(owner)]})
 
     async def model(self, request: HttpRequest) -> Response:
         """Describe one model."""
-        name = request.path_params["id"]
-        self.plan_of(name)
-        return _json(self._model(name))
+        return _json(self._model(request.path_params["id"], owner_of(request)))
 
     async def chat(self, request: HttpRequest) -> Response:
         """Answer a chat completion."""
@@ -84,44 +87,51 @@ class Endpoints:
         """Answer with embeddings."""
         return await self._reply(request, EMBEDDINGS)
 
-    def _usable(self) -> list[str]:
-        offered = set(self._service.offered)
+    def _offered(self, owner: str) -> list[str]:
+        allowed = self._allowed.get(owner)
+        return [name for name in self._service.offered if allowed is None or name in allowed]
+
+    def _usable(self, owner: str) -> list[str]:
+        offered = set(self._offered(owner))
         return [name for name in self._service.usable if name in offered]
 
-    def _model(self, name: str) -> JsonDict:
+    def _model(self, name: str, owner: str) -> JsonDict:
         created = int(self._service.calls.started)
-        return {"id": name, "object": "model", "created": created, "owned_by": self.plan_of(name).backend}
+        return {"id": name, "object": "model", "created": created, "owned_by": self.plan_of(name, owner).backend}
 
-    def plan_of(self, name: str) -> ResolvedConfig:
-        """Return the plan of the model `name`: the configuration's name for it, or the engine's.
+    def plan_of(self, name: str, owner: str) -> ResolvedConfig:
+        """Return the plan of the model `name`, the configuration's name for it or the engine's, for a token's owner.
 
-        Raises `ApiError` (404 for a name that the client may not use).
+        Raises `ApiError` (404 for a name that the token may not use).
         """
-        offered = self._service.offered
+        allowed = self._allowed.get(owner)
         try:
-            if not name or name in {*offered, DEFAULT}:
-                return self._service.plan_of(name)
-            for plan in map(self._service.plan_of, self._usable()):
+            if not name or name in {*self._service.offered, DEFAULT}:
+                plan = self._service.plan_of(name)
+                if allowed is None or plan.name in allowed:
+                    return plan
+            for plan in map(self._service.plan_of, self._usable(owner)):
                 if plan.model == name:
                     return plan
         except PromptmillError as error:
             raise error_of(error) from None
-        models = ", ".join(offered[:50])
+        models = ", ".join(self._offered(owner)[:50])
         raise ApiError(404, f"There is no model {name[:60]!r}; models here: {models}.", "model", "model_not_found")
 
     @property
     def has_several(self) -> bool:
         """Whether clients may name several models, so that a row of a job has to name its own."""
-        return len(self._usable()) > 1
+        return len(self._usable("")) > 1
 
     async def settled_plan(self, name: str) -> ResolvedConfig:
-        """Return the plan of a job on a model. Raises as `plan_of`, and `PromptmillError`."""
-        return await self._service.settled(self.plan_of(name))
+        """Return the plan of a job on a model; its lines have been checked. Raises as `plan_of`, and
+        `PromptmillError`."""
+        return await self._service.settled(self.plan_of(name, ""))
 
-    async def asked(self, path: str, body: JsonDict, client: str = "-") -> Asked:
+    async def asked(self, path: str, body: JsonDict, owner: str, client: str = "-") -> Asked:
         """Return the request that `body` makes of its model. Raises `ApiError`."""
         name = model_of(body)
-        plan = self.plan_of(name)
+        plan = self.plan_of(name, owner)
         request = request_of(path, body)
         if request.path and request.path not in plan.record.other_paths:
             raise ApiError(
@@ -167,7 +177,7 @@ class Endpoints:
         return outcome
 
     async def _reply(self, request: HttpRequest, path: str) -> Response:
-        asked = await self.asked(path, await body_of(request), _client(request))
+        asked = await self.asked(path, await body_of(request), owner_of(request), _client(request))
         if asked.body.get("stream") and path in _STREAMS:
             events = _STREAMS[path](asked.body, asked.model)
             return EventStream(events, lambda show: self.answer(asked, show if asked.grows else None))

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from promptmill.config.loading import Configuration
@@ -140,15 +141,20 @@ async def _serve_http(
     from promptmill.http.app import App
     from promptmill.http.listener import listener
     from promptmill.http.metrics import Metrics
+    from promptmill.http.token import Token
     from promptmill.server import create_server
 
     service = Service(configuration, is_shared=True)
     telemetry = exporting(service)
     token = bound.rules.token
-    secrets = [] if token is None else [token.secret.get_secret_value()]
+    others = tuple(
+        Token(each.token.get_secret_value()) for each in configuration.plan.operator.client_limits.tokens.values()
+    )
+    rules = replace(bound.rules, others=others)
+    secrets = [each.secret.get_secret_value() for each in (token, *others) if each is not None]
     server = create_server(service, locked=True, telemetry=telemetry, secrets=secrets)
     api = None if other is None else other(service)
-    app = App(server, bound.rules, Metrics(service), other=api)
+    app = App(server, rules, Metrics(service), other=api)
     connections = descriptors(8192) // 2  # the other half is for files and endpoints
     listening = listener(app, connections=connections, tls=bound.tls, access_log=bound.access_log)
     stay_responsive()

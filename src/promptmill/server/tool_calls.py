@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import inspect
 import logging
 import re
@@ -48,6 +47,7 @@ from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import Sampling
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import did_you_mean, duration, shape
+from promptmill.http import token
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.jobs.caller import Caller
 from promptmill.service.service import Service
@@ -486,7 +486,7 @@ def session_of(ctx: Context) -> str:
 
 def owner_of(request: Any) -> str:
     """Return the owner of what an HTTP request makes: a digest of its token; `""` without a request, for this user."""
-    return "" if request is None else hashlib.sha256(request.headers.get("authorization", "").encode()).hexdigest()
+    return "" if request is None else token.owner_of(request.headers.get("authorization", ""))
 
 
 def _is_wanted(ctx: Context) -> bool:

@@ -1,0 +1,97 @@
+"""Tokens of the configuration: each has models, files and batches of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import openai
+import pytest
+
+from openai_clients import CHAT, client_of, ended, line, servers, started, uploaded
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import PromptmillError
+from served import Served
+from server_process import written
+
+pytestmark = pytest.mark.http
+HI = [{"role": "user", "content": "hi"}]
+TEAMS = {"a": "team-a-token-0123456789", "b": "team-b-token-0123456789"}
+
+
+@pytest.fixture
+def clients(tmp_path, upstream):
+    """Clients of one server: of its own token, of team a (the model `small` alone), and of team b (all models)."""
+    own = {"small": {"openai": {"base_url": upstream.url, "model_name": "small-1"}}}
+    tokens = {"a": {"token": TEAMS["a"], "models": ["small"]}, "b": {"token": TEAMS["b"]}}
+    with servers(tmp_path, upstream.url) as start, contextlib.ExitStack() as opened:
+        server = start({"models": own, "client_limits": {"tokens": tokens}})
+        clients = [client_of(server), *(client_of(server, token) for token in TEAMS.values())]
+        yield [opened.enter_context(contextlib.closing(client)) for client in clients]
+
+
+def test_a_token_names_its_models_alone(clients, upstream):
+    main, a, b = clients
+    assert [model.id for model in a.models.list()] == ["small"]
+    assert [model.id for model in main.models.list()] == [model.id for model in b.models.list()] == ["default", "small"]
+    assert a.chat.completions.create(model="small", messages=HI).choices[0].message.content == "echo: hi"
+    asked = len(upstream.seen)
+    for name in ("default", "m", "other"):
+        with pytest.raises(openai.NotFoundError, match="models here: small"):
+            a.chat.completions.create(model=name, messages=HI)
+        with pytest.raises(openai.NotFoundError):
+            a.responses.create(model=name, input="hi")
+        with pytest.raises(openai.NotFoundError):
+            a.models.retrieve(name)
+    assert len(upstream.seen) == asked
+
+
+def test_a_token_sees_its_own_files_and_batches_alone(clients):
+    main, a, b = clients
+    batch = started(a, [line("1", "one", model="small")])
+    for other in (main, b):
+        assert [*other.files.list()] == [*other.batches.list()] == []
+        with pytest.raises(openai.NotFoundError):
+            other.files.content(batch.input_file_id)
+        with pytest.raises(openai.NotFoundError):
+            other.files.delete(batch.input_file_id)
+        with pytest.raises(openai.NotFoundError):
+            other.batches.retrieve(batch.id)
+        with pytest.raises(openai.NotFoundError):
+            other.batches.cancel(batch.id)
+        with pytest.raises(openai.APIStatusError) as refused:
+            other.batches.create(input_file_id=batch.input_file_id, endpoint=CHAT, completion_window="24h")
+        assert refused.value.status_code in {400, 404}
+    assert ended(a, batch).request_counts.completed == 1
+
+
+def test_a_line_of_a_batch_that_names_another_model_is_refused(clients):
+    _, a, _ = clients
+    batch = ended(a, started(a, [line("1", "one", model="small"), line("2", "two", model="default")]))
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 1)
+    (refused,) = a.files.content(batch.error_file_id).text.splitlines()
+    assert json.loads(refused)["response"]["body"]["error"]["code"] == "model_not_found"
+
+
+def test_files_of_two_tokens_do_not_meet(clients):
+    _, a, b = clients
+    mine, other = uploaded(a, [line("1", "one")]), uploaded(b, [line("1", "two")])
+    assert [file.id for file in a.files.list()] == [mine.id]
+    assert [file.id for file in b.files.list()] == [other.id]
+
+
+def test_further_tokens_open_neither_mcp_nor_the_metrics(tmp_path, upstream):
+    top = {"client_limits": {"tokens": {"a": {"token": TEAMS["a"]}}}}
+    environ = {"PROMPTMILL_HTTP_TOKEN": "the-token-of-the-server"}
+    with Served(written(tmp_path, upstream.url, top), environ=environ) as server:
+        bearer = {"authorization": f"Bearer {TEAMS['a']}"}
+        assert server.ask("GET", "/v1/models", bearer).status == 200
+        assert server.ask("POST", "/mcp", bearer, b"{}").status == 401
+        assert server.ask("GET", "/metrics", bearer).status == 401
+        assert server.ask("GET", "/v1/models", {"authorization": "Bearer another-token-0123456"}).status == 401
+
+
+def test_a_token_with_an_unknown_model_is_a_wrong_configuration():
+    tokens = {"a": {"token": TEAMS["a"], "models": ["nothing"]}}
+    with pytest.raises(PromptmillError, match=r"client_limits\.tokens\.a\.models: there is no model 'nothing'"):
+        Configuration({"client_limits": {"tokens": tokens}})
