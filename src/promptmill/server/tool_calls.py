@@ -486,7 +486,13 @@ def session_of(ctx: Context) -> str:
 
 def owner_of(request: Any) -> str:
     """Return the owner of what an HTTP request makes: a digest of its token; `""` without a request, for this user."""
-    return "" if request is None else hashlib.sha256(request.headers.get("authorization", "").encode()).hexdigest()
+    if request is None:
+        return ""
+    given = request.headers.get("authorization", "")
+    scheme, _, secret = given.partition(" ")
+    if scheme.lower() == "bearer":  # each spelling of it opens the server, but none has files and limits of its own
+        given = f"Bearer {secret.strip(' ')}"
+    return hashlib.sha256(given.encode()).hexdigest()
 
 
 def _is_wanted(ctx: Context) -> bool:
