@@ -40,7 +40,7 @@ class Token:
 
 
 def owner_of(authorization: str) -> str:
-    """Return the owner of what a request makes: a digest of the value of its header."""
+    """Return the owner of what a request makes: a digest of the header, whatever spelling of `Bearer` it has."""
     scheme, _, secret = authorization.partition(" ")
     same = f"Bearer {secret.strip(' ')}" if scheme.lower() == "bearer" else authorization
     return hashlib.sha256(same.encode()).hexdigest()

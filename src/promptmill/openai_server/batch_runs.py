@@ -49,7 +49,7 @@ from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.lock import Lock, is_held
 from promptmill.jobs.store.order import JobOrder
 from promptmill.openai_server.api_errors import ApiError
 from promptmill.openai_server.batch_rows import INPUT, REFUSED, FileCheck, Results, line_count
@@ -112,7 +112,11 @@ class Batch(BaseModel):
     @property
     def job_id(self) -> str:
         """The id of its job."""
-        return self.id.replace("_", "-")
+        return _job_id(self.id)
+
+
+def _job_id(identity: str) -> str:
+    return identity.replace("_", "-")
 
 
 class _Asked(BaseModel):
@@ -150,6 +154,8 @@ class _Run:
 
     batch: Batch
     stored: Stored
+    lock: Lock
+    """Held while this process runs it."""
     refused: int = 0
     """The lines that the validation has refused."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -167,25 +173,40 @@ class BatchRuns:
         self._folder = files.store.folder / "batches"
         disk.make_private_folder(self._folder)
         self._runs: dict[str, _Run] = {}
+        self._creating = asyncio.Lock()
 
     async def tend(self) -> None:
-        """Resume the batches that an earlier server has left, then delete expired files from time to time.
-
-        Never returns. Of several servers of this user, one has the lock and resumes batches.
-        """
-        lock: Lock | None = None
-        try:
-            while True:
-                if lock is None:
-                    lock = await asyncio.to_thread(Lock.take, self._store.folder / "lock")
-                    for stored in [] if lock is None else await asyncio.to_thread(self._store.open):
-                        if stored.id not in self._runs:
-                            self._start(Batch.model_validate_json(stored.body), stored)
+        """From time to time, resume the batches of servers that have ended, and delete expired files. Never returns."""
+        while True:
+            try:
+                for identity in await asyncio.to_thread(self._left):
+                    if identity not in self._runs:
+                        await self._adopt(identity)
                 await asyncio.to_thread(self._files.prune)
-                await asyncio.sleep(_PRUNE_S)
-        finally:
-            if lock is not None:
-                lock.release()
+            except (OSError, sqlite3.Error) as error:  # such as a full disk
+                _log.warning("files and batches wait: %s", redact(str(error)))
+            await asyncio.sleep(_PRUNE_S)
+
+    def _left(self) -> list[str]:
+        """Return the batches that have not ended, and those that have left something. Blocks."""
+        places = (each.name for each in self._folder.glob("batch_*"))
+        return list(dict.fromkeys([*(each.id for each in self._store.open()), *places]))
+
+    async def _adopt(self, identity: str) -> None:
+        """Run a batch, unless a server that runs has it; or remove what one has left that has ended."""
+        lock = await asyncio.to_thread(self._lock, identity)
+        if lock is None:
+            return
+        for stored in await asyncio.to_thread(self._store.open, identity):
+            self._start(Batch.model_validate_json(stored.body), stored, lock)
+            return
+        await asyncio.to_thread(self._clean, identity, lock)
+
+    def _lock(self, identity: str) -> Lock | None:
+        """Return the lock of a batch; None if a server has it. Blocks."""
+        place = self._folder / identity
+        disk.make_private_folder(place)
+        return None if is_held(place / "lock") else Lock.take(place / "lock")
 
     async def create(self, body: Any, owner: str, attempt: int | None) -> Batch:
         """Return a new batch, or the one that a repeated request has made.
@@ -199,6 +220,10 @@ class BatchRuns:
             param = ".".join(map(str, first["loc"])) or None
             raise ApiError(400, f"{param or 'The body'}: {first['msg']}.", param) from None
         asked.check()
+        async with self._creating:  # a client may repeat a POST that is still being answered
+            return await self._found_or_new(asked, owner, attempt)
+
+    async def _found_or_new(self, asked: _Asked, owner: str, attempt: int | None) -> Batch:
         given, key = asked.digest(), asked.idempotency_key
         request = given if key is None else f"key:{hashlib.sha256(key.encode()).hexdigest()}"
         if (earlier := await asyncio.to_thread(self._store.repeated, owner, request)) is not None:
@@ -212,8 +237,14 @@ class BatchRuns:
                 return batch
         batch = await asyncio.to_thread(self._new, asked, owner)
         stored = _stored(batch, owner, request)
-        await asyncio.to_thread(self._store.put, stored)
-        self._start(batch, stored)
+        lock = await asyncio.to_thread(self._lock, batch.id)
+        assert lock is not None  # the id is new
+        try:
+            await asyncio.to_thread(self._store.put, stored)
+        except BaseException:
+            lock.release()
+            raise
+        self._start(batch, stored, lock)
         return batch
 
     def _new(self, asked: _Asked, owner: str) -> Batch:
@@ -268,11 +299,12 @@ class BatchRuns:
 
     # ---- the run
 
-    def _start(self, batch: Batch, stored: Stored) -> None:
-        run = self._runs[batch.id] = _Run(batch, stored)
+    def _start(self, batch: Batch, stored: Stored, lock: Lock) -> None:
+        run = self._runs[batch.id] = _Run(batch, stored, lock)
 
         def ended(task: asyncio.Task[None]) -> None:
             del self._runs[batch.id]
+            lock.release()
             if not task.cancelled():
                 task.result()  # the loop reports a bug
 
@@ -296,7 +328,7 @@ class BatchRuns:
             if batch.status in {"in_progress", "cancelling"}:
                 await self._answer(run)
             await self._finalize(run)
-        await asyncio.to_thread(self._clean, batch)
+        await asyncio.to_thread(self._clean, batch.id, run.lock)
 
     async def _enter(self, run: _Run, state: str, *also: Stored, **changes: Any) -> None:
         """Store the next state of a batch, its time, other changes, and other objects."""
@@ -339,7 +371,8 @@ class BatchRuns:
                 await _pause(run, _PAUSES_S[min(tries, len(_PAUSES_S)) - 1])
             if batch.status == "in_progress":
                 tries += 1
-                with contextlib.suppress(PromptmillError):  # no place, or another process still has the lock
+                # no place, another process still has the lock of the job, or the model is no longer configured
+                with contextlib.suppress(PromptmillError, ApiError):
                     await self._resume(run)
         if folder.request_cancel():
             await asyncio.to_thread(folder.wait_for_end, _END_S)
@@ -402,10 +435,11 @@ class BatchRuns:
     async def _is_finished(self, batch: Batch) -> bool:
         return await asyncio.to_thread(_state, self._job(batch)) == progress.FINISHED
 
-    def _clean(self, batch: Batch) -> None:
+    def _clean(self, identity: str, lock: Lock) -> None:
         """Remove the job and the temporary files of a batch that has ended. Blocks."""
-        for path in (self._job(batch).path, self._place(batch)):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(self._jobs().folders.loose(_job_id(identity)).path, ignore_errors=True)
+        lock.release()  # Windows removes no open file
+        shutil.rmtree(self._folder / identity, ignore_errors=True)
 
     def _job(self, batch: Batch) -> Folder:
         return self._jobs().folders.loose(batch.job_id)

@@ -37,6 +37,7 @@ _DEFAULTS: dict[str, Any] = {
     "logit_bias": {},
     "logprobs": False,
     "modalities": ["text"],
+    "chat_template_kwargs": {},
     "parallel_tool_calls": True,
     "response_format": {"type": "text"},
     "tool_choice": "auto",
@@ -64,6 +65,10 @@ def request_of(path: str, body: JsonObject) -> Request:
     if "max_completion_tokens" in body and body["max_completion_tokens"] is not None:
         given["max_tokens"] = body["max_completion_tokens"]
     extra = {name: given.pop(name) for name in _PASSED_ON & given.keys()}
+    match given.get("chat_template_kwargs"):
+        case {"enable_thinking": bool(thinks), **rest} if not rest:  # as vLLM and SGLang take it
+            del given["chat_template_kwargs"]
+            given.setdefault("enable_thinking", thinks)
     if unknown := given.keys() - Sampling.model_fields.keys():
         raise unsupported(min(unknown))
     try:

@@ -17,6 +17,7 @@ from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.core.values import JsonDict
+from promptmill.core.wording import shape
 from promptmill.http.token import Token
 from promptmill.openai_server.api_errors import ApiError, error_of
 from promptmill.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, model_of, reply_body, request_of
@@ -31,7 +32,7 @@ _STRANGE = re.compile(r"[^\w./@+-]")  # the name comes from the client: no space
 _NAME = re.compile(r"\w+")
 _FIELDS = frozenset({"messages", "input", "model", "tools", "tool_choice", "response_format", "max_tokens", "stop"})
 _SYSTEM_ROLES = frozenset({"system", "developer"})
-_STREAMS: dict[str, Callable[[JsonDict, str], ChatEvents | ResponseEvents]] = {
+_STREAMS: dict[str, Callable[[JsonDict, str, int], ChatEvents | ResponseEvents]] = {
     CHAT: ChatEvents,
     RESPONSES: ResponseEvents,
 }
@@ -178,8 +179,11 @@ class Endpoints:
 
     async def _reply(self, request: HttpRequest, path: str) -> Response:
         asked = await self.asked(path, await body_of(request), owner_of(request), _client(request))
-        if asked.body.get("stream") and path in _STREAMS:
-            events = _STREAMS[path](asked.body, asked.model)
+        stream = asked.body.get("stream")
+        if not isinstance(stream, bool | None):
+            raise ApiError(400, f"`stream` is {shape(stream)}; send true or false.", "stream")
+        if stream and path in _STREAMS:
+            events = _STREAMS[path](asked.body, asked.model, asked.request.sampling.n or 1)
             return EventStream(events, lambda show: self.answer(asked, show if asked.grows else None))
         answer = await unless_left(request.receive, self.answer(asked))
         return _json(reply_body(path, asked.body, answer, asked.model))

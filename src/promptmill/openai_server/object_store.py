@@ -43,6 +43,7 @@ WHERE owner = :owner AND kind = :kind AND :purpose IN ('', purpose) AND coalesce
 ORDER BY number * :sign LIMIT :limit
 """
 _REPEATED = "SELECT * FROM object WHERE owner = ? AND kind = 'batch' AND request = ? ORDER BY number DESC LIMIT 1"
+_OPEN = "SELECT * FROM object WHERE kind = 'batch' AND is_open AND (? = '' OR id = ?) ORDER BY number"
 _AMOUNT = "SELECT count(*), coalesce(sum(size), 0) FROM object WHERE kind = ? AND owner = ? AND (is_open OR ?)"
 _WAIT_S = 30.0  # for another server of this user that writes
 
@@ -115,9 +116,9 @@ class ObjectStore:
         """Return the newest batch of an owner with this digest of its parameters."""
         return next(iter(self._read(_REPEATED, (owner, request))), None)
 
-    def open(self) -> Sequence[Stored]:
-        """Return the batches that have not ended."""
-        return self._read("SELECT * FROM object WHERE kind = 'batch' AND is_open ORDER BY number")
+    def open(self, identity: str = "") -> Sequence[Stored]:
+        """Return the batches that have not ended; `identity`: the one with this id."""
+        return self._read(_OPEN, (identity, identity))
 
     def expired(self, now: int) -> Sequence[Stored]:
         """Return the files that have expired."""

@@ -97,7 +97,7 @@ def _listing(request: HttpRequest, default: int, most: int) -> Listing:
     """Return the part of a list that a query names. Raises `ApiError` 400."""
     asked = request.query_params
     limit, order = asked.get("limit", str(default)), asked.get("order", "desc")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:6]) <= most):
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= most):
         raise ApiError(400, f"limit must be from 1 to {most}.", "limit")
     if order not in {"asc", "desc"}:
         raise ApiError(400, "order must be asc or desc.", "order")

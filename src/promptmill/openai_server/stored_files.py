@@ -165,7 +165,8 @@ def lifetime_s(given: Mapping[str, object], param: str, default: int | None) -> 
     anchor, seconds = given.get("anchor"), str(given.get("seconds"))
     if anchor != "created_at":
         raise ApiError(400, f"{param}.anchor must be `created_at`.", f"{param}.anchor")
-    if not (seconds.isascii() and seconds.isdigit() and _SHORTEST_S <= int(seconds[:9]) <= _LONGEST_S):
+    is_number = seconds.isascii() and seconds.isdigit() and len(seconds) < 9
+    if not (is_number and _SHORTEST_S <= int(seconds) <= _LONGEST_S):
         raise ApiError(400, f"{param}.seconds must be from {_SHORTEST_S} to {_LONGEST_S}.", f"{param}.seconds")
     return int(seconds)
 

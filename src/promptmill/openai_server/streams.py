@@ -52,12 +52,13 @@ class Events(Protocol):
 class ChatEvents:
     """The chunks of a chat completion."""
 
-    def __init__(self, body: JsonObject, model: str) -> None:
+    def __init__(self, body: JsonObject, model: str, n: int) -> None:
+        """`n` is the number of answers."""
         options = body.get("stream_options")
         self._with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         identity = f"chatcmpl-{secrets.token_hex(14)}"
         self._head = {"id": identity, "object": "chat.completion.chunk", "created": int(time.time()), "model": model}
-        self._n = body.get("n") or 1
+        self._n = n
 
     def _chunk(self, index: int, delta: JsonDict, reason: str | None = None, logprobs: object = None) -> bytes:
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
@@ -95,7 +96,7 @@ class ChatEvents:
 class ResponseEvents:
     """The events of a response. Its message is the first item of its output."""
 
-    def __init__(self, body: JsonObject, model: str) -> None:
+    def __init__(self, body: JsonObject, model: str, _n: int) -> None:
         self._response = responses.head(body, model, "in_progress")
         self._number = -1
         self._text = ""
