@@ -442,6 +442,16 @@ def test_right_answers_of_fields_are_the_columns_of_a_file(bench):
     assert "customer: B minus A: \N{MINUS SIGN}33.3 points" in text
 
 
+def test_right_answers_that_are_no_numbers_are_named_and_do_not_spoil_the_others(bench):
+    rows = [{"id": at, "answer": {"amount": amount, "item": "tea"}} for at, amount in enumerate((12.5, 7, 3))]
+    write_rows(bench.path / "a.jsonl", rows)
+    (bench.path / "gold.csv").write_text('id;amount\n0;12.50\n1;7,00\n2;3.0\n')
+    text = compare(bench, "a.jsonl", "--gold", "gold.csv")
+    assert "amount 66.7 %" in text
+    assert "right answers in amount that are not numbers equal no answer: 7,00\n" in text
+    assert "amount 66.7 %" in compare(bench, "a.jsonl", "--gold", "gold.csv", "--tolerance", "1%")
+
+
 def test_long_texts_have_lengths_and_no_kappa(bench):
     a = write_rows(bench.path / "a.jsonl", [{"id": at, "answer": f"The parcel {at} came late."} for at in range(40)])
     b = write_rows(bench.path / "b.jsonl", [{"id": at, "answer": f"Parcel {at} was late"} for at in range(40)])
