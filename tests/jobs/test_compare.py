@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import promptmill
+from fakes import KEY
 from promptmill.comparison.figures import _difference
 from promptmill.comparison.files import ComparedFile
 from promptmill.comparison.paired_proportions import kappa, mcnemar, paired_interval, wilson
@@ -445,7 +446,7 @@ def test_right_answers_of_fields_are_the_columns_of_a_file(bench):
 def test_right_answers_that_are_no_numbers_are_named_and_do_not_spoil_the_others(bench):
     rows = [{"id": at, "answer": {"amount": amount, "item": "tea"}} for at, amount in enumerate((12.5, 7, 3))]
     write_rows(bench.path / "a.jsonl", rows)
-    (bench.path / "gold.csv").write_text('id;amount\n0;12.50\n1;7,00\n2;3.0\n')
+    (bench.path / "gold.csv").write_text("id;amount\n0;12.50\n1;7,00\n2;3.0\n")
     text = compare(bench, "a.jsonl", "--gold", "gold.csv")
     assert "amount 66.7 %" in text
     assert "right answers in amount that are not numbers equal no answer: 7,00\n" in text
@@ -486,6 +487,9 @@ def test_a_comparison_in_python(bench):
     assert made.rows[0].keys() >= {"row", "heading", "own", "gold", "answers"}
     assert "200 of 300 rows have a right answer" in made._repr_html_()
     assert repr(made).startswith("<Comparison: 300 rows")
+    reached = {"model": "m", "base_url": bench.upstream.url, "api_key": KEY, "progress": False}
+    written = promptmill.bulk(gold, bench.path / "out.csv", prompt="{{text}}", **reached)
+    assert promptmill.compare([written, bench.path / "out.csv"]).figures["pairs"][0]["agreement"] == 1
     lists = [[{"id": at, "answer": answer} for at in range(4)] for answer in ("x", "y")]
     assert promptmill.compare(lists).figures["pairs"][0]["agreement"] == 0
     assert {"compare", "Comparison"} <= {*dir(promptmill)}

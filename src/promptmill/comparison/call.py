@@ -182,7 +182,9 @@ def _written(given: Sequence[Any]) -> Iterator[tuple[list[str], dict[Path, str]]
     """Give the names of files, after writing those that are rows of the program, and the digests of the latter."""
     with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
         names, keys = [], {}
-        for at, rows in enumerate(given):
+        for at, result in enumerate(given):
+            is_in_file = isinstance(result, BulkResult) and not result.rows and result.output is not None
+            rows = result.output if is_in_file else result
             if isinstance(rows, str | Path):
                 names.append(str(rows))
                 continue

@@ -247,8 +247,9 @@ def spelled(gold: JsonObject) -> Iterator[str]:
     for column in (gold, *gold.get("fields", ())):
         if other := column.get("other_kind"):
             where = f" in {cut(column['field'], LABEL)}" if "field" in column else ""
+            first = cut(other["first"], 20)
             more = f", and {other['values'] - 1:,} more" if other["values"] > 1 else ""
-            yield f"right answers{where} that are not {column['kind']}s equal no answer: {cut(other['first'], 20)}{more}"
+            yield f"right answers{where} that are not {column['kind']}s equal no answer: {first}{more}"
 
 
 def right_of(file: JsonObject) -> str:
