@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import datetime as dt
 import json
 import os
 import random
@@ -11,9 +12,11 @@ import struct
 import subprocess
 import sys
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import promptmill
@@ -295,6 +298,21 @@ def test_capitals_that_tell_answers_apart_count(bench, labels, answers):
     gold = figures(bench, write_rows(bench.path / "a.csv", rows), "--gold", "label")["gold"]
     assert "capitals" not in gold
     assert gold["files"][0]["right"] == sum(row["label"] == row["answer"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("2026-01-05", pd.to_datetime(["2026-01-05", "2026-01-05", "2026-01-06"])),
+        ("2026-01-05", [dt.date(2026, 1, 5), dt.date(2026, 1, 5), dt.date(2026, 1, 6)]),
+        ("2026-01-05T14:30:00", pd.to_datetime(["2026-01-05T14:30:00", "2026-01-05T14:30:00", "2026-01-06T00:00:00"])),
+        ("12.5", [Decimal("12.50"), Decimal("12.50"), Decimal("7.00")]),
+    ],
+)
+def test_dates_and_decimals_in_parquet_equal_their_texts(bench, answer, right):
+    answers = write_rows(bench.path / "a.csv", [{"id": at, "answer": answer} for at in range(3)])
+    pd.DataFrame({"id": range(3), "label": right}).to_parquet(bench.path / "gold.parquet")
+    assert figures(bench, answers, "--gold", "gold.parquet")["gold"]["files"][0]["right"] == 2
 
 
 def test_values_are_the_same_text_in_every_format():
