@@ -510,6 +510,8 @@ def test_a_comparison_in_python(bench):
     assert promptmill.compare([written, bench.path / "out.csv"]).figures["pairs"][0]["agreement"] == 1
     lists = [[{"id": at, "answer": answer} for at in range(4)] for answer in ("x", "y")]
     assert promptmill.compare(lists).figures["pairs"][0]["agreement"] == 0
+    with pytest.raises(PromptmillError, match=r"`gold` is .*; name a column of the files, or the path of a file"):
+        promptmill.compare(a, gold=pd.DataFrame(sample))
     assert {"compare", "Comparison"} <= {*dir(promptmill)}
     with pytest.raises(promptmill.core.errors.PromptmillError, match="`gold`"):
         promptmill.compare(a)
