@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import datetime as dt
 import json
 import os
 import random
@@ -11,12 +12,15 @@ import struct
 import subprocess
 import sys
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import promptmill
+from fakes import KEY
 from promptmill.comparison.figures import _difference
 from promptmill.comparison.files import ComparedFile
 from promptmill.comparison.paired_proportions import kappa, mcnemar, paired_interval, wilson
@@ -296,6 +300,21 @@ def test_capitals_that_tell_answers_apart_count(bench, labels, answers):
     assert gold["files"][0]["right"] == sum(row["label"] == row["answer"] for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("2026-01-05", pd.to_datetime(["2026-01-05", "2026-01-05", "2026-01-06"])),
+        ("2026-01-05", [dt.date(2026, 1, 5), dt.date(2026, 1, 5), dt.date(2026, 1, 6)]),
+        ("2026-01-05T14:30:00", pd.to_datetime(["2026-01-05T14:30:00", "2026-01-05T14:30:00", "2026-01-06T00:00:00"])),
+        ("12.5", [Decimal("12.50"), Decimal("12.50"), Decimal("7.00")]),
+    ],
+)
+def test_dates_and_decimals_in_parquet_equal_their_texts(bench, answer, right):
+    answers = write_rows(bench.path / "a.csv", [{"id": at, "answer": answer} for at in range(3)])
+    pd.DataFrame({"id": range(3), "label": right}).to_parquet(bench.path / "gold.parquet")
+    assert figures(bench, answers, "--gold", "gold.parquet")["gold"]["files"][0]["right"] == 2
+
+
 def test_values_are_the_same_text_in_every_format():
     values = [None, "x", True, 3, 3.0, 0.5, float("nan"), {"b": 1, "a": [2]}]
     assert list(map(text_of, values)) == ["", "x", "true", "3", "3", "0.5", "", '{"a":[2],"b":1}']
@@ -442,6 +461,16 @@ def test_right_answers_of_fields_are_the_columns_of_a_file(bench):
     assert "customer: B minus A: \N{MINUS SIGN}33.3 points" in text
 
 
+def test_right_answers_that_are_no_numbers_are_named_and_do_not_spoil_the_others(bench):
+    rows = [{"id": at, "answer": {"amount": amount, "item": "tea"}} for at, amount in enumerate((12.5, 7, 3))]
+    write_rows(bench.path / "a.jsonl", rows)
+    (bench.path / "gold.csv").write_text("id;amount\n0;12.50\n1;7,00\n2;3.0\n")
+    text = compare(bench, "a.jsonl", "--gold", "gold.csv")
+    assert "amount 66.7 %" in text
+    assert "right answers in amount that are not numbers equal no answer: 7,00\n" in text
+    assert "amount 66.7 %" in compare(bench, "a.jsonl", "--gold", "gold.csv", "--tolerance", "1%")
+
+
 def test_long_texts_have_lengths_and_no_kappa(bench):
     a = write_rows(bench.path / "a.jsonl", [{"id": at, "answer": f"The parcel {at} came late."} for at in range(40)])
     b = write_rows(bench.path / "b.jsonl", [{"id": at, "answer": f"Parcel {at} was late"} for at in range(40)])
@@ -476,8 +505,13 @@ def test_a_comparison_in_python(bench):
     assert made.rows[0].keys() >= {"row", "heading", "own", "gold", "answers"}
     assert "200 of 300 rows have a right answer" in made._repr_html_()
     assert repr(made).startswith("<Comparison: 300 rows")
+    reached = {"model": "m", "base_url": bench.upstream.url, "api_key": KEY, "progress": False}
+    written = promptmill.bulk(gold, bench.path / "out.csv", prompt="{{text}}", **reached)
+    assert promptmill.compare([written, bench.path / "out.csv"]).figures["pairs"][0]["agreement"] == 1
     lists = [[{"id": at, "answer": answer} for at in range(4)] for answer in ("x", "y")]
     assert promptmill.compare(lists).figures["pairs"][0]["agreement"] == 0
+    with pytest.raises(PromptmillError, match=r"`gold` is .*; name a column of the files, or the path of a file"):
+        promptmill.compare(a, gold=pd.DataFrame(sample))
     assert {"compare", "Comparison"} <= {*dir(promptmill)}
     with pytest.raises(promptmill.core.errors.PromptmillError, match="`gold`"):
         promptmill.compare(a)

@@ -355,6 +355,14 @@ def test_utf16_is_refused_before_anything_is_spent(bench, suffix, encoding):
     assert not bench.upstream.seen
 
 
+@pytest.mark.parametrize(("encoding", "said"), [("utf-8-sig", "is UTF-8 text"), ("utf-16", "is UTF-16 text")])
+def test_a_mark_of_another_encoding_is_refused_before_letters_become_others(bench, encoding, said):
+    (bench.path / "in.csv").write_text("prompt\nGr\N{LATIN SMALL LETTER U WITH DIAERESIS}n\n", encoding)
+    bench.input = bench.path / "in.csv"
+    assert f"{said}, not --encoding cp1252" in bench.fail("--encoding", "cp1252")
+    assert not bench.upstream.seen
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "utf-8-sig"])
 def test_a_table_from_windows_keeps_its_signs_and_opens_in_excel(bench, encoding):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"

@@ -44,7 +44,7 @@ def test_a_wrong_field_is_answered_with_the_remedy(text, said):
     ("name", "text"),
     [
         ("labels.csv", "label,definition\ngood,It praises.\nbad,It complains.\n"),
-        ("labels.csv", "Kategorie;Bedeutung\ngood;It praises.\nbad;It complains.\n"),
+        ("labels.csv", "Category;Kommentar\ngood;It praises.\nbad;It complains.\n"),
         (
             "labels.jsonl",
             '{"description": "It praises.", "name": "good"}\n{"name": "bad", "description": "It complains."}',
@@ -56,6 +56,13 @@ def test_labels_and_their_definitions_are_read_from_a_file(tmp_path, name, text)
     labels = labels_of(tmp_path / name)
     assert labels.texts == ["good", "bad"]
     assert labels.definitions == "The labels:\n- good: It praises.\n- bad: It complains."
+
+
+@pytest.mark.parametrize("text", ["good\nbad\nnew\n", "good;It praises.\nbad;It complains.\n"])
+def test_a_first_label_is_not_taken_for_the_name_of_a_column(tmp_path, text):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(PromptmillError, match=r"has no column `label`: its first line is 'good.*'; write label"):
+        labels_of(tmp_path / "labels.csv")
 
 
 def test_a_list_of_labels_has_no_definitions(tmp_path):

@@ -182,11 +182,29 @@ def test_rows_that_are_added_to_an_answered_sheet_are_answered_into_the_same_col
     changed = openpyxl.load_workbook(book)
     changed["Mails"].append([3, "wine"])
     changed.save(book)
-    assert "is not this job's own output" in bench.fail(*_PROMPT)  # its answers may have been corrected by hand
+    said = bench.fail(*_PROMPT)  # its answers may have been corrected by hand
+    assert "book.xlsx has changed since the job wrote its answers into it; --overwrite writes them again" in said
     bench.succeed(*_PROMPT, "--overwrite")
     rows = _cells(book, "Mails")
     assert rows[0].count("answer") == 1
     assert [row[4] for row in rows[1:]] == ["echo: Say tea", None, "echo: Say milk", "echo: Say wine"]
+    assert len(bench.upstream.seen) == 3
+
+
+@pytest.mark.parametrize("sheet", ["Mails", "Topics"])
+def test_a_correction_in_the_workbook_of_the_answers_follows_the_remedy(bench, book, sheet):
+    bench.input, bench.output = book.with_name("book.xlsx#Mails"), book.with_name(f"book.xlsx#{sheet}")
+    changed = openpyxl.load_workbook(book)
+    changed["Mails"].append([3, None])
+    changed.save(book)
+    said = bench.fail(*_PROMPT, code=1)
+    assert "run the same command with --overwrite: it sends them alone" in " ".join(said.split())
+    changed = openpyxl.load_workbook(book)
+    changed["Mails"].cell(changed["Mails"].max_row, 2, "wine")
+    changed.save(book)
+    assert "has changed since the job wrote its answers into it" in bench.fail(*_PROMPT)
+    bench.succeed(*_PROMPT, "--overwrite")
+    assert _cells(book, sheet)[-1][4] == "echo: Say wine"
     assert len(bench.upstream.seen) == 3
 
 

@@ -20,6 +20,7 @@ from promptmill.cli.terminal import SHORTEST_BAR, progress_bar, say
 from promptmill.core.errors import Code, without_controls
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut
+from promptmill.jobs import members
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
@@ -246,12 +247,19 @@ def _failed(found: Status) -> list[str]:
     elif not errors.keys() <= _OF_THE_FILE:
         lines.append("  --again failed sends the failed rows again")
     if errors.keys() & _OF_THE_FILE:
-        lines.append(f"  correct these rows in {name} and run the same command: it sends them alone")
+        again = f"the same command{' with --overwrite' if _is_in_own_workbook(found) else ''}"
+        lines.append(f"  correct these rows in {name} and run {again}: it sends them alone")
     if Code.EMPTY_PROMPT in errors:
         lines.append("  --skip-empty leaves empty rows out of the output")
     if errors.keys() & {*_OF_THE_FILE, Code.INVALID_IMAGE} and found["failed"] > 1:
         lines.append("  (--validate in its place lists them and sends nothing)")
     return lines
+
+
+def _is_in_own_workbook(found: Status) -> bool:
+    """Return whether the answers are in the workbook of the rows, so that a correction changes the output, too."""
+    source, output = (members.split(Path(found[name] or ""))[0] for name in ("input_file", "output_file"))
+    return source == output and source.suffix.lower() == ".xlsx"
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from promptmill.comparison.files import LETTERS, ComparedFile, ComparedRows, Com
 from promptmill.comparison.judge import VERDICTS, JudgeOrder, Pairs, job_of, judgement_of
 from promptmill.comparison.values import Tolerance
 from promptmill.core.errors import Named, PromptmillError, argument_name, config_error, input_error
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, shape
 from promptmill.jobs.manage.bulk_options import ModelOptions, SamplingOptions
 from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
 from promptmill.jobs.store.index import JobFolders
@@ -143,6 +143,9 @@ def compare(
     if unknown := options.keys() - (JudgeOptions.__annotations__.keys() - {"model"}):
         raise TypeError(f"compare() has no argument {min(unknown)!r}; see help(promptmill.compare)")
     try:
+        if not isinstance(gold, str | Path | None):
+            columns = "name a column of the files, or the path of a file with the right answers."
+            raise input_error(Named("gold"), f" is {shape(gold)}; {columns}")
         asked = JudgeOrder.of(judging, compares_several=len(given) > 1 or by is not None)
         if asked is None and (name := next(iter(options), None)) is not None:
             raise config_error(Named(name), "goes with ", Named("criterion", "TEXT"), ".")
@@ -182,7 +185,9 @@ def _written(given: Sequence[Any]) -> Iterator[tuple[list[str], dict[Path, str]]
     """Give the names of files, after writing those that are rows of the program, and the digests of the latter."""
     with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
         names, keys = [], {}
-        for at, rows in enumerate(given):
+        for at, result in enumerate(given):
+            is_in_file = isinstance(result, BulkResult) and not result.rows and result.output is not None
+            rows = result.output if is_in_file else result
             if isinstance(rows, str | Path):
                 names.append(str(rows))
                 continue

@@ -185,7 +185,7 @@ def _column_agreement(
 
 def _nearness(column: ComparedColumn, pairs: Mapping[tuple[str, str], int]) -> dict[str, Any]:
     if column.kind == "number":
-        known = {pair: count for pair, count in pairs.items() if all(pair)}
+        known = {pair: count for pair, count in pairs.items() if all(pair) and pair[1] not in column.other_kind}
         total = sum(abs(float(a) - float(b)) * count for (a, b), count in known.items())
         return {"mean_difference": total / sum(known.values())} if known else {}
     total = sum(similarity(a, b, column.kind) * count for (a, b), count in pairs.items())
@@ -250,9 +250,14 @@ def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, Any
     return {
         "rows": len(known),
         **({"capitals": dict(column.capitals)} if column.capitals else {}),
+        **({"kind": column.kind, "other_kind": _counted(column.other_kind)} if column.other_kind else {}),
         "files": of_files,
         "differences": _differences(rows, hits),
     }
+
+
+def _counted(values: Mapping[str, None]) -> dict[str, Any]:
+    return {"values": len(values), "first": next(iter(values))}
 
 
 def _shares(values: Sequence[str], reviewed: Sequence[tuple[str, str]]) -> dict[str, LabelShare]:

@@ -501,6 +501,8 @@ class ComparedColumn:
     """The right value of each row, spelled as the files spell it, `""` for none; empty without right answers."""
     capitals: Mapping[str, str]
     """Right values whose letters are larger or smaller in the files, and how the files spell them."""
+    other_kind: Mapping[str, None]
+    """The different right values, in order, that are of another kind than the answers, such as `12,50` for numbers."""
     tolerance: Tolerance
 
     @classmethod
@@ -508,11 +510,14 @@ class ComparedColumn:
         cls, name: str, values: Sequence[Sequence[str]], right: Sequence[str], tolerance: Tolerance
     ) -> ComparedColumn:
         """Return a column of these values."""
-        kind = kind_of(itertools.chain(right, *values))
+        kind = kind_of(itertools.chain(*values) if any(map(any, values)) else right)
         values = [[canonical(value, kind) for value in own] for own in values]
-        right = [canonical(value, kind) for value in right]
+        different = dict.fromkeys(right if kind != "text" else ())
+        other_kind = dict.fromkeys(value for value in different if value and kind_of([value]) != kind)
+        right = [value if value in other_kind else canonical(value, kind) for value in right]
         capitals = _other_capitals(right, values)
-        return cls(name, kind, values, [capitals.get(value, value) for value in right], capitals, tolerance)
+        right = [capitals.get(value, value) for value in right]
+        return cls(name, kind, values, right, capitals, other_kind, tolerance)
 
     @property
     def is_exact(self) -> bool:
@@ -521,7 +526,7 @@ class ComparedColumn:
 
     def same(self, value: str, other: str) -> bool:
         """Return whether two values are the same."""
-        if value == other or self.is_exact or not value or not other:
+        if value == other or self.is_exact or not value or not other or other in self.other_kind:
             return value == other
         return self.tolerance.allows(value, other)
 

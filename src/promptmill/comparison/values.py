@@ -23,6 +23,7 @@ LABEL = 24
 SIMILARITY = "mean F1 of the words in common, or of the items of lists (SQuAD)"
 # "007" is a name, not a number; more digits than this are no measurement
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,30})(\.\d{1,30})?([eE][+-]?\d{1,2})?")
+_MIDNIGHT = re.compile(r"(\d{4}-\d\d-\d\d)[T ]00:00:00(\.0+)?")
 _WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts without spaces: each letter counts as a word
 _WORD = re.compile(rf"[{_WIDE}]|[^\W{_WIDE}]+")
 
@@ -94,11 +95,13 @@ def items(value: str) -> list[str] | None:
 def canonical(value: str, kind: Kind) -> str:
     """Return the one text for values that are the same without a tolerance.
 
-    >>> canonical("12.50", "number"), canonical('["b","a","b"]', "list")
-    ('12.5', '["a","b"]')
+    A date that Parquet, or pandas, has as midnight is that date.
+
+    >>> canonical("12.50", "number"), canonical('["b","a","b"]', "list"), canonical("2026-01-05T00:00:00", "text")
+    ('12.5', '["a","b"]', '2026-01-05')
     """
     if not value or kind == "text":
-        return value
+        return day[1] if (day := _MIDNIGHT.fullmatch(value)) else value
     if kind == "number":
         text = f"{Decimal(value):f}"
         text = text.rstrip("0").rstrip(".") if "." in text else text

@@ -239,11 +239,17 @@ def have_right(gold: JsonObject) -> str:
 
 
 def spelled(gold: JsonObject) -> Iterator[str]:
-    """Yield the note on right answers in other capitals than the answers, if there are any."""
+    """Yield notes on right answers in other capitals, or of another kind, than the answers, if there are any."""
     if capitals := gold.get("capitals"):
         (one, its), *_ = capitals.items()
         more = f", and {len(capitals) - 1:,} more" if len(capitals) > 1 else ""
         yield f"capitals do not count: {cut(one, 20)} is {cut(its, 20)}{more}"
+    for column in (gold, *gold.get("fields", ())):
+        if other := column.get("other_kind"):
+            where = f" in {cut(column['field'], LABEL)}" if "field" in column else ""
+            first = cut(other["first"], 20)
+            more = f", and {other['values'] - 1:,} more" if other["values"] > 1 else ""
+            yield f"right answers{where} that are not {column['kind']}s equal no answer: {first}{more}"
 
 
 def right_of(file: JsonObject) -> str:

@@ -131,4 +131,5 @@ def text_of(value: Any) -> str:
             return "" if math.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
         case int():
             return str(value)
-    return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS).decode()
+    text = orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS).decode()
+    return str(orjson.loads(text)) if text.startswith('"') else text  # a date or a decimal of Parquet

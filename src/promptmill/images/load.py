@@ -101,13 +101,13 @@ def is_web(source: str) -> bool:
 
 
 def from_folder(source: str, folders: Sequence[str]) -> str:
-    """Return a relative path in the first of `folders` that has it, else in the last one; any other source stays."""
+    """Return a relative path in the first of `folders` that has it, else in the first; any other source stays."""
     if not folders or source.startswith("~") or source[:5].lower() in {"data:", "file:"} or _URL.match(source):
         return source
     if Path(source).is_absolute():
         return source
     paths = [f"{folder}/{source}" for folder in folders]
-    return next((path for path in paths if is_file(pdf.split(path)[0])), paths[-1])
+    return next((path for path in paths if is_file(pdf.split(path)[0])), paths[0])
 
 
 def load_image(source: str, rules: ImageRules) -> ImageFile:

@@ -53,6 +53,12 @@ def format_of_input(files: InputFiles) -> str:
         start = stream.read(4)
     if files.encoding is not None and kind not in CELLS:
         raise input_error(Named("encoding"), f" goes with {', '.join(sorted(CELLS))} files; {kind} has its own.")
+    if files.encoding is not None and not codecs.lookup(files.encoding).name.startswith("utf"):
+        marked = "UTF-8" if start.startswith(codecs.BOM_UTF8) else _utf_16(start).upper()
+        if marked:  # in another encoding, its letters would be others
+            raise input_error(
+                f"The input file {path.name} is {marked} text, not ", Named("encoding", files.encoding), "."
+            )
     if (
         files.encoding is None and kind not in _BINARY and (name := _utf_16(start))
     ):  # Excel's "Unicode text" and `>` in some shells write UTF-16

@@ -34,6 +34,8 @@ _TYPES: Mapping[str, JsonDict] = MappingProxyType(
 )
 _LABELS = ("label", "labels", "choice", "name", "class", "category")
 _DEFINITIONS = ("definition", "description", "meaning", "text", "explanation")
+_WITH_HEADER = (".csv", ".tsv", ".xlsx")
+"""Files whose first line may be a label in place of the columns' names."""
 _FILES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".xlsx")
 
 
@@ -123,8 +125,8 @@ def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
 def labels_of(choices: str | Path | Sequence[str] | Mapping[str, str]) -> Labels:
     """Return the labels in a list, in a text with commas, in a file, or in an object of labels and definitions.
 
-    A file has the labels in its column `label`, else in its first column. It has the definitions in its column
-    `definition`, else in the column after the labels. Raises `PromptmillError` (`invalid_input`).
+    A file has the labels in its column `label`, and the definitions in its column `definition`, or in the column
+    before or after; JSON and Parquet may call both columns as they like. Raises `PromptmillError` (`invalid_input`).
     """
     if isinstance(choices, Mapping):
         return _labels(choices.items())
@@ -165,8 +167,12 @@ def _in_file(path: Path) -> Iterable[tuple[str, str]]:
     except OSError as error:
         raise input_error(f"{path} cannot be read: {error.strerror}; check the path.") from None
     names = list(rows[0]) if rows else []
-    label = next((name for name in names if name.strip().lower() in _LABELS), names[0] if names else "")
-    others = names[names.index(label) + 1 :] if names else []
+    label = next((name for name in names if name.strip().lower() in _LABELS), None)
     definition = next((name for name in names if name.strip().lower() in _DEFINITIONS and name != label), None)
-    definition = definition or next(iter(others), "")
+    if label is None and definition is None and path.suffix.lower() in _WITH_HEADER:
+        above = "label,definition" if names[1:] else "label"
+        first = ",".join(names)[:40]
+        raise input_error(f"{path.name} has no column `label`: its first line is {first!r}; write {above} above it.")
+    label = label or next(iter(names), "")
+    definition = definition or next(iter(names[names.index(label) + 1 :] if names else ()), "")
     return [(row.get(label, ""), row.get(definition, "")) for row in rows]

@@ -509,10 +509,13 @@ def _check_output(folder: Folder, wanted: JobSpec, order: JobOrder, there: Stamp
         return  # the answers become new columns
     file, member = members.split(output)
     if made is None or not made.is_own(there):
+        overwrite = Named("overwrite", text="; {} replaces it")
+        if wanted.keeps_sheets and has_written:  # in any of its sheets
+            anew = Named("overwrite", text="; {} writes them again, over those that are there")
+            raise input_error(f"{file} has changed since the job wrote its answers into it", anew, ".")
         if member and not has_written and file.suffix.lower() == ".xlsx" and member not in sheet_names(file):
             return  # the other sheets stay
         away = "name another file, or move it away" if begun is None else f"move it away to resume job {begun.job_id}"
-        overwrite = Named("overwrite", text="; {} replaces it")
         raise input_error(f"{output} exists and is not this job's own output; {away}", overwrite, ".")
 
 
