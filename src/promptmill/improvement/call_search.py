@@ -86,7 +86,7 @@ class CallSearch:
         self._counts = ""
         self._job_id = ""
         self._job: asyncio.Task[None] | None = None
-        self._is_over = False
+        self._is_late = self._is_cancelled = False
 
     @property
     def words(self) -> str:
@@ -96,7 +96,8 @@ class CallSearch:
     async def figures(self, limit_s: float | None) -> JsonDict:
         """Return the figures of the search and the state `finished`; after `limit_s`, the state `running`.
 
-        Then the job of its step runs on. If this call is cancelled, the job ends. Raises `PromptmillError`.
+        The state is `running` only when the job of an unfinished step runs, so that each repeated call gets further.
+        If this call is cancelled, the job ends. Raises `PromptmillError`.
         """
         order = self._order
         check_encoding(order.encoding)
@@ -116,17 +117,18 @@ class CallSearch:
         searching = asyncio.ensure_future(asyncio.to_thread(self._search, gold))
         searching.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits for it
         try:
-            if (await asyncio.wait({searching}, timeout=limit_s))[0]:
-                return {"state": progress.FINISHED, **searching.result()}
+            await asyncio.wait({searching}, timeout=limit_s)
+            self._is_late = True
+            await asyncio.wait({searching})
         except asyncio.CancelledError:
+            self._is_cancelled = True
+            if self._job is not None:
+                self._job.cancel()
             with contextlib.suppress(PromptmillError):  # the job of the step is not made yet
                 await self._jobs.cancel(self._job_id, self._caller)
             raise
-        finally:
-            self._is_over = True
-            if self._job is not None:
-                self._job.cancel()
-            await asyncio.wait({searching})
+        if not searching.cancelled():
+            return {"state": progress.FINISHED, **searching.result()}
         message = f"The search takes longer than a call may. {_RESUMES}"
         return {"state": progress.RUNNING, "message": message, "step": self.words, "job_id": self._job_id}
 
@@ -153,11 +155,13 @@ class CallSearch:
 
     async def _ran(self, model: CallModel, order: JobOrder, source: Given) -> None:
         """Run the job of a step to its end."""
-        if self._is_over:
+        if self._is_cancelled:
             raise asyncio.CancelledError
         self._job, self._job_id = asyncio.current_task(), order.output.parent.name
         now = await self._jobs.start_given(order, source, model.plan, model.approve, self._caller)
-        while now["state"] in progress.ALIVE:
+        while now["alive"] or now["state"] in progress.ALIVE:  # the search opens its database
+            if self._is_late:
+                raise asyncio.CancelledError
             await asyncio.sleep(_LOOK_S)
             now = await asyncio.to_thread(self._jobs.status, self._job_id, caller=self._caller)
             self._counts = f": {now.get('done', 0):,} of {now['total']:,} requests" if now.get("total") else ""
