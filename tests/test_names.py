@@ -58,6 +58,8 @@ async def test_the_arguments_of_the_tools_are_those_of_the_page(talk):
     tools = {tool.name: set(tool.input_schema["properties"]) for tool in await talk.client.list_tools()}
     assert column("bulk", 2) == tools["bulk_generate"]
     assert column("compare", 2) == tools["compare"]
+    assert column("review", 2) == tools["review"] | tools["review_take"]
+    assert column("improve", 2) == tools["improve"]
     of_jobs = ["bulk_status", "bulk_results", "bulk_cancel", "bulk_control"]
     assert column("jobs", 2) == set().union(of_jobs, *(tools[name] for name in of_jobs))
     single = ["generate", "multimodal_generate", "multiturn_generate"]

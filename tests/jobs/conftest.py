@@ -8,16 +8,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
+from fastmcp import Client
 
 import half_done
 import killed
-from fakes import KEY
+from fakes import KEY, openai_configuration
 from ingested import Ingested
 from promptmill.backends.protocol import Outcome
 from promptmill.cli import main as cli
@@ -26,9 +28,12 @@ from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.records import Record
+from promptmill.server import create_server
+from promptmill.service.service import Service
 from replies import answer, late
 from upstream import Upstream
 
+Call = Callable[..., Awaitable[dict[str, Any]]]
 QUICK = {"base_delay": 0.01, "max_delay": 0.1, "retries": 3, "timeout": [2, 5], "patience": 2, "concurrency": 32}
 
 
@@ -178,3 +183,25 @@ def ingested(tmp_path: Path) -> Iterator[Callable[..., Ingested]]:
     """Make jobs without an endpoint, in `tmp_path`, of the files with these names."""
     with contextlib.ExitStack() as opened:
         yield lambda *given, **options: opened.enter_context(contextlib.closing(Ingested(tmp_path, *given, **options)))
+
+
+@pytest.fixture
+def tools(bench: Any, closing: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Start a server and call its tools: `call(tool, **arguments)`; the working directory is the bench's."""
+    monkeypatch.chdir(bench.path)
+
+    @asynccontextmanager
+    async def opened(service: Service | None = None, **options: Any) -> AsyncIterator[Call]:
+        owned = closing(service or Service(openai_configuration(bench.upstream.url)))
+        async with Client(create_server(owned), **options) as client:
+
+            async def call(tool: str, **arguments: Any) -> dict[str, Any]:
+                result = await client.call_tool(tool, arguments)
+                found: dict[str, Any] = result.structured_content or {}
+                if result.content and "client_info" not in options:  # `generation_init` returns nothing
+                    assert json.loads(result.content[0].text) == found
+                return found
+
+            yield call
+
+    return opened

@@ -12,8 +12,7 @@ import re
 import sqlite3
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
@@ -50,7 +49,6 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.records import record_of
-from promptmill.server import create_server
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
 from replies import answer, by_prompt, choose, hang, late
@@ -58,28 +56,6 @@ from replies import status as status_reply
 from waiting import eventually, until
 
 Call = Callable[..., Awaitable[dict[str, Any]]]
-
-
-@pytest.fixture
-def tools(bench: Any, closing: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Start a server and call its tools: `call(tool, **arguments)`; the working directory is the bench's."""
-    monkeypatch.chdir(bench.path)
-
-    @asynccontextmanager
-    async def opened(service: Service | None = None, **options: Any) -> AsyncIterator[Call]:
-        owned = closing(service or Service(openai_configuration(bench.upstream.url)))
-        async with Client(create_server(owned), **options) as client:
-
-            async def call(tool: str, **arguments: Any) -> dict[str, Any]:
-                result = await client.call_tool(tool, arguments)
-                found: dict[str, Any] = result.structured_content or {}
-                if result.content and "client_info" not in options:  # `generation_init` returns nothing
-                    assert json.loads(result.content[0].text) == found
-                return found
-
-            yield call
-
-    return opened
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -31,7 +32,7 @@ from promptmill.core.values import JsonObject
 from promptmill.improvement import search_text as words
 from promptmill.improvement.improvement import gold_in, write_prompt
 from promptmill.improvement.search import GAIN, search
-from promptmill.improvement.search_jobs import JobSteps, longest_of
+from promptmill.improvement.search_jobs import JobSteps, StepModel, longest_of
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.index import JobFolders
@@ -96,7 +97,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     for one in (configuration, strong):
         registry.check_key(one.plan)
 
-    def step(order: JobOrder, given: Given, its: Configuration) -> None:
+    def step(its: Configuration, order: JobOrder, given: Given) -> None:
         is_new = not steps.spent and not steps.folders.of(order.output).path.exists()
         if is_new and target.exists() and not arguments.overwrite:  # an earlier run may have written it
             raise config_error("--output", f"{target} exists; name another file, or --overwrite replaces it.")
@@ -109,18 +110,17 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         if not arguments.quiet:
             say(text, sys.stderr, wrap=True)
 
+    def asked(its: Configuration, given: argparse.Namespace) -> StepModel:
+        command = remembered_command(_command_of_step(given, _OF_THE_MODEL), its)
+        return StepModel(its.plan, partial(step, its), command)
+
     steps = JobSteps(
         JobFolders.from_environ(),
-        configuration,
-        strong,
+        asked(configuration, arguments),
+        asked(strong, of_strong),
         options.system_prompt_of(arguments),
-        step,
         arguments.max_cost,
         Earlier(again=arguments.again),
-        {
-            "model": remembered_command(_command_of_step(arguments, _OF_THE_MODEL), configuration),
-            "strong": remembered_command(_command_of_step(of_strong, _OF_THE_MODEL), strong),
-        },
     )
     try:
         found = search(gold, prompt, steps, system=steps.system_prompt, tell=tell)
@@ -157,7 +157,7 @@ def _show_file(arguments: argparse.Namespace, found: JsonObject) -> None:
 
 def _strong(arguments: argparse.Namespace, configuration: Configuration) -> tuple[Configuration, argparse.Namespace]:
     """Return the configuration of the strong model, and the options that make it."""
-    limit = longest_of(configuration, arguments.max_cost)
+    limit = longest_of(configuration.plan, arguments.max_cost)
     other = {"model": arguments.strong, "choices": None, "temperature": None, "max_tokens": limit}
     of_strong = argparse.Namespace(**{**vars(arguments), **other})
     try:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 
 import orjson
 
 from promptmill.cli.options import Parser, at_least_one, refuse
 from promptmill.cli.terminal import OK, say
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import input_error
 from promptmill.core.wording import counted
-from promptmill.jobs import disk
-from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.inputs.short_forms import labels_of
-from promptmill.jobs.manage.reviewed import LABEL, ROWS, Review, review, take, write_table
-from promptmill.jobs.store.database import DamagedError
+from promptmill.jobs.manage.reviewed import ROWS, Review, review, take
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.report import review_page
 from promptmill.system.safe_open import home_expanded
-
-_PAGES, _TABLES = frozenset({".html", ".htm"}), frozenset({".csv", ".xlsx"})
 
 
 def add_options(parser: Parser) -> None:
@@ -61,27 +55,19 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         taken = take(folder, home_expanded(arguments.take), labels)
         if arguments.json:
-            say(orjson.dumps({"taken": taken.taken, "changed": taken.changed, "written": taken.is_written}).decode())
+            say(orjson.dumps(taken.as_dict()).decode())
         else:
             say(f"{taken}.")
         return OK
     given = _default(folder) if arguments.output is None else home_expanded(arguments.output)
     suffix = given.suffix.lower()
-    if suffix not in _PAGES | _TABLES:
+    if suffix not in {*review_page.PAGES, *review_page.TABLES}:
         raise input_error(f"{given.name} is no name for a review: it ends in .html, .csv or .xlsx.")
     refuse((arguments.rows and arguments.sample, "--rows", "goes without --sample."))
-    refuse((arguments.open and suffix in _TABLES, "--open", "shows a page; leave -o out, or name a .html."))
-    try:
-        most, drawn = arguments.rows or ROWS, arguments.sample
-        found = review(folder, drawn or most, labels, at_random=drawn is not None)
-    except (OSError, DamagedError) as error:
-        why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
-        raise PromptmillError(Code.STORAGE, f"There is no review of job {folder.job_id}: {why}.", "") from None
-    made = None
-    if suffix in _TABLES:
-        write_table(given, found)
-    else:
-        made = review_page.write(given, found, _command(found))
+    refuse((arguments.open and suffix in review_page.TABLES, "--open", "shows a page; leave -o out, or name a .html."))
+    most, drawn = arguments.rows or ROWS, arguments.sample
+    found = review(folder, drawn or most, labels, at_random=drawn is not None)
+    made = review_page.write(given, found)
     path = given.absolute()
     if arguments.json:
         say(orjson.dumps({"file": str(path), "rows": len(found.rows), "labels": list(found.labels)}).decode())
@@ -99,21 +85,10 @@ def _default(folder: Folder) -> Path:
     return spec.output.path.with_name(f"{spec.output.path.name}.review.html")
 
 
-def _command(found: Review) -> str:
-    """Return the command that takes the decisions of a page; of several answers to each row, it measures them."""
-    saved = review_page.saved_as(found)
-    taken = "review", found.job_id, "--take", saved
-    measured = "compare", found.job_id, "--by", VARIANT, "--gold", f"{saved}:{LABEL}"
-    return shlex.join(["promptmill", *(taken if found.can_take else measured)])
-
-
 def _words(found: Review, path: Path) -> str:
     if not found.rows:
         return (
             f"no row of {found.job_id} is unsure; labels have scores with --votes, --sure or log probabilities: {path}"
         )
-    kinds: dict[str, int] = {}
-    for row in found.rows:
-        kinds[row.why] = kinds.get(row.why, 0) + 1
-    named = ", ".join(f"{count:,} {why}" for why, count in kinds.items())
+    named = ", ".join(f"{count:,} {why}" for why, count in found.reasons.items())
     return f"{counted(len(found.rows), 'row')} to review ({named}): {path}"

@@ -10,21 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.improvement import search_text as words
 from promptmill.improvement.gold import Gold
 from promptmill.improvement.search import WORSE, YOURS, search
-from promptmill.improvement.search_jobs import JobSteps, longest_of
+from promptmill.improvement.search_jobs import JobSteps, StepModel, longest_of
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.any_format import objects_in
-from promptmill.jobs.inputs.short_forms import labels_of
+from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.row_secrets import check_rows
+from promptmill.jobs.inputs.short_forms import Labels, labels_of
 from promptmill.jobs.manage.bulk_call import configuration_of, run_order, watch_of
 from promptmill.jobs.manage.bulk_options import ModelOptions
 from promptmill.jobs.manage.bulk_result import lines_of
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import Earlier
+from promptmill.jobs.store.order import Earlier, JobOrder
 from promptmill.system import runtime
+from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import home_expanded
 
 _WIDTH = 100  # characters
@@ -101,14 +105,19 @@ def improve(
         of_strong = {name: value for name, value in given.items() if name in ModelOptions.__annotations__}
         folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ)
         watch, target = watch_of(show=options.get("progress")), None if output is None else home_expanded(output)
+        limit = longest_of(configuration.plan, max_cost)
+
+        def asked(its: Configuration) -> StepModel:
+            def run(order: JobOrder, source: Given) -> None:
+                runtime.run_anywhere(run_order(order, source, its, folders, watch))
+
+            return StepModel(its.plan, run)
+
         steps = JobSteps(
             folders,
-            configuration,
-            configuration_of(of_strong | {"model": strong, "max_tokens": longest_of(configuration, max_cost)}),
-            "\n\n".join(filter(None, (given.get("system"), labels.definitions))),
-            lambda order, source, configuration: runtime.run_anywhere(
-                run_order(order, source, configuration, folders, watch)
-            ),
+            asked(configuration),
+            asked(configuration_of(of_strong | {"model": strong, "max_tokens": limit})),
+            system_of(given.get("system"), labels),
             max_cost,
             Earlier(again=given.get("again")),
         )
@@ -122,14 +131,33 @@ def improve(
     return Improvement(figures)
 
 
-def gold_in(path: Path, column: str, prompt: str, labels: Sequence[str], *, encoding: str | None) -> Gold:
-    """Return the gold rows in a file. Raises `PromptmillError`."""
+def system_of(system: str | None, labels: Labels) -> str:
+    """Return the system prompt above every row: the given one, and the definitions of the labels."""
+    return "\n\n".join(filter(None, (system, labels.definitions)))
+
+
+def gold_in(
+    path: Path,
+    column: str,
+    prompt: str,
+    labels: Sequence[str],
+    *,
+    encoding: str | None,
+    rule: FileRule | None = None,
+) -> Gold:
+    """Return the gold rows in a file. `rule`: of a call, which may use no file with secrets.
+
+    Raises `PromptmillError`.
+    """
     try:
-        return Gold.of(objects_in(path, encoding), column, prompt, labels)
+        rows = list(objects_in(path, encoding))
     except LookupError:
         raise input_error(Named("encoding"), f": {encoding or '':.20} is no encoding.") from None
     except OSError as error:
         raise PromptmillError(Code.STORAGE, f"{error.filename} cannot be read: {disk.why(error)}.", "") from None
+    if rule is not None:
+        check_rows(path.name, rows, rule)
+    return Gold.of(rows, column, prompt, labels)
 
 
 @contextlib.contextmanager

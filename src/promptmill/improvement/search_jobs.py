@@ -6,14 +6,14 @@ same search begins or resumes the same jobs in the same order. The job of a test
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 import orjson
 
-from promptmill.config.loading import Configuration
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.improvement.candidates import SYSTEM
@@ -26,18 +26,29 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import Earlier, JobOrder, Limits, Question, Shown, Variant
 from promptmill.jobs.store.rounds import ANSWERED
+from promptmill.jobs.store.spec import digest
 
-Run: TypeAlias = Callable[[JobOrder, Given, Configuration], object]
+Run: TypeAlias = Callable[[JobOrder, Given], object]
 """Runs a job to its end, which may be a job that is done; raises if it stops before."""
 _LONGEST_PROMPT = 4096  # tokens
 _SEEN, _WRITTEN, _HELD_OUT = "improve-seen", "improve-candidates", "improve-held-out"
 
 
-def longest_of(configuration: Configuration, max_cost: float | None) -> int | None:
+def longest_of(plan: ResolvedConfig, max_cost: float | None) -> int | None:
     """Return the limit of the strong model's replies, in tokens: a limit in the file is that of labels, and a budget
     needs one; None else, since a small model may not have the room."""
-    limit = configuration.plan.settings.sampling_params.max_tokens
+    limit = plan.settings.sampling_params.max_tokens
     return None if limit is None and max_cost is None else _LONGEST_PROMPT
+
+
+@dataclass(frozen=True, slots=True)
+class StepModel:
+    """A model of the search, and the function that runs its jobs."""
+
+    plan: ResolvedConfig
+    run: Run
+    command: Sequence[str] = ()
+    """The command by which one of its jobs is resumed by its id."""
 
 
 @dataclass
@@ -45,15 +56,13 @@ class JobSteps:
     """An `Asker` whose answers are those of jobs, with one budget."""
 
     folders: JobFolders
-    model: Configuration
-    strong: Configuration
+    model: StepModel
+    strong: StepModel
     system_prompt: str
-    run: Run
     max_cost: float | None = None
     earlier: Earlier = field(default_factory=Earlier)
-    shown: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """The commands by which a step is resumed by its id, of the steps of the `model` and of those of the `strong`
-    one."""
+    owner: str = ""
+    """The owner of the jobs, see `Caller`: another owner's equal search has jobs of its own."""
     spent: JsonDict = field(default_factory=dict)
     """The sums of the jobs so far."""
 
@@ -94,7 +103,7 @@ class JobSteps:
     def _step(self, name: str, rows: Sequence[JsonObject], prompts: Sequence[str]) -> Folder:
         """Run a job that asks each of the prompts for each row, and return its folder."""
         is_written = name == _WRITTEN
-        configuration = self.strong if is_written else self.model
+        model = self.strong if is_written else self.model
         left = None if self.max_cost is None else max(0.0, self.max_cost - self.spent.get("cost", 0.0))
         variants = tuple(Variant(name=str(at), prompt=at) for at in range(len(prompts))) if len(prompts) > 1 else ()
         order = JobOrder(
@@ -105,14 +114,15 @@ class JobSteps:
             limits=Limits(max_cost=left),
             earlier=self.earlier,
             variants=variants,
-            shown=Shown(command=list(self.shown.get("strong" if is_written else "model", ())), reason="improve"),
+            shown=Shown(command=list(model.command), reason="improve"),
         )
         lines = (orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
-        with given.written(self.folders, lines, ".jsonl", name) as source:
-            job_id = given.loose_id(source, configuration.plan, order)
+        with given.written(self.folders, lines, ".jsonl", name) as file:
+            source = file._replace(key=digest(file.key, self.owner)) if self.owner else file
+            job_id = given.loose_id(source, model.plan, order)
             folder = self.folders.loose(job_id)
             try:
-                self.run(order.model_copy(update={"output": folder.answers}), source, configuration)
+                model.run(order.model_copy(update={"output": folder.answers}), source)
             finally:
                 self._count(folder)
         return folder

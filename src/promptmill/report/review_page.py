@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import cut
 from promptmill.jobs import disk
-from promptmill.jobs.manage.reviewed import KEY, LABEL, ROW, Review
+from promptmill.jobs.columns import VARIANT
+from promptmill.jobs.manage.reviewed import KEY, LABEL, ROW, Review, write_table
 from promptmill.report import page
 from promptmill.report.page import Report
 
 _TEMPLATE = Path(__file__).with_name("review.html")
 _LONGEST = 20_000  # characters of a text
+PAGES, TABLES = (".html", ".htm"), (".csv", ".xlsx")
+"""The suffixes of the files of reviews."""
 
 
 def saved_as(found: Review) -> str:
@@ -20,11 +24,24 @@ def saved_as(found: Review) -> str:
     return f"{found.job_id}.decisions.csv"
 
 
-def write(target: Path, found: Review, command: str) -> Report:
-    """Write the page of a review to `target`, all at once; it shows the `command` that takes the decisions.
+def write(target: Path, found: Review) -> Report | None:
+    """Write a review to a new table, or to a page, which is returned. Raises `PromptmillError`."""
+    if target.suffix.lower() in TABLES:
+        write_table(target, found)
+        return None
+    return _write_page(target, found)
 
-    Raises `PromptmillError`.
-    """
+
+def _command(found: Review) -> str:
+    """Return the command that takes the decisions of a page; of several answers to each row, it measures them."""
+    saved = saved_as(found)
+    taken = "review", found.job_id, "--take", saved
+    measured = "compare", found.job_id, "--by", VARIANT, "--gold", f"{saved}:{LABEL}"
+    return shlex.join(["promptmill", *(taken if found.can_take else measured)])
+
+
+def _write_page(target: Path, found: Review) -> Report:
+    """Write the page of a review, all at once; it shows the command that takes the decisions."""
     title = f"Review: {found.title}"
     page.check(target, title)
     data = {
@@ -32,7 +49,7 @@ def write(target: Path, found: Review, command: str) -> Report:
         "labels": list(found.labels),
         "columns": [ROW, LABEL, KEY],
         "saved": saved_as(found),
-        "command": command,
+        "command": _command(found),
         "rows": [
             {
                 "number": row.number,

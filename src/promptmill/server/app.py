@@ -29,6 +29,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import USUAL_KEYS
 from promptmill.core.errors import redact
 from promptmill.server.bulk_tools import add_bulk_tools, running_jobs_of
+from promptmill.server.label_tools import add_label_tools
 from promptmill.server.questions import Questions
 from promptmill.server.tasks import Tasks
 from promptmill.server.tool_calls import CallLog, PlainArguments
@@ -128,6 +129,7 @@ def create_server(
     questions = Questions()
     add_answer_tools(mcp, service, running_jobs, questions)
     add_bulk_tools(mcp, service, running_jobs, questions)
+    add_label_tools(mcp, service, running_jobs, questions)
     mcp.add_extension(long_calls := Tasks(service, running_jobs))
     mcp._mcp_server.middleware.append(long_calls.in_old_form)
     _add_status(mcp, service)

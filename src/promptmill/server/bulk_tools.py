@@ -24,7 +24,16 @@ from promptmill.core.values import JsonDict
 from promptmill.jobs.store.rounds import MOST_VOTES, Again
 from promptmill.server import arguments
 from promptmill.server.questions import Questions
-from promptmill.server.results import INLINE, PAGE_CHARACTERS, most_bytes, page, page_characters, wants_copy
+from promptmill.server.results import (
+    INLINE,
+    PAGE_CHARACTERS,
+    most_bytes,
+    object_schema,
+    objects_schema,
+    page,
+    page_characters,
+    wants_copy,
+)
 from promptmill.server.tool_calls import caller_of, tool
 from promptmill.server.tools import plan_of_call, sampling_of_call
 from promptmill.service.service import Service
@@ -57,23 +66,13 @@ _STATUS: JsonDict = {
 }
 
 
-def _object(properties: JsonDict, *required: str) -> JsonDict:
-    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": True}
-
-
-def _objects(description: str = "") -> JsonDict:
-    # no types: a row may include the input's fields, which may have any names
-    found: JsonDict = {"type": "array", "items": {"type": "object", "additionalProperties": True}}
-    return found | ({"description": description} if description else {})
-
-
-_ROWS = _object(
+_ROWS = object_schema(
     {
         "job_id": {"type": "string"},
         "state": _STATUS["state"],
         "done": _STATUS["done"],
         "total": _STATUS["total"],
-        "rows": _objects(
+        "rows": objects_schema(
             "Each has `row`, its number from 0 (in the job of a call: `index`, the prompt's place), `answer`, "
             '"" for a failed row, and `error`, with `code` and `message` for a failed row, else null.'
         ),
@@ -89,12 +88,12 @@ _ROWS = _object(
     "rows",
     "next_offset",
 )
-_COMPARISON = _object(
+_COMPARISON = object_schema(
     {
         "rows_compared": {"type": "integer"},
         "matched": {"type": "string", "description": "The key by which rows are the same, such as `by id`."},
-        "files": _objects(),
-        "pairs": _objects("The agreement of two files; `changes` counts each pair of answers."),
+        "files": objects_schema(),
+        "pairs": objects_schema("The agreement of two files; `changes` counts each pair of answers."),
         "gold": {
             "type": "object",
             "description": "The figures against the right answers.",
@@ -105,13 +104,13 @@ _COMPARISON = _object(
             "description": "The verdicts so far by pair of files, and the state of the judge's job.",
             "additionalProperties": True,
         },
-        "rows": _objects("Rows whose answers differ, with their number from 1."),
+        "rows": objects_schema("Rows whose answers differ, with their number from 1."),
     },
     "rows_compared",
     "files",
     "rows",
 )
-_SEVERAL = _object(
+_SEVERAL = object_schema(
     {**_STATUS, "jobs": {"type": "array", "items": {"$ref": "#"}}}
 )  # each has the schema of a single one
 
@@ -135,6 +134,12 @@ def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
         return RunningJobs(service, rule)
 
     return running_jobs
+
+
+async def imported(running_jobs: Callable[[], RunningJobs]) -> RunningJobs:
+    """Return the jobs of the server; the first import takes 0.4 s, in a thread."""
+    await asyncio.to_thread(importlib.import_module, "promptmill.jobs.manage.running_jobs")
+    return running_jobs()
 
 
 def _argument_of(parameters: Container[str], named: Named) -> str | None:
@@ -197,14 +202,11 @@ def add_bulk_tools(
 ) -> None:
     """Add the tools of jobs and the resource of answers to the app."""
 
-    async def jobs() -> RunningJobs:
-        # the first import takes 0.4 s
-        await asyncio.to_thread(importlib.import_module, "promptmill.jobs.manage.running_jobs")
-        return running_jobs()
+    jobs = functools.partial(imported, running_jobs)
 
     @tool(
         mcp,
-        output_schema=_object({"message": {"type": "string"}, **_STATUS}, "job_id", "state"),
+        output_schema=object_schema({"message": {"type": "string"}, **_STATUS}, "job_id", "state"),
         annotations=ToolAnnotations(
             title="Answer a file of prompts",
             readOnlyHint=False,
@@ -671,7 +673,7 @@ def _add_tools_of_a_job(
 
     @tool(
         mcp,
-        output_schema=_object(_STATUS, "job_id", "state"),
+        output_schema=object_schema(_STATUS, "job_id", "state"),
         annotations=ToolAnnotations(
             title="End a job", readOnlyHint=False, destructiveHint=False, idempotentHint=True, openWorldHint=False
         ),
@@ -685,7 +687,7 @@ def _add_tools_of_a_job(
 
     @tool(
         mcp,
-        output_schema=_object(_STATUS, "job_id", "state"),
+        output_schema=object_schema(_STATUS, "job_id", "state"),
         annotations=ToolAnnotations(
             title="Pause, resume, limit or report a job",
             readOnlyHint=False,

@@ -40,6 +40,19 @@ PAGE_CHARACTERS = 40_000  # some 10,000 tokens; clients cut or refuse a result o
 _PAGES = {"codex-mcp-client": 9_000}  # it cuts what exceeds 10,000 bytes out of the middle of a result
 # Their models get the structured content and never see the text (seen in these versions and later ones).
 _WITHOUT_TEXT = {"claude-code": (2, 1, 121), "codex-mcp-client": (0, 169)}
+
+
+def object_schema(properties: JsonDict, *required: str) -> JsonDict:
+    """Return the schema of an object that may have further properties."""
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": True}
+
+
+def objects_schema(description: str = "") -> JsonDict:
+    """Return the schema of a list of objects without types: a row may include the input's fields, of any names."""
+    found: JsonDict = {"type": "array", "items": {"type": "object", "additionalProperties": True}}
+    return found | ({"description": description} if description else {})
+
+
 ANSWERS: JsonDict = {
     "type": "object",
     "properties": {

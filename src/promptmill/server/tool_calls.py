@@ -401,8 +401,16 @@ def _where(name: str, properties: JsonObject) -> str:
     return f"; {did_you_mean(name, properties, known)}"
 
 
-async def with_progress(ctx: Context, service: Service, stats: Call, work: Coroutine[Any, Any, T]) -> T:
+async def with_progress(
+    ctx: Context,
+    service: Service,
+    stats: Call,
+    work: Coroutine[Any, Any, T],
+    words_of: Callable[[], str] | None = None,
+) -> T:
     """Run `work` in a separate task, and report its progress to the client if the request asks for that.
+
+    `words_of` returns the words of a report; without it, they are about the items that `stats` counts.
 
     The task is separate because FastMCP cancels with an anyio scope, in which the clean-up of `work` could not wait.
     """
@@ -416,7 +424,7 @@ async def with_progress(ctx: Context, service: Service, stats: Call, work: Corou
         await ctx.report_progress(0, stats.facts.total, "starting")
         while not task.done():
             await asyncio.wait({task}, timeout=_PAUSE_S)
-            words = _status(service, stats)
+            words = _status(service, stats) if words_of is None else words_of()
             if not task.done() and reported.is_news(stats, words):
                 await ctx.report_progress(reported.number, stats.facts.total, words)
         if stats.facts.total != 0:

@@ -17,9 +17,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from promptmill.core import values
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.secret_text import find_field
+from promptmill.core.values import JsonObject
 from promptmill.jobs.inputs.any_format import format_of_input
 from promptmill.jobs.inputs.cells import CellTable
 from promptmill.jobs.inputs.files import InputFiles
@@ -120,6 +123,17 @@ def check(store: JobDatabase, source: InputSpec, rule: FileRule, work: Work) -> 
     words, line = rule.finder.find_in(lines())
     if words:
         raise _refusal(name, f"{words} in row {line}" if line else words)
+
+
+def check_rows(file: str, rows: Sequence[JsonObject], rule: FileRule) -> None:
+    """Look for secrets in rows that are read at once. Raises `PromptmillError` (`invalid_input`)."""
+    if not rule.is_guarded:
+        return
+    _check_names(file, (name for row in rows for name in row))
+    _check_names(file, _names_of_texts(rows))
+    words, line = rule.finder.find_in(orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+    if words:
+        raise _refusal(file, f"{words} in row {line}" if line else words)
 
 
 def _check_tables(database: Path, rule: FileRule) -> None:

@@ -22,6 +22,7 @@ import orjson
 from promptmill.answers.checker import Checker
 from promptmill.answers.schema import AnswerSchema
 from promptmill.backends.protocol import Completion, Counts
+from promptmill.core.bounds import MOST_REVIEWED
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import LONGEST_SHOWN, close_matches, counted, cut, listed
@@ -34,7 +35,7 @@ from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.job_rows import JobRows
 from promptmill.jobs.run import steps
 from promptmill.jobs.store import progress, statistics
-from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.records import PERSON, SLOT, Made, Record, record_of
@@ -46,7 +47,6 @@ from promptmill.jobs.sure.panel import cheap_of, decide, label_in, label_of, pla
 
 ROWS = 50
 """The rows of a review, unless another number is given: about an hour of a person."""
-MOST_ROWS = 10_000
 ROW, LABEL, WHY, KEY = "row", "label", "why", "key"
 """Columns of a review: the row's number (from 1), the person's label, the reason, the beginning of its question's
 digest."""
@@ -95,6 +95,11 @@ class Review:
     """Whether the job takes decisions: a job with several answers to each row delivers all of them."""
 
     @property
+    def reasons(self) -> dict[str, int]:
+        """The number of rows by their reasons."""
+        return dict(Counter(row.why for row in self.rows))
+
+    @property
     def columns(self) -> list[str]:
         """The columns of its table."""
         names = dict.fromkeys(name for row in self.rows for name in row.cells() if name != KEY)
@@ -115,13 +120,17 @@ def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_r
     `labels`: further labels. `at_random`: draw the rows from all answers instead, the same rows each time. Blocks;
     1,000,000 rows take less than a minute.
 
-    Raises `PromptmillError`, and the errors of `JobDatabase`.
+    Raises `PromptmillError`.
     """
-    with folder.reading() as store:
-        spec, most = folder.spec_in(store), min(most, MOST_ROWS)
-        chosen = list(_drawn(store, spec, most)) if at_random else heapq.nsmallest(most, _candidates(store, spec))
-        known = [] if spec.output.answer_schema is not None else _labels_in(store)
-        rows = list(_rows(store, spec, chosen))
+    try:
+        with folder.reading() as store:
+            spec, most = folder.spec_in(store), min(most, MOST_REVIEWED)
+            chosen = list(_drawn(store, spec, most)) if at_random else heapq.nsmallest(most, _candidates(store, spec))
+            known = [] if spec.output.answer_schema is not None else _labels_in(store)
+            rows = list(_rows(store, spec, chosen))
+    except (OSError, DamagedError) as error:
+        why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
+        raise PromptmillError(Code.STORAGE, f"There is no review of job {folder.job_id}: {why}.", "") from None
     to = f" → {spec.output.path.name}" if spec.output.format else ""
     every = list(dict.fromkeys([*labels, *known]))
     return Review(f"{spec.input.path.name}{to}", spec.job_id, rows, every, not spec.is_grid)
@@ -305,6 +314,10 @@ class Taken:
     """How many of them differ from the answer that they replace."""
     is_written: bool
     """Whether the output has them; otherwise the job is not finished."""
+
+    def as_dict(self) -> JsonDict:
+        """Return the counts as programs get them."""
+        return {"taken": self.taken, "changed": self.changed, "written": self.is_written}
 
     def __str__(self) -> str:
         changed = f", {self.changed:,} of them {'changes' if self.changed == 1 else 'change'} the answer"

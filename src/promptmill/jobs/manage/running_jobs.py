@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_PATH, MOST_RUNNERS
@@ -43,6 +43,7 @@ from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.safe_open import OutsideError, home_expanded
 
+T = TypeVar("T")
 _WAIT_S = 1.0
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # as a path it has a single slash; a drive has a single letter
 Approve: TypeAlias = Callable[[float | None, float | None, float | None], Awaitable[None]]
@@ -417,7 +418,7 @@ class RunningJobs:
         job.change = replace(job.change, disk_share=CALL_DISK_SHARE)
         return job
 
-    async def apart(self, call: partial[dict[str, Any]], name: str, module: str) -> dict[str, Any]:
+    async def apart(self, call: partial[T], name: str, module: str) -> T:
         """Return the result of a step of `module` in a process of its own. Raises as `detached.done_apart` does."""
         async with self._places:
             return await detached.done_apart(call, name, module=module)
@@ -563,9 +564,13 @@ class RunningJobs:
 
     def allowed_page(self, text: str) -> Path:
         """Return the resolved path of an HTML file that a call names as its `report`. Raises as `allowed` does."""
-        real = self._resolved_path(text, "report")
-        if real.suffix.lower() != ".html":
-            raise input_error("report is no .html file; name one, such as answers.report.html.")
+        return self.allowed_of(text, "report", (".html",))
+
+    def allowed_of(self, text: str, name: str, suffixes: Sequence[str]) -> Path:
+        """Return the resolved path of a file to write that has one of the `suffixes`. Raises as `allowed` does."""
+        real = self._resolved_path(text, name)
+        if real.suffix.lower() not in suffixes:
+            raise input_error(f"{name} is no {' or '.join(suffixes)} file; name one, such as answers{suffixes[0]}.")
         return real
 
     def _resolved_path(self, text: str, name: str) -> Path:

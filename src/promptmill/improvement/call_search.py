@@ -1,0 +1,191 @@
+"""A search for a better prompt for a call.
+
+    the file ─▶ another process: the gold rows ─▶ a thread: the search ─▶ this server's jobs, a step each
+
+The other process has limited memory and time: an agent that has read a poisoned page may have named the file and
+written the prompt. Each step is a job, so a repeated call resumes the search, and pays for no answer again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import orjson
+
+from promptmill.backends import registry
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.values import JsonDict
+from promptmill.core.wording import LONGEST_SHOWN, cut
+from promptmill.improvement.gold import Gold, GoldRow
+from promptmill.improvement.improvement import gold_in, system_of
+from promptmill.improvement.search import search
+from promptmill.improvement.search_jobs import JobSteps, StepModel, longest_of
+from promptmill.jobs.caller import Caller
+from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.row_secrets import check_encoding
+from promptmill.jobs.inputs.short_forms import Labels
+from promptmill.jobs.manage import detached
+from promptmill.jobs.manage.running_jobs import Approve, RunningJobs
+from promptmill.jobs.store import progress
+from promptmill.jobs.store.database import Work
+from promptmill.jobs.store.order import Earlier, JobOrder
+from promptmill.system import runtime
+from promptmill.system.call_files import FileRule
+
+_MODULE = "promptmill.improvement.call_search"
+_COMPUTING_S = 300  # as for the validation of a file
+_LOOK_S = 0.2  # a look at a job takes a millisecond, and a search has eight jobs or fewer
+_MOST_BYTES = 64 << 20  # of gold rows, which the server holds; each row costs a dozen requests
+_RESUMES = "The same call resumes the search, and pays for no answer again."
+
+
+class CallModel(NamedTuple):
+    """A model of the search: its plan, and the function that gets the cost of each of its jobs."""
+
+    plan: ResolvedConfig
+    approve: Approve | None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOrder:
+    """The search that a call asks for."""
+
+    input_file: str
+    gold: str
+    prompt: str
+    labels: Labels
+    model: CallModel
+    strong: CallModel
+    system_prompt: str = ""
+    encoding: str | None = None
+    again: Literal["failed"] | None = None
+    max_cost: float | None = None
+
+
+def strong_plan(plan: ResolvedConfig, model: ResolvedConfig, max_cost: float | None) -> ResolvedConfig:
+    """Return the plan of the strong model of a search, whose replies are prompts: longer than the labels of `model`."""
+    limit = longest_of(model, max_cost)
+    return (plan if limit is None else plan.with_sampling({"max_tokens": limit})).capped
+
+
+class CallSearch:
+    """A search that a call waits for."""
+
+    def __init__(self, jobs: RunningJobs, caller: Caller, order: SearchOrder) -> None:
+        self._jobs, self._caller, self._order = jobs, caller, order
+        self._loop = asyncio.get_running_loop()
+        self._step = "reading the gold rows"
+        self._counts = ""
+        self._job_id = ""
+        self._job: asyncio.Task[None] | None = None
+        self._is_late = self._is_cancelled = False
+
+    @property
+    def words(self) -> str:
+        """The progress in words."""
+        return f"{self._step}{self._counts}"
+
+    async def figures(self, limit_s: float | None) -> JsonDict:
+        """Return the figures of the search and the state `finished`; after `limit_s`, the state `running`.
+
+        The state is `running` only when the job of an unfinished step runs, so that each repeated call gets further.
+        If this call is cancelled, the job ends. Raises `PromptmillError`.
+        """
+        order = self._order
+        check_encoding(order.encoding)
+        path = self._jobs.allowed(order.input_file, "input_file")
+        for model in (order.model, order.strong):
+            registry.check_key(model.plan)
+        call = partial(
+            _gold,
+            path=path,
+            column=order.gold,
+            prompt=order.prompt,
+            labels=list(order.labels.texts),
+            encoding=order.encoding,
+            rule=self._jobs.rule,
+        )
+        gold = await self._jobs.apart(call, path.name, _MODULE)
+        searching = asyncio.ensure_future(asyncio.to_thread(self._search, gold))
+        searching.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits for it
+        try:
+            await asyncio.wait({searching}, timeout=limit_s)
+            self._is_late = True
+            await asyncio.wait({searching})
+        except asyncio.CancelledError:
+            self._is_cancelled = True
+            if self._job is not None:
+                self._job.cancel()
+            with contextlib.suppress(PromptmillError):  # the job of the step is not made yet
+                await self._jobs.cancel(self._job_id, self._caller)
+            raise
+        if not searching.cancelled():
+            return {"state": progress.FINISHED, **searching.result()}
+        message = f"The search takes longer than a call may. {_RESUMES}"
+        return {"state": progress.RUNNING, "message": message, "step": self.words, "job_id": self._job_id}
+
+    def _search(self, gold: Gold) -> JsonDict:
+        order = self._order
+        steps = JobSteps(
+            self._jobs.folders,
+            StepModel(order.model.plan, partial(self._run, order.model)),
+            StepModel(order.strong.plan, partial(self._run, order.strong)),
+            system_of(order.system_prompt, order.labels),
+            order.max_cost,
+            Earlier(again=order.again),
+            self._caller.owner,
+        )
+        found = search(gold, order.prompt, steps, system=steps.system_prompt, tell=self._tell)
+        found["candidates"] = [one | {"prompt": cut(one["prompt"], LONGEST_SHOWN)} for one in found["candidates"]]
+        return found | steps.spent
+
+    def _tell(self, text: str) -> None:
+        self._step, self._counts = text, ""
+
+    def _run(self, model: CallModel, order: JobOrder, source: Given) -> None:
+        asyncio.run_coroutine_threadsafe(self._ran(model, order, source), self._loop).result()
+
+    async def _ran(self, model: CallModel, order: JobOrder, source: Given) -> None:
+        """Run the job of a step to its end."""
+        if self._is_cancelled:
+            raise asyncio.CancelledError
+        self._job, self._job_id = asyncio.current_task(), order.output.parent.name
+        now = await self._jobs.start_given(order, source, model.plan, model.approve, self._caller)
+        while now["alive"] or now["state"] in progress.ALIVE:  # the search opens its database
+            if self._is_late:
+                raise asyncio.CancelledError
+            await asyncio.sleep(_LOOK_S)
+            now = await asyncio.to_thread(self._jobs.status, self._job_id, caller=self._caller)
+            self._counts = f": {now.get('done', 0):,} of {now['total']:,} requests" if now.get("total") else ""
+        if now["state"] != progress.FINISHED:
+            reason = now.get("reason") or f"The job {self._job_id} is {now['state']}."
+            code = Code(now.get("code", Code.SHUTDOWN))
+            raise PromptmillError(code, f"The search has stopped. {reason}", _RESUMES)
+
+
+def _gold(
+    _: Work, *, path: Path, column: str, prompt: str, labels: list[str], encoding: str | None, rule: FileRule
+) -> Gold:
+    runtime.limit_computing(_COMPUTING_S)
+    found = gold_in(path, column, prompt, labels, encoding=encoding, rule=rule)
+    rows = [*found.seen, *found.held_out]
+    cells = [orjson.dumps(row.cells, default=str) for row in rows]
+    if sum(map(len, cells)) > _MOST_BYTES:
+        raise input_error(f"The gold rows of {path.name} have more than {_MOST_BYTES >> 20} MiB; label fewer rows.")
+    plain = [GoldRow(row.key, orjson.loads(text), row.label) for row, text in zip(rows, cells, strict=True)]
+    seen = len(found.seen)
+    return Gold(labels, found.header, plain[:seen], plain[seen:], found.repeated, found.without)
+
+
+_STEPS: Mapping[str, Callable[..., object]] = {_gold.__name__: _gold}
+
+if __name__ == "__main__":
+    sys.exit(detached.main(_STEPS))
