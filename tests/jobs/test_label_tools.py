@@ -67,7 +67,7 @@ async def test_a_review_is_written_for_the_user_with_all_rows(voted, tools, name
         written = (voted.path / name).read_bytes()
         assert name.endswith(".xlsx") or KEY.encode() in written
         if name.endswith(".html"):
-            assert f"promptmill review {found['job_id']} --take".encode() in written
+            assert f"review_take: job_id {found['job_id']}, take ".encode() in written
             return
         with pytest.raises(ToolError, match="exists, perhaps with a person's labels"):
             await call("review", job_id="out.jsonl", output_file=name)

@@ -155,13 +155,16 @@ async def test_no_client_cuts_a_description_or_the_instructions(upstream, locked
     told = {tool.name: tool.description for tool in await server.list_tools()}
     assert max(len(sure(text).encode()) for text in [server.instructions, *told.values()]) <= 2048
     named = set(
-        re.findall(r"`(\w*generate|bulk_\w+|compare|generation_init|vllm_shutdown)`", sure(server.instructions))
+        re.findall(
+            r"`(\w*generate|bulk_\w+|compare|review|review_take|improve|generation_init|vllm_shutdown)`",
+            sure(server.instructions),
+        )
     )
     assert named == told.keys(), "the instructions say when to use each tool"
 
 
 async def test_long_results_reach_the_model_of_claude_code_and_not_a_file(tools):
     limits = {name: (tool.meta or {}).get("anthropic/maxResultSizeChars") for name, tool in tools.items()}
-    long = {"generate", "multimodal_generate", "bulk_results", "compare"}
+    long = {"generate", "multimodal_generate", "bulk_results", "compare", "review", "improve"}
     assert {name for name, limit in limits.items() if limit} == long
     assert {limit for limit in limits.values() if limit} == {500_000}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 import orjson
@@ -11,8 +12,9 @@ from promptmill.cli.options import Parser, at_least_one, refuse
 from promptmill.cli.terminal import OK, say
 from promptmill.core.errors import input_error
 from promptmill.core.wording import counted
+from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.inputs.short_forms import labels_of
-from promptmill.jobs.manage.reviewed import ROWS, Review, review, take
+from promptmill.jobs.manage.reviewed import LABEL, ROWS, Review, review, take
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.report import review_page
@@ -67,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
     refuse((arguments.open and suffix in review_page.TABLES, "--open", "shows a page; leave -o out, or name a .html."))
     most, drawn = arguments.rows or ROWS, arguments.sample
     found = review(folder, drawn or most, labels, at_random=drawn is not None)
-    made = review_page.write(given, found)
+    made = review_page.write(given, found, _command(found))
     path = given.absolute()
     if arguments.json:
         say(orjson.dumps({"file": str(path), "rows": len(found.rows), "labels": list(found.labels)}).decode())
@@ -83,6 +85,14 @@ def _default(folder: Folder) -> Path:
     if not spec.output.format:
         return Path(f"{spec.job_id}.review.html")
     return spec.output.path.with_name(f"{spec.output.path.name}.review.html")
+
+
+def _command(found: Review) -> str:
+    """Return the command that takes the decisions of a page; of several answers to each row, it measures them."""
+    saved = review_page.saved_as(found)
+    taken = "review", found.job_id, "--take", saved
+    measured = "compare", found.job_id, "--by", VARIANT, "--gold", f"{saved}:{LABEL}"
+    return shlex.join(["promptmill", *(taken if found.can_take else measured)])
 
 
 def _words(found: Review, path: Path) -> str:

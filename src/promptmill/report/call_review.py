@@ -19,10 +19,11 @@ from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, cut
 from promptmill.jobs.caller import Caller
+from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.inputs import given
 from promptmill.jobs.inputs.short_forms import labels_of
 from promptmill.jobs.manage import detached
-from promptmill.jobs.manage.reviewed import LABEL, ROW, ROWS, ReviewRow, review, take
+from promptmill.jobs.manage.reviewed import LABEL, ROW, ROWS, Review, ReviewRow, review, take
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
@@ -101,7 +102,7 @@ def _review(
     runtime.limit_computing(_COMPUTING_S)
     found = review(Folder(path), most, labels, at_random=at_random)
     if target is not None:
-        review_page.write(target, found)
+        review_page.write(target, found, _call(found))
     finder = rule.finder if rule.is_guarded else None
     return {
         "job_id": found.job_id,
@@ -116,6 +117,14 @@ def _review(
         "rows": [_shown(row, finder) for row in found.rows],
         "next_offset": None,
     }
+
+
+def _call(found: Review) -> str:
+    """Return the call that takes the decisions of a page; of several answers to each row, it measures them."""
+    saved = review_page.saved_as(found)
+    if found.can_take:
+        return f"review_take: job_id {found.job_id}, take {saved}"
+    return f"compare: files {found.job_id}, by {VARIANT}, gold {saved}:{LABEL}"
 
 
 def _shown(row: ReviewRow, finder: SecretFinder | None) -> JsonDict:

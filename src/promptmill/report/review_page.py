@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import cut
 from promptmill.jobs import disk
-from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.manage.reviewed import KEY, LABEL, ROW, Review, write_table
 from promptmill.report import page
 from promptmill.report.page import Report
@@ -24,24 +22,19 @@ def saved_as(found: Review) -> str:
     return f"{found.job_id}.decisions.csv"
 
 
-def write(target: Path, found: Review) -> Report | None:
-    """Write a review to a new table, or to a page, which is returned. Raises `PromptmillError`."""
+def write(target: Path, found: Review, command: str) -> Report | None:
+    """Write a review to a new table, or to a page, which is returned. Raises `PromptmillError`.
+
+    The page shows the `command` that takes the decisions.
+    """
     if target.suffix.lower() in TABLES:
         write_table(target, found)
         return None
-    return _write_page(target, found)
+    return _write_page(target, found, command)
 
 
-def _command(found: Review) -> str:
-    """Return the command that takes the decisions of a page; of several answers to each row, it measures them."""
-    saved = saved_as(found)
-    taken = "review", found.job_id, "--take", saved
-    measured = "compare", found.job_id, "--by", VARIANT, "--gold", f"{saved}:{LABEL}"
-    return shlex.join(["promptmill", *(taken if found.can_take else measured)])
-
-
-def _write_page(target: Path, found: Review) -> Report:
-    """Write the page of a review, all at once; it shows the command that takes the decisions."""
+def _write_page(target: Path, found: Review, command: str) -> Report:
+    """Write the page of a review, all at once."""
     title = f"Review: {found.title}"
     page.check(target, title)
     data = {
@@ -49,7 +42,7 @@ def _write_page(target: Path, found: Review) -> Report:
         "labels": list(found.labels),
         "columns": [ROW, LABEL, KEY],
         "saved": saved_as(found),
-        "command": _command(found),
+        "command": command,
         "rows": [
             {
                 "number": row.number,

@@ -45,7 +45,9 @@ of the prompts; a failed item has the answer "" and an entry in `errors`.
 - A file, a folder, or more than about 50 prompts: `bulk_generate`, so that rows and answers stay out of this \
 conversation. First with `validate` to see the number of rows, tokens and the price; then without it. Then \
 `bulk_status` every few seconds until `state` is `finished`. `output_file` has all answers; `bulk_results` reads some, \
-`bulk_control` pauses or limits a running job, `bulk_cancel` ends it. `compare` compares outputs of the same rows.
+`bulk_control` pauses or limits a running job, `bulk_cancel` ends it. `compare` compares outputs of the same rows. \
+`review` finds rows that the user should check, `review_take` stores the user's labels, `improve` finds a better \
+prompt from rows with right labels.
 - A result with a `job_id` reached the time limit: do not send the unanswered prompts again, read their answers with \
 `bulk_results`.
 - Fixed labels: `choices`. Fields to extract: `schema`. Both work in all these tools.
