@@ -170,6 +170,8 @@ def _settings_conflict(
         names = dict.fromkeys([*before.sampling, *now.sampling])
         pairs += [(name, before.sampling.get(name), now.sampling.get(name)) for name in names]
     changes = ", ".join(f"{name} was {_shown(was)}, now {_shown(is_)}" for name, was, is_ in pairs if was != is_)
+    if "sampling" in changed and before.sampling is not None and before.sampling == now.sampling:
+        changes = ", ".join(filter(None, (changes, "choices, a schema or another list differs")))
     others = ", ".join(name.replace("_", " ") for name in changed)
     ran = "last ran" if before.changed else "was begun"
     conflict = f"Job {begun.job_id} {ran} with another {others}{f' ({changes})' if changes else ''}."
