@@ -89,7 +89,7 @@ def test_a_pdf_that_cannot_be_read_fails_as_its_own_row(bench, invoices):
         bench.run("--prompt", "Extract the invoice.", *form)
         errors = [str(row["error"]) for row in bench.answers()]
         assert errors[:2] == ["None", "None"]
-        assert "c.pdf is damaged, or no PDF" in errors[2]
+        assert "c.pdf is damaged, or no PDF. Name a PDF" in errors[2]
         assert "d.pdf is empty" in errors[3]
         assert "e.pdf is encrypted; save a copy without a password" in errors[4]
 

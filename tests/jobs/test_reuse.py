@@ -177,6 +177,25 @@ def test_a_change_of_settings_is_accepted_when_asked_for_and_noted(bench, argume
     assert noted == set(range(40)) - done
 
 
+def test_other_choices_are_named_before_the_command_that_sends_all(bench):
+    bench.upstream.reply = answer('{"answer": "good"}')
+    bench.prompts(2)
+    bench.succeed("--choices", "good,bad")
+    said = " ".join(bench.fail("--choices", "good,bad,new").split())
+    assert "with another sampling (choices, a schema or another list differs). `promptmill bulk" in said
+
+
+def test_rows_that_are_asked_with_another_prompt_beside_kept_answers_note_it(bench):
+    bench.write([{"text": name} for name in "ab"])
+    bench.succeed("--prompt", "Good? {{text}}")
+    bench.write([{"text": name} for name in "abc"])
+    bench.succeed("--prompt", "Really good? {{text}}", "--keep")
+    noted = [(row["answer"], row.get("changed")) for row in bench.answers()]
+    assert noted == [("echo: Good? a", None), ("echo: Good? b", None), ("echo: Really good? c", ["prompt"])]
+    bench.succeed("--prompt", "Really good? {{text}}")
+    assert len(bench.upstream.seen) == 3
+
+
 def test_answers_that_were_cut_short_are_counted_and_done_again(bench):
     bench.upstream.reply = by_prompt({"prompt 3": answer("half", finish_reason="length")}, answer())
     bench.prompts(10)

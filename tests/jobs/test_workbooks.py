@@ -214,7 +214,7 @@ def test_a_sheet_is_added_to_a_workbook_and_no_sheet_is_lost(bench, book):
     assert openpyxl.load_workbook(book).sheetnames == ["Mails", "Notes", "Labels"]
     assert [row[4] for row in _cells(book, "Labels")] == ["answer", "echo: Say tea", "echo: Say milk"]
     bench.output = book.with_name("book.xlsx#Notes")
-    assert "exists and is not this job's own output" in bench.fail(*_PROMPT)
+    assert "exists and is not this job's own output; name another sheet" in bench.fail(*_PROMPT)
 
 
 def test_a_new_workbook_has_numbers_dates_and_texts_that_are_no_formulas(bench, book):

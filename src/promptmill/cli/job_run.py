@@ -78,11 +78,11 @@ def _is_terminal() -> bool:
 
 
 def _with_command(error: ChangedError, arguments: argparse.Namespace) -> PromptmillError:
-    """Return the error, preceded by the command that sends every row again, if there is such a command."""
+    """Return the error with the command that sends every row again, if there is such a command."""
     if arguments.given[:1] != ["bulk"] or arguments.json:
         return error
     command = f"promptmill {redact(shlex.join(arguments.given))} --again all"
-    return PromptmillError(error.code, [f"`{command}` sends every row again. ", *error.parts], OTHER_WAYS)
+    return PromptmillError(error.code, [*error.parts, f" `{command}` sends every row again."], OTHER_WAYS)
 
 
 def _chosen(error: ChangedError, order: JobOrder) -> JobOrder:

@@ -170,7 +170,7 @@ def _pdf_page(file: BinaryIO, page: int | None, name: str) -> bytes:
             return pdf.READER.page(file, page)
         pages = pdf.READER.pages(file)
     except pdf.PdfError as error:
-        raise _unusable(f"{name} {error}.") from None
+        raise _unusable(f"{name} {error}.", "Name a PDF, or a page of it, that can be read.") from None
     if page == 0:
         raise _unusable(f"{name} has no text: it may be a scan.", "Send its pages as images.")
     first = pdf.page_of(Path(name).name, 1)

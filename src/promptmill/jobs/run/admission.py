@@ -515,7 +515,9 @@ def _check_output(folder: Folder, wanted: JobSpec, order: JobOrder, there: Stamp
             raise input_error(f"{file} has changed since the job wrote its answers into it", anew, ".")
         if member and not has_written and file.suffix.lower() == ".xlsx" and member not in sheet_names(file):
             return  # the other sheets stay
-        away = "name another file, or move it away" if begun is None else f"move it away to resume job {begun.job_id}"
+        part = "sheet" if file.suffix.lower() == ".xlsx" else "table"
+        other = f"name another {part}" if member else "name another file, or move it away"
+        away = other if begun is None else f"move it away to resume job {begun.job_id}"
         raise input_error(f"{output} exists and is not this job's own output; {away}", overwrite, ".")
 
 

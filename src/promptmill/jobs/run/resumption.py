@@ -36,6 +36,8 @@ _AS_READ = (
     "settings_read",
 )
 """The fields of `InputSpec` that are known after the input was read."""
+_ASKED = ("templates", "column", "image_column", "row_settings")
+"""The fields of `Question` that make a row's prompt."""
 _FEWEST = 20  # answers; losing fewer costs almost nothing
 
 
@@ -106,6 +108,9 @@ def resumed(
         names = begun.output.names if begun.shape == wanted.shape else None
         return spec.with_output(names=names).model_copy(update={"to_bind": begun.to_bind})
     by_row = order.earlier.keep and known.format == now.format and begun.to_bind is None
+    if by_row and any(getattr(begun.question, name) != getattr(wanted.question, name) for name in _ASKED):
+        targets = [_with_other_prompt(target) if target.name in by_name else target for target in targets]
+        spec = spec.model_copy(update={"targets": tuple(targets)})
     return spec.with_output(names=None).model_copy(update={"to_bind": "rows" if by_row else "questions"})
 
 
@@ -119,6 +124,10 @@ def _target_now(folder: Folder, before: Target, target: Target, changed: Sequenc
         return found
     ids = tuple(sorted({*before.kept, before.settings} - {found.settings}))
     return found.model_copy(update={"kept": ids, "changed": tuple(sorted({*before.changed, *changed}))})
+
+
+def _with_other_prompt(target: Target) -> Target:
+    return target.model_copy(update={"changed": tuple(sorted({*target.changed, "prompt"}))})
 
 
 def _check_batches(folder: Folder, begun: JobSpec, targets: Sequence[Target]) -> None:
@@ -161,6 +170,8 @@ def _settings_conflict(
         names = dict.fromkeys([*before.sampling, *now.sampling])
         pairs += [(name, before.sampling.get(name), now.sampling.get(name)) for name in names]
     changes = ", ".join(f"{name} was {_shown(was)}, now {_shown(is_)}" for name, was, is_ in pairs if was != is_)
+    if "sampling" in changed and before.sampling is not None and before.sampling == now.sampling:
+        changes = ", ".join(filter(None, (changes, "choices, a schema or another list differs")))
     others = ", ".join(name.replace("_", " ") for name in changed)
     ran = "last ran" if before.changed else "was begun"
     conflict = f"Job {begun.job_id} {ran} with another {others}{f' ({changes})' if changes else ''}."
