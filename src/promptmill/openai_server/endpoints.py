@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import orjson
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -69,7 +70,8 @@ class Endpoints:
 
     async def model(self, request: HttpRequest) -> Response:
         """Describe one model."""
-        name = request.path_params["id"]
+        if not (name := request.path_params["id"]):
+            raise HTTPException(404)
         self.plan_of(name)
         return _json(self._model(name))
 
