@@ -100,6 +100,11 @@ def curator(uv):
 
 
 @pytest.fixture(scope="session")
+def lazyllm(uv):
+    return _environment(uv, "lazyllm")
+
+
+@pytest.fixture(scope="session")
 def npm():
     program = shutil.which("npm")
     if program is None:

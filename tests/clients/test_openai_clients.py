@@ -67,6 +67,19 @@ def test_litellm_gets_completions_and_its_own_errors(openai_programs, served, ca
     }
 
 
+def test_lazyllm_gets_answers_streams_and_embeddings(lazyllm, served, calm):
+    found = _driven(lazyllm, "openai_lazyllm", served, calm)
+    assert found == {"answer": "echo: hi there", "stream": "echo: hi", "embedding": [0.5, -2.0]}
+
+
+def test_the_openai_backend_of_ultrarag_gets_its_answers(openai_programs, served, calm, upstream):
+    assert _driven(openai_programs, "openai_ultrarag", served, calm) == [f"echo: hi {n}" for n in range(8)]
+    for seen in upstream.seen:
+        asked = {name: seen.json[name] for name in ("temperature", "top_p", "max_tokens", "chat_template_kwargs")}
+        thinking = {"chat_template_kwargs": {"enable_thinking": False}}
+        assert asked == {"temperature": 0.7, "top_p": 0.8, "max_tokens": 2048} | thinking
+
+
 def test_openai_s_client_for_node_gets_all_paths(npm, served, calm):
     found = json.loads(_run(["node", DRIVERS / "openai_node.mjs", npm.parent, served, TOKEN], calm))
     status_code, param, message, has_id = found.pop("refused")

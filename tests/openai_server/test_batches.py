@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_a_batch_whose_rows_all_fail_has_no_output_file(serve):
     [
         ([], [("empty_file", None)]),
         (["{", line("a", "x")], [("invalid_json_line", 1)]),
-        ([line("a", "x"), line("a", "y")], [("duplicate_custom_id", 2)]),
+        (["", line("a", "x"), "", line("a", "y")], [("duplicate_custom_id", 4)]),
         ([line("a", "x", "/v1/embeddings")], [("url_mismatch", 1)]),
         (
             [line("a", "x") | {"method": "GET"}, line("b", "x") | {"body": "x"}],
@@ -222,6 +223,69 @@ def test_a_repeated_post_finds_the_batch_of_the_first(serve):
     assert post(repeat, idempotency_key="k") == keyed
     assert post({}, idempotency_key="k", completion_window="24h") == keyed
     assert post({}, idempotency_key="k", endpoint="/v1/embeddings") == (409, "false")
+
+
+def test_posts_with_one_key_at_the_same_time_make_one_batch(serve):
+    client = client_of(serve())
+    order = {"input_file_id": uploaded(client, [line("a", "x")]).id, "endpoint": CHAT, "completion_window": "24h"}
+
+    def create(_: int) -> str:
+        return client.batches.create(**order, extra_body={"idempotency_key": "k"}).id
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(create, range(8)))) == 1
+
+
+def test_each_of_two_servers_resumes_its_own_batches_and_runs_none_of_the_other(serve, upstream):
+    upstream.reply = late(0.03)
+    first, second = serve(concurrency=2), serve(concurrency=2)
+    of_first, of_second = (started(client_of(server), lines_of(server.port)) for server in (first, second))
+    for server, batch in ((first, of_first), (second, of_second)):
+        client = client_of(server)
+        eventually(lambda client=client, batch=batch: client.batches.retrieve(batch.id).request_counts.completed > 2)
+    second.kill()
+    second = serve(concurrency=2)  # while the first one runs
+    first.kill()
+    first = serve(concurrency=2)
+    for batch in (of_first, of_second):
+        found = ended(client_of(first), batch)
+        assert (found.status, found.request_counts.completed) == ("completed", 30)
+        assert len(results(client_of(second), found.output_file_id)) == 30
+    again = [prompt for prompt, count in upstream.attempts.items() if count > 1]
+    assert len(again) <= 2 * 20, "those in flight, and the outcomes of the last commit"
+
+
+def lines_of(port: int) -> list[dict[str, Any]]:
+    return [line(f"{n}", f"{port} {n}") for n in range(30)]
+
+
+def test_a_batch_whose_model_is_no_longer_configured_can_be_cancelled(serve, upstream):
+    upstream.reply = choose(lambda seen: answer() if seen.prompt == "quick" else hang())
+    server = serve(models_of(upstream, one="a", two="b"))
+    client = client_of(server)
+    batch = started(client, [line("a", "quick", model="one"), line("b", "slow", model="one")])
+    eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed == 1)
+    server.kill()
+    client = client_of(serve())
+    eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed == 1)
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    batch = ended(client, batch)
+    assert batch.status == "cancelled"
+    assert results(client, batch.output_file_id).keys() == {"a"}
+
+
+def test_what_a_killed_server_could_not_remove_is_removed_later(tmp_path, serve):
+    left = tmp_path / "state/openai/batches/batch_0123456789abcdef01234567"
+    left.mkdir(parents=True)
+    (left / "refused.jsonl").touch()
+    serve()
+    eventually(lambda: not left.exists())
+
+
+def test_a_first_line_with_a_large_image_is_a_line_like_others(serve, upstream):
+    client = client_of(serve())
+    batch = ended(client, started(client, [line("a", "x" * (5 << 20)), line("b", "y")]))
+    assert batch.request_counts.to_dict() == {"total": 2, "completed": 2, "failed": 0}
 
 
 def test_another_token_sees_no_batch(tmp_path, serve):

@@ -49,9 +49,16 @@ def test_fields_of_no_effect_nulls_and_defaults_change_nothing():
         assert (request.sampling.given(), request.extra) == ({}, {})
 
 
+def test_thinking_is_switched_as_vllm_does_it():
+    """UltraRAG sends this with each request."""
+    asked = {"chat_template_kwargs": {"enable_thinking": False}}
+    assert request_of(CHAT, {"messages": HI} | asked).sampling.given() == {"enable_thinking": False}
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("chat_template_kwargs", {"enable_thinking": False, "add_generation_prompt": False}),
         ("logit_bias", {"50256": -100}),
         ("functions", [{"name": "f"}]),
         ("modalities", ["text", "audio"]),

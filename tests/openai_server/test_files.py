@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 
@@ -12,9 +13,9 @@ from openai_clients import changed, client_of, servers
 from promptmill.core import bounds
 from promptmill.openai_server import stored_files
 from promptmill.openai_server.api_errors import ApiError
-from promptmill.openai_server.object_store import ObjectStore
-from promptmill.openai_server.stored_files import StoredFiles
-from served import BEARER, Served
+from promptmill.openai_server.object_store import Listing, ObjectStore
+from promptmill.openai_server.stored_files import StoredFiles, lifetime_s
+from served import BEARER, TOKEN, Served
 from waiting import eventually
 
 pytestmark = pytest.mark.http
@@ -181,3 +182,44 @@ async def test_the_size_and_the_number_of_files_are_bounded(tmp_path, monkeypatc
         await files.upload(*pieces(PURPOSE, ('name="file"; filename="b"', bytes(600))), "you")
     assert raised.value.status == 413
     assert len(list(files.folder.iterdir())) == 2
+
+
+async def test_uploads_that_have_not_ended_count_as_files(tmp_path, monkeypatch):
+    files = StoredFiles(ObjectStore(tmp_path))
+    monkeypatch.setattr(stored_files, "MOST_UPLOADS", 2)
+    begun, ends = asyncio.Event(), asyncio.Event()
+    kind, body = pieces(PURPOSE, FILE)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        begun.set()
+        await ends.wait()
+        async for piece in body:
+            yield piece
+
+    slow = asyncio.ensure_future(files.upload(kind, slowly(), "me"))
+    await begun.wait()
+    await files.upload(*pieces(PURPOSE, FILE), "me")
+    with pytest.raises(ApiError, match="2 files"):
+        await files.upload(*pieces(PURPOSE, FILE), "me")
+    await files.upload(*pieces(PURPOSE, FILE), "you")
+    ends.set()
+    await slow
+    assert len(files.page("me", Listing(10))["data"]) == 2
+
+
+def test_each_spelling_of_the_token_s_scheme_is_the_same_owner(client, server):
+    file = client.files.create(file=("a", b"{}"), purpose="evals")
+    for scheme in ("bearer ", "BEARER", "Bearer  "):
+        asked = server.ask("GET", f"/v1/files/{file.id}", {"Authorization": f"{scheme} {TOKEN}"})
+        assert asked.status == 200, scheme
+
+
+@pytest.mark.parametrize("limit", ["0", "10001", "0000010000000", "000001" + "9" * 30, "1e3"])
+def test_a_limit_outside_its_bounds_is_refused(server, limit):
+    assert server.ask("GET", f"/v1/files?limit={limit}", BEARER).json["error"]["param"] == "limit"
+
+
+@pytest.mark.parametrize("seconds", ["3599", "000003600" + "0" * 20, "000003600" + "9" * 5000])
+def test_a_lifetime_outside_its_bounds_is_refused(seconds):
+    with pytest.raises(ApiError):
+        lifetime_s({"anchor": "created_at", "seconds": seconds}, "expires_after", None)

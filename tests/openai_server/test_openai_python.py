@@ -52,6 +52,19 @@ def test_several_answers_keep_their_own_choices(client, upstream):
     assert {choice.message.content for choice in reply.choices} == {"echo: hi there"}
 
 
+def test_several_answers_are_streamed_whatever_the_form_of_their_number(tmp_path, server, upstream):
+    body = {"messages": HI, "stream": True}
+    with Served(written(tmp_path, upstream.url, {"sampling_params": {"n": 2}})) as of_two:
+        for asked, n in ((server, 2.0), (server, "2"), (of_two, None)):
+            reply = _post(asked, body | {"n": n})
+            assert reply.body.endswith(b"data: [DONE]\n\n")
+            choices = [json.loads(text[6:])["choices"][0] for text in reply.body.decode().split("\n\n")[:-2]]
+            for index in range(2):
+                deltas = [choice["delta"] for choice in choices if choice["index"] == index]
+                assert deltas[0]["role"] == "assistant"
+                assert "".join(delta.get("content") or "" for delta in deltas) == "echo: hi there"
+
+
 def test_a_stream_comes_in_pieces_with_usage_only_if_it_is_requested(client, upstream):
     upstream.reply = drip(0.02, 4)
     chunks = list(client.chat.completions.create(model="default", messages=HI, stream=True))
@@ -186,7 +199,9 @@ def test_embeddings_pass_through_to_the_endpoint(client, upstream):
         ({"path": "/v1/none"}, 404, "unknown_url"),
         ({"method": "DELETE", "path": "/v1/chat/completions"}, 405, "method_not_allowed"),
         ({"headers": {}}, 401, "invalid_api_key"),
+        ({"method": "GET", "path": "/v1/models/"}, 404, "unknown_url"),
         ({"body": b"{"}, 400, None),
+        ({"body": b'{"messages": [{"role": "user", "content": "hi"}], "stream": "no"}'}, 400, None),
         ({"body": b"[]"}, 400, None),
         ({"body": b'{"model": 3}'}, 400, None),
         ({"body": b'{"messages": [' + b"1," * 400_000 + b"1]}"}, 413, "request_too_large"),

@@ -59,6 +59,7 @@ class FileCheck:
         self.models: list[str] = []
         """The names of models in the lines: two at most."""
         self._ids: set[bytes] = set()
+        self._line = 0
 
     async def run(self, source: Path, place: Path, halts: Callable[[], bool]) -> None:
         """Write `INPUT` and `REFUSED` in the folder `place`. Raises `FileNotFoundError`."""
@@ -66,6 +67,7 @@ class FileCheck:
         with source.open("rb") as lines, _new(place / INPUT) as good, _new(place / REFUSED) as bad:
             while some := await asyncio.to_thread(_some_lines, lines):
                 for line in some:
+                    self._line += 1
                     if line.strip() and not halts():
                         await self._take(line, good, bad)
                         await asyncio.sleep(0)
@@ -86,7 +88,7 @@ class FileCheck:
         try:
             own, body = self._read(line.removeprefix(rows.BOM))
         except _LineError as error:
-            self.note(error.code, error.message, self.count, error.param)
+            self.note(error.code, error.message, self._line, error.param)
             return
         try:
             good.write(_line(own, await self._asked(body)))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import orjson
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -74,7 +75,9 @@ class Endpoints:
 
     async def model(self, request: HttpRequest) -> Response:
         """Describe one model."""
-        return _json(self._model(request.path_params["id"], owner_of(request)))
+        if not (name := request.path_params["id"]):
+            raise HTTPException(404)
+        return _json(self._model(name, owner_of(request)))
 
     async def chat(self, request: HttpRequest) -> Response:
         """Answer a chat completion."""

@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Literal
@@ -61,6 +62,8 @@ class StoredFiles:
 
     def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time) -> None:
         self.store, self._clock = store, clock
+        self._coming = Counter[str]()
+        """The uploads of each owner that have not ended."""
         self.folder = store.folder / "files"
         disk.make_private_folder(self.folder)
 
@@ -75,10 +78,11 @@ class StoredFiles:
     async def upload(self, content_type: str, body: AsyncIterator[bytes], owner: str) -> FileObject:
         """Store the file in the body of a request, which comes in pieces. Raises `ApiError`."""
         count, size = await asyncio.to_thread(self.store.amount, "file", owner)
-        if count >= MOST_UPLOADS or size >= LARGEST_UPLOADS:
-            limit = f"{MOST_UPLOADS:,} files and {LARGEST_UPLOADS >> 30} GiB"
+        coming = self._coming[owner]  # they all may become as large as a file can be
+        if count + coming >= MOST_UPLOADS or size + coming * LARGEST_UPLOAD >= LARGEST_UPLOADS:
+            limit = f"{MOST_UPLOADS:,} files and {LARGEST_UPLOADS >> 30} GiB, uploads that have not ended included"
             raise ApiError(400, f"A token may store {limit}; delete some files.", "file", "too_many_files")
-        with self.partial() as (partial, out):
+        with self._arriving(owner), self.partial() as (partial, out):
             form = _Form(content_type, out)
             async for chunk in body:
                 await asyncio.to_thread(form.take, chunk)
@@ -98,6 +102,14 @@ class StoredFiles:
                 ),
                 owner,
             )
+
+    @contextlib.contextmanager
+    def _arriving(self, owner: str) -> Iterator[None]:
+        self._coming[owner] += 1
+        try:
+            yield
+        finally:
+            self._coming -= Counter([owner])  # without entries of zero
 
     @contextlib.contextmanager
     def partial(self) -> Iterator[tuple[Path, IO[bytes]]]:

@@ -25,6 +25,10 @@ from promptmill.openai_server.bodies import choices_of, reasoning_fields, tool_c
 
 T = TypeVar("T")
 _PING_S = 3.0  # as over MCP: some clients disconnect after five seconds of silence
+_OTHER_TEXT = (
+    "The text that was sent is not the beginning of the answer: the request was repeated meanwhile, or the text was "
+    "reasoning without a mark at its beginning. Send the request without `stream`."
+)
 _PING = b": ping\n\n"
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies such as nginx hold events back
 
@@ -186,7 +190,7 @@ class EventStream(Response):
             await self._send_pieces(answering, send)
             answer = answering.result()
             if not answer.text.startswith(self._sent) and answer.text.strip() != self._sent.strip():
-                return ApiError(500, "The request was repeated after a part of its answer was sent; send it again.")
+                return ApiError(500, _OTHER_TEXT)
             await self._begin(send)
             await _send_part(send, b"".join(self._events.end(answer, answer.text[len(self._sent) :])))
         except ApiError as error:

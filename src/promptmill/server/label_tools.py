@@ -205,14 +205,13 @@ def add_label_tools(
             ),
         ],
         gold: Annotated[str, Field(description="The column of the right labels.", examples=["label"])],
-        prompt: Annotated[
-            str, Field(min_length=1, description="The prompt to improve.", examples=["Is it positive? {{text}}"])
-        ],
+        prompt: Annotated[str, Field(description="The prompt to improve.", examples=["Is it positive? {{text}}"])],
         choices: Annotated[
-            list[str] | dict[str, str], Field(description="The labels; an object also defines each of them.")
+            list[str] | dict[str, str],
+            Field(description="The labels; an object also defines each of them.", examples=[["positive", "negative"]]),
         ],
         strong: Annotated[
-            str, Field(min_length=1, description="The model that writes better prompts, named as `model`.")
+            str, Field(description="The model that writes better prompts, named as `model`.", examples=["good-1"])
         ],
         model: Annotated[
             str | None,

@@ -94,10 +94,11 @@ def first_objects(files: InputFiles) -> Iterator[JsonDict]:
     """Yield the objects in the first lines; unreadable lines are left out."""
     size = 0
     with files.stream() as stream:
-        for _ in range(_LOOKED_AT):
-            line = stream.readline(_FIRST_BYTES)
+        for number in range(_LOOKED_AT):
+            # the first line shows the format, and may hold an image
+            line = stream.readline(_FIRST_BYTES if number else LONGEST_ROW)
             size += len(line)
-            if size > _FIRST_BYTES_OF_ALL:
+            if number and size > _FIRST_BYTES_OF_ALL:
                 return
             try:
                 value = rows.load(line.strip(), "")
