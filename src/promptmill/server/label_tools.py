@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
 from mcp_types import ToolAnnotations
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from promptmill.backends.protocol import Call, Facts
 from promptmill.config.resolved_config import ResolvedConfig
@@ -74,6 +74,7 @@ _SEARCH = object_schema(
     "state",
 )
 _Job = Annotated[str, Field(description="The job's id, or its output file.", examples=["labels.csv"])]
+_Failed = Annotated[Literal["failed"], WithJsonSchema({"type": "string", "enum": ["failed"]})]
 _Labels = Annotated[
     list[str] | None, Field(description="Labels, also those that no answer has; those of the answers unless given.")
 ]
@@ -225,9 +226,7 @@ def add_label_tools(
         max_cost: Annotated[
             float | None, Field(ge=0, description="The most US dollars that the whole search may cost, in all calls.")
         ] = None,
-        again: Annotated[
-            Literal["failed"] | None, Field(description="Send failed rows again; none unless given.")
-        ] = None,
+        again: Annotated[_Failed | None, Field(description="Send failed rows again; none unless given.")] = None,
     ) -> ToolResult:
         """Have the model `strong` write better prompts from the mistakes on labelled rows, and test the best of them.
 
