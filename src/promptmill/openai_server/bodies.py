@@ -54,8 +54,9 @@ _TOKENS = (
 def request_of(path: str, body: JsonObject) -> Request:
     """Return the request for a POST of `body` to `path`, without the model's own settings. Raises `ApiError`.
 
-    >>> request_of("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}).sampling
-    Sampling(max_tokens=9)
+    >>> body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
+    >>> request_of("/v1/chat/completions", body).sampling.given()
+    {'max_tokens': 9}
     """
     if path == EMBEDDINGS:
         return _embeddings_request(body)
