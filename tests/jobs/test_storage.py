@@ -20,6 +20,7 @@ import pytest
 from half_done import answers
 from promptmill.cli import main as cli
 from promptmill.config.loading import Configuration
+from promptmill.core.errors import PromptmillError
 from promptmill.jobs import disk
 from promptmill.jobs.run import admission
 from promptmill.jobs.store.index import JobFolders
@@ -404,3 +405,9 @@ def test_a_job_is_found_by_its_id_where_the_users_folder_cannot_be_written(tmp_p
     job = admission.admit(order, plan, folders)
     job.close()
     assert folders.find(job.spec.job_id).path == job.folder.path
+
+
+@pytest.mark.parametrize("name", ["\ud800", "labels\udbc9.csv", "labels\0.csv"])
+def test_a_name_that_no_file_can_have_is_no_job(tmp_path, name):
+    with pytest.raises(PromptmillError, match="no job"):
+        JobFolders(tmp_path).named(name)

@@ -112,9 +112,10 @@ class JobFolders:
         """Return the folder of the job with this id or output. Raises the errors of `find`."""
         is_path = not ID.fullmatch(text) or (Path(text).exists() and not (self.root / text).exists())
         if is_path and "\0" not in text:  # a file name cannot hold \0
-            folder = self.of(real_path(home_expanded(text)))
-            if folder.spec is not None:
-                return folder
+            with contextlib.suppress(UnicodeEncodeError):  # nor half a character
+                folder = self.of(real_path(home_expanded(text)))
+                if folder.spec is not None:
+                    return folder
         return self.find(text)
 
     def at(self, text: str) -> Folder:
