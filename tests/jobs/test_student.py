@@ -114,6 +114,10 @@ def test_a_student_without_examples_or_with_one_label_says_so(kind):
     assert kind([("a b", "yes"), ("c d", "yes")]).answers(["e"]) == [("yes", 1.0)]
 
 
+def test_texts_without_words_teach_a_student_of_scikit_learn_nothing():
+    assert LinearStudent([("🙂", "yes"), ("🙁", "no")]).answers(["🙂"]) == [None]
+
+
 def test_texts_without_spaces_have_words_too():
     assert len(buckets_of("质量很好", 1 << 18)) == 7
     assert buckets_of("", 1 << 18) == []

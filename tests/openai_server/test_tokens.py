@@ -11,6 +11,7 @@ import pytest
 from openai_clients import CHAT, client_of, ended, line, servers, started, uploaded
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
+from promptmill.http.token import configured
 from served import Served
 from server_process import written
 
@@ -89,6 +90,14 @@ def test_further_tokens_open_neither_mcp_nor_the_metrics(tmp_path, upstream):
         assert server.ask("POST", "/mcp", bearer, b"{}").status == 401
         assert server.ask("GET", "/metrics", bearer).status == 401
         assert server.ask("GET", "/v1/models", {"authorization": "Bearer another-token-0123456"}).status == 401
+
+
+def test_a_token_that_no_client_can_send_is_a_wrong_configuration():
+    for secret in ("short", "with a space in the middle", "mit-Umlaut-ä-0123456789"):
+        limits = Configuration({"client_limits": {"tokens": {"a": {"token": secret}}}}).plan.operator.client_limits
+        with pytest.raises(PromptmillError, match=r"client_limits\.tokens\.a\.token") as error:
+            configured(limits.tokens)
+        assert secret not in str(error.value)
 
 
 def test_a_token_with_an_unknown_model_is_a_wrong_configuration():

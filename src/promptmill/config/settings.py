@@ -264,7 +264,7 @@ class OpenVINOSettings(Block):
 class ApiToken(Block):
     """A further token of a server over HTTP."""
 
-    token: SecretStr = Field(min_length=16, description="The secret, best as `${VARIABLE}`.")
+    token: SecretStr = Field(description="The secret, best as `${VARIABLE}`.")
     models: list[str] | None = Field(None, description="Models that its requests may name; null: all of this server.")
 
 
@@ -276,7 +276,7 @@ class ClientLimits(Block):
     tokens: dict[str, ApiToken] = Field(
         {},
         description="Further tokens of a server over HTTP by name, with files, batches and models of their own. "
-        "They open `/v1` alone.",
+        "They open only `/v1`.",
     )
 
 

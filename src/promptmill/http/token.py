@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 
 from pydantic import SecretStr
 
+from promptmill.config.settings import ApiToken
 from promptmill.core.errors import Named, config_error
 
 VARIABLE = "PROMPTMILL_HTTP_TOKEN"
@@ -40,7 +41,7 @@ class Token:
 
 
 def owner_of(authorization: str) -> str:
-    """Return the owner of what a request makes: a digest of the header, whatever spelling of `Bearer` it has."""
+    """Return the owner of the things that a request makes: a digest of its header, in one spelling of `Bearer`."""
     scheme, _, secret = authorization.partition(" ")
     same = f"Bearer {secret.strip(' ')}" if scheme.lower() == "bearer" else authorization
     return hashlib.sha256(same.encode()).hexdigest()
@@ -69,6 +70,14 @@ def find_token(file: Path | None, variable: str | None, environ: MutableMapping[
             f"the environment variable {variable} is not set. Set it: `export {variable}=$({_MAKE})`",
         )
     return None if found is None else _checked(found, variable or VARIABLE)
+
+
+def configured(tokens: Mapping[str, ApiToken]) -> dict[str, Token]:
+    """Return the further tokens of `client_limits.tokens` by name. Raises `PromptmillError` (`invalid_config`)."""
+    return {
+        name: _checked(each.token.get_secret_value(), f"client_limits.tokens.{name}.token")
+        for name, each in tokens.items()
+    }
 
 
 def _checked(text: str, where: str | Named) -> Token:

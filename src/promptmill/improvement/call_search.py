@@ -115,7 +115,7 @@ class CallSearch:
         )
         gold = await self._jobs.apart(call, path.name, _MODULE)
         searching = asyncio.ensure_future(asyncio.to_thread(self._search, gold))
-        searching.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits for it
+        searching.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps its client has left
         try:
             await asyncio.wait({searching}, timeout=limit_s)
             self._is_late = True

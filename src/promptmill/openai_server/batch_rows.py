@@ -243,7 +243,7 @@ def _some_lines(file: IO[bytes]) -> list[bytes]:
 
 @contextlib.contextmanager
 def _new(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file that replaces what a killed server has left."""
+    """Yield a file in place of a killed server's."""
     path.unlink(missing_ok=True)
     with os.fdopen(disk.created(path), "wb") as file:
         yield file

@@ -209,7 +209,7 @@ class BatchRuns:
         return None if is_held(place / "lock") else Lock.take(place / "lock")
 
     async def create(self, body: Any, owner: str, attempt: int | None) -> Batch:
-        """Return a new batch, or the one that a repeated request has made.
+        """Return a new batch; for a repeated request, the batch that the first one has made.
 
         `attempt`: the number of earlier attempts that the client reports; None: unknown. Raises `ApiError`.
         """

@@ -20,7 +20,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.request import BESIDE, TOP_CHOICES, Conversation, Request, Sampling, conversation_from_messages
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
-from promptmill.openai_server import responses
+from promptmill.openai_server import response_bodies
 from promptmill.openai_server.api_errors import ApiError, error_of
 
 CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
@@ -61,7 +61,7 @@ def request_of(path: str, body: JsonObject) -> Request:
     if path == EMBEDDINGS:
         return _embeddings_request(body)
     if path == RESPONSES:
-        body = responses.chat_body(body)
+        body = response_bodies.chat_body(body)
     given = {_RENAMED.get(name, name): value for name, value in _given(body)}
     if "max_completion_tokens" in body and body["max_completion_tokens"] is not None:
         given["max_tokens"] = body["max_completion_tokens"]
@@ -183,7 +183,7 @@ def reply_body(path: str, body: JsonObject, answer: Completion, model: str) -> J
     if path == EMBEDDINGS:
         return _embeddings_body(body, answer, model)
     if path == RESPONSES:
-        return responses.reply_body(body, choices_of(answer)[0], usage_of(answer.usage), model)
+        return response_bodies.reply_body(body, choices_of(answer)[0], usage_of(answer.usage), model)
     choices = [
         {"index": index, "message": one.message(), "finish_reason": one.finish_reason, "logprobs": one.logprobs}
         for index, one in enumerate(choices_of(answer))

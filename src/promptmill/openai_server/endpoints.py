@@ -19,7 +19,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import shape
-from promptmill.http.token import Token
+from promptmill.http.token import configured
 from promptmill.openai_server.api_errors import ApiError, error_of
 from promptmill.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, model_of, reply_body, request_of
 from promptmill.openai_server.streams import ChatEvents, EventStream, ResponseEvents, Show, unless_left
@@ -65,8 +65,8 @@ class Endpoints:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        tokens = service.plan.operator.client_limits.tokens.values()
-        self._allowed = {Token(each.token.get_secret_value()).owner: each.models for each in tokens}
+        tokens = service.plan.operator.client_limits.tokens
+        self._allowed = {token.owner: tokens[name].models for name, token in configured(tokens).items()}
 
     async def models(self, request: HttpRequest) -> Response:
         """List the models that a client may name."""

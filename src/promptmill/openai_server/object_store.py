@@ -117,7 +117,7 @@ class ObjectStore:
         return next(iter(self._read(_REPEATED, (owner, request))), None)
 
     def open(self, identity: str = "") -> Sequence[Stored]:
-        """Return the batches that have not ended; `identity`: the one with this id."""
+        """Return the batches that have not ended; `identity`: only the object with this id."""
         return self._read(_OPEN, (identity, identity))
 
     def expired(self, now: int) -> Sequence[Stored]:

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from promptmill.backends.protocol import Completion
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.openai_server import responses
+from promptmill.openai_server import response_bodies
 from promptmill.openai_server.api_errors import ApiError
 from promptmill.openai_server.bodies import choices_of, reasoning_fields, tool_call, usage_of
 
@@ -101,10 +101,10 @@ class ResponseEvents:
     """The events of a response. Its message is the first item of its output."""
 
     def __init__(self, body: JsonObject, model: str, _n: int) -> None:
-        self._response = responses.head(body, model, "in_progress")
+        self._response = response_bodies.head(body, model, "in_progress")
         self._number = -1
         self._text = ""
-        self._item = responses.new_id("msg")
+        self._item = response_bodies.new_id("msg")
 
     def _event(self, kind: str, **fields: object) -> bytes:
         self._number += 1
@@ -120,9 +120,9 @@ class ResponseEvents:
     def text(self, piece: str) -> bytes:
         begun = b""
         if not self._text:
-            item = responses.message_item(self._item, [], "in_progress")
+            item = response_bodies.message_item(self._item, [], "in_progress")
             begun = self._event("response.output_item.added", output_index=0, item=item)
-            begun += self._of_text("content_part.added", part=responses.text_part(""))
+            begun += self._of_text("content_part.added", part=response_bodies.text_part(""))
         self._text += piece
         return begun + self._of_text("output_text.delta", delta=piece, logprobs=[])
 
@@ -132,12 +132,12 @@ class ResponseEvents:
         if rest:
             yield self.text(rest)
         if self._text:
-            part = responses.text_part(self._text, (choice.logprobs or {}).get("content") or ())
-            output.append(responses.message_item(self._item, [part]))
+            part = response_bodies.text_part(self._text, (choice.logprobs or {}).get("content") or ())
+            output.append(response_bodies.message_item(self._item, [part]))
             yield self._of_text("output_text.done", text=self._text, logprobs=part["logprobs"])
             yield self._of_text("content_part.done", part=part)
             yield self._event("response.output_item.done", output_index=0, item=output[0])
-        for item in responses.calls_of(choice):
+        for item in response_bodies.calls_of(choice):
             place = len(output)
             output.append(item)
             yield self._event("response.output_item.added", output_index=place, item=item | {"status": "in_progress"})
@@ -147,7 +147,7 @@ class ResponseEvents:
                 whole = {"name": item["name"], "arguments": item["arguments"]}
                 yield self._event("response.function_call_arguments.done", **about, **whole)
             yield self._event("response.output_item.done", output_index=place, item=item)
-        response = responses.finished(self._response, choice, output, usage_of(answer.usage))
+        response = response_bodies.finished(self._response, choice, output, usage_of(answer.usage))
         yield self._event(f"response.{response['status']}", response=response)
 
     def error(self, error: ApiError) -> bytes:

@@ -48,7 +48,7 @@ _TAKEN = object_schema(
     {
         "job_id": {"type": "string"},
         "taken": {"type": "integer", "description": "New labels."},
-        "changed": {"type": "integer", "description": "Those of them that differ from the answer."},
+        "changed": {"type": "integer", "description": "New labels that differ from the answer."},
         "written": {"type": "boolean", "description": "Whether the output has them; else the job's next run does it."},
     },
     "job_id",
@@ -76,7 +76,7 @@ _SEARCH = object_schema(
 _Job = Annotated[str, Field(description="The job's id, or its output file.", examples=["labels.csv"])]
 _Failed = Annotated[Literal["failed"], WithJsonSchema({"type": "string", "enum": ["failed"]})]
 _Labels = Annotated[
-    list[str] | None, Field(description="Labels, also those that no answer has; those of the answers unless given.")
+    list[str] | None, Field(description="All labels, also without an answer; the labels of the answers unless given.")
 ]
 
 
@@ -230,7 +230,7 @@ def add_label_tools(
     ) -> ToolResult:
         """Have the model `strong` write better prompts from the mistakes on labelled rows, and test the best of them.
 
-        Half of the rows choose the best prompt, the others decide: `outcome` is `gain`, `cannot tell` or `worse`. Takes
+        Half of the rows choose the best prompt, and half decide: `outcome` is `gain`, `cannot tell` or `worse`. Takes
         minutes, and some twelve requests for each row. The same call resumes a search that was cancelled, stopped or
         killed, and pays for no answer twice. Use the `prompt` of a `gain` in bulk_generate.
         """

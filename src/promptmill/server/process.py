@@ -141,15 +141,13 @@ async def _serve_http(
     from promptmill.http.app import App
     from promptmill.http.listener import listener
     from promptmill.http.metrics import Metrics
-    from promptmill.http.token import Token
+    from promptmill.http.token import configured
     from promptmill.server import create_server
 
     service = Service(configuration, is_shared=True)
     telemetry = exporting(service)
     token = bound.rules.token
-    others = tuple(
-        Token(each.token.get_secret_value()) for each in configuration.plan.operator.client_limits.tokens.values()
-    )
+    others = tuple(configured(configuration.plan.operator.client_limits.tokens).values())
     rules = replace(bound.rules, others=others)
     secrets = [each.secret.get_secret_value() for each in (token, *others) if each is not None]
     server = create_server(service, locked=True, telemetry=telemetry, secrets=secrets)

@@ -56,7 +56,7 @@ _LONGEST_WARMING_S = 3600.0  # a cache keeps a beginning for an hour
 _UNANSWERED = frozenset({"planning", "planned", "uploaded", "creating", "sent"})
 _FEWEST = 16  # a full queue makes batches no smaller: others may fill it, and thousands of batches have limits, too
 _LONGEST_OUTAGE_S = 86_400.0  # the window of most providers: after it, batches have ended
-# The errors of a provider or network that works again later; its batches go on meanwhile.
+# Errors of a provider or network that pass. Its batches run meanwhile.
 _PASSING = frozenset(
     {
         Code.UNREACHABLE,
@@ -190,7 +190,7 @@ class BatchRound:
                 return
 
     def _open(self) -> list[Batch]:
-        """Return the batches that are not done, also those of a round that another order ended."""
+        """Return the open batches, also of rounds that another order ended."""
         slots = len(self._rows.targets)
         return [batch for batch in stored_batches.open_batches(self._store) if batch.slot < slots]
 
@@ -334,7 +334,7 @@ class BatchRound:
 
     @property
     def _is_looking(self) -> bool:
-        """Whether a batch is being looked for. Another one of its size could be taken for it."""
+        """Whether a batch is being looked for. A second batch of its size could be taken for it."""
         return any(other.state == "creating" for other in self._open())
 
     def _waits_for_cache(self, batch: Batch) -> bool:
@@ -422,7 +422,7 @@ class BatchRound:
         return False
 
     def _send_again(self, batch: Batch) -> None:
-        """Note that a batch is to be created again, and that the one which it had, if any, is another one."""
+        """Store that a batch has to be created again; the provider's batch that it had, if any, counts no more."""
         not_it = (*batch.not_it, batch.there.id) if batch.there.id else batch.not_it
         again = batch.seen("uploaded", id="", since=self._clock.now(), said="")
         stored_batches.put(self._store, again.changed(key=new_key(), not_it=not_it))

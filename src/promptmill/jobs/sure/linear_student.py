@@ -6,6 +6,7 @@ as many. The same examples in the same order give the same student.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from importlib import import_module
@@ -45,8 +46,9 @@ class LinearStudent:
             words = text.TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
             parts = text.TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, min_df=2)
             regression = _sklearn(".linear_model").LogisticRegression(C=20, max_iter=200)
-            self._model = pipeline.make_pipeline(pipeline.make_union(words, parts), regression)
-            self._model.fit([text for text, _ in learned], [label for _, label in learned])
+            model = pipeline.make_pipeline(pipeline.make_union(words, parts), regression)
+            with contextlib.suppress(ValueError):  # the texts have no words, such as emoji alone: nothing to learn
+                self._model = model.fit([text for text, _ in learned], [label for _, label in learned])
 
     def answers(self, texts: Sequence[str]) -> list[tuple[str, float] | None]:
         """Return the likeliest label of each text and its probability; None if nothing was learned."""

@@ -59,7 +59,7 @@ _NAMED = re.compile(
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16_384, "xhigh": 24_576, "max": 24_576}
 _LEAST_BUDGET = 1024
 
-# A paused turn is continued by nobody here: its answer is cut, and `again: truncated` asks for it again.
+# A paused turn is not continued here. Its answer is cut, so `again: truncated` asks for it again.
 _FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "tool_use": "tool_calls", "pause_turn": "length"}
 _HOUR: JsonObject = {"type": "ephemeral", "ttl": "1h"}
 _FIVE_MINUTES: JsonObject = {"type": "ephemeral"}
