@@ -15,9 +15,10 @@ import pytest
 
 import promptmill
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.run import student_rounds
+from promptmill.jobs.run import student_rounds, sure_rounds
 from promptmill.jobs.sure import linear_student
 from promptmill.jobs.sure import student as classifier
+from promptmill.jobs.sure.cut import number
 from promptmill.jobs.sure.linear_student import LinearStudent
 from promptmill.jobs.sure.student import Student, buckets_of
 from replies import answer, choose, status
@@ -184,7 +185,10 @@ def test_no_row_both_trains_the_student_and_is_in_the_sample(student):
     assert part.wrong == ROWS // 20
 
 
-def test_labels_that_do_not_follow_from_the_words_do_not_pay(student):
+def test_labels_that_do_not_follow_from_the_words_do_not_pay(student, monkeypatch):
+    # one draw: in another one of seven, the few surest guesses of the sample are right by chance
+    monkeypatch.setattr(sure_rounds, "digest", lambda _job, *part: repr(part))
+    monkeypatch.setattr(student_rounds, "number", lambda what, _job, n: number(what, n))
     student.upstream.reply = choose(lambda seen: answer([*TOPICS][crc32(seen.prompt.encode()) % 3]))
     found = run(student)
     assert not found["sure"]["expected"]["pays"]
