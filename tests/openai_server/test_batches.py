@@ -27,6 +27,8 @@ from upstream import Upstream
 from waiting import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.http
+ON_ITS_WAY_S = 1.0
+"""The longest time that an answer takes to a runner on a busy machine."""
 
 
 @pytest.fixture
@@ -129,7 +131,7 @@ def test_a_wrong_order_is_refused_before_there_is_a_batch(serve):
     ):
         with pytest.raises(openai.BadRequestError) as raised:
             client.batches.create(**(right | wrong))
-        assert raised.value.body["param"] == param
+        assert raised.value.body["param"].startswith(param)
     with pytest.raises(openai.NotFoundError):
         client.batches.create(**(right | {"input_file_id": "file-none"}))
     with pytest.raises(openai.NotFoundError):
@@ -211,29 +213,20 @@ def test_a_repeated_post_finds_the_batch_of_the_first(serve):
     assert client.batches.create(**order).id != first, "a client that says that it repeats nothing"
     assert client.batches.create(**order, metadata={"a": "b"}).id != first
 
-    def post(headers: dict[str, str], **body: str) -> tuple[int, str]:
-        found = server.ask("POST", "/v1/batches", BEARER | headers, json.dumps(order | body).encode())
-        return found.status, found.json.get("id", found.headers.get("x-should-retry"))
+    def post(headers: dict[str, str]) -> str:
+        return str(server.ask("POST", "/v1/batches", BEARER | headers, json.dumps(order).encode()).json["id"])
 
     repeat = {"x-stainless-retry-count": "1"}
     newest = next(each.id for each in client.batches.list() if each.metadata is None)
-    assert post(repeat) == post({}) == (200, newest)
-    keyed = post({}, idempotency_key="k")
-    assert keyed[1] not in {first, newest}
-    assert post(repeat, idempotency_key="k") == keyed
-    assert post({}, idempotency_key="k", completion_window="24h") == keyed
-    assert post({}, idempotency_key="k", endpoint="/v1/embeddings") == (409, "false")
+    assert post(repeat) == post({}) == newest
 
 
-def test_posts_with_one_key_at_the_same_time_make_one_batch(serve):
-    client = client_of(serve())
-    order = {"input_file_id": uploaded(client, [line("a", "x")]).id, "endpoint": CHAT, "completion_window": "24h"}
-
-    def create(_: int) -> str:
-        return client.batches.create(**order, extra_body={"idempotency_key": "k"}).id
-
+def test_equal_posts_at_the_same_time_make_one_batch(serve):
+    server = serve()
+    order = {"input_file_id": uploaded(client_of(server), [line("a", "x")]).id, "endpoint": CHAT}
+    body = json.dumps(order | {"completion_window": "24h"}).encode()
     with ThreadPoolExecutor(8) as pool:
-        assert len(set(pool.map(create, range(8)))) == 1
+        assert len(set(pool.map(lambda _: server.ask("POST", "/v1/batches", BEARER, body).json["id"], range(8)))) == 1
 
 
 def test_each_of_two_servers_resumes_its_own_batches_and_runs_none_of_the_other(serve, upstream):
@@ -253,6 +246,18 @@ def test_each_of_two_servers_resumes_its_own_batches_and_runs_none_of_the_other(
         assert len(results(client_of(second), found.output_file_id)) == 30
     again = [prompt for prompt, count in upstream.attempts.items() if count > 1]
     assert len(again) <= 2 * 20, "those in flight, and the outcomes of the last commit"
+
+
+def test_any_server_of_the_state_folder_shows_and_cancels_a_batch(serve, upstream):
+    upstream.reply = choose(lambda seen: hang() if seen.prompt == "slow" else answer())
+    first, second = client_of(serve()), client_of(serve())
+    batch = started(first, [line("a", "quick"), line("b", "slow")])
+    eventually(lambda: second.batches.retrieve(batch.id).request_counts.completed == 1)
+    assert second.batches.cancel(batch.id).status == "cancelling"
+    assert first.batches.retrieve(batch.id).status in {"cancelling", "cancelled"}
+    batch = ended(second, batch)
+    assert batch.request_counts.to_dict() == {"total": 2, "completed": 1, "failed": 1}
+    assert results(first, batch.output_file_id).keys() == {"a"}
 
 
 def lines_of(port: int) -> list[dict[str, Any]]:
@@ -398,22 +403,23 @@ def test_batches_that_were_killed_resume_by_themselves(serve, upstream):
 
 @pytest.mark.thorough
 def test_after_twenty_kills_nothing_is_lost_and_only_requests_in_flight_are_sent_twice(serve, upstream):
-    models, rows, slots, kills = ("a", "b", "c"), 60, 4, 20
+    models, rows = ("a", "b", "c"), 60
     upstream.reply = late(0.05, answer())
-    top = models_of(upstream, {"concurrency": slots}, **{name: name for name in models})
+    top = models_of(upstream, {"concurrency": 4}, **{name: name for name in models})
     server = serve(top)
     client, draw = client_of(server), random.Random(41)
     batches = [
         started(client, [line(f"r{n}", f"{one} {n}", model=models[(one + n) % 3]) for n in range(rows)])
         for one in range(5)
     ]
-    in_flight = 0
-    for _ in range(kills):
+    kills = list[tuple[float, float]]()
+    for _ in range(20):
         seen = len(upstream.seen)
         eventually(lambda seen=seen: len(upstream.seen) >= min(seen + 5, 5 * rows))
         time.sleep(draw.uniform(0, 0.05))
-        in_flight += upstream.in_flight
+        began = time.monotonic()
         server.kill()
+        kills.append((began, time.monotonic()))
         server = serve(top)
     client = client_of(server)
     for one, begun in enumerate(batches):
@@ -421,11 +427,12 @@ def test_after_twenty_kills_nothing_is_lost_and_only_requests_in_flight_are_sent
         assert batch.request_counts.to_dict() == {"total": rows, "completed": rows, "failed": 0}
         found = results(client, batch.output_file_id)
         assert {own: text_of(each) for own, each in found.items()} == {f"r{n}": f"echo: {one} {n}" for n in range(rows)}
-    sent = Counter(seen.prompt for seen in upstream.seen)
-    repeated = sum(sent.values()) - len(sent)
-    print(f"{repeated} requests repeated by {kills} kills, {in_flight} in flight at them")
-    assert len(sent) == 5 * rows
-    assert repeated <= in_flight + kills * 64  # so many outcomes are in one commit at most
+    attempts = [seen for seen in upstream.seen if seen.attempt < upstream.attempts[seen.prompt]]
+    answered = [seen for seen in attempts if seen.left is None and seen.ended is not None]
+    ages = [min(began for began, ended_at in kills if ended_at > seen.at) - seen.ended for seen in answered]
+    early = sum(age > 0 for age in ages)
+    print(f"{len(attempts)} requests repeated by 20 kills; {early} were answered before the kill")
+    assert all(age < ON_ITS_WAY_S for age in ages)
 
 
 @pytest.mark.thorough

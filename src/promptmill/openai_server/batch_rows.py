@@ -62,16 +62,16 @@ class FileCheck:
         self._line = 0
 
     async def run(self, source: Path, place: Path, halts: Callable[[], bool]) -> None:
-        """Write `INPUT` and `REFUSED` in the folder `place`. Raises `FileNotFoundError`."""
-        await asyncio.to_thread(disk.make_private_folder, place)
+        """Write `INPUT` and `REFUSED` in the folder `place`. `halts` blocks. Raises `FileNotFoundError`."""
         with source.open("rb") as lines, _new(place / INPUT) as good, _new(place / REFUSED) as bad:
             while some := await asyncio.to_thread(_some_lines, lines):
                 for line in some:
                     self._line += 1
-                    if line.strip() and not halts():
+                    if line.strip():
                         await self._take(line, good, bad)
                         await asyncio.sleep(0)
-                if len(self.errors) >= MOST_BATCH_ERRORS or self.count > MOST_BATCH_LINES or halts():
+                is_full = len(self.errors) >= MOST_BATCH_ERRORS or self.count > MOST_BATCH_LINES
+                if is_full or await asyncio.to_thread(halts):
                     break
         if self.count > MOST_BATCH_LINES:
             self.note("too_many_tasks", f"A batch has at most {MOST_BATCH_LINES:,} lines.", None)
@@ -207,13 +207,6 @@ class Results:
             response = {"status_code": error.said["status_code"], "request_id": f"req_{number}", "body": body}
             return {"response": response, "error": None}
         return _refused(number, error_of(error))
-
-
-def line_count(path: Path) -> int:
-    """Return the number of lines of a file; 0 if it is missing. Blocks."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        return sum(1 for _ in file)
-    return 0
 
 
 def _line(own: str, asked: JsonDict) -> bytes:

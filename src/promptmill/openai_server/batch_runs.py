@@ -15,28 +15,25 @@ finds the batch and repeats the step that was cut off; each step may be done twi
 A batch waits while `MOST_RUNNERS` jobs run, and after its job has stopped (a dead endpoint, a spent budget) it is
 resumed after a pause, until its time is over.
 
+The state is in `objects.db` alone. The server that holds the batch's lock runs it; any server cancels it there.
+
 **Repeated POSTs.** OpenAI's clients repeat a POST whose reply was lost, without a key, but with a count in the header
 `x-stainless-retry-count`. Such a repeat finds the batch of the same token and parameters that is at most 20 minutes
-old; a request without the header, one of at most a minute; a first attempt (`0`) makes a new batch. A client may also
-send its own `idempotency_key` in the body: then the same parameters find the batch at any time, others are a 409.
+old; a request without the header, one of at most a minute; a first attempt (`0`) makes a new batch.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import secrets
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from promptmill.core.bounds import LARGEST_BATCH, MOST_BATCHES
 from promptmill.core.errors import PromptmillError, redact
@@ -52,115 +49,20 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock, is_held
 from promptmill.jobs.store.order import JobOrder
 from promptmill.openai_server.api_errors import ApiError
-from promptmill.openai_server.batch_rows import INPUT, REFUSED, FileCheck, Results, line_count
+from promptmill.openai_server.batch_objects import BEFORE, Asked, Batch, Counts, State
+from promptmill.openai_server.batch_rows import INPUT, FileCheck, Results
 from promptmill.openai_server.endpoints import Endpoints
 from promptmill.openai_server.object_store import Listing, Stored
-from promptmill.openai_server.stored_files import BATCH_S, OUTPUT, FileObject, StoredFiles, lifetime_s, listed
+from promptmill.openai_server.stored_files import MONTH, OUTPUT, FileObject, StoredFiles, checked, listed
 
 _log = logging.getLogger(__name__)
-ENDPOINTS = ("/v1/chat/completions", "/v1/embeddings", "/v1/responses")
 _WINDOW_S = 86_400
 _REPEAT_S, _RETRY_S = 60, 1200  # two retries, each after 600 s at most
 _POLL_S = 0.25  # one look takes 1 ms
+_WAITING_POLL_S = 1.0
 _PAUSES_S = (1.0, 5.0, 30.0, 120.0)
 _PRUNE_S = 60.0
 _END_S = 60.0  # a job ends within about a second
-
-
-class Counts(BaseModel):
-    """The numbers of lines."""
-
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
-
-
-class Batch(BaseModel):
-    """A batch as clients see it (platform.openai.com/docs/api-reference/batch/object)."""
-
-    id: str
-    object: Literal["batch"] = "batch"
-    endpoint: str
-    model: str | None = None
-    errors: JsonDict | None = None
-    input_file_id: str
-    completion_window: str
-    status: Literal[
-        "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
-    ] = "validating"
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    created_at: int
-    in_progress_at: int | None = None
-    expires_at: int
-    finalizing_at: int | None = None
-    completed_at: int | None = None
-    failed_at: int | None = None
-    expired_at: int | None = None
-    cancelling_at: int | None = None
-    cancelled_at: int | None = None
-    request_counts: Counts = Field(default_factory=Counts)
-    usage: JsonDict | None = None
-    metadata: dict[str, str] | None = None
-    output_expires_after: JsonDict | None = None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the state is a last one."""
-        return self.status in {"failed", "completed", "expired", "cancelled"}
-
-    @property
-    def job_id(self) -> str:
-        """The id of its job."""
-        return _job_id(self.id)
-
-
-def _job_id(identity: str) -> str:
-    return identity.replace("_", "-")
-
-
-class _Asked(BaseModel):
-    """The body of a POST."""
-
-    model_config = ConfigDict(strict=True)
-
-    input_file_id: str
-    endpoint: str
-    completion_window: str
-    metadata: dict[str, str] | None = None
-    output_expires_after: dict[str, Any] | None = None
-    idempotency_key: str | None = Field(None, min_length=1, max_length=512)
-
-    def check(self) -> None:
-        """Raise `ApiError` 400 for a value that no batch has."""
-        if self.endpoint not in ENDPOINTS:
-            raise ApiError(400, f"endpoint must be one of {', '.join(ENDPOINTS)}.", "endpoint", "invalid_endpoint")
-        if self.completion_window != "24h":
-            raise ApiError(400, "completion_window must be `24h`.", "completion_window")
-        pairs = (self.metadata or {}).items()
-        if len(pairs) > 16 or any(len(name) > 64 or len(text) > 512 for name, text in pairs):
-            raise ApiError(400, "metadata has at most 16 pairs of 64 and 512 characters.", "metadata")
-        lifetime_s(self.output_expires_after or {}, "output_expires_after", None)
-
-    def digest(self) -> str:
-        """Return the digest of all parameters but the key."""
-        given = self.model_dump(exclude={"idempotency_key"})
-        return hashlib.sha256(orjson.dumps(given, option=orjson.OPT_SORT_KEYS)).hexdigest()
-
-
-@dataclass(slots=True)
-class _Run:
-    """A batch that has not ended, in this process."""
-
-    batch: Batch
-    stored: Stored
-    lock: Lock
-    """Held while this process runs it."""
-    refused: int = 0
-    """The lines that the validation has refused."""
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    storing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    task: asyncio.Task[None] | None = None
 
 
 class BatchRuns:
@@ -172,7 +74,8 @@ class BatchRuns:
         self._store = files.store
         self._folder = files.store.folder / "batches"
         disk.make_private_folder(self._folder)
-        self._runs: dict[str, _Run] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        """The batches that this server runs."""
         self._creating = asyncio.Lock()
 
     async def tend(self) -> None:
@@ -180,7 +83,7 @@ class BatchRuns:
         while True:
             try:
                 for identity in await asyncio.to_thread(self._left):
-                    if identity not in self._runs:
+                    if identity not in self._tasks:
                         await self._adopt(identity)
                 await asyncio.to_thread(self._files.prune)
             except (OSError, sqlite3.Error) as error:  # such as a full disk
@@ -198,56 +101,40 @@ class BatchRuns:
         if lock is None:
             return
         for stored in await asyncio.to_thread(self._store.open, identity):
-            self._start(Batch.model_validate_json(stored.body), stored, lock)
+            self._start(identity, stored.owner, lock)
             return
         await asyncio.to_thread(self._clean, identity, lock)
 
     def _lock(self, identity: str) -> Lock | None:
         """Return the lock of a batch; None if a server has it. Blocks."""
-        place = self._folder / identity
+        place = self._place(identity)
         disk.make_private_folder(place)
         return None if is_held(place / "lock") else Lock.take(place / "lock")
 
-    async def create(self, body: Any, owner: str, attempt: int | None) -> Batch:
+    async def create(self, body: JsonDict, owner: str, attempt: int | None) -> Batch:
         """Return a new batch; for a repeated request, the batch that the first one has made.
 
         `attempt`: the number of earlier attempts that the client reports; None: unknown. Raises `ApiError`.
         """
-        try:
-            asked = _Asked.model_validate(body)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            param = ".".join(map(str, first["loc"])) or None
-            raise ApiError(400, f"{param or 'The body'}: {first['msg']}.", param) from None
-        asked.check()
+        asked = checked(Asked, body)
         async with self._creating:  # a client may repeat a POST that is still being answered
-            return await self._found_or_new(asked, owner, attempt)
+            earlier = await asyncio.to_thread(self._store.repeated, owner, asked.digest())
+            if earlier is not None and attempt != 0:
+                batch = await asyncio.to_thread(self._seen, earlier)
+                if self._files.now() - batch.created_at <= (_REPEAT_S if attempt is None else _RETRY_S):
+                    return batch
+            batch = await asyncio.to_thread(self._new, asked, owner)
+            lock = await asyncio.to_thread(self._lock, batch.id)
+            assert lock is not None  # the id is new
+            try:
+                await asyncio.to_thread(self._store.put, batch.stored(owner, asked.digest()))
+            except BaseException:
+                lock.release()
+                raise
+            self._start(batch.id, owner, lock)
+            return batch
 
-    async def _found_or_new(self, asked: _Asked, owner: str, attempt: int | None) -> Batch:
-        given, key = asked.digest(), asked.idempotency_key
-        request = given if key is None else f"key:{hashlib.sha256(key.encode()).hexdigest()}"
-        if (earlier := await asyncio.to_thread(self._store.repeated, owner, request)) is not None:
-            batch = self._seen(earlier)
-            if key is not None:
-                if _asked_of(batch).digest() != given:
-                    raise conflict("This idempotency_key belongs to a batch with other parameters.", "idempotency_key")
-                return batch
-            age = self._files.now() - batch.created_at
-            if attempt != 0 and age <= (_REPEAT_S if attempt is None else _RETRY_S):
-                return batch
-        batch = await asyncio.to_thread(self._new, asked, owner)
-        stored = _stored(batch, owner, request)
-        lock = await asyncio.to_thread(self._lock, batch.id)
-        assert lock is not None  # the id is new
-        try:
-            await asyncio.to_thread(self._store.put, stored)
-        except BaseException:
-            lock.release()
-            raise
-        self._start(batch, stored, lock)
-        return batch
-
-    def _new(self, asked: _Asked, owner: str) -> Batch:
+    def _new(self, asked: Asked, owner: str) -> Batch:
         file = self._files.find(asked.input_file_id, owner, "input_file_id")
         if file.purpose != "batch":
             raise ApiError(400, "The file must have the purpose `batch`.", "input_file_id")
@@ -256,215 +143,184 @@ class BatchRuns:
         if self._store.amount("batch", owner, of_open=True)[0] >= MOST_BATCHES:
             message = f"{MOST_BATCHES} batches have not ended; wait for one of them, or cancel it."
             raise ApiError(429, message, None, "too_many_batches", {"retry-after": "60"})
-        now = self._files.now()
-        return Batch(
-            **asked.model_dump(exclude={"idempotency_key"}),
-            id=f"batch_{secrets.token_hex(12)}",
-            created_at=now,
-            expires_at=now + _WINDOW_S,
-        )
+        identity, now = f"batch_{secrets.token_hex(12)}", self._files.now()
+        return Batch(**asked.model_dump(), id=identity, created_at=now, expires_at=now + _WINDOW_S)
 
-    async def find(self, identity: str, owner: str) -> Batch:
-        """Return an owner's batch. Raises `ApiError` 404."""
-        found = await asyncio.to_thread(self._store.get, "batch", identity, owner)
+    def find(self, identity: str, owner: str) -> Batch:
+        """Return an owner's batch. Blocks. Raises `ApiError` 404."""
+        found = self._store.get("batch", identity, owner)
         if found is None:
             raise ApiError(404, f"No such Batch object: {identity[:60]}", "id", "not_found")
-        if (run := self._runs.get(identity)) is not None:
-            await asyncio.to_thread(self._count, run)
         return self._seen(found)
 
-    async def page(self, owner: str, listing: Listing) -> JsonDict:
-        """Return the listed batches."""
-        found = await asyncio.to_thread(self._store.page, "batch", owner, listing, self._files.now())
-        for run in [self._runs[each.id] for each in found if each.id in self._runs]:
-            await asyncio.to_thread(self._count, run)
-        seen = [each._replace(body=self._seen(each).model_dump_json().encode()) for each in found]
-        return listed(seen, listing.limit)
+    def page(self, owner: str, listing: Listing) -> JsonDict:
+        """Return the listed batches. Blocks."""
+        found = self._store.page("batch", owner, listing, self._files.now())
+        return listed([self._seen(each).model_dump() for each in found], listing.limit)
 
-    async def cancel(self, identity: str, owner: str) -> Batch:
-        """Begin to end a batch; its answers so far are kept. Raises `ApiError` 404, and 409 if it has ended."""
-        batch = await self.find(identity, owner)
-        run = self._runs.get(identity)
-        if run is None or run.batch.has_ended or run.batch.status == "finalizing":
-            raise conflict(f"Cannot cancel a batch with status '{batch.status}'.", None)
-        if run.batch.status != "cancelling":
-            await self._enter(run, "cancelling")
-            run.wake.set()
-        return run.batch
+    def cancel(self, identity: str, owner: str) -> Batch:
+        """Begin to end a batch; its answers so far are kept. Blocks. Raises `ApiError` 404, and 409 if it has ended."""
+        self.find(identity, owner)
+        batch = self._enter(identity, "cancelling")
+        if batch.status != "cancelling":
+            # a client need not repeat this
+            no_retry = {"x-should-retry": "false"}
+            message = f"Cannot cancel a batch with status '{batch.status}'."
+            raise ApiError(409, message, None, "conflict", no_retry)
+        return batch
 
     def _seen(self, stored: Stored) -> Batch:
-        """Return a batch as it is now."""
-        run = self._runs.get(stored.id)
-        return Batch.model_validate_json(stored.body) if run is None else run.batch
+        """Return a batch with the counts of its job. Blocks."""
+        batch = Batch.model_validate_json(stored.body)
+        if batch.status in {"in_progress", "cancelling"}:
+            with contextlib.suppress(PromptmillError):  # the job has not begun
+                job = status.read(self._job(batch.id))
+                batch.request_counts.completed = job.get("done", 0) - job.get("failed", 0)
+                batch.request_counts.failed += job.get("failed", 0)
+        return batch
 
     # ---- the run
 
-    def _start(self, batch: Batch, stored: Stored, lock: Lock) -> None:
-        run = self._runs[batch.id] = _Run(batch, stored, lock)
-
+    def _start(self, identity: str, owner: str, lock: Lock) -> None:
         def ended(task: asyncio.Task[None]) -> None:
-            del self._runs[batch.id]
+            del self._tasks[identity]
             lock.release()
             if not task.cancelled():
                 task.result()  # the loop reports a bug
 
-        run.task = asyncio.ensure_future(self._run_to_end(run))
-        run.task.add_done_callback(ended)
+        task = self._tasks[identity] = asyncio.ensure_future(self._run_to_end(identity, owner, lock))
+        task.add_done_callback(ended)
 
-    async def _run_to_end(self, run: _Run) -> None:
+    async def _run_to_end(self, identity: str, owner: str, lock: Lock) -> None:
         while True:
             try:
-                return await self._run(run)
+                await self._run(identity, owner)
+                return await asyncio.to_thread(self._clean, identity, lock)
             except (OSError, sqlite3.Error, PromptmillError, DamagedError) as error:  # such as a full disk
-                _log.warning("%s waits: %s", run.batch.id, redact(str(error)))
+                _log.warning("%s waits: %s", identity, redact(str(error)))
                 await asyncio.sleep(_PAUSES_S[-1])
 
-    async def _run(self, run: _Run) -> None:
-        batch = run.batch
+    async def _run(self, identity: str, owner: str) -> None:
+        batch = await asyncio.to_thread(self._batch, identity)
         if batch.status == "validating":
-            await self._validate(run)
+            batch = await self._validate(batch, owner)
+        if batch.status in {"in_progress", "cancelling"}:
+            batch = await self._answer(batch, owner)
         if not batch.has_ended:
-            run.refused = await asyncio.to_thread(line_count, self._place(batch) / REFUSED)
-            if batch.status in {"in_progress", "cancelling"}:
-                await self._answer(run)
-            await self._finalize(run)
-        await asyncio.to_thread(self._clean, batch.id, run.lock)
+            await self._finalize(batch, owner)
 
-    async def _enter(self, run: _Run, state: str, *also: Stored, **changes: Any) -> None:
-        """Store the next state of a batch, its time, other changes, and other objects."""
-        batch = run.batch
-        for name, value in {"status": state, f"{state}_at": self._files.now(), **changes}.items():
-            setattr(batch, name, value)
-        async with run.storing:  # a cancellation may overtake the state before it
-            await asyncio.to_thread(self._store.put, *also, _stored(batch, run.stored.owner, run.stored.request))
+    def _batch(self, identity: str) -> Batch:
+        """Return a batch that has not ended as it is stored. Blocks."""
+        (stored,) = self._store.open(identity)
+        return Batch.model_validate_json(stored.body)
 
-    async def _validate(self, run: _Run) -> None:
-        batch, check = run.batch, FileCheck(run.batch.endpoint, self._endpoints, run.stored.owner)
+    def _enter(self, identity: str, state: State, *also: Stored, **changes: Any) -> Batch:
+        """Store the next state of a batch, its time, other changes, and new objects; return the batch. Blocks.
+
+        A batch keeps a state that is not before `state`, and then nothing is changed.
+        """
+
+        def changed(stored: Stored) -> Stored:
+            batch = Batch.model_validate_json(stored.body)
+            if batch.status not in BEFORE[state]:
+                return stored
+            entered = batch.model_copy(update={"status": state, f"{state}_at": self._files.now(), **changes})
+            return entered.stored(stored.owner, stored.request)
+
+        return Batch.model_validate_json(self._store.change(identity, changed, *also).body)
+
+    async def _validate(self, batch: Batch, owner: str) -> Batch:
+        identity, check = batch.id, FileCheck(batch.endpoint, self._endpoints, owner)
         try:
             await check.run(
-                self._files.path(batch.input_file_id), self._place(batch), lambda: batch.status == "cancelling"
+                self._files.path(batch.input_file_id),
+                self._place(identity),
+                lambda: self._batch(identity).status == "cancelling",
             )
         except FileNotFoundError:
             check.note("invalid_file", "The input file was deleted.", None)
-        batch.request_counts = Counts(total=check.count, failed=check.refused)
-        if batch.status == "cancelling":
-            return
         if check.errors:
-            await self._enter(run, "failed", errors={"object": "list", "data": check.errors})
-        else:
-            batch.model = check.models[0] if len(check.models) == 1 else None
-            await self._enter(run, "in_progress")
+            errors = {"object": "list", "data": check.errors}
+            return await asyncio.to_thread(self._enter, identity, "failed", errors=errors)
+        counts = Counts(total=check.count, failed=check.refused)
+        model = check.models[0] if len(check.models) == 1 else None
+        return await asyncio.to_thread(self._enter, identity, "in_progress", model=model, request_counts=counts)
 
-    async def _answer(self, run: _Run) -> None:
-        """Return when the job has finished, or when the batch is cancelled or its time is over."""
-        batch, folder, tries = run.batch, self._job(run.batch), 0
-        if run.refused == batch.request_counts.total:
-            return
+    async def _answer(self, batch: Batch, owner: str) -> Batch:
+        """Return the batch when its job has finished, or when it is cancelled or its time is over."""
+        folder, tries, due = self._job(batch.id), 0, 0.0
+        if batch.request_counts.failed == batch.request_counts.total:  # each line was refused
+            return batch
         while batch.status == "in_progress" and self._files.now() < batch.expires_at:
-            now = await asyncio.to_thread(_state, folder)
-            if now == progress.FINISHED:
-                return
-            if now in progress.ALIVE:
-                await _pause(run, _POLL_S)
-                continue
-            if tries:
-                await _pause(run, _PAUSES_S[min(tries, len(_PAUSES_S)) - 1])
-            if batch.status == "in_progress":
+            state = await asyncio.to_thread(_state, folder)
+            if state == progress.FINISHED:
+                return batch
+            if state not in progress.ALIVE and time.monotonic() >= due:
+                due = time.monotonic() + _PAUSES_S[min(tries, len(_PAUSES_S) - 1)]
                 tries += 1
                 # no place, another process still has the lock of the job, or the model is no longer configured
                 with contextlib.suppress(PromptmillError, ApiError):
-                    await self._resume(run)
+                    await self._resume(batch, owner)
+            await asyncio.sleep(_POLL_S if state in progress.ALIVE else _WAITING_POLL_S)
+            batch = await asyncio.to_thread(self._batch, batch.id)
         if folder.request_cancel():
             await asyncio.to_thread(folder.wait_for_end, _END_S)
+        return batch
 
-    async def _resume(self, run: _Run) -> None:
-        batch, folder, lines = run.batch, self._job(run.batch), self._place(run.batch) / INPUT
+    async def _resume(self, batch: Batch, owner: str) -> None:
+        folder, lines = self._job(batch.id), self._place(batch.id) / INPUT
         plan = await self._endpoints.settled_plan(batch.model or "")
         order = JobOrder(inputs=(Path("batch"),), output=folder.answers)
         source = Given([Part(lines)] if lines.exists() else [], batch.id, "batch")
-        await self._jobs().start_given(order, source, plan, None, Caller("", run.stored.owner))
+        await self._jobs().start_given(order, source, plan, None, Caller("", owner))
         lines.unlink(missing_ok=True)  # the job has the rows
 
-    def _count(self, run: _Run) -> None:
-        """Update the counts of a batch that runs. Blocks."""
-        batch = run.batch
-        with contextlib.suppress(PromptmillError):  # the job has not begun
-            if batch.status in {"in_progress", "cancelling"}:
-                now = status.read(self._job(batch))
-                done, failed = now.get("done", 0), now.get("failed", 0)
-                batch.request_counts.completed = done - failed
-                batch.request_counts.failed = failed + run.refused
-
-    async def _finalize(self, run: _Run) -> None:
-        batch, owner = run.batch, run.stored.owner
+    async def _finalize(self, batch: Batch, owner: str) -> None:
+        """Store the results of a batch and its last state."""
+        batch = await asyncio.to_thread(self._enter, batch.id, "finalizing")
+        folder, counts = self._job(batch.id), batch.request_counts
+        last: State = "completed"
         if batch.status == "cancelling":
             last = "cancelled"
-        elif run.refused == batch.request_counts.total or await self._is_finished(batch):
-            last = "completed"
-        else:
+        elif counts.failed < counts.total and await asyncio.to_thread(_state, folder) != progress.FINISHED:
             last = "expired"
-        if batch.status != "cancelling":
-            await self._enter(run, "finalizing")
-        results = Results(batch.endpoint, self._place(batch), self._job(batch), last)
-        seconds = lifetime_s(batch.output_expires_after or {}, "", BATCH_S)
-        assert seconds is not None
-        with self._files.partial() as (good, out), self._files.partial() as (bad, errors):
-            await asyncio.to_thread(results.write, out, errors)
-            files = []
-            for path, what, count in ((good, "output", results.completed), (bad, "error", results.failed)):
-                if not count:
-                    continue
-                now = self._files.now()
-                file = FileObject(
-                    id=f"file-{batch.id.removeprefix('batch_')}-{what}",
-                    bytes=path.stat().st_size,
-                    created_at=now,
-                    expires_at=now + seconds,
-                    filename=f"{batch.id}_{what}.jsonl",
-                    purpose=OUTPUT,
-                )
-                await asyncio.to_thread(self._files.rename, path, file)
-                setattr(batch, f"{what}_file_id", file.id)
-                files.append(file.stored(owner))
-            batch.request_counts = Counts(
-                total=batch.request_counts.total, completed=results.completed, failed=results.failed
-            )
-            batch.usage = results.usage
-            await self._enter(run, last, *files)
+        await asyncio.to_thread(self._store_results, batch, owner, last)
 
-    async def _is_finished(self, batch: Batch) -> bool:
-        return await asyncio.to_thread(_state, self._job(batch)) == progress.FINISHED
+    def _store_results(self, batch: Batch, owner: str, last: State) -> None:
+        results = Results(batch.endpoint, self._place(batch.id), self._job(batch.id), last)
+        expiry, found = batch.output_expires_after or MONTH, dict[str, FileObject]()
+        with self._files.partial() as (good, out), self._files.partial() as (bad, errors):
+            results.write(out, errors)
+            for path, what, count in ((good, "output", results.completed), (bad, "error", results.failed)):
+                if count:
+                    now = self._files.now()
+                    file = found[f"{what}_file_id"] = FileObject(
+                        id=f"file-{batch.id.removeprefix('batch_')}-{what}",
+                        bytes=path.stat().st_size,
+                        created_at=now,
+                        expires_at=now + expiry.seconds,
+                        filename=f"{batch.id}_{what}.jsonl",
+                        purpose=OUTPUT,
+                    )
+                    self._files.rename(path, file)
+            counts = Counts(
+                total=results.completed + results.failed, completed=results.completed, failed=results.failed
+            )
+            files = [file.stored(owner) for file in found.values()]
+            ids = {name: file.id for name, file in found.items()}
+            self._enter(batch.id, last, *files, request_counts=counts, usage=results.usage, **ids)
 
     def _clean(self, identity: str, lock: Lock) -> None:
         """Remove the job and the temporary files of a batch that has ended. Blocks."""
-        shutil.rmtree(self._jobs().folders.loose(_job_id(identity)).path, ignore_errors=True)
+        shutil.rmtree(self._job(identity).path, ignore_errors=True)
         lock.release()  # Windows removes no open file
-        shutil.rmtree(self._folder / identity, ignore_errors=True)
+        shutil.rmtree(self._place(identity), ignore_errors=True)
 
-    def _job(self, batch: Batch) -> Folder:
-        return self._jobs().folders.loose(batch.job_id)
+    def _job(self, identity: str) -> Folder:
+        return self._jobs().folders.loose(identity.replace("_", "-"))
 
-    def _place(self, batch: Batch) -> Path:
-        return self._folder / batch.id
-
-
-def conflict(message: str, param: str | None) -> ApiError:
-    """Return a 409 that OpenAI's clients do not repeat."""
-    return ApiError(409, message, param, "conflict", {"x-should-retry": "false"})
-
-
-def _stored(batch: Batch, owner: str, request: str) -> Stored:
-    body = batch.model_dump_json().encode()
-    return Stored(batch.id, "batch", owner, "", 0, None, not batch.has_ended, request, body)
-
-
-def _asked_of(batch: Batch) -> _Asked:
-    return _Asked.model_validate(batch.model_dump(include=_Asked.model_fields.keys() - {"idempotency_key"}))
-
-
-async def _pause(run: _Run, seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(run.wake.wait(), seconds)
+    def _place(self, identity: str) -> Path:
+        return self._folder / identity
 
 
 def _state(folder: Folder) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -90,15 +90,23 @@ class ObjectStore:
         # a client that has the id of a batch finds it after a power loss, too
         self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;" + _TABLE)
 
-    def put(self, *objects: Stored) -> None:
-        """Store new objects, and new values of stored ones: all or, if it raises, none."""
+    def put(self, new: Stored) -> None:
+        """Store a new object."""
         with self._transaction() as database:
-            database.executemany(_PUT, objects)
+            database.execute(_PUT, new)
 
     def get(self, kind: Kind, identity: str, owner: str) -> Stored | None:
         """Return an owner's object; None if there is none."""
         found = self._read("SELECT * FROM object WHERE id = ? AND kind = ? AND owner = ?", (identity, kind, owner))
         return next(iter(found), None)
+
+    def change(self, identity: str, changed: Callable[[Stored], Stored], *also: Stored) -> Stored:
+        """Store what `changed` makes of a stored object, and the new objects `also`: all or, if it raises, none."""
+        with self._transaction() as database:
+            (row,) = database.execute("SELECT * FROM object WHERE id = ?", (identity,))
+            found = changed(Stored._make(row))
+            database.executemany(_PUT, (*also, found))
+        return found
 
     def remove(self, identity: str) -> None:
         """Remove an object, if it is there."""

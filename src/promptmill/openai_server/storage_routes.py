@@ -11,9 +11,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from promptmill.core.bounds import LONGEST_FIELD
 from promptmill.openai_server.api_errors import ApiError
-from promptmill.openai_server.batch_runs import Batch, BatchRuns
+from promptmill.openai_server.batch_objects import Batch
+from promptmill.openai_server.batch_runs import BatchRuns
+from promptmill.openai_server.endpoints import body_of
 from promptmill.openai_server.object_store import Listing
 from promptmill.openai_server.stored_files import StoredFiles
 
@@ -60,25 +61,18 @@ class StorageRoutes:
         return FileResponse(self._files.path(file.id), media_type="application/octet-stream", filename=file.filename)
 
     async def _create(self, request: HttpRequest) -> Response:
-        body = await request.body()
-        if len(body) > LONGEST_FIELD:
-            raise ApiError(413, "The body is too long.", None, "request_too_large")
-        try:
-            value = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            raise ApiError(400, "The body is not valid JSON.") from None
         count = request.headers.get("x-stainless-retry-count", "")
         attempt = int(count) if count.isascii() and count.isdigit() and len(count) < 4 else None
-        return _shown(await self._batches.create(value, self._owner_of(request), attempt))
+        return _shown(await self._batches.create(await body_of(request), self._owner_of(request), attempt))
 
     async def _list_batches(self, request: HttpRequest) -> Response:
-        return _json(await self._batches.page(self._owner_of(request), _listing(request, 20, 100)))
+        return _json(await asyncio.to_thread(self._batches.page, self._owner_of(request), _listing(request, 20, 100)))
 
     async def _batch(self, request: HttpRequest) -> Response:
-        return _shown(await self._batches.find(_id(request), self._owner_of(request)))
+        return _shown(await asyncio.to_thread(self._batches.find, _id(request), self._owner_of(request)))
 
     async def _cancel(self, request: HttpRequest) -> Response:
-        return _shown(await self._batches.cancel(_id(request), self._owner_of(request)))
+        return _shown(await asyncio.to_thread(self._batches.cancel, _id(request), self._owner_of(request)))
 
 
 def _id(request: HttpRequest) -> str:

@@ -9,16 +9,17 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel
-from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from pydantic import BaseModel, Field, ValidationError
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from promptmill.core.bounds import LARGEST_UPLOAD, LARGEST_UPLOADS, LONGEST_FIELD, MOST_UPLOADS
 from promptmill.core.values import JsonDict
@@ -28,11 +29,22 @@ from promptmill.openai_server.object_store import Listing, ObjectStore, Stored
 
 PURPOSES = frozenset({"assistants", "batch", "fine-tune", "vision", "user_data", "evals"})
 OUTPUT = "batch_output"
-_SHORTEST_S, _LONGEST_S = 3600, 2_592_000
-BATCH_S = _LONGEST_S
-"""The time after which files of batches are deleted unless a client sets another one: 30 days, as at OpenAI."""
 _PARTIAL = ".partial"
-_UNTOUCHED_S = 3600.0  # longer than any upload is silent
+_UNTOUCHED_S = 3600.0  # longer than any file is written
+_AT_ONCE = 4  # uploads of one token
+_MOST_FIELDS = 8
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Expiry(BaseModel):
+    """The time after which a file is deleted."""
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=3600, le=2_592_000)
+
+
+MONTH = Expiry(anchor="created_at", seconds=2_592_000)
+"""The expiry of files of batches unless a client sets another one, as at OpenAI."""
 
 
 class FileObject(BaseModel):
@@ -62,8 +74,7 @@ class StoredFiles:
 
     def __init__(self, store: ObjectStore, clock: Callable[[], float] = time.time) -> None:
         self.store, self._clock = store, clock
-        self._coming = Counter[str]()
-        """The uploads of each owner that have not ended."""
+        self._arriving = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(_AT_ONCE))
         self.folder = store.folder / "files"
         disk.make_private_folder(self.folder)
 
@@ -75,57 +86,58 @@ class StoredFiles:
         """Return the place of the bytes of a file with this id of ours."""
         return self.folder / identity
 
-    async def upload(self, content_type: str, body: AsyncIterator[bytes], owner: str) -> FileObject:
-        """Store the file in the body of a request, which comes in pieces. Raises `ApiError`."""
-        count, size = await asyncio.to_thread(self.store.amount, "file", owner)
-        coming = self._coming[owner]  # they all may become as large as a file can be
-        if count + coming >= MOST_UPLOADS or size + coming * LARGEST_UPLOAD >= LARGEST_UPLOADS:
-            limit = f"{MOST_UPLOADS:,} files and {LARGEST_UPLOADS >> 30} GiB, uploads that have not ended included"
-            raise ApiError(400, f"A token may store {limit}; delete some files.", "file", "too_many_files")
-        with self._arriving(owner), self.partial() as (partial, out):
-            form = _Form(content_type, out)
-            async for chunk in body:
-                await asyncio.to_thread(form.take, chunk)
-            expires = form.expires_s(BATCH_S if form.purpose == "batch" else None)
-            form.check()
-            created = self.now()
-            return await asyncio.to_thread(
-                self.keep,
-                partial,
-                FileObject(
-                    id=f"file-{secrets.token_hex(12)}",
-                    bytes=form.size,
-                    created_at=created,
-                    expires_at=None if expires is None else created + expires,
-                    filename=form.filename,
-                    purpose=form.purpose,
-                ),
-                owner,
-            )
+    async def upload(self, content_type: str, body: AsyncGenerator[bytes], owner: str) -> FileObject:
+        """Store the file in a form that comes in pieces; an owner's fifth at a time waits. Raises `ApiError`."""
+        async with self._arriving[owner]:
+            count, size = await asyncio.to_thread(self.store.amount, "file", owner)
+            if count >= MOST_UPLOADS or size >= LARGEST_UPLOADS:
+                limit = f"{MOST_UPLOADS:,} files and {LARGEST_UPLOADS >> 30} GiB"
+                raise ApiError(400, f"A token may store {limit}; delete some files.", "file", "too_many_files")
+            form = await _form(content_type, body)
+            try:
+                return await asyncio.to_thread(self._store_part, form, owner)
+            finally:
+                await form.close()
 
-    @contextlib.contextmanager
-    def _arriving(self, owner: str) -> Iterator[None]:
-        self._coming[owner] += 1
-        try:
-            yield
-        finally:
-            self._coming -= Counter([owner])  # without entries of zero
+    def _store_part(self, form: FormData, owner: str) -> FileObject:
+        part, purpose = form.get("file"), form.get("purpose")
+        if not isinstance(part, UploadFile):
+            raise ApiError(400, "The part `file` is missing.", "file")
+        if purpose not in PURPOSES:
+            raise ApiError(400, f"purpose must be one of {', '.join(sorted(PURPOSES))}.", "purpose")
+        # Azure's clients send a dot
+        given = {
+            name: form.get(f"expires_after[{name}]") or form.get(f"expires_after.{name}")
+            for name in Expiry.model_fields
+        }
+        expiry = checked(Expiry, given, "expires_after") if any(given.values()) else None
+        if purpose == "batch":
+            expiry = expiry or MONTH
+        created = self.now()
+        file = FileObject(
+            id=f"file-{secrets.token_hex(12)}",
+            bytes=part.size or 0,
+            created_at=created,
+            expires_at=None if expiry is None else created + expiry.seconds,
+            filename=(part.filename or "upload")[-255:],
+            purpose=str(purpose),
+        )
+        with self.partial() as (path, out):
+            shutil.copyfileobj(part.file, out)
+            out.close()
+            self.rename(path, file)
+        self.store.put(file.stored(owner))
+        return file
 
     @contextlib.contextmanager
     def partial(self) -> Iterator[tuple[Path, IO[bytes]]]:
-        """Yield a new file, which is removed after the block unless `keep` has given it its name."""
+        """Yield a new file, which is removed after the block unless `rename` has given it its name."""
         path = self.folder / f"{secrets.token_hex(12)}{_PARTIAL}"
         try:
             with os.fdopen(disk.created(path), "wb") as out:
                 yield path, out
         finally:
             path.unlink(missing_ok=True)
-
-    def keep(self, partial: Path, file: FileObject, owner: str) -> FileObject:
-        """Give a written file its name, and store its object. Blocks."""
-        self.rename(partial, file)
-        self.store.put(file.stored(owner))
-        return file
 
     def rename(self, partial: Path, file: FileObject) -> None:
         """Give a written file its name, also if it has one from an attempt that was killed. Blocks."""
@@ -142,7 +154,8 @@ class StoredFiles:
 
     def page(self, owner: str, listing: Listing) -> JsonDict:
         """Return the listed files. Blocks."""
-        return listed(self.store.page("file", owner, listing, self.now()), listing.limit)
+        found = self.store.page("file", owner, listing, self.now())
+        return listed([orjson.loads(each.body) for each in found], listing.limit)
 
     def delete(self, identity: str, owner: str) -> JsonDict:
         """Delete a file. Blocks. Raises `ApiError` 404."""
@@ -163,128 +176,39 @@ class StoredFiles:
         self.path(identity).unlink(missing_ok=True)
 
 
-def listed(found: list[Stored], limit: int) -> JsonDict:
+def listed(found: Sequence[JsonDict], limit: int) -> JsonDict:
     """Return a page of objects, of which there may be one too many."""
-    data = [orjson.loads(each.body) for each in found[:limit]]
+    data = found[:limit]
     ids = [each["id"] for each in data] or [None]
     return {"object": "list", "data": data, "first_id": ids[0], "last_id": ids[-1], "has_more": len(found) > limit}
 
 
-def lifetime_s(given: Mapping[str, object], param: str, default: int | None) -> int | None:
-    """Return the seconds of an `expires_after`; `default` if it is empty. Raises `ApiError` 400."""
-    if not given:
-        return default
-    anchor, seconds = given.get("anchor"), str(given.get("seconds"))
-    if anchor != "created_at":
-        raise ApiError(400, f"{param}.anchor must be `created_at`.", f"{param}.anchor")
-    is_number = seconds.isascii() and seconds.isdigit() and len(seconds) < 9
-    if not (is_number and _SHORTEST_S <= int(seconds) <= _LONGEST_S):
-        raise ApiError(400, f"{param}.seconds must be from {_SHORTEST_S} to {_LONGEST_S}.", f"{param}.seconds")
-    return int(seconds)
+def checked(model: type[Model], value: Any, field: str = "") -> Model:
+    """Return a value that a client has sent as `model`; `field` is its name. Raises `ApiError` 400."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        param = ".".join(filter(None, [field, *map(str, first["loc"][:2])]))[:60]
+        raise ApiError(400, f"{param or 'The body'}: {first['msg']}.", param or None) from None
 
 
-class _Form:
-    """Reads a multipart body piece by piece: the part `file` goes to the disk, the other parts are short."""
+async def _form(content_type: str, body: AsyncGenerator[bytes]) -> FormData:
+    """Return the parts of a form; the file is in a temporary file. Raises `ApiError`."""
 
-    def __init__(self, content_type: str, out: IO[bytes]) -> None:
-        kind, options = parse_options_header(content_type)
-        boundary = options.get(b"boundary", b"")
-        if kind != b"multipart/form-data" or not boundary:
-            raise ApiError(400, "Send the file as multipart/form-data.", None)
-        self.filename, self.size = "", 0
-        self._out, self._fields = out, dict[str, bytearray]()
-        self._name, self._header, self._disposition = "", b"", b""
-        self._has_file, self._is_whole, self._taken = False, False, 0
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._begin_part,
-                "on_header_field": self._add_name,
-                "on_header_value": self._add_value,
-                "on_header_end": self._end_header,
-                "on_headers_finished": self._begin_data,
-                "on_part_data": self._add_data,
-                "on_end": self._end,
-            },
-        )
-        self._value = b""
+    async def limited() -> AsyncGenerator[bytes]:
+        size = 0
+        async for chunk in body:
+            if (size := size + len(chunk)) > LARGEST_UPLOAD + LONGEST_FIELD:  # boundaries and short parts
+                raise ApiError(413, f"A file has at most {LARGEST_UPLOAD >> 20} MiB.", "file", "request_too_large")
+            yield chunk
 
-    @property
-    def purpose(self) -> str:
-        """The field `purpose`."""
-        return self._text("purpose")
-
-    def take(self, chunk: bytes) -> None:
-        """Read a piece of the body. Blocks. Raises `ApiError`."""
-        self._taken += len(chunk)
-        if self._taken > LARGEST_UPLOAD + LONGEST_FIELD:  # boundaries and short parts
-            raise ApiError(413, f"A file has at most {LARGEST_UPLOAD >> 20} MiB.", "file", "request_too_large")
-        try:
-            self._parser.write(chunk)
-        except MultipartParseError:
-            raise ApiError(400, "The body is not valid multipart/form-data.", None) from None
-
-    def check(self) -> None:
-        """Raise `ApiError` unless the body is whole."""
-        if not self._is_whole:
-            raise ApiError(400, "The body is not valid multipart/form-data.", None)
-        if not self._has_file:
-            raise ApiError(400, "The part `file` is missing.", "file")
-        if self.purpose not in PURPOSES:
-            raise ApiError(400, f"purpose must be one of {', '.join(sorted(PURPOSES))}.", "purpose")
-        self._out.flush()
-
-    def expires_s(self, default: int | None) -> int | None:
-        """Return the seconds after which the file expires. Raises `ApiError` 400."""
-        given = {
-            name: text
-            for name in ("anchor", "seconds")
-            # Azure's clients send a dot
-            if (text := self._text(f"expires_after[{name}]") or self._text(f"expires_after.{name}"))
-        }
-        return lifetime_s(given, "expires_after", default)
-
-    def _text(self, name: str) -> str:
-        return bytes(self._fields.get(name, b"")).decode("utf-8", "replace")
-
-    def _begin_part(self) -> None:
-        self._name = ""
-        self._disposition = b""
-
-    def _add_name(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _add_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _end_header(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = self._value
-        self._header = self._value = b""
-
-    def _begin_data(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        self._name = options.get(b"name", b"").decode("utf-8", "replace")
-        if self._name == "file":
-            if self._has_file:
-                raise ApiError(400, "Send one part `file`.", "file")
-            self._has_file = True
-            self.filename = options.get(b"filename", b"upload").decode("utf-8", "replace")[-255:]
-        else:
-            self._fields[self._name] = bytearray()
-            self._check_length()
-
-    def _add_data(self, data: bytes, start: int, end: int) -> None:
-        if self._name == "file":
-            self._out.write(memoryview(data)[start:end])
-            self.size += end - start
-            return
-        self._fields[self._name] += data[start:end]
-        self._check_length()
-
-    def _check_length(self) -> None:
-        if sum(map(len, self._fields.values())) + sum(map(len, self._fields)) > LONGEST_FIELD:
-            raise ApiError(413, "The fields next to the file are too long.", None, "request_too_large")
-
-    def _end(self) -> None:
-        self._is_whole = True
+    if not content_type.startswith("multipart/form-data"):
+        raise ApiError(400, "Send the file as multipart/form-data.", None)
+    try:
+        headers = Headers({"content-type": content_type})
+        return await MultiPartParser(
+            headers, limited(), max_files=1, max_fields=_MOST_FIELDS, max_part_size=LONGEST_FIELD
+        ).parse()
+    except MultiPartException as error:
+        raise ApiError(400, error.message, "file") from None
