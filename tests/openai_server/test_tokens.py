@@ -12,7 +12,7 @@ from openai_clients import CHAT, client_of, ended, line, servers, started, uploa
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.http.token import configured
-from served import Served
+from served import BEARER, Served
 from server_process import written
 
 pytestmark = pytest.mark.http
@@ -104,3 +104,25 @@ def test_a_token_with_an_unknown_model_is_a_wrong_configuration():
     tokens = {"a": {"token": TEAMS["a"], "models": ["nothing"]}}
     with pytest.raises(PromptmillError, match=r"client_limits\.tokens\.a\.models: there is no model 'nothing'"):
         Configuration({"client_limits": {"tokens": tokens}})
+
+
+def test_a_page_of_an_allowed_origin_may_ask_and_read_replies_and_errors(server):
+    page = {"Origin": "http://localhost"}
+    wanted = page | {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, x-stainless-lang",
+    }
+    preflight = server.ask("OPTIONS", "/v1/chat/completions", wanted)
+    assert preflight.status == 200
+    assert preflight.headers["access-control-allow-origin"] == page["Origin"]
+    assert preflight.headers["access-control-allow-headers"] == "authorization, x-stainless-lang"
+    for path, headers, status in (
+        ("/v1/models", BEARER, 200),
+        ("/v1/models/none", BEARER, 404),
+        ("/v1/nothing", BEARER, 404),
+        ("/v1/models", {}, 401),
+    ):
+        got = server.ask("GET", path, page | headers)
+        assert (got.status, got.headers["access-control-allow-origin"]) == (status, page["Origin"])
+        assert "x-request-id" in got.headers["access-control-expose-headers"]
+    assert server.ask("GET", "/v1/models", BEARER | {"Origin": "https://evil.example"}).status == 403

@@ -40,14 +40,6 @@ _UNDONE: Mapping[str, tuple[str, str]] = {
 """The error of a line without an outcome, by the last state of its batch."""
 
 
-class _LineError(Exception):
-    """A line that makes the whole file invalid."""
-
-    def __init__(self, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(code, message, param)
-        self.code, self.message, self.param = code, message, param
-
-
 class FileCheck:
     """Reads a batch file. Errors of the file end the batch; refused lines are part of its error file."""
 
@@ -87,8 +79,8 @@ class FileCheck:
         self.count += 1
         try:
             own, body = self._read(line.removeprefix(rows.BOM))
-        except _LineError as error:
-            self.note(error.code, error.message, self._line, error.param)
+        except ApiError as error:
+            self.note(str(error.code), error.message, self._line, error.param)
             return
         try:
             good.write(_line(own, await self._asked(body)))
@@ -98,25 +90,25 @@ class FileCheck:
             bad.write(_json_line({"id": f"batch_req_{number}", "custom_id": own} | _refused(number, error)))
 
     def _read(self, line: bytes) -> tuple[str, JsonDict]:
-        """Return the id and the body of a line. Raises `_LineError`."""
+        """Return the id and the body of a line. Raises `ApiError`, which makes the whole file invalid."""
         if rows.may_exceed(MOST_VALUES, line):
-            raise _LineError("invalid_request", f"This line may hold more than {MOST_VALUES:,} values.")
+            raise ApiError(400, f"This line may hold more than {MOST_VALUES:,} values.", None, "invalid_request")
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError:
-            raise _LineError("invalid_json_line", "This line is not parseable as valid JSON.") from None
+            raise ApiError(400, "This line is not parseable as valid JSON.", None, "invalid_json_line") from None
         own = value.get("custom_id") if isinstance(value, dict) else None
         if not isinstance(own, str):
-            raise _LineError("invalid_request", "custom_id must be a text.", "custom_id")
+            raise ApiError(400, "custom_id must be a text.", "custom_id", "invalid_request")
         if (digest := hashlib.blake2b(own.encode(), digest_size=16).digest()) in self._ids:
-            raise _LineError("duplicate_custom_id", "An earlier line has this custom_id.", "custom_id")
+            raise ApiError(400, "An earlier line has this custom_id.", "custom_id", "duplicate_custom_id")
         self._ids.add(digest)
         if value.get("method", "POST") != "POST":
-            raise _LineError("invalid_method", "method must be POST.", "method")
+            raise ApiError(400, "method must be POST.", "method", "invalid_method")
         if value.get("url", self._endpoint) != self._endpoint:
-            raise _LineError("url_mismatch", f"url must be the batch's, {self._endpoint}.", "url")
+            raise ApiError(400, f"url must be the batch's, {self._endpoint}.", "url", "url_mismatch")
         if not isinstance(body := value.get("body"), dict):
-            raise _LineError("invalid_request", "body must be an object.", "body")
+            raise ApiError(400, "body must be an object.", "body", "invalid_request")
         return own, body
 
     async def _asked(self, body: JsonDict) -> JsonDict:

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HttpRequest
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from promptmill.core.errors import PromptmillError
 from promptmill.openai_server import api_errors
@@ -71,8 +71,9 @@ class OpenAIPaths:
         else:
             self._batches = BatchRuns(files, answers, running_jobs_of(service))
             found += StorageRoutes(files, self._batches, owner_of).routes()
-        self._app = Starlette(routes=found, exception_handlers=handlers)
-        self._app.router.redirect_slashes = False  # a redirect is no error that a client shows
+        app = Starlette(routes=found, exception_handlers=handlers)
+        app.router.redirect_slashes = False  # a redirect is no error that a client shows
+        self._app = _readable(app)
 
     async def tend(self) -> None:
         """Resume the batches of an earlier server, and delete files that expire; until it is cancelled."""
@@ -81,47 +82,35 @@ class OpenAIPaths:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that has passed the checks."""
-        send = _identified(scope, send)
-        if scope["method"] == "OPTIONS":
-            await _preflight(HttpRequest(scope))(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+        await self._app(scope, receive, _identified(send))
 
     async def refuse(
         self, scope: Scope, send: Send, status: int, message: str, headers: Mapping[str, str] | None
     ) -> None:
         """Send the error of a request that fails a check of `http.app`."""
         response = api_errors.refusal(status, message, headers, HttpRequest(scope))
-        await response(scope, _no_body, _identified(scope, send))
+        await _readable(response)(scope, _no_body, _identified(send))
 
 
 async def _no_body() -> Message:
     return {"type": "http.disconnect"}
 
 
-def _identified(scope: Scope, send: Send) -> Send:
-    """Return a `send` that adds the request's id, and lets a page of an allowed origin read the reply."""
-    origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
+def _readable(app: ASGIApp) -> ASGIApp:
+    """Return `app` with the headers by which a browser lets a page read its replies; `http.app` has checked the page's
+    origin."""
+    methods, readable = ("GET", "POST", "DELETE"), ("x-request-id", "retry-after")
+    return CORSMiddleware(
+        app, allow_origin_regex=".*", allow_methods=methods, allow_headers=("*",), expose_headers=readable
+    )
+
+
+def _identified(send: Send) -> Send:
+    """Return a `send` that adds the request's id."""
 
     async def identified(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = f"req_{secrets.token_hex(12)}"
-            if origin is not None:  # `http.app` refuses other origins
-                headers["access-control-allow-origin"] = origin.decode("latin-1")
-                headers["access-control-expose-headers"] = "x-request-id, retry-after"
-                headers["vary"] = "Origin"
+            MutableHeaders(scope=message)["x-request-id"] = f"req_{secrets.token_hex(12)}"
         await send(message)
 
     return identified
-
-
-def _preflight(request: HttpRequest) -> Response:
-    """Return the permission that a browser asks for before it sends a request with a token."""
-    asked = request.headers.get("access-control-request-headers", "authorization, content-type")
-    allowed = {
-        "access-control-allow-methods": "GET, POST, DELETE",
-        "access-control-allow-headers": asked,
-        "access-control-max-age": "600",
-    }
-    return Response(status_code=204, headers=allowed)
