@@ -295,11 +295,12 @@ _UNKNOWN = OpenRow(0, 0, None, None, b"", 0, answered=False)
 
 
 class StoreSink(Sink):
-    """Writes outcomes in commits of up to 64. If more than 64 rows are in flight, at most 5 ms after the first outcome.
+    """Writes outcomes in commits of up to 64: those of one turn of the event loop, or, if more than 64 rows are in
+    flight and the last commit is less than 5 ms old, those until it is.
 
-    So after a kill, the requests in flight are paid twice; with more than 64 in flight, so are at most 64 outcomes of
-    the last 5 ms. A commit costs as much CPU time as encoding 20 outcomes. With fewer rows in flight, a commit has the
-    outcomes of one turn of the event loop. If a commit waits for the disk, a thread makes it, and `put` waits for it.
+    So after a kill, the requests in flight are paid twice; with more than 64 in flight and more than 200 outcomes a
+    second, so are at most 64 outcomes of the last 5 ms. A commit costs as much CPU time as encoding 20 outcomes: one a
+    turn would take 25 % more of it. If a commit waits for the disk, a thread makes it, and `put` waits for it.
     Outcomes that arrive meanwhile are in the next commit.
     """
 
@@ -333,6 +334,7 @@ class StoreSink(Sink):
         self._recorded = recorded
         self._waiting = _Waiting()
         self._committing: asyncio.Task[None] | None = None
+        self._flushed_at = 0.0
         self._loop = asyncio.get_running_loop()
         self.error: PromptmillError | DamagedError | None = None
         """The error because of which nothing more can be recorded."""
@@ -373,7 +375,8 @@ class StoreSink(Sink):
         batch = self._waiting.outcomes
         if not batch:
             is_soon = self._store.waits_for_disk or len(self.taken) <= _LARGEST_BATCH
-            self._loop.call_later(0.0 if is_soon else _GATHER_S, self._gathered, batch)
+            due = 0.0 if is_soon else max(0.0, self._flushed_at + _GATHER_S - self._loop.time())
+            self._loop.call_later(due, self._gathered, batch)
         batch.append((key, outcome))
         waiting = self._waiting
         waiting.characters += len(outcome.text)
@@ -447,6 +450,7 @@ class StoreSink(Sink):
     def _flush(self) -> None:
         if batch := self._waiting.outcomes:
             self._waiting = _Waiting()
+            self._flushed_at = self._loop.time()
             self._write(batch)
             self._count(batch)
 
