@@ -18,7 +18,7 @@ Messages from the engine:
                                                      `images`: true when the model reads images
     {"type": "failed", "error"}                      loading failed
     {"type": "outcome", "run", "id", "warnings", …}  either "error", or "text", "finish_reason", "usage", …
-    {"type": "preview", "run", "id", "text"}         the answer so far, if `live`
+    {"type": "preview", "run", "id", "text", "reasoning"}  the answer so far, if `live`
     {"type": "last_words", "text"}                   the reason why it is about to end
 
 `error` is what `frames.packed_error` returns. A turn's `content` is a text, null, or a list of

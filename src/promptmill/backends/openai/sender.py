@@ -19,7 +19,7 @@ from promptmill.backends.openai.limit.endpoint_state import EndpointState, Permi
 from promptmill.backends.openai.reply import answer_in, other_answer_in
 from promptmill.backends.openai.request import Head, ImageEncoder
 from promptmill.backends.openai.transport import Pool
-from promptmill.backends.protocol import NO_USAGE, Call, Completion, Spent, Usage
+from promptmill.backends.protocol import NO_USAGE, Call, Completion, Growing, Spent, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 
@@ -231,9 +231,9 @@ class LocalSender:
         return found
 
 
-def _preview(show: Callable[[str], None], endpoint: Endpoint, *, inline: bool) -> Callable[[bytes], None]:
+def _preview(show: Callable[[Growing], None], endpoint: Endpoint, *, inline: bool) -> Callable[[bytes], None]:
     dialect = DIALECTS.get(endpoint.dialect)
-    return StreamPreview(show, inline=inline, text_in=None if dialect is None else dialect.text_in).feed
+    return StreamPreview(show, inline=inline, delta_in=None if dialect is None else dialect.delta_in).feed
 
 
 def _note_limit(response: HttpResponse, endpoint_state: EndpointState) -> None:
