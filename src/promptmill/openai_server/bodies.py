@@ -83,7 +83,7 @@ def request_of(path: str, body: JsonObject) -> Request:
     try:
         return Request(0, conversation_from_messages(messages, "messages"), sampling, extra)
     except PromptmillError as error:
-        raise error_of(error, frozenset({"messages"})) from None
+        raise error_of(error) from None
 
 
 def _given(body: JsonObject) -> Iterator[tuple[str, Any]]:

@@ -27,9 +27,8 @@ def test_the_channels_of_gpt_oss_are_told_apart(desk, harmony):
     assert (outcome.reasoning, outcome.text, outcome.finish_reason) == ("A city is meant.", "It is Paris.", "stop")
 
 
-@pytest.mark.parametrize("extra", [None, {"tools": [{"type": "function", "function": {"name": "f"}}]}])
-def test_reasoning_and_text_are_shown_while_they_grow(desk, harmony, monkeypatch, extra):
-    call, shown = desk.call(harmony, ["?"], extra, max_tokens=100), []
+def test_reasoning_and_text_are_shown_while_they_grow(desk, harmony):
+    call, shown = desk.call(harmony, ["?"], max_tokens=100), []
     call.stats.preview = shown.append
     (outcome,) = desk.wait(call.run())
     assert shown

@@ -6,8 +6,9 @@ A thread reads, a second one prepares, and the main thread computes, so that a c
 megabytes is tokenized. The engine ends when the server does. Messages to the engine:
 
     {"type": "load", "engine", "options"}            first, once
-    {"type": "submit", "run", "id", "messages", "sampling", "extra", "images", "live"}
+    {"type": "submit", "run", "id", "messages", "sampling", "extra", "images", "live", "required"}
                                                      `live`: send previews of the growing answer
+                                                     `required`: see `Request`
     {"type": "submit", "run", "id", "path", "body"}  another request than a chat; only for vLLM
     {"type": "cancel", "run"}                        drop all requests of this run
 

@@ -372,6 +372,7 @@ class EngineShare(FixedShare):
                 "sampling": request.sampling.given(),
                 "extra": dict(request.extra),
                 **({"live": True} if self._live else {}),
+                **({"required": sorted(request.required)} if request.required else {}),
                 **({"images": [orjson.Fragment(image) for image in read]} if read else {}),
             }
         )
