@@ -5,25 +5,32 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from replies import answer, by_prompt, raw, status
+from replies import answer, by_prompt, deltas, raw, status
 from served import TOKEN, Served
 from server_process import written
 
 DRIVERS = Path(__file__).parent / "drivers"
 EMBEDDED = json.dumps({"data": [{"index": 0, "embedding": [0.5, -2.0]}], "usage": {"prompt_tokens": 1}}).encode()
+THINKS: list[dict[str, Any]] = [
+    *({"reasoning_content": "So "}, {"reasoning_content": "be it."}, {"content": "I'll "}, {"content": "look."}),
+    {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "look", "arguments": ""}}]},
+    *({"tool_calls": [{"index": 0, "function": {"arguments": piece}}]} for piece in ('{"a"', ": 1}")),
+]
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
 def served(tmp_path, upstream):
-    """A server whose endpoint finds "long" too long, answers "json" with JSON, and has embeddings."""
+    """A server whose endpoint finds "long" too long, answers "json" with JSON, calls a tool for "think", and has
+    embeddings."""
     upstream.other_posts = raw(EMBEDDED)
     too_long = status(400, "maximum context length is 8 tokens", code="context_length_exceeded")
-    upstream.reply = by_prompt({"long": too_long, "json": answer('{"name": "Ulm"}')})
+    upstream.reply = by_prompt({"long": too_long, "json": answer('{"name": "Ulm"}'), "think": deltas(*THINKS)})
     environ = {"PROMPTMILL_HTTP_TOKEN": TOKEN, "PROMPTMILL_STATE": str(tmp_path / "state")}
     with Served(written(tmp_path, upstream.url), environ=environ) as server:
         yield f"http://127.0.0.1:{server.port}/v1"
@@ -50,6 +57,8 @@ def test_langchain_gets_chats_streams_structures_and_embeddings(openai_programs,
         "structured": "Ulm",
         "responses": "echo: hi",
         "embeddings": [[0.5, -2.0]],
+        "called": ["I'll look.", [["look", {"a": 1}]]],
+        "acted": ["I'll look.", [["look", {"a": 1}]]],
         "long": ["OpenAIContextOverflowError", "context_length_exceeded"],
     }
 
@@ -63,6 +72,8 @@ def test_litellm_gets_completions_and_its_own_errors(openai_programs, served, ca
         "usage": 5,
         "several": 2,
         "embedding": [0.5, -2.0],
+        "thought": "So be it.",
+        "called": ["I'll look.", "look", '{"a": 1}'],
         "long": "ContextWindowExceededError",
     }
 
@@ -92,6 +103,9 @@ def test_openai_s_client_for_node_gets_all_paths(npm, served, calm):
         "usage": 5,
         "responses": "echo: hi there",
         "responsesStream": "echo: hi there",
+        "order": ["reasoning_content", "content", "tool_calls"],
+        "called": [["c1", "look", '{"a": 1}']],
+        "items": [["reasoning", "So be it."], ["message", "I'll look."], ["function_call", '{"a": 1}']],
         "embedding": [0.5, -2.0],
         "unknown": ["NotFoundError", "model_not_found"],
     }

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from openai_clients import client_of
-from replies import answer, drip, hang, raw, status
+from replies import answer, attempts, deltas, drip, hang, raw, sse, status
 from served import BEARER, TOKEN, Served
 from server_process import written
 from waiting import eventually
@@ -149,6 +149,106 @@ def test_tool_calls_come_whole_and_as_deltas_with_an_index(client, upstream):
         ("c0", '{"a": 1}'),
         ("c1", '{"a": 1}'),
     ]
+
+
+def _called(place, name=None, arguments=""):
+    begun = {"id": f"c{place}", "type": "function"} if name else {}
+    function = {**({"name": name} if name else {}), "arguments": arguments}
+    return {"tool_calls": [{"index": place, **begun, "function": function}]}
+
+
+THOUGHT = [{"reasoning_content": "So "}, {"reasoning_content": "be it."}]
+CALLS = [_called(0, "f"), _called(0, None, '{"a"'), _called(0, None, ": 1}"), _called(1, "g"), _called(1, None, "{}")]
+FUNCTIONS = [{"name": name, "parameters": {"type": "object"}} for name in "fg"]
+TOOLS = [{"type": "function", "function": function} for function in FUNCTIONS]
+
+
+def test_reasoning_text_and_tool_calls_of_a_chat_arrive_while_the_endpoint_still_answers(client, upstream):
+    pieces = [*THOUGHT, {"content": "Look."}, *CALLS[:2]]
+    upstream.reply = deltas(*pieces, hangs=True)
+    with client.chat.completions.create(model="default", messages=HI, tools=TOOLS, stream=True) as stream:
+        found, told = {"reasoning": "", "reasoning_content": "", "content": ""}, []
+        for chunk in stream:
+            delta = chunk.choices[0].delta.to_dict()
+            for name in found.keys() & delta.keys():
+                found[name] += delta[name] or ""
+            told += [name for name in ("reasoning", "content", "tool_calls") if delta.get(name)]
+            if delta.get("tool_calls", [{}])[0].get("function", {}).get("arguments"):
+                break
+        assert upstream.in_flight == 1
+    assert found == {"reasoning": "So be it.", "reasoning_content": "So be it.", "content": "Look."}
+    assert list(dict.fromkeys(told)) == ["reasoning", "content", "tool_calls"]
+    assert delta["tool_calls"] == [{"index": 0, "function": {"arguments": '{"a"'}}]
+
+
+def test_a_streamed_chat_with_reasoning_and_tool_calls_is_whole_at_its_end(client, upstream):
+    upstream.reply = deltas(*THOUGHT, {"content": "Look."}, *CALLS, finish_reason="tool_calls")
+    with client.chat.completions.stream(model="default", messages=HI, tools=TOOLS) as stream:
+        (choice,) = stream.get_final_completion().choices
+    called = [(call.id, call.function.name, call.function.arguments) for call in choice.message.tool_calls]
+    assert called == [("c0", "f", '{"a": 1}'), ("c1", "g", "{}")]
+    assert (choice.message.content, choice.finish_reason) == ("Look.", "tool_calls")
+    assert choice.message.reasoning_content == "So be it."
+
+
+def test_marked_reasoning_comes_before_the_text(client, upstream):
+    upstream.reply = deltas({"content": "<think>So be"}, {"content": " it.</thi"}, {"content": "nk>\n\nParis."})
+    chunks = list(client.chat.completions.create(model="default", messages=HI, stream=True))
+    said = [chunk.choices[0].delta.to_dict() for chunk in chunks]
+    assert "".join(delta.get("reasoning", "") for delta in said) == "So be it."
+    assert "".join(delta.get("content") or "" for delta in said) == "Paris."
+    kinds = [name for delta in said for name in ("reasoning", "content") if delta.get(name)]
+    assert kinds == sorted(kinds, reverse=True)
+
+
+def test_reasoning_and_tool_calls_of_a_response_have_their_events(client, upstream):
+    upstream.reply = deltas(*THOUGHT, {"content": "Look."}, *CALLS, finish_reason="tool_calls")
+    tools = [{"type": "function", **function} for function in FUNCTIONS]
+    with client.responses.stream(model="default", input="hi", tools=tools) as stream:
+        events = list(stream)
+        response = stream.get_final_response()
+    assert [item.type for item in response.output] == ["reasoning", "message", "function_call", "function_call"]
+    assert response.output[0].content[0].text == "So be it."
+    assert response.output_text == "Look."
+    called = [(item.call_id, item.name, item.arguments) for item in response.output[2:]]
+    assert called == [("c0", "f", '{"a": 1}'), ("c1", "g", "{}")]
+    kinds = [event.type.removeprefix("response.") for event in events]
+    assert list(dict.fromkeys(kinds)) == [
+        *("created", "in_progress", "output_item.added", "content_part.added"),
+        *("reasoning_text.delta", "reasoning_text.done", "content_part.done", "output_item.done"),
+        *("output_text.delta", "output_text.done"),
+        *("function_call_arguments.delta", "function_call_arguments.done", "completed"),
+    ]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    for place, item in enumerate(response.output):
+        own = [event for event in events if getattr(event, "output_index", None) == place]
+        assert (own[0].type, own[-1].type) == ("response.output_item.added", "response.output_item.done")
+        assert {own[0].item.id, own[-1].item.id} == {item.id}
+        assert (own[0].item.status, own[-1].item.status) == ("in_progress", "completed")
+        pieces = "".join(event.delta for event in own if event.type.endswith(".delta"))
+        assert pieces == (item.arguments if item.type == "function_call" else item.content[0].text)
+
+
+def test_the_events_of_a_response_arrive_while_the_endpoint_still_answers(client, upstream):
+    upstream.reply = deltas(*THOUGHT, *CALLS[:2], hangs=True)
+    tools = [{"type": "function", **function} for function in FUNCTIONS]
+    with client.responses.create(model="default", input="hi", tools=tools, stream=True) as stream:
+        kinds = []
+        for event in stream:
+            kinds.append(event.type)
+            if event.type == "response.function_call_arguments.delta":
+                break
+        assert upstream.in_flight == 1
+    assert kinds.index("response.reasoning_text.delta") < kinds.index("response.reasoning_text.done")
+    assert event.delta == '{"a"'
+
+
+def test_a_stream_whose_repeated_answer_thinks_otherwise_ends_with_an_error(client, upstream):
+    broken = sse(b'data: {"choices": [{"index": 0, "delta": {"reasoning": "So"}}]}', cut=True)
+    upstream.reply = attempts(broken, deltas({"reasoning": "No"}, {"content": "Paris."}))
+    with pytest.raises(openai.APIError) as failed:
+        list(client.chat.completions.create(model="default", messages=HI, stream=True))
+    assert "not the beginning" in failed.value.message
 
 
 class City(BaseModel):

@@ -184,6 +184,9 @@ def _responses(seen: Seen, text: str, thought: str) -> Body:
 def _responses_events(seen: Seen, text: str, thought: str) -> Iterator[bytes]:
     whole = _responses(seen, text, thought)
     events: list[Body] = [{"type": "response.created", "response": {**whole, "status": "in_progress", "output": []}}]
+    if thought:
+        summary = [{"type": f"response.reasoning_summary_text.{kind}"} for kind in ("delta", "delta", "done")]
+        events += [summary[0] | {"delta": thought[:5]}, summary[1] | {"delta": thought[5:]}, summary[2]]
     events += [
         {"type": "response.output_text.delta", "item_id": "msg_1", "output_index": 0, "delta": text[at : at + 5]}
         for at in range(0, len(text), 5)

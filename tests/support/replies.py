@@ -102,6 +102,23 @@ def sse(*lines: bytes, cut: bool = False) -> Reply:
     return reply
 
 
+def deltas(*pieces: Mapping[str, Any], finish_reason: str = "stop", hangs: bool = False) -> Reply:
+    """Stream a chat completion of these deltas; with `hangs`, nothing comes after them."""
+    events = [{"choices": [{"index": 0, "delta": delta}]} for delta in pieces]
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": finish_reason}]}
+    usage = {"choices": [], "usage": {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}}
+
+    async def reply(exchange: Exchange) -> None:
+        await exchange.write(head(200, {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"}))
+        for event in events if hangs else [*events, end, usage]:
+            await exchange.write(_chunk(b"data: %b\n\n" % orjson.dumps(event)))
+        if hangs:
+            await exchange.sleep(None)
+        await exchange.write(_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+
+    return reply
+
+
 def raw(body: bytes, *, code: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
     """Send exactly this body."""
 

@@ -31,7 +31,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeGuard, TypeVar
 from weakref import WeakKeyDictionary
 
 import orjson
@@ -121,7 +121,7 @@ class CachedAnswers:
         place = (call if self._is_shared else None, key)
         if place not in self._flights:
             return await self._lead(place, request, call, began)
-        if (answer := await self._flights.result(place, call)) is not None:
+        if _serves(answer := await self._flights.result(place, call), request):
             return self._copied(answer, request, call, began)
         # the first request failed: all others are sent at the same time, or they would fail one after the other
         return await self._following(request, call)
@@ -131,7 +131,7 @@ class CachedAnswers:
         key = place[1]
         warn = _LOG.warning if self._is_shared else call.warn
         with self._flights.lead(place) as flight:
-            if (answer := await self._batches.look_up(key, warn)) is not None:
+            if _serves(answer := await self._batches.look_up(key, warn), request):
                 flight.set_result(answer)
                 return self._copied(answer, request, call, began)
             outcome = await self._following(request, call)
@@ -329,6 +329,11 @@ class _Flights(Generic[K, T]):
 def _is_repeatable(request: Request) -> bool:
     """Return whether the request has the temperature 0, so that its answer should be the same the next time."""
     return bool(request.extra.get("temperature", request.sampling.temperature) == 0)
+
+
+def _serves(answer: Completion | None, request: Request) -> TypeGuard[Completion]:
+    """Return whether there is an answer, and none whose parameters may lack one that `request` requires."""
+    return answer is not None and not (answer.warnings and request.required)
 
 
 def _is_of_one_request(answer: Completion, request: Request) -> bool:

@@ -30,7 +30,15 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_ANSWER, MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.money import Budget
-from promptmill.core.request import TOP_CHOICES, Conversation, Message, Request, Sampling, top_choices_of
+from promptmill.core.request import (
+    TOP_CHOICES,
+    Conversation,
+    Message,
+    Request,
+    Sampling,
+    check_left_out,
+    top_choices_of,
+)
 
 T = TypeVar("T")
 _OURS = frozenset({"reasoning", "choices"})  # promptmill applies these itself, for every backend
@@ -154,10 +162,8 @@ class _ScreenedRequests:
         left_out = [] if takes is None else sorted(request.sampling.given().keys() - takes - _OURS)
         if not left_out:
             return request
-        problem = f"The {self._backend} backend cannot take {', '.join(left_out)}"
-        if self._is_error:
-            raise PromptmillError(Code.UNSUPPORTED, f"{problem}.")
-        call.warn(f"{problem}; left out.")
+        check_left_out(left_out, left_out if self._is_error else request.required, f"the {self._backend} backend")
+        call.warn(f"The {self._backend} backend cannot take {', '.join(left_out)}; left out.")
         return request.changed(sampling=request.sampling.model_copy(update=dict.fromkeys(left_out)))
 
 

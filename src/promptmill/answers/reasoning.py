@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>")
 _START, _CHANNEL, _MESSAGE = CHANNEL_MARKS[:3]
@@ -25,6 +26,8 @@ _CLOSING_ALONE = ("</think>", "</seed:think>", "[/THINK]", "◁/think▷")
 _OPENING_QUOTES, _CLOSING_QUOTES = frozenset("`\"'“"), frozenset("`\"'”")
 _PROSE = re.compile(r"(?<=\w) $")
 _WRAPS = re.compile(r"\A\s*<\|(?:begin_of_solution|START_RESPONSE)\|>|<\|(?:end_of_solution|END_RESPONSE)\|>\s*\Z")
+_WRAPPING = ("<|begin_of_solution|>", "<|START_RESPONSE|>", "<|end_of_solution|>", "<|END_RESPONSE|>")
+_MARKS = (*CHANNEL_MARKS, *TAGS, *_WRAPPING)
 
 
 def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str]:
@@ -96,11 +99,16 @@ def _place_of(mark: str, text: str) -> int:
     return len(text)
 
 
-def answer_so_far(text: str) -> str:
-    """Return the part of an unfinished answer to show: `""` while `text` may still be reasoning."""
-    start = text.lstrip("\ufeff \t\r\n")
-    marks = (_CHANNEL, _START, *_OPENING)
-    return "" if any(mark.startswith(start) for mark in marks) else split_marked(text)[1]
+def without_broken_mark(text: str, marks: Iterable[str] = _MARKS) -> str:
+    """Return an unfinished text without its end, if that may be the beginning of one of `marks`.
+
+    >>> without_broken_mark("<think>France?</th")
+    '<think>France?'
+    """
+    at = max(map(text.rfind, {mark[0] for mark in marks}))
+    if at >= 0 and any(mark.startswith(text[at:]) for mark in marks):
+        text = text[:at]
+    return text if text.strip("\ufeff \t\r\n") else ""
 
 
 def split_channels(text: str) -> tuple[str | None, str]:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from promptmill.backends.batches import Reply
 from promptmill.core.errors import Code, PromptmillError, without_frames
@@ -154,6 +154,15 @@ class Failure:
 
 
 Outcome: TypeAlias = Completion | Failure
+
+
+class Growing(NamedTuple):
+    """The part of an unfinished answer that its backend has: the beginning of each field of its `Completion`."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: Sequence[Mapping[str, Any]] = ()
+    """In OpenAI's form. The name and the arguments of the last one may be incomplete."""
 
 
 def billed(outcome: Outcome) -> tuple[Sequence[Spent], int]:
@@ -467,9 +476,9 @@ class Call:
     """In seconds of `time.monotonic`."""
     exchange: Exchange | None = None
     """Takes the place of HTTP requests; for a call whose replies come by batch."""
-    preview: Callable[[str], None] | None = None
-    """Gets the text of the answer so far while it grows; for a call of one item, where the backend can. A text that
-    does not begin with the one before belongs to another attempt."""
+    preview: Callable[[Growing], None] | None = None
+    """Gets the answer so far while it grows; for a call of one item, where the backend can. An answer that does not
+    begin as the one before belongs to another attempt."""
 
     def park(self) -> AbstractContextManager[None]:
         """Free the place of a request while it waits for a time."""

@@ -36,6 +36,7 @@ from promptmill.core.request import (
     conversation_from_messages,
     conversation_from_prompt,
     replacing_choices,
+    required_of,
 )
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
@@ -121,6 +122,8 @@ class RowReader:
     models: Mapping[str, RowReader] = field(default_factory=dict)
     """The readers of rows that name another model, by its name."""
     limits: RowLimits = RowLimits()
+    required: frozenset[str] = frozenset()
+    """The parameters of `sampling` and `extra` that a backend may not leave out."""
 
     def digest(self, line: bytes) -> bytes | None:
         """Return the digest of a line that this reader reads."""
@@ -135,7 +138,15 @@ class RowReader:
             body = self._limited_body(other, place(self.kind, row))
             return Request(row, _NO_CONVERSATION, _NO_SAMPLING, body, attempts, other.path)
         conversation, sampling, extra = self.read(row, line)
-        return Request(row, conversation, sampling, extra, attempts)
+        return Request(row, conversation, sampling, extra, attempts, required=self._required(sampling, extra))
+
+    def _required(self, sampling: Sampling, extra: JsonObject) -> frozenset[str]:
+        """Return the parameters that may not be left out: those of the row itself that the job does not have."""
+        if self.kind == "messages" or (sampling is self.sampling and extra is self.extra):
+            return self.required
+        ours = self.sampling.given() | dict(self.extra)
+        own = sampling.given() | dict(extra)
+        return required_of({name: value for name, value in own.items() if value != ours.get(name)})
 
     def read(self, row: int, line: bytes) -> Asked:
         """Return conversation, sampling and extra parameters of line `row` (from 0).

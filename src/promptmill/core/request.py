@@ -8,7 +8,7 @@ parts. Any other shape is refused with its place and kind.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from promptmill.core.bounds import MOST_CHOICES
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
@@ -429,6 +429,35 @@ def top_choices_of(extra: JsonObject) -> int | None:
     raise input_error(f"{TOP_CHOICES} is {shape(most)}; send a whole number, at least 1.")
 
 
+_NEUTRAL: JsonObject = {
+    **dict.fromkeys(("temperature", "top_p", "repetition_penalty", "n", "parallel_tool_calls"), 1),
+    **dict.fromkeys(("min_p", "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs"), 0),
+}
+"""The values of parameters that mean the same at endpoints without the parameter. Many programs always send them."""
+
+
+def required_of(given: JsonObject) -> frozenset[str]:
+    """Return the parameters in `given`, which the author of a request named, that may not be left out of it.
+
+    >>> sorted(required_of({"seed": 1, "top_p": 1.0, "user": "me"}))
+    ['seed']
+    """
+    known = given.keys() & (Sampling.model_fields.keys() | BESIDE)
+    names = {name for name in known if given[name] is not None and _NEUTRAL.get(name) != given[name]}
+    return frozenset(names | {"logprobs"} if TOP_CHOICES in names else names)  # an endpoint is asked for the latter
+
+
+def check_left_out(names: Iterable[str], required: Container[str], taker: str) -> None:
+    """Raise `PromptmillError` (`unsupported`) if one of the parameters `names`, which `taker` cannot take, is required.
+
+    The message begins with the name.
+    """
+    for name in names:
+        if name in required:
+            problem = f"{name}: {taker} cannot take it with this model."
+            raise PromptmillError(Code.UNSUPPORTED, problem, "Leave it out, or choose another model.")
+
+
 class Account(Protocol):
     """The amount that a budget has set aside for one request. The sender reports each attempt here."""
 
@@ -485,6 +514,8 @@ class Request:
     """Its number among the requests for several answers to one item, each of which is kept separately."""
     shared: Shared | None = None
     """Set if it begins as other requests do, with a text long enough for a cache."""
+    required: frozenset[str] = frozenset()
+    """The parameters that fail the request if its backend cannot take them; others are left out, with a warning."""
 
     def changed(self, **changes: Any) -> Request:
         """Return the request with `changes`; it no longer has the contents of its row."""

@@ -11,6 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.request import BESIDE, Sampling
 from promptmill.core.values import JsonDict
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -38,6 +39,7 @@ _STATUS: dict[Code, tuple[int, str | None]] = {
 _TOO_LONG = (
     "This model's maximum context length is exceeded (context_length_exceeded). "  # LangChain and litellm read it
 )
+_FIELDS = frozenset({"messages", "input", "model", *BESIDE, *Sampling.model_fields})
 _PARAM = re.compile(r"(?:sampling_params\.)?([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?=[:; ])")
 
 
@@ -71,12 +73,12 @@ class ApiError(Exception):
         return Response(orjson.dumps(self.body()), self.status, self.headers, "application/json")
 
 
-def error_of(error: PromptmillError, known: frozenset[str] = frozenset()) -> ApiError:
-    """Return an error of promptmill as OpenAI's; its `param` is the field of `known` with which the message begins."""
+def error_of(error: PromptmillError) -> ApiError:
+    """Return an error of promptmill as OpenAI's; its `param` is the field with which the message begins, if any."""
     status, code = _STATUS.get(error.code, (500, str(error.code)))
     headers = {} if status in {400, 404, 413, 422} else _RETRY.get(error.code, _NO_RETRY)
     found = _PARAM.match(error.message)
-    param = found[1] if found and re.split(r"\W", found[1])[0] in known else None
+    param = found[1] if found and re.split(r"\W", found[1])[0] in _FIELDS else None
     message = redact(str(error)).removeprefix("sampling_params.")
     return ApiError(status, _TOO_LONG * (error.code is Code.CONTEXT_LENGTH) + message, param, code, headers)
 

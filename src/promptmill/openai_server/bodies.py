@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from promptmill.backends.protocol import Completion, Usage
+from promptmill.backends.protocol import Completion, Growing, Usage
 from promptmill.config.explain import explain
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import BESIDE, TOP_CHOICES, Conversation, Request, Sampling, conversation_from_messages
@@ -83,7 +83,7 @@ def request_of(path: str, body: JsonObject) -> Request:
     try:
         return Request(0, conversation_from_messages(messages, "messages"), sampling, extra)
     except PromptmillError as error:
-        raise error_of(error, frozenset({"messages"})) from None
+        raise error_of(error) from None
 
 
 def _given(body: JsonObject) -> Iterator[tuple[str, Any]]:
@@ -120,15 +120,20 @@ class Choice(NamedTuple):
     text: str
     finish_reason: str
     reasoning: str | None
-    tool_calls: Sequence[JsonObject]
+    tool_calls: list[JsonDict]
     logprobs: JsonObject | None
 
+    @property
+    def whole(self) -> Growing:
+        """The answer, fully grown."""
+        return Growing(self.text, self.reasoning or "", self.tool_calls)
+
     def message(self) -> JsonDict:
-        """Return the assistant's message, which is also the delta of a stream that has it whole."""
-        message: JsonDict = {"role": "assistant", "content": self.text or (None if self.tool_calls else "")}
-        message["refusal"] = None
+        """Return the assistant's message."""
+        text = self.text or (None if self.tool_calls else "")
+        message: JsonDict = {"role": "assistant", "content": text, "refusal": None}
         if self.tool_calls:
-            message["tool_calls"] = list(map(tool_call, self.tool_calls))
+            message["tool_calls"] = self.tool_calls
         return message | reasoning_fields(self.reasoning)
 
 
@@ -146,25 +151,20 @@ def tool_call(call: JsonObject) -> JsonDict:
 
 def choices_of(answer: Completion) -> list[Choice]:
     """Return the answers in `answer`: one, or several for `n` (whose other fields are in its details)."""
-    kept = (answer.details or {}).get("choices")
-    if not answer.answers or kept is None:
-        texts = answer.answers or (answer.text,)
-        return [
-            _choice(text, answer.finish_reason, answer.reasoning, answer.tool_calls, answer.logprobs) for text in texts
-        ]
-    fields = ("text", "finish_reason", "reasoning", "tool_calls", "logprobs")
-    return [_choice(*(one[name] for name in fields)) for one in kept]
+    kept = (answer.details or {}).get("choices") if answer.answers else None
+    if kept is None:
+        one = {name: getattr(answer, name) for name in Choice._fields}
+        kept = [one | {"text": text} for text in answer.answers or (answer.text,)]
+    return [_choice(**{name: one[name] for name in Choice._fields}) for one in kept]
 
 
 def _choice(
-    text: str,
-    reason: str | None,
-    reasoning: str | None,
-    calls: Sequence[JsonObject],
-    logprobs: JsonObject | None,
+    *, finish_reason: str | None, tool_calls: Sequence[JsonObject], logprobs: JsonObject | None, **texts: Any
 ) -> Choice:
-    reason = "tool_calls" if calls and reason != "length" else reason or "stop"
-    return Choice(text, reason, reasoning, calls, None if logprobs is None else {"refusal": None, **logprobs})
+    reason = "tool_calls" if tool_calls and finish_reason != "length" else finish_reason or "stop"
+    calls = list(map(tool_call, tool_calls))
+    said = None if logprobs is None else {"refusal": None, **logprobs}
+    return Choice(**texts, finish_reason=reason, tool_calls=calls, logprobs=said)
 
 
 def usage_of(usage: Usage) -> JsonDict:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Request
+from promptmill.core.request import Request, required_of
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import shape
 from promptmill.http.token import configured
@@ -30,8 +30,6 @@ from promptmill.system.logs import CALLS
 
 _log = logging.getLogger(CALLS)
 _STRANGE = re.compile(r"[^\w./@+-]")  # the name comes from the client: no spaces, no line feeds
-_NAME = re.compile(r"\w+")
-_FIELDS = frozenset({"messages", "input", "model", "tools", "tool_choice", "response_format", "max_tokens", "stop"})
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 _STREAMS: dict[str, Callable[[JsonDict, str, int], ChatEvents | ResponseEvents]] = {
     CHAT: ChatEvents,
@@ -48,8 +46,6 @@ class Asked(NamedTuple):
     """The model's name in the body, else the default model's."""
     request: Request
     plan: ResolvedConfig
-    given: frozenset[str]
-    """The parameters that the client named."""
     client: str
     """The name of the client's program, for the log."""
 
@@ -145,14 +141,16 @@ class Endpoints:
         try:
             plan = await plan_of_call(self._service, plan, None, changes)
         except PromptmillError as error:
-            raise error_of(error, _FIELDS) from None
+            raise error_of(error) from None
         settings = plan.settings
         if not request.path:
             conversation = request.conversation
             if conversation.messages[0].role not in _SYSTEM_ROLES:  # the client's own system prompt takes precedence
                 conversation = conversation.with_system(settings.system_prompt)
-            request = Request(0, conversation, settings.sampling_params, settings.extra_params)
-        return Asked(path, body, name or plan.name, request, plan, frozenset(changes), client)
+            request = Request(
+                0, conversation, settings.sampling_params, settings.extra_params, required=required_of(changes)
+            )
+        return Asked(path, body, name or plan.name, request, plan, client)
 
     async def answer(self, asked: Asked, show: Show | None = None) -> Completion:
         """Answer a request; `show` gets the text so far while it grows. Raises `ApiError`."""
@@ -162,14 +160,10 @@ class Endpoints:
             (outcome,) = await self._service.generate([asked.request], call, plan=asked.plan)
             if not isinstance(outcome, Completion):
                 raise outcome.error
-            _check_whole(asked, call)
             end = "code=ok"
         except PromptmillError as error:
             end = f"code={error.code}"
-            raise error_of(error, _FIELDS) from None
-        except ApiError as error:
-            end = f"code={error.code}"
-            raise
+            raise error_of(error) from None
         except BaseException:
             end = "code=cancelled"
             raise
@@ -190,13 +184,6 @@ class Endpoints:
             return EventStream(events, lambda show: self.answer(asked, show if asked.grows else None))
         answer = await unless_left(request.receive, self.answer(asked))
         return _json(reply_body(path, asked.body, answer, asked.model))
-
-
-def _check_whole(asked: Asked, call: Call) -> None:
-    """Raise `ApiError` if the backend left out a parameter that the client named, which it knows only now."""
-    for warning in call.warnings.keys() - frozenset(asked.plan.warnings):
-        if names := asked.given & frozenset(_NAME.findall(warning)):
-            raise ApiError(400, warning, min(names), "unsupported_parameter")
 
 
 async def body_of(request: HttpRequest) -> JsonDict:

@@ -113,19 +113,23 @@ def _part(part: Any) -> Any:
     raise ApiError(400, "`input` has a part that is not supported here; send input_text and input_image.", "input")
 
 
-def new_id(kind: str) -> str:
-    """Return an id of a response (`resp`) or an item (`msg`, `fc`, `rs`)."""
+def _new_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(16)}"
 
 
-def text_part(text: str, logprobs: Sequence[Any] = ()) -> JsonDict:
-    """Return a text as a part of a message."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
+def text_item(kind: str, text: str, logprobs: Sequence[Any] = (), status: str = "completed") -> JsonDict:
+    """Return an item with a text: a `message`, or `reasoning`."""
+    if kind == "reasoning":
+        part: JsonDict = {"type": "reasoning_text", "text": text}
+        return {"type": kind, "id": _new_id("rs"), "status": status, "summary": [], "content": [part]}
+    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
+    return {"type": kind, "id": _new_id("msg"), "status": status, "role": "assistant", "content": [part]}
 
 
-def message_item(identity: str, parts: list[JsonDict], status: str = "completed") -> JsonDict:
-    """Return a message as an item."""
-    return {"type": "message", "id": identity, "status": status, "role": "assistant", "content": parts}
+def call_item(call: JsonObject, status: str = "completed") -> JsonDict:
+    """Return a tool call as an item."""
+    kind = "function_call"
+    return {"type": kind, "id": _new_id("fc"), "call_id": call["id"], "status": status, **call["function"]}
 
 
 def head(body: JsonObject, model: str, status: str) -> JsonDict:
@@ -134,7 +138,7 @@ def head(body: JsonObject, model: str, status: str) -> JsonDict:
     echoed["parallel_tool_calls"] = body.get("parallel_tool_calls") is not False
     echoed |= {"tool_choice": body.get("tool_choice") or "auto", "tools": body.get("tools") or []}
     return {
-        "id": new_id("resp"),
+        "id": _new_id("resp"),
         "object": "response",
         "created_at": int(time.time()),
         "status": status,
@@ -151,17 +155,6 @@ def head(body: JsonObject, model: str, status: str) -> JsonDict:
         "usage": None,
         **echoed,
     }
-
-
-def calls_of(choice: Choice) -> list[JsonDict]:
-    """Return the items of an answer beside its message."""
-    reasoning = {"type": "reasoning", "id": new_id("rs"), "summary": []}
-    texts = {"content": [{"type": "reasoning_text", "text": choice.reasoning}]}
-    calls = [
-        {"type": "function_call", "id": new_id("fc"), "call_id": call["id"], "status": "completed", **call["function"]}
-        for call in choice.message().get("tool_calls", ())
-    ]
-    return ([reasoning | texts] if choice.reasoning else []) + calls
 
 
 def finished(response: JsonDict, choice: Choice, output: list[JsonDict], usage: JsonObject) -> JsonDict:
@@ -185,8 +178,8 @@ def finished(response: JsonDict, choice: Choice, output: list[JsonDict], usage: 
 def reply_body(body: JsonObject, choice: Choice, usage: JsonObject, model: str) -> JsonDict:
     """Return the body of a reply."""
     logprobs = (choice.logprobs or {}).get("content") or ()
-    output = calls_of(choice)
+    output = [text_item("reasoning", choice.reasoning)] if choice.reasoning else []
     if choice.text or not choice.tool_calls:
-        place = sum(item["type"] == "reasoning" for item in output)
-        output.insert(place, message_item(new_id("msg"), [text_part(choice.text, logprobs)]))
+        output.append(text_item("message", choice.text, logprobs))
+    output += map(call_item, choice.tool_calls)
     return finished(head(body, model, "completed"), choice, output, usage)

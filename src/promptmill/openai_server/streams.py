@@ -1,8 +1,8 @@
 """Streamed replies: their events, and the connection that carries them.
 
-The backend shows the text of a growing answer, and its outcome has everything else. So a stream has the pieces of the
-text as they come, then the reasoning, tool calls and usage. An error before the first piece has its own status. A
-repeated request whose text differs from the pieces ends its stream with an error.
+The backend shows the growing answer. A stream has its pieces as they come: reasoning, text, tool calls. All else, such
+as the usage, comes at its end. An error before the first piece has its own status. If a repeated request differs from
+the pieces that were sent, its stream ends with an error.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from promptmill.backends.protocol import Completion
+from promptmill.backends.protocol import Completion, Growing
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.openai_server import response_bodies
 from promptmill.openai_server.api_errors import ApiError
@@ -25,70 +26,135 @@ from promptmill.openai_server.bodies import choices_of, reasoning_fields, tool_c
 
 T = TypeVar("T")
 _PING_S = 3.0  # as over MCP: some clients disconnect after five seconds of silence
-_OTHER_TEXT = (
-    "The text that was sent is not the beginning of the answer: the request was repeated meanwhile, or the text was "
-    "reasoning without a mark at its beginning. Send the request without `stream`."
+_OTHER_ANSWER = (
+    "What was sent is not the beginning of the answer: the request was repeated meanwhile, or the text was reasoning "
+    "without a mark at its beginning. Send the request without `stream`."
 )
 _PING = b": ping\n\n"
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies such as nginx hold events back
 
 
-class Events(Protocol):
-    """The events of one API's stream, each as its bytes."""
+class Events(ABC):
+    """The events of one API's stream, each as its bytes, and the part of the answer that they have so far."""
 
+    def __init__(self) -> None:
+        self._sent = Growing()
+
+    def grow(self, now: Growing, *, is_whole: bool = False) -> Iterator[bytes]:
+        """Yield the events for the part of `now` that has no events yet: reasoning, then text, then tool calls.
+
+        Yields nothing for an answer that does not begin as the events do, which may belong to another attempt; for a
+        whole one, raises `ApiError`. The name of a tool call is complete when its arguments begin.
+        """
+        sent, calls = self._sent, list(map(tool_call, now.tool_calls))
+        while calls and not is_whole and not calls[-1]["function"]["arguments"]:
+            calls.pop()
+        reasoning, text = _rest(now.reasoning, sent.reasoning), _rest(now.text, sent.text)
+        pieces = [_rest_of_call(*pair) for pair in zip(calls, sent.tool_calls, strict=False)]
+        if None in {reasoning, text, *pieces} or len(calls) < len(sent.tool_calls):
+            if is_whole:
+                raise ApiError(500, _OTHER_ANSWER)
+            return
+        self._sent = Growing(now.text, now.reasoning, calls)
+        if reasoning:
+            yield self.reasoning(reasoning)
+        if text:
+            yield self.text(text)
+        for place, call in enumerate(calls):
+            function = call["function"]
+            if place == len(pieces):
+                pieces.append(function["arguments"])
+                yield self.call({"index": place, **call, "function": {**function, "arguments": ""}})
+            if piece := pieces[place]:
+                yield self.arguments(place, piece)
+
+    @abstractmethod
     def begin(self) -> Iterator[bytes]:
-        """Yield the events before the first piece of text."""
-        ...
+        """Yield the events before the answer."""
 
+    @abstractmethod
+    def reasoning(self, piece: str) -> bytes:
+        """Return the event with a piece of the reasoning."""
+
+    @abstractmethod
     def text(self, piece: str) -> bytes:
         """Return the event with a piece of the text."""
-        ...
 
-    def end(self, answer: Completion, rest: str) -> Iterator[bytes]:
-        """Yield the last events; `rest` is the text that was not sent."""
-        ...
+    @abstractmethod
+    def call(self, call: JsonDict) -> bytes:
+        """Return the event with the beginning of a tool call: its `index`, id and name."""
 
+    @abstractmethod
+    def arguments(self, place: int, piece: str) -> bytes:
+        """Return the event with a piece of the arguments of the tool call with the index `place`."""
+
+    @abstractmethod
+    def end(self, answer: Completion) -> Iterator[bytes]:
+        """Yield the last events, with the part of the answer that has none yet. Raises `ApiError` as `grow` does."""
+
+    @abstractmethod
     def error(self, error: ApiError) -> bytes:
         """Return the last event of a stream that fails."""
-        ...
 
 
-class ChatEvents:
+def _rest(whole: str, sent: str) -> str | None:
+    """Return the part of `whole` after `sent`; None if it begins otherwise. White space around a text is nothing."""
+    if not sent:
+        return whole
+    whole, sent = whole.lstrip(), sent.lstrip()
+    if whole.startswith(sent):
+        return whole[len(sent) :]
+    return "" if whole == sent.rstrip() else None
+
+
+def _rest_of_call(call: JsonObject, sent: JsonObject) -> str | None:
+    function, begun = call["function"], sent["function"]
+    return _rest(function["arguments"], begun["arguments"]) if function["name"] == begun["name"] else None
+
+
+class ChatEvents(Events):
     """The chunks of a chat completion."""
 
     def __init__(self, body: JsonObject, model: str, n: int) -> None:
         """`n` is the number of answers."""
+        super().__init__()
         options = body.get("stream_options")
         self._with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         identity = f"chatcmpl-{secrets.token_hex(14)}"
         self._head = {"id": identity, "object": "chat.completion.chunk", "created": int(time.time()), "model": model}
-        self._n = n
+        self._n, self._index = n, 0
+        self._logprobs: JsonObject | None = None
 
-    def _chunk(self, index: int, delta: JsonDict, reason: str | None = None, logprobs: object = None) -> bytes:
-        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+    def _chunk(self, delta: JsonDict, reason: str | None = None, logprobs: object = None) -> bytes:
+        choice = {"index": self._index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
         usage = {"usage": None} if self._with_usage else {}
         return _event({**self._head, "choices": [choice], **usage})
 
     def begin(self) -> Iterator[bytes]:
         for index in range(self._n):
-            yield self._chunk(index, {"role": "assistant", "content": ""})
+            self._index = index
+            yield self._chunk({"role": "assistant", "content": ""})
+        self._index = 0
+
+    def reasoning(self, piece: str) -> bytes:
+        return self._chunk(reasoning_fields(piece))
 
     def text(self, piece: str) -> bytes:
-        return self._chunk(0, {"content": piece})
+        return self._chunk({"content": piece}, None, self._logprobs)
 
-    def end(self, answer: Completion, rest: str) -> Iterator[bytes]:
-        for index, choice in enumerate(choices_of(answer)):
-            if choice.reasoning:
-                yield self._chunk(index, reasoning_fields(choice.reasoning))
-            if text := choice.text if self._n > 1 else rest:
-                yield self._chunk(index, {"content": text}, None, choice.logprobs)
-            for place, call in enumerate(map(tool_call, choice.tool_calls)):
-                function = call["function"]
-                begun = {"index": place, **call, "function": {**function, "arguments": ""}}
-                yield self._chunk(index, {"tool_calls": [begun]})
-                piece = {"index": place, "function": {"arguments": function["arguments"]}}
-                yield self._chunk(index, {"tool_calls": [piece]})
-            yield self._chunk(index, {}, choice.finish_reason)
+    def call(self, call: JsonDict) -> bytes:
+        return self._chunk({"tool_calls": [call]})
+
+    def arguments(self, place: int, piece: str) -> bytes:
+        return self._chunk({"tool_calls": [{"index": place, "function": {"arguments": piece}}]})
+
+    def end(self, answer: Completion) -> Iterator[bytes]:
+        for self._index, choice in enumerate(choices_of(answer)):
+            if self._index:
+                self._sent = Growing()
+            self._logprobs = choice.logprobs
+            yield from self.grow(choice.whole, is_whole=True)
+            yield self._chunk({}, choice.finish_reason)
         if self._with_usage:
             yield _event({**self._head, "choices": [], "usage": usage_of(answer.usage)})
         yield b"data: [DONE]\n\n"
@@ -97,58 +163,90 @@ class ChatEvents:
         return _event(error.body())
 
 
-class ResponseEvents:
-    """The events of a response. Its message is the first item of its output."""
+class ResponseEvents(Events):
+    """The events of a response. Reasoning and text are items of its output in the order in which they come."""
 
     def __init__(self, body: JsonObject, model: str, _n: int) -> None:
+        super().__init__()
         self._response = response_bodies.head(body, model, "in_progress")
         self._number = -1
-        self._text = ""
-        self._item = response_bodies.new_id("msg")
+        self._output: list[JsonDict] = []
+        self._open = ""
+        """The type of the last item, while its text grows."""
+        self._calls: list[int] = []
+        """The places of the tool calls in the output; they end with the response."""
+        self._logprobs: list[Any] = []
 
     def _event(self, kind: str, **fields: object) -> bytes:
         self._number += 1
-        return b"event: %b\n" % kind.encode() + _event({"type": kind, "sequence_number": self._number, **fields})
+        named = f"response.{kind}" if kind != "error" else kind
+        return b"event: %b\n" % named.encode() + _event({"type": named, "sequence_number": self._number, **fields})
+
+    def _add(self, item: JsonDict, **empty: object) -> bytes:
+        """Return the events that end the open item, and begin another one, `empty` as yet."""
+        ended = self._end_text()
+        self._output.append(item)
+        return ended + self._event("output_item.added", output_index=len(self._output) - 1, item={**item, **empty})
+
+    def _of_item(self, kind: str, place: int, **fields: object) -> bytes:
+        return self._event(kind, item_id=self._output[place]["id"], output_index=place, **fields)
+
+    def _end(self, place: int) -> bytes:
+        item = self._output[place]
+        item["status"] = "completed"
+        return self._event("output_item.done", output_index=place, item=item)
 
     def _of_text(self, kind: str, **fields: object) -> bytes:
-        return self._event(f"response.{kind}", item_id=self._item, output_index=0, content_index=0, **fields)
+        return self._of_item(kind, len(self._output) - 1, content_index=0, **fields)
+
+    def _add_text(self, kind: str, piece: str) -> bytes:
+        begun = b""
+        if self._open != kind:
+            item = response_bodies.text_item(kind, "", status="in_progress")
+            begun = self._add(item, content=[]) + self._of_text("content_part.added", part=item["content"][0])
+            self._open = kind
+        part = self._output[-1]["content"][0]
+        part["text"] += piece
+        return begun + self._of_text(f"{part['type']}.delta", delta=piece, logprobs=[])
+
+    def _end_text(self) -> bytes:
+        if not self._open:
+            return b""
+        self._open, part = "", self._output[-1]["content"][0]
+        if "logprobs" in part:
+            part["logprobs"] = self._logprobs
+        done = self._of_text(f"{part['type']}.done", text=part["text"], logprobs=part.get("logprobs", []))
+        return done + self._of_text("content_part.done", part=part) + self._end(len(self._output) - 1)
 
     def begin(self) -> Iterator[bytes]:
-        yield self._event("response.created", response=self._response)
-        yield self._event("response.in_progress", response=self._response)
+        yield self._event("created", response=self._response)
+        yield self._event("in_progress", response=self._response)
+
+    def reasoning(self, piece: str) -> bytes:
+        return self._add_text("reasoning", piece)
 
     def text(self, piece: str) -> bytes:
-        begun = b""
-        if not self._text:
-            item = response_bodies.message_item(self._item, [], "in_progress")
-            begun = self._event("response.output_item.added", output_index=0, item=item)
-            begun += self._of_text("content_part.added", part=response_bodies.text_part(""))
-        self._text += piece
-        return begun + self._of_text("output_text.delta", delta=piece, logprobs=[])
+        return self._add_text("message", piece)
 
-    def end(self, answer: Completion, rest: str) -> Iterator[bytes]:
+    def call(self, call: JsonDict) -> bytes:
+        begun = self._add(response_bodies.call_item(call, status="in_progress"))
+        self._calls.append(len(self._output) - 1)
+        return begun
+
+    def arguments(self, place: int, piece: str) -> bytes:
+        self._output[self._calls[place]]["arguments"] += piece
+        return self._of_item("function_call_arguments.delta", self._calls[place], delta=piece)
+
+    def end(self, answer: Completion) -> Iterator[bytes]:
         (choice, *_) = choices_of(answer)
-        output = []
-        if rest:
-            yield self.text(rest)
-        if self._text:
-            part = response_bodies.text_part(self._text, (choice.logprobs or {}).get("content") or ())
-            output.append(response_bodies.message_item(self._item, [part]))
-            yield self._of_text("output_text.done", text=self._text, logprobs=part["logprobs"])
-            yield self._of_text("content_part.done", part=part)
-            yield self._event("response.output_item.done", output_index=0, item=output[0])
-        for item in response_bodies.calls_of(choice):
-            place = len(output)
-            output.append(item)
-            yield self._event("response.output_item.added", output_index=place, item=item | {"status": "in_progress"})
-            if item["type"] == "function_call":
-                about = {"item_id": item["id"], "output_index": place}
-                yield self._event("response.function_call_arguments.delta", **about, delta=item["arguments"])
-                whole = {"name": item["name"], "arguments": item["arguments"]}
-                yield self._event("response.function_call_arguments.done", **about, **whole)
-            yield self._event("response.output_item.done", output_index=place, item=item)
-        response = response_bodies.finished(self._response, choice, output, usage_of(answer.usage))
-        yield self._event(f"response.{response['status']}", response=response)
+        self._logprobs = list((choice.logprobs or {}).get("content") or ())
+        yield from self.grow(choice.whole, is_whole=True)
+        yield self._end_text()
+        for place in self._calls:
+            whole = {name: self._output[place][name] for name in ("name", "arguments")}
+            yield self._of_item("function_call_arguments.done", place, **whole) + self._end(place)
+        response = response_bodies.finished(self._response, choice, self._output, usage_of(answer.usage))
+        yield self._event(response["status"], response=response)
 
     def error(self, error: ApiError) -> bytes:
         return self._event("error", code=error.code, message=error.message, param=error.param, **error.body())
@@ -158,20 +256,19 @@ def _event(data: JsonObject) -> bytes:
     return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
-Show = Callable[[str], None]
+Show = Callable[[Growing], None]
 
 
 class EventStream(Response):
     """The reply that sends events while an answer grows; when its client disconnects, the answer is cancelled."""
 
     def __init__(self, events: Events, answer: Callable[[Show], Coroutine[Any, Any, Completion]]) -> None:
-        """`answer` gets a function for the text so far, and raises `ApiError`."""
+        """`answer` gets a function for the answer so far, and raises `ApiError`."""
         super().__init__(headers=_HEADERS, media_type="text/event-stream")
         del self.headers["content-length"]
         self._events, self._answer = events, answer
-        self._grown = asyncio.Event()
-        self._text = self._sent = ""
-        self._begun = False
+        self._growing, self._grown = Growing(), asyncio.Event()
+        self._first, self._begun = b"".join(events.begin()), False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; an error before the first of them is a reply of its own."""
@@ -179,54 +276,41 @@ class EventStream(Response):
         if error is not None and not self._begun:
             await error.response()(scope, receive, send)
             return
-        await _send_part(send, b"" if error is None else self._events.error(error))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        last = b"" if error is None else self._events.error(error)
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _stream(self, send: Send) -> ApiError | None:
         """Send all events but an error, which is returned."""
         answering = asyncio.ensure_future(self._answer(self._show))
         answering.add_done_callback(lambda _: self._grown.set())
         try:
-            await self._send_pieces(answering, send)
-            answer = answering.result()
-            if not answer.text.startswith(self._sent) and answer.text.strip() != self._sent.strip():
-                return ApiError(500, _OTHER_TEXT)
-            await self._begin(send)
-            await _send_part(send, b"".join(self._events.end(answer, answer.text[len(self._sent) :])))
+            while not answering.done():
+                self._grown.clear()
+                try:
+                    async with asyncio.timeout(_PING_S):
+                        await self._grown.wait()
+                    data = b"".join(self._events.grow(self._growing))
+                except TimeoutError:
+                    data = _PING
+                await self._send(send, data)
+            await self._send(send, b"".join(self._events.end(answering.result())))
         except ApiError as error:
             return error
         finally:
             answering.cancel()
         return None
 
-    def _show(self, text: str) -> None:
-        self._text = text
+    def _show(self, growing: Growing) -> None:
+        self._growing = growing
         self._grown.set()
 
-    async def _begin(self, send: Send) -> None:
-        if not self._begun:
+    async def _send(self, send: Send, data: bytes) -> None:
+        if data and not self._begun:
             self._begun = True
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await _send_part(send, b"".join(self._events.begin()))
-
-    async def _send_pieces(self, answering: asyncio.Future[Completion], send: Send) -> None:
-        while not answering.done():
-            self._grown.clear()
-            try:
-                async with asyncio.timeout(_PING_S):
-                    await self._grown.wait()
-            except TimeoutError:
-                await self._begin(send)
-                await _send_part(send, _PING)
-            text = self._text
-            if len(text) > len(self._sent) and text.startswith(self._sent):
-                await self._begin(send)
-                await _send_part(send, self._events.text(text[len(self._sent) :]))
-                self._sent = text
-
-
-async def _send_part(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": True})
+            data = self._first + data
+        if data:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

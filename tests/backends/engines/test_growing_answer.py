@@ -8,7 +8,9 @@ import pytest
 
 pytest.importorskip("torch")
 
+from promptmill.answers.reasoning import split_channels, split_reasoning
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, GrowingAnswer, Texts
+from promptmill.backends.engines.tool_use import ToolUse, form_of
 
 TEXT = "日本語 ✓ und ü é 👩\u200d👩\u200d👧 the end\nသူသည်ကျောင်းသို့သွားသည်။ နောက်"
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -71,3 +73,46 @@ def test_an_answer_that_ends_in_half_a_character_keeps_those_before_it(kind):
         so_far = tokenizer.decode(tokens[:limit], clean_up_tokenization_spaces=False)
         complete = complete if BROKEN in so_far else so_far
         assert row.outcome()["text"].rstrip(BROKEN) == complete
+
+
+class _Tagged:
+    def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
+        return split_reasoning(text, opened=opened)
+
+
+class _Channels:
+    def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
+        return split_channels(text)
+
+
+_OFFERED = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+_CALL = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+_HARMONY = (
+    "<|channel|>analysis<|message|>So be it.<|end|><|start|>assistant<|channel|>commentary to=functions.f "
+    "<|constrain|>json<|message|>{}<|call|>"
+)
+
+
+@pytest.mark.parametrize("must", [False, True])
+@pytest.mark.parametrize("inline", [False, True])
+@pytest.mark.parametrize(
+    ("texts", "template", "text", "shown"),
+    [
+        (_Tagged(), None, "<think>\nSo be it.\n</think>\n\nParis <3.", ("So be it.", "Paris <3.")),
+        (_Tagged(), "<tool_call>", f"<think>So be it.</think>Look:{_CALL}", ("So be it.", "Look:")),
+        (_Tagged(), "<tool_call>", f"{_CALL}\nthen", ("", "")),
+        (_Tagged(), "", '{"name": "f", "arguments": {}}', ("", "")),
+        (_Channels(), "<|channel|>", _HARMONY, ("So be it.", "")),
+        (_Channels(), "<|channel|>", _HARMONY.partition("commentary")[0] + "final<|message|>Ja", ("So be it.", "Ja")),
+    ],
+)
+def test_each_preview_is_the_beginning_of_the_answer(texts, template, text, shown, inline, must):
+    tools = None if template is None else ToolUse(_OFFERED, form_of(template), must=must, single=False)
+    form = AnswerForm(texts, inline=inline, tools=tools)
+    whole = form.parts(text)
+    previews = [form.preview(text[:end]) for end in range(1, len(text) + 1)]
+    for preview in previews:
+        assert whole["text"].lstrip().startswith(preview["text"].strip())
+        assert (whole["reasoning"] or "").startswith(preview["reasoning"])
+    if not inline and not must:
+        assert (previews[-1]["reasoning"], previews[-1]["text"]) == shown

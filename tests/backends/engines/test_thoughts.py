@@ -27,6 +27,17 @@ def test_the_channels_of_gpt_oss_are_told_apart(desk, harmony):
     assert (outcome.reasoning, outcome.text, outcome.finish_reason) == ("A city is meant.", "It is Paris.", "stop")
 
 
+def test_reasoning_and_text_are_shown_while_they_grow(desk, harmony):
+    call, shown = desk.call(harmony, ["?"], max_tokens=100), []
+    call.stats.preview = shown.append
+    (outcome,) = desk.wait(call.run())
+    assert shown
+    for growing in shown:
+        assert outcome.reasoning.startswith(growing.reasoning)
+        assert outcome.text.startswith(growing.text)
+    assert any(growing.reasoning and not growing.text for growing in shown)
+
+
 def test_a_thought_on_a_channel_that_is_cut_is_all_reasoning(desk, harmony):
     (outcome,) = desk.ask(harmony, ["?"], max_tokens=16)
     assert (outcome.text, outcome.finish_reason) == ("", "length")

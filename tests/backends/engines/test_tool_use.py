@@ -28,6 +28,15 @@ def calling(desk, caller, make_plan):
     desk.wait(host.aclose())
 
 
+def test_a_text_is_shown_while_it_grows_and_no_part_of_a_call_is(desk, calling, tools):
+    for prompt, expected in (("Hi?", True), ("Rome?", False)):
+        call, shown = desk.call(calling, [prompt], {"tools": tools}, max_tokens=200), []
+        call.stats.preview = shown.append
+        (outcome,) = desk.wait(call.run())
+        assert bool(shown) == expected
+        assert all(outcome.text.startswith(growing.text) for growing in shown)
+
+
 @pytest.mark.thorough
 def test_a_model_calls_a_tool_and_goes_on_with_its_result(desk, calling, tools):
     asked = {"tools": tools}

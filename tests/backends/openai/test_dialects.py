@@ -15,7 +15,9 @@ from dialect_replies import speaks
 from driving import ask, echoes, opened
 from fakes import KEY, openai_plan
 from promptmill.answers.schema import asking_for
+from promptmill.backends.openai.chat_completion import StreamPreview
 from promptmill.backends.openai.diagnosis import diagnose
+from promptmill.backends.openai.dialects import DIALECTS
 from promptmill.backends.openai.discovery import connected, read_models
 from promptmill.backends.openai.endpoint import Endpoint, endpoints
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
@@ -23,7 +25,7 @@ from promptmill.backends.openai.providers import PLAIN, profile_named
 from promptmill.backends.openai.reply import read_response
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.schema_forms import closed_form, google_form
-from promptmill.backends.protocol import Call, Completion, Facts, Usage
+from promptmill.backends.protocol import Call, Completion, Facts, Growing, Usage
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_messages
@@ -765,12 +767,65 @@ async def test_a_stream_that_ends_early_is_tried_again(upstream, drive, name):
 @pytest.mark.parametrize("name", NAMES)
 async def test_an_answer_is_shown_while_it_arrives(upstream, name):
     upstream.reply = speaks("A fairly long answer.", thought="Hidden.")
-    shown: list[str] = []
+    shown: list[Growing] = []
     async with opened(upstream.url, dialect=name) as backend:
         result = await ask(backend, ["x"], Call(Facts(total=1), preview=shown.append))
     assert result.texts == ["A fairly long answer."]
-    assert shown[-1] == "A fairly long answer."
-    assert not any("Hidden" in text for text in shown)
+    assert shown[-1] == ("A fairly long answer.", "Hidden.", [])
+    assert Growing("", "Hidde") in [each._replace(tool_calls=()) for each in shown]
+
+
+_LOOKING = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}
+_STREAMED_CALLS = {
+    "anthropic": [
+        {"type": "message_start", "message": {"type": "message", "usage": {"input_tokens": 1, "output_tokens": 1}}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "I'll look."}},
+        {
+            "type": "content_block_start",
+            "index": 1,
+            "content_block": {"type": "tool_use", "id": "c1", "name": "look", "input": {}},
+        },
+        {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": '{"a"'}},
+        {"type": "content_block_delta", "index": 1, "delta": {"type": "input_json_delta", "partial_json": ": 1}"}},
+        {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 9}},
+        {"type": "message_stop"},
+    ],
+    "responses": [
+        {"type": "response.output_text.delta", "output_index": 0, "delta": "I'll look."},
+        {
+            "type": "response.output_item.added",
+            "output_index": 1,
+            "item": {"type": "function_call", "call_id": "c1", "name": "look", "arguments": ""},
+        },
+        {"type": "response.function_call_arguments.delta", "output_index": 1, "delta": '{"a"'},
+        {"type": "response.function_call_arguments.delta", "output_index": 1, "delta": ": 1}"},
+        {
+            "type": "response.completed",
+            "response": {
+                "status": "completed",
+                "output": [
+                    {"type": "message", "content": [{"type": "output_text", "text": "I'll look."}]},
+                    {"type": "function_call", "call_id": "c1", "name": "look", "arguments": '{"a": 1}'},
+                ],
+            },
+        },
+    ],
+}
+
+
+@pytest.mark.parametrize("name", _STREAMED_CALLS)
+def test_a_tool_call_is_shown_while_its_arguments_arrive(name):
+    body, shown = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in _STREAMED_CALLS[name]), list[Growing]()
+    preview = StreamPreview(shown.append, inline=False, delta_in=DIALECTS[name].delta_in)
+    for at in range(0, len(body), 9):
+        preview.feed(body[at : at + 9])
+    found = read(name, body, headers={"Content-Type": "text/event-stream"})
+    assert isinstance(found, Completion)
+    assert (found.text, *found.tool_calls) == ("I'll look.", _LOOKING)
+    half = {**_LOOKING, "function": {"name": "look", "arguments": '{"a"'}}
+    assert ("I'll look.", "", [half]) in shown
+    assert shown[-1] == (found.text, "", [_LOOKING])
 
 
 @pytest.mark.parametrize("name", NAMES)

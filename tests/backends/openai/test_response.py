@@ -9,13 +9,13 @@ from typing import Any
 import orjson
 import pytest
 
-from promptmill.backends.openai.chat_completion import Ending, assemble, read_finish
+from promptmill.backends.openai.chat_completion import Ending, StreamPreview, assemble, read_finish
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.http_connection import Headers, HttpResponse
 from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.reply import answer_in, read_other_response, read_payload, read_response
-from promptmill.backends.protocol import Completion
+from promptmill.backends.protocol import Completion, Growing
 from promptmill.core.bounds import LARGEST_BODY
 
 ENDPOINT = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), profile_named("plain"))
@@ -163,3 +163,48 @@ def test_the_pieces_of_a_call_are_joined_once():
     (choice,) = assemble(_event(b'{"tool_calls":[%b]}' % pieces) + _DONE, load)["choices"]
     function = {"name": "n" * 50, "arguments": "ab" * 50}
     assert choice["message"]["tool_calls"] == [{"type": "function", "function": function}]
+
+
+def _named(name: str, arguments: str) -> dict[str, Any]:
+    return {"index": 0, "id": "c1", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [{"reasoning": "So ", "reasoning_content": "So "}, {"reasoning": "be", "reasoning_content": "be"}],
+        [{"content": "\n"}, {"content": "<thi"}, {"content": "nk>So be</th"}, {"content": "ink>\n\nPa"}],
+        [{"content": "1 <"}, {"content": " 2"}],
+        [
+            *(
+                {"content": "<|channel|>analysis<|message|>So<|e"},
+                {"content": "nd|><|start|>assistant<|channel|>final"},
+            ),
+            *({"content": "<|message|>Pa"}, {"content": "ris<|retur"}, {"content": "n|>"}),
+        ],
+        [{"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "So"}]}]}, {"content": "Paris"}],
+        [{"reasoning_details": [{"type": "reasoning.text", "text": "So"}]}, {"content": "Paris"}],
+        [
+            *({"content": "Wait."}, {"tool_calls": [_named("lo", "")]}, {"tool_calls": [{"index": 0, "function": {}}]}),
+            {"tool_calls": [{"index": 0, "function": {"name": "ok", "arguments": '{"a'}}]},
+            {"tool_calls": [{"index": 0, "function": {"arguments": '": 1}'}}]},
+        ],
+        [{"content": "<think>So</think><|START_RESPONSE|>Pa"}, {"content": "ris<|END_RES"}, {"content": "PONSE|>"}],
+    ],
+)
+def test_each_preview_of_a_stream_is_the_beginning_of_its_answer(deltas):
+    events = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    body, shown = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events), list[Growing]()
+    preview = StreamPreview(shown.append, inline=False)
+    for at in range(0, len(body), 9):
+        preview.feed(body[at : at + 9])
+    response = HttpResponse(200, Headers({b"content-type": b"text/event-stream"}), body)
+    answer = answer_in(response, ENDPOINT, keep_raw=False, inline=False)
+    assert isinstance(answer, Completion)
+    for growing in shown:
+        assert answer.text.startswith(growing.text)
+        assert (answer.reasoning or "").startswith(growing.reasoning)
+        for call, begun in zip(answer.tool_calls, growing.tool_calls, strict=False):
+            assert all(call["function"][name].startswith(begun["function"][name]) for name in ("name", "arguments"))
+    assert any(growing.text or growing.reasoning for growing in shown)

@@ -24,6 +24,15 @@ found = {
     "responses": ChatOpenAI(model="default", use_responses_api=True, **OPTIONS).invoke("hi").text,
     "embeddings": OpenAIEmbeddings(model="default", check_embedding_ctx_length=False, **OPTIONS).embed_documents(["a"]),
 }
+look = {"name": "look", "description": "Look.", "parameters": {"type": "object", "properties": {}}}
+whole = None
+for chunk in model.bind_tools([look]).stream("think"):
+    whole = chunk if whole is None else whole + chunk
+found["called"] = [whole.content, [(call["name"], call["args"]) for call in whole.tool_calls]]
+whole = None
+for chunk in ChatOpenAI(model="default", use_responses_api=True, **OPTIONS).bind_tools([look]).stream("think"):
+    whole = chunk if whole is None else whole + chunk
+found["acted"] = [whole.text, [(call["name"], call["args"]) for call in whole.tool_calls]]
 try:
     OpenAIEmbeddings(model="default", **OPTIONS).embed_documents(["a"])
 except openai.BadRequestError as error:

@@ -24,6 +24,12 @@ found = {
     "several": len(asked("hi", n=2).choices),
     "embedding": litellm.embedding("openai/default", ["a"], **OPTIONS).data[0]["embedding"],
 }
+look = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+pieces = list(asked("think", stream=True, tools=[look]))
+message = litellm.stream_chunk_builder(pieces).choices[0].message
+(call,) = message.tool_calls
+found["thought"] = message.reasoning_content
+found["called"] = message.content, call.function.name, call.function.arguments
 try:
     asked("long")
 except litellm.ContextWindowExceededError:

@@ -18,6 +18,19 @@ found.usage = (await stream.totalUsage()).total_tokens;
 found.responses = (await client.responses.create({ model: "default", input: "hi there" })).output_text;
 const answering = client.responses.stream({ model: "default", input: "hi there" });
 found.responsesStream = (await answering.finalResponse()).output_text;
+const thinks = { role: "user", content: "think" };
+const look = { name: "look", parameters: { type: "object", properties: {} } };
+const thinking = client.chat.completions.stream({ ...asked, messages: [thinks], tools: [{ type: "function", function: look }] });
+found.order = [];
+for await (const { choices: [{ delta }] } of thinking) {
+  const kind = ["reasoning_content", "content", "tool_calls"].find((name) => delta[name]?.length);
+  if (kind && found.order.at(-1) !== kind) found.order.push(kind);
+}
+const called = (await thinking.finalChatCompletion()).choices[0].message.tool_calls;
+found.called = called.map((call) => [call.id, call.function.name, call.function.arguments]);
+const acting = client.responses.stream({ model: "default", input: [thinks], tools: [{ type: "function", ...look }] });
+const items = (await acting.finalResponse()).output;
+found.items = items.map((item) => [item.type, item.arguments ?? item.content[0].text]);
 const embedded = await client.embeddings.create({ model: "default", input: "a" });
 found.embedding = embedded.data[0].embedding;
 try {

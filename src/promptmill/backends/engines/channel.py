@@ -6,8 +6,9 @@ A thread reads, a second one prepares, and the main thread computes, so that a c
 megabytes is tokenized. The engine ends when the server does. Messages to the engine:
 
     {"type": "load", "engine", "options"}            first, once
-    {"type": "submit", "run", "id", "messages", "sampling", "extra", "images", "live"}
+    {"type": "submit", "run", "id", "messages", "sampling", "extra", "images", "live", "required"}
                                                      `live`: send previews of the growing answer
+                                                     `required`: see `Request`
     {"type": "submit", "run", "id", "path", "body"}  another request than a chat; only for vLLM
     {"type": "cancel", "run"}                        drop all requests of this run
 
@@ -18,7 +19,7 @@ Messages from the engine:
                                                      `images`: true when the model reads images
     {"type": "failed", "error"}                      loading failed
     {"type": "outcome", "run", "id", "warnings", …}  either "error", or "text", "finish_reason", "usage", …
-    {"type": "preview", "run", "id", "text"}         the answer so far, if `live`
+    {"type": "preview", "run", "id", "text", "reasoning"}  the answer so far, if `live`
     {"type": "last_words", "text"}                   the reason why it is about to end
 
 `error` is what `frames.packed_error` returns. A turn's `content` is a text, null, or a list of

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias
 
 from promptmill.answers.chances import Chances
-from promptmill.answers.reasoning import CHANNEL_MARKS, TAGS, answer_so_far, split_channels, split_reasoning
+from promptmill.answers.reasoning import CHANNEL_MARKS, TAGS, split_channels, split_reasoning, without_broken_mark
 from promptmill.answers.schema import Choices
 from promptmill.backends.engines.submission import special_tokens
 from promptmill.backends.engines.tool_use import ToolUse
@@ -73,9 +73,15 @@ class AnswerForm:
         found = {"text": before + answer, "reasoning": None if self.inline else reasoning}
         return found | ({"tool_calls": calls} if calls else {})
 
-    def preview(self, text: str) -> str:
-        """Return the preview of an unfinished answer."""
-        return text if self.inline else answer_so_far(self._split(text)[1])
+    def preview(self, text: str) -> Frame:
+        """Return `text` and `reasoning` of an unfinished answer, up to its tool calls."""
+        uncalled = str if self.tools is None else self.tools.before_calls
+        calls_in_channels = self.tools is not None and self.tools.form.before_reasoning
+        text = without_broken_mark(text)
+        if self.inline:  # the channel of a call, which begins before its mark, is no part of the text
+            return {"text": "" if calls_in_channels else uncalled(text), "reasoning": ""}
+        reasoning, answer = self._split(uncalled(text) if calls_in_channels else text)
+        return {"text": uncalled(answer), "reasoning": reasoning or ""}
 
     def _split(self, text: str) -> tuple[str | None, str]:
         return self.texts.split(text, opened=self.thinks)
@@ -105,7 +111,7 @@ class GrowingAnswer:
     @classmethod
     def of(cls, message: Frame, form: AnswerForm, ending: Ending, **fields: Any) -> Self:
         """Return the row of a `submit` message, with the fields that the engine computes."""
-        preview_at = 0.0 if message.get("live") and form.tools is None else math.inf
+        preview_at = 0.0 if message.get("live") else math.inf
         return cls(run=message["run"], number=message["id"], form=form, ending=ending, preview_at=preview_at, **fields)
 
     @property
@@ -144,8 +150,8 @@ class GrowingAnswer:
         if self.preview_at == math.inf or (now := time.monotonic()) < self.preview_at:
             return None
         self.preview_at = now + PREVIEW_EVERY_S
-        text = self.form.preview(self.form.written(self.tokens))
-        return {"type": "preview", "run": self.run, "id": self.number, "text": text} if text else None
+        shown = self.form.preview(self.form.written(self.tokens))
+        return {"type": "preview", "run": self.run, "id": self.number, **shown} if any(shown.values()) else None
 
     def failure(self, error: PromptmillError) -> Frame:
         """Return the message that reports `error` instead of an answer."""

@@ -26,7 +26,7 @@ import orjson
 
 from promptmill.backends.engines import hardware
 from promptmill.backends.engines.embedded_model import cache_folder
-from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Outcome, Usage
+from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Growing, Outcome, Usage
 from promptmill.config.loading import TRUST_SWITCH
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LARGEST_FILE
@@ -145,7 +145,7 @@ class EngineHost:
             if message["type"] == "outcome" and not arrived.done():
                 arrived.set_result(message)
             elif message["type"] == "preview" and call.preview is not None:
-                call.preview(message["text"])
+                call.preview(Growing(message["text"], message["reasoning"]))
 
     def _gone(self) -> PromptmillError | None:
         if self._closed:
@@ -372,6 +372,7 @@ class EngineShare(FixedShare):
                 "sampling": request.sampling.given(),
                 "extra": dict(request.extra),
                 **({"live": True} if self._live else {}),
+                **({"required": sorted(request.required)} if request.required else {}),
                 **({"images": [orjson.Fragment(image) for image in read]} if read else {}),
             }
         )

@@ -15,7 +15,7 @@ from promptmill.answers.schema import Choices, choices_of
 from promptmill.backends.engines import tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.request import TOP_CHOICES, top_choices_of
+from promptmill.core.request import TOP_CHOICES, check_left_out, top_choices_of
 from promptmill.core.wording import shape
 from promptmill.system.frames import Frame
 
@@ -166,8 +166,14 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
     return named | {str(token): number for number, token in marked.items() if token.special}
 
 
-def warn_of_left_out(names: Iterable[str], engine: str, warnings: list[str]) -> None:
-    """Warn of the parameters `names`, which `engine` does not support with this model."""
+def warn_of_left_out(
+    names: Sequence[str], engine: str, warnings: list[str], required: Container[str] = frozenset()
+) -> None:
+    """Warn of the parameters `names`, which `engine` does not support with this model.
+
+    Raises `PromptmillError` (`unsupported`) for one that is `required`.
+    """
+    check_left_out(names, required, f"the {engine} backend")
     warnings += [f"The {engine} backend cannot take {name:.60} with this model; it was left out." for name in names]
 
 

@@ -20,6 +20,7 @@ import jinja2
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from promptmill.answers.reasoning import without_broken_mark
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
@@ -53,7 +54,8 @@ _HARMONY = re.compile(
     r"(.*?)(?:<\|(?:call|end|return)\|>|(?=<\|start\|>)|\Z)",
     re.DOTALL,
 )
-_RECIPIENT = re.compile(r"\bto=functions\.([\w.-]+)")
+_RECIPIENT_MARK = "to=functions."
+_RECIPIENT = re.compile(rf"\b{re.escape(_RECIPIENT_MARK)}([\w.-]+)")
 _BETWEEN_CALLS = re.compile(r"[ \n\t;,]*")
 
 
@@ -84,6 +86,13 @@ class ToolUse:
             return None
         schema = _schema_of_calls(self._schemas, single=self.single)
         return {"type": "json_schema", "json_schema": {"name": "calls", "schema": schema}}
+
+    def before_calls(self, text: str) -> str:
+        """Return the beginning of an unfinished answer that is surely no part of a call."""
+        if self.must or self.form is BARE_FORM:
+            return ""
+        marks = self.form.marks or (_RECIPIENT_MARK,)
+        return without_broken_mark(text[: min(len(text.partition(mark)[0]) for mark in marks)], marks)
 
     def read(self, text: str) -> tuple[str, list[JsonDict]]:
         """Return the answer without its calls, and the calls."""

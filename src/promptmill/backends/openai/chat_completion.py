@@ -15,7 +15,8 @@ from typing import Any
 
 import orjson
 
-from promptmill.answers.reasoning import answer_so_far
+from promptmill.answers.reasoning import split_marked, without_broken_mark
+from promptmill.backends.protocol import Growing
 from promptmill.core.values import JsonDict, JsonObject
 
 # vLLM, SGLang, DeepSeek, Qwen; OpenRouter, newer vLLM, Ollama; Anthropic's format through gateways.
@@ -308,36 +309,49 @@ def _add_calls(calls: dict[int, _Call], pieces: Any) -> None:
 
 
 class StreamPreview:
-    """Shows the text of a streamed answer while it arrives.
+    """Shows a streamed answer while it arrives.
 
     Unreadable events are skipped, because the whole body is read again at the end.
     """
 
     def __init__(
-        self, show: Callable[[str], None], *, inline: bool, text_in: Callable[[Any], str] | None = None
+        self, show: Callable[[Growing], None], *, inline: bool, delta_in: Callable[[Any], JsonDict] | None = None
     ) -> None:
-        """`show` gets the text so far; with `inline`, reasoning is part of it. `text_in` reads a dialect's event."""
+        """`show` gets the answer so far; with `inline`, reasoning is part of its text. `delta_in` is a dialect's."""
         self._show = show
         self._inline = inline
-        self._text_in = text_in or _text_in_chunk
+        self._delta_in = delta_in or _delta_in_chunk
         self._rest = b""
-        self._text = ""
+        self._message: JsonDict = {}
+        self._texts: dict[str, list[str]] = {}
+        self._calls: dict[int, _Call] = {}
 
     def feed(self, piece: bytes) -> None:
         """Take the next piece of the body."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
-        text = "".join(map(self._text_of, lines))
-        if text:
-            self._text += text
-            self._show(self._text if self._inline else answer_so_far(self._text))
+        if sum(map(self._add, lines)):
+            self._show(self._so_far())
 
-    def _text_of(self, line: bytes) -> str:
+    def _add(self, line: bytes) -> bool:
+        """Return whether a line adds something to the answer."""
         try:
-            return self._text_in(orjson.loads(line.strip().removeprefix(b"data:")))
+            delta = self._delta_in(orjson.loads(line.strip().removeprefix(b"data:")))
+            _add_delta(delta, self._message, self._texts, self._calls)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            return ""
+            return False
+        return bool(delta)
+
+    def _so_far(self) -> Growing:
+        self._texts = {name: ["".join(parts)] for name, parts in self._texts.items()}
+        text, reasoning = read_message(self._message | {name: whole for name, (whole,) in self._texts.items()})
+        if not self._inline:
+            marked, text = split_marked(without_broken_mark(text), already=reasoning is not None)
+            reasoning = reasoning or marked
+        calls = [self._calls[index].as_dict() for index in sorted(self._calls)]
+        return Growing(text, (reasoning or "").rstrip(), [call for call in calls if call["function"]["name"]])
 
 
-def _text_in_chunk(event: Any) -> str:
+def _delta_in_chunk(event: Any) -> JsonDict:
     choice = event["choices"][0]
-    return "" if choice.get("index", 0) else read_message(choice["delta"])[0]
+    delta: JsonDict = choice.get("delta") or choice.get("message") or {}
+    return {} if choice.get("index", 0) else delta

@@ -12,6 +12,7 @@ from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.http_connection import Headers, HttpResponse
 from promptmill.backends.openai.reply import answer_in
 from promptmill.backends.openai.request import ImageEncoder, RequestEncoder
+from promptmill.backends.openai.sender import left_out
 from promptmill.backends.protocol import Call, Exchange, Failure, FixedShare, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
@@ -70,11 +71,7 @@ class ExchangedAnswers(FixedShare):
         """Return the body of a request. Raises `PromptmillError` for one that cannot be sent."""
         head = self._encoder.head(request)
         if head.refused:
-            texts = [f"{self._endpoint.name} takes no `{name}`" for name in head.refused]
-            if self._unsupported_is_error:
-                raise PromptmillError(Code.UNSUPPORTED, f"{texts[0]}.")
-            for text in texts:
-                self._call.warn(f"{text}; it was left out.")
+            left_out(head, self._endpoint, request, self._call, is_error=self._unsupported_is_error)
         images = {}
         if wanted := request.conversation.images:
             self._images = self._images or self._make_images()

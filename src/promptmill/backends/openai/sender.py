@@ -19,9 +19,9 @@ from promptmill.backends.openai.limit.endpoint_state import EndpointState, Permi
 from promptmill.backends.openai.reply import answer_in, other_answer_in
 from promptmill.backends.openai.request import Head, ImageEncoder
 from promptmill.backends.openai.transport import Pool
-from promptmill.backends.protocol import NO_USAGE, Call, Completion, Spent, Usage
+from promptmill.backends.protocol import NO_USAGE, Call, Completion, Growing, Spent, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Request
+from promptmill.core.request import Request, check_left_out
 
 Prepared: TypeAlias = Any
 """The result of `Sender.prepare`: a request's images here, its place in a file for a worker."""
@@ -159,8 +159,8 @@ class LocalSender:
             return await self._send_elsewhere(item, endpoint_state)
         endpoint, encoder = endpoint_state.endpoint, endpoint_state.encoder
         head = encoder.head(request)
-        warnings = self._warnings_of(head, endpoint) if head.refused else ()
         call = self._call
+        warnings = left_out(head, endpoint, request, call, is_error=self._unsupported_is_error) if head.refused else ()
         preview = call.preview
         if prepared and endpoint.profile.images == "data" and self._images().passes_on(request.conversation.images):
             raise PromptmillError(
@@ -198,16 +198,6 @@ class LocalSender:
             found.warnings = warnings
         return found
 
-    def _warnings_of(self, head: Head, endpoint: Endpoint) -> tuple[str, ...]:
-        """Warn about the parameters that the endpoint refuses, or raise the error that the operator wants instead."""
-        texts = [f"{endpoint.name} takes no `{name}`" for name in head.refused]
-        if self._unsupported_is_error:
-            raise PromptmillError(Code.UNSUPPORTED, f"{texts[0]}.")
-        warnings = tuple(f"{text}; it was left out." for text in texts)
-        for warning in warnings:
-            self._call.warn(warning)
-        return warnings
-
     async def aclose(self) -> None:
         """Stop reading images."""
         if self._image_encoder is not None:
@@ -231,9 +221,21 @@ class LocalSender:
         return found
 
 
-def _preview(show: Callable[[str], None], endpoint: Endpoint, *, inline: bool) -> Callable[[bytes], None]:
+def left_out(head: Head, endpoint: Endpoint, request: Request, call: Call, *, is_error: bool) -> tuple[str, ...]:
+    """Warn about the parameters that the endpoint refuses, and return the warnings.
+
+    Raises `PromptmillError` (`unsupported`) if `request` requires one of them, or if the operator wants an error.
+    """
+    check_left_out(head.refused, head.refused if is_error else request.required, endpoint.name)
+    warnings = tuple(f"{endpoint.name} takes no `{name}`; it was left out." for name in head.refused)
+    for warning in warnings:
+        call.warn(warning)
+    return warnings
+
+
+def _preview(show: Callable[[Growing], None], endpoint: Endpoint, *, inline: bool) -> Callable[[bytes], None]:
     dialect = DIALECTS.get(endpoint.dialect)
-    return StreamPreview(show, inline=inline, text_in=None if dialect is None else dialect.text_in).feed
+    return StreamPreview(show, inline=inline, delta_in=None if dialect is None else dialect.delta_in).feed
 
 
 def _note_limit(response: HttpResponse, endpoint_state: EndpointState) -> None:

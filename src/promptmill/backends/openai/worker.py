@@ -109,7 +109,10 @@ class Worker:
         if place not in self._readers:
             settings = orjson.loads(_read(self._spool, *place))
             self._readers[place] = RowReader(
-                "messages", Sampling.model_validate(settings["sampling"]), settings["extra"]
+                "messages",
+                Sampling.model_validate(settings["sampling"]),
+                settings["extra"],
+                required=frozenset(settings["required"]),
             )
         request = self._readers[place].request(key, _read(self._spool, ref.offset, ref.length))
         return request.changed(conversation=request.conversation.with_sources(self._with_bytes))

@@ -70,8 +70,8 @@ def test_an_answer_is_shown_while_it_grows_to_whoever_wants_that(desk, vllm):
     call.stats.preview = shown.append
     (outcome,) = desk.wait(call.run())
     assert shown
-    assert all(outcome.text.startswith(text) for text in shown)
-    assert len(shown[0]) < len(outcome.text)
+    assert all(outcome.text.startswith(growing.text) for growing in shown)
+    assert len(shown[0].text) < len(outcome.text)
     assert outcome.usage.completion_tokens == 60
 
 

@@ -85,7 +85,7 @@ class SequenceBuilder:
         """
         warnings: list[str] = []
         sampling: dict[str, Any] = message["sampling"]
-        options = self._template_options(sampling, message["extra"], warnings)
+        options = self._template_options(message, warnings)
         tools = self._tools.use(message["extra"], message["messages"])
         if tools is not None:
             options["tools"] = tools.offered
@@ -129,15 +129,14 @@ class SequenceBuilder:
             warnings=warnings,
         )
 
-    def _template_options(
-        self, sampling: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
-    ) -> dict[str, Any]:
+    def _template_options(self, message: Frame, warnings: list[str]) -> dict[str, Any]:
+        sampling, extra = message["sampling"], message["extra"]
         as_it_is = {name for name, value in _AS_IT_IS.items() if extra.get(name) == value}
         left_out = submission.unknown_names(extra, _KNOWN | as_it_is)
         options = submission.template_options(sampling, extra, left_out, lambda name: name in (self._template or ""))
         if not submission.is_known_format(sampling.get("response_format")):
             left_out.append("response_format")
-        submission.warn_of_left_out(left_out, "hf", warnings)
+        submission.warn_of_left_out(left_out, "hf", warnings, message.get("required", ()))
         return options
 
     def _prompt_text(

@@ -71,7 +71,7 @@ class PromptBuilder:
             left_out.append("top_logprobs")  # OpenVINO reports the chosen token only
         if top_choices_of(extra) is not None:
             left_out.append(TOP_CHOICES)  # so it cannot tell the others that the grammar allowed
-        submission.warn_of_left_out(left_out, "openvino", warnings)
+        submission.warn_of_left_out(left_out, "openvino", warnings, message.get("required", ()))
         text, special = self._prompt_text(message["messages"], options, warnings)
         choices = submission.choices_after(text, sampling, tools)
         grammar = None

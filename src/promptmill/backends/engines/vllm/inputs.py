@@ -119,7 +119,7 @@ class PromptBuilder:
         context = self._model.max_model_len
         submission.check_tokens(len(tokens), context, images="images" in message)
         params = self._sampling.params(sampling, extra, context - len(tokens), left_out, warnings)
-        submission.warn_of_left_out(left_out, "vllm", warnings)
+        submission.warn_of_left_out(left_out, "vllm", warnings, message.get("required", ()))
         if self._refuse:
             submission.refuse(warnings)
         params.logprobs = top_logprobs = submission.wanted_logprobs(extra)

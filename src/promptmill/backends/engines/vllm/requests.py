@@ -135,7 +135,7 @@ class RequestRunner:
         prepared = await self._prompts.prepare(message, warnings)
         reader = self._reading.reader(prepared)
         name = str(next(self._names))
-        live = message.get("live", False) and prepared.form.tools is None
+        live = message.get("live", False)
         if live:
             prepared.params.output_kind = RequestOutputKind.CUMULATIVE
         output, shown_at = None, 0.0
@@ -143,8 +143,9 @@ class RequestRunner:
             prepared.prompt, prepared.params, name, lora_request=prepared.lora, **reader.limiter
         ):
             if live and (now := time.monotonic()) - shown_at >= growing_answer.PREVIEW_EVERY_S:
-                if text := reader.so_far(output.outputs[0].text):
-                    self._channel.send({"type": "preview", "run": message["run"], "id": message["id"], "text": text})
+                shown = reader.so_far(output.outputs[0].text)
+                if any(shown.values()):
+                    self._channel.send({"type": "preview", "run": message["run"], "id": message["id"], **shown})
                 shown_at = now
         return outcome(output, reader, prepared, self._prompts.decode)
 
@@ -174,7 +175,7 @@ class MarkReader:
         del tokens
         return self._form.texts.split(text, opened=self._form.thinks)
 
-    def so_far(self, text: str) -> str:
+    def so_far(self, text: str) -> Frame:
         """Return the preview of an answer whose first part is `text`."""
         return self._form.preview(self.shown(text.rstrip(growing_answer.BROKEN)))
 
@@ -188,7 +189,7 @@ class ParserReader:
 
         options = dict(prepared.template_options)
         self._parser = parser
-        self._inline = prepared.form.inline
+        self._form = prepared.form
         self._request = parser.adjust_request(
             ChatCompletionRequest(messages=[{"role": "user", "content": ""}], chat_template_kwargs=options)
         )
@@ -212,9 +213,9 @@ class ParserReader:
         reasoning, answer, _ = self._parser.parse(text, self._request, model_output_token_ids=tokens)
         return (reasoning or "").strip() or None, (answer or "").lstrip()
 
-    def so_far(self, text: str) -> str:
+    def so_far(self, text: str) -> Frame:
         """Return the preview of an answer whose first part is `text`; parsers need the end to find the reasoning."""
-        return text.rstrip(growing_answer.BROKEN) if self._inline else ""
+        return self._form.preview(text.rstrip(growing_answer.BROKEN)) if self._form.inline else {}
 
 
 Reader: TypeAlias = MarkReader | ParserReader

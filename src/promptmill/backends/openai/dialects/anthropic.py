@@ -388,7 +388,9 @@ def _filled(block: JsonDict, pieces: Mapping[str, list[str]]) -> JsonDict:
     """Return a block with the pieces of its fields."""
     for name, texts in pieces.items():
         if name == "partial_json":
-            block["input"] = orjson.loads("".join(texts) or "{}")
+            written = "".join(texts) or "{}"
+            value = orjson.loads(written)
+            block["input"] = written if block.get("type") == "tool_use" else value  # the text is what was streamed
         else:
             block[name] = str(block.get(name) or "") + "".join(texts)
     return block
@@ -398,6 +400,14 @@ def _given(usage: Any) -> JsonDict:
     return {name: value for name, value in usage.items() if value is not None} if isinstance(usage, dict) else {}
 
 
-def text_in(event: JsonDict) -> str:
-    """Return the text in an event."""
-    return str(event["delta"]["text"]) if event["type"] == "content_block_delta" else ""
+def delta_in(event: JsonDict) -> JsonDict:
+    """Return an event as a delta."""
+    match event:
+        case {"content_block": {"type": "tool_use"} as block}:
+            begun = {"id": block.get("id"), "function": {"name": block.get("name")}}
+            return {"tool_calls": [{"index": event["index"], **begun}]}
+        case {"delta": {"partial_json": text}}:
+            return {"tool_calls": [{"index": event["index"], "function": {"arguments": text}}]}
+        case {"content_block": part} | {"type": "content_block_delta", "delta": part}:
+            return {"content": part.get("text"), "reasoning_content": part.get("thinking")}
+    return {}

@@ -1,7 +1,7 @@
 """A dialect: one API's form of requests and replies, as pure functions. Each other module here is one.
 
     parameters + conversation + images ─▶ the API's body          `parameters`, `conversation`, `url`, `headers`
-    the API's reply, or its events ─▶ a chat completion            `assemble`, `completion`, `text_in`
+    the API's reply, or its events ─▶ a chat completion            `assemble`, `completion`, `delta_in`
 
 A reply becomes a chat completion, which `reply.read_payload` reads, so that answers, usage and failures of all APIs are
 judged in one place.
@@ -85,8 +85,8 @@ class Dialect(Protocol):
         """Return the reply that a whole stream amounts to, or its error. Raises `CutOffError` for a stream cut off."""
         ...
 
-    def text_in(self, event: JsonDict) -> str:
-        """Return the text that an event of a stream adds to the answer. Raises for an event without one."""
+    def delta_in(self, event: JsonDict) -> JsonDict:
+        """Return what an event of a stream adds to the answer, as the `delta` of a chat completion's stream."""
         ...
 
 

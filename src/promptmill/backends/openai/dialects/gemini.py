@@ -375,7 +375,9 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
     return {**whole, "candidates": [{**candidate, "content": {"parts": parts}}] if candidate or parts else []}
 
 
-def text_in(event: JsonDict) -> str:
-    """Return the text in an event."""
-    parts = event["candidates"][0]["content"]["parts"]
-    return "".join(part.get("text", "") for part in parts if part.get("thought") is not True)
+def delta_in(event: JsonDict) -> JsonDict:
+    """Return an event as a delta, without its tool calls: each comes whole, and at the end of the stream."""
+    texts = {"content": "", "reasoning_content": ""}
+    for part in event["candidates"][0]["content"]["parts"]:
+        texts["reasoning_content" if part.get("thought") is True else "content"] += part.get("text", "")
+    return {name: text for name, text in texts.items() if text}

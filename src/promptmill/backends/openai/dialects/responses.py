@@ -39,6 +39,7 @@ _UNKNOWN = set_of(
     "functions function_call"
 )
 _LOGPROBS = "message.output_text.logprobs"
+_BETWEEN_THOUGHTS = "\n\n"
 _FINISHES = {"max_output_tokens": "length", "max_messages": "length"}
 _READ = set_of(
     "output usage error status incomplete_details text tools tool_choice instructions input reasoning object"
@@ -165,7 +166,7 @@ def completion(payload: JsonDict, headers: Mapping[str, str]) -> JsonDict | None
     message = {
         "content": "".join(texts),
         "refusal": "".join(refusals),
-        "reasoning_content": "\n\n".join(thoughts),
+        "reasoning_content": _BETWEEN_THOUGHTS.join(thoughts),
         "tool_calls": calls,
         "output_items": others,
     }
@@ -212,6 +213,18 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
     raise CutOffError
 
 
-def text_in(event: JsonDict) -> str:
-    """Return the text in an event."""
-    return str(event["delta"]) if event["type"] == "response.output_text.delta" else ""
+def delta_in(event: JsonDict) -> JsonDict:
+    """Return an event as a delta."""
+    match event:
+        case {"type": "response.output_text.delta", "delta": text}:
+            return {"content": text}
+        case {"type": "response.reasoning_summary_text.delta" | "response.reasoning_text.delta", "delta": text}:
+            return {"reasoning_content": text}
+        case {"type": "response.reasoning_summary_text.done" | "response.reasoning_text.done"}:
+            return {"reasoning_content": _BETWEEN_THOUGHTS}
+        case {"type": "response.output_item.added", "item": {"type": "function_call"} as item}:
+            begun = {"id": item.get("call_id"), "function": {"name": item.get("name")}}
+            return {"tool_calls": [{"index": event["output_index"], **begun}]}
+        case {"type": "response.function_call_arguments.delta", "delta": text}:
+            return {"tool_calls": [{"index": event["output_index"], "function": {"arguments": text}}]}
+    return {}
