@@ -459,7 +459,9 @@ def _refusal(choice: Mapping[str, Any]) -> str:
     """Return the reason that an API gives for a filtered answer."""
     message = choice.get("message")
     said = message.get("refusal") if isinstance(message, dict) else None
-    return " ".join(without_controls(said[:LONGEST_SEARCHED]).split())[:400].rstrip(".") if isinstance(said, str) else ""
+    return (
+        " ".join(without_controls(said[:LONGEST_SEARCHED]).split())[:400].rstrip(".") if isinstance(said, str) else ""
+    )
 
 
 def _filtered(endpoint: Endpoint, spent: Mapping[str, Any], said: str = "") -> RetryDecision:
