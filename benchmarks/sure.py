@@ -33,8 +33,7 @@ from typing import NamedTuple, TypeAlias
 
 from promptmill.jobs.run.student_rounds import taught_of
 from promptmill.jobs.sure import cut as cuts
-from promptmill.jobs.sure.linear_student import LinearStudent
-from promptmill.jobs.sure.student import Student
+from promptmill.jobs.sure.student import LinearStudent, Student
 
 _INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 _TABLES = ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets", "tweets")

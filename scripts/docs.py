@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
-from promptmill.backends.openai.dialects.anthropic import LONGEST, LONGEST_THINKING
+from promptmill.backends.openai.dialects.anthropic import DEFAULT_TOKENS
 from promptmill.backends.openai.providers import PROFILES, READ
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
@@ -149,7 +149,7 @@ def providers() -> str:
             "`/responses` says the same. Prompts, images, tools, schemas, `max_tokens`, `stop`, `enable_thinking` and "
             "`reasoning_effort` keep their names and are translated; the API's own parameters go through as "
             "`extra_params`, such as `thinking: {type: enabled, budget_tokens: 4096}` or `safetySettings: […]`. Messages "
-            f"requires a longest answer: without `max_tokens` it is {LONGEST:,} tokens, and {LONGEST_THINKING:,} where the model "
+            f"requires a longest answer: without `max_tokens` it is {DEFAULT_TOKENS:,} tokens, and {2 * DEFAULT_TOKENS:,} where the model "
             "thinks. Schemas are enforced by the provider as far as its subset goes, and the rest is described in words; "
             "every answer is checked here all the same.",
             "`promptmill check` works in stages (configuration, URL, connection, TLS, key, models, a one-token call). It tries each "

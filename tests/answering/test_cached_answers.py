@@ -396,7 +396,7 @@ async def test_extra_parameters_may_raise_the_temperature(opened, upstream):
 
 
 async def test_answers_of_many_megabytes_are_not_kept(in_turn, upstream, monkeypatch):
-    monkeypatch.setattr(cached, "LARGEST_KEPT", 1000)
+    monkeypatch.setattr(cached, "LONGEST_ANSWER", 1000)
     upstream.reply = by_prompt({"a": answer("x" * 2000)}, otherwise=answer("x" * 10))
     outcomes, stats = await in_turn((["a", "b"], {}))
     assert [len(outcome.text) for outcome in outcomes] == [2000, 10]

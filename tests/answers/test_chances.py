@@ -80,6 +80,12 @@ def test_the_tokens_of_an_endpoint_tell_the_same_in_any_form(before):
     assert chances_in(MOODS, {"content": content}, 3) == {"negative": 0.533333, "neutral": 0.266667, "positive": 0.2}
 
 
+@pytest.mark.parametrize(("spaces", "is_found"), [(16_000, True), (17_000, False)])
+def test_an_answer_that_begins_with_endless_space_is_not_searched(spaces, is_found):
+    content = [token("{" + " " * spaces), token('"a": "'), token("pos", 0.5, neg=0.5), token('itive"', 0.9, x=0.1)]
+    assert (chances_in(MOODS, {"content": content}, 3) is not None) == is_found
+
+
 def test_a_character_may_take_several_tokens():
     cities = Choices(["東京", "大阪"])
     first, second = "東京".encode()[:1], "東京".encode()[1:]

@@ -6,6 +6,7 @@ import json
 import random
 import sqlite3
 import sys
+import threading
 from collections import Counter
 from typing import Any
 from unittest import mock
@@ -16,11 +17,9 @@ import pytest
 import promptmill
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.run import student_rounds, sure_rounds
-from promptmill.jobs.sure import linear_student
 from promptmill.jobs.sure import student as classifier
 from promptmill.jobs.sure.cut import number
-from promptmill.jobs.sure.linear_student import LinearStudent
-from promptmill.jobs.sure.student import Student, buckets_of
+from promptmill.jobs.sure.student import STUDENTS, LinearStudent, Student, buckets_of
 from replies import answer, choose, status
 
 ROWS = 1_500
@@ -88,7 +87,7 @@ def wrong(rows: list[dict[str, Any]]) -> float:
 # ---- the classifier
 
 
-KINDS = pytest.mark.parametrize("kind", [Student, LinearStudent])
+KINDS = pytest.mark.parametrize("kind", STUDENTS.values())
 
 
 @KINDS
@@ -113,6 +112,41 @@ def test_a_student_that_learned_the_same_answers_the_same(kind):
 def test_a_student_without_examples_or_with_one_label_says_so(kind):
     assert kind([]).answers(["anything"]) == [None]
     assert kind([("a b", "yes"), ("c d", "yes")]).answers(["e"]) == [("yes", 1.0)]
+
+
+class EndedError(Exception):
+    """The job has ended."""
+
+
+@KINDS
+def test_a_student_stops_learning_when_its_job_ends(kind):
+    def check() -> None:
+        raise EndedError
+
+    with pytest.raises(EndedError):
+        kind([(text(n), topic(text(n))) for n in range(200)], check)
+
+
+def test_learning_that_cannot_be_interrupted_is_abandoned():
+    job_ends = iter([False, False, True])
+    learned = threading.Event()
+
+    def check() -> None:
+        if next(job_ends):
+            raise EndedError
+
+    with mock.patch.object(classifier, "_LOOK_S", 0.001), pytest.raises(EndedError):
+        classifier._abandonable(learned.wait, check)
+    assert not learned.is_set()
+    learned.set()
+
+
+def test_an_error_of_scikit_learn_is_not_lost_in_its_thread():
+    def fail() -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        classifier._abandonable(fail, lambda: None)
 
 
 def test_texts_without_words_teach_a_student_of_scikit_learn_nothing():
@@ -170,7 +204,7 @@ def test_a_missing_extra_and_another_student_are_named(student, monkeypatch):
     assert "oracle: give it scikit-learn" in done.stderr
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(PromptmillError, match="needs scikit-learn") as error:
-        linear_student.version()
+        LinearStudent.version()
     assert "student" in error.value.hint
 
 

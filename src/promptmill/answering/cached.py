@@ -38,7 +38,7 @@ import orjson
 
 from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Outcome, Usage
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.bounds import LARGEST_KEPT
+from promptmill.core.bounds import LONGEST_ANSWER
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.images import load as images
@@ -50,7 +50,7 @@ T = TypeVar("T")
 FILE_NAME = "answers.sqlite"
 _LOOK_AFTER = 1000  # answers written between two checks of the file's size and age
 _ANSWER = "SELECT answer FROM answers WHERE key = ? AND made > ?"
-_READ_AT_ONCE = 32  # answers, of at most `LARGEST_KEPT` bytes, that are with their callers before others are read
+_READ_AT_ONCE = 32  # answers, of at most `LONGEST_ANSWER` bytes, that are with their callers before others are read
 _DELETE_OLDEST = """
 DELETE FROM answers
 WHERE key IN (SELECT key FROM answers ORDER BY made LIMIT max(1, (SELECT count(*) / 10 FROM answers)))
@@ -208,7 +208,7 @@ class _Batches:
             packed = _packed(answer)
         except TypeError:  # a value outside of JSON
             return
-        if len(packed) > LARGEST_KEPT:
+        if len(packed) > LONGEST_ANSWER:
             return
         self._unwritten[key] = packed
         self._to_keep.append((key, packed, warn))

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from promptmill.answers.schema import Choices
+from promptmill.core.bounds import LONGEST_SEARCHED
 
 _DIGITS = 6
 _LOWEST = -9999.0  # what endpoints write for a probability of 0
-_LONGEST = 1 << 14  # bytes before an answer's choice
 _BEFORE_CHOICE = re.compile(r'(?:`{3}(?:json)?\s*)?\{\s*"[^"]*"\s*:\s*"')
 
 
@@ -61,12 +61,14 @@ def chances_in(choices: Choices, logprobs: Mapping[str, Any], most: int) -> dict
     chances, before = Chances(choices), b""
     try:
         for token in logprobs["content"]:
+            if len(before) > LONGEST_SEARCHED:
+                return None
             others = [other for other in token["top_logprobs"] if other["token"] != token["token"]]
             texts = [_of_choice(before + _bytes_of(each)) for each in (token, *others)]
             before += _bytes_of(token)
             if (taken := texts[0]) is None:
                 continue
-            if not others or len(before) > _LONGEST:
+            if not others:
                 return None
             scores = [max(float(each["logprob"]), _LOWEST) for each in (token, *others)]
             told = zip(texts, scores, strict=True)

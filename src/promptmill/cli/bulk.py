@@ -47,7 +47,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Shown
 from promptmill.jobs.store.rounds import Again
 from promptmill.jobs.store.spec import digest
-from promptmill.jobs.sure.linear_student import LINEAR
+from promptmill.jobs.sure.student import STUDENTS
 from promptmill.system.safe_open import home_expanded, real_path
 
 _TIERS = ("default", "flex", "priority")
@@ -204,8 +204,8 @@ def _add_sure(bulk: Parser) -> None:
 
 
 def _student(kind: str) -> str:
-    if kind != LINEAR:
-        raise argparse.ArgumentTypeError(f"{kind}: give it {LINEAR}, or nothing behind INPUT and OUTPUT")
+    if kind not in STUDENTS:
+        raise argparse.ArgumentTypeError(f"{kind}: give it scikit-learn, or nothing behind INPUT and OUTPUT")
     return kind
 
 

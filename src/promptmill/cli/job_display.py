@@ -147,9 +147,9 @@ def _sure(sure: SureStatus) -> list[str]:
     width = max(5, *(len(_value(label)) for label in sure["sample"]["classes"]))
     cheap = f"found by {status.cheap_model(sure)}"
     lines.append(f"            {'class':{width}}  in the sample  {cheap}")
-    for label, (rows, found) in list(sure["sample"]["classes"].items())[: status.MOST_LABELS]:
+    for label, (rows, found) in list(sure["sample"]["classes"].items())[: status.LISTED_LABELS]:
         lines.append(f"            {_value(label):{width}}  {rows:13,}  {found:{len(cheap)},}")
-    if (more := len(sure["sample"]["classes"]) - status.MOST_LABELS) > 0:
+    if (more := len(sure["sample"]["classes"]) - status.LISTED_LABELS) > 0:
         lines.append(f"            and {more:,} more")
     return lines
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 # ---- a client of a shared server
 
 MOST_SHARED = 64 << 20
-"""Bytes of one kind that a server holds for all its clients, so that no one of them fills its memory: large request
-bodies in progress, events of sessions, answers of clients that left; and of one call: its answers."""
+"""Bytes of one kind that a process holds for all others, so that none of them fills its memory: large request bodies
+in progress, large response bodies, events of sessions, answers of clients that left; and of one call: its answers, or
+the rows of a search for a prompt."""
 MOST_LARGE = 32 << 20
 """Bytes of a call's answers above 64 KiB, and of its errors: its result holds several copies of them."""
 MOST_VALUES = 300_000
@@ -67,8 +68,6 @@ MOST_BATCH_ERRORS = 100
 
 LARGEST_BODY = 16 << 20
 """Bytes of a response's body, unpacked: no answer is as large, and a broken server may send without end."""
-MOST_BODIES = 64 << 20
-"""Bytes of all large bodies that arrive at a time, so that an endpoint's cannot fill the memory together."""
 MOST_MEMORY = 128 << 20
 """Bytes that the values of a body take in memory: a hostile body of brackets takes a hundred times its size."""
 MOST_FIELDS = 500_000
@@ -77,14 +76,14 @@ MOST_EVENTS = 150_000
 """Events of a stream, and pieces of a body, each of which costs time: answers have fewer tokens."""
 LARGEST_HEAD = 64 << 10
 """Bytes of the head of a response or a request, which may never end."""
-LONGEST_ERROR = 16 << 10
-"""Characters of an error that are searched for its cause: searches of more would hold up other requests."""
+LONGEST_SEARCHED = 16 << 10
+"""Characters of an error that are searched for its cause, and bytes of an answer before its choice: searches of more
+would hold up other requests."""
 MOST_LEAVES = 2000
 """Values of an error that are searched for its cause or its wait, for the same reason."""
 LONGEST_ANSWER = 1 << 20
-"""Characters of an answer under a schema, which is checked, repaired and quoted."""
-LARGEST_KEPT = 2 << 20
-"""Bytes of an answer that the cache keeps, or that is read leniently: only endless answers are larger."""
+"""Characters of an answer under a schema, which is checked, repaired and quoted; bytes of an answer that the cache
+keeps, or that is read leniently. Only endless answers are longer."""
 MOST_TOKENS = 1 << 24
 """Tokens that an endpoint may report: more than any context, and the count is charged to `tpm`."""
 

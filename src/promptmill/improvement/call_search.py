@@ -21,6 +21,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import LONGEST_SHOWN, cut
@@ -43,7 +44,6 @@ from promptmill.system.call_files import FileRule
 _MODULE = "promptmill.improvement.call_search"
 _COMPUTING_S = 300  # as for the validation of a file
 _LOOK_S = 0.2  # a look at a job takes a millisecond, and a search has eight jobs or fewer
-_MOST_BYTES = 64 << 20  # of gold rows, which the server holds; each row costs a dozen requests
 _RESUMES = "The same call resumes the search, and pays for no answer again."
 
 
@@ -178,8 +178,8 @@ def _gold(
     found = gold_in(path, column, prompt, labels, encoding=encoding, rule=rule)
     rows = [*found.seen, *found.held_out]
     cells = [orjson.dumps(row.cells, default=str) for row in rows]
-    if sum(map(len, cells)) > _MOST_BYTES:
-        raise input_error(f"The gold rows of {path.name} have more than {_MOST_BYTES >> 20} MiB; label fewer rows.")
+    if sum(map(len, cells)) > MOST_SHARED:
+        raise input_error(f"The gold rows of {path.name} have more than {MOST_SHARED >> 20} MiB; label fewer rows.")
     plain = [GoldRow(row.key, orjson.loads(text), row.label) for row, text in zip(rows, cells, strict=True)]
     seen = len(found.seen)
     return Gold(labels, found.header, plain[:seen], plain[seen:], found.repeated, found.without)

@@ -7,12 +7,12 @@ from pathlib import Path
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import cut
 from promptmill.jobs import disk
+from promptmill.jobs.export.workbook_file import LONGEST_CELL
 from promptmill.jobs.manage.reviewed import KEY, LABEL, ROW, Review, write_table
 from promptmill.report import page
 from promptmill.report.page import Report
 
 _TEMPLATE = Path(__file__).with_name("review.html")
-_LONGEST = 20_000  # characters of a text
 PAGES, TABLES = (".html", ".htm"), (".csv", ".xlsx")
 """The suffixes of the files of reviews."""
 
@@ -48,10 +48,10 @@ def _write_page(target: Path, found: Review, command: str) -> Report:
                 "number": row.number,
                 "why": row.why,
                 "score": row.score,
-                "answer": cut(row.answer, _LONGEST),
-                "own": [[name, cut(text, _LONGEST)] for name, text in row.own.items() if text],
-                "answers": [[name, cut(text, _LONGEST)] for name, text in row.answers.items()],
-                "asked": cut(row.asked, _LONGEST),
+                "answer": cut(row.answer, LONGEST_CELL),
+                "own": [[name, cut(text, LONGEST_CELL)] for name, text in row.own.items() if text],
+                "answers": [[name, cut(text, LONGEST_CELL)] for name, text in row.answers.items()],
+                "asked": cut(row.asked, LONGEST_CELL),
                 "key": row.key,
             }
             for row in found.rows

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.core.bounds import LONGEST_ERROR, MOST_LEAVES
+from promptmill.core.bounds import LONGEST_SEARCHED, MOST_LEAVES
 
 _MESSAGES = ("message", "msg", "detail", "error_msg", "status_msg", "error", "errors", "title", "reason", "err")
 _CODES = frozenset({"code", "type", "status", "reason", "error_code", "error_type", "status_code", "statuscode",
@@ -59,7 +59,7 @@ def read_error(payload: Any) -> ErrorBody:
     """Return the contents of an error body; `payload` is the parsed body, or its text."""
     payload = _parsed(payload, [MOST_LEAVES])
     if isinstance(payload, str):
-        payload = payload[:LONGEST_ERROR]
+        payload = payload[:LONGEST_SEARCHED]
         page = payload.lstrip()[:1] == "<"
         title = _TITLE.search(payload)
         shown = (title[1].strip() if title else "") if page else payload
@@ -80,7 +80,7 @@ def read_error(payload: Any) -> ErrorBody:
                 codes.add(str(value))
             elif isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
                 numbers[name] = int(value)
-    shown = _message(payload)[:LONGEST_ERROR] or ", ".join(sorted(codes))
+    shown = _message(payload)[:LONGEST_SEARCHED] or ", ".join(sorted(codes))
     return ErrorBody(shown, *_searched(leaves), frozenset(codes), numbers, payload)
 
 
@@ -129,7 +129,7 @@ def _leaves(payload: Any) -> Iterator[tuple[str, Any]]:
 
 def _searched(leaves: list[str]) -> tuple[str, str]:
     """Return `text` and `words`. Links are removed from `words`: their paths say nothing about the request."""
-    text = "\n".join(leaves)[:LONGEST_ERROR].lower()
+    text = "\n".join(leaves)[:LONGEST_SEARCHED].lower()
     return text, _QUOTED.sub(" ", _URL.sub(" ", text))
 
 
@@ -147,7 +147,7 @@ def _message(value: Any) -> str:
         return f"{found}: {more}" if found and more and more != found else found or more
     if isinstance(value, list):
         return "; ".join(filter(None, map(_message, value[:20])))
-    return value[:LONGEST_ERROR].strip() if isinstance(value, str) else ""
+    return value[:LONGEST_SEARCHED].strip() if isinstance(value, str) else ""
 
 
 class Cause(Enum):

@@ -27,7 +27,7 @@ from promptmill.backends.openai.failures import (
     TooLargeError,
     TransportError,
 )
-from promptmill.core.bounds import LARGEST_BODY, LARGEST_HEAD, MOST_BODIES, MOST_EVENTS
+from promptmill.core.bounds import LARGEST_BODY, LARGEST_HEAD, MOST_EVENTS, MOST_SHARED
 from promptmill.system.memory import Held, Memory
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Headers(Mapping[str, str]):
 
 
 # One per process, because the limit protects the memory of the process, across backends and event loops.
-BODIES_IN_FLIGHT = Memory(MOST_BODIES, one_beyond=True)
+BODIES_IN_FLIGHT = Memory(MOST_SHARED, one_beyond=True)
 """The response bodies of more than `SMALL_BODY` bytes, until they are read."""
 
 

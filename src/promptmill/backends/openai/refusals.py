@@ -23,7 +23,7 @@ from promptmill.backends.openai.endpoint import (
 )
 from promptmill.backends.openai.error_body import Cause, ErrorBody, read_error
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
-from promptmill.core.bounds import LONGEST_ERROR
+from promptmill.core.bounds import LONGEST_SEARCHED
 from promptmill.core.errors import Code, Named, PromptmillError, redact, without_controls
 
 _RATE_LIMITS = frozenset({420, 429})  # some servers send 420 instead of 429
@@ -121,7 +121,7 @@ def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, Any]:
     found = {name: inner[name] for name in _ERROR_FIELDS if isinstance(inner.get(name), str | int)}
     shown = {"message": body.shown} | found
     return {
-        name: redact(without_controls(value[:LONGEST_ERROR]), endpoint.secrets)[:400]
+        name: redact(without_controls(value[:LONGEST_SEARCHED]), endpoint.secrets)[:400]
         if isinstance(value, str)
         else value
         for name, value in shown.items()
@@ -160,7 +160,7 @@ def with_wait_hint(decision: RetryDecision, now: float) -> RetryDecision:
 
 
 def _message(status: int, body: ErrorBody, endpoint: Endpoint) -> str:
-    reason = " ".join(without_controls(body.shown[:LONGEST_ERROR]).split())
+    reason = " ".join(without_controls(body.shown[:LONGEST_SEARCHED]).split())
     reason = redact(reason, endpoint.secrets)
     if len(reason) > 400:
         reason = reason[:400] + "…"

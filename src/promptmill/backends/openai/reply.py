@@ -27,7 +27,7 @@ from promptmill.backends.openai.failures import FailureKind, RetryDecision, Tran
 from promptmill.backends.openai.http_connection import HttpResponse
 from promptmill.backends.openai.refusals import classify_refusal, wrong_address
 from promptmill.backends.protocol import NO_USAGE, Completion, Usage
-from promptmill.core.bounds import LARGEST_KEPT, LONGEST_ERROR, MOST_EVENTS, MOST_FIELDS, MOST_MEMORY, MOST_TOKENS
+from promptmill.core.bounds import LONGEST_ANSWER, LONGEST_SEARCHED, MOST_EVENTS, MOST_FIELDS, MOST_MEMORY, MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError, redact, without_controls
 from promptmill.core.wording import mended
 
@@ -459,7 +459,9 @@ def _refusal(choice: Mapping[str, Any]) -> str:
     """Return the reason that an API gives for a filtered answer."""
     message = choice.get("message")
     said = message.get("refusal") if isinstance(message, dict) else None
-    return " ".join(without_controls(said[:LONGEST_ERROR]).split())[:400].rstrip(".") if isinstance(said, str) else ""
+    return (
+        " ".join(without_controls(said[:LONGEST_SEARCHED]).split())[:400].rstrip(".") if isinstance(said, str) else ""
+    )
 
 
 def _filtered(endpoint: Endpoint, spent: Mapping[str, Any], said: str = "") -> RetryDecision:
@@ -487,7 +489,7 @@ def _load_leniently(data: bytes) -> Any:
 
     Unpaired surrogates remain, because the other half may follow. Raises `ValueError`.
     """
-    if len(data) > LARGEST_KEPT:
+    if len(data) > LONGEST_ANSWER:
         raise ValueError("too large")
     try:
         return json.loads(data.decode("utf-8", "replace"))

@@ -46,7 +46,6 @@ _OF_DUCKDB = frozenset({"http", "https", "file", "postgres", "postgresql"})
 _NOT_INSTALLED = re.compile(r"(?i)failed to download extension|install the required extension")
 _EXTENSION = re.compile(r"extension [\"'](\w+)")
 _ROWS = '"rows"."main"."rows"'
-_MOST_SAID = 300
 
 
 def is_query(sql: str | None, sources: Sequence[str]) -> bool:
@@ -137,7 +136,7 @@ def _errors() -> Iterator[None]:
                 f"Run, where extensions.duckdb.org can be reached: {sys.executable} -c "
                 f"\"import duckdb; duckdb.sql('INSTALL {extension[1]}')\"",
             ) from None
-        text = redact(" ".join(_before_quote(lines)) or type(error).__name__)[:_MOST_SAID]
+        text = redact(" ".join(_before_quote(lines)) or type(error).__name__)[:300]
         raise input_error(Named("sql"), f": {text}{'' if text.endswith(('.', '?')) else '.'}") from None
 
 

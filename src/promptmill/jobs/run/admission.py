@@ -52,7 +52,7 @@ from promptmill.jobs.store.spec import (
     fingerprint,
     plain_sampling,
 )
-from promptmill.jobs.sure import linear_student, student
+from promptmill.jobs.sure.student import STUDENTS
 
 _OF_ROWS = " goes with rows, not with a file of whole requests."
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
@@ -458,7 +458,7 @@ def targets_of(
         for at, variant in enumerate(order.variants)
     ]
     if order.sure is not None and order.sure.student:  # its answers are no model's
-        version = linear_student.version() if order.sure.student == linear_student.LINEAR else student.VERSION
+        version = STUDENTS[order.sure.student].version()
         targets[1] = targets[1].model_copy(update={"fingerprint": {"student": digest(version)}, "extra": {}})
     return tuple(targets)
 

@@ -23,6 +23,7 @@ from promptmill.jobs.store.records import SLOT, Record, copied, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round, Situation, join_of, next_round
 from promptmill.jobs.store.spec import JobSpec, Target, digest, system_prompt_of
 from promptmill.jobs.store.stored_batches import Batch, open_batches
+from promptmill.jobs.sure.student import STUDENTS
 
 _PAGE = 2048
 _DIGEST = 16
@@ -140,7 +141,9 @@ class JobRounds:
         self._end = end
         self._sure = None
         if (rule := job.order.sure) is not None:
-            student = StudentAnswers(job, self._plain_requests, end, work or Work()) if rule.student else None
+            student = None
+            if rule.student:
+                student = StudentAnswers(job, STUDENTS[rule.student], self._plain_requests, end, work or Work())
             self._sure = SureRounds(job, rule, end, student)
         self._votes = None if job.order.votes is None else VoteRounds(job, job.order.votes, end)
         self._open: dict[tuple[str, str, int, int], Open] = {}

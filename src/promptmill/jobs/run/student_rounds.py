@@ -26,9 +26,8 @@ from promptmill.jobs.store.rounds import ANSWERED, Round, join_of, stored_rounds
 from promptmill.jobs.store.spec import digest
 from promptmill.jobs.sure.cut import number
 from promptmill.jobs.sure.labels import STUDENT
-from promptmill.jobs.sure.linear_student import LINEAR, LinearStudent
 from promptmill.jobs.sure.panel import label_of
-from promptmill.jobs.sure.student import Student
+from promptmill.jobs.sure.student import Classifier
 
 if TYPE_CHECKING:
     from promptmill.jobs.run.admission import Job
@@ -54,11 +53,13 @@ def taught_of(rows: int) -> int:
 class StudentAnswers:
     """The answers of the student in one run. All methods block and raise the errors of `JobDatabase`."""
 
-    def __init__(self, job: Job, requests: Callable[[], RowRequests], end: int, work: Work) -> None:
+    def __init__(
+        self, job: Job, kind: type[Classifier], requests: Callable[[], RowRequests], end: int, work: Work
+    ) -> None:
         """`requests` returns the maker of the requests whose texts are learned; `end`: the number of the first row
         beyond the order's limit."""
-        self._job, self._requests, self._end, self._work = job, requests, end, work
-        self._known: tuple[str, Student | LinearStudent, dict[str, str]] | None = None
+        self._job, self._kind, self._requests, self._end, self._work = job, kind, requests, end, work
+        self._known: tuple[str, Classifier, dict[str, str]] | None = None
         self._maker: RowRequests | None = None
 
     def answer_sample(self, round_: int) -> str:
@@ -113,7 +114,7 @@ class StudentAnswers:
                 outcomes[n] = Completion(answers[label], "stop", attempts=0, logprobs={"content": [token]})
         return [record_of(row.n + SLOT, outcomes[row.n], (row.asked or b"")[:16], made) for row in rows]
 
-    def _learn(self) -> tuple[str, Student | LinearStudent, dict[str, str]]:
+    def _learn(self) -> tuple[str, Classifier, dict[str, str]]:
         """Return the digest of the answers that train the student, the student, and an answer for each label."""
         if self._known is None:
             rounds = [each.id for each in stored_rounds(self._store) if each.rows == "taught"]
@@ -130,8 +131,7 @@ class StudentAnswers:
             seed = self._job.spec.job_id
             texts = {row.n: text for rows in self._rows([*labels]) for row in rows if (text := self._known_text(row))}
             examples = [(texts[n], labels[n]) for n in sorted(texts, key=lambda n: number("learn", seed, n))]
-            linear = self._job.spec.sure is not None and self._job.spec.sure.student == LINEAR
-            self._known = learned, LinearStudent(examples) if linear else Student(examples, self._work.check), answers
+            self._known = learned, self._kind(examples, self._work.check), answers
         return self._known
 
     def _rows(self, numbers: Iterable[int]) -> Iterator[list[Row]]:

@@ -40,7 +40,7 @@ from promptmill.jobs.store.status_record import (
 
 _LINE_EVERY_S = 5.0
 _SHORT_S = 100
-MOST_LABELS = 12
+LISTED_LABELS = 12
 """The labels that a summary for a terminal lists."""
 
 
@@ -295,8 +295,8 @@ def share(found: LabelShare) -> str:
 def shares(found: Mapping[str, LabelShare]) -> str:
     """Return the shares of labels in a line, the greatest first."""
     ordered = sorted(found.items(), key=lambda one: (-one[1]["share"], one[0]))
-    named = [f"{' '.join(label.split()) or '(empty)'} {share(one)}" for label, one in ordered[:MOST_LABELS]]
-    return ", ".join([*named, *([f"{len(ordered) - len(named):,} more"] if ordered[MOST_LABELS:] else [])])
+    named = [f"{' '.join(label.split()) or '(empty)'} {share(one)}" for label, one in ordered[:LISTED_LABELS]]
+    return ", ".join([*named, *([f"{len(ordered) - len(named):,} more"] if ordered[LISTED_LABELS:] else [])])
 
 
 def line(status: RunStatus) -> str:

@@ -1,26 +1,28 @@
-"""A student: a small classifier that learns labels from texts, in plain Python.
+"""Students: small classifiers that learn labels from texts.
 
-A text is the set of its words and their parts of four letters, each hashed to a bucket; for each label, every bucket
-has a weight (softmax regression). Parts join the forms of a word. What all texts share, such as the instructions of a
-prompt, says nothing and is left out. The same examples in the same order give the same student, so nothing of it has to
-be stored.
-
-1,000 texts of 20 words with 2 labels are learned in half a second; an answer takes 0.1 ms.
+The same examples in the same order give the same student, so nothing of it has to be stored.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+import threading
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from functools import lru_cache
+from importlib import import_module
 from itertools import pairwise
+from typing import Any, Protocol, TypeVar
 from zlib import crc32
 
-VERSION = 2
-"""Changes with the answers of a student that learned the same."""
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.system.installation import adding
+
+T = TypeVar("T")
 MOST_LABELS = 500
 """A student knows the most frequent labels alone, and says no other one."""
 LONGEST_TEXT = 20_000
@@ -34,6 +36,25 @@ _MOST_WEIGHTS = 1 << 23  # of 8 bytes
 _EPOCHS = 6
 _RATE = 2.0
 _LEAST_STEP = 1e-4
+_LOOK_S = 0.1
+
+
+class Classifier(Protocol):
+    """A student of some kind."""
+
+    def __init__(self, examples: Sequence[tuple[str, str]], check: Callable[[], object]) -> None:
+        """Learn from texts and their labels, in this order. `check` is called several times a second; if it raises, so
+        does this. Raises `PromptmillError` (`missing_dependency`)."""
+
+    @staticmethod
+    def version() -> int | str:
+        """Return the version, which changes with the answers of a student that learned the same. Raises
+        `PromptmillError` (`missing_dependency`)."""
+        ...
+
+    def answers(self, texts: Sequence[str]) -> list[tuple[str, float] | None]:
+        """Return the likeliest label of each text and its probability; None if nothing was learned."""
+        ...
 
 
 def buckets_of(text: str, size: int) -> list[int]:
@@ -51,11 +72,17 @@ def _hashes(signs: str, word: str) -> tuple[int, ...]:
     return tuple(crc32(part.encode("utf-8", "replace")) for part in parts)
 
 
-class Student:
-    """A classifier of texts."""
+class Student(Classifier):
+    """A student in plain Python.
+
+    A text is the set of its words and their parts of four letters, each hashed to a bucket; for each label, every
+    bucket has a weight (softmax regression). Parts join the forms of a word. Words of all texts, such as the
+    instructions of a prompt, are left out.
+
+    1,000 texts of 20 words with 2 labels are learned in half a second; an answer takes 0.1 ms.
+    """
 
     def __init__(self, examples: Sequence[tuple[str, str]], check: Callable[[], object] = lambda: None) -> None:
-        """Learn from texts and their labels, in this order. `check` is called now and then, and may raise."""
         known = Counter(label for _, label in examples).most_common(MOST_LABELS)
         self.labels = sorted(label for label, _ in known)
         size = _BUCKETS
@@ -75,12 +102,14 @@ class Student:
                     check()
                 self._learn(buckets, label, rate)
 
-    def answers(self, texts: Sequence[str]) -> list[tuple[str, float] | None]:
-        """Return the likeliest label of each text and its probability; None if nothing was learned."""
-        return [self.answer(text) for text in texts]
+    @staticmethod
+    def version() -> int:
+        return 2
 
-    def answer(self, text: str) -> tuple[str, float] | None:
-        """Return the likeliest label of a text and its probability; None if nothing was learned."""
+    def answers(self, texts: Sequence[str]) -> list[tuple[str, float] | None]:
+        return [self._answer(text) for text in texts]
+
+    def _answer(self, text: str) -> tuple[str, float] | None:
         if not self.labels:
             return None
         chances = self._chances(self._telling(buckets_of(text, self._size)))
@@ -106,3 +135,67 @@ class Student:
             if abs(error) > _LEAST_STEP:
                 for bucket in buckets:
                     weights[bucket] -= step * error
+
+
+class LinearStudent(Classifier):
+    """A student of scikit-learn: logistic regression on TF-IDF of the words, pairs and parts of words in a text.
+
+    It needs the extra `student`. For a target of 90 %, it answers 2 to 5 points more rows than the plain student, for
+    95 % as many.
+    """
+
+    def __init__(self, examples: Sequence[tuple[str, str]], check: Callable[[], object] = lambda: None) -> None:
+        known = dict(Counter(label for _, label in examples).most_common(MOST_LABELS))
+        learned = [(text[:LONGEST_TEXT], label) for text, label in examples if label in known]
+        self._only = (next(iter(known)), 1.0) if len(known) == 1 else None
+        self._model: Any = None
+        if len(known) > 1:
+            text, pipeline = _sklearn(".feature_extraction.text"), _sklearn(".pipeline")
+            words = text.TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+            parts = text.TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, min_df=2)
+            regression = _sklearn(".linear_model").LogisticRegression(C=20, max_iter=200)
+            model = pipeline.make_pipeline(pipeline.make_union(words, parts), regression)
+            with contextlib.suppress(ValueError):  # the texts have no words, such as emoji alone: nothing to learn
+                texts, labels = zip(*learned, strict=True)
+                self._model = _abandonable(lambda: model.fit(texts, labels), check)
+
+    @staticmethod
+    def version() -> str:
+        return str(_sklearn("").__version__)
+
+    def answers(self, texts: Sequence[str]) -> list[tuple[str, float] | None]:
+        if self._model is None or not texts:
+            return [self._only] * len(texts)
+        chances = self._model.predict_proba([text[:LONGEST_TEXT] for text in texts])
+        return [
+            (str(self._model.classes_[at]), float(of[at])) for of, at in zip(chances, chances.argmax(1), strict=True)
+        ]
+
+
+def _sklearn(module: str) -> Any:
+    try:
+        return import_module("sklearn" + module)
+    except ImportError:
+        raise PromptmillError(Code.MISSING_DEPENDENCY, "This student needs scikit-learn.", adding("student")) from None
+
+
+def _abandonable(work: Callable[[], T], check: Callable[[], object]) -> T:
+    """Return the result of work that cannot be interrupted. If `check` raises, so does this, and a daemon thread
+    completes the work unless the process ends: a fit of 5,000 texts takes 5 s, and with many labels a minute."""
+    found = Future[T]()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:  # noqa: BLE001 (raised where the job waits)
+            found.set_exception(error)
+
+    threading.Thread(target=run, name="learn", daemon=True).start()
+    while not found.done():
+        check()
+        wait([found], _LOOK_S)
+    return found.result()
+
+
+STUDENTS: Mapping[bool | str, type[Classifier]] = {True: Student, "scikit-learn": LinearStudent}
+"""The kinds of students by the value of the option `student`."""

@@ -48,8 +48,7 @@ _ENDED_ALREADY = frozenset({400, 404, 409, 410, 422})
 # Providers redirect downloads to the storage of their files.
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_HOPS = 3
-# A result is a line: the body of an answer, in quotes at the worst.
-_LONGEST_LINE = 2 * LARGEST_BODY
+_FILE_CHECKS, _FILE_CHECK_S = 240, 5.0  # Azure processes 200 MB within minutes
 
 
 @dataclass(slots=True)
@@ -90,7 +89,7 @@ class BatchConnection:
         self.endpoint = replace(endpoint, url=root, headers=headers)
         self._pool, self._settings = pool, settings
         self._query = urlsplit(endpoint.url).query
-        self.sleep = sleep
+        self._sleep = sleep
         self._rng = rng or random.SystemRandom()
 
     def url(self, path: str, query: Mapping[str, Any] | None = None) -> str:
@@ -173,6 +172,15 @@ class BatchConnection:
             raise BatchUnclearError(Code.BAD_RESPONSE, f"{self.endpoint.name} sent no batch.", "")
         return payload
 
+    async def until_processed(self, path: str, is_ready: Callable[[JsonObject], bool]) -> None:
+        """Look at an uploaded file until it `is_ready`, which may raise a refusal. Raises `PromptmillError`."""
+        for _ in range(_FILE_CHECKS):
+            payload = await self.call("GET", path)
+            if is_ready(payload if isinstance(payload, dict) else {}):
+                return
+            await self._sleep(_FILE_CHECK_S)
+        raise PromptmillError(Code.TIMEOUT, f"{self.endpoint.name} did not process a file in time.", "")
+
     async def delete(self, path: str) -> None:
         """Delete something; it may be deleted already. A refusal is logged: providers delete it themselves one day."""
         try:
@@ -253,7 +261,7 @@ class BatchConnection:
         asked_s = decision.wait_s or 0.0
         if decision.kind not in _PASSING or failures >= settings.retries or asked_s > _LONGEST_WAIT_S:
             raise decision.error
-        await self.sleep(max(asked_s, backoff_s(failures, settings.base_delay, settings.max_delay, self._rng)))
+        await self._sleep(max(asked_s, backoff_s(failures, settings.base_delay, settings.max_delay, self._rng)))
 
     def _to(self, path: str, query: Mapping[str, Any] | None = None) -> Endpoint:
         """Return the endpoint of one request. Another host than the provider's does not get the key."""
@@ -293,7 +301,7 @@ async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     size = 0
     async for piece in pieces:
         first, *others = piece.split(b"\n")
-        if size <= _LONGEST_LINE:
+        if size <= 2 * LARGEST_BODY:  # a result is a line: the body of an answer, in quotes at the worst
             parts.append(first)
         size += len(first)
         for other in others:

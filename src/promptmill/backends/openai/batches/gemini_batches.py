@@ -34,8 +34,6 @@ from promptmill.core.values import JsonDict, JsonObject
 _LOG = logging.getLogger(__name__)
 _VERSION = re.compile(r"/(v\d[^/?]*)$")
 _KIND = "application/jsonl"
-_FILE_CHECK_S = 2.0
-_MOST_FILE_CHECKS = 300
 
 
 def _next_token(payload: JsonObject, _: int) -> dict[str, str] | None:
@@ -111,22 +109,17 @@ class GeminiBatches:
 
     async def create(self, batch: PlannedBatch) -> BatchState:
         """Create the batch, once, after its file is ready."""
-        await self._wait_for(batch.file_id)
+        await self._connection.until_processed(f"/{batch.file_id}", self._is_ready)
         about = {"batch": {"displayName": batch.key, "inputConfig": {"fileName": batch.file_id}}}
         path = f"/models/{batch.model.removeprefix('models/')}:batchGenerateContent"
         payload = await self._connection.create(path, about, quota_is_queue=True)
         return created(self._read(payload), self._connection)
 
-    async def _wait_for(self, name: str) -> None:
-        for _ in range(_MOST_FILE_CHECKS):
-            payload = await self._connection.call("GET", f"/{name}")
-            word = state_word(payload.get("state") if isinstance(payload, dict) else "")
-            if word == "failed":
-                raise batch_problem(payload, self._connection.endpoint)
-            if word != "processing":
-                return
-            await self._connection.sleep(_FILE_CHECK_S)
-        raise PromptmillError(Code.TIMEOUT, f"{self._connection.endpoint.name} did not process a file in time.", "")
+    def _is_ready(self, file: JsonObject) -> bool:
+        word = state_word(file.get("state"))
+        if word == "failed":
+            raise batch_problem(file, self._connection.endpoint)
+        return word != "processing"
 
     async def find(self, batch: PlannedBatch, known: Collection[str] = ()) -> BatchState | None:
         """Return the batch with our key."""

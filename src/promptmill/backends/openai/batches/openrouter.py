@@ -29,11 +29,11 @@ from promptmill.backends.openai.batches.reading import (
 )
 from promptmill.backends.openai.batches.uploaded_files import NEWEST_FIRST
 from promptmill.backends.openai.transport import FileBody
-from promptmill.core.bounds import MOST_BODIES
+from promptmill.core.bounds import MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonObject
 
-# 64 KB for each result within `MOST_BODIES`.
+# 64 KB for each result within `MOST_SHARED`.
 _MOST_REQUESTS = 1000
 
 
@@ -79,7 +79,7 @@ class OpenRouterBatches(BatchApi):
         return self._read(await self._job(batch_id))
 
     async def _job(self, batch_id: str) -> JsonObject:
-        job = await self._connection.call("GET", f"/batches/{batch_id}", largest=MOST_BODIES)
+        job = await self._connection.call("GET", f"/batches/{batch_id}", largest=MOST_SHARED)
         return job if isinstance(job, dict) else {}
 
     async def cancel(self, batch_id: str) -> BatchState:

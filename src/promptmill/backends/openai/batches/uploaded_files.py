@@ -16,8 +16,6 @@ from promptmill.core.values import JsonDict, JsonObject
 _FORM = "multipart/form-data; boundary="
 _READY = frozenset({"processed", "completed", "active"})
 _REFUSED = frozenset({"error", "failed", "deleted"})
-_FILE_CHECK_S = 5.0
-_MOST_FILE_CHECKS = 240  # Azure processes 200 MB within minutes
 
 
 class ProviderFiles:
@@ -78,17 +76,15 @@ class ProviderFiles:
         """Wait until the provider has processed a file, where it does so after the upload. Raises its refusal."""
         if not self._profile.checks_files:
             return
-        for _ in range(_MOST_FILE_CHECKS):
-            payload = await self._connection.call("GET", f"/files/{file_id}")
-            word = state_word(payload.get("status") if isinstance(payload, dict) else "")
-            if word in _READY:
-                return
-            if word in _REFUSED:
-                reason = payload.get("status_details") if isinstance(payload, dict) else ""
-                text = f"{self._connection.endpoint.name} refused the file of a batch: {reason or word}."
-                raise PromptmillError(Code.BAD_REQUEST, text)
-            await self._connection.sleep(_FILE_CHECK_S)
-        raise PromptmillError(Code.TIMEOUT, f"{self._connection.endpoint.name} did not process a file in time.", "")
+        await self._connection.until_processed(f"/files/{file_id}", self._is_ready)
+
+    def _is_ready(self, file: JsonObject) -> bool:
+        word = state_word(file.get("status"))
+        if word in _REFUSED:
+            reason = file.get("status_details") or word
+            text = f"{self._connection.endpoint.name} refused the file of a batch: {reason}."
+            raise PromptmillError(Code.BAD_REQUEST, text)
+        return word in _READY
 
     async def find(self, batch: PlannedBatch) -> str:
         """Return the id of the whole file that was uploaded for this batch; empty without one."""

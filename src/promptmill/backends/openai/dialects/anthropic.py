@@ -41,10 +41,9 @@ from promptmill.core.values import JsonDict, JsonObject
 PATH = "/messages"
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"messages", "system"})
-LONGEST = 16_384
-"""The `max_tokens` of requests without one, which the API requires; more is streamed, or may be cut off."""
-LONGEST_THINKING = 2 * LONGEST
-"""The same where the model thinks, because its thoughts count."""
+DEFAULT_TOKENS = 16_384
+"""The `max_tokens` of requests without one, which the API requires; more is streamed, or may be cut off. Twice as many
+if the model thinks, because its thoughts count."""
 
 # Chat completions' parameters without a counterpart.
 _UNKNOWN = set_of(
@@ -103,7 +102,7 @@ def parameters(profile: ProviderProfile, model: str, given: JsonObject) -> Writt
     words = _format(body, model)
     _use_tools(body)
     thinks = (body.get("thinking") or {}).get("type") in {"enabled", "adaptive"} or _version(model) >= (5, 0)
-    default = 4096 if _version(model) < (4, 0) else LONGEST_THINKING if thinks else LONGEST
+    default = 4096 if _version(model) < (4, 0) else (1 + thinks) * DEFAULT_TOKENS
     return Written({"model": model, "max_tokens": longest or default} | body, refused, words)
 
 
