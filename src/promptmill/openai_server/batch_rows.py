@@ -2,7 +2,8 @@
 
 A row is a line of OpenAI's format whose body is the request that the same body would become at its path, with all
 settings of the model. `metadata`, which is no part of a question, keeps what the reply repeats: the model's name as
-the client wrote it, and the body's fields without the texts.
+the client wrote it, and the body's fields without the texts; and the names of its parameters, of which the backend may
+leave one out.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes
 from promptmill.jobs.store.folder import Folder
 from promptmill.openai_server.api_errors import ApiError, error_of
 from promptmill.openai_server.bodies import reply_body
-from promptmill.openai_server.endpoints import Endpoints
+from promptmill.openai_server.endpoints import Endpoints, check_whole
 
 INPUT, REFUSED = "input.jsonl", "refused.jsonl"
 _TEXTS = frozenset({"messages", "input", "model"})
@@ -131,8 +132,8 @@ class FileCheck:
         if self._names_model:
             own["model"] = asked.plan.name
         repeated = {name: value for name, value in body.items() if name not in _TEXTS}
-        url = f"/v1{request.path or CHAT}"
-        return {"method": "POST", "url": url, "body": own, "metadata": {"model": asked.model, "body": repeated}}
+        kept = {"model": asked.model, "body": repeated, "given": sorted(asked.given)}
+        return {"method": "POST", "url": f"/v1{request.path or CHAT}", "body": own, "metadata": kept}
 
 
 class Results:
@@ -185,8 +186,14 @@ class Results:
         number = f"{self._folder.job_id[-10:]}-{answered.row.n + 1}"
         found: JsonDict = {"id": f"batch_req_{number}", "custom_id": row["custom_id"]}
         if isinstance(outcome, Completion):
-            self.completed += 1
             asked = row["metadata"]
+            try:
+                check_whole(asked.get("given", ()), outcome.warnings)  # an older release kept no `given`
+            except ApiError as error:
+                self.failed += 1
+                errors.write(_json_line(found | _refused(number, error)))
+                return
+            self.completed += 1
             body = reply_body(self._endpoint, asked["body"], outcome, asked["model"])
             response = {"status_code": 200, "request_id": f"req_{number}", "body": body}
             out.write(_json_line(found | {"response": response, "error": None}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import orjson
@@ -162,7 +162,7 @@ class Endpoints:
             (outcome,) = await self._service.generate([asked.request], call, plan=asked.plan)
             if not isinstance(outcome, Completion):
                 raise outcome.error
-            _check_whole(asked, call)
+            check_whole(asked.given, call.warnings.keys() - frozenset(asked.plan.warnings))
             end = "code=ok"
         except PromptmillError as error:
             end = f"code={error.code}"
@@ -192,10 +192,10 @@ class Endpoints:
         return _json(reply_body(path, asked.body, answer, asked.model))
 
 
-def _check_whole(asked: Asked, call: Call) -> None:
-    """Raise `ApiError` if the backend left out a parameter that the client named, which it knows only now."""
-    for warning in call.warnings.keys() - frozenset(asked.plan.warnings):
-        if names := asked.given & frozenset(_NAME.findall(warning)):
+def check_whole(given: Iterable[str], warnings: Iterable[str]) -> None:
+    """Raise `ApiError` if the backend left out a `given` parameter, which it knows only now."""
+    for warning in warnings:
+        if names := frozenset(given).intersection(_NAME.findall(warning)):
             raise ApiError(400, warning, min(names), "unsupported_parameter")
 
 

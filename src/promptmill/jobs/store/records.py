@@ -112,6 +112,7 @@ class Record(NamedTuple):
             extras.get("answered_by", ""),
             extras.get("cost"),
             tuple(extras.get("answers", ())),
+            warnings=tuple(extras.get("warnings", ())),
         )
 
 
@@ -168,6 +169,8 @@ def _fields(outcome: Outcome, made: Made) -> tuple[Any, ...]:
         more["details"] = outcome.details
     if outcome.answers:
         more["answers"] = outcome.answers
+    if outcome.warnings:
+        more["warnings"] = outcome.warnings
     if model := outcome.answered_by or made.model:
         more["answered_by"] = model
     text = _json(more) if more else None
