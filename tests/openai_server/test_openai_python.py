@@ -186,6 +186,24 @@ def test_a_response_is_answered_whole_and_streamed(client, upstream):
     assert refused.value.param == "previous_response_id"
 
 
+def test_calls_of_a_custom_tool_and_of_a_namespace_are_streamed_as_their_items(client, upstream):
+    functions = [{"name": "patch", "arguments": '{"input": "xx"}'}, {"name": "n__f", "arguments": "{}"}]
+    calls = [{"index": n, "id": f"c{n}", "type": "function", "function": each} for n, each in enumerate(functions)]
+    upstream.reply = answer("Look.", message={"tool_calls": calls}, finish_reason="tool_calls")
+    inner = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+    tools = [
+        {"type": "custom", "name": "patch"},
+        {"type": "namespace", "name": "n", "description": "", "tools": [inner]},
+    ]
+    events = list(client.responses.create(model="default", input="hi", tools=tools, stream=True))
+    message, patch, called = events[-1].response.output
+    assert (message.type, patch.type, patch.name, patch.input) == ("message", "custom_tool_call", "patch", "xx")
+    assert (called.type, called.name, called.namespace, called.arguments) == ("function_call", "f", "n", "{}")
+    items = [event.item for event in events if event.type == "response.output_item.done"]
+    assert items == [message, patch, called]
+    assert [event.input for event in events if event.type == "response.custom_tool_call_input.done"] == ["xx"]
+
+
 def test_embeddings_pass_through_to_the_endpoint(client, upstream):
     upstream.other_posts = raw(EMBEDDED)
     reply = client.embeddings.create(model="org/name", input="hi there")

@@ -22,6 +22,7 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.openai_server import response_bodies
 from promptmill.openai_server.api_errors import ApiError
 from promptmill.openai_server.bodies import choices_of, reasoning_fields, tool_call, usage_of
+from promptmill.openai_server.response_tools import new_id
 
 T = TypeVar("T")
 _PING_S = 3.0  # as over MCP: some clients disconnect after five seconds of silence
@@ -101,10 +102,10 @@ class ResponseEvents:
     """The events of a response. Its message is the first item of its output."""
 
     def __init__(self, body: JsonObject, model: str, _n: int) -> None:
-        self._response = response_bodies.head(body, model, "in_progress")
+        self._body, self._response = body, response_bodies.head(body, model, "in_progress")
         self._number = -1
         self._text = ""
-        self._item = response_bodies.new_id("msg")
+        self._item = new_id("msg")
 
     def _event(self, kind: str, **fields: object) -> bytes:
         self._number += 1
@@ -137,15 +138,18 @@ class ResponseEvents:
             yield self._of_text("output_text.done", text=self._text, logprobs=part["logprobs"])
             yield self._of_text("content_part.done", part=part)
             yield self._event("response.output_item.done", output_index=0, item=output[0])
-        for item in response_bodies.calls_of(choice):
+        for item in response_bodies.calls_of(choice, self._body):
             place = len(output)
             output.append(item)
             yield self._event("response.output_item.added", output_index=place, item=item | {"status": "in_progress"})
+            about = {"item_id": item["id"], "output_index": place}
             if item["type"] == "function_call":
-                about = {"item_id": item["id"], "output_index": place}
                 yield self._event("response.function_call_arguments.delta", **about, delta=item["arguments"])
                 whole = {"name": item["name"], "arguments": item["arguments"]}
                 yield self._event("response.function_call_arguments.done", **about, **whole)
+            elif item["type"] == "custom_tool_call":
+                yield self._event("response.custom_tool_call_input.delta", **about, delta=item["input"])
+                yield self._event("response.custom_tool_call_input.done", **about, input=item["input"])
             yield self._event("response.output_item.done", output_index=place, item=item)
         response = response_bodies.finished(self._response, choice, output, usage_of(answer.usage))
         yield self._event(f"response.{response['status']}", response=response)
