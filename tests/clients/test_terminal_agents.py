@@ -15,6 +15,8 @@ import pytest
 
 from fake_models import Api, ChatApi, FakeModel, GeminiApi, ResponsesApi
 from processtable import family
+from served import Served
+from server_process import written
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(900)]
 
@@ -39,7 +41,10 @@ class Agent:
 
 def _codex(url: str) -> tuple[str, str]:
     provider = f'[model_providers.fake]\nname = "fake"\nbase_url = "{url}"\nwire_api = "responses"\n'
-    return ".codex/config.toml", f'model = "m"\nmodel_provider = "fake"\n\n[analytics]\nenabled = false\n\n{provider}'
+    return (
+        ".codex/config.toml",
+        f'model = "m"\nmodel_provider = "fake"\nweb_search = "disabled"\n\n[analytics]\nenabled = false\n\n{provider}',
+    )
 
 
 def _gemini(url: str) -> tuple[str, str]:
@@ -109,6 +114,29 @@ def _ended(command, environ, folder):
     return out
 
 
+def _asked(agent, url, npm, config, calm):
+    """Return what an agent prints that has promptmill's tools, and a model at a URL."""
+    home = Path(calm["HOME"])
+    work = home / "work"
+    work.mkdir()
+    where, settings = agent.settings(url)
+    (home / where).parent.mkdir(exist_ok=True)
+    (home / where).write_text(settings, encoding="utf-8")
+    if agent.installed_as:
+        install = [sys.executable, "-m", "promptmill", "install", agent.installed_as, "--config", config]
+        _ended(install, calm, work)
+        if agent.name == "codex":  # `codex exec` waits for no other server, as docs/clients.md says
+            text = (home / where).read_text(encoding="utf-8")
+            table = "[mcp_servers.promptmill]\n"
+            (home / where).write_text(text.replace(table, f"{table}required = true\n"), encoding="utf-8")
+    else:
+        start = [sys.executable, "-m", "promptmill", "serve", "--config", str(config)]
+        ours = {"mcp": {"promptmill": {"type": "local", "command": start, "enabled": True}}}
+        (home / where).write_text(json.dumps(json.loads(settings) | ours), encoding="utf-8")
+    program, *arguments = agent.command
+    return _ended([npm / program, *arguments], calm | agent.environ(url), work)
+
+
 @pytest.mark.parametrize("agent", AGENTS, ids=lambda agent: agent.name)
 def test_an_agent_has_the_tools_in_its_first_turn_and_gives_its_model_the_answers(
     agent, npm, config, calm, upstream, upstreams
@@ -116,26 +144,20 @@ def test_an_agent_has_the_tools_in_its_first_turn_and_gives_its_model_the_answer
     at = upstreams()
     model = FakeModel(agent.api, "promptmill[/_]generate$", {"prompt_ls": PROMPTS}, CLOSING)
     model.answers_at(at)
-    home = Path(calm["HOME"])
-    work = home / "work"
-    work.mkdir()
-    where, settings = agent.settings(at.url)
-    (home / where).parent.mkdir(exist_ok=True)
-    (home / where).write_text(settings, encoding="utf-8")
-    if agent.installed_as:
-        install = [sys.executable, "-m", "promptmill", "install", agent.installed_as, "--config", config]
-        _ended(install, calm, work)
-        if agent.name == "codex":  # `codex exec` waits for no other server, as docs/clients.md says
-            written = (home / where).read_text(encoding="utf-8")
-            table = "[mcp_servers.promptmill]\n"
-            (home / where).write_text(written.replace(table, f"{table}required = true\n"), encoding="utf-8")
-    else:
-        start = [sys.executable, "-m", "promptmill", "serve", "--config", str(config)]
-        ours = {"mcp": {"promptmill": {"type": "local", "command": start, "enabled": True}}}
-        (home / where).write_text(json.dumps(json.loads(settings) | ours), encoding="utf-8")
-    program, *arguments = agent.command
-    said = _ended([npm / program, *arguments], calm | agent.environ(at.url), work)
-    assert CLOSING in said
+    assert CLOSING in _asked(agent, at.url, npm, config, calm)
+    assert sorted(request.prompt for request in upstream.seen) == PROMPTS
+    assert len(model.results) == 1
+    assert '{"ans_ls":["echo: one","echo: two"]}' in model.results[0]
+
+
+@pytest.mark.parametrize("agent", [AGENTS[0], AGENTS[2]], ids=lambda agent: agent.name)
+def test_an_agent_has_its_model_from_our_server(agent, npm, config, calm, tmp_path, upstream, upstreams):
+    at = upstreams()
+    model = FakeModel(ChatApi(), "promptmill_+generate$", {"prompt_ls": PROMPTS}, CLOSING)
+    model.answers_at(at)
+    (tmp_path / "model").mkdir()
+    with Served(written(tmp_path / "model", at.url)) as served:
+        assert CLOSING in _asked(agent, f"http://127.0.0.1:{served.port}/v1", npm, config, calm)
     assert sorted(request.prompt for request in upstream.seen) == PROMPTS
     assert len(model.results) == 1
     assert '{"ans_ls":["echo: one","echo: two"]}' in model.results[0]

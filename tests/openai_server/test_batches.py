@@ -86,6 +86,15 @@ def test_failed_rows_are_in_the_error_file_alone(serve, upstream):
     assert Counter(seen.prompt for seen in upstream.seen) == {"good": 1, "bad": 1}
 
 
+def test_a_row_fails_if_its_endpoint_cannot_take_a_parameter(serve):
+    client = client_of(serve(provider="openai"))
+    batch = ended(client, started(client, [line("a", "x", top_k=3), line("b", "y")]))
+    assert batch.request_counts.to_dict() == {"total": 2, "completed": 1, "failed": 1}
+    assert results(client, batch.output_file_id).keys() == {"b"}
+    refused = results(client, batch.error_file_id)["a"]["response"]
+    assert (refused["status_code"], refused["body"]["error"]["param"]) == (400, "top_k")
+
+
 def test_a_batch_whose_rows_all_fail_has_no_output_file(serve):
     client = client_of(serve())
     batch = ended(client, started(client, [line("a", "x", audio={}), line("b", "y", audio={})]))

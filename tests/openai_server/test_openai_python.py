@@ -286,6 +286,24 @@ def test_a_response_is_answered_whole_and_streamed(client, upstream):
     assert refused.value.param == "previous_response_id"
 
 
+def test_calls_of_a_custom_tool_and_of_a_namespace_are_streamed_as_their_items(client, upstream):
+    functions = [{"name": "patch", "arguments": '{"input": "xx"}'}, {"name": "n__f", "arguments": "{}"}]
+    calls = [{"index": n, "id": f"c{n}", "type": "function", "function": each} for n, each in enumerate(functions)]
+    upstream.reply = answer("Look.", message={"tool_calls": calls}, finish_reason="tool_calls")
+    inner = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+    tools = [
+        {"type": "custom", "name": "patch"},
+        {"type": "namespace", "name": "n", "description": "", "tools": [inner]},
+    ]
+    events = list(client.responses.create(model="default", input="hi", tools=tools, stream=True))
+    message, patch, called = events[-1].response.output
+    assert (message.type, patch.type, patch.name, patch.input) == ("message", "custom_tool_call", "patch", "xx")
+    assert (called.type, called.name, called.namespace, called.arguments) == ("function_call", "f", "n", "{}")
+    items = [event.item for event in events if event.type == "response.output_item.done"]
+    assert items == [message, patch, called]
+    assert [event.input for event in events if event.type == "response.custom_tool_call_input.done"] == ["xx"]
+
+
 def test_embeddings_pass_through_to_the_endpoint(client, upstream):
     upstream.other_posts = raw(EMBEDDED)
     reply = client.embeddings.create(model="org/name", input="hi there")
@@ -324,14 +342,6 @@ def test_a_refused_endpoint_is_not_asked_again_by_the_client(server, upstream):
     with pytest.raises(openai.InternalServerError):
         client_of(server, max_retries=2).chat.completions.create(model="default", messages=HI)
     assert len(upstream.seen) == 1
-
-
-def test_the_page_of_an_allowed_host_may_ask(server):
-    asked = {"Origin": "http://localhost:3000", "Access-Control-Request-Headers": "authorization,x-stainless-os"}
-    reply = server.ask("OPTIONS", "/v1/chat/completions", asked)
-    assert reply.status == 204
-    assert reply.headers["access-control-allow-origin"] == "http://localhost:3000"
-    assert reply.headers["access-control-allow-headers"] == "authorization,x-stainless-os"
 
 
 def test_the_client_s_system_prompt_takes_the_place_of_the_configured_one(tmp_path, upstream):

@@ -107,7 +107,7 @@ def test_a_token_with_an_unknown_model_is_a_wrong_configuration():
 
 
 def test_a_page_of_an_allowed_origin_may_ask_and_read_replies_and_errors(server):
-    page = {"Origin": "http://localhost"}
+    page = {"Origin": "http://localhost:3000"}
     wanted = page | {
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization, x-stainless-lang",

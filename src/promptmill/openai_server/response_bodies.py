@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-import secrets
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.openai_server.api_errors import ApiError
+from promptmill.openai_server.response_tools import (
+    CALLS,
+    OUTPUTS,
+    call_of,
+    functions_of,
+    instructions_of,
+    item_of,
+    new_id,
+    output_of,
+    unsupported_item,
+)
 
 if TYPE_CHECKING:
     from promptmill.openai_server.bodies import Choice
@@ -19,6 +30,7 @@ _OF_NO_EFFECT = frozenset(
     {
         *("stream", "stream_options", "input", "instructions", "store", "metadata", "user", "safety_identifier"),
         *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "service_tier", "max_tool_calls"),
+        "client_metadata",
     }
 )
 _DEFAULTS: dict[str, Any] = {"truncation": "disabled", "background": False, "tool_choice": "auto", "top_logprobs": 0}
@@ -41,8 +53,8 @@ def chat_body(body: JsonObject) -> JsonDict:
             case "reasoning", dict():
                 found["reasoning_effort"] = value.get("effort")
             case "tools", list():
-                found["tools"] = list(map(_tool, value))
-            case "tool_choice", {"type": "function", "name": str(called)}:
+                continue
+            case "tool_choice", {"type": "function" | "custom", "name": str(called)}:
                 found[name] = {"type": "function", "function": {"name": called}}
             case "tool_choice", str():
                 found[name] = value
@@ -52,7 +64,8 @@ def chat_body(body: JsonObject) -> JsonDict:
                 found[name] = value
             case _:
                 raise _unsupported(name)
-    return found | {"messages": _messages(body)}
+    tools = list(functions_of(body))
+    return found | ({"tools": tools} if tools else {}) | {"messages": _messages(body)}
 
 
 def _unsupported(field: str) -> ApiError:
@@ -67,12 +80,6 @@ def _format(given: JsonObject) -> JsonDict:
     return {"type": kind, kind: {name: value for name, value in given.items() if name != "type"}}
 
 
-def _tool(tool: Any) -> JsonDict:
-    if not isinstance(tool, dict) or tool.get("type") != "function":
-        raise _unsupported("tools")
-    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
-
-
 def _messages(body: JsonObject) -> list[JsonDict]:
     items = body.get("input")
     if isinstance(items, str):
@@ -83,21 +90,38 @@ def _messages(body: JsonObject) -> list[JsonDict]:
     messages: list[JsonDict] = [{"role": "system", "content": instructions}] if instructions else []
     for place, item in enumerate(items):
         match item:
-            case {"type": "function_call", "call_id": str(called), "name": name, "arguments": arguments}:
-                call = {"id": called, "type": "function", "function": {"name": name, "arguments": arguments}}
-                if messages and messages[-1].get("tool_calls"):  # the calls of one turn are one message
-                    messages[-1]["tool_calls"].append(call)
-                else:
-                    messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
-            case {"type": "function_call_output", "call_id": called, "output": output}:
-                messages.append({"role": "tool", "tool_call_id": called, "content": _content(output)})
+            case {"type": str(kind), "call_id": str()} if kind in CALLS:
+                if not messages or messages[-1]["role"] != "assistant":
+                    messages.append({"role": "assistant", "content": None})
+                call = call_of(item, f"input[{place}]")
+                messages[-1].setdefault("tool_calls", []).append(call)  # those of one turn are one message
+            case {"type": str(kind), "call_id": called} if kind in OUTPUTS:
+                output = _content(output_of(item, f"input[{place}]"))
+                messages.append({"role": "tool", "tool_call_id": called, "content": output})
             case {"type": "reasoning"}:
                 continue  # of an earlier turn; models ignore it
             case {"role": role, "content": content} if item.get("type", "message") == "message":
+                role = "system" if role == "developer" else role  # most endpoints do not know the newer name
                 messages.append({"role": role, "content": _content(content)})
             case _:
-                raise ApiError(400, f"`input[{place}]` is an item that is not supported here.", f"input[{place}]")
-    return messages
+                raise unsupported_item(f"input[{place}]")
+    return _with_one_system(messages, instructions_of(body))
+
+
+def _with_one_system(messages: list[JsonDict], further: Iterable[str]) -> list[JsonDict]:
+    """Return messages that begin with one of the system, for which templates have a place: all its texts, and more."""
+    ahead = list(itertools.takewhile(lambda message: message["role"] == "system", messages))
+    texts = [*(_text(message["content"]) for message in ahead), *further]
+    system = [{"role": "system", "content": "\n\n".join(texts)}] if texts else []
+    return system + messages[len(ahead) :]
+
+
+def _text(content: Any) -> str:
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [text for part in parts if isinstance(text := part.get("text"), str)]
+    if len(texts) < len(parts):
+        raise ApiError(400, "The content of a system or developer message is no text.", "input")
+    return "\n\n".join(texts)
 
 
 def _content(content: Any) -> Any:
@@ -113,23 +137,13 @@ def _part(part: Any) -> Any:
     raise ApiError(400, "`input` has a part that is not supported here; send input_text and input_image.", "input")
 
 
-def _new_id(kind: str) -> str:
-    return f"{kind}_{secrets.token_hex(16)}"
-
-
 def text_item(kind: str, text: str, logprobs: Sequence[Any] = (), status: str = "completed") -> JsonDict:
     """Return an item with a text: a `message`, or `reasoning`."""
     if kind == "reasoning":
         part: JsonDict = {"type": "reasoning_text", "text": text}
-        return {"type": kind, "id": _new_id("rs"), "status": status, "summary": [], "content": [part]}
+        return {"type": kind, "id": new_id("rs"), "status": status, "summary": [], "content": [part]}
     part = {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
-    return {"type": kind, "id": _new_id("msg"), "status": status, "role": "assistant", "content": [part]}
-
-
-def call_item(call: JsonObject, status: str = "completed") -> JsonDict:
-    """Return a tool call as an item."""
-    kind = "function_call"
-    return {"type": kind, "id": _new_id("fc"), "call_id": call["id"], "status": status, **call["function"]}
+    return {"type": kind, "id": new_id("msg"), "status": status, "role": "assistant", "content": [part]}
 
 
 def head(body: JsonObject, model: str, status: str) -> JsonDict:
@@ -138,7 +152,7 @@ def head(body: JsonObject, model: str, status: str) -> JsonDict:
     echoed["parallel_tool_calls"] = body.get("parallel_tool_calls") is not False
     echoed |= {"tool_choice": body.get("tool_choice") or "auto", "tools": body.get("tools") or []}
     return {
-        "id": _new_id("resp"),
+        "id": new_id("resp"),
         "object": "response",
         "created_at": int(time.time()),
         "status": status,
@@ -181,5 +195,5 @@ def reply_body(body: JsonObject, choice: Choice, usage: JsonObject, model: str) 
     output = [text_item("reasoning", choice.reasoning)] if choice.reasoning else []
     if choice.text or not choice.tool_calls:
         output.append(text_item("message", choice.text, logprobs))
-    output += map(call_item, choice.tool_calls)
+    output += [item_of(call, body) for call in choice.tool_calls]
     return finished(head(body, model, "completed"), choice, output, usage)

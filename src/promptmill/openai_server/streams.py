@@ -23,6 +23,7 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.openai_server import response_bodies
 from promptmill.openai_server.api_errors import ApiError
 from promptmill.openai_server.bodies import choices_of, reasoning_fields, tool_call, usage_of
+from promptmill.openai_server.response_tools import item_of
 
 T = TypeVar("T")
 _PING_S = 3.0  # as over MCP: some clients disconnect after five seconds of silence
@@ -168,13 +169,13 @@ class ResponseEvents(Events):
 
     def __init__(self, body: JsonObject, model: str, _n: int) -> None:
         super().__init__()
-        self._response = response_bodies.head(body, model, "in_progress")
+        self._body, self._response = body, response_bodies.head(body, model, "in_progress")
         self._number = -1
         self._output: list[JsonDict] = []
         self._open = ""
         """The type of the last item, while its text grows."""
-        self._calls: list[int] = []
-        """The places of the tool calls in the output; they end with the response."""
+        self._calls: list[tuple[int, JsonDict]] = []
+        """The tool calls with their places in the output; they end with the response."""
         self._logprobs: list[Any] = []
 
     def _event(self, kind: str, **fields: object) -> bytes:
@@ -229,22 +230,31 @@ class ResponseEvents(Events):
         return self._add_text("message", piece)
 
     def call(self, call: JsonDict) -> bytes:
-        begun = self._add(response_bodies.call_item(call, status="in_progress"))
-        self._calls.append(len(self._output) - 1)
+        begun = self._add(item_of(call, self._body) | {"status": "in_progress"})
+        self._calls.append((len(self._output) - 1, call))
         return begun
 
     def arguments(self, place: int, piece: str) -> bytes:
-        self._output[self._calls[place]]["arguments"] += piece
-        return self._of_item("function_call_arguments.delta", self._calls[place], delta=piece)
+        at, call = self._calls[place]
+        call["function"]["arguments"] += piece
+        if self._output[at]["type"] != "function_call":
+            return b""  # JSON of ours, around what the client gets
+        return self._of_item("function_call_arguments.delta", at, delta=piece)
 
     def end(self, answer: Completion) -> Iterator[bytes]:
         (choice, *_) = choices_of(answer)
         self._logprobs = list((choice.logprobs or {}).get("content") or ())
         yield from self.grow(choice.whole, is_whole=True)
         yield self._end_text()
-        for place in self._calls:
-            whole = {name: self._output[place][name] for name in ("name", "arguments")}
-            yield self._of_item("function_call_arguments.done", place, **whole) + self._end(place)
+        for at, call in self._calls:
+            item = self._output[at]
+            item |= item_of(call, self._body) | {"id": item["id"]}
+            if item["type"] == "function_call":
+                yield self._of_item("function_call_arguments.done", at, name=item["name"], arguments=item["arguments"])
+            elif item["type"] == "custom_tool_call":
+                yield self._of_item("custom_tool_call_input.delta", at, delta=item["input"])
+                yield self._of_item("custom_tool_call_input.done", at, input=item["input"])
+            yield self._end(at)
         response = response_bodies.finished(self._response, choice, self._output, usage_of(answer.usage))
         yield self._event(response["status"], response=response)
 

@@ -1,0 +1,168 @@
+"""The tools of the Responses API as functions of chat completions, and the calls of those as items.
+
+    here                               there                              its call is the item
+    function `f`                       function `f`                       `function_call`
+    function `f` in a namespace `n`    function `n__f`                    `function_call` with a `namespace`
+    custom tool `c`                    function `c` with one text         `custom_tool_call`
+    search for tools by the client     function `tool_search`             `tool_search_call`
+
+Codex has a namespace for each MCP server, whose description has the server's instructions; at models that it knows, it
+shows these tools when the model has searched for them. A custom tool's grammar becomes a part of its description: its
+client checks the text that it gets. All other tools run at OpenAI.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.wording import shape
+from promptmill.openai_server.api_errors import ApiError
+
+_SEARCH, _TEXT = "tool_search", "input"
+_ONE_TEXT = {"type": "object", "properties": {_TEXT: {"type": "string"}}, "required": [_TEXT]}
+_NOT_THERE = frozenset({"type", "execution", "defer_loading"})
+_HINTS = {"web_search": ' In Codex, set `web_search = "disabled"`.'}
+CALLS = frozenset({"function_call", "custom_tool_call", "tool_search_call"})
+OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output", "tool_search_output"})
+
+
+def tools_of(body: JsonObject) -> list[Any]:
+    """Return the tools of a body, those that its model has found included."""
+    tools = list(body.get("tools") or ())
+    items = body.get("input")
+    for item in items if isinstance(items, list) else ():
+        match item:
+            case {"type": "tool_search_output", "tools": list(found)}:
+                tools += found
+    return tools
+
+
+def functions_of(body: JsonObject) -> Iterator[JsonDict]:
+    """Yield the tools as those of chat completions. Raises `ApiError`."""
+    for place, tool in enumerate(tools_of(body)):
+        match tool:
+            case {"type": "function"}:
+                yield _function(tool)
+            case {"type": "namespace", "name": str(space), "tools": list(functions)}:
+                for function in functions:
+                    match function:
+                        case {"type": "function", "name": str(name)}:
+                            yield _function(function | {"name": _joined(space, name)})
+                        case _:
+                            raise _unsupported(place, function)
+            case {"type": "custom", "name": str(name)}:
+                yield _function({"name": name, "description": _described(tool), "parameters": _ONE_TEXT})
+            case {"type": "tool_search", "execution": "client"}:
+                yield _function({"name": _SEARCH, **tool})
+            case _:
+                raise _unsupported(place, tool)
+
+
+def instructions_of(body: JsonObject) -> Iterator[str]:
+    """Yield what the namespaces among valid tools say of all their functions."""
+    for tool in tools_of(body):
+        if tool["type"] == "namespace" and tool.get("description"):
+            yield f"The tools `{_joined(tool['name'], '…')}`: {tool['description']}"
+
+
+def call_of(item: JsonObject, place: str) -> JsonDict:
+    """Return the tool call of chat completions for an item of an earlier turn, at `place`. Raises `ApiError`."""
+    match item:
+        case {"type": "function_call", "name": name, "namespace": str(space), "arguments": arguments}:
+            function = {"name": _joined(space, name), "arguments": arguments}
+        case {"type": "function_call", "name": name, "arguments": arguments}:
+            function = {"name": name, "arguments": arguments}
+        case {"type": "custom_tool_call", "name": name, "input": text}:
+            function = {"name": name, "arguments": _json({_TEXT: text})}
+        case {"type": "tool_search_call", "arguments": arguments}:
+            function = {"name": _SEARCH, "arguments": _json(arguments)}
+        case _:
+            raise unsupported_item(place)
+    return {"id": item["call_id"], "type": "function", "function": function}
+
+
+def output_of(item: JsonObject, place: str) -> Any:
+    """Return the result of a call, an item at `place`. Raises `ApiError`."""
+    match item:
+        case {"type": "tool_search_output", "tools": list()}:
+            found = functions_of({"tools": item["tools"]})
+            return _json({"found": [tool["function"].get("name") for tool in found]})
+        case {"output": output}:
+            return output
+    raise unsupported_item(place)
+
+
+def unsupported_item(place: str) -> ApiError:
+    """Return the error of an item at `place`."""
+    return ApiError(400, f"`{place}` is an item that is not supported here.", place)
+
+
+def item_of(call: JsonObject, body: JsonObject) -> JsonDict:
+    """Return the item for a call in the answer to a body."""
+    name, arguments = call["function"]["name"], call["function"]["arguments"]
+    head = {"call_id": call["id"], "status": "completed"}
+    own: JsonDict = {"name": name}
+    for tool in tools_of(body):
+        match tool:
+            case {"type": "custom", "name": str(custom)} if custom == name:
+                return {"type": "custom_tool_call", "id": new_id("ctc"), **head, **own, _TEXT: _text_in(arguments)}
+            case {"type": "tool_search"} if name == _SEARCH:
+                found = {"execution": "client", "arguments": _read(arguments)}
+                return {"type": "tool_search_call", "id": new_id("tsc"), **head, **found}
+            case {"type": "namespace", "name": str(space), "tools": list(functions)}:
+                for function in functions:
+                    if _joined(space, function["name"]) == name:
+                        own = {"name": function["name"], "namespace": space}
+    return {"type": "function_call", "id": new_id("fc"), **head, **own, "arguments": arguments}
+
+
+def new_id(kind: str) -> str:
+    """Return an id of a response (`resp`) or an item (`msg`, `fc`, …)."""
+    return f"{kind}_{secrets.token_hex(16)}"
+
+
+def _joined(space: str, name: object) -> str:
+    return f"{space}__{name}"
+
+
+def _function(tool: JsonObject) -> JsonDict:
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name not in _NOT_THERE}}
+
+
+def _described(tool: JsonObject) -> str:
+    text: str = tool.get("description") or ""
+    match tool.get("format"):
+        case {"type": "grammar", "syntax": syntax, "definition": definition}:
+            return f"{text}\n\nThe text follows this grammar ({syntax}):\n{definition}"
+    return text
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _read(arguments: str) -> Any:
+    """Return the arguments of a call; a model may write invalid JSON, which its client refuses."""
+    try:
+        return orjson.loads(arguments)
+    except orjson.JSONDecodeError:
+        return arguments
+
+
+def _text_in(arguments: str) -> str:
+    """Return the text of a custom tool's call; a model may forget that it is a field of JSON."""
+    match _read(arguments):
+        case {"input": str(text)}:
+            return text
+    return arguments
+
+
+def _unsupported(place: int, tool: Any) -> ApiError:
+    kind = str(tool.get("type")) if isinstance(tool, dict) else shape(tool)
+    message = f"`tools[{place}]` is of the type {kind[:60]!r}, which only OpenAI runs.{_HINTS.get(kind, '')}"
+    return ApiError(400, message, "tools", "unsupported_parameter")

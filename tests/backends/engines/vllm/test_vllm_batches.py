@@ -1,0 +1,62 @@
+"""`/v1/batches` on vLLM, and the files of its own `vllm run-batch`."""
+
+from __future__ import annotations
+
+import base64
+import struct
+
+import pytest
+
+import engine_batches
+from openai_clients import client_of, ended, line, results, servers, started
+
+pytestmark = [pytest.mark.http, pytest.mark.engine]
+BLOCK = {"dtype": "float32", "max_num_seqs": 4, "max_model_len": 2048}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vllm")
+    with servers(folder, "http://127.0.0.1:1") as start:
+        yield engine_batches.killed(folder, lambda: start(engine_batches.configured("vllm", **BLOCK)))
+
+
+def test_after_a_kill_answers_are_kept_and_the_other_rows_are_answered(killed):
+    engine_batches.check_resumed(killed)
+
+
+def test_each_line_has_its_own_settings_and_fails_alone(killed):
+    engine_batches.check_chats(client_of(killed.server))
+
+
+def test_lines_of_the_responses_api_have_their_form(killed):
+    engine_batches.check_responses(client_of(killed.server))
+
+
+def test_a_cancelled_batch_leaves_its_engine_to_others(killed):
+    engine_batches.check_cancellation(client_of(killed.server))
+
+
+def test_embeddings_have_the_form_that_each_line_asks_for(small, tmp_path):
+    url = "/v1/embeddings"
+    block = {"dtype": "float32", "runner": "pooling", "max_model_len": 64}
+    lines = [
+        line("floats", "abc", url),
+        line("text", "abc", url, encoding_format="base64"),
+        line("long", "x" * 99, url),
+    ]
+    lines.append(line("several", "", url, input=["abc", "something else"]))
+    for each in lines:
+        each["body"].pop("model")
+    with servers(tmp_path, "http://127.0.0.1:1") as start:
+        client = client_of(start(engine_batches.configured("vllm", str(small), **block)))
+        batch = ended(client, started(client, lines, endpoint=url))
+        assert batch.request_counts.to_dict() == {"total": 4, "completed": 3, "failed": 1}
+        bodies = {own: each["response"]["body"] for own, each in results(client, batch.output_file_id).items()}
+        vectors = {own: [each["embedding"] for each in body["data"]] for own, body in bodies.items()}
+        floats = vectors["floats"][0]
+        assert struct.unpack(f"<{len(floats)}f", base64.b64decode(vectors["text"][0])) == pytest.approx(floats)
+        assert vectors["several"][0] == pytest.approx(floats, abs=1e-5)
+        assert bodies["several"]["usage"]["prompt_tokens"] > bodies["floats"]["usage"]["prompt_tokens"]
+        (error,) = results(client, batch.error_file_id).values()
+        assert error["response"]["body"]["error"]["code"] == "context_length_exceeded"
