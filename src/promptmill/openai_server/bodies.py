@@ -29,6 +29,7 @@ _OF_NO_EFFECT = frozenset(
         *("model", "messages", "input", "stream", "stream_options"),  # read elsewhere
         *("user", "metadata", "store", "safety_identifier", "service_tier", "verbosity", "prediction"),
         *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
+        *("priority", "request_id"),  # vLLM's
     }
 )
 _PASSED_ON = BESIDE - {TOP_CHOICES}  # OpenAI's reply has no place for `top_choices`
@@ -43,8 +44,19 @@ _DEFAULTS: dict[str, Any] = {
     "tool_choice": "auto",
     "tools": [],
     "top_logprobs": 0,
+    # vLLM's own; a file for `vllm run-batch` that its classes wrote has all of them
+    **dict.fromkeys(("add_generation_prompt", "include_reasoning", "skip_special_tokens"), True),
+    "spaces_between_special_tokens": True,
+    **dict.fromkeys(("add_special_tokens", "continue_final_message", "echo", "ignore_eos"), False),
+    **dict.fromkeys(("include_stop_str_in_output", "return_token_offsets", "use_beam_search"), False),
+    "bad_words": [],
+    "stop_token_ids": [],
+    **dict.fromkeys(("min_tokens", "routed_experts_prompt_start"), 0),
+    "length_penalty": 1.0,
+    "mm_payload": "tensors",
 }
 """Values that mean the same as no field."""
+_EMBEDDING_DEFAULTS = {"embed_dtype": "float32", "endianness": "native", "add_special_tokens": True, "priority": 0}
 _TOKENS = (
     "`input` holds token ids, which another model would read as other words. Send texts: LangChain's OpenAIEmbeddings "
     "does so with `check_embedding_ctx_length=False`."
@@ -65,6 +77,8 @@ def request_of(path: str, body: JsonObject) -> Request:
     given = {_RENAMED.get(name, name): value for name, value in _given(body)}
     if "max_completion_tokens" in body and body["max_completion_tokens"] is not None:
         given["max_tokens"] = body["max_completion_tokens"]
+    if given.get("tool_choice") == "none" and "tools" not in given:
+        del given["tool_choice"]  # endpoints refuse it without tools
     extra = {name: given.pop(name) for name in _PASSED_ON & given.keys()}
     match given.get("chat_template_kwargs"):
         case {"enable_thinking": bool(thinks), **rest} if not rest:  # as vLLM and SGLang take it
@@ -99,7 +113,11 @@ def unsupported(field: str) -> ApiError:
 
 
 def _embeddings_request(body: JsonObject) -> Request:
-    given = {name: value for name, value in body.items() if value is not None and name not in {"model", "user"}}
+    given = {
+        name: value
+        for name, value in body.items()
+        if value is not None and name not in {"model", "user", "request_id"} and _EMBEDDING_DEFAULTS.get(name) != value
+    }
     encoding = given.pop("encoding_format", "float")
     if encoding not in {"float", "base64"}:
         raise ApiError(400, "`encoding_format` is `float` or `base64`.", "encoding_format")
