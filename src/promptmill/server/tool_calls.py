@@ -310,10 +310,16 @@ def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
         if value is None and name in properties and name not in required:
             continue
         if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"} and kinds:
-            value = _parsed(name, value, kinds)  # noqa: PLW2901
-        kind = "string" if isinstance(value, str) else "object" if isinstance(value, dict) else ""
-        meant[name] = [value] if kind and "array" in kinds and kind not in kinds else value
+            meant[name] = _in_list(_parsed(name, value, kinds), kinds)
+        else:
+            meant[name] = _in_list(value, kinds)
     return meant
+
+
+def _in_list(value: Any, kinds: Collection[str]) -> Any:
+    """Return a list of one value in place of a single text or object, if only a list is possible."""
+    kind = "string" if isinstance(value, str) else "object" if isinstance(value, dict) else ""
+    return [value] if kind and "array" in kinds and kind not in kinds else value
 
 
 def _parsed(name: str, text: str, kinds: Collection[str]) -> Any:

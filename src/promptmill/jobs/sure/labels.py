@@ -133,7 +133,7 @@ def vote_status(store: JobDatabase, spec: JobSpec, before: int) -> VoteStatus:
             SELECT n, most, count(*) > 1 AS is_tie FROM counts JOIN best USING (n) WHERE rows = most GROUP BY n
         )
         SELECT count(*), coalesce(sum(most = {len(spec.votes.models)}), 0), coalesce(sum(is_tie), 0) FROM tied
-    """  # noqa: S608 (numbers)
+    """
     ((rows, unanimous, ties),) = store.read(query, before)
     return {"votes": len(spec.votes.models), "rows": rows, "unanimous": unanimous, "ties": ties}
 
