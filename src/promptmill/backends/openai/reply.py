@@ -46,7 +46,7 @@ _SMALL = 256 * 1024
 
 
 class _Spent(TypedDict):
-    """The fields of a `RetryDecision` that tell what a failed reply costs."""
+    """The fields of a `RetryDecision` for the cost of a failed reply."""
 
     usage: Usage
     tier: str

@@ -51,7 +51,7 @@ def label_figures(store: JobDatabase, spec: JobSpec, before: int) -> RunStatus:
         if rows < found["sure"].get("rows", 0):
             found["sure"]["here"] = rows
         elif not persons and (its := job_shares(store, spec, _labelled_fields(results), before)):
-            found["sure"]["shares"] = its  # a person corrects the very rows that stand for the others
+            found["sure"]["shares"] = its  # a person corrects the rows from which the shares are estimated
     return found
 
 
@@ -77,8 +77,8 @@ def job_shares(
 
 
 def random_rows(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[Record]:
-    """Yield delivered answers of a job, drawn at random: always the same ones, and those of a smaller number are among
-    those of a larger one."""
+    """Yield delivered answers of a job, drawn at random: always the same ones, and a larger number includes the answers
+    of a smaller one."""
     seed = int(digest(spec.job_id, "review"), 16)
     yield from statistics.sample(store, most, seed, f"{ANSWERED} AND key < {SLOT}")
 
@@ -88,8 +88,8 @@ def reviewed_shares(
 ) -> dict[str, dict[str, LabelShare]]:
     """Return the share of each label as a person would give it to every row below `before`, by field.
 
-    `{}` unless the rows with a label of a person are the `random_rows` of a review: others stand for no other row.
-    Raises the errors of `JobDatabase`.
+    `{}` unless the rows with a label of a person are the `random_rows` of a review: other labels represent no other
+    row. Raises the errors of `JobDatabase`.
     """
     by_person = {record.key: record for record in store.records(where=f"settings = {PERSON} AND key < {SLOT}")}
     if {record.key for record in random_rows(store, spec, len(by_person))} != by_person.keys():
