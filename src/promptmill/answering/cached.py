@@ -31,7 +31,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeGuard, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeGuard, TypeVar
 from weakref import WeakKeyDictionary
 
 import orjson
@@ -406,10 +406,10 @@ def _unpacked(data: bytes) -> Completion | None:
     )
 
 
-def path_of(wanted: bool | str) -> Path:  # noqa: FBT001 (as the configuration says it)
+def path_of(wanted: Literal[True] | str) -> Path:
     """Return the file for the value `cache` of the configuration, in our cache folder for `true` and `all`."""
     if wanted is not True and wanted != "all":
-        return home_expanded(str(wanted))
+        return home_expanded(wanted)
     if named := os.environ.get("PROMPTMILL_CACHE"):
         return home_expanded(named) / "answers" / FILE_NAME
     import platformdirs

@@ -5,8 +5,9 @@ this reservation up, so the sender reserves the amount again before it retries (
 does not allow that, the item returns with its cost so far, and waits here until other items have cost less than they
 reserved.
 
-The price of a model comes from the operator, else from `genai-prices`; it is never guessed. What a batch or a service
-tier costs of it comes from the operator, else from the table `tier_prices.json`, else from the provider's documents.
+The price of a model comes from the operator, else from `genai-prices`; it is never guessed. The price of a batch or a
+service tier, as a share of it, comes from the operator, else from the table `tier_prices.json`, else from the
+provider's documents.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _FILES = ("file_id", "file_url", "file_data", "input_audio")
 _OWN_TOOLS = frozenset({"function", "custom"})  # others bring texts into the prompt
 BATCH = "batch"
 """The tier of requests in batches; no request names it."""
-# What tiers cost if only the standard price is known: as at OpenAI for most models. `fast` is a later name.
+# The prices of tiers if only the standard price is known: as at OpenAI for most models. `fast` is a later name.
 _TIERS = {"flex": even(0.5), "priority": even(2.0), "fast": even(2.0)}
 _STANDARD = even(1.0)
 _NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "fast")}
@@ -391,7 +392,7 @@ def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
 
 
 def _tiers_at(plan: resolved_config.ResolvedConfig, model: str) -> dict[str, Factors]:
-    """Return what the tiers of a model cost at the plan's provider: by the table, else as the provider documents."""
+    """Return the prices of a model's tiers at the plan's provider: by the table, else as the provider documents."""
     tiers = dict(_TIERS)
     if not plan.record.needs_endpoint:
         return tiers
@@ -466,7 +467,7 @@ class _DearestPrice:
 
 
 def cost_of_many(price: Price, usage: Usage, rows: int, tier: str = "") -> float:
-    """Return the cost of the usage of many rows together, as if each had the same: none of them is a long prompt."""
+    """Return the cost of the usage of many rows together, as if each had the same: no prompt of theirs is long."""
     counts = astuple(usage)
     each, rest = zip(*(divmod(count, rows) for count in counts), strict=True) if rows else ((), counts)
     return rows * price.cost(Usage(*each), tier) + price.cost(Usage(*rest), tier)

@@ -19,8 +19,8 @@ class Chances:
     """Adds up the probability of each choice while an answer is written.
 
     Only tokens that can lead to a choice count, as if the model had no others. Each result is a lower bound: the
-    probability of a token that could begin several choices, and was not taken, counts for none of them. So their sum
-    is less than 1 by what the model did not decide.
+    probability of a token that could begin several choices, and was not taken, counts for no choice. So their sum is
+    less than 1: the rest was undecided.
     """
 
     def __init__(self, choices: Choices) -> None:
@@ -45,7 +45,7 @@ class Chances:
             self._taken = possible[0]
 
     def likeliest(self, most: int) -> dict[str, float] | None:
-        """Return the likeliest choices, at most so many, and always the one that was taken; None if none was."""
+        """Return the likeliest choices, at most so many, and always the choice that was taken; None without it."""
         if not self._taken:
             return None
         ranked = sorted(self._found, key=lambda choice: -self._found[choice])
@@ -56,7 +56,7 @@ class Chances:
 def chances_in(choices: Choices, logprobs: Mapping[str, Any], most: int) -> dict[str, float] | None:
     """Return `Chances.likeliest` of an answer by the `logprobs` that came with it; None if they do not tell it.
 
-    The `top_logprobs` of a place stand for all of its tokens.
+    The `top_logprobs` of a place count as all of its tokens.
     """
     chances, before = Chances(choices), b""
     try:

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from promptmill.core.bounds import LONGEST_ANSWER, LONGEST_SCHEMA, MOST_KEPT
 from promptmill.core.errors import Named, input_error
 from promptmill.core.request import is_longer
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import close_matches, shape
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-AnswerType: TypeAlias = "Mapping[str, Any] | type[BaseModel]"
+AnswerType: TypeAlias = "JsonObject | type[BaseModel]"
 """A JSON Schema, or a pydantic class: answers become instances of it."""
 
 _LONG_NUMBER = re.compile(r"[0-9]{32}")  # a comparison with an integer of thousands of digits takes a millisecond
@@ -64,7 +65,7 @@ _ABOUT = frozenset(
 _ALIKE = 0.8
 
 # platform.openai.com/docs/guides/structured-outputs
-_AN_OBJECT: Mapping[str, Any] = {"type": "object"}
+_AN_OBJECT: JsonObject = {"type": "object"}
 _FORM = '{"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}'
 
 _CHOICE = "answer"  # the field of the object that holds a choice
@@ -176,7 +177,7 @@ def _pruned(value: Any, places: set[tuple[str | int, ...]] | None, here: tuple[s
     return value
 
 
-def compile_schema(schema: Mapping[str, Any], where: str = "schema") -> AnswerSchema:
+def compile_schema(schema: JsonObject, where: str = "schema") -> AnswerSchema:
     """Return `schema`, ready to check answers; a `$ref` to another document is never fetched.
 
     Raises `PromptmillError` (`invalid_input`) for an invalid or too large JSON Schema; `where` names it.
@@ -231,7 +232,7 @@ def _check_patterns(patterns: list[str]) -> None:
             raise ValueError(f'{pattern!r:.80} is not a "regex"')
 
 
-def why_no_schema(schema: Mapping[str, Any]) -> str:
+def why_no_schema(schema: JsonObject) -> str:
     """Return the problem of an example answer in place of a schema, or of a misspelt one; `""` for others."""
     if not _is_example(schema):
         return _misspelt(schema)
@@ -243,7 +244,7 @@ def why_no_schema(schema: Mapping[str, Any]) -> str:
     )
 
 
-def _misspelt(schema: Mapping[str, Any]) -> str:
+def _misspelt(schema: JsonObject) -> str:
     """Return the problem of a schema with a keyword, or a required field, that looks like another one.
 
     JSON Schema ignores unknown keywords, so the schema would be valid, and every answer or none would satisfy it.
@@ -255,7 +256,7 @@ def _misspelt(schema: Mapping[str, Any]) -> str:
     return ""
 
 
-def _unknown(schema: Mapping[str, Any]) -> Iterator[tuple[list[str | int], str, Collection[str]]]:
+def _unknown(schema: JsonObject) -> Iterator[tuple[list[str | int], str, Collection[str]]]:
     """Yield unknown keywords and required fields that are not defined: path, name, and the names that there are."""
     waiting: list[tuple[list[str | int], Any]] = [([], schema)]
     while waiting:
@@ -274,7 +275,7 @@ def _unknown(schema: Mapping[str, Any]) -> Iterator[tuple[list[str | int], str, 
         waiting.append(([*path, "items"], here.get("items")))
 
 
-def _is_example(schema: Mapping[str, Any]) -> bool:
+def _is_example(schema: JsonObject) -> bool:
     """Return whether `schema` is an example answer: it has fields, but no keyword that constrains an answer.
 
     `name` and `title` do not count as keywords: they are fields of many answers.
@@ -285,7 +286,7 @@ def _is_example(schema: Mapping[str, Any]) -> bool:
     return bool(schema) and not any(name in _SAYING or name.startswith("$") for name in schema)
 
 
-def _why_not_usable(error: Exception, schema: Mapping[str, Any]) -> str:
+def _why_not_usable(error: Exception, schema: JsonObject) -> str:
     path = list(getattr(error, "instance_path", []))
     if path and (wrong := _wrong_type(path, schema)):
         return wrong
@@ -294,7 +295,7 @@ def _why_not_usable(error: Exception, schema: Mapping[str, Any]) -> str:
     return f"{_dotted(path)}: {reason[:200].rstrip('.')}." if path else f"{reason[:200].rstrip('.')}."
 
 
-def _wrong_type(path: list[str | int], schema: Mapping[str, Any]) -> str:
+def _wrong_type(path: list[str | int], schema: JsonObject) -> str:
     """Return the problem of a `type` that names an unknown type; `""` for other problems."""
     value: Any = schema
     for part in path:
@@ -411,7 +412,7 @@ def _bare(text: str) -> str:
     return " ".join(text.strip(_AROUND_CHOICE).split()).casefold() or text
 
 
-def asking_for(schema: Mapping[str, Any]) -> dict[str, Any]:
+def asking_for(schema: JsonObject) -> JsonDict:
     """Return the `response_format` that requests answers according to `schema`."""
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
 
@@ -429,12 +430,12 @@ def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) ->
     return {**options, "response_format": asking_for(schema)}
 
 
-def json_schema_of(answer_schema: AnswerType) -> Mapping[str, Any]:
+def json_schema_of(answer_schema: AnswerType) -> JsonObject:
     """Return the JSON Schema of a pydantic class, any other schema as it is."""
     return answer_schema.model_json_schema() if isinstance(answer_schema, type) else answer_schema
 
 
-def schema_of(wanted: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def schema_of(wanted: JsonObject | None) -> JsonObject | None:
     """Return the schema in the `response_format` `wanted`; None if it requests no JSON.
 
     JSON mode means any object. The engine or endpoint handles other kinds (`structural_tag`, …).
@@ -459,10 +460,10 @@ class SchemaCache:
 
     def __init__(self) -> None:
         # by identity, because a call's items share the object; the object is kept too, so that its id is not reused
-        self._by_id: dict[int, tuple[Mapping[str, Any], asyncio.Task[AnswerSchema] | None]] = {}
+        self._by_id: dict[int, tuple[JsonObject, asyncio.Task[AnswerSchema] | None]] = {}
         self._turn = asyncio.Lock()  # several threads that compile at a time would leave the event loop little time
 
-    async def of(self, wanted: Mapping[str, Any]) -> AnswerSchema | None:
+    async def of(self, wanted: JsonObject) -> AnswerSchema | None:
         """Return the compiled schema of `wanted`; None if it requests no JSON. Raises like `compile_schema`."""
         known = self._by_id.get(id(wanted))
         if known is None:
@@ -473,7 +474,7 @@ class SchemaCache:
             known = self._by_id[id(wanted)] = (wanted, compiling)
         return None if known[1] is None else await asyncio.shield(known[1])
 
-    async def _compiled(self, schema: Mapping[str, Any]) -> AnswerSchema:
+    async def _compiled(self, schema: JsonObject) -> AnswerSchema:
         async with self._turn:
             return await asyncio.to_thread(compile_schema, schema, "response_format")
 

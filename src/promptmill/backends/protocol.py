@@ -43,7 +43,7 @@ class Usage:
     written_tokens: int = 0
     """Prompt tokens written to the endpoint's cache, which may cost more; not among `cached_tokens`."""
     hour_written_tokens: int = 0
-    """Those of `written_tokens` that the cache keeps for an hour, which costs more again."""
+    """The part of `written_tokens` that the cache keeps for an hour, which costs still more."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(

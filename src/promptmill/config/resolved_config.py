@@ -41,7 +41,7 @@ class ResolvedConfig:
     """The settings of one model: the backend to load and how to run it.
 
     `from_call` names the keys of the chosen backend's block that a call set. `operator` is the configuration without
-    the call; it decides what a call may use (keys, headers, remote code).
+    the call; it limits the keys, headers and remote code that a call may use.
     """
 
     settings: Settings

@@ -9,9 +9,9 @@ from __future__ import annotations
 # ---- a client of a shared server
 
 MOST_SHARED = 64 << 20
-"""Bytes of one kind that a process holds for all others, so that none of them fills its memory: large request bodies
-in progress, large response bodies, events of sessions, answers of clients that left; and of one call: its answers, or
-the rows of a search for a prompt."""
+"""Bytes of one kind that a process holds for all others, so that no client or endpoint fills its memory: large request
+bodies in progress, large response bodies, events of sessions, answers of clients that left; and of one call: its
+answers, or the rows of a search for a prompt."""
 MOST_LARGE = 32 << 20
 """Bytes of a call's answers above 64 KiB, and of its errors: its result holds several copies of them."""
 MOST_VALUES = 300_000

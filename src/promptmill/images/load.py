@@ -118,7 +118,7 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
     (`invalid_image`; `missing_dependency` for a PDF).
     """
     if isinstance(source, HeldImage):
-        name, data = "the image in memory", _encode_held(source)
+        name, data = "the image in memory", encode_held(source)
     elif source[:5].lower() == "data:":
         name, data = _data(source)
     elif is_bare_base64(source):
@@ -128,7 +128,8 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
     return _check(data, name, rules)
 
 
-def _encode_held(source: HeldImage) -> bytes:
+def encode_held(source: HeldImage) -> bytes:
+    """Return an image in memory as the bytes of a file. Blocks. Raises `PromptmillError`."""
     try:
         return encoded(source.image)
     except Exception as error:  # noqa: BLE001 (Pillow's encoders raise many kinds of errors)

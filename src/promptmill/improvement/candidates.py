@@ -1,4 +1,4 @@
-"""Candidates: prompts that the strong model writes from the mistakes of a prompt, and the check of what it wrote."""
+"""Candidates: prompts that the strong model writes from the mistakes of a prompt, and the check of these prompts."""
 
 from __future__ import annotations
 

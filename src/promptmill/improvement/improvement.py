@@ -35,7 +35,7 @@ _WIDTH = 100  # characters
 
 
 class ImproveOptions(ModelOptions, total=False):
-    """Options of a search; those of `bulk` mean the same here."""
+    """Options of a search; options of `bulk` mean the same here."""
 
     system: str
     temperature: float | None
@@ -86,9 +86,9 @@ def improve(
 
     `rows`: a file, a table or a list of rows as in `bulk`, at least 100 of them with the right label in the column
     `gold`. `prompt` and `choices`: as in `bulk`. `output`: the file that the best prompt is written to, with
-    `overwrite=True` in place of another. The options of `bulk` for the model, `temperature` and `max_tokens` are those
-    of the model that labels the rows. `system`, `encoding`, `max_cost` (of the whole search), `state` and `progress`:
-    as in `bulk`; `again="failed"`: send failed rows again.
+    `overwrite=True` in place of another. The options of `bulk` for the model, `temperature` and `max_tokens` apply to
+    the model that labels the rows. `system`, `encoding`, `max_cost` (of the whole search), `state` and `progress`: as
+    in `bulk`; `again="failed"`: send failed rows again.
 
         promptmill.improve("reviews.csv", "Is it positive? {{text}}", gold="label", choices=["yes", "no"],
                            model="small-1", strong="good-1").outcome

@@ -4,7 +4,7 @@
                                                                                                        │
                           "gain", "cannot tell" or "worse" ◀── both prompts on the held-out rows ◀─────┘
 
-The figures of the seen rows chose the winner, so they are too good; those of the held-out rows are not.
+The figures of the seen rows chose the winner, so they are too good; the figures of the held-out rows are not.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _written(
 ) -> list[tuple[str, str, str]]:
     """Return the names, prompts and parents of new candidates, the parents in turn; adds to `notes`.
 
-    A reply that is no candidate is asked for once more, with the reason.
+    A reply that is no candidate is requested once more, with the reason.
     """
     ways = list(WAYS)
     own = {way: parents[at % len(parents)] for at, way in enumerate(ways)}

@@ -35,8 +35,8 @@ _SEEN, _WRITTEN, _HELD_OUT = "improve-seen", "improve-candidates", "improve-held
 
 
 def longest_of(plan: ResolvedConfig, max_cost: float | None) -> int | None:
-    """Return the limit of the strong model's replies, in tokens: a limit in the file is that of labels, and a budget
-    needs one; None else, since a small model may not have the room."""
+    """Return the limit of the strong model's replies, in tokens: the file's limit is for labels, and a budget needs a
+    limit; None else, since a small model may not have the room."""
     limit = plan.settings.sampling_params.max_tokens
     return None if limit is None and max_cost is None else _LONGEST_PROMPT
 
@@ -53,7 +53,7 @@ class StepModel:
 
 @dataclass
 class JobSteps:
-    """An `Asker` whose answers are those of jobs, with one budget."""
+    """An `Asker` that takes its answers from jobs, with one budget."""
 
     folders: JobFolders
     model: StepModel

@@ -46,7 +46,7 @@ Bars: TypeAlias = tuple[str, str, list[tuple[str, int, str]], str]
 """A title, the column whose values are counted, the values with their numbers and a remark, and a sentence."""
 _MOST_IMAGES, _IMAGE_SIDE = 200, 160
 _PICTURES = 1_000_000  # characters of all thumbnails
-_SHARES = "Each share is that of the strong model's labels if it answered every row, with its interval."
+_SHARES = "Each is the share among the strong model's labels if it answered every row, with its interval."
 _QUANTILES = {"median": 50, "p95": 95}
 
 

@@ -143,9 +143,9 @@ class CostQuestion:
     async def approve(self, estimated: float | None, most: float | None, sample: float | None = None) -> None:
         """Ask the user if this call and the earlier ones without a question may cost more than `ask_above_cost`.
 
-        `most` is the highest cost, None if it is unknown. `sample` is the cost of a sample that will tell what the call
-        costs, if it has one. `estimated` is None for an unknown price: then only a model
-        that a call chose leads to a question. Raises `PromptmillError` (`budget`) unless the user agrees.
+        `most` is the highest cost, None if it is unknown. `sample` is the cost of the call's sample, if it has one; the
+        sample shows the cost of the call. `estimated` is None for an unknown price: then only a model that a call chose
+        leads to a question. Raises `PromptmillError` (`budget`) unless the user agrees.
         """
         amount = self.plan.settings.ask_above_cost
         operators = replace(self.plan, settings=self.plan.operator)

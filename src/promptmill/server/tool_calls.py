@@ -60,7 +60,7 @@ _log = logging.getLogger(CALLS)
 _OK, _CANCELLED = "code=ok", "code=cancelled"
 _STRANGE = re.compile(r"[^\w.@+-]")  # names come from the client: no spaces, no line feeds
 _IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
-_SCHEMA = ("schema", "answer_schema")  # its name, and the one in earlier releases
+_SCHEMA = ("schema", "answer_schema")  # its name, and its name in earlier releases
 _PAUSE_S = 0.5
 _FAST_S = 2.0
 _CHANGE_S = 1.0  # before a changed text is reported without progress
@@ -310,17 +310,24 @@ def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
         if value is None and name in properties and name not in required:
             continue
         if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"} and kinds:
-            value = _parsed(name, value, kinds)  # noqa: PLW2901
-        kind = "string" if isinstance(value, str) else "object" if isinstance(value, dict) else ""
-        meant[name] = [value] if kind and "array" in kinds and kind not in kinds else value
+            meant[name] = _in_list(_parsed(name, value, kinds), kinds)
+        else:
+            meant[name] = _in_list(value, kinds)
     return meant
 
 
-def _parsed(name: str, text: str, kinds: Collection[str]) -> Any:
-    """Return the list or object that a text was meant as, else the text. Raises `CodedToolError`, see `_as_meant`.
+def _in_list(value: Any, kinds: Collection[str]) -> Any:
+    """Return a list of one value in place of a single text or object, if only a list is possible."""
+    kind = "string" if isinstance(value, str) else "object" if isinstance(value, dict) else ""
+    return [value] if kind and "array" in kinds and kind not in kinds else value
 
-    Where a text is possible, too, a list of texts was meant: `["a", "b"]` names two models. An object stays a text:
-    `{"task": "classify", "text": "{{text}}"}` is a prompt.
+
+def _parsed(name: str, text: str, kinds: Collection[str]) -> Any:
+    """Return the list or object in a text, if it was meant as one, else the text. Raises `CodedToolError`, see
+    `_as_meant`.
+
+    If a text is possible, too, only a list of texts is read as a list: `["a", "b"]` names two models. An object stays a
+    text: `{"task": "classify", "text": "{{text}}"}` is a prompt.
     """
     if len(text) > MOST_VALUES and sum(map(text.count, "[{,")) > MOST_VALUES:
         if "string" in kinds:

@@ -147,7 +147,7 @@ def _named_profile(provider: str) -> ProviderProfile:
 
 
 def _dialect_of(given: str, settings: OpenAISettings, profile: ProviderProfile) -> str:
-    """Return the dialect of an endpoint: the chosen one, that of a whole URL, or the provider's own."""
+    """Return the dialect of an endpoint: chosen by the configuration, by a whole URL, or by the provider."""
     if settings.dialect is not None:
         return settings.dialect
     path = urlsplit(given.strip() if "://" in given else f"//{given.strip()}").path.rstrip("/")

@@ -13,7 +13,7 @@ import codecs
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 import orjson
 
@@ -29,6 +29,7 @@ from promptmill.backends.openai.refusals import classify_refusal, wrong_address
 from promptmill.backends.protocol import NO_USAGE, Completion, Usage
 from promptmill.core.bounds import LONGEST_ANSWER, LONGEST_SEARCHED, MOST_EVENTS, MOST_FIELDS, MOST_MEMORY, MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError, redact, without_controls
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended
 
 _ERROR_FIELDS = frozenset(
@@ -42,6 +43,14 @@ _ENDS = frozenset({"stop", "length"})
 # up to 200. Small bodies cannot hold many.
 _NUMBER, _CONTAINER = 32, 200
 _SMALL = 256 * 1024
+
+
+class _Spent(TypedDict):
+    """The fields of a `RetryDecision` for the cost of a failed reply."""
+
+    usage: Usage
+    tier: str
+    unmetered: bool
 
 
 def _content(response: HttpResponse, endpoint: Endpoint) -> bytes | RetryDecision:
@@ -139,7 +148,7 @@ def _has_too_many_fields(data: bytes) -> bool:
     return len(data) > MOST_FIELDS and data.count(b":") > MOST_FIELDS
 
 
-def _text_of_other(payload: Mapping[str, Any]) -> str:
+def _text_of_other(payload: JsonObject) -> str:
     """Return the text of a completion, or of a response of OpenAI's Responses API."""
     match payload:
         case {"choices": [{"text": str(text)}, *_]}:
@@ -173,7 +182,7 @@ def _read_other_form(
     return _refused(status, headers, payload if payload is not None else _text(body), endpoint)
 
 
-def _translated(payload: dict[str, Any], headers: Mapping[str, str], endpoint: Endpoint) -> dict[str, Any]:
+def _translated(payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint) -> JsonDict:
     """Return a reply in the endpoint's dialect as a chat completion; any other object unchanged, such as an error."""
     dialect = DIALECTS.get(endpoint.dialect)
     found = None if dialect is None or "choices" in payload else dialect.completion(payload, headers)
@@ -197,7 +206,7 @@ def _refused(status: int, headers: Mapping[str, str], payload: Any, endpoint: En
     )
 
 
-def _ordinary(payload: dict[str, Any]) -> Completion | None:
+def _ordinary(payload: JsonDict) -> Completion | None:
     """Return the answer in an object of the usual form with text only; None for any other.
 
     `read_payload` gives the same result but takes four times as long.
@@ -259,7 +268,7 @@ def _read_stream(
         return _unreadable(endpoint, "a stream with an unreadable event", b"")
 
 
-def _objects(body: bytes) -> Iterator[dict[str, Any]]:
+def _objects(body: bytes) -> Iterator[JsonDict]:
     """Yield the events of a stream. Raises `ValueError` for one that is not a JSON object."""
     for data in chat_completion.events_in(body):
         if data != chat_completion.END:
@@ -270,7 +279,7 @@ def _objects(body: bytes) -> Iterator[dict[str, Any]]:
 
 
 def read_payload(
-    payload: dict[str, Any], headers: Mapping[str, str], endpoint: Endpoint, *, keep_raw: bool = False
+    payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, *, keep_raw: bool = False
 ) -> Completion | RetryDecision:
     """Return the answer in a chat completion object, or the decision about a failure. `keep_raw` keeps all its fields.
 
@@ -284,7 +293,7 @@ def read_payload(
             return _unreadable(endpoint, "no `choices`", b"")
         return _refused(200, headers, payload, endpoint)
     usage, tier = _usage(payload.get("usage")), _tier(payload)
-    spent: dict[str, Any] = {"usage": usage, "tier": tier, "unmetered": not usage.prompt_tokens}  # of a failed reply
+    spent: _Spent = {"usage": usage, "tier": tier, "unmetered": not usage.prompt_tokens}
     if not choices or not isinstance(choices[0], dict):
         unread = _prompt_filtered(payload)  # before the model read it
         return replace(_filtered(endpoint, spent), unmetered=False) if unread else _empty(endpoint, spent)
@@ -326,7 +335,7 @@ class _ShapeError(Exception):
     """Describes what an answer has in the place of a message."""
 
 
-def _message(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+def _message(choice: JsonObject) -> JsonObject:
     """Return the message of a choice, also of a stream or of a completion without chat. Raises `_ShapeError`."""
     for name in ("message", "delta"):
         if isinstance(message := choice.get(name), dict):
@@ -336,7 +345,7 @@ def _message(choice: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"content": text}
 
 
-def _contents(message: Mapping[str, Any]) -> tuple[str, str | None, tuple[Mapping[str, Any], ...]]:
+def _contents(message: JsonObject) -> tuple[str, str | None, tuple[JsonObject, ...]]:
     """Return text, reasoning and tool calls of a message. Raises `_ShapeError`, for what looks like an empty answer."""
     try:
         text, reasoning = chat_completion.read_message(message)
@@ -349,7 +358,7 @@ def _contents(message: Mapping[str, Any]) -> tuple[str, str | None, tuple[Mappin
     return text, reasoning, tool_calls
 
 
-def _tier(payload: Mapping[str, Any]) -> str:
+def _tier(payload: JsonObject) -> str:
     """Return the service tier in an answer: OpenAI's field, or Anthropic's in the usage."""
     tier = payload.get("service_tier")
     if tier is None and isinstance(usage := payload.get("usage"), dict):
@@ -357,7 +366,7 @@ def _tier(payload: Mapping[str, Any]) -> str:
     return tier.lower() if isinstance(tier, str) else ""
 
 
-def _is_error(payload: Mapping[str, Any]) -> bool:
+def _is_error(payload: JsonObject) -> bool:
     """Return whether a body reports an error, regardless of its status and its `choices`."""
     if payload.get("object") == "error":
         return True
@@ -369,7 +378,7 @@ def _is_error(payload: Mapping[str, Any]) -> bool:
     return isinstance(base, dict) and base.get("status_code", 0) not in {0, "0", None}
 
 
-def _prompt_filtered(payload: Mapping[str, Any]) -> bool:
+def _prompt_filtered(payload: JsonObject) -> bool:
     results = payload.get("prompt_filter_results")
     return bool(results) and b'"filtered":true' in orjson.dumps(results)
 
@@ -411,19 +420,19 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
     return Usage(prompt, completion, cached, min(reasoning, completion), written, min(an_hour, written))
 
 
-def _detail(usage: dict[str, Any], group: str, name: str) -> int:
+def _detail(usage: JsonDict, group: str, name: str) -> int:
     details = usage.get(group)
     return (_count(details, name) or 0) if isinstance(details, dict) else 0
 
 
-def _largest(usage: Mapping[str, Any], *names: str) -> int | None:
+def _largest(usage: JsonObject, *names: str) -> int | None:
     """Return the largest of these counts, which some gateways give twice; None if none is given or one is invalid."""
     given = [name for name in names if usage.get(name) is not None]
     counts = [count for name in given if (count := _count(usage, name)) is not None]
     return max(counts, default=None) if len(counts) == len(given) else None
 
 
-def _count(usage: Mapping[str, Any], name: str) -> int | None:
+def _count(usage: JsonObject, name: str) -> int | None:
     count = usage.get(name)
     return count if type(count) is int and 0 <= count <= MOST_TOKENS else None
 
@@ -455,7 +464,7 @@ def _page(body: bytes) -> str:
     return f"a web page ({title})" if title else "a web page"
 
 
-def _refusal(choice: Mapping[str, Any]) -> str:
+def _refusal(choice: JsonObject) -> str:
     """Return the reason that an API gives for a filtered answer."""
     message = choice.get("message")
     said = message.get("refusal") if isinstance(message, dict) else None
@@ -464,13 +473,13 @@ def _refusal(choice: Mapping[str, Any]) -> str:
     )
 
 
-def _filtered(endpoint: Endpoint, spent: Mapping[str, Any], said: str = "") -> RetryDecision:
+def _filtered(endpoint: Endpoint, spent: _Spent, said: str = "") -> RetryDecision:
     reason = redact(f": {said}", endpoint.secrets) if said else ""
     error = PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} filtered this answer{reason}.")
     return RetryDecision(FailureKind.ITEM, error, **spent)
 
 
-def _empty(endpoint: Endpoint, spent: Mapping[str, Any]) -> RetryDecision:
+def _empty(endpoint: Endpoint, spent: _Spent) -> RetryDecision:
     error = PromptmillError(Code.EMPTY_ANSWER, f"{endpoint.name} gave an empty answer.")
     return RetryDecision(FailureKind.TRANSIENT, error, **spent)
 

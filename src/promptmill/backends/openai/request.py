@@ -161,7 +161,7 @@ class RequestEncoder:
         return head
 
     def _places(self, extra: JsonObject) -> tuple[Endpoint, Endpoint]:
-        """Return where requests go, and those with a streamed answer."""
+        """Return the URLs of requests with a whole and with a streamed answer."""
         endpoint, dialect = self._endpoint, self._dialect
         if dialect is None:
             return endpoint, endpoint

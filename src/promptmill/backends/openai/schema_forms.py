@@ -1,8 +1,8 @@
 """The forms in which providers take a request for JSON: `response_format`, and JSON Schema in the subset of each.
 
 `asked_of` chooses the form for a chat completion; `strict_form`, `closed_form` and `google_form` translate a schema to
-the subsets of OpenAI, Anthropic and Google. What a subset lacks is described to the model in words where the subset has
-a place for them; promptmill checks every answer with the whole schema.
+the subsets of OpenAI, Anthropic and Google. A keyword that a subset lacks is described to the model in words, if the
+subset has a place for them; promptmill checks every answer with the whole schema.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class _FilePayload(aiohttp.Payload):
 
 
 class StreamedResponse:
-    """A response whose body has not been read. Methods raise as those of `Session`."""
+    """A response whose body has not been read. Methods raise the errors of `Session`."""
 
     def __init__(self, response: aiohttp.ClientResponse, limits_s: tuple[float, float]) -> None:
         self._response, self._limits_s = response, limits_s

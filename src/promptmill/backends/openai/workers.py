@@ -44,7 +44,7 @@ from promptmill.backends.protocol import Call, Completion, Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error, unwritable_parameters
 from promptmill.core.request import Request, check_encodable
-from promptmill.images.load import HeldImage, encoded
+from promptmill.images.load import HeldImage, encode_held
 from promptmill.system import frames, subprocesses
 from promptmill.system.call_files import FileRule
 
@@ -376,8 +376,8 @@ class Spool:
 
 def _encoded(image: HeldImage) -> bytes:
     try:
-        return encoded(image.image)
-    except Exception:  # noqa: BLE001 (Pillow's encoders raise nearly anything; the worker says what is not an image)
+        return encode_held(image)
+    except PromptmillError:  # the worker reports that it is no image
         return b"?"
 
 

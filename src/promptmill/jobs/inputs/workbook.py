@@ -108,7 +108,7 @@ def _sheet(stream: io.BytesIO, file: str, wanted: str) -> tuple[list[str], list[
 def _uncomputed(stream: io.BytesIO, place: int) -> set[int]:
     """Return the indices of the columns of an `.xlsx` sheet with formulas without a stored value.
 
-    `place`: the index of the sheet. Where the workbook has its parts under other names, there are none.
+    `place`: the index of the sheet. A workbook with other names of its parts has none.
     """
     letters: set[bytes] = set()
     with contextlib.suppress(zipfile.BadZipFile, KeyError, IndexError), zipfile.ZipFile(stream) as packed:

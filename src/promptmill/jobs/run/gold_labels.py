@@ -43,7 +43,7 @@ def right_label(cell: object, labels: Iterable[str]) -> str:
 
 
 def other_labels(column: str, counts: Counter[str]) -> PromptmillError:
-    """Return the error for labels in a column that are none of those that an answer may have. `counts`: their rows."""
+    """Return the error for labels in a column that no answer may have. `counts`: their rows."""
     shown = listed([f"{text[:40]!r} ({counted(count, 'row')})" for text, count in counts.most_common()], _EXAMPLES)
     among = "has labels that are not among the "
     return input_error(f"The column {column} {among}", Named("choices"), f": {shown}; correct these.")

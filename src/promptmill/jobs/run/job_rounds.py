@@ -189,8 +189,8 @@ class JobRounds:
         copies.copy(round_, recorded)
 
     def settled_meanwhile(self, round_: Round, delivered: Callable[[Sequence[Record]], None]) -> Between | None:
-        """Return what settles rows while a round of cheap answers or votes runs, see `SureRounds.settle` and
-        `VoteRounds.settle`; None for others."""
+        """Return the function that settles rows while a round of cheap answers or votes runs, see `SureRounds.settle`
+        and `VoteRounds.settle`; None for others."""
         if self._votes is not None and round_.rows == "open":
             return functools.partial(self._votes.settle, round_, delivered=delivered)
         if self._sure is None or round_.rows != "cheap":

@@ -366,7 +366,7 @@ class Runner:
             await self._count(NEVER)
 
     async def _next(self, job_rounds: JobRounds) -> Round | None:
-        """Return the next round. Even if there can be none, the status has what is known of a sample."""
+        """Return the next round, if any. The status gets the facts of a sample in either case."""
         try:
             return await self._in_thread(job_rounds.next)
         finally:

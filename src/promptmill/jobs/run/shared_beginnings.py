@@ -74,7 +74,7 @@ def in_groups(
     *,
     reorders: bool,
 ) -> Iterator[list[tuple[Row, Shared | None]]]:
-    """Yield the rows of pages with what each shares; those that share the most come one after the other.
+    """Yield the rows of pages with the beginning that each shares; those that share the most come one after the other.
 
     `look` returns the beginnings of a row, `size` its bytes. `least`: the fewest rows that share a beginning. Without
     `reorders`, the order stays.

@@ -4,7 +4,7 @@
                                   ─▶ `student`: all other rows ─▶ `sure`: copies ─▶ `unsure`: the strong model
 
 The answers of the student are in the slot of the cheap model. The rows that it learns from and the sample are drawn at
-once, and none is in both. So its answers, like those of a cheap model, do not depend on the rows of the sample.
+once, and none is in both. So its answers, like a cheap model's, do not depend on the rows of the sample.
 
 A student is not stored: it learns again, from the same answers in the same order. If they have changed since the cut
 (a person gave another label, for example), it answers no more rows, because the cut is not for its new answers.
@@ -63,7 +63,8 @@ class StudentAnswers:
         self._maker: RowRequests | None = None
 
     def answer_sample(self, round_: int) -> str:
-        """Answer the rows of the sample; return the digest of what the student learned from. Repeatable."""
+        """Answer the rows of the sample; return the digest of the examples from which the student learned.
+        Repeatable."""
         learned, _, _ = self._learn()
         chosen = [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]
         for _ in self._answer(chosen, round_):
@@ -160,7 +161,7 @@ class StudentAnswers:
 
 
 def text_of(request: Request) -> str:
-    """Return the texts of a request, without those of the system."""
+    """Return the texts of a request, without the system prompt."""
     texts = []
     for message in request.conversation.messages:
         if message.role not in {"system", "developer"}:

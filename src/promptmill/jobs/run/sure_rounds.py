@@ -135,8 +135,8 @@ class SureRounds:
         self._job.put(spec.model_copy(update={"parts": tuple(parts)}))
 
     def _earlier_parts(self, rows: int) -> list[SurePart]:
-        """Return the parts that there are, without those of the `rows` new ones that they had: a row that was not asked
-        yet moves to the next part."""
+        """Return the known parts without those of their rows that are new (`rows`): a row that was not sent yet moves
+        to the next part."""
         parts = []
         for part in self._spec.parts:
             # an undecided sample is worth nothing for another input: its strong answers count, its cheap ones do not

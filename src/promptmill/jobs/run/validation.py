@@ -172,7 +172,8 @@ def _gold(store: JobDatabase, spec: JobSpec, plan: ResolvedConfig, order: JobOrd
 
 
 def _sample(strong: ResolvedConfig, rule: Sure, found: Mapping[str, Any], gold: int | None = None) -> dict[str, Any]:
-    """Return the size of the sample, and what it and all rows cost at the strong model, as far as a price is known.
+    """Return the size of the sample, and the cost of the sample and of all rows at the strong model, if a price is
+    known.
 
     `gold`: the number of rows with a right label, if the sample is drawn from them.
     """

@@ -186,7 +186,7 @@ class Variant(Stored):
 
 
 class Earlier(Stored):
-    """What to do with existing answers. This applies once; resuming a job by its id does not repeat it."""
+    """The treatment of existing answers. This applies once; resuming a job by its id does not repeat it."""
 
     again: Again | None = None
     """The rows to send again; their answers stay until the new answers arrive."""
@@ -203,7 +203,7 @@ class Sure(Stored):
     """The strong model whose labels the answers must agree with, and how surely.
 
     A cheap model answers most rows. With the chance `certainty`, at most `1 - agree` of the delivered labels differ
-    from those of the strong model, or with `gold` from the right ones, see `jobs.sure.cut`.
+    from the strong model's, or with `gold` from the right ones, see `jobs.sure.cut`.
     """
 
     model: str = Field(min_length=1)
@@ -261,7 +261,7 @@ class Sure(Stored):
     @property
     def ways(self) -> tuple[Variant, ...]:
         """The models of each row by slots: the strong one, the cheap one, and the second or two repeats of the cheap
-        one, which are asked only if it has no probabilities. A student has the slot of the cheap one; no request is
+        one, which answer only if it has no probabilities. A student has the slot of the cheap one; no request is
         sent for it."""
         repeats = [Variant(name=str(number)) for number in range(2, (self.votes or 3) + 1)]
         others = [Variant(name="second", model=self.second)] if self.second else repeats
@@ -275,7 +275,7 @@ class Sure(Stored):
         return 1 - (1 - self.certainty) / (1 + len(self.recall))
 
     def panel(self, score: str) -> tuple[int, ...]:
-        """Return the slots of the cheap answers that are asked, if the answers are ordered by `score`."""
+        """Return the slots of the cheap answers that are needed if the answers are ordered by `score`."""
         if self.second:
             return (1, 2)
         if self.votes:

@@ -70,7 +70,7 @@ class Progress:
         self.votes: VoteStatus = {}
         """The decisions of a job with `votes`; empty until the output is written."""
         self.cache_saved = 0.0
-        """What the provider's cache of prompts has saved; 0 until the output is written."""
+        """The savings by the provider's cache of prompts; 0 until the output is written."""
         self.person = 0
         """The delivered labels of a person; 0 until the output is written."""
         self.shares: dict[str, dict[str, LabelShare]] = {}

@@ -230,7 +230,8 @@ def _wanted_of_sure(order: JobOrder, first: Round, part: SurePart | None) -> Ite
         yield from _wanted_of_student(order, first, part)
         return
     if part.cut is None:
-        # the cheap models come first: an endpoint may refuse the log probabilities, and that ends what is in flight
+        # the cheap models come first: an endpoint may refuse the log probabilities, and that ends the requests in
+        # flight
         yield replace(first, rows="chosen", reason="sample", slots=panel)
         yield replace(first, rows="chosen", reason="sample", slots=(0,))
         return

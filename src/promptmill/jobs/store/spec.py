@@ -135,7 +135,7 @@ class Target(Stored):
 
 
 class SureCut(Stored):
-    """What was decided about the rows of a part when its sample was answered. It never changes."""
+    """The decision about the rows of a part, made when its sample was answered. It never changes."""
 
     place: tuple[float, float]
     """The place of the cut, see `jobs.sure.cut`."""
@@ -148,18 +148,19 @@ class SureCut(Stored):
     before: int = 0
     """Rows of the sample before the cut."""
     errors: int = 0
-    """Those of them in which the models do not agree; with right labels, in which only the cheap model is wrong."""
+    """Rows of the sample in which the models do not agree; with right labels, in which only the cheap model is
+    wrong."""
     bad: int = 0
     """With right labels: rows of the sample in which the strong model is wrong."""
     mended: int = 0
-    """Those of them that are before the cut, and in which the cheap model is right."""
+    """Rows of the sample before the cut in which the cheap model is right."""
     classes: dict[str, tuple[int, int]] = Field({})
     """By label: rows of the sample that have it by the strong model, or rightly, and how many of them the cheap model
     finds."""
     unguarded: tuple[str, ...] = ()
     """The classes of which the sample has too few rows to guard them."""
     prices: tuple[float, float] | None = None
-    """What a row of the sample cost on average, at the strong model and at the cheap ones, in dollars."""
+    """The mean cost of a row of the sample at the strong model and at the cheap ones, in dollars."""
     learned: str = ""
     """The digest of the answers from which the student learned."""
 
@@ -180,14 +181,14 @@ class SurePart(Stored):
     drawn: int = 0
     """Rows of the sample; 0: the strong model answers all rows."""
     earlier: int = 0
-    """Rows that are not among `rows`, but have a label of the strong model: those that train a student, and those of a
-    first, smaller sample, which had too few rows of a class to guard."""
+    """Rows that are not among `rows`, but have a label of the strong model: they train a student, or are of a first,
+    smaller sample, which had too few rows of a class to guard."""
     taught: int = 0
     """Rows that train the student; they are among `earlier`."""
     gold: int = 0
     """Rows with a right label, if the sample was drawn from them."""
     wrong: int = 0
-    """The most labels that may differ from those of the strong model, or from the right ones."""
+    """The most labels that may differ from the strong model's, or from the right ones."""
     score: Literal["", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"] = ""
     """The order of the cheap answers; `equal`: they have none. `""`: not known yet."""
     is_ended: bool = False
@@ -296,7 +297,7 @@ class JobSpec(Stored):
 
     @property
     def delivered(self) -> int:
-        """The number of answers to each row in the output: those in the first slots."""
+        """The number of answers to each row in the output, which are in the first slots."""
         return len(self.targets) if self.sure is None and self.votes is None else 1
 
     @property

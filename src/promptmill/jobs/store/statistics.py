@@ -316,7 +316,7 @@ def answering_models(store: JobDatabase) -> set[str]:
 
 
 class Paid(NamedTuple):
-    """Answered rows, and what they cost."""
+    """Answered rows, and their cost."""
 
     rows: int
     usage: Usage

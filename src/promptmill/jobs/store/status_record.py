@@ -47,7 +47,7 @@ class LabelShare(TypedDict):
 
 
 class SureSample(TypedDict, total=False):
-    """The samples of a job with `sure`; the counts are those of all of them."""
+    """The samples of a job with `sure`; the counts are sums over all of them."""
 
     drawn: int
     """Rows of the samples; 0: the strong model answers all rows."""
@@ -68,7 +68,7 @@ class SureSample(TypedDict, total=False):
 
 
 class SureExpected(TypedDict, total=False):
-    """What follows from the samples."""
+    """The estimates from the samples."""
 
     pays: bool
     """Whether the cheap model answers rows beyond the samples."""
@@ -103,7 +103,7 @@ class SureStatus(TypedDict, total=False):
     cheap: int
     """Delivered labels of the cheap model, or of the student."""
     strong: int
-    """Delivered labels of the strong model, including those of the sample."""
+    """Delivered labels of the strong model, including the sample's."""
     factor: float
     """With a student: labels for each label of the strong model, 1 if the student gave none."""
     shares: dict[str, dict[str, LabelShare]]
@@ -205,7 +205,7 @@ class _Requests(TypedDict, total=False):
     completion_tokens: int
     cached_tokens: int
     cache_saved: float
-    """What the provider's cache of prompts has saved, in US dollars; 0 while the job runs."""
+    """The savings by the provider's cache of prompts, in US dollars; 0 while the job runs."""
     latency_s: dict[str, float | None]
     cost: float | None
     max_cost: float | None

@@ -11,7 +11,7 @@ The promise. Let E = floor((1 - agree) * N). Then
     P( more than E of all N delivered answers differ from the strong model's )  <=  1 - certainty
 
 for every N and n, for any scores and any number of classes. Only the draw is random: rows, scores and answers are taken
-as fixed, and none of them may depend on the rows that were drawn. The sampled rows count as right. The promise is about
+as fixed, and must not depend on the rows that were drawn. The sampled rows count as right. The promise is about
 these N rows, not about later ones, and not about each class (for that, see `allowed_of_class`); and it is about one
 answer of the strong model to each row, not about the truth.
 
@@ -79,7 +79,7 @@ def errors_allowed(rows: int, agree: float) -> int:
 
 
 def allowed(rows: int, drawn: int, wrong: int, certainty: float) -> int:
-    """Return c, the number of disagreements in the sample that may lie before the cut, for `wrong` (E) errors at most.
+    """Return c, the number of disagreements in the sample that may be before the cut, for `wrong` (E) errors at most.
 
     -1 means that the sample is too small for any promise.
 

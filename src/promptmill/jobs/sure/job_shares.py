@@ -46,12 +46,12 @@ def label_figures(store: JobDatabase, spec: JobSpec, before: int) -> RunStatus:
         found["votes"] = votes
     if spec.sure is not None:
         found["sure"] = status_of(spec) | giver_status(store, spec, min(before, SLOT))
-        asked = f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?"  # noqa: S608 (our own condition)
+        asked = f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?"
         ((rows,),) = store.read(asked, before)
         if rows < found["sure"].get("rows", 0):
             found["sure"]["here"] = rows
         elif not persons and (its := job_shares(store, spec, _labelled_fields(results), before)):
-            found["sure"]["shares"] = its  # a person corrects the very rows that stand for the others
+            found["sure"]["shares"] = its  # a person corrects the rows from which the shares are estimated
     return found
 
 
@@ -77,8 +77,8 @@ def job_shares(
 
 
 def random_rows(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[Record]:
-    """Yield delivered answers of a job, drawn at random: always the same ones, and those of a smaller number are among
-    those of a larger one."""
+    """Yield delivered answers of a job, drawn at random: always the same ones, and a larger number includes the answers
+    of a smaller one."""
     seed = int(digest(spec.job_id, "review"), 16)
     yield from statistics.sample(store, most, seed, f"{ANSWERED} AND key < {SLOT}")
 
@@ -88,8 +88,8 @@ def reviewed_shares(
 ) -> dict[str, dict[str, LabelShare]]:
     """Return the share of each label as a person would give it to every row below `before`, by field.
 
-    `{}` unless the rows with a label of a person are the `random_rows` of a review: others stand for no other row.
-    Raises the errors of `JobDatabase`.
+    `{}` unless the rows with a label of a person are the `random_rows` of a review: other labels represent no other
+    row. Raises the errors of `JobDatabase`.
     """
     by_person = {record.key: record for record in store.records(where=f"settings = {PERSON} AND key < {SLOT}")}
     if {record.key for record in random_rows(store, spec, len(by_person))} != by_person.keys():
@@ -128,7 +128,7 @@ def _counts(store: JobDatabase, field: str, before: int, where: str) -> Counter[
     join = f"JOIN answer AS cheap ON cheap.key = answer.key + {SLOT}" if "cheap." in where else ""
     rows = f"answer {join} WHERE answer.key < ? AND {ANSWERED} AND {where}"
     counts = Counter[str]()
-    query = f"SELECT {value}, count(*) FROM {rows} GROUP BY 1"  # noqa: S608 (our own names and numbers)
+    query = f"SELECT {value}, count(*) FROM {rows} GROUP BY 1"
     for text, count in store.read(query, f'$."{field}"', min(before, SLOT)):
         counts[_plain(text) if field else text.strip()] += count
     return counts

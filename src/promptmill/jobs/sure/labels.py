@@ -85,7 +85,7 @@ def status_of(spec: JobSpec) -> SureStatus:
 
 
 def _errors_of(part: SurePart, cut: SureCut) -> float:
-    """Estimate the delivered labels of a part that differ from those of the strong model, or from the right ones.
+    """Estimate the delivered labels of a part that differ from the strong model's, or from the right ones.
 
     The cut is at a disagreement of the sample, and (c+1)/(k+1) of the rows before it are the unbiased number, where k
     sampled rows are before it with c disagreements. Without a disagreement at the cut, all scored rows are before it.
@@ -116,7 +116,7 @@ def giver_status(store: JobDatabase, spec: JobSpec, before: int) -> SureStatus:
 
 
 def vote_status(store: JobDatabase, spec: JobSpec, before: int) -> VoteStatus:
-    """Count the rows whose votes are all equal, and those with a tie; `{}` for a job without votes.
+    """Count the rows whose votes are all equal, and the rows with a tie; `{}` for a job without votes.
 
     Raises the errors of `JobDatabase`. 1,000,000 rows with 3 votes take about 4 s.
     """
@@ -133,7 +133,7 @@ def vote_status(store: JobDatabase, spec: JobSpec, before: int) -> VoteStatus:
             SELECT n, most, count(*) > 1 AS is_tie FROM counts JOIN best USING (n) WHERE rows = most GROUP BY n
         )
         SELECT count(*), coalesce(sum(most = {len(spec.votes.models)}), 0), coalesce(sum(is_tie), 0) FROM tied
-    """  # noqa: S608 (numbers)
+    """
     ((rows, unanimous, ties),) = store.read(query, before)
     return {"votes": len(spec.votes.models), "rows": rows, "unanimous": unanimous, "ties": ties}
 

@@ -115,7 +115,7 @@ def kind_of(panels: Sequence[Sequence[Record | None]], *, has_second: bool, vote
 
 
 def score_of(panel: Sequence[Record | None], kind: Score) -> float | None:
-    """Return the score of a cheap answer; None without an answer, or without what the score needs.
+    """Return the score of a cheap answer; None without an answer, or if the score cannot be computed.
 
     `panel`: the cheap answer, and the second or the repeats.
     """

@@ -7,7 +7,7 @@ distributions (with Jeffreys' prior), so it holds for rare labels and few review
 
 A table may have several strata, whose rows were reviewed separately; a stratum may also have right labels alone.
 
-If the right labels are answers of a strong model, the shares are those of the strong model.
+If the right labels are answers of a strong model, these are the shares of the strong model's labels.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from promptmill.system.installation import adding
 
 T = TypeVar("T")
 MOST_LABELS = 500
-"""A student knows the most frequent labels alone, and says no other one."""
+"""A student knows only the most frequent labels, and gives no other."""
 LONGEST_TEXT = 20_000
 """The characters of a text that are read."""
 _CJK = "\u3040-\u30ff\u3400-\u9fff"  # written without spaces: a part is a pair of signs

@@ -33,6 +33,8 @@ from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.values import JsonDict, JsonObject
 
 Sleep: TypeAlias = Callable[[float], Awaitable[None]]
+Query: TypeAlias = Mapping[str, str | int]
+"""The parameters of a URL."""
 _LOG = logging.getLogger(__name__)
 _PASSING = frozenset({FailureKind.TRANSIENT, FailureKind.LOAD, FailureKind.LOST})
 # A provider that asks for more is left to the job, which looks again after its own interval.
@@ -65,9 +67,9 @@ class FailedRequestError(Exception):
 class Paging(NamedTuple):
     """A provider's way to read a list page by page."""
 
-    first: Mapping[str, Any]
+    first: Query
     """The parameters of every page."""
-    following: Callable[[JsonObject, int], Mapping[str, Any] | None]
+    following: Callable[[JsonObject, int], Query | None]
     """Returns the parameters of the next page for a page and its number from 1, or None after the last."""
 
 
@@ -92,7 +94,7 @@ class BatchConnection:
         self._sleep = sleep
         self._rng = rng or random.SystemRandom()
 
-    def url(self, path: str, query: Mapping[str, Any] | None = None) -> str:
+    def url(self, path: str, query: Query | None = None) -> str:
         """Return the URL of a path below the root; `path` may also be a whole URL."""
         is_whole = "://" in path
         parts = urlsplit(path if is_whole else self.endpoint.url + path)
@@ -105,7 +107,7 @@ class BatchConnection:
         path: str,
         body: FileBody | bytes | JsonObject | None = None,
         *,
-        query: Mapping[str, Any] | None = None,
+        query: Query | None = None,
         headers: Mapping[str, str] | None = None,
         largest: int = LARGEST_BODY,
     ) -> tuple[JsonDict | list[Any], Headers]:
@@ -131,7 +133,7 @@ class BatchConnection:
         path: str,
         body: JsonObject | None = None,
         *,
-        query: Mapping[str, Any] | None = None,
+        query: Query | None = None,
         largest: int = LARGEST_BODY,
     ) -> JsonDict | list[Any]:
         """Send a request that may be repeated, and return its JSON. Raises `PromptmillError`."""
@@ -148,7 +150,7 @@ class BatchConnection:
         path: str,
         body: FileBody | JsonObject,
         *,
-        query: Mapping[str, Any] | None = None,
+        query: Query | None = None,
         quota_is_queue: bool = False,
     ) -> JsonDict:
         """Send the request that creates a batch, once. Raises as `BatchApi.create`.
@@ -205,7 +207,7 @@ class BatchConnection:
             else:
                 return
 
-    async def lines(self, path: str, query: Mapping[str, Any] | None = None) -> AsyncIterator[JsonDict]:
+    async def lines(self, path: str, query: Query | None = None) -> AsyncIterator[JsonDict]:
         """Yield the objects of a file of JSON Lines, from its beginning again after a lost connection.
 
         Damaged lines are logged and left out. Raises `PromptmillError`.
@@ -237,12 +239,12 @@ class BatchConnection:
             endpoint, hops = self._to(path, query), 0  # an address of a file may be valid for minutes only
 
     async def pages(
-        self, path: str, field: str, paging: Paging, query: Mapping[str, Any] | None = None
+        self, path: str, field: str, paging: Paging, query: Query | None = None
     ) -> AsyncIterator[list[JsonDict]]:
         """Yield the pages of a list, which may be bare or in the named field."""
         before: set[bytes] = set()
         number = 0
-        following: Mapping[str, Any] | None = {}
+        following: Query | None = {}
         while following is not None:
             payload = await self.call("GET", path, query={**paging.first, **(query or {}), **following})
             found = payload if isinstance(payload, list) else payload.get(field) or payload.get("value")
@@ -263,7 +265,7 @@ class BatchConnection:
             raise decision.error
         await self._sleep(max(asked_s, backoff_s(failures, settings.base_delay, settings.max_delay, self._rng)))
 
-    def _to(self, path: str, query: Mapping[str, Any] | None = None) -> Endpoint:
+    def _to(self, path: str, query: Query | None = None) -> Endpoint:
         """Return the endpoint of one request. Another host than the provider's does not get the key."""
         url = self.url(path, query)
         ours, there = urlsplit(self.endpoint.url), urlsplit(url)

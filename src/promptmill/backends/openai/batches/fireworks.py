@@ -1,7 +1,8 @@
 """Fireworks' batch inference jobs: datasets for requests and results, and job ids that we choose.
 
-Facts: docs.fireworks.ai/guides/batch-inference, fireworks-ai 1.2.30. The API of an account is beside that of inference.
-Our key is the id of the job and of both datasets, so a job cannot be created twice. Cancelling is not in the API.
+Facts: docs.fireworks.ai/guides/batch-inference, fireworks-ai 1.2.30. The API of an account has another path than
+inference. Our key is the id of the job and of both datasets, so a job cannot be created twice. Cancelling is not in the
+API.
 """
 
 from __future__ import annotations

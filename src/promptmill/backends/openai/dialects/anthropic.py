@@ -107,7 +107,7 @@ def parameters(profile: ProviderProfile, model: str, given: JsonObject) -> Writt
 
 
 def _version(model: str) -> tuple[int, int]:
-    """Return the version of a model; that of an unknown one is one of the newest."""
+    """Return the version of a model; an unknown model counts as one of the newest."""
     found = _NAMED.search(model)
     if found is None:
         return (5, 0)

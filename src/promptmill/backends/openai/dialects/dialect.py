@@ -38,20 +38,12 @@ class Written(NamedTuple):
 class Dialect(Protocol):
     """An API other than chat completions."""
 
-    @property
-    def PATH(self) -> str:  # noqa: N802 (the dialects are modules, and this their constant)
-        """The path of requests behind the base URL."""
-        ...
-
-    @property
-    def STREAMED(self) -> JsonObject:  # noqa: N802
-        """The fields of a body that request a streamed reply."""
-        ...
-
-    @property
-    def FILLED(self) -> frozenset[str]:  # noqa: N802
-        """The fields of a body that no parameter may set, as those of the conversation."""
-        ...
+    PATH: str
+    """The path of requests behind the base URL."""
+    STREAMED: JsonObject
+    """The fields of a body that request a streamed reply."""
+    FILLED: frozenset[str]
+    """The fields of a body that no parameter may set, such as the conversation."""
 
     def base(self, base: str) -> str:
         """Return the path of the API's base URL, for `base` as users write it."""

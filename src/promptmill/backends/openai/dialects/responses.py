@@ -1,4 +1,4 @@
-"""OpenAI's Responses API, without state: nothing is stored at the provider unless `store` says so.
+"""OpenAI's Responses API, without state: nothing is stored at the provider without `store`.
 
 Form: developers.openai.com/api/reference/resources/responses, and the types of the package openai 3.57.0.
 """
