@@ -100,12 +100,16 @@ class _SealedSimulatedLoop(_Sealed, SimulatedLoop):  # type: ignore[misc]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: Any, log: Any) -> LoadScopeScheduling:
-    """Keep the tests of a module in one process, and all those of engines: there torch is imported once."""
+    """Keep the tests of a module in one process, and all those of engines: there torch is imported once.
+
+    Not those of vLLM, which load an engine in a process of its own nearly every time.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByModule(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "engines" if nodeid.startswith("tests/backends/engines/") else str(super()._split_scope(nodeid))
+            is_engine = nodeid.startswith("tests/backends/engines/") and "/vllm/" not in nodeid
+            return "engines" if is_engine else str(super()._split_scope(nodeid))
 
     return ByModule(config, log)
 

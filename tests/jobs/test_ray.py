@@ -22,19 +22,22 @@ pytestmark = [
 NODES = 3
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A cluster with room for two replicas on each node but the driver's."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
 
-    found = Cluster()
-    found.add_node(num_cpus=0, include_dashboard=False)
-    for _ in range(NODES - 1):
-        found.add_node(num_cpus=2)
-    found.wait_for_nodes()
-    yield found
-    found.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for folder in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+            patch.setenv(folder, str(tmp_path_factory.mktemp(folder.lower())))
+        found = Cluster()
+        found.add_node(num_cpus=0, include_dashboard=False)
+        for _ in range(NODES - 1):
+            found.add_node(num_cpus=2)
+        found.wait_for_nodes()
+        yield found
+        found.shutdown()
 
 
 def on(cluster: Any, *arguments: str) -> tuple[str, ...]:
@@ -64,6 +67,8 @@ def test_a_node_that_is_killed_costs_what_was_in_flight(bench, cluster):
     assert [row["answer"] for row in bench.answers()] == [f"echo: {row['prompt']}" for row in rows]
     assert len(bench.upstream.seen) <= 5000 + 2 * 64
     assert bench.status()["done"] == 5000
+    cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
 
 
 def test_cancelling_frees_all_replicas_at_once(bench, cluster):
