@@ -158,6 +158,14 @@ def test_a_backend_may_not_leave_out_what_a_row_sets_itself(kind):
     assert not plain.required
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "batch"])
+def test_a_backend_may_leave_out_what_the_configuration_of_a_rows_model_sets(kind):
+    own: dict[str, Any] = {"model": "fast", "seed": 1, "stop": ["x"]}
+    row = {"prompt": "a", **own} if kind == "jsonl" else _batch_line(**own)
+    reader = RowReader(kind, Sampling(stop=["x"]), models={"fast": RowReader(kind, Sampling(seed=1))})
+    assert reader.request(0, json.dumps(row).encode()).required == {"stop"}
+
+
 def test_cells_of_a_table_hold_numbers_and_json_as_text():
     row = {"prompt": "a", "temperature": "0.7", "max_tokens": "10", "seed": 3.0, "stop": '["x", "y"]', "tools": "[{}]"}
     _, sampling, body = read("table", row)

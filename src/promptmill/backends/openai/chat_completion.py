@@ -342,7 +342,7 @@ class StreamPreview:
     def feed(self, piece: bytes) -> None:
         """Take the next piece of the body."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
-        if sum(map(self._add, lines)):
+        if sum(map(self._add, lines)):  # not `any`, which would stop at the first
             self._show(self._so_far())
 
     def _add(self, line: bytes) -> bool:
