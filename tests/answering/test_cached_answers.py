@@ -20,7 +20,7 @@ from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.cli.main import main
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code
-from promptmill.core.request import conversation_from_prompt
+from promptmill.core.request import Request, conversation_from_prompt
 from promptmill.service import list_call
 from promptmill.service.service import Service
 from replies import answer, attempts, by_prompt, choose, late, status
@@ -386,6 +386,18 @@ async def test_a_hit_warns_of_what_the_first_request_left_out(opened, upstream, 
     warned = [list(stats.warnings) for _, stats in found]
     assert warned[0] == warned[1]
     assert "`top_k`" in warned[0][0]
+
+
+@BOTH_PLACES
+async def test_a_hit_without_a_parameter_is_none_for_a_request_that_requires_it(opened, upstream, is_shared):
+    async with opened(is_shared=is_shared, provider="openai") as asking:
+        await asking.ask("a", top_k=5)
+        plan = asking.service.plan.with_sampling({"temperature": 0, "top_k": 5})
+        item = conversation_from_prompt("a", "")
+        request = Request(0, item, plan.settings.sampling_params, required=frozenset({"top_k"}))
+        (outcome,) = await asking.service.generate([request], Call(Facts(total=1)), plan=plan)
+    assert outcome.error.code == "unsupported"
+    assert len(upstream.seen) == 1
 
 
 async def test_extra_parameters_may_raise_the_temperature(opened, upstream):

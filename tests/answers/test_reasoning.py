@@ -2,12 +2,32 @@
 
 import pytest
 
-from promptmill.answers.reasoning import CHANNEL_MARKS, TAGS, opens_reasoning, split_channels, split_reasoning
+from promptmill.answers.reasoning import (
+    CHANNEL_MARKS,
+    TAGS,
+    opens_reasoning,
+    split_channels,
+    split_reasoning,
+    without_broken_mark,
+)
+from promptmill.backends.engines.tool_use import BARE_FORM, form_of
 
 
 def test_every_mark_contains_a_character_that_few_answers_contain():
     """`LocalSender` looks for these, so that other answers need no search for marks."""
     assert all(set(mark) & set("<[◁") for mark in (*TAGS, *CHANNEL_MARKS))
+
+
+_CALL_MARKS = (*form_of("<|tool_call_begin|>").marks, *form_of("<｜tool▁call▁begin｜>").marks, *BARE_FORM.marks)
+
+
+@pytest.mark.parametrize("marks", [(*CHANNEL_MARKS, *TAGS), _CALL_MARKS])
+def test_the_beginning_of_each_mark_is_held_back(marks):
+    for mark in marks:
+        for end in range(1, len(mark) + 1):
+            assert without_broken_mark(f"1 < 2. {mark[:end]}", marks) == "1 < 2. "
+            assert without_broken_mark(f" \n{mark[:end]}", marks) == ""
+        assert without_broken_mark(f"{mark} a", marks) == f"{mark} a"
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,24 @@ def test_a_rows_own_parameters_override_the_jobs():
     assert same[2] is reader.extra
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "batch"])
+def test_a_backend_may_not_leave_out_what_a_row_sets_itself(kind):
+    own: dict[str, Any] = {"seed": 1, "temperature": 0.5, "top_p": 1, "tools": [{}]}
+    row = {"prompt": "a", **own} if kind == "jsonl" else _batch_line(**own, user="me")
+    reader = RowReader(kind, Sampling(temperature=0.5, min_p=0.1), {"logprobs": True})
+    assert reader.request(0, json.dumps(row).encode()).required == {"seed", "tools"}
+    plain = RowReader("jsonl", Sampling(seed=1)).request(0, b'{"prompt": "a"}')
+    assert not plain.required
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "batch"])
+def test_a_backend_may_leave_out_what_the_configuration_of_a_rows_model_sets(kind):
+    own: dict[str, Any] = {"model": "fast", "seed": 1, "stop": ["x"]}
+    row = {"prompt": "a", **own} if kind == "jsonl" else _batch_line(**own)
+    reader = RowReader(kind, Sampling(stop=["x"]), models={"fast": RowReader(kind, Sampling(seed=1))})
+    assert reader.request(0, json.dumps(row).encode()).required == {"stop"}
+
+
 def test_cells_of_a_table_hold_numbers_and_json_as_text():
     row = {"prompt": "a", "temperature": "0.7", "max_tokens": "10", "seed": 3.0, "stop": '["x", "y"]', "tools": "[{}]"}
     _, sampling, body = read("table", row)

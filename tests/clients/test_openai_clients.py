@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from replies import answer, by_prompt, deltas, raw, status
+from replies import answer, by_prompt, choose, deltas, raw, status
 from served import TOKEN, Served
 from server_process import written
 
@@ -138,3 +138,31 @@ def test_inspect_ai_evaluates_a_model(openai_programs, served, calm, tmp_path):
     found = json.loads(log.read_text())
     assert found["status"] == "success"
     assert found["results"]["scores"][0]["metrics"]["accuracy"]["value"] == 1
+
+
+def test_opencode_reads_a_file_by_a_streamed_tool_call(npm, served, calm, upstream, tmp_path):
+    (tmp_path / "note.txt").write_text("The word is dill.")
+    place = json.dumps({"filePath": str(tmp_path / "note.txt")})
+    begun = {"index": 0, "id": "c1", "type": "function", "function": {"name": "read", "arguments": place[:9]}}
+    calls = [{"tool_calls": [begun]}, {"tool_calls": [{"index": 0, "function": {"arguments": place[9:]}}]}]
+    results = []
+
+    def reply(seen):
+        last = seen.json["messages"][-1]
+        if last["role"] == "tool":
+            results.append(last["content"])
+            return deltas({"reasoning_content": "Read."}, {"content": "It says dill."})
+        if not seen.json.get("tools"):
+            return deltas({"content": "A title"})
+        return deltas(*THINKS[:2], *calls, finish_reason="tool_calls")
+
+    upstream.reply = choose(reply)
+    models = {"default": {"name": "m", "tool_call": True, "limit": {"context": 100_000, "output": 1_000}}}
+    options = {"baseURL": served, "apiKey": TOKEN}
+    mill = {"npm": "@ai-sdk/openai-compatible", "name": "mill", "options": options, "models": models}
+    chosen = {"provider": {"mill": mill}, "model": "mill/default", "small_model": "mill/default"}
+    (tmp_path / "opencode.json").write_text(json.dumps(chosen))
+    environ = calm | {"OPENCODE_DISABLE_AUTOUPDATE": "1", "OPENCODE_DISABLE_MODELS_FETCH": "1", "PWD": str(tmp_path)}
+    assert "It says dill." in _run([npm / "opencode", "run", "What is the word?"], environ, tmp_path)
+    (result,) = results
+    assert "The word is dill." in json.dumps(result)

@@ -181,6 +181,12 @@ def test_a_completion_becomes_a_whole_reply():
     assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2}
 
 
+def test_arguments_that_are_an_object_become_their_text():
+    calls = ({"id": "c1", "function": {"name": "f", "arguments": {"a": 1}}},)
+    body = reply_body(CHAT, {"messages": HI}, Completion("", "tool_calls", tool_calls=calls), "m")
+    assert body["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == '{"a":1}'
+
+
 def test_a_cut_answer_is_an_incomplete_response():
     body = reply_body(RESPONSES, {"input": "hi"}, Completion("hal", "length"), "m")
     assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
@@ -202,7 +208,7 @@ def test_a_cut_answer_is_an_incomplete_response():
 def test_an_error_has_the_status_and_code_that_clients_look_at(code, status, name, retry):
     error = error_of(PromptmillError(code, "It failed."))
     assert (error.status, error.code) == (status, name)
-    assert list(error.headers) == ([retry] if retry else [])
+    assert list(error.headers or ()) == ([retry] if retry else [])
 
 
 def test_every_code_makes_an_error_of_openai():

@@ -105,9 +105,10 @@ def without_broken_mark(text: str, marks: Iterable[str] = _MARKS) -> str:
     >>> without_broken_mark("<think>France?</th")
     '<think>France?'
     """
-    at = max(map(text.rfind, {mark[0] for mark in marks}))
-    if at >= 0 and any(mark.startswith(text[at:]) for mark in marks):
-        text = text[:at]
+    end = text[-40:]  # longer than each mark
+    at = max(map(end.rfind, {mark[0] for mark in marks}))
+    if at >= 0 and any(mark.startswith(end[at:]) for mark in marks):
+        text = text[: at - len(end)]
     return text if text.strip("\ufeff \t\r\n") else ""
 
 

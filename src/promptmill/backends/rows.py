@@ -141,10 +141,11 @@ class RowReader:
         return Request(row, conversation, sampling, extra, attempts, required=self._required(sampling, extra))
 
     def _required(self, sampling: Sampling, extra: JsonObject) -> frozenset[str]:
-        """Return the parameters that may not be left out: those of the row itself that the job does not have."""
+        """Return the parameters that may not be left out: those of the row that the model's configuration lacks."""
         if self.kind == "messages" or (sampling is self.sampling and extra is self.extra):
             return self.required
-        ours = self.sampling.given() | dict(self.extra)
+        model = self.models.get(str(extra.get("model")), self)
+        ours = model.sampling.given() | dict(model.extra)
         own = sampling.given() | dict(extra)
         return required_of({name: value for name, value in own.items() if value != ours.get(name)})
 

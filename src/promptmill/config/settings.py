@@ -447,7 +447,9 @@ class _Answers(Block):
         "report", description="`raise`: one failed item makes the whole call an error."
     )
     unsupported: Literal["warn", "error"] = Field(
-        "warn", description="The effect of a parameter that a backend does not support."
+        "warn",
+        description="The effect of a parameter that a backend does not support. One that a row, or a request to "
+        "`/v1`, names itself is always an error.",
     )
 
 

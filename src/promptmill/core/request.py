@@ -454,8 +454,7 @@ def check_left_out(names: Iterable[str], required: Container[str], taker: str) -
     """
     for name in names:
         if name in required:
-            problem = f"{name}: {taker} cannot take it with this model."
-            raise PromptmillError(Code.UNSUPPORTED, problem, "Leave it out, or choose another model.")
+            raise PromptmillError(Code.UNSUPPORTED, f"{name}: {taker} cannot take it with this model.")
 
 
 class Account(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -43,21 +44,17 @@ _FIELDS = frozenset({"messages", "input", "model", *BESIDE, *Sampling.model_fiel
 _PARAM = re.compile(r"(?:sampling_params\.)?([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?=[:; ])")
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An error as OpenAI's API reports it."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        """`param` is the field of the body that is wrong; `code` a word for programs."""
-        super().__init__(status, message, param, code, headers)
-        self.status, self.message, self.param, self.code = status, message, param, code
-        self.headers = dict(headers or {})
+    status: int
+    message: str
+    param: str | None = None
+    """The field of the body that is wrong."""
+    code: str | None = None
+    """A word for programs."""
+    headers: Mapping[str, str] | None = None
 
     def body(self) -> JsonDict:
         """Return the body of the reply, which is also an event of a stream.
@@ -73,6 +70,12 @@ class ApiError(Exception):
         return Response(orjson.dumps(self.body()), self.status, self.headers, "application/json")
 
 
+def unsupported(field: str, why: str = ", and leaving it out would change the answer; do not send it") -> ApiError:
+    """Return the error of a field that this server cannot honour."""
+    name = field[:60]
+    return ApiError(400, f"`{name}` is not supported here{why}.", name, "unsupported_parameter")
+
+
 def error_of(error: PromptmillError) -> ApiError:
     """Return an error of promptmill as OpenAI's; its `param` is the field with which the message begins, if any."""
     status, code = _STATUS.get(error.code, (500, str(error.code)))
@@ -83,16 +86,10 @@ def error_of(error: PromptmillError) -> ApiError:
     return ApiError(status, _TOO_LONG * (error.code is Code.CONTEXT_LENGTH) + message, param, code, headers)
 
 
-async def on_api_error(_: HttpRequest, error: Exception) -> Response:
-    """Reply with an `ApiError`."""
-    assert isinstance(error, ApiError)
-    return error.response()
-
-
-async def on_promptmill_error(_: HttpRequest, error: Exception) -> Response:
-    """Reply with an error of promptmill."""
-    assert isinstance(error, PromptmillError)
-    return error_of(error).response()
+async def on_error(_: HttpRequest, error: Exception) -> Response:
+    """Reply with an `ApiError`, or an error of promptmill."""
+    assert isinstance(error, ApiError | PromptmillError)
+    return (error if isinstance(error, ApiError) else error_of(error)).response()
 
 
 async def on_http_error(request: HttpRequest, error: Exception) -> Response:

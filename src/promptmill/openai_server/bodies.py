@@ -9,9 +9,10 @@ import base64
 import secrets
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import orjson
 from pydantic import ValidationError
 
 from promptmill.backends.protocol import Completion, Growing, Usage
@@ -21,7 +22,7 @@ from promptmill.core.request import BESIDE, TOP_CHOICES, Conversation, Request, 
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.openai_server import response_bodies
-from promptmill.openai_server.api_errors import ApiError, error_of
+from promptmill.openai_server.api_errors import ApiError, error_of, unsupported
 
 CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
 _OF_NO_EFFECT = frozenset(
@@ -33,7 +34,6 @@ _OF_NO_EFFECT = frozenset(
     }
 )
 _PASSED_ON = BESIDE - {TOP_CHOICES}  # OpenAI's reply has no place for `top_choices`
-_RENAMED = {"max_completion_tokens": "max_tokens"}
 _DEFAULTS: dict[str, Any] = {
     "logit_bias": {},
     "logprobs": False,
@@ -74,9 +74,10 @@ def request_of(path: str, body: JsonObject) -> Request:
         return _embeddings_request(body)
     if path == RESPONSES:
         body = response_bodies.chat_body(body)
-    given = {_RENAMED.get(name, name): value for name, value in _given(body)}
-    if "max_completion_tokens" in body and body["max_completion_tokens"] is not None:
-        given["max_tokens"] = body["max_completion_tokens"]
+    known = ((name, value) for name, value in body.items() if name not in _OF_NO_EFFECT)
+    given = {name: value for name, value in known if value is not None and value != _DEFAULTS.get(name)}
+    if "max_completion_tokens" in given:
+        given["max_tokens"] = given.pop("max_completion_tokens")
     if given.get("tool_choice") == "none" and "tools" not in given:
         del given["tool_choice"]  # endpoints refuse it without tools
     extra = {name: given.pop(name) for name in _PASSED_ON & given.keys()}
@@ -98,18 +99,6 @@ def request_of(path: str, body: JsonObject) -> Request:
         return Request(0, conversation_from_messages(messages, "messages"), sampling, extra)
     except PromptmillError as error:
         raise error_of(error) from None
-
-
-def _given(body: JsonObject) -> Iterator[tuple[str, Any]]:
-    for name, value in body.items():
-        if value is not None and name not in _OF_NO_EFFECT and not (name in _DEFAULTS and value == _DEFAULTS[name]):
-            yield name, value
-
-
-def unsupported(field: str) -> ApiError:
-    """Return the error of a field that this server cannot honour."""
-    message = f"`{field[:60]}` is not supported here, and leaving it out would change the answer; do not send it."
-    return ApiError(400, message, field[:60], "unsupported_parameter")
 
 
 def _embeddings_request(body: JsonObject) -> Request:
@@ -161,9 +150,11 @@ def reasoning_fields(reasoning: str | None) -> JsonDict:
 
 
 def tool_call(call: JsonObject) -> JsonDict:
-    """Return a tool call whole: an engine may leave out its id."""
+    """Return a tool call whole: an engine may leave out its id, and an endpoint may send an object as arguments."""
     function = call.get("function") or {}
-    named = {"name": function.get("name", ""), "arguments": function.get("arguments", "")}
+    arguments = function.get("arguments", "")
+    text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+    named = {"name": function.get("name", ""), "arguments": text}
     return {"id": call.get("id") or f"call_{secrets.token_hex(12)}", "type": "function", "function": named}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -22,7 +23,7 @@ from promptmill.core.wording import shape
 from promptmill.http.token import configured
 from promptmill.openai_server.api_errors import ApiError, error_of
 from promptmill.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, model_of, reply_body, request_of
-from promptmill.openai_server.streams import ChatEvents, EventStream, ResponseEvents, Show, unless_left
+from promptmill.openai_server.streams import ChatEvents, Events, EventStream, ResponseEvents, Show, unless_left
 from promptmill.server.tool_calls import owner_of
 from promptmill.server.tools import plan_of_call
 from promptmill.service.service import Service
@@ -31,10 +32,8 @@ from promptmill.system.logs import CALLS
 _log = logging.getLogger(CALLS)
 _STRANGE = re.compile(r"[^\w./@+-]")  # the name comes from the client: no spaces, no line feeds
 _SYSTEM_ROLES = frozenset({"system", "developer"})
-_STREAMS: dict[str, Callable[[JsonDict, str, int], ChatEvents | ResponseEvents]] = {
-    CHAT: ChatEvents,
-    RESPONSES: ResponseEvents,
-}
+PATHS = (CHAT, RESPONSES, EMBEDDINGS)
+_STREAMS: dict[str, Callable[[JsonDict, str, int], Events]] = {CHAT: ChatEvents, RESPONSES: ResponseEvents}
 
 
 class Asked(NamedTuple):
@@ -51,7 +50,7 @@ class Asked(NamedTuple):
 
     @property
     def grows(self) -> bool:
-        """Whether its text may be sent while it grows: a schema is checked, and an answer repaired, at the end."""
+        """Whether its answer may be sent while it grows: a schema is checked, and an answer repaired, at the end."""
         sampling, extra = self.request.sampling, self.request.extra
         return not (sampling.n or sampling.response_format or sampling.choices or extra.get("logprobs"))
 
@@ -75,17 +74,18 @@ class Endpoints:
             raise HTTPException(404)
         return _json(self._model(name, owner_of(request)))
 
-    async def chat(self, request: HttpRequest) -> Response:
-        """Answer a chat completion."""
-        return await self._reply(request, CHAT)
-
-    async def responses(self, request: HttpRequest) -> Response:
-        """Answer a response of the Responses API, without state."""
-        return await self._reply(request, RESPONSES)
-
-    async def embeddings(self, request: HttpRequest) -> Response:
-        """Answer with embeddings."""
-        return await self._reply(request, EMBEDDINGS)
+    async def reply(self, request: HttpRequest) -> Response:
+        """Answer a request to one of `PATHS`."""
+        path = request.url.path
+        asked = await self.asked(path, await body_of(request), owner_of(request), _client(request))
+        stream = asked.body.get("stream")
+        if not isinstance(stream, bool | None):
+            raise ApiError(400, f"`stream` is {shape(stream)}; send true or false.", "stream")
+        if stream and path in _STREAMS:
+            events = _STREAMS[path](asked.body, asked.model, asked.request.sampling.n or 1)
+            return EventStream(events, lambda show: self.answer(asked, show if asked.grows else None))
+        answer = await unless_left(request.receive, self.answer(asked))
+        return _json(reply_body(path, asked.body, answer, asked.model))
 
     def _offered(self, owner: str) -> list[str]:
         allowed = self._allowed.get(owner)
@@ -153,37 +153,24 @@ class Endpoints:
         return Asked(path, body, name or plan.name, request, plan, client)
 
     async def answer(self, asked: Asked, show: Show | None = None) -> Completion:
-        """Answer a request; `show` gets the text so far while it grows. Raises `ApiError`."""
-        began, end = time.monotonic(), f"code={Code.INTERNAL}"
+        """Answer a request; `show` gets the answer so far while it grows. Raises `ApiError`."""
+        began, code = time.monotonic(), str(Code.INTERNAL)
         call = Call(Facts(total=1, keep_raw=bool(asked.request.sampling.n)), preview=show)
         try:
             (outcome,) = await self._service.generate([asked.request], call, plan=asked.plan)
             if not isinstance(outcome, Completion):
                 raise outcome.error
-            end = "code=ok"
+            code = "ok"
+            return outcome
         except PromptmillError as error:
-            end = f"code={error.code}"
+            code = str(error.code)
             raise error_of(error) from None
-        except BaseException:
-            end = "code=cancelled"
+        except asyncio.CancelledError:
+            code = "cancelled"
             raise
         finally:
-            level = logging.INFO if end in {"code=ok", "code=cancelled"} else logging.WARNING
-            _log.log(
-                level, "path=%s client=%s %s seconds=%.3f", asked.path, asked.client, end, time.monotonic() - began
-            )
-        return outcome
-
-    async def _reply(self, request: HttpRequest, path: str) -> Response:
-        asked = await self.asked(path, await body_of(request), owner_of(request), _client(request))
-        stream = asked.body.get("stream")
-        if not isinstance(stream, bool | None):
-            raise ApiError(400, f"`stream` is {shape(stream)}; send true or false.", "stream")
-        if stream and path in _STREAMS:
-            events = _STREAMS[path](asked.body, asked.model, asked.request.sampling.n or 1)
-            return EventStream(events, lambda show: self.answer(asked, show if asked.grows else None))
-        answer = await unless_left(request.receive, self.answer(asked))
-        return _json(reply_body(path, asked.body, answer, asked.model))
+            level, taken = logging.INFO if code in {"ok", "cancelled"} else logging.WARNING, time.monotonic() - began
+            _log.log(level, "path=%s client=%s code=%s seconds=%.3f", asked.path, asked.client, code, taken)
 
 
 async def body_of(request: HttpRequest) -> JsonDict:

@@ -22,7 +22,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.openai_server import api_errors
 from promptmill.openai_server.api_errors import ApiError
 from promptmill.openai_server.batch_runs import BatchRuns
-from promptmill.openai_server.endpoints import Endpoints
+from promptmill.openai_server.endpoints import PATHS, Endpoints
 from promptmill.openai_server.object_store import ObjectStore
 from promptmill.openai_server.storage_routes import StorageRoutes
 from promptmill.openai_server.stored_files import StoredFiles
@@ -40,9 +40,7 @@ def routes(answers: Endpoints) -> list[BaseRoute]:
     return [
         Route("/v1/models", answers.models),
         Route("/v1/models/{id:path}", answers.model),
-        Route("/v1/chat/completions", answers.chat, methods=["POST"]),
-        Route("/v1/responses", answers.responses, methods=["POST"]),
-        Route("/v1/embeddings", answers.embeddings, methods=["POST"]),
+        *(Route(path, answers.reply, methods=["POST"]) for path in PATHS),
     ]
 
 
@@ -56,8 +54,8 @@ class OpenAIPaths:
     def __init__(self, service: Service) -> None:
         """`service` answers; its creator closes it."""
         handlers = {
-            ApiError: api_errors.on_api_error,
-            PromptmillError: api_errors.on_promptmill_error,
+            ApiError: api_errors.on_error,
+            PromptmillError: api_errors.on_error,
             HTTPException: api_errors.on_http_error,
             Exception: api_errors.on_any_error,
         }

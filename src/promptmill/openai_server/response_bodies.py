@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
-from promptmill.openai_server.api_errors import ApiError
+from promptmill.openai_server.api_errors import ApiError, unsupported
 from promptmill.openai_server.response_tools import (
     CALLS,
     OUTPUTS,
@@ -34,6 +34,7 @@ _OF_NO_EFFECT = frozenset(
     }
 )
 _DEFAULTS: dict[str, Any] = {"truncation": "disabled", "background": False, "tool_choice": "auto", "top_logprobs": 0}
+_WHY = ": this server keeps no state, and runs no tools"
 _LOGPROBS = "message.output_text.logprobs"
 _ECHOED = ("instructions", "temperature", "top_p", "max_output_tokens", "parallel_tool_calls", "tool_choice", "tools")
 _KINDS = {"input_text": "text", "output_text": "text", "text": "text"}
@@ -63,14 +64,9 @@ def chat_body(body: JsonObject) -> JsonDict:
             case _ if name in _SAME:
                 found[name] = value
             case _:
-                raise _unsupported(name)
+                raise unsupported(name, _WHY)
     tools = list(functions_of(body))
     return found | ({"tools": tools} if tools else {}) | {"messages": _messages(body)}
-
-
-def _unsupported(field: str) -> ApiError:
-    message = f"`{field[:60]}` is not supported here: this server keeps no state, and runs no tools."
-    return ApiError(400, message, field[:60], "unsupported_parameter")
 
 
 def _format(given: JsonObject) -> JsonDict:

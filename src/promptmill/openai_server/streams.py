@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import orjson
 from starlette.responses import Response
@@ -35,67 +34,39 @@ _PING = b": ping\n\n"
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies such as nginx hold events back
 
 
-class Events(ABC):
-    """The events of one API's stream, each as its bytes, and the part of the answer that they have so far."""
+class _Growth:
+    """The part of an answer that was sent."""
 
     def __init__(self) -> None:
         self._sent = Growing()
 
-    def grow(self, now: Growing, *, is_whole: bool = False) -> Iterator[bytes]:
-        """Yield the events for the part of `now` that has no events yet: reasoning, then text, then tool calls.
+    def deltas(self, now: Growing, *, is_whole: bool = False) -> Iterator[JsonDict]:
+        """Yield the rest of `now` as deltas of chat completions: reasoning, text, and each tool call, begun and filled.
 
-        Yields nothing for an answer that does not begin as the events do, which may belong to another attempt; for a
-        whole one, raises `ApiError`. The name of a tool call is complete when its arguments begin.
+        An answer that does not begin as was sent may belong to another attempt, and yields nothing; a whole one raises
+        `ApiError`. The name of a tool call is complete when its arguments begin.
         """
         sent, calls = self._sent, list(map(tool_call, now.tool_calls))
         while calls and not is_whole and not calls[-1]["function"]["arguments"]:
             calls.pop()
         reasoning, text = _rest(now.reasoning, sent.reasoning), _rest(now.text, sent.text)
-        pieces = [_rest_of_call(*pair) for pair in zip(calls, sent.tool_calls, strict=False)]
-        if None in {reasoning, text, *pieces} or len(calls) < len(sent.tool_calls):
+        pieces = [_rest_of_call(*both) for both in zip(calls, sent.tool_calls, strict=False)]
+        if None in (reasoning, text, *pieces) or len(calls) < len(sent.tool_calls):
             if is_whole:
                 raise ApiError(500, _OTHER_ANSWER)
             return
         self._sent = Growing(now.text, now.reasoning, calls)
         if reasoning:
-            yield self.reasoning(reasoning)
+            yield reasoning_fields(reasoning)
         if text:
-            yield self.text(text)
+            yield {"content": text}
         for place, call in enumerate(calls):
             function = call["function"]
             if place == len(pieces):
                 pieces.append(function["arguments"])
-                yield self.call({"index": place, **call, "function": {**function, "arguments": ""}})
-            if piece := pieces[place]:
-                yield self.arguments(place, piece)
-
-    @abstractmethod
-    def begin(self) -> Iterator[bytes]:
-        """Yield the events before the answer."""
-
-    @abstractmethod
-    def reasoning(self, piece: str) -> bytes:
-        """Return the event with a piece of the reasoning."""
-
-    @abstractmethod
-    def text(self, piece: str) -> bytes:
-        """Return the event with a piece of the text."""
-
-    @abstractmethod
-    def call(self, call: JsonDict) -> bytes:
-        """Return the event with the beginning of a tool call: its `index`, id and name."""
-
-    @abstractmethod
-    def arguments(self, place: int, piece: str) -> bytes:
-        """Return the event with a piece of the arguments of the tool call with the index `place`."""
-
-    @abstractmethod
-    def end(self, answer: Completion) -> Iterator[bytes]:
-        """Yield the last events, with the part of the answer that has none yet. Raises `ApiError` as `grow` does."""
-
-    @abstractmethod
-    def error(self, error: ApiError) -> bytes:
-        """Return the last event of a stream that fails."""
+                yield {"tool_calls": [{"index": place, **call, "function": {**function, "arguments": ""}}]}
+            if pieces[place]:
+                yield {"tool_calls": [{"index": place, "function": {"arguments": pieces[place]}}]}
 
 
 def _rest(whole: str, sent: str) -> str | None:
@@ -113,139 +84,128 @@ def _rest_of_call(call: JsonObject, sent: JsonObject) -> str | None:
     return _rest(function["arguments"], begun["arguments"]) if function["name"] == begun["name"] else None
 
 
-class ChatEvents(Events):
-    """The chunks of a chat completion."""
+class ChatEvents:
+    """The events of a chat completion, each as its bytes: its chunks."""
 
     def __init__(self, body: JsonObject, model: str, n: int) -> None:
-        """`n` is the number of answers."""
-        super().__init__()
+        """`n` is the number of answers; several do not grow."""
         options = body.get("stream_options")
         self._with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         identity = f"chatcmpl-{secrets.token_hex(14)}"
         self._head = {"id": identity, "object": "chat.completion.chunk", "created": int(time.time()), "model": model}
-        self._n, self._index = n, 0
-        self._logprobs: JsonObject | None = None
+        self._growths = [_Growth() for _ in range(n)]
 
-    def _chunk(self, delta: JsonDict, reason: str | None = None, logprobs: object = None) -> bytes:
-        choice = {"index": self._index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+    def _chunk(self, index: int, delta: JsonDict, reason: str | None = None, logprobs: object = None) -> bytes:
+        choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
         usage = {"usage": None} if self._with_usage else {}
         return _event({**self._head, "choices": [choice], **usage})
 
     def begin(self) -> Iterator[bytes]:
-        for index in range(self._n):
-            self._index = index
-            yield self._chunk({"role": "assistant", "content": ""})
-        self._index = 0
+        """Yield the events before the answer."""
+        for index in range(len(self._growths)):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
 
-    def reasoning(self, piece: str) -> bytes:
-        return self._chunk(reasoning_fields(piece))
-
-    def text(self, piece: str) -> bytes:
-        return self._chunk({"content": piece}, None, self._logprobs)
-
-    def call(self, call: JsonDict) -> bytes:
-        return self._chunk({"tool_calls": [call]})
-
-    def arguments(self, place: int, piece: str) -> bytes:
-        return self._chunk({"tool_calls": [{"index": place, "function": {"arguments": piece}}]})
+    def grow(self, now: Growing) -> Iterator[bytes]:
+        """Yield the events for the part of `now` that has none yet."""
+        for delta in self._growths[0].deltas(now):
+            yield self._chunk(0, delta)
 
     def end(self, answer: Completion) -> Iterator[bytes]:
-        for self._index, choice in enumerate(choices_of(answer)):
-            if self._index:
-                self._sent = Growing()
-            self._logprobs = choice.logprobs
-            yield from self.grow(choice.whole, is_whole=True)
-            yield self._chunk({}, choice.finish_reason)
+        """Yield the last events, with the rest of the answer. Raises `ApiError` if it does not begin as was sent."""
+        for index, (growth, choice) in enumerate(zip(self._growths, choices_of(answer), strict=False)):
+            for delta in growth.deltas(choice.whole, is_whole=True):
+                yield self._chunk(index, delta, None, choice.logprobs if "content" in delta else None)
+            yield self._chunk(index, {}, choice.finish_reason)
         if self._with_usage:
             yield _event({**self._head, "choices": [], "usage": usage_of(answer.usage)})
         yield b"data: [DONE]\n\n"
 
     def error(self, error: ApiError) -> bytes:
+        """Return the last event of a stream that fails."""
         return _event(error.body())
 
 
-class ResponseEvents(Events):
-    """The events of a response. Reasoning and text are items of its output in the order in which they come."""
+class ResponseEvents:
+    """The same for a response. Reasoning and texts are items of its output in the order in which they come."""
 
     def __init__(self, body: JsonObject, model: str, _n: int) -> None:
-        super().__init__()
         self._body, self._response = body, response_bodies.head(body, model, "in_progress")
         self._number = -1
+        self._growth = _Growth()
         self._output: list[JsonDict] = []
         self._open = ""
         """The type of the last item, while its text grows."""
         self._calls: list[tuple[int, JsonDict]] = []
         """The tool calls with their places in the output; they end with the response."""
-        self._logprobs: list[Any] = []
 
     def _event(self, kind: str, **fields: object) -> bytes:
         self._number += 1
-        named = f"response.{kind}" if kind != "error" else kind
-        return b"event: %b\n" % named.encode() + _event({"type": named, "sequence_number": self._number, **fields})
-
-    def _add(self, item: JsonDict, **empty: object) -> bytes:
-        """Return the events that end the open item, and begin another one, `empty` as yet."""
-        ended = self._end_text()
-        self._output.append(item)
-        return ended + self._event("output_item.added", output_index=len(self._output) - 1, item={**item, **empty})
+        return b"event: %b\n" % kind.encode() + _event({"type": kind, "sequence_number": self._number, **fields})
 
     def _of_item(self, kind: str, place: int, **fields: object) -> bytes:
-        return self._event(kind, item_id=self._output[place]["id"], output_index=place, **fields)
+        return self._event(f"response.{kind}", item_id=self._output[place]["id"], output_index=place, **fields)
+
+    def _of_text(self, kind: str, **fields: object) -> bytes:
+        return self._of_item(kind, len(self._output) - 1, content_index=0, **fields)
+
+    def _begin(self, item: JsonDict, **empty: object) -> bytes:
+        """Return the events that end the open item, and begin another one, with `empty` fields as yet."""
+        ended = self._end_text()
+        self._output.append(item)
+        place = len(self._output) - 1
+        return ended + self._event("response.output_item.added", output_index=place, item={**item, **empty})
 
     def _end(self, place: int) -> bytes:
         item = self._output[place]
         item["status"] = "completed"
-        return self._event("output_item.done", output_index=place, item=item)
-
-    def _of_text(self, kind: str, **fields: object) -> bytes:
-        return self._of_item(kind, len(self._output) - 1, content_index=0, **fields)
+        return self._event("response.output_item.done", output_index=place, item=item)
 
     def _add_text(self, kind: str, piece: str) -> bytes:
         begun = b""
         if self._open != kind:
             item = response_bodies.text_item(kind, "", status="in_progress")
-            begun = self._add(item, content=[]) + self._of_text("content_part.added", part=item["content"][0])
+            begun = self._begin(item, content=[]) + self._of_text("content_part.added", part=item["content"][0])
             self._open = kind
         part = self._output[-1]["content"][0]
         part["text"] += piece
         return begun + self._of_text(f"{part['type']}.delta", delta=piece, logprobs=[])
 
-    def _end_text(self) -> bytes:
+    def _end_text(self, logprobs: Sequence[Any] = ()) -> bytes:
         if not self._open:
             return b""
         self._open, part = "", self._output[-1]["content"][0]
-        if "logprobs" in part:
-            part["logprobs"] = self._logprobs
+        part |= {"logprobs": list(logprobs)} if "logprobs" in part else {}
         done = self._of_text(f"{part['type']}.done", text=part["text"], logprobs=part.get("logprobs", []))
         return done + self._of_text("content_part.done", part=part) + self._end(len(self._output) - 1)
 
-    def begin(self) -> Iterator[bytes]:
-        yield self._event("created", response=self._response)
-        yield self._event("in_progress", response=self._response)
-
-    def reasoning(self, piece: str) -> bytes:
-        return self._add_text("reasoning", piece)
-
-    def text(self, piece: str) -> bytes:
-        return self._add_text("message", piece)
-
-    def call(self, call: JsonDict) -> bytes:
-        begun = self._add(item_of(call, self._body) | {"status": "in_progress"})
-        self._calls.append((len(self._output) - 1, call))
-        return begun
-
-    def arguments(self, place: int, piece: str) -> bytes:
-        at, call = self._calls[place]
+    def _add(self, delta: JsonObject) -> bytes:
+        match delta:
+            case {"reasoning": piece}:
+                return self._add_text("reasoning", piece)
+            case {"content": piece}:
+                return self._add_text("message", piece)
+            case {"tool_calls": [{"id": _} as call]}:
+                begun = self._begin(item_of(call, self._body) | {"status": "in_progress"})
+                self._calls.append((len(self._output) - 1, {**call, "function": {**call["function"]}}))
+                return begun
+        (filled,) = delta["tool_calls"]
+        (at, call), piece = self._calls[filled["index"]], filled["function"]["arguments"]
         call["function"]["arguments"] += piece
         if self._output[at]["type"] != "function_call":
             return b""  # JSON of ours, around what the client gets
         return self._of_item("function_call_arguments.delta", at, delta=piece)
 
+    def begin(self) -> Iterator[bytes]:
+        yield self._event("response.created", response=self._response)
+        yield self._event("response.in_progress", response=self._response)
+
+    def grow(self, now: Growing) -> Iterator[bytes]:
+        return map(self._add, self._growth.deltas(now))
+
     def end(self, answer: Completion) -> Iterator[bytes]:
         (choice, *_) = choices_of(answer)
-        self._logprobs = list((choice.logprobs or {}).get("content") or ())
-        yield from self.grow(choice.whole, is_whole=True)
-        yield self._end_text()
+        yield from map(self._add, self._growth.deltas(choice.whole, is_whole=True))
+        yield self._end_text((choice.logprobs or {}).get("content") or ())
         for at, call in self._calls:
             item = self._output[at]
             item |= item_of(call, self._body) | {"id": item["id"]}
@@ -256,7 +216,7 @@ class ResponseEvents(Events):
                 yield self._of_item("custom_tool_call_input.done", at, input=item["input"])
             yield self._end(at)
         response = response_bodies.finished(self._response, choice, self._output, usage_of(answer.usage))
-        yield self._event(response["status"], response=response)
+        yield self._event(f"response.{response['status']}", response=response)
 
     def error(self, error: ApiError) -> bytes:
         return self._event("error", code=error.code, message=error.message, param=error.param, **error.body())
@@ -266,7 +226,8 @@ def _event(data: JsonObject) -> bytes:
     return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
-Show = Callable[[Growing], None]
+Events: TypeAlias = ChatEvents | ResponseEvents
+Show: TypeAlias = Callable[[Growing], None]
 
 
 class EventStream(Response):

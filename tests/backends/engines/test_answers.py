@@ -226,6 +226,15 @@ def test_bad_items_cost_themselves_alone(desk, engine):
     assert (desk.stats.counts.done, desk.stats.counts.failed, desk.stats.in_flight) == (4, 2, 0)
 
 
+def test_a_required_parameter_that_the_model_cannot_take_fails_its_item(desk, engine):
+    required, wanted = desk.requests(["Hi!", "Hi!"], max_tokens=3, reasoning_effort="low")
+    required = required.changed(required=frozenset({"reasoning_effort", "max_tokens"}))
+    refused, answered = desk.answer(engine, [required, wanted])
+    assert refused.error.code == "unsupported"
+    assert refused.error.message.startswith("reasoning_effort: ")
+    assert any("reasoning_effort" in warning for warning in answered.warnings)
+
+
 def test_what_cannot_travel_as_json_is_that_items_error(desk, engine):
     outcomes = desk.ask(engine, ["Hi!", "Hi!"], max_tokens=3, stop=(["\ud800"], ["z"]))
     assert outcomes[0].error.code == "invalid_input"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+
+import pytest
 
 from driving import ask, opened
 from fakes import DictSink, ListSource
@@ -14,6 +17,7 @@ from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code
+from promptmill.core.request import Sampling
 from promptmill.service.driver import Driver
 from replies import answer, choose, status
 
@@ -68,3 +72,17 @@ async def test_a_request_whose_streaming_is_refused_counts_twice(upstream):
         result = await ask(backend, ["a"], stats)
     assert result.texts == ["x"]
     assert stats.counts.requests == len(upstream.seen) == result.outcomes[0].attempts == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_required_parameter_that_an_endpoint_refuses_fails_its_item_unsent(upstream, workers):
+    source = ListSource(["required", "wanted"], Sampling(top_k=5))
+    first, second = source.requests
+    source.requests = [replace(first, extra={}, required=frozenset({"top_k"})), second]
+    stats = Call(Facts(total=2))
+    async with opened(upstream.url, provider="openai", num_workers=workers, bulk_threshold=1) as backend:
+        result = await ask(backend, ["required", "wanted"], stats, source)
+    assert (result.codes, result.texts) == ({"unsupported"}, [None, "echo: wanted"])
+    assert result.failures[0].error.message.startswith("top_k: ")
+    assert [seen.prompt for seen in upstream.seen] == ["wanted"]
+    assert "takes no `top_k`" in next(iter(stats.warnings))

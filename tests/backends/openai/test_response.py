@@ -188,6 +188,7 @@ def _named(name: str, arguments: str) -> dict[str, Any]:
             *({"content": "Wait."}, {"tool_calls": [_named("lo", "")]}, {"tool_calls": [{"index": 0, "function": {}}]}),
             {"tool_calls": [{"index": 0, "function": {"name": "ok", "arguments": '{"a'}}]},
             {"tool_calls": [{"index": 0, "function": {"arguments": '": 1}'}}]},
+            {"tool_calls": None},
         ],
         [{"content": "<think>So</think><|START_RESPONSE|>Pa"}, {"content": "ris<|END_RES"}, {"content": "PONSE|>"}],
     ],
@@ -208,3 +209,12 @@ def test_each_preview_of_a_stream_is_the_beginning_of_its_answer(deltas):
         for call, begun in zip(answer.tool_calls, growing.tool_calls, strict=False):
             assert all(call["function"][name].startswith(begun["function"][name]) for name in ("name", "arguments"))
     assert any(growing.text or growing.reasoning for growing in shown)
+
+
+def test_a_stream_with_a_tool_call_of_another_form_is_shown_without_it():
+    odd = {"index": 0, "function": {"name": "look", "arguments": {"a": 1}}}
+    shown: list[Growing] = []
+    preview = StreamPreview(shown.append, inline=False)
+    for delta in ({"content": "Pa"}, {"tool_calls": [odd]}, {"content": "ris"}):
+        preview.feed(b"data: %b\n" % orjson.dumps({"choices": [{"delta": delta}]}))
+    assert [growing.text for growing in shown] == ["Pa", "Paris"]

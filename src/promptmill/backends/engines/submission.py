@@ -166,9 +166,7 @@ def special_tokens(tokenizer: Any) -> dict[str, int]:
     return named | {str(token): number for number, token in marked.items() if token.special}
 
 
-def warn_of_left_out(
-    names: Sequence[str], engine: str, warnings: list[str], required: Container[str] = frozenset()
-) -> None:
+def warn_of_left_out(names: Sequence[str], engine: str, warnings: list[str], required: Container[str] = ()) -> None:
     """Warn of the parameters `names`, which `engine` does not support with this model.
 
     Raises `PromptmillError` (`unsupported`) for one that is `required`.

@@ -11,13 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from promptmill.answers.reasoning import split_marked, without_broken_mark
 from promptmill.backends.protocol import Growing
 from promptmill.core.values import JsonDict, JsonObject
+
+if TYPE_CHECKING:
+    from promptmill.backends.openai.dialects.dialect import Dialect
 
 # vLLM, SGLang, DeepSeek, Qwen; OpenRouter, newer vLLM, Ollama; Anthropic's format through gateways.
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text")
@@ -211,9 +214,7 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> JsonDi
     for too many tool calls.
     """
     completion: JsonDict = {}
-    message: JsonDict = {}
-    texts: dict[str, list[str]] = {}
-    calls: dict[int, _Call] = {}
+    growing = _Message()
     logprobs: dict[str, list[Any]] = {}
     finish: Any = None
     ended = False
@@ -226,19 +227,17 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> JsonDi
             raise ValueError("an event is not a JSON object")
         known = {name: event.get(name) or completion.get(name) for name in ("usage", "service_tier")}
         if event.get("error") or ("choices" not in event and event.get("object") == "error"):
-            return event | known | ({"choices": [message]} if texts or calls else {})
+            return event | known | ({"choices": [begun]} if (begun := growing.as_dict()) else {})
         completion = event | known
         for choice in event.get("choices") or ():
             if choice.get("index", 0) != 0:
                 continue
             finish = choice.get("finish_reason") or finish
             _add_logprobs(logprobs, choice.get("logprobs"))
-            _add_delta(choice.get("delta") or choice.get("message") or {}, message, texts, calls)
+            growing.add(choice.get("delta") or choice.get("message") or {})
     if finish is None and not ended:
         raise CutOffError
-    message |= {name: "".join(parts) for name, parts in texts.items()}
-    if calls:
-        message["tool_calls"] = [calls[index].as_dict() for index in sorted(calls)]
+    message = growing.as_dict()
     choice = {"index": 0, "message": message, "logprobs": logprobs or None, "finish_reason": finish}
     return {**completion, "object": "chat.completion", "choices": [choice] if message or finish else []}
 
@@ -258,19 +257,40 @@ def events_in(body: bytes) -> Iterator[bytes]:
         yield b"\n".join(lines)
 
 
-def _add_delta(delta: JsonDict, message: JsonDict, texts: dict[str, list[str]], calls: dict[int, _Call]) -> None:
-    for name, value in delta.items():
-        if name == "tool_calls":
-            _add_calls(calls, value or ())
-        elif name == "reasoning_details" and isinstance(value, list):
-            message.setdefault(name, []).extend(value)
-        elif name == "content" and isinstance(value, list):  # Mistral's reasoning models
-            for part in value:
-                texts.setdefault("reasoning_content" if _is_thinking(part) else name, []).append(text_of(part))
-        elif name == "content" and value is not None and not isinstance(value, str):
-            raise TypeError
-        elif name != "role" and isinstance(value, str):
-            texts.setdefault(name, []).append(value)
+class _Message:
+    """A message whose fields arrive in pieces."""
+
+    def __init__(self) -> None:
+        self._details: JsonDict = {}
+        self._texts: dict[str, list[str]] = {}
+        self._calls: dict[int, _Call] = {}
+
+    def add(self, delta: JsonDict) -> None:
+        """Take the next pieces. Raises `TypeError` for content that is not text."""
+        for name, value in delta.items():
+            if name == "tool_calls":
+                for piece in value or ():
+                    self._calls.setdefault(piece.get("index", 0), _Call()).add(piece)
+            elif name == "reasoning_details" and isinstance(value, list):
+                self._details.setdefault(name, []).extend(value)
+            elif name == "content" and isinstance(value, list):  # Mistral's reasoning models
+                for part in value:
+                    self._text("reasoning_content" if _is_thinking(part) else name).append(text_of(part))
+            elif name == "content" and value is not None and not isinstance(value, str):
+                raise TypeError
+            elif name != "role" and isinstance(value, str):
+                self._text(name).append(value)
+
+    def _text(self, name: str) -> list[str]:
+        return self._texts.setdefault(name, [])
+
+    def as_dict(self) -> JsonDict:
+        """Return the message so far."""
+        for parts in self._texts.values():
+            parts[:] = ["".join(parts)]
+        message = self._details | {name: text for name, (text,) in self._texts.items()}
+        calls = [self._calls[index].as_dict() for index in sorted(self._calls)]
+        return message | ({"tool_calls": calls} if calls else {})
 
 
 def _add_logprobs(logprobs: dict[str, list[Any]], piece: Any) -> None:
@@ -290,22 +310,20 @@ class _Call:
         self._arguments: list[str] = []
 
     def add(self, piece: JsonDict) -> None:
-        """Take the next piece."""
+        """Take the next piece. Raises `TypeError` for a name or arguments that are no text."""
         self._fields |= {name: piece[name] for name in ("id", "type") if piece.get(name)}
         function = piece.get("function") or {}
         for name, parts in (("name", self._name), ("arguments", self._arguments)):
             if part := function.get(name):
+                if not isinstance(part, str):
+                    raise TypeError
                 parts.append(part)
 
     def as_dict(self) -> JsonDict:
-        """Return the whole call."""
-        return {**self._fields, "function": {"name": "".join(self._name), "arguments": "".join(self._arguments)}}
-
-
-def _add_calls(calls: dict[int, _Call], pieces: Any) -> None:
-    for piece in pieces:
-        index = piece.get("index", 0)
-        calls.setdefault(index, _Call()).add(piece)
+        """Return the call so far."""
+        for parts in (self._name, self._arguments):
+            parts[:] = ["".join(parts)]
+        return {**self._fields, "function": {"name": self._name[0], "arguments": self._arguments[0]}}
 
 
 class StreamPreview:
@@ -314,41 +332,36 @@ class StreamPreview:
     Unreadable events are skipped, because the whole body is read again at the end.
     """
 
-    def __init__(
-        self, show: Callable[[Growing], None], *, inline: bool, delta_in: Callable[[Any], JsonDict] | None = None
-    ) -> None:
-        """`show` gets the answer so far; with `inline`, reasoning is part of its text. `delta_in` is a dialect's."""
-        self._show = show
-        self._inline = inline
-        self._delta_in = delta_in or _delta_in_chunk
+    def __init__(self, show: Callable[[Growing], None], dialect: Dialect | None = None, *, inline: bool) -> None:
+        """`show` gets the answer so far; with `inline`, reasoning is part of its text."""
+        self._show, self._inline = show, inline
+        self._delta_in = _delta_in_chunk if dialect is None else dialect.delta_in
         self._rest = b""
-        self._message: JsonDict = {}
-        self._texts: dict[str, list[str]] = {}
-        self._calls: dict[int, _Call] = {}
+        self._message = _Message()
 
     def feed(self, piece: bytes) -> None:
         """Take the next piece of the body."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
-        if sum(map(self._add, lines)):
+        if sum(map(self._add, lines)):  # not `any`, which would stop at the first
             self._show(self._so_far())
 
     def _add(self, line: bytes) -> bool:
         """Return whether a line adds something to the answer."""
         try:
             delta = self._delta_in(orjson.loads(line.strip().removeprefix(b"data:")))
-            _add_delta(delta, self._message, self._texts, self._calls)
+            self._message.add(delta)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return False
         return bool(delta)
 
     def _so_far(self) -> Growing:
-        self._texts = {name: ["".join(parts)] for name, parts in self._texts.items()}
-        text, reasoning = read_message(self._message | {name: whole for name, (whole,) in self._texts.items()})
+        message = self._message.as_dict()
+        text, reasoning = read_message(message)
         if not self._inline:
             marked, text = split_marked(without_broken_mark(text), already=reasoning is not None)
             reasoning = reasoning or marked
-        calls = [self._calls[index].as_dict() for index in sorted(self._calls)]
-        return Growing(text, (reasoning or "").rstrip(), [call for call in calls if call["function"]["name"]])
+        calls = [call for call in message.get("tool_calls", ()) if call["function"]["name"]]
+        return Growing(text, (reasoning or "").rstrip(), calls)
 
 
 def _delta_in_chunk(event: Any) -> JsonDict:

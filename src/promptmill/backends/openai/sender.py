@@ -19,7 +19,7 @@ from promptmill.backends.openai.limit.endpoint_state import EndpointState, Permi
 from promptmill.backends.openai.reply import answer_in, other_answer_in
 from promptmill.backends.openai.request import Head, ImageEncoder
 from promptmill.backends.openai.transport import Pool
-from promptmill.backends.protocol import NO_USAGE, Call, Completion, Growing, Spent, Usage
+from promptmill.backends.protocol import NO_USAGE, Call, Completion, Spent, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, check_left_out
 
@@ -170,7 +170,9 @@ class LocalSender:
             )
         body = encoder.encode(head, request.conversation, prepared, request.shared, stream=preview is not None)
         inline = head.inline
-        on_data = None if preview is None else _preview(preview, endpoint, inline=inline)
+        on_data = None
+        if preview is not None:
+            on_data = StreamPreview(preview, DIALECTS.get(endpoint.dialect), inline=inline).feed
         endpoint = head.endpoint if preview is None else head.streaming
         item.count(call)
         call.ledger.sent(request)
@@ -231,11 +233,6 @@ def left_out(head: Head, endpoint: Endpoint, request: Request, call: Call, *, is
     for warning in warnings:
         call.warn(warning)
     return warnings
-
-
-def _preview(show: Callable[[Growing], None], endpoint: Endpoint, *, inline: bool) -> Callable[[bytes], None]:
-    dialect = DIALECTS.get(endpoint.dialect)
-    return StreamPreview(show, inline=inline, delta_in=None if dialect is None else dialect.delta_in).feed
 
 
 def _note_limit(response: HttpResponse, endpoint_state: EndpointState) -> None:

@@ -108,12 +108,8 @@ class Worker:
         place = ref.settings_offset, ref.settings_length
         if place not in self._readers:
             settings = orjson.loads(_read(self._spool, *place))
-            self._readers[place] = RowReader(
-                "messages",
-                Sampling.model_validate(settings["sampling"]),
-                settings["extra"],
-                required=frozenset(settings["required"]),
-            )
+            sampling, required = Sampling.model_validate(settings["sampling"]), frozenset(settings["required"])
+            self._readers[place] = RowReader("messages", sampling, settings["extra"], required=required)
         request = self._readers[place].request(key, _read(self._spool, ref.offset, ref.length))
         return request.changed(conversation=request.conversation.with_sources(self._with_bytes))
 

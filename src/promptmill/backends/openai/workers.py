@@ -349,13 +349,8 @@ class Spool:
         if found is None:
             if len(self._settings) >= _KEPT_SETTINGS:  # rows that each bring their own
                 self._settings.clear()
-            data = orjson.dumps(
-                {
-                    "sampling": sampling.given(),
-                    "extra": {} if request.path else dict(extra),
-                    "required": sorted(request.required),
-                }
-            )
+            settings = {"sampling": sampling.given(), "extra": {} if request.path else dict(extra)}
+            data = orjson.dumps({**settings, "required": sorted(request.required)})
             # with the objects themselves: a number like theirs is not to be taken for them once they are gone
             found = self._settings[id(sampling), id(extra)] = sampling, extra, self._append(data), len(data)
         return found[2:]
