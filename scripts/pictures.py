@@ -34,7 +34,7 @@ ROWS = 20_000
 KILL_AT = 8_000
 COMMAND = "promptmill bulk reviews.csv labels.csv --prompt 'Positive? {{text}}' --choices yes,no"
 COUNT = "wc -l reviews.csv labels.csv"
-ALT = f"A job of {ROWS:,} rows is killed in the middle; the same command goes on where it was. No answer is lost."
+ALT = f"A job of {ROWS:,} rows is killed in the middle; the same command resumes it. No answer is lost."
 
 COLUMNS = 92
 CELL, LINE, MARGIN, TOP = 8.4, 20, 16, 48  # of the picture, in pixels; a cell is what a character takes

@@ -558,7 +558,7 @@ class BatchRound:
         """Show the state of the batches."""
         open_ = self._open()
         now = [batch for batch in open_ if batch.state in {"sent", "ended", "fetched"}]
-        self._progress.batch = {
+        self._progress.figures["batch"] = {
             "batches": len(open_),
             "requests": sum(batch.requests for batch in open_),
             "done": sum(batch.there.done or 0 for batch in now),

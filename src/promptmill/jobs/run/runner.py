@@ -117,7 +117,7 @@ class Runner:
         self.progress = Progress(JobCounts(), Call(Facts(of_job=True)) if stats is None else stats, job.folder.status)
         self._long_work = Work(self.progress.pass_row)
         self.progress.counts.skips_empty = job.spec.question.skip_empty
-        self.progress.course = Course(job.folder.course)
+        self._course = Course(job.folder.course)
 
     @property
     def error(self) -> PromptmillError | None:
@@ -370,7 +370,7 @@ class Runner:
         try:
             return await self._in_thread(job_rounds.next)
         finally:
-            self.progress.sure = status_of(self._job.spec)
+            self.progress.figures["sure"] = status_of(self._job.spec)
 
     def _goes_without_probabilities(self, round_: Round, error: PromptmillError) -> bool:
         """Stop asking for log probabilities if an endpoint refused the sample because of them; return whether it
@@ -575,12 +575,10 @@ class Runner:
 
     def _count_values(self) -> None:
         store, spec = self._job.folder.store, self._job.spec
-        figures = label_figures(store, spec, self._end)
-        self.progress.output.results = figures["results"]
-        self.progress.votes, self.progress.sure = figures.get("votes", {}), figures.get("sure", {})
-        self.progress.person, self.progress.shares = figures.get("person", 0), figures.get("shares", {})
-        self.progress.batch = batch_figures(store, self._job.plan)
-        self.progress.cache_saved = saved(store, self._job.plan)
+        self.progress.figures = label_figures(store, spec, self._end) | {
+            "batch": batch_figures(store, self._job.plan),
+            "cache_saved": round(saved(store, self._job.plan), 6),
+        }
 
     def _give_up(self, error: PromptmillError) -> None:
         self._stop(_JobStopped(states.STOPPED, error))
@@ -650,7 +648,7 @@ class Runner:
         found = progress.as_dict()
         if self.error is not None:
             found["code"] = self.error.code
-        return {"status": found, **({"course": progress.course.as_dict()} if progress.course.note(found) else {})}
+        return {"status": found, **({"course": self._course.as_dict()} if self._course.note(found) else {})}
 
     def _keep(self, found: Mapping[str, Mapping[str, object]]) -> None:
         if found and self._job.folder.is_open:

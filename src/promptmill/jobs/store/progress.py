@@ -14,16 +14,7 @@ from promptmill.core.wording import counted
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.statistics import JobCounts, quantile
-from promptmill.jobs.store.status_record import (
-    BatchStatus,
-    CourseRecord,
-    LabelShare,
-    Results,
-    RunNote,
-    RunStatus,
-    SureStatus,
-    VoteStatus,
-)
+from promptmill.jobs.store.status_record import BatchStatus, CourseRecord, RunNote, RunStatus
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
@@ -63,20 +54,9 @@ class Progress:
         self.total: int | None = None
         self.notes: list[str] = []
         self.output = OutputProgress()
-        self.sure: SureStatus = {}
-        """The sample and the cut of a job with `sure`; empty without."""
-        self.batch: BatchStatus = {}
-        """The batches at the provider; empty without."""
-        self.votes: VoteStatus = {}
-        """The decisions of a job with `votes`; empty until the output is written."""
-        self.cache_saved = 0.0
-        """The savings by the provider's cache of prompts; 0 until the output is written."""
-        self.person = 0
-        """The delivered labels of a person; 0 until the output is written."""
-        self.shares: dict[str, dict[str, LabelShare]] = {}
-        """The shares of labels as the person would give them."""
+        self.figures: RunStatus = {}
+        """Figures of the job's answers: `sure` and `batch` while it runs, all of them when the output is written."""
         self.earlier = EarlierRuns(earlier or {})
-        self.course = Course()
         self._times = _Times(clock)
 
     def count(self, store: JobDatabase, is_open: str, before: int) -> None:
@@ -148,7 +128,7 @@ class Progress:
         if self.is_paused:
             remaining = self.stats.in_flight
             return f"paused, after {remaining:,} in flight" if remaining else "paused"
-        return self.stats.waiting or batch_words(self.batch, time.time()) or self._last_rows()
+        return self.stats.waiting or batch_words(self.figures.get("batch", {}), time.time()) or self._last_rows()
 
     def _last_rows(self) -> str:
         """Return the number and wait of the last rows, as text; `""` until all of them have been in flight for 2 s."""
@@ -182,13 +162,7 @@ class Progress:
             "requests": counts["requests"] + earlier.lost,
             **({"run_requests": self.stats.counts.requests} if earlier.seconds else {}),
             **({"columns": dict(self.output.columns)} if self.output.columns else {}),
-            **({"results": dict(self.output.results)} if self.output.results else {}),
-            **({"sure": dict(self.sure)} if self.sure else {}),
-            **({"batch": dict(self.batch)} if self.batch else {}),
-            **({"votes": dict(self.votes)} if self.votes else {}),
-            **({"person": self.person} if self.person else {}),
-            **({"cache_saved": round(self.cache_saved, 6)} if self.cache_saved else {}),
-            **({"shares": self.shares} if self.shares else {}),
+            **{name: figure for name, figure in self.figures.items() if figure},
             **({} if self.cost is None else {"cost": self.cost}),
             **({} if budget is None else {"max_cost": budget.limit}),
             **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in earlier.status else {}),
@@ -236,12 +210,10 @@ Watch: TypeAlias = Callable[[Progress], None]
 
 @dataclass(slots=True)
 class OutputProgress:
-    """The written rows, the results and the column names of the output."""
+    """The written rows and the column names of the output."""
 
     written: int = 0
     """The number of rows that are written."""
-    results: Results = field(default_factory=Results)
-    """The counts of different answers, see `statistics.results`; empty until the output is written."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """The unusual names of columns, by their usual names."""
 

@@ -189,10 +189,11 @@ def news_of_sample(progress: Progress) -> Callable[[], list[str]]:
 
     def news() -> list[str]:
         nonlocal told
-        if told or "sample" not in progress.sure or progress.state != RUNNING:
+        sure = progress.figures.get("sure", {})
+        if told or "sample" not in sure or progress.state != RUNNING:
             return []
         told = True
-        return sample_lines(progress.sure)
+        return sample_lines(sure)
 
     return news
 
