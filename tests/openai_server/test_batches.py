@@ -214,6 +214,28 @@ def test_a_batch_that_ends_before_its_job_begins_names_every_row(tmp_path, serve
     assert errors["b"]["response"]["status_code"] == 400
 
 
+def test_a_batch_that_is_cancelled_while_its_file_is_read_has_no_results(tmp_path, serve, upstream):
+    server = serve()
+    client = client_of(server)
+    batch = started(client, [line("a", "x"), line("b", "y", audio={})])
+    server.kill()
+    for folder in (tmp_path / "state/jobs").glob("batch-*"):
+        shutil.rmtree(folder)
+    place = tmp_path / "state/openai/batches" / batch.id
+    place.mkdir(exist_ok=True)
+    (place / "input.jsonl").write_bytes(b'{"custom_id": "a", "meth')  # as a killed server leaves it
+    (place / "refused.jsonl").write_bytes(b"")
+    counts = '{"total": 0, "completed": 0, "failed": 0}'
+    query = (
+        "UPDATE object SET is_open = 1, body = json_set(body, '$.status', 'cancelling', '$.request_counts', json(?))"
+    )
+    changed(tmp_path, query + " WHERE id = ?", counts, batch.id)
+    client = client_of(serve())
+    batch = ended(client, batch)
+    assert (batch.status, batch.output_file_id, batch.error_file_id) == ("cancelled", None, None)
+    assert batch.request_counts.to_dict() == {"total": 0, "completed": 0, "failed": 0}
+
+
 def test_a_repeated_post_finds_the_batch_of_the_first(serve):
     server = serve()
     client = client_of(server)
@@ -228,6 +250,17 @@ def test_a_repeated_post_finds_the_batch_of_the_first(serve):
     repeat = {"x-stainless-retry-count": "1"}
     newest = next(each.id for each in client.batches.list() if each.metadata is None)
     assert post(repeat) == post({}) == newest
+
+
+def test_a_post_after_a_cancel_makes_a_new_batch(serve, upstream):
+    upstream.reply = hang()
+    server = serve()
+    client = client_of(server)
+    order = {"input_file_id": uploaded(client, [line("a", "x")]).id, "endpoint": CHAT, "completion_window": "24h"}
+    first = client.batches.create(**order).id
+    client.batches.cancel(first)
+    body = json.dumps(order).encode()
+    assert server.ask("POST", "/v1/batches", BEARER | {"x-stainless-retry-count": "1"}, body).json["id"] != first
 
 
 def test_equal_posts_at_the_same_time_make_one_batch(serve):
