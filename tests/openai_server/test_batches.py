@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import openai
 import psutil
@@ -21,6 +21,7 @@ from PIL import Image
 
 from fakes import KEY
 from openai_clients import CHAT, changed, client_of, ended, line, results, servers, started, text_of, uploaded
+from promptmill.openai_server.batch_rows import FileCheck
 from replies import answer, choose, hang, late, raw, status
 from served import BEARER, TOKEN
 from upstream import Upstream
@@ -376,6 +377,32 @@ def test_a_batch_of_embeddings_has_the_form_that_each_line_asks_for(serve, upstr
     vectors = {own: each["response"]["body"]["data"][0]["embedding"] for own, each in found.items()}
     assert vectors == {"a": [0.5, -2.0], "b": "AAAAPwAAAMA="}
     assert results(client, batch.error_file_id).keys() == {"c"}
+
+
+def test_an_answer_that_makes_no_reply_costs_its_line_alone(serve, upstream):
+    upstream.other_posts = raw(b'{"data": [{"index": 0, "embedding": [1e40]}], "usage": {"prompt_tokens": 1}}')
+    client = client_of(serve())
+    url = "/v1/embeddings"
+    lines = [line("a", "x", url, encoding_format="base64"), line("b", "y", url)]
+    batch = ended(client, started(client, lines, endpoint=url))
+    assert batch.request_counts.to_dict() == {"total": 2, "completed": 1, "failed": 1}
+    assert results(client, batch.output_file_id).keys() == {"b"}
+    assert results(client, batch.error_file_id)["a"]["response"]["status_code"] >= 500
+
+
+async def test_a_line_that_is_read_with_a_bug_is_refused_alone(tmp_path):
+    class Endpoints:
+        has_several = False
+
+        async def asked(self, *_: object) -> None:
+            raise KeyError
+
+    file = tmp_path / "file"
+    file.write_text(json.dumps(line("a", "x")) + "\n")
+    check = FileCheck(CHAT, cast("Any", Endpoints()), "me")
+    await check.run(file, tmp_path, lambda: False)
+    assert (check.errors, check.count, check.refused) == ([], 1, 1)
+    assert json.loads((tmp_path / "refused.jsonl").read_bytes())["response"]["status_code"] == 500
 
 
 def test_a_file_for_vllm_run_batch_runs_here(serve, upstream):
