@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import openai
 import psutil
@@ -21,6 +21,7 @@ from PIL import Image
 
 from fakes import KEY
 from openai_clients import CHAT, changed, client_of, ended, line, results, servers, started, text_of, uploaded
+from promptmill.openai_server.batch_rows import FileCheck
 from replies import answer, choose, hang, late, raw, status
 from served import BEARER, TOKEN
 from upstream import Upstream
@@ -214,6 +215,28 @@ def test_a_batch_that_ends_before_its_job_begins_names_every_row(tmp_path, serve
     assert errors["b"]["response"]["status_code"] == 400
 
 
+def test_a_batch_that_is_cancelled_while_its_file_is_read_has_no_results(tmp_path, serve, upstream):
+    server = serve()
+    client = client_of(server)
+    batch = started(client, [line("a", "x"), line("b", "y", audio={})])
+    server.kill()
+    for folder in (tmp_path / "state/jobs").glob("batch-*"):
+        shutil.rmtree(folder)
+    place = tmp_path / "state/openai/batches" / batch.id
+    place.mkdir(exist_ok=True)
+    (place / "input.jsonl").write_bytes(b'{"custom_id": "a", "meth')  # as a killed server leaves it
+    (place / "refused.jsonl").write_bytes(b"")
+    counts = '{"total": 0, "completed": 0, "failed": 0}'
+    query = (
+        "UPDATE object SET is_open = 1, body = json_set(body, '$.status', 'cancelling', '$.request_counts', json(?))"
+    )
+    changed(tmp_path, query + " WHERE id = ?", counts, batch.id)
+    client = client_of(serve())
+    batch = ended(client, batch)
+    assert (batch.status, batch.output_file_id, batch.error_file_id) == ("cancelled", None, None)
+    assert batch.request_counts.to_dict() == {"total": 0, "completed": 0, "failed": 0}
+
+
 def test_a_repeated_post_finds_the_batch_of_the_first(serve):
     server = serve()
     client = client_of(server)
@@ -228,6 +251,17 @@ def test_a_repeated_post_finds_the_batch_of_the_first(serve):
     repeat = {"x-stainless-retry-count": "1"}
     newest = next(each.id for each in client.batches.list() if each.metadata is None)
     assert post(repeat) == post({}) == newest
+
+
+def test_a_post_after_a_cancel_makes_a_new_batch(serve, upstream):
+    upstream.reply = hang()
+    server = serve()
+    client = client_of(server)
+    order = {"input_file_id": uploaded(client, [line("a", "x")]).id, "endpoint": CHAT, "completion_window": "24h"}
+    first = client.batches.create(**order).id
+    client.batches.cancel(first)
+    body = json.dumps(order).encode()
+    assert server.ask("POST", "/v1/batches", BEARER | {"x-stainless-retry-count": "1"}, body).json["id"] != first
 
 
 def test_equal_posts_at_the_same_time_make_one_batch(serve):
@@ -343,6 +377,32 @@ def test_a_batch_of_embeddings_has_the_form_that_each_line_asks_for(serve, upstr
     vectors = {own: each["response"]["body"]["data"][0]["embedding"] for own, each in found.items()}
     assert vectors == {"a": [0.5, -2.0], "b": "AAAAPwAAAMA="}
     assert results(client, batch.error_file_id).keys() == {"c"}
+
+
+def test_an_answer_that_makes_no_reply_costs_its_line_alone(serve, upstream):
+    upstream.other_posts = raw(b'{"data": [{"index": 0, "embedding": [1e40]}], "usage": {"prompt_tokens": 1}}')
+    client = client_of(serve())
+    url = "/v1/embeddings"
+    lines = [line("a", "x", url, encoding_format="base64"), line("b", "y", url)]
+    batch = ended(client, started(client, lines, endpoint=url))
+    assert batch.request_counts.to_dict() == {"total": 2, "completed": 1, "failed": 1}
+    assert results(client, batch.output_file_id).keys() == {"b"}
+    assert results(client, batch.error_file_id)["a"]["response"]["status_code"] >= 500
+
+
+async def test_a_line_that_is_read_with_a_bug_is_refused_alone(tmp_path):
+    class Endpoints:
+        has_several = False
+
+        async def asked(self, *_: object) -> None:
+            raise KeyError
+
+    file = tmp_path / "file"
+    file.write_text(json.dumps(line("a", "x")) + "\n")
+    check = FileCheck(CHAT, cast("Any", Endpoints()), "me")
+    await check.run(file, tmp_path, lambda: False)
+    assert (check.errors, check.count, check.refused) == ([], 1, 1)
+    assert json.loads((tmp_path / "refused.jsonl").read_bytes())["response"]["status_code"] == 500
 
 
 def test_a_file_for_vllm_run_batch_runs_here(serve, upstream):

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import shutil
+import sqlite3
 import time
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import openai
 import pytest
@@ -13,10 +19,11 @@ from openai_clients import changed, client_of, servers
 from promptmill.core import bounds
 from promptmill.openai_server import stored_files
 from promptmill.openai_server.api_errors import ApiError
-from promptmill.openai_server.object_store import Listing, ObjectStore
+from promptmill.openai_server.batch_runs import BatchRuns
+from promptmill.openai_server.object_store import Listing, ObjectStore, Stored
 from promptmill.openai_server.stored_files import Expiry, StoredFiles, checked
 from served import BEARER, TOKEN, Served
-from waiting import eventually
+from waiting import eventually, until
 
 pytestmark = pytest.mark.http
 DAY_S = 86_400
@@ -184,6 +191,85 @@ async def test_the_size_and_the_number_of_files_are_bounded(tmp_path, monkeypatc
     assert len(list(files.folder.iterdir())) == 2
 
 
+async def test_a_token_with_too_many_files_starts_no_batch(tmp_path, monkeypatch):
+    files = StoredFiles(ObjectStore(tmp_path))
+    monkeypatch.setattr(stored_files, "MOST_UPLOADS", 1)
+    file = await files.upload(*pieces(PURPOSE, FILE), "me")
+    batches = BatchRuns(files, cast("Any", None), cast("Any", None))  # neither is reached
+    order = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    with pytest.raises(ApiError) as raised:
+        await batches.create(order, "me", 0)
+    assert raised.value.code == "too_many_files"
+
+
+async def test_an_upload_that_sends_nothing_ends(tmp_path, monkeypatch):
+    files = StoredFiles(ObjectStore(tmp_path))
+    monkeypatch.setattr(stored_files, "_SILENCE_S", 0.01)
+
+    async def silent() -> AsyncGenerator[bytes]:
+        yield b"--b\r\n"
+        await asyncio.Event().wait()
+
+    for _ in range(5):  # none keeps its place
+        with pytest.raises(ApiError) as raised:
+            await files.upload(pieces()[0], silent(), "me")
+        assert raised.value.status == 408
+
+
+async def test_bytes_without_an_object_are_pruned(tmp_path):
+    files = StoredFiles(ObjectStore(tmp_path))
+    file = await files.upload(*pieces(PURPOSE, FILE), "me")
+    for name in ("file-of-a-killed-upload", f"x{stored_files._PARTIAL}", "file-new"):
+        (files.folder / name).touch()
+    for path in files.folder.iterdir():
+        if path.name != "file-new":
+            os.utime(path, (1, 1))
+    files.prune()
+    assert {path.name for path in files.folder.iterdir()} == {file.id, "file-new"}
+
+
+def test_the_type_of_a_form_names_no_codec(server):
+    headers, body = form(PURPOSE, ('name="file"; filename="\\ud800.jsonl"', b"{}"))
+    for codec in ("unicode_escape", "punycode", "undefined"):
+        kind = {"Content-Type": f"{headers['Content-Type']}; charset={codec}"}
+        answer = server.ask("POST", "/v1/files", headers | kind, body)
+        assert (answer.status, answer.json["filename"]) == (200, "\\ud800.jsonl"), codec
+
+
+def test_a_folder_that_cannot_be_used_is_an_error_that_may_pass(tmp_path, server):
+    shutil.rmtree(tmp_path / "state/openai/files")
+    answer = server.ask("POST", "/v1/files", *form(PURPOSE, FILE))
+    assert (answer.status, answer.json["error"]["code"], answer.headers["retry-after"]) == (503, "storage", "30")
+
+
+def test_a_program_that_locks_the_database_holds_up_no_reader(tmp_path):
+    store = ObjectStore(tmp_path)
+    file = Stored("file-1", "file", "me", "batch", 2, None, False, "", b"{}")
+    store.put(file)
+    with (
+        contextlib.closing(sqlite3.connect(tmp_path / "objects.db", isolation_level=None)) as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        writing = pool.submit(store.put, file._replace(id="file-2"))
+        eventually(writing.running)
+        assert all(store.get("file", "file-1", "me") for _ in range(20))
+        assert not writing.done()
+        other.execute("ROLLBACK")
+        writing.result()
+
+
+def test_a_change_that_makes_none_stores_no_other_object(tmp_path):
+    store = ObjectStore(tmp_path)
+    file = Stored("file-1", "file", "me", "batch", 2, None, False, "", b"{}")
+    store.put(file)
+    other = file._replace(id="file-2")
+    assert store.change("file-1", lambda stored: stored, other).id == "file-1"
+    assert store.get("file", "file-2", "me") is None
+    store.change("file-1", lambda stored: stored._replace(size=3), other)
+    assert store.get("file", "file-2", "me") is not None
+
+
 async def test_a_token_uploads_a_few_files_at_a_time(tmp_path):
     files, begun = StoredFiles(ObjectStore(tmp_path)), list[int]()
     may_end = asyncio.Event()
@@ -196,8 +282,9 @@ async def test_a_token_uploads_a_few_files_at_a_time(tmp_path):
 
     kind = pieces()[0]
     slow = [asyncio.ensure_future(files.upload(kind, slowly(number), "me")) for number in range(6)]
+    await until(lambda: len(begun) == 4)
     await files.upload(*pieces(PURPOSE, FILE), "you")
-    assert begun == [0, 1, 2, 3]
+    assert sorted(begun) == [0, 1, 2, 3]
     may_end.set()
     await asyncio.gather(*slow)
     assert len(files.page("me", Listing(10))["data"]) == 6

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -15,6 +18,7 @@ from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.core.values import JsonDict
 
+_log = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _NO_RETRY = {"x-should-retry": "false"}
 _WAIT = {"retry-after": "5"}
@@ -86,6 +90,20 @@ def error_of(error: PromptmillError) -> ApiError:
     return ApiError(status, _TOO_LONG * (error.code is Code.CONTEXT_LENGTH) + message, param, code, headers)
 
 
+def as_api_error(error: Exception) -> ApiError:
+    """Return an error that is one already; any other is a bug, whose place is logged, and not its text, which may quote
+    a prompt."""
+    if isinstance(error, ApiError):
+        return error
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    _log.error("a line of a batch: %s at %s:%s", type(error).__name__, Path(place.filename).name, place.lineno)
+    return _bug(error)
+
+
+def _bug(error: Exception) -> ApiError:
+    return ApiError(500, f"The server failed ({type(error).__name__}); please report it.", None, "internal")
+
+
 async def on_error(_: HttpRequest, error: Exception) -> Response:
     """Reply with an `ApiError`, or an error of promptmill."""
     assert isinstance(error, ApiError | PromptmillError)
@@ -110,4 +128,4 @@ def refusal(
 
 async def on_any_error(_: HttpRequest, error: Exception) -> Response:
     """Reply to a request that ended with a bug. Starlette raises `error` again, so it is logged."""
-    return ApiError(500, f"The server failed ({type(error).__name__}); please report it.", None, "internal").response()
+    return _bug(error).response()

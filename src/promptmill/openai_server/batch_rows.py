@@ -26,7 +26,7 @@ from promptmill.core.values import JsonDict
 from promptmill.jobs import disk
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
 from promptmill.jobs.store.folder import Folder
-from promptmill.openai_server.api_errors import ApiError, error_of
+from promptmill.openai_server.api_errors import ApiError, as_api_error, error_of
 from promptmill.openai_server.bodies import reply_body
 from promptmill.openai_server.endpoints import Endpoints
 
@@ -83,11 +83,15 @@ class FileCheck:
             self.note(str(error.code), error.message, self._line, error.param)
             return
         try:
-            good.write(_line(own, await self._asked(body)))
-        except ApiError as error:
+            row = _line(own, await self._asked(body))
+        except Exception as error:  # a bug costs its line, not the batch
             self.refused += 1
             number = f"refused-{self.count}"
-            bad.write(_json_line({"id": f"batch_req_{number}", "custom_id": own} | _refused(number, error)))
+            bad.write(
+                _json_line({"id": f"batch_req_{number}", "custom_id": own} | _refused(number, as_api_error(error)))
+            )
+        else:
+            good.write(row)
 
     def _read(self, line: bytes) -> tuple[str, JsonDict]:
         """Return the id and the body of a line. Raises `ApiError`, which makes the whole file invalid."""
@@ -177,14 +181,21 @@ class Results:
         number = f"{self._folder.job_id[-10:]}-{answered.row.n + 1}"
         found: JsonDict = {"id": f"batch_req_{number}", "custom_id": row["custom_id"]}
         if isinstance(outcome, Completion):
-            self.completed += 1
-            asked = row["metadata"]
-            body = reply_body(self._endpoint, asked["body"], outcome, asked["model"])
-            response = {"status_code": 200, "request_id": f"req_{number}", "body": body}
-            out.write(_json_line(found | {"response": response, "error": None}))
+            try:
+                asked = row["metadata"]
+                body = reply_body(self._endpoint, asked["body"], outcome, asked["model"])
+                response = {"status_code": 200, "request_id": f"req_{number}", "body": body}
+                line = _json_line(found | {"response": response, "error": None})
+            except Exception as error:  # a bug costs its line, not the batch
+                found |= _refused(number, as_api_error(error))
+            else:
+                self.completed += 1
+                out.write(line)
+                return
         else:
-            self.failed += 1
-            errors.write(_json_line(found | self._failed(number, outcome.error)))
+            found |= self._failed(number, outcome.error)
+        self.failed += 1
+        errors.write(_json_line(found))
 
     def _undone(self) -> JsonDict:
         code, message = _UNDONE[self._last]

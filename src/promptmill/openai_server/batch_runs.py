@@ -19,7 +19,8 @@ The state is in `objects.db` alone. The server that holds the batch's lock runs 
 
 **Repeated POSTs.** OpenAI's clients repeat a POST whose reply was lost, without a key, but with a count in the header
 `x-stainless-retry-count`. Such a repeat finds the batch of the same token and parameters that is at most 20 minutes
-old; a request without the header, one of at most a minute; a first attempt (`0`) makes a new batch.
+old; a request without the header, one of at most a minute; a first attempt (`0`) makes a new batch, as does one
+after a cancel.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ class BatchRuns:
         self._store = files.store
         self._folder = files.store.folder / "batches"
         disk.make_private_folder(self._folder)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        """The batches that this server runs."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        """The runs of the batches whose locks this server has."""
         self._creating = asyncio.Lock()
 
     async def tend(self) -> None:
@@ -83,8 +84,7 @@ class BatchRuns:
         while True:
             try:
                 for identity in await asyncio.to_thread(self._left):
-                    if identity not in self._tasks:
-                        await self._adopt(identity)
+                    await self._adopt(identity)
                 await asyncio.to_thread(self._files.prune)
             except (OSError, sqlite3.Error) as error:  # such as a full disk
                 _log.warning("files and batches wait: %s", redact(str(error)))
@@ -96,14 +96,19 @@ class BatchRuns:
         return list(dict.fromkeys([*(each.id for each in self._store.open()), *places]))
 
     async def _adopt(self, identity: str) -> None:
-        """Run a batch, unless a server that runs has it; or remove what one has left that has ended."""
-        lock = await asyncio.to_thread(self._lock, identity)
-        if lock is None:
+        """Run a batch to its end, and remove what it has left, unless a server has its lock."""
+        if (lock := await asyncio.to_thread(self._lock, identity)) is None:
             return
-        for stored in await asyncio.to_thread(self._store.open, identity):
-            self._start(identity, stored.owner, lock)
-            return
-        await asyncio.to_thread(self._clean, identity, lock)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            lock.release()
+            if not task.cancelled():
+                task.result()  # the loop reports a bug
+
+        task = asyncio.ensure_future(self._run_to_end(identity, lock))
+        self._tasks.add(task)
+        task.add_done_callback(ended)
 
     def _lock(self, identity: str) -> Lock | None:
         """Return the lock of a batch; None if a server has it. Blocks."""
@@ -121,17 +126,13 @@ class BatchRuns:
             earlier = await asyncio.to_thread(self._store.repeated, owner, asked.digest())
             if earlier is not None and attempt != 0:
                 batch = await asyncio.to_thread(self._seen, earlier)
-                if self._files.now() - batch.created_at <= (_REPEAT_S if attempt is None else _RETRY_S):
+                age = self._files.now() - batch.created_at
+                if batch.cancelling_at is None and age <= (_REPEAT_S if attempt is None else _RETRY_S):
                     return batch
             batch = await asyncio.to_thread(self._new, asked, owner)
-            lock = await asyncio.to_thread(self._lock, batch.id)
-            assert lock is not None  # the id is new
-            try:
-                await asyncio.to_thread(self._store.put, batch.stored(owner, asked.digest()))
-            except BaseException:
-                lock.release()
-                raise
-            self._start(batch.id, owner, lock)
+            await asyncio.to_thread(self._store.put, batch.stored(owner, asked.digest()))
+            with contextlib.suppress(OSError):  # `tend` tries again
+                await self._adopt(batch.id)
             return batch
 
     def _new(self, asked: Asked, owner: str) -> Batch:
@@ -140,6 +141,7 @@ class BatchRuns:
             raise ApiError(400, "The file must have the purpose `batch`.", "input_file_id")
         if file.bytes > LARGEST_BATCH:
             raise ApiError(400, f"A batch file has at most {LARGEST_BATCH >> 20} MiB.", "input_file_id")
+        self._files.check_room(owner)  # for its results
         if self._store.amount("batch", owner, of_open=True)[0] >= MOST_BATCHES:
             message = f"{MOST_BATCHES} batches have not ended; wait for one of them, or cancel it."
             raise ApiError(429, message, None, "too_many_batches", {"retry-after": "60"})
@@ -172,7 +174,7 @@ class BatchRuns:
     def _seen(self, stored: Stored) -> Batch:
         """Return a batch with the counts of its job. Blocks."""
         batch = Batch.model_validate_json(stored.body)
-        if batch.status in {"in_progress", "cancelling"}:
+        if not batch.has_ended:
             with contextlib.suppress(PromptmillError):  # the job has not begun
                 job = status.read(self._job(batch.id))
                 batch.request_counts.completed = job.get("done", 0) - job.get("failed", 0)
@@ -181,27 +183,17 @@ class BatchRuns:
 
     # ---- the run
 
-    def _start(self, identity: str, owner: str, lock: Lock) -> None:
-        def ended(task: asyncio.Task[None]) -> None:
-            del self._tasks[identity]
-            lock.release()
-            if not task.cancelled():
-                task.result()  # the loop reports a bug
-
-        task = self._tasks[identity] = asyncio.ensure_future(self._run_to_end(identity, owner, lock))
-        task.add_done_callback(ended)
-
-    async def _run_to_end(self, identity: str, owner: str, lock: Lock) -> None:
+    async def _run_to_end(self, identity: str, lock: Lock) -> None:
         while True:
             try:
-                await self._run(identity, owner)
+                for stored in await asyncio.to_thread(self._store.open, identity):  # none if it has ended
+                    await self._run(Batch.model_validate_json(stored.body), stored.owner)
                 return await asyncio.to_thread(self._clean, identity, lock)
             except (OSError, sqlite3.Error, PromptmillError, DamagedError) as error:  # such as a full disk
                 _log.warning("%s waits: %s", identity, redact(str(error)))
                 await asyncio.sleep(_PAUSES_S[-1])
 
-    async def _run(self, identity: str, owner: str) -> None:
-        batch = await asyncio.to_thread(self._batch, identity)
+    async def _run(self, batch: Batch, owner: str) -> None:
         if batch.status == "validating":
             batch = await self._validate(batch, owner)
         if batch.status in {"in_progress", "cancelling"}:
@@ -247,7 +239,7 @@ class BatchRuns:
         return await asyncio.to_thread(self._enter, identity, "in_progress", model=model, request_counts=counts)
 
     async def _answer(self, batch: Batch, owner: str) -> Batch:
-        """Return the batch when its job has finished, or when it is cancelled or its time is over."""
+        """Return the batch when its job has finished, or when the job has to end: it is cancelled, or its time over."""
         folder, tries, due = self._job(batch.id), 0, 0.0
         if batch.request_counts.failed == batch.request_counts.total:  # each line was refused
             return batch
@@ -258,13 +250,12 @@ class BatchRuns:
             if state not in progress.ALIVE and time.monotonic() >= due:
                 due = time.monotonic() + _PAUSES_S[min(tries, len(_PAUSES_S) - 1)]
                 tries += 1
-                # no place, another process still has the lock of the job, or the model is no longer configured
-                with contextlib.suppress(PromptmillError, ApiError):
+                try:
                     await self._resume(batch, owner)
+                except (PromptmillError, ApiError) as error:  # such as no place, or a model that is not configured
+                    _log.warning("%s waits: %s", batch.id, redact(str(error)))
             await asyncio.sleep(_POLL_S if state in progress.ALIVE else _WAITING_POLL_S)
             batch = await asyncio.to_thread(self._batch, batch.id)
-        if folder.request_cancel():
-            await asyncio.to_thread(folder.wait_for_end, _END_S)
         return batch
 
     async def _resume(self, batch: Batch, owner: str) -> None:
@@ -276,9 +267,11 @@ class BatchRuns:
         lines.unlink(missing_ok=True)  # the job has the rows
 
     async def _finalize(self, batch: Batch, owner: str) -> None:
-        """Store the results of a batch and its last state."""
+        """End the job of a batch; store its results and its last state."""
         batch = await asyncio.to_thread(self._enter, batch.id, "finalizing")
         folder, counts = self._job(batch.id), batch.request_counts
+        if await asyncio.to_thread(_state, folder) != progress.FINISHED and folder.request_cancel():
+            await asyncio.to_thread(folder.wait_for_end, _END_S)
         last: State = "completed"
         if batch.status == "cancelling":
             last = "cancelled"
@@ -290,7 +283,8 @@ class BatchRuns:
         results = Results(batch.endpoint, self._place(batch.id), self._job(batch.id), last)
         expiry, found = batch.output_expires_after or MONTH, dict[str, FileObject]()
         with self._files.partial() as (good, out), self._files.partial() as (bad, errors):
-            results.write(out, errors)
+            if batch.request_counts.total:  # else it was cancelled before its file was read to the end
+                results.write(out, errors)
             for path, what, count in ((good, "output", results.completed), (bad, "error", results.failed)):
                 if count:
                     now = self._files.now()
@@ -312,7 +306,9 @@ class BatchRuns:
 
     def _clean(self, identity: str, lock: Lock) -> None:
         """Remove the job and the temporary files of a batch that has ended. Blocks."""
-        shutil.rmtree(self._job(identity).path, ignore_errors=True)
+        job = self._job(identity)
+        job.wait_for_end(_END_S)
+        shutil.rmtree(job.path, ignore_errors=True)
         lock.release()  # Windows removes no open file
         shutil.rmtree(self._place(identity), ignore_errors=True)
 

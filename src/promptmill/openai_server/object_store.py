@@ -45,7 +45,7 @@ ORDER BY number * :sign LIMIT :limit
 _REPEATED = "SELECT * FROM object WHERE owner = ? AND kind = 'batch' AND request = ? ORDER BY number DESC LIMIT 1"
 _OPEN = "SELECT * FROM object WHERE kind = 'batch' AND is_open AND (? = '' OR id = ?) ORDER BY number"
 _AMOUNT = "SELECT count(*), coalesce(sum(size), 0) FROM object WHERE kind = ? AND owner = ? AND (is_open OR ?)"
-_WAIT_S = 30.0  # for another server of this user that writes
+_WAIT_S = 5.0  # for another process that writes: a write of ours takes milliseconds
 
 
 class Stored(NamedTuple):
@@ -83,10 +83,8 @@ class ObjectStore:
         """Open the database in `folder`, or create both. Raises `OSError` and `sqlite3.Error`."""
         disk.make_private_folder(folder)
         self.folder = folder
-        self._lock = threading.Lock()
-        self._database = sqlite3.connect(
-            folder / "objects.db", timeout=_WAIT_S, isolation_level=None, check_same_thread=False
-        )
+        self._writes = threading.Lock()
+        self._database = self._connected()
         # a client that has the id of a batch finds it after a power loss, too
         self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;" + _TABLE)
 
@@ -100,12 +98,18 @@ class ObjectStore:
         found = self._read("SELECT * FROM object WHERE id = ? AND kind = ? AND owner = ?", (identity, kind, owner))
         return next(iter(found), None)
 
+    def ids(self, kind: Kind) -> set[str]:
+        """Return the ids of all objects of a kind."""
+        with self._reading() as database:
+            return {identity for (identity,) in database.execute("SELECT id FROM object WHERE kind = ?", (kind,))}
+
     def change(self, identity: str, changed: Callable[[Stored], Stored], *also: Stored) -> Stored:
-        """Store what `changed` makes of a stored object, and the new objects `also`: all or, if it raises, none."""
+        """Store what `changed` makes of a stored object, and the new objects `also`; nothing if it makes no change."""
         with self._transaction() as database:
             (row,) = database.execute("SELECT * FROM object WHERE id = ?", (identity,))
-            found = changed(Stored._make(row))
-            database.executemany(_PUT, (*also, found))
+            stored = Stored._make(row)
+            if (found := changed(stored)) is not stored:
+                database.executemany(_PUT, (*also, found))
         return found
 
     def remove(self, identity: str) -> None:
@@ -134,17 +138,25 @@ class ObjectStore:
 
     def amount(self, kind: Kind, owner: str, *, of_open: bool = False) -> tuple[int, int]:
         """Return the number of an owner's objects (`of_open`: that have not ended) and their bytes."""
-        with self._lock:
-            count, size = self._database.execute(_AMOUNT, (kind, owner, not of_open)).fetchone()
+        with self._reading() as database:
+            count, size = database.execute(_AMOUNT, (kind, owner, not of_open)).fetchone()
         return count, size
+
+    def _connected(self) -> sqlite3.Connection:
+        path = self.folder / "objects.db"
+        return sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
+        with self._writes:
             self._database.execute("BEGIN IMMEDIATE")
             with self._database:  # commits, or rolls back
                 yield self._database
 
+    def _reading(self) -> contextlib.closing[sqlite3.Connection]:
+        """Return a connection of its own: it waits for no writer."""
+        return contextlib.closing(self._connected())
+
     def _read(self, query: str, values: Mapping[str, object] | Sequence[object] = ()) -> list[Stored]:
-        with self._lock:
-            return [*map(Stored._make, self._database.execute(query, values))]
+        with self._reading() as database:
+            return [*map(Stored._make, database.execute(query, values))]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+import sqlite3
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 import orjson
 from starlette.requests import ClientDisconnect
@@ -11,12 +14,16 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from promptmill.core.errors import redact
 from promptmill.openai_server.api_errors import ApiError
 from promptmill.openai_server.batch_objects import Batch
 from promptmill.openai_server.batch_runs import BatchRuns
 from promptmill.openai_server.endpoints import body_of
 from promptmill.openai_server.object_store import Listing
 from promptmill.openai_server.stored_files import StoredFiles
+
+_log = logging.getLogger(__name__)
+Handler: TypeAlias = Callable[[HttpRequest], Awaitable[Response]]
 
 
 class StorageRoutes:
@@ -28,15 +35,18 @@ class StorageRoutes:
     def routes(self) -> list[BaseRoute]:
         """Return the routes."""
         return [
-            Route("/v1/files", self._upload, methods=["POST"]),
-            Route("/v1/files", self._list_files, methods=["GET"]),
-            Route("/v1/files/{id}", self._file, methods=["GET"]),
-            Route("/v1/files/{id}", self._delete, methods=["DELETE"]),
-            Route("/v1/files/{id}/content", self._content, methods=["GET"]),
-            Route("/v1/batches", self._create, methods=["POST"]),
-            Route("/v1/batches", self._list_batches, methods=["GET"]),
-            Route("/v1/batches/{id}", self._batch, methods=["GET"]),
-            Route("/v1/batches/{id}/cancel", self._cancel, methods=["POST"]),
+            Route(path, _usable(handler), methods=[method])
+            for method, path, handler in (
+                ("POST", "/v1/files", self._upload),
+                ("GET", "/v1/files", self._list_files),
+                ("GET", "/v1/files/{id}", self._file),
+                ("DELETE", "/v1/files/{id}", self._delete),
+                ("GET", "/v1/files/{id}/content", self._content),
+                ("POST", "/v1/batches", self._create),
+                ("GET", "/v1/batches", self._list_batches),
+                ("GET", "/v1/batches/{id}", self._batch),
+                ("POST", "/v1/batches/{id}/cancel", self._cancel),
+            )
         ]
 
     async def _upload(self, request: HttpRequest) -> Response:
@@ -73,6 +83,20 @@ class StorageRoutes:
 
     async def _cancel(self, request: HttpRequest) -> Response:
         return _shown(await asyncio.to_thread(self._batches.cancel, _id(request), self._owner_of(request)))
+
+
+def _usable(handler: Handler) -> Handler:
+    """Return a handler whose state folder may be full, or locked by another program."""
+
+    async def handle(request: HttpRequest) -> Response:
+        try:
+            return await handler(request)
+        except (OSError, sqlite3.Error) as error:
+            _log.warning("files and batches: %s", redact(str(error)))
+            message = "The server's folder of files and batches cannot be used now; its log has the reason."
+            raise ApiError(503, message, None, "storage", {"retry-after": "30"}) from None
+
+    return handle
 
 
 def _id(request: HttpRequest) -> str:

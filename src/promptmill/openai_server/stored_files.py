@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import time
@@ -32,7 +33,10 @@ OUTPUT = "batch_output"
 _PARTIAL = ".partial"
 _UNTOUCHED_S = 3600.0  # longer than any file is written
 _AT_ONCE = 4  # uploads of one token
+_SILENCE_S = 60.0  # longer than a network that comes back
 _MOST_FIELDS = 8
+_CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
+"""Left out: forms are UTF-8 (RFC 7578), and Starlette decodes with any codec of Python that is named here."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -89,15 +93,19 @@ class StoredFiles:
     async def upload(self, content_type: str, body: AsyncGenerator[bytes], owner: str) -> FileObject:
         """Store the file in a form that comes in pieces; an owner's fifth at a time waits. Raises `ApiError`."""
         async with self._arriving[owner]:
-            count, size = await asyncio.to_thread(self.store.amount, "file", owner)
-            if count >= MOST_UPLOADS or size >= LARGEST_UPLOADS:
-                limit = f"{MOST_UPLOADS:,} files and {LARGEST_UPLOADS >> 30} GiB"
-                raise ApiError(400, f"A token may store {limit}; delete some files.", "file", "too_many_files")
+            await asyncio.to_thread(self.check_room, owner)
             form = await _form(content_type, body)
             try:
                 return await asyncio.to_thread(self._store_part, form, owner)
             finally:
                 await form.close()
+
+    def check_room(self, owner: str) -> None:
+        """Check that an owner may store another file. Blocks. Raises `ApiError`."""
+        count, size = self.store.amount("file", owner)
+        if count >= MOST_UPLOADS or size >= LARGEST_UPLOADS:
+            limit = f"{MOST_UPLOADS:,} files and {LARGEST_UPLOADS >> 30} GiB"
+            raise ApiError(400, f"A token may store {limit}; delete some files.", "file", "too_many_files")
 
     def _store_part(self, form: FormData, owner: str) -> FileObject:
         part, purpose = form.get("file"), form.get("purpose")
@@ -163,17 +171,19 @@ class StoredFiles:
         return {"id": identity, "object": "file", "deleted": True}
 
     def prune(self) -> None:
-        """Delete the files that have expired, and what killed uploads have left. Blocks."""
+        """Delete the files that have expired, and bytes without an object. Blocks."""
         for found in self.store.expired(self.now()):
             self._remove(found.id)
-        for path in self.folder.glob(f"*{_PARTIAL}"):
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < time.time() - _UNTOUCHED_S:
+        known = self.store.ids("file")
+        for path in self.folder.iterdir():
+            with contextlib.suppress(OSError):  # removed since, or open on Windows
+                if path.name not in known and path.stat().st_mtime < time.time() - _UNTOUCHED_S:
                     path.unlink()
 
     def _remove(self, identity: str) -> None:
-        self.store.remove(identity)  # first: a file without an object is garbage, an object without a file an error
-        self.path(identity).unlink(missing_ok=True)
+        self.store.remove(identity)  # first: an object without bytes is an error, bytes without an object are pruned
+        with contextlib.suppress(OSError):
+            self.path(identity).unlink()
 
 
 def listed(found: Sequence[JsonDict], limit: int) -> JsonDict:
@@ -198,7 +208,7 @@ async def _form(content_type: str, body: AsyncGenerator[bytes]) -> FormData:
 
     async def limited() -> AsyncGenerator[bytes]:
         size = 0
-        async for chunk in body:
+        while chunk := await _next(body):
             if (size := size + len(chunk)) > LARGEST_UPLOAD + LONGEST_FIELD:  # boundaries and short parts
                 raise ApiError(413, f"A file has at most {LARGEST_UPLOAD >> 20} MiB.", "file", "request_too_large")
             yield chunk
@@ -206,9 +216,17 @@ async def _form(content_type: str, body: AsyncGenerator[bytes]) -> FormData:
     if not content_type.startswith("multipart/form-data"):
         raise ApiError(400, "Send the file as multipart/form-data.", None)
     try:
-        headers = Headers({"content-type": content_type})
+        headers = Headers({"content-type": _CHARSET.sub("", content_type)})
         return await MultiPartParser(
             headers, limited(), max_files=1, max_fields=_MOST_FIELDS, max_part_size=LONGEST_FIELD
         ).parse()
     except MultiPartException as error:
         raise ApiError(400, error.message, "file") from None
+
+
+async def _next(body: AsyncGenerator[bytes]) -> bytes:
+    """Return the next piece, `b""` at the end. Raises `ApiError` 408: a client that vanished would keep its place."""
+    try:
+        return await asyncio.wait_for(anext(body, b""), _SILENCE_S)
+    except TimeoutError:
+        raise ApiError(408, f"No bytes came for {_SILENCE_S:.0f} s.", "file", "request_timeout") from None
