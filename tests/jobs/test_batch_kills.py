@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from batch_server import BatchServer, answer_to
+from promptmill.cli.main import main
 from promptmill.jobs.store.folder import Folder
 from waiting import eventually
 
@@ -42,12 +44,17 @@ def command(folder: Path, server: BatchServer, point: str) -> list[str]:
     return [*words, "--prompt", "Say {{text}}", "--batch", "--poll", "0.1s", "--max-cost", "1", "--quiet"]
 
 
-def run(folder: Path, server: BatchServer, *, point: str = "never") -> int:
-    """Run the command; return its exit code."""
+def killed(folder: Path, server: BatchServer, point: str) -> None:
+    """Run the command up to a point, unless it ends before that."""
     words = command(folder, server, point)
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode in {0, -9}, done.stderr[-2000:] + done.stdout[-2000:]
-    return done.returncode
+
+
+def run(folder: Path, server: BatchServer) -> int:
+    """Run the command to its end, in this process, which has all modules already; return its exit code."""
+    with contextlib.chdir(folder):
+        return main(command(folder, server, "never")[3:])
 
 
 def check_whole(folder: Path, server: BatchServer) -> None:
@@ -65,7 +72,7 @@ def check_whole(folder: Path, server: BatchServer) -> None:
 @pytest.mark.thorough
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_job_goes_on_with_its_batch(tmp_path, server, point):
-    run(tmp_path, server, point=point)
+    killed(tmp_path, server, point)
     assert run(tmp_path, server) == 0
     check_whole(tmp_path, server)
 
@@ -127,6 +134,6 @@ def test_a_job_that_is_killed_while_it_cancels_at_its_time_collects_the_finished
 def test_one_kill_of_each_kind(tmp_path):
     with BatchServer("openai", missing=9) as server:
         for point in ("after-batch:2", "after-batch:5", "before-finish"):
-            run(tmp_path, server, point=point)
+            killed(tmp_path, server, point)
         assert run(tmp_path, server) == 0
         check_whole(tmp_path, server)

@@ -86,11 +86,20 @@ def killed(folder: Path, serve: Callable[[], Served]) -> Killed:
     client = client_of(server)
     lines = [line(own, "Hi!", model=MODEL, temperature=2.0, max_tokens=tokens) for own, tokens in _ROWS.items()]
     batch = started(client, lines)
-    eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed)
+    eventually(lambda: _answers(folder, batch))  # the counts of a batch are up to a second late
     server.kill()
-    with contextlib.closing(sqlite3.connect(folder / "state/jobs" / batch.id.replace("_", "-") / "job.db")) as database:
-        kept = {f"{n}": text for n, text in database.execute("SELECT key, text FROM answer WHERE code IS NULL")}
-    return Killed(serve(), batch, kept)
+    return Killed(serve(), batch, _answers(folder, batch))
+
+
+def _answers(folder: Path, batch: Batch) -> dict[str, str]:
+    """Return the answers in the job's database, which may not be there yet."""
+    file = folder / "state" / "jobs" / batch.id.replace("_", "-") / "job.db"
+    with (
+        contextlib.suppress(sqlite3.OperationalError),
+        contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database,
+    ):
+        return {f"{n}": text for n, text in database.execute("SELECT key, text FROM answer WHERE code IS NULL")}
+    return {}
 
 
 def check_resumed(killed: Killed) -> None:

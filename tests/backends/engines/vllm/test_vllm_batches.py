@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ import engine_batches
 from openai_clients import client_of, ended, line, results, servers, started
 
 pytestmark = [pytest.mark.http, pytest.mark.engine]
-BLOCK = {"dtype": "float32", "max_num_seqs": 4, "max_model_len": 2048}
+BLOCK: dict[str, Any] = {"dtype": "float32", "max_num_seqs": 4, "max_model_len": 2048}
 
 
 @pytest.fixture(scope="module")
