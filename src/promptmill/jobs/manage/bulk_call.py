@@ -286,8 +286,6 @@ class _Call:
     folder: Folder | None = None
     """The job's folder, after admission."""
     status: Mapping[str, Any] = field(default_factory=dict)
-    left_out: list[int] = field(default_factory=list)
-    """The rows without a prompt, with `skip_empty`, and the rows that `limit` or `sample` left out."""
 
     @classmethod
     def of(cls, rows: Any, output: str | Path | None, options: BulkOptions) -> _Call:
@@ -439,21 +437,22 @@ class _Call:
         """Return the result, and remove the job if it has no output file."""
         assert self.folder is not None
         spec, shown = self.folder.known_spec(), []
+        left_out: list[int] = []  # rows without a prompt, with `skip_empty`, or beyond `limit` or `sample`
         if self.is_loose or self.source is not None:
             form, expected = _Form(spec), 0
             with self.folder.reading() as store:
                 end = end_of(store, self.order.limits.rows)
                 for each in answered_rows(store, spec, outcomes_so_far, 0, end):
-                    self.left_out += range(expected, each.row.n)
+                    left_out += range(expected, each.row.n)
                     expected = each.row.n + 1
                     shown.append(form.values(each))
-                self.left_out += range(expected, store.row_count())
+                left_out += range(expected, store.row_count())
         self.forget()
         output = None if self.is_loose else spec.output.path
         names = spec.output.names or {}
         schema = self.given.get("schema")
         variants = [target.name for target in spec.targets] if spec.is_grid else []
-        return BulkResult(self.status, shown, names, output, self.rows, schema, self.left_out, variants)
+        return BulkResult(self.status, shown, names, output, self.rows, schema, left_out, variants)
 
     def forget(self) -> None:
         if self.is_loose and self.folder is not None:
