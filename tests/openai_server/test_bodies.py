@@ -129,6 +129,7 @@ def test_a_response_becomes_the_same_request_as_a_chat():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("text", {"format": "json"}),
         ("previous_response_id", "resp_1"),
         ("conversation", "conv_1"),
         ("background", True),

@@ -49,8 +49,10 @@ def chat_body(body: JsonObject) -> JsonDict:
         match name, value:
             case "max_output_tokens", _:
                 found["max_tokens"] = value
-            case "text", dict():
-                found["response_format"] = _format(value.get("format") or {"type": "text"})
+            case "text", {"format": dict(form)}:
+                found["response_format"] = _format(form)
+            case "text", dict() if value.get("format") is None:
+                continue
             case "reasoning", dict():
                 found["reasoning_effort"] = value.get("effort")
             case "tools", list():
