@@ -65,6 +65,9 @@ class FileCheck:
                 is_full = len(self.errors) >= MOST_BATCH_ERRORS or self.count > MOST_BATCH_LINES
                 if is_full or await asyncio.to_thread(halts):
                     break
+        for path in (place / INPUT, place / REFUSED):  # a power loss after the next state would lose the rows
+            await asyncio.to_thread(disk.sync_path, path)
+        await asyncio.to_thread(disk.sync_folder, place)
         if self.count > MOST_BATCH_LINES:
             self.note("too_many_tasks", f"A batch has at most {MOST_BATCH_LINES:,} lines.", None)
         if not self.count:
