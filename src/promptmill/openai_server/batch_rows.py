@@ -65,6 +65,9 @@ class FileCheck:
                 is_full = len(self.errors) >= MOST_BATCH_ERRORS or self.count > MOST_BATCH_LINES
                 if is_full or await asyncio.to_thread(halts):
                     break
+        for path in (place / INPUT, place / REFUSED):  # a power loss after the next state would lose the rows
+            await asyncio.to_thread(disk.sync_path, path)
+        await asyncio.to_thread(disk.sync_folder, place)
         if self.count > MOST_BATCH_LINES:
             self.note("too_many_tasks", f"A batch has at most {MOST_BATCH_LINES:,} lines.", None)
         if not self.count:
@@ -83,13 +86,12 @@ class FileCheck:
             self.note(str(error.code), error.message, self._line, error.param)
             return
         try:
-            row = _line(own, await self._asked(body))
+            row = _json_line({"custom_id": own} | await self._asked(body))
         except Exception as error:  # a bug costs its line, not the batch
             self.refused += 1
             number = f"refused-{self.count}"
-            bad.write(
-                _json_line({"id": f"batch_req_{number}", "custom_id": own} | _refused(number, as_api_error(error)))
-            )
+            refused = _refused(number, as_api_error(error))
+            bad.write(_json_line({"id": f"batch_req_{number}", "custom_id": own} | refused))
         else:
             good.write(row)
 
@@ -210,13 +212,6 @@ class Results:
             response = {"status_code": error.said["status_code"], "request_id": f"req_{number}", "body": body}
             return {"response": response, "error": None}
         return _refused(number, error_of(error))
-
-
-def _line(own: str, asked: JsonDict) -> bytes:
-    try:
-        return _json_line({"custom_id": own} | asked)
-    except TypeError:
-        raise ApiError(400, "The body holds a value that JSON cannot hold, such as half a surrogate pair.") from None
 
 
 def _refused(number: str, error: ApiError) -> JsonDict:
