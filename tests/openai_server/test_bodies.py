@@ -216,3 +216,24 @@ def test_every_code_makes_an_error_of_openai():
     for code in Code:
         body = error_of(PromptmillError(code, "It failed.")).body()
         assert body["error"].keys() == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (RESPONSES, {"input": "hi", "instructions": ["x"]}, "input"),
+        (RESPONSES, {"input": [{"role": "user", "content": [{"type": ["x"], "text": "y"}]}]}, "input"),
+        (CHAT, {"messages": [{"role": "user", "content": "hi"}], "response_format": {"type": []}}, "response_format"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused(path, body, param):
+    assert _refused(path, body).param == param
+
+
+@pytest.mark.parametrize("vector", [[1e40], ["x"], "AAA"])
+def test_embeddings_that_are_none_are_an_error_of_the_endpoint(vector):
+    answer = Completion("", details={"payload": {"data": [{"embedding": vector}]}})
+    encoding = "float" if isinstance(vector, str) else "base64"
+    with pytest.raises(ApiError) as raised:
+        reply_body(EMBEDDINGS, {"input": "x", "encoding_format": encoding}, answer, "m")
+    assert raised.value.status == 502

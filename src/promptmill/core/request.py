@@ -371,6 +371,12 @@ def replacing_choices(changes: JsonObject) -> JsonDict:
     return ({} if changes.get("response_format") is None else {"choices": None}) | dict(changes)
 
 
+def _with_known_type(value: JsonDict | None) -> JsonDict | None:
+    if value is not None and not isinstance(value.get("type", ""), str):
+        raise PydanticCustomError("response_format", "should have a text as its `type`")
+    return value
+
+
 class _TokenChoice(BaseModel):
     """The parameters that choose each token."""
 
@@ -405,7 +411,9 @@ class Sampling(_TokenChoice):
     n: Annotated[int | None, AfterValidator(_none_for_one)] = Field(
         None, ge=1, le=128, description="Number of answers to each prompt; `answers` holds all of them."
     )
-    response_format: JsonDict | None = Field(None, description="OpenAI's `response_format`: JSON mode or a schema.")
+    response_format: Annotated[JsonDict | None, AfterValidator(_with_known_type)] = Field(
+        None, description="OpenAI's `response_format`: JSON mode or a schema."
+    )
     choices: Annotated[list[str] | None, BeforeValidator(list_of_choices)] = Field(
         None, description="The answer is one of these texts; takes the place of `response_format`."
     )

@@ -203,10 +203,13 @@ def reply_body(path: str, body: JsonObject, answer: Completion, model: str) -> J
 
 def _embeddings_body(body: JsonObject, answer: Completion, model: str) -> JsonDict:
     payload = (answer.details or {}).get("payload", {})
-    data = [
-        {"object": "embedding", "index": index, "embedding": _encoded(one["embedding"], body.get("encoding_format"))}
-        for index, one in enumerate(payload.get("data", ()))
-    ]
+    try:
+        vectors = [_encoded(one["embedding"], body.get("encoding_format")) for one in payload.get("data", ())]
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error):
+        raise ApiError(
+            502, "The reply of the endpoint holds something else than embeddings.", None, "bad_response"
+        ) from None
+    data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
     tokens = answer.usage.prompt_tokens
     return {"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 

@@ -37,7 +37,6 @@ _DEFAULTS: dict[str, Any] = {"truncation": "disabled", "background": False, "too
 _WHY = ": this server keeps no state, and runs no tools"
 _LOGPROBS = "message.output_text.logprobs"
 _ECHOED = ("instructions", "temperature", "top_p", "max_output_tokens", "parallel_tool_calls", "tool_choice", "tools")
-_KINDS = {"input_text": "text", "output_text": "text", "text": "text"}
 
 
 def chat_body(body: JsonObject) -> JsonDict:
@@ -115,11 +114,12 @@ def _with_one_system(messages: list[JsonDict], further: Iterable[str]) -> list[J
 
 
 def _text(content: Any) -> str:
-    parts = content if isinstance(content, list) else [{"text": content}]
-    texts = [text for part in parts if isinstance(text := part.get("text"), str)]
-    if len(texts) < len(parts):
-        raise ApiError(400, "The content of a system or developer message is no text.", "input")
-    return "\n\n".join(texts)
+    match content:
+        case str():
+            return content
+        case [*parts] if all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+            return "\n\n".join(part["text"] for part in parts)
+    raise ApiError(400, "`instructions`, or the content of a system or developer message, is no text.", "input")
 
 
 def _content(content: Any) -> Any:
@@ -128,7 +128,7 @@ def _content(content: Any) -> Any:
 
 def _part(part: Any) -> Any:
     match part:
-        case {"type": kind, "text": text} if kind in _KINDS:
+        case {"type": "input_text" | "output_text" | "text", "text": text}:
             return {"type": "text", "text": text}
         case {"type": "input_image", "image_url": str(url)}:
             return {"type": "image_url", "image_url": {"url": url, "detail": part.get("detail")}}
