@@ -81,7 +81,8 @@ class FileCheck:
     async def _take(self, line: bytes, good: IO[bytes], bad: IO[bytes]) -> None:
         self.count += 1
         try:
-            own, body = self._read(line.removeprefix(rows.BOM))
+            is_large = len(line) > _BLOCK  # others wait while a line is read
+            own, body = await asyncio.to_thread(self._read, line) if is_large else self._read(line)
         except ApiError as error:
             self.note(str(error.code), error.message, self._line, error.param)
             return
@@ -97,6 +98,7 @@ class FileCheck:
 
     def _read(self, line: bytes) -> tuple[str, JsonDict]:
         """Return the id and the body of a line. Raises `ApiError`, which makes the whole file invalid."""
+        line = line.removeprefix(rows.BOM)
         if rows.may_exceed(MOST_VALUES, line):
             raise ApiError(400, f"This line may hold more than {MOST_VALUES:,} values.", None, "invalid_request")
         try:

@@ -61,7 +61,7 @@ _WINDOW_S = 86_400
 _REPEAT_S, _RETRY_S = 60, 1200  # two retries, each after 600 s at most
 _POLL_S = 0.25  # one look takes 1 ms
 _WAITING_POLL_S = 1.0
-_PAUSES_S = (1.0, 5.0, 30.0, 120.0)
+_PAUSES_S = (1.0, 5.0, 30.0)
 _PRUNE_S = 60.0
 _END_S = 60.0  # a job ends within about a second
 

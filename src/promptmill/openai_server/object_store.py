@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from promptmill.jobs import disk
+from promptmill.openai_server.api_errors import ApiError
 
 Kind = Literal["file", "batch"]
 _TABLE = """
@@ -118,8 +119,12 @@ class ObjectStore:
             database.execute("DELETE FROM object WHERE id = ?", (identity,))
 
     def page(self, kind: Kind, owner: str, listing: Listing, now: int) -> list[Stored]:
-        """Return the listed objects, and one more if there are more. Expired ones, and those after an unknown id, are
-        left out."""
+        """Return the listed objects that have not expired, and one more if there are more.
+
+        Raises `ApiError` 400 if the one before them is gone: a program that deletes what it lists would miss the rest.
+        """
+        if listing.after and self.get(kind, listing.after, owner) is None:
+            raise ApiError(400, f"No such object: {listing.after[:60]}; list without `after`.", "after", "not_found")
         asked = {"owner": owner, "kind": kind, "now": now, "sign": -1 if listing.is_newest_first else 1}
         asked |= {"purpose": listing.purpose, "after": listing.after, "limit": listing.limit + 1}
         return self._read(_PAGE, asked)
