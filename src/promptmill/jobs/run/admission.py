@@ -72,7 +72,7 @@ class Job:
     lock: Lock
     change: Change
     input: InputFiles | None = None
-    """Files that admission found new or changed, and that the run must read; or the rows, if they are in no file."""
+    """Files that admission found new or changed, and that the run must read."""
     most_cost: float | None = None
     """The most that all runs of the job may spend of the server's budget; None: any amount."""
 
@@ -104,9 +104,7 @@ class Job:
 
         Raises the errors of `changed_files`.
         """
-        known = self.input
-        if self.spec.input.is_file:  # rows without a file are read again if the database is damaged
-            self.input = None
+        known, self.input = self.input, None
         files = known or self.changed_files(halt)
         if files is None:
             self.folder.put(before=None)

@@ -105,6 +105,7 @@ class Runner:
         self.service = service
         self._hooks = hooks
         self._apart = apart
+        self._given = None if job.spec.input.is_file else job.input
         self._working: asyncio.Task[None] | None = None
         self._stopped: _JobStopped | None = None
         self._leaves_as: _JobStopped | None = None
@@ -282,6 +283,7 @@ class Runner:
         job = self._job
         await self._in_thread(job.folder.salvage)
         job.put(job.folder.spec or job.spec.with_input(**UNREAD).with_output(names=None))
+        job.input = self._given
 
     def _limit_rows(self) -> None:
         job = self._job
