@@ -13,6 +13,7 @@ import pytest
 
 from batch_server import BatchServer, answer_to
 from promptmill.cli.main import main
+from promptmill.jobs.run import batch_round
 from promptmill.jobs.store.folder import Folder
 from waiting import eventually
 
@@ -27,7 +28,8 @@ POINTS += [f"{side}-{what}" for what in ("rows", "replies", "finish") for side i
 
 
 @pytest.fixture(params=PROVIDERS)
-def server(request):
+def server(request, monkeypatch):
+    monkeypatch.setattr(batch_round, "LIST_LAG_S", 0.3)  # as in the killed processes
     with BatchServer(request.param, missing=9) as started:
         yield started
 

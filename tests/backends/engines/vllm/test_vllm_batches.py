@@ -39,7 +39,8 @@ def test_a_cancelled_batch_leaves_its_engine_to_others(killed):
 
 
 @pytest.mark.parametrize("is_whole", [False, True], ids=["what was set", "all fields"])
-def test_a_file_that_the_classes_of_run_batch_write_runs_here_and_they_read_the_results(killed, is_whole):
+def test_a_file_that_the_classes_of_run_batch_write_runs_here_and_they_read_the_results(killed, is_whole, monkeypatch):
+    monkeypatch.setenv("SETUPTOOLS_USE_DISTUTILS", "stdlib")  # another test may have imported that one
     from vllm.entrypoints.launchers.run_batch import BatchRequestInput, BatchRequestOutput
 
     chat = line("a", "Hi!", model=engine_batches.MODEL, max_completion_tokens=4, logprobs=True, top_logprobs=1)
