@@ -141,7 +141,7 @@ class RowReader:
         return Request(row, conversation, sampling, extra, attempts, required=self._required(sampling, extra))
 
     def _required(self, sampling: Sampling, extra: JsonObject) -> frozenset[str]:
-        """Return the parameters that may not be left out: those of the row that the model's configuration lacks."""
+        """Return the parameters that may not be left out: the row has them, its model's configuration has not."""
         if self.kind == "messages" or (sampling is self.sampling and extra is self.extra):
             return self.required
         model = self.models.get(str(extra.get("model")), self)

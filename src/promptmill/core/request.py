@@ -452,7 +452,7 @@ def required_of(given: JsonObject) -> frozenset[str]:
     """
     known = given.keys() & (Sampling.model_fields.keys() | BESIDE)
     names = {name for name in known if given[name] is not None and _NEUTRAL.get(name) != given[name]}
-    return frozenset(names | {"logprobs"} if TOP_CHOICES in names else names)  # an endpoint is asked for the latter
+    return frozenset(names | {"logprobs"} if TOP_CHOICES in names else names)  # `top_choices` needs them
 
 
 def check_left_out(names: Iterable[str], required: Container[str], taker: str) -> None:

@@ -96,7 +96,7 @@ class BatchRuns:
         return list(dict.fromkeys([*(each.id for each in self._store.open()), *places]))
 
     async def _adopt(self, identity: str) -> None:
-        """Run a batch to its end, and remove what it has left, unless a server has its lock."""
+        """Run a batch to its end, and remove its job and its temporary files, unless a server has its lock."""
         if (lock := await asyncio.to_thread(self._lock, identity)) is None:
             return
 

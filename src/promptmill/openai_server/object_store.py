@@ -121,7 +121,7 @@ class ObjectStore:
     def page(self, kind: Kind, owner: str, listing: Listing, now: int) -> list[Stored]:
         """Return the listed objects that have not expired, and one more if there are more.
 
-        Raises `ApiError` 400 if the one before them is gone: a program that deletes what it lists would miss the rest.
+        Raises `ApiError` 400 if the one before them is gone. A program that deletes a page would miss the rest.
         """
         if listing.after and self.get(kind, listing.after, owner) is None:
             raise ApiError(400, f"No such object: {listing.after[:60]}; list without `after`.", "after", "not_found")

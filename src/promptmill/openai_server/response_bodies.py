@@ -91,7 +91,7 @@ def _messages(body: JsonObject) -> list[JsonDict]:
                 if not messages or messages[-1]["role"] != "assistant":
                     messages.append({"role": "assistant", "content": None})
                 call = call_of(item, f"input[{place}]")
-                messages[-1].setdefault("tool_calls", []).append(call)  # those of one turn are one message
+                messages[-1].setdefault("tool_calls", []).append(call)  # the calls of one turn are one message
             case {"type": str(kind), "call_id": called} if kind in OUTPUTS:
                 output = _content(output_of(item, f"input[{place}]"))
                 messages.append({"role": "tool", "tool_call_id": called, "content": output})

@@ -43,7 +43,7 @@ def tools_of(body: JsonObject) -> list[Any]:
 
 
 def functions_of(body: JsonObject) -> Iterator[JsonDict]:
-    """Yield the tools as those of chat completions. Raises `ApiError`."""
+    """Yield the tools as functions of chat completions. Raises `ApiError`."""
     for place, tool in enumerate(tools_of(body)):
         match tool:
             case {"type": "function"}:
@@ -64,7 +64,7 @@ def functions_of(body: JsonObject) -> Iterator[JsonDict]:
 
 
 def instructions_of(body: JsonObject) -> Iterator[str]:
-    """Yield what the namespaces among valid tools say of all their functions."""
+    """Yield the descriptions of the namespaces among valid tools."""
     for tool in tools_of(body):
         if tool["type"] == "namespace" and tool.get("description"):
             yield f"The tools `{_joined(tool['name'], '…')}`: {tool['description']}"

@@ -27,7 +27,7 @@ from promptmill.openai_server.response_tools import item_of
 T = TypeVar("T")
 _PING_S = 3.0  # as over MCP: some clients disconnect after five seconds of silence
 _OTHER_ANSWER = (
-    "What was sent is not the beginning of the answer: the request was repeated meanwhile, or the text was reasoning "
+    "The sent part is not the beginning of the answer: the request was repeated meanwhile, or the text was reasoning "
     "without a mark at its beginning. Send the request without `stream`."
 )
 _PING = b": ping\n\n"
@@ -192,7 +192,7 @@ class ResponseEvents:
         (at, call), piece = self._calls[filled["index"]], filled["function"]["arguments"]
         call["function"]["arguments"] += piece
         if self._output[at]["type"] != "function_call":
-            return b""  # JSON of ours, around what the client gets
+            return b""  # our JSON around the text: the client gets the text alone, at the end
         return self._of_item("function_call_arguments.delta", at, delta=piece)
 
     def begin(self) -> Iterator[bytes]:

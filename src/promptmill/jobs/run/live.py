@@ -295,8 +295,8 @@ _UNKNOWN = OpenRow(0, 0, None, None, b"", 0, answered=False)
 
 
 class StoreSink(Sink):
-    """Writes outcomes in commits of up to 64: those of one turn of the event loop, or, if more than 64 rows are in
-    flight and the last commit is less than 5 ms old, those until it is.
+    """Writes outcomes in commits of up to 64. A commit has the outcomes of one turn of the event loop. If more than 64
+    rows are in flight, it follows the last one after 5 ms at the earliest, and has all outcomes until then.
 
     So after a kill, the requests in flight are paid twice; with more than 64 in flight and more than 200 outcomes a
     second, so are at most 64 outcomes of the last 5 ms. A commit costs as much CPU time as encoding 20 outcomes: one a

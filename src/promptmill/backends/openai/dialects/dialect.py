@@ -78,7 +78,7 @@ class Dialect(Protocol):
         ...
 
     def delta_in(self, event: JsonDict) -> JsonDict:
-        """Return what an event of a stream adds to the answer, as the `delta` of a chat completion's stream."""
+        """Return the part of the answer in an event of a stream, as the `delta` of a chat completion's stream."""
         ...
 
 
