@@ -11,7 +11,7 @@ import pytest
 import promptmill
 from promptmill.cli import main as cli
 from promptmill.config.settings import Settings
-from promptmill.improvement.improvement import ImproveOptions
+from promptmill.features.improve.improvement import ImproveOptions
 from promptmill.jobs.manage.bulk_options import BulkOptions, ModelOptions
 
 _PAGE = (Path(__file__).parent.parent / "docs" / "names.md").read_text(encoding="utf-8")

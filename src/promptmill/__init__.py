@@ -7,46 +7,40 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from promptmill.comparison.call import Comparison, compare
     from promptmill.core.errors import PromptmillError
-    from promptmill.improvement.improvement import Improvement, improve
     from promptmill.jobs.manage.bulk_call import bulk, bulk_async, stream, stream_async
     from promptmill.jobs.manage.bulk_result import BulkResult
 
 __version__ = "0.1.0"
-__all__ = [
-    "BulkResult",
-    "Comparison",
-    "Improvement",
-    "PromptmillError",
-    "bulk",
-    "bulk_async",
-    "compare",
-    "improve",
-    "stream",
-    "stream_async",
-]
+__all__ = ["BulkResult", "Comparison", "PromptmillError", "bulk", "bulk_async", "compare", "stream", "stream_async"]
+
+_NAMES = {
+    "BulkResult": "promptmill.jobs.manage.bulk_result:BulkResult",
+    "Comparison": "promptmill.comparison.call:Comparison",
+    "PromptmillError": "promptmill.core.errors:PromptmillError",
+    "bulk": "promptmill.jobs.manage.bulk_call:bulk",
+    "bulk_async": "promptmill.jobs.manage.bulk_call:bulk_async",
+    "compare": "promptmill.comparison.call:compare",
+    "stream": "promptmill.jobs.manage.bulk_call:stream",
+    "stream_async": "promptmill.jobs.manage.bulk_call:stream_async",
+}
+
+
+def _names() -> dict[str, str]:
+    """Return the names of the programs' interface, also those of features, and the parts that they mean."""
+    from promptmill.core.feature import features
+
+    return {**_NAMES, **{name: where for feature in features().values() for name, where in feature.names.items()}}
 
 
 def __getattr__(name: str) -> Any:
     """Import each name of the programs' interface at its first use: the server starts often and does not use them."""
-    if name in {"Comparison", "compare"}:
-        from promptmill.comparison import call
+    if name.startswith("__") or name not in (known := _names()):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from promptmill.core.feature import part
 
-        return getattr(call, name)
-    if name == "PromptmillError":
-        from promptmill.core import errors
-
-        return errors.PromptmillError
-    if name in {"Improvement", "improve"}:
-        from promptmill.improvement import improvement as improve_call
-
-        return getattr(improve_call, name)
-    if name in __all__:
-        from promptmill.jobs.manage import bulk_call
-
-        return getattr(bulk_call, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return part(known[name])
 
 
 def __dir__() -> list[str]:
     """Return the names of the programs' interface, also before their first use."""
-    return [*__all__, "__version__"]
+    return [*_names(), "__version__"]

@@ -14,6 +14,7 @@ from promptmill.cli.options import Parser, add_endpoint, add_shared
 from promptmill.cli.terminal import columns, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import config_error
+from promptmill.core.feature import WITHOUT, features
 from promptmill.core.wording import counted, cut
 from promptmill.service import choosing
 from promptmill.service.service import Service
@@ -22,6 +23,20 @@ from promptmill.system import runtime
 _NAME_WIDTH, _URL_WIDTH = 12, 58  # columns of the list of providers where stdout is no terminal
 _SHORTEST_URL = 10
 _MODEL_WIDTH = 24
+
+
+def add_features_options(parser: Parser) -> None:
+    """Add the options of `promptmill features`."""
+    parser.set_defaults(unconfigured=_show_features)
+
+
+def _show_features(_arguments: argparse.Namespace) -> int:
+    """Print each feature with the sockets that it uses, and how to hide one. Returns 0."""
+    found = features()
+    for name, feature in found.items():
+        say(f"{name:{_NAME_WIDTH}} {feature.words} ({', '.join(feature.sockets) or 'an entry of its own'})", wrap=True)
+    say(f"{counted(len(found), 'feature')}. {WITHOUT}=NAME,… hides some of them, {WITHOUT}=all every one.", wrap=True)
+    return 0
 
 
 def add_models_options(parser: Parser) -> None:

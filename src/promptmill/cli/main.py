@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
 import io
 import os
 import sys
@@ -15,37 +14,54 @@ from promptmill import __version__
 from promptmill.cli.options import Parser, configuration_of, option_of
 from promptmill.cli.terminal import OK, SOME_FAILED, USAGE, LostOutputError, complain, flush, say
 from promptmill.core.errors import PromptmillError
+from promptmill.core.feature import WITHOUT, Command, features, part
 from promptmill.core.wording import did_you_mean
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
 
-COMMANDS = {
-    "serve": ("cli.serve.add_options", "serve MCP over stdio, or over HTTP with --http"),
-    "generate": ("cli.generate.add_options", "answer prompts and print the answers"),
-    "bulk": ("cli.bulk.add_options", "answer a file of prompts into another; goes on after a crash"),
-    "join": ("cli.jobs.add_join_options", "make one output of the parts that `bulk --shard I/N` made"),
-    "jobs": ("cli.jobs.add_jobs_options", "how far jobs are; go on with one, forget old ones"),
-    "show": ("cli.show.add_options", "show some rows of a job or a file, each prompt above its answer"),
-    "compare": ("cli.compare.add_options", "compare outputs with each other and with right answers"),
-    "improve": ("cli.improve.add_options", "have a strong model write a better prompt, and test it on right answers"),
-    "report": ("cli.show.add_report_options", "write all of a job into one HTML file, to browse and search"),
-    "review": ("cli.review.add_options", "list the rows that are worth a look, and take a person's labels"),
-    "cache": ("cli.listings.add_cache_options", "what the cache of answers holds"),
-    "models": ("cli.listings.add_models_options", "list the models that --model NAME knows"),
-    "providers": (
-        "cli.listings.add_providers_options",
+COMMANDS = (
+    Command("serve", "serve MCP over stdio, or over HTTP with --http", "promptmill.cli.serve:add_options"),
+    Command("generate", "answer prompts and print the answers", "promptmill.cli.generate:add_options"),
+    Command("bulk", "answer a file of prompts into another; goes on after a crash", "promptmill.cli.bulk:add_options"),
+    Command(
+        "join", "make one output of the parts that `bulk --shard I/N` made", "promptmill.cli.jobs:add_join_options"
+    ),
+    Command("jobs", "how far jobs are; go on with one, forget old ones", "promptmill.cli.jobs:add_jobs_options"),
+    Command(
+        "show", "show some rows of a job or a file, each prompt above its answer", "promptmill.cli.show:add_options"
+    ),
+    Command("compare", "compare outputs with each other and with right answers", "promptmill.cli.compare:add_options"),
+    Command(
+        "report",
+        "write all of a job into one HTML file, to browse and search",
+        "promptmill.cli.show:add_report_options",
+    ),
+    Command(
+        "review", "list the rows that are worth a look, and take a person's labels", "promptmill.cli.review:add_options"
+    ),
+    Command("cache", "what the cache of answers holds", "promptmill.cli.listings:add_cache_options"),
+    Command("models", "list the models that --model NAME knows", "promptmill.cli.listings:add_models_options"),
+    Command(
+        "providers",
         "list the providers for `provider: NAME`, and their keys",
+        "promptmill.cli.listings:add_providers_options",
     ),
-    "check": ("cli.setup.add_check_options", "try configuration, endpoint, key and model"),
-    "init": ("cli.setup.add_init_options", "ask three questions, write parameter.yaml, check it"),
-    "completion": (
-        "cli.completion.add_options",
+    Command("check", "try configuration, endpoint, key and model", "promptmill.cli.setup:add_check_options"),
+    Command("init", "ask three questions, write parameter.yaml, check it", "promptmill.cli.setup:add_init_options"),
+    Command(
+        "completion",
         "print a script that completes commands, options, files, jobs and models with Tab",
+        "promptmill.cli.completion:add_options",
     ),
-    "install": ("cli.install.add_options", "add promptmill to a client's configuration"),
-}
-"""The function that adds each command's options (imported when the command is used), and a line of help."""
+    Command("install", "add promptmill to a client's configuration", "promptmill.cli.install:add_options"),
+    Command(
+        "features",
+        "list the features that are installed, and what they add",
+        "promptmill.cli.listings:add_features_options",
+    ),
+)
+"""The commands of the core, in the order of the help; those of features follow."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,7 +107,7 @@ _VARIABLES = tuple(
     f"PROMPTMILL_{name}"
     for name in (
         *("CONFIG", "STATE", "CACHE", "SCRATCH", "ENDPOINTS", "HTTP_TOKEN", "LOG_LEVEL", "PYTHON"),
-        *("BASE_URL", "MODEL", "API_KEY", "TORCH_INDEX"),
+        *("BASE_URL", "MODEL", "API_KEY", "TORCH_INDEX", WITHOUT.removeprefix("PROMPTMILL_")),
     )
 )
 _NEAR = 0.88  # above the similarity of PROMPTMILL_PROVIDER, a plausible name in a user's file
@@ -127,16 +143,20 @@ def _configured(arguments: argparse.Namespace) -> int:
         raise explained(error, arguments, configuration) from None
 
 
-def parser_of(words: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
-    """Return the parser of the command line; only the commands in `words` get their options."""
+def commands() -> list[Command]:
+    """Return the commands of the core and of the features."""
+    return [*COMMANDS, *(command for feature in features().values() for command in feature.commands)]
+
+
+def parser_of(words: Collection[str] | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the command line; only the commands in `words` get their options (None: all)."""
     parser = Parser("promptmill", description="Text-generation engines as MCP tools.")
     parser.add_argument("-v", "-V", "--version", action="version", version=f"promptmill {__version__}")
     added = parser.add_subparsers(metavar="COMMAND")
-    for name, (adds, purpose) in COMMANDS.items():
-        command = added.add_parser(name, help=purpose)
-        if name in words:
-            module, _, add_options = adds.rpartition(".")
-            getattr(importlib.import_module(f"promptmill.{module}"), add_options)(command)
+    for command in commands():
+        parsing = added.add_parser(command.name, help=command.words)
+        if words is None or command.name in words:
+            part(command.options)(parsing)
     helping = added.add_parser("help", help="what a command does and takes")
     helping.add_argument("words", nargs="*", metavar="COMMAND")
     helping.set_defaults(unconfigured=lambda arguments: _help(parser, arguments.words))

@@ -26,8 +26,8 @@ from promptmill.openai_server.endpoints import PATHS, Endpoints
 from promptmill.openai_server.object_store import ObjectStore
 from promptmill.openai_server.storage_routes import StorageRoutes
 from promptmill.openai_server.stored_files import StoredFiles
-from promptmill.server.bulk_tools import running_jobs_of
 from promptmill.server.tool_calls import owner_of
+from promptmill.server.tool_socket import running_jobs_of
 from promptmill.service.service import Service
 from promptmill.system.logs import announce
 from promptmill.system.state import state_folder

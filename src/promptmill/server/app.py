@@ -28,11 +28,12 @@ from promptmill.config.own_secrets import SECRET_NAME, secrets_in
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import USUAL_KEYS
 from promptmill.core.errors import redact
-from promptmill.server.bulk_tools import add_bulk_tools, running_jobs_of
+from promptmill.core.feature import features, part
+from promptmill.server.bulk_tools import add_bulk_tools
 from promptmill.server.label_tools import add_label_tools
-from promptmill.server.questions import Questions
 from promptmill.server.tasks import Tasks
 from promptmill.server.tool_calls import CallLog, PlainArguments
+from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import add_answer_tools, add_engine_tools
 from promptmill.service.service import Service
 from promptmill.service.telemetry import Telemetry
@@ -125,14 +126,16 @@ def create_server(
         middleware=[CallLog(telemetry), PlainArguments()],
         dereference_schemas=False,  # a schema contains its references
     )
-    running_jobs = running_jobs_of(service)
+    socket = ToolSocket.of(mcp, service)
     if not locked:
         add_engine_tools(mcp, service)
-    questions = Questions()
-    add_answer_tools(mcp, service, running_jobs, questions)
-    add_bulk_tools(mcp, service, running_jobs, questions)
-    add_label_tools(mcp, service, running_jobs, questions)
-    mcp.add_extension(long_calls := Tasks(service, running_jobs))
+    add_answer_tools(socket)
+    add_bulk_tools(socket)
+    add_label_tools(socket)
+    for feature in features().values():
+        if feature.tools:
+            part(feature.tools)(socket)
+    mcp.add_extension(long_calls := Tasks(service, socket.running_jobs))
     mcp._mcp_server.middleware.append(long_calls.in_old_form)
     _add_status(mcp, service)
     _add_skill(mcp)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
 import inspect
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
-from fastmcp import Context, FastMCP
+from fastmcp import Context
 from fastmcp.exceptions import ResourceError
 from fastmcp.tools import ToolResult
 from mcp_types import ToolAnnotations
@@ -23,7 +22,6 @@ from promptmill.core.errors import Code, Named, PromptmillError, argument_name, 
 from promptmill.core.values import JsonDict
 from promptmill.jobs.store.rounds import MOST_VOTES, Again
 from promptmill.server import arguments
-from promptmill.server.questions import Questions
 from promptmill.server.results import (
     INLINE,
     PAGE_CHARACTERS,
@@ -35,12 +33,9 @@ from promptmill.server.results import (
     wants_copy,
 )
 from promptmill.server.tool_calls import caller_of, tool
+from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import plan_of_call, sampling_of_call
 from promptmill.service.service import Service
-from promptmill.system.call_files import FileRule
-
-if TYPE_CHECKING:
-    from promptmill.jobs.manage.running_jobs import RunningJobs
 
 _ENVELOPE = 4 << 10
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
@@ -115,33 +110,6 @@ _SEVERAL = object_schema(
 )  # each has the schema of a single one
 
 
-def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
-    """Return a function that returns the jobs of the server. The first use creates them: most servers run no jobs.
-
-    A trusted client's jobs read and write files inside `allowed_roots`; if that is not set, in the working directory.
-    """
-
-    def rule() -> FileRule:
-        plan = service.plan
-        if plan.call_files is not None:
-            return plan.call_files
-        return FileRule((Path.cwd().resolve(),)) if plan.file_rule.roots is None else plan.file_rule
-
-    @functools.cache
-    def running_jobs() -> RunningJobs:
-        from promptmill.jobs.manage.running_jobs import RunningJobs
-
-        return RunningJobs(service, rule)
-
-    return running_jobs
-
-
-async def imported(running_jobs: Callable[[], RunningJobs]) -> RunningJobs:
-    """Return the jobs of the server; the first import takes 0.4 s, in a thread."""
-    await asyncio.to_thread(importlib.import_module, "promptmill.jobs.manage.running_jobs")
-    return running_jobs()
-
-
 def _argument_of(parameters: Container[str], named: Named) -> str | None:
     """Return the argument of `bulk_generate` for a field of an order; None if its `parameters` lack it."""
     if named.field == "status":
@@ -197,12 +165,9 @@ async def _plans_of(
     return plan, {name: own for name, own in named if others and name is not None and name in service.offered}
 
 
-def add_bulk_tools(
-    mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs], questions: Questions
-) -> None:
+def add_bulk_tools(socket: ToolSocket) -> None:
     """Add the tools of jobs and the resource of answers to the app."""
-
-    jobs = functools.partial(imported, running_jobs)
+    mcp, service, questions, jobs = socket.mcp, socket.service, socket.questions, socket.jobs
 
     @tool(
         mcp,
@@ -466,12 +431,12 @@ def add_bulk_tools(
             raise
         return ToolResult(structured_content=found)
 
-    _add_tools_of_a_job(mcp, service, jobs, questions)
+    _add_tools_of_a_job(socket)
 
 
-def _add_tools_of_a_job(
-    mcp: FastMCP, service: Service, jobs: Callable[[], Awaitable[RunningJobs]], questions: Questions
-) -> None:
+def _add_tools_of_a_job(socket: ToolSocket) -> None:
+    mcp, service, questions, jobs = socket.mcp, socket.service, socket.questions, socket.jobs
+
     @tool(
         mcp,
         output_schema=_SEVERAL,

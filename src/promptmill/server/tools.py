@@ -28,6 +28,7 @@ from promptmill.server import arguments, tasks
 from promptmill.server.questions import Questions
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, INLINE, result_of
 from promptmill.server.tool_calls import caller_of, tool, with_progress
+from promptmill.server.tool_socket import ToolSocket
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
@@ -37,11 +38,10 @@ _SHORT_SETTINGS = 2000  # characters of settings that take less than a milliseco
 _KEPT = "The backend is still `{}`, as the configuration names it; give `backend` to choose another."
 
 
-def add_answer_tools(
-    mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs], questions: Questions
-) -> None:
-    """Add the three tools to the app; `running_jobs` continues the items that are unanswered at the time limit."""
-    answers = _Answers(service, running_jobs, questions)
+def add_answer_tools(socket: ToolSocket) -> None:
+    """Add the three tools to the app. Its jobs continue the items that are unanswered at the time limit."""
+    mcp, service = socket.mcp, socket.service
+    answers = _Answers(service, socket.running_jobs, socket.questions)
 
     @tool(
         mcp,

@@ -12,9 +12,9 @@ import pytest
 
 from promptmill.comparison.paired_proportions import mcnemar_more
 from promptmill.core.errors import PromptmillError
-from promptmill.improvement.candidates import WAYS, Candidate, problem_of, prompt_in, requests
-from promptmill.improvement.gold import Gold, GoldRow
-from promptmill.improvement.search import CANNOT_TELL, GAIN, WORSE, rows_to_tell, search, verdict
+from promptmill.features.improve.candidates import WAYS, Candidate, problem_of, prompt_in, requests
+from promptmill.features.improve.gold import Gold, GoldRow
+from promptmill.features.improve.search import CANNOT_TELL, GAIN, WORSE, rows_to_tell, search, verdict
 
 LABELS = ("positive", "negative", "neutral")
 PROMPT = "Is it positive? {{text}}"

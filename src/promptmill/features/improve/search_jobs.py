@@ -16,8 +16,8 @@ import orjson
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.improvement.candidates import SYSTEM
-from promptmill.improvement.gold import GoldRow
+from promptmill.features.improve.candidates import SYSTEM
+from promptmill.features.improve.gold import GoldRow
 from promptmill.jobs.inputs import given
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.store import status

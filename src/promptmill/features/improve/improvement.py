@@ -13,10 +13,10 @@ from typing import Any, Literal, Unpack
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.improvement import search_text as words
-from promptmill.improvement.gold import Gold
-from promptmill.improvement.search import WORSE, YOURS, search
-from promptmill.improvement.search_jobs import JobSteps, StepModel, longest_of
+from promptmill.features.improve import search_text as words
+from promptmill.features.improve.gold import Gold
+from promptmill.features.improve.search import WORSE, YOURS, search
+from promptmill.features.improve.search_jobs import JobSteps, StepModel, longest_of
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.given import Given

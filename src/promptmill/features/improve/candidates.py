@@ -12,7 +12,7 @@ from types import MappingProxyType
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import text_of
 from promptmill.core.wording import cut
-from promptmill.improvement.gold import Gold, GoldRow, columns_of
+from promptmill.features.improve.gold import Gold, GoldRow, columns_of
 from promptmill.jobs.inputs.template import places_in
 from promptmill.jobs.store.spec import digest
 

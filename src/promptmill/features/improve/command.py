@@ -29,10 +29,10 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
-from promptmill.improvement import search_text as words
-from promptmill.improvement.improvement import gold_in, write_prompt
-from promptmill.improvement.search import GAIN, search
-from promptmill.improvement.search_jobs import JobSteps, StepModel, longest_of
+from promptmill.features.improve import search_text as words
+from promptmill.features.improve.improvement import gold_in, write_prompt
+from promptmill.features.improve.search import GAIN, search
+from promptmill.features.improve.search_jobs import JobSteps, StepModel, longest_of
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.index import JobFolders

@@ -18,8 +18,8 @@ from promptmill.comparison.paired_proportions import INTERVAL, ONE_SIDED, mcnema
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
-from promptmill.improvement.candidates import WAYS, Candidate, problem_of, prompt_in, requests
-from promptmill.improvement.gold import Gold, GoldRow
+from promptmill.features.improve.candidates import WAYS, Candidate, problem_of, prompt_in, requests
+from promptmill.features.improve.gold import Gold, GoldRow
 
 GAIN, CANNOT_TELL, WORSE = "gain", "cannot tell", "worse"
 """The outcomes: the held-out rows show that the winner is better, or worse, or they do not decide."""

@@ -8,7 +8,7 @@ from promptmill.comparison.words import Table
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, duration
-from promptmill.improvement.search import CANNOT_TELL, GAIN, LEVEL, YOURS
+from promptmill.features.improve.search import CANNOT_TELL, GAIN, LEVEL, YOURS
 
 
 def lines(found: JsonObject, width: int) -> Iterator[str]:

@@ -25,10 +25,10 @@ from promptmill.core.bounds import MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import LONGEST_SHOWN, cut
-from promptmill.improvement.gold import Gold, GoldRow
-from promptmill.improvement.improvement import gold_in, system_of
-from promptmill.improvement.search import search
-from promptmill.improvement.search_jobs import JobSteps, StepModel, longest_of
+from promptmill.features.improve.gold import Gold, GoldRow
+from promptmill.features.improve.improvement import gold_in, system_of
+from promptmill.features.improve.search import search
+from promptmill.features.improve.search_jobs import JobSteps, StepModel, longest_of
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.row_secrets import check_encoding
@@ -41,7 +41,7 @@ from promptmill.jobs.store.order import Earlier, JobOrder
 from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 
-_MODULE = "promptmill.improvement.call_search"
+_MODULE = "promptmill.features.improve.call_search"
 _COMPUTING_S = 300  # as for the validation of a file
 _LOOK_S = 0.2  # a look at a job takes a millisecond, and a search has eight jobs or fewer
 _RESUMES = "The same call resumes the search, and pays for no answer again."

@@ -1,0 +1,19 @@
+"""Better prompts, found on rows with right answers and tested once on others."""
+
+from promptmill.core.feature import Command, Feature
+
+FEATURE = Feature(
+    words="a strong model writes a better prompt, and right answers test it",
+    commands=(
+        Command(
+            "improve",
+            "have a strong model write a better prompt, and test it on right answers",
+            "promptmill.features.improve.command:add_options",
+        ),
+    ),
+    tools="promptmill.features.improve.tools:add",
+    names={
+        "Improvement": "promptmill.features.improve.improvement:Improvement",
+        "improve": "promptmill.features.improve.improvement:improve",
+    },
+)

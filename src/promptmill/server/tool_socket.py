@@ -1,0 +1,61 @@
+"""What tools are added to: the MCP server, with the service, the jobs and the questions that they use."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastmcp import FastMCP
+
+from promptmill.server.questions import Questions
+from promptmill.service.service import Service
+from promptmill.system.call_files import FileRule
+
+if TYPE_CHECKING:
+    from promptmill.jobs.manage.running_jobs import RunningJobs
+
+
+def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
+    """Return a function that returns the jobs of the server. The first use creates them: most servers run no jobs.
+
+    A trusted client's jobs read and write files inside `allowed_roots`; if that is not set, in the working directory.
+    """
+
+    def rule() -> FileRule:
+        plan = service.plan
+        if plan.call_files is not None:
+            return plan.call_files
+        return FileRule((Path.cwd().resolve(),)) if plan.file_rule.roots is None else plan.file_rule
+
+    @functools.cache
+    def running_jobs() -> RunningJobs:
+        from promptmill.jobs.manage.running_jobs import RunningJobs
+
+        return RunningJobs(service, rule)
+
+    return running_jobs
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSocket:
+    """A server under construction. Features get it, too, see `promptmill.core.feature.Feature.tools`."""
+
+    mcp: FastMCP
+    service: Service
+    running_jobs: Callable[[], RunningJobs]
+    questions: Questions
+
+    @classmethod
+    def of(cls, mcp: FastMCP, service: Service) -> ToolSocket:
+        """Return the socket of a server over `service`."""
+        return cls(mcp, service, running_jobs_of(service), Questions())
+
+    async def jobs(self) -> RunningJobs:
+        """Return the jobs of the server; the first import takes 0.4 s, in a thread."""
+        await asyncio.to_thread(importlib.import_module, "promptmill.jobs.manage.running_jobs")
+        return self.running_jobs()

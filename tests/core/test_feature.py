@@ -1,0 +1,58 @@
+"""Features: found in the folder and in other packages, hidden by a variable, missing with what they need."""
+
+import subprocess
+import sys
+
+import pytest
+
+from promptmill.core import feature
+from promptmill.core.errors import PromptmillError
+from promptmill.core.feature import WITHOUT, Feature
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Have these features, instead of those of the folder."""
+
+    def have(**known: Feature) -> None:
+        monkeypatch.setattr(feature, "_installed", lambda: iter(known.items()))
+
+    feature._features.cache_clear()
+    yield have
+    feature._features.cache_clear()
+
+
+def test_a_feature_is_missing_without_what_it_needs(installed, monkeypatch):
+    monkeypatch.setenv(WITHOUT, "")
+    installed(b=Feature(words="", needs=("a",)), c=Feature(words="", needs=("b",)), d=Feature(words=""))
+
+    assert [*feature.features()] == ["d"]
+
+
+@pytest.mark.parametrize(("without", "left"), [("", ["a", "b"]), ("a", ["b"]), ("b, a", []), ("all", [])])
+def test_a_variable_hides_features(installed, monkeypatch, without, left):
+    monkeypatch.setenv(WITHOUT, without)
+    installed(a=Feature(words=""), b=Feature(words=""))
+
+    assert [*feature.features()] == left
+
+
+def test_a_package_that_cannot_be_imported_is_named(monkeypatch):
+    class Broken:
+        name = "toy"
+
+        def load(self) -> None:
+            raise ImportError("no module")
+
+    feature._features.cache_clear()
+    monkeypatch.setattr(feature.metadata, "entry_points", lambda group: [Broken()])
+    with pytest.raises(PromptmillError, match="'toy' of another package cannot be imported"):
+        feature.features()
+    feature._features.cache_clear()
+
+
+def test_no_code_of_a_feature_is_imported_to_list_them():
+    code = f"import os, sys; os.environ['{WITHOUT}'] = ''; from promptmill.core import feature; feature.features(); "
+    code += "print(*(name for name in sys.modules if name.startswith('promptmill.features.') and name.count('.') > 2))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == []
