@@ -17,6 +17,7 @@ from promptmill.service.service import Service
 from replies import late
 from waiting import until
 
+KEY = "sk-proj-0123456789abcdefghij"
 GOLD_ROWS = 120
 
 SEARCH: dict[str, Any] = {
