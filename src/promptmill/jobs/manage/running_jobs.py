@@ -517,7 +517,7 @@ class RunningJobs:
     def _found(self, job_id: str, caller: Caller) -> tuple[Folder, JobSpec]:
         folder = self.folders.named(job_id)
         spec = folder.known_spec()  # read once: its folder could be another one by the second time
-        if not self._is_owner(folder, spec, caller):
+        if not self._is_owner(spec, caller):
             raise no_job(job_id)
         if not self._may_see(spec):
             if job_id != spec.job_id:  # or a client could find out which files other folders have
@@ -528,14 +528,12 @@ class RunningJobs:
     def _is_listed(self, folder: Folder, spec: JobSpec, caller: Caller) -> bool:
         if self._is_loose(spec):
             return self._own.get(spec.job_id) == caller.session
-        return self._is_owner(folder, spec, caller) and self._may_see(spec)
+        return self._is_owner(spec, caller) and self._may_see(spec)
 
-    def _is_owner(self, folder: Folder, spec: JobSpec, caller: Caller) -> bool:
+    @staticmethod
+    def _is_owner(spec: JobSpec, caller: Caller) -> bool:
         """Return whether a job is its caller's. A job on files is everybody's."""
-        owner = spec.origin.owner
-        if owner is None and self._is_loose(spec):  # of an older release
-            owner = (folder.task or {}).get("owner", "")
-        return owner is None or owner == caller.owner
+        return spec.origin.owner is None or spec.origin.owner == caller.owner
 
     def _may_see(self, spec: JobSpec) -> bool:
         paths = [*(part.path for part in spec.input.parts if spec.input.is_file)]

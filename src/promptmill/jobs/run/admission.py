@@ -183,7 +183,7 @@ def admit(
             opened.callback(lock.release)
             opened.callback(folder.close)
             order = _with_its_deadline(folder, order)
-            spec, change = _opened(folder, order, lambda: _begun(folder, wanted, order, plan, fixed=fixed))
+            spec, change = _opened(folder, order, lambda: _begun(folder, wanted, order, fixed=fixed))
             folder.control.changed(cancel=False).write(folder.path)
             job = Job(folder, spec, order, plan, lock, change)
             if given is not None and given.parts and not (spec.is_read and spec.input.sha256 == given.key):
@@ -521,9 +521,7 @@ def _check_output(folder: Folder, wanted: JobSpec, order: JobOrder, there: Stamp
         raise input_error(f"{output} exists and is not this job's own output; {away}", overwrite, ".")
 
 
-def _begun(
-    folder: Folder, wanted: JobSpec, order: JobOrder, plan: ResolvedConfig, *, fixed: bool
-) -> tuple[JobSpec, Change]:
+def _begun(folder: Folder, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> tuple[JobSpec, Change]:
     """Begin or resume the job with this order. The caller holds the lock and has opened the database."""
     folder.roll_back()
     since = _last_round(folder.store, order)
@@ -536,7 +534,7 @@ def _begun(
         targets = [with_settings(folder, target) for target in wanted.targets]
         spec = wanted.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:
-        spec = resumed(folder, begun, wanted, order, plan, fixed=fixed)
+        spec = resumed(folder, begun, wanted, order, fixed=fixed)
     if spec.sure is not None:  # cheap answers are delivered, too
         strong, cheap = spec.targets[:2]
         counted = strong.model_copy(update={"kept": tuple(sorted({*strong.kept, cheap.settings} - {strong.settings}))})

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs.store import progress, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.rounds import ANSWERED
-from promptmill.jobs.store.spec import JobSpec, OutputRecord, Target, sampling_of_0_1
+from promptmill.jobs.store.spec import JobSpec, OutputRecord, Target
 from promptmill.jobs.store.stored_batches import open_batches
 
 SEND_ALL = Named("again", "all")
@@ -50,9 +49,7 @@ def with_settings(folder: Folder, target: Target) -> Target:
     return target.model_copy(update={"settings": folder.store.settings_id(target.fingerprint)})
 
 
-def resumed(
-    folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, plan: ResolvedConfig, *, fixed: bool
-) -> JobSpec:
+def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> JobSpec:
     """Combine the stored job `begun` with the `wanted` one. Raises `PromptmillError` (`invalid_input`)."""
     sends_all = order.earlier.again == "all" or _has_nothing(folder)
     is_undone = any(getattr(begun, way) is not None and getattr(wanted, way) is None for way in ("sure", "votes"))
@@ -84,7 +81,7 @@ def resumed(
         if before is None or (before.prompt != target.prompt and at >= len(begun.targets)):
             targets.append(with_settings(folder, target))
             continue
-        changed = _changed_settings(before, target, plan, folder)
+        changed = _changed_settings(before, target, folder)
         if changed and (fixed or not (order.earlier.keep or sends_all)):
             raise _settings_conflict(begun, before, wanted, target, changed, fixed=fixed)
         targets.append(_target_now(folder, before, target, changed, sends_all=sends_all))
@@ -118,7 +115,6 @@ def _target_now(folder: Folder, before: Target, target: Target, changed: Sequenc
     if not changed:
         kept = ("fingerprint", "sampling", "settings", "kept", "changed", "extra")
         return target.model_copy(update={name: getattr(before, name) for name in kept})
-    folder.store.settings_id(before.fingerprint)  # a job of release 0.1 has not stored it yet
     found = with_settings(folder, target)
     if sends_all:
         return found
@@ -150,11 +146,9 @@ def _has_nothing(folder: Folder) -> bool:
     return not paid and last.get("state") not in progress.ALIVE and not has_answers
 
 
-def _changed_settings(before: Target, now: Target, plan: ResolvedConfig, folder: Folder) -> list[str]:
+def _changed_settings(before: Target, now: Target, folder: Folder) -> list[str]:
     known = before.fingerprint
     changed = [name for name, value in now.fingerprint.items() if name != "models" and known.get(name, value) != value]
-    if "sampling" in changed and known["sampling"] == sampling_of_0_1(plan):
-        changed.remove("sampling")
     models = known.get("models", {})
     others = {name for name, value in now.fingerprint.get("models", {}).items() if models.get(name, value) != value}
     if others:

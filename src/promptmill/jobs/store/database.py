@@ -74,8 +74,6 @@ TABLES = {
     "spare": _ANSWER.replace("answer (key INTEGER PRIMARY KEY", "spare (place INTEGER PRIMARY KEY, key INTEGER"),
 }
 ROW_NEXT = _ROW.replace("TABLE row", "TABLE row_next")
-_NEWER = frozenset({"batch", "batched", "batched_rows"})
-"""The tables that databases of earlier releases lack."""
 COLUMNS = ", ".join(Record._fields)
 _OPTIONAL = frozenset({"code", "more"})  # texts that are never empty
 _VALUES_OF_RECORD = ",".join("nullif(?, '')" if name in _OPTIONAL else "?" for name in Record._fields)
@@ -100,10 +98,6 @@ _ERRORS = {
 
 class DamagedError(Exception):
     """The database is malformed, or is not the database of a job."""
-
-
-class OldDatabaseError(Exception):
-    """The database was made by an older release, see `upgrade`."""
 
 
 class HaltedError(Exception):
@@ -393,10 +387,7 @@ class JobDatabase:
             run(f"PRAGMA {setting}")
         schema = dict(run("SELECT name, replace(sql, '\"', '') FROM sqlite_master WHERE sql IS NOT NULL"))
         was_killed = schema.pop("row_next", None) is not None
-        missing = {name: sql for name, sql in TABLES.items() if name not in schema}
-        if schema and {**schema, **(missing if missing.keys() <= _NEWER else {})} != TABLES:
-            if "answer" in schema and "row" not in schema:
-                raise OldDatabaseError
+        if schema and schema != TABLES:
             raise DamagedError(f"{self.path} is not the database of a job of this version")
         ((page,),) = run("PRAGMA page_size")
         if write and self.path.stat().st_size % page:  # SQLite would read the missing part of the last page as zeros
@@ -405,7 +396,7 @@ class JobDatabase:
             shares = self._has_locks and disk.can_share_memory(self.path.parent)
             run(f"PRAGMA journal_mode={'WAL' if shares else 'TRUNCATE'}").fetchall()
             run("BEGIN IMMEDIATE")
-            for statement in missing.values():
+            for statement in () if schema else TABLES.values():
                 run(statement)
             if was_killed:  # killed while it read its input, which is then read from the beginning
                 run("DROP TABLE row_next")
@@ -413,8 +404,6 @@ class JobDatabase:
         elif not schema:
             raise FileNotFoundError(self.path)  # the process was killed before it created a table
         ((mode,),) = run("PRAGMA journal_mode")
-        self.has_batches = write or not missing
-        """Whether the tables of batches are there."""
         self.is_shared = self._has_locks
         """Whether other processes can read the database while this one writes."""
         self.waits_for_disk = mode != "wal"

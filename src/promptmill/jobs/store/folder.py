@@ -30,9 +30,8 @@ from pydantic import BaseModel, ValidationError
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.files import Part
-from promptmill.jobs.store import upgrade
 from promptmill.jobs.store.control import Control
-from promptmill.jobs.store.database import DamagedError, JobDatabase, OldDatabaseError
+from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.in_flight import InFlight
 from promptmill.jobs.store.lock import has_locks, is_held
 from promptmill.jobs.store.order import JobOrder
@@ -119,17 +118,11 @@ class Folder:
     # ---- the database
 
     def open(self) -> JobDatabase:
-        """Open the database until `close`, created if it is missing; the caller holds the lock.
-
-        A database of an older release is upgraded. Raises as `JobDatabase` does.
-        """
+        """Open the database until `close`, created if it is missing; the caller holds the lock. Raises as `JobDatabase`
+        does."""
         self.close()
         self.check()
-        try:
-            self._store = JobDatabase(self.database, write=True, has_locks=has_locks(self.lock))
-        except OldDatabaseError:
-            upgrade.in_place(self.database, has_locks=has_locks(self.lock))
-            self._store = JobDatabase(self.database, write=True, has_locks=has_locks(self.lock))
+        self._store = JobDatabase(self.database, write=True, has_locks=has_locks(self.lock))
         return self._store
 
     @property
@@ -161,33 +154,18 @@ class Folder:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[JobDatabase]:
-        """Give the database for reading, also while another process writes. Raises as `JobDatabase` does.
-
-        Of a database of an older release, it is a copy, which has the rows as far as the input still exists.
-        """
+        """Give the database for reading, also while another process writes. Raises as `JobDatabase` does."""
         if self._store is not None:
             yield self._store
             return
         self.check()
-        with contextlib.ExitStack() as opened:
-            try:
-                store = opened.enter_context(self._opened())
-            except OldDatabaseError:
-                store = opened.enter_context(upgrade.copied(self.database, self._moved, has_locks=has_locks(self.lock)))
+        with contextlib.closing(JobDatabase(self.database, has_locks=has_locks(self.lock))) as store:
             yield store
-
-    def _opened(self) -> contextlib.closing[JobDatabase]:
-        return contextlib.closing(JobDatabase(self.database, has_locks=has_locks(self.lock)))
 
     def _get(self, *names: str) -> list[dict[str, Any] | None]:
         try:
-            if self._store is None:
-                self.check()
-                with contextlib.suppress(OldDatabaseError), self._opened() as store:
-                    return [store.get(name) for name in names]
-                values = upgrade.values_of(self.database, has_locks=has_locks(self.lock))
-                return [values.get(name) for name in names]
-            return [self._store.get(name) for name in names]
+            with self.reading() as store:
+                return [store.get(name) for name in names]
         except (OSError, DamagedError):
             return [None] * len(names)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -39,17 +39,6 @@ class Stored(BaseModel):
     """A frozen part of the description of a job in its database."""
 
     model_config = ConfigDict(frozen=True)
-    moved: ClassVar[Sequence[tuple[str, Sequence[str]]]] = ()
-    """The names of parts, and of their fields that older databases store here."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_older_databases(cls, values: Any) -> Any:
-        for part, names in cls.moved if isinstance(values, dict) else ():
-            old = {name: values[name] for name in names if name in values}
-            if old and isinstance(known := values.get(part, {}), dict):
-                values = {**values, part: {**known, **old}}
-        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,7 +419,6 @@ class Shown(Stored):
 class JobOrder(Stored):
     """One job, and how to run it this time."""
 
-    moved = (("reading", ("sql", "encoding")), ("limits", ("shard", "dedupe")), ("shown", ("reason",)))
     inputs: tuple[Path, ...]
     """Absolute paths of files, folders and patterns, in the order of their rows; or a name for rows without a file."""
     output: Path

@@ -71,7 +71,7 @@ def _copy_all(old: JobDatabase, new: JobDatabase) -> None:
     for table, key in _KEYS.items():
         for page in _readable(_reader(old, table, key)):
             _copy(new, table, page)
-    for table in ("chosen", "batch") if old.has_batches else ("chosen",):
+    for table in ("chosen", "batch"):
         with contextlib.suppress(DamagedError):
             _copy(new, table, old.read(f"SELECT * FROM {table}"))
     with contextlib.suppress(DamagedError):  # rows whose replies are unreadable are sent again
@@ -105,7 +105,7 @@ def _copy_batched(old: JobDatabase, new: JobDatabase) -> None:
     """Copy the rows of batches, up to the first that cannot be read."""
     last = (-1, -1)
     query = f"SELECT * FROM batched WHERE (batch, custom) > (?, ?) ORDER BY batch, custom LIMIT {PAGE}"
-    while old.has_batches and (page := old.read(query, *last)):
+    while page := old.read(query, *last):
         _copy(new, "batched", page)
         last = page[-1][:2]
 

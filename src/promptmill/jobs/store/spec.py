@@ -39,8 +39,6 @@ _Names: TypeAlias = Annotated[
 class InputSpec(Stored):
     """The input as it was read."""
 
-    moved = (("style", Style._fields),)
-
     path: Path
     files: tuple[Part, ...] = ()
     """The files of a folder, a pattern or several paths; empty if `path` is the only file."""
@@ -111,7 +109,7 @@ class Target(Stored):
     extra: dict[str, bool | int | float] = Field({})
     """Parameters that are added to each request."""
     sampling: dict[str, bool | int | float | str] | None = None
-    """Sampling parameters that are not lists or objects, for errors about changes; None in jobs of older releases."""
+    """Sampling parameters that are not lists or objects, for errors about changes; None for a student."""
 
     @property
     def counted(self) -> list[int]:
@@ -227,15 +225,13 @@ class Origin(Stored):
     """The owner of a job, and where it was started."""
 
     owner: str | None = None
-    """See `JobOrder.owner`; also None in jobs of older releases."""
+    """See `JobOrder.owner`."""
     working_folder: Path | None = None
     """The working directory in which the job was started."""
 
 
 class JobSpec(Stored):
     """A job. The fingerprints identify model, sampling and system prompt without showing them."""
-
-    moved = (("origin", ("owner", "working_folder")),)
 
     job_id: str
     created: Annotated[int, Field(ge=0, le=_LAST_TIME)]
@@ -389,11 +385,6 @@ def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str, mode
         found["sampling"] = digest(*map(without_lengths, _sampling(plan)))
         found["image_tag"] = digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
     return found | {"models": _other_models(plan)}
-
-
-def sampling_of_0_1(plan: ResolvedConfig) -> str:
-    """Return the digest of the sampling in the form of release 0.1, which includes the limit of an answer's length."""
-    return digest(*_sampling(plan))
 
 
 def plain_sampling(plan: ResolvedConfig) -> dict[str, bool | int | float | str]:

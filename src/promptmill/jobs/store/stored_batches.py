@@ -100,8 +100,6 @@ _BATCH = TypeAdapter(Batch)
 def stored_batches(store: JobDatabase, where: str = "1") -> list[Batch]:
     """Return the batches that meet a condition, in order. Damaged ones are left out."""
     found: list[Batch] = []
-    if not store.has_batches:
-        return found
     for id_, value in store.read(f"SELECT id, value FROM batch WHERE {where} ORDER BY id"):
         try:
             found.append(_BATCH.validate_python({"id": id_, **orjson.loads(value)}))
@@ -193,8 +191,7 @@ def mark_tried(store: JobDatabase, slot: int, condition: str) -> None:
 
 def forget_tried(store: JobDatabase) -> None:
     """Forget which rows a batch did not answer: the job has finished, and a later order may send them by batch."""
-    if store.has_batches:
-        store.change((f"DELETE FROM batched WHERE status = 0 AND (batch = 0 OR batch IN ({_DONE}))", [()]))
+    store.change((f"DELETE FROM batched WHERE status = 0 AND (batch = 0 OR batch IN ({_DONE}))", [()]))
 
 
 def most_open(store: JobDatabase) -> float:
