@@ -12,7 +12,7 @@ import pytest
 from promptmill.backends.protocol import Completion, Outcome, Usage
 from promptmill.jobs import disk
 from promptmill.jobs.store import binding
-from promptmill.jobs.store.database import DamagedError, JobDatabase, OldDatabaseError
+from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.records import record_of
 
 ANSWER = Completion('h\u00e4llo "x"\n\u2028\0', "length", Usage(3, 4), "hm", ({"id": "1"},), attempts=2, latency_s=0.25)
@@ -53,16 +53,12 @@ def test_what_is_no_database_of_a_job_is_damaged_or_not_there(tmp_path):
     (tmp_path / "text.db").write_text("text" * 2000)
     with pytest.raises(DamagedError):
         JobDatabase(tmp_path / "text.db")
-    for name, schema, error in (
-        ("old", "CREATE TABLE answer (row INTEGER)", OldDatabaseError),
-        ("other", "CREATE TABLE answers (row INTEGER)", DamagedError),
-    ):
-        with sqlite3.connect(tmp_path / f"{name}.db") as other:
-            other.execute(schema)
-        other.close()
-        for write in (True, False):
-            with pytest.raises(error):
-                JobDatabase(tmp_path / f"{name}.db", write=write)
+    with sqlite3.connect(tmp_path / "other.db") as other:
+        other.execute("CREATE TABLE answer (row INTEGER)")
+    other.close()
+    for write in (True, False):
+        with pytest.raises(DamagedError):
+            JobDatabase(tmp_path / "other.db", write=write)
 
 
 def test_what_a_kill_left_of_a_reading_is_gone_for_the_next_writer(store):
@@ -113,13 +109,14 @@ def test_a_full_disk_loses_nothing_that_was_written(store):
     assert [record.key for record in store.sound_records()] == [0, 9]
 
 
-def test_a_database_of_elsewhere_is_opened_where_files_cannot_be_locked_and_back(tmp_path):
-    for has_locks in (True, False, True):
-        store = JobDatabase(tmp_path / "job.db", write=True, has_locks=has_locks)
-        assert store.waits_for_disk is not has_locks
-        store.write([record_of(int(has_locks), ANSWER)])
+def test_a_database_is_opened_where_memory_cannot_be_shared_and_back(tmp_path, monkeypatch):
+    for shares in (True, False, True):
+        monkeypatch.setattr(disk, "can_share_memory", lambda _folder, shares=shares: shares)
+        store = JobDatabase(tmp_path / "job.db", write=True)
+        assert store.waits_for_disk is not shares
+        store.write([record_of(int(shares), ANSWER)])
         store.close()
-    store = JobDatabase(tmp_path / "job.db", has_locks=False)
+    store = JobDatabase(tmp_path / "job.db")
     assert len(store.sound_records()) == 2
     store.close()
 

@@ -14,6 +14,7 @@ import pytest
 from ingested import Ingested
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs import disk
 from promptmill.jobs.run.live import OpenRow, OpenRows, RowSource, StoreSink
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.order import FailureLimit
@@ -291,8 +292,9 @@ async def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world):
     assert await returns(later, 0, failure(Code.UNREACHABLE, 4))
 
 
-async def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path):
-    world = World(JobDatabase(tmp_path / "job.db", write=True, has_locks=False))
+async def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "can_share_memory", lambda _folder: False)
+    world = World(JobDatabase(tmp_path / "job.db", write=True))
     commits: list[int] = []
     write = world.store.write
 

@@ -525,7 +525,7 @@ class RunningJobs:
             raise input_error(f"Job {job_id} has files outside the folders that may be used here, or other such files.")
         return folder, spec
 
-    def _is_listed(self, folder: Folder, spec: JobSpec, caller: Caller) -> bool:
+    def _is_listed(self, spec: JobSpec, caller: Caller) -> bool:
         if self._is_loose(spec):
             return self._own.get(spec.job_id) == caller.session
         return self._is_owner(spec, caller) and self._may_see(spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import threading
 import time
@@ -56,6 +57,8 @@ from promptmill.jobs.sure.student import STUDENTS
 
 _OF_ROWS = " goes with rows, not with a file of whole requests."
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
+_NO_LOCKS = ("Its file system has no locks; keep the job in a folder of another one: ", Named("state", "DIR"), ".")
+_REFUSED = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _TRIES = 100
 _LEAVES_S = 5.0
 
@@ -196,7 +199,7 @@ def admit(
             raise PromptmillError(
                 Code.STORAGE,
                 f"The job's folder {folder.path} cannot be used: {disk.why(error)}.",
-                _FOREIGN if isinstance(error, disk.ForeignError) else None,
+                _FOREIGN if isinstance(error, disk.ForeignError) else _NO_LOCKS if error.errno in _REFUSED else None,
             ) from None
         except DamagedError:
             damaged = f"The database {folder.database} is damaged beyond reading. "

@@ -117,8 +117,8 @@ class OpenRows:
 
     @property
     def file(self) -> InputFile | None:
-        """The database, for processes that read the rows directly; None if they cannot."""
-        if not self.store.is_shared or len(self.requests) > 1:
+        """The database, for processes that read the rows directly; None if the rows have several targets."""
+        if len(self.requests) > 1:
             return None
         return InputFile(self.store.path, self.requests[0].packed())
 

@@ -588,8 +588,6 @@ class Runner:
         shown = 0.0
         while True:
             self._follow(self._job.folder.control)
-            if self._job.lock.lost:
-                self._give_up(PromptmillError(Code.STORAGE, "Another process has taken the job over.", ""))
             if time.monotonic() - shown >= _STATUS_S:
                 shown = time.monotonic()
                 self.progress.sample()

@@ -20,8 +20,8 @@ The process that holds the job's lock is the only writer. The file system decide
 * Where processes can share memory, the database is in WAL mode: a commit is one write that does not wait for the disk,
   and readers never block it. A thread calls `sync` about once a second to flush the log to the disk, so a power loss
   costs at most the last second.
-* Network file systems, and file systems that refuse locks, cannot share memory. There the database has a rollback
-  journal, and each commit waits for the disk. `waits_for_disk` is True, and the writer commits in a thread.
+* Network file systems cannot share memory. There the database has a rollback journal, and each commit waits for the
+  disk. `waits_for_disk` is True, and the writer commits in a thread.
 
 SQLite detects damage to its own structure, but not to the content of a cell. So each answer has a checksum, which is
 compared when the output is written. A row with a damaged record is sent again. `salvage` repairs a damaged file.
@@ -143,19 +143,15 @@ class JobDatabase:
     Every method that reads or writes raises `OSError` if the disk or another program prevents it, and `DamagedError`.
     """
 
-    def __init__(self, path: Path, *, write: bool = False, has_locks: bool = True) -> None:
+    def __init__(self, path: Path, *, write: bool = False) -> None:
         """Open the database. `write`: the caller is the only writer and holds the job's lock; a missing file is
-        created.
-
-        `has_locks`: whether the file system supports locks. Raises `FileNotFoundError`, `DamagedError`, `OSError`.
-        """
+        created. Raises `FileNotFoundError`, `DamagedError`, `OSError`."""
         if write:
             with contextlib.suppress(FileExistsError):
                 os.close(disk.created(path))
         elif not path.exists():
             raise FileNotFoundError(path)
         self.path = path
-        self._has_locks = has_locks
         self._lock = threading.Lock()
         self._syncing: sqlite3.Connection | None = None
         self._in_flight: InFlight | None = None
@@ -369,10 +365,9 @@ class JobDatabase:
                 connection.set_progress_handler(None, 0)
 
     def _connected(self, wait_s: float) -> sqlite3.Connection:
-        options = "mode=rw" if self._has_locks else "mode=rw&vfs=unix-none"
         with self._errors():
             return sqlite3.connect(
-                f"file:{quote(str(self.path))}?{options}",
+                f"file:{quote(str(self.path))}?mode=rw",
                 timeout=wait_s,
                 isolation_level=None,
                 check_same_thread=False,
@@ -381,8 +376,6 @@ class JobDatabase:
 
     def _prepare(self, *, write: bool) -> None:
         run = self._connection.execute
-        if not self._has_locks:
-            run("PRAGMA locking_mode=EXCLUSIVE")  # must come first; otherwise a log from another machine cannot be read
         for setting in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-4096"):
             run(f"PRAGMA {setting}")
         schema = dict(run("SELECT name, replace(sql, '\"', '') FROM sqlite_master WHERE sql IS NOT NULL"))
@@ -393,7 +386,7 @@ class JobDatabase:
         if write and self.path.stat().st_size % page:  # SQLite would read the missing part of the last page as zeros
             raise DamagedError(f"{self.path} was cut short")
         if write:
-            shares = self._has_locks and disk.can_share_memory(self.path.parent)
+            shares = disk.can_share_memory(self.path.parent)
             run(f"PRAGMA journal_mode={'WAL' if shares else 'TRUNCATE'}").fetchall()
             run("BEGIN IMMEDIATE")
             for statement in () if schema else TABLES.values():
@@ -404,8 +397,6 @@ class JobDatabase:
         elif not schema:
             raise FileNotFoundError(self.path)  # the process was killed before it created a table
         ((mode,),) = run("PRAGMA journal_mode")
-        self.is_shared = self._has_locks
-        """Whether other processes can read the database while this one writes."""
         self.waits_for_disk = mode != "wal"
         """Whether a commit waits for the disk, which takes too long for an event loop."""
         run("PRAGMA synchronous=NORMAL")

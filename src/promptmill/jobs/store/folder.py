@@ -33,7 +33,7 @@ from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.in_flight import InFlight
-from promptmill.jobs.store.lock import has_locks, is_held
+from promptmill.jobs.store.lock import is_held
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.salvage import salvage
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
@@ -122,7 +122,7 @@ class Folder:
         does."""
         self.close()
         self.check()
-        self._store = JobDatabase(self.database, write=True, has_locks=has_locks(self.lock))
+        self._store = JobDatabase(self.database, write=True)
         return self._store
 
     @property
@@ -140,7 +140,7 @@ class Folder:
         """Replace a damaged database that is open here by a new one with its readable part."""
         self.close()
         try:
-            salvage(self.database, has_locks=has_locks(self.lock))
+            salvage(self.database)
             self.is_salvaged = True
         finally:
             self.open()
@@ -159,7 +159,7 @@ class Folder:
             yield self._store
             return
         self.check()
-        with contextlib.closing(JobDatabase(self.database, has_locks=has_locks(self.lock))) as store:
+        with contextlib.closing(JobDatabase(self.database)) as store:
             yield store
 
     def _get(self, *names: str) -> list[dict[str, Any] | None]:

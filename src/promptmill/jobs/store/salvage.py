@@ -37,7 +37,7 @@ _UNKNOWN_ROUNDS = """
 """
 
 
-def salvage(path: Path, *, has_locks: bool = True) -> None:
+def salvage(path: Path) -> None:
     """Replace a damaged database by a new one with its readable content. The caller holds the job's lock.
 
     Raises `OSError`, and `DamagedError` if the file is not a database.
@@ -47,8 +47,8 @@ def salvage(path: Path, *, has_locks: bool = True) -> None:
     _restore_length(path)
     try:
         with (
-            contextlib.closing(JobDatabase(path, has_locks=has_locks)) as old,
-            contextlib.closing(JobDatabase(beside, write=True, has_locks=has_locks)) as new,
+            contextlib.closing(JobDatabase(path)) as old,
+            contextlib.closing(JobDatabase(beside, write=True)) as new,
         ):
             _copy_all(old, new)
     except BaseException:  # on a full disk, the incomplete file would take space
