@@ -119,12 +119,12 @@ def asked(folder: Folder) -> Status:
     return found
 
 
-def read_all(folders: Iterable[Folder], is_shown: Callable[[Folder, JobSpec], bool] = lambda *_: True) -> list[Status]:
+def read_all(folders: Iterable[Folder], is_shown: Callable[[JobSpec], bool] = lambda _: True) -> list[Status]:
     """Return the status of each existing job for which `is_shown` is true, the newest first."""
     found = []
     for folder in folders:
         spec, last = folder.spec_and_status()
-        if spec is not None and is_shown(folder, spec):
+        if spec is not None and is_shown(spec):
             found.append(of(folder, spec, last))
     return sorted(found, key=lambda one: -one["created"])
 
