@@ -5,21 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from promptmill.comparison.call import Comparison, compare
     from promptmill.core.errors import PromptmillError
     from promptmill.jobs.manage.bulk_call import bulk, bulk_async, stream, stream_async
     from promptmill.jobs.manage.bulk_result import BulkResult
 
 __version__ = "0.1.0"
-__all__ = ["BulkResult", "Comparison", "PromptmillError", "bulk", "bulk_async", "compare", "stream", "stream_async"]
+__all__ = ["BulkResult", "PromptmillError", "bulk", "bulk_async", "stream", "stream_async"]
 
 _NAMES = {
     "BulkResult": "promptmill.jobs.manage.bulk_result:BulkResult",
-    "Comparison": "promptmill.comparison.call:Comparison",
     "PromptmillError": "promptmill.core.errors:PromptmillError",
     "bulk": "promptmill.jobs.manage.bulk_call:bulk",
     "bulk_async": "promptmill.jobs.manage.bulk_call:bulk_async",
-    "compare": "promptmill.comparison.call:compare",
     "stream": "promptmill.jobs.manage.bulk_call:stream",
     "stream_async": "promptmill.jobs.manage.bulk_call:stream_async",
 }

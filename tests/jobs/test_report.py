@@ -19,8 +19,8 @@ from PIL import Image
 import browser
 from job_specs import spec_of
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
-from promptmill.comparison import comparison_page
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.features.compare import comparison_page
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.files import Part, opened

@@ -29,7 +29,6 @@ from promptmill.core.errors import Code, PromptmillError, config_error, redact, 
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted
 from promptmill.jobs import members
-from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.export.answered import answered_rows, every_answer
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.export.output import end_of, write_rows
@@ -286,7 +285,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
             return _validate(configuration, order, source, as_json=arguments.json)
         if arguments.detach:
             return _detach(configuration, order, source, as_json=arguments.json)
-        code = run_and_compare(arguments, configuration, order, given=source)
+        code = run(arguments, configuration, order, given=source)
         return code if remote is None else _delivered(remote, code, folders, arguments)
 
 
@@ -347,26 +346,6 @@ def _source(
         urls["input_file"] = as_written(names)
         known = before.input.sha256 if before is not None and is_same else ""
         return opened.enter_context(fetched(folders, names, tell, known))
-
-
-def run_and_compare(
-    arguments: argparse.Namespace,
-    configuration: Configuration,
-    order: JobOrder,
-    *,
-    given: Given | None = None,
-    fixed: bool = False,
-) -> int:
-    """Do what `run` does, and show a comparison where each row has several answers."""
-    code = run(arguments, configuration, order, given=given, fixed=fixed)
-    is_grid = order.variants and order.sure is None and order.votes is None
-    if is_grid and not arguments.json and order.shown.reason != "judge":
-        from promptmill.cli.compare import show_variants  # other jobs do not need it
-
-        spec = JobFolders.from_environ().of(real_path(order.target)).spec
-        if spec is not None and spec.output.format:
-            show_variants(spec.output.path, (spec.output.names or {}).get(VARIANT, VARIANT))
-    return code
 
 
 def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argparse.Namespace:

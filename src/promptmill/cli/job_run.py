@@ -17,6 +17,7 @@ from promptmill.cli.terminal import OK, SOME_FAILED, TERMINATED, TRY_AGAIN, USAG
 from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import is_shipped
 from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.feature import features, part
 from promptmill.core.wording import counted
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.inputs.any_format import image_column
@@ -34,6 +35,7 @@ from promptmill.jobs.store.status_record import RunStatus, Status
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
+from promptmill.system.safe_open import real_path
 
 # Assignments that may hold a key, unless the value is a variable's name.
 _SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.compile(r"[\w.]+=\$\{\w+\}")
@@ -66,11 +68,18 @@ def run(
     """
     while True:
         try:
-            return _run(arguments, configuration, order, given=given, live=live, fixed=fixed, is_step=is_step)
+            code = _run(arguments, configuration, order, given=given, live=live, fixed=fixed, is_step=is_step)
+            break
         except ChangedError as error:
             if is_step or live is not None or arguments.json or not _is_terminal():
                 raise _with_command(error, arguments) from None
             order = _chosen(error, order)
+    if not is_step and live is None:
+        folder = JobFolders.from_environ().of(real_path(order.target))
+        for feature in features().values():
+            if feature.after_job:
+                part(feature.after_job)(arguments, folder)
+    return code
 
 
 def _is_terminal() -> bool:

@@ -14,8 +14,9 @@ from typing import TextIO
 import orjson
 
 from promptmill.backends.protocol import Counts
-from promptmill.cli.bulk import remembered, run_and_compare
+from promptmill.cli.bulk import remembered
 from promptmill.cli.job_display import print_jobs, print_status
+from promptmill.cli.job_run import run
 from promptmill.cli.options import Parser, add_shared, configuration_of, refuse
 from promptmill.cli.terminal import OK, SOME_FAILED, say
 from promptmill.core.errors import config_error, without_controls
@@ -231,7 +232,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     if arguments.retry_failed:
         order = order.with_earlier(again="failed")
     arguments = remembered(arguments, order.shown.command)
-    return run_and_compare(arguments, configuration_of(arguments), order, fixed=True)
+    return run(arguments, configuration_of(arguments), order, fixed=True)
 
 
 def _forget(age: str, *, unfinished: bool, as_json: bool) -> int:

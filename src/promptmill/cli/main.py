@@ -31,7 +31,6 @@ COMMANDS = (
     Command(
         "show", "show some rows of a job or a file, each prompt above its answer", "promptmill.cli.show:add_options"
     ),
-    Command("compare", "compare outputs with each other and with right answers", "promptmill.cli.compare:add_options"),
     Command(
         "report",
         "write all of a job into one HTML file, to browse and search",

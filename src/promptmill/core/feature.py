@@ -64,6 +64,9 @@ class Feature:
     names: Mapping[str, str] = field(default_factory=dict)
     """Names of the package `promptmill` for programs, such as `{"compare": "module:compare"}`."""
 
+    after_job: str = ""
+    """`"module:function"`: takes the arguments of a command and the folder of its job, when the job has ended."""
+
     @property
     def sockets(self) -> list[str]:
         """The names of the sockets that it uses."""

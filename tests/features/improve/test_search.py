@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from promptmill.comparison.paired_proportions import mcnemar_more
 from promptmill.core.errors import PromptmillError
+from promptmill.features.compare.paired_proportions import mcnemar_more
 from promptmill.features.improve.candidates import WAYS, Candidate, problem_of, prompt_in, requests
 from promptmill.features.improve.gold import Gold, GoldRow
 from promptmill.features.improve.search import CANNOT_TELL, GAIN, WORSE, rows_to_tell, search, verdict

@@ -3,6 +3,7 @@
 from promptmill.core.feature import Command, Feature
 
 FEATURE = Feature(
+    needs=("compare",),
     words="a strong model writes a better prompt, and right answers test it",
     commands=(
         Command(

@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import Protocol
 
-from promptmill.comparison.paired_proportions import INTERVAL, ONE_SIDED, mcnemar_more, paired_interval
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
+from promptmill.features.compare.paired_proportions import INTERVAL, ONE_SIDED, mcnemar_more, paired_interval
 from promptmill.features.improve.candidates import WAYS, Candidate, problem_of, prompt_in, requests
 from promptmill.features.improve.gold import Gold, GoldRow
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from promptmill.comparison.words import Table
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, duration
+from promptmill.features.compare.words import Table
 from promptmill.features.improve.search import CANNOT_TELL, GAIN, LEVEL, YOURS
 
 

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import orjson
 
-from promptmill.comparison.figures import TIE, Judgement, at_random
-from promptmill.comparison.files import ComparedRows
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, config_error
+from promptmill.features.compare.figures import TIE, Judgement, at_random
+from promptmill.features.compare.files import ComparedRows
 from promptmill.jobs.inputs import given
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.store import status

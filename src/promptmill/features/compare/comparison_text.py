@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from promptmill.comparison import words
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut
+from promptmill.features.compare import words
 
 _CLASSES = 8
 

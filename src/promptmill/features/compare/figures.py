@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from promptmill.comparison.files import ComparedColumn, ComparedFile, ComparedRows, heading_of
-from promptmill.comparison.paired_proportions import INTERVAL, TEST, kappa, mcnemar, paired_interval, wilson
-from promptmill.comparison.values import SIMILARITY, similarity
 from promptmill.core.errors import input_error
+from promptmill.features.compare.files import ComparedColumn, ComparedFile, ComparedRows, heading_of
+from promptmill.features.compare.paired_proportions import INTERVAL, TEST, kappa, mcnemar, paired_interval, wilson
+from promptmill.features.compare.values import SIMILARITY, similarity
 from promptmill.jobs.store.status_record import LabelShare
 from promptmill.jobs.sure.shares import Stratum, shares
 

@@ -17,16 +17,16 @@ from typing import Any
 
 import orjson
 
-from promptmill.comparison import comparison_page, figures
-from promptmill.comparison.call import order_of, rows_of
-from promptmill.comparison.figures import Judgement
-from promptmill.comparison.files import ComparedRows
-from promptmill.comparison.judge import NAME, JudgeOrder, Pairs, judgement_of
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
 from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, cut
+from promptmill.features.compare import comparison_page, figures
+from promptmill.features.compare.call import order_of, rows_of
+from promptmill.features.compare.figures import Judgement
+from promptmill.features.compare.files import ComparedRows
+from promptmill.features.compare.judge import NAME, JudgeOrder, Pairs, judgement_of
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.inputs import given
 from promptmill.jobs.inputs.files import Part
@@ -40,7 +40,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.system import runtime
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
-_MODULE = "promptmill.comparison.apart"
+_MODULE = "promptmill.features.compare.sandboxed"
 _COMPUTING_S = 300  # as for the validation of a file
 _PROGRESS = ("job_id", "state", "reason", "done", "failed", "total", "message")
 

@@ -21,12 +21,12 @@ import pytest
 
 import promptmill
 from fakes import KEY
-from promptmill.comparison.figures import _difference
-from promptmill.comparison.files import ComparedFile
-from promptmill.comparison.paired_proportions import kappa, mcnemar, paired_interval, wilson
-from promptmill.comparison.words import Table
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import text_of
+from promptmill.features.compare.figures import _difference
+from promptmill.features.compare.files import ComparedFile
+from promptmill.features.compare.paired_proportions import kappa, mcnemar, paired_interval, wilson
+from promptmill.features.compare.words import Table
 from replies import answer, choose, status
 from tables import write_rows
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import orjson
 
-from promptmill.comparison.values import LABEL, Kind, Tolerance, canonical, kind_of
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import text_of
 from promptmill.core.wording import MOST_SHOWN, close_matches, counted, cut, did_you_mean
+from promptmill.features.compare.values import LABEL, Kind, Tolerance, canonical, kind_of
 from promptmill.jobs import columns
 from promptmill.jobs.columns import FIELD, MODEL, OURS, VARIANT
 from promptmill.jobs.inputs.any_format import objects_in

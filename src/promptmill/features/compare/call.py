@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from promptmill.comparison import comparison_text, words
-from promptmill.comparison import figures as figures_
-from promptmill.comparison.figures import Judgement
-from promptmill.comparison.files import LETTERS, ComparedFile, ComparedRows, ComparisonOrder, NoCommonRowError
-from promptmill.comparison.judge import VERDICTS, JudgeOrder, Pairs, job_of, judgement_of
-from promptmill.comparison.values import Tolerance
 from promptmill.core.errors import Named, PromptmillError, argument_name, config_error, input_error
 from promptmill.core.wording import counted, shape
+from promptmill.features.compare import comparison_text, words
+from promptmill.features.compare import figures as figures_
+from promptmill.features.compare.figures import Judgement
+from promptmill.features.compare.files import LETTERS, ComparedFile, ComparedRows, ComparisonOrder, NoCommonRowError
+from promptmill.features.compare.judge import VERDICTS, JudgeOrder, Pairs, job_of, judgement_of
+from promptmill.features.compare.values import Tolerance
 from promptmill.jobs.manage.bulk_options import ModelOptions, SamplingOptions
 from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
 from promptmill.jobs.store.index import JobFolders

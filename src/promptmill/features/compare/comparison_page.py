@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from promptmill.comparison import figures, words
-from promptmill.comparison.figures import CONTRADICTION, Judgement
-from promptmill.comparison.files import ComparedRows
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, cut
+from promptmill.features.compare import figures, words
+from promptmill.features.compare.figures import CONTRADICTION, Judgement
+from promptmill.features.compare.files import ComparedRows
 from promptmill.jobs import disk
 from promptmill.report import page
 from promptmill.report.page import MOST_ROWS, Report

@@ -17,12 +17,12 @@ from promptmill.cli import job_run
 from promptmill.cli.job_run import remembered_command
 from promptmill.cli.options import Parser, add_shared, amount, at_least_one, configuration_of, explained, option_of
 from promptmill.cli.terminal import OK, columns, say
-from promptmill.comparison import comparison_page, comparison_text, figures, judge, words
-from promptmill.comparison.call import order_of, rows_of
-from promptmill.comparison.figures import Judgement
-from promptmill.comparison.files import ComparedFile, ComparedRows, ComparisonOrder
-from promptmill.comparison.judge import JudgeOrder, Pairs
 from promptmill.core.errors import Code, PromptmillError, config_error
+from promptmill.features.compare import comparison_page, comparison_text, figures, judge, words
+from promptmill.features.compare.call import order_of, rows_of
+from promptmill.features.compare.figures import Judgement
+from promptmill.features.compare.files import ComparedFile, ComparedRows, ComparisonOrder
+from promptmill.features.compare.judge import JudgeOrder, Pairs
 from promptmill.jobs import disk
 from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.inputs.short_forms import Labels

@@ -14,9 +14,9 @@ import pytest
 
 import promptmill
 from fakes import KEY
-from promptmill.comparison.paired_proportions import paired_interval
-from promptmill.comparison.words import price
 from promptmill.core.errors import PromptmillError
+from promptmill.features.compare.paired_proportions import paired_interval
+from promptmill.features.compare.words import price
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.rounds import ANSWERED
 from replies import answer, choose, hang, late, status

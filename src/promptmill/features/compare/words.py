@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from promptmill.comparison.figures import CONTRADICTION, HALF, TIE, commonest, tabulated
-from promptmill.comparison.paired_proportions import INTERVAL, SHARE_INTERVAL, TEST
-from promptmill.comparison.values import LABEL, SIMILARITY
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut
+from promptmill.features.compare.figures import CONTRADICTION, HALF, TIE, commonest, tabulated
+from promptmill.features.compare.paired_proportions import INTERVAL, SHARE_INTERVAL, TEST
+from promptmill.features.compare.values import LABEL, SIMILARITY
 from promptmill.jobs.store import status
 from promptmill.jobs.store.status_record import RunStatus
 

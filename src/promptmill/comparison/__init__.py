@@ -1,1 +1,0 @@
-"""Answers of several files or models to the same rows, compared: figures, words, a page, and a judge."""

@@ -1,0 +1,20 @@
+"""Answers of several files or models to the same rows, compared: figures, words, a page, and a judge."""
+
+from promptmill.core.feature import Command, Feature
+
+FEATURE = Feature(
+    words="outputs compared with each other and with right answers; a model that judges",
+    commands=(
+        Command(
+            "compare",
+            "compare outputs with each other and with right answers",
+            "promptmill.features.compare.command:add_options",
+        ),
+    ),
+    tools="promptmill.features.compare.tools:add",
+    names={
+        "Comparison": "promptmill.features.compare.call:Comparison",
+        "compare": "promptmill.features.compare.call:compare",
+    },
+    after_job="promptmill.features.compare.after_job:show",
+)
