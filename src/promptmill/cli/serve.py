@@ -9,6 +9,7 @@ from pathlib import Path
 
 from promptmill.cli.options import Parser, add_shared, configuration_of
 from promptmill.core.errors import config_error
+from promptmill.core.feature import Face, features, part
 from promptmill.system import logs
 
 _LAST_PORT = 65_535
@@ -62,10 +63,10 @@ def add_options(serve: Parser) -> None:
 
 def _add_http_options(serve: argparse.ArgumentParser) -> None:
     http = serve.add_argument_group("over HTTP", "always locked; beyond loopback only with a token")
-    http.add_argument(
-        "--http", metavar="HOST:PORT", help="serve there instead of stdio: MCP at /mcp, and OpenAI's API at /v1"
-    )
-    http.add_argument("--no-openai", action="store_true", help="leave out OpenAI's API: serve MCP alone")
+    more = "".join(f", and {face.words}" for face in _faces())
+    http.add_argument("--http", metavar="HOST:PORT", help=f"serve there instead of stdio: MCP at /mcp{more}")
+    for face in _faces():
+        http.add_argument(f"--no-{face.name}", action="store_true", help=f"leave out {face.words}")
     token = http.add_mutually_exclusive_group()
     token.add_argument(
         "--token-env",
@@ -79,6 +80,10 @@ def _add_http_options(serve: argparse.ArgumentParser) -> None:
     http.add_argument("--max-body", metavar="SIZE", help="largest request, 64KiB to 2GiB; default: 32MiB")
     http.add_argument("--tls-cert", type=Path, metavar="PATH", help="certificate chain (PEM); serve https")
     http.add_argument("--tls-key", type=Path, metavar="PATH", help="its key, if not in the same file")
+
+
+def _faces() -> list[Face]:
+    return [face for feature in features().values() for face in feature.faces]
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -127,11 +132,8 @@ def _serve_http(arguments: argparse.Namespace) -> int:
         access_log=arguments.access_log,
         environ=os.environ,
     ) as bound:
-        if arguments.no_openai:
-            return process.serve_http(configuration, bound)
-        from promptmill.openai_server import OpenAIPaths
-
-        return process.serve_http(configuration, bound, OpenAIPaths)
+        wanted = [face for face in _faces() if not getattr(arguments, f"no_{face.name}")]
+        return process.serve_http(configuration, bound, [part(face.app) for face in wanted])
 
 
 def _log(arguments: argparse.Namespace) -> None:
@@ -140,6 +142,7 @@ def _log(arguments: argparse.Namespace) -> None:
 
 
 def _refuse_http_options(arguments: argparse.Namespace) -> None:
-    for name in ("token_file", "token_env", "allowed_host", "max_body", "tls_cert", "tls_key", "no_openai"):
+    without = [f"no_{face.name}" for face in _faces()]
+    for name in ("token_file", "token_env", "allowed_host", "max_body", "tls_cert", "tls_key", *without):
         if getattr(arguments, name):
             raise config_error(f"--{name.replace('_', '-')}", "goes with --http HOST:PORT alone.")

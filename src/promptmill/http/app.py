@@ -66,7 +66,7 @@ class Rules:
     token: Token | None
     max_body: int
     others: tuple[Token, ...] = ()
-    """Further tokens, which open the other API alone."""
+    """Further tokens, which open the other APIs alone."""
 
 
 class OtherApi(Protocol):
@@ -170,14 +170,14 @@ class App(Pages):
         *,
         session_idle_s: float = IDLE_S,
         max_sessions: int = MOST_SESSIONS,
-        other: OtherApi | None = None,
+        others: Sequence[OtherApi] = (),
     ) -> None:
         """`session_idle_s` seconds without a request end a session and the calls that run in it.
 
-        `other` is served next to the tools.
+        `others` are served next to the tools.
         """
         super().__init__(rules, metrics)
-        self._other = other
+        self._others = others
         sdk_server = server._mcp_server  # FastMCP's own wrapper cannot set the largest body
         # Otherwise the SDK lists all tools at each call to find arguments that come in headers; our tools have none.
         sdk_server.get_tool_input_schema = lambda _: None
@@ -211,7 +211,7 @@ class App(Pages):
         await self._inner(scope, receive, send)
 
     def _other_for(self, scope: Scope) -> OtherApi | None:
-        return self._other if self._other is not None and scope["path"].startswith(self._other.prefix) else None
+        return next((other for other in self._others if scope["path"].startswith(other.prefix)), None)
 
     async def _refuse(self, refusal: HttpError, scope: Scope, receive: Receive, send: Send) -> None:
         if (other := self._other_for(scope)) is not None:

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -54,13 +54,13 @@ def serve_stdio(
 
 
 def serve_http(
-    configuration: Configuration, bound: BoundServer, other: Callable[[Service], OtherApi] | None = None
+    configuration: Configuration, bound: BoundServer, others: Sequence[Callable[[Service], OtherApi]] = ()
 ) -> int:
     """Serve over HTTP until a signal arrives (exit code 128 + its number; it does not return then).
 
-    `other` makes the API that is served next to MCP.
+    `others` make the APIs that are served next to MCP.
     """
-    return run(_serve_http(configuration, bound, other))
+    return run(_serve_http(configuration, bound, others))
 
 
 async def _serve_stdio(
@@ -135,7 +135,7 @@ async def _tidy(service: Service, answered: Callable[[], int]) -> None:
 
 
 async def _serve_http(
-    configuration: Configuration, bound: BoundServer, other: Callable[[Service], OtherApi] | None
+    configuration: Configuration, bound: BoundServer, others: Sequence[Callable[[Service], OtherApi]]
 ) -> int:
     signals = _Signals()
     from promptmill.http.app import App
@@ -147,18 +147,18 @@ async def _serve_http(
     service = Service(configuration, is_shared=True)
     telemetry = exporting(service)
     token = bound.rules.token
-    others = tuple(configured(configuration.plan.operator.client_limits.tokens).values())
-    rules = replace(bound.rules, others=others)
-    secrets = [each.secret.get_secret_value() for each in (token, *others) if each is not None]
+    further = tuple(configured(configuration.plan.operator.client_limits.tokens).values())
+    rules = replace(bound.rules, others=further)
+    secrets = [each.secret.get_secret_value() for each in (token, *further) if each is not None]
     server = create_server(service, locked=True, telemetry=telemetry, secrets=secrets)
-    api = None if other is None else other(service)
-    app = App(server, rules, Metrics(service), other=api)
+    apis = [made(service) for made in others]
+    app = App(server, rules, Metrics(service), others=apis)
     connections = descriptors(8192) // 2  # the other half is for files and endpoints
     listening = listener(app, connections=connections, tls=bound.tls, access_log=bound.access_log)
     stay_responsive()
     serving = asyncio.ensure_future(listening.serve(bound.sockets))
     tidying = [asyncio.ensure_future(_tidy(service, lambda: app.answered))]
-    tidying += [] if api is None else [asyncio.ensure_future(api.tend())]
+    tidying += [asyncio.ensure_future(api.tend()) for api in apis]
     announce(bound.greeting)
     await signals.wait_for_one_or(serving)
     for task in tidying:

@@ -10,8 +10,8 @@ import orjson
 from pydantic import BaseModel, Field, StringConstraints
 
 from promptmill.core.values import JsonDict
-from promptmill.openai_server.object_store import Stored
-from promptmill.openai_server.stored_files import Expiry
+from promptmill.features.openai_server.object_store import Stored
+from promptmill.features.openai_server.stored_files import Expiry
 
 _Name: TypeAlias = Annotated[str, StringConstraints(max_length=64)]
 _Text: TypeAlias = Annotated[str, StringConstraints(max_length=512)]

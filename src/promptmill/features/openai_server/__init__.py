@@ -10,6 +10,9 @@ Functions without HTTP, also for the lines of a batch: `bodies.request_of(path, 
 `ApiError` with its `status` and `body()`.
 """
 
-from promptmill.openai_server.paths import OpenAIPaths
+from promptmill.core.feature import Face, Feature
 
-__all__ = ["OpenAIPaths"]
+FEATURE = Feature(
+    words="OpenAI's API next to MCP: chat, responses, embeddings, files and batches",
+    faces=(Face("openai", "OpenAI's API at /v1", "promptmill.features.openai_server.paths:OpenAIPaths"),),
+)

@@ -24,9 +24,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from promptmill.core.bounds import LARGEST_UPLOAD, LARGEST_UPLOADS, LONGEST_FIELD, MOST_UPLOADS
 from promptmill.core.values import JsonDict
+from promptmill.features.openai_server.api_errors import ApiError
+from promptmill.features.openai_server.object_store import Listing, ObjectStore, Stored
 from promptmill.jobs import disk
-from promptmill.openai_server.api_errors import ApiError
-from promptmill.openai_server.object_store import Listing, ObjectStore, Stored
 
 PURPOSES = frozenset({"assistants", "batch", "fine-tune", "vision", "user_data", "evals"})
 OUTPUT = "batch_output"

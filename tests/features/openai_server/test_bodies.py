@@ -10,8 +10,8 @@ import pytest
 
 from promptmill.backends.protocol import Completion, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.openai_server.api_errors import ApiError, error_of
-from promptmill.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, reply_body, request_of
+from promptmill.features.openai_server.api_errors import ApiError, error_of
+from promptmill.features.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, reply_body, request_of
 
 HI = [{"role": "user", "content": "hi"}]
 

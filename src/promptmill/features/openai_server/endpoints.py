@@ -20,10 +20,10 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, required_of
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import shape
+from promptmill.features.openai_server.api_errors import ApiError, error_of
+from promptmill.features.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, model_of, reply_body, request_of
+from promptmill.features.openai_server.streams import ChatEvents, Events, EventStream, ResponseEvents, Show, unless_left
 from promptmill.http.token import configured
-from promptmill.openai_server.api_errors import ApiError, error_of
-from promptmill.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, model_of, reply_body, request_of
-from promptmill.openai_server.streams import ChatEvents, Events, EventStream, ResponseEvents, Show, unless_left
 from promptmill.server.tool_calls import owner_of
 from promptmill.server.tools import plan_of_call
 from promptmill.service.service import Service

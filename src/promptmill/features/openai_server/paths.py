@@ -19,13 +19,13 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from promptmill.core.errors import PromptmillError
-from promptmill.openai_server import api_errors
-from promptmill.openai_server.api_errors import ApiError
-from promptmill.openai_server.batch_runs import BatchRuns
-from promptmill.openai_server.endpoints import PATHS, Endpoints
-from promptmill.openai_server.object_store import ObjectStore
-from promptmill.openai_server.storage_routes import StorageRoutes
-from promptmill.openai_server.stored_files import StoredFiles
+from promptmill.features.openai_server import api_errors
+from promptmill.features.openai_server.api_errors import ApiError
+from promptmill.features.openai_server.batch_runs import BatchRuns
+from promptmill.features.openai_server.endpoints import PATHS, Endpoints
+from promptmill.features.openai_server.object_store import ObjectStore
+from promptmill.features.openai_server.storage_routes import StorageRoutes
+from promptmill.features.openai_server.stored_files import StoredFiles
 from promptmill.server.tool_calls import owner_of
 from promptmill.server.tool_socket import running_jobs_of
 from promptmill.service.service import Service

@@ -15,12 +15,12 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from promptmill.core.errors import redact
-from promptmill.openai_server.api_errors import ApiError
-from promptmill.openai_server.batch_objects import Batch
-from promptmill.openai_server.batch_runs import BatchRuns
-from promptmill.openai_server.endpoints import body_of
-from promptmill.openai_server.object_store import Listing
-from promptmill.openai_server.stored_files import StoredFiles
+from promptmill.features.openai_server.api_errors import ApiError
+from promptmill.features.openai_server.batch_objects import Batch
+from promptmill.features.openai_server.batch_runs import BatchRuns
+from promptmill.features.openai_server.endpoints import body_of
+from promptmill.features.openai_server.object_store import Listing
+from promptmill.features.openai_server.stored_files import StoredFiles
 
 _log = logging.getLogger(__name__)
 Handler: TypeAlias = Callable[[HttpRequest], Awaitable[Response]]

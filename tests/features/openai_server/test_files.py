@@ -17,11 +17,11 @@ import pytest
 
 from openai_clients import changed, client_of, servers
 from promptmill.core import bounds
-from promptmill.openai_server import stored_files
-from promptmill.openai_server.api_errors import ApiError
-from promptmill.openai_server.batch_runs import BatchRuns
-from promptmill.openai_server.object_store import Listing, ObjectStore, Stored
-from promptmill.openai_server.stored_files import Expiry, StoredFiles, checked
+from promptmill.features.openai_server import stored_files
+from promptmill.features.openai_server.api_errors import ApiError
+from promptmill.features.openai_server.batch_runs import BatchRuns
+from promptmill.features.openai_server.object_store import Listing, ObjectStore, Stored
+from promptmill.features.openai_server.stored_files import Expiry, StoredFiles, checked
 from served import BEARER, TOKEN, Served
 from waiting import eventually, until
 

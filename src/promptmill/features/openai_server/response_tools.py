@@ -21,7 +21,7 @@ import orjson
 
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
-from promptmill.openai_server.api_errors import ApiError
+from promptmill.features.openai_server.api_errors import ApiError
 
 _SEARCH, _TEXT = "tool_search", "input"
 _ONE_TEXT = {"type": "object", "properties": {_TEXT: {"type": "string"}}, "required": [_TEXT]}

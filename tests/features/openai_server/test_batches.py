@@ -21,7 +21,7 @@ from PIL import Image
 
 from fakes import KEY
 from openai_clients import CHAT, changed, client_of, ended, line, results, servers, started, text_of, uploaded
-from promptmill.openai_server.batch_rows import FileCheck
+from promptmill.features.openai_server.batch_rows import FileCheck
 from replies import answer, choose, hang, late, raw, status
 from served import BEARER, TOKEN
 from upstream import Upstream

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
-from promptmill.openai_server.api_errors import ApiError, unsupported
-from promptmill.openai_server.response_tools import (
+from promptmill.features.openai_server.api_errors import ApiError, unsupported
+from promptmill.features.openai_server.response_tools import (
     CALLS,
     OUTPUTS,
     call_of,
@@ -23,7 +23,7 @@ from promptmill.openai_server.response_tools import (
 )
 
 if TYPE_CHECKING:
-    from promptmill.openai_server.bodies import Choice
+    from promptmill.features.openai_server.bodies import Choice
 
 _SAME = frozenset({"temperature", "top_p", "parallel_tool_calls", "top_logprobs", "model"})
 _OF_NO_EFFECT = frozenset(

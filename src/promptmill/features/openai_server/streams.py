@@ -19,10 +19,10 @@ from starlette.types import Receive, Scope, Send
 
 from promptmill.backends.protocol import Completion, Growing
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.openai_server import response_bodies
-from promptmill.openai_server.api_errors import ApiError
-from promptmill.openai_server.bodies import choices_of, reasoning_fields, tool_call, usage_of
-from promptmill.openai_server.response_tools import item_of
+from promptmill.features.openai_server import response_bodies
+from promptmill.features.openai_server.api_errors import ApiError
+from promptmill.features.openai_server.bodies import choices_of, reasoning_fields, tool_call, usage_of
+from promptmill.features.openai_server.response_tools import item_of
 
 T = TypeVar("T")
 _PING_S = 3.0  # as over MCP: some clients disconnect after five seconds of silence

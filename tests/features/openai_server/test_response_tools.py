@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from promptmill.backends.protocol import Completion
-from promptmill.openai_server.api_errors import ApiError
-from promptmill.openai_server.bodies import RESPONSES, reply_body, request_of
+from promptmill.features.openai_server.api_errors import ApiError
+from promptmill.features.openai_server.bodies import RESPONSES, reply_body, request_of
 
 GENERATE = {"type": "function", "name": "generate", "description": "Answers.", "parameters": {"type": "object"}}
 MILL = {"type": "namespace", "name": "mcp__mill", "description": "Ask for answers.", "tools": [GENERATE]}

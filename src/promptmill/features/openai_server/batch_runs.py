@@ -39,6 +39,12 @@ from typing import Any
 from promptmill.core.bounds import LARGEST_BATCH, MOST_BATCHES
 from promptmill.core.errors import PromptmillError, redact
 from promptmill.core.values import JsonDict
+from promptmill.features.openai_server.api_errors import ApiError
+from promptmill.features.openai_server.batch_objects import BEFORE, Asked, Batch, Counts, State
+from promptmill.features.openai_server.batch_rows import INPUT, FileCheck, Results
+from promptmill.features.openai_server.endpoints import Endpoints
+from promptmill.features.openai_server.object_store import Listing, Stored
+from promptmill.features.openai_server.stored_files import MONTH, OUTPUT, FileObject, StoredFiles, checked, listed
 from promptmill.jobs import disk
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.inputs.files import Part
@@ -49,12 +55,6 @@ from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock, is_held
 from promptmill.jobs.store.order import JobOrder
-from promptmill.openai_server.api_errors import ApiError
-from promptmill.openai_server.batch_objects import BEFORE, Asked, Batch, Counts, State
-from promptmill.openai_server.batch_rows import INPUT, FileCheck, Results
-from promptmill.openai_server.endpoints import Endpoints
-from promptmill.openai_server.object_store import Listing, Stored
-from promptmill.openai_server.stored_files import MONTH, OUTPUT, FileObject, StoredFiles, checked, listed
 
 _log = logging.getLogger(__name__)
 _WINDOW_S = 86_400

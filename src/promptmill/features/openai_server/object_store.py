@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from promptmill.features.openai_server.api_errors import ApiError
 from promptmill.jobs import disk
-from promptmill.openai_server.api_errors import ApiError
 
 Kind = Literal["file", "batch"]
 _TABLE = """

@@ -23,12 +23,12 @@ from promptmill.backends.protocol import Completion
 from promptmill.core.bounds import LONGEST_ROW, MOST_BATCH_ERRORS, MOST_BATCH_LINES, MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
+from promptmill.features.openai_server.api_errors import ApiError, as_api_error, error_of
+from promptmill.features.openai_server.bodies import reply_body
+from promptmill.features.openai_server.endpoints import Endpoints
 from promptmill.jobs import disk
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
 from promptmill.jobs.store.folder import Folder
-from promptmill.openai_server.api_errors import ApiError, as_api_error, error_of
-from promptmill.openai_server.bodies import reply_body
-from promptmill.openai_server.endpoints import Endpoints
 
 INPUT, REFUSED = "input.jsonl", "refused.jsonl"
 _TEXTS = frozenset({"messages", "input", "model"})

@@ -21,8 +21,8 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.request import BESIDE, TOP_CHOICES, Conversation, Request, Sampling, conversation_from_messages
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
-from promptmill.openai_server import response_bodies
-from promptmill.openai_server.api_errors import ApiError, error_of, unsupported
+from promptmill.features.openai_server import response_bodies
+from promptmill.features.openai_server.api_errors import ApiError, error_of, unsupported
 
 CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
 _OF_NO_EFFECT = frozenset(

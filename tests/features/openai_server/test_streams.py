@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from promptmill.backends.protocol import Completion, Growing
-from promptmill.openai_server.api_errors import ApiError
-from promptmill.openai_server.streams import ChatEvents, ResponseEvents
+from promptmill.features.openai_server.api_errors import ApiError
+from promptmill.features.openai_server.streams import ChatEvents, ResponseEvents
 
 
 def _call(place: int, arguments: str, name: str = "look") -> dict[str, Any]:
