@@ -150,7 +150,7 @@ def test_codex_keeps_the_environment_that_a_person_added_below_the_entry(home):
         ("mcp_servers = 3", "mcp_servers should be an object, not a number"),
         ("[mcp_servers]\npromptmill = 3", "mcp_servers.promptmill should be an object, not a number"),
         ('mcp_servers = {other = {command = "x"}}', "the entry has an unusual form; edit it by hand"),
-        ('a = """\n[mcp_servers.promptmill]\nb = 1\n"""\n', "the entry has an unusual form; edit it by hand"),
+        ('a = """\n[mcp_servers.promptmill]\n[b]\n"""\n', "the entry has an unusual form; edit it by hand"),
     ],
 )
 def test_a_file_of_codex_that_is_not_as_it_should_be_is_left_alone(home, capsys, broken, said):
