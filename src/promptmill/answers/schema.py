@@ -418,8 +418,11 @@ def asking_for(schema: JsonObject) -> JsonDict:
 
 
 def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) -> Mapping[str, Any]:
-    """Return `options` plus the `response_format` of `answer_schema`. Raises `PromptmillError`, also with `choices`."""
-    if answer_schema is None:
+    """Return `options` plus the `response_format` of `answer_schema`, where `{}` is no schema.
+
+    Raises `PromptmillError`, also with `choices`.
+    """
+    if not answer_schema:
         return options
     if options.get("choices") is not None:
         raise input_error(Named("choices"), " and ", Named("schema"), " exclude each other; give one of them.")

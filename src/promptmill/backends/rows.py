@@ -40,7 +40,7 @@ from promptmill.core.request import (
 )
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
-from promptmill.images.load import from_folder
+from promptmill.images.load import from_folder, is_data
 
 PROBLEM = "promptmill:problem"
 """The only field of a line for an unusable row; its value is the reason."""
@@ -475,7 +475,8 @@ def _own_parameters(row: JsonObject, where: str, loaded_model: str) -> tuple[Jso
         schema = _structured(_SCHEMA, given[_SCHEMA], where)
         if not isinstance(schema, Mapping):
             raise input_error(f"{where}: {_SCHEMA} is {shape(schema)}; send a JSON Schema object.")
-        sampling["response_format"] = asking_for(schema)
+        if schema:
+            sampling["response_format"] = asking_for(schema)
     return _sampling(sampling, f"{where}: ").given() if sampling else {}, body
 
 
@@ -508,7 +509,7 @@ def _sources(value: Any, where: str) -> Iterator[str]:
         case str():
             yield f"data:;base64,{_joined(value)}" if _is_base64(value) else value
         case {"bytes": str(data)} if data:  # an image of the library `datasets`
-            yield data if data[:5] == "data:" else f"data:;base64,{_joined(data)}"
+            yield data if is_data(data) else f"data:;base64,{_joined(data)}"
         case {"path": str(path)} | {"url": str(path)} | {"image_url": str(path) | {"url": str(path)}} if path:
             yield path
         case _:

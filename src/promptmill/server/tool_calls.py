@@ -61,6 +61,9 @@ _OK, _CANCELLED = "code=ok", "code=cancelled"
 _STRANGE = re.compile(r"[^\w.@+-]")  # names come from the client: no spaces, no line feeds
 _IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
 _SCHEMA = ("schema", "answer_schema")  # its name, and its name in earlier releases
+# Older releases of n8n add the fields of their chat trigger to the arguments of each tool (n8n#21500, #21716); other
+# programs add the last two.
+_NOT_OURS = frozenset({"sessionId", "action", "chatInput", "toolCallId", "tool", "_meta", "kwargs"})
 _PAUSE_S = 0.5
 _FAST_S = 2.0
 _CHANGE_S = 1.0  # before a changed text is reported without progress
@@ -242,14 +245,20 @@ class PlainArguments(Middleware):
                 check_name(name)
             except PromptmillError as error:
                 raise CodedToolError(redact(str(error)), error.code) from None
-        arguments = _as_meant(arguments, schema)
+        foreign = [name for name in arguments if name in _NOT_OURS - schema.get("properties", {}).keys()]
+        arguments = _as_meant({name: arguments[name] for name in arguments if name not in foreign}, schema)
         if wrong := _wrong_names_and_kinds(arguments, schema):
             raise CodedToolError(wrong)
         try:
-            return await call_next(context.copy(message=context.message.model_copy(update={"arguments": arguments})))
+            result = await call_next(context.copy(message=context.message.model_copy(update={"arguments": arguments})))
         except ValidationError as error:
             cause = error.__cause__
             raise CodedToolError(explain(cause) if isinstance(cause, PydanticValidationError) else "") from None
+        if foreign:
+            meta = result.meta or {}
+            left_out = f"Arguments of the client's own were left out: {', '.join(foreign)}."
+            result.meta = {**meta, "warnings": [*meta.get("warnings", ()), left_out]}
+        return result
 
     async def on_read_resource(
         self,

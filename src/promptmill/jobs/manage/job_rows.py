@@ -19,6 +19,7 @@ from promptmill.core.request import AudioPart, ImagePart, Message
 from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import unescaped
+from promptmill.images.load import is_data
 from promptmill.jobs.columns import answer_fields, variant_values
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import OwnValues
@@ -134,7 +135,7 @@ def _text(turn: Message) -> str:
     for part in turn.content:
         match part:
             case ImagePart(source):
-                found.append("[image]" if source.startswith("data:") else f"[image {source}]")
+                found.append("[image]" if is_data(source) else f"[image {source}]")
             case AudioPart():
                 found.append("[sound]")
             case _:
