@@ -10,6 +10,7 @@ A repair extracts JSON from an answer with text around it or slips in writing, i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import json
@@ -369,17 +370,17 @@ class Choices:
         if len(answer) > LONGEST_ANSWER:
             return ""
         text = next(_fenced(answer), answer).strip()
-        try:
-            value = _read_json(text)
-        except ValueError:
-            value = text
+        value: Any = text
+        if text not in self._choices:  # `true`, `1.5` and `{}` may be choices, too
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
         if isinstance(value, dict):
             found = [*value.values()]
             value = found[0] if len(found) == 1 else value.get(_CHOICE)
         elif not complete and any(other != value and other.startswith(str(value)) for other in self._choices):
             return ""
-        if type(value) is int:
-            value = str(value)
+        if value is None or isinstance(value, bool):
+            value = json.dumps(value)
         if not isinstance(value, str):
             return ""
         value = value.strip()
