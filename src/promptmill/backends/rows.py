@@ -38,7 +38,7 @@ from promptmill.core.request import (
     replacing_choices,
     required_of,
 )
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
 from promptmill.core.wording import shape
 from promptmill.images.load import from_folder, is_data
 
@@ -309,8 +309,8 @@ def digest(
             asked = {name: inner for name, inner in value.items() if name not in _OF_NO_REQUEST}
         else:
             asked = {name: value[name] for name in (NAMES if row_settings else CONTENT) & value.keys()}
-        text = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
-    except (PromptmillError, TypeError, KeyError, AttributeError):
+        text = json_text(asked, sort_keys=True).encode()
+    except (PromptmillError, TypeError, KeyError, AttributeError, UnicodeEncodeError):
         return None
     return hashlib.blake2b(text, digest_size=16).digest()
 
@@ -346,11 +346,11 @@ def load(line: bytes, where: str) -> Any:
     """Return the JSON value of a line. Raises `PromptmillError` (`invalid_input`)."""
     line = line.removeprefix(BOM)
     try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+        return read_json(line)
+    except json.JSONDecodeError as error:
         reason = error.msg
     try:
-        # accepts numbers beyond 64 bits and NaN, unlike orjson; as text, because it would take some bytes for UTF-16
+        # accepts NaN, unlike orjson; as text, because it would take some bytes for UTF-16
         return json.loads(line.decode())
     except UnicodeDecodeError:
         raise input_error(f"{where} is not UTF-8 text. {AS_UTF8}") from None
@@ -417,8 +417,8 @@ def _row(row: JsonObject, where: str, images: RowImages, column: str = "") -> Co
 def _read_messages(text: str, where: str) -> object:
     """Return the messages in a field with JSON."""
     try:
-        return orjson.loads(text) if text.strip() else None
-    except orjson.JSONDecodeError as error:
+        return read_json(text) if text.strip() else None
+    except json.JSONDecodeError as error:
         raise input_error(f"{where}: messages is not valid JSON: {error.msg}.") from None
 
 
@@ -528,8 +528,8 @@ def _structured(name: str, value: Any, where: str) -> Any:
     """Return `value`, parsed if it is a table's cell with JSON."""
     if name in _STRUCTURED and isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
         try:
-            return orjson.loads(value)
-        except orjson.JSONDecodeError as error:
+            return read_json(value)
+        except json.JSONDecodeError as error:
             if name != "stop":
                 raise input_error(f"{where}: {name} is not valid JSON: {error.msg}.") from None
     return value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import json
 import logging
 import re
 import time
@@ -19,7 +20,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
 import anyio
-import orjson
 from fastmcp import Context, FastMCP
 from fastmcp.exceptions import ResourceError, ToolError, ValidationError
 from fastmcp.prompts.base import PromptResult
@@ -45,7 +45,7 @@ from promptmill.config.settings import BackendConfigs
 from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import Sampling
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, read_json
 from promptmill.core.wording import did_you_mean, duration, shape
 from promptmill.http import token
 from promptmill.http.json_response_workaround import RESPONSE
@@ -344,8 +344,8 @@ def _parsed(name: str, text: str, kinds: Collection[str]) -> Any:
         many = f"{name} is a text that may hold more than {MOST_VALUES:,} values; send a list or an object."
         raise CodedToolError(many)
     try:
-        parsed = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        parsed = read_json(text)
+    except json.JSONDecodeError:
         return text
     if "string" not in kinds:
         return parsed
