@@ -158,11 +158,11 @@ class AnswerSchema:
             return Checked(text, problem)
         found: dict[str, str] = {}
         try:
-            for value, start, end in _candidates(text):
+            for value, begin, end in _candidates(text):
                 problem = self._problem(value)
                 for kept in (value, *self._without_nulls(value)):
                     if self._validator.is_valid(kept) and (written := _written(kept)):
-                        if _is_denied(text, start, end):
+                        if _is_denied(text, begin, end):
                             return Checked(text, "its words deny the JSON value in it")
                         found[json.dumps(kept, sort_keys=True)] = written
                         break

@@ -184,7 +184,7 @@ class ExpressionTemplate:
             raise input_error(PROMPT, f" cannot be written out: {type(error).__name__}: {error}"[:300]) from None
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
+class _Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
     """Reads `order.items` as the field `items` of an object; the method of this name has to be called."""
 
     def getitem(self, obj: Any, argument: Any) -> Any:
@@ -193,7 +193,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return self.undefined(obj=obj, name=argument) if _is_function(found) else found
 
 
-class _Fields(NodeTransformer):
+class _Fields(NodeTransformer):  # type: ignore[misc]
     """Replaces `a.b` by `a["b"]`, except in a call such as `a.b()`."""
 
     def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:  # noqa: N802 (Jinja's name)
