@@ -197,6 +197,11 @@ def test_a_data_url_is_read_by_what_it_holds(picture, media_type):
     assert (loaded.data, loaded.media_type) == (picture.read_bytes(), "image/png")
 
 
+def test_a_data_url_may_begin_in_capitals(picture):
+    url = f"DATA:image/png;BASE64,{base64.b64encode(picture.read_bytes()).decode()}"
+    assert load_image(url, ANYWHERE).data == picture.read_bytes()
+
+
 def test_a_data_url_may_be_percent_encoded(picture):
     from urllib.parse import quote_from_bytes
 

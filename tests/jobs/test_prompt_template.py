@@ -38,6 +38,78 @@ def test_a_row_is_written_into_the_template(text, row, prompt):
     assert template_of(text).render(row) == prompt
 
 
+ORDER = {"items": ["tea", "milk"], "values": 7, "keys": "k", "get": "g", "update": None, "number": 2**70}
+ROW = {
+    "order": ORDER,
+    "name": "anna",
+    "tags": [3, 1],
+    "lines": [{"title": "A", "items": 1}, {"title": "B", "items": 2}],
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("{{order.items}}", '["tea","milk"]'),
+        ("{{order.values}}{{order.keys}}{{order.get}}{{order.update}}", "7kg"),
+        ("{% for each in order.items %}{{each}};{% endfor %}", "tea;milk;"),
+        ("{{order.items|join(',')}} {{order.items|length}}", "tea,milk 2"),
+        (
+            "{{lines|map(attribute='items')|sum}} {{lines|selectattr('items', 'gt', 1)|map(attribute='title')|first}}",
+            "3 B",
+        ),
+        ("{% for line in lines %}{{loop.index}}{{line.items}}{{loop.cycle('a', 'b')}}{% endfor %}", "11a22b"),
+        ("{{row.order.items.0}}", "tea"),
+    ],
+)
+def test_a_field_has_its_value_whatever_methods_its_name_is_of(text, prompt):
+    assert template_of(text).render(ROW) == prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("{{name.upper()}} {{name.split('n')[0]}}", "ANNA a"),
+        (
+            "{% for name, value in order.items() %}{{name}}{% if not loop.last %},{% endif %}{% endfor %}",
+            ",".join(ORDER),
+        ),
+        ("{% macro mark(text) %}<{{text}}>{% endmacro %}{{mark(name)}}", "<anna>"),
+    ],
+)
+def test_a_method_is_called_with_brackets(text, prompt):
+    assert template_of(text).render(ROW) == prompt
+
+
+@pytest.mark.parametrize(
+    "text", ["{{name.title}}!", "{{tags.count}}!", "{{order.copy}}!", "{{row.items}}!", "{{lines.0.pop}}!"]
+)
+def test_a_method_is_no_field(text):
+    with pytest.raises(PromptmillError, match=r"has no attribute|unsafe"):
+        template_of(text).render(ROW)
+
+
+@pytest.mark.parametrize(
+    "text", ["{{name|attr('title')}}", "{% macro mark() %}{% endmacro %}{{mark}}", "{{range}}{{name|upper}}"]
+)
+def test_a_function_is_never_a_part_of_a_prompt(text):
+    with pytest.raises(PromptmillError, match="a function or a method; call it"):
+        template_of(text).render(ROW)
+
+
+def test_what_a_filter_yields_is_a_list():
+    assert template_of("{{lines|map(attribute='title')}} {{order.keys()|first}}").render(ROW) == '["A","B"] items'
+
+
+def test_a_whole_number_of_any_length_is_written_out_as_it_is(bench):
+    number = "277447099861456945273576150847928801582"
+    bench.write([f'{{"x": {number}, "l": [{number}, {{"a": -{number}}}]}}'])
+    bench.succeed("--prompt", "{{x}} {{l}}")
+    bench.succeed("--prompt", "{{l|first}} {{l}}", "--again", "all")
+    whole = f'{number} [{number},{{"a":-{number}}}]'
+    assert _prompts(bench) == [whole, whole]
+
+
 @pytest.mark.parametrize(
     ("text", "column"),
     [

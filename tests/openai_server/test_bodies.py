@@ -230,6 +230,28 @@ def test_a_value_of_a_wrong_type_is_refused(path, body, param):
     assert _refused(path, body).param == param
 
 
+def _embeddings(*data):
+    """Return the reply for two inputs, of an endpoint that sent `data`."""
+    answer = Completion("", "stop", Usage(3), details={"payload": {"data": [*data]}})
+    return reply_body(EMBEDDINGS, {"input": ["a", "b"]}, answer, "m")["data"]
+
+
+def test_each_vector_stands_at_the_index_that_the_endpoint_gave_it():
+    found = _embeddings({"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]})
+    assert [(one["index"], one["embedding"]) for one in found] == [(0, [1.0]), (1, [2.0])]
+
+
+def test_vectors_without_an_index_are_in_the_order_of_the_inputs():
+    assert [one["embedding"] for one in _embeddings({"embedding": [1.0]}, {"embedding": [2.0]})] == [[1.0], [2.0]]
+
+
+@pytest.mark.parametrize("indices", [[0], [0, 0], [0, 2], [0, 1, 2], [0, 1, 1], []])
+def test_vectors_that_are_not_one_for_each_input_are_an_error_of_the_endpoint(indices):
+    with pytest.raises(ApiError, match="one embedding for each of the 2 inputs") as raised:
+        _embeddings(*({"index": index, "embedding": [1.0]} for index in indices))
+    assert raised.value.status == 502
+
+
 @pytest.mark.parametrize("vector", [[1e40], ["x"], "AAA"])
 def test_embeddings_that_are_none_are_an_error_of_the_endpoint(vector):
     answer = Completion("", details={"payload": {"data": [{"embedding": vector}]}})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import math
 import re
 import sqlite3
@@ -26,7 +27,7 @@ from promptmill.backends.rows import IMAGES, RowReader
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Request
-from promptmill.core.values import JsonDict, JsonObject, loads
+from promptmill.core.values import JsonDict, JsonObject, json_text, loads, read_json
 
 PROMPT = Named("prompt")
 _WAIT_S = 5.0  # for the writer of the database
@@ -124,7 +125,7 @@ def cell_text(value: Any, name: str) -> str:
         raise PromptmillError(Code.EMPTY_PROMPT, f"its {name} is {what}.")
     if isinstance(value, str):
         return value
-    return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list | bool) else str(value)
+    return json_text(value) if isinstance(value, dict | list | bool) else str(value)
 
 
 def _packed(template: Template | None) -> tuple[str, ...] | None:
@@ -322,8 +323,8 @@ def _read(row: JsonObject, *, has_messages: bool) -> JsonDict:
             continue  # with both columns, the messages may be the question
         if name == "messages" or (name in IMAGES and isinstance(value, str) and value.lstrip().startswith("[")):
             try:
-                value = orjson.loads(value)
-            except orjson.JSONDecodeError as error:
+                value = read_json(value)
+            except json.JSONDecodeError as error:
                 raise input_error(f"{name} is not valid JSON: {error.msg}.") from None
         question[name] = value
     return question

@@ -608,7 +608,7 @@ def _given(item: Mapping[str, Any], image_key: str = "") -> Any:
 
 
 def _names_image(text: str) -> bool:
-    if text.startswith(_SUFFICES_AS_IMAGE) or is_bare_base64(text):
+    if text[:11].lower().startswith(_SUFFICES_AS_IMAGE) or is_bare_base64(text):
         return True
     if len(text) > 1024 or "\n" in text or Path(text.split("?", maxsplit=1)[0]).suffix.lower() not in _IMAGE_SUFFIXES:
         return False

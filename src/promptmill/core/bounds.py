@@ -84,6 +84,9 @@ MOST_LEAVES = 2000
 LONGEST_ANSWER = 1 << 20
 """Characters of an answer under a schema, which is checked, repaired and quoted; bytes of an answer that the cache
 keeps, or that is read leniently. Only endless answers are longer."""
+MOST_UNREADABLE = 100
+"""Brackets of prose in an answer that is searched for JSON: each takes time in proportion to the answer's length, and a
+small model repeats one until `max_tokens`."""
 MOST_TOKENS = 1 << 24
 """Tokens that an endpoint may report: more than any context, and the count is charged to `tpm`."""
 

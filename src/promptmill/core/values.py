@@ -28,6 +28,8 @@ JsonObject: TypeAlias = Mapping[str, Any]
 JsonDict: TypeAlias = dict[str, Any]
 """The same, to be changed or to be written."""
 
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBERS = (b"0" * 20, b"-" + b"0" * 19)  # the digits of 2^64 and of -2^63
 _TAG = "promptmill:"
 _TAGGED = _TAG.encode()
 # orjson would write dates in its own way, large numbers not at all, and NaN as null
@@ -46,6 +48,32 @@ _READERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
         "text": str,
     }
 )
+
+
+def read_json(text: bytes | str) -> Any:
+    """Return the value of a JSON text, with whole numbers of any length; orjson rounds those beyond 64 bits.
+
+    Raises `json.JSONDecodeError`.
+
+    >>> read_json(b"[18446744073709551617]")
+    [18446744073709551617]
+    """
+    try:
+        data = text.encode() if isinstance(text, str) else text
+        zeros = data.translate(_ZEROS)  # a regular expression takes ten times the time of orjson
+        return json.loads(data.decode()) if any(long in zeros for long in _LONG_NUMBERS) else orjson.loads(data)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError):  # half a surrogate pair, no UTF-8, thousands of digits
+        raise json.JSONDecodeError("a text or number is invalid, or nested too deeply", "", 0) from None
+
+
+def json_text(value: Any, *, sort_keys: bool = False) -> str:
+    """Return a value as JSON, with whole numbers of any length; a value that JSON has no form for is its text."""
+    try:
+        return orjson.dumps(value, str, orjson.OPT_SORT_KEYS if sort_keys else None).decode()
+    except TypeError:  # a number beyond 64 bits
+        return json.dumps(value, default=str, separators=(",", ":"), sort_keys=sort_keys, ensure_ascii=False)
 
 
 def dumps(value: Any, *, finite: bool = True) -> bytes:
@@ -131,5 +159,5 @@ def text_of(value: Any) -> str:
             return "" if math.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
         case int():
             return str(value)
-    text = orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS).decode()
+    text = json_text(value, sort_keys=True)
     return str(orjson.loads(text)) if text.startswith('"') else text  # a date or a decimal of Parquet

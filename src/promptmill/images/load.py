@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "", "TIFF": ""}
 _PLUGINS = ("PIL.TiffImagePlugin", "PIL.WebPImagePlugin")  # otherwise the first such image has Pillow import all of its
-_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
+_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII | re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
 _BYTES_PER_PIXEL = 12  # of the decoded, the rotated or converted, and the written image
 _SHORTEST_BASE64 = 64
@@ -100,9 +100,14 @@ def is_web(source: str) -> bool:
     return source[:8].lower().startswith(("http://", "https://"))
 
 
+def is_data(source: str) -> bool:
+    """Return whether `source` is a `data:` URL."""
+    return source[:5].lower() == "data:"
+
+
 def from_folder(source: str, folders: Sequence[str]) -> str:
     """Return a relative path in the first of `folders` that has it, else in the first; any other source stays."""
-    if not folders or source.startswith("~") or source[:5].lower() in {"data:", "file:"} or _URL.match(source):
+    if not folders or source.startswith("~") or is_data(source) or source[:5].lower() == "file:" or _URL.match(source):
         return source
     if Path(source).is_absolute():
         return source
@@ -119,7 +124,7 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
     """
     if isinstance(source, HeldImage):
         name, data = "the image in memory", encode_held(source)
-    elif source[:5].lower() == "data:":
+    elif is_data(source):
         name, data = _data(source)
     elif is_bare_base64(source):
         name, data = _data(f"data:;base64,{source}")
@@ -481,4 +486,4 @@ def _kept_size(source: str, reading: asyncio.Future[bytes]) -> int:
     image = b"" if reading.cancelled() or reading.exception() else reading.result()
     size = _EACH + len(source) + len(image)
     # a `data:` URL or a page seldom occurs twice: count it eightfold, so that a file of such rows needs little memory
-    return size * 8 if source.startswith("data:") or pdf.split(source)[1] else size
+    return size * 8 if is_data(source) or pdf.split(source)[1] else size

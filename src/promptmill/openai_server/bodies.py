@@ -202,13 +202,19 @@ def reply_body(path: str, body: JsonObject, answer: Completion, model: str) -> J
 
 
 def _embeddings_body(body: JsonObject, answer: Completion, model: str) -> JsonDict:
-    payload = (answer.details or {}).get("payload", {})
+    texts, payload = body.get("input"), (answer.details or {}).get("payload", {})
+    count = len(texts) if isinstance(texts, list) else 1
     try:
-        vectors = [_encoded(one["embedding"], body.get("encoding_format")) for one in payload.get("data", ())]
+        found = {
+            at if one.get("index") is None else one["index"]: _encoded(one["embedding"], body.get("encoding_format"))
+            for at, one in enumerate(payload["data"])
+        }
+        if len(payload["data"]) != count:
+            raise ValueError
+        vectors = [found[index] for index in range(count)]  # endpoints may send them in any order
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error):
-        raise ApiError(
-            502, "The reply of the endpoint holds something else than embeddings.", None, "bad_response"
-        ) from None
+        problem = f"The reply of the endpoint does not hold one embedding for each of the {count} inputs."
+        raise ApiError(502, problem, None, "bad_response") from None
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
     tokens = answer.usage.prompt_tokens
     return {"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}

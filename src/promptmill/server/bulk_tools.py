@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import orjson
 from fastmcp import Context, FastMCP
 from fastmcp.exceptions import ResourceError
 from fastmcp.tools import ToolResult
@@ -20,7 +19,7 @@ from pydantic import BeforeValidator, Field
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LARGEST_PAGE, LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
-from promptmill.core.values import JsonDict
+from promptmill.core.values import JsonDict, json_text
 from promptmill.jobs.store.rounds import MOST_VOTES, Again
 from promptmill.server import arguments
 from promptmill.server.questions import Questions
@@ -669,7 +668,7 @@ def _add_tools_of_a_job(
         found = page(found, min(most_bytes(ctx, service.plan) or LARGEST_PAGE, LARGEST_PAGE) - _ENVELOPE, copies=1)
         after = found.pop("next_offset")
         found["next"] = None if after is None else f"promptmill://jobs/{job_id}/answers?offset={after}"
-        return orjson.dumps(found).decode()
+        return json_text(found)
 
     @tool(
         mcp,

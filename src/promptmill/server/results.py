@@ -18,7 +18,7 @@ from mcp_types import ContentBlock, Implementation, ResourceLink, TextContent
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.service import choosing, list_call
 
@@ -388,7 +388,7 @@ def page(found: JsonObject, most: int, copies: int) -> JsonDict:
     """
     size = 0
     for place, row in enumerate(found["rows"]):
-        text = orjson.dumps(row)
+        text = json_text(row).encode()
         size += copies * len(text) + text.count(b'"') + text.count(b"\\")
         if place and size > most:
             return {**found, "rows": found["rows"][:place], "next_offset": row["row"]}

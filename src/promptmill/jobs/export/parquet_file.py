@@ -46,6 +46,8 @@ def write_parquet(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow]) -
     with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
         for group in _groups(answered):
             found = [answers.in_table(each) for each in group]
+            if answers.schema is not None:
+                found = list(map(answers.schema.with_losses, found))
             ours = [
                 pa.array([_arrow_value(answers.schema, key, one.get(key)) for one in found], kind)
                 for key, kind in kinds.items()

@@ -12,17 +12,17 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import orjson
-from jinja2 import Environment, StrictUndefined, TemplateError, UndefinedError, nodes, pass_context
+from jinja2 import Environment, StrictUndefined, TemplateError, Undefined, UndefinedError, nodes, pass_context
 from jinja2.meta import TrackingCodeGenerator
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from promptmill.backends import rows
 from promptmill.backends.questions import PROMPT, RESERVED, PlainTemplate, Template
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.values import JsonObject
+from promptmill.core.values import JsonObject, json_text
 from promptmill.core.wording import close_matches, did_you_mean, mended
 
 ROW = "row"
@@ -154,7 +154,8 @@ class ExpressionTemplate:
             parsed = environment.parse(text)
             if sum(1 for _ in parsed.find_all(nodes.Node)) > _MOST_PARTS:
                 raise input_error(PROMPT, f" has more than {_MOST_PARTS:,} placeholders and expressions; use fewer.")
-            self.names = _names(parsed, environment)
+            _Fields().visit(parsed)
+            self.names = _names(parsed.set_environment(environment), environment)
             self._template = environment.from_string(_checked(parsed, self.names))
         except TemplateError as error:
             raise input_error(PROMPT, f" is not a template: {_why(error, environment)}") from None
@@ -183,13 +184,39 @@ class ExpressionTemplate:
             raise input_error(PROMPT, f" cannot be written out: {type(error).__name__}: {error}"[:300]) from None
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
+    """Reads `order.items` as the field `items` of an object; the method of this name has to be called."""
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Return a field, an element, or an attribute that is not a method; otherwise an undefined value."""
+        found = super().getitem(obj, argument)
+        return self.undefined(obj=obj, name=argument) if _is_function(found) else found
+
+
+class _Fields(NodeTransformer):  # type: ignore[misc]
+    """Replaces `a.b` by `a["b"]`, except in a call such as `a.b()`."""
+
+    def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:  # noqa: N802 (Jinja's name)
+        """Return the node for the field of an object."""
+        self.generic_visit(node)
+        return nodes.Getitem(node.node, nodes.Const(node.attr), node.ctx, lineno=node.lineno)
+
+    def visit_Call(self, node: nodes.Call) -> nodes.Node:  # noqa: N802
+        """Return the call of a method."""
+        called = node.node
+        self.generic_visit(node)
+        if isinstance(called, nodes.Getattr):
+            node.node = called
+        return node
+
+
 def _environment() -> Environment:
     """Return a sandbox that compiles a template without evaluating its expressions, because a server compiles it.
 
     `optimized=False` prevents the evaluation of constants in expressions; a `finalize` that takes
     the context prevents it in the text around them.
     """
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         undefined=StrictUndefined,
         keep_trailing_newline=True,
         finalize=pass_context(_as_text),
@@ -232,9 +259,7 @@ def _cell(node: nodes.Expr, cells: frozenset[str]) -> str:
     """Return the cell's name if the expression is `name`, `row.name` or `row["name"]`, else `""`."""
     if isinstance(node, nodes.Name):
         return str(node.name) if node.name in cells - {ROW} else ""
-    if isinstance(node, nodes.Getattr | nodes.Getitem) and isinstance(node.node, nodes.Name) and node.node.name == ROW:
-        if isinstance(node, nodes.Getattr):
-            return str(node.attr)
+    if isinstance(node, nodes.Getitem) and isinstance(node.node, nodes.Name) and node.node.name == ROW:
         return str(node.arg.value) if isinstance(node.arg, nodes.Const) else ""
     return ""
 
@@ -254,8 +279,16 @@ def _why(error: TemplateError, environment: Environment) -> str:
     return f"there is no {found[1]} {found[2]!r}; {did_you_mean(found[2], known, 'leave it out.')}"
 
 
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, Undefined)
+
+
 def _as_text(_: Context, value: Any) -> Any:
     """Convert a value for the prompt: null becomes `""`; a list, an object or a boolean becomes JSON."""
     if value is None:
         return ""
-    return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list | bool) else value
+    if _is_function(value):
+        raise input_error(PROMPT, ": a place holds a function or a method; call it, or correct the name.")
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Undefined):
+        value = [*value]  # also what `map`, `select` and `items()` yield
+    return json_text(value) if isinstance(value, dict | list | bool) else value

@@ -17,8 +17,9 @@ from promptmill.core.bounds import LARGEST_PAGE
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import AudioPart, ImagePart, Message
 from promptmill.core.secret_text import SecretFinder, find_field
-from promptmill.core.values import JsonObject
+from promptmill.core.values import JsonObject, read_json
 from promptmill.core.wording import unescaped
+from promptmill.images.load import is_data
 from promptmill.jobs.columns import answer_fields, variant_values
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import OwnValues
@@ -134,7 +135,7 @@ def _text(turn: Message) -> str:
     for part in turn.content:
         match part:
             case ImagePart(source):
-                found.append("[image]" if source.startswith("data:") else f"[image {source}]")
+                found.append("[image]" if is_data(source) else f"[image {source}]")
             case AudioPart():
                 found.append("[sound]")
             case _:
@@ -221,7 +222,7 @@ class _Fields:
         if _size(row.cells or b"") > LARGEST_PAGE:
             return {}
         text = rows.json_line(self._own.of(row))
-        value: dict[str, Any] = orjson.loads(text)
+        value: dict[str, Any] = read_json(text)
         if self._finder is not None and (find_field(value) or self._finder.find(text)):
             return {"left_out": f"The row's fields {MAY_HOLD_SECRETS}."}
         return value

@@ -359,8 +359,9 @@ def check_fields(order: JobOrder, input_format: str) -> None:
         )
     for text in question.templates:
         template_of(text, places_in(text))  # any place may be a column
-    if question.sample is not None and (order.limits.rows is not None or order.limits.shard is not None):
-        raise input_error(Named("sample"), " goes without ", Named("limit"), " and ", Named("shard"), ".")
+    for name, part in (("limit", order.limits.rows), ("shard", order.limits.shard)):
+        if question.sample is not None and part is not None:
+            raise input_error(Named("sample"), " goes without ", Named(name), ".")
     for name in ("sure", "votes"):
         if getattr(order, name) is not None and input_format in WHOLE_REQUESTS:
             raise input_error(Named(name), _OF_ROWS)
