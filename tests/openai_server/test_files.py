@@ -201,7 +201,7 @@ async def test_a_file_takes_at_most_half_of_the_free_disk(tmp_path, monkeypatch,
     def usage(folder: Path) -> SimpleNamespace:
         return SimpleNamespace(free=999 if (folder == files.folder) == (full == "state folder") else 1 << 30)
 
-    monkeypatch.setattr(stored_files.shutil, "disk_usage", usage)
+    monkeypatch.setattr(shutil, "disk_usage", usage)
     with pytest.raises(PromptmillError, match="more than 50% of the free disk") as raised:
         await files.upload(*pieces(PURPOSE, ('name="file"; filename="b"', bytes(2000))), "me")
     assert raised.value.code == "storage"
@@ -210,7 +210,7 @@ async def test_a_file_takes_at_most_half_of_the_free_disk(tmp_path, monkeypatch,
 
 
 async def test_the_lines_of_a_batch_take_at_most_half_of_the_free_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(stored_files.shutil, "disk_usage", lambda _: SimpleNamespace(free=9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9))
     (tmp_path / "in").write_text('{"custom_id": "1", "body": {}}\n')
     check = FileCheck("/v1/embeddings", cast("Any", SimpleNamespace(has_several=False)), "me")
     with pytest.raises(PromptmillError, match="more than 50% of the free disk"):
