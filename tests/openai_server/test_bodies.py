@@ -45,7 +45,14 @@ def test_a_chat_becomes_a_request_with_its_parameters():
 def test_fields_of_no_effect_nulls_and_defaults_change_nothing():
     ignored = dict.fromkeys(("user", "safety_identifier", "prompt_cache_key", "service_tier", "verbosity"), "x")
     nulls = dict.fromkeys(("tools", "stop", "seed", "functions", "audio", "max_completion_tokens"))
-    defaults = {"logit_bias": {}, "tools": [], "response_format": {"type": "text"}, "tool_choice": "auto", "n": 1}
+    defaults = {
+        "logit_bias": {},
+        "tools": [],
+        "response_format": {"type": "text"},
+        "tool_choice": "auto",
+        "n": 1,
+        "functions": [],
+    }
     body = {"messages": HI, "metadata": {"a": "b"}, "store": True, "stream": False, **ignored, **nulls}
     for more in ({}, defaults):
         request = request_of(CHAT, body | more)
@@ -106,6 +113,8 @@ def test_thinking_is_switched_as_vllm_does_it():
     ("field", "value"),
     [
         ("structured_outputs", "a+"),
+        ("logit_bias", [7]),
+        ("chat_template_kwargs", "date"),
         ("structured_outputs", {"json": [1]}),
         ("functions", [{"name": "f"}]),
         ("modalities", ["text", "audio"]),

@@ -159,6 +159,7 @@ def test_a_page_of_an_allowed_origin_may_ask_and_read_replies_and_errors(page_se
     wanted = page | {
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization, x-stainless-lang",
+        "Access-Control-Request-Private-Network": "true",
     }
     preflight = server.ask("OPTIONS", "/v1/chat/completions", wanted)
     assert preflight.status == 200

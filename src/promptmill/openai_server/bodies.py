@@ -51,6 +51,7 @@ _DEFAULTS: dict[str, Any] = {
     "logprobs": False,
     "modalities": ["text"],
     "chat_template_kwargs": {},
+    "functions": [],
     "parallel_tool_calls": True,
     "response_format": {"type": "text"},
     "tool_choice": "auto",
@@ -120,9 +121,10 @@ def _with_structure(given: JsonDict) -> JsonDict:
     Raises `ApiError`.
     """
     older = {new: given.pop(old) for old, new in GUIDED.items() if old in given}
+    for name in PASSED_ON & given.keys():
+        if not isinstance(given[name], dict):
+            raise ApiError(400, f"`{name}` is {shape(given[name])}; send an object.", name)
     structure = given.pop("structured_outputs", {})
-    if not isinstance(structure, dict):
-        raise ApiError(400, f"`structured_outputs` is {shape(structure)}; send an object.", "structured_outputs")
     structure = {name: value for name, value in (structure | older).items() if value not in (None, False)}
     found: JsonDict = {"structured_outputs": structure} if structure else {}
     match structure:

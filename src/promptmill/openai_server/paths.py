@@ -94,9 +94,13 @@ class OpenAIPaths:
         """Return `app` with the headers by which a browser lets a page of an allowed origin read its replies."""
         if Headers(scope=scope).get("origin") not in self._origins:
             return app
-        methods, readable = ("GET", "POST", "DELETE"), ("x-request-id", "retry-after")
         return CORSMiddleware(
-            app, allow_origins=self._origins, allow_methods=methods, allow_headers=("*",), expose_headers=readable
+            app,
+            allow_origins=self._origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=("x-request-id", "retry-after"),
+            allow_private_network=True,  # a page of the web that the operator allowed calls loopback
         )
 
 

@@ -37,7 +37,14 @@ _SAME = frozenset({"parallel_tool_calls", "top_logprobs", *PASSED_ON, *GUIDED}) 
 }
 """The fields that chat completions have under the same names."""
 _READ_ELSEWHERE = frozenset({"model", "stream", "input", "instructions", "max_tool_calls"})
-_DEFAULTS: dict[str, Any] = {"truncation": "disabled", "background": False, "tool_choice": "auto", "top_logprobs": 0}
+_DEFAULTS: dict[str, Any] = {
+    "truncation": "disabled",
+    "background": False,
+    "tool_choice": "auto",
+    "top_logprobs": 0,
+    "n": 1,  # chat completions'
+}
+_NEEDS_STATE = frozenset({"previous_response_id", "conversation", "background", "prompt", "tools"})
 _WHY = ": this server keeps no state, and runs no tools"
 _LOGPROBS = "message.output_text.logprobs"
 _ECHOED = ("instructions", "temperature", "top_p", "max_output_tokens", "parallel_tool_calls", "tool_choice", "tools")
@@ -69,7 +76,7 @@ def chat_body(body: JsonObject) -> JsonDict:
             case _ if name in _SAME:
                 found[name] = value
             case _:
-                raise unsupported(name, _WHY)
+                raise unsupported(name, _WHY) if name in _NEEDS_STATE else unsupported(name)
     tools = list(functions_of(body))
     return found | ({"tools": tools} if tools else {}) | {"messages": _messages(body)}
 
