@@ -164,7 +164,7 @@ class HostAllowlist:
     def may_call(self, origin: bytes, scheme: str, host: bytes) -> bool:
         """Return whether a page may call: it has this server's own scheme, host and port, or an allowed origin.
 
-        `scheme` and `host`, a header that `is_ours`, are those of its request.
+        `scheme` and the header `host`, which `is_ours`, belong to the page's request.
         """
         text = origin.decode("latin-1").lower()
         return text == f"{scheme}://{host.decode('latin-1').lower()}" or text in self.origins

@@ -66,7 +66,7 @@ def opened(
 ) -> Iterator[BoundServer]:
     """Read the options of `serve`, remove the token from `environ`, and listen until the block ends.
 
-    `further_tokens` are those of the configuration. Raises `PromptmillError` (`invalid_config`) for an invalid option,
+    `further_tokens` are `client_limits.tokens`. Raises `PromptmillError` (`invalid_config`) for an invalid option,
     when it is impossible to listen, or when other machines, clients of a further token or pages could call without a
     token.
     """
