@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import json
 import struct
 from typing import Any
 
+import orjson
 import pytest
 
 from promptmill.backends.protocol import Completion, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.openai_server.api_errors import ApiError, error_of
 from promptmill.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, reply_body, request_of
+from promptmill.openai_server.streams import ResponseEvents
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -42,11 +45,62 @@ def test_a_chat_becomes_a_request_with_its_parameters():
 def test_fields_of_no_effect_nulls_and_defaults_change_nothing():
     ignored = dict.fromkeys(("user", "safety_identifier", "prompt_cache_key", "service_tier", "verbosity"), "x")
     nulls = dict.fromkeys(("tools", "stop", "seed", "functions", "audio", "max_completion_tokens"))
-    defaults = {"logit_bias": {}, "tools": [], "response_format": {"type": "text"}, "tool_choice": "auto", "n": 1}
+    defaults = {
+        "logit_bias": {},
+        "tools": [],
+        "response_format": {"type": "text"},
+        "tool_choice": "auto",
+        "n": 1,
+        "functions": [],
+    }
     body = {"messages": HI, "metadata": {"a": "b"}, "store": True, "stream": False, **ignored, **nulls}
     for more in ({}, defaults):
         request = request_of(CHAT, body | more)
         assert (request.sampling.given(), request.extra) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("path", "text"), [(CHAT, {"messages": HI}), (RESPONSES, {"input": "hi"}), (EMBEDDINGS, {"input": "hi"})]
+)
+def test_fields_of_no_effect_change_nothing_at_any_path(path, text):
+    names = ("user", "safety_identifier", "service_tier", "verbosity", "prediction", "client_metadata", "cache_salt")
+    ignored = dict.fromkeys(names, "x") | {"stream": False, "stream_options": {}, "priority": 0, "request_id": "1"}
+    plain, request = request_of(path, text), request_of(path, text | ignored)
+    assert (request.sampling.given(), request.extra) == (plain.sampling.given(), plain.extra)
+
+
+def test_embeddings_are_not_streamed():
+    assert _refused(EMBEDDINGS, {"input": "hi", "stream": True}).param == "stream"
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+FORM = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
+
+
+@pytest.mark.parametrize(
+    ("given", "sampling", "extra"),
+    [
+        ({"guided_choice": ["a", "b"]}, {"choices": ["a", "b"]}, {}),
+        ({"structured_outputs": {"choice": ["a", "b"], "regex": None}}, {"choices": ["a", "b"]}, {}),
+        ({"guided_json": json.dumps(SCHEMA)}, {"response_format": FORM}, {}),
+        ({"structured_outputs": {"json": SCHEMA}}, {"response_format": FORM}, {}),
+        ({"structured_outputs": {"json_object": True}}, {"response_format": {"type": "json_object"}}, {}),
+        ({"guided_regex": "a+"}, {}, {"structured_outputs": {"regex": "a+"}}),
+        ({"structured_outputs": {}}, {}, {}),
+        ({"logit_bias": {"7": -100}}, {}, {"logit_bias": {"7": -100}}),
+        ({"chat_template_kwargs": {"date": "today"}}, {}, {"chat_template_kwargs": {"date": "today"}}),
+        ({"top_k": 3, "seed": 1}, {"top_k": 3, "seed": 1}, {}),
+    ],
+)
+def test_parameters_of_vllm_are_taken_at_both_paths(given, sampling, extra):
+    for path, text in ((CHAT, {"messages": HI}), (RESPONSES, {"input": "hi"})):
+        request = request_of(path, text | given)
+        assert (request.sampling.given(), request.extra) == (sampling, extra)
+
+
+def test_several_forms_of_an_answer_are_refused():
+    error = _refused(CHAT, {"messages": HI, "response_format": {"type": "json_object"}, "guided_choice": ["a", "b"]})
+    assert "response_format, choices" in error.message
 
 
 def test_thinking_is_switched_as_vllm_does_it():
@@ -58,8 +112,10 @@ def test_thinking_is_switched_as_vllm_does_it():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("chat_template_kwargs", {"enable_thinking": False, "add_generation_prompt": False}),
-        ("logit_bias", {"50256": -100}),
+        ("structured_outputs", "a+"),
+        ("logit_bias", [7]),
+        ("chat_template_kwargs", "date"),
+        ("structured_outputs", {"json": [1]}),
         ("functions", [{"name": "f"}]),
         ("modalities", ["text", "audio"]),
         ("web_search_options", {}),
@@ -192,6 +248,30 @@ def test_a_cut_answer_is_an_incomplete_response():
     body = reply_body(RESPONSES, {"input": "hi"}, Completion("hal", "length"), "m")
     assert (body["status"], body["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert body["output"][0]["content"][0]["text"] == "hal"
+
+
+CALL = {"id": "c1", "function": {"name": "f", "arguments": '{"a'}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "statuses"),
+    [
+        (Completion("hal", "length"), {"message": "incomplete"}),
+        (Completion("hal", "content_filter"), {"message": "incomplete"}),
+        (Completion("hal", "length", reasoning="hm"), {"reasoning": "completed", "message": "incomplete"}),
+        (Completion("", "length", reasoning="hm"), {"reasoning": "incomplete"}),
+        (Completion("x", "length", tool_calls=(CALL,)), {"message": "completed", "function_call": "incomplete"}),
+        (Completion("all", "stop", reasoning="hm"), {"reasoning": "completed", "message": "completed"}),
+    ],
+)
+def test_the_item_at_which_a_response_was_cut_is_incomplete(answer, statuses):
+    output = reply_body(RESPONSES, {"input": "hi"}, answer, "m")["output"]
+    assert {item["type"]: item["status"] for item in output} == statuses
+    events = b"".join(ResponseEvents({"input": "hi"}, "m", 1).end(answer)).split(b"data: ")[1:]
+    found = [orjson.loads(event.partition(b"\n")[0]) for event in events]
+    ended = [event["item"] for event in found if event["type"] == "response.output_item.done"]
+    for items in (ended, found[-1]["response"]["output"]):
+        assert {item["type"]: item["status"] for item in items} == statuses
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ _ALWAYS_THINKING = re.compile(r"(?i)\bqwq|\bqvq|(?<!non)[-:]thinking\b|deepseek-
 
 @dataclass(frozen=True, slots=True)
 class ProviderProfile:
-    """One provider. `refused` are body keys that cause a 4xx.
+    """One provider. `refused` are body keys that cause a 4xx or have no effect.
 
     `thinking` is the form of `enable_thinking` (`type_object`: `thinking: {type: enabled}`; `effort`: off is
     `reasoning_effort: none`), `json_form` the form of a request for JSON. `reasoning_models` matches models that take
@@ -120,7 +120,7 @@ def translate(profile: ProviderProfile, model: str, given: Mapping[str, Any]) ->
     return {profile.renamed.get(name, name): value for name, value in body.items() if name not in off}, refused
 
 
-_NOT_OPENAIS = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs"})
+_NOT_OPENAIS = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs", "structured_outputs"})
 
 
 def _codes(field_name: str, **numbers: str) -> Mapping[str, Cause]:
@@ -434,7 +434,8 @@ PROFILES = (
         "ollama",
         ports=(11434,),
         public=False,
-        refused=frozenset({"repetition_penalty"}),
+        # ignored without an error
+        refused=frozenset({"repetition_penalty", "logit_bias", "chat_template_kwargs", "structured_outputs"}),
         base_url="http://127.0.0.1:11434/v1",
         thinking="effort",
         images="data",

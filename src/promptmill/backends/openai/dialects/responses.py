@@ -36,7 +36,7 @@ FILLED = frozenset({"input", "background"})
 # Chat completions' parameters without a counterpart.
 _UNKNOWN = set_of(
     "seed stop presence_penalty frequency_penalty n logit_bias modalities audio prediction web_search_options "
-    "functions function_call"
+    "functions function_call structured_outputs"
 )
 _LOGPROBS = "message.output_text.logprobs"
 _BETWEEN_THOUGHTS = "\n\n"
