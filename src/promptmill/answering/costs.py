@@ -83,27 +83,28 @@ class BudgetedAnswers:
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request within the budgets of the process and the call."""
-        if self._budget is None and call.ledger.budget is None:
-            return self._priced(request, call)
         budgets = [budget for budget in (self._budget, call.ledger.budget) if budget is not None]
         if call.ledger.deferred is not None:
             return self._settled(request, call, budgets, call.ledger.deferred)
-        return self._within_budget(request, call, budgets)
+        return self._within_budget(request, call, budgets) if budgets else self._priced(request, call)
 
     async def _settled(
         self, request: Request, call: Call, budgets: Sequence[Budget], deferred: Callable[[int], float]
     ) -> Outcome:
         """Answer a request of a batch, whose highest cost was set aside when the batch was planned."""
-        outcome = await self._priced(request, call)
         set_aside = deferred(request.key)
+        outcome = await self._priced(request, call, set_aside)
         for budget in budgets:
             budget.free(set_aside, outcome.cost or 0.0)
         return outcome
 
-    async def _priced(self, request: Request, call: Call) -> Outcome:
+    async def _priced(self, request: Request, call: Call, unmetered_cost: float = 0.0) -> Outcome:
+        """Answer a request; one without a reported usage costs `unmetered_cost`."""
         outcome = await self._following(request, call)
+        if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED and call.ledger.deferred is None:
+            return self._batched(outcome, request, call)
         spent, unmetered = billed(outcome)
-        if unmetered:
+        if unmetered and not unmetered_cost:
             call.warn(_UNKNOWN_USAGE)
         if request.conversation.has_audio or (request.extra and _wants_audio(request.extra)):
             call.warn(_AUDIO_AS_TEXT)
@@ -111,12 +112,31 @@ class BudgetedAnswers:
         if price is None:
             call.warn(_UNKNOWN_MODEL)
             return outcome
-        cost = charge(spent, price, self._tiers(request, call))
+        cost = charge(spent, price, self._tiers(request, call)) + unmetered * unmetered_cost
         call.charge(request, cost)
         if isinstance(outcome, Failure):
             return replace(outcome, cost=cost)
         outcome.cost = cost
         return outcome
+
+    def _batched(self, outcome: Failure, request: Request, call: Call) -> Failure:
+        """Return the outcome of a request that goes into a batch, with its highest cost where that is known."""
+        price = self._prices.of(request)
+        try:
+            return outcome if price is None else replace(outcome, cost=self._worst(request, call, price)[1])
+        except PromptmillError:
+            return outcome
+
+    def _worst(self, request: Request, call: Call, price: Price) -> tuple[Usage, float]:
+        """Return the highest usage and cost of one attempt. Raises as `worst_case`."""
+        tier = self._tiers(request, call).charged()
+        most = worst_case(request, self._model)
+        usages = [most]
+        if request.shared is not None:  # it may be written to the provider's cache, which may cost more
+            an_hour = most.prompt_tokens if call.exchange is not None else 0
+            usages.append(replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=an_hour))
+        tiers = tier, self._dearest.get(tier, tier)
+        return most, max(price.cost(usage, one) for usage in usages for one in tiers)
 
     async def _within_budget(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
         tiers = self._tiers(request, call)
@@ -125,12 +145,7 @@ class BudgetedAnswers:
             if (price := self._prices.of(request)) is None:
                 model = self._prices.unknown(request)[:60]
                 raise input_error(f"The item names the model {model!r}, whose price is not known to the budget.")
-            most = worst_case(request, self._model)
-            worst = max(price.cost(most, tier), price.cost(most, self._dearest.get(tier, tier)))
-            if request.shared is not None:  # it may be written to the provider's cache, which may cost more
-                an_hour = most.prompt_tokens if call.exchange is not None else 0
-                written = replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=an_hour)
-                worst = max(worst, price.cost(written, tier), price.cost(written, self._dearest.get(tier, tier)))
+            most, worst = self._worst(request, call, price)
         except PromptmillError as error:
             return Failure(error, request.attempts)
         cost, usage = 0.0, NO_USAGE

@@ -208,9 +208,9 @@ class BatchConnection:
                 return
 
     async def lines(self, path: str, query: Query | None = None) -> AsyncIterator[JsonDict]:
-        """Yield the objects of a file of JSON Lines, from its beginning again after a lost connection.
+        """Yield the objects of a file of JSON Lines, `{}` for a damaged line. Raises `PromptmillError`.
 
-        Damaged lines are logged and left out. Raises `PromptmillError`.
+        After a lost connection, the file is read from its beginning again.
         """
         endpoint, failures, hops = self._to(path, query), 0, 0
         while True:
@@ -225,10 +225,7 @@ class BatchConnection:
                         )
                     async for line in _lines(response.pieces()):
                         parsed = json_object(line)
-                        if isinstance(parsed, dict):
-                            yield parsed
-                        else:
-                            _LOG.warning("a line of the results at %s is damaged and left out", _place(endpoint))
+                        yield parsed if isinstance(parsed, dict) else {}
                     return
             except (TransportError, OSError, ValueError) as error:
                 failed = self._lost(error, endpoint)
