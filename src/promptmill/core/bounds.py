@@ -76,6 +76,9 @@ MOST_EVENTS = 150_000
 """Events of a stream, and pieces of a body, each of which costs time: answers have fewer tokens."""
 LARGEST_HEAD = 64 << 10
 """Bytes of the head of a response or a request, which may never end."""
+MOST_PAGES = 1000
+"""Pages of a list: 100,000 batches or files, more than an account has; a broken provider may list new ones without
+end."""
 LONGEST_SEARCHED = 16 << 10
 """Characters of an error that are searched for its cause, and bytes of an answer before its choice: searches of more
 would hold up other requests."""

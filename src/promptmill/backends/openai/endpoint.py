@@ -304,7 +304,7 @@ def _is_loopback(url: SplitResult) -> bool:
 
 def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
     host = url.hostname or ""
-    return _is_near(host) and (not profile.hosts or ip_address_of(host) is not None)
+    return is_near(host) and (not profile.hosts or ip_address_of(host) is not None)
 
 
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
@@ -390,7 +390,7 @@ def parsed(url: str) -> SplitResult:
         raise config_error(WHERE, slip)
     try:
         if "://" not in url:  # as people write it: localhost:11434, api.example.com/v1
-            url = f"{'http' if _is_near(urlsplit(f'//{url}').hostname or '') else 'https'}://{url}"
+            url = f"{'http' if is_near(urlsplit(f'//{url}').hostname or '') else 'https'}://{url}"
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
@@ -412,7 +412,7 @@ def parsed(url: str) -> SplitResult:
     return parts._replace(netloc=parts.netloc.lower(), path=path, fragment="")
 
 
-def _is_near(host: str) -> bool:
+def is_near(host: str) -> bool:
     """Return whether `host` is this machine or in its local network."""
     if (address := ip_address_of(host)) is not None:
         return address.is_private  # loopback among them

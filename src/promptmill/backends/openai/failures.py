@@ -65,7 +65,7 @@ class RetryDecision:
     `wait_s`: the wait that the endpoint requested, if any. `stale`: the server had closed the kept connection, so the
     next attempt needs a new one and no wait. `usage`: the cost of an unusable answer, and `tier`: the service tier that
     served it. `status`: the HTTP status, or the status that the body names; 0 without one. `unmetered`: the request was
-    sent and may be billed, but no usage was reported.
+    sent and may be billed, but no usage was reported. `is_cut`: the connection ended within the response.
     """
 
     kind: FailureKind
@@ -76,6 +76,7 @@ class RetryDecision:
     status: int = 0
     unmetered: bool = False
     tier: str = ""
+    is_cut: bool = False
 
     @property
     def may_be_billed(self) -> bool:
@@ -111,6 +112,9 @@ def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
                 "Start the proxy, correct `HTTP_PROXY` / `HTTPS_PROXY` / `NO_PROXY`, or set `trust_env: false`.",
             )
             return RetryDecision(FailureKind.LOST, error)
+        case PrivateAddressError():
+            text = f"{endpoint.name} named {exc}, which is no public address, for a file."
+            return RetryDecision(FailureKind.ITEM, PromptmillError(code, text, "Nothing is sent there."))
         case ConnectTimeoutError():
             text, hint = f"did not accept a connection {exc}", _NO_CONNECTION
         case SilenceTimeoutError():
@@ -119,7 +123,8 @@ def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
             text, hint = f"sent a body of more than {LARGEST_BODY // 2**20} MiB", _LESS
     error = PromptmillError(code, f"{endpoint.name} {text}.", hint)
     if code in {Code.UNREACHABLE, Code.CONNECTION_LOST, Code.NAME_RESOLUTION}:
-        return RetryDecision(FailureKind.LOST, error, stale=isinstance(exc, StaleError))
+        is_stale, is_cut = isinstance(exc, StaleError), isinstance(exc, CutError)
+        return RetryDecision(FailureKind.LOST, error, stale=is_stale, is_cut=is_cut)
     return RetryDecision(FailureKind.ITEM if code is Code.INTERNAL else FailureKind.TRANSIENT, error)
 
 
@@ -136,6 +141,10 @@ class StaleError(TransportError):
 
     RFC 9112, section 9.5, requires clients to expect this. An attempt on a new connection shows whether it was so.
     """
+
+
+class CutError(TransportError):
+    """The connection ended after the first byte of a response."""
 
 
 class ConnectTimeoutError(TransportError):
@@ -168,6 +177,13 @@ class ProxyError(TransportError):
     """The proxy accepted no connection, or refused to open one to the endpoint."""
 
     code = Code.UNREACHABLE
+    was_sent = False
+
+
+class PrivateAddressError(TransportError):
+    """The host, which the text names, has a private address, and only a public one is allowed."""
+
+    code = Code.UNSUPPORTED
     was_sent = False
 
 

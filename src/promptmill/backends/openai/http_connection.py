@@ -22,6 +22,7 @@ import httptools
 from yarl import URL
 
 from promptmill.backends.openai.failures import (
+    CutError,
     InvalidResponseError,
     StaleError,
     TooLargeError,
@@ -276,8 +277,8 @@ class Connection(asyncio.Protocol):
             self._owner.forget(self)
         elif self._pieces is None and self._answered:
             self._end(StaleError())
-        elif self._response.headers is not None:
-            self._end(TransportError("the connection ended within the body"))
+        elif self._pieces is not None:
+            self._end(CutError("the connection ended within the response"))
         else:
             # TLS 1.3 refuses a client after the handshake, by an alert
             is_refused = isinstance(exc, ssl.SSLError) and "ALERT" in str(exc.reason)
@@ -440,4 +441,4 @@ def _decoded(body: bytes, encoding: bytes) -> bytes:
         body = unpacker.unused_data
         if not body:
             return b"".join(plain)
-    raise TransportError("a compressed body without its end")
+    raise CutError("a compressed body without its end")

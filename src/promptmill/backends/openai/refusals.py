@@ -207,10 +207,11 @@ def _limit(body: ErrorBody, wait_s: float | None) -> Cause:
     enough = error_body.NEVER_ENOUGH.search(body.words)
     if _says(body, Cause.TOO_LARGE) or (enough and int(enough[2]) > int(enough[1])):
         return Cause.TOO_LARGE
-    if _says(body, Cause.QUOTA) or error_body.NO_QUOTA_AT_ALL.search(body.words):
+    is_in_flight = error_body.IN_FLIGHT.search(body.words) and not error_body.MONEY.search(body.words)
+    if error_body.NO_QUOTA_AT_ALL.search(body.words) or (_says(body, Cause.QUOTA) and not is_in_flight):
         return Cause.QUOTA
     day, minute = error_body.PER_DAY.search(body.words), error_body.PER_MINUTE.search(body.words)
-    if error_body.SOFT_QUOTA.search(body.words):
+    if error_body.SOFT_QUOTA.search(body.words) and not is_in_flight:
         return Cause.DAY if day else Cause.QUOTA if wait_s is None and not minute else Cause.RATE
     return Cause.DAY if day and wait_s is None and not minute else Cause.RATE
 

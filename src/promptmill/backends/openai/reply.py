@@ -409,7 +409,9 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
         prompt, completion = prompt or total, completion or 0
     if not prompt or completion is None:
         return NO_USAGE
-    cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _count(usage, "prompt_cache_hit_tokens") or 0
+    # DeepSeek's name, Moonshot's
+    flat = _count(usage, "prompt_cache_hit_tokens") or _count(usage, "cached_tokens")
+    cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or flat or 0
     written, an_hour = (
         _detail(usage, "prompt_tokens_details", name) for name in ("cache_write_tokens", "cache_write_1h_tokens")
     )

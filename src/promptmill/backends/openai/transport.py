@@ -196,15 +196,22 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def exchange(
-        self, endpoint: Endpoint, method: str, headers: Mapping[str, str], body: FileBody | bytes = b""
+        self,
+        endpoint: Endpoint,
+        method: str,
+        headers: Mapping[str, str],
+        body: FileBody | bytes = b"",
+        *,
+        only_public: bool = False,
     ) -> AsyncIterator[StreamedResponse]:
         """Send a request to `endpoint.url` with its headers and these; its response is read within the context.
 
-        Raises as `send`. Files are streamed in both directions.
+        `only_public`: connect to a public address only, or leave that to the proxy. Files are streamed in both
+        directions. Raises as `send`.
         """
         session = await self._opened()
         route = _route_to(endpoint, trust_env=self._trust_env)
-        async with session.exchange(route, method, headers, body) as response:
+        async with session.exchange(route, method, headers, body, only_public=only_public) as response:
             yield response
 
     async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:

@@ -294,8 +294,8 @@ class JobDatabase:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the job has no record."""
-        return not self.page(0, size=1)
+        """Whether the job has no record, and no batch at a provider."""
+        return not self.page(0, size=1) and not (self.has_batches and self.read("SELECT 1 FROM batch LIMIT 1"))
 
     # ---- the file
 
