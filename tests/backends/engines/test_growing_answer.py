@@ -88,6 +88,15 @@ def test_the_marks_of_each_family_are_seen_although_they_are_special_tokens(fami
     assert split == ("capital?", "It is Paris.")
 
 
+def test_a_call_between_special_tokens_is_seen():
+    tokenizer, form = _vocabulary("bytes"), form_of("<|tool_call>")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(form.marks)})
+    text = '<|tool_call>call:f{a:<|"|>b<|"|>}<tool_call|>'
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert Texts(tokenizer).decode(tokens) == "call:f{a:b}"
+    assert Texts(tokenizer, form.marks).decode(tokens) == text
+
+
 class _Tagged:
     def split(self, text: str, *, opened: Family | None) -> tuple[str | None, str]:
         return split_reasoning(text, opened=opened)
