@@ -84,6 +84,35 @@ def test_what_leaves_a_doubt_is_not_repaired(city, text):
     assert checked.text == text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'It is not {"city": "Rome"}.',
+        'I cannot say {"city": "Rome"}',
+        'Perhaps {"city": "Rome"}? No, that is wrong.',
+        '{"city": "Rome"}. Hmm, this isn\'t right.',
+        'Das ist nicht {"city": "Rom"}.',
+        '{"city": "Rom"} ist falsch.',
+        '不是{"city": "Rome"}',
+    ],
+)
+def test_a_text_that_denies_the_only_object_in_it_is_not_repaired_to_it(city, text):
+    assert city.check(text).problem == "the words around its only JSON value deny it"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'I did not add a field. {"city": "Rome"}',
+        'As JSON (not a list): {"city": "Rome"}',
+        '{"city": "Rome"}\nNo further comments.',
+        '{"city": "Rome"}\nNot included: the country.',
+    ],
+)
+def test_a_no_about_something_else_denies_nothing(city, text):
+    assert city.check(text).repaired
+
+
 def test_nothing_is_repaired_in_an_answer_that_was_cut_off(city):
     assert city.check('```json\n{"city": "Paris"}\n``', complete=False).problem
 

@@ -129,7 +129,7 @@ def may_have_marks(text: str) -> bool:
 
 
 def unknown_mark(text: str) -> str:
-    """Return what a text begins with, if it looks like a mark of reasoning but is none of `FAMILIES`; else `""`.
+    """Return the mark at the beginning of a text that looks like one of `FAMILIES` but is unknown; `""` without one.
 
     >>> unknown_mark("<pondering>France?</pondering>Paris")
     '<pondering>'
@@ -170,7 +170,7 @@ def _split_blocks(start: str, opened: Family | None = None) -> tuple[str | None,
 
 
 def _without_opening(start: str, family: Family) -> str:
-    """Return the text behind an opening mark; a model may repeat the one that ended its prompt."""
+    """Return the text behind an opening mark; a model may repeat the mark at the end of its prompt."""
     bare = start.lstrip()
     return next((bare.removeprefix(mark) for mark in family.openings if bare.startswith(mark)), start)
 

@@ -73,6 +73,19 @@ _AROUND_CHOICE = " \t\r\n\"'`*_.\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"  # q
 
 _FENCE = "```"
 _LANGUAGE = re.compile(r"[ \t]*(?:json5|jsonc|json|JSON)?")
+# In English, German, French, Spanish and Chinese; the clause next to the JSON only.
+_DENIAL = re.compile(
+    r"(?:\b(?:not|never|cannot|\w+n't|nicht|keine?|keinen|nie|statt|pas|jamais|nunca|instead of|rather than"
+    r"|wrong|incorrect|falsch)\b|不是|不能|错误)[^.,;!?:\n(){}\[\]]*\Z",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(
+    r"[\s`\"'.,;:!?)*_\u2013\u2014-]*(?:(?:hmm?|wait|well|actually|but|aber|mais|pero)\b[\s.,…]*)?"
+    r"(?:(?:(?:that|this|it|which|das|dies|es|cela|esto)\s*(?:is|was|would be|looks|seems|ist|wäre|est|es)"
+    r"|c'est|is|ist)\s*(?:n't\b|(?:not|wrong|incorrect|false|nicht|falsch|faux|incorrecto)\b)"
+    r"|(?:no|not|nein|nicht|falsch|non|wrong|incorrect|false)\b(?=\s*(?:[,.!;:\u2013\u2014-]|\Z))|不是|不对|错)",
+    re.IGNORECASE,
+)
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 # A repair may change these marks of JSON only, never a word or a number.
 _MARKS = re.compile(r"[\s{}\[\]\"'`:,\\]+")
@@ -138,6 +151,8 @@ class AnswerSchema:
                 if self._validator.is_valid(kept) and (written := _written(kept)):
                     found[json.dumps(kept, sort_keys=True)] = written
                     break
+        if len(found) == 1 and _denies(text):
+            return Checked(text, "the words around its only JSON value deny it")
         if len(found) == 1:
             return Checked(found.popitem()[1], repaired=True)
         if found:
@@ -517,6 +532,12 @@ def _candidates(text: str) -> Iterator[Any]:
         for part in parts:
             if (value := _mended(part)) is not None:
                 yield value
+
+
+def _denies(text: str) -> bool:
+    """Return whether the words around the JSON in `text` deny it: `not {…}`, `{…}? No, …`, `{…} is wrong`."""
+    start, end = _next_bracket(text, 0), max(text.rfind("}"), text.rfind("]")) + 1
+    return bool(_DENIAL.search(text, max(0, start - _SHOWN), max(0, start)) or _DENIED.match(text, end, end + _SHOWN))
 
 
 def _fenced(text: str) -> Iterator[str]:

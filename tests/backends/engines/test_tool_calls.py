@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from promptmill.backends.engines.chat_template import render_turns
+from promptmill.backends.engines.chat_template import ChatTemplate, render_turns
 from promptmill.backends.engines.growing_answer import AnswerForm, Texts
 from promptmill.backends.engines.tool_use import BARE_FORM, ToolReader, form_of, read_calls
 from promptmill.core.errors import Code, PromptmillError
@@ -345,3 +345,18 @@ def test_arguments_go_into_templates_as_objects_and_as_texts_where_those_are_joi
     )
     broken = {**turn, "tool_calls": [{"function": {"name": "f", "arguments": '{"a":'}}]}
     assert render_turns(lambda turns: turns[0]["tool_calls"][0]["function"]["arguments"], [broken]) == '{"a":'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "object_"),
+    [
+        *(('{"a": 1}', {"a": 1}), ("", {}), (None, {}), ("null", {})),
+        *(("[1]", {"arguments": [1]}), ("{a", {"arguments": "{a"})),
+    ],
+)
+def test_earlier_arguments_that_are_no_object_are_in_one_for_a_template_that_takes_nothing_else(arguments, object_):
+    call = "messages[0].tool_calls[0].function"
+    template = ChatTemplate(f"{{% for k, v in {call}.arguments|items %}}{{{{ k }}}}={{{{ v }}}}{{% endfor %}}", {})
+    turn = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    rendered = render_turns(lambda turns: template.render(turns, {}), [turn])
+    assert rendered == "".join(f"{key}={value}" for key, value in object_.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,11 @@ class AnswerForm:
         """Return the text of an answer that its last token ends early, by a stop string or the only possible choice."""
         if self.choices is not None:
             return self.choices.completed(self.texts.decode(tokens).rstrip(BROKEN))
-        return _text_before_stop(tokens, stops, self.texts.decode) if stops else None
+        return _text_before_stop(tokens, stops, self.texts.decode, self._is_answer) if stops else None
+
+    def _is_answer(self, text: str) -> bool:
+        """Return whether a beginning of the text is more than reasoning, which no stop string ends."""
+        return self.inline or self._split(text) == (None, text) or bool(self._split(text)[1])
 
     def parts(self, text: str, split: _Split | None = None) -> dict[str, Any]:
         """Return `text`, `reasoning` and `tool_calls` of a complete answer; `split` separates the reasoning."""
@@ -176,8 +181,13 @@ class GrowingAnswer:
         }
 
 
-def _text_before_stop(tokens: Sequence[int], stops: Sequence[str], decode: _Decode) -> str | None:
-    """Return the text before the first stop string, which the last token may have completed; None without one."""
+def _text_before_stop(
+    tokens: Sequence[int], stops: Sequence[str], decode: _Decode, may_end: Callable[[str], bool]
+) -> str | None:
+    """Return the text before the first stop string, which the last token may have completed; None without one.
+
+    A stop string does not count if the text before it may not be the end.
+    """
     reach = _TOKENS_PER_CHARACTER * max(map(len, stops)) + 8
     if len(tokens) > reach:
         # with byte tokens, an incomplete character at the start would garble the characters after it
@@ -188,8 +198,8 @@ def _text_before_stop(tokens: Sequence[int], stops: Sequence[str], decode: _Deco
         if not any(stop in recent for stop in stops):
             return None
     text = decode(tokens)
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return text[: min(places)] if places else None
+    places = {place.start() for stop in stops for place in re.finditer(f"(?={re.escape(stop)})", text)}
+    return next((text[:place] for place in sorted(places) if may_end(text[:place])), None)
 
 
 def _whole_text(tokens: Sequence[int], decode: _Decode) -> str:

@@ -332,7 +332,7 @@ def _gemma_word(found: re.Match[str]) -> str:
 
 
 def _minimax(text: str, tools: Tools) -> Found:
-    """Read the calls of MiniMax M3: an element for each argument, and elements in it for those of objects and lists."""
+    """Read the calls of MiniMax M3: each argument is an element, with inner elements if it is an object or a list."""
     before, *pieces = text.split(_MINIMAX)
     calls: list[tuple[str, object]] = []
     open_elements: list[tuple[str, list[tuple[str, Any]], str]] = []
@@ -408,14 +408,14 @@ def _value_of(text: str, schema: JsonObject, root: JsonObject) -> Any:
 
 
 def _python_value(text: str) -> Any:
-    """Return the value of a Python literal, in which the words of JSON may stand. Raises `ValueError` for any other."""
+    """Return the value of a Python literal, also with the words of JSON. Raises `ValueError` for any other text."""
     value = ast.literal_eval(_JsonWords().visit(ast.parse(text, mode="eval")))
     json.dumps(value)  # `TypeError` for a value that JSON lacks
     return value
 
 
 class _JsonWords(ast.NodeTransformer):
-    """Replaces the words of JSON in Python, and those of Python in small letters."""
+    """Replaces `true`, `false` and `null` by the words of Python."""
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         words = {"true": True, "false": False, "null": None, "none": None}
