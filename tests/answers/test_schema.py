@@ -158,6 +158,19 @@ def test_an_object_that_its_text_denies_is_not_the_answer(city, text):
     assert city.check(text).problem == "its words deny the JSON value in it"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'I did not add a field. {"city": "Rome"}',
+        'As JSON (not a list): {"city": "Rome"}',
+        '{"city": "Rome"}\nNo further comments.',
+        '{"city": "Rome"}\nNot included: the country.',
+    ],
+)
+def test_a_no_about_something_else_denies_nothing(city, text):
+    assert city.check(text).repaired
+
+
 def test_an_answer_of_many_brackets_is_read_in_time_in_proportion_to_its_length(city):
     assert city.check("[a " * 100_000).problem
     assert city.check("{'a " * 100_000).problem

@@ -17,7 +17,7 @@ from typing import Any, TypedDict
 
 import orjson
 
-from promptmill.answers.reasoning import split_marked
+from promptmill.answers.reasoning import may_have_marks, split_marked
 from promptmill.backends.openai import chat_completion
 from promptmill.backends.openai.chat_completion import Ending
 from promptmill.backends.openai.dialects import DIALECTS
@@ -71,10 +71,7 @@ def answer_in(
     found = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw)
     if inline or isinstance(found, RetryDecision):
         return found
-    text = found.text
-    if "<" in text or "[" in text or "◁" in text:  # every mark around reasoning contains one of these
-        return with_reasoning_apart(found)
-    return found
+    return with_reasoning_apart(found) if may_have_marks(found.text) else found
 
 
 def with_reasoning_apart(completion: Completion) -> Completion:
