@@ -18,6 +18,7 @@ def either_way(request: pytest.FixtureRequest, upstream: Upstream, monkeypatch: 
     if request.param != "own connections":
         monkeypatch.setenv("http_proxy", upstream.url.removesuffix("/v1"))
         monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.setattr(Upstream, "url", "http://model.example/v1")  # requests to this machine use no proxy
     return str(request.param)
 
 
