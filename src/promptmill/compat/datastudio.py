@@ -176,7 +176,7 @@ class BaseAPI(abc.ABC):
         Without `openai_format` the parts stay parts. Raises `PromptmillError`.
         """
         conversation = _conversation_of(inputs, "inputs", self.image_key_name)
-        text = "\n".join(_texts_of(conversation))
+        text = "\n".join(conversation.texts)
         if not self.openai_format:
             return self.preproc_content(inputs), text
         return conversation.with_sources(self._url).as_messages(), text
@@ -533,14 +533,6 @@ def _piece(item: Any, where: str, image_key: str) -> TextPart | ImagePart | str:
     if isinstance(item, Mapping) and item.get("type") == "system":
         return _value(item, where)
     return _part(item, where, image_key)
-
-
-def _texts_of(conversation: Conversation) -> list[str]:
-    found = []
-    for message in conversation.messages:
-        parts = message.content if isinstance(message.content, tuple) else (TextPart(message.content or ""),)
-        found += [part.text for part in parts if isinstance(part, TextPart)]
-    return found
 
 
 def _turn(message: Mapping[str, Any], where: str, image_key: str) -> Mapping[str, Any]:

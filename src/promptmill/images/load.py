@@ -47,6 +47,8 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]++={0,2}\s*", re.ASCII)
 # The first bytes of each format in base64: JPEG, PNG, GIF, WebP, BMP, TIFF.
 _BASE64_SIGNATURES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
 
+_LOSSY_WEBP = b"VP8 "  # a photo without transparency, several times as large as a PNG
+
 _QUALITY = 95
 _PNG_MODES = frozenset({"1", "LA", "P", "PA", "RGBA", "RGBa", "La"})
 _JPEG_MODES = frozenset({"L", "RGB"})
@@ -75,16 +77,22 @@ def _map_large_blocks() -> None:
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
-    """Limits of reading: the files that may be read, the most pixels of an image, and memory for decoding."""
+    """Limits of reading: the files that may be read, the most pixels of an image, and memory for decoding.
+
+    `types` are the media types of the result, PNG and JPEG among them; None: all of `_FORMATS`.
+    """
 
     files: FileRule = field(default_factory=FileRule)
     max_pixels: int = 89_000_000
     memory: Memory = field(default_factory=lambda: Memory(_DEFAULT_BYTES), compare=False)
+    types: frozenset[str] | None = None
 
     @classmethod
-    def of(cls, files: FileRule, max_pixels: int, memory: int = _DEFAULT_BYTES) -> ImageRules:
+    def of(
+        cls, files: FileRule, max_pixels: int, memory: int = _DEFAULT_BYTES, types: frozenset[str] | None = None
+    ) -> ImageRules:
         """Return the rules with so many bytes of memory for decoding."""
-        return cls(files, max_pixels, Memory(memory))
+        return cls(files, max_pixels, Memory(memory), types)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +121,9 @@ def from_folder(source: str, folders: Sequence[str]) -> str:
 def load_image(source: str, rules: ImageRules) -> ImageFile:
     """Return the image at a local path, `file:` URL or `data:` URL, or one in memory. Blocks: call it off the loop.
 
-    BMP and TIFF become PNG, and so do animations (their first frame), CMYK and 16-bit images, and images that EXIF
-    rotates; any other image stays byte for byte. `scan.pdf#page=3` is a page of a PDF. Raises `PromptmillError`
+    BMP and TIFF become PNG, and so do animations (their first frame), CMYK and 16-bit images, images that EXIF
+    rotates, and those of another type than `rules` want (a lossy WebP becomes a JPEG); any other image stays byte for
+    byte. `scan.pdf#page=3` is a page of a PDF. Raises `PromptmillError`
     (`invalid_image`; `missing_dependency` for a PDF).
     """
     if isinstance(source, HeldImage):
@@ -259,13 +268,15 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
                         f"{name} has {width} x {height} pixels, more than `max_image_pixels` ({rules.max_pixels}).",
                         "Make it smaller.",
                     )
-                media_type = _FORMATS[_kind(image)]
-                if media_type and not _needs_rewriting(image):
+                media_type, is_usual = _FORMATS[_kind(image)], not _needs_rewriting(image)
+                if media_type and is_usual and (rules.types is None or media_type in rules.types):
                     return ImageFile(data, media_type)
                 size = width * height * _BYTES_PER_PIXEL
                 with rules.memory.hold(size):
                     if size >= _LARGE:
                         _map_large_blocks()
+                    if is_usual and data[12:16] == _LOSSY_WEBP:
+                        return ImageFile(encoded(image), "image/jpeg")
                     return ImageFile(_rewritten(image), "image/png")
     except PromptmillError:
         raise

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
-from promptmill.backends.openai.endpoint import endpoints
+from promptmill.backends.openai.endpoint import endpoints, image_types_of
 from promptmill.backends.openai.exchanged import ExchangedAnswers
 from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s
 from promptmill.backends.openai.limit.endpoint_state import (
@@ -100,7 +100,8 @@ class OpenAIBackend:
     def _rules(self) -> ImageRules:
         """The rules of images, made for the first one; all calls share its memory."""
         settings = self._plan.settings
-        return ImageRules.of(self._plan.file_rule, settings.max_image_pixels, settings.max_image_memory)
+        types = image_types_of(self._endpoints)
+        return ImageRules.of(self._plan.file_rule, settings.max_image_pixels, settings.max_image_memory, types)
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Make the pool; nothing is sent."""
