@@ -53,6 +53,7 @@ _QUALITY = 95
 _PNG_MODES = frozenset({"1", "LA", "P", "PA", "RGBA", "RGBa", "La"})
 _JPEG_MODES = frozenset({"L", "RGB"})
 _WEB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
+_CHANNELS = frozenset({1, 3, 4})
 _ORIENTATION = 0x0112
 
 _DEFAULT_BYTES = 1 << 30
@@ -300,7 +301,7 @@ def _unusable(message: str, hint: str | None = None) -> PromptmillError:
 
 
 class HeldImage(str):
-    """An image that a program holds in memory, in the place of a path or URL: bytes, a Pillow image or an array.
+    """An image in a program's memory, in the place of a path or URL: bytes, a Pillow image, an array or a tensor.
 
     As a text it is a name, equal for equal images.
     """
@@ -314,15 +315,23 @@ class HeldImage(str):
         return held
 
 
-def is_image(value: object) -> bool:
-    """Return whether a `HeldImage` can hold `value`."""
-    return (
-        isinstance(value, bytes | bytearray | memoryview)
-        or hasattr(
-            type(value), "__array_interface__"
-        )  # looked up on the type: a Pillow image would copy all its pixels
-        or (hasattr(value, "mode") and hasattr(value, "tobytes"))
-    )
+def source_of(value: Any) -> str | None:
+    """Return the source of an image as programs give it; None for anything else.
+
+    A text (path, URL or base64), a `Path`, an open file, bytes, an array, a tensor, or an image of Pillow's.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    if callable(getattr(value, "read", None)):
+        if value.seekable():  # several inputs may share the file
+            value.seek(0)
+        value = value.read()
+    # looked up on the type: a Pillow image would copy all its pixels
+    is_array = hasattr(type(value), "__array_interface__") or hasattr(type(value), "__array__")
+    is_pillows = hasattr(value, "mode") and hasattr(value, "tobytes")
+    return HeldImage(value) if isinstance(value, bytes | bytearray | memoryview) or is_array or is_pillows else None
 
 
 def is_bare_base64(source: str) -> bool:
@@ -345,7 +354,7 @@ def encoded(image: Any) -> bytes:
     from PIL import Image
 
     if not isinstance(image, Image.Image):
-        image = Image.fromarray(image)
+        image = Image.fromarray(_pixels(image))
     out = io.BytesIO()
     if image.mode in _PNG_MODES or "transparency" in image.info:
         image.save(out, "PNG", compress_level=1)
@@ -356,6 +365,27 @@ def encoded(image: Any) -> bytes:
         image = image.convert("RGB")
     image.save(out, "JPEG", quality=_QUALITY)
     return out.getvalue()
+
+
+def _pixels(array: Any) -> Any:
+    """Return an array or tensor in the form that Pillow reads: channels last, whole numbers if there are several.
+
+    Tensors have the channels first, and floats from 0 to 1: pytorch.org/vision/stable/transforms.html.
+    """
+    import numpy as np
+
+    if hasattr(array, "detach"):  # of torch: it may have gradients, be on a GPU, or have a type that NumPy lacks
+        array = array.detach().cpu()
+        array = array.float() if array.is_floating_point() else array
+    array = np.asarray(array)
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
+    if array.ndim == 3 and array.shape[2] not in _CHANNELS and len(array) in _CHANNELS:
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim == 3 and array.dtype.kind == "f":
+        array = (np.clip(array, 0, 1) * 255).round() if array.max(initial=0) <= 1 else np.clip(array, 0, 255)
+        array = array.astype(np.uint8)
+    return np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
 def _needs_rewriting(image: Image) -> bool:
