@@ -55,7 +55,7 @@ _OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "retur
 _LAST_PORT = 65535
 _OF_WORKERS = ("num_workers", "worker_concurrency")
 _KINDS = frozenset({"str", "dict", "liststr", "listdict"})
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ico"})
 _SUFFICES_AS_IMAGE = ("data:image/", "file://")
 _JITTER = random.SystemRandom()
 
@@ -333,11 +333,11 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one, whose reason is logged.
 
         An input is a text; a part such as `{"type": "text" | "image", "value": …}`, an image by its path, URL, base64
-        or bytes, as an open file, an image of Pillow's, an array or a tensor; an OpenAI message; or a list of texts, parts or messages that belong
-        together. `kwargs` override sampling or go into the request body. With `return_dict` an answer is the object
-        that its JSON holds; an answer without an object is requested again, `retry` times in all. Every answer
-        satisfies `schema`, a JSON Schema, or is an instance of it, a pydantic class. Raises
-        `PromptmillError` (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
+        or bytes, as an open file, an image of Pillow's, an array or a tensor; an OpenAI message; or a list of texts,
+        parts or messages that belong together. `kwargs` override sampling or go into the request body. With
+        `return_dict` an answer is the object that its JSON holds; an answer without an object is requested again,
+        `retry` times in all. Every answer satisfies `schema`, a JSON Schema, or is an instance of it, a pydantic class.
+        Raises `PromptmillError` (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
 
         In a subclass with a `process_single_message` or `generate_inner` of its own, each input is answered by it, in a
         thread, as in `BaseAPI`.

@@ -37,8 +37,16 @@ if TYPE_CHECKING:
 
     from promptmill.images.fetch import ImageFetcher
 
-_FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "", "TIFF": ""}
-_PLUGINS = ("PIL.TiffImagePlugin", "PIL.WebPImagePlugin")  # otherwise the first such image has Pillow import all of its
+_FORMATS = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    **dict.fromkeys(("BMP", "TIFF", "AVIF", "ICO"), ""),
+}
+_PLUGINS = tuple(
+    f"PIL.{name}ImagePlugin" for name in ("Tiff", "WebP", "Avif", "Ico")
+)  # otherwise the first such image has Pillow import all of its
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
 _BYTES_PER_PIXEL = 12  # of the decoded, the rotated or converted, and the written image
@@ -122,9 +130,9 @@ def from_folder(source: str, folders: Sequence[str]) -> str:
 def load_image(source: str, rules: ImageRules) -> ImageFile:
     """Return the image at a local path, `file:` URL or `data:` URL, or one in memory. Blocks: call it off the loop.
 
-    BMP and TIFF become PNG, and so do animations (their first frame), CMYK and 16-bit images, images that EXIF
-    rotates, and those of another type than `rules` want (a lossy WebP becomes a JPEG); any other image stays byte for
-    byte. `scan.pdf#page=3` is a page of a PDF. Raises `PromptmillError`
+    BMP, TIFF, AVIF and ICO become PNG (a photo in AVIF a JPEG), and so do animations (their first frame), CMYK and
+    16-bit images, images that EXIF rotates, and those of another type than `rules` want (a lossy WebP becomes a JPEG);
+    any other image stays byte for byte. `scan.pdf#page=3` is a page of a PDF. Raises `PromptmillError`
     (`invalid_image`; `missing_dependency` for a PDF).
     """
     if isinstance(source, HeldImage):
@@ -248,8 +256,19 @@ def _data(source: str) -> tuple[str, bytes]:
 
 def _probe(start: bytes, name: str) -> None:
     """Refuse a file that does not begin like an image, before more of it is read."""
-    signatures = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    if not start.startswith(signatures) and not (start.startswith(b"RIFF") and start[8:12] == b"WEBP"):
+    signatures = (
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff",
+        b"GIF8",
+        b"BM",
+        b"II*\0",
+        b"MM\0*",
+        b"II+\0",
+        b"MM\0+",
+        b"\0\0\1\0",
+    )
+    boxed = (start.startswith(b"RIFF") and start[8:12] == b"WEBP") or start[4:12] in {b"ftypavif", b"ftypavis"}
+    if not start.startswith(signatures) and not boxed:
         raise _unusable(f"{name} is {'empty' if not start else 'not an image that models read'}.")
 
 
@@ -276,7 +295,8 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
                 with rules.memory.hold(size):
                     if size >= _LARGE:
                         _map_large_blocks()
-                    if is_usual and data[12:16] == _LOSSY_WEBP:
+                    is_avif = image.format == "AVIF" and image.mode == "RGB"
+                    if is_usual and (is_avif or data[12:16] == _LOSSY_WEBP):
                         return ImageFile(encoded(image), "image/jpeg")
                     return ImageFile(_rewritten(image), "image/png")
     except PromptmillError:
