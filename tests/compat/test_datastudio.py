@@ -202,7 +202,7 @@ def test_tensors_and_arrays_of_floats_are_images(api, upstream, image):
     ((_, data),) = _sent_images(upstream)
     sent = Image.open(io.BytesIO(data))
     assert sent.size == (30, 20)
-    assert all(abs(have - want) < 5 for have, want in zip(sent.getpixel((9, 9)), (255, 0, 0), strict=True))
+    assert all(abs(have - want) < 5 for have, want in zip(sent.tobytes()[:3], (255, 0, 0), strict=True))
 
 
 def test_a_tensor_of_one_channel_is_gray(api, upstream):

@@ -44,7 +44,7 @@ _FAIL_MESSAGE = "Failed to obtain answer via API."
 _OURS = frozenset(Sampling.model_fields)
 _USUAL_ATTEMPTS = 10
 _MOST_THREADS = 1024  # each has a stack, and each call of `OpenAIAPI.generate_inner` an event loop
-# What `pre_process` consists of.
+# The steps of `pre_process`.
 _PREPARING = ("pre_process", "check_content", "preproc_content", "prepare_inputs", "encode_image_directly")
 _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "max_tokens"),
@@ -217,7 +217,7 @@ class BaseAPI(abc.ABC):
         return source if is_web(source) else "data:{};base64,{}".format(*self._encode(source))
 
     def _overrides(self, *names: str) -> bool:
-        """Return whether a program's class, or the object, has one of these in place of ours."""
+        """Return whether a subclass, or the object itself, replaces a method of these names."""
         given = (getattr(self, name) for name in names)
         return any(getattr(one, "__module__", "") != __name__ for one in given)
 

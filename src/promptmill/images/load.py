@@ -131,7 +131,7 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
     """Return the image at a local path, `file:` URL or `data:` URL, or one in memory. Blocks: call it off the loop.
 
     BMP, TIFF, AVIF and ICO become PNG (a photo in AVIF a JPEG), and so do animations (their first frame), CMYK and
-    16-bit images, images that EXIF rotates, and those of another type than `rules` want (a lossy WebP becomes a JPEG);
+    16-bit images, images that EXIF rotates, and types outside `rules.types` (a lossy WebP becomes a JPEG);
     any other image stays byte for byte. `scan.pdf#page=3` is a page of a PDF. Raises `PromptmillError`
     (`invalid_image`; `missing_dependency` for a PDF).
     """

@@ -627,8 +627,8 @@ def _agreed() -> Mapping[str, Cause]:
 # The profile of every unlisted host: parameters are sent unchanged. It may be a gateway, which passes on the codes of
 # other providers.
 PLAIN = ProviderProfile("plain", public=False, codes=_agreed(), phrases=DASHSCOPE_PHRASES)
-# A server of the operator's own, at an address that says nothing about the program: most likely one that is built on
-# llama.cpp. What these refuse, the others can do without.
+# An unknown server on this machine or in its network, most likely built on llama.cpp; every other server can do without
+# the features that llama.cpp lacks.
 LOCAL = replace(
     PLAIN,
     name="local",

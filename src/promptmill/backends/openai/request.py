@@ -162,7 +162,7 @@ class RequestEncoder:
         return head
 
     def is_corrected(self, head: Head, refusal: str) -> bool:
-        """Return whether a request with `head` is to be sent again, because its refusal shows what the server is."""
+        """Return whether to send a request with `head` again: its refusal has identified the server."""
         if head.endpoint.profile is not LOCAL or _LM_STUDIO not in refusal:
             return False
         if self._endpoint.profile is LOCAL:
