@@ -114,6 +114,17 @@ class Conversation:
         return found
 
     @property
+    def texts(self) -> list[str]:
+        """The texts of all turns, in order."""
+        found: list[str] = []
+        for message in self.messages:
+            if isinstance(message.content, tuple):
+                found += [part.text for part in message.content if isinstance(part, TextPart)]
+            elif message.content:
+                found.append(message.content)
+        return found
+
+    @property
     def has_audio(self) -> bool:
         """Whether a sound is part of it, or a turn refers to one of the endpoint's."""
         for message in self.messages:  # a generator would take four times as long

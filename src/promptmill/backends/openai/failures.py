@@ -22,6 +22,7 @@ from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, PromptmillError, without_frames
 
 _NO_CONNECTION = "Check host and port in `base_url`, and whether a firewall blocks them; otherwise raise `timeout`."
+PROXY_REMEDY = "Start the proxy, correct HTTP_PROXY, HTTPS_PROXY or NO_PROXY, or set `trust_env: false`."
 _LESS = (
     "Request less at once: a lower `max_tokens` or `n`; for embeddings, fewer inputs per line, or "
     '`"encoding_format": "base64"`, which takes a quarter.'
@@ -108,8 +109,8 @@ def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
         case ProxyError():
             error = PromptmillError(
                 Code.UNREACHABLE,
-                f"No request could be sent to {endpoint.name}: the proxy that the environment names does not work.",
-                "Start the proxy, correct `HTTP_PROXY` / `HTTPS_PROXY` / `NO_PROXY`, or set `trust_env: false`.",
+                f"No request could be sent to {endpoint.name}: the proxy {exc}.",
+                f"The environment names this proxy. {PROXY_REMEDY}",
             )
             return RetryDecision(FailureKind.LOST, error)
         case PrivateAddressError():
@@ -174,7 +175,7 @@ class UnreachableError(TransportError):
 
 
 class ProxyError(TransportError):
-    """The proxy accepted no connection, or refused to open one to the endpoint."""
+    """The proxy accepted no connection, or refused to open one to the endpoint; the text names it."""
 
     code = Code.UNREACHABLE
     was_sent = False

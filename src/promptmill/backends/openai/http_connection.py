@@ -88,14 +88,25 @@ BODIES_IN_FLIGHT = Memory(MOST_SHARED, one_beyond=True)
 
 
 class HttpResponse:
-    """A complete response. `held` counts the bytes of a large body, `encoding` is its compression, if any."""
+    """A complete response. `held` counts the bytes of a large body, `encoding` is its compression, if any.
 
-    __slots__ = ("body", "encoding", "headers", "held", "status")
+    `proxy` is the host and port of the proxy that read the request and may have answered it; `""` without one.
+    """
+
+    __slots__ = ("body", "encoding", "headers", "held", "proxy", "status")
 
     def __init__(
-        self, status: int, headers: Headers, body: bytes, held: Held | None = None, encoding: bytes = b""
+        self,
+        status: int,
+        headers: Headers,
+        body: bytes,
+        held: Held | None = None,
+        encoding: bytes = b"",
+        *,
+        proxy: str = "",
     ) -> None:
         self.status, self.headers, self.body, self.held, self.encoding = status, headers, body, held, encoding
+        self.proxy = proxy
 
     @property
     def is_soon_read(self) -> bool:

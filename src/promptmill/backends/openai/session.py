@@ -128,7 +128,7 @@ class Session:
         The time until a response starts is limited as a whole, because in aiohttp each interim response restarts the
         timeout, so a server could send them forever.
         """
-        with _our_errors(self._limits_s):
+        with _our_errors(self._limits_s, route.proxy):
             posting = self._session.post(
                 route.url,
                 data=_Pieces(pieces),
@@ -148,7 +148,8 @@ class Session:
                 except failures.TooLargeError:
                     response.close()
                     raise
-                return HttpResponse(response.status, _headers_of(response), body, held)
+                reader = _name(route.proxy) if route.url.scheme == "http" else ""  # TLS hides a request from it
+                return HttpResponse(response.status, _headers_of(response), body, held, proxy=reader)
 
     @contextlib.asynccontextmanager
     async def exchange(
@@ -157,7 +158,7 @@ class Session:
         """Send a request of any method to the route's URL. The response is read within the context."""
         session = self._public if only_public and route.proxy is None else self._session
         length = body.length if isinstance(body, FileBody) else len(body)
-        with _our_errors(self._limits_s):
+        with _our_errors(self._limits_s, route.proxy):
             sending = session.request(
                 method,
                 route.url,
@@ -174,7 +175,7 @@ class Session:
 
     async def get(self, route: Route, url: URL, largest: int) -> HttpResponse:
         """Return a page with up to `largest` bytes of its body."""
-        with _our_errors(self._limits_s):
+        with _our_errors(self._limits_s, route.proxy):
             getting = self._session.get(
                 url, headers=route.headers, allow_redirects=False, proxy=route.proxy, proxy_headers=route.proxy_headers
             )
@@ -236,21 +237,27 @@ def _headers_of(response: aiohttp.ClientResponse) -> Headers:
 
 
 @contextlib.contextmanager
-def _our_errors(limits_s: tuple[float, float]) -> Iterator[None]:
+def _our_errors(limits_s: tuple[float, float], proxy: URL | None = None) -> Iterator[None]:
     try:
         yield
     except (TimeoutError, aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError) as error:
-        raise translated(error, limits_s) from error
+        raise translated(error, limits_s, _name(proxy)) from error
 
 
-def translated(error: Exception, limits_s: tuple[float, float]) -> Exception:
+def _name(proxy: URL | None) -> str:
+    return "" if proxy is None else f"{proxy.host}:{proxy.port}"
+
+
+def translated(error: Exception, limits_s: tuple[float, float], proxy: str = "") -> Exception:
     """Return an exception of aiohttp as an exception of ours or the system's.
 
-    `limits_s`: the timeouts of connecting and of silence.
+    `limits_s`: the timeouts of connecting and of silence. `proxy`: the host and port of the proxy in use.
     """
     match error:
-        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
-            return failures.ProxyError(str(error))
+        case aiohttp.ClientHttpProxyError():
+            return failures.ProxyError(f"{proxy} answered {error.status}")
+        case aiohttp.ClientProxyConnectionError():
+            return failures.ProxyError(f"{proxy} accepts no connection")
         case aiohttp.ClientConnectorCertificateError():
             inner: Exception = error.certificate_error
             return inner if isinstance(inner, ssl.SSLError) else ssl.SSLError(1, str(inner))

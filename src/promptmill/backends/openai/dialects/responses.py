@@ -70,7 +70,7 @@ def parameters(profile: ProviderProfile, model: str, given: JsonObject) -> Writt
     words = ""
     wanted = given.pop("response_format", None)
     if wanted is not None:
-        form, words = asked_of(profile.json_form, wanted)
+        form, words = asked_of(profile, wanted)
         given |= {} if form is None else {"response_format": form}
     body, refused = translate(profile, model, given)
     refused += dropped(body, _UNKNOWN)
