@@ -139,7 +139,7 @@ def test_it_runs_inside_an_event_loop_and_over_files(options, tmp_path):
 
 def test_a_note_names_the_arguments_of_python(options, tmp_path):
     pdf_of_texts(tmp_path / "a.pdf", ["Invoice 1"])
-    with pytest.warns(UserWarning, match=r"1 PDF sent as text; `pdf` \(text or images\) chooses"):
+    with pytest.warns(UserWarning, match=r"PDFs: 1 page sent as text; `pdf` \(text or images\) chooses"):
         promptmill.bulk(tmp_path / "a.pdf", prompt="Extract.", **options)
 
 

@@ -992,7 +992,7 @@ async def test_pdfs_are_asked_as_text_or_as_images_of_their_pages(bench, tools):
     pdf_of_texts(bench.path / "a.pdf", ["Invoice 1", "Total 10"])
     async with tools() as call:
         job = await call("bulk_generate", files=["*.pdf"], prompt="Extract.")
-        assert job["pdf"] == "1 PDF sent as text; `pdf` (text or images) chooses"
+        assert job["pdf"] == "PDFs: 2 pages sent as text; `pdf` (text or images) chooses"
         await ended(call, job["job_id"], "finished")
         job = await call("bulk_generate", files=["a.pdf"], prompt="Extract.", pdf="images")
         assert "pdf" not in job

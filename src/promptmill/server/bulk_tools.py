@@ -276,7 +276,7 @@ def add_bulk_tools(
         ] = None,
         pdf: Annotated[
             Literal["text", "images"] | None,
-            Field(description="What is sent of PDFs in `files`; left out: their text, or the pages of scans."),
+            Field(description="What is sent of PDFs in `files`; left out: a page's text, or image of a scan."),
         ] = None,
         sql: Annotated[
             str | None, Field(description="The query whose result are the rows, if `input_file` is a .db.")
