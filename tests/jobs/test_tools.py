@@ -193,11 +193,11 @@ async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench, tools)
         job_id = (await call("bulk_generate", **files, limit=4))["job_id"]
         assert (await ended(call, job_id, "finished"))["done"] == 4
         failed = await call("bulk_results", job_id=job_id, only="failed")
-        assert [(row["row"], row["error"]["code"]) for row in failed["rows"]] == [(1, "bad_request")]
+        assert [(row["row"], row["error"]["code"]) for row in failed["rows"]] == [(2, "bad_request")]
         answers = await call("bulk_results", job_id=job_id, only="answers")
-        assert [row["row"] for row in answers["rows"]] == [0, 2, 3]
+        assert [row["row"] for row in answers["rows"]] == [1, 3, 4]
         page = await call("bulk_results", job_id=job_id, max_characters=2000)
-        assert ([row["row"] for row in page["rows"]], page["next_offset"]) == ([0, 1], 2)
+        assert ([row["row"] for row in page["rows"]], page["next_offset"]) == ([1, 2], 2)
         bench.upstream.reply = answer()
         await call("bulk_generate", **files, again="failed", dedupe=True, max_failures="0")
         assert (await ended(call, job_id, "finished"))["failed"] == 0
@@ -986,6 +986,16 @@ async def test_a_pattern_of_megabytes_is_refused_before_it_is_compiled(bench, to
     async with tools() as call:
         with pytest.raises(ToolError, match="no path is that long"):
             await call("bulk_generate", files=["*" + "?" * 5000], prompt="{{content}}")
+
+
+async def test_pages_follow_each_other_where_the_input_has_a_column_of_our_name(bench, tools):
+    bench.write([{"prompt": text, "row": "mine"} for text in "ab"])
+    bench.succeed()
+    async with tools() as call:
+        page = await call("bulk_results", job_id=bench.output.name, max_characters=1000, with_input=True, limit=1)
+        assert ([row["row_1"] for row in page["rows"]], page["next_offset"]) == ([1], 1)
+        last = await call("bulk_results", job_id=bench.output.name, offset=1)
+        assert [row["row_1"] for row in last["rows"]] == [2]
 
 
 async def test_pdfs_are_asked_as_text_or_as_images_of_their_pages(bench, tools):
