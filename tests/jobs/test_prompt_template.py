@@ -205,7 +205,9 @@ def test_another_prompt_is_another_job_unless_it_is_meant(bench):
     bench.write([{"text": "a"}, {"text": "bad"}])
     bench.succeed("--prompt", "{{text}}", "--limit", "1")
     said = "was another one, and the new one keeps 0 of the 1 answers"
+    before = bench.folder.status
     assert said in bench.fail("--prompt", "Say {{text}}")
+    assert bench.folder.status == before, "the job is still finished"
     bench.succeed("--prompt", "Say {{text}}", "--keep")
     assert _prompts(bench) == ["a", "Say bad"]
     assert said.replace("1", "2") in bench.fail("--prompt", "{{text}}!")

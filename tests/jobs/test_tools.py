@@ -742,6 +742,21 @@ async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(ben
     assert JobFolders.from_environ().find(job_id).job_id == job_id
 
 
+@pytest.mark.parametrize("wrong", ["Say {{text}}", "{{unknown}}"])
+async def test_a_call_that_is_refused_leaves_a_finished_job_as_it_is(bench, tools, wrong):
+    bench.write([{"text": "a"}, {"text": "b"}])
+    asked = {"input_file": bench.input.name, "output_file": bench.output.name}
+    async with tools() as call:
+        job = await call("bulk_generate", **asked, prompt="{{text}}")
+        before = await ended(call, job["job_id"], "finished")
+        with pytest.raises(ToolError, match=r"was another one|no column 'unknown'"):
+            await call("bulk_generate", **asked, prompt=wrong)
+        assert await call("bulk_status", job_id=job["job_id"]) == before
+        again = await call("bulk_generate", **asked, prompt="{{text}}")
+        assert again["message"] == "The job is finished already."
+    assert len(bench.upstream.seen) == 2
+
+
 async def test_answers_stand_beside_the_rows_that_asked_for_them_when_the_input_has_changed(bench, tools):
     bench.prompts(2)
     async with tools() as call:
