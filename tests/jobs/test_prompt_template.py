@@ -171,6 +171,29 @@ def test_an_expression_with_a_column_of_words_says_how_to_write_it(bench):
     bench.succeed("--prompt", '{{row["mail body"] ~ a}}')
 
 
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("{{a}}: {{b}}", ": x"),
+        ("{{a | round(1) }}: {{ row.b | upper }}", ": X"),
+        ("{% for one in [1] %}{{a}}{{b}}{% endfor %}", "x"),
+        ("{{a}}{{ b or '-' }}", "x"),
+    ],
+)
+@pytest.mark.parametrize("cell", [None, float("nan"), "", " "])
+def test_an_empty_cell_beside_another_one_leaves_its_place_blank(text, prompt, cell):
+    empty: dict[str, str] = {}
+    assert template_of(text).render({"a": cell, "b": "x"}, empty) == prompt
+    assert [*empty] == ["a"]
+
+
+@pytest.mark.parametrize("text", ["{{a}}: {{b}}", "{{a | trim}}: {{b}}"])
+def test_a_row_whose_places_are_all_empty_asks_nothing(text):
+    with pytest.raises(PromptmillError, match="its a and b are empty") as raised:
+        template_of(text).render({"a": "", "b": None})
+    assert raised.value.code is Code.EMPTY_PROMPT
+
+
 @pytest.mark.parametrize("text", ["Say {{a}}", "{{ a | trim }}", "{{row.a}}", "{{ row['a'] }}!"])
 @pytest.mark.parametrize(("cell", "what"), [(None, "null"), (float("nan"), "NaN"), ("", "empty"), (" \n", "empty")])
 def test_a_cell_that_holds_nothing_is_an_error_unless_the_template_says_what_to_write_instead(text, cell, what):
@@ -254,7 +277,9 @@ def test_another_prompt_is_another_job_unless_it_is_meant(bench):
     bench.write([{"text": "a"}, {"text": "bad"}])
     bench.succeed("--prompt", "{{text}}", "--limit", "1")
     said = "was another one, and the new one keeps 0 of the 1 answers"
+    before = bench.folder.status
     assert said in bench.fail("--prompt", "Say {{text}}")
+    assert bench.folder.status == before, "the job is still finished"
     bench.succeed("--prompt", "Say {{text}}", "--keep")
     assert _prompts(bench) == ["a", "Say bad"]
     assert said.replace("1", "2") in bench.fail("--prompt", "{{text}}!")

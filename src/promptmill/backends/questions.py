@@ -59,8 +59,11 @@ class Template(Protocol):
         """The text before the first place, with which every prompt begins."""
         ...
 
-    def render(self, row: JsonObject) -> str:
-        """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
+    def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
+        """Return the prompt of a row. `empty` gets the fields whose places stay blank, and in what way each is empty.
+
+        Raises `PromptmillError`: `invalid_input`; `empty_prompt` if all places are blank, unless the row `has_more`.
+        """
         ...
 
 
@@ -98,31 +101,46 @@ class PlainTemplate:
         """The text before the first place."""
         return self.parts[0]
 
-    def render(self, row: JsonObject) -> str:
-        """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
-        text = "".join(self.texts(row))
+    def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
+        """Return the prompt of a row: see `Template`."""
+        empty = {} if empty is None else empty
+        text = "".join(self.texts(row, empty))
         if len(text) > LONGEST_ROW:
             raise input_error(PROMPT, f" makes a prompt that {TOO_LONG}.")
+        if empty and not has_more and self.names <= empty.keys():
+            raise asks_nothing(empty)
         return text
 
-    def texts(self, row: JsonObject) -> list[str]:
-        """Return the parts of the prompt of a row: a text, the text of a field, a text, … Raises as `render` does."""
+    def texts(self, row: JsonObject, empty: dict[str, str]) -> list[str]:
+        """Return the parts of the prompt of a row: a text, the text of a field, a text, … `empty` gets the empty
+        fields.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
         texts = [*self.parts]
         try:
             for at in range(1, len(texts), 2):
-                value = row[texts[at]]
-                texts[at] = (
-                    value if type(value) is str and value and not value.isspace() else cell_text(value, texts[at])
-                )
+                name = texts[at]
+                value = row[name]
+                if type(value) is str and value and not value.isspace():
+                    texts[at] = value
+                elif what := rows.emptiness(value):
+                    texts[at], empty[name] = "", what
+                else:
+                    texts[at] = cell_text(value)
         except KeyError as error:
             raise input_error(PROMPT, f": {error.args[0]!r} is undefined.") from None
         return texts
 
 
-def cell_text(value: Any, name: str) -> str:
-    """Return a value as the text of a prompt. Raises `PromptmillError` (`empty_prompt`) for an empty one."""
-    if what := rows.emptiness(value):
-        raise PromptmillError(Code.EMPTY_PROMPT, f"its {name} is {what}.")
+def asks_nothing(empty: Mapping[str, str]) -> PromptmillError:
+    """Return the error of a row whose places are all blank. `empty`: in what way each of its fields is."""
+    are = f"is {next(iter(empty.values()))}" if len(empty) == 1 else "are empty"
+    return PromptmillError(Code.EMPTY_PROMPT, f"its {' and '.join(empty)} {are}.")
+
+
+def cell_text(value: Any) -> str:
+    """Return a value as the text of a prompt."""
     if isinstance(value, str):
         return value
     return json_text(value) if isinstance(value, dict | list | bool) else str(value)
@@ -166,16 +184,23 @@ class Questions:
         values = loads(cells)
         return question_json(self.of({name: values[at] for at, name in self.columns}))
 
-    def of(self, row: JsonObject) -> JsonDict:
-        """Return the question of a row, given by its fields. Raises `PromptmillError` (`invalid_input`)."""
+    def of(self, row: JsonObject, blank: set[str] | None = None) -> JsonDict:
+        """Return the question of a row, given by its fields. `blank` gets the fields whose places stay blank.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
         row = self._with_missing(row)
         if self.template is None:
             return self._of_columns(row)
         question = self._settings(row) if self.fields else {}
         try:
-            question["prompt"] = self.template.render(row)
+            empty: dict[str, str] = {}
+            images = None if self.image_column is None else self._images(row, self.image_column)
+            question["prompt"] = self.template.render(row, empty, has_more=bool(images))
             if self.image_column is not None:
-                question["images"] = self._images(row, self.image_column)
+                question["images"] = images
+            if blank is not None:
+                blank.update(empty)
             return question
         except PromptmillError as error:
             if error.code is Code.EMPTY_PROMPT:
@@ -187,9 +212,9 @@ class Questions:
         if not isinstance(self.template, PlainTemplate):
             return []
         if self.columns is None:
-            return self.template.texts(self._with_missing(rows.load(cells, "")))
+            return self.template.texts(self._with_missing(rows.load(cells, "")), {})
         values = loads(cells)
-        return self.template.texts(self._with_missing({name: values[at] for at, name in self.columns}))
+        return self.template.texts(self._with_missing({name: values[at] for at, name in self.columns}), {})
 
     def _with_missing(self, row: JsonObject) -> JsonObject:
         if self.has_missing and not _MISSING.keys().isdisjoint(row.values()):

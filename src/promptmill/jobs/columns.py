@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from promptmill.core.errors import input_error
+from promptmill.core.wording import counted
 from promptmill.jobs.inputs.formats import TABLES
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
@@ -148,6 +149,9 @@ def notes(spec: JobSpec) -> Iterator[str]:
     read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # else the grid's models
     if read:
         yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in read)}."
+    if spec.input.blank:
+        of = ", ".join(f"`{name}` in {counted(count, 'row')}" for name, count in spec.input.blank.items())
+        yield f"Empty cells leave their places in the prompt blank: {of}."
     if spec.input.style.uncomputed:
         of = ", ".join(f"`{name}`" for name in spec.input.style.uncomputed)
         yield (

@@ -115,7 +115,6 @@ def _review(
         ],
         **({} if target is None else {"file": str(target)}),
         "rows": [_shown(row, finder) for row in found.rows],
-        "next_offset": None,
     }
 
 
@@ -134,7 +133,7 @@ def _shown(row: ReviewRow, finder: SecretFinder | None) -> JsonDict:
     return {
         name: cut(value, LONGEST_SHOWN) if isinstance(value, str) else value
         for name, value in cells.items()
-        if name != LABEL
+        if name != LABEL or value
     }
 
 

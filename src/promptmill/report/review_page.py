@@ -8,7 +8,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import cut
 from promptmill.jobs import disk
 from promptmill.jobs.export.workbook_file import LONGEST_CELL
-from promptmill.jobs.manage.reviewed import KEY, LABEL, ROW, Review, write_table
+from promptmill.jobs.manage.reviewed import KEY, LABEL, NO_LABEL, ROW, Review, write_table
 from promptmill.report import page
 from promptmill.report.page import Report
 
@@ -41,6 +41,7 @@ def _write_page(target: Path, found: Review, command: str) -> Report:
         "job": found.job_id,
         "labels": list(found.labels),
         "columns": [ROW, LABEL, KEY],
+        "no_label": NO_LABEL,
         "saved": saved_as(found),
         "command": command,
         "rows": [
@@ -49,6 +50,7 @@ def _write_page(target: Path, found: Review, command: str) -> Report:
                 "why": row.why,
                 "score": row.score,
                 "answer": cut(row.answer, LONGEST_CELL),
+                "label": row.label,
                 "own": [[name, cut(text, LONGEST_CELL)] for name, text in row.own.items() if text],
                 "answers": [[name, cut(text, LONGEST_CELL)] for name, text in row.answers.items()],
                 "asked": cut(row.asked, LONGEST_CELL),

@@ -72,7 +72,7 @@ _ROWS = object_schema(
         "done": _STATUS["done"],
         "total": _STATUS["total"],
         "rows": objects_schema(
-            "Each has `row`, its number from 0 (in the job of a call: `index`, the prompt's place), `answer`, "
+            "Each has `row`, its number from 1 (in the job of a call: `index`, the prompt's place), `answer`, "
             '"" for a failed row, and `error`, with `code` and `message` for a failed row, else null.'
         ),
         "columns": {
@@ -275,7 +275,7 @@ def add_bulk_tools(
         ] = None,
         pdf: Annotated[
             Literal["text", "images"] | None,
-            Field(description="What is sent of PDFs in `files`; left out: their text, or the pages of scans."),
+            Field(description="What is sent of PDFs in `files`; left out: a page's text, or image of a scan."),
         ] = None,
         sql: Annotated[
             str | None, Field(description="The query whose result are the rows, if `input_file` is a .db.")
@@ -510,7 +510,7 @@ def _add_tools_of_a_job(
         job_id: arguments.JobId,
         offset: Annotated[
             int,
-            Field(ge=0, description="The first row, from 0, the default; `next_offset` for the next page."),
+            Field(ge=0, description="The number of rows to skip, 0 unless given; `next_offset` for the next page."),
         ] = 0,
         limit: Annotated[
             int,
@@ -536,7 +536,7 @@ def _add_tools_of_a_job(
         """Read a job's answers page by page, in input order, also while it runs.
 
         Returns `rows`, `state`, and `next_offset`: null at the end. Rows without an outcome are left out; until
-        `state` is `finished`, read again later from the first missing row.
+        `state` is `finished`, read again later, with the number of the last row before them as `offset`.
         """
         results = functools.partial((await jobs()).results, with_input=with_input)
         found = await asyncio.to_thread(results, job_id, offset, limit, only, caller_of(ctx, service))

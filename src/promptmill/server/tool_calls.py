@@ -271,7 +271,7 @@ class PlainArguments(Middleware):
             raise ResourceError(f"The URI has {len(uri):,} characters; no resource has such a long one.")
         for offset in parse_qs(urlsplit(uri).query, keep_blank_values=True).get("offset", ()):
             if not re.fullmatch("[0-9]{1,18}", offset):  # FastMCP would log a stack trace, and answer -32603
-                raise MCPError(INVALID_PARAMS, f"`offset` is {offset[:40]!r}; it is the number of a row, from 0.")
+                raise MCPError(INVALID_PARAMS, f"`offset` is {offset[:40]!r}; it is the number of rows to skip.")
         return await call_next(context)
 
     async def on_get_prompt(

@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, TemplateError, Undefined, UndefinedError, nodes, pass_context
@@ -19,9 +20,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from promptmill.backends import rows
-from promptmill.backends.questions import PROMPT, RESERVED, PlainTemplate, Template
+from promptmill.backends.questions import PROMPT, RESERVED, PlainTemplate, Template, asks_nothing
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
-from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject, json_text
 from promptmill.core.wording import close_matches, did_you_mean, mended
 
@@ -29,6 +30,7 @@ ROW = "row"
 """The variable that holds all fields of a row: `row["my column"]`."""
 _ALIKE = 0.7  # the similarity of two names: `a - b` is not a misspelt `a`
 _CELL = "promptmill_cell"  # a filter
+_PLACES = "promptmill places"  # a variable that no template can name
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a placeholder that is not closed
 _PLACE = re.compile(r"\{\{(-?)([^{}]+?)(-?)\}\}")  # a `-` removes the white space around the placeholder
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
@@ -164,15 +166,17 @@ class ExpressionTemplate:
             why = "it is nested too deeply" if nested else "it holds a number that is too large"
             raise input_error(PROMPT, f" is not a template: {why}.") from None
 
-    def render(self, row: JsonObject) -> str:
-        """Return the prompt for `row`. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
-        pieces, size = [], 0
+    def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
+        """Return the prompt for `row`: see `Template`."""
+        pieces, size, places = [], 0, _Places({} if empty is None else empty)
         try:
-            for piece in self._template.generate({ROW: row, **row}):
+            for piece in self._template.generate({ROW: row, **row, _PLACES: places}):
                 size += len(piece)
                 if size > LONGEST_ROW:
                     raise input_error(PROMPT, f" makes a prompt that {TOO_LONG}.")
                 pieces.append(piece)
+            if places.empty and not places.has_text and not has_more:
+                raise asks_nothing(places.empty)
             return "".join(pieces)
         except UndefinedError as error:
             raise input_error(PROMPT, f": {error.message}.") from None
@@ -210,6 +214,14 @@ class _Fields(NodeTransformer):  # type: ignore[misc]
         return node
 
 
+@dataclass(slots=True)
+class _Places:
+    """What is known of the places of a prompt while it is rendered."""
+
+    empty: dict[str, str]
+    has_text: bool = False
+
+
 def _environment() -> Environment:
     """Return a sandbox that compiles a template without evaluating its expressions, because a server compiles it.
 
@@ -223,7 +235,7 @@ def _environment() -> Environment:
         autoescape=False,
         optimized=False,
     )
-    environment.filters[_CELL] = _not_empty
+    environment.filters[_CELL] = pass_context(_has_value)
     return environment
 
 
@@ -235,23 +247,20 @@ def _names(template: nodes.Template, environment: Environment) -> frozenset[str]
 
 
 def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:
-    """Add a check for empty cells around each placeholder that is one of `cells`, with or without filters.
+    """Leave each placeholder blank that is one of `cells`, with or without filters, if its cell is empty.
 
     Expressions and the filter `default` get no check: they handle an empty cell themselves.
     """
     for output in template.find_all(nodes.Output):
         for at, place in enumerate(output.nodes):
-            inner, last, filters = place, None, set()
+            inner, filters = place, set()
             while isinstance(inner, nodes.Filter) and inner.node is not None:
                 filters.add(inner.name)
-                inner, last = inner.node, inner
+                inner = inner.node
             if (name := _cell(inner, cells)) and not filters & {"default", "d"}:
-                checked = nodes.Filter(inner, _CELL, [nodes.Const(name)], [], None, None, lineno=inner.lineno)
-                checked.set_environment(template.environment)
-                if last is None:
-                    output.nodes[at] = checked
-                else:
-                    last.node = checked
+                has_value = nodes.Filter(inner, _CELL, [nodes.Const(name)], [], None, None, lineno=inner.lineno)
+                has_value.set_environment(template.environment)
+                output.nodes[at] = nodes.CondExpr(has_value, place, nodes.Const(""), lineno=place.lineno)
     return template
 
 
@@ -264,10 +273,10 @@ def _cell(node: nodes.Expr, cells: frozenset[str]) -> str:
     return ""
 
 
-def _not_empty(value: Any, name: str) -> Any:
+def _has_value(context: Context, value: Any, name: str) -> bool:
     if what := rows.emptiness(value):
-        raise PromptmillError(Code.EMPTY_PROMPT, f"its {name} is {what}.")
-    return value
+        context[_PLACES].empty[name] = what
+    return not what
 
 
 def _why(error: TemplateError, environment: Environment) -> str:
@@ -283,8 +292,9 @@ def _is_function(value: Any) -> bool:
     return callable(value) and not isinstance(value, Undefined)
 
 
-def _as_text(_: Context, value: Any) -> Any:
+def _as_text(context: Context, value: Any) -> Any:
     """Convert a value for the prompt: null becomes `""`; a list, an object or a boolean becomes JSON."""
+    context[_PLACES].has_text |= not rows.emptiness(value)
     if value is None:
         return ""
     if _is_function(value):

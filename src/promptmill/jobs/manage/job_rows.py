@@ -146,7 +146,7 @@ def _text(turn: Message) -> str:
 def results_page(
     folder: Folder, rule: FileRule, offset: int, limit: int, only: Only, *, with_input: bool
 ) -> dict[str, Any]:
-    """Return answered rows from row `offset` on, in input order. Blocks. See `RunningJobs.results`."""
+    """Return answered rows after the first `offset` rows, in input order. Blocks. See `RunningJobs.results`."""
     found: list[dict[str, Any]] = []
     with folder.reading() as store:
         spec = folder.spec_in(store)
@@ -163,7 +163,7 @@ def results_page(
                 own = {name: value for name, value in own.items() if name in _IDENTIFIES}
             marks = {names.get(name, name): value for name, value in marks_of(spec, each).items()}
             own |= variant_values(spec, each.slot)
-            found.append({names.get("row", "row"): each.row.n} | own | answered | marks)
+            found.append({names.get("row", "row"): each.row.n + 1} | own | answered | marks)
             size += _size(each.row.cells or b"") + _size(orjson.dumps(answered))
             last = each.row.n
     now = status.read(folder)

@@ -240,6 +240,10 @@ def plans_of(order: JobOrder, configuration: Configuration) -> dict[str, Resolve
     return {name: configuration.plan_of(name) for name in named}
 
 
+class _TriedError(Exception):
+    """Undoes a reading that would be accepted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """The effect of an order on the rows and answers that a job already has."""
@@ -252,7 +256,14 @@ class Change:
     disk_share: float = 1.0
     """The share of the free disk space that the rows may take."""
 
-    def read(self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work) -> tuple[JobSpec, Bound]:
+    def try_out(self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work) -> None:
+        """Raise the errors of `read`, and change nothing. Blocks."""
+        with contextlib.suppress(_TriedError):
+            self.read(store, spec, files, work, is_trial=True)
+
+    def read(
+        self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work, *, is_trial: bool = False
+    ) -> tuple[JobSpec, Bound]:
         """Read the input into the database and bind the answers to its rows. Return the job and the counts. Blocks.
 
         Raises the errors of `ingest` and `check_bound`; then nothing changes.
@@ -261,6 +272,8 @@ class Change:
         def check(bound: Bound) -> None:
             if self.before is not None and not (self.earlier.keep or self.earlier.again == "all"):
                 check_bound(self.before, spec, bound)
+            if is_trial:
+                raise _TriedError
 
         with self._other() as other:
             bind = functools.partial(binding.bind, check=check, other=other, since=self.since)

@@ -40,6 +40,16 @@ def reading(job: Job, files: InputFiles) -> partial[Bound]:
     return partial(ingest, spec=job.spec, parts=files.parts, change=job.change)
 
 
+def trial(job: Job, files: InputFiles) -> partial[None]:
+    """Return the step that finds out whether the reading of an input is refused, and changes nothing."""
+    return partial(try_out, spec=job.spec, parts=files.parts, change=job.change)
+
+
+def try_out(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> None:
+    """Raise the errors of `ingest`. Blocks."""
+    change.try_out(folder.store, spec, input_files.opened(parts, known=True, encoding=spec.input.encoding), work)
+
+
 def ingest(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> Bound:
     """Read the input and store the changed job. Later changes of the input do not affect the output. Blocks. Raises the
     errors of `Change.read`.

@@ -94,7 +94,9 @@ def reviewed_shares(
     by_person = {record.key: record for record in store.records(where=f"settings = {PERSON} AND key < {SLOT}")}
     if {record.key for record in random_rows(store, spec, len(by_person))} != by_person.keys():
         return {}
-    replaced = dict(store.read("SELECT key, text FROM spare WHERE settings != ? ORDER BY place", PERSON))
+    replaced = dict(
+        store.read("SELECT key, text FROM spare WHERE settings != ? AND code IS NULL ORDER BY place", PERSON)
+    )
     rows = [(record, replaced.get(key)) for key, record in by_person.items() if key < before]
     found = {}
     for field in fields:
