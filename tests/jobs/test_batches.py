@@ -529,7 +529,7 @@ def test_results_of_no_row_stop_the_job_and_are_charged_once(tmp_path, server, m
             with pytest.raises(PromptmillError, match=rf"{renamed} results of batch batch_\d+ name no row"):
                 bulk(tmp_path, server, max_cost=1)
     assert (server.creates, server.live) == (1, 0)
-    cost = Folder(next(tmp_path.rglob("job.db")).parent).status["cost"]
+    cost = Folder(next(tmp_path.rglob("job.db")).parent).status["cost"] or 0.0
     assert 0 < dollars_billed(server) < cost < 2 * ROWS * 150e-6
     bulk(tmp_path, server, max_cost=1)  # the gateway is mended
     check_whole(tmp_path, server)
