@@ -23,6 +23,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.jobs.run import batch_round, runner
 from promptmill.jobs.store import stored_batches
+from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import BatchOrder, JobOrder
 from promptmill.jobs.store.rounds import Round, Situation, next_round
@@ -436,6 +437,13 @@ def test_a_passing_404_on_a_batch_is_waited_out(tmp_path, server, monkeypatch, m
     check_whole(tmp_path, server)
     assert (server.creates, server.live) == (1, 0)
     assert sum(simulated.slept) >= 200
+
+
+def test_a_job_with_a_batch_and_no_answer_is_not_empty(tmp_path, server):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server)
+    with contextlib.closing(JobDatabase(next(tmp_path.rglob("job.db")))) as store:
+        assert not store.is_empty, "the command line would remove it after an error"
 
 
 @pytest.mark.parametrize("method", ["state", "replies"])
