@@ -199,7 +199,7 @@ def test_what_a_job_will_cost_is_said_before_it_begins(job, upstream, capsys):
 
 
 def test_what_a_line_with_several_answers_will_cost_has_each_of_them(job, tmp_path, capsys):
-    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "n": 100}
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 20, "n": 100}
     line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
     (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n")
     assert main([*job, "--validate"]) == 0

@@ -23,6 +23,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.jobs.run import batch_round, runner
 from promptmill.jobs.store import stored_batches
+from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import BatchOrder, JobOrder
 from promptmill.jobs.store.rounds import Round, Situation, next_round
@@ -438,6 +439,13 @@ def test_a_passing_404_on_a_batch_is_waited_out(tmp_path, server, monkeypatch, m
     assert sum(simulated.slept) >= 200
 
 
+def test_a_job_with_a_batch_and_no_answer_is_not_empty(tmp_path, server):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server)
+    with contextlib.closing(JobDatabase(next(tmp_path.rglob("job.db")))) as store:
+        assert not store.is_empty, "the command line would remove it after an error"
+
+
 @pytest.mark.parametrize("method", ["state", "replies"])
 def test_after_a_long_404_the_same_command_collects_the_batch(tmp_path, server, monkeypatch, method):
     table(tmp_path)
@@ -529,7 +537,7 @@ def test_results_of_no_row_stop_the_job_and_are_charged_once(tmp_path, server, m
             with pytest.raises(PromptmillError, match=rf"{renamed} results of batch batch_\d+ name no row"):
                 bulk(tmp_path, server, max_cost=1)
     assert (server.creates, server.live) == (1, 0)
-    cost = Folder(next(tmp_path.rglob("job.db")).parent).status["cost"]
+    cost = Folder(next(tmp_path.rglob("job.db")).parent).status["cost"] or 0.0
     assert 0 < dollars_billed(server) < cost < 2 * ROWS * 150e-6
     bulk(tmp_path, server, max_cost=1)  # the gateway is mended
     check_whole(tmp_path, server)

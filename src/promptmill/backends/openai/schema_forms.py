@@ -211,6 +211,40 @@ def google_form(schema: JsonObject) -> JsonDict | None:
     return _in_subset(schema, _GOOGLE)
 
 
+# The fields of Google's `Schema` object (ai.google.dev/api/caching#Schema). Its batches give degenerate answers under a
+# JSON Schema (crmne/ruby_llm#894).
+_OPENAPI = frozenset({
+    "anyOf", "description", "enum", "format", "items", "maximum", "maxItems", "minimum", "minItems", "nullable",
+    "properties", "propertyOrdering", "required", "type",
+})  # fmt: skip
+
+
+def openapi_form(form: JsonObject | None) -> JsonDict | None:
+    """Return a schema in Google's subset as its older `Schema` object; None if that cannot express it."""
+    try:
+        return _as_openapi(form)
+    except (_InexpressibleError, RecursionError, AttributeError, TypeError):
+        return None
+
+
+def _as_openapi(form: Any) -> JsonDict:
+    node = {key: value for key, value in _without(form, "additionalProperties").items() if key not in _SILENT}
+    is_open = form.get("additionalProperties", False) is not False
+    if is_open or node.keys() - _OPENAPI or not all(isinstance(value, str) for value in node.get("enum", ())):
+        raise _InexpressibleError
+    if "type" in node:
+        node["type"] = str(node["type"]).upper()
+    if "items" in node:
+        node["items"] = _as_openapi(node["items"])
+    if "properties" in node:
+        node["properties"] = {name: _as_openapi(inner) for name, inner in node["properties"].items()}
+    if "anyOf" in node:
+        parts = [_as_openapi(inner) for inner in node["anyOf"]]
+        node["anyOf"] = [part for part in parts if part != {"type": "NULL"}]
+        node |= {"nullable": True} if node["anyOf"] != parts else {}
+    return node
+
+
 def _in_subset(schema: JsonObject, subset: _Subset) -> JsonDict | None:
     try:
         node = _with_root(schema)

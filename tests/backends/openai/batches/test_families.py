@@ -427,3 +427,14 @@ def test_a_documented_discount_and_its_page_belong_together(name):
     assert batch is not None
     assert batch.page
     assert batch.discount is None or 0 < batch.discount < 1
+
+
+async def test_a_line_of_geminis_has_its_own_form_of_a_schema():
+    with BatchServer("gemini") as server:
+        async with opened(server) as api:
+            schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+            body = {"contents": [], "generationConfig": {"responseJsonSchema": schema}}
+            config = orjson.loads(api.line("1", orjson.dumps(body)))["request"]["generationConfig"]
+            assert config == {"responseSchema": {"type": "OBJECT", "properties": {"a": {"type": "STRING"}}}}
+            text = {"contents": [{"parts": [{"text": "responseJsonSchema"}]}]}
+            assert orjson.loads(api.line("1", orjson.dumps(text)))["request"] == text

@@ -26,6 +26,7 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
+from promptmill.backends.openai.schema_forms import openapi_form
 from promptmill.backends.openai.transport import FileBody
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
@@ -49,7 +50,14 @@ class GeminiBatches:
         self._connection, self.limits = connection, limits
 
     def line(self, custom_id: str, body: bytes) -> bytes:
-        """Return the line of a request."""
+        """Return the line of a request, with its schema in the form that works in batches."""
+        if b'"responseJsonSchema"' in body:
+            request = orjson.loads(body)
+            config = request.get("generationConfig", {})
+            if form := openapi_form(config.get("responseJsonSchema")):
+                del config["responseJsonSchema"]
+                config["responseSchema"] = form
+                body = orjson.dumps(request)
         return b'{"key":"%b","request":%b}\n' % (custom_id.encode(), body)
 
     async def check(self) -> None:
