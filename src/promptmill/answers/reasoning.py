@@ -111,7 +111,7 @@ _FIRST_WORDS = (
 )
 _UNMARKED = re.compile(
     "|".join(re.escape(mark) for family in FAMILIES if family.is_prose for mark in family.openings)
-    + r"|(?:assistant)?(?:analysis|commentary)(?=[^\s:,.;()-])|assistantfinal"
+    + r"|(?:assistant)?(?:analysis|commentary)(?=[^ \t:,.;()-])|assistantfinal"
 )
 _MARKS = (*CHANNEL_MARKS, *TAGS)
 _LONGEST = max(map(len, _MARKS))
@@ -192,15 +192,13 @@ def _unwrapped(text: str, *, behind_reasoning: bool = False) -> str:
 def _without(wrap: Wrap, text: str, *, behind_reasoning: bool) -> str:
     start = text.lstrip(_BLANK)
     opening = next((mark for mark in wrap.openings if start.startswith(mark)), "")
-    if wrap.is_plain and not (behind_reasoning and opening):
-        return text
-    text = start[len(opening) :].strip() if opening else text
+    if opening and (behind_reasoning or not wrap.is_plain):
+        text = start[len(opening) :]
+        closing = next((mark for mark in wrap.closings if mark in text), "")
+        return "".join(text.split(closing, maxsplit=1)).strip() if closing else text.strip()
     end = text.rstrip()
     closing = next((mark for mark in wrap.closings if end.endswith(mark)), "")
-    if not closing:
-        return text
-    text = end.removesuffix(closing)
-    return text.rstrip() if opening else text
+    return text if wrap.is_plain else end.removesuffix(closing) if closing else text
 
 
 def opened_by(prompt: str) -> Family | None:
@@ -215,10 +213,13 @@ def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
     The opening mark may be missing: some chat templates end the prompt with it. `already`: the endpoint has separated
     the reasoning; then only a closing mark left at the start is removed.
     """
+    end = text.rstrip()
+    if mark := next((mark for mark in _ENDS if end.endswith(mark)), ""):
+        text = end.removesuffix(mark)
     start = text.lstrip(_BLANK)
     if (block := _split_blocks(start)) is not None:
         return block
-    if _ON_CHANNELS.match(start) or text.rstrip().endswith(_ENDS):
+    if _ON_CHANNELS.match(start):
         return split_channels(start)
     if _UNMARKED.match(start) and (found := _BARE_CHANNELS.match(start)):
         return (found[1] or "").strip() or None, start[found.end() :].lstrip()
