@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
@@ -38,7 +37,7 @@ from promptmill.core.request import (
     replacing_choices,
     required_of,
 )
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, plain_text
 from promptmill.core.wording import shape
 from promptmill.images.load import from_folder
 
@@ -51,6 +50,7 @@ AS_UTF8 = "Save the file as UTF-8; if it is from Windows: iconv -f cp1252 -t utf
 _NOT_ASKED = b'{"promptmill:'  # `PROBLEM` or `EMPTY`
 _SAMPLING_NAMES = frozenset(Sampling.model_fields)
 _LONG = 32 * 1024
+_LARGE = float(1 << 63)
 _FOR_CHAT = re.compile(rb'"url"\s*:\s*"(/v1)?/chat/completions"')  # inside a text the quotes would be escaped
 _OF_NO_REQUEST = frozenset({"custom_id", "key", "method", "metadata"})
 _NOTHING: JsonObject = {}
@@ -346,11 +346,14 @@ def load(line: bytes, where: str) -> Any:
     """Return the JSON value of a line. Raises `PromptmillError` (`invalid_input`)."""
     line = line.removeprefix(BOM)
     try:
-        return orjson.loads(line)
+        value = orjson.loads(line)
+        if not _may_be_rounded(value):
+            return value
+        reason = "it is nested too deeply"
     except orjson.JSONDecodeError as error:
         reason = error.msg
     try:
-        # accepts numbers beyond 64 bits and NaN, unlike orjson; as text, because it would take some bytes for UTF-16
+        # accepts NaN, unlike orjson; as text, because it would take some bytes for UTF-16
         return json.loads(line.decode())
     except UnicodeDecodeError:
         raise input_error(f"{where} is not UTF-8 text. {AS_UTF8}") from None
@@ -363,17 +366,26 @@ def load(line: bytes, where: str) -> Any:
         raise input_error(f"{where} is not valid JSON: {reason}.{plain}") from None
 
 
-def json_line(value: JsonObject) -> bytes:
-    """Return `value` as a line of JSON."""
+def _may_be_rounded(value: Any) -> bool:
+    """Return whether a value holds a fraction that may be a whole number beyond 64 bits: orjson reads them so."""
+    values = [value]
+    for one in values:  # it grows meanwhile; orjson reads 1,000 levels, more than calls of Python may have
+        kind = type(one)
+        if kind is dict:
+            values += one.values()
+        elif kind is list:
+            values += one
+        elif kind is float and abs(one) >= _LARGE:
+            return True
+    return False
+
+
+def json_line(value: Any) -> bytes:
+    """Return an object, or another value, as a line of JSON."""
     try:
-        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=_as_text)
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=plain_text)
     except TypeError:  # numbers beyond 64 bits, which came in and go out as they are
-        return json.dumps(value, separators=(",", ":"), default=_as_text).encode() + b"\n"
-
-
-def _as_text(value: object) -> str:
-    """Return a value of a table that JSON has no form for as text; bytes as base64."""
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+        return json.dumps(value, separators=(",", ":"), default=plain_text).encode() + b"\n"
 
 
 def _check_tokens(asked: JsonObject, most: int, where: str) -> None:

@@ -7,12 +7,13 @@ placeholder is a Jinja expression, which runs in a sandbox.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
-import orjson
 from jinja2 import Environment, StrictUndefined, TemplateError, UndefinedError, nodes, pass_context
 from jinja2.meta import TrackingCodeGenerator
 from jinja2.runtime import Context
@@ -22,7 +23,7 @@ from promptmill.backends import rows
 from promptmill.backends.questions import PROMPT, RESERVED, PlainTemplate, Template
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.values import JsonObject
+from promptmill.core.values import JsonObject, plain_text
 from promptmill.core.wording import close_matches, did_you_mean, mended
 
 ROW = "row"
@@ -258,4 +259,6 @@ def _as_text(_: Context, value: Any) -> Any:
     """Convert a value for the prompt: null becomes `""`; a list, an object or a boolean becomes JSON."""
     if value is None:
         return ""
-    return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list | bool) else value
+    if isinstance(value, dict | list | bool):
+        return rows.json_line(value)[:-1].decode()
+    return plain_text(value) if isinstance(value, bytes | Decimal | dt.timedelta) else value
