@@ -59,7 +59,7 @@ def test_the_decimals_of_a_database_are_sent_with_all_digits(bench):
     assert (row["a"], row["b"]) == ("1.10", "12345678901234567.89")
 
 
-@pytest.mark.parametrize("name", ["out.parquet", "out.duckdb#answers"])
+@pytest.mark.parametrize("name", ["out.parquet", "out.duckdb#answers", "out.xlsx"])
 def test_the_decimals_of_a_database_stay_numbers_in_tables(bench, name):
     rows = "SELECT 1.10::DECIMAL(18, 2) AS a, 1.5::DECIMAL(9, 1) AS b UNION ALL SELECT -123.45, NULL"
     bench.input, bench.output = _duckdb(bench, f"* FROM ({rows})"), bench.path / name
