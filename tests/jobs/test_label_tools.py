@@ -59,7 +59,7 @@ async def test_an_agent_shows_the_rows_and_hands_in_the_labels_of_its_user(voted
     assert not voted.upstream.seen
 
 
-@pytest.mark.parametrize("name", ["review.csv", "review.xlsx", "review.html"])
+@pytest.mark.parametrize("name", ["review.xlsx", "review.html"])
 async def test_a_review_is_written_for_the_user_with_all_rows(voted, tools, name):
     async with tools() as call:
         found = await call("review", job_id="out.jsonl", output_file=name)

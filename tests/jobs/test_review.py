@@ -18,6 +18,7 @@ import browser
 import killed
 import promptmill
 from labellers import LABELS, label, labellers, named, sent
+from promptmill.core.values import text_of
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.records import PERSON, SLOT
@@ -55,11 +56,10 @@ def reviewed(bench: Any, *options: str, code: int = 0) -> subprocess.CompletedPr
     return result
 
 
-def table(bench: Any, *options: str, name: str = "review.csv") -> list[dict[str, str]]:
+def table(bench: Any, *options: str, name: str = "review.xlsx") -> list[dict[str, str]]:
     (bench.path / name).unlink(missing_ok=True)
     reviewed(bench, "-o", name, *options)
-    with (bench.path / name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return [{name: text_of(value) for name, value in row.items()} for row in objects_in(bench.path / name)]
 
 
 def decide(bench: Any, labels: dict[int, str], rows: list[dict[str, str]] | None = None) -> Path:
@@ -96,8 +96,11 @@ def test_ties_come_first_then_the_lowest_scores(voted):
 
 def test_only_so_many_rows_are_listed_and_a_file_is_not_replaced(voted):
     assert len(table(voted, "--rows", "4")) == 4
-    assert "name another file" in reviewed(voted, "-o", "review.csv", code=2).stderr
-    assert "ends in .html, .csv or .xlsx" in reviewed(voted, "-o", "review.txt", code=2).stderr
+    assert "name another file" in reviewed(voted, "-o", "review.xlsx", code=2).stderr
+
+
+def test_a_review_is_no_csv_whose_formulas_excel_would_run(voted):
+    assert "ends in .html or .xlsx" in reviewed(voted, "-o", "review.csv", code=2).stderr
 
 
 def test_a_workbook_offers_the_labels(voted):
@@ -353,7 +356,7 @@ def test_labels_of_rows_drawn_at_random_tell_the_shares_of_all_rows(bench):
     assert "as the person would label every row" in said
     assert "tell no shares" not in said
     more = next(
-        row for row in table(bench, name="more.csv") if int(row["row"]) not in {int(one["row"]) for one in found}
+        row for row in table(bench, name="more.xlsx") if int(row["row"]) not in {int(one["row"]) for one in found}
     )
     decide(bench, {int(more["row"]): label("strong", more["text"])[0]}, [more])
     reviewed(bench, "--take", "decisions.csv")

@@ -12,8 +12,9 @@ import json
 import math
 import re
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Protocol
@@ -27,7 +28,7 @@ from promptmill.backends.rows import IMAGES, RowReader
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Request
-from promptmill.core.values import JsonDict, JsonObject, json_text, loads, read_json
+from promptmill.core.values import JsonDict, JsonObject, json_text, loads, plain_text, read_json
 
 PROMPT = Named("prompt")
 _WAIT_S = 5.0  # for the writer of the database
@@ -143,7 +144,7 @@ def cell_text(value: Any) -> str:
     """Return a value as the text of a prompt."""
     if isinstance(value, str):
         return value
-    return json_text(value) if isinstance(value, dict | list | bool) else str(value)
+    return json_text(value) if isinstance(value, dict | list | bool) else plain_text(value)
 
 
 def _packed(template: Template | None) -> tuple[str, ...] | None:
@@ -231,6 +232,8 @@ class Questions:
         for name in ("messages", "prompt"):
             if isinstance(question.get(name), list):
                 question[name] = _without_nulls(question[name])
+        if isinstance(question.get("prompt"), Decimal):
+            question["prompt"] = plain_text(question["prompt"])
         return question | images
 
     def _settings(self, row: JsonObject) -> JsonDict:
@@ -322,11 +325,18 @@ def question_json(question: JsonObject) -> bytes:
     """Return a question as JSON; images may be bytes. Raises `PromptmillError` (`invalid_input`) for other values."""
     try:
         if "images" not in question and "image" not in question:
-            return orjson.dumps(question)
-        orjson.dumps({name: value for name, value in question.items() if name not in IMAGES})
-        return orjson.dumps(question, default=_as_base64)
+            return _json(question, _as_number)
+        _json({name: value for name, value in question.items() if name not in IMAGES}, _as_number)
+        return _json(question, _as_base64)
     except TypeError:
         raise input_error("prompt, messages or images hold values that are not text.") from None
+
+
+def _json(question: JsonObject, default: Callable[[object], float | str]) -> bytes:
+    try:
+        return orjson.dumps(question, default)
+    except TypeError:  # also a number beyond 64 bits
+        return json.dumps(question, default=default, separators=(",", ":")).encode()
 
 
 def joined(questions: Sequence[bytes]) -> bytes:
@@ -369,8 +379,13 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _as_base64(value: object) -> str:
-    """Return the bytes of an image as base64."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
+def _as_number(value: object) -> float:
+    """Return the decimal of a setting as a fraction."""
+    if isinstance(value, Decimal):
+        return float(value)
     raise TypeError
+
+
+def _as_base64(value: object) -> float | str:
+    """Return the bytes of an image as base64."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else _as_number(value)

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
@@ -38,7 +37,7 @@ from promptmill.core.request import (
     replacing_choices,
     required_of,
 )
-from promptmill.core.values import JsonDict, JsonObject, json_text, read_json
+from promptmill.core.values import JsonDict, JsonObject, json_text, plain_text, read_json
 from promptmill.core.wording import shape
 from promptmill.images.load import from_folder, is_data
 
@@ -363,17 +362,12 @@ def load(line: bytes, where: str) -> Any:
         raise input_error(f"{where} is not valid JSON: {reason}.{plain}") from None
 
 
-def json_line(value: JsonObject) -> bytes:
-    """Return `value` as a line of JSON."""
+def json_line(value: Any) -> bytes:
+    """Return an object, or another value, as a line of JSON."""
     try:
-        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=_as_text)
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=plain_text)
     except TypeError:  # numbers beyond 64 bits, which came in and go out as they are
-        return json.dumps(value, separators=(",", ":"), default=_as_text).encode() + b"\n"
-
-
-def _as_text(value: object) -> str:
-    """Return a value of a table that JSON has no form for as text; bytes as base64."""
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+        return json.dumps(value, separators=(",", ":"), default=plain_text).encode() + b"\n"
 
 
 def _check_tokens(asked: JsonObject, most: int, where: str) -> None:

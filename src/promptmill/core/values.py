@@ -30,6 +30,14 @@ JsonDict: TypeAlias = dict[str, Any]
 
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _LONG_NUMBERS = (b"0" * 20, b"-" + b"0" * 19)  # the digits of 2^64 and of -2^63
+
+
+class SheetDate(str):
+    """The ISO text of a cell with a date in a workbook, where a cell with the same text may stand beside it."""
+
+    __slots__ = ()
+
+
 _TAG = "promptmill:"
 _TAGGED = _TAG.encode()
 # orjson would write dates in its own way, large numbers not at all, and NaN as null
@@ -46,6 +54,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
         "decimal": decimal.Decimal,
         "integer": int,
         "text": str,
+        "sheet_date": SheetDate,
     }
 )
 
@@ -71,9 +80,9 @@ def read_json(text: bytes | str) -> Any:
 def json_text(value: Any, *, sort_keys: bool = False) -> str:
     """Return a value as JSON, with whole numbers of any length; a value that JSON has no form for is its text."""
     try:
-        return orjson.dumps(value, str, orjson.OPT_SORT_KEYS if sort_keys else None).decode()
+        return orjson.dumps(value, plain_text, orjson.OPT_SORT_KEYS if sort_keys else None).decode()
     except TypeError:  # a number beyond 64 bits
-        return json.dumps(value, default=str, separators=(",", ":"), sort_keys=sort_keys, ensure_ascii=False)
+        return json.dumps(value, default=plain_text, separators=(",", ":"), sort_keys=sort_keys, ensure_ascii=False)
 
 
 def dumps(value: Any, *, finite: bool = True) -> bytes:
@@ -101,6 +110,8 @@ def loads(data: bytes) -> Any:
 def _exact(value: Any) -> Any:
     """Return a value with tagged numbers beyond 64 bits, which orjson would read as fractions."""
     match value:
+        case SheetDate():
+            return _tagged(value)
         case bool() | str():
             return value
         case int():
@@ -126,6 +137,8 @@ def _tagged(value: object) -> Any:
             return {f"{_TAG}duration": value // _MICROSECOND}
         case decimal.Decimal():
             return {f"{_TAG}decimal": str(value)}
+        case SheetDate():
+            return {f"{_TAG}sheet_date": str(value)}
         case str() | int() | float() | list() | dict():  # a subclass
             return next(kind(value) for kind in _PLAIN if isinstance(value, kind))  # type: ignore[arg-type]
         case tuple() | set() | frozenset():
@@ -144,6 +157,24 @@ def _untagged(value: Any) -> Any:
                     return reader(inner)
             return {name: _untagged(inner) for name, inner in value.items()}
     return value
+
+
+def plain_text(value: object) -> str:
+    """Return a value without a form in JSON as text; bytes as base64.
+
+    >>> plain_text(dt.timedelta(days=10, hours=15)), plain_text(decimal.Decimal("0E-8"))
+    ('255:00:00', '0.00000000')
+    """
+    match value:
+        case bytes() | bytearray() | memoryview():
+            return base64.b64encode(value).decode()
+        case decimal.Decimal():
+            return format(value, "f")
+        case dt.timedelta():
+            seconds, microseconds = divmod(abs(value) // _MICROSECOND, 1_000_000)
+            sign, part = "-" if value < dt.timedelta() else "", f".{microseconds:06}" if microseconds else ""
+            return f"{sign}{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{part}"
+    return str(value)
 
 
 def text_of(value: Any) -> str:

@@ -51,7 +51,7 @@ async def reviewed(
     """
     if rows is not None and sample is not None:
         raise input_error("`rows` goes without `sample`.")
-    suffixes = (*review_page.PAGES, *review_page.TABLES)
+    suffixes = (*review_page.PAGES, review_page.WORKBOOK)
     target = None if output_file is None else jobs.allowed_of(output_file, "output_file", suffixes)
     folder = jobs.find(job_id, caller)
     call = partial(

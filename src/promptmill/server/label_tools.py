@@ -116,7 +116,7 @@ def add_label_tools(
             str | None,
             Field(
                 description="Also write all rows to this file: .html, a page for the user that saves the decisions as "
-                "a .csv; or a new .csv or .xlsx with a column `label` to fill in. None unless given.",
+                "a .csv; or a new .xlsx with a column `label` to fill in. None unless given.",
                 examples=["review.html"],
             ),
         ] = None,

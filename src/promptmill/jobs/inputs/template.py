@@ -7,10 +7,12 @@ placeholder is a Jinja expression, which runs in a sandbox.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined, TemplateError, Undefined, UndefinedError, nodes, pass_context
@@ -23,7 +25,7 @@ from promptmill.backends import rows
 from promptmill.backends.questions import PROMPT, RESERVED, PlainTemplate, Template, asks_nothing
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Named, PromptmillError, input_error
-from promptmill.core.values import JsonObject, json_text
+from promptmill.core.values import JsonObject, json_text, plain_text
 from promptmill.core.wording import close_matches, did_you_mean, mended
 
 ROW = "row"
@@ -301,4 +303,6 @@ def _as_text(context: Context, value: Any) -> Any:
         raise input_error(PROMPT, ": a place holds a function or a method; call it, or correct the name.")
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Undefined):
         value = [*value]  # also what `map`, `select` and `items()` yield
-    return json_text(value) if isinstance(value, dict | list | bool) else value
+    if isinstance(value, dict | list | bool):
+        return json_text(value)
+    return plain_text(value) if isinstance(value, bytes | Decimal | dt.timedelta) else value

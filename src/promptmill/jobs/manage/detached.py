@@ -289,7 +289,10 @@ def _check_columns(_: Work, order: JobOrder, rule: FileRule) -> None:
 _STEPS: Mapping[str, Callable[..., object]] = MappingProxyType(
     {
         step.__name__: step
-        for step in (_check, _check_columns, steps.try_out, steps.ingest, steps.check_secrets, steps.export)
+        for step in (
+            *(_check, _check_columns, steps.try_out, steps.ingest),
+            *(steps.check_output, steps.check_secrets, steps.export),
+        )
     }
 )
 _RAISED: Mapping[str, type[Exception]] = MappingProxyType(

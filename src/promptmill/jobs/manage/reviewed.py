@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.sax.saxutils import escape
 
 import orjson
 
@@ -30,7 +31,7 @@ from promptmill.jobs import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answered_rows
 from promptmill.jobs.export.text import OwnValues, cell
-from promptmill.jobs.export.workbook_file import LONGEST_CELL
+from promptmill.jobs.export.workbook_file import clean_text, write_sheet
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.job_rows import JobRows
 from promptmill.jobs.run import steps
@@ -53,6 +54,11 @@ digest."""
 NO_LABEL = "-"
 """Takes a label back, as an empty one does."""
 _KEY_DIGITS = 12
+_FROZEN = (
+    '<sheetViews><sheetView workbookViewId="0"><pane xSplit="2" ySplit="1" topLeftCell="C2" activePane="bottomRight" '
+    'state="frozen"/></sheetView></sheetViews>'
+)
+"""The first two columns and the header stay in sight."""
 _MOST_LABELS, _FEW_LABELS, _LONGEST_LABEL = 1000, 8, 200
 _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "truncated"})
 _TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
@@ -159,7 +165,7 @@ def _drawn(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[_Candidate]
 def _candidates(store: JobDatabase, spec: JobSpec) -> Iterator[_Candidate]:
     every = answered_rows(store, spec, lambda _, record: record)
     if spec.is_grid:
-        for n, group in groupby(every, key=lambda answered: answered.row.n):
+        for n, group in itertools.groupby(every, key=lambda answered: answered.row.n):
             decision = decide([answered.record for answered in group])
             if decision is not None and decision.record.code is None and decision.score < 1:
                 yield _Candidate(_DISAGREE, decision.score, n, 0, "the answers differ")
@@ -252,58 +258,27 @@ def _key_of(record: Record) -> str:
 # ---- the tables
 
 
-def write_table(target: Path, found: Review) -> None:
-    """Write a review as a new CSV file or workbook. Raises `PromptmillError`."""
+def write_workbook(target: Path, found: Review) -> None:
+    """Write a review as a new workbook whose column `label` offers the labels. Raises `PromptmillError`."""
     if target.exists():
         raise input_error(f"{target} exists, perhaps with a person's labels; name another file.")
-    try:
-        if target.suffix.lower() == ".xlsx":
-            _write_workbook(target, found)
-        else:
-            _write_csv(target, found)
-    except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.", "") from None
-
-
-def _write_csv(target: Path, found: Review) -> None:
-    import csv
-
-    with target.open("x", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, found.columns)
-        table.writeheader()
-        table.writerows(row.cells() for row in found.rows)
-
-
-def _write_workbook(target: Path, found: Review) -> None:
-    """Write a workbook whose column `label` offers the labels."""
-    import openpyxl
-    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
-    from openpyxl.worksheet.datavalidation import DataValidation
-
-    book = openpyxl.Workbook()
-    sheet = book.worksheets[0]
-    sheet.title = "Review"
-    sheet.freeze_panes = "C2"
-    columns = found.columns
-    for at, values in enumerate([dict(zip(columns, columns, strict=True)), *(row.cells() for row in found.rows)], 1):
-        for column, name in enumerate(columns, 1):
-            value = values.get(name)
-            place = sheet.cell(at, column)
-            place.value = value
-            if isinstance(value, str):
-                place.value = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", value)[:LONGEST_CELL]
-                place.data_type = "s"  # a text that begins with = is no formula
-    choices = f'"{",".join(found.labels)}"'
+    choices, rules = f'"{",".join(found.labels)}"', ""
     if (
         found.rows
         and found.labels
         and len(choices) <= 257
         and not any(set(label) & set(',"') for label in found.labels)
     ):
-        rule = DataValidation("list", formula1=choices, allow_blank=True, showErrorMessage=False)
-        rule.add(f"B2:B{len(found.rows) + 1}")
-        sheet.add_data_validation(rule)
-    book.save(target)
+        rules = (
+            f'<dataValidations count="1"><dataValidation type="list" allowBlank="1" sqref="B2:B{len(found.rows) + 1}">'
+            f"<formula1>{escape(clean_text(choices))}</formula1></dataValidation></dataValidations>"
+        )
+    rows = ([row.cells().get(name) for name in found.columns] for row in found.rows)
+    try:
+        with target.open("xb") as file:
+            write_sheet(file, "Review", itertools.chain([found.columns], rows), _FROZEN, rules)
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.", "") from None
 
 
 # ---- the decisions

@@ -28,7 +28,7 @@ from promptmill.jobs.inputs.any_format import check_columns, format_of_input, im
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.template import check_names_some, places_in, template_of
-from promptmill.jobs.inputs.workbook import sheet_names
+from promptmill.jobs.inputs.xlsx import sheet_names
 from promptmill.jobs.members import Stamp
 from promptmill.jobs.run.gold_labels import check_unasked
 from promptmill.jobs.run.order_files import OrderFiles

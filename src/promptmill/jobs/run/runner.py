@@ -319,6 +319,8 @@ class Runner:
             await self._in_thread(lambda: stored_batches.rebind(job.folder.store, job.spec.targets))
             self._note_kept(bound)
         await self._check_secrets()
+        if job.spec.output.format == "xlsx":
+            await self._do(functools.partial(steps.check_output))
         progress.output.columns = job.spec.output.names or {}
         if (batch := job.order.batch) is not None and batch.is_earlier and batch.by is not None:
             at = datetime.fromtimestamp(batch.by).astimezone().isoformat(" ", "minutes")

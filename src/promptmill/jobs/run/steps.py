@@ -61,6 +61,13 @@ def ingest(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], 
     return bound
 
 
+def check_output(_: Work, folder: Folder) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if the output is in a workbook that cannot be written. Blocks."""
+    from promptmill.jobs.export.workbook_file import check_target  # few jobs write one
+
+    check_target(folder.known_spec())
+
+
 def check_secrets(work: Work, folder: Folder, *, rule: FileRule) -> None:
     """Look for secrets in the rows. Blocks. Raises the errors of `row_secrets.check`."""
     row_secrets.check(folder.store, folder.known_spec().input, rule, work)
