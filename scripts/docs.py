@@ -119,7 +119,13 @@ _THINKING = {
     "effort": "`reasoning_effort: none`",
     "refused": "",
 }
-_JSON = {"schema": "schema", "strict": "strict schema", "object": "object", "words": "in words"}
+_JSON = {
+    "schema": "schema",
+    "strict": "strict schema",
+    "grammar": "schema for a grammar",
+    "object": "object",
+    "words": "in words",
+}
 
 
 def providers() -> str:
@@ -159,6 +165,9 @@ def providers() -> str:
             "this machine at its usual address (or `OLLAMA_HOST`), a provider whose key is set and which has "
             "`model_name`, else the embedded model. The choice and its reason are in the log, in `_meta.chosen` and in the "
             "status, and stay the same until promptmill restarts. A server that was found in this way gets no key.",
+            "Requests go through the proxy of `HTTP_PROXY`, `HTTPS_PROXY` or `ALL_PROXY`, except those to this machine and to the "
+            "hosts and networks in `NO_PROXY` (`.corp.example,10.0.0.0/8`). SOCKS proxies are not supported. "
+            "`trust_env: false` ignores these variables.",
             "A waiting run reports the reason: `429 from api.example.com: rate limit, next try in 12 s (7 refusals so far); gives "
             "up in 1:48 (patience)`, or `waiting for api.example.com since 0:14, next try in 8 s; gives up in 1:46 (patience)`: "
             "an endpoint that has answered nothing for `patience` seconds is no longer used.",

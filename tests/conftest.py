@@ -25,6 +25,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # before the first import from this folder
 
+import watchdog
 from simulated_time import SimulatedLoop
 from upstream import Upstream
 
@@ -38,8 +39,6 @@ else:
     _EventLoop = uvloop.Loop
 
 if TYPE_CHECKING:
-    from xdist.scheduler import LoadScopeScheduling
-
     from driving import Result
     from talk import Talk
 
@@ -98,20 +97,8 @@ class _SealedSimulatedLoop(_Sealed, SimulatedLoop):  # type: ignore[misc]
     """The event loop of tests whose time is simulated."""
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: Any, log: Any) -> LoadScopeScheduling:
-    """Keep the tests of a module in one process, and all those of engines: there torch is imported once.
-
-    Not those of vLLM, which load an engine in a process of its own nearly every time.
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByModule(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            is_engine = nodeid.startswith("tests/backends/engines/") and "/vllm/" not in nodeid
-            return "engines" if is_engine else str(super()._split_scope(nodeid))
-
-    return ByModule(config, log)
+def pytest_configure(config: pytest.Config) -> None:
+    watchdog.watch(config)
 
 
 @pytest.fixture(autouse=True)

@@ -149,13 +149,19 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         done = run("bulk", "reviews.csv", "labels.csv", *asked)
         assert done.returncode == 0, done.stderr
     if "review" in command or command.startswith("compare"):
+        key = ""
+        if command.startswith("review"):
+            run("review", "labels.csv", "--sample", "100", "-o", "keys.xlsx")
+            rows = openpyxl.load_workbook(tmp_path / "keys.xlsx").worksheets[0].iter_rows(values_only=True)
+            names = next(rows)
+            key = next(found["key"] for row in rows if (found := dict(zip(names, row, strict=True)))["row"] == 1)
         reviewed = openpyxl.Workbook()
-        for row in (["row", "label", "text"], [1, "positive", "good"]):
+        for row in (["row", "label", "key", "text"], [1, "positive", key, "good"]):
             reviewed.active.append(row)
         for name in ("review.xlsx", "sample.xlsx"):
             if f"-o {name}" not in command:
                 reviewed.save(tmp_path / name)
-        (tmp_path / "JOB.decisions.csv").write_text("row,label,text\n1,positive,good\n")
+        (tmp_path / "JOB.decisions.csv").write_text(f"row,label,key,text\n1,positive,{key},good\n")
     if command.startswith(("jobs", "join", "report", "show")):
         part = ["--shard", "1/1"] if command.startswith("join") else ["--limit", "5"]
         done = run("bulk", "prompts.jsonl", "answers.jsonl", *part, "--json")

@@ -8,6 +8,7 @@ import math
 import pytest
 
 from fakes import openai_configuration
+from promptmill.answers.schema import Choices
 from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Sampling, conversation_from_prompt
@@ -55,6 +56,31 @@ async def test_a_choice_in_another_form_is_repaired(ask, upstream, written):
     upstream.reply = answer(written)
     (outcome,), stats = await ask(["How is it?"])
     assert (outcome.text, stats.counts.repaired, stats.counts.requests) == ("positive", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("choices", "written"),
+    [
+        *(
+            (["true", "false"], text)
+            for text in ("true", "True", "TRUE.", '"true"', '{"answer": true}', "```\ntrue\n```")
+        ),
+        *((["null", "other"], text) for text in ("null", '{"answer": null}')),
+        *((["1.5", "2.5"], text) for text in ("1.5", '{"answer": 1.5}')),
+        *((["1e3", "2e3"], text) for text in ("1e3", '{"answer": 1e3}')),
+        *((["1.0", "1"], text) for text in ("1.0", '{"answer": 1.0}')),
+        *((["NaN", "0"], text) for text in ("NaN", '{"answer": NaN}')),
+        (["36893488147419103233", "0"], '{"answer": 36893488147419103233}'),
+        (["[]", "{}"], "[]"),
+        (['{"a": 1}', "b"], '{"a": 1}'),
+    ],
+)
+def test_a_choice_may_be_a_word_or_a_number_of_json(choices, written):
+    assert Choices(choices).chosen(written) == choices[0]
+
+
+def test_a_number_that_is_written_otherwise_is_not_the_choice():
+    assert Choices(["1.5", "2.5"]).chosen("1.50") == ""
 
 
 @pytest.mark.parametrize(

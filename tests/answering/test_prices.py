@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fakes import openai_plan
-from promptmill.answering.costs import FlatPrice, Tiers, charge, price_of, worst_case
+from promptmill.answering.costs import FlatPrice, Prices, Tiers, charge, most_of, price_of, worst_case
 from promptmill.backends.protocol import Completion, Failure, Usage, billed
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
@@ -227,7 +227,30 @@ def test_tokens_written_to_a_cache_have_their_own_prices():
     price = FlatPrice(1.0, 2.0, 0.1, 1.25, 2.0)
     usage = Usage(100, 0, cached_tokens=20, written_tokens=50, hour_written_tokens=10)
     assert price.cost(usage) * 1_000_000 == pytest.approx(30 * 1.0 + 20 * 0.1 + 40 * 1.25 + 10 * 2.0)
-    assert FLAT.cost(Usage(100, 0, written_tokens=50)) == FLAT.cost(Usage(100, 0))
+    written = FLAT.cost(Usage(100, 0, written_tokens=60, hour_written_tokens=10)) * 1_000_000
+    assert written == pytest.approx(40 + 50 * 1.25 + 10 * 2.0), "a configured price"
+
+
+def priced_plan(**keys):
+    block = {"model_name": "m", "base_url": "http://127.0.0.1:1/v1"}
+    return Configuration({"backend": "openai", "backend_configs": {"openai": block}, **keys}).plan
+
+
+@pytest.mark.parametrize(
+    ("own", "answers"),
+    [({}, 1), ({"n": 3}, 3), ({"choices": ("yes", "no")}, 3), ({"n": 2, "choices": ("yes", "no")}, 6)],
+)
+def test_the_highest_cost_has_each_answer_and_second_try_of_a_request(own, answers):
+    plan = priced_plan(price={"input": 0, "output": 1}, schema_retries=2)
+    request = _request(max_tokens=100, **own)
+    assert most_of(request, plan, Prices(plan, sure(price_of(plan)))) * 1_000_000 == pytest.approx(100 * answers)
+
+
+def test_the_prompt_of_a_second_try_has_the_first_answer():
+    plan = priced_plan(price={"input": 1, "output": 0}, schema_retries=1)
+    request = _request(max_tokens=1000, choices=("yes", "no"))
+    first = worst_case(request).prompt_tokens
+    assert most_of(request, plan, Prices(plan, sure(price_of(plan)))) * 1_000_000 > 2 * first + 1000
 
 
 def test_the_list_has_anthropics_prices_of_writing_to_its_cache():

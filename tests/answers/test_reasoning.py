@@ -4,18 +4,73 @@ import pytest
 
 from promptmill.answers.reasoning import (
     CHANNEL_MARKS,
+    FAMILIES,
     TAGS,
-    opens_reasoning,
+    WRAPS,
+    may_have_marks,
+    opened_by,
     split_channels,
+    split_marked,
     split_reasoning,
+    unknown_mark,
     without_broken_mark,
 )
 from promptmill.backends.engines.tool_use import BARE_FORM, form_of
 
 
-def test_every_mark_contains_a_character_that_few_answers_contain():
-    """`LocalSender` looks for these, so that other answers need no search for marks."""
-    assert all(set(mark) & set("<[◁") for mark in (*TAGS, *CHANNEL_MARKS))
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.models)
+def test_the_reasoning_of_each_family_goes_and_so_do_the_marks_around_its_answer(family):
+    for opening, closing in ((opening, closing) for opening in family.openings for closing in family.closings):
+        wrapped = [f"{wrap.openings[0]}\nParis.\n{wrap.closings[0]}\n" for wrap in WRAPS]
+        for answer in ("Paris.", *wrapped):
+            text = f"{opening}\ncapital?\n{closing}\n{answer}"
+            assert may_have_marks(text)
+            assert split_marked(text) == split_reasoning(text) == ("capital?", "Paris.")
+            if family.in_prompt:
+                assert split_marked(text.removeprefix(opening)) == ("capital?", "Paris.")
+                assert split_reasoning(text.removeprefix(opening), opened=family) == ("capital?", "Paris.")
+            for end in range(len(text)):
+                reasoning, begun = split_marked(without_broken_mark(text[:end]))
+                assert "capital?".startswith(reasoning or "")
+                assert "Paris.".startswith(begun)
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        ("<think></think><think>capital?</think>Paris.", ("capital?", "Paris.")),
+        ("<|channel>thought\n<channel|>Paris.", (None, "Paris.")),
+        ("</mm:think>Paris.", (None, "Paris.")),
+        ("to=user<|message|>Paris.<|eot|>", (None, "Paris.")),
+        ("<think>capital?</think><answer>Paris</answer>, of course.", ("capital?", "Paris, of course.")),
+        ("It is <|begin_of_box|>Paris<|end_of_box|>.", (None, "It is Paris.")),
+        ("GLM writes `<|begin_of_box|>`.", (None, "GLM writes `<|begin_of_box|>`.")),
+        ("<answer>Paris.</answer>", (None, "<answer>Paris.</answer>")),
+        ("Here is my thought process: I ask a map.", (None, "Here is my thought process: I ask a map.")),
+        ("analysisResult", (None, "analysisResult")),
+    ],
+)
+def test_what_a_prompt_may_ask_for_stays_and_the_marks_of_models_go(text, split):
+    assert split_marked(text) == split
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ("<pondering>capital?</pondering>Paris.", "<pondering>"),
+        ("<Thinking>capital?</Thinking>Paris.", "<Thinking>"),
+        ("\n[REASONING]capital?[/REASONING]", "[REASONING]"),
+        ("<|im_start|>assistant", "<|im_start|>"),
+        ("analysisThey ask for a capital.", "analysis"),
+        ("<think>capital?", ""),
+        ("<|channel|>final", ""),
+        ("<p>Paris.</p>", ""),
+        ("[1, 2]", ""),
+        ("I am thinking <thinking>", ""),
+    ],
+)
+def test_a_text_that_begins_with_an_unknown_mark_of_this_shape_is_noticed(text, mark):
+    assert unknown_mark(text) == mark
 
 
 _CALL_MARKS = (*form_of("<|tool_call_begin|>").marks, *form_of("<｜tool▁call▁begin｜>").marks, *BARE_FORM.marks)
@@ -23,7 +78,7 @@ _CALL_MARKS = (*form_of("<|tool_call_begin|>").marks, *form_of("<｜tool▁call�
 
 @pytest.mark.parametrize("marks", [(*CHANNEL_MARKS, *TAGS), _CALL_MARKS])
 def test_the_beginning_of_each_mark_is_held_back(marks):
-    for mark in marks:
+    for mark in (mark for mark in marks if mark[0] in "<[◁"):  # the others count at the start of a text only
         for end in range(1, len(mark) + 1):
             assert without_broken_mark(f"1 < 2. {mark[:end]}", marks) == "1 < 2. "
             assert without_broken_mark(f" \n{mark[:end]}", marks) == ""
@@ -62,7 +117,7 @@ def test_a_block_at_the_start_is_reasoning(text, split):
     ],
 )
 def test_a_block_that_the_prompt_opened_is_reasoning_too(text, split):
-    assert split_reasoning(text, opened=True) == split
+    assert split_reasoning(text, opened=opened_by("<thought>" if "thought" in text else "<think>")) == split
 
 
 @pytest.mark.parametrize(
@@ -76,7 +131,7 @@ def test_a_block_that_the_prompt_opened_is_reasoning_too(text, split):
     ],
 )
 def test_a_prompt_may_end_inside_reasoning(prompt, opens):
-    assert opens_reasoning(prompt) is opens
+    assert (opened_by(prompt) is not None) is opens
 
 
 ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|start|>assistant<|channel|>final<|message|>"
@@ -92,9 +147,30 @@ ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|start|>assistant<|channel
         ('<|channel|>final <|constrain|>json<|message|>{"a":1}', (None, '{"a":1}')),
         ("<|channel|>analysis", (None, "")),
         ("<|message|>Paris.", (None, "Paris.")),
+        (f"{ANALYSIS}capital?<|end|><|channel|>final<|message|>Paris.", ("capital?", "Paris.")),
+        ("Paris.<|return|>", (None, "Paris.")),
         ("Paris.", (None, "Paris.")),
         ("", (None, "")),
     ],
 )
 def test_what_is_said_on_other_channels_than_the_final_one_is_reasoning(text, split):
     assert split_channels(text) == split
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        ("assistant<|channel|>final<|message|>Paris.", (None, "Paris.")),
+        (
+            "analysis<|message|>capital?<|end|><|start|>assistant<|channel|>final<|message|>Paris.",
+            ("capital?", "Paris."),
+        ),
+        ("analysiscapital?assistantfinalParis.", ("capital?", "Paris.")),
+        ("analysis\ncapital?\nassistantfinal\nParis.", ("capital?", "Paris.")),
+        ("assistantfinalParis.", (None, "Paris.")),
+        ("Paris.<|end|>", (None, "Paris.")),
+        ("An analysis: the assistantfinal mark.", (None, "An analysis: the assistantfinal mark.")),
+    ],
+)
+def test_channels_are_told_apart_where_a_server_has_dropped_some_of_their_marks(text, split):
+    assert split_marked(text) == split

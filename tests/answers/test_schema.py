@@ -54,6 +54,12 @@ def test_an_answer_that_satisfies_its_schema_stays_as_it_was_written(city):
         ('{"city": "He said "hi" to me"}', {"city": 'He said "hi" to me'}),
         ('{"city": "Paris", "n": null}', {"city": "Paris"}),  # what strict endpoints write for a field left out
         ('{"city": "a"} or, again, {"city": "a"}', {"city": "a"}),
+        ('"{\\"city\\": \\"a\\"}"', {"city": "a"}),  # JSON as a text of JSON
+        ('{"city": "Paris"}}', {"city": "Paris"}),
+        ('```json\n{"city": "Paris"}', {"city": "Paris"}),
+        ('As [1] says {see below} of [0, 1) [sic]: {"city": "Paris"} (from [2]).', {"city": "Paris"}),
+        ('The result is {"city": "Paris"}, as requested.\n1. Paris is large.', {"city": "Paris"}),
+        ('I could not find a number.\n\n{"city": "Paris"}\n\nNote: the tags are not given.', {"city": "Paris"}),
     ],
 )
 def test_what_leaves_no_doubt_is_repaired(city, text, value):
@@ -72,7 +78,6 @@ def test_what_leaves_no_doubt_is_repaired(city, text, value):
         '{"city": "P" /* not sure */}',
         '{"city": "a", "n": 1.5.2,}',
         '[{"city": "a"}]',
-        '"{\\"city\\": \\"a\\"}"',
         "Paris",
         "",
         "[" * 100_000,
@@ -82,6 +87,92 @@ def test_what_leaves_a_doubt_is_not_repaired(city, text):
     checked = city.check(text)
     assert checked.problem
     assert checked.text == text
+
+
+ITEMS = {
+    "type": "object",
+    "properties": {
+        "items": {"type": "array", "items": {"type": "object", "required": ["a"]}},
+        "b": {"type": "integer"},
+    },
+    "required": ["items"],
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"items": [{"a": 1}, {"a": 2}, {"a":',
+        '{"items": [{"a": 1}, {"a": 2}',
+        '{"items": [{"a": 1}, {"a": 2}]',
+        '{"items": [{"a": 1}, {"a": 2}, ',
+        "{'items': [{'a': 1}, {'a': 2}",
+        '```json\n{"items": [{"a": 1}, {"a": 2}\n```',
+        '{"items": [{"a": 1}]}\nCorrected: {"items": [{"a": 1}, {"a": 2}',
+        '```json\n{"items": [{"a": 1}]}\n```\n```json\n{"items": [{"a": 2}',
+        '{"items": [{"a": "}]}", "b": 5',
+    ],
+)
+def test_an_answer_that_ends_in_the_middle_is_not_repaired_to_a_shorter_one(text):
+    assert compile_schema(ITEMS).check(text).problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"items": [{"a": 1}]}, "b": 2}',
+        '{"items": [{"a": 1}]}, b: 2}',
+        '{"items": [{"a": 1}]} "b": 2}',
+        '{"items": [{"a": 1}]}, {"a": 2}]}',
+        "{'items': [{'a': 'x } y'}], 'b': 1}",
+        '{"items": [{"a": 1}]}\n{"items": [{"a": - 5}]}',
+    ],
+)
+def test_an_answer_that_goes_on_behind_the_json_is_not_repaired(text):
+    assert compile_schema(ITEMS).check(text).problem
+
+
+def test_an_example_in_a_code_fence_is_not_the_answer_behind_it(city):
+    assert city.check('Example:\n```json\n{"city": "x"}\n```\nAnswer: {\'city\': "Paris"}').problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'The answer is not {"city": "Rome"}.',
+        'It can\'t be {"city": "Rome"}',
+        'This is wrong:\n```json\n{"city": "Rome"}\n```',
+        '{"city": "Rome"} would be incorrect; I cannot tell.',
+        '{"city": "Rome"}? I do not know.',
+        '{"city": "Rome"}. No, that is another one.',
+        '{"city": "Rome"}\n\nWait, I have to look again.',
+        '```json\n{"city": "Rome"}\n```\nThat is not correct.',
+        "It isn't {'city': 'Rome'}.",
+        'Die Antwort ist nicht {"city": "Rome"}.',
+        'Ce n\'est pas {"city": "Rome"}.',
+        'No es {"city": "Rome"}.',
+        '答案不是 {"city": "Rome"}',
+    ],
+)
+def test_an_object_that_its_text_denies_is_not_the_answer(city, text):
+    assert city.check(text).problem == "its words deny the JSON value in it"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'I did not add a field. {"city": "Rome"}',
+        '{"city": "Rome"}\nNo further comments.',
+        '{"city": "Rome"}\nNot included: the country.',
+    ],
+)
+def test_a_no_about_something_else_denies_nothing(city, text):
+    assert city.check(text).repaired
+
+
+def test_an_answer_of_many_brackets_is_read_in_time_in_proportion_to_its_length(city):
+    assert city.check("[a " * 100_000).problem
+    assert city.check("{'a " * 100_000).problem
 
 
 def test_nothing_is_repaired_in_an_answer_that_was_cut_off(city):

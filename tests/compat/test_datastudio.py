@@ -183,6 +183,46 @@ def test_bytes_arrays_and_bare_base64_are_images(upstream, image, kind, mp):
     assert Image.open(io.BytesIO(data)).size == (30, 20)
 
 
+class _Tensor:
+    """As torch has them: channels first, floats from 0 to 1, and no interface of arrays."""
+
+    def __init__(self, array):
+        self._array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self._array
+
+
+RED = np.stack([np.ones((20, 30)), np.zeros((20, 30)), np.zeros((20, 30))])
+
+
+@pytest.mark.parametrize("image", [_Tensor(RED), _Tensor(RED[None]), RED, np.moveaxis(RED, 0, 2) * 255])
+def test_tensors_and_arrays_of_floats_are_images(api, upstream, image):
+    api.generate([[{"type": "image", "value": image}, "What?"]])
+    ((_, data),) = _sent_images(upstream)
+    sent = Image.open(io.BytesIO(data))
+    assert sent.size == (30, 20)
+    assert all(abs(have - want) < 5 for have, want in zip(sent.tobytes()[:3], (255, 0, 0), strict=True))
+
+
+def test_a_tensor_of_one_channel_is_gray(api, upstream):
+    api.generate([[_Tensor(np.ones((1, 20, 30), np.uint8) * 200), "What?"]])
+    ((_, data),) = _sent_images(upstream)
+    assert (Image.open(io.BytesIO(data)).mode, Image.open(io.BytesIO(data)).size) == ("L", (30, 20))
+
+
+def test_paths_and_open_files_are_images(api, upstream, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(_file())
+    with path.open("rb") as file:
+        for image in (path, file, file, io.BytesIO(_file())):
+            api.generate([[{"type": "image", "value": image}, "What?"]])
+            assert _sent_images(upstream) == [("data:image/png", _file())]
+    api.generate([[path, "What?"]])
+    assert _sent_images(upstream) == [("data:image/png", _file())]
+    assert api.pre_process([{"type": "image", "value": path}])[0]["content"][0]["image_url"]["url"].startswith("data:")
+
+
 def test_what_the_request_builder_of_datastudio_sends_is_understood(api, upstream):
     parts = [{"type": "text", "value": "What?"}, {"type": "image", "value": BASE64}]
     assert api.generate([[{"role": "user", "content": parts}]]) == ["echo: What?"]
@@ -327,9 +367,17 @@ def test_anything_else_is_an_error_that_names_it(item):
         _conversation_of(item, "inputs")
 
 
-def test_a_mistake_in_the_settings_shows_at_once():
-    with pytest.raises(PromptmillError, match="concurrency"):
-        OpenAIAPI("m", api_base="http://localhost:1", thread_num=0)
+@pytest.mark.parametrize("threads", [0, -1, "eight"])
+def test_a_mistake_in_the_settings_shows_at_once(threads):
+    with pytest.raises(PromptmillError, match="thread_num"):
+        OpenAIAPI("m", api_base="http://localhost:1", thread_num=threads)
+
+
+@pytest.mark.parametrize("threads", [None, "8", 8])
+def test_a_number_of_threads_may_be_a_text_or_left_out(upstream, threads):
+    assert OpenAIAPI("m", key="k", api_base=upstream.url, thread_num=threads).generate(["x"]) == ["echo: x"]
+    own = _Own(lambda messages: (0, messages[0]["content"], {}), thread_num=threads, retry="2")
+    assert own.generate(["x"]) == ["x"]
 
 
 class _Person(BaseModel):
@@ -354,6 +402,71 @@ def test_an_object_is_looked_for_behind_the_thoughts(upstream, thought):
     assert OpenAIAPI("m", return_dict=True, **options).generate(["Who?"]) == [{"name": "Ada"}]
     assert OpenAIAPI("m", **options).generate(["Who?"], schema=_Person) == [_Person(name="Ada")]
     assert len(upstream.seen) == 2
+
+
+# Subclasses
+
+
+class _Prepares(OpenAIAPI):
+    def pre_process(self, msg):
+        return [{"role": "user", "content": f"{msg}, please"}]
+
+
+class _Formats(OpenAIAPI):
+    def prepare_inputs(self, inputs):
+        messages, text = super().prepare_inputs(inputs)
+        return [{"role": "system", "content": "Be short."}, *messages], text
+
+
+class _TextsOnly(OpenAIAPI):
+    allowed_types: ClassVar = ["text"]
+
+
+class _Smaller(OpenAIAPI):
+    def encode_image_directly(self, img_item):
+        return super().encode_image_directly(img_item.resize((3, 3)))
+
+
+class _Sorts(OpenAIAPI):
+    def process_single_message(self, message, all_kwargs):
+        return super().process_single_message(message, all_kwargs).upper()
+
+
+class _Inner(OpenAIAPI):
+    def generate_inner(self, inputs, **kwargs):
+        code, text, response = super().generate_inner(inputs, **kwargs)
+        return code, f"<{text}>", response
+
+
+def _made(kind, upstream, **more):
+    return kind("m", key="k", api_base=upstream.url, retry=1, wait=0.01, thread_num=4, **more)
+
+
+def test_a_subclass_prepares_inputs_in_its_own_way(upstream):
+    assert _made(_Prepares, upstream).generate(["a"]) == ["echo: a, please"]
+    _made(_Formats, upstream).generate(["a"])
+    assert [turn["role"] for turn in upstream.seen[-1].json["messages"]] == ["system", "user"]
+    with pytest.raises(AssertionError, match="image"):
+        _made(_TextsOnly, upstream).generate([{"type": "image", "value": "a.png"}])
+
+
+def test_a_subclass_encodes_images_in_its_own_way(upstream):
+    image = Image.new("RGB", (30, 20), "red")
+    _made(_Smaller, upstream).generate([[{"type": "image", "value": image}, {"type": "text", "value": "What?"}]])
+    ((_, data),) = _sent_images(upstream)
+    assert Image.open(io.BytesIO(data)).size == (3, 3)
+
+
+def test_a_subclass_answers_single_messages_in_its_own_way(upstream):
+    assert _made(_Sorts, upstream).generate(["a", "b"]) == ["ECHO: A", "ECHO: B"]
+    assert _made(_Inner, upstream).generate(["a", "b"], temperature=0) == ["<echo: a>", "<echo: b>"]
+    assert upstream.seen[-1].json["temperature"] == 0
+
+
+def test_an_object_may_have_a_method_of_its_own(upstream):
+    api = _made(OpenAIAPI, upstream)
+    api.pre_process = lambda msg: [{"role": "user", "content": msg[::-1]}]
+    assert api.generate(["abc"]) == ["echo: cba"]
 
 
 # The base class
@@ -407,6 +520,12 @@ def test_return_dict_of_a_programs_own_client_wants_an_object():
     own = _Own(lambda _: (0, next(texts), {}), return_dict=True)
     assert own.generate(["a"]) == [{"a": 1}]
     assert _Own(lambda _: (0, {"a": 1}, {}), return_dict=True).generate(["a"]) == [{"a": 1}]
+
+
+def test_an_answer_may_be_an_array():
+    own = _Own(lambda _: (0, np.zeros(3), {}))
+    (found,) = own.generate(["a"])
+    assert found.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import pytest
 
-from promptmill.compat.ultrarag_server import _image_arguments, _init_arguments, _prompt_arguments, _turn_arguments
+from promptmill.compat.ultrarag import as_ultrarag
+from promptmill.compat.ultrarag_server import _image_arguments, _prompt_arguments, _turn_arguments
 from promptmill.core.errors import PromptmillError
 from sure import sure
 
@@ -76,15 +77,55 @@ def test_without_a_turn_to_answer_there_is_nothing_to_answer(turns):
 
 
 def test_zero_attempts_and_places_count_as_one():
-    found, told = _init_arguments(
-        {"backend_configs": {"openai": {"retries": 0, "concurrency": "0", "base_delay": None}}}
-    )
-    assert found["backend_configs"]["openai"] == {"retries": 1, "concurrency": 1}
+    found, told = as_ultrarag({"backend_configs": {"openai": {"retries": 0, "concurrency": "0", "base_delay": None}}})
+    assert found["backend_configs"]["openai"] == {"retries": 3, "concurrency": 1}
     assert len(told) == 2
+
+
+def test_each_of_the_retries_is_three_attempts_as_in_the_openai_package():
+    def retries(given):
+        return as_ultrarag({"backend_configs": {"openai": {"retries": given}}})[0]["backend_configs"]["openai"][
+            "retries"
+        ]
+
+    assert [retries(given) for given in (1, "2", 50, 500, "many")] == [3, 6, 100, 500, "many"]
+
+
+def test_no_address_means_openais_own_with_a_note(monkeypatch):
+    def found():
+        return as_ultrarag({"backend": "openai", "backend_configs": {"openai": {"model_name": "m", "base_url": None}}})
+
+    values, (note,) = found()
+    assert values["backend_configs"]["openai"]["base_url"] == "https://api.openai.com/v1" in note
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:8000/v1")
+    values, (note,) = found()
+    assert values["backend_configs"]["openai"]["base_url"] == "http://localhost:8000/v1"
+    for other in ({"backend": "vllm"}, {}):
+        values, notes = as_ultrarag({**other, "backend_configs": {"openai": {"model_name": "m"}}})
+        assert (values["backend_configs"]["openai"], notes) == ({"model_name": "m"}, [])
+
+
+@pytest.mark.parametrize(
+    ("backend", "provider"),
+    [("gemini", "google"), ("claude", "anthropic"), ("zai", "glm"), ("qwen", "dashscope"), ("minimax", "minimax")],
+)
+def test_a_backend_with_the_name_of_a_provider_is_that_provider_and_no_other(backend, provider):
+    blocks = {backend: {"model_name": "m"}, "openai": {"model_name": "x", "base_url": "http://other.example/v1"}}
+    found, _ = as_ultrarag({"backend": backend, "backend_configs": blocks})
+    assert found["backend"] == "openai"
+    assert found["backend_configs"] == {"openai": {"model_name": "m", "provider": provider}}
+    found, _ = as_ultrarag({"backend": backend, "backend_configs": {"openai": blocks["openai"]}})
+    assert found["backend_configs"] == {"openai": {"provider": provider}}
+
+
+@pytest.mark.parametrize("backend", ["vllm", "hf", "auto", "OpenAI", "nowhere", None])
+def test_any_other_backend_keeps_its_blocks(backend):
+    values = {"backend": backend, "backend_configs": {"vllm": {"dtype": "auto"}}}
+    assert as_ultrarag(values) == (values, [])
 
 
 def test_a_litellm_block_is_read_as_one_of_openai():
     block = {"model_name": "openai/m", "retries": 0}
-    found, notes = _init_arguments({"backend": "litellm", "backend_configs": {"litellm": block}})
-    assert found["backend_configs"]["openai"]["retries"] == 1
+    found, notes = as_ultrarag({"backend": "litellm", "backend_configs": {"litellm": block}})
+    assert found["backend_configs"]["openai"]["retries"] == 3
     assert len(notes) == 1

@@ -25,6 +25,11 @@ def test_extra_parameters_go_before_those_that_were_moved():
     assert extra == {"min_tokens": 2, "user": "a"}
 
 
+def test_an_extra_body_of_null_is_left_out():
+    _, extra, warnings = _moved(sampling_params={"extra_body": None})
+    assert (extra, warnings) == ({}, [])
+
+
 def test_extra_body_stands_for_what_it_holds():
     _, extra, warnings = _moved(sampling_params={"extra_body": {"top_k": 5, "min_p": 0.1}}, extra_params={"top_k": 9})
     assert extra == {"top_k": 9, "min_p": 0.1}

@@ -155,6 +155,7 @@ def test_a_port_in_use_is_exit_code_two(serve):
         (["--http", "127.0.0.1:0", "--token-env", "A", "--token-file", "b"], "not allowed with"),
         (["--http", "127.0.0.1:0", "--max-body", "1"], "between 64KiB and 2GiB"),
         (["--http", "127.0.0.1:0", "--allowed-host", "a b"], "--allowed-host"),
+        (["--http", "127.0.0.1:0", "--allowed-origin", "http://localhost:3000"], "the server needs a token"),
         (["--http", "127.0.0.1:0", "--trust-client"], "--trust-client"),
         (["--http", "127.0.0.1:0", "--tls-key", "k"], "needs --tls-cert PATH as well"),
         (["--http", "127.0.0.1:0", "--tls-cert", "/no/such/file"], "/no/such/file cannot be used (No such file"),

@@ -6,11 +6,11 @@ from promptmill.core.errors import PromptmillError
 from promptmill.http.address import Address, HostAllowlist
 
 
-def _hosts(text="127.0.0.1:0", *allowed):
+def _hosts(text="127.0.0.1:0", *allowed, origins=()):
     address = Address.parse(text)
     sockets = address.bind()
     try:
-        return HostAllowlist(address, sockets, allowed)
+        return HostAllowlist(address, sockets, allowed, origins)
     finally:
         for one in sockets:
             one.close()
@@ -76,17 +76,37 @@ def test_an_allowed_host_that_is_no_name_is_said(name):
         _hosts("127.0.0.1:0", name)
 
 
-FOREIGN = [b"null", b"", b"https://evil.com", b"http://localhost.evil.com", b"http://evil.com:8000", b"file://"]
+FOREIGN = [b"http://localhost:3000", b"https://localhost:8017", b"http://localhost", b"http://127.0.0.1:8017"]
+FOREIGN += [b"null", b"", b"https://evil.com", b"http://localhost.evil.com", b"http://evil.com:8000", b"file://"]
 FOREIGN += [
     b"localhost",
     b"ftp://localhost",
     b"chrome-extension://localhost",
-    b"http://localhost/x",
-    b"http://u@localhost",
+    b"http://localhost:8017/x",
+    b"http://u@localhost:8017",
 ]
-FOREIGN += [b"http://", b"http://localhost http://evil.com", b"https://localhost:8000@evil.com"]
+FOREIGN += [b"http://", b"http://localhost http://evil.com", b"https://localhost:8017@evil.com"]
 
 
 @pytest.mark.parametrize("origin", FOREIGN)
-def test_pages_from_elsewhere_may_not(origin):
-    assert not _hosts().is_our_origin(origin)
+def test_pages_from_elsewhere_may_not_call(origin):
+    assert not _hosts().may_call(origin, "http", b"localhost:8017")
+
+
+def test_a_page_of_this_scheme_host_and_port_may_call():
+    assert _hosts().may_call(b"http://LocalHost:8017", "http", b"localhost:8017")
+    assert _hosts("0.0.0.0:0", "mill.example").may_call(b"https://mill.example", "https", b"mill.example")
+
+
+def test_a_page_of_an_allowed_origin_may_call():
+    hosts = _hosts("127.0.0.1:0", origins=["http://localhost:3000", "HTTPS://Chat.example:443/", "app://obsidian.md"])
+    assert hosts.origins == {"http://localhost:3000", "https://chat.example", "app://obsidian.md"}
+    for origin in hosts.origins:
+        assert hosts.may_call(origin.encode(), "http", b"localhost:8017")
+    assert not hosts.may_call(b"http://localhost:3001", "http", b"localhost:8017")
+
+
+@pytest.mark.parametrize("origin", ["", "*", "null", "localhost:3000", "http://", "http://a/b", "http://*.example"])
+def test_an_allowed_origin_that_is_none_is_named(origin):
+    with pytest.raises(PromptmillError, match="`allowed_origin`: write SCHEME"):
+        _hosts(origins=[origin])

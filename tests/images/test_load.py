@@ -19,7 +19,8 @@ from promptmill.images.load import ImageRules, is_web, load_image
 from promptmill.system.call_files import FileRule
 
 ANYWHERE = ImageRules()
-FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "", "TIFF": ""}
+FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
+FORMATS |= {"BMP": "", "TIFF": ""}
 
 
 def _picture(mode: str = "RGB", size: tuple[int, int] = (40, 20)) -> Image.Image:
@@ -65,6 +66,24 @@ def test_every_format_can_be_sent(tmp_path, kind):
     assert image.size == (40, 20)
     assert _like(image.getpixel((5, 10)), (255, 0, 0))
     assert _like(image.getpixel((35, 10)), (0, 0, 255))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "sent"),
+    [("AVIF", "RGB", "image/jpeg"), ("AVIF", "RGBA", "image/png"), ("ICO", "RGBA", "image/png")],
+)
+def test_what_few_models_read_is_converted(tmp_path, kind, mode, sent):
+    path = tmp_path / "no-suffix-needed"
+    picture = _picture(mode, (32, 32))
+    if mode == "RGBA":
+        picture.putalpha(200)  # else Pillow writes no transparency
+    path.write_bytes(_bytes(picture, kind))
+    loaded = load_image(str(path), ANYWHERE)
+    assert loaded.media_type == sent
+    assert Image.MIME[_open(loaded.data).format or ""] == sent
+    image = _open(loaded.data).convert("RGB")
+    assert image.size == (32, 32)
+    assert _like(image.getpixel((5, 10)), (255, 0, 0))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -195,6 +214,11 @@ def test_a_data_url_is_read_by_what_it_holds(picture, media_type):
     url = f"data:{media_type};base64,{base64.b64encode(picture.read_bytes()).decode()}"
     loaded = load_image(url, ANYWHERE)
     assert (loaded.data, loaded.media_type) == (picture.read_bytes(), "image/png")
+
+
+def test_a_data_url_may_begin_in_capitals(picture):
+    url = f"DATA:image/png;BASE64,{base64.b64encode(picture.read_bytes()).decode()}"
+    assert load_image(url, ANYWHERE).data == picture.read_bytes()
 
 
 def test_a_data_url_may_be_percent_encoded(picture):
@@ -370,7 +394,7 @@ def test_no_decoder_is_imported_but_those_of_the_formats_that_are_read(tmp_path)
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     plugins = {name.removeprefix("PIL.").removesuffix("ImagePlugin") for name in done.stdout.split()}
-    assert plugins <= {"Bmp", "Gif", "Jpeg", "Mpo", "Png", "Ppm", "Tiff", "WebP"}
+    assert plugins <= {"Avif", "Bmp", "Gif", "Ico", "Jpeg", "Mpo", "Png", "Ppm", "Tiff", "WebP"}
 
 
 def test_a_data_url_may_have_line_breaks():

@@ -191,6 +191,7 @@ def test_a_failed_write_leaves_the_file_as_it_was(install, file, monkeypatch, ca
 
 def test_without_a_file_named_it_is_claude_desktops_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
     folder = tmp_path / "Claude"
     monkeypatch.setattr(platformdirs, "user_config_path", lambda *_, **__: folder)
     assert cli.main(["install", "claude-desktop"]) == 2
@@ -198,6 +199,22 @@ def test_without_a_file_named_it_is_claude_desktops_own(tmp_path, monkeypatch, c
     folder.mkdir()
     assert cli.main(["install", "claude-desktop"]) == 0
     assert "promptmill" in _servers(folder / "claude_desktop_config.json")
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_an_app_from_the_windows_store_reads_the_file_of_its_package(tmp_path, monkeypatch, has_file):
+    """anthropics/claude-code#26073."""
+    usual, package = tmp_path / "Claude", tmp_path / "Packages" / "Claude_1a2b" / "LocalCache" / "Roaming" / "Claude"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(platformdirs, "user_config_path", lambda *_, **__: usual)
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    usual.mkdir()
+    package.mkdir(parents=True)
+    if has_file:
+        (package / "claude_desktop_config.json").write_text(OTHERS, encoding="utf-8")
+    assert cli.main(["install", "claude-desktop"]) == 0
+    assert "promptmill" in _servers(package / "claude_desktop_config.json")
+    assert not list(usual.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.jobs.run import batch_round, runner
 from promptmill.jobs.store import stored_batches
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import BatchOrder, JobOrder
 from promptmill.jobs.store.rounds import Round, Situation, next_round
 
@@ -413,26 +415,157 @@ def test_answers_to_rows_that_the_input_no_longer_has_are_charged(tmp_path, serv
     assert bulk(tmp_path, server, max_cost=1).status["cost"] >= dollars_billed(server)
 
 
-def test_the_rows_of_a_batch_that_was_deleted_by_hand_are_sent_live(tmp_path, server):
+def not_found_for(monkeypatch: pytest.MonkeyPatch, method: str, simulated: Simulated, seconds: float) -> None:
+    """Have the provider answer 404 to a request about a batch until so much time has passed."""
+    was, until = getattr(OpenAIBatches, method), simulated.server.now + seconds
+
+    def missing(self: OpenAIBatches, about: Any) -> Any:
+        if simulated.server.now < until:
+            raise PromptmillError(Code.NOT_FOUND, "The provider answered 404: No batch found.")
+        return was(self, about)
+
+    monkeypatch.setattr(OpenAIBatches, method, missing)
+
+
+@pytest.mark.parametrize("method", ["state", "replies"])
+def test_a_passing_404_on_a_batch_is_waited_out(tmp_path, server, monkeypatch, method):
+    table(tmp_path)
+    simulated = Simulated(server)
+    simulated.patch(monkeypatch)
+    not_found_for(monkeypatch, method, simulated, 200)
+    bulk(tmp_path, server, poll="30s")
+    check_whole(tmp_path, server)
+    assert (server.creates, server.live) == (1, 0)
+    assert sum(simulated.slept) >= 200
+
+
+def test_a_job_with_a_batch_and_no_answer_is_not_empty(tmp_path, server):
     table(tmp_path)
     interrupt_waiting(tmp_path, server)
-    server.batches.clear()
+    with contextlib.closing(JobDatabase(next(tmp_path.rglob("job.db")))) as store:
+        assert not store.is_empty, "the command line would remove it after an error"
+
+
+@pytest.mark.parametrize("method", ["state", "replies"])
+def test_after_a_long_404_the_same_command_collects_the_batch(tmp_path, server, monkeypatch, method):
+    table(tmp_path)
+    simulated = Simulated(server)
+    simulated.patch(monkeypatch)
+    with monkeypatch.context() as patched:
+        not_found_for(patched, method, simulated, 86_400)
+        with pytest.raises(PromptmillError, match=r"looks at batch batch_\d+ again, and sends no row twice") as found:
+            bulk(tmp_path, server, poll="30s")
+    assert found.value.retryable
     bulk(tmp_path, server)
+    check_whole(tmp_path, server)
+    assert (server.creates, server.live) == (1, 0)
+
+
+def test_a_batch_that_is_missing_at_the_given_time_is_charged_and_its_rows_are_sent_live(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    interrupt_waiting(tmp_path, server)
+    Simulated(server).patch(monkeypatch)
+    server.batches.clear()
+    status = bulk(tmp_path, server, by="1m").status
+    assert answers(tmp_path) == {f"text {n}": answer_to(f"Say text {n}") for n in range(ROWS)}
+    assert status["cost"] > dollars_billed(server) + ROWS * 20 * 5e-6  # the longest answers, by batch
+
+
+def test_a_completed_batch_without_a_result_file_is_waited_for(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    simulated = Simulated(server)
+    simulated.patch(monkeypatch)
+    state, until = OpenAIBatches.state, server.now + 200
+
+    async def without_files(self: OpenAIBatches, batch_id: str) -> Any:
+        found = await state(self, batch_id)
+        return replace(found, results=()) if server.now < until else found
+
+    monkeypatch.setattr(OpenAIBatches, "state", without_files)
+    bulk(tmp_path, server, poll="30s")
+    check_whole(tmp_path, server)
+    assert (server.creates, server.live) == (1, 0)
+
+
+def test_results_that_are_fewer_than_the_provider_counts_are_read_again(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    Simulated(server).patch(monkeypatch)
+    replies, reads = OpenAIBatches.replies, iter(range(9))
+
+    async def half(self: OpenAIBatches, about: Any) -> Any:
+        is_short = next(reads) == 0
+        left = ROWS // 2
+        async for reply in replies(self, about):
+            left -= 1
+            if left >= 0 or not is_short:
+                yield reply
+
+    monkeypatch.setattr(OpenAIBatches, "replies", half)
+    bulk(tmp_path, server, poll="30s")
+    check_whole(tmp_path, server)
+    assert (server.creates, server.live) == (1, 0)
+
+
+def test_results_that_appear_after_the_others_were_read_are_not_deleted(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    server.switches.set({"errors": 2, "null_counts": True})
+    state, reads = OpenAIBatches.state, iter(range(9))
+
+    async def only_errors(self: OpenAIBatches, batch_id: str) -> Any:
+        found = await state(self, batch_id)
+        return replace(found, results=found.results[1:]) if found.is_ended and next(reads) < 2 else found
+
+    monkeypatch.setattr(OpenAIBatches, "state", only_errors)
+    bulk(tmp_path, server)
+    assert [name for name in server.left_files() if "output" in name]
+
+
+@pytest.mark.parametrize("renamed", [ROWS, 3])
+def test_results_of_no_row_stop_the_job_and_are_charged_once(tmp_path, server, monkeypatch, renamed):
+    table(tmp_path)
+    replies = OpenAIBatches.replies
+
+    async def with_other_ids(self: OpenAIBatches, about: Any) -> Any:
+        left = renamed
+        async for reply in replies(self, about):
+            left -= 1
+            yield reply if reply is None or left < 0 else reply._replace(custom_id=f"request-{left}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OpenAIBatches, "replies", with_other_ids)
+        for _ in range(2):
+            with pytest.raises(PromptmillError, match=rf"{renamed} results of batch batch_\d+ name no row"):
+                bulk(tmp_path, server, max_cost=1)
+    assert (server.creates, server.live) == (1, 0)
+    cost = Folder(next(tmp_path.rglob("job.db")).parent).status["cost"] or 0.0
+    assert 0 < dollars_billed(server) < cost < 2 * ROWS * 150e-6
+    bulk(tmp_path, server, max_cost=1)  # the gateway is mended
     check_whole(tmp_path, server)
 
 
-def test_a_batch_that_another_key_does_not_find_is_not_sent_live(tmp_path, server):
+def test_a_batch_without_usage_is_charged_its_reservation(tmp_path, server, monkeypatch):
     table(tmp_path)
-    interrupt_waiting(tmp_path, server)
-    batches, files = dict(server.batches), dict(server.files)
-    server.batches.clear()
-    server.files.clear()
-    with pytest.raises(PromptmillError, match="key of the account"):
-        bulk(tmp_path, server)
-    server.batches |= batches
-    server.files |= files
-    bulk(tmp_path, server)
+    replies = OpenAIBatches.replies
+    usages = [b"null", b'{"prompt_tokens":-5,"completion_tokens":3}', b'{"prompt_tokens":10,"completion_tokens":1e15}']
+
+    async def without_usage(self: OpenAIBatches, about: Any) -> Any:
+        async for reply in replies(self, about):
+            assert reply is not None
+            body = json.loads(reply.body)
+            body["usage"] = json.loads(usages[int(reply.custom_id.rpartition("-")[2]) % 3])
+            yield reply._replace(body=json.dumps(body).encode())
+
+    monkeypatch.setattr(OpenAIBatches, "replies", without_usage)
+    status = bulk(tmp_path, server, max_cost=1).status
     check_whole(tmp_path, server)
+    assert ROWS * 20 * 5e-6 < status["cost"] < ROWS * 150e-6
+
+
+def test_a_damaged_result_is_charged_and_stays_at_the_provider(tmp_path, server):
+    table(tmp_path)
+    server.switches.set({"damaged": 10})
+    assert bulk(tmp_path, server).status["cost"] >= dollars_billed(server)
+    assert [name for name in server.left_files() if "output" in name]
 
 
 def test_a_file_that_the_provider_has_lost_is_uploaded_again(tmp_path, server, monkeypatch):

@@ -84,12 +84,12 @@ def test_results_come_before_the_last_row_is_answered(options, upstream):
     for row in promptmill.stream(["slow", "quick"], **options):
         found.append((row["row"], row["prompt"], row["answer"]))
         may_go_on.set()
-    assert found == [(1, "quick", "echo: quick"), (0, "slow", "echo: slow")]
+    assert found == [(2, "quick", "echo: quick"), (1, "slow", "echo: slow")]
 
 
 def test_rows_with_the_same_question_are_all_in_a_stream(options, upstream):
     rows = promptmill.stream(["a", "b", "a", "a"], dedupe=True, temperature=0, **options)
-    assert sorted((row["row"], row["answer"][-1]) for row in rows) == [(0, "a"), (1, "b"), (2, "a"), (3, "a")]
+    assert sorted((row["row"], row["answer"][-1]) for row in rows) == [(1, "a"), (2, "b"), (3, "a"), (4, "a")]
     assert len(upstream.seen) == 2
 
 
@@ -134,12 +134,12 @@ def test_it_runs_inside_an_event_loop_and_over_files(options, tmp_path):
     answers, rows = asyncio.run(program())
     assert answers == ["echo: x"]
     assert json.loads((tmp_path / "out.jsonl").read_text())["answer"] == "echo: x"
-    assert [(row["row"], row["answer"]) for row in rows] == [(0, "echo: a")]
+    assert [(row["row"], row["answer"]) for row in rows] == [(1, "echo: a")]
 
 
 def test_a_note_names_the_arguments_of_python(options, tmp_path):
     pdf_of_texts(tmp_path / "a.pdf", ["Invoice 1"])
-    with pytest.warns(UserWarning, match=r"1 PDF sent as text; `pdf` \(text or images\) chooses"):
+    with pytest.warns(UserWarning, match=r"PDFs: 1 page sent as text; `pdf` \(text or images\) chooses"):
         promptmill.bulk(tmp_path / "a.pdf", prompt="Extract.", **options)
 
 
@@ -194,7 +194,7 @@ def test_a_row_keeps_its_fields_and_the_result_knows_what_the_answers_are_called
     assert result.columns == {"answer": "answer_1", "cost": "cost_1", "row": "row_1"}
     assert {name: result.rows[0][name] for name in rows[0]} == rows[0]
     streamed = sorted(promptmill.stream(rows, answer_column="reply", **options), key=lambda row: row["row_1"])
-    assert [(row["row_1"], row["reply"]) for row in streamed] == [(0, "echo: a"), (1, "echo: b")]
+    assert [(row["row_1"], row["reply"]) for row in streamed] == [(1, "echo: a"), (2, "echo: b")]
     assert {name: streamed[0][name] for name in rows[0]} == rows[0]
 
 
@@ -228,7 +228,7 @@ def test_rows_that_ask_nothing_are_left_out_of_a_table_as_well(options, upstream
     assert (result.failed, result.status["skipped"], result.answers) == (0, 2, ["echo: a", "echo: b"])
     assert result.table()["k"].to_pylist() == [1, 4]
     found = promptmill.stream(table, prompt_column="text", skip_empty=True, **options)
-    assert sorted(row["row"] for row in found) == [0, 3]
+    assert sorted(row["row"] for row in found) == [1, 4]
 
 
 def test_a_missing_number_of_a_data_frame_is_null_and_a_failed_row_has_its_error(options, upstream):
@@ -482,8 +482,8 @@ def test_several_models_and_prompts_in_python(options, upstream):
     assert [file["name"] for file in compared.figures["files"]] == names
     rows = list(promptmill.stream(["a"], model=["weak", "good"], **endpoint))
     assert {(row["row"], row["variant"], row["answer"]) for row in rows} == {
-        (0, "weak", "weak a"),
-        (0, "good", "good a"),
+        (1, "weak", "weak a"),
+        (1, "good", "good a"),
     }
 
 

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from promptmill.jobs.columns import OURS
 from replies import answer
@@ -164,6 +165,25 @@ def test_a_cell_that_holds_nothing_is_an_error_or_left_out(bench, suffix, option
     assert [row["text"] for row in read_rows(bench.output)] == ["a"]
     assert bench.run("--validate", "--skip-empty", *option).returncode == 0
     assert json.loads(bench.jobs(str(bench.output), "--failed", "--json").stdout)["failed"] == []
+
+
+@pytest.mark.parametrize("prompt", ["{{good}} / {{bad}}", "{{good | trim}} / {{bad | trim}}"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_row_is_left_out_only_if_all_of_its_cells_are_empty_and_a_note_counts_the_others(bench, suffix, prompt):
+    answers = [("a", "b"), ("a", ""), ("", "b"), ("", ""), ("c", "")]
+    table(bench, [{"good": good, "bad": bad} for good, bad in answers], suffix)
+    note = "Empty cells leave their places in the prompt blank: `bad` in 2 rows, `good` in 1 row."
+    assert note in " ".join(bench.run("--validate", "--skip-empty", "--prompt", prompt).stdout.split())
+    found = bench.succeed("--skip-empty", "--prompt", prompt)
+    assert (found["skipped"], found["warnings"]) == (1, [note])
+    assert sorted(seen.prompt for seen in bench.upstream.seen) == [" / b", "a / ", "a / b", "c / "]
+
+
+def test_a_row_with_an_image_has_a_blank_place(bench):
+    Image.new("RGB", (2, 2)).save(bench.path / "a.png")
+    table(bench, [{"caption": "", "image": "a.png"}], ".csv")
+    found = bench.succeed("--prompt", "Describe. {{caption}}", "--image-column", "image")
+    assert found["warnings"] == ["Empty cells leave their places in the prompt blank: `caption` in 1 row."]
 
 
 @pytest.mark.parametrize("option", [["--prompt", "Say {{text}}"], ["--prompt-column", "text"], []])

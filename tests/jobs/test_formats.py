@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from replies import by_prompt, raw, status
+from replies import answer, by_prompt, raw, status
 from tables import read_rows, write_rows
 
 pa = pytest.importorskip("pyarrow")
@@ -107,6 +107,21 @@ def test_values_of_json_have_their_types_in_parquet(bench):
     assert (found[2]["late"], found[2]["empty"], found[2]["lists"]) == ("c\rd", "{}", [[1.0], [2.5]])
     assert [row["answer"] for row in found] == ["echo: a", "echo: b", "echo: c"]
     assert found[0]["usage"] == {"prompt_tokens": 1, "completion_tokens": 2}
+
+
+def test_an_answers_whole_number_of_any_length_is_kept_or_its_row_has_an_error(bench):
+    number = 10**23 + 1
+    (bench.path / "s.json").write_text('{"type": "object", "properties": {"id": {"type": "integer"}}}')
+    bench.upstream.reply = answer(f'```json\n{{"id": {number}}}\n```')
+    bench.write([{"prompt": "a"}])
+    for name in ("out.jsonl", "out.csv", "out.parquet"):
+        bench.output = bench.path / name
+        bench.succeed("--schema", str(bench.path / "s.json"))
+    assert json.loads((bench.path / "out.jsonl").read_text())["answer"] == {"id": number}
+    assert str(number) in (bench.path / "out.csv").read_text()
+    (row,) = parquet.read_table(bench.output).to_pylist()
+    assert (row["id"], row["error"]["code"]) == (None, "invalid_answer")
+    assert f"cannot hold {number} of the field id" in row["error"]["message"]
 
 
 def test_a_field_of_several_types_is_a_column_of_json_texts_in_parquet(bench):

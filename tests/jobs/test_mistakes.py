@@ -79,7 +79,7 @@ def test_an_input_without_rows_is_one_line(bench):
         ("in.jsonl", gzip.compress(b'{"prompt": "a"}\n', mtime=0), "is compressed with gzip; name it in.jsonl.gz"),
         ("in.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "in.jsonl.gz is compressed twice; decompress it once"),
         ("in.csv", b"PK\x03\x04rest", "a ZIP archive or a workbook; unpack it, or give it the suffix .xlsx"),
-        ("in.xlsx", b"PK\x03\x04rest", "in.xlsx is no workbook that can be read"),
+        ("in.xlsx", b"PK\x03\x04rest", "in.xlsx cannot be read"),
         ("in.csv", "prompt\nGrüße\n".encode("latin-1"), "--encoding cp1252 reads text of Windows"),
         ("in.json", b'{"prompt":{"0":"a","1":"b"},"n":{"0":1,"1":2}}', "in.json holds a table by columns"),
         ("in.csv", b"prompt,b\nx,y,z\n", "Put a cell that holds the separator into double quotes"),

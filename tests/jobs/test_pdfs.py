@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 import promptmill
-from pdf_files import pdf_of_texts, scan
+from pdf_files import PICTURE, VERA, pages_of, pdf_of_texts, scan
 from promptmill.core.errors import PromptmillError
 from promptmill.images import pdf
 from promptmill.images.load import ImageRules, load_image
@@ -24,6 +25,13 @@ def invoices(bench: Any) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def reader() -> Iterator[pdf.PdfReader]:
+    reader = pdf.PdfReader()
+    yield reader
+    reader.end()
+
+
 def _asked(bench: Any) -> list[tuple[str, int]]:
     """Return the text and the number of images of each request."""
     asked = []
@@ -37,7 +45,7 @@ def _asked(bench: Any) -> list[tuple[str, int]]:
 
 def test_the_text_of_a_pdf_is_the_content_or_comes_behind_the_prompt(bench, invoices):
     said = bench.run("--prompt", "Extract the invoice.").stderr
-    assert "2 PDFs sent as text" in said
+    assert "PDFs: 3 pages sent as text;" in said
     assert _asked(bench) == [
         ("Extract the invoice.\n\nInvoice 1\n\nTotal 10", 0),
         ("Extract the invoice.\n\nInvoice 2", 0),
@@ -67,8 +75,130 @@ def test_the_pages_of_a_pdf_are_the_images_of_its_row_if_the_user_says_so(bench,
 def test_a_scan_is_sent_as_images_beside_pdfs_with_text(bench, invoices):
     scan(invoices / "c.pdf", pages=3)
     said = " ".join(bench.run("--prompt", "Extract: {{content}}").stderr.split())
-    assert "2 PDFs sent as text, 1 PDF without text sent as images of the pages; --pdf (text or images) chooses" in said
+    sent = "PDFs: 3 pages sent as text, 3 pages sent as image (scan or drawing); --pdf (text or images) chooses"
+    assert sent in said
     assert ("Extract: (in the images)", 3) in _asked(bench)
+
+
+def test_a_scanned_page_between_pages_of_text_is_sent_as_image(bench):
+    bench.input = pages_of(bench.path / "mixed.pdf", _letter, _scanned, _letter)
+    said = " ".join(bench.run("--prompt", "Extract: {{content}}").stderr.split())
+    assert "PDFs: 2 pages sent as text, 1 page sent as image (scan or drawing);" in said
+    assert _asked(bench) == [("Extract: Dear Ann\n\n(page 2: in the images)\n\nDear Ann", 1)]
+
+
+def test_a_scan_that_is_sent_as_text_alone_is_counted(bench):
+    bench.input = pages_of(bench.path / "mixed.pdf", _letter, _scanned)
+    said = " ".join(bench.run("--prompt", "Extract: {{content}}", "--pdf", "text").stderr.split())
+    assert "PDFs: 1 page of a scan or drawing sent without the image; --pdf" in said
+    assert _asked(bench) == [("Extract: Dear Ann\n\nScanned with an app", 0)]
+
+
+def _letter(canvas: Any) -> None:
+    canvas.drawString(72, 720, "Dear Ann")
+
+
+def _scanned(canvas: Any) -> None:
+    """Draw a scan in strips, within a form, below a line of text."""
+    canvas.drawString(72, 20, "Scanned with an app")
+    canvas.beginForm("scan")
+    for at in range(40):
+        canvas.drawImage(PICTURE, 0, at, width=40, height=1)
+    canvas.endForm()
+    canvas.saveState()
+    canvas.translate(72, 100)
+    canvas.scale(10, 14)
+    canvas.doForm("scan")
+    canvas.restoreState()
+
+
+def _outlines(canvas: Any) -> None:
+    canvas.drawString(72, 760, "ACME Ltd.")
+    for at in range(300):
+        canvas.circle(72 + at, 600, 5)
+
+
+def _without_meaning(canvas: Any) -> None:
+    canvas.drawString(72, 720, "!#$ %&' ()* +,- ./: ;<=")
+
+
+def _illustrated(canvas: Any) -> None:
+    for at in range(40):
+        canvas.drawString(72, 720 - 10 * at, f"Line {at} stands above a small picture.")
+    canvas.drawImage(PICTURE, 72, 50, width=200, height=200)
+
+
+@pytest.mark.parametrize(
+    ("draw", "is_image", "has_pictures"),
+    [
+        (_letter, False, False),
+        (_scanned, True, False),
+        (_outlines, True, False),
+        (_without_meaning, True, False),
+        (_illustrated, False, True),
+    ],
+)
+def test_each_page_is_a_text_or_an_image(tmp_path, reader, draw, is_image, has_pictures):
+    with pages_of(tmp_path / "a.pdf", draw).open("rb") as file:
+        (page,) = reader.contents(file)
+    assert (page.is_image, page.has_pictures) == (is_image, has_pictures)
+
+
+def test_a_text_whose_font_has_no_characters_is_no_text(tmp_path, reader):
+    path = pages_of(
+        tmp_path / "a.pdf", lambda canvas: (canvas.setFont(VERA, 12), canvas.drawString(72, 720, "Straße"))[0]
+    )
+    path.write_bytes(path.read_bytes().replace(b"/ToUnicode", b"/NoUnicode"))
+    with path.open("rb") as file:
+        assert reader.contents(file) == [("", True, False)]
+
+
+def test_a_word_at_the_end_of_a_line_keeps_its_hyphen(tmp_path, reader):
+    def draw(canvas: Any) -> None:
+        canvas.drawString(72, 720, "a well-")
+        canvas.drawString(72, 708, "known name")
+
+    with pages_of(tmp_path / "a.pdf", draw).open("rb") as file:
+        assert reader.contents(file)[0].text == "a well-\nknown name"
+
+
+def _filled_in(canvas: Any) -> None:
+    canvas.drawString(72, 720, "Name:")
+    form = canvas.acroForm
+    form.textfield(name="name", tooltip="Full name", x=150, y=710, width=200, height=20, value="Ann Example")
+    form.textfield(name="empty", x=150, y=680, width=200, height=20)
+    form.checkbox(name="news", x=150, y=640, checked=True)
+    form.radio(name="size", value="S", x=150, y=600, selected=False)
+    form.radio(name="size", value="L", x=180, y=600, selected=True)
+    form.choice(name="land", x=150, y=560, width=90, height=20, options=[("Spain", "ES"), ("Italy", "IT")], value="IT")
+
+
+def test_what_was_filled_into_a_form_follows_the_text_of_its_page(tmp_path, reader):
+    with pages_of(tmp_path / "a.pdf", _filled_in).open("rb") as file:
+        (page,) = reader.contents(file)
+    assert page.text.splitlines() == ["Name:", "Full name: Ann Example", "news: Yes", "size: L", "land: Italy"]
+
+
+def test_what_was_filled_into_a_form_is_on_the_image_of_its_page(tmp_path, reader):
+    def empty(canvas: Any) -> None:
+        canvas.acroForm.textfield(x=150, y=710, width=200, height=20, value="")
+
+    def filled(canvas: Any) -> None:
+        canvas.acroForm.textfield(x=150, y=710, width=200, height=20, value="Ann")
+
+    images = []
+    for draw in (empty, filled):
+        with pages_of(tmp_path / f"{draw.__name__}.pdf", draw).open("rb") as file:
+            images.append(reader.page(file, 1))
+    assert images[0] != images[1]
+
+
+def test_a_form_that_only_other_programs_show_is_refused(tmp_path, reader):
+    path = pages_of(tmp_path / "a.pdf", _filled_in)
+    dynamic = b"/Catalog /NeedsRendering true /AcroForm << /XFA (form) /Fields [] >>"
+    path.write_bytes(path.read_bytes().replace(b"/AcroForm", b"/Other").replace(b"/Catalog", dynamic))
+    with path.open("rb") as file, pytest.raises(pdf.PdfError, match=r"only Adobe's programs show \(XFA\); print it"):
+        reader.contents(file)
 
 
 def test_a_scan_without_text_fails_as_its_own_row_under_text(bench, invoices):
@@ -138,11 +268,11 @@ def test_a_pdf_that_ends_the_reader_fails_and_the_next_one_is_read(tmp_path, mon
             process.wait()
             reader._helper._process = cast("Any", _Dead(process))  # it ends during the question
             with pytest.raises(pdf.PdfError, match="too much time or memory"):
-                reader.text(file)
+                reader.contents(file)
             with pytest.raises(pdf.PdfError, match="too much time or memory"):  # without another try
-                reader.text(file)
+                reader.contents(file)
         with good.open("rb") as file:
-            assert reader.text(file) == "hello"
+            assert reader.contents(file)[0].text == "hello"
     finally:
         reader.end()
 

@@ -59,7 +59,8 @@ def test_questions_about_the_same_documents_read_them_from_the_cache(tmp_path, p
         assert share_read(cache, upstream, texts) >= 0.9
         assert cache.written <= 1.01 * 5 * len(texts[0]) / 4  # each document once
         assert found["cached_tokens"] == cache.read
-        assert found["cache_saved"] == pytest.approx(cache.read * 0.9e-6, rel=1e-3)
+        writing = cache.written * 0.25e-6 if provider == "anthropic" else 0.0  # the others report no writes
+        assert found["cache_saved"] == pytest.approx(cache.read * 0.9e-6 - writing, rel=1e-3)
         assert f"{cache.read:,} of them from the provider's cache (saved $0." in summary(found)
     with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as file:
         written = list(csv.DictReader(file))

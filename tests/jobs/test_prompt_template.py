@@ -38,6 +38,78 @@ def test_a_row_is_written_into_the_template(text, row, prompt):
     assert template_of(text).render(row) == prompt
 
 
+ORDER = {"items": ["tea", "milk"], "values": 7, "keys": "k", "get": "g", "update": None, "number": 2**70}
+ROW = {
+    "order": ORDER,
+    "name": "anna",
+    "tags": [3, 1],
+    "lines": [{"title": "A", "items": 1}, {"title": "B", "items": 2}],
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("{{order.items}}", '["tea","milk"]'),
+        ("{{order.values}}{{order.keys}}{{order.get}}{{order.update}}", "7kg"),
+        ("{% for each in order.items %}{{each}};{% endfor %}", "tea;milk;"),
+        ("{{order.items|join(',')}} {{order.items|length}}", "tea,milk 2"),
+        (
+            "{{lines|map(attribute='items')|sum}} {{lines|selectattr('items', 'gt', 1)|map(attribute='title')|first}}",
+            "3 B",
+        ),
+        ("{% for line in lines %}{{loop.index}}{{line.items}}{{loop.cycle('a', 'b')}}{% endfor %}", "11a22b"),
+        ("{{row.order.items.0}}", "tea"),
+    ],
+)
+def test_a_field_has_its_value_whatever_methods_its_name_is_of(text, prompt):
+    assert template_of(text).render(ROW) == prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("{{name.upper()}} {{name.split('n')[0]}}", "ANNA a"),
+        (
+            "{% for name, value in order.items() %}{{name}}{% if not loop.last %},{% endif %}{% endfor %}",
+            ",".join(ORDER),
+        ),
+        ("{% macro mark(text) %}<{{text}}>{% endmacro %}{{mark(name)}}", "<anna>"),
+    ],
+)
+def test_a_method_is_called_with_brackets(text, prompt):
+    assert template_of(text).render(ROW) == prompt
+
+
+@pytest.mark.parametrize(
+    "text", ["{{name.title}}!", "{{tags.count}}!", "{{order.copy}}!", "{{row.items}}!", "{{lines.0.pop}}!"]
+)
+def test_a_method_is_no_field(text):
+    with pytest.raises(PromptmillError, match=r"has no attribute|unsafe"):
+        template_of(text).render(ROW)
+
+
+@pytest.mark.parametrize(
+    "text", ["{{name|attr('title')}}", "{% macro mark() %}{% endmacro %}{{mark}}", "{{range}}{{name|upper}}"]
+)
+def test_a_function_is_never_a_part_of_a_prompt(text):
+    with pytest.raises(PromptmillError, match="a function or a method; call it"):
+        template_of(text).render(ROW)
+
+
+def test_what_a_filter_yields_is_a_list():
+    assert template_of("{{lines|map(attribute='title')}} {{order.keys()|first}}").render(ROW) == '["A","B"] items'
+
+
+def test_a_whole_number_of_any_length_is_written_out_as_it_is(bench):
+    number = "277447099861456945273576150847928801582"
+    bench.write([f'{{"x": {number}, "l": [{number}, {{"a": -{number}}}]}}'])
+    bench.succeed("--prompt", "{{x}} {{l}}")
+    bench.succeed("--prompt", "{{l|first}} {{l}}", "--again", "all")
+    whole = f'{number} [{number},{{"a":-{number}}}]'
+    assert _prompts(bench) == [whole, whole]
+
+
 @pytest.mark.parametrize(
     ("text", "column"),
     [
@@ -97,6 +169,29 @@ def test_an_expression_with_a_column_of_words_says_how_to_write_it(bench):
     for place in ('{{mail body or "-"}}', "{{mail body ~ a}}", "{{mail body[:1]}}"):
         assert ': in an expression, write row["mail body"] for the column.' in bench.fail("--prompt", place)
     bench.succeed("--prompt", '{{row["mail body"] ~ a}}')
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("{{a}}: {{b}}", ": x"),
+        ("{{a | round(1) }}: {{ row.b | upper }}", ": X"),
+        ("{% for one in [1] %}{{a}}{{b}}{% endfor %}", "x"),
+        ("{{a}}{{ b or '-' }}", "x"),
+    ],
+)
+@pytest.mark.parametrize("cell", [None, float("nan"), "", " "])
+def test_an_empty_cell_beside_another_one_leaves_its_place_blank(text, prompt, cell):
+    empty: dict[str, str] = {}
+    assert template_of(text).render({"a": cell, "b": "x"}, empty) == prompt
+    assert [*empty] == ["a"]
+
+
+@pytest.mark.parametrize("text", ["{{a}}: {{b}}", "{{a | trim}}: {{b}}"])
+def test_a_row_whose_places_are_all_empty_asks_nothing(text):
+    with pytest.raises(PromptmillError, match="its a and b are empty") as raised:
+        template_of(text).render({"a": "", "b": None})
+    assert raised.value.code is Code.EMPTY_PROMPT
 
 
 @pytest.mark.parametrize("text", ["Say {{a}}", "{{ a | trim }}", "{{row.a}}", "{{ row['a'] }}!"])
@@ -182,7 +277,9 @@ def test_another_prompt_is_another_job_unless_it_is_meant(bench):
     bench.write([{"text": "a"}, {"text": "bad"}])
     bench.succeed("--prompt", "{{text}}", "--limit", "1")
     said = "was another one, and the new one keeps 0 of the 1 answers"
+    before = bench.folder.status
     assert said in bench.fail("--prompt", "Say {{text}}")
+    assert bench.folder.status == before, "the job is still finished"
     bench.succeed("--prompt", "Say {{text}}", "--keep")
     assert _prompts(bench) == ["a", "Say bad"]
     assert said.replace("1", "2") in bench.fail("--prompt", "{{text}}!")

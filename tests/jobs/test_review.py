@@ -18,6 +18,8 @@ import browser
 import killed
 import promptmill
 from labellers import LABELS, label, labellers, named, sent
+from promptmill.core.values import text_of
+from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.records import PERSON, SLOT
 from replies import answer, choose, status
@@ -54,21 +56,21 @@ def reviewed(bench: Any, *options: str, code: int = 0) -> subprocess.CompletedPr
     return result
 
 
-def table(bench: Any, *options: str, name: str = "review.csv") -> list[dict[str, str]]:
+def table(bench: Any, *options: str, name: str = "review.xlsx") -> list[dict[str, str]]:
     (bench.path / name).unlink(missing_ok=True)
     reviewed(bench, "-o", name, *options)
-    with (bench.path / name).open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return [{name: text_of(value) for name, value in row.items()} for row in objects_in(bench.path / name)]
 
 
 def decide(bench: Any, labels: dict[int, str], rows: list[dict[str, str]] | None = None) -> Path:
     """Write decisions by the number of the row."""
     path: Path = bench.path / "decisions.csv"
-    keys = {int(row["row"]): row["key"] for row in rows or ()}
+    keys = {record.row + 1: (record.asked or b"").hex()[:12] for record in bench.records() if not record.slot}
+    keys |= {int(row["row"]): row["key"] for row in rows or ()}
     with path.open("w", encoding="utf-8", newline="") as file:
         out = csv.writer(file)
-        out.writerow(["row", "label", *(["key"] if keys else [])])
-        out.writerows([number, text, *([keys[number]] if keys else [])] for number, text in labels.items())
+        out.writerow(["row", "label", "key"])
+        out.writerows([number, text, keys.get(number)] for number, text in labels.items())
     return path
 
 
@@ -94,8 +96,11 @@ def test_ties_come_first_then_the_lowest_scores(voted):
 
 def test_only_so_many_rows_are_listed_and_a_file_is_not_replaced(voted):
     assert len(table(voted, "--rows", "4")) == 4
-    assert "name another file" in reviewed(voted, "-o", "review.csv", code=2).stderr
-    assert "ends in .html, .csv or .xlsx" in reviewed(voted, "-o", "review.txt", code=2).stderr
+    assert "name another file" in reviewed(voted, "-o", "review.xlsx", code=2).stderr
+
+
+def test_a_review_is_no_csv_whose_formulas_excel_would_run(voted):
+    assert "ends in .html or .xlsx" in reviewed(voted, "-o", "review.csv", code=2).stderr
 
 
 def test_a_workbook_offers_the_labels(voted):
@@ -208,6 +213,73 @@ def test_the_same_labels_are_taken_once_and_another_one_replaces_it(voted):
     assert [text for _, text in spare(voted)][-1] == "neutral"
 
 
+@pytest.mark.parametrize("nothing", ["-", ""])
+def test_a_label_that_is_taken_back_gives_its_row_the_earlier_answer(voted, nothing):
+    before = (voted.path / "out.jsonl").read_bytes()
+    for text in ("neutral", "negative"):
+        reviewed(voted, "--take", str(decide(voted, {10: text, 20: "neutral"})))
+    found = reviewed(voted, "--take", str(decide(voted, {10: nothing, 20: nothing, 30: nothing})))
+    assert "0 labels taken, 2 labels taken back" in found.stdout
+    assert (voted.path / "out.jsonl").read_bytes() == before
+    assert not spare(voted)
+    assert {"10", "20"} <= {row["row"] for row in table(voted)}, "they are worth a look again"
+    assert not voted.upstream.seen
+
+
+def test_a_label_is_taken_back_after_its_row_has_moved(voted):
+    before = voted.answers()[9]["answer"]
+    reviewed(voted, "--take", str(decide(voted, {10: "neutral"})))
+    voted.write([{"id": "new", "text": "review 100"}, *({"id": f"r{n}", "text": f"review {n}"} for n in range(ROWS))])
+    voted.succeed(*LABELLED, *named(voted), "--votes", "3")
+    reviewed(voted, "--take", str(decide(voted, {11: "-"})))
+    assert (voted.answers()[10]["id"], voted.answers()[10]["answer"]) == ("r9", before)
+
+
+def test_a_failed_row_whose_label_is_taken_back_has_failed_again(bench):
+    bench.upstream.reply = choose(lambda _: status(400, "No.", code="content_filter"))
+    bench.write([{"id": 1, "text": "review 1"}])
+    bench.run(*LABELLED, *named(bench))
+    before = bench.answers()
+    reviewed(bench, "--take", str(decide(bench, {1: "neutral"})))
+    assert bench.answers()[0]["answer"] == "neutral"
+    reviewed(bench, "--take", str(decide(bench, {1: "-"})))
+    assert bench.answers() == before
+    assert bench.folder.status["failed"] == 1
+
+
+def test_a_label_of_another_job_that_is_taken_back_leaves_the_row_to_the_next_run(voted):
+    reviewed(voted, "--take", str(decide(voted, {10: "neutral"})))
+    before = voted.output
+    voted.output = voted.path / "other.jsonl"
+    voted.succeed(*LABELLED, *named(voted), "--votes", "3", "--from", str(before))
+    decide(voted, {10: "-"})
+    command = [sys.executable, "-m", "promptmill", "review", "other.jsonl", "--take", "decisions.csv"]
+    voted.here(command, voted.path)
+    voted.succeed(*LABELLED, *named(voted), "--votes", "3")
+    assert voted.answers()[9]["sure"] != "person"
+
+
+def test_a_table_has_the_labels_that_the_rows_have(voted):
+    reviewed(voted, "--take", str(decide(voted, {10: "neutral"})))
+    reviewed(voted, "-o", "review.xlsx", "--sample", str(ROWS))
+    rows = [*objects_in(voted.path / "review.xlsx")]
+    assert [row["row"] for row in rows if row["label"]] == [10]
+    assert "0 labels taken.\n" in reviewed(voted, "--take", "review.xlsx").stdout
+    reviewed(voted, "--sample", str(ROWS))
+    page = (voted.path / "out.jsonl.review.html").read_text(encoding="utf-8")
+    assert page.count('"label":"neutral"') == 1
+
+
+def test_a_dash_that_is_a_label_stays_one(voted):
+    reviewed(voted, "--take", str(decide(voted, {10: "-"})), "--choices=-,+")
+    assert voted.answers()[9]["answer"] == "-"
+
+
+def test_a_decision_without_the_key_of_its_question_is_refused(voted):
+    decide(voted, {10: "neutral"}, [{"row": "10", "key": ""}])
+    assert "row 10 has no `key`; copy it from the review" in reviewed(voted, "--take", "decisions.csv", code=2).stderr
+
+
 @pytest.mark.parametrize("again", ["all", "failed"])
 def test_no_order_replaces_the_label_of_a_person_silently(voted, again):
     decide(voted, {10: "neutral", 1: "neutral"})
@@ -284,7 +356,7 @@ def test_labels_of_rows_drawn_at_random_tell_the_shares_of_all_rows(bench):
     assert "as the person would label every row" in said
     assert "tell no shares" not in said
     more = next(
-        row for row in table(bench, name="more.csv") if int(row["row"]) not in {int(one["row"]) for one in found}
+        row for row in table(bench, name="more.xlsx") if int(row["row"]) not in {int(one["row"]) for one in found}
     )
     decide(bench, {int(more["row"]): label("strong", more["text"])[0]}, [more])
     reviewed(bench, "--take", "decisions.csv")
@@ -332,7 +404,7 @@ def test_decisions_about_other_questions_are_refused(voted):
     decide(voted, {10: "neutral"}, [{**row, "key": "0" * 12} for row in rows])
     assert "has another question now" in reviewed(voted, "--take", "decisions.csv", code=2).stderr
     (voted.path / "decisions.csv").write_text("id,label\nr9,neutral\n", encoding="utf-8")
-    assert "has no columns `row` and `label`" in reviewed(voted, "--take", "decisions.csv", code=2).stderr
+    assert "has no columns `row`, `label` and `key`" in reviewed(voted, "--take", "decisions.csv", code=2).stderr
 
 
 def test_labels_of_a_schema_must_fit_it(bench, tmp_path):

@@ -42,3 +42,8 @@ def test_a_sample_of_all_rows_is_all_rows(bench):
     bench.prompts(3)
     bench.succeed("--sample", "20")
     assert _ids(bench) == ["r0", "r1", "r2"]
+
+
+async def test_a_call_that_has_no_shards_is_told_about_the_limit_alone(talk):
+    said = await talk.error("bulk_generate", prompts=["a", "b"], sample=1, limit=1)
+    assert said == "`sample` goes without `limit`."

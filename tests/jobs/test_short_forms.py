@@ -6,7 +6,7 @@ import pytest
 
 import promptmill
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.inputs.short_forms import labels_of, schema_of_fields
+from promptmill.jobs.inputs.short_forms import answer_forms, labels_of, schema_of_fields
 from replies import answer
 
 
@@ -90,6 +90,14 @@ def test_several_labels_may_be_the_answer(bench):
     bench.succeed("--prompt", "{{text}}", "--choices", "good,bad,new", "--choices-many")
     assert bench.answers()[0]["answer"] == {"labels": ["good", "new"]}
     assert "--choices-many: goes with --choices" in bench.fail("--prompt", "{{text}}", "--choices-many")
+
+
+def test_an_empty_schema_is_none(bench):
+    bench.write([{"text": "nice"}])
+    (bench.path / "any.json").write_text("{}")
+    bench.succeed("--prompt", "{{text}}", "--schema", str(bench.path / "any.json"))
+    assert bench.answers()[0]["answer"] == "echo: nice"
+    assert answer_forms({"schema": {}, "choices": ["a", "b"]}) == {"schema": None, "choices": ["a", "b"]}
 
 
 @pytest.mark.parametrize(

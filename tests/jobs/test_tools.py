@@ -193,11 +193,11 @@ async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench, tools)
         job_id = (await call("bulk_generate", **files, limit=4))["job_id"]
         assert (await ended(call, job_id, "finished"))["done"] == 4
         failed = await call("bulk_results", job_id=job_id, only="failed")
-        assert [(row["row"], row["error"]["code"]) for row in failed["rows"]] == [(1, "bad_request")]
+        assert [(row["row"], row["error"]["code"]) for row in failed["rows"]] == [(2, "bad_request")]
         answers = await call("bulk_results", job_id=job_id, only="answers")
-        assert [row["row"] for row in answers["rows"]] == [0, 2, 3]
+        assert [row["row"] for row in answers["rows"]] == [1, 3, 4]
         page = await call("bulk_results", job_id=job_id, max_characters=2000)
-        assert ([row["row"] for row in page["rows"]], page["next_offset"]) == ([0, 1], 2)
+        assert ([row["row"] for row in page["rows"]], page["next_offset"]) == ([1, 2], 2)
         bench.upstream.reply = answer()
         await call("bulk_generate", **files, again="failed", dedupe=True, max_failures="0")
         assert (await ended(call, job_id, "finished"))["failed"] == 0
@@ -742,6 +742,21 @@ async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(ben
     assert JobFolders.from_environ().find(job_id).job_id == job_id
 
 
+@pytest.mark.parametrize("wrong", ["Say {{text}}", "{{unknown}}"])
+async def test_a_call_that_is_refused_leaves_a_finished_job_as_it_is(bench, tools, wrong):
+    bench.write([{"text": "a"}, {"text": "b"}])
+    asked = {"input_file": bench.input.name, "output_file": bench.output.name}
+    async with tools() as call:
+        job = await call("bulk_generate", **asked, prompt="{{text}}")
+        before = await ended(call, job["job_id"], "finished")
+        with pytest.raises(ToolError, match=r"was another one|no column 'unknown'"):
+            await call("bulk_generate", **asked, prompt=wrong)
+        assert await call("bulk_status", job_id=job["job_id"]) == before
+        again = await call("bulk_generate", **asked, prompt="{{text}}")
+        assert again["message"] == "The job is finished already."
+    assert len(bench.upstream.seen) == 2
+
+
 async def test_answers_stand_beside_the_rows_that_asked_for_them_when_the_input_has_changed(bench, tools):
     bench.prompts(2)
     async with tools() as call:
@@ -988,11 +1003,21 @@ async def test_a_pattern_of_megabytes_is_refused_before_it_is_compiled(bench, to
             await call("bulk_generate", files=["*" + "?" * 5000], prompt="{{content}}")
 
 
+async def test_pages_follow_each_other_where_the_input_has_a_column_of_our_name(bench, tools):
+    bench.write([{"prompt": text, "row": "mine"} for text in "ab"])
+    bench.succeed()
+    async with tools() as call:
+        page = await call("bulk_results", job_id=bench.output.name, max_characters=1000, with_input=True, limit=1)
+        assert ([row["row_1"] for row in page["rows"]], page["next_offset"]) == ([1], 1)
+        last = await call("bulk_results", job_id=bench.output.name, offset=1)
+        assert [row["row_1"] for row in last["rows"]] == [2]
+
+
 async def test_pdfs_are_asked_as_text_or_as_images_of_their_pages(bench, tools):
     pdf_of_texts(bench.path / "a.pdf", ["Invoice 1", "Total 10"])
     async with tools() as call:
         job = await call("bulk_generate", files=["*.pdf"], prompt="Extract.")
-        assert job["pdf"] == "1 PDF sent as text; `pdf` (text or images) chooses"
+        assert job["pdf"] == "PDFs: 2 pages sent as text; `pdf` (text or images) chooses"
         await ended(call, job["job_id"], "finished")
         job = await call("bulk_generate", files=["a.pdf"], prompt="Extract.", pdf="images")
         assert "pdf" not in job

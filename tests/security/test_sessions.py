@@ -26,8 +26,6 @@ class _AnyHost(HostAllowlist):
     def is_ours(self, header):
         return True
 
-    is_our_origin = is_ours
-
 
 @pytest.mark.rule("H12")
 async def test_a_flood_of_sessions_ends_the_idle_ones_and_locks_nobody_out(upstream, closing):

@@ -109,3 +109,24 @@ async def test_the_word_vllm_means_vllm_and_a_pipelines_client_gets_the_default_
     async with serving(configuration) as talk:
         result = await talk("generation_init", backend_configs={}, sampling_params={}, **named)
     assert "backend_configs.vllm" in text(result)
+
+
+async def test_arguments_that_a_client_adds_to_every_tool_are_left_out_with_a_warning(talk):
+    added = {"sessionId": "s", "action": "sendMessage", "chatInput": "hi", "toolCallId": "call_1", "kwargs": {}}
+    result = await talk("generate", prompt_ls=["a"], **added)
+    assert result.structured_content == {"ans_ls": ["echo: a"]}
+    assert result.meta["warnings"] == [
+        "Arguments of the client's own were left out: sessionId, action, chatInput, toolCallId, kwargs."
+    ]
+
+
+async def test_an_argument_of_the_tool_itself_is_kept_whatever_clients_add(talk):
+    assert "temprature is not an argument" in await talk.error("generate", prompt_ls=["a"], temprature=0)
+    assert "toolCallId" not in (await talk("generate", prompt_ls=["a"])).meta.get("warnings", ())
+
+
+async def test_an_empty_schema_is_no_schema(talk):
+    assert await talk.answers("a", schema={}) == ["echo: a"]
+    assert await talk.answers("yes", schema="{}", model="", choices=[]) == ["echo: yes"]
+    job = await talk("bulk_generate", prompts=["yes"], schema={}, choices=["yes", "no"], validate=True)
+    assert job.structured_content["state"] == "validated"

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from mcp.shared.message import SessionMessage
 from mcp_types import jsonrpc_message_adapter
 from pydantic import ValidationError
 
@@ -108,3 +109,10 @@ async def test_blank_lines_take_no_thread_and_no_answer(monkeypatch):
             yield error
 
     assert [item async for item in stdio._received(lines(), None, stdio._Client())] == []
+
+
+def test_a_message_behind_a_byte_order_mark_is_read_as_any_other():
+    for line, kind in (('{"jsonrpc":"2.0","id":3,"method":"ping"}', SessionMessage), ("{", ValidationError)):
+        with pytest.raises(ValidationError) as refused:
+            jsonrpc_message_adapter.validate_json("\ufeff" + line, by_name=False)
+        assert isinstance(stdio._without_mark(refused.value), kind)

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
 from reportlab.lib.pdfencrypt import StandardEncryption
+from reportlab.lib.utils import ImageReader
+from reportlab.pdfbase.pdfmetrics import registerFont
+from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
+
+PICTURE = ImageReader(Image.new("RGB", (20, 20), "gray"))
+VERA = "Vera"
+"""A font that is embedded: the file has the glyphs of its letters, and a table of the characters."""
+
+
+def pages_of(path: Path, *draw: Callable[[Canvas], None]) -> Path:
+    """Write a page for each function, which draws it."""
+    registerFont(TTFont(VERA, "Vera.ttf"))
+    canvas = Canvas(str(path), pageCompression=0)
+    for draw_page in draw:
+        draw_page(canvas)
+        canvas.showPage()
+    canvas.save()
+    return path
 
 
 def pdf_of_texts(path: Path, texts: Sequence[str], password: str = "") -> Path:

@@ -163,7 +163,7 @@ class CachedAnswers:
             if self._is_shared:  # its price is part of the report
                 context.append(request.extra.get("service_tier"))
             asked = _request_digest(request, *context)
-            files = [source for source in sources if source[:5].lower() != "data:"]
+            files = [source for source in sources if not images.is_data(source)]
             return await asyncio.to_thread(self._with_files, asked, files) if files else asked
         except (OSError, TypeError, ValueError, PromptmillError):
             return None  # its own attempt will report the error

@@ -371,9 +371,10 @@ async def _check(
     is_valid = schema.is_soon_valid(answer)
     if chosen:
         call.counts.repaired += not is_valid
-        return text[: text.rfind(answer)] + chosen, ""
+        return text[: max(text.rfind(answer), 0)] + chosen, ""
     if is_valid:
         return text, ""
+    call.warn_of_marks(answer)
     checked = await checker.check(schema, answer, call, complete=complete)
     if checked.problem:
         return text, checked.problem
@@ -381,7 +382,7 @@ async def _check(
     if not right:  # a valid answer, but too long for `chosen`, such as one padded with blanks
         return text, "it is too long"
     call.counts.repaired += checked.repaired
-    return text[: text.rfind(answer)] + right, ""
+    return text[: max(text.rfind(answer), 0)] + right, ""
 
 
 def _with_complaint(conversation: Conversation, answer: str, problem: str, *, again: bool) -> Conversation:

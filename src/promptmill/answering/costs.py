@@ -40,9 +40,12 @@ _LONG_CONTEXT = 100_000  # tokens; several models cost more for prompts above so
 # The most tokens of a prompt: a text has at most one token per byte; each turn adds roles and marks; an image has at
 # most what Qwen-VL counts for the largest (16,384; others count less, also for a photo of 12 million pixels).
 _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
+_PER_COMPLAINT = 512  # the turns that a second try adds to the wrong answer
 # gpt-4o-mini counts 2,833 tokens and 5,667 for each of up to eight tiles, so that an image costs as much as with gpt-4o
 # (OpenAI, "Images and vision", calculating costs).
 _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
+# What writing to the cache costs, by the price of the input; Anthropic alone reports it for an hour (its pricing page).
+_WRITTEN, _HOUR_WRITTEN = 1.25, 2.0
 _BYTES_PER_TOKEN = 4  # of English text; a worse estimate for other scripts
 _BOUNDS = (*resolved_config.TOKEN_LIMITS, "n_predict")  # of which a request within a budget needs one
 # Names of the number of answers, which some endpoints obey and others ignore.
@@ -76,34 +79,35 @@ class BudgetedAnswers:
         self._budget, self._model = budget, plan.model
         self._tier = tier_of(plan.settings.extra_params)
         self._usual_tiers = Tiers("", self._tier)
-        self._dearest = _DEAREST | ({"": "priority"} if registry.account_decides_tier(plan) else {})
+        self._served_at = partial(_served_at, plan)
         self._line = asyncio.Lock()
         """First come, first served: without it, small requests could overtake a large one for ever."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request within the budgets of the process and the call."""
-        if self._budget is None and call.ledger.budget is None:
-            return self._priced(request, call)
         budgets = [budget for budget in (self._budget, call.ledger.budget) if budget is not None]
         if call.ledger.deferred is not None:
             return self._settled(request, call, budgets, call.ledger.deferred)
-        return self._within_budget(request, call, budgets)
+        return self._within_budget(request, call, budgets) if budgets else self._priced(request, call)
 
     async def _settled(
         self, request: Request, call: Call, budgets: Sequence[Budget], deferred: Callable[[int], float]
     ) -> Outcome:
         """Answer a request of a batch, whose highest cost was set aside when the batch was planned."""
-        outcome = await self._priced(request, call)
         set_aside = deferred(request.key)
+        outcome = await self._priced(request, call, set_aside)
         for budget in budgets:
             budget.free(set_aside, outcome.cost or 0.0)
         return outcome
 
-    async def _priced(self, request: Request, call: Call) -> Outcome:
+    async def _priced(self, request: Request, call: Call, unmetered_cost: float = 0.0) -> Outcome:
+        """Answer a request; one without a reported usage costs `unmetered_cost`."""
         outcome = await self._following(request, call)
+        if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED and call.ledger.deferred is None:
+            return self._batched(outcome, request, call)
         spent, unmetered = billed(outcome)
-        if unmetered:
+        if unmetered and not unmetered_cost:
             call.warn(_UNKNOWN_USAGE)
         if request.conversation.has_audio or (request.extra and _wants_audio(request.extra)):
             call.warn(_AUDIO_AS_TEXT)
@@ -111,12 +115,30 @@ class BudgetedAnswers:
         if price is None:
             call.warn(_UNKNOWN_MODEL)
             return outcome
-        cost = charge(spent, price, self._tiers(request, call))
+        cost = charge(spent, price, self._tiers(request, call)) + unmetered * unmetered_cost
         call.charge(request, cost)
         if isinstance(outcome, Failure):
             return replace(outcome, cost=cost)
         outcome.cost = cost
         return outcome
+
+    def _batched(self, outcome: Failure, request: Request, call: Call) -> Failure:
+        """Return the outcome of a request that goes into a batch, with its highest cost where that is known."""
+        price = self._prices.of(request)
+        try:
+            return outcome if price is None else replace(outcome, cost=self._worst(request, call, price)[1])
+        except PromptmillError:
+            return outcome
+
+    def _worst(self, request: Request, call: Call, price: Price) -> tuple[Usage, float]:
+        """Return the highest usage and cost of one attempt. Raises as `worst_case`."""
+        tier = self._tiers(request, call).charged()
+        most = worst_case(request, self._model)
+        usages = [most]
+        if request.shared is not None:  # it may be written to the provider's cache, which may cost more
+            an_hour = most.prompt_tokens if call.exchange is not None else 0
+            usages.append(replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=an_hour))
+        return most, max(price.cost(usage, one) for usage in usages for one in self._served_at(tier))
 
     async def _within_budget(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
         tiers = self._tiers(request, call)
@@ -125,12 +147,7 @@ class BudgetedAnswers:
             if (price := self._prices.of(request)) is None:
                 model = self._prices.unknown(request)[:60]
                 raise input_error(f"The item names the model {model!r}, whose price is not known to the budget.")
-            most = worst_case(request, self._model)
-            worst = max(price.cost(most, tier), price.cost(most, self._dearest.get(tier, tier)))
-            if request.shared is not None:  # it may be written to the provider's cache, which may cost more
-                an_hour = most.prompt_tokens if call.exchange is not None else 0
-                written = replace(most, written_tokens=most.prompt_tokens, hour_written_tokens=an_hour)
-                worst = max(worst, price.cost(written, tier), price.cost(written, self._dearest.get(tier, tier)))
+            most, worst = self._worst(request, call, price)
         except PromptmillError as error:
             return Failure(error, request.attempts)
         cost, usage = 0.0, NO_USAGE
@@ -317,9 +334,9 @@ class FlatPrice:
     output: float
     cached_input: float
     written_input: float | None = None
-    """For the part of a prompt that is written to the endpoint's cache; None: as `input`."""
+    """For the part of a prompt that is written to the endpoint's cache; None: 1.25 times `input`."""
     hour_written_input: float | None = None
-    """For the part that the cache keeps for an hour; None: as `written_input`."""
+    """For the part that the cache keeps for an hour; None: twice `input`."""
     tiers: Mapping[str, Factors] = field(default_factory=lambda: _TIERS)
     """What each tier costs; others cost the standard price."""
 
@@ -333,10 +350,11 @@ class FlatPrice:
         of_input, of_output, of_cached = self.tiers.get(tier, _STANDARD)
         cached = usage.cached_tokens
         prompt = (usage.prompt_tokens - cached) * self.input
-        if usage.written_tokens and self.written_input is not None:
-            hour = usage.hour_written_tokens if self.hour_written_input is not None else 0
-            prompt += (usage.written_tokens - hour) * (self.written_input - self.input)
-            prompt += hour * ((self.hour_written_input or 0.0) - self.input)
+        if usage.written_tokens:
+            hour = usage.hour_written_tokens
+            written = _WRITTEN * self.input if self.written_input is None else self.written_input
+            for_an_hour = _HOUR_WRITTEN * self.input if self.hour_written_input is None else self.hour_written_input
+            prompt += (usage.written_tokens - hour) * (written - self.input) + hour * (for_an_hour - self.input)
         cost = prompt * of_input + cached * self.cached_input * of_cached
         return (cost + usage.completion_tokens * self.output * of_output) / _MILLION
 
@@ -473,6 +491,30 @@ def cost_of_many(price: Price, usage: Usage, rows: int, tier: str = "") -> float
     return rows * price.cost(Usage(*each), tier) + price.cost(Usage(*rest), tier)
 
 
+def _served_at(plan: resolved_config.ResolvedConfig, tier: str) -> set[str]:
+    """Return the tiers that may serve a request for `tier`."""
+    decides = {"": "priority"} if registry.account_decides_tier(plan) else {}
+    return {tier, (_DEAREST | decides).get(tier, tier)}
+
+
+def most_of(request: Request, plan: resolved_config.ResolvedConfig, prices: Prices, *, by_batch: bool = False) -> float:
+    """Return the highest cost of a request: of each of its `n` answers and of the second tries under a schema, as a
+    budget reserves them; infinite without a limit or a price. Attempts that fail are left out."""
+    price, sampling, live = prices.of(request), request.sampling, _served_at(plan, tier_of(request.extra))
+    is_checked = sampling.response_format is not None or sampling.choices is not None
+    try:
+        first = worst_case(request, plan.model)
+    except PromptmillError:
+        return math.inf
+    if price is None:
+        return math.inf
+    again = replace(first, prompt_tokens=first.prompt_tokens + first.completion_tokens + _PER_COMPLAINT)
+    cost = max(price.cost(first, tier) for tier in ({BATCH} if by_batch else live))
+    if is_checked:
+        cost += plan.settings.schema_retries * max(price.cost(again, tier) for tier in live)
+    return (sampling.n or 1) * cost
+
+
 def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -> tuple[float | None, float | None]:
     """Return the estimated cost of the prompts of requests and the highest cost of all; None if a price is unknown.
 
@@ -481,20 +523,14 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
     own = price_of(plan)
     if own is None:
         return None, None
-    settings, prices, tier = plan.settings, Prices(plan, own), tier_of(plan.settings.extra_params)
-    sampling = settings.sampling_params
-    is_checked = sampling.response_format is not None or sampling.choices is not None
-    times = (sampling.n or 1) * (1 + settings.schema_retries * is_checked)
+    prices, tier = Prices(plan, own), tier_of(plan.settings.extra_params)
     estimated, most = 0.0, 0.0
     for request in requests:
         if (price := prices.of(request)) is None:
             return None, None
         prompt = _prompt_size(request, _PER_IMAGE)
         estimated += price.cost(Usage(prompt // _BYTES_PER_TOKEN), tier)
-        try:
-            most += times * price.cost(worst_case(request, plan.model), _DEAREST.get(tier, tier))
-        except PromptmillError:
-            most = math.inf
+        most += most_of(request, plan, prices)
     return estimated, None if math.isinf(most) else most
 
 

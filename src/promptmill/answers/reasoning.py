@@ -1,68 +1,210 @@
-"""Separate reasoning from the answer."""
+"""Separate reasoning from the answer.
+
+`FAMILIES` has the marks of each family of models, `WRAPS` the marks that some put around the answer itself. Sources:
+the reasoning parsers of vLLM 0.32 and SGLang 0.5.23, the models' chat templates. The channels of gpt-oss are apart,
+because every message has one.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
-CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>")
-_START, _CHANNEL, _MESSAGE = CHANNEL_MARKS[:3]
-_END = re.compile(r"<\|(?:end|return|call)\|>")
-# Models' marks around reasoning: Qwen, DeepSeek and most; Magistral; Kimi-VL; Seed-OSS; EXAONE and Gemini;
-# OpenThinker; Command A.
-_PAIRS = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("◁think▷", "◁/think▷"),
-    ("<seed:think>", "</seed:think>"),
-    ("<thought>", "</thought>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
+
+class Family(NamedTuple):
+    """The marks around the reasoning of one family of models."""
+
+    models: str
+    openings: tuple[str, ...]
+    closings: tuple[str, ...]
+    in_prompt: bool = True
+    """Whether a chat template may end with the opening mark, so that an answer has the closing mark alone."""
+    is_prose: bool = False
+    """Whether the marks are sentences that any model may write: they count only as a pair."""
+
+
+FAMILIES = (
+    Family("Qwen, DeepSeek, GLM and most others", ("<think>",), ("</think>",)),
+    Family("Magistral, Ministral", ("[THINK]",), ("[/THINK]",)),
+    Family("Kimi-VL", ("◁think▷",), ("◁/think▷",)),
+    Family("Seed-OSS", ("<seed:think>",), ("</seed:think>",)),
+    Family("EXAONE Deep, Gemini", ("<thought>",), ("</thought>",)),
+    Family("OpenThinker", ("<|begin_of_thought|>",), ("<|end_of_thought|>",)),
+    Family("Command A", ("<|START_THINKING|>",), ("<|END_THINKING|>",)),
+    Family("Gemma 4", ("<|channel>thought", "<|channel>"), ("<channel|>",)),
+    Family("LongCat", ("<longcat_think>",), ("</longcat_think>",)),
+    Family("MiniMax M3", ("<mm:think>",), ("</mm:think>",)),
+    Family("Solar Open 2", ("<|think:start|>",), ("<|think:end|>",)),
+    Family("Hunyuan 3", ("<think:opensource>",), ("</think:opensource>",)),
+    Family("K2 Horizon", ("<ifm|think>",), ("</ifm|think>",)),
+    Family("K2 Horizon, less effort", ("<ifm|think_fast>",), ("</ifm|think_fast>",)),
+    Family("K2 Horizon, least effort", ("<ifm|think_faster>",), ("</ifm|think_faster>",)),
+    Family("Kimi K3", ("<|open|>think<|sep|>",), ("<|close|>think<|sep|>",)),
+    Family("PLaMo 3", ("<|plamo:begin_think:plamo|>",), ("<|plamo:end_think:plamo|>",)),
+    Family("Apertus", ("<|inner_prefix|>",), ("<|inner_suffix|>",)),
+    Family(
+        "Inkling",
+        ("<|message_model|><|content_thinking|>", "<|content_thinking|>"),
+        ("<|end_message|>", "<|content_model_end_sampling|>"),
+        in_prompt=False,
+    ),
+    Family(
+        "Muse Glimmer",
+        ("<|start|>assistant to=self<|message|>", "to=self<|message|>"),
+        ("<|eom|>",),
+        in_prompt=False,
+    ),
+    Family(
+        "Granite 3.2",
+        ("Here is my thought process:", "Here's my thought process:"),
+        ("Here is my response:", "Here's my response:"),
+        in_prompt=False,
+        is_prose=True,
+    ),
 )
-TAGS = tuple(tag for pair in _PAIRS for tag in pair)
-_OPENING = tuple(opening for opening, _ in _PAIRS)
-_CLOSING = re.compile("|".join(re.escape(closing) for _, closing in _PAIRS))
-_CLOSING_ALONE = ("</think>", "</seed:think>", "[/THINK]", "◁/think▷")
+
+
+class Wrap(NamedTuple):
+    """The marks that a family of models puts around its answer."""
+
+    openings: tuple[str, ...]
+    closings: tuple[str, ...]
+    is_plain: bool = False
+    """Whether other models write it too, because a prompt asks for it: it is a mark only behind reasoning."""
+
+
+WRAPS = (
+    Wrap(("<answer>",), ("</answer>",), is_plain=True),  # Hunyuan A13B, GLM-4.1V
+    Wrap(("<response>",), ("</response>",), is_plain=True),  # ERNIE 4.5, Granite 3.3
+    Wrap(("<|begin_of_solution|>",), ("<|end_of_solution|>",)),  # OpenThinker
+    Wrap(("<|START_RESPONSE|>", "<|START_TEXT|>"), ("<|END_RESPONSE|>", "<|END_TEXT|>")),  # Command A
+    Wrap(  # Kimi K3
+        ("<|open|>response<|sep|>",),
+        ("<|close|>response<|sep|><|close|>message<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"),
+    ),
+    Wrap(  # Inkling
+        ("<|message_model|><|content_text|>", "<|content_text|>"), ("<|end_message|>", "<|content_model_end_sampling|>")
+    ),
+    Wrap(("<|start|>assistant to=user<|message|>", "to=user<|message|>"), ("<|eot|>",)),  # Muse Glimmer
+    Wrap(("<|begin_of_box|>",), ("<|end_of_box|>",)),  # GLM-4.5V
+)
+CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>")
+TAGS = tuple(mark for family in (*FAMILIES, *WRAPS) for mark in (*family.openings, *family.closings))
+"""The marks of all families but gpt-oss."""
+_OPENINGS = tuple(mark for family in FAMILIES for mark in family.openings)
+_CLOSING_ALONE = tuple(mark for family in FAMILIES if family.in_prompt for mark in family.closings)
+_WRAP_OPENINGS = tuple(mark for wrap in WRAPS for mark in wrap.openings)
+_WRAP_CLOSINGS = tuple(mark for wrap in WRAPS for mark in wrap.closings)
+_START, _CHANNEL, _MESSAGE = CHANNEL_MARKS[:3]
+_ENDS = ("<|end|>", "<|return|>", "<|call|>")
+_BETWEEN_MESSAGES = re.compile(r"(<\|(?:start|end|return|call)\|>)")
+# The beginning of a text on channels, also where a server has taken some marks for its own.
+_ON_CHANNELS = re.compile(
+    r"(?:<\|start\|>assistant(?! to=user<)[^<]*|assistant|analysis|commentary|final)?\s*<\|(?:channel|message)\|>"
+)
+# The same without any mark, where a server has decoded special tokens to nothing.
+_BARE_CHANNELS = re.compile(r"(?:assistant)?(?:(?:analysis|commentary)(.*?))?assistantfinal", re.DOTALL)
+_FIRST_WORDS = (
+    *(mark for mark in _OPENINGS + _WRAP_OPENINGS if mark[0] not in "<[◁"),
+    *("analysis", "commentary", "assistantanalysis", "assistantcommentary", "assistantfinal"),
+)
+_UNMARKED = re.compile(
+    "|".join(re.escape(mark) for family in FAMILIES if family.is_prose for mark in family.openings)
+    + r"|(?:assistant)?(?:analysis|commentary)(?=[^ \t:,.;()-])|assistantfinal"
+)
+_MARKS = (*CHANNEL_MARKS, *TAGS)
+_LONGEST = max(map(len, _MARKS))
+_BLANK = "\ufeff \t\r\n"
 _OPENING_QUOTES, _CLOSING_QUOTES = frozenset("`\"'“"), frozenset("`\"'”")
 _PROSE = re.compile(r"(?<=\w) $")
-_WRAPS = re.compile(r"\A\s*<\|(?:begin_of_solution|START_RESPONSE)\|>|<\|(?:end_of_solution|END_RESPONSE)\|>\s*\Z")
-_WRAPPING = ("<|begin_of_solution|>", "<|START_RESPONSE|>", "<|end_of_solution|>", "<|END_RESPONSE|>")
-_MARKS = (*CHANNEL_MARKS, *TAGS, *_WRAPPING)
+_BOX = re.compile(r"(?<![`\"'“])<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|\Z)", re.DOTALL)
+_THOUGHT = r"(?i:[\w.:|-]*(?:think|thought|reason|reflect|ponder|scratchpad|analysis|monolog)[\w.:|-]*)"
+_UNKNOWN = re.compile(rf"\s*(<\|[\w.: -]+\|?>|<{_THOUGHT}>|\[{_THOUGHT}\]|◁{_THOUGHT}▷|analysis(?=[A-Z]\w* ))")
 
 
-def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str]:
-    """Return `(reasoning, answer)` of a text that may begin with `<think>…</think>`, or another model's marks.
+def may_have_marks(text: str) -> bool:
+    """Return whether a text may contain a mark: one of these characters, or the first words of a mark without them."""
+    return "<" in text or "[" in text or "◁" in text or bool(_UNMARKED.match(text[:_LONGEST].lstrip(_BLANK)))
 
-    `opened`: the prompt itself ended with the opening mark, as in some chat templates. If a block never closes (an
+
+def unknown_mark(text: str) -> str:
+    """Return the mark at the beginning of a text that looks like one of `FAMILIES` but is unknown; `""` without one.
+
+    >>> unknown_mark("<pondering>France?</pondering>Paris")
+    '<pondering>'
+    """
+    found = _UNKNOWN.match(text, 0, 80)
+    return "" if found is None or found[1].startswith(_MARKS) else found[1]
+
+
+def split_reasoning(text: str, *, opened: Family | None = None) -> tuple[str | None, str]:
+    """Return `(reasoning, answer)` of a text that may begin with `<think>…</think>`, or another family's marks.
+
+    `opened`: the family whose opening mark ended the prompt, as in some chat templates. If a block never closes (an
     answer cut at its length), all of the text is reasoning and the answer is empty.
 
     >>> split_reasoning("<think>France?</think>Paris")
     ('France?', 'Paris')
     """
-    if opened:
-        closing = _CLOSING.search(text)
-        thought, answer = (text, "") if closing is None else (text[: closing.start()], text[closing.end() :])
-        return thought.strip() or None, answer.lstrip()
-    return _split_block(text.lstrip()) or (None, text)
+    found = _split_blocks(text.lstrip(_BLANK), opened)
+    return (None, _unwrapped(text)) if found is None else found
 
 
-def _split_block(start: str) -> tuple[str | None, str] | None:
-    """Return `(reasoning, answer)` of a text that begins with an opening mark, None for any other."""
-    for opening, closing in _PAIRS:
-        if start.startswith(opening):
-            thought, _, answer = start[len(opening) :].partition(closing)
-            return thought.strip() or None, answer.lstrip()
-    return None
+def _split_blocks(start: str, opened: Family | None = None) -> tuple[str | None, str] | None:
+    """Return `(reasoning, answer)` of a text that begins within a block or with one, None for any other."""
+    if opened is None and not start.startswith(_OPENINGS):
+        return None
+    family = opened or next(one for one in FAMILIES if start.startswith(one.openings))
+    if family.is_prose and _closing_in(start, family) is None:
+        return None
+    thoughts: list[str] = []
+    is_within = opened is not None
+    while is_within or start.startswith(family.openings):
+        start = _without_opening(start, family)
+        place, end = _closing_in(start, family) or (len(start), len(start))
+        thoughts.append(start[:place].strip())
+        start = start[end:].lstrip()
+        is_within = False
+    return "\n".join(filter(None, thoughts)) or None, _unwrapped(start, behind_reasoning=True)
 
 
-def opens_reasoning(prompt: str) -> bool:
-    """Return whether a prompt ends with an opening mark, so that the answer begins inside its reasoning."""
-    return prompt.rstrip().endswith(_OPENING)
+def _without_opening(start: str, family: Family) -> str:
+    """Return the text behind an opening mark; a model may repeat the mark at the end of its prompt."""
+    bare = start.lstrip()
+    return next((bare.removeprefix(mark) for mark in family.openings if bare.startswith(mark)), start)
 
 
-def closes_reasoning(text: str) -> bool:
-    """Return whether a closing mark is in `text`."""
-    return _CLOSING.search(text) is not None
+def _closing_in(text: str, family: Family) -> tuple[int, int] | None:
+    """Return where the first closing mark starts and ends."""
+    places = [(place, place + len(mark)) for mark in family.closings if (place := text.find(mark)) >= 0]
+    return min(places, default=None)
+
+
+def _unwrapped(text: str, *, behind_reasoning: bool = False) -> str:
+    """Return an answer without the marks around it."""
+    if text.lstrip(_BLANK).startswith(_WRAP_OPENINGS) or text.rstrip().endswith(_WRAP_CLOSINGS):
+        for wrap in WRAPS:
+            text = _without(wrap, text, behind_reasoning=behind_reasoning)
+    return _BOX.sub(r"\1", text) if "<|begin_of_box|>" in text else text
+
+
+def _without(wrap: Wrap, text: str, *, behind_reasoning: bool) -> str:
+    start = text.lstrip(_BLANK)
+    opening = next((mark for mark in wrap.openings if start.startswith(mark)), "")
+    if opening and (behind_reasoning or not wrap.is_plain):
+        text = start[len(opening) :]
+        closing = next((mark for mark in wrap.closings if mark in text), "")
+        return "".join(text.split(closing, maxsplit=1)).strip() if closing else text.strip()
+    end = text.rstrip()
+    closing = next((mark for mark in wrap.closings if end.endswith(mark)), "")
+    return text if wrap.is_plain else end.removesuffix(closing) if closing else text
+
+
+def opened_by(prompt: str) -> Family | None:
+    """Return the family whose opening mark ends a prompt, so that the answer begins inside its reasoning."""
+    end = prompt[-_LONGEST - 8 :].rstrip()
+    return next((one for one in FAMILIES if one.in_prompt and end.endswith(one.openings)), None)
 
 
 def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
@@ -71,18 +213,23 @@ def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
     The opening mark may be missing: some chat templates end the prompt with it. `already`: the endpoint has separated
     the reasoning; then only a closing mark left at the start is removed.
     """
-    start = text.lstrip("\ufeff \t\r\n")
-    if start.startswith((_CHANNEL, _START)):
+    end = text.rstrip()
+    if mark := next((mark for mark in _ENDS if end.endswith(mark)), ""):
+        text = end.removesuffix(mark)
+    start = text.lstrip(_BLANK)
+    if (block := _split_blocks(start)) is not None:
+        return block
+    if _ON_CHANNELS.match(start):
         return split_channels(start)
-    if (block := _split_block(start)) is not None:
-        return block[0], _WRAPS.sub("", block[1])
+    if _UNMARKED.match(start) and (found := _BARE_CHANNELS.match(start)):
+        return (found[1] or "").strip() or None, start[found.end() :].lstrip()
     place, mark = min((_place_of(mark, start), mark) for mark in _CLOSING_ALONE)
     if place == len(start) or (already and place):
-        return None, text
+        return None, _unwrapped(text)
     before, behind = start[:place], start[place + len(mark) :]
-    if any(opening in before for opening in _OPENING) or (_PROSE.search(before) and behind[:1] == " "):
+    if any(opening in before for opening in _OPENINGS) or (_PROSE.search(before) and behind[:1] == " "):
         return None, text
-    return before.strip() or None, behind.lstrip()
+    return before.strip() or None, _unwrapped(behind.lstrip(), behind_reasoning=True)
 
 
 def _place_of(mark: str, text: str) -> int:
@@ -102,14 +249,20 @@ def _place_of(mark: str, text: str) -> int:
 def without_broken_mark(text: str, marks: Iterable[str] = _MARKS) -> str:
     """Return an unfinished text without its end, if that may be the beginning of one of `marks`.
 
+    Nothing is left of a text whose first sentence decides only later whether it is reasoning.
+
     >>> without_broken_mark("<think>France?</th")
     '<think>France?'
     """
-    end = text[-40:]  # longer than each mark
-    at = max(map(end.rfind, {mark[0] for mark in marks}))
-    if at >= 0 and any(mark.startswith(end[at:]) for mark in marks):
-        text = text[: at - len(end)]
-    return text if text.strip("\ufeff \t\r\n") else ""
+    end = text[-_LONGEST:]
+    for at, character in enumerate(end):
+        if character in "<[◁" and any(mark.startswith(end[at:]) for mark in marks):
+            text = text[: at - len(end)]
+            break
+    start = text.lstrip(_BLANK)
+    if not start or any(words.startswith(start) for words in _FIRST_WORDS):
+        return ""
+    return "" if _UNMARKED.match(start) and split_marked(start) == (None, start) else text
 
 
 def split_channels(text: str) -> tuple[str | None, str]:
@@ -118,12 +271,17 @@ def split_channels(text: str) -> tuple[str | None, str]:
     Messages in the channel `final` and messages without a channel are the answer; all others are reasoning. Format:
     github.com/openai/harmony, docs/format.md.
     """
-    if _CHANNEL not in text and _MESSAGE not in text:
+    if not any(mark in text for mark in (_CHANNEL, _MESSAGE, *_ENDS)):
         return None, text
     texts: dict[bool, list[str]] = {True: [], False: []}
-    for message in text.split(_START):
-        header, _, content = message.partition(_MESSAGE)
-        channel = header.partition(_CHANNEL)[2].strip()
-        texts[not channel or channel.startswith("final")].append(_END.split(content, maxsplit=1)[0])
+    before = ""
+    for piece in _BETWEEN_MESSAGES.split(text):
+        header, mark, content = piece.partition(_MESSAGE)
+        if mark:
+            channel = header.rpartition(_CHANNEL)[2].strip()
+            texts[not channel or channel.startswith(("final", "assistant"))].append(content)
+        elif _CHANNEL not in piece and before != _START and not _BETWEEN_MESSAGES.match(piece):
+            texts[True].append(piece)  # without a header
+        before = piece
     reasoning = "\n".join(filter(None, map(str.strip, texts[False])))
     return reasoning or None, "".join(texts[True])

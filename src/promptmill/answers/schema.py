@@ -10,6 +10,7 @@ A repair extracts JSON from an answer with text around it or slips in writing, i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import json
@@ -17,7 +18,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from promptmill.core.bounds import LONGEST_ANSWER, LONGEST_SCHEMA, MOST_KEPT
+from promptmill.core.bounds import LONGEST_ANSWER, LONGEST_SCHEMA, MOST_KEPT, MOST_UNREADABLE
 from promptmill.core.errors import Named, input_error
 from promptmill.core.request import is_longer
 from promptmill.core.values import JsonDict, JsonObject
@@ -74,8 +75,32 @@ _AROUND_CHOICE = " \t\r\n\"'`*_.\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"  # q
 _FENCE = "```"
 _LANGUAGE = re.compile(r"[ \t]*(?:json5|jsonc|json|JSON)?")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
-# A repair may change these marks of JSON only, never a word or a number.
-_MARKS = re.compile(r"[\s{}\[\]\"'`:,\\]+")
+# A repair may change these marks of JSON only, never a word, a number or a bracket.
+_MARKS = re.compile(r"[\s\"'`:,\\]+")
+_OPENING, _BRACKET, _PARTNERS = re.compile(r"[{\[]"), re.compile(r"[{}\[\]]"), {"{": "}", "[": "]"}
+_JSON_LIKE = re.compile(r"""\{\s*(?:["']|\w+\s*:)|\[\s*["'{\[]""")
+_GOES_ON = re.compile(r"""[\s}\]]*(?:,\s*(?:["'{\[\d]|\w+["']?\s*:)|["'](?:[^"'\n]*["']\s*:|\s*[,:}\]]))""")
+_CLOSING = re.compile(r"[}\]]")
+# Words that deny a value, in the languages in which models answer most.
+_DENYING = (
+    "not|never|cannot|nor|neither|wrong|incorrect|invalid|instead of|rather than",
+    r"nicht|kein\w*|falsch\w*|statt|pas|jamais|faux|fausse",
+    "no es|no son|nunca|incorrect[ao]|não|errad[ao]|non|sbagliat[ao]",
+    "не|нет|неверно|неправильно",
+)
+_DENIAL = re.compile(
+    rf"\b(?:{'|'.join(_DENYING)})\b|n['\u2019]t\b|[不没沒非错錯]|ない|ません|違|間違|아니|않", re.IGNORECASE
+)
+_TAKEN_BACK = re.compile(
+    r"[?\uff1f]|(?:no|nein|non|não|нет|不)[,.!:;\uff0c]|(?:wait|actually|sorry|correction|oops|hmm)\b|"
+    rf"(?:that|this|it|which|das|dies|ce|c'est|eso|esto)\b[^.!?\n]*\b(?:{'|'.join(_DENYING)})\b",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[。\n]")
+_LEAD = re.compile(r"[\s:\uff1a]*(?:```\w*)?[\s:\uff1a]*$")  # between a sentence and the value that it introduces
+_SAME_SENTENCE = re.compile(r"[^.!?。\n]*")
+_AROUND = " \t\n`.,:;!)\"'*_\u2014\u2013-"
+_NEAR = 300  # characters around a value: a sentence
 
 
 class Checked(NamedTuple):
@@ -132,12 +157,17 @@ class AnswerSchema:
         if not complete:
             return Checked(text, problem)
         found: dict[str, str] = {}
-        for value in _candidates(text):
-            problem = self._problem(value)
-            for kept in (value, *self._without_nulls(value)):
-                if self._validator.is_valid(kept) and (written := _written(kept)):
-                    found[json.dumps(kept, sort_keys=True)] = written
-                    break
+        try:
+            for value, begin, end in _candidates(text):
+                problem = self._problem(value)
+                for kept in (value, *self._without_nulls(value)):
+                    if self._validator.is_valid(kept) and (written := _written(kept)):
+                        if _is_denied(text, begin, end):
+                            return Checked(text, "its words deny the JSON value in it")
+                        found[json.dumps(kept, sort_keys=True)] = written
+                        break
+        except _DoubtError as doubt:
+            return Checked(text, str(doubt) if found else problem)
         if len(found) == 1:
             return Checked(found.popitem()[1], repaired=True)
         if found:
@@ -369,17 +399,17 @@ class Choices:
         if len(answer) > LONGEST_ANSWER:
             return ""
         text = next(_fenced(answer), answer).strip()
-        try:
-            value = _read_json(text)
-        except ValueError:
-            value = text
+        value: Any = text
+        if text not in self._choices:  # `true`, `1.5` and `{}` may be choices, too
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
         if isinstance(value, dict):
             found = [*value.values()]
             value = found[0] if len(found) == 1 else value.get(_CHOICE)
         elif not complete and any(other != value and other.startswith(str(value)) for other in self._choices):
             return ""
-        if type(value) is int:
-            value = str(value)
+        if value is None or isinstance(value, bool):
+            value = json.dumps(value)
         if not isinstance(value, str):
             return ""
         value = value.strip()
@@ -418,8 +448,11 @@ def asking_for(schema: JsonObject) -> JsonDict:
 
 
 def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) -> Mapping[str, Any]:
-    """Return `options` plus the `response_format` of `answer_schema`. Raises `PromptmillError`, also with `choices`."""
-    if answer_schema is None:
+    """Return `options` plus the `response_format` of `answer_schema`, where `{}` is no schema.
+
+    Raises `PromptmillError`, also with `choices`.
+    """
+    if not answer_schema:
         return options
     if options.get("choices") is not None:
         raise input_error(Named("choices"), " and ", Named("schema"), " exclude each other; give one of them.")
@@ -502,21 +535,28 @@ def _written(value: Any) -> str:
         return ""
 
 
-def _candidates(text: str) -> Iterator[Any]:
-    """Yield the values that `text` may mean: its code fences, else objects and lists between prose.
+class _DoubtError(Exception):
+    """A text may mean more than the values in it; the message is the problem of the answer."""
 
-    If there are none, slips (trailing commas, single quotes, missing quotes) are corrected, but never a word.
+
+def _candidates(text: str) -> Iterator[tuple[Any, int, int]]:
+    """Yield the values that `text` may mean, each with its start and end.
+
+    They are the whole text, also as the content of a text of JSON, scalars in code fences, and objects and lists
+    between prose, whose slips (trailing commas, single quotes, missing quotes) are corrected, but never a word or a
+    bracket. Raises `_DoubtError` for a value that is cut, or that goes on behind its end.
     """
-    parts = list(_fenced(text)) or [text]
-    seen = False
-    for part in parts:
-        for value in _values(part):
-            seen = True
-            yield value
-    if not seen:
-        for part in parts:
-            if (value := _mended(part)) is not None:
-                yield value
+    with contextlib.suppress(ValueError):
+        value = _read_json(text)
+        if isinstance(value, str):
+            value = _read_json(value)
+        yield value, 0, len(text)
+        return
+    for piece in _fenced(text):
+        with contextlib.suppress(ValueError):
+            if not isinstance(value := _read_json(piece), dict | list):
+                yield value, 0, len(text)
+    yield from _values(text)
 
 
 def _fenced(text: str) -> Iterator[str]:
@@ -527,44 +567,64 @@ def _fenced(text: str) -> Iterator[str]:
         yield piece[found.end() if found else 0 :].strip()
 
 
-def _values(text: str) -> Iterator[Any]:
-    """Yield the JSON values in `text`: the whole of it, or objects and lists between other words."""
-    try:
-        yield _read_json(text)
-        return
-    except ValueError:
-        pass
-    place = 0
-    while (start := _next_bracket(text, place)) >= 0:
+def _values(text: str) -> Iterator[tuple[Any, int, int]]:
+    """Yield the objects and lists in `text`, each with its start and end. Raises `_DoubtError`."""
+    place, unreadable, ends = 0, 0, None
+    while opening := _OPENING.search(text, place):
+        start = opening.start()
+        is_prose = False
         try:
-            value, place = _DECODER.raw_decode(text, start)
+            value, end = _DECODER.raw_decode(text, start)
         except (ValueError, RecursionError):
-            return  # an unclosed bracket may contain all that follows: `_mended` handles it
-        yield value
+            is_prose = not _JSON_LIKE.match(text, start)  # such as [sic]
+            ends = _ends_of_groups(text) if ends is None else ends
+            end = ends.get(start, start + 1)
+            value = _mended(text[start:end]) if start in ends else None
+            unreadable += 1
+            if value is None and (not is_prose or unreadable > MOST_UNREADABLE):
+                raise _DoubtError("a JSON value in it is cut or cannot be read") from None
+        place = end
+        if not is_prose:
+            following = _OPENING.search(text, end)
+            behind = text[end : following.start() if following else len(text)].lstrip(" \t\r\n,}]")
+            if _GOES_ON.match(text, end) or _CLOSING.search(behind):
+                raise _DoubtError("it goes on after the end of a JSON value")
+        if value is not None:
+            yield value, start, end
 
 
-def _next_bracket(text: str, place: int) -> int:
-    places = [found for mark in "{[" if (found := text.find(mark, place)) >= 0]
-    return min(places, default=-1)
+def _ends_of_groups(text: str) -> dict[int, int]:
+    """Return the start of each bracket with a partner, and the place behind its partner; brackets in texts count."""
+    ends, waiting = dict[int, int](), list[int]()
+    for found in _BRACKET.finditer(text):
+        if found[0] in _PARTNERS:
+            waiting.append(found.start())
+        elif waiting and _PARTNERS[text[waiting[-1]]] == found[0]:
+            ends[waiting.pop()] = found.end()
+        else:
+            waiting.clear()
+    return ends
 
 
-def _mended(text: str) -> Any:
-    """Return the only object or list in `text` with its slips corrected; None in case of doubt."""
+def _mended(part: str) -> Any:
+    """Return the object or list that `part` is, with its slips corrected; None in case of doubt."""
     from json_repair import repair_json
 
-    start = _next_bracket(text, 0)
-    if start < 0:
-        return None
-    end = text.rfind("}" if text[start] == "{" else "]")
-    if end < start:
-        return None  # it has no end: the answer is cut
-    part = text[start : end + 1]
     try:
         value = repair_json(part, return_objects=True)
         same = _words(part) == _words(_written(value))
     except (ValueError, RecursionError, TypeError):
         return None
     return value if same and isinstance(value, dict | list) else None
+
+
+def _is_denied(text: str, start: int, end: int) -> bool:
+    """Return whether the sentence around a value denies it, or the next one takes it back."""
+    before, behind = text[max(0, start - _NEAR) : start], text[end : end + _NEAR]
+    before = _SENTENCE_END.split(_LEAD.sub("", before))[-1]
+    after = _SAME_SENTENCE.match(behind)
+    sentence = before + (after[0] if after else "")
+    return bool(_DENIAL.search(sentence) or _TAKEN_BACK.match(behind.lstrip(_AROUND)))
 
 
 def _words(text: str) -> str:

@@ -148,8 +148,10 @@ class BatchApi(Protocol):
     async def state(self, batch_id: str) -> BatchState:
         """Return the current state."""
 
-    def replies(self, state: BatchState) -> AsyncIterator[Reply]:
-        """Yield the results that exist, in any order. After a lost connection, the same replies may be repeated.
+    def replies(self, state: BatchState) -> AsyncIterator[Reply | None]:
+        """Yield the results that exist, in any order; None for a damaged one, which may be billed all the same.
+
+        After a lost connection, the same replies may be repeated.
 
         Raises `not_found` at its end if the provider no longer has a part of the results.
         """

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+from promptmill.answers.reasoning import unknown_mark
 from promptmill.backends.batches import Reply
 from promptmill.core.errors import Code, PromptmillError, without_frames
 from promptmill.core.money import Budget
@@ -23,6 +24,12 @@ _CUT_WHILE_REASONING = (
     "Answers are empty because they reached `max_tokens` while the model was still reasoning; raise `max_tokens`, or "
     "set `reasoning: inline`."
 )
+
+_EMPTY = (
+    "Answers are empty, without any reasoning, although the model ended them itself; look at the prompt and at `stop`, "
+    "and ask a chat model."
+)
+_UNKNOWN_MARK = "An answer begins with "
 
 DURATIONS_S = tuple(0.01 * 2**step for step in range(14))
 """The bounds in which durations are counted, from OpenTelemetry's conventions for generative models."""
@@ -113,7 +120,7 @@ class Completion:
 
         A completion that reached the longest length is a cut answer; its finish reason shows that.
         """
-        if self.text or self.tool_calls or not self.reasoning or self.finish_reason == "length":
+        if not self.is_empty or not self.reasoning or self.finish_reason == "length":
             return None
         return PromptmillError(
             Code.OPEN_REASONING,
@@ -500,6 +507,16 @@ class Call:
         """
         self.warnings[message] = None
 
+    def warn_of_marks(self, text: str) -> None:
+        """Warn of an answer that begins with an unknown mark of reasoning, of the first one only."""
+        mark = unknown_mark(text)
+        if mark and not any(warning.startswith(_UNKNOWN_MARK) for warning in self.warnings):
+            self.warn(
+                f"{_UNKNOWN_MARK}{mark:.40}, which may be a mark of reasoning that promptmill does not know, so "
+                "that answers contain the model's reasoning. Set the reasoning parser of the server, or switch "
+                "thinking off by `enable_thinking: false`."
+            )
+
     def sending(self, request: Request) -> None:
         """Count a request that is about to be sent."""
         self.counts.requests += 1
@@ -526,10 +543,14 @@ class Call:
         self.counts.count(outcome)
         if self.ledger.journal is not None and outcome.cost is not None:
             self.counts.cost = (self.counts.cost or 0.0) + outcome.cost
-        if outcome.text or not isinstance(outcome, Completion):
+        if not isinstance(outcome, Completion):
             return
-        if outcome.reasoning and outcome.finish_reason == "length":
+        if not outcome.is_empty:
+            self.warn_of_marks(outcome.text)
+        elif outcome.reasoning and outcome.finish_reason == "length":
             self.warn(_CUT_WHILE_REASONING)
+        elif outcome.finish_reason == "stop" and "payload" not in (outcome.details or ()):  # of another path than chats
+            self.warn(_EMPTY)
 
 
 class Stoppable:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import math
 import re
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Protocol
@@ -26,7 +28,7 @@ from promptmill.backends.rows import IMAGES, RowReader
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Request
-from promptmill.core.values import JsonDict, JsonObject, loads
+from promptmill.core.values import JsonDict, JsonObject, json_text, loads, plain_text, read_json
 
 PROMPT = Named("prompt")
 _WAIT_S = 5.0  # for the writer of the database
@@ -58,8 +60,11 @@ class Template(Protocol):
         """The text before the first place, with which every prompt begins."""
         ...
 
-    def render(self, row: JsonObject) -> str:
-        """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
+    def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
+        """Return the prompt of a row. `empty` gets the fields whose places stay blank, and in what way each is empty.
+
+        Raises `PromptmillError`: `invalid_input`; `empty_prompt` if all places are blank, unless the row `has_more`.
+        """
         ...
 
 
@@ -97,34 +102,49 @@ class PlainTemplate:
         """The text before the first place."""
         return self.parts[0]
 
-    def render(self, row: JsonObject) -> str:
-        """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
-        text = "".join(self.texts(row))
+    def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
+        """Return the prompt of a row: see `Template`."""
+        empty = {} if empty is None else empty
+        text = "".join(self.texts(row, empty))
         if len(text) > LONGEST_ROW:
             raise input_error(PROMPT, f" makes a prompt that {TOO_LONG}.")
+        if empty and not has_more and self.names <= empty.keys():
+            raise asks_nothing(empty)
         return text
 
-    def texts(self, row: JsonObject) -> list[str]:
-        """Return the parts of the prompt of a row: a text, the text of a field, a text, … Raises as `render` does."""
+    def texts(self, row: JsonObject, empty: dict[str, str]) -> list[str]:
+        """Return the parts of the prompt of a row: a text, the text of a field, a text, … `empty` gets the empty
+        fields.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
         texts = [*self.parts]
         try:
             for at in range(1, len(texts), 2):
-                value = row[texts[at]]
-                texts[at] = (
-                    value if type(value) is str and value and not value.isspace() else cell_text(value, texts[at])
-                )
+                name = texts[at]
+                value = row[name]
+                if type(value) is str and value and not value.isspace():
+                    texts[at] = value
+                elif what := rows.emptiness(value):
+                    texts[at], empty[name] = "", what
+                else:
+                    texts[at] = cell_text(value)
         except KeyError as error:
             raise input_error(PROMPT, f": {error.args[0]!r} is undefined.") from None
         return texts
 
 
-def cell_text(value: Any, name: str) -> str:
-    """Return a value as the text of a prompt. Raises `PromptmillError` (`empty_prompt`) for an empty one."""
-    if what := rows.emptiness(value):
-        raise PromptmillError(Code.EMPTY_PROMPT, f"its {name} is {what}.")
+def asks_nothing(empty: Mapping[str, str]) -> PromptmillError:
+    """Return the error of a row whose places are all blank. `empty`: in what way each of its fields is."""
+    are = f"is {next(iter(empty.values()))}" if len(empty) == 1 else "are empty"
+    return PromptmillError(Code.EMPTY_PROMPT, f"its {' and '.join(empty)} {are}.")
+
+
+def cell_text(value: Any) -> str:
+    """Return a value as the text of a prompt."""
     if isinstance(value, str):
         return value
-    return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list | bool) else str(value)
+    return json_text(value) if isinstance(value, dict | list | bool) else plain_text(value)
 
 
 def _packed(template: Template | None) -> tuple[str, ...] | None:
@@ -165,16 +185,23 @@ class Questions:
         values = loads(cells)
         return question_json(self.of({name: values[at] for at, name in self.columns}))
 
-    def of(self, row: JsonObject) -> JsonDict:
-        """Return the question of a row, given by its fields. Raises `PromptmillError` (`invalid_input`)."""
+    def of(self, row: JsonObject, blank: set[str] | None = None) -> JsonDict:
+        """Return the question of a row, given by its fields. `blank` gets the fields whose places stay blank.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
         row = self._with_missing(row)
         if self.template is None:
             return self._of_columns(row)
         question = self._settings(row) if self.fields else {}
         try:
-            question["prompt"] = self.template.render(row)
+            empty: dict[str, str] = {}
+            images = None if self.image_column is None else self._images(row, self.image_column)
+            question["prompt"] = self.template.render(row, empty, has_more=bool(images))
             if self.image_column is not None:
-                question["images"] = self._images(row, self.image_column)
+                question["images"] = images
+            if blank is not None:
+                blank.update(empty)
             return question
         except PromptmillError as error:
             if error.code is Code.EMPTY_PROMPT:
@@ -186,9 +213,9 @@ class Questions:
         if not isinstance(self.template, PlainTemplate):
             return []
         if self.columns is None:
-            return self.template.texts(self._with_missing(rows.load(cells, "")))
+            return self.template.texts(self._with_missing(rows.load(cells, "")), {})
         values = loads(cells)
-        return self.template.texts(self._with_missing({name: values[at] for at, name in self.columns}))
+        return self.template.texts(self._with_missing({name: values[at] for at, name in self.columns}), {})
 
     def _with_missing(self, row: JsonObject) -> JsonObject:
         if self.has_missing and not _MISSING.keys().isdisjoint(row.values()):
@@ -205,6 +232,8 @@ class Questions:
         for name in ("messages", "prompt"):
             if isinstance(question.get(name), list):
                 question[name] = _without_nulls(question[name])
+        if isinstance(question.get("prompt"), Decimal):
+            question["prompt"] = plain_text(question["prompt"])
         return question | images
 
     def _settings(self, row: JsonObject) -> JsonDict:
@@ -296,11 +325,18 @@ def question_json(question: JsonObject) -> bytes:
     """Return a question as JSON; images may be bytes. Raises `PromptmillError` (`invalid_input`) for other values."""
     try:
         if "images" not in question and "image" not in question:
-            return orjson.dumps(question)
-        orjson.dumps({name: value for name, value in question.items() if name not in IMAGES})
-        return orjson.dumps(question, default=_as_base64)
+            return _json(question, _as_number)
+        _json({name: value for name, value in question.items() if name not in IMAGES}, _as_number)
+        return _json(question, _as_base64)
     except TypeError:
         raise input_error("prompt, messages or images hold values that are not text.") from None
+
+
+def _json(question: JsonObject, default: Callable[[object], float | str]) -> bytes:
+    try:
+        return orjson.dumps(question, default)
+    except TypeError:  # also a number beyond 64 bits
+        return json.dumps(question, default=default, separators=(",", ":")).encode()
 
 
 def joined(questions: Sequence[bytes]) -> bytes:
@@ -322,8 +358,8 @@ def _read(row: JsonObject, *, has_messages: bool) -> JsonDict:
             continue  # with both columns, the messages may be the question
         if name == "messages" or (name in IMAGES and isinstance(value, str) and value.lstrip().startswith("[")):
             try:
-                value = orjson.loads(value)
-            except orjson.JSONDecodeError as error:
+                value = read_json(value)
+            except json.JSONDecodeError as error:
                 raise input_error(f"{name} is not valid JSON: {error.msg}.") from None
         question[name] = value
     return question
@@ -343,8 +379,13 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _as_base64(value: object) -> str:
-    """Return the bytes of an image as base64."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
+def _as_number(value: object) -> float:
+    """Return the decimal of a setting as a fraction."""
+    if isinstance(value, Decimal):
+        return float(value)
     raise TypeError
+
+
+def _as_base64(value: object) -> float | str:
+    """Return the bytes of an image as base64."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else _as_number(value)

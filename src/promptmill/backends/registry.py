@@ -142,6 +142,15 @@ def providers(environ: Mapping[str, str] = os.environ) -> list[Listed]:
     ]
 
 
+def provider_named(name: str) -> str | None:
+    """Return the provider called `name`, or of which it is another name (`claude`); None if there is none."""
+    module = importlib.import_module("promptmill.backends.openai.providers")
+    try:
+        return str(module.profile_of(name).name)
+    except KeyError:
+        return None
+
+
 @contextlib.asynccontextmanager
 async def batches(plan: ResolvedConfig) -> AsyncIterator[BatchApi]:
     """Open the Batch API of the first endpoint of `plan`. Raises `PromptmillError` (`unsupported`) for an engine."""

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import math
@@ -38,9 +37,9 @@ from promptmill.core.request import (
     replacing_choices,
     required_of,
 )
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, json_text, plain_text, read_json
 from promptmill.core.wording import shape
-from promptmill.images.load import from_folder
+from promptmill.images.load import from_folder, is_data
 
 PROBLEM = "promptmill:problem"
 """The only field of a line for an unusable row; its value is the reason."""
@@ -309,8 +308,8 @@ def digest(
             asked = {name: inner for name, inner in value.items() if name not in _OF_NO_REQUEST}
         else:
             asked = {name: value[name] for name in (NAMES if row_settings else CONTENT) & value.keys()}
-        text = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
-    except (PromptmillError, TypeError, KeyError, AttributeError):
+        text = json_text(asked, sort_keys=True).encode()
+    except (PromptmillError, TypeError, KeyError, AttributeError, UnicodeEncodeError):
         return None
     return hashlib.blake2b(text, digest_size=16).digest()
 
@@ -346,11 +345,11 @@ def load(line: bytes, where: str) -> Any:
     """Return the JSON value of a line. Raises `PromptmillError` (`invalid_input`)."""
     line = line.removeprefix(BOM)
     try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+        return read_json(line)
+    except json.JSONDecodeError as error:
         reason = error.msg
     try:
-        # accepts numbers beyond 64 bits and NaN, unlike orjson; as text, because it would take some bytes for UTF-16
+        # accepts NaN, unlike orjson; as text, because it would take some bytes for UTF-16
         return json.loads(line.decode())
     except UnicodeDecodeError:
         raise input_error(f"{where} is not UTF-8 text. {AS_UTF8}") from None
@@ -363,17 +362,12 @@ def load(line: bytes, where: str) -> Any:
         raise input_error(f"{where} is not valid JSON: {reason}.{plain}") from None
 
 
-def json_line(value: JsonObject) -> bytes:
-    """Return `value` as a line of JSON."""
+def json_line(value: Any) -> bytes:
+    """Return an object, or another value, as a line of JSON."""
     try:
-        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=_as_text)
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=plain_text)
     except TypeError:  # numbers beyond 64 bits, which came in and go out as they are
-        return json.dumps(value, separators=(",", ":"), default=_as_text).encode() + b"\n"
-
-
-def _as_text(value: object) -> str:
-    """Return a value of a table that JSON has no form for as text; bytes as base64."""
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+        return json.dumps(value, separators=(",", ":"), default=plain_text).encode() + b"\n"
 
 
 def _check_tokens(asked: JsonObject, most: int, where: str) -> None:
@@ -417,8 +411,8 @@ def _row(row: JsonObject, where: str, images: RowImages, column: str = "") -> Co
 def _read_messages(text: str, where: str) -> object:
     """Return the messages in a field with JSON."""
     try:
-        return orjson.loads(text) if text.strip() else None
-    except orjson.JSONDecodeError as error:
+        return read_json(text) if text.strip() else None
+    except json.JSONDecodeError as error:
         raise input_error(f"{where}: messages is not valid JSON: {error.msg}.") from None
 
 
@@ -475,7 +469,8 @@ def _own_parameters(row: JsonObject, where: str, loaded_model: str) -> tuple[Jso
         schema = _structured(_SCHEMA, given[_SCHEMA], where)
         if not isinstance(schema, Mapping):
             raise input_error(f"{where}: {_SCHEMA} is {shape(schema)}; send a JSON Schema object.")
-        sampling["response_format"] = asking_for(schema)
+        if schema:
+            sampling["response_format"] = asking_for(schema)
     return _sampling(sampling, f"{where}: ").given() if sampling else {}, body
 
 
@@ -508,7 +503,7 @@ def _sources(value: Any, where: str) -> Iterator[str]:
         case str():
             yield f"data:;base64,{_joined(value)}" if _is_base64(value) else value
         case {"bytes": str(data)} if data:  # an image of the library `datasets`
-            yield data if data[:5] == "data:" else f"data:;base64,{_joined(data)}"
+            yield data if is_data(data) else f"data:;base64,{_joined(data)}"
         case {"path": str(path)} | {"url": str(path)} | {"image_url": str(path) | {"url": str(path)}} if path:
             yield path
         case _:
@@ -527,8 +522,8 @@ def _structured(name: str, value: Any, where: str) -> Any:
     """Return `value`, parsed if it is a table's cell with JSON."""
     if name in _STRUCTURED and isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
         try:
-            return orjson.loads(value)
-        except orjson.JSONDecodeError as error:
+            return read_json(value)
+        except json.JSONDecodeError as error:
             if name != "stop":
                 raise input_error(f"{where}: {name} is not valid JSON: {error.msg}.") from None
     return value

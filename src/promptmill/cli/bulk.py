@@ -91,7 +91,7 @@ def add_options(bulk: Parser) -> None:
     group.add_argument(
         "--pdf",
         choices=("text", "images"),
-        help="what is sent of PDFs; unless given, their text, or the pages of scans",
+        help="what is sent of PDFs; unless given, each page as its text, or as an image if it is a scan",
     )
     group = bulk.add_argument_group("answers")
     options.add_answer_form(group)

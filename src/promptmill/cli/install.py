@@ -6,9 +6,8 @@ Desktop and Claude Code), cursor.com/docs, code.visualstudio.com/docs, developer
 docs.windsurf.com; for the folders also modelcontextprotocol.io/docs/tools/debugging (Claude Desktop: `/`) and
 microsoft/vscode #250078 (home).
 
-If the client has a command that adds entries, that command writes a new entry. An entry that replaces an earlier one is
-written into the file directly, because the commands drop the earlier entry's fields and keep no copy. VS Code's
-`--add-mcp` has no counterpart that removes an entry.
+The entry is written into the file, also where the client has a command for it (`codex mcp add`): such commands rewrite
+other entries, lose comments and keep no copy.
 
 `promptmill install ultrarag CHECKOUT` replaces the checkout's generation server by our launcher, and nothing else. One
 file changes, and the checkout tracks it: `git checkout` restores the original and leaves no other trace.
@@ -23,8 +22,6 @@ import json
 import os
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +31,7 @@ from promptmill.config import loading, parameter_file
 from promptmill.core.errors import PromptmillError, config_error, looks_like_key
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.install import client_file
-from promptmill.install.file_steps import Step, backup_of, keep_at, make_folder, put_back, remove, write
+from promptmill.install.file_steps import Step, keep_at, make_folder, put_back, remove, write
 from promptmill.system.call_files import holds_everything
 from promptmill.system.safe_open import home_expanded
 
@@ -51,50 +48,6 @@ set `api_key` in the configuration file. A server without keys needs neither."""
 _KEYS_BY_HAND = """\
 No API key was written. Desktop programs do not see your shell's variables: put "env": {"LLM_API_KEY": "…"} into the
 entry yourself, or set `api_key` in the configuration file. A server without keys needs neither."""
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A client's own command for its entries, tried with Claude Code 2.1, Codex 0.169 and Gemini CLI 0.61."""
-
-    program: str
-    add: Callable[[str, JsonObject], Sequence[str]]
-    """Returns the arguments that add an entry with a name."""
-    remove: Sequence[str]
-    """The arguments that remove an entry, before its name."""
-    lacks: frozenset[str] = frozenset()
-    """The fields of an entry that the command cannot write."""
-
-    def step(self, arguments: Sequence[str]) -> Step | None:
-        """Return the step that runs the command; None if it is not on the PATH, or a batch file.
-
-        cmd.exe would read the quotes and percent signs of an entry in its own way.
-        """
-        path = shutil.which(self.program)
-        if path is None or Path(path).suffix.lower() in {".cmd", ".bat"}:
-            return None
-        words = f"run {shlex.join([self.program, *arguments])}"
-
-        def act() -> None:
-            done = subprocess.run([path, *arguments], check=False, capture_output=True, text=True, errors="replace")
-            if done.returncode:
-                said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it gave no reason"]
-                raise config_error("", f"{words} failed: {said[0]} With --file the entry is written into the file.")
-
-        return Step(words, act)
-
-
-def _claude(name: str, entry: JsonObject) -> Sequence[str]:
-    return ["mcp", "add-json", "-s", "user", name, json.dumps(entry, ensure_ascii=False)]
-
-
-def _gemini(name: str, entry: JsonObject) -> Sequence[str]:
-    variables = [f"-e={variable}={value}" for variable, value in entry.get("env", {}).items()]
-    return ["mcp", "add", "-s", "user", *variables, name, entry["command"], "--", *entry["args"]]
-
-
-def _codex_command(name: str, entry: JsonObject) -> Sequence[str]:
-    return ["mcp", "add", name, "--", entry["command"], *entry["args"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +68,6 @@ class Client:
     """Whether the client starts servers in the folder of the user's project; others use `/` or the home folder."""
     afterwards: str = ""
     """The user's next step."""
-    command: Command | None = None
 
 
 def _home(*parts: str) -> Callable[[], Path]:
@@ -133,6 +85,17 @@ def _roaming(*parts: str) -> Callable[[], Path]:
     return found
 
 
+def _claude_desktop() -> Path:
+    """Return the file of Claude Desktop, which as a package of Windows reads only its package's folder.
+
+    The Store and the installer of 2026 install a package (anthropics/claude-code#26073).
+    """
+    usual = _roaming("Claude", "claude_desktop_config.json")()
+    packages = Path(os.environ.get("LOCALAPPDATA", ""), "Packages")
+    folders = packages.glob("Claude_*/LocalCache/Roaming/Claude") if packages.is_absolute() else ()
+    return max((folder / usual.name for folder in folders), key=Path.exists, default=usual)
+
+
 def _codex() -> Path:
     return Path(os.environ.get("CODEX_HOME") or Path.home() / ".codex") / "config.toml"
 
@@ -141,7 +104,7 @@ CLIENTS: Sequence[Client] = (
     Client(
         "claude-desktop",
         "Claude Desktop",
-        _roaming("Claude", "claude_desktop_config.json"),
+        _claude_desktop,
         gives_up=True,
         afterwards="Quit Claude Desktop and start it again: it reads its configuration only at the start.",
     ),
@@ -153,7 +116,6 @@ CLIENTS: Sequence[Client] = (
         variable="${%s}",
         has_project=True,
         afterwards="`claude mcp list` shows it; a running session sees it after a restart.",
-        command=Command("claude", _claude, ("mcp", "remove", "-s", "user")),
     ),
     Client("cursor", "Cursor", _home(".cursor", "mcp.json"), variable="${env:%s}", gives_up=True),
     Client(
@@ -174,7 +136,6 @@ CLIENTS: Sequence[Client] = (
         has_project=True,
         variable="%s",
         afterwards="`codex mcp list` shows it.",
-        command=Command("codex", _codex_command, ("mcp", "remove"), frozenset({"env_vars"})),
     ),
     Client(
         "gemini-cli",
@@ -183,7 +144,6 @@ CLIENTS: Sequence[Client] = (
         variable="$%s",
         has_project=True,
         afterwards="`gemini mcp list` shows it.",
-        command=Command("gemini", _gemini, ("mcp", "remove", "-s", "user")),
     ),
     Client(
         "windsurf",
@@ -238,11 +198,8 @@ def _client(arguments: argparse.Namespace) -> int:
     file = arguments.file or (client.file() if arguments.dry_run else _usual_file(client))
     if not file.parent.is_dir() and not arguments.dry_run:
         raise config_error("--file", f"there is no folder {file.parent}; correct the path, or create the folder first.")
-    command = None if arguments.file else client.command
     if arguments.undo:
         steps = client_file.undo(file, client.key, arguments.name)
-        if steps and command is not None and not backup_of(file).exists():
-            steps = _by_command(command, [*command.remove, arguments.name], steps)
         return _apply(steps, f"{file} has no entry {arguments.name}.", arguments)
     named, configuration = _named_configuration(arguments.config)
     folder = arguments.folder and _usable(arguments.folder)
@@ -258,8 +215,6 @@ def _client(arguments: argparse.Namespace) -> int:
     except PromptmillError:
         print(_entry_text(file, arguments, added))  # for adding it by hand
         raise
-    if command is not None and not there and not command.lacks & added.keys():
-        steps = _by_command(command, command.add(arguments.name, added), steps)
     if folder is not None and not folder.is_dir():
         steps = [make_folder(folder), *steps]
     code = _apply(steps, f"{file} has this entry already.", arguments)
@@ -273,12 +228,6 @@ def _client(arguments: argparse.Namespace) -> int:
         )
     )
     return code
-
-
-def _by_command(command: Command, arguments: Sequence[str], steps: list[Step]) -> list[Step]:
-    """Return the client's own command, or the `steps` in its place where it cannot be run."""
-    own = command.step(arguments)
-    return steps if own is None else [own]
 
 
 def _entry_text(file: Path, arguments: argparse.Namespace, entry: JsonObject) -> str:

@@ -345,7 +345,9 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
             schema = schema_in(schema)
         except PromptmillError as error:
             raise config_error("--schema", error.message) from None
-    return {("sampling_params", "response_format"): asking_for(schema or {}), ("sampling_params", "choices"): None}
+    if not schema:
+        return {}
+    return {("sampling_params", "response_format"): asking_for(schema), ("sampling_params", "choices"): None}
 
 
 def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:

@@ -25,7 +25,7 @@ def add_options(parser: Parser) -> None:
     """Add the options of the command."""
     parser.add_argument("job", metavar="JOB", help="a job, or its output")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help=".html, .csv or .xlsx; else a page, OUTPUT.review.html"
+        "-o", "--output", type=Path, metavar="FILE", help=".html or .xlsx; else a page, OUTPUT.review.html"
     )
     parser.add_argument("--rows", type=at_least_one, metavar="N", help=f"so many rows; else {ROWS}")
     parser.add_argument(
@@ -63,10 +63,12 @@ def _run(arguments: argparse.Namespace) -> int:
         return OK
     given = _default(folder) if arguments.output is None else home_expanded(arguments.output)
     suffix = given.suffix.lower()
-    if suffix not in {*review_page.PAGES, *review_page.TABLES}:
-        raise input_error(f"{given.name} is no name for a review: it ends in .html, .csv or .xlsx.")
+    if suffix not in {*review_page.PAGES, review_page.WORKBOOK}:
+        raise input_error(f"{given.name} is no name for a review: it ends in .html or .xlsx.")
     refuse((arguments.rows and arguments.sample, "--rows", "goes without --sample."))
-    refuse((arguments.open and suffix in review_page.TABLES, "--open", "shows a page; leave -o out, or name a .html."))
+    refuse(
+        (arguments.open and suffix == review_page.WORKBOOK, "--open", "shows a page; leave -o out, or name a .html.")
+    )
     most, drawn = arguments.rows or ROWS, arguments.sample
     found = review(folder, drawn or most, labels, at_random=drawn is not None)
     made = review_page.write(given, found, _command(found))

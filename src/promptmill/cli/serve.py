@@ -77,6 +77,13 @@ def _add_http_options(serve: argparse.ArgumentParser) -> None:
     http.add_argument(
         "--allowed-host", action="append", default=[], metavar="NAME", help="a further name clients may call it by"
     )
+    http.add_argument(
+        "--allowed-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a web page that may call /v1 from a browser with the token, such as http://localhost:3000",
+    )
     http.add_argument("--max-body", metavar="SIZE", help="largest request, 64KiB to 2GiB; default: 32MiB")
     http.add_argument("--tls-cert", type=Path, metavar="PATH", help="certificate chain (PEM); serve https")
     http.add_argument("--tls-key", type=Path, metavar="PATH", help="its key, if not in the same file")
@@ -125,7 +132,9 @@ def _serve_http(arguments: argparse.Namespace) -> int:
         arguments.http,
         token_file=arguments.token_file,
         token_env=arguments.token_env,
+        further_tokens=configuration.plan.operator.client_limits.tokens,
         allowed_hosts=arguments.allowed_host,
+        allowed_origins=arguments.allowed_origin,
         max_body=arguments.max_body,
         tls_cert=arguments.tls_cert,
         tls_key=arguments.tls_key,
@@ -143,6 +152,7 @@ def _log(arguments: argparse.Namespace) -> None:
 
 def _refuse_http_options(arguments: argparse.Namespace) -> None:
     without = [f"no_{face.name}" for face in _faces()]
-    for name in ("token_file", "token_env", "allowed_host", "max_body", "tls_cert", "tls_key", *without):
+    own = ("token_file", "token_env", "allowed_host", "allowed_origin", "max_body", "tls_cert", "tls_key")
+    for name in (*own, *without):
         if getattr(arguments, name):
             raise config_error(f"--{name.replace('_', '-')}", "goes with --http HOST:PORT alone.")

@@ -23,7 +23,7 @@ import orjson
 from promptmill.cli.options import Parser, at_least_one
 from promptmill.cli.terminal import columns, say
 from promptmill.core.errors import Code, PromptmillError, without_controls
-from promptmill.core.values import JsonObject
+from promptmill.core.values import JsonObject, json_text
 from promptmill.core.wording import LONGEST_SHOWN, counted
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.any_format import objects_in
@@ -169,7 +169,7 @@ def _file_row(number: int, row: JsonObject) -> JobRow:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
+    return value if isinstance(value, str) else json_text(value)
 
 
 def _lines(sample: _Sample, how: str, width: int, *, full: bool) -> Iterator[str]:

@@ -35,13 +35,17 @@ from promptmill.core.request import (
     conversation_from_messages,
 )
 from promptmill.core.wording import shape
-from promptmill.images.load import HeldImage, ImageRules, is_bare_base64, is_image, is_web, load_image
+from promptmill.images.load import HeldImage, ImageRules, is_bare_base64, is_web, load_image, source_of
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
 _FAIL_MESSAGE = "Failed to obtain answer via API."
 _OURS = frozenset(Sampling.model_fields)
+_USUAL_ATTEMPTS = 10
+_MOST_THREADS = 1024  # each has a stack, and each call of `OpenAIAPI.generate_inner` an event loop
+# The steps of `pre_process`.
+_PREPARING = ("pre_process", "check_content", "preproc_content", "prepare_inputs", "encode_image_directly")
 _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "max_tokens"),
     "enable_thinking",
@@ -51,7 +55,7 @@ _OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "retur
 _LAST_PORT = 65535
 _OF_WORKERS = ("num_workers", "worker_concurrency")
 _KINDS = frozenset({"str", "dict", "liststr", "listdict"})
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ico"})
 _SUFFICES_AS_IMAGE = ("data:image/", "file://")
 _JITTER = random.SystemRandom()
 
@@ -72,16 +76,17 @@ class BaseAPI(abc.ABC):
     `generate` reads inputs of any shape, calls `generate_inner` for each one in a thread, and retries failures.
     """
 
+    _USUAL_THREADS: ClassVar[int] = 384
     allowed_types: ClassVar[list[str]] = ["text", "image", "image_url", "system"]
     """The types of parts that an input may have."""
 
     def __init__(
         self,
-        retry: int = 10,
+        retry: int | str | None = _USUAL_ATTEMPTS,
         wait: float = 5,
         timeout: tuple[float, float] = (30, 1800),
         logger: Any = None,
-        thread_num: int = 384,
+        thread_num: int | str | None = _USUAL_THREADS,
         fail_msg: str = _FAIL_MESSAGE,
         openai_format: bool = True,
         image_key_name: str = "image",
@@ -91,9 +96,9 @@ class BaseAPI(abc.ABC):
     ) -> None:
         """`retry` counts attempts in all, at least one; `wait` is the longest wait between them in seconds.
 
-        `thread_num` calls of `generate_inner` run at a time. `image_key_name` is a key under which parts may hold their
-        images. Without `openai_format`, `generate_inner` gets a list of parts instead of messages. `timeout` and
-        `use_system_proxy` are for the subclass; `kwargs` go to `generate_inner`.
+        `thread_num` calls of `generate_inner` run at a time; None means the default of both. `image_key_name` is a key
+        under which parts may hold their images. Without `openai_format`, `generate_inner` gets a list of parts instead
+        of messages. `timeout` and `use_system_proxy` are for the subclass; `kwargs` go to `generate_inner`.
         """
         self.retry = retry
         self.wait = wait
@@ -115,7 +120,7 @@ class BaseAPI(abc.ABC):
         """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one. Raises as `pre_process` does."""
         inputs = [self.pre_process(message) for message in _inputs(messages)]
         given = {**self.default_kwargs, **kwargs}
-        with ThreadPoolExecutor(max(1, min(self.thread_num, len(inputs)))) as threads:
+        with ThreadPoolExecutor(max(1, min(self._at_a_time, len(inputs), _MOST_THREADS))) as threads:
             return list(threads.map(lambda message: self.process_single_message(message, given), inputs))
 
     def process_single_message(self, message: Any, all_kwargs: Mapping[str, Any]) -> Any:
@@ -123,7 +128,7 @@ class BaseAPI(abc.ABC):
 
         With `return_dict` the answer is the object that its JSON holds; an answer without one is a failed attempt.
         """
-        for attempt in range(max(1, self.retry)):
+        for attempt in range(max(1, self._attempts)):
             if attempt:
                 time.sleep(min(self.wait, 2.0 ** (attempt - 1)) * _JITTER.uniform(0.5, 1))
             try:
@@ -133,7 +138,8 @@ class BaseAPI(abc.ABC):
                 continue
             if isinstance(answer, str) and self.return_dict:
                 answer = _object_in(split_marked(answer)[1])
-            if code == 0 and answer is not None and answer not in ("", self.fail_msg):
+            failed = answer is None or (isinstance(answer, str) and (not answer or answer == self.fail_msg))
+            if code == 0 and not failed:
                 return answer
             self._log("error", f"attempt {attempt + 1} brought no answer (code {code})")
         return self.fail_msg
@@ -176,14 +182,15 @@ class BaseAPI(abc.ABC):
         Without `openai_format` the parts stay parts. Raises `PromptmillError`.
         """
         conversation = _conversation_of(inputs, "inputs", self.image_key_name)
-        text = "\n".join(_texts_of(conversation))
+        text = "\n".join(conversation.texts)
         if not self.openai_format:
             return self.preproc_content(inputs), text
         return conversation.with_sources(self._url).as_messages(), text
 
     def encode_image_directly(self, img_item: Any) -> Any:
-        """Return an image of Pillow's, an array or bytes as base64; anything else as it is."""
-        return self._encode(HeldImage(img_item))[1] if is_image(img_item) else img_item
+        """Return an image in memory (of Pillow's, an array, bytes, an open file) as base64; anything else as it is."""
+        source = source_of(img_item)
+        return self._encode(source)[1] if isinstance(source, HeldImage) else img_item
 
     def shutdown(self) -> None:  # noqa: B027 (most clients have nothing to close)
         """Do nothing: each call closes its own connections."""
@@ -192,8 +199,27 @@ class BaseAPI(abc.ABC):
         wrong = {str(part.get("type"))[:40] for part in parts if "role" not in part} - {*self.allowed_types}
         assert not wrong, f"types of parts that are not allowed: {', '.join(sorted(wrong))}"
 
+    @property
+    def _at_a_time(self) -> int:
+        """The number of requests at a time."""
+        number = _whole(self.thread_num, "thread_num", self._USUAL_THREADS)
+        if number < 1:
+            raise config_error("thread_num", "is less than one; give the number of requests at a time.")
+        return number
+
+    @property
+    def _attempts(self) -> int:
+        return _whole(self.retry, "retry", _USUAL_ATTEMPTS)
+
     def _url(self, source: str) -> str:
+        if self._overrides("encode_image_directly"):
+            source = source_of(self.encode_image_directly(getattr(source, "image", source))) or source
         return source if is_web(source) else "data:{};base64,{}".format(*self._encode(source))
+
+    def _overrides(self, *names: str) -> bool:
+        """Return whether a subclass, or the object itself, replaces a method of these names."""
+        given = (getattr(self, name) for name in names)
+        return any(getattr(one, "__module__", "") != __name__ for one in given)
 
     def _encode(self, source: str) -> tuple[str, str]:
         image = load_image(source, ImageRules())
@@ -224,7 +250,12 @@ class _SamplingArguments:
 
 
 class OpenAIAPI(_SamplingArguments, BaseAPI):
-    """An OpenAI-compatible model, called from a program. Inputs: see `generate`."""
+    """An OpenAI-compatible model, called from a program. Inputs: see `generate`.
+
+    A subclass may replace any method of `BaseAPI`.
+    """
+
+    _USUAL_THREADS: ClassVar[int] = 8192
 
     def __init__(
         self,
@@ -238,11 +269,11 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         repetition_penalty: float | None = 1.0,
         api_base: str | None = None,
         port: int | str | Sequence[int | str] | None = None,
-        retry: int = 10,
+        retry: int | str | None = _USUAL_ATTEMPTS,
         wait: float = 3,
         timeout: tuple[float, float] = (30, 1800),
         max_tokens: int | None = 16384,
-        thread_num: int = 8192,
+        thread_num: int | str | None = _USUAL_THREADS,
         return_dict: bool = False,
         logger: Any = None,
         max_connections: int | None = None,
@@ -302,14 +333,19 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one, whose reason is logged.
 
         An input is a text; a part such as `{"type": "text" | "image", "value": …}`, an image by its path, URL, base64
-        or bytes, as one of Pillow's or an array; an OpenAI message; or a list of texts, parts or messages that belong
-        together. `kwargs` override sampling or go into the request body. With `return_dict` an answer is the object
-        that its JSON holds; an answer without an object is requested again, `retry` times in all. Every answer
-        satisfies `schema`, a JSON Schema, or is an instance of it, a pydantic class. Raises
-        `PromptmillError` (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
+        or bytes, as an open file, an image of Pillow's, an array or a tensor; an OpenAI message; or a list of texts,
+        parts or messages that belong together. `kwargs` override sampling or go into the request body. With
+        `return_dict` an answer is the object that its JSON holds; an answer without an object is requested again,
+        `retry` times in all. Every answer satisfies `schema`, a JSON Schema, or is an instance of it, a pydantic class.
+        Raises `PromptmillError` (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
+
+        In a subclass with a `process_single_message` or `generate_inner` of its own, each input is answered by it, in a
+        thread, as in `BaseAPI`.
         """
+        if self._overrides("process_single_message", "generate_inner"):
+            return super().generate(messages, **kwargs, **({} if schema is None else {"schema": schema}))
         conversations = [
-            _conversation_of(item, f"messages[{index}]", self.image_key_name)
+            _conversation_of(self._prepared(item), f"messages[{index}]", self.image_key_name)
             for index, item in enumerate(_inputs(messages))
         ]
         sink = ListSink(len(conversations))
@@ -318,6 +354,17 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         except KeyboardInterrupt:
             raise InterruptedCall(self._so_far(sink, schema)) from None
         return [self._answer_of(outcome, index, schema) for index, outcome in enumerate(outcomes)]
+
+    def _prepared(self, item: Any) -> Any:
+        """Return an input as the subclass prepares it; ours are read and encoded when they are sent."""
+        is_own = self._overrides(*_PREPARING) or self.allowed_types != BaseAPI.allowed_types
+        return self.pre_process(item) if is_own else item
+
+    def process_single_message(self, message: Any, all_kwargs: Mapping[str, Any]) -> Any:
+        """Return the answer to one input, or `fail_msg`. `generate_inner` tries again by itself, unless replaced."""
+        if self._overrides("generate_inner"):
+            return super().process_single_message(message, all_kwargs)
+        return self.generate_inner(message, **all_kwargs)[1]
 
     def generate_inner(
         self, inputs: Any, *, schema: AnswerType | None = None, **kwargs: Any
@@ -363,10 +410,10 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
             "model_name": self.model,
             "base_url": self.api_base or local or "https://api.openai.com/v1",
             "api_key": self._key,
-            "concurrency": min(self.thread_num, 65_536),  # the largest `concurrency`
+            "concurrency": min(self._at_a_time, 65_536),  # the largest `concurrency`
             "adaptive": False,  # a program that sets `thread_num` expects it from the first request on
-            "max_connections": self.max_connections or min(self.thread_num, 16384),
-            "retries": min(max(self.retry, 1), 100),
+            "max_connections": self.max_connections or min(self._at_a_time, 16384),
+            "retries": min(max(self._attempts, 1), 100),
             "base_delay": min(1.0, self.wait),
             "max_delay": self.wait,
             "timeout": self.timeout,
@@ -405,7 +452,7 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         places: Sequence[int] = range(len(conversations))
         try:
             outcomes = await service.generate(conversations, stats, sink=sink)
-            for _ in range(self.retry - 1 if self.return_dict else 0):
+            for _ in range(self._attempts - 1 if self.return_dict else 0):
                 places = [place for place in places if _lacks_object(outcomes[place])]
                 if not places:
                     break
@@ -535,14 +582,6 @@ def _piece(item: Any, where: str, image_key: str) -> TextPart | ImagePart | str:
     return _part(item, where, image_key)
 
 
-def _texts_of(conversation: Conversation) -> list[str]:
-    found = []
-    for message in conversation.messages:
-        parts = message.content if isinstance(message.content, tuple) else (TextPart(message.content or ""),)
-        found += [part.text for part in parts if isinstance(part, TextPart)]
-    return found
-
-
 def _turn(message: Mapping[str, Any], where: str, image_key: str) -> Mapping[str, Any]:
     """Return a message whose parts are OpenAI's; DataStudio's have their text or image in `value`."""
     content = message.get("content")
@@ -576,8 +615,8 @@ def _part(item: Any, where: str, image_key: str) -> TextPart | ImagePart:
                 return TextPart(_value(item, where))
             case "image" | "image_url":
                 return ImagePart(_source(item, where, image_key))
-    if not isinstance(item, Mapping | list | tuple) and is_image(item):
-        return ImagePart(HeldImage(item))
+    if not isinstance(item, Mapping | list | tuple) and (source := source_of(item)) is not None:
+        return ImagePart(source)
     raise input_error(
         f'{where} is {shape(item)}. Send a text, {{"type": "text", "value": …}}, {{"type": "image", "value": …}} '
         'or {"role": "user", "content": …}.'
@@ -593,12 +632,10 @@ def _value(item: Mapping[str, Any], where: str) -> str:
 
 def _source(item: Mapping[str, Any], where: str, image_key: str) -> str:
     """Return the source of an image; one in memory is encoded when it is sent."""
-    value = _given(item, image_key)
-    if isinstance(value, str):
-        return value
-    if not is_image(value):
+    source = source_of(_given(item, image_key))
+    if source is None:
         raise input_error(f"{where} has no path, URL or image in `value`.")
-    return HeldImage(value)
+    return source
 
 
 def _given(item: Mapping[str, Any], image_key: str = "") -> Any:
@@ -608,11 +645,19 @@ def _given(item: Mapping[str, Any], image_key: str = "") -> Any:
 
 
 def _names_image(text: str) -> bool:
-    if text.startswith(_SUFFICES_AS_IMAGE) or is_bare_base64(text):
+    if text[:11].lower().startswith(_SUFFICES_AS_IMAGE) or is_bare_base64(text):
         return True
     if len(text) > 1024 or "\n" in text or Path(text.split("?", maxsplit=1)[0]).suffix.lower() not in _IMAGE_SUFFIXES:
         return False
     return text.startswith(("http://", "https://")) or Path(text).is_file()
+
+
+def _whole(value: int | str | None, name: str, usual: int) -> int:
+    """Return a number of the constructor, which may be a text, or `usual` for None."""
+    try:
+        return usual if value is None else int(value)
+    except ValueError:
+        raise config_error(name, "is not a whole number.") from None
 
 
 def _port(port: int | str) -> int:

@@ -26,7 +26,7 @@ from fastmcp.tools import Tool, ToolResult
 from mcp_types import CallToolRequestParams, ListToolsRequest, TextContent, ToolAnnotations
 from pydantic import Field
 
-from promptmill.config.loading import without_litellm
+from promptmill.compat.ultrarag import as_ultrarag
 from promptmill.config.parameter_file import FILE_NAME, read
 from promptmill.core.errors import Code, PromptmillError, input_error, redact, without_controls
 from promptmill.core.wording import shape
@@ -50,7 +50,6 @@ _AFFECTS_ALL = frozenset(
 _AFFECTS_ALL_AT_FIRST = _AFFECTS_ALL | {Code.BAD_REQUEST, Code.BAD_RESPONSE, Code.TIMEOUT, Code.CONNECTION_LOST}
 
 _ROLES = frozenset({"user", "assistant", "system"})
-_AT_LEAST_ONE = ("concurrency", "retries")
 # The parameters that a pipeline passes to each tool; our further parameters keep their defaults.
 _TOOLS = {
     "generation_init": ("backend_configs", "sampling_params", "extra_params", "backend"),
@@ -143,7 +142,7 @@ class PipelineCalls(Middleware):
 def _adapted(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
     match name:
         case "generation_init":
-            return _init_arguments(arguments)
+            return as_ultrarag(arguments)
         case "generate":
             return _prompt_arguments(arguments), []
         case "multimodal_generate":
@@ -173,28 +172,6 @@ def _progress(sums: Mapping[str, int], seconds: float) -> str:
     rate = done / seconds if seconds else 0.0
     left = f", {(total - done) / rate:,.0f} s left" if rate and total > done else ""
     return f"{done} of {total} done{failed}, {rate:.1f}/s{left}"
-
-
-def _init_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments of `generation_init`, and notes about changes to them."""
-    adapted, notes = without_litellm(arguments), []
-    blocks = adapted.get("backend_configs")
-    block = blocks.get("openai") if isinstance(blocks, Mapping) else None
-    if isinstance(blocks, Mapping) and isinstance(block, Mapping):
-        block = {key: value for key, value in block.items() if value is not None}
-        for key in _AT_LEAST_ONE:
-            if _is_nothing(block.get(key)):
-                block[key] = 1
-                notes.append(f"backend_configs.openai.{key}: 0 would send no requests; 1 is used.")
-        adapted["backend_configs"] = {**blocks, "openai": block}
-    return adapted, notes
-
-
-def _is_nothing(value: object) -> bool:
-    try:
-        return value is not None and int(str(value)) < 1
-    except ValueError:
-        return False
 
 
 def _prompt_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -353,7 +330,7 @@ def _plain(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _write(parameter_file: str, tools: Sequence[Tool]) -> None:
     file = Path(parameter_file)
-    parameters = read(file) if file.exists() else {}
+    parameters = read(file, []) if file.exists() else {}
     path = str(parameters.get("path", file.parent / "src" / f"{file.parent.name}.py"))
     if not Path(path).exists():
         raise FileNotFoundError(0, f"there is no {path}")

@@ -374,8 +374,8 @@ def _move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False
     ours, others, body = dict(sampling or {}), {}, {}
     for name in [name for name in ours if not _is_ours(name, ours[name])]:
         others[str(name)] = ours.pop(name)
-    if isinstance(others.get(_BODY), Mapping):
-        body = dict(others.pop(_BODY))
+    if isinstance(others.get(_BODY, {}), Mapping | None):
+        body = dict(others.pop(_BODY, None) or {})
     left_out = {name: _CLIENT_OPTIONS[name] for name in _CLIENT_OPTIONS if others.pop(name, None) is not None}
     warnings = [
         f"sampling_params.{name} is an option of the `openai` package, not of a request, and was left out; {instead}."

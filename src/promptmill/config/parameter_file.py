@@ -55,13 +55,18 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which PyYAML would silently keep the last."""
+    """Refuses duplicate keys, of which PyYAML would silently keep the last, unless `duplicates` collects them."""
+
+    duplicates: list[str] | None = None
 
     def construct_mapping(self, node: yaml.MappingNode, *options: Any, **named: Any) -> dict[Any, Any]:
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
             if key.tag != _MERGE and (key.tag, str(key.value)) in seen:
-                raise config_error(f"line {key.start_mark.line + 1}", f"the key {key.value} occurs twice; keep one.")
+                line, problem = f"line {key.start_mark.line + 1}", f"the key {key.value} occurs twice"
+                if self.duplicates is None:
+                    raise config_error(line, f"{problem}; keep one.")
+                self.duplicates.append(f"{line}: {problem}; its last value is used.")
             seen.add((key.tag, str(key.value)))
         return super().construct_mapping(node, *options, **named)
 
@@ -100,12 +105,13 @@ def is_shipped(file: Path) -> bool:
     return file.is_absolute() and file in _shipped()
 
 
-def parsed(text: str) -> Any:
-    """Return the value of YAML text.
+def parsed(text: str, duplicates: list[str] | None = None) -> Any:
+    """Return the value of YAML text. `duplicates` collects sentences about duplicate keys, which are else an error.
 
     Raises `yaml.YAMLError`, `ValueError` (an invalid date), `RecursionError`, `PromptmillError`.
     """
     loader = _Loader(text)
+    loader.duplicates = duplicates
     try:
         return loader.get_single_data()
     finally:
@@ -128,10 +134,13 @@ def line_of(file: Path, keys: Sequence[str]) -> int | None:
     return line
 
 
-def read(file: Path) -> JsonDict:
-    """Return the keys and values of a YAML file. Raises `PromptmillError` (`invalid_config`) with the line."""
+def read(file: Path, duplicates: list[str] | None = None) -> JsonDict:
+    """Return the keys and values of a YAML file. Raises `PromptmillError` (`invalid_config`) with the line.
+
+    `duplicates` as in `parsed`.
+    """
     try:
-        content = parsed(file.read_text(encoding="utf-8-sig"))
+        content = parsed(file.read_text(encoding="utf-8-sig"), duplicates)
     except yaml.YAMLError as error:
         raise config_error("", f"{file}: {_yaml_problem(error)}") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -104,7 +104,7 @@ class _EndpointAddress(Block):
     )
     api_key_env: str | None = Field(None, description="The environment variable that holds the key.")
     headers: dict[str, SecretStr] = Field({}, description="Additional headers for each request.")
-    trust_env: bool = Field(True, description="Use the proxies of the environment variables.")
+    trust_env: bool = Field(True, description="Use the proxies of the environment variables, except for this machine.")
 
     @field_validator("api_key_env")
     @classmethod

@@ -76,6 +76,9 @@ MOST_EVENTS = 150_000
 """Events of a stream, and pieces of a body, each of which costs time: answers have fewer tokens."""
 LARGEST_HEAD = 64 << 10
 """Bytes of the head of a response or a request, which may never end."""
+MOST_PAGES = 1000
+"""Pages of a list: 100,000 batches or files, more than an account has; a broken provider may list new ones without
+end."""
 LONGEST_SEARCHED = 16 << 10
 """Characters of an error that are searched for its cause, and bytes of an answer before its choice: searches of more
 would hold up other requests."""
@@ -84,6 +87,9 @@ MOST_LEAVES = 2000
 LONGEST_ANSWER = 1 << 20
 """Characters of an answer under a schema, which is checked, repaired and quoted; bytes of an answer that the cache
 keeps, or that is read leniently. Only endless answers are longer."""
+MOST_UNREADABLE = 100
+"""Brackets of prose in an answer that is searched for JSON: each takes time in proportion to the answer's length, and a
+small model repeats one until `max_tokens`."""
 MOST_TOKENS = 1 << 24
 """Tokens that an endpoint may report: more than any context, and the count is charged to `tpm`."""
 
@@ -99,6 +105,8 @@ MOST_FILES = 10_000
 """Files that patterns find; twenty times as many are looked at, so that `/**` ends."""
 LARGEST_WORKBOOK = 512 << 20
 """Bytes of XML in a workbook: a sheet is read whole, into five times its size. A million short rows have 100 MB."""
+WORKBOOK_MEMORY = 4 << 30
+"""The memory of the process that reads workbooks: a few kilobytes can describe a grid of any size."""
 DUCKDB_MEMORY = "256MB"
 """The memory of DuckDB for a table that it reads or writes; its default is 80 % of the machine."""
 LARGEST_TEXT = 1 << 20

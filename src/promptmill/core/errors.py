@@ -71,7 +71,7 @@ _TRAITS: dict[Code, _Trait] = {
     Code.INVALID_INPUT: _Trait(False, "Correct the named argument and call again."),
     Code.EMPTY_PROMPT: _Trait(False, "Write a prompt, or leave such rows out."),
     Code.INVALID_CONFIG: _Trait(False, "Correct the named key."),
-    Code.INVALID_IMAGE: _Trait(False, "Send a readable PNG, JPEG, WebP, GIF, BMP or TIFF."),
+    Code.INVALID_IMAGE: _Trait(False, "Send a readable PNG, JPEG, WebP, GIF, AVIF, BMP, TIFF or ICO."),
     Code.UNSUPPORTED: _Trait(False, "Leave it out, or choose another model or backend."),
     Code.UNAUTHORIZED: _Trait(False, "Check the API key of this endpoint and its permissions."),
     Code.INSUFFICIENT_QUOTA: _Trait(False, "Top up the account or use another key."),

@@ -29,6 +29,10 @@ BESIDE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "logprobs", "
 """OpenAI's parameters, and one of ours, that a call may put into `sampling_params`, and that are sent with
 `extra_params`."""
 
+PASSED_ON = frozenset({"chat_template_kwargs", "logit_bias", "structured_outputs"})
+"""Parameters of OpenAI and vLLM that a request to `/v1` or of a Batch file may have, and that are sent with
+`extra_params`."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
@@ -107,6 +111,17 @@ class Conversation:
         for message in self.messages:
             if isinstance(message.content, tuple):
                 found += message.images
+        return found
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of all turns, in order."""
+        found: list[str] = []
+        for message in self.messages:
+            if isinstance(message.content, tuple):
+                found += [part.text for part in message.content if isinstance(part, TextPart)]
+            elif message.content:
+                found.append(message.content)
         return found
 
     @property
@@ -438,8 +453,11 @@ def top_choices_of(extra: JsonObject) -> int | None:
 
 
 _NEUTRAL: JsonObject = {
-    **dict.fromkeys(("temperature", "top_p", "repetition_penalty", "n", "parallel_tool_calls"), 1),
-    **dict.fromkeys(("min_p", "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs"), 0),
+    **dict.fromkeys(("temperature", "top_p", "repetition_penalty", "n", "parallel_tool_calls"), (1,)),
+    **dict.fromkeys(("min_p", "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs"), (0,)),
+    "top_k": (0, -1),
+    "chat_template_kwargs": ({},),
+    "logit_bias": ({},),
 }
 """The values of parameters that mean the same at endpoints without the parameter. Many programs always send them."""
 
@@ -450,8 +468,8 @@ def required_of(given: JsonObject) -> frozenset[str]:
     >>> sorted(required_of({"seed": 1, "top_p": 1.0, "user": "me"}))
     ['seed']
     """
-    known = given.keys() & (Sampling.model_fields.keys() | BESIDE)
-    names = {name for name in known if given[name] is not None and _NEUTRAL.get(name) != given[name]}
+    known = given.keys() & (Sampling.model_fields.keys() | BESIDE | PASSED_ON)
+    names = {name for name in known if given[name] is not None and given[name] not in _NEUTRAL.get(name, ())}
     return frozenset(names | {"logprobs"} if TOP_CHOICES in names else names)  # `top_choices` needs them
 
 
@@ -461,7 +479,7 @@ def check_left_out(names: Iterable[str], required: Container[str], taker: str) -
     The message begins with the name.
     """
     for name in names:
-        if name in required:
+        if name.partition(".")[0] in required:  # a part of `chat_template_kwargs`
             raise PromptmillError(Code.UNSUPPORTED, f"{name}: {taker} cannot take it with this model.")
 
 

@@ -28,6 +28,16 @@ JsonObject: TypeAlias = Mapping[str, Any]
 JsonDict: TypeAlias = dict[str, Any]
 """The same, to be changed or to be written."""
 
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBERS = (b"0" * 20, b"-" + b"0" * 19)  # the digits of 2^64 and of -2^63
+
+
+class SheetDate(str):
+    """The ISO text of a cell with a date in a workbook, where a cell with the same text may stand beside it."""
+
+    __slots__ = ()
+
+
 _TAG = "promptmill:"
 _TAGGED = _TAG.encode()
 # orjson would write dates in its own way, large numbers not at all, and NaN as null
@@ -44,8 +54,35 @@ _READERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
         "decimal": decimal.Decimal,
         "integer": int,
         "text": str,
+        "sheet_date": SheetDate,
     }
 )
+
+
+def read_json(text: bytes | str) -> Any:
+    """Return the value of a JSON text, with whole numbers of any length; orjson rounds those beyond 64 bits.
+
+    Raises `json.JSONDecodeError`.
+
+    >>> read_json(b"[18446744073709551617]")
+    [18446744073709551617]
+    """
+    try:
+        data = text.encode() if isinstance(text, str) else text
+        zeros = data.translate(_ZEROS)  # a regular expression takes ten times the time of orjson
+        return json.loads(data.decode()) if any(long in zeros for long in _LONG_NUMBERS) else orjson.loads(data)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError):  # half a surrogate pair, no UTF-8, thousands of digits
+        raise json.JSONDecodeError("a text or number is invalid, or nested too deeply", "", 0) from None
+
+
+def json_text(value: Any, *, sort_keys: bool = False) -> str:
+    """Return a value as JSON, with whole numbers of any length; a value that JSON has no form for is its text."""
+    try:
+        return orjson.dumps(value, plain_text, orjson.OPT_SORT_KEYS if sort_keys else None).decode()
+    except TypeError:  # a number beyond 64 bits
+        return json.dumps(value, default=plain_text, separators=(",", ":"), sort_keys=sort_keys, ensure_ascii=False)
 
 
 def dumps(value: Any, *, finite: bool = True) -> bytes:
@@ -73,6 +110,8 @@ def loads(data: bytes) -> Any:
 def _exact(value: Any) -> Any:
     """Return a value with tagged numbers beyond 64 bits, which orjson would read as fractions."""
     match value:
+        case SheetDate():
+            return _tagged(value)
         case bool() | str():
             return value
         case int():
@@ -98,6 +137,8 @@ def _tagged(value: object) -> Any:
             return {f"{_TAG}duration": value // _MICROSECOND}
         case decimal.Decimal():
             return {f"{_TAG}decimal": str(value)}
+        case SheetDate():
+            return {f"{_TAG}sheet_date": str(value)}
         case str() | int() | float() | list() | dict():  # a subclass
             return next(kind(value) for kind in _PLAIN if isinstance(value, kind))  # type: ignore[arg-type]
         case tuple() | set() | frozenset():
@@ -118,6 +159,24 @@ def _untagged(value: Any) -> Any:
     return value
 
 
+def plain_text(value: object) -> str:
+    """Return a value without a form in JSON as text; bytes as base64.
+
+    >>> plain_text(dt.timedelta(days=10, hours=15)), plain_text(decimal.Decimal("0E-8"))
+    ('255:00:00', '0.00000000')
+    """
+    match value:
+        case bytes() | bytearray() | memoryview():
+            return base64.b64encode(value).decode()
+        case decimal.Decimal():
+            return format(value, "f")
+        case dt.timedelta():
+            seconds, microseconds = divmod(abs(value) // _MICROSECOND, 1_000_000)
+            sign, part = "-" if value < dt.timedelta() else "", f".{microseconds:06}" if microseconds else ""
+            return f"{sign}{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{part}"
+    return str(value)
+
+
 def text_of(value: Any) -> str:
     """Return a value as text, the same for every format: `1`, `true`, JSON of lists and objects."""
     match value:
@@ -131,5 +190,5 @@ def text_of(value: Any) -> str:
             return "" if math.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
         case int():
             return str(value)
-    text = orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS).decode()
+    text = json_text(value, sort_keys=True)
     return str(orjson.loads(text)) if text.startswith('"') else text  # a date or a decimal of Parquet

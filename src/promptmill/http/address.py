@@ -2,7 +2,8 @@
 
 The sockets are bound before anything else starts. The headers are checked against DNS rebinding: a web page makes its
 own name point to this machine, so its requests carry that name as `Host`. A page cannot do this with an IP address,
-only with a name. So only names that the operator knows of are answered.
+only with a name. So only names that the operator knows of are answered. A page of another port of this machine has
+another origin: `Origin` is compared with the scheme, host and port of the request.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _HOW = "write HOST:PORT, such as 127.0.0.1:8000, [::1]:8000 or 0.0.0.0:8000; por
 _WHERE = Named("http")
 _BACKLOG = 2048
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9](?:[a-z0-9._-]*[a-z0-9])?)\.?)(?::[0-9]{1,5})?")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*")
+_USUAL_PORTS = {"http": ":80", "https": ":443"}  # which browsers leave out
 _Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -120,10 +123,21 @@ def _in_url(host: str) -> str:
 
 
 class HostAllowlist:
-    """The names and addresses that `Host` and `Origin` may hold."""
+    """The names and addresses that `Host` may hold, and the pages that may call."""
 
-    def __init__(self, address: Address, sockets: Sequence[socket.socket], allowed: Iterable[str] = ()) -> None:
-        """`allowed`: the operator's further names. Raises `PromptmillError` (`invalid_config`) for an invalid one."""
+    def __init__(
+        self,
+        address: Address,
+        sockets: Sequence[socket.socket],
+        allowed: Iterable[str] = (),
+        origins: Iterable[str] = (),
+    ) -> None:
+        """`allowed`: the operator's further names; `origins`: the origins of pages that may call.
+
+        Raises `PromptmillError` (`invalid_config`) for an invalid one.
+        """
+        self.origins = frozenset(map(_origin, origins))
+        """The allowed origins, as browsers write them."""
         bound = addresses(sockets)
         self._addresses = set(bound)
         self._any_address = any(one.is_unspecified for one in bound)
@@ -147,10 +161,20 @@ class HostAllowlist:
             return host in self._names
         return self._any_address or (self._any_loopback and host.is_loopback) or host in self._addresses
 
-    def is_our_origin(self, header: bytes) -> bool:
-        """Return whether an `Origin` header belongs to a page that this server's own host has served."""
-        scheme, colon, host = header.lower().partition(b"://")
-        return bool(colon) and scheme in {b"http", b"https"} and self.is_ours(host)
+    def may_call(self, origin: bytes, scheme: str, host: bytes) -> bool:
+        """Return whether a page may call: it has this server's own scheme, host and port, or an allowed origin.
+
+        `scheme` and the header `host`, which `is_ours`, belong to the page's request.
+        """
+        text = origin.decode("latin-1").lower()
+        return text == f"{scheme}://{host.decode('latin-1').lower()}" or text in self.origins
+
+
+def _origin(text: str) -> str:
+    scheme, _, host = text.lower().removesuffix("/").partition("://")
+    if not _ORIGIN.fullmatch(scheme) or _host(host) is None:
+        raise config_error(Named("allowed_origin"), "write SCHEME://HOST[:PORT], such as http://localhost:3000.")
+    return f"{scheme}://{host.removesuffix(_USUAL_PORTS.get(scheme, ''))}"
 
 
 def _host(text: str) -> str | _Ip | None:

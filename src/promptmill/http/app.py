@@ -46,6 +46,10 @@ _WHAT_TO_SEND = "This server needs a token: send the header `Authorization: Bear
 _NOT_OURS = (
     "The header `Authorization` does not hold this server's token: send `Bearer TOKEN`. Its operator has the token."
 )
+_TO_PAGES = (
+    "Web pages of other origins may not call this server; its operator can allow them: "
+    "`promptmill serve --allowed-origin URL`, with a token."
+)
 _TO_VISITORS = "promptmill is running; this address is for MCP clients: promptmill install CLIENT\n"
 _NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or response."
 
@@ -145,8 +149,9 @@ class Pages:
                 "This server does not answer under that host name; its operator can allow it: "
                 "`promptmill serve --allowed-host NAME`.",
             )
-        if not all(map(self._rules.hosts.is_our_origin, _headers(scope, b"origin"))):
-            raise HttpError(403, "Web pages of other origins may not call this server.")
+        for origin in _headers(scope, b"origin"):
+            if not self._rules.hosts.may_call(origin, scope["scheme"], hosts[0]):
+                raise HttpError(403, _TO_PAGES)
 
     def _check_token(self, scope: Scope, others: Sequence[Token] = ()) -> None:
         token = self._rules.token
@@ -222,6 +227,8 @@ class App(Pages):
     async def _answer_other(self, other: OtherApi, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "OPTIONS":
             self._check_token(scope, self._rules.others)
+        if self._rules.token is None:  # else each invented token would own its share of the disk
+            scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"authorization"]}
         self._check_open()
         if scope["method"] == "POST" and scope["path"] in other.streamed:
             with self._counted(scope):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 
-import orjson
 from starlette.types import Message, Scope, Send
+
+from promptmill.core.values import json_text, read_json
 
 _LIMITED = b"httpx2"
 # The `User-Agent` of clients whose events have no limit: httpx, under the Python SDK's 1.x line and FastMCP up to 3;
@@ -114,7 +115,7 @@ def _unescaped_line(line: bytes) -> bytes:
         return line
     data = line[len(_DATA) :].rstrip(b"\r\n")
     try:
-        return _DATA + orjson.dumps(orjson.loads(data)) + line[len(_DATA) + len(data) :]
+        return _DATA + json_text(read_json(data)).encode() + line[len(_DATA) + len(data) :]
     except ValueError:  # half a surrogate pair
         return line
 

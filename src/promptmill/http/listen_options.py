@@ -6,15 +6,16 @@ import contextlib
 import re
 import socket
 import ssl
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from promptmill.config.settings import ApiToken
 from promptmill.core.errors import Named, config_error
 from promptmill.http.address import Address, HostAllowlist, is_loopback, url
 from promptmill.http.app import Rules
 from promptmill.http.listener import tls_context
-from promptmill.http.token import HOW_TO_MAKE_ONE, VARIABLE, find_token
+from promptmill.http.token import HOW_TO_MAKE_ONE, VARIABLE, Token, configured, find_token
 
 _FORM = re.compile(r"([0-9]{1,12})\s*(?:([kmg])(i?)b?|b)?", re.IGNORECASE)
 _BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -54,7 +55,9 @@ def opened(
     *,
     token_file: Path | None,
     token_env: str | None,
+    further_tokens: Mapping[str, ApiToken],
     allowed_hosts: Sequence[str],
+    allowed_origins: Sequence[str],
     max_body: str | None,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -63,12 +66,15 @@ def opened(
 ) -> Iterator[BoundServer]:
     """Read the options of `serve`, remove the token from `environ`, and listen until the block ends.
 
-    Raises `PromptmillError` (`invalid_config`) for an invalid option, when it is impossible to listen, or when other
-    machines could call without a token.
+    `further_tokens` are `client_limits.tokens`. Raises `PromptmillError` (`invalid_config`) for an invalid option,
+    when it is impossible to listen, or when other machines, clients of a further token or pages could call without a
+    token.
     """
     if tls_key is not None and tls_cert is None:
         raise config_error(Named("tls_key"), "needs ", Named("tls_cert", "PATH"), " as well.")
     where, token = Address.parse(address), find_token(token_file, token_env, environ)
+    others = tuple(configured(further_tokens).values())
+    check_tokens(token, others, allowed_origins)
     # the SDK parses at up to 6 ns a byte on the event loop
     most = 32 << 20 if max_body is None else parse_size(max_body)
     tls = None if tls_cert is None else tls_context(tls_cert, tls_key)
@@ -85,9 +91,25 @@ def opened(
                 f". {HOW_TO_MAKE_ONE} Or listen on 127.0.0.1.",
             )
         who = "for clients that have the token" if token else "for every program on this machine (no token is set)"
-        rules = Rules(HostAllowlist(where, sockets, allowed_hosts), token, most)
+        rules = Rules(HostAllowlist(where, sockets, allowed_hosts, allowed_origins), token, most, others)
         greeting = f"serving MCP at {url(where, sockets, tls=tls is not None)}, {who}"
         yield BoundServer(sockets, rules, tls, access_log, greeting)
     finally:
         for listener in sockets:
             listener.close()
+
+
+def check_tokens(token: Token | None, others: Sequence[Token], allowed_origins: Sequence[str]) -> None:
+    """Raise `PromptmillError` (`invalid_config`) if the server lacks its own token, or two tokens are the same."""
+    how = f"Put one into the environment variable {VARIABLE}. {HOW_TO_MAKE_ONE}"
+    if token is None and others:
+        raise config_error(
+            "client_limits.tokens",
+            f"a client without any token could use all models, so the server needs a token of its own. {how}",
+        )
+    if token is None and allowed_origins:
+        raise config_error(Named("allowed_origin"), f"any page there could call, so the server needs a token. {how}")
+    if token is not None and len({token.owner, *(each.owner for each in others)}) <= len(others):
+        raise config_error(
+            "client_limits.tokens", "two tokens are the same, or one is the server's own; each needs its own text."
+        )

@@ -37,9 +37,17 @@ if TYPE_CHECKING:
 
     from promptmill.images.fetch import ImageFetcher
 
-_FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "", "TIFF": ""}
-_PLUGINS = ("PIL.TiffImagePlugin", "PIL.WebPImagePlugin")  # otherwise the first such image has Pillow import all of its
-_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
+_FORMATS = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    **dict.fromkeys(("BMP", "TIFF", "AVIF", "ICO"), ""),
+}
+_PLUGINS = tuple(
+    f"PIL.{name}ImagePlugin" for name in ("Tiff", "WebP", "Avif", "Ico")
+)  # otherwise the first such image has Pillow import all of its
+_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII | re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
 _BYTES_PER_PIXEL = 12  # of the decoded, the rotated or converted, and the written image
 _SHORTEST_BASE64 = 64
@@ -47,10 +55,13 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]++={0,2}\s*", re.ASCII)
 # The first bytes of each format in base64: JPEG, PNG, GIF, WebP, BMP, TIFF.
 _BASE64_SIGNATURES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
 
+_LOSSY_WEBP = b"VP8 "  # a photo without transparency, several times as large as a PNG
+
 _QUALITY = 95
 _PNG_MODES = frozenset({"1", "LA", "P", "PA", "RGBA", "RGBa", "La"})
 _JPEG_MODES = frozenset({"L", "RGB"})
 _WEB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
+_CHANNELS = frozenset({1, 3, 4})
 _ORIENTATION = 0x0112
 
 _DEFAULT_BYTES = 1 << 30
@@ -75,16 +86,22 @@ def _map_large_blocks() -> None:
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
-    """Limits of reading: the files that may be read, the most pixels of an image, and memory for decoding."""
+    """Limits of reading: the files that may be read, the most pixels of an image, and memory for decoding.
+
+    `types` are the media types of the result, PNG and JPEG among them; None: all of `_FORMATS`.
+    """
 
     files: FileRule = field(default_factory=FileRule)
     max_pixels: int = 89_000_000
     memory: Memory = field(default_factory=lambda: Memory(_DEFAULT_BYTES), compare=False)
+    types: frozenset[str] | None = None
 
     @classmethod
-    def of(cls, files: FileRule, max_pixels: int, memory: int = _DEFAULT_BYTES) -> ImageRules:
+    def of(
+        cls, files: FileRule, max_pixels: int, memory: int = _DEFAULT_BYTES, types: frozenset[str] | None = None
+    ) -> ImageRules:
         """Return the rules with so many bytes of memory for decoding."""
-        return cls(files, max_pixels, Memory(memory))
+        return cls(files, max_pixels, Memory(memory), types)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +117,14 @@ def is_web(source: str) -> bool:
     return source[:8].lower().startswith(("http://", "https://"))
 
 
+def is_data(source: str) -> bool:
+    """Return whether `source` is a `data:` URL."""
+    return source[:5].lower() == "data:"
+
+
 def from_folder(source: str, folders: Sequence[str]) -> str:
     """Return a relative path in the first of `folders` that has it, else in the first; any other source stays."""
-    if not folders or source.startswith("~") or source[:5].lower() in {"data:", "file:"} or _URL.match(source):
+    if not folders or source.startswith("~") or is_data(source) or source[:5].lower() == "file:" or _URL.match(source):
         return source
     if Path(source).is_absolute():
         return source
@@ -113,13 +135,14 @@ def from_folder(source: str, folders: Sequence[str]) -> str:
 def load_image(source: str, rules: ImageRules) -> ImageFile:
     """Return the image at a local path, `file:` URL or `data:` URL, or one in memory. Blocks: call it off the loop.
 
-    BMP and TIFF become PNG, and so do animations (their first frame), CMYK and 16-bit images, and images that EXIF
-    rotates; any other image stays byte for byte. `scan.pdf#page=3` is a page of a PDF. Raises `PromptmillError`
+    BMP, TIFF, AVIF and ICO become PNG (a photo in AVIF a JPEG), and so do animations (their first frame), CMYK and
+    16-bit images, images that EXIF rotates, and types outside `rules.types` (a lossy WebP becomes a JPEG);
+    any other image stays byte for byte. `scan.pdf#page=3` is a page of a PDF. Raises `PromptmillError`
     (`invalid_image`; `missing_dependency` for a PDF).
     """
     if isinstance(source, HeldImage):
         name, data = "the image in memory", encode_held(source)
-    elif source[:5].lower() == "data:":
+    elif is_data(source):
         name, data = _data(source)
     elif is_bare_base64(source):
         name, data = _data(f"data:;base64,{source}")
@@ -238,8 +261,19 @@ def _data(source: str) -> tuple[str, bytes]:
 
 def _probe(start: bytes, name: str) -> None:
     """Refuse a file that does not begin like an image, before more of it is read."""
-    signatures = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    if not start.startswith(signatures) and not (start.startswith(b"RIFF") and start[8:12] == b"WEBP"):
+    signatures = (
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff",
+        b"GIF8",
+        b"BM",
+        b"II*\0",
+        b"MM\0*",
+        b"II+\0",
+        b"MM\0+",
+        b"\0\0\1\0",
+    )
+    boxed = (start.startswith(b"RIFF") and start[8:12] == b"WEBP") or start[4:12] in {b"ftypavif", b"ftypavis"}
+    if not start.startswith(signatures) and not boxed:
         raise _unusable(f"{name} is {'empty' if not start else 'not an image that models read'}.")
 
 
@@ -259,13 +293,16 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
                         f"{name} has {width} x {height} pixels, more than `max_image_pixels` ({rules.max_pixels}).",
                         "Make it smaller.",
                     )
-                media_type = _FORMATS[_kind(image)]
-                if media_type and not _needs_rewriting(image):
+                media_type, is_usual = _FORMATS[_kind(image)], not _needs_rewriting(image)
+                if media_type and is_usual and (rules.types is None or media_type in rules.types):
                     return ImageFile(data, media_type)
                 size = width * height * _BYTES_PER_PIXEL
                 with rules.memory.hold(size):
                     if size >= _LARGE:
                         _map_large_blocks()
+                    is_avif = image.format == "AVIF" and image.mode == "RGB"
+                    if is_usual and (is_avif or data[12:16] == _LOSSY_WEBP):
+                        return ImageFile(encoded(image), "image/jpeg")
                     return ImageFile(_rewritten(image), "image/png")
     except PromptmillError:
         raise
@@ -289,7 +326,7 @@ def _unusable(message: str, hint: str | None = None) -> PromptmillError:
 
 
 class HeldImage(str):
-    """An image that a program holds in memory, in the place of a path or URL: bytes, a Pillow image or an array.
+    """An image in a program's memory, in the place of a path or URL: bytes, a Pillow image, an array or a tensor.
 
     As a text it is a name, equal for equal images.
     """
@@ -303,15 +340,23 @@ class HeldImage(str):
         return held
 
 
-def is_image(value: object) -> bool:
-    """Return whether a `HeldImage` can hold `value`."""
-    return (
-        isinstance(value, bytes | bytearray | memoryview)
-        or hasattr(
-            type(value), "__array_interface__"
-        )  # looked up on the type: a Pillow image would copy all its pixels
-        or (hasattr(value, "mode") and hasattr(value, "tobytes"))
-    )
+def source_of(value: Any) -> str | None:
+    """Return the source of an image as programs give it; None for anything else.
+
+    A text (path, URL or base64), a `Path`, an open file, bytes, an array, a tensor, or an image of Pillow's.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    if callable(getattr(value, "read", None)):
+        if value.seekable():  # several inputs may share the file
+            value.seek(0)
+        value = value.read()
+    # looked up on the type: a Pillow image would copy all its pixels
+    is_array = hasattr(type(value), "__array_interface__") or hasattr(type(value), "__array__")
+    is_pillows = hasattr(value, "mode") and hasattr(value, "tobytes")
+    return HeldImage(value) if isinstance(value, bytes | bytearray | memoryview) or is_array or is_pillows else None
 
 
 def is_bare_base64(source: str) -> bool:
@@ -334,7 +379,7 @@ def encoded(image: Any) -> bytes:
     from PIL import Image
 
     if not isinstance(image, Image.Image):
-        image = Image.fromarray(image)
+        image = Image.fromarray(_pixels(image))
     out = io.BytesIO()
     if image.mode in _PNG_MODES or "transparency" in image.info:
         image.save(out, "PNG", compress_level=1)
@@ -345,6 +390,27 @@ def encoded(image: Any) -> bytes:
         image = image.convert("RGB")
     image.save(out, "JPEG", quality=_QUALITY)
     return out.getvalue()
+
+
+def _pixels(array: Any) -> Any:
+    """Return an array or tensor in the form that Pillow reads: channels last, whole numbers if there are several.
+
+    Tensors have the channels first, and floats from 0 to 1: pytorch.org/vision/stable/transforms.html.
+    """
+    import numpy as np
+
+    if hasattr(array, "detach"):  # of torch: it may have gradients, be on a GPU, or have a type that NumPy lacks
+        array = array.detach().cpu()
+        array = array.float() if array.is_floating_point() else array
+    array = np.asarray(array)
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
+    if array.ndim == 3 and array.shape[2] not in _CHANNELS and len(array) in _CHANNELS:
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim == 3 and array.dtype.kind == "f":
+        array = (np.clip(array, 0, 1) * 255).round() if array.max(initial=0) <= 1 else np.clip(array, 0, 255)
+        array = array.astype(np.uint8)
+    return np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
 def _needs_rewriting(image: Image) -> bool:
@@ -481,4 +547,4 @@ def _kept_size(source: str, reading: asyncio.Future[bytes]) -> int:
     image = b"" if reading.cancelled() or reading.exception() else reading.result()
     size = _EACH + len(source) + len(image)
     # a `data:` URL or a page seldom occurs twice: count it eightfold, so that a file of such rows needs little memory
-    return size * 8 if source.startswith("data:") or pdf.split(source)[1] else size
+    return size * 8 if is_data(source) or pdf.split(source)[1] else size

@@ -5,8 +5,9 @@ time without end. The process is ended then, and that PDF alone fails.
 
 The process gets a file once and returns a page for each request, so neither process holds two pages.
 
-To the process: `{"size": …}` and so many bytes, a file; then for it `{"page": …}`, or `{"page": 0}` for its text.
-From it: `{"pages": …}`, `{"image": …}` in base64 or `{"text": …}`; or `{"problem": …}`.
+To the process: `{"size": …}` and so many bytes, a file; then for it `{"page": …}`, or `{"page": 0}` for its contents.
+From it: `{"pages": …}`, `{"image": …}` in base64 or `{"contents": [[text, is_image, has_pictures], …]}`; or
+`{"problem": …}`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import io
 import os
 import re
 import threading
+import unicodedata
 from collections import OrderedDict
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import Any, BinaryIO, NamedTuple
 
 from promptmill.core.bounds import LARGEST_FILE, LARGEST_TEXT, MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError
@@ -36,11 +39,29 @@ _DPI = 200
 _LONGEST = 2048  # pixels of a side: providers make larger images smaller
 _QUALITY = 90  # of JPEG: small letters stay sharp
 _REOPENED = 50  # images: a document keeps a copy of each image that it has shown; to open it takes 1 ms
+_GRID = 20  # cells of a side: the share of a page that pictures cover, also in strips, is counted in them
+_SCAN, _PICTURE = 0.5, 0.05  # shares of a page: above, it is a scan, or has pictures; a logo covers 2 %
+# What is drawn is compared with what is written: a full page has 3,000 letters, the outline of one has 20 segments.
+_LETTERS_OF_PAGE, _SEGMENTS_OF_LETTER = 3000, 20
+_SAMPLED = 500  # characters of a page that are checked for their meaning
+_UNMAPPED = 0.1  # their share without one: symbols of lists are fewer, fonts without a table of characters have all
+_LETTERS = 1 / 3  # of the visible characters of a text: a table of contents with leaders of dots has more
 _LOST = "takes too much time or memory to read, or is damaged"
 
 
 class PdfError(Exception):
     """A PDF that cannot be read; the text is the reason, as the predicate of a sentence."""
+
+
+class PageContent(NamedTuple):
+    """What a page has for a model."""
+
+    text: str
+    """Its text layer, if that is text, and the values of its form: `""` if it has none."""
+    is_image: bool
+    """Whether only its image shows what is on it: it is a scan or a drawing, or its text layer is no text."""
+    has_pictures: bool
+    """Whether a page of text has pictures, too."""
 
 
 def page_of(source: str, page: int) -> str:
@@ -88,11 +109,11 @@ class PdfReader:
             self._hold(file)
             return self._pages
 
-    def text(self, file: BinaryIO) -> str:
-        """Return the text layer. Raises as `pages` does."""
+    def contents(self, file: BinaryIO) -> list[PageContent]:
+        """Return the content of each page, up to `LARGEST_TEXT`. Raises as `pages` does."""
         with self._turn:
             self._hold(file)
-            return str(self._reply({"page": 0})["text"])
+            return [PageContent(*page) for page in self._reply({"page": 0})["contents"]]
 
     def page(self, file: BinaryIO, page: int) -> bytes:
         """Return page `page`, from 1, as a JPEG. Raises as `pages` does."""
@@ -172,7 +193,7 @@ class _Reading:
                 if self._images % _REOPENED == 0:
                     self._open()
                 return {"image": _image(self._document, page)}
-            return {"text": _text(self._document)}
+            return {"contents": list(map(tuple, _contents(self._document)))}
         except PdfError as error:
             return {"problem": str(error)}
         except pypdfium2.PdfiumError:
@@ -206,25 +227,115 @@ def _opened(content: ctypes.Array[ctypes.c_char]) -> Any:
         raise PdfError("is damaged, or no PDF") from None
     if not len(document):
         raise PdfError("has no page")
+    if document.get_formtype() == pypdfium2.raw.FORMTYPE_XFA_FULL:  # its only page asks to wait, or for another reader
+        raise PdfError("is a form that only Adobe's programs show (XFA); print it into a PDF there")
+    document.init_forms()  # the values of forms are on the images of the pages
     return document
 
 
-def _text(document: Any) -> str:
-    """Return the text of all pages, with an empty line between them; one character too many of a text too long."""
-    texts, size = [], 0
+def _contents(document: Any) -> list[PageContent]:
+    """Return the content of each page, up to one character more than `LARGEST_TEXT`."""
+    contents, size = [], 0
     for at in range(len(document)):
         page = document[at]
-        layer = page.get_textpage()
-        text = layer.get_text_range().replace("\r\n", "\n").replace("\0", "").strip()
-        layer.close()
+        content = _content(page)
         page.close()
-        if text:
-            text = text.encode("utf-8", "replace").decode()  # half a surrogate pair
-            texts.append(text)
-            size += len(text)
+        contents.append(content)
+        size += len(content.text)
         if size > LARGEST_TEXT:
             break
-    return "\n\n".join(texts)[: LARGEST_TEXT + 1]
+    return contents
+
+
+def _content(page: Any) -> PageContent:
+    layer = page.get_textpage()
+    # pdfium reports a hyphen at the end of a line as U+FFFE
+    text = layer.get_text_range().replace("\ufffe", "-\n").replace("\r\n", "\n").replace("\0", "").strip()
+    is_text = not text or _is_text(layer, text)
+    layer.close()
+    share, segments = _drawn(page)
+    drawn = share * _LETTERS_OF_PAGE + segments // _SEGMENTS_OF_LETTER
+    is_image = not is_text or share >= _SCAN or drawn > len(text)
+    parts = [text] if text and is_text else []
+    text = "\n".join(parts + _filled_in(page)).encode("utf-8", "replace").decode()  # half a surrogate pair
+    return PageContent(text, is_image, share >= _PICTURE and not is_image)
+
+
+def _is_text(layer: Any, text: str) -> bool:
+    """Return whether a text layer has a meaning. A font may lack the table from its glyphs to characters."""
+    from pypdfium2 import raw
+
+    sampled = range(0, layer.count_chars(), 1 + layer.count_chars() // _SAMPLED)
+    unmapped = sum(raw.FPDFText_HasUnicodeMapError(layer, at) == 1 for at in sampled)
+    kinds = [unicodedata.category(c) if c != "\ufffd" else "Co" for c in text if not c.isspace()]
+    unknown = sum(kind in {"Cc", "Cn", "Co"} for kind in kinds)
+    letters = sum(kind[0] in "LMN" for kind in kinds)
+    return max(unmapped / len(sampled), unknown / len(kinds)) < _UNMAPPED and letters > len(kinds) * _LETTERS
+
+
+def _drawn(page: Any) -> tuple[float, int]:
+    """Return the share of a page that images cover, and the number of segments of its lines."""
+    from pypdfium2 import raw
+
+    left, bottom, right, top = page.get_bbox()
+    columns = [left + (right - left) * (at + 0.5) / _GRID for at in range(_GRID)]
+    rows = [bottom + (top - bottom) * (at + 0.5) / _GRID for at in range(_GRID)]
+    covered: set[tuple[float, float]] = set()
+    least = segments = 0
+    for drawn in page.get_objects([raw.FPDF_PAGEOBJ_IMAGE, raw.FPDF_PAGEOBJ_PATH]):
+        if drawn.type == raw.FPDF_PAGEOBJ_PATH:
+            segments += max(0, raw.FPDFPath_CountSegments(drawn))
+            continue
+        least = 1  # an image between the middles of the cells
+        matrix, form = drawn.get_matrix(), drawn.container
+        while form is not None:
+            matrix, form = matrix.multiply(form.get_matrix()), form.container
+        x1, y1, x2, y2 = matrix.on_rect(0, 0, 1, 1)
+        covered.update((x, y) for x in columns if x1 <= x <= x2 for y in rows if y1 <= y <= y2)
+    return max(least, len(covered)) / _GRID**2, segments
+
+
+def _filled_in(page: Any) -> list[str]:
+    """Return what was filled into a page, a line for each field, such as `Name: Ann`, and for each text typed onto it.
+
+    The text layer has neither.
+    """
+    from pypdfium2 import raw
+
+    lines: dict[str, None] = {}  # the buttons of a group have one value
+    for at in range(raw.FPDFPage_GetAnnotCount(page)):
+        if not (found := raw.FPDFPage_GetAnnot(page, at)):
+            continue
+        kind = raw.FPDFAnnot_GetSubtype(found)
+        if raw.FPDFAnnot_GetFlags(found) & (raw.FPDF_ANNOT_FLAG_HIDDEN | raw.FPDF_ANNOT_FLAG_NOVIEW):
+            pass
+        elif kind == raw.FPDF_ANNOT_FREETEXT:
+            lines[_string(raw.FPDFAnnot_GetStringValue, found, b"Contents")] = None
+        elif kind == raw.FPDF_ANNOT_WIDGET and page.formenv and (value := _value(page.formenv, found)):
+            label = _string(raw.FPDFAnnot_GetFormFieldAlternateName, page.formenv, found)
+            lines[f"{label or _string(raw.FPDFAnnot_GetFormFieldName, page.formenv, found)}: {value}"] = None
+        raw.FPDFPage_CloseAnnot(found)
+    return [line for line in lines if line.strip()]
+
+
+def _value(form: Any, field: Any) -> str:
+    """Return the value of a form's field: of a list, the labels of the entries that are selected."""
+    from pypdfium2 import raw
+
+    chosen = [
+        _string(raw.FPDFAnnot_GetOptionLabel, form, field, at)
+        for at in range(raw.FPDFAnnot_GetOptionCount(form, field))
+        if raw.FPDFAnnot_IsOptionSelected(form, field, at)
+    ]
+    return ", ".join(chosen) or _string(raw.FPDFAnnot_GetFormFieldValue, form, field)
+
+
+def _string(read: Callable[..., int], *arguments: object) -> str:
+    """Return the string that a function of pdfium writes into a buffer."""
+    size = read(*arguments, None, 0)
+    buffer = (ctypes.c_ushort * (size // 2))()
+    read(*arguments, buffer, size)
+    return bytes(buffer).decode("utf-16-le", "replace").replace("\r", "\n").replace("\0", "").strip()
 
 
 def _image(document: Any, number: int) -> str:

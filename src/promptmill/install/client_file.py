@@ -40,7 +40,7 @@ def install(file: Path, key: str, name: str, added: JsonObject) -> list[Step]:
     if there == entry:
         return []
     words = "" if there is None else f"replace the entry {name} in {file}"
-    return [*keep(file), _rewrite(file, key, found.with_entry(name, entry), words)]
+    return [*keep(file), _rewrite(file, found, name, entry, words)]
 
 
 def written(file: Path, key: str, name: str, entry: JsonObject) -> str:
@@ -74,12 +74,11 @@ def undo(file: Path, key: str, name: str) -> list[Step]:
         return []
     if not copy.exists():
         is_all = len(found.servers) == 1 and not found.holds_more
-        return [remove(file) if is_all else _rewrite(file, key, found.without(name))]
+        return [remove(file) if is_all else _rewrite(file, found, name, None)]
     before = _read(copy, key, file.suffix)
     if before.with_entry(name, found.servers[name]) == found.text:
         return [put_back(file, copy)]
-    earlier = before.servers.get(name)
-    return [_rewrite(file, key, found.without(name) if earlier is None else found.with_entry(name, earlier))]
+    return [_rewrite(file, found, name, before.servers.get(name))]
 
 
 def _read(file: Path, key: str, suffix: str = "") -> _File:
@@ -97,12 +96,18 @@ def _read(file: Path, key: str, suffix: str = "") -> _File:
     raise config_error("", f"{file}: {problem}. Nothing was changed; correct the file first.")
 
 
-def _rewrite(file: Path, key: str, text: str, words: str = "") -> Step:
-    """Return the step that writes `text`. Raises `PromptmillError` when it is not valid."""
+def _rewrite(file: Path, found: _File, name: str, entry: JsonObject | None, words: str = "") -> Step:
+    """Return the step that writes `entry` under `name`; None removes the entry.
+
+    Raises `PromptmillError` when another value would change.
+    """
+    text = found.without(name) if entry is None else found.with_entry(name, entry)
     try:
-        _parsed(text, key, file.suffix)
+        is_sound = _parsed(text, found.key, file.suffix).beside(name) == found.beside(name)
     except (ValueError, RecursionError):
-        raise config_error("", f"{file}: the entry has an unusual form; edit it by hand.") from None
+        is_sound = False
+    if not is_sound:
+        raise config_error("", f"{file}: the entry has an unusual form; edit it by hand.")
     return write(file, text.encode(errors="surrogatepass"), words)
 
 
@@ -126,11 +131,23 @@ class _Member(NamedTuple):
     end: int
 
 
-class _JsonFile:
-    """A JSON file with comments. `servers` are the entries by their names. Raises `ValueError`, `RecursionError`."""
+class _Content:
+    """The text and the values of a file; `servers` are the entries by their names."""
+
+    def __init__(self, text: str, key: str, content: JsonDict) -> None:
+        self.text, self.key = text, key
+        self.servers: JsonDict = content.get(key, {})
+        self.others = {name: value for name, value in content.items() if name != key}
+
+    def beside(self, name: str) -> tuple[JsonDict, JsonDict]:
+        """Return all values but the entry `name`."""
+        return self.others, {other: entry for other, entry in self.servers.items() if other != name}
+
+
+class _JsonFile(_Content):
+    """A JSON file with comments. Raises `ValueError`, `RecursionError`."""
 
     def __init__(self, text: str, key: str) -> None:
-        self.text, self._key = text, key
         self._bare = _COMMENT.sub(_blank, text.replace(_BOM, " ", 1))
         self._plain = _LAST_COMMA.sub(_blank, self._bare)
         try:
@@ -140,25 +157,25 @@ class _JsonFile:
             raise ValueError(f"line {error.lineno}, column {error.colno} is not valid JSON: {why}") from None
         if not isinstance(content, dict):
             raise ValueError(f"it should be an object, not {shape(content)}")
-        self.servers: JsonDict = content.get(key, {})
-        self.holds_more = bool(content.keys() - {key}) or self._bare.strip() != text.strip(_BOM).strip()
+        super().__init__(text, key, content)
+        self.holds_more = bool(self.others) or self._bare.strip() != text.strip(_BOM).strip()
         """Whether it holds anything but the servers, such as comments."""
 
     def with_entry(self, name: str, entry: JsonObject) -> str:
         """Return the text with `entry` under `name`, a new one as the first."""
         if not self._plain.strip():
-            return f"{self.text}{self._json_text({self._key: {name: entry}}, 0)}{_line_end(self.text)}"
+            return f"{self.text}{self._json_text({self.key: {name: entry}}, 0)}{_line_end(self.text)}"
         top = self._plain.index("{")
-        servers = self._members(top).get(self._key)
+        servers = self._members(top).get(self.key)
         if servers is None:
-            return self._with_first(top, self._key, {name: entry}, 1)
+            return self._with_first(top, self.key, {name: entry}, 1)
         if (member := self._members(servers.value).get(name)) is None:
             return self._with_first(servers.value, name, entry, 2)
         return self.text[: member.value] + self._json_text(entry, 2) + self.text[member.end :]
 
     def without(self, name: str) -> str:
         """Return the text without the entry."""
-        members = self._members(self._members(self._plain.index("{"))[self._key].value)
+        members = self._members(self._members(self._plain.index("{"))[self.key].value)
         text, member = self.text, members[name]
         begin, end = len(text[: member.key].rstrip()), member.end
         before = [other.end for other in members.values() if other.end < begin]
@@ -230,22 +247,21 @@ def _toml(value: Any) -> str:
     return "{" + ", ".join(f"{json.dumps(name)} = {_toml(each)}" for name, each in value.items()) + "}"
 
 
-class _TomlFile:
+class _TomlFile(_Content):
     """A TOML file, in which each entry is a table `[key.name]`, with tables below it, such as `env`."""
 
     def __init__(self, text: str, key: str) -> None:
-        self.text, self._key = text, key
         try:
             content = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"it is not valid TOML: {error}") from None
-        self.servers: JsonDict = content.get(key, {})
-        self.holds_more = bool(content.keys() - {key}) or "#" in text
+        super().__init__(text, key, content)
+        self.holds_more = bool(self.others) or "#" in text
 
     def with_entry(self, name: str, entry: JsonObject) -> str:
         """Return the text with `entry` under `name`; tables below it stay."""
         line = _line_end(self.text)
-        table = f"[{self._key}.{name if _PLAIN_KEY.fullmatch(name) else json.dumps(name)}]{line}"
+        table = f"[{self.key}.{name if _PLAIN_KEY.fullmatch(name) else json.dumps(name)}]{line}"
         before, after = self._around(name, r"\s*\]")
         below = self.servers.get(name, {}).keys() if f".{name}." in before + after else ()
         table += "".join(
@@ -254,25 +270,36 @@ class _TomlFile:
             if value is not None and not (isinstance(value, dict) and field in below)
         )
         gap = "" if not before or before.endswith(line * 2) else line if before.endswith(line) else line * 2
-        return f"{before}{gap}{table}{line if after else ''}{after}"
+        return f"{before}{gap}{table}{line if after.strip() and not after.startswith(line) else ''}{after}"
 
     def without(self, name: str) -> str:
-        """Return the text without the entry and the tables below it."""
-        return "".join(self._around(name, r"\s*[.\]]"))
+        """Return the text without the entry, the tables below it, and one of two empty lines around them."""
+        before, after = self._around(name, r"\s*[.\]]")
+        line = _line_end(self.text)
+        return before + (after.removeprefix(line) if before.endswith(line * 2) else after)
 
     def _around(self, name: str, end: str) -> tuple[str, str]:
-        """Return the text before and after the tables of the entry, whose heads end with `end`."""
-        heads = re.compile(rf"\[\s*{re.escape(self._key)}\s*\.\s*(?:{re.escape(name)}|\"{re.escape(name)}\"){end}")
+        """Return the text before and after the tables of the entry, whose heads end with `end`.
+
+        Comments behind a table belong to what follows.
+        """
+        heads = re.compile(rf"\[\s*{re.escape(self.key)}\s*\.\s*(?:{re.escape(name)}|\"{re.escape(name)}\"){end}")
         before: list[str] = []
         after: list[str] = []
+        notes: list[str] = []
         inside = was_inside = False
         for line in self.text.splitlines(keepends=True):
             if line.lstrip().startswith("["):
                 inside = heads.match(line.strip()) is not None
             was_inside |= inside
             if not inside:
-                (after if was_inside else before).append(line)
-        return "".join(before), "".join(after)
+                (after if was_inside else before).extend((*notes, line))
+                notes = []
+            elif line.partition("#")[0].strip():
+                notes = []
+            else:
+                notes.append(line)
+        return "".join(before), "".join((*after, *notes))
 
 
 _File: TypeAlias = _JsonFile | _TomlFile

@@ -5,12 +5,14 @@ A row keeps its own columns: where the input has `answer`, the job's column is `
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from promptmill.core.errors import input_error
+from promptmill.core.wording import counted
 from promptmill.jobs.inputs.formats import TABLES
+from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
 
@@ -148,12 +150,35 @@ def notes(spec: JobSpec) -> Iterator[str]:
     read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # else the grid's models
     if read:
         yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in read)}."
-    if spec.input.style.uncomputed:
-        of = ", ".join(f"`{name}`" for name in spec.input.style.uncomputed)
+    if spec.input.blank:
+        of = ", ".join(f"`{name}` in {counted(count, 'row')}" for name, count in spec.input.blank.items())
+        yield f"Empty cells leave their places in the prompt blank: {of}."
+    yield from _style_notes(spec.input.style)
+
+
+def _style_notes(style: Style) -> Iterator[str]:
+    if line := style.short_line:
+        yield f"Rows with fewer cells than the header are read with empty cells at the end, the first in line {line:,}."
+    if style.hidden:
+        rows, are = counted(style.hidden, "row"), "is" if style.hidden == 1 else "are"
+        yield f"{rows} of the sheet {are} hidden, as by a filter, and sent like the others: delete what is not wanted."
+    if style.merged:
+        yield (
+            f"Cells of {_listed(style.merged)} are merged over several rows: only the first of these rows has the "
+            "value, the others are read as empty. Repeat the value in each row."
+        )
+    if style.errors:
+        yield f"Cells of {_listed(style.errors)} have errors, such as #N/A, which are read as texts."
+    if style.uncomputed:
+        of = _listed(style.uncomputed)
         yield (
             f"The workbook has formulas without a value in {of}, which are read as empty cells: open it in Excel or "
             "LibreOffice and save it first."
         )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _usual(key: str) -> str:

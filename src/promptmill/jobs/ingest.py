@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -179,6 +180,7 @@ class _Reader:
         self._is_table = spec.input.format in TABLES
         if self._is_table:
             self._prepare(())
+        self._blank: Counter[str] = Counter()
         self._names = _Names(spec, source.header)
         self._most_bytes, self._is_whole = most_bytes, True
         is_query = any(part.query for part in spec.input.parts)
@@ -222,7 +224,7 @@ class _Reader:
         """Return the job with its columns, once all rows were read."""
         if self._is_whole:  # else the rows that have the columns may not be among those that were read
             self._names.check_templates(self._questions)
-        return self._names.named().with_input(fields=self._fields, style=self._source.style)
+        return self._names.named().with_input(fields=self._fields, style=self._source.style, blank=dict(self._blank))
 
     def _has(self, row: InputRow) -> bool:
         """Return whether the job has a row; a row of another shard counts only for the names of the columns."""
@@ -241,17 +243,18 @@ class _Reader:
 
     def _table_row(self, row: InputRow) -> _DatabaseRow:
         n, cells, fields, problem = row
-        asked, line = [], []
+        asked, line, blank = [], [], set[str]()
         for one in self._questions:
             try:
                 if problem or fields is None:
                     raise input_error(problem)
-                text = question_json(one.of(fields))
+                text = question_json(one.of(fields, blank))
             except PromptmillError as error:
                 problem = error.message
                 text = question_json({rows.PROBLEM: problem})
             asked.append(rows.digest("table", text) or _NO_QUESTION)
             line.append(text)
+        self._blank.update(blank)
         stores = problem or self._stores_questions
         return n, b"".join(asked), joined(line) if stores else None, cells
 
@@ -265,14 +268,15 @@ class _Reader:
             line = joined([cells] * count) if question.templates else None
             digest = rows.digest(self._kind, cells, question.column, row_settings=question.rows_set, value=value)
             return n, (digest or _NO_QUESTION) * count, line, cells
-        asked, lines, is_stored = [], [], self._stores_questions
+        asked, lines, is_stored, blank = [], [], self._stores_questions, set[str]()
         for one in self._questions:
             try:
-                text = rows.json_line(one.of(value))[:-1]
+                text = rows.json_line(one.of(value, blank))[:-1]
             except PromptmillError as error:
                 is_stored, text = True, question_json({rows.PROBLEM: error.message})
             asked.append(rows.digest("jsonl", text, row_settings=question.rows_set) or _NO_QUESTION)
             lines.append(text)
+        self._blank.update(blank)
         if question.prompt_only:
             cells = rows.json_line({name: value[name] for name in value if name not in question.prompt_only})[:-1]
         return n, b"".join(asked), joined(lines) if is_stored else None, cells

@@ -11,6 +11,7 @@ import gc
 import hashlib
 import sqlite3
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -137,6 +138,7 @@ def connected(file: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # VACUUM INTO attaches, too
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_ROW)
+    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")  # any bytes can be a text there
     return connection
 
 

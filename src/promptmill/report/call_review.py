@@ -51,7 +51,7 @@ async def reviewed(
     """
     if rows is not None and sample is not None:
         raise input_error("`rows` goes without `sample`.")
-    suffixes = (*review_page.PAGES, *review_page.TABLES)
+    suffixes = (*review_page.PAGES, review_page.WORKBOOK)
     target = None if output_file is None else jobs.allowed_of(output_file, "output_file", suffixes)
     folder = jobs.find(job_id, caller)
     call = partial(
@@ -115,7 +115,6 @@ def _review(
         ],
         **({} if target is None else {"file": str(target)}),
         "rows": [_shown(row, finder) for row in found.rows],
-        "next_offset": None,
     }
 
 
@@ -134,7 +133,7 @@ def _shown(row: ReviewRow, finder: SecretFinder | None) -> JsonDict:
     return {
         name: cut(value, LONGEST_SHOWN) if isinstance(value, str) else value
         for name, value in cells.items()
-        if name != LABEL
+        if name != LABEL or value
     }
 
 

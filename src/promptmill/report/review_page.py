@@ -8,13 +8,13 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import cut
 from promptmill.jobs import disk
 from promptmill.jobs.export.workbook_file import LONGEST_CELL
-from promptmill.jobs.manage.reviewed import KEY, LABEL, ROW, Review, write_table
+from promptmill.jobs.manage.reviewed import KEY, LABEL, NO_LABEL, ROW, Review, write_workbook
 from promptmill.report import page
 from promptmill.report.page import Report
 
 _TEMPLATE = Path(__file__).with_name("review.html")
-PAGES, TABLES = (".html", ".htm"), (".csv", ".xlsx")
-"""The suffixes of the files of reviews."""
+PAGES, WORKBOOK = (".html", ".htm"), ".xlsx"
+"""The suffixes of the files of reviews. A .csv would be one for Excel, which runs a text that begins with `=`."""
 
 
 def saved_as(found: Review) -> str:
@@ -23,12 +23,12 @@ def saved_as(found: Review) -> str:
 
 
 def write(target: Path, found: Review, command: str) -> Report | None:
-    """Write a review to a new table, or to a page, which is returned. Raises `PromptmillError`.
+    """Write a review to a new workbook, or to a page, which is returned. Raises `PromptmillError`.
 
     The page shows the `command` that takes the decisions.
     """
-    if target.suffix.lower() in TABLES:
-        write_table(target, found)
+    if target.suffix.lower() == WORKBOOK:
+        write_workbook(target, found)
         return None
     return _write_page(target, found, command)
 
@@ -41,6 +41,7 @@ def _write_page(target: Path, found: Review, command: str) -> Report:
         "job": found.job_id,
         "labels": list(found.labels),
         "columns": [ROW, LABEL, KEY],
+        "no_label": NO_LABEL,
         "saved": saved_as(found),
         "command": command,
         "rows": [
@@ -49,6 +50,7 @@ def _write_page(target: Path, found: Review, command: str) -> Report:
                 "why": row.why,
                 "score": row.score,
                 "answer": cut(row.answer, LONGEST_CELL),
+                "label": row.label,
                 "own": [[name, cut(text, LONGEST_CELL)] for name, text in row.own.items() if text],
                 "answers": [[name, cut(text, LONGEST_CELL)] for name, text in row.answers.items()],
                 "asked": cut(row.asked, LONGEST_CELL),

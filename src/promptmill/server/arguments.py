@@ -126,7 +126,7 @@ Images = Annotated[
         of={"type": "array", "items": {"type": "string"}},
         description="A list of images for each prompt, in the order of `prompt_ls` and of the same length; "
         "[] for a prompt without images. An image is a path on the server's machine (absolute is best), or a file:, "
-        "http(s): or data: URL. PNG, JPEG, WebP, GIF, BMP or TIFF.",
+        "http(s): or data: URL. PNG, JPEG, WebP, GIF, AVIF, BMP, TIFF or ICO.",
         examples=[[["/home/ada/chart.png"]], [["https://example.com/a.jpg", "b.webp"], []]],
     ),
 ]

@@ -9,7 +9,6 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastmcp import Context
 from fastmcp.exceptions import ResourceError
 from fastmcp.tools import ToolResult
@@ -19,7 +18,7 @@ from pydantic import Field
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LARGEST_PAGE, LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
-from promptmill.core.values import JsonDict
+from promptmill.core.values import JsonDict, json_text
 from promptmill.jobs.store.rounds import MOST_VOTES, Again
 from promptmill.server import arguments
 from promptmill.server.results import (
@@ -68,7 +67,7 @@ _ROWS = object_schema(
         "done": _STATUS["done"],
         "total": _STATUS["total"],
         "rows": objects_schema(
-            "Each has `row`, its number from 0 (in the job of a call: `index`, the prompt's place), `answer`, "
+            "Each has `row`, its number from 1 (in the job of a call: `index`, the prompt's place), `answer`, "
             '"" for a failed row, and `error`, with `code` and `message` for a failed row, else null.'
         ),
         "columns": {
@@ -219,7 +218,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         ] = None,
         pdf: Annotated[
             Literal["text", "images"] | None,
-            Field(description="What is sent of PDFs in `files`; left out: their text, or the pages of scans."),
+            Field(description="What is sent of PDFs in `files`; left out: a page's text, or image of a scan."),
         ] = None,
         sql: Annotated[
             str | None, Field(description="The query whose result are the rows, if `input_file` is a .db.")
@@ -454,7 +453,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         job_id: arguments.JobId,
         offset: Annotated[
             int,
-            Field(ge=0, description="The first row, from 0, the default; `next_offset` for the next page."),
+            Field(ge=0, description="The number of rows to skip, 0 unless given; `next_offset` for the next page."),
         ] = 0,
         limit: Annotated[
             int,
@@ -480,7 +479,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         """Read a job's answers page by page, in input order, also while it runs.
 
         Returns `rows`, `state`, and `next_offset`: null at the end. Rows without an outcome are left out; until
-        `state` is `finished`, read again later from the first missing row.
+        `state` is `finished`, read again later, with the number of the last row before them as `offset`.
         """
         results = functools.partial((await jobs()).results, with_input=with_input)
         found = await asyncio.to_thread(results, job_id, offset, limit, only, caller_of(ctx, service))
@@ -506,7 +505,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         found = page(found, min(most_bytes(ctx, service.plan) or LARGEST_PAGE, LARGEST_PAGE) - _ENVELOPE, copies=1)
         after = found.pop("next_offset")
         found["next"] = None if after is None else f"promptmill://jobs/{job_id}/answers?offset={after}"
-        return orjson.dumps(found).decode()
+        return json_text(found)
 
     @tool(
         mcp,

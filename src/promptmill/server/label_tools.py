@@ -25,8 +25,8 @@ _REVIEW = object_schema(
         "labels": {"type": "array", "items": {"type": "string"}, "description": "The labels of all answers."},
         "file": {"type": "string"},
         "rows": objects_schema(
-            "The most doubtful row first: `row`, its number from 1, `answer`, `why` and `score`, the fields of the "
-            "input, the other answers to it, and `key`, which identifies its question."
+            "The most doubtful row first: `row`, its number from 1, `answer`, `why` and `score`, `label`, if the user "
+            "gave one, the fields of the input, the other answers to it, and `key`, which identifies its question."
         ),
     },
     "job_id",
@@ -38,11 +38,13 @@ _TAKEN = object_schema(
         "job_id": {"type": "string"},
         "taken": {"type": "integer", "description": "New labels."},
         "changed": {"type": "integer", "description": "New labels that differ from the answer."},
+        "taken_back": {"type": "integer", "description": "Labels whose rows have their earlier answer again."},
         "written": {"type": "boolean", "description": "Whether the output has them; else the job's next run does it."},
     },
     "job_id",
     "taken",
     "changed",
+    "taken_back",
     "written",
 )
 _Job = Annotated[str, Field(description="The job's id, or its output file.", examples=["labels.csv"])]
@@ -83,7 +85,7 @@ def add_label_tools(socket: ToolSocket) -> None:
             str | None,
             Field(
                 description="Also write all rows to this file: .html, a page for the user that saves the decisions as "
-                "a .csv; or a new .csv or .xlsx with a column `label` to fill in. None unless given.",
+                "a .csv; or a new .xlsx with a column `label` to fill in. None unless given.",
                 examples=["review.html"],
             ),
         ] = None,
@@ -106,7 +108,6 @@ def add_label_tools(socket: ToolSocket) -> None:
         )
         found = await with_progress(ctx, service, Call(Facts()), reviewing, lambda: "reading the rows")
         found = await asyncio.to_thread(page, found, page_characters(ctx), copies=1)
-        del found["next_offset"]  # the next call, after review_take, has the rows that are left
         return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", found)
 
     @tool(
@@ -134,7 +135,8 @@ def add_label_tools(socket: ToolSocket) -> None:
         decisions: Annotated[
             list[dict[str, Any]] | None,
             Field(
-                description="The user's labels, if they are in no file: `row` and `key` as in the review, and `label`.",
+                description="The user's labels, if they are in no file: `row` and `key` as in the review, and `label`; "
+                "`-` takes an earlier label back.",
                 examples=[[{"row": 3, "key": "5f0c9a7b2e11", "label": "yes"}]],
             ),
         ] = None,

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from promptmill.config.loading import Configuration
@@ -54,7 +53,9 @@ def serve_stdio(
 
 
 def serve_http(
-    configuration: Configuration, bound: BoundServer, others: Sequence[Callable[[Service], OtherApi]] = ()
+    configuration: Configuration,
+    bound: BoundServer,
+    others: Sequence[Callable[[Service, frozenset[str]], OtherApi]] = (),
 ) -> int:
     """Serve over HTTP until a signal arrives (exit code 128 + its number; it does not return then).
 
@@ -135,23 +136,20 @@ async def _tidy(service: Service, answered: Callable[[], int]) -> None:
 
 
 async def _serve_http(
-    configuration: Configuration, bound: BoundServer, others: Sequence[Callable[[Service], OtherApi]]
+    configuration: Configuration, bound: BoundServer, others: Sequence[Callable[[Service, frozenset[str]], OtherApi]]
 ) -> int:
     signals = _Signals()
     from promptmill.http.app import App
     from promptmill.http.listener import listener
     from promptmill.http.metrics import Metrics
-    from promptmill.http.token import configured
     from promptmill.server import create_server
 
     service = Service(configuration, is_shared=True)
     telemetry = exporting(service)
-    token = bound.rules.token
-    further = tuple(configured(configuration.plan.operator.client_limits.tokens).values())
-    rules = replace(bound.rules, others=further)
-    secrets = [each.secret.get_secret_value() for each in (token, *further) if each is not None]
+    rules = bound.rules
+    secrets = [each.secret.get_secret_value() for each in (rules.token, *rules.others) if each is not None]
     server = create_server(service, locked=True, telemetry=telemetry, secrets=secrets)
-    apis = [made(service) for made in others]
+    apis = [made(service, rules.hosts.origins) for made in others]
     app = App(server, rules, Metrics(service), others=apis)
     connections = descriptors(8192) // 2  # the other half is for files and endpoints
     listening = listener(app, connections=connections, tls=bound.tls, access_log=bound.access_log)

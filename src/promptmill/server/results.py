@@ -18,7 +18,7 @@ from mcp_types import ContentBlock, Implementation, ResourceLink, TextContent
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, json_text
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.service import choosing, list_call
 
@@ -384,12 +384,14 @@ def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str, m
 def page(found: JsonObject, most: int, copies: int) -> JsonDict:
     """Return a page with as many of a job's rows as fit into `most` bytes; the message has each row `copies` times.
 
-    It always has the first row, whatever its size; `next_offset` is the first row of the next page.
+    It always has the first row, whatever its size. The `next_offset` of a job's answers becomes that of the next page.
     """
     size = 0
     for place, row in enumerate(found["rows"]):
-        text = orjson.dumps(row)
+        text = json_text(row).encode()
         size += copies * len(text) + text.count(b'"') + text.count(b"\\")
         if place and size > most:
-            return {**found, "rows": found["rows"][:place], "next_offset": row["row"]}
+            number = row[found.get("columns", {}).get("row", "row")]
+            after = {"next_offset": number - 1} if "next_offset" in found else {}
+            return {**found, "rows": found["rows"][:place], **after}
     return dict(found)

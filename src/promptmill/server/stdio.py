@@ -189,7 +189,8 @@ async def _with_first(item: SessionMessage, others: AsyncIterator[SessionMessage
 async def _received(reading: Any, writing: Any, client: _Client) -> AsyncIterator[SessionMessage]:
     """Yield the messages of the client. An invalid line gets an error reply if it is a request."""
     is_hinted = False
-    async for item in reading:
+    async for received in reading:
+        item = _without_mark(received)
         if isinstance(item, SessionMessage):
             client.expect(item.message)
             yield item
@@ -204,6 +205,17 @@ async def _received(reading: Any, writing: Any, client: _Client) -> AsyncIterato
                 is_hinted = True
                 print(_NO_CLIENT, file=sys.stderr)
     client.has_left = True
+
+
+def _without_mark(item: SessionMessage | Exception) -> SessionMessage | Exception:
+    """Return the message behind a byte-order mark, which .NET writes before the first line; other items unchanged."""
+    line = _unreadable_line(item) if isinstance(item, ValidationError) else None
+    if line is None or not line.startswith("\ufeff"):
+        return item
+    try:
+        return SessionMessage(mcp_types.jsonrpc_message_adapter.validate_json(line[1:], by_name=False))
+    except ValidationError as error:
+        return error
 
 
 class _Pipe:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import json
 import logging
 import re
 import time
@@ -19,7 +20,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
 import anyio
-import orjson
 from fastmcp import Context, FastMCP
 from fastmcp.exceptions import ResourceError, ToolError, ValidationError
 from fastmcp.prompts.base import PromptResult
@@ -45,7 +45,7 @@ from promptmill.config.settings import BackendConfigs
 from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import Sampling
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, read_json
 from promptmill.core.wording import did_you_mean, duration, shape
 from promptmill.http import token
 from promptmill.http.json_response_workaround import RESPONSE
@@ -61,6 +61,9 @@ _OK, _CANCELLED = "code=ok", "code=cancelled"
 _STRANGE = re.compile(r"[^\w.@+-]")  # names come from the client: no spaces, no line feeds
 _IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
 _SCHEMA = ("schema", "answer_schema")  # its name, and its name in earlier releases
+# Older releases of n8n add the fields of their chat trigger to the arguments of each tool (n8n#21500, #21716); other
+# programs add the last two.
+_NOT_OURS = frozenset({"sessionId", "action", "chatInput", "toolCallId", "tool", "_meta", "kwargs"})
 _PAUSE_S = 0.5
 _FAST_S = 2.0
 _CHANGE_S = 1.0  # before a changed text is reported without progress
@@ -242,14 +245,20 @@ class PlainArguments(Middleware):
                 check_name(name)
             except PromptmillError as error:
                 raise CodedToolError(redact(str(error)), error.code) from None
-        arguments = _as_meant(arguments, schema)
+        foreign = [name for name in arguments if name in _NOT_OURS - schema.get("properties", {}).keys()]
+        arguments = _as_meant({name: arguments[name] for name in arguments if name not in foreign}, schema)
         if wrong := _wrong_names_and_kinds(arguments, schema):
             raise CodedToolError(wrong)
         try:
-            return await call_next(context.copy(message=context.message.model_copy(update={"arguments": arguments})))
+            result = await call_next(context.copy(message=context.message.model_copy(update={"arguments": arguments})))
         except ValidationError as error:
             cause = error.__cause__
             raise CodedToolError(explain(cause) if isinstance(cause, PydanticValidationError) else "") from None
+        if foreign:
+            meta = result.meta or {}
+            left_out = f"Arguments of the client's own were left out: {', '.join(foreign)}."
+            result.meta = {**meta, "warnings": [*meta.get("warnings", ()), left_out]}
+        return result
 
     async def on_read_resource(
         self,
@@ -262,7 +271,7 @@ class PlainArguments(Middleware):
             raise ResourceError(f"The URI has {len(uri):,} characters; no resource has such a long one.")
         for offset in parse_qs(urlsplit(uri).query, keep_blank_values=True).get("offset", ()):
             if not re.fullmatch("[0-9]{1,18}", offset):  # FastMCP would log a stack trace, and answer -32603
-                raise MCPError(INVALID_PARAMS, f"`offset` is {offset[:40]!r}; it is the number of a row, from 0.")
+                raise MCPError(INVALID_PARAMS, f"`offset` is {offset[:40]!r}; it is the number of rows to skip.")
         return await call_next(context)
 
     async def on_get_prompt(
@@ -335,8 +344,8 @@ def _parsed(name: str, text: str, kinds: Collection[str]) -> Any:
         many = f"{name} is a text that may hold more than {MOST_VALUES:,} values; send a list or an object."
         raise CodedToolError(many)
     try:
-        parsed = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        parsed = read_json(text)
+    except json.JSONDecodeError:
         return text
     if "string" not in kinds:
         return parsed

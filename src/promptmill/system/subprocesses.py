@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import IO, Any, BinaryIO, NoReturn
 
 from promptmill.system import frames, runtime
 
@@ -196,7 +196,7 @@ class Helper:
         process = self._process  # another thread may end it
         return None if process is None or self._is_killed or process.poll() is not None else process.pid
 
-    def ask(self, question: bytes, file: BinaryIO | None = None) -> frames.Frame | None:
+    def ask(self, question: bytes, file: IO[bytes] | None = None) -> frames.Frame | None:
         """Send a frame, and the content of `file` behind it; return the reply. Raises `OSError` if no process starts.
 
         Without a reply (None), the process has been ended.
@@ -236,7 +236,7 @@ class Helper:
 
 
 def _exchange(
-    process: subprocess.Popen[bytes], question: bytes, file: BinaryIO | None, seconds: float
+    process: subprocess.Popen[bytes], question: bytes, file: IO[bytes] | None, seconds: float
 ) -> frames.Frame | None:
     assert process.stdin is not None
     assert process.stdout is not None

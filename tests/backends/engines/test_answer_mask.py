@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from promptmill.answers.reasoning import FAMILIES
 from promptmill.answers.schema import asking_for
 from promptmill.backends.protocol import Completion
 from shapes import SHAPES
@@ -61,14 +62,15 @@ def test_a_schema_beyond_the_limits_of_its_grammar_is_an_error_and_the_engine_go
     assert isinstance(second, Completion)
 
 
-def test_json_begins_behind_the_reasoning_that_the_prompt_opened(tiny):
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.in_prompt], ids=lambda one: one.models)
+def test_json_begins_behind_the_reasoning_that_the_prompt_opened(tiny, family):
     torch = pytest.importorskip("torch")
     from transformers import AutoTokenizer
 
     from promptmill.backends.engines.hf.sampler import AnswerMasks
 
     tokenizer = AutoTokenizer.from_pretrained(tiny())
-    mask = AnswerMasks(tokenizer, {2}).of(asking_for({"type": "object"}), thinks=True)
+    mask = AnswerMasks(tokenizer, {2}).of(asking_for({"type": "object"}), opened=family)
     assert mask is not None
 
     def allowed(text: str) -> set[str]:
@@ -77,5 +79,5 @@ def test_json_begins_behind_the_reasoning_that_the_prompt_opened(tiny):
         return {tokenizer.decode([token]) for token in range(len(tokenizer)) if scores[token] == 0}
 
     assert {"{", "x", " "} <= allowed("It is {")
-    assert allowed("It is {</think>") == {"{"}
-    assert allowed("It is {</think>{") == {'"', "}", " "}
+    assert allowed(f"It is {{{family.closings[0]}") == {"{"}
+    assert allowed(f"It is {{{family.closings[0]}{{") == {'"', "}", " "}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
 pytest.importorskip("torch")
 
-from promptmill.answers.reasoning import split_channels, split_reasoning
+from promptmill.answers.reasoning import FAMILIES, WRAPS, Family, split_channels, split_reasoning
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, GrowingAnswer, Texts
 from promptmill.backends.engines.tool_use import ToolUse, form_of
 
@@ -75,13 +76,34 @@ def test_an_answer_that_ends_in_half_a_character_keeps_those_before_it(kind):
         assert row.outcome()["text"].rstrip(BROKEN) == complete
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.models)
+def test_the_marks_of_each_family_are_seen_although_they_are_special_tokens(family):
+    """A decoder leaves special tokens out, and a mark may be several of them with words between."""
+    tokenizer, wrap = _vocabulary("bytes"), WRAPS[-1]
+    text = f"{family.openings[0]}capital?{family.closings[0]}{wrap.openings[0]}It is <tool>Paris.{wrap.closings[0]}"
+    special = re.findall(r"<[^<>]+>|\[/?THINK\]|◁/?think▷", text)
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    texts = Texts(tokenizer)
+    split = texts.split(texts.decode(tokenizer(text, add_special_tokens=False)["input_ids"]), opened=None)
+    assert split == ("capital?", "It is Paris.")
+
+
+def test_a_call_between_special_tokens_is_seen():
+    tokenizer, form = _vocabulary("bytes"), form_of("<|tool_call>")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(form.marks)})
+    text = '<|tool_call>call:f{a:<|"|>b<|"|>}<tool_call|>'
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert Texts(tokenizer).decode(tokens) == "call:f{a:b}"
+    assert Texts(tokenizer, form.marks).decode(tokens) == text
+
+
 class _Tagged:
-    def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
+    def split(self, text: str, *, opened: Family | None) -> tuple[str | None, str]:
         return split_reasoning(text, opened=opened)
 
 
 class _Channels:
-    def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
+    def split(self, text: str, *, opened: Family | None) -> tuple[str | None, str]:
         return split_channels(text)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+import byte_model
 from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code
 
@@ -51,18 +52,34 @@ def test_a_stop_string_cuts_the_answer_on_its_channel(desk, harmony):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("opening", "closing"), [("<think>", "</think>"), ("[THINK]", "[/THINK]")])
+@pytest.mark.parametrize(("opening", "closing"), [("<think>", "</think>"), ("<longcat_think>", "</longcat_think>")])
 def test_tags_that_are_special_tokens_are_seen_and_others_stay_hidden(desk, make_engine, speaker, opening, closing):
     model = speaker(f"{opening}A city is meant.{closing}It is <tool>Paris.", [opening, closing, "<tool>"])
     (outcome,) = desk.ask(make_engine(model), ["?"], max_tokens=100)
     assert (outcome.reasoning, outcome.text) == ("A city is meant.", "It is Paris.")
 
 
-def test_a_thought_that_a_stop_string_ends_is_no_answer(desk, harmony):
-    (outcome,) = desk.ask(harmony, ["?"], max_tokens=100, stop=["meant"])
+def test_a_stop_string_ends_the_answer_and_not_the_reasoning(desk, harmony):
+    (outcome,) = desk.ask(harmony, ["?"], max_tokens=100, stop=["meant", "is P"])
+    assert (outcome.reasoning, outcome.text, outcome.finish_reason) == ("A city is meant.", "It ", "stop")
+
+
+def test_an_answer_that_ends_within_its_reasoning_is_an_error(desk, make_engine, speaker):
+    (outcome,) = desk.ask(make_engine(speaker("<think>A city.", TAGS)), ["?"], max_tokens=100)
     assert isinstance(outcome, Failure)
     assert outcome.error.code == Code.OPEN_REASONING
     assert outcome.usage.completion_tokens > 0
+
+
+@pytest.mark.thorough
+def test_the_reasoning_and_the_call_of_gemma_4_are_read(desk, make_engine, tools):
+    marks = ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>']
+    said = '<|channel>thought\nHm.\n<channel|><|tool_call>call:weather{city:<|"|>Rome<|"|>}<tool_call|>'
+    model = byte_model.taught("<s>{% if tools %}{# <|tool_call> #}{% endif %}", [("<s>", said)], marks)
+    (outcome,) = desk.ask(make_engine(model), ["?"], {"tools": tools}, max_tokens=100)
+    (call,) = outcome.tool_calls
+    assert (outcome.reasoning, outcome.text) == ("Hm.", "")
+    assert call["function"] == {"name": "weather", "arguments": '{"city": "Rome"}'}
 
 
 @pytest.mark.parametrize("stop", [(), ("meant",)])

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from promptmill.backends.engines.chat_template import render_turns
+from promptmill.backends.engines.chat_template import ChatTemplate, render_turns
 from promptmill.backends.engines.growing_answer import AnswerForm, Texts
 from promptmill.backends.engines.tool_use import BARE_FORM, ToolReader, form_of, read_calls
 from promptmill.core.errors import Code, PromptmillError
@@ -28,6 +28,27 @@ GLM = (
     "weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n<arg_key>days</arg_key>\n<arg_value>2</arg_value>"
 )
 BODY = '{"city": "Paris", "days": 2}'
+SPOKEN = 'call:weather{city:<|"|>Paris<|"|>,days:2}'
+KEYED = GLM.replace("arg_key>", "arg_key:opensource>").replace("arg_value>", "arg_value:opensource>")
+ARGUMENTS = [("city", "Paris"), ("days", "2")]
+MINIMAX = "]<]minimax[>["
+
+
+def invoked(prefix: str, element: str = "invoke", part: str = "parameter", more: str = "") -> str:
+    """Return a call written as elements with names."""
+    arguments = "".join(f'<{prefix}{part} name="{key}"{more}>{text}</{prefix}{part}>\n' for key, text in ARGUMENTS)
+    return f'<{prefix}{element} name="weather">\n{arguments}</{prefix}{element}>'
+
+
+def in_xtml(kind: str) -> str:
+    """Return a call in the language of Kimi K3."""
+    begin, close, end = "<|open|>", "<|close|>", "<|sep|>"
+    arguments = "".join(
+        f'{begin}argument key="{key}" type="{kind}"{end}{text}{close}argument{end}' for key, text in ARGUMENTS
+    )
+    return f'{begin}tools{end}{begin}call tool="weather" index="1"{end}{arguments}{close}call{end}{close}tools{end}'
+
+
 CALLS_BEGIN, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 BEGIN, SEP, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 KIMI = "<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>" + BODY + "<|tool_call_end|>"
@@ -77,6 +98,71 @@ FAMILIES = [
     ("", f"functools[{ONE}]", "", [PARIS]),
     ("", f"<|tool_call|>[{ONE}]<|/tool_call|>", "", [PARIS]),
     ("", f"```json\n{ONE}\n```", "", [PARIS]),
+    ("<tool_calls><tool_call>", f"<tool_calls>\n<tool_call>{GLM}</tool_call>\n</tool_calls>", "", [PARIS]),
+    ("<seed:tool_call>", f"So.<seed:tool_call>\n{XML}\n</seed:tool_call>", "So.", [PARIS]),
+    ("<longcat_tool_call>", f"<longcat_tool_call>{ONE}</longcat_tool_call>", "", [PARIS]),
+    ("<iquest_tool_call>", f"<iquest_tool_call>{GLM}</iquest_tool_call>", "", [PARIS]),
+    ("<tool_call:opensource>", f"<tool_call:opensource>{KEYED}</tool_call:opensource>", "", [PARIS]),
+    ("<ifm|tool_call>", f"<ifm|tool_call>{GLM.replace('arg_', 'ifm|arg_')}</ifm|tool_call>", "", [PARIS]),
+    (
+        "<|tool_call:start|>",
+        (
+            "<|tool_call:start|>weather\n<|tool_arg:start|>city<|tool_arg:value|>Paris<|tool_arg:end|>\n"
+            "<|tool_arg:start|>days<|tool_arg:value|>2<|tool_arg:end|>\n<|tool_call:end|>"
+        ),
+        "",
+        [PARIS],
+    ),
+    ("<|tool_call>", f"So.<|tool_call>{SPOKEN}<tool_call|><|tool_call>{SPOKEN}", "So.", [PARIS, PARIS]),
+    (
+        "<start_function_call>",
+        "<start_function_call>call:weather{city:<escape>Paris<escape>,days:2}<end_function_call>",
+        "",
+        [PARIS],
+    ),
+    ("<minimax:tool_call>", f"So.<minimax:tool_call>\n{invoked('')}\n</minimax:tool_call>", "So.", [PARIS]),
+    ("<dots_function_call>", f"<dots_function_call>{invoked('')}{invoked('')}", "", [PARIS, PARIS]),
+    ("｜DSML｜", f"<｜DSML｜function_calls>{invoked('｜DSML｜')}</｜DSML｜function_calls>", "", [PARIS]),
+    ("｜DSML｜", f'<｜DSML｜tool_calls><｜DSML｜invoke name="weather">{BODY}</｜DSML｜invoke>', "", [PARIS]),
+    ("｜DSML｜", f"<｜DSML｜ calls>{invoked('｜DSML｜ ')}</｜DSML｜ calls>", "", [PARIS]),
+    ("｜GCML｜", f"<｜GCML｜tool_calls>{invoked('｜GCML｜')}</｜GCML｜tool_calls>", "", [PARIS]),
+    ("<steptml:invoke", f"<｜tool_calls_begin｜>{invoked('steptml:')}<｜tool_calls_end｜>", "", [PARIS]),
+    ("<atem:", f"<atem:function_calls>{invoked('atem:')}</atem:function_calls>", "", [PARIS]),
+    ("<function name=", f"So.{invoked('', 'function', 'param')}", "So.", [PARIS]),
+    ("<|open|>", f"<|open|>response<|sep|>So.<|close|>response<|sep|>{in_xtml('object')}", "So.", [PARIS]),
+    (
+        MINIMAX,
+        (
+            f'So.{MINIMAX}<tool_call>{MINIMAX}<invoke name="weather">{MINIMAX}<city>Paris{MINIMAX}</city>'
+            f"{MINIMAX}<days>2{MINIMAX}</days>{MINIMAX}</invoke>{MINIMAX}</tool_call>"
+        ),
+        "So.",
+        [PARIS],
+    ),
+    ("<|tools_prefix|>", f'<|tools_prefix|>[{{"weather": {BODY}}}]<|tools_suffix|>', "", [PARIS]),
+    ("<|action_start|><|plugin|>", f"So.<|action_start|><|plugin|>{ONE}<|action_end|>", "So.", [PARIS]),
+    (
+        "<function_calls>",
+        '<function_calls>weather(city="Paris", days=2)\nweather(city="Rome", days=1)</function_calls>',
+        "",
+        [PARIS, ROME],
+    ),
+    (
+        "<|content_invoke_tool_json|>",
+        f'<|message_model|><|content_invoke_tool_json|>{{"name": "weather", "args": {BODY}}}<|end_message|>',
+        "",
+        [PARIS],
+    ),
+    (
+        "<|plamo:begin_tool_request",
+        (
+            "So.<|plamo:begin_tool_requests:plamo|><|plamo:begin_tool_name:plamo|>weather<|plamo:end_tool_name:plamo|>"
+            f"<|plamo:begin_tool_arguments:plamo|><|plamo:constrain|>json<|plamo:msg|>{BODY}"
+            "<|plamo:end_tool_arguments:plamo|>"
+        ),
+        "So.",
+        [PARIS],
+    ),
     (
         "<|channel|>",
         HARMONY,
@@ -114,10 +200,70 @@ def test_what_is_no_call_stays_the_answer(template, text):
     assert read_calls(text, form_of(template), SCHEMAS) == (text, [])
 
 
-def test_a_text_argument_stays_a_text_whatever_it_looks_like():
-    text = "<tool_call><function=zip_of><parameter=code>01234</parameter></function></tool_call>"
-    (call,) = read_calls(text, form_of("<tool_call>"), SCHEMAS)[1]
-    assert json.loads(call["function"]["arguments"]) == {"code": "01234"}
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "string"}, "01234", "01234"),
+        ({"type": "string"}, "null", "null"),
+        ({"type": ["string", "null"]}, "12345", "12345"),
+        ({"type": ["string", "null"]}, "null", None),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "12345", "12345"),
+        ({"$ref": "#/$defs/code"}, "12345", "12345"),
+        ({"enum": ["1", "2"]}, "1", "1"),
+        ({"type": "boolean"}, "True", True),
+        ({"type": "boolean"}, "false", False),
+        ({"type": "integer"}, "3.0", 3),
+        ({"type": "number"}, "1.5", 1.5),
+        ({"type": "object"}, "{'wet': true, 'until': None}", {"wet": True, "until": None}),
+        ({"type": "array"}, '["a", 1]', ["a", 1]),
+        ({"type": "integer"}, "three", "three"),
+        ({}, "5", 5),
+        ({}, "None", "None"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        ("<tool_call>", "<tool_call><function=f><parameter=a>\n{}\n</parameter></function></tool_call>"),
+        ("<tool_call>", "<tool_call>f<arg_key>a</arg_key><arg_value>{}</arg_value></tool_call>"),
+        ("<minimax:tool_call>", '<minimax:tool_call><invoke name="f"><parameter name="a">{}</parameter></invoke>'),
+    ],
+)
+def test_an_argument_written_as_text_has_the_type_that_the_schema_names(template, written, schema, text, value):
+    tools = {"f": {"type": "object", "properties": {"a": schema}, "$defs": {"code": {"type": "string"}}}}
+    (call,) = read_calls(written.format(text), form_of(template), tools)[1]
+    assert json.loads(call["function"]["arguments"]) == {"a": value}
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "arguments"),
+    [
+        (
+            "<|tool_call>",
+            '<|tool_call>call:weather{city:12345,at:{lat:1.5,on:[true,<|"|>a, {b}: "c"<|"|>]}}<tool_call|>',
+            {"city": "12345", "at": {"lat": 1.5, "on": [True, 'a, {b}: "c"']}},
+        ),
+        (
+            MINIMAX,
+            (
+                f'{MINIMAX}<tool_call>{MINIMAX}<invoke name="weather">{MINIMAX}<at>{MINIMAX}<lat>1.5{MINIMAX}</lat>'
+                f"{MINIMAX}</at>{MINIMAX}<on>{MINIMAX}<item>a < b{MINIMAX}</item>{MINIMAX}<item>c{MINIMAX}</item>"
+                f"{MINIMAX}</on>{MINIMAX}</invoke>"
+            ),
+            {"at": {"lat": 1.5}, "on": ["a < b", "c"]},
+        ),
+    ],
+)
+def test_an_argument_may_hold_objects_and_lists(template, text, arguments):
+    (call,) = read_calls(text, form_of(template), SCHEMAS)[1]
+    assert json.loads(call["function"]["arguments"]) == arguments
+
+
+def test_a_declared_text_stays_one_without_a_schema():
+    declared = ' string="true"'
+    text = f"<｜DSML｜tool_calls>{invoked('｜DSML｜', more=declared)}"
+    (call,) = read_calls(text, form_of("｜DSML｜"), {})[1]
+    assert json.loads(call["function"]["arguments"]) == {"city": "Paris", "days": "2"}
 
 
 def test_a_mark_that_the_template_does_not_show_is_text():
@@ -199,3 +345,18 @@ def test_arguments_go_into_templates_as_objects_and_as_texts_where_those_are_joi
     )
     broken = {**turn, "tool_calls": [{"function": {"name": "f", "arguments": '{"a":'}}]}
     assert render_turns(lambda turns: turns[0]["tool_calls"][0]["function"]["arguments"], [broken]) == '{"a":'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "object_"),
+    [
+        *(('{"a": 1}', {"a": 1}), ("", {}), (None, {}), ("null", {})),
+        *(("[1]", {"arguments": [1]}), ("{a", {"arguments": "{a"})),
+    ],
+)
+def test_earlier_arguments_that_are_no_object_are_in_one_for_a_template_that_takes_nothing_else(arguments, object_):
+    call = "messages[0].tool_calls[0].function"
+    template = ChatTemplate(f"{{% for k, v in {call}.arguments|items %}}{{{{ k }}}}={{{{ v }}}}{{% endfor %}}", {})
+    turn = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    rendered = render_turns(lambda turns: template.render(turns, {}), [turn])
+    assert rendered == "".join(f"{key}={value}" for key, value in object_.items())

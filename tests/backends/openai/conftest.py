@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
+from yarl import URL
 
+from promptmill.backends.openai import transport
 from upstream import Upstream
 
 
@@ -16,8 +18,11 @@ from upstream import Upstream
 def either_way(request: pytest.FixtureRequest, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to an endpoint: directly, and through a proxy, which is the upstream itself."""
     if request.param != "own connections":
-        monkeypatch.setenv("http_proxy", upstream.url.removesuffix("/v1"))
-        monkeypatch.delenv("no_proxy", raising=False)
+        proxy = URL(upstream.url.removesuffix("/v1"))
+        # no variable does this: requests to this machine use no proxy
+        monkeypatch.setattr(
+            transport, "proxy_of", lambda url, *, trust_env: None if url.startswith("https:") else proxy
+        )
     return str(request.param)
 
 

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from driving import ask, echoes, opened
+from promptmill.answers.reasoning import FAMILIES
 from promptmill.backends.protocol import Completion, Failure, Usage
 from promptmill.core.errors import Code
 from promptmill.core.request import Sampling
@@ -65,6 +66,33 @@ async def test_reasoning_is_told_apart_from_the_answer(upstream, drive, message,
     assert (outcome.text, outcome.reasoning) == ("forty-two", "let me think")
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.models)
+async def test_the_reasoning_of_each_family_of_models_is_told_apart_also_in_a_stream_cut_inside_its_marks(
+    upstream, drive, family
+):
+    text = f"{family.openings[0]}\nlet me think\n{family.closings[0]}forty-two"
+    pieces = [orjson.dumps({"choices": [{"delta": {"content": text[at : at + 3]}}]}) for at in range(0, len(text), 3)]
+    streamed = sse(*(b"data: " + piece for piece in pieces), b"data: [DONE]")
+    upstream.reply = attempts(answer(text), streamed)
+    outcomes = [*(await drive(["hi"])).outcomes, *(await drive(["hi"], stream=True)).outcomes]
+    assert {(outcome.text, outcome.reasoning) for outcome in outcomes} == {("forty-two", "let me think")}
+
+
+async def test_an_unknown_mark_of_reasoning_is_told_once(upstream, drive):
+    upstream.reply = by_prompt({"hi": answer("<pondering>hm</pondering>forty-two")}, answer("<pondering2>hm"))
+    result = await drive(["hi", "ho"])
+    (warning,) = result.stats.warnings
+    assert "begins with <pondering" in warning
+
+
+@pytest.mark.parametrize("content", ["", None, "\n\n"])
+async def test_an_empty_answer_that_the_model_ended_is_told_in_a_warning(upstream, drive, content):
+    upstream.reply = answer(content)
+    result = await drive(["hi"])
+    assert isinstance(result.outcomes[0], Completion)
+    assert [warning for warning in result.stats.warnings if "Answers are empty" in warning]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_think_tags_inside_an_answer_stay(upstream, drive, stream):
     upstream.reply = answer("Write <think>x</think> to think.")
@@ -101,6 +129,7 @@ THINKING = Sampling(reasoning="inline")
         ("<think>I wonder whether", {}),
         ("  <think>\nI wonder whether", {}),
         (None, {"reasoning_content": "I wonder whether"}),
+        ("\n\n", {"reasoning_content": "I wonder whether"}),
     ],
 )
 async def test_an_answer_that_stops_within_its_reasoning_fails_and_is_paid_once(

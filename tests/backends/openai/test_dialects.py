@@ -24,7 +24,7 @@ from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.providers import PLAIN, profile_named
 from promptmill.backends.openai.reply import read_response
 from promptmill.backends.openai.request import RequestEncoder
-from promptmill.backends.openai.schema_forms import closed_form, google_form
+from promptmill.backends.openai.schema_forms import closed_form, google_form, openapi_form
 from promptmill.backends.protocol import Call, Completion, Facts, Growing, Usage
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
@@ -926,3 +926,24 @@ def test_a_surrogate_is_reported_as_for_chats():
     for name in NAMES:
         with pytest.raises(PromptmillError, match="surrogate"):
             written(name, "\ud800")
+
+
+@pytest.mark.parametrize(
+    ("schema", "form"),
+    [
+        (
+            {"type": "object", "properties": {"a": {"type": "string", "enum": ["x"]}}, "required": ["a"],
+             "additionalProperties": False},
+            {"type": "OBJECT", "properties": {"a": {"type": "STRING", "enum": ["x"]}}, "required": ["a"]},
+        ),
+        ({"type": "array", "items": {"type": "integer", "minimum": 1}},
+         {"type": "ARRAY", "items": {"type": "INTEGER", "minimum": 1}}),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, {"anyOf": [{"type": "STRING"}], "nullable": True}),
+        ({"type": "integer", "enum": [1, 2]}, None),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}}, None),
+        ({"type": "object", "additionalProperties": {"type": "string"}}, None),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_a_schema_in_a_batch_of_geminis_is_its_schema_object(schema, form):
+    assert openapi_form(schema) == form

@@ -132,6 +132,15 @@ async def test_a_prompt_that_kills_its_connection_costs_only_itself(upstream, dr
     assert result.seconds < 5
 
 
+@pytest.mark.parametrize("cut", [reset(after=20), truncated(), wrong_length(100)], ids=["reset", "chunks", "length"])
+async def test_an_answer_that_is_cut_off_after_its_first_byte_is_sent_retries_times(upstream, drive, cut):
+    upstream.reply = by_prompt({f"long {i}": cut for i in range(4)})
+    prompts = [*THOUSAND[:20], *(f"long {i}" for i in range(4)), *THOUSAND[20:40]]
+    result = await drive(prompts, retries=3, concurrency=8)
+    assert list(result.failures) == [20, 21, 22, 23]
+    assert {failure.attempts for failure in result.failures.values()} == {3}
+
+
 async def test_a_killer_does_not_hold_back_slow_answers(upstream, drive):
     upstream.reply = by_prompt({"killer": reset()}, late(0.2))
     prompts = [*THOUSAND[:20], "killer", *THOUSAND[20:80]]

@@ -120,9 +120,13 @@ async def test_an_endpoint_that_downloads_no_images_gets_no_image_urls(upstream)
     assert (await first_outcome("vllm")).text.startswith("echo:")
 
 
-def test_plans_without_a_provider_have_the_plain_profile():
-    (endpoint,) = endpoints(openai_plan("http://localhost:9/v1"), {})
-    assert endpoint.profile.name == "plain"
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [("https://model.example/v1", "plain"), ("http://localhost:9/v1", "local"), ("http://10.0.0.7:9/v1", "local")],
+)
+def test_plans_without_a_provider_have_the_plain_profile_or_that_of_servers_nearby(url, name):
+    (endpoint,) = endpoints(openai_plan(url), {})
+    assert endpoint.profile.name == name
 
 
 def test_a_provider_s_own_codes_are_numbers_or_words() -> None:

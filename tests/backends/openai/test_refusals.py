@@ -138,3 +138,25 @@ def test_the_source_of_a_refused_key_is_named() -> None:
 @pytest.mark.parametrize("status", [420, 429])
 def test_both_statuses_of_a_rate_limit_are_recognized(status: int) -> None:
     assert _error(status, b'{"error": {"message": "Enhance your calm."}}').code is Code.RATE_LIMITED
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        # Scaleway, github.com/danny-avila/agents/issues/357
+        (
+            b'{"error": "INSUFFICIENT QUOTA", "message": "You exceeded your current limit of concurrent requests."}',
+            "rate",
+        ),
+        (
+            b'{"error": {"code": "insufficient_quota", "message": "Quota exceeded: too many concurrent requests"}}',
+            "rate",
+        ),
+        (b'{"error": {"message": "Quota exhausted: the limit of 4 requests in flight is reached."}}', "rate"),
+        (b'{"error": {"code": "insufficient_quota", "message": "You exceeded your current quota."}}', "quota"),
+        (b'{"error": {"message": "Insufficient balance: the limit of free requests is used up."}}', "quota"),
+        (b'{"error": {"message": "Quota exceeded for concurrent requests, limit: 0"}}', "quota"),
+    ],
+)
+def test_a_limit_of_requests_in_flight_is_no_empty_account(body, code):
+    assert _error(429, body).code is {"rate": Code.RATE_LIMITED, "quota": Code.INSUFFICIENT_QUOTA}[code]

@@ -9,7 +9,7 @@ from promptmill.answers.schema import asking_for
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import PLAIN, profile_named
 from promptmill.backends.openai.request import RequestEncoder
-from promptmill.backends.openai.schema_forms import asked_of
+from promptmill.backends.openai.schema_forms import asked_of, grammar_form
 from promptmill.core.request import Conversation, Message, Request, Sampling
 
 pytestmark = pytest.mark.usefixtures("either_way")
@@ -60,5 +60,78 @@ def test_anthropics_endpoint_which_ignores_response_format_gets_the_schema_in_th
 
 
 def test_a_response_format_for_text_is_unchanged():
-    for form in ("strict", "schema", "object", "words"):
-        assert asked_of(form, {"type": "text"}) == ({"type": "text"}, "")
+    for name in ("openai", "plain", "llama.cpp", "lmstudio", "deepseek", "anthropic"):
+        assert asked_of(profile_named(name), {"type": "text"}) == ({"type": "text"}, "")
+
+
+def _city(**more):
+    return asking_for({"type": "object", "properties": {"city": {"type": "string", **more}}, "required": ["city"]})
+
+
+@pytest.mark.parametrize("name", ["llama.cpp", "lmstudio", "ollama", "local"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"maxLength": 4000},
+        {"minLength": 2000},
+        {"pattern": "[A-Z]"},
+        {"pattern": r"^\d{4}$"},
+        {"pattern": r"^[\w.]+$"},
+        {"pattern": "^(?=.*a).*$"},
+        {"pattern": "^(?P<year>[0-9]{4})$"},
+        {"pattern": "^[a-z]{1,2500}$"},
+    ],
+)
+def test_a_keyword_that_no_grammar_of_llama_cpp_takes_is_described_in_words(name, more):
+    body = _sent(profile_named(name), wanted=_city(**more))
+    assert body["response_format"]["json_schema"]["schema"] == _city()["json_schema"]["schema"]
+    assert orjson.dumps(more)[1:-1].decode() in body["messages"][0]["content"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"maxLength": 1999},
+        {"pattern": "^[A-Z]{2}-(?:[0-9]{3}|x)$"},
+        {"pattern": r"^a\.b$"},
+        {"enum": ["a", "b"]},
+        {"format": "date"},
+    ],
+)
+def test_a_schema_that_a_grammar_takes_is_sent_unchanged(more):
+    body = _sent(profile_named("llama.cpp"), wanted=_city(**more))
+    assert body["response_format"] == _city(**more)
+    assert [turn["role"] for turn in body["messages"]] == ["user"]
+
+
+def test_a_reference_that_leaves_the_schema_is_described_in_words_alone():
+    body = _sent(profile_named("llama.cpp"), wanted=asking_for({"type": "array", "items": {"$ref": "#"}}))
+    assert "response_format" not in body
+    assert '"$ref":"#"' in body["messages"][0]["content"]
+
+
+def test_lists_tuples_and_free_values_have_the_form_of_a_grammar():
+    kept = {"type": "array", "prefixItems": [{"type": "string"}]}
+    found = grammar_form(
+        {
+            "type": "object",
+            "properties": {
+                "tuple": kept | {"items": False},
+                "long": {"type": "array", "items": {"type": "integer"}, "maxItems": 700},
+                "short": {"type": "array", "items": {"type": "integer"}, "maxItems": 100},
+                "any": {"title": "Any"},
+            },
+        }
+    )
+    assert found is not None
+    fields = found["properties"]
+    assert fields["tuple"] == kept
+    assert "maxItems" not in fields["long"]
+    assert fields["short"]["maxItems"] == 100
+    assert "string" in fields["any"]["type"]
+
+
+def test_lm_studio_gets_a_schema_in_place_of_json_mode():
+    sent = _sent(profile_named("lmstudio"), wanted={"type": "json_object"})["response_format"]
+    assert (sent["type"], sent["json_schema"]["schema"]) == ("json_schema", {"type": "object"})
+    assert _sent(profile_named("local"), wanted={"type": "json_object"})["response_format"] == {"type": "json_object"}

@@ -55,6 +55,7 @@ def payload(message: dict[str, Any] = PLAIN, finish: Any = "stop", usage: Any = 
         payload(usage={"input_tokens": 3, "output_tokens": 2}),
         payload(usage=SUMS | {"prompt_tokens": True, "completion_tokens": -1}),
         payload(usage=SUMS | {"prompt_cache_hit_tokens": 20}),
+        payload(usage=SUMS | {"cached_tokens": 20}),
         payload(error={"message": "no such model"}),
         payload(error=None),
         payload(error_code=17),
@@ -218,3 +219,9 @@ def test_a_stream_with_a_tool_call_of_another_form_is_shown_without_it():
     for delta in ({"content": "Pa"}, {"tool_calls": [odd]}, {"content": "ris"}):
         preview.feed(b"data: %b\n" % orjson.dumps({"choices": [{"delta": delta}]}))
     assert [growing.text for growing in shown] == ["Pa", "Paris"]
+
+
+def test_the_cached_tokens_of_moonshot_are_read():
+    body = payload(usage=SUMS | {"cached_tokens": 2})
+    found = read_response(200, {}, orjson.dumps(body), ENDPOINT)
+    assert found.usage.cached_tokens == 2

@@ -149,18 +149,3 @@ async def test_cookies_are_not_kept(upstream, drive):
     upstream.reply = raw(b'{"choices":[{"message":{"content":"x"}}]}', headers={"Set-Cookie": "session=1; Path=/"})
     await drive(["a", "b", "c"], concurrency=1)
     assert not any("cookie" in seen.headers for seen in upstream.seen)
-
-
-async def test_a_proxy_from_the_environment_is_used_and_named_when_it_is_gone(upstream, drive, monkeypatch):
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{upstream.port}")
-    assert (await drive(["a"], base_url="http://model.example/v1")).texts == ["echo: a"]
-    assert upstream.seen[0].target == "http://model.example/v1/chat/completions"
-    upstream.vanish()
-    failure = (await drive(["a"], base_url="http://model.example/v1", retries=1)).failures[0]
-    assert failure.error.code == "unreachable"
-    assert "proxy" in str(failure.error).lower()
-
-
-async def test_a_proxy_from_the_environment_is_left_alone_when_asked(upstream, drive, monkeypatch):
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    assert (await drive(["a"], trust_env=False)).texts == ["echo: a"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import json
 import struct
 from typing import Any
 
+import orjson
 import pytest
 
 from promptmill.backends.protocol import Completion, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.features.openai_server.api_errors import ApiError, error_of
 from promptmill.features.openai_server.bodies import CHAT, EMBEDDINGS, RESPONSES, reply_body, request_of
+from promptmill.features.openai_server.streams import ResponseEvents
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -42,11 +45,62 @@ def test_a_chat_becomes_a_request_with_its_parameters():
 def test_fields_of_no_effect_nulls_and_defaults_change_nothing():
     ignored = dict.fromkeys(("user", "safety_identifier", "prompt_cache_key", "service_tier", "verbosity"), "x")
     nulls = dict.fromkeys(("tools", "stop", "seed", "functions", "audio", "max_completion_tokens"))
-    defaults = {"logit_bias": {}, "tools": [], "response_format": {"type": "text"}, "tool_choice": "auto", "n": 1}
+    defaults = {
+        "logit_bias": {},
+        "tools": [],
+        "response_format": {"type": "text"},
+        "tool_choice": "auto",
+        "n": 1,
+        "functions": [],
+    }
     body = {"messages": HI, "metadata": {"a": "b"}, "store": True, "stream": False, **ignored, **nulls}
     for more in ({}, defaults):
         request = request_of(CHAT, body | more)
         assert (request.sampling.given(), request.extra) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("path", "text"), [(CHAT, {"messages": HI}), (RESPONSES, {"input": "hi"}), (EMBEDDINGS, {"input": "hi"})]
+)
+def test_fields_of_no_effect_change_nothing_at_any_path(path, text):
+    names = ("user", "safety_identifier", "service_tier", "verbosity", "prediction", "client_metadata", "cache_salt")
+    ignored = dict.fromkeys(names, "x") | {"stream": False, "stream_options": {}, "priority": 0, "request_id": "1"}
+    plain, request = request_of(path, text), request_of(path, text | ignored)
+    assert (request.sampling.given(), request.extra) == (plain.sampling.given(), plain.extra)
+
+
+def test_embeddings_are_not_streamed():
+    assert _refused(EMBEDDINGS, {"input": "hi", "stream": True}).param == "stream"
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+FORM = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
+
+
+@pytest.mark.parametrize(
+    ("given", "sampling", "extra"),
+    [
+        ({"guided_choice": ["a", "b"]}, {"choices": ["a", "b"]}, {}),
+        ({"structured_outputs": {"choice": ["a", "b"], "regex": None}}, {"choices": ["a", "b"]}, {}),
+        ({"guided_json": json.dumps(SCHEMA)}, {"response_format": FORM}, {}),
+        ({"structured_outputs": {"json": SCHEMA}}, {"response_format": FORM}, {}),
+        ({"structured_outputs": {"json_object": True}}, {"response_format": {"type": "json_object"}}, {}),
+        ({"guided_regex": "a+"}, {}, {"structured_outputs": {"regex": "a+"}}),
+        ({"structured_outputs": {}}, {}, {}),
+        ({"logit_bias": {"7": -100}}, {}, {"logit_bias": {"7": -100}}),
+        ({"chat_template_kwargs": {"date": "today"}}, {}, {"chat_template_kwargs": {"date": "today"}}),
+        ({"top_k": 3, "seed": 1}, {"top_k": 3, "seed": 1}, {}),
+    ],
+)
+def test_parameters_of_vllm_are_taken_at_both_paths(given, sampling, extra):
+    for path, text in ((CHAT, {"messages": HI}), (RESPONSES, {"input": "hi"})):
+        request = request_of(path, text | given)
+        assert (request.sampling.given(), request.extra) == (sampling, extra)
+
+
+def test_several_forms_of_an_answer_are_refused():
+    error = _refused(CHAT, {"messages": HI, "response_format": {"type": "json_object"}, "guided_choice": ["a", "b"]})
+    assert "response_format, choices" in error.message
 
 
 def test_thinking_is_switched_as_vllm_does_it():
@@ -58,8 +112,10 @@ def test_thinking_is_switched_as_vllm_does_it():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("chat_template_kwargs", {"enable_thinking": False, "add_generation_prompt": False}),
-        ("logit_bias", {"50256": -100}),
+        ("structured_outputs", "a+"),
+        ("logit_bias", [7]),
+        ("chat_template_kwargs", "date"),
+        ("structured_outputs", {"json": [1]}),
         ("functions", [{"name": "f"}]),
         ("modalities", ["text", "audio"]),
         ("web_search_options", {}),
@@ -194,6 +250,30 @@ def test_a_cut_answer_is_an_incomplete_response():
     assert body["output"][0]["content"][0]["text"] == "hal"
 
 
+CALL = {"id": "c1", "function": {"name": "f", "arguments": '{"a'}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "statuses"),
+    [
+        (Completion("hal", "length"), {"message": "incomplete"}),
+        (Completion("hal", "content_filter"), {"message": "incomplete"}),
+        (Completion("hal", "length", reasoning="hm"), {"reasoning": "completed", "message": "incomplete"}),
+        (Completion("", "length", reasoning="hm"), {"reasoning": "incomplete"}),
+        (Completion("x", "length", tool_calls=(CALL,)), {"message": "completed", "function_call": "incomplete"}),
+        (Completion("all", "stop", reasoning="hm"), {"reasoning": "completed", "message": "completed"}),
+    ],
+)
+def test_the_item_at_which_a_response_was_cut_is_incomplete(answer, statuses):
+    output = reply_body(RESPONSES, {"input": "hi"}, answer, "m")["output"]
+    assert {item["type"]: item["status"] for item in output} == statuses
+    events = b"".join(ResponseEvents({"input": "hi"}, "m", 1).end(answer)).split(b"data: ")[1:]
+    found = [orjson.loads(event.partition(b"\n")[0]) for event in events]
+    ended = [event["item"] for event in found if event["type"] == "response.output_item.done"]
+    for items in (ended, found[-1]["response"]["output"]):
+        assert {item["type"]: item["status"] for item in items} == statuses
+
+
 @pytest.mark.parametrize(
     ("code", "status", "name", "retry"),
     [
@@ -228,6 +308,28 @@ def test_every_code_makes_an_error_of_openai():
 )
 def test_a_value_of_a_wrong_type_is_refused(path, body, param):
     assert _refused(path, body).param == param
+
+
+def _embeddings(*data):
+    """Return the reply for two inputs, of an endpoint that sent `data`."""
+    answer = Completion("", "stop", Usage(3), details={"payload": {"data": [*data]}})
+    return reply_body(EMBEDDINGS, {"input": ["a", "b"]}, answer, "m")["data"]
+
+
+def test_each_vector_stands_at_the_index_that_the_endpoint_gave_it():
+    found = _embeddings({"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]})
+    assert [(one["index"], one["embedding"]) for one in found] == [(0, [1.0]), (1, [2.0])]
+
+
+def test_vectors_without_an_index_are_in_the_order_of_the_inputs():
+    assert [one["embedding"] for one in _embeddings({"embedding": [1.0]}, {"embedding": [2.0]})] == [[1.0], [2.0]]
+
+
+@pytest.mark.parametrize("indices", [[0], [0, 0], [0, 2], [0, 1, 2], [0, 1, 1], []])
+def test_vectors_that_are_not_one_for_each_input_are_an_error_of_the_endpoint(indices):
+    with pytest.raises(ApiError, match="one embedding for each of the 2 inputs") as raised:
+        _embeddings(*({"index": index, "embedding": [1.0]} for index in indices))
+    assert raised.value.status == 502
 
 
 @pytest.mark.parametrize("vector", [[1e40], ["x"], "AAA"])

@@ -8,7 +8,8 @@ import openai
 import pytest
 
 from openai_clients import client_of, ended, line, results, started, text_of
-from promptmill.core.request import required_of
+from promptmill.core.errors import PromptmillError
+from promptmill.core.request import check_left_out, required_of
 from served import TOKEN, Served
 from server_process import written
 
@@ -38,24 +39,45 @@ def test_a_parameter_that_the_backend_cannot_take_is_refused_before_anything_is_
     assert upstream.seen == []
 
 
+@pytest.mark.parametrize("path", ["chat", "responses"])
+def test_a_parameter_that_only_some_backends_take_is_sent_on_or_refused(openais, upstream, path):
+    client = openais()
+    for name, value in (("chat_template_kwargs", {"date": "today"}), ("structured_outputs", {"regex": "a+"})):
+        with pytest.raises(openai.BadRequestError) as refused:
+            asked(client, path, **{name: value})
+        assert (refused.value.param, upstream.seen) == (name, [])
+    assert asked(client, path, logit_bias={"7": -100}) == "echo: hi there"
+    assert upstream.seen[-1].json["logit_bias"] == {"7": -100}
+
+
+def asked(client, path, **more):
+    """Return the answer to `HI` with `more` fields at a path."""
+    if path == "chat":
+        return client.chat.completions.create(**HI, extra_body=more).choices[0].message.content
+    return client.responses.create(model="default", input="hi there", extra_body=more).output_text
+
+
 def test_a_parameter_of_the_operator_or_without_effect_is_left_out(openais, upstream):
     client = openais({"sampling_params": {"top_k": 5}})
-    reply = client.chat.completions.create(**HI, extra_body={"repetition_penalty": 1, "min_p": 0.0})
+    reply = client.chat.completions.create(**HI, extra_body={"repetition_penalty": 1, "min_p": 0.0, "top_k": -1})
     assert reply.choices[0].message.content == "echo: hi there"
     assert upstream.seen[-1].json.keys().isdisjoint({"top_k", "repetition_penalty", "min_p"})
 
 
 def test_a_line_of_a_batch_with_such_a_parameter_fails_alone(openais, upstream):
     client = openais({"sampling_params": {"top_k": 5}})
-    batch = ended(client, started(client, [line("good", "hi there"), line("bad", "hi", top_k=3)]))
+    batch = ended(client, started(client, [line("good", "hi there", logit_bias={"7": 1}), line("bad", "hi", top_k=3)]))
     assert batch.request_counts.to_dict() == {"total": 2, "completed": 1, "failed": 1}
     assert text_of(results(client, batch.output_file_id)["good"]) == "echo: hi there"
     response = results(client, batch.error_file_id)["bad"]["response"]
     assert (response["status_code"], response["body"]["error"]["param"]) == (400, "top_k")
-    assert [seen.prompt for seen in upstream.seen] == ["hi there"]
+    assert [(seen.prompt, seen.json["logit_bias"]) for seen in upstream.seen] == [("hi there", {"7": 1})]
 
 
 def test_only_parameters_that_change_the_answer_are_required():
     given = {"seed": 1, "n": 1, "top_p": 1.0, "temperature": 0, "user": "me", "logprobs": False, "stop": None}
     assert required_of(given) == {"seed", "temperature"}
+    assert required_of({"top_k": 0, "logit_bias": {}, "chat_template_kwargs": {"a": 1}}) == {"chat_template_kwargs"}
+    with pytest.raises(PromptmillError, match=r"chat_template_kwargs\.tokenize: hf cannot take it"):
+        check_left_out(["chat_template_kwargs.tokenize"], {"chat_template_kwargs"}, "hf")
     assert required_of({"top_choices": 2}) == {"top_choices", "logprobs"}

@@ -10,6 +10,8 @@ import sqlite3
 import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import openai
@@ -17,8 +19,10 @@ import pytest
 
 from openai_clients import changed, client_of, servers
 from promptmill.core import bounds
+from promptmill.core.errors import PromptmillError
 from promptmill.features.openai_server import stored_files
 from promptmill.features.openai_server.api_errors import ApiError
+from promptmill.features.openai_server.batch_rows import FileCheck
 from promptmill.features.openai_server.batch_runs import BatchRuns
 from promptmill.features.openai_server.object_store import Listing, ObjectStore, Stored
 from promptmill.features.openai_server.stored_files import Expiry, StoredFiles, checked
@@ -188,6 +192,29 @@ async def test_the_size_and_the_number_of_files_are_bounded(tmp_path, monkeypatc
         await files.upload(*pieces(PURPOSE, ('name="file"; filename="b"', bytes(600))), "you")
     assert raised.value.status == 413
     assert len(list(files.folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("full", ["temporary folder", "state folder"])
+async def test_a_file_takes_at_most_half_of_the_free_disk(tmp_path, monkeypatch, full):
+    files = StoredFiles(ObjectStore(tmp_path))
+
+    def usage(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=999 if (folder == files.folder) == (full == "state folder") else 1 << 30)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with pytest.raises(PromptmillError, match="more than 50% of the free disk") as raised:
+        await files.upload(*pieces(PURPOSE, ('name="file"; filename="b"', bytes(2000))), "me")
+    assert raised.value.code == "storage"
+    assert not list(files.folder.iterdir())
+    assert (await files.upload(*pieces(PURPOSE, FILE), "me")).bytes == 2
+
+
+async def test_the_lines_of_a_batch_take_at_most_half_of_the_free_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9))
+    (tmp_path / "in").write_text('{"custom_id": "1", "body": {}}\n')
+    check = FileCheck("/v1/embeddings", cast("Any", SimpleNamespace(has_several=False)), "me")
+    with pytest.raises(PromptmillError, match="more than 50% of the free disk"):
+        await check.run(tmp_path / "in", tmp_path, lambda: False)
 
 
 async def test_a_token_with_too_many_files_starts_no_batch(tmp_path, monkeypatch):

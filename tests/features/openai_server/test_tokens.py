@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 
 import openai
 import pytest
@@ -11,8 +13,9 @@ import pytest
 from openai_clients import CHAT, client_of, ended, line, servers, started, uploaded
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
-from promptmill.http.token import configured
-from served import BEARER, Served
+from promptmill.http.listen_options import check_tokens
+from promptmill.http.token import Token, configured
+from served import BEARER, TOKEN, Served
 from server_process import written
 
 pytestmark = pytest.mark.http
@@ -106,11 +109,57 @@ def test_a_token_with_an_unknown_model_is_a_wrong_configuration():
         Configuration({"client_limits": {"tokens": tokens}})
 
 
-def test_a_page_of_an_allowed_origin_may_ask_and_read_replies_and_errors(server):
-    page = {"Origin": "http://localhost:3000"}
+def test_tokens_without_the_server_s_own_are_a_wrong_configuration(tmp_path, upstream):
+    top = {"client_limits": {"tokens": {"a": {"token": TEAMS["a"]}}}}
+    command = [sys.executable, "-m", "promptmill", "serve", "--config", str(written(tmp_path, upstream.url, top))]
+    done = subprocess.run([*command, "--http", "127.0.0.1:0"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "client_limits.tokens: a client without any token could use all models" in done.stderr
+
+
+@pytest.mark.parametrize("own", [TEAMS["a"], TOKEN])
+def test_two_equal_tokens_are_a_wrong_configuration(own):
+    tokens = {"a": {"token": TEAMS["a"]}, "b": {"token": TEAMS["b"] if own == TEAMS["a"] else TEAMS["a"]}}
+    limits = Configuration({"client_limits": {"tokens": tokens}}).plan.operator.client_limits
+    with pytest.raises(PromptmillError, match=r"client_limits\.tokens: two tokens are the same"):
+        check_tokens(Token(own), tuple(configured(limits.tokens).values()), ())
+
+
+def test_without_a_token_a_page_of_another_port_is_refused_and_no_page_reads_a_reply(tmp_path, upstream):
+    with Served(written(tmp_path, upstream.url)) as server:
+        own, other = f"http://127.0.0.1:{server.port}", "http://127.0.0.1:3000"
+        body = json.dumps({"messages": HI}).encode()
+        for origin, status in ((own, 200), (other, 403), (other.replace("127.0.0.1", "localhost"), 403)):
+            for method, path in (("GET", "/v1/models"), ("POST", "/v1/chat/completions")):
+                # a page may send a text without a preflight
+                got = server.ask(method, path, {"Origin": origin, "Content-Type": "text/plain"}, body)
+                assert got.status == status, (origin, path)
+                assert not [name for name in got.headers if name.startswith("access-control")]
+        assert len(upstream.seen) == 1
+
+
+def test_without_a_token_all_clients_have_one_share_of_the_files(tmp_path, upstream):
+    with Served(written(tmp_path, upstream.url), environ={"PROMPTMILL_STATE": str(tmp_path / "state")}) as server:
+        first, second = (client_of(server, token) for token in ("any", "word"))
+        with first, second:
+            file = first.files.create(file=("a", b"{}"), purpose="evals")
+            assert [each.id for each in second.files.list()] == [file.id]
+
+
+@pytest.fixture
+def page_server(tmp_path, upstream):
+    """A server with a token, and the origin of a page that may call it."""
+    page, environ = "http://localhost:3000", {"PROMPTMILL_HTTP_TOKEN": TOKEN}
+    with Served(written(tmp_path, upstream.url), "--allowed-origin", page, environ=environ) as server:
+        yield server, {"Origin": page}
+
+
+def test_a_page_of_an_allowed_origin_may_ask_and_read_replies_and_errors(page_server):
+    server, page = page_server
     wanted = page | {
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization, x-stainless-lang",
+        "Access-Control-Request-Private-Network": "true",
     }
     preflight = server.ask("OPTIONS", "/v1/chat/completions", wanted)
     assert preflight.status == 200
@@ -125,4 +174,7 @@ def test_a_page_of_an_allowed_origin_may_ask_and_read_replies_and_errors(server)
         got = server.ask("GET", path, page | headers)
         assert (got.status, got.headers["access-control-allow-origin"]) == (status, page["Origin"])
         assert "x-request-id" in got.headers["access-control-expose-headers"]
-    assert server.ask("GET", "/v1/models", BEARER | {"Origin": "https://evil.example"}).status == 403
+    for origin in ("https://evil.example", "http://localhost:3001", "https://localhost:3000", "http://127.0.0.1:3000"):
+        got = server.ask("GET", "/v1/models", BEARER | {"Origin": origin})
+        assert got.status == 403
+        assert not [name for name in got.headers if name.startswith("access-control")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -105,31 +105,42 @@ def _refusal(error: Exception) -> PromptmillError:
 def render_turns(render: Callable[[list[JsonDict]], str], turns: list[JsonDict]) -> str:
     """Render `turns`, in whose tool calls the arguments are JSON text, as in OpenAI's format.
 
-    Most chat templates take objects; a template that joins texts, such as DeepSeek's, gets the text.
+    Most chat templates take objects; a template that joins texts, such as DeepSeek's, gets the text. A model may have
+    written arguments that are no object: they are the only member of one for a template that takes nothing else.
     """
-    with_objects = [
-        {**turn, "tool_calls": list(_with_objects(turn["tool_calls"]))}
-        if isinstance(turn.get("tool_calls"), list)
-        else turn
-        for turn in turns
-    ]
-    try:
-        return render(with_objects)
-    except TypeError:
-        return render(turns)
-
-
-def _with_objects(calls: Sequence[Any]) -> Iterator[Any]:
-    for call in calls:
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-            yield call
-            continue
+    for read in (_loaded, lambda arguments: arguments, _object):
         try:
-            arguments = json.loads(function["arguments"] or "{}")
-        except ValueError:  # the model wrote invalid JSON
-            arguments = function["arguments"]
-        yield {**call, "function": {**function, "arguments": arguments}}
+            return render([_with_arguments(turn, read) for turn in turns])
+        except TypeError as error:
+            refused = error
+    raise refused
+
+
+def _with_arguments(turn: JsonDict, read: Callable[[Any], Any]) -> JsonDict:
+    if not isinstance(turn.get("tool_calls"), list):
+        return turn
+    return {**turn, "tool_calls": [_read_call(call, read) for call in turn["tool_calls"]]}
+
+
+def _read_call(call: Any, read: Callable[[Any], Any]) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        return call
+    return {**call, "function": {**function, "arguments": read(function.get("arguments"))}}
+
+
+def _loaded(arguments: Any) -> Any:
+    try:
+        return json.loads(arguments or "{}") if isinstance(arguments, str | None) else arguments
+    except ValueError:  # the model wrote invalid JSON
+        return arguments
+
+
+def _object(arguments: Any) -> Any:
+    found = _loaded(arguments)
+    if isinstance(found, dict):
+        return found
+    return {} if found is None else {"arguments": found}
 
 
 def text_turn(message: JsonObject) -> JsonDict:

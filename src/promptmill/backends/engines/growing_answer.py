@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias
 
 from promptmill.answers.chances import Chances
-from promptmill.answers.reasoning import CHANNEL_MARKS, TAGS, split_channels, split_reasoning, without_broken_mark
+from promptmill.answers.reasoning import (
+    CHANNEL_MARKS,
+    TAGS,
+    Family,
+    split_channels,
+    split_reasoning,
+    without_broken_mark,
+)
 from promptmill.answers.schema import Choices
 from promptmill.backends.engines.submission import special_tokens
 from promptmill.backends.engines.tool_use import ToolUse
@@ -40,8 +48,8 @@ class AnswerForm:
     """Turns the tokens of an answer into text, reasoning and tool calls."""
 
     texts: Texts
-    thinks: bool = False
-    """Whether the prompt ends inside reasoning."""
+    opened: Family | None = None
+    """The marks of the reasoning inside which the prompt ends, if it does."""
     inline: bool = False
     """Whether reasoning stays in the answer's text."""
     tools: ToolUse | None = None
@@ -57,7 +65,11 @@ class AnswerForm:
         """Return the text of an answer that its last token ends early, by a stop string or the only possible choice."""
         if self.choices is not None:
             return self.choices.completed(self.texts.decode(tokens).rstrip(BROKEN))
-        return _text_before_stop(tokens, stops, self.texts.decode) if stops else None
+        return _text_before_stop(tokens, stops, self.texts.decode, self._is_answer) if stops else None
+
+    def _is_answer(self, text: str) -> bool:
+        """Return whether a beginning of the text is more than reasoning, which no stop string ends."""
+        return self.inline or self._split(text) == (None, text) or bool(self._split(text)[1])
 
     def parts(self, text: str, split: _Split | None = None) -> dict[str, Any]:
         """Return `text`, `reasoning` and `tool_calls` of a complete answer; `split` separates the reasoning."""
@@ -67,10 +79,11 @@ class AnswerForm:
             text, calls = tools.read(text)
             tools = None
         reasoning, answer = (None, text) if self.inline and tools is None else split(text)
-        before = text.removesuffix(answer) if self.inline else ""
+        place = text.rfind(answer) if self.inline else -1
+        before, after = (text[:place], text[place + len(answer) :]) if place >= 0 else ("", "")
         if tools is not None:
             answer, calls = tools.read(answer)
-        found = {"text": before + answer, "reasoning": None if self.inline else reasoning}
+        found = {"text": before + answer + after, "reasoning": None if self.inline else reasoning}
         return found | ({"tool_calls": calls} if calls else {})
 
     def preview(self, text: str) -> Frame:
@@ -84,7 +97,7 @@ class AnswerForm:
         return {"text": uncalled(answer), "reasoning": reasoning or ""}
 
     def _split(self, text: str) -> tuple[str | None, str]:
-        return self.texts.split(text, opened=self.thinks)
+        return self.texts.split(text, opened=self.opened)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -168,8 +181,13 @@ class GrowingAnswer:
         }
 
 
-def _text_before_stop(tokens: Sequence[int], stops: Sequence[str], decode: _Decode) -> str | None:
-    """Return the text before the first stop string, which the last token may have completed; None without one."""
+def _text_before_stop(
+    tokens: Sequence[int], stops: Sequence[str], decode: _Decode, may_end: Callable[[str], bool]
+) -> str | None:
+    """Return the text before the first stop string, which the last token may have completed; None without one.
+
+    A stop string does not count if the text before it may not be the end.
+    """
     reach = _TOKENS_PER_CHARACTER * max(map(len, stops)) + 8
     if len(tokens) > reach:
         # with byte tokens, an incomplete character at the start would garble the characters after it
@@ -180,8 +198,8 @@ def _text_before_stop(tokens: Sequence[int], stops: Sequence[str], decode: _Deco
         if not any(stop in recent for stop in stops):
             return None
     text = decode(tokens)
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return text[: min(places)] if places else None
+    places = {place.start() for stop in stops for place in re.finditer(f"(?={re.escape(stop)})", text)}
+    return next((text[:place] for place in sorted(places) if may_end(text[:place])), None)
 
 
 def _whole_text(tokens: Sequence[int], decode: _Decode) -> str:
@@ -242,9 +260,10 @@ class Texts:
         self._tokenizer = tokenizer
         self._channels = {"<|channel|>", "<|message|>"} <= special.keys()
         marks = (*(CHANNEL_MARKS if self._channels else TAGS), *also)
-        self.keeps_marks = any(mark in special for mark in marks)
+        kept = {name for name in special if name and any(name in mark for mark in marks)}  # a mark may be some tokens
+        self.keeps_marks = bool(kept)
         """Whether marks are special tokens, so that answers are decoded with special tokens, except the hidden ones."""
-        self._hidden = {number: name for name, number in special.items() if name not in marks}
+        self._hidden = {number: name for name, number in special.items() if name not in kept}
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, including the marks."""
@@ -260,6 +279,6 @@ class Texts:
             text = text.replace(name, "")
         return text
 
-    def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
+    def split(self, text: str, *, opened: Family | None) -> tuple[str | None, str]:
         """Return `(reasoning, answer)` of a decoded text; `opened` as in `split_reasoning`."""
         return split_channels(text) if self._channels else split_reasoning(text, opened=opened)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
 
 from promptmill.answers.chances import Chances
-from promptmill.answers.reasoning import opens_reasoning
+from promptmill.answers.reasoning import opened_by
 from promptmill.answers.schema import Choices, choices_of
 from promptmill.backends.engines import tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE
@@ -132,7 +132,7 @@ def choices_after(prompt: str, sampling: Mapping[str, Any], tools: tool_use.Tool
 
     An answer that begins with reasoning, or that may call tools, is constrained or checked by its `response_format`.
     """
-    if not sampling.get("choices") or tools is not None or opens_reasoning(prompt):
+    if not sampling.get("choices") or tools is not None or opened_by(prompt) is not None:
         return None
     return choices_of(tuple(sampling["choices"]))
 

@@ -1,20 +1,22 @@
 """Tools of a request: checked, given to the chat template, and the calls read back from the answer's text.
 
-A model writes calls in one of ten forms. The form is recognised by marks in the model's chat template, which shows
-the model its own calls of earlier turns. Sources of the forms: the chat templates of Qwen, Nous Hermes, GLM, Mistral,
-DeepSeek, Kimi, Liquid AI, IBM and Meta on the model hub; OpenAI's Harmony (github.com/openai/harmony, docs/format.md).
+A model writes calls in one of the forms of `_FORMS`. The form is recognised by marks in the model's chat template,
+which shows the model its own calls of earlier turns. Sources of the forms: the chat templates of Qwen, Nous Hermes,
+GLM, Mistral, DeepSeek, Kimi, Liquid AI, IBM and Meta on the model hub; the tool parsers of vLLM 0.32 and SGLang 0.5.23;
+OpenAI's Harmony (github.com/openai/harmony, docs/format.md).
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import html
 import json
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jinja2
 import jinja2.meta
@@ -38,7 +40,39 @@ _BARE = re.compile(r"(?:```(?:json)?)?\s*([\[{].*[\]}])\s*(?:```)?", re.DOTALL)
 # A part without a closing mark extends to the end of the text, so that the search stays linear.
 _FUNCTION = re.compile(r"<function=([^<>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^<>\s]+)>\n?(.*?)(\n?</parameter>|\Z)", re.DOTALL)
-_GLM_ARGUMENT = re.compile(r"<arg_key>([^<]*)</arg_key>\s*<arg_value>(.*?)(</arg_value>|\Z)", re.DOTALL)
+# GLM, Hunyuan 3 and K2 Horizon; Solar Open 2
+_KEYED = re.compile(
+    r"<(?:ifm\|)?arg_key(?::\w+)?>([^<]*)</(?:ifm\|)?arg_key(?::\w+)?>\s*"
+    r"(?:<ifm\|arg_type>[^<]*</ifm\|arg_type>\s*)?"
+    r"<(?:ifm\|)?arg_value(?::\w+)?>(.*?)(</(?:ifm\|)?arg_value(?::\w+)?>|\Z)"
+    r"|<\|tool_arg:start\|>([^<]*)<\|tool_arg:value\|>(.*?)(<\|tool_arg:end\|>|\Z)",
+    re.DOTALL,
+)
+# <invoke name="…"><parameter name="…">, with the prefixes of several families and their own words for both
+_INVOKE = re.compile(
+    r"<[\w｜:]*\s?(?:invoke|function)\s+name\s*=\s*[\"']?([^\"'<>]+)[\"']?\s*>"
+    r"(.*?)(?:</[\w｜:]*\s?(?:invoke|function)>|\Z)",
+    re.DOTALL,
+)
+_INVOKED_WITH = re.compile(
+    r"<[\w｜:]*\s?param(?:eter)?\s+name\s*=\s*[\"']?([^\"'<>]+)[\"']?([^<>]*)>\n?(.*?)(\n?</[\w｜:]*\s?param(?:eter)?>|\Z)",
+    re.DOTALL,
+)
+_XTML_CALL = re.compile(r'<\|open\|>call tool="([^"]*)"[^<]*<\|sep\|>(.*?)(?:<\|close\|>call<\|sep\|>|\Z)', re.DOTALL)
+_XTML_ARGUMENT = re.compile(
+    r'<\|open\|>argument key="([^"]*)"([^<]*)<\|sep\|>(.*?)(<\|close\|>argument<\|sep\|>|\Z)', re.DOTALL
+)
+_GEMMA_CALL = re.compile(r"(?:call)?:?([\w.-]+)(\{.*)", re.DOTALL)
+_GEMMA_WORD = re.compile(r'(<\|"\|>|<escape>)(.*?)\1|([^\s{}\[\],:][^{}\[\],:]*)', re.DOTALL)
+_JSON_WORD = re.compile(r"true|false|null|-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
+_MINIMAX = "]<]minimax[>["
+_MINIMAX_PIECE = re.compile(r"<(/?)([^<>\s]+)(?:\s+name\s*=\s*[\"']?([^\"'<>]+)[\"']?)?\s*>(.*)", re.DOTALL)
+_PLAMO = re.compile(
+    r"<\|plamo:begin_tool_name:plamo\|>(.*?)<\|plamo:end_tool_name:plamo\|>\s*"
+    r"<\|plamo:begin_tool_arguments:plamo\|>(?:<\|plamo:constrain\|>json<\|plamo:msg\|>)?"
+    r"(.*?)(<\|plamo:end_tool_arguments:plamo\|>|\Z)",
+    re.DOTALL,
+)
 _MISTRAL = re.compile(r"\s*+([\w.-]++)\s*+(?:\[CALL_ID\]\w++)?\s*+(?:\[ARGS\])?\s*+(\{.*\})\s*+", re.DOTALL)
 _DEEPSEEK = re.compile(
     r"<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>)?([^<\n]+)(?:<｜tool▁sep｜>|\n```json\n)(.*?)((?:\n```)?<｜tool▁call▁end｜>|\Z)",
@@ -210,19 +244,37 @@ class Form(NamedTuple):
     """Whether calls are read before reasoning is split off, because both are channels (Harmony)."""
 
 
-def _between(opening: str, closing: str, body: Callable[[str, Tools], list[tuple[str, object]]]) -> Form:
-    """Return the form of calls between two marks; at the end of the text the closing mark may be missing."""
+def _between(
+    opening: str, closing: str, body: Callable[[str, Tools], list[tuple[str, object]]], *around: str, shown: str = ""
+) -> Form:
+    """Return the form of calls between two marks; at the end of the text the closing mark may be missing.
+
+    `around` are further marks of such calls, which are no part of the text.
+    """
     blocks = re.compile(f"{re.escape(opening)}(.*?)(?:{re.escape(closing)}|\\Z)", re.DOTALL)
 
     def read(text: str, tools: Tools) -> Found:
         calls = [call for block in blocks.findall(text) for call in body(block.strip(), tools)]
-        return blocks.sub("", text), calls
+        rest = blocks.sub("", text)
+        for mark in around:
+            rest = rest.replace(mark, "")
+        return rest, calls
 
-    return Form(opening, (opening, closing), read)
+    return Form(shown or opening, (opening, closing, *around), read)
+
+
+def _invoking(shown: str, *marks: str) -> Form:
+    """Return the form of calls written as `<invoke name="…">`; the text ends at the first of `marks`."""
+
+    def read(text: str, tools: Tools) -> Found:
+        start = min(place for mark in marks if (place := text.find(mark)) >= 0)
+        return text[:start], _invoked(text[start:], tools)
+
+    return Form(shown, marks, read)
 
 
 def _tagged(block: str, tools: Tools) -> list[tuple[str, object]]:
-    """Read the content of `<tool_call>`: JSON, Qwen3-Coder's `<function=…>`, or GLM's `<arg_key>`."""
+    """Read the content of `<tool_call>`: JSON, Qwen3-Coder's `<function=…>`, or a name and GLM's `<arg_key>`."""
     if block.startswith(("{", "[")):
         return _json_calls(block)
     if functions := _FUNCTION.findall(block):
@@ -230,7 +282,83 @@ def _tagged(block: str, tools: Tools) -> list[tuple[str, object]]:
     name = re.match(r"[\w.-]+", block)
     if name is None:
         raise UnreadableError
-    return [(name[0], _typed(_closed(_GLM_ARGUMENT, block), tools.get(name[0], {})))]
+    pairs = [(key or other, value or text, end or last) for key, value, end, other, text, last in _KEYED.findall(block)]
+    return [(name[0], _typed([(key, value) for key, value, closing in pairs if closing], tools.get(name[0], {})))]
+
+
+def _invoked(text: str, tools: Tools) -> list[tuple[str, object]]:
+    """Read `<invoke name="…"><parameter name="…">`, where a declared text stays one; some models write JSON inside."""
+    return [
+        (
+            name,
+            json.loads(body) if body.lstrip().startswith("{") else _declared(_INVOKED_WITH, body, tools.get(name, {})),
+        )
+        for name, body in _INVOKE.findall(text)
+    ]
+
+
+def _xtml(block: str, tools: Tools) -> list[tuple[str, object]]:
+    """Read the calls of Kimi K3."""
+    calls = [(html.unescape(name), body) for name, body in _XTML_CALL.findall(block)]
+    return [(name, _declared(_XTML_ARGUMENT, body, tools.get(name, {}))) for name, body in calls]
+
+
+def _declared(pattern: re.Pattern[str], body: str, schema: JsonObject) -> JsonDict:
+    """Return the arguments that `pattern` finds: names, attributes, texts and closing marks."""
+    found = [(name, attributes, text) for name, attributes, text, closing in pattern.findall(body) if closing]
+    texts = {html.unescape(name): text for name, attributes, text in found if _IS_TEXT.search(attributes)}
+    others = [(html.unescape(name), text) for name, attributes, text in found if not _IS_TEXT.search(attributes)]
+    return texts | _typed(others, schema)
+
+
+_IS_TEXT = re.compile('string="true"|type="string"')
+
+
+def _gemma(block: str, tools: Tools) -> list[tuple[str, object]]:
+    """Read `call:name{key:<|"|>text<|"|>,other:1}`."""
+    call = _GEMMA_CALL.match(block)
+    if call is None:
+        raise UnreadableError
+    arguments, _ = json.JSONDecoder().raw_decode(_GEMMA_WORD.sub(_gemma_word, call[2]))
+    schema = tools.get(call[1], {})
+    bare = [(name, json.dumps(value)) for name, value in arguments.items() if not isinstance(value, str | list | dict)]
+    return [(call[1], arguments | _typed(bare, schema))]
+
+
+def _gemma_word(found: re.Match[str]) -> str:
+    bare = (found[3] or "").strip()
+    is_key = found.string[found.end() : found.end() + 1] == ":"
+    return bare if not is_key and _JSON_WORD.fullmatch(bare) else json.dumps(bare if found[1] is None else found[2])
+
+
+def _minimax(text: str, tools: Tools) -> Found:
+    """Read the calls of MiniMax M3: each argument is an element, with inner elements if it is an object or a list."""
+    before, *pieces = text.split(_MINIMAX)
+    calls: list[tuple[str, object]] = []
+    open_elements: list[tuple[str, list[tuple[str, Any]], str]] = []
+    for piece in pieces:
+        if (found := _MINIMAX_PIECE.match(piece)) is None:
+            raise UnreadableError
+        closing, tag, name, content = found.groups()
+        if not closing:
+            open_elements.append((name or tag, [], content))
+            continue
+        name, inner, content = open_elements.pop()
+        if tag == "invoke":
+            calls.append((name, _element(inner, tools.get(name, {}), tools.get(name, {}))))
+        elif open_elements:
+            open_elements[-1][1].append((name, inner or content))
+    return before, calls
+
+
+def _element(value: Any, schema: JsonObject, root: JsonObject) -> Any:
+    """Return the value of an element: a text, or its inner elements."""
+    if isinstance(value, str):
+        return _value_of(value, schema, root)
+    if value and all(name == "item" for name, _ in value):
+        return [_element(inner, schema.get("items") or {}, root) for _, inner in value]
+    properties = schema.get("properties") or {}
+    return {name: _element(inner, properties.get(name) or {}, root) for name, inner in value}
 
 
 def _json_calls(text: str, _: Tools | None = None) -> list[tuple[str, object]]:
@@ -250,19 +378,67 @@ def _name_and_arguments(call: JsonObject) -> tuple[str, object]:
     name = call.get("name") or call.get("tool_name") or inner
     if not isinstance(name, str):
         raise UnreadableError
-    return name, next((call[key] for key in ("arguments", "parameters") if key in call), {})
+    return name, next((call[key] for key in ("arguments", "parameters", "args") if key in call), {})
+
+
+def _single_keys(block: str, _: Tools) -> list[tuple[str, object]]:
+    """Read `[{"name": {"argument": value}}, …]`."""
+    return [call for calls in json.loads(block) for call in calls.items()]
 
 
 def _typed(arguments: list[tuple[str, str]], schema: JsonObject) -> JsonDict:
-    """Convert arguments written as text: JSON becomes its value, except where the schema has a string."""
+    """Convert arguments written as text."""
     properties = schema.get("properties") or {}
-    found: JsonDict = {}
-    for name, text in ((name.strip(), text) for name, text in arguments):
-        found[name] = text
-        if (properties.get(name) or {}).get("type") != "string":
-            with contextlib.suppress(ValueError):
-                found[name] = json.loads(text)
-    return found
+    return {name.strip(): _value_of(text, properties.get(name.strip()) or {}, schema) for name, text in arguments}
+
+
+def _value_of(text: str, schema: JsonObject, root: JsonObject) -> Any:
+    """Return the value of a text: a text where the schema allows one, else JSON or a Python value, else the text.
+
+    `root` is the schema with the definitions.
+    """
+    types, bare = _types_in(schema, root), text.strip()
+    if "string" in types:
+        return None if "null" in types and bare == "null" else text
+    for read in (json.loads, _python_value) if types else (json.loads,):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            value = read(bare)
+            return int(value) if "integer" in types and isinstance(value, float) and value.is_integer() else value
+    return text
+
+
+def _python_value(text: str) -> Any:
+    """Return the value of a Python literal, also with the words of JSON. Raises `ValueError` for any other text."""
+    value = ast.literal_eval(_JsonWords().visit(ast.parse(text, mode="eval")))
+    json.dumps(value)  # `TypeError` for a value that JSON lacks
+    return value
+
+
+class _JsonWords(ast.NodeTransformer):
+    """Replaces `true`, `false` and `null` by the words of Python."""
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        words = {"true": True, "false": False, "null": None, "none": None}
+        return ast.Constant(words[node.id.lower()]) if node.id.lower() in words else node
+
+
+def _types_in(schema: Any, root: JsonObject, depth: int = 8) -> set[str]:
+    """Return the types that a schema allows, empty if it names none; `depth` ends one that contains itself."""
+    if not isinstance(schema, dict) or not depth:
+        return set()
+    named = schema.get("type")
+    types = {named} if isinstance(named, str) else {name for name in named or () if isinstance(name, str)}
+    if not types and isinstance(values := schema.get("enum", [schema["const"]] if "const" in schema else []), list):
+        types = {"string" for value in values if isinstance(value, str)} | {"null" for value in values if value is None}
+    if isinstance(place := schema.get("$ref"), str) and place.startswith("#/"):
+        inner: Any = root
+        for name in place[2:].split("/"):
+            inner = inner.get(name) if isinstance(inner, dict) else None
+        types |= _types_in(inner, root, depth - 1)
+    for group in ("anyOf", "oneOf", "allOf"):
+        for inner in schema.get(group) or ():
+            types |= _types_in(inner, root, depth - 1)
+    return types
 
 
 def _mistral(text: str, _: Tools) -> Found:
@@ -293,8 +469,11 @@ def _closed(pattern: re.Pattern[str], text: str) -> list[tuple[str, str]]:
 
 
 def _pythonic(block: str, _: Tools) -> list[tuple[str, object]]:
-    """Read `[name(argument=value), …]`."""
-    tree = ast.parse(block.strip(), mode="eval").body
+    """Read `[name(argument=value), …]`, or a call on each line."""
+    block = block.strip()
+    if not block.startswith("["):
+        block = f"[{','.join(block.splitlines())}]" if "\n" in block else block
+    tree = _JsonWords().visit(ast.parse(block, mode="eval")).body
     calls: list[tuple[str, object]] = []
     for call in tree.elts if isinstance(tree, ast.List) else [tree]:
         if not isinstance(call, ast.Call) or call.args:
@@ -333,7 +512,68 @@ def _harmony(text: str, _: Tools) -> Found:
 
 
 _FORMS = (
-    _between("<tool_call>", "</tool_call>", _tagged),
+    Form(_MINIMAX, (_MINIMAX,), _minimax),  # MiniMax M3
+    _between("<tool_call>", "</tool_call>", _tagged, "<tool_calls>", "</tool_calls>", "<tool_sep>"),
+    _between("<seed:tool_call>", "</seed:tool_call>", _tagged),  # Seed-OSS
+    _between("<longcat_tool_call>", "</longcat_tool_call>", _tagged),
+    _between("<iquest_tool_call>", "</iquest_tool_call>", _tagged),
+    _between(  # Hunyuan 3
+        "<tool_call:opensource>",
+        "</tool_call:opensource>",
+        _tagged,
+        *("<tool_calls:opensource>", "</tool_calls:opensource>", "<tool_sep:opensource>"),
+        *("<arg_key:opensource>", "</arg_key:opensource>", "<arg_value:opensource>", "</arg_value:opensource>"),
+    ),
+    _between(  # K2 Horizon
+        "<ifm|tool_call>",
+        "</ifm|tool_call>",
+        _tagged,
+        *("<ifm|tool_calls>", "</ifm|tool_calls>", "<ifm|arg_key>", "</ifm|arg_key>", "<ifm|arg_type>"),
+        *("</ifm|arg_type>", "<ifm|arg_value>", "</ifm|arg_value>"),
+    ),
+    _between(  # Solar Open 2
+        "<|tool_call:start|>",
+        "<|tool_call:end|>",
+        _tagged,
+        *("<|tool_arg:start|>", "<|tool_arg:value|>", "<|tool_arg:end|>"),
+    ),
+    _between("<|tool_call>", "<tool_call|>", _gemma, '<|"|>'),  # Gemma 4
+    _between("<start_function_call>", "<end_function_call>", _gemma, "<escape>"),  # FunctionGemma
+    _invoking("<minimax:tool_call>", "<minimax:tool_call>", "</minimax:tool_call>"),  # MiniMax M2
+    _invoking("<dots_function_call>", "<dots_function_call>", "</dots_function_call>"),
+    _invoking(  # DeepSeek V3.2, V4 and V4.1
+        "｜DSML｜",
+        *("<｜DSML｜function_calls>", "<｜DSML｜tool_calls>", "<｜DSML｜ calls>"),
+        *("</｜DSML｜function_calls>", "</｜DSML｜tool_calls>", "</｜DSML｜ calls>"),
+    ),
+    _invoking("｜GCML｜", "<｜GCML｜tool_calls>", "</｜GCML｜tool_calls>"),  # GigaChat 3.5
+    _invoking("<steptml:invoke", "<｜tool_calls_begin｜>", "<｜tool_calls_end｜>", "<steptml:invoke"),  # Step 3
+    _invoking("<atem:", "<atem:function_calls>", "<atem:invoke"),  # Muse Glimmer
+    _invoking("<function name=", "<function name="),  # MiniCPM 5
+    _between(  # Kimi K3
+        "<|open|>tools<|sep|>",
+        "<|close|>tools<|sep|>",
+        _xtml,
+        *("<|open|>response<|sep|>", "<|close|>response<|sep|>", "<|close|>message<|sep|>"),
+        shown="<|open|>",
+    ),
+    _between("<|tools_prefix|>", "<|tools_suffix|>", _single_keys),  # Apertus
+    _between("<|action_start|><|plugin|>", "<|action_end|>", _json_calls),  # InternLM 2
+    _between("<function_calls>", "</function_calls>", _pythonic),  # OLMo 3
+    _between(  # Inkling
+        "<|content_invoke_tool_json|>",
+        "<|end_message|>",
+        _json_calls,
+        *("<|message_model|>", "<|content_text|>", "<|content_model_end_sampling|>"),
+    ),
+    Form(  # PLaMo 3
+        "<|plamo:begin_tool_request",
+        (
+            *("<|plamo:begin_tool_requests:plamo|>", "<|plamo:begin_tool_name:plamo|>", "<|plamo:constrain|>"),
+            *("<|plamo:begin_tool_arguments:plamo|>", "<|plamo:end_tool_arguments:plamo|>", "<|plamo:msg|>"),
+        ),
+        _matching(_PLAMO, "<|plamo:begin_tool_requests:plamo|>"),
+    ),
     _between("<tool_calls>", "</tool_calls>", _json_calls),
     _between("<function_call>", "</function_call>", _json_calls),
     _between("<|tool_call|>", "<|/tool_call|>", _json_calls),
@@ -374,14 +614,14 @@ def read_calls(text: str, form: Form, tools: Tools) -> tuple[str, list[JsonDict]
     try:
         rest, calls = form.read(text, tools)
         found = [_call_of(name, arguments) for name, arguments in calls]
-    except (UnreadableError, ValueError, KeyError, TypeError, AttributeError, SyntaxError):
+    except (UnreadableError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, RecursionError):
         return text, []
     return (rest.strip(), found) if found else (text, [])
 
 
 def _call_of(name: str, arguments: object) -> JsonDict:
-    """Return a call in OpenAI's format. Raises `TypeError` for arguments that are not JSON values."""
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    """Return a call in OpenAI's format. Raises `TypeError` or `ValueError` for arguments that JSON lacks."""
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     # nine letters and digits: Mistral's chat templates refuse any other id in later turns
     return {
         "id": uuid.uuid4().hex[:9],

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
-from promptmill.backends.openai.endpoint import endpoints
+from promptmill.backends.openai.endpoint import endpoints, image_types_of
 from promptmill.backends.openai.exchanged import ExchangedAnswers
 from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s
 from promptmill.backends.openai.limit.endpoint_state import (
@@ -39,7 +39,7 @@ from promptmill.backends.openai.limit.limiter import CallFlow, ConcurrencyShare,
 from promptmill.backends.openai.refusals import with_key_hint, with_scheme_hint, with_wait_hint
 from promptmill.backends.openai.request import ImageEncoder, RequestEncoder
 from promptmill.backends.openai.sender import NOTHING, Billed, Item, LocalSender, Prepared, Sender
-from promptmill.backends.openai.transport import LoopThrottle, Pool, room_for_connections
+from promptmill.backends.openai.transport import LoopThrottle, Pool, proxy_of, room_for_connections
 from promptmill.backends.openai.workers import FanOut
 from promptmill.backends.protocol import Call, Completion, Exchange, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
@@ -85,6 +85,8 @@ class OpenAIBackend:
         if not self._settings.model_name:
             raise config_error("backend_configs.openai.model_name", "is missing; name the endpoint's model.")
         self._endpoints = endpoints(plan)
+        for endpoint in self._endpoints:
+            proxy_of(endpoint.url, trust_env=self._settings.trust_env)  # raises for a proxy that cannot be used
         self._pool: Pool | None = None
         """None before it is loaded, and once it is closed."""
         self._fetcher = WebImages() if plan.settings.fetch_images else None
@@ -98,7 +100,8 @@ class OpenAIBackend:
     def _rules(self) -> ImageRules:
         """The rules of images, made for the first one; all calls share its memory."""
         settings = self._plan.settings
-        return ImageRules.of(self._plan.file_rule, settings.max_image_pixels, settings.max_image_memory)
+        types = image_types_of(self._endpoints)
+        return ImageRules.of(self._plan.file_rule, settings.max_image_pixels, settings.max_image_memory, types)
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Make the pool; nothing is sent."""

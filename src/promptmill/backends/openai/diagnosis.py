@@ -14,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 from promptmill.backends.openai import failures
 from promptmill.backends.openai.discovery import ModelList, connected, read_models, which_models
 from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, endpoints
+from promptmill.backends.openai.providers import LOCAL, PLAIN
 from promptmill.backends.openai.refusals import SPOKE_TLS, with_key_hint
 from promptmill.backends.openai.reply import read_response, with_reasoning_apart
 from promptmill.backends.openai.request import RequestEncoder
@@ -84,7 +85,7 @@ class _Trial:
 
     async def run(self) -> None:
         stage, profile = self._stage, self._endpoint.profile
-        known = f" ({profile.name})" if profile.name != "plain" else ""
+        known = "" if profile is PLAIN or profile is LOCAL else f" ({profile.name})"
         stage.ok(f"{urlunsplit(self._url._replace(query=''))}{known}", "URL")
         if not await self._connects():
             return

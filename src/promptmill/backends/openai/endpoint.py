@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.dialects import DIALECTS, gemini
-from promptmill.backends.openai.providers import ProviderProfile, profile_at, profile_of
+from promptmill.backends.openai.providers import LOCAL, PLAIN, ProviderProfile, profile_at, profile_of
 from promptmill.config.settings import USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Named, PromptmillError, config_error, looks_like_key, redact
 from promptmill.core.wording import close_matches
@@ -181,6 +181,9 @@ def _endpoint(
     url = parsed(given)
     host_profile = profile_at(url)
     profile = _named_profile(settings.provider) if settings.provider else host_profile
+    is_own = _is_own(url, profile)
+    if profile is PLAIN and is_own:
+        profile = LOCAL
     name = _dialect_of(given, settings, profile)
     url = _in_dialect(url, given, name, profile)
     named = _origin(url) in trusted or plan.trust_client
@@ -218,7 +221,6 @@ def _endpoint(
     secrets = (*filter(None, [key]), *(value.get_secret_value() for value in own.values()))
     if not source and KEY_HEADERS & {header.lower() for header in own}:
         source = "`headers` of the configuration"
-    is_own = _is_own(url, profile)
     return Endpoint(urlunsplit(url), url.netloc, headers, secrets, profile, note, is_own, source, name)
 
 
@@ -296,6 +298,12 @@ def _origin(url: SplitResult) -> str:
     return f"{url.scheme}://{url.netloc.lower()}"
 
 
+def image_types_of(endpoints: Sequence[Endpoint]) -> frozenset[str] | None:
+    """Return the media types that each of the endpoints reads; None: all that models read."""
+    known = [types for endpoint in endpoints if (types := endpoint.profile.image_types) is not None]
+    return frozenset.intersection(*known) if known else None
+
+
 def _is_loopback(url: SplitResult) -> bool:
     address = ip_address_of(url.hostname or "")
     # names below localhost, such as x.localhost, may resolve to another machine
@@ -304,7 +312,7 @@ def _is_loopback(url: SplitResult) -> bool:
 
 def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
     host = url.hostname or ""
-    return _is_near(host) and (not profile.hosts or ip_address_of(host) is not None)
+    return is_near(host) and (not profile.hosts or ip_address_of(host) is not None)
 
 
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
@@ -390,7 +398,7 @@ def parsed(url: str) -> SplitResult:
         raise config_error(WHERE, slip)
     try:
         if "://" not in url:  # as people write it: localhost:11434, api.example.com/v1
-            url = f"{'http' if _is_near(urlsplit(f'//{url}').hostname or '') else 'https'}://{url}"
+            url = f"{'http' if is_near(urlsplit(f'//{url}').hostname or '') else 'https'}://{url}"
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
@@ -412,7 +420,7 @@ def parsed(url: str) -> SplitResult:
     return parts._replace(netloc=parts.netloc.lower(), path=path, fragment="")
 
 
-def _is_near(host: str) -> bool:
+def is_near(host: str) -> bool:
     """Return whether `host` is this machine or in its local network."""
     if (address := ip_address_of(host)) is not None:
         return address.is_private  # loopback among them

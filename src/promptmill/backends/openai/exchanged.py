@@ -56,10 +56,10 @@ class ExchangedAnswers(FixedShare):
         inline = request.sampling.reasoning == "inline"
         answer = answer_in(response, self._endpoint, keep_raw=self._call.facts.keep_raw, inline=inline)
         if isinstance(answer, RetryDecision):
-            return Failure(answer.error, request.attempts + 1, usage=answer.usage)
+            return Failure(answer.error, request.attempts + 1, usage=answer.usage, unmetered=answer.unmetered)
         answer.attempts = request.attempts + 1
         if answer.reasoning and not inline and (problem := answer.unanswered):
-            return Failure(problem, answer.attempts, usage=answer.usage)
+            return Failure(problem, answer.attempts, usage=answer.usage, unmetered=not answer.is_metered)
         return answer
 
     async def aclose(self) -> None:

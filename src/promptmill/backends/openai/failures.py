@@ -22,6 +22,7 @@ from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, PromptmillError, without_frames
 
 _NO_CONNECTION = "Check host and port in `base_url`, and whether a firewall blocks them; otherwise raise `timeout`."
+PROXY_REMEDY = "Start the proxy, correct HTTP_PROXY, HTTPS_PROXY or NO_PROXY, or set `trust_env: false`."
 _LESS = (
     "Request less at once: a lower `max_tokens` or `n`; for embeddings, fewer inputs per line, or "
     '`"encoding_format": "base64"`, which takes a quarter.'
@@ -65,7 +66,7 @@ class RetryDecision:
     `wait_s`: the wait that the endpoint requested, if any. `stale`: the server had closed the kept connection, so the
     next attempt needs a new one and no wait. `usage`: the cost of an unusable answer, and `tier`: the service tier that
     served it. `status`: the HTTP status, or the status that the body names; 0 without one. `unmetered`: the request was
-    sent and may be billed, but no usage was reported.
+    sent and may be billed, but no usage was reported. `is_cut`: the connection ended within the response.
     """
 
     kind: FailureKind
@@ -76,6 +77,7 @@ class RetryDecision:
     status: int = 0
     unmetered: bool = False
     tier: str = ""
+    is_cut: bool = False
 
     @property
     def may_be_billed(self) -> bool:
@@ -107,10 +109,13 @@ def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
         case ProxyError():
             error = PromptmillError(
                 Code.UNREACHABLE,
-                f"No request could be sent to {endpoint.name}: the proxy that the environment names does not work.",
-                "Start the proxy, correct `HTTP_PROXY` / `HTTPS_PROXY` / `NO_PROXY`, or set `trust_env: false`.",
+                f"No request could be sent to {endpoint.name}: the proxy {exc}.",
+                f"The environment names this proxy. {PROXY_REMEDY}",
             )
             return RetryDecision(FailureKind.LOST, error)
+        case PrivateAddressError():
+            text = f"{endpoint.name} named {exc}, which is no public address, for a file."
+            return RetryDecision(FailureKind.ITEM, PromptmillError(code, text, "Nothing is sent there."))
         case ConnectTimeoutError():
             text, hint = f"did not accept a connection {exc}", _NO_CONNECTION
         case SilenceTimeoutError():
@@ -119,7 +124,8 @@ def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
             text, hint = f"sent a body of more than {LARGEST_BODY // 2**20} MiB", _LESS
     error = PromptmillError(code, f"{endpoint.name} {text}.", hint)
     if code in {Code.UNREACHABLE, Code.CONNECTION_LOST, Code.NAME_RESOLUTION}:
-        return RetryDecision(FailureKind.LOST, error, stale=isinstance(exc, StaleError))
+        is_stale, is_cut = isinstance(exc, StaleError), isinstance(exc, CutError)
+        return RetryDecision(FailureKind.LOST, error, stale=is_stale, is_cut=is_cut)
     return RetryDecision(FailureKind.ITEM if code is Code.INTERNAL else FailureKind.TRANSIENT, error)
 
 
@@ -136,6 +142,10 @@ class StaleError(TransportError):
 
     RFC 9112, section 9.5, requires clients to expect this. An attempt on a new connection shows whether it was so.
     """
+
+
+class CutError(TransportError):
+    """The connection ended after the first byte of a response."""
 
 
 class ConnectTimeoutError(TransportError):
@@ -165,9 +175,16 @@ class UnreachableError(TransportError):
 
 
 class ProxyError(TransportError):
-    """The proxy accepted no connection, or refused to open one to the endpoint."""
+    """The proxy accepted no connection, or refused to open one to the endpoint; the text names it."""
 
     code = Code.UNREACHABLE
+    was_sent = False
+
+
+class PrivateAddressError(TransportError):
+    """The host, which the text names, has a private address, and only a public one is allowed."""
+
+    code = Code.UNSUPPORTED
     was_sent = False
 
 

@@ -22,6 +22,7 @@ import httptools
 from yarl import URL
 
 from promptmill.backends.openai.failures import (
+    CutError,
     InvalidResponseError,
     StaleError,
     TooLargeError,
@@ -87,14 +88,25 @@ BODIES_IN_FLIGHT = Memory(MOST_SHARED, one_beyond=True)
 
 
 class HttpResponse:
-    """A complete response. `held` counts the bytes of a large body, `encoding` is its compression, if any."""
+    """A complete response. `held` counts the bytes of a large body, `encoding` is its compression, if any.
 
-    __slots__ = ("body", "encoding", "headers", "held", "status")
+    `proxy` is the host and port of the proxy that read the request and may have answered it; `""` without one.
+    """
+
+    __slots__ = ("body", "encoding", "headers", "held", "proxy", "status")
 
     def __init__(
-        self, status: int, headers: Headers, body: bytes, held: Held | None = None, encoding: bytes = b""
+        self,
+        status: int,
+        headers: Headers,
+        body: bytes,
+        held: Held | None = None,
+        encoding: bytes = b"",
+        *,
+        proxy: str = "",
     ) -> None:
         self.status, self.headers, self.body, self.held, self.encoding = status, headers, body, held, encoding
+        self.proxy = proxy
 
     @property
     def is_soon_read(self) -> bool:
@@ -276,8 +288,8 @@ class Connection(asyncio.Protocol):
             self._owner.forget(self)
         elif self._pieces is None and self._answered:
             self._end(StaleError())
-        elif self._response.headers is not None:
-            self._end(TransportError("the connection ended within the body"))
+        elif self._pieces is not None:
+            self._end(CutError("the connection ended within the response"))
         else:
             # TLS 1.3 refuses a client after the handshake, by an alert
             is_refused = isinstance(exc, ssl.SSLError) and "ALERT" in str(exc.reason)
@@ -440,4 +452,4 @@ def _decoded(body: bytes, encoding: bytes) -> bytes:
         body = unpacker.unused_data
         if not body:
             return b"".join(plain)
-    raise TransportError("a compressed body without its end")
+    raise CutError("a compressed body without its end")

@@ -18,8 +18,9 @@ from promptmill.backends.openai.error_body import Cause, ErrorBody
 from promptmill.core.wording import did_you_mean
 
 READ = "2026-11-21"
-JsonForm: TypeAlias = Literal["strict", "schema", "object", "words"]
-"""`strict`: a schema in OpenAI's strict subset; `schema`: any; `object`: JSON mode; `words`: no `response_format`."""
+JsonForm: TypeAlias = Literal["strict", "schema", "grammar", "object", "words"]
+"""`strict`: a schema in OpenAI's strict subset; `schema`: any; `grammar`: a schema that llama.cpp can turn into a
+grammar; `object`: JSON mode; `words`: no `response_format`."""
 
 # Models that always reason at every provider (help.aliyun.com/zh/model-studio/deep-thinking, docs.sglang.io on
 # separate reasoning).
@@ -28,7 +29,7 @@ _ALWAYS_THINKING = re.compile(r"(?i)\bqwq|\bqvq|(?<!non)[-:]thinking\b|deepseek-
 
 @dataclass(frozen=True, slots=True)
 class ProviderProfile:
-    """One provider. `refused` are body keys that cause a 4xx.
+    """One provider. `refused` are body keys that cause a 4xx or have no effect.
 
     `thinking` is the form of `enable_thinking` (`type_object`: `thinking: {type: enabled}`; `effort`: off is
     `reasoning_effort: none`), `json_form` the form of a request for JSON. `reasoning_models` matches models that take
@@ -54,6 +55,12 @@ class ProviderProfile:
     """The provider's own page with these facts."""
     images: Literal["url", "data"] = "url"
     """`url`: the provider downloads images from the web; `data`: it accepts them only inside the request."""
+    image_types: frozenset[str] | None = None
+    """The media types that it reads; None: all that models read."""
+    takes_json_mode: bool = True
+    """Whether it accepts `response_format: {type: json_object}`."""
+    cuts_prompts: bool = False
+    """Whether it may cut a prompt that is longer than its context, and answer without an error."""
     thinking_on: str = "enabled"
     """The type that switches thinking on, where `thinking` is `type_object`."""
     always_thinking: re.Pattern[str] | None = None
@@ -120,7 +127,7 @@ def translate(profile: ProviderProfile, model: str, given: Mapping[str, Any]) ->
     return {profile.renamed.get(name, name): value for name, value in body.items() if name not in off}, refused
 
 
-_NOT_OPENAIS = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs"})
+_NOT_OPENAIS = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs", "structured_outputs"})
 
 
 def _codes(field_name: str, **numbers: str) -> Mapping[str, Cause]:
@@ -154,6 +161,11 @@ _OPENAI = ProviderProfile(
 DASHSCOPE_PHRASES: Mapping[str, Cause] = MappingProxyType(
     {"throttling.": Cause.RATE, "allocated quota exceeded": Cause.RATE, "error-code#token-limit": Cause.RATE}
 )
+
+# LM Studio's 400 while it loads a model or swaps it: lmstudio-ai/lmstudio-bug-tracker#1347.
+_LOADING: Mapping[str, Cause] = MappingProxyType({"failed to load model": Cause.BUSY})
+# Other formats are refused, or dropped without a word: ggml-org/llama.cpp#28230, ollama/ollama#17755.
+_EVERY_SERVER_READS = frozenset({"image/png", "image/jpeg"})
 
 PROFILES = (
     _OPENAI,
@@ -434,10 +446,14 @@ PROFILES = (
         "ollama",
         ports=(11434,),
         public=False,
-        refused=frozenset({"repetition_penalty"}),
+        # ignored without an error
+        refused=frozenset({"repetition_penalty", "logit_bias", "chat_template_kwargs", "structured_outputs"}),
         base_url="http://127.0.0.1:11434/v1",
         thinking="effort",
+        json_form="grammar",
         images="data",
+        image_types=_EVERY_SERVER_READS,
+        cuts_prompts=True,
         page="docs.ollama.com/api/openai-compatibility",
     ),
     ProviderProfile(
@@ -445,6 +461,11 @@ PROFILES = (
         ports=(1234,),
         public=False,
         base_url="http://127.0.0.1:1234/v1",
+        json_form="grammar",
+        takes_json_mode=False,
+        images="data",
+        image_types=_EVERY_SERVER_READS,
+        phrases=_LOADING,
         key_env="LM_STUDIO_API_KEY",
         page="lmstudio.ai/docs/api/openai-api",
     ),
@@ -577,6 +598,8 @@ PROFILES = (
         "llama.cpp",
         public=False,
         base_url="http://127.0.0.1:8080/v1",
+        json_form="grammar",
+        image_types=_EVERY_SERVER_READS,
         page="github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md",
     ),
     ProviderProfile(
@@ -605,6 +628,16 @@ def _agreed() -> Mapping[str, Cause]:
 # The profile of every unlisted host: parameters are sent unchanged. It may be a gateway, which passes on the codes of
 # other providers.
 PLAIN = ProviderProfile("plain", public=False, codes=_agreed(), phrases=DASHSCOPE_PHRASES)
+# An unknown server on this machine or in its network, most likely built on llama.cpp; every other server can do without
+# the features that llama.cpp lacks.
+LOCAL = replace(
+    PLAIN,
+    name="local",
+    json_form="grammar",
+    image_types=_EVERY_SERVER_READS,
+    cuts_prompts=True,
+    phrases=MappingProxyType({**PLAIN.phrases, **_LOADING}),
+)
 _ALIASES: Mapping[str, str] = MappingProxyType(
     {"qwen": "dashscope", "gemini": "google", "moonshot": "kimi", "zhipu": "glm", "zai": "glm", "claude": "anthropic"}
 )
@@ -623,14 +656,14 @@ def profile_at(url: SplitResult) -> ProviderProfile:
 
 def profile_named(name: str) -> ProviderProfile:
     """Return the profile called `name`; `PLAIN` for an unknown one."""
-    return next((profile for profile in PROFILES if profile.name == name), PLAIN)
+    return next((profile for profile in (*PROFILES, LOCAL) if profile.name == name), PLAIN)
 
 
 def profile_of(name: str) -> ProviderProfile:
     """Return the profile for `provider: NAME`, aliases included. Raises `KeyError` that suggests a known name."""
     wanted = name.strip().lower()
     found = profile_named(_ALIASES.get(wanted, wanted))
-    if found is PLAIN:
+    if found is PLAIN or found is LOCAL:
         known = [profile.name for profile in PROFILES]
         raise KeyError(did_you_mean(wanted, [*known, *_ALIASES], f"known providers: {', '.join(known)}."))
     return found

@@ -60,6 +60,7 @@ _NO_IMAGES = re.compile(
 _NO_SCHEMA = "Leave `response_format` out, or use another model."
 # Anthropic's words, Google's.
 _LARGE_SCHEMA = re.compile(r"compiled grammar is too large|too many states for serving")
+_NO_GRAMMAR = re.compile(r"failed to parse grammar|json schema conversion failed")  # llama.cpp's words
 _REFUSED_OPTION = re.compile(
     r"(temperature|top_p|response_format|json_schema).{0,80}(?:support|unavailable|invalid|deprecated|not allowed)"
 )
@@ -81,6 +82,8 @@ _NO_DOWNLOAD = re.compile(
     r"(?:error|fail(?:ed|ure|ing|s)?|timeout|unable) .{0,20}(?:while |to )?(?:download|fetch|retriev)"
     r"|\b\d{3}, message='[^']*', url="
 )
+# LM Studio's, Ollama's words.
+_ONLY_DATA = re.compile(r"must be a base64 encoded image|invalid image input")
 _PLACE = re.compile(r"country|territory|location is not supported|your region|region (?:is )?not (?:supported|allowed)")
 # Cloudflare's pages for clients that it considers bots.
 _BOT_BLOCK = re.compile(r"just a moment\.\.\.|attention required!|you have been blocked|enable javascript and cookies")
@@ -207,10 +210,11 @@ def _limit(body: ErrorBody, wait_s: float | None) -> Cause:
     enough = error_body.NEVER_ENOUGH.search(body.words)
     if _says(body, Cause.TOO_LARGE) or (enough and int(enough[2]) > int(enough[1])):
         return Cause.TOO_LARGE
-    if _says(body, Cause.QUOTA) or error_body.NO_QUOTA_AT_ALL.search(body.words):
+    is_in_flight = error_body.IN_FLIGHT.search(body.words) and not error_body.MONEY.search(body.words)
+    if error_body.NO_QUOTA_AT_ALL.search(body.words) or (_says(body, Cause.QUOTA) and not is_in_flight):
         return Cause.QUOTA
     day, minute = error_body.PER_DAY.search(body.words), error_body.PER_MINUTE.search(body.words)
-    if error_body.SOFT_QUOTA.search(body.words):
+    if error_body.SOFT_QUOTA.search(body.words) and not is_in_flight:
         return Cause.DAY if day else Cause.QUOTA if wait_s is None and not minute else Cause.RATE
     return Cause.DAY if day and wait_s is None and not minute else Cause.RATE
 
@@ -328,10 +332,16 @@ def _refused(body: ErrorBody) -> str | None:
         return "Lower `max_tokens`."
     if name := _REFUSED_OPTION.search(body.text):
         return _LEAVE_OUT[name[1]]
+    if _NO_GRAMMAR.search(body.text):
+        return (
+            "The server cannot turn this schema into a grammar: use fewer and simpler fields, or ask without a schema."
+        )
     if _LARGE_SCHEMA.search(body.text):
         return "The provider cannot enforce so large a schema: use fewer fields and values, or split the question."
     if _NO_IMAGES.search(body.text):
         return "Choose a model that accepts images, or leave the images out."
+    if _ONLY_DATA.search(body.text):
+        return "If the image is on the web, set `fetch_images: true`, or send a local file: the endpoint fetches none."
     if _NO_DOWNLOAD.search(body.text):
         return "The endpoint could not download the image: correct its URL, or send a local file."
     return None

@@ -17,13 +17,19 @@ from typing import Any, TypedDict
 
 import orjson
 
-from promptmill.answers.reasoning import split_marked
+from promptmill.answers.reasoning import may_have_marks, split_marked
 from promptmill.backends.openai import chat_completion
 from promptmill.backends.openai.chat_completion import Ending
 from promptmill.backends.openai.dialects import DIALECTS
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.error_body import read_error
-from promptmill.backends.openai.failures import FailureKind, RetryDecision, TransportError, classify_exception
+from promptmill.backends.openai.failures import (
+    PROXY_REMEDY,
+    FailureKind,
+    RetryDecision,
+    TransportError,
+    classify_exception,
+)
 from promptmill.backends.openai.http_connection import HttpResponse
 from promptmill.backends.openai.refusals import classify_refusal, wrong_address
 from promptmill.backends.protocol import NO_USAGE, Completion, Usage
@@ -39,6 +45,7 @@ _ERROR_SIGNS = frozenset({"error", "error_code", "base_resp"})
 _NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
 """Fields of a message that add nothing to its text."""
 _ENDS = frozenset({"stop", "length"})
+_OF_PROXIES = frozenset({403, 407, 502, 503, 504})
 # The memory that the values of a JSON body take, estimated by its separators: a number some 32 bytes, an object or list
 # up to 200. Small bodies cannot hold many.
 _NUMBER, _CONTAINER = 32, 200
@@ -69,12 +76,11 @@ def answer_in(
     if isinstance(content, RetryDecision):
         return content
     found = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw)
-    if inline or isinstance(found, RetryDecision):
+    if isinstance(found, RetryDecision):
+        return _with_proxy(found, response)
+    if inline:
         return found
-    text = found.text
-    if "<" in text or "[" in text or "◁" in text:  # every mark around reasoning contains one of these
-        return with_reasoning_apart(found)
-    return found
+    return with_reasoning_apart(found) if may_have_marks(found.text) else found
 
 
 def with_reasoning_apart(completion: Completion) -> Completion:
@@ -90,7 +96,19 @@ def other_answer_in(response: HttpResponse, endpoint: Endpoint) -> Completion | 
     content = _content(response, endpoint)
     if isinstance(content, RetryDecision):
         return content
-    return read_other_response(response.status, response.headers, content, endpoint)
+    found = read_other_response(response.status, response.headers, content, endpoint)
+    return _with_proxy(found, response) if isinstance(found, RetryDecision) else found
+
+
+def _with_proxy(decision: RetryDecision, response: HttpResponse) -> RetryDecision:
+    """Return the decision about a response with the proxy that may have sent it."""
+    if not response.proxy:
+        return decision
+    error = decision.error
+    hint = PROXY_REMEDY if response.status in _OF_PROXIES or error.code is Code.BAD_RESPONSE else error.remedy
+    named = PromptmillError(error.code, f"{error.message} The proxy {response.proxy} may have answered itself.", hint)
+    named.said = error.said
+    return replace(decision, error=named)
 
 
 def read_response(
@@ -409,7 +427,9 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
         prompt, completion = prompt or total, completion or 0
     if not prompt or completion is None:
         return NO_USAGE
-    cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _count(usage, "prompt_cache_hit_tokens") or 0
+    # DeepSeek's name, Moonshot's
+    flat = _count(usage, "prompt_cache_hit_tokens") or _count(usage, "cached_tokens")
+    cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or flat or 0
     written, an_hour = (
         _detail(usage, "prompt_tokens_details", name) for name in ("cache_write_tokens", "cache_write_1h_tokens")
     )

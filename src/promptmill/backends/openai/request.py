@@ -20,7 +20,7 @@ import pybase64
 
 from promptmill.backends.openai.dialects import DIALECTS, anthropic
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.providers import translate
+from promptmill.backends.openai.providers import LOCAL, profile_named, translate
 from promptmill.backends.openai.schema_forms import asked_of
 from promptmill.core.errors import Code, PromptmillError, unwritable_parameters
 from promptmill.core.request import (
@@ -44,6 +44,7 @@ _LARGE_PIECE = 32 * 1024
 _MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # kept; the parameters that they are made of take several times as much
 _STARTS = {role: b'{"role":"%b","content":' % role.encode() for role in ROLES}
 _OURS = frozenset({"messages", "stream", "stream_options", TOP_CHOICES})
+_LM_STUDIO = "'response_format.type' must be 'json_schema' or 'text'"  # lmstudio-ai/lmstudio-bug-tracker#189
 _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
@@ -160,6 +161,16 @@ class RequestEncoder:
         self._last = head
         return head
 
+    def is_corrected(self, head: Head, refusal: str) -> bool:
+        """Return whether to send a request with `head` again: its refusal has identified the server."""
+        if head.endpoint.profile is not LOCAL or _LM_STUDIO not in refusal:
+            return False
+        if self._endpoint.profile is LOCAL:
+            self._endpoint = replace(self._endpoint, profile=profile_named("lmstudio"))
+            self._heads.clear()
+            self._last = None
+        return True
+
     def _places(self, extra: JsonObject) -> tuple[Endpoint, Endpoint]:
         """Return the URLs of requests with a whole and with a streamed answer."""
         endpoint, dialect = self._endpoint, self._dialect
@@ -193,7 +204,7 @@ class RequestEncoder:
                 raise PromptmillError(Code.INVALID_INPUT, text) from None
         else:
             if sampling.response_format is not None:
-                form, words = asked_of(profile.json_form, sampling.response_format)
+                form, words = asked_of(profile, sampling.response_format)
                 ours |= {"response_format": form}
                 if form is None:
                     del ours["response_format"]

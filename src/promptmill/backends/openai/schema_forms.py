@@ -1,12 +1,14 @@
 """The forms in which providers take a request for JSON: `response_format`, and JSON Schema in the subset of each.
 
-`asked_of` chooses the form for a chat completion; `strict_form`, `closed_form` and `google_form` translate a schema to
-the subsets of OpenAI, Anthropic and Google. A keyword that a subset lacks is described to the model in words, if the
-subset has a place for them; promptmill checks every answer with the whole schema.
+`asked_of` chooses the form for a chat completion; `strict_form`, `closed_form`, `google_form` and `grammar_form`
+translate a schema to the subsets of OpenAI, Anthropic, Google and llama.cpp. A keyword that a subset lacks is
+described to the model in words, if the subset has a place for them; promptmill checks every answer with the whole
+schema.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +16,30 @@ from typing import Any
 import orjson
 
 from promptmill.answers.schema import schema_of
-from promptmill.backends.openai.providers import JsonForm
+from promptmill.backends.openai.providers import ProviderProfile
 from promptmill.core.values import JsonDict, JsonObject
 
+_ANY_OBJECT: JsonObject = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}}
 
-def asked_of(form: JsonForm, wanted: JsonObject) -> tuple[JsonObject | None, str]:
-    """Return the `response_format` for a provider of this `form`, and the instructions for the prompt.
+
+def asked_of(profile: ProviderProfile, wanted: JsonObject) -> tuple[JsonObject | None, str]:
+    """Return the `response_format` for a provider, and the instructions for the prompt.
 
     Raises `PromptmillError` (`invalid_input`) for a `json_schema` without a schema.
     """
-    schema = schema_of(wanted)
-    if schema is None or form == "schema" or (form == "strict" and wanted["type"] == "json_object"):
+    schema, form = schema_of(wanted), profile.json_form
+    if wanted.get("type") == "json_object" and not profile.takes_json_mode:
+        return _ANY_OBJECT, ""
+    if schema is None or form == "schema" or (form in {"strict", "grammar"} and wanted["type"] == "json_object"):
         return wanted, ""
     if form == "strict":
         return _strictly(wanted), ""
+    if form == "grammar":
+        possible = grammar_form(schema)
+        if possible == schema:
+            return wanted, ""
+        if possible is not None:
+            return {**wanted, "json_schema": {**wanted["json_schema"], "schema": possible}}, in_words(wanted)
     return ({"type": "json_object"} if form == "object" else None), in_words(wanted)
 
 
@@ -199,6 +211,40 @@ def google_form(schema: JsonObject) -> JsonDict | None:
     return _in_subset(schema, _GOOGLE)
 
 
+# The fields of Google's `Schema` object (ai.google.dev/api/caching#Schema). Its batches give degenerate answers under a
+# JSON Schema (crmne/ruby_llm#894).
+_OPENAPI = frozenset({
+    "anyOf", "description", "enum", "format", "items", "maximum", "maxItems", "minimum", "minItems", "nullable",
+    "properties", "propertyOrdering", "required", "type",
+})  # fmt: skip
+
+
+def openapi_form(form: JsonObject | None) -> JsonDict | None:
+    """Return a schema in Google's subset as its older `Schema` object; None if that cannot express it."""
+    try:
+        return _as_openapi(form)
+    except (_InexpressibleError, RecursionError, AttributeError, TypeError):
+        return None
+
+
+def _as_openapi(form: Any) -> JsonDict:
+    node = {key: value for key, value in _without(form, "additionalProperties").items() if key not in _SILENT}
+    is_open = form.get("additionalProperties", False) is not False
+    if is_open or node.keys() - _OPENAPI or not all(isinstance(value, str) for value in node.get("enum", ())):
+        raise _InexpressibleError
+    if "type" in node:
+        node["type"] = str(node["type"]).upper()
+    if "items" in node:
+        node["items"] = _as_openapi(node["items"])
+    if "properties" in node:
+        node["properties"] = {name: _as_openapi(inner) for name, inner in node["properties"].items()}
+    if "anyOf" in node:
+        parts = [_as_openapi(inner) for inner in node["anyOf"]]
+        node["anyOf"] = [part for part in parts if part != {"type": "NULL"}]
+        node |= {"nullable": True} if node["anyOf"] != parts else {}
+    return node
+
+
 def _in_subset(schema: JsonObject, subset: _Subset) -> JsonDict | None:
     try:
         node = _with_root(schema)
@@ -328,3 +374,54 @@ def _close_fields(node: JsonDict) -> None:
         node |= {"type": "object", "additionalProperties": False}
     elif not _SAYS_WHAT & node.keys():
         raise _InexpressibleError
+
+
+# JSON Schema → what llama.cpp turns into a grammar; LM Studio and Ollama use its code. Everything else brings a 400, or
+# an answer without any schema. Rules: common/json-schema-to-grammar.cpp and src/llama-grammar.cpp of llama.cpp (July
+# 2026): a pattern needs both anchors and knows few escapes, a schema is no boolean, a reference stays in the schema.
+
+# 2,000 repetitions of one rule are refused; an item of a list, with its comma, is up to four rules.
+_REPETITIONS = 2000
+_REPEATED = {"minLength": 1, "maxLength": 1, "minItems": 4, "maxItems": 4}
+_GRAMMAR_PATTERN = re.compile(
+    r"""\^(?:[^\\\[(]|\\[\^$.\[\](){}|*+?\\nrt"-]|\[(?:[^\\\]]|\\[\\nrt"\[\]-])*\]|\((?:\?:|(?!\?)))*\$"""
+)
+_COUNT = re.compile(r"\d+(?=[\d,]*\})")
+_ANNOTATIONS = _SILENT | {"description", "deprecated"}
+# llama.cpp reads `{}` as an object, and earlier versions refuse a schema that has annotations alone.
+_ANYTHING: JsonObject = {"type": ["object", "array", "string", "number", "boolean", "null"]}
+
+
+def grammar_form(schema: JsonObject) -> JsonObject | None:
+    """Return `schema` without what llama.cpp's grammar refuses; None if no grammar can express it."""
+    try:
+        return _in_grammar(schema)
+    except (_InexpressibleError, RecursionError, AttributeError, TypeError):
+        return None
+
+
+def _in_grammar(schema: Any) -> JsonObject:
+    if schema is True or (isinstance(schema, Mapping) and schema.keys() <= _ANNOTATIONS):
+        return _ANYTHING
+    if not isinstance(schema, Mapping):
+        raise _InexpressibleError
+    node: JsonDict = {}
+    for key, value in schema.items():
+        if key in {"properties", *_DEFINITIONS}:
+            node[key] = {name: _in_grammar(inner) for name, inner in value.items()}
+        elif key in {"anyOf", "oneOf", "prefixItems"} or (key == "items" and isinstance(value, list)):
+            node[key] = [_in_grammar(inner) for inner in value]
+        elif key in {"items", "additionalProperties"} and isinstance(value, Mapping):
+            node[key] = _in_grammar(value)
+        elif key == "$ref" and not value.startswith("#/"):
+            raise _InexpressibleError
+        elif not _is_refused_by_grammar(key, value):
+            node[key] = value
+    return node
+
+
+def _is_refused_by_grammar(key: str, value: Any) -> bool:
+    if key == "pattern":
+        counts = map(int, _COUNT.findall(value))
+        return not _GRAMMAR_PATTERN.fullmatch(value) or any(count >= _REPETITIONS for count in counts)
+    return key == "items" or (key in _REPEATED and _REPEATED[key] * value >= _REPETITIONS)

@@ -21,7 +21,7 @@ from promptmill.backends.openai.request import Head, ImageEncoder
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import NO_USAGE, Call, Completion, Spent, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Request, check_left_out
+from promptmill.core.request import Conversation, Request, check_left_out
 
 Prepared: TypeAlias = Any
 """The result of `Sender.prepare`: a request's images here, its place in a file for a worker."""
@@ -29,6 +29,10 @@ NOTHING: Mapping[str, bytes] = {}
 # If an item is refused for load while this many other requests succeed for each refused one, the item itself is the
 # cause: by chance, five such refusals in a row happen to one item in a million.
 _SUCCESSES_PER_REFUSAL = 10
+_SMALLEST_CONTEXT = 2048  # of Ollama, by default, until 2025; contexts are powers of two
+_FEWEST_TOKENS = 512  # of a cut prompt; a server that reports fewer for a long text counts something else
+_SHORT_TOKEN = 5  # characters: English texts have 4.3 a token, with their spaces
+_LONG_TOKEN = 16  # bytes
 
 
 @dataclass(slots=True)
@@ -186,8 +190,9 @@ class LocalSender:
         else:
             found = await self._pool.read_apart(answer_in, response, endpoint, keep_raw=keep_raw, inline=inline)
         if isinstance(found, RetryDecision):
-            if preview is not None and response.status in {400, 422}:
-                call.preview = None  # it may be the streaming that is refused
+            corrected = encoder.is_corrected(head, found.error.message)
+            if corrected or (preview is not None and response.status in {400, 422}):
+                call.preview = preview if corrected else None  # it may be the streaming that is refused
                 call.ledger.not_billed(request)
                 return await self.send(item, endpoint_state, prepared)
             return found
@@ -196,8 +201,10 @@ class LocalSender:
         if found.reasoning and not inline and (problem := found.unanswered):
             kind = FailureKind.TRANSIENT if found.finish_reason is None else FailureKind.ITEM
             return RetryDecision(kind, problem, usage=found.usage, tier=found.tier, unmetered=not found.is_metered)
-        if warnings:
-            found.warnings = warnings
+        if endpoint.profile.cuts_prompts and (warning := _cut_prompt(request.conversation, found, endpoint)):
+            call.warn(warning)
+            warnings += (warning,)
+        found.warnings = warnings
         return found
 
     async def aclose(self) -> None:
@@ -233,6 +240,26 @@ def left_out(head: Head, endpoint: Endpoint, request: Request, call: Call, *, is
     for warning in warnings:
         call.warn(warning)
     return warnings
+
+
+def _cut_prompt(conversation: Conversation, answer: Completion, endpoint: Endpoint) -> str:
+    """Return the warning about a prompt that the server has cut, or may have cut; `""` for a whole one.
+
+    A word is at least one token, and without spaces (Chinese, base64) a token has some six bytes on average.
+    """
+    tokens, filled = answer.usage.prompt_tokens, answer.usage.prompt_tokens
+    if answer.finish_reason == "length":
+        filled += answer.usage.completion_tokens
+    remedy = "raise the context length of the server (Ollama: OLLAMA_CONTEXT_LENGTH), or shorten the prompts."
+    if filled >= _SMALLEST_CONTEXT and filled.bit_count() == 1:
+        return f"{endpoint.name} may have cut a prompt: it fills a context of {filled:,} tokens exactly; {remedy}"
+    texts = conversation.texts if tokens >= _FEWEST_TOKENS else []
+    if sum(map(len, texts)) <= _SHORT_TOKEN * tokens:  # the usual case, without a look at the words
+        return ""
+    words = [word for text in texts for word in text.split()]
+    if tokens < max(len(words), sum(len(word.encode("utf-8", "replace")) for word in words) // _LONG_TOKEN):
+        return f"{endpoint.name} has cut a prompt: it reports far fewer tokens than the text has; {remedy}"
+    return ""
 
 
 def _note_limit(response: HttpResponse, endpoint_state: EndpointState) -> None:

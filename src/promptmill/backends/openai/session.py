@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
@@ -17,6 +18,7 @@ from yarl import URL
 from promptmill.backends.openai import failures
 from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, SMALL_BODY, Headers, HttpResponse, check_body
 from promptmill.backends.openai.transport import FileBody, Route
+from promptmill.images.fetch import is_public
 from promptmill.system.memory import Held
 
 # The slowest accepted upload; its duration is added to the timeouts.
@@ -107,10 +109,15 @@ class Session:
     def __init__(self, limit: int, connect_s: float, silence_s: float, trust: ssl.SSLContext) -> None:
         """Must be made on the event loop. `limit` is the most connections at a time."""
         self._limits_s = connect_s, silence_s
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=limit, ttl_dns_cache=300, force_close=True, ssl=trust),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s),
-            cookie_jar=aiohttp.DummyCookieJar(),
+        self._session, self._public = (
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    limit=limit, ttl_dns_cache=300, force_close=True, ssl=trust, socket_factory=socket_factory
+                ),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+            for socket_factory in (None, _public_socket)
         )
 
     async def post(
@@ -121,7 +128,7 @@ class Session:
         The time until a response starts is limited as a whole, because in aiohttp each interim response restarts the
         timeout, so a server could send them forever.
         """
-        with _our_errors(self._limits_s):
+        with _our_errors(self._limits_s, route.proxy):
             posting = self._session.post(
                 route.url,
                 data=_Pieces(pieces),
@@ -141,16 +148,18 @@ class Session:
                 except failures.TooLargeError:
                     response.close()
                     raise
-                return HttpResponse(response.status, _headers_of(response), body, held)
+                reader = _name(route.proxy) if route.url.scheme == "http" else ""  # TLS hides a request from it
+                return HttpResponse(response.status, _headers_of(response), body, held, proxy=reader)
 
     @contextlib.asynccontextmanager
     async def exchange(
-        self, route: Route, method: str, headers: Mapping[str, str], body: FileBody | bytes
+        self, route: Route, method: str, headers: Mapping[str, str], body: FileBody | bytes, *, only_public: bool
     ) -> AsyncIterator[StreamedResponse]:
         """Send a request of any method to the route's URL. The response is read within the context."""
+        session = self._public if only_public and route.proxy is None else self._session
         length = body.length if isinstance(body, FileBody) else len(body)
-        with _our_errors(self._limits_s):
-            sending = self._session.request(
+        with _our_errors(self._limits_s, route.proxy):
+            sending = session.request(
                 method,
                 route.url,
                 data=_FilePayload(body) if isinstance(body, FileBody) else body or None,
@@ -166,7 +175,7 @@ class Session:
 
     async def get(self, route: Route, url: URL, largest: int) -> HttpResponse:
         """Return a page with up to `largest` bytes of its body."""
-        with _our_errors(self._limits_s):
+        with _our_errors(self._limits_s, route.proxy):
             getting = self._session.get(
                 url, headers=route.headers, allow_redirects=False, proxy=route.proxy, proxy_headers=route.proxy_headers
             )
@@ -177,6 +186,15 @@ class Session:
     async def aclose(self) -> None:
         """Close all connections."""
         await self._session.close()
+        await self._public.close()
+
+
+def _public_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Return a socket for `address`, the one to connect to. Raises `PrivateAddressError`."""
+    family, kind, protocol, _, place = address
+    if not is_public(str(place[0])):
+        raise failures.PrivateAddressError(str(place[0]))
+    return socket.socket(family, kind, protocol)
 
 
 async def _read(
@@ -219,21 +237,27 @@ def _headers_of(response: aiohttp.ClientResponse) -> Headers:
 
 
 @contextlib.contextmanager
-def _our_errors(limits_s: tuple[float, float]) -> Iterator[None]:
+def _our_errors(limits_s: tuple[float, float], proxy: URL | None = None) -> Iterator[None]:
     try:
         yield
     except (TimeoutError, aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError) as error:
-        raise translated(error, limits_s) from error
+        raise translated(error, limits_s, _name(proxy)) from error
 
 
-def translated(error: Exception, limits_s: tuple[float, float]) -> Exception:
+def _name(proxy: URL | None) -> str:
+    return "" if proxy is None else f"{proxy.host}:{proxy.port}"
+
+
+def translated(error: Exception, limits_s: tuple[float, float], proxy: str = "") -> Exception:
     """Return an exception of aiohttp as an exception of ours or the system's.
 
-    `limits_s`: the timeouts of connecting and of silence.
+    `limits_s`: the timeouts of connecting and of silence. `proxy`: the host and port of the proxy in use.
     """
     match error:
-        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
-            return failures.ProxyError(str(error))
+        case aiohttp.ClientHttpProxyError():
+            return failures.ProxyError(f"{proxy} answered {error.status}")
+        case aiohttp.ClientProxyConnectionError():
+            return failures.ProxyError(f"{proxy} accepts no connection")
         case aiohttp.ClientConnectorCertificateError():
             inner: Exception = error.certificate_error
             return inner if isinstance(inner, ssl.SSLError) else ssl.SSLError(1, str(inner))
@@ -249,7 +273,9 @@ def translated(error: Exception, limits_s: tuple[float, float]) -> Exception:
             return failures.of_connecting(error.os_error)
         case aiohttp.InvalidURL():
             return failures.InvalidURLError(str(error))
-        case aiohttp.ClientPayloadError() | aiohttp.ClientConnectionError():
+        case aiohttp.ClientPayloadError():
+            return failures.CutError(str(error))
+        case aiohttp.ClientConnectionError():
             return failures.TransportError(str(error))
         case _:
             return failures.InvalidResponseError(str(error))

@@ -10,13 +10,14 @@ import asyncio
 import base64
 import contextlib
 import importlib
+import ipaddress
 import math
 import os
 import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
@@ -26,7 +27,7 @@ import aiohappyeyeballs
 from multidict import CIMultiDict
 from yarl import URL
 
-from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.endpoint import Endpoint, ip_address_of
 from promptmill.backends.openai.failures import (
     ConnectTimeoutError,
     SilenceTimeoutError,
@@ -36,6 +37,7 @@ from promptmill.backends.openai.failures import (
 )
 from promptmill.backends.openai.http_connection import Answer, Connection, Headers, HttpResponse, Target
 from promptmill.config.settings import OpenAISettings
+from promptmill.core.errors import config_error
 from promptmill.system.runtime import descriptors
 
 if TYPE_CHECKING:
@@ -196,15 +198,22 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def exchange(
-        self, endpoint: Endpoint, method: str, headers: Mapping[str, str], body: FileBody | bytes = b""
+        self,
+        endpoint: Endpoint,
+        method: str,
+        headers: Mapping[str, str],
+        body: FileBody | bytes = b"",
+        *,
+        only_public: bool = False,
     ) -> AsyncIterator[StreamedResponse]:
         """Send a request to `endpoint.url` with its headers and these; its response is read within the context.
 
-        Raises as `send`. Files are streamed in both directions.
+        `only_public`: connect to a public address only, or leave that to the proxy. Files are streamed in both
+        directions. Raises as `send`.
         """
         session = await self._opened()
         route = _route_to(endpoint, trust_env=self._trust_env)
-        async with session.exchange(route, method, headers, body) as response:
+        async with session.exchange(route, method, headers, body, only_public=only_public) as response:
             yield response
 
     async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
@@ -513,12 +522,42 @@ def _route_to(endpoint: Endpoint, *, trust_env: bool) -> Route:
 
 
 def proxy_of(url: str, *, trust_env: bool) -> URL | None:
-    """Return the proxy that the environment names for `url`, or None."""
+    """Return the proxy that the environment names for `url`, or None; requests to this machine use none.
+
+    Raises `PromptmillError` (`invalid_config`) for a SOCKS proxy.
+    """
     parts = URL(url)
-    named = getproxies().get(parts.scheme) if trust_env and not proxy_bypass(parts.host or "") else None
+    if not trust_env or _is_direct(parts.host or "", parts.port):
+        return None
+    proxies = getproxies()
+    named = proxies.get(parts.scheme) or proxies.get("all")
     if not named:
         return None
-    return URL(named if "://" in named else f"http://{named}")
+    proxy = URL(named if "://" in named else f"http://{named}")
+    if proxy.scheme not in {"http", "https"}:
+        raise config_error(
+            "",
+            f"The environment names a {proxy.scheme} proxy for {parts.host}, and only HTTP proxies are supported: set "
+            f"{parts.scheme.upper()}_PROXY to an HTTP proxy, add the host to NO_PROXY, or set `trust_env: false`.",
+        )
+    return proxy
+
+
+def _is_direct(host: str, port: int | None) -> bool:
+    """Return whether `host` is this machine, or in NO_PROXY; there the standard library knows only names."""
+    address = ip_address_of(host)
+    if host == "localhost" or (address is not None and (address.is_loopback or address.is_unspecified)):
+        return True
+    if proxy_bypass(f"{host}:{port}"):
+        return True
+    return address is not None and any(address in network for network in _networks(getproxies().get("no", "")))
+
+
+def _networks(no_proxy: str) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """Yield the addresses and networks among the entries of NO_PROXY."""
+    for entry in no_proxy.split(","):
+        with contextlib.suppress(ValueError):
+            yield ipaddress.ip_network(entry.strip(), strict=False)
 
 
 def trust_of_environment() -> ssl.SSLContext:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import orjson
 from pydantic import TypeAdapter
 
-from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.endpoint import Endpoint, image_types_of
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.limit.endpoint_state import endpoint_states
 from promptmill.backends.openai.providers import profile_named
@@ -59,7 +59,10 @@ class Worker:
         endpoints = [_endpoint(fields) for fields in job["endpoints"]]
         self._endpoint_states = endpoint_states(endpoints, settings.model_name or "", settings, time.monotonic)
         rules = ImageRules.of(
-            TypeAdapter(FileRule).validate_python(job["files"]), job["max_image_pixels"], job["max_image_memory"]
+            TypeAdapter(FileRule).validate_python(job["files"]),
+            job["max_image_pixels"],
+            job["max_image_memory"],
+            image_types_of(endpoints),
         )
         fetcher = WebImages() if job["fetch_images"] else None
         self._sender = LocalSender(

@@ -171,7 +171,7 @@ def _compare(
     begun: JsonDict = {} if job is None else {"job": job}
     if made is not None:
         begun["report"] = made.as_dict()
-    return {**_short(found), **begun, "rows": bounded, "next_offset": None}
+    return {**_short(found), **begun, "rows": bounded}
 
 
 def _judgement(

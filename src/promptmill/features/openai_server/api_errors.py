@@ -15,7 +15,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.core.request import BESIDE, Sampling
+from promptmill.core.request import BESIDE, PASSED_ON, Sampling
 from promptmill.core.values import JsonDict
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ _STATUS: dict[Code, tuple[int, str | None]] = {
 _TOO_LONG = (
     "This model's maximum context length is exceeded (context_length_exceeded). "  # LangChain and litellm read it
 )
-_FIELDS = frozenset({"messages", "input", "model", *BESIDE, *Sampling.model_fields})
+_FIELDS = frozenset({"messages", "input", "model", *BESIDE, *PASSED_ON, *Sampling.model_fields})
 _PARAM = re.compile(r"(?:sampling_params\.)?([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?=[:; ])")
 
 

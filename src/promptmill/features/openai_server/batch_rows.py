@@ -26,6 +26,7 @@ from promptmill.core.values import JsonDict
 from promptmill.features.openai_server.api_errors import ApiError, as_api_error, error_of
 from promptmill.features.openai_server.bodies import reply_body
 from promptmill.features.openai_server.endpoints import Endpoints
+from promptmill.features.openai_server.stored_files import check_disk
 from promptmill.jobs import disk
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
 from promptmill.jobs.store.folder import Folder
@@ -54,7 +55,10 @@ class FileCheck:
         self._line = 0
 
     async def run(self, source: Path, place: Path, halts: Callable[[], bool]) -> None:
-        """Write `INPUT` and `REFUSED` in the folder `place`. `halts` blocks. Raises `FileNotFoundError`."""
+        """Write `INPUT` and `REFUSED` in the folder `place`. `halts` blocks.
+
+        Raises `FileNotFoundError`, and `PromptmillError` (`storage`) if they need more than their share of the disk.
+        """
         with source.open("rb") as lines, _new(place / INPUT) as good, _new(place / REFUSED) as bad:
             while some := await asyncio.to_thread(_some_lines, lines):
                 for line in some:
@@ -62,6 +66,8 @@ class FileCheck:
                     if line.strip():
                         await self._take(line, good, bad)
                         await asyncio.sleep(0)
+                written = good.tell() + bad.tell()
+                await asyncio.to_thread(check_disk, place, written, written)
                 is_full = len(self.errors) >= MOST_BATCH_ERRORS or self.count > MOST_BATCH_LINES
                 if is_full or await asyncio.to_thread(halts):
                     break

@@ -15,30 +15,43 @@ from typing import Any, NamedTuple
 import orjson
 from pydantic import ValidationError
 
+from promptmill.answers.schema import asking_for
 from promptmill.backends.protocol import Completion, Growing, Usage
 from promptmill.config.explain import explain
 from promptmill.core.errors import PromptmillError
-from promptmill.core.request import BESIDE, TOP_CHOICES, Conversation, Request, Sampling, conversation_from_messages
+from promptmill.core.request import (
+    BESIDE,
+    PASSED_ON,
+    TOP_CHOICES,
+    Conversation,
+    Request,
+    Sampling,
+    conversation_from_messages,
+)
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.features.openai_server import response_bodies
 from promptmill.features.openai_server.api_errors import ApiError, error_of, unsupported
+from promptmill.features.openai_server.response_bodies import GUIDED
 
 CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
 _OF_NO_EFFECT = frozenset(
     {
-        *("model", "messages", "input", "stream", "stream_options"),  # read elsewhere
         *("user", "metadata", "store", "safety_identifier", "service_tier", "verbosity", "prediction"),
-        *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
-        *("priority", "request_id"),  # vLLM's
+        *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "stream_options"),
+        "client_metadata",  # Codex's
+        *("priority", "request_id", "cache_salt", "guided_decoding_backend"),  # vLLM's
     }
 )
-_PASSED_ON = BESIDE - {TOP_CHOICES}  # OpenAI's reply has no place for `top_choices`
+"""The fields that change no answer, at every path."""
+_READ_ELSEWHERE = frozenset({"model", "messages", "stream"})
+_PASSED_ON = BESIDE - {TOP_CHOICES} | PASSED_ON  # OpenAI's reply has no place for `top_choices`
 _DEFAULTS: dict[str, Any] = {
     "logit_bias": {},
     "logprobs": False,
     "modalities": ["text"],
     "chat_template_kwargs": {},
+    "functions": [],
     "parallel_tool_calls": True,
     "response_format": {"type": "text"},
     "tool_choice": "auto",
@@ -56,7 +69,7 @@ _DEFAULTS: dict[str, Any] = {
     "mm_payload": "tensors",
 }
 """Values that mean the same as no field."""
-_EMBEDDING_DEFAULTS = {"embed_dtype": "float32", "endianness": "native", "add_special_tokens": True, "priority": 0}
+_EMBEDDING_DEFAULTS = {"embed_dtype": "float32", "endianness": "native", "add_special_tokens": True, "stream": False}
 _TOKENS = (
     "`input` holds token ids, which another model would read as other words. Send texts: LangChain's OpenAIEmbeddings "
     "does so with `check_embedding_ctx_length=False`."
@@ -70,21 +83,22 @@ def request_of(path: str, body: JsonObject) -> Request:
     >>> request_of("/v1/chat/completions", body).sampling.given()
     {'max_tokens': 9}
     """
+    body = {name: value for name, value in body.items() if value is not None and name not in _OF_NO_EFFECT}
     if path == EMBEDDINGS:
         return _embeddings_request(body)
     if path == RESPONSES:
         body = response_bodies.chat_body(body)
-    known = ((name, value) for name, value in body.items() if name not in _OF_NO_EFFECT)
-    given = {name: value for name, value in known if value is not None and value != _DEFAULTS.get(name)}
+    known = ((name, value) for name, value in body.items() if name not in _READ_ELSEWHERE)
+    given = _with_structure({name: value for name, value in known if value != _DEFAULTS.get(name)})
     if "max_completion_tokens" in given:
         given["max_tokens"] = given.pop("max_completion_tokens")
     if given.get("tool_choice") == "none" and "tools" not in given:
         del given["tool_choice"]  # endpoints refuse it without tools
-    extra = {name: given.pop(name) for name in _PASSED_ON & given.keys()}
     match given.get("chat_template_kwargs"):
         case {"enable_thinking": bool(thinks), **rest} if not rest:  # as vLLM and SGLang take it
             del given["chat_template_kwargs"]
             given.setdefault("enable_thinking", thinks)
+    extra = {name: given.pop(name) for name in _PASSED_ON & given.keys()}
     if unknown := given.keys() - Sampling.model_fields.keys():
         raise unsupported(min(unknown))
     try:
@@ -101,12 +115,44 @@ def request_of(path: str, body: JsonObject) -> Request:
         raise error_of(error) from None
 
 
+def _with_structure(given: JsonDict) -> JsonDict:
+    """Return fields with vLLM's structured outputs, which have older names, as ours where ours mean the same.
+
+    Raises `ApiError`.
+    """
+    older = {new: given.pop(old) for old, new in GUIDED.items() if old in given}
+    for name in PASSED_ON & given.keys():
+        if not isinstance(given[name], dict):
+            raise ApiError(400, f"`{name}` is {shape(given[name])}; send an object.", name)
+    structure = given.pop("structured_outputs", {})
+    structure = {name: value for name, value in (structure | older).items() if value not in (None, False)}
+    found: JsonDict = {"structured_outputs": structure} if structure else {}
+    match structure:
+        case {"choice": choices} if len(structure) == 1:
+            found = {"choices": choices}
+        case {"json": schema} if len(structure) == 1:
+            found = {"response_format": asking_for(_schema(schema))}
+        case {"json_object": _} if len(structure) == 1:
+            found = {"response_format": {"type": "json_object"}}
+    forms = [name for name in ("response_format", "choices", "structured_outputs") if name in given or name in found]
+    if found and len(forms) > 1:
+        raise ApiError(400, f"The request has several forms of its answer ({', '.join(forms)}); send one.", forms[-1])
+    return given | found
+
+
+def _schema(given: Any) -> JsonDict:
+    """Return a JSON Schema, which vLLM takes as a text, too. Raises `ApiError`."""
+    try:
+        schema = orjson.loads(given) if isinstance(given, str) else given
+    except orjson.JSONDecodeError:
+        schema = given
+    if not isinstance(schema, dict):
+        raise ApiError(400, f"`structured_outputs.json` is {shape(schema)}; send a JSON Schema.", "structured_outputs")
+    return schema
+
+
 def _embeddings_request(body: JsonObject) -> Request:
-    given = {
-        name: value
-        for name, value in body.items()
-        if value is not None and name not in {"model", "user", "request_id"} and _EMBEDDING_DEFAULTS.get(name) != value
-    }
+    given = {name: value for name, value in body.items() if name != "model" and _EMBEDDING_DEFAULTS.get(name) != value}
     encoding = given.pop("encoding_format", "float")
     if encoding not in {"float", "base64"}:
         raise ApiError(400, "`encoding_format` is `float` or `base64`.", "encoding_format")
@@ -202,13 +248,19 @@ def reply_body(path: str, body: JsonObject, answer: Completion, model: str) -> J
 
 
 def _embeddings_body(body: JsonObject, answer: Completion, model: str) -> JsonDict:
-    payload = (answer.details or {}).get("payload", {})
+    texts, payload = body.get("input"), (answer.details or {}).get("payload", {})
+    count = len(texts) if isinstance(texts, list) else 1
     try:
-        vectors = [_encoded(one["embedding"], body.get("encoding_format")) for one in payload.get("data", ())]
+        found = {
+            at if one.get("index") is None else one["index"]: _encoded(one["embedding"], body.get("encoding_format"))
+            for at, one in enumerate(payload["data"])
+        }
+        if len(payload["data"]) != count:
+            raise ValueError
+        vectors = [found[index] for index in range(count)]  # endpoints may send them in any order
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error):
-        raise ApiError(
-            502, "The reply of the endpoint holds something else than embeddings.", None, "bad_response"
-        ) from None
+        problem = f"The reply of the endpoint does not hold one embedding for each of the {count} inputs."
+        raise ApiError(502, problem, None, "bad_response") from None
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
     tokens = answer.usage.prompt_tokens
     return {"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}

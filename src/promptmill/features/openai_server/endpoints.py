@@ -17,7 +17,7 @@ from starlette.responses import Response
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Request, required_of
+from promptmill.core.request import PASSED_ON, Request, required_of
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import shape
 from promptmill.features.openai_server.api_errors import ApiError, error_of
@@ -139,7 +139,8 @@ class Endpoints:
             )
         changes = request.sampling.given() | dict(request.extra) if not request.path else {}
         try:
-            plan = await plan_of_call(self._service, plan, None, changes)
+            of_call = {name: value for name, value in changes.items() if name not in PASSED_ON}
+            plan = await plan_of_call(self._service, plan, None, of_call)
         except PromptmillError as error:
             raise error_of(error) from None
         settings = plan.settings
@@ -147,9 +148,9 @@ class Endpoints:
             conversation = request.conversation
             if conversation.messages[0].role not in _SYSTEM_ROLES:  # the client's own system prompt takes precedence
                 conversation = conversation.with_system(settings.system_prompt)
-            request = Request(
-                0, conversation, settings.sampling_params, settings.extra_params, required=required_of(changes)
-            )
+            passed_on = {name: request.extra[name] for name in request.extra.keys() & PASSED_ON}
+            extra = {**settings.extra_params, **passed_on} if passed_on else settings.extra_params
+            request = Request(0, conversation, settings.sampling_params, extra, required=required_of(changes))
         return Asked(path, body, name or plan.name, request, plan, client)
 
     async def answer(self, asked: Asked, show: Show | None = None) -> Completion:

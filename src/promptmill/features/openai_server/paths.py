@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HttpRequest
@@ -51,8 +51,9 @@ class OpenAIPaths:
     streamed = frozenset({"/v1/files"})
     """The paths whose POST bodies the app reads itself, piece by piece, and limits itself."""
 
-    def __init__(self, service: Service) -> None:
-        """`service` answers; its creator closes it."""
+    def __init__(self, service: Service, origins: Collection[str] = ()) -> None:
+        """`service` answers; its creator closes it. Pages of `origins` may read replies."""
+        self._origins = origins
         handlers = {
             ApiError: api_errors.on_error,
             PromptmillError: api_errors.on_error,
@@ -71,7 +72,7 @@ class OpenAIPaths:
             found += StorageRoutes(files, self._batches, owner_of).routes()
         app = Starlette(routes=found, exception_handlers=handlers)
         app.router.redirect_slashes = False  # a redirect is no error that a client shows
-        self._app = _readable(app)
+        self._app = app
 
     async def tend(self) -> None:
         """Resume the batches of an earlier server, and delete files that expire; until it is cancelled."""
@@ -80,27 +81,31 @@ class OpenAIPaths:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that has passed the checks."""
-        await self._app(scope, receive, _identified(send))
+        await self._readable(self._app, scope)(scope, receive, _identified(send))
 
     async def refuse(
         self, scope: Scope, send: Send, status: int, message: str, headers: Mapping[str, str] | None
     ) -> None:
         """Send the error of a request that fails a check of `http.app`."""
         response = api_errors.refusal(status, message, headers, HttpRequest(scope))
-        await _readable(response)(scope, _no_body, _identified(send))
+        await self._readable(response, scope)(scope, _no_body, _identified(send))
+
+    def _readable(self, app: ASGIApp, scope: Scope) -> ASGIApp:
+        """Return `app` with the headers by which a browser lets a page of an allowed origin read its replies."""
+        if Headers(scope=scope).get("origin") not in self._origins:
+            return app
+        return CORSMiddleware(
+            app,
+            allow_origins=self._origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=("x-request-id", "retry-after"),
+            allow_private_network=True,  # a page of the web that the operator allowed calls loopback
+        )
 
 
 async def _no_body() -> Message:
     return {"type": "http.disconnect"}
-
-
-def _readable(app: ASGIApp) -> ASGIApp:
-    """Return `app` with the headers by which a browser lets a page read its replies; `http.app` has checked the page's
-    origin."""
-    methods, readable = ("GET", "POST", "DELETE"), ("x-request-id", "retry-after")
-    return CORSMiddleware(
-        app, allow_origin_regex=".*", allow_methods=methods, allow_headers=("*",), expose_headers=readable
-    )
 
 
 def _identified(send: Send) -> Send:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from promptmill.core.request import PASSED_ON, Sampling
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.features.openai_server.api_errors import ApiError, unsupported
@@ -25,15 +26,25 @@ from promptmill.features.openai_server.response_tools import (
 if TYPE_CHECKING:
     from promptmill.features.openai_server.bodies import Choice
 
-_SAME = frozenset({"temperature", "top_p", "parallel_tool_calls", "top_logprobs", "model"})
-_OF_NO_EFFECT = frozenset(
-    {
-        *("stream", "stream_options", "input", "instructions", "store", "metadata", "user", "safety_identifier"),
-        *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "service_tier", "max_tool_calls"),
-        "client_metadata",
-    }
-)
-_DEFAULTS: dict[str, Any] = {"truncation": "disabled", "background": False, "tool_choice": "auto", "top_logprobs": 0}
+GUIDED = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")}
+"""vLLM's older names for parts of `structured_outputs`."""
+_SAME = frozenset({"parallel_tool_calls", "top_logprobs", *PASSED_ON, *GUIDED}) | Sampling.model_fields.keys() - {
+    "max_tokens",
+    "n",
+    "response_format",
+    "reasoning_effort",
+    "reasoning",
+}
+"""The fields that chat completions have under the same names."""
+_READ_ELSEWHERE = frozenset({"model", "stream", "input", "instructions", "max_tool_calls"})
+_DEFAULTS: dict[str, Any] = {
+    "truncation": "disabled",
+    "background": False,
+    "tool_choice": "auto",
+    "top_logprobs": 0,
+    "n": 1,  # chat completions'
+}
+_NEEDS_STATE = frozenset({"previous_response_id", "conversation", "background", "prompt", "tools"})
 _WHY = ": this server keeps no state, and runs no tools"
 _LOGPROBS = "message.output_text.logprobs"
 _ECHOED = ("instructions", "temperature", "top_p", "max_output_tokens", "parallel_tool_calls", "tool_choice", "tools")
@@ -43,7 +54,7 @@ def chat_body(body: JsonObject) -> JsonDict:
     """Return the body of chat completions with the same meaning. Raises `ApiError`."""
     found: JsonDict = {}
     for name, value in body.items():
-        if value is None or name in _OF_NO_EFFECT or (name in _DEFAULTS and value == _DEFAULTS[name]):
+        if name in _READ_ELSEWHERE or (name in _DEFAULTS and value == _DEFAULTS[name]):
             continue
         match name, value:
             case "max_output_tokens", _:
@@ -65,7 +76,7 @@ def chat_body(body: JsonObject) -> JsonDict:
             case _ if name in _SAME:
                 found[name] = value
             case _:
-                raise unsupported(name, _WHY)
+                raise unsupported(name, _WHY) if name in _NEEDS_STATE else unsupported(name)
     tools = list(functions_of(body))
     return found | ({"tools": tools} if tools else {}) | {"messages": _messages(body)}
 
@@ -169,9 +180,14 @@ def head(body: JsonObject, model: str, status: str) -> JsonDict:
     }
 
 
+def cut_of(choice: Choice) -> str | None:
+    """Return the reason for which a response is incomplete; None if it is complete."""
+    return {"length": "max_output_tokens", "content_filter": "content_filter"}.get(choice.finish_reason)
+
+
 def finished(response: JsonDict, choice: Choice, output: list[JsonDict], usage: JsonObject) -> JsonDict:
     """Return the response with its output."""
-    cut = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(choice.finish_reason)
+    cut = cut_of(choice)
     return response | {
         "status": "incomplete" if cut else "completed",
         "incomplete_details": {"reason": cut} if cut else None,
@@ -191,7 +207,9 @@ def reply_body(body: JsonObject, choice: Choice, usage: JsonObject, model: str) 
     """Return the body of a reply."""
     logprobs = (choice.logprobs or {}).get("content") or ()
     output = [text_item("reasoning", choice.reasoning)] if choice.reasoning else []
-    if choice.text or not choice.tool_calls:
+    cut = cut_of(choice)
+    if choice.text or not (choice.tool_calls or (cut and choice.reasoning)):
         output.append(text_item("message", choice.text, logprobs))
     output += [item_of(call, body) for call in choice.tool_calls]
+    output[-1]["status"] = "incomplete" if cut else "completed"
     return finished(head(body, model, "completed"), choice, output, usage)

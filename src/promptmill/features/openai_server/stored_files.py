@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -23,10 +24,12 @@ from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from promptmill.core.bounds import LARGEST_UPLOAD, LARGEST_UPLOADS, LONGEST_FIELD, MOST_UPLOADS
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.features.openai_server.api_errors import ApiError
 from promptmill.features.openai_server.object_store import Listing, ObjectStore, Stored
 from promptmill.jobs import disk
+from promptmill.jobs.ingest import CALL_DISK_SHARE
 
 PURPOSES = frozenset({"assistants", "batch", "fine-tune", "vision", "user_data", "evals"})
 OUTPUT = "batch_output"
@@ -91,7 +94,10 @@ class StoredFiles:
         return self.folder / identity
 
     async def upload(self, content_type: str, body: AsyncGenerator[bytes], owner: str) -> FileObject:
-        """Store the file in a form that comes in pieces; an owner's fifth at a time waits. Raises `ApiError`."""
+        """Store the file in a form that comes in pieces; an owner's fifth at a time waits.
+
+        Raises `ApiError`, and `PromptmillError` (`storage`) for a file that needs more than its share of the disk.
+        """
         async with self._arriving[owner]:
             await asyncio.to_thread(self.check_room, owner)
             form = await _form(content_type, body)
@@ -130,6 +136,7 @@ class StoredFiles:
             filename=(part.filename or "upload")[-255:],
             purpose=str(purpose),
         )
+        check_disk(self.folder, file.bytes)
         with self.partial() as (path, out):
             shutil.copyfileobj(part.file, out)
             out.close()
@@ -186,6 +193,16 @@ class StoredFiles:
             self.path(identity).unlink()
 
 
+def check_disk(folder: Path, size: int, written: int = 0) -> None:
+    """Check the size of a client's file, of which `written` bytes are in `folder`, by the rule for rows of calls.
+
+    Blocks. Raises `PromptmillError` (`storage`).
+    """
+    if size > CALL_DISK_SHARE * (shutil.disk_usage(folder).free + written):
+        problem = f"The file takes more than {CALL_DISK_SHARE:.0%} of the free disk space at the server."
+        raise PromptmillError(Code.STORAGE, problem, "Delete files that are not needed, or split this one.")
+
+
 def listed(found: Sequence[JsonDict], limit: int) -> JsonDict:
     """Return a page of objects, of which there may be one too many."""
     data = found[:limit]
@@ -204,13 +221,14 @@ def checked(model: type[Model], value: Any, field: str = "") -> Model:
 
 
 async def _form(content_type: str, body: AsyncGenerator[bytes]) -> FormData:
-    """Return the parts of a form; the file is in a temporary file. Raises `ApiError`."""
+    """Return the parts of a form; the file is in a temporary file. Raises `ApiError` and `PromptmillError`."""
 
     async def limited() -> AsyncGenerator[bytes]:
-        size = 0
+        size, folder = 0, Path(tempfile.gettempdir())
         while chunk := await _next(body):
             if (size := size + len(chunk)) > LARGEST_UPLOAD + LONGEST_FIELD:  # boundaries and short parts
                 raise ApiError(413, f"A file has at most {LARGEST_UPLOAD >> 20} MiB.", "file", "request_too_large")
+            check_disk(folder, size, written=size)
             yield chunk
 
     if not content_type.startswith("multipart/form-data"):

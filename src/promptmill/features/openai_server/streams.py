@@ -155,9 +155,9 @@ class ResponseEvents:
         place = len(self._output) - 1
         return ended + self._event("response.output_item.added", output_index=place, item={**item, **empty})
 
-    def _end(self, place: int) -> bytes:
+    def _end(self, place: int, cut: str | None = None) -> bytes:
         item = self._output[place]
-        item["status"] = "completed"
+        item["status"] = "incomplete" if cut and place == len(self._output) - 1 else "completed"
         return self._event("response.output_item.done", output_index=place, item=item)
 
     def _add_text(self, kind: str, piece: str) -> bytes:
@@ -170,13 +170,13 @@ class ResponseEvents:
         part["text"] += piece
         return begun + self._of_text(f"{part['type']}.delta", delta=piece, logprobs=[])
 
-    def _end_text(self, logprobs: Sequence[Any] = ()) -> bytes:
+    def _end_text(self, logprobs: Sequence[Any] = (), cut: str | None = None) -> bytes:
         if not self._open:
             return b""
         self._open, part = "", self._output[-1]["content"][0]
         part |= {"logprobs": list(logprobs)} if "logprobs" in part else {}
         done = self._of_text(f"{part['type']}.done", text=part["text"], logprobs=part.get("logprobs", []))
-        return done + self._of_text("content_part.done", part=part) + self._end(len(self._output) - 1)
+        return done + self._of_text("content_part.done", part=part) + self._end(len(self._output) - 1, cut)
 
     def _add(self, delta: JsonObject) -> bytes:
         match delta:
@@ -205,7 +205,8 @@ class ResponseEvents:
     def end(self, answer: Completion) -> Iterator[bytes]:
         (choice, *_) = choices_of(answer)
         yield from map(self._add, self._growth.deltas(choice.whole, is_whole=True))
-        yield self._end_text((choice.logprobs or {}).get("content") or ())
+        cut = response_bodies.cut_of(choice)
+        yield self._end_text((choice.logprobs or {}).get("content") or (), cut)
         for at, call in self._calls:
             item = self._output[at]
             item |= item_of(call, self._body) | {"id": item["id"]}
@@ -214,7 +215,7 @@ class ResponseEvents:
             elif item["type"] == "custom_tool_call":
                 yield self._of_item("custom_tool_call_input.delta", at, delta=item["input"])
                 yield self._of_item("custom_tool_call_input.done", at, input=item["input"])
-            yield self._end(at)
+            yield self._end(at, cut)
         response = response_bodies.finished(self._response, choice, self._output, usage_of(answer.usage))
         yield self._event(f"response.{response['status']}", response=response)
 

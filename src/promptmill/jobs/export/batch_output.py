@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import orjson
-
 from promptmill.backends import rows
 from promptmill.backends.batch_lines import provider_of
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.values import JsonDict, JsonObject, read_json
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
@@ -219,8 +218,8 @@ def _function_call(call: JsonObject) -> tuple[str, Any]:
     function = call.get("function", {})
     text = function.get("arguments") or "{}"
     try:
-        return function.get("name", ""), orjson.loads(text)
-    except orjson.JSONDecodeError:
+        return function.get("name", ""), read_json(text)
+    except json.JSONDecodeError:
         return function.get("name", ""), {"arguments": text}
 
 

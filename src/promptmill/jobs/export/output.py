@@ -29,8 +29,7 @@ from promptmill.jobs import disk, members
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.text import Form, TextForm, cell, text_form, write_text
-from promptmill.jobs.inputs import formats
-from promptmill.jobs.inputs.workbook import sheet_names
+from promptmill.jobs.inputs import formats, xlsx
 from promptmill.jobs.members import Stamp, quoted
 from promptmill.jobs.store.binding import BLOCK_ROWS
 from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
@@ -286,7 +285,7 @@ def publish(partial: Path, target: Path, *, may_replace: bool, copied: Stamp | N
         if members.stamp(target) != copied:
             raise input_error(f"{target} was changed by another program meanwhile; run the job again.")
         file, sheet = members.split(target)
-        if not may_replace and (not sheet or sheet in sheet_names(file)):
+        if not may_replace and (not sheet or sheet in xlsx.sheet_names(file)):
             raise members.taken(target)
     if members.is_table(target):
         copy = _copy_into_duckdb if members.is_duckdb(target) else _copy_table

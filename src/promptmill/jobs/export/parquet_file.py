@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import orjson
 
-from promptmill.backends import rows
 from promptmill.core import values
 from promptmill.core.bounds import DEEPEST
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.export.answered import AnsweredRow
-from promptmill.jobs.export.text import AnswerValues, Form, check_width
+from promptmill.jobs.export.text import AnswerValues, Form, cell, check_width
 from promptmill.jobs.inputs.formats import CELLS
 from promptmill.jobs.inputs.parquet import unpacked_schema, without_nanoseconds
 from promptmill.jobs.store.database import Row
@@ -27,7 +27,11 @@ _GROUP_BYTES = 4 << 20
 _ROWS_AT_ONCE = 4096
 _VALUES_AT_ONCE = 32  # values between two checks of a page's size; at the default, 1,024, pages of images are large
 _INTEGER, _LONG, _MIXED = "integer", "long", "mixed"
-_SCALARS = MappingProxyType({str: "string", bool: "boolean", int: _INTEGER, float: "number", bytes: "bytes"})
+_DECIMAL = "decimal "
+_MOST_DIGITS = 38  # of a decimal in Arrow and in DuckDB
+_SCALARS = MappingProxyType(
+    {str: "string", values.SheetDate: "string", bool: "boolean", int: _INTEGER, float: "number", bytes: "bytes"}
+)
 _WIDER = MappingProxyType({frozenset((_INTEGER, _LONG)): _LONG, frozenset((_INTEGER, "number")): "number"})
 _EXACT = 1 << 53  # a float holds every whole number up to this one
 _MOST_PARTS = 100  # fields of an object; in a larger object, the names are probably keys
@@ -46,6 +50,8 @@ def write_parquet(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow]) -
     with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
         for group in _groups(answered):
             found = [answers.in_table(each) for each in group]
+            if answers.schema is not None:
+                found = list(map(answers.schema.with_losses, found))
             ours = [
                 pa.array([_arrow_value(answers.schema, key, one.get(key)) for one in found], kind)
                 for key, kind in kinds.items()
@@ -194,6 +200,8 @@ class ColumnTypes:
 
 
 def _kind_of(value: Any, levels: int) -> _Kind:
+    if isinstance(value, Decimal):
+        return _decimal(*_digits_of(value))
     kind = _SCALARS.get(type(value))
     if kind == _INTEGER:
         return kind if abs(value) <= _EXACT else _LONG if value in values.INT64 else _MIXED
@@ -221,8 +229,26 @@ def _joined(one: _Kind, other: _Kind) -> _Kind:
         inner = _joined(one[0], other[0])
         return _MIXED if inner == _MIXED else [inner]
     if isinstance(one, str) and isinstance(other, str):
+        if one.startswith(_DECIMAL) and other.startswith(_DECIMAL):
+            return _decimal(*map(max, _digits_in(one), _digits_in(other)))
         return _WIDER.get(frozenset((one, other)), _MIXED)
     return _MIXED
+
+
+def _decimal(whole: int, fraction: int) -> str:
+    """Return the kind of decimals with so many digits before and behind the point."""
+    return f"{_DECIMAL}{whole} {fraction}" if whole + fraction <= _MOST_DIGITS else _MIXED
+
+
+def _digits_of(value: Decimal) -> tuple[int, int]:
+    _, digits, exponent = value.as_tuple()
+    fraction = -min(0, int(exponent))  # a database has neither NaN nor infinity in a decimal
+    return max(len(digits) - fraction, 1), fraction
+
+
+def _digits_in(kind: str) -> tuple[int, int]:
+    whole, fraction = kind.removeprefix(_DECIMAL).split()
+    return int(whole), int(fraction)
 
 
 def _arrow_type(kind: _Kind) -> Any:
@@ -239,6 +265,8 @@ def _arrow_type(kind: _Kind) -> Any:
         "number": pa.float64(),
         "bytes": pa.binary(),
     }
+    if isinstance(kind, str) and kind.startswith(_DECIMAL):
+        return pa.decimal128(_MOST_DIGITS, _digits_in(kind)[1])
     return types.get(kind, pa.string()) if isinstance(kind, str) else pa.string()
 
 
@@ -257,4 +285,4 @@ def _value(kind: _Kind, value: Any) -> Any:
         return [_value(kind[0], one) for one in value]
     if isinstance(kind, dict) and kind:
         return {name: _value(inner, value.get(name)) for name, inner in kind.items()}
-    return value if isinstance(value, str) else rows.json_line(value)[:-1].decode()
+    return cell(value)

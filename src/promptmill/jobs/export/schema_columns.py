@@ -10,11 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from promptmill.answers.reasoning import split_marked
 from promptmill.core.bounds import DEEPEST
-from promptmill.core.values import INT64, JsonDict, JsonObject
+from promptmill.core.values import INT64, JsonDict, JsonObject, json_text, read_json
 from promptmill.core.wording import mended
 from promptmill.jobs.columns import FIELD
 
@@ -92,6 +90,18 @@ class SchemaColumns:
             return _scalar(kind, value)
         return value if isinstance(value, str | None) else self._written(value)
 
+    def with_losses(self, found: JsonDict) -> JsonDict:
+        """Return a row from `in_table`, with an error for the first value that the Arrow type of its column loses."""
+        for key, name in self.names.items():
+            value = found.get(key)
+            if not _is_lost(value, self.arrow_value(key, value)):
+                continue
+            what = f"{json_text(value):.60} of the field {name:.60}"
+            message = f"A column of Parquet or DuckDB cannot hold {what}; name the output .jsonl or .csv."
+            error = {"code": "invalid_answer", "message": message, "retryable": False, "attempts": 0}
+            return {**found, "error": found["error"] or error}
+        return found
+
     def _read(self, text: str) -> Any:
         try:
             value = _loaded(text)
@@ -114,10 +124,16 @@ class SchemaColumns:
         return "" if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+def _is_lost(value: Any, kept: Any) -> bool:
+    if isinstance(value, list) and isinstance(kept, list):
+        return any(map(_is_lost, value, kept))
+    return value is not None and kept is None
+
+
 def _loaded(text: str) -> Any:
     try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:  # also a number beyond 64 bits, and half a surrogate pair
+        value = read_json(text)
+    except json.JSONDecodeError:  # also half a surrogate pair
         try:
             value = mended(json.loads(text))
         except RecursionError:

@@ -6,7 +6,6 @@ import functools
 import itertools
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +34,6 @@ from promptmill.jobs.sure.labels import marks_of
 DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
 CUSTOM_ID, INDEX = "custom_id", "index"
 _QUOTE, _TWO = '"', '""'
-_LONG_NUMBER = re.compile(rb"\d{20}")  # orjson reads a number beyond 64 bits as a float
 
 
 class OwnValues:
@@ -308,8 +306,8 @@ def json_object(row: Row) -> JsonDict:
     """Return a row of JSON, or `{}` if it is unreadable (its record has the error)."""
     own = row.cells or b""
     try:
-        value = json.loads(own) if _LONG_NUMBER.search(own) else rows.load(own, "")
-    except (PromptmillError, ValueError, RecursionError):
+        value = rows.load(own, "")
+    except PromptmillError:
         return {}
     if not isinstance(value, dict):
         return {}

@@ -1,33 +1,104 @@
-"""Workbooks as outputs, written by openpyxl: a new workbook, or a sheet or columns of an existing one.
+"""Workbooks as outputs: a new workbook, or a sheet or columns of an existing one, of which no other byte changes.
 
 labels.xlsx              a new workbook with the sheet `answers`
 book.xlsx#Labels         the sheet `Labels`; other sheets of the book stay
-the input itself         the answers become columns of its sheet, behind its own; its formats stay
+the input itself         the answers become columns of its sheet, behind its own; all else stays
+
+The parts of an existing workbook are copied, and text is put into the XML of those that change. A library that reads
+a workbook and writes it again would lose what it does not know: bold words in a cell, lists of choices, slicers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
+import io
+import math
 import re
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
+from xml.etree import ElementTree as ET
+from xml.parsers import expat
+from xml.sax.saxutils import escape, quoteattr
 
 from promptmill.core.errors import input_error
-from promptmill.jobs import members
+from promptmill.core.values import SheetDate
+from promptmill.jobs import disk, members
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.text import Form, cell
-from promptmill.jobs.inputs.workbook import header_row
+from promptmill.jobs.inputs import xlsx
 from promptmill.jobs.store.spec import JobSpec
 
 _SHEET = "answers"
 _MOST_ROWS = 1_048_575  # besides the header: Excel's limit
+_MOST_COLUMNS = 16_384  # Excel's limit
 LONGEST_CELL = 32_767  # characters: Excel's limit
+_LONGEST_NAME = 31  # characters of a sheet's name: Excel's limit
+_NO_NAME = re.compile(r"[\[\]:*?/\\]|^'|'$")
 _CUT = "… [cut]"
-_DATE = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d(\.\d+)?)?")
-_PLAIN = frozenset({int, float, bool, type(None)})
+_BLOCK = 1 << 20
 _EXACT = 1 << 53  # Excel keeps every number as a fraction of 64 bits
+_DIGITS = 15  # of a decimal that Excel keeps exactly
+_NO_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_ESCAPED = re.compile(r"_(?=x[0-9A-Fa-f]{4}_)")  # Excel reads _x0041_ as an A
+_FIRST_DAY, _FIRST_DAY_OF_1904 = dt.datetime(1899, 12, 30), dt.datetime(1904, 1, 1)  # noqa: DTZ001 (cells have no zone)
+_EXACT_DAY = dt.datetime(1900, 3, 1)  # noqa: DTZ001 (Excel has a 29 February 1900)
+_DAY = dt.timedelta(days=1)
+_DATE_FORMATS = (b'<%bxf numFmtId="14" applyNumberFormat="1"/>', b'<%bxf numFmtId="22" applyNumberFormat="1"/>')
+_MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+_OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+_PACKAGE = "http://schemas.openxmlformats.org/package/2006"
+_TYPE = "application/vnd.openxmlformats-officedocument.spreadsheetml"
+_BEGIN = b'<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
+_NEW = {
+    "[Content_Types].xml": f'<Types xmlns="{_PACKAGE}/content-types">'
+    '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+    f'<Override PartName="/xl/workbook.xml" ContentType="{_TYPE}.sheet.main+xml"/>'
+    f'<Override PartName="/xl/styles.xml" ContentType="{_TYPE}.styles+xml"/></Types>',
+    "_rels/.rels": f'<Relationships xmlns="{_PACKAGE}/relationships">'
+    f'<Relationship Id="rId1" Type="{_OFFICE}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
+    "xl/workbook.xml": f'<workbook xmlns="{_MAIN}"><bookViews><workbookView/></bookViews><sheets></sheets></workbook>',
+    "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{_PACKAGE}/relationships">'
+    f'<Relationship Id="rId1" Type="{_OFFICE}/styles" Target="styles.xml"/></Relationships>',
+    "xl/styles.xml": f'<styleSheet xmlns="{_MAIN}">'
+    '<fonts count="1"><font><sz val="11"/><name val="Calibri"/></font></fonts>'
+    '<fills count="2"><fill><patternFill patternType="none"/></fill>'
+    '<fill><patternFill patternType="gray125"/></fill></fills><borders count="1"><border/></borders>'
+    '<cellStyleXfs count="1"><xf/></cellStyleXfs><cellXfs count="1"><xf/></cellXfs>'
+    '<cellStyles count="1"><cellStyle name="Normal" xfId="0" builtinId="0"/></cellStyles></styleSheet>',
+}
+"""The parts of a workbook without a sheet."""
+
+
+def check_target(spec: JobSpec) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if the output is in a workbook that cannot be written.
+
+    It is called before the first request. The sheet is written without rows, to nowhere.
+    """
+    file, name = members.split(spec.output.path)
+    if name and (len(name) > _LONGEST_NAME or _NO_NAME.search(name)):
+        raise input_error(
+            f"{name[:60]} is no name for a sheet: it has {_LONGEST_NAME} characters at most, and none of [ ] : * ? / \\"
+        )
+    if not spec.keeps_sheets or not file.exists():
+        return
+    if spec.fills_input and spec.is_grid:
+        raise input_error(f"Several answers to each row do not fit into the sheet of {file.name}; name another output.")
+    try:
+        with file.open("r+b"):  # Windows refuses it while Excel has the file open
+            pass
+    except OSError as error:
+        raise input_error(f"{file} cannot be written: {disk.why(error)}. Close it in other programs.") from None
+    with xlsx.opened(file, file.name) as packed:
+        alike = [sheet.name for sheet in xlsx.parts_of(packed).sheets if sheet.name.casefold() == name.casefold()]
+    if alike and alike != [name]:
+        raise input_error(f"{file.name} has the sheet {alike[0]}, which Excel does not tell apart from {name}.")
+    change = _Columns(spec, ["answer"], ()) if spec.fills_input else _NewSheet(name, ())
+    _write(io.BytesIO(), file, change)
 
 
 class WorkbookWriter:
@@ -37,104 +108,471 @@ class WorkbookWriter:
         self._spec, self._form = form.spec, form
         self.cut = 0
         """The number of cells cut at Excel's limit."""
-        self._has_formulas = False
 
     def write(self, out: IO[bytes], answered: Iterable[AnsweredRow], target: Path | None = None) -> None:
         """Write the workbook. Raises `PromptmillError`, `OSError`, and the errors of `answered`.
 
         `target` is the final path. If a workbook exists there, its other sheets and columns are copied.
         """
-        import openpyxl
-
         file, name = (Path(), "") if target is None else members.split(target)
         if target == self._spec.output.path and self._spec.fills_input:
-            book = openpyxl.load_workbook(file)
-            self._fill_columns(book[_sheet_of(self._spec, book)], answered)
-        elif name and file.exists():
-            book = openpyxl.load_workbook(file)
-            at = book.sheetnames.index(name) if name in book.sheetnames else len(book.sheetnames)
-            if name in book.sheetnames:
-                del book[name]
-            self._fill(book.create_sheet(name, at), answered)
+            answers = self._form.answers
+            numbered = ((each.row.n, self._cells(answers.in_order(each))) for each in answered)
+            _write(out, file, _Columns(self._spec, list(answers.names.values()), numbered))
         else:
-            book = openpyxl.Workbook(write_only=True)
-            self._fill(book.create_sheet(name or _SHEET), answered)
-        if not book.write_only:
-            cells = (place for sheet in book.worksheets for row in sheet.iter_rows() for place in row)
-            self._has_formulas = any(place.data_type == "f" for place in cells)
-        book.save(out)
+            source = file if name and file.exists() else None
+            _write(out, source, _NewSheet(name or _SHEET, self._rows(answered)))
 
-    def _fill(self, sheet: Any, answered: Iterable[AnsweredRow]) -> None:
+    def _rows(self, answered: Iterable[AnsweredRow]) -> Iterator[Sequence[Any]]:
         form = self._form
-        sheet.append([self._cell(sheet, name) for name in form.header])
+        yield self._cells(form.header)
         for count, each in enumerate(answered):
             if count == _MOST_ROWS:
                 raise input_error(f"A sheet holds {_MOST_ROWS:,} rows at most; name the output .csv or .parquet.")
-            values = [*map(self._as_date, form.own_values(each.row)), *form.answers.in_order(each)]
-            sheet.append([self._cell(sheet, value) for value in values])
+            yield self._cells([*form.own_values(each.row), *form.answers.in_order(each)])
 
-    def _fill_columns(self, sheet: Any, answered: Iterable[AnsweredRow]) -> None:
-        first = (header_row(sheet.iter_rows(values_only=True)) or 0) + 1
-        heads = {place.value: place.column for place in sheet[first] if place.value is not None}
-        columns = {}
-        for name in self._form.answers.names.values():
-            columns[name] = heads.get(name) or max([0, *heads.values()]) + 1
-            heads[name] = columns[name]
-            sheet.cell(first, columns[name], name)
-        for each in answered:
-            for column, value in zip(columns.values(), self._form.answers.in_order(each), strict=True):
-                place = sheet.cell(first + 1 + each.row.n, column)
-                place.value = self._plain(value)
-                if isinstance(value, str):
-                    place.data_type = "s"  # a text that begins with = is no formula
-
-    def _as_date(self, value: Any) -> Any:
-        """Return a text that was a date in the input workbook as a date, and any other value unchanged."""
-        if self._spec.input.format == "xlsx" and isinstance(value, str) and _DATE.fullmatch(value):
-            with contextlib.suppress(ValueError):  # not a date: 2026-02-31
-                return dt.datetime.fromisoformat(value) if value[10:] else dt.date.fromisoformat(value)
-        return value
-
-    def _cell(self, sheet: Any, value: Any) -> Any:
-        from openpyxl.cell import WriteOnlyCell
-
-        plain = self._plain(value)
-        if not isinstance(plain, str):
-            return plain
-        place = WriteOnlyCell(sheet, plain)
-        place.data_type = "s"  # as above
-        return place
-
-    def _plain(self, value: Any) -> Any:
-        """Return a value for a cell: lists and objects become JSON, a whole number that Excel would round becomes a
-        text, and a text is cut at Excel's limit."""
-        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
-
-        is_rounded = type(value) is int and abs(value) > _EXACT
-        if (type(value) in _PLAIN and not is_rounded) or isinstance(value, dt.date):
-            return value
-        text = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", cell(value))
-        if len(text) > LONGEST_CELL:
-            self.cut += 1
-            text = text[: LONGEST_CELL - len(_CUT)] + _CUT
-        return text
+    def _cells(self, row: Iterable[Any]) -> list[Any]:
+        cells = list(map(sheet_value, row))
+        for at, value in enumerate(cells):
+            if isinstance(value, str) and _length(value) > LONGEST_CELL:
+                self.cut += 1
+                cells[at] = cut_text(value, _CUT)
+        return cells
 
     @property
     def warning(self) -> str:
-        """Sentences about cut cells and about formulas, whose values openpyxl leaves out; `""` if there are none."""
-        found = []
-        if self.cut:
-            cells = "1 cell was" if self.cut == 1 else f"{self.cut:,} cells were"
-            found.append(
-                f"{cells} cut at Excel's {LONGEST_CELL:,} characters; `promptmill jobs ID --export FILE.csv` has all."
-            )
-        if self._has_formulas:
-            found.append("The workbook's formulas have no values until Excel or LibreOffice has opened and saved it.")
-        return " ".join(found)
+        """A sentence about cut cells; `""` if there are none."""
+        if not self.cut:
+            return ""
+        cells = "1 cell was" if self.cut == 1 else f"{self.cut:,} cells were"
+        return f"{cells} cut at Excel's {LONGEST_CELL:,} characters; `promptmill jobs ID --export FILE.csv` has all."
 
 
-def _sheet_of(spec: JobSpec, book: Any) -> str:
-    """Return the name of the sheet that the job read: the sheet it names, else the only sheet with values."""
-    named = spec.input.parts[0].member
-    names: Sequence[str] = book.sheetnames
-    return named or next(name for name in names if book[name].max_row > 1 or book[name]["A1"].value is not None)
+def write_sheet(out: IO[bytes], name: str, rows: Iterable[Sequence[Any]], view: str = "", rules: str = "") -> None:
+    """Write a new workbook with one sheet. `view`, `rules`: XML before and after the rows."""
+    _write(out, None, _NewSheet(name, ([_shortened(sheet_value(value)) for value in row] for row in rows), view, rules))
+
+
+# ---- values
+
+
+def sheet_value(value: Any) -> Any:
+    """Return a value as a cell has it: None, a boolean, a number, a date or a text.
+
+    Lists and objects become JSON, a number that Excel would round becomes a text, a date of a workbook a date.
+    """
+    match value:
+        case None | bool():
+            return value
+        case SheetDate():
+            with suppress(ValueError):
+                return dt.datetime.fromisoformat(value) if value[10:] else dt.date.fromisoformat(value)
+        case int() if abs(value) <= _EXACT:
+            return value
+        case float() if math.isfinite(value):
+            return value
+        case Decimal() if len(value.as_tuple().digits) <= _DIGITS:
+            return value
+        case dt.datetime() if value.tzinfo is not None:  # a cell has none
+            return str(value)
+        case dt.date():
+            return value
+    return clean_text(cell(value))
+
+
+def clean_text(text: str) -> str:
+    """Return a text with a replacement character for each that XML, and so a workbook, cannot hold.
+
+    >>> clean_text("a\\x00b\\ufffe")
+    'a�b�'
+    """
+    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def cut_text(text: str, end: str = "") -> str:
+    """Return a text of Excel's length at most; `end` is the end of one that was cut."""
+    most = LONGEST_CELL - len(end)
+    return text.encode("utf-16-le")[: 2 * most].decode("utf-16-le", "ignore") + end
+
+
+def _shortened(value: Any) -> Any:
+    return cut_text(value) if isinstance(value, str) and _length(value) > LONGEST_CELL else value
+
+
+def _length(text: str) -> int:
+    """Return the length of a text as Excel counts it: a letter beyond U+FFFF counts as two."""
+    return len(text) if len(text) <= LONGEST_CELL // 2 or text.isascii() else len(text.encode("utf-16-le")) // 2
+
+
+class _Cells:
+    """Writes cells as XML."""
+
+    def __init__(self, prefix: str = "", dates: Sequence[int] = (), first_day: dt.datetime = _FIRST_DAY) -> None:
+        """`prefix`: of the names of elements. `dates`: the styles of a day and of a time; without them, dates are
+        texts."""
+        self._prefix, self._dates, self._first_day = prefix, dates, first_day
+
+    def row(self, number: int, values: Sequence[Any]) -> str:
+        """Return a row. `number`: from 1."""
+        cells = "".join(
+            self.cell(number, column, value) for column, value in enumerate(values) if value not in (None, "")
+        )
+        return f'<{self._prefix}row r="{number}">{cells}</{self._prefix}row>'
+
+    def cell(self, row: int, column: int, value: Any, style: str = "") -> str:
+        """Return a cell. `row`: from 1. `style`: the number of its format."""
+        p, kind = self._prefix, ""
+        if isinstance(value, dt.date):
+            style, value = self._date(value)
+        match value:
+            case None | "":
+                inner = ""
+            case bool():
+                kind, inner = ' t="b"', f"<{p}v>{int(value)}</{p}v>"
+            case str():
+                kind, inner = ' t="inlineStr"', f'<{p}is><{p}t xml:space="preserve">{_escaped(value)}</{p}t></{p}is>'
+            case Decimal():
+                inner = f"<{p}v>{value:f}</{p}v>"
+            case _:
+                inner = f"<{p}v>{value!r}</{p}v>"
+        of_style = f' s="{style}"' if style else ""
+        return f'<{p}c r="{xlsx.letters_of(column)}{row}"{of_style}{kind}>{inner}</{p}c>'
+
+    def _date(self, value: dt.date) -> tuple[str, Any]:
+        """Return a date as its style and its number of days; as a text where Excel has no number for it."""
+        time = value if isinstance(value, dt.datetime) else dt.datetime.combine(value, dt.time())
+        if not self._dates or time < max(self._first_day, _EXACT_DAY):
+            return "", str(value)
+        days = (time - self._first_day) / _DAY
+        return str(self._dates[time is value]), int(days) if days.is_integer() else days
+
+
+def _escaped(text: str) -> str:
+    return escape(_ESCAPED.sub("_x005F_", text), {"\r": "&#13;"})
+
+
+# ---- files
+
+_Changed: TypeAlias = dict[str, Iterable[bytes] | None]
+"""The blocks of each part that changes; None for one that is removed."""
+
+
+class _NewSheet:
+    """A sheet that is written as a whole."""
+
+    def __init__(self, name: str, rows: Iterable[Sequence[Any]], view: str = "", rules: str = "") -> None:
+        self._name, self._rows, self._view, self._rules = name, rows, view, rules
+
+    def changed(self, packed: zipfile.ZipFile) -> _Changed:
+        """Return the parts that change, and those that are added."""
+        parts = xlsx.parts_of(packed)
+        texts: dict[str, bytes] = {}
+        part = next((sheet.part for sheet in parts.sheets if sheet.name == self._name), "")
+        removed = [xlsx.rels_of(part)] if part else []  # of pictures and tables of the sheet before
+        if not part:
+            part, texts = _with_sheet(packed, parts, self._name)
+        dates: list[int] = []
+        if parts.styles:
+            styles, dates = _with_dates(packed.read(parts.styles))
+            texts[parts.styles] = styles
+        texts[parts.book] = _recalculated(texts.get(parts.book) or packed.read(parts.book))
+        is_1904 = any(one.get("date1904") in {"1", "true"} for one in parts.tree.iter())
+        cells = _Cells(dates=dates, first_day=_FIRST_DAY_OF_1904 if is_1904 else _FIRST_DAY)
+        changed: _Changed = {name: [text] for name, text in texts.items()}
+        return changed | dict.fromkeys(removed) | {part: self._xml(cells, parts.tree.tag)}
+
+    def _xml(self, cells: _Cells, book: str) -> Iterator[bytes]:
+        space = book.partition("}")[0].lstrip("{")
+        yield _BEGIN + f'<worksheet xmlns="{space}">{self._view}<sheetData>'.encode()
+        for number, row in enumerate(self._rows, 1):
+            yield cells.row(number, row).encode()
+        yield f"</sheetData>{self._rules}</worksheet>".encode()
+
+
+class _Columns:
+    """Columns of answers in the sheet that the job read."""
+
+    def __init__(self, spec: JobSpec, names: Sequence[str], rows: Iterable[tuple[int, Sequence[Any]]]) -> None:
+        """`rows`: the numbers of rows, ascending, with their answers in the order of `names`."""
+        self._file, style = spec.output.path.name, spec.input.style
+        self._sheet, self._header = style.sheet, style.header_row
+        self._names, self._rows = names, rows
+
+    def changed(self, packed: zipfile.ZipFile) -> _Changed:
+        """Return the parts that change. Raises the errors that `xlsx.opened` turns into its own."""
+        parts = xlsx.parts_of(packed)
+        part = next(sheet.part for sheet in parts.sheets if sheet.name == self._sheet)
+        data = packed.read(part)
+        heads, width = _heads(packed, parts, data, self._header)
+        columns = []
+        for name in self._names:
+            if name not in heads:
+                heads[name], width = width, width + 1
+            columns.append(heads[name])
+        if max(columns) >= _MOST_COLUMNS:
+            raise input_error(f"{self._file} has no columns left behind its own; name another file for the output.")
+
+        def rows() -> Iterator[tuple[int, dict[int, Any]]]:
+            yield self._header, dict(zip(columns, self._names, strict=True))
+            for n, answers in self._rows:
+                yield self._header + 1 + n, dict(zip(columns, answers, strict=True))
+
+        filled = _Filling(data, rows()).blocks()
+        return {part: filled, parts.book: [_recalculated(packed.read(parts.book))]}
+
+
+def _write(out: IO[bytes], source: Path | None, change: _NewSheet | _Columns) -> None:
+    """Copy a workbook with a change; None: a workbook without sheets. Raises `PromptmillError`, `OSError`."""
+    file = io.BytesIO(_empty()) if source is None else source
+    with xlsx.opened(file, "" if source is None else source.name) as packed:
+        changed = change.changed(packed)
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+            for info in packed.infolist():
+                if info.filename not in changed:
+                    new.writestr(info, packed.read(info))
+            for name, blocks in changed.items():
+                if blocks is not None:
+                    with new.open(name, "w") as part:
+                        part.writelines(blocks)
+
+
+def _empty() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as new:
+        for name, text in _NEW.items():
+            new.writestr(name, _BEGIN + text.encode())
+    return out.getvalue()
+
+
+def _with_sheet(packed: zipfile.ZipFile, parts: xlsx.Parts, name: str) -> tuple[str, dict[str, bytes]]:
+    """Return the path of a new sheet, and the parts that list it."""
+    folder = parts.book.rpartition("/")[0]
+    known = {*packed.namelist()}
+    part = next(f"{folder}/worksheets/sheet{n}.xml" for n in range(1, len(known) + 2) if _is_free(folder, n, known))
+    book, rels, types = (packed.read(path) for path in (parts.book, xlsx.rels_of(parts.book), "[Content_Types].xml"))
+    listed = xlsx.children(parts.tree, "sheets")
+    number = max((int(one.get("sheetId", 0)) for one in listed), default=0) + 1
+    office = xlsx.id_name(listed[0])[1:].partition("}")[0] if listed else _OFFICE
+    key = f"promptmill{number}"
+    sheet = f'sheet xmlns:r="{office}" name={quoteattr(name)} sheetId="{number}" r:id="{key}"/>'
+    related = f'Relationship Id="{key}" Type="{office}/worksheet" Target="/{part}"/>'
+    override = f'Override PartName="/{part}" ContentType="{_TYPE}.worksheet+xml"/>'
+    return part, {
+        parts.book: _with_last(book, "sheets", sheet),
+        xlsx.rels_of(parts.book): _with_last(rels, "Relationships", related),
+        "[Content_Types].xml": _with_last(types, "Types", override),
+    }
+
+
+def _is_free(folder: str, number: int, known: set[str]) -> bool:
+    return f"{folder}/worksheets/sheet{number}.xml" not in known
+
+
+def _with_last(data: bytes, parent: str, child: str) -> bytes:
+    """Return XML in which the element `parent` has one child more. Raises `ValueError`."""
+    found = re.search(rb"</((?:[\w.-]+:)?)%b\s*>" % parent.encode(), data)
+    if found is None:
+        raise ValueError
+    return b"%b<%b%b%b" % (data[: found.start()], found[1], child.encode(), data[found.start() :])
+
+
+def _with_dates(data: bytes) -> tuple[bytes, list[int]]:
+    """Return the formats of cells with those of a day and of a time, and their numbers; none if there is no list."""
+    found = re.search(rb"<((?:[\w.-]+:)?)cellXfs\b[^>]*>(.*?)</\1cellXfs\s*>", data, re.DOTALL)
+    if found is None:
+        return data, []
+    prefix, inner = found[1], found[2]
+    numbers = []
+    for form in _DATE_FORMATS:
+        style = form % prefix
+        if style not in inner:
+            inner += style
+        numbers.append(len(re.findall(rb"<(?:[\w.-]+:)?xf\b", inner[: inner.index(style)])))
+    count = len(re.findall(rb"<(?:[\w.-]+:)?xf\b", inner))
+    whole = b'<%bcellXfs count="%d">%b</%bcellXfs>' % (prefix, count, inner, prefix)
+    return data[: found.start()] + whole + data[found.end() :], numbers
+
+
+def _recalculated(data: bytes) -> bytes:
+    """Return the XML of a workbook whose formulas are computed when Excel opens it: some may count the answers."""
+    found = re.search(rb"<(?:[\w.-]+:)?calcPr\b([^>]*?)/?>", data)
+    if found is None or b"fullCalcOnLoad" in found[1]:
+        return data
+    return b'%b fullCalcOnLoad="1"%b' % (data[: found.end(1)], data[found.end(1) :])
+
+
+# ---- the XML of a sheet
+
+
+def _heads(packed: zipfile.ZipFile, parts: xlsx.Parts, data: bytes, header: int) -> tuple[dict[str, int], int]:
+    """Return the columns of the texts in the header, and the index of the first column without any value."""
+    cells = _Filled(data, header)
+    wanted = {int(text) for kind, text in cells.head.values() if kind == "s"}
+    texts = _shared(packed, parts.texts, wanted) if wanted else {}
+    heads = {column: texts[int(text)] if kind == "s" else text for column, (kind, text) in cells.head.items()}
+    return {text: column for column, text in reversed(heads.items()) if text}, cells.width
+
+
+def _shared(packed: zipfile.ZipFile, part: str, wanted: set[int]) -> dict[int, str]:
+    """Return the texts with these numbers."""
+    found, at = {}, 0
+    with packed.open(part) as stream:
+        for _, one in ET.iterparse(stream):  # noqa: S314 (as in `xlsx.tree_of`)
+            if xlsx.local(one.tag) == "si":
+                if at in wanted:
+                    found[at] = xlsx.text_in(one)
+                at += 1
+                if len(found) == len(wanted):
+                    break
+                one.clear()
+    return found
+
+
+class _Walk:
+    """Walks over the cells of a sheet that exist: the grid may have seventeen billion places."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.row, self.column = data, -1, -1
+        parser = expat.ParserCreate()
+        parser.buffer_text = True
+        parser.XmlDeclHandler = self._declared
+        parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
+        self.parser, self._names = parser, dict[str, str]()
+
+    def walk(self) -> Iterator[None]:
+        """Call the handlers for the whole sheet, a block at a time."""
+        for at in range(0, len(self.data), _BLOCK):
+            self.parser.Parse(self.data[at : at + _BLOCK])
+            yield
+        self.parser.Parse(b"", True)
+
+    @staticmethod
+    def _declared(_: str, encoding: str | None, __: int) -> None:
+        if encoding is not None and encoding.lower() not in {"utf-8", "us-ascii"}:
+            raise ValueError  # no program writes another one
+
+    def _start(self, name: str, attributes: Mapping[str, str]) -> None:
+        if (word := self._names.get(name)) is None:
+            word = self._names[name] = xlsx.local(name)
+        if word == "row":
+            self.row, self.column = int(attributes.get("r", self.row + 2)) - 1, -1
+        elif word == "c":
+            reference = attributes.get("r")
+            self.column = self.column + 1 if reference is None else xlsx.column_of(reference)
+        self.start(word, attributes)
+
+    def _end(self, name: str) -> None:
+        self.end(self._names[name])
+
+    def start(self, word: str, attributes: Mapping[str, str]) -> None:
+        """Handle the begin of an element."""
+        raise NotImplementedError
+
+    def end(self, word: str) -> None:
+        """Handle the end of an element."""
+        raise NotImplementedError
+
+
+class _Filled(_Walk):
+    """The cells with a value: those of the header, and how far to the right they reach."""
+
+    def __init__(self, data: bytes, header: int) -> None:
+        super().__init__(data)
+        self.head: dict[int, tuple[str, str]] = {}
+        """The type and the text of each cell of the header, by its column."""
+        self.width = 0
+        self._header, self._kind = header, ""
+        deque(self.walk(), maxlen=0)
+
+    def start(self, word: str, attributes: Mapping[str, str]) -> None:
+        if word == "c":
+            self._kind = attributes.get("t", "")
+        elif word in {"v", "f", "is"}:
+            self.width = max(self.width, self.column + 1)
+            if self.row == self._header and word != "f":
+                self.parser.CharacterDataHandler = self._add
+
+    def _add(self, text: str) -> None:
+        _, known = self.head.get(self.column, ("", ""))
+        self.head[self.column] = self._kind, known + text
+
+    def end(self, word: str) -> None:
+        if word in {"v", "is"}:
+            self.parser.CharacterDataHandler = None
+
+
+class _Filling(_Walk):
+    """The XML of a sheet with other values in some cells, and otherwise the same bytes."""
+
+    def __init__(self, data: bytes, rows: Iterator[tuple[int, dict[int, Any]]]) -> None:
+        """`rows`: the indices of rows, ascending, with the values of cells by their columns."""
+        super().__init__(data)
+        self._rows, self._next = rows, next(rows, None)
+        self._pending: list[tuple[int, Any]] = []
+        self._replaced: tuple[Any, str] | None = None
+        self._done = self._left_out = 0
+        self._blocks: list[bytes] = []
+        self._cells = _Cells()
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the XML."""
+        for _ in self.walk():
+            yield from self._blocks
+            self._blocks.clear()
+        if self._next is not None:
+            raise ValueError  # a row that is not there
+        yield self.data[self._done :]
+
+    def start(self, word: str, attributes: Mapping[str, str]) -> None:
+        at = self.parser.CurrentByteIndex
+        if word == "row":
+            if self._next is not None and self._next[0] == self.row:
+                self._pending = sorted(self._next[1].items(), reverse=True)
+                self._next = next(self._rows, None)
+                tag = self.data[at : self._end_of_tag(at)]
+                if tag.endswith(b"/>"):
+                    raise ValueError  # a row without cells, which no job reads
+                prefix = re.match(rb"<((?:[\w.-]+:)?)", tag)
+                self._cells = _Cells("" if prefix is None else prefix[1].decode())
+                self._copy(at)
+                self._blocks.append(re.sub(rb'\sspans="[^"]*"', b"", tag))  # the columns that the row has
+                self._done = at + len(tag)
+        elif word == "c" and self._pending:
+            self._put(at, self.column)
+            if self._pending and self._pending[-1][0] == self.column:
+                self._replaced = self._pending.pop()[1], attributes.get("s", "")
+                self._leave_out(at)
+        elif word == "dimension":  # optional, and no longer right
+            self._leave_out(at)
+
+    def end(self, word: str) -> None:
+        at = self.parser.CurrentByteIndex
+        if word == "c" and self._replaced is not None:
+            value, style = self._replaced
+            self._blocks.append(self._cells.cell(self.row + 1, self.column, value, style).encode())
+            self._done, self._replaced = self._left_out or self._end_of_tag(at), None
+        elif word == "row" and self._pending:
+            self._put(at, _MOST_COLUMNS)
+        elif word == "dimension":
+            self._done = self._left_out or self._end_of_tag(at)
+
+    def _put(self, at: int, before: int) -> None:
+        """Write the pending cells of columns left of `before` at this place."""
+        while self._pending and self._pending[-1][0] < before:
+            column, value = self._pending.pop()
+            if value is not None:
+                self._copy(at)
+                self._blocks.append(self._cells.cell(self.row + 1, column, value).encode())
+
+    def _leave_out(self, at: int) -> None:
+        """Leave out the element that begins here. Of one without content, expat does not tell the end."""
+        self._copy(at)
+        end = self._end_of_tag(at)
+        self._left_out = end if self.data.endswith(b"/>", at, end) else 0
+
+    def _copy(self, end: int) -> None:
+        self._blocks.append(self.data[self._done : end])
+        self._done = end
+
+    def _end_of_tag(self, at: int) -> int:
+        return self.data.index(b">", at) + 1

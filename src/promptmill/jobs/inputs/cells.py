@@ -25,7 +25,7 @@ from promptmill.core import values
 from promptmill.core.bounds import LONGEST_HEADER, LONGEST_ROW, MOST_LINES, TOO_LONG
 from promptmill.core.errors import Named, input_error
 from promptmill.jobs.inputs.files import InputFiles, Part
-from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window, digest_of
+from promptmill.jobs.inputs.row import WHOLE, Column, Extent, InputRow, Stretch, Style, Window, digest_of, numbered
 
 _DELIMITERS = ",;\t|"
 _SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # a first line that names the delimiter, for Excel
@@ -74,7 +74,7 @@ class _Page:
 
 
 class CellTable:
-    """The rows of all files of an input under one header: columns of the same name are one column."""
+    """The rows of all files of an input under one header. Two columns of one name in one file stay two columns."""
 
     def __init__(self, files: InputFiles, kind: str) -> None:
         """`kind` is `csv`, `tsv` or `txt`. Raises `PromptmillError` (`invalid_input`)."""
@@ -90,25 +90,29 @@ class CellTable:
         if not any(header.names for header in self._headers):
             raise input_error(f"{files.parts[0].path.name} has no header: its first line, with the columns, is empty.")
         self.style = Style(self._headers[0].delimiter, _wants_bom(files))
-        self.header = [*self._headers[0].names]
-        known = set(self.header)
+        known: dict[Column, None] = {}
         for header, part in zip(self._headers, files.parts, strict=True):
-            self.header += [name for name in dict.fromkeys((*header.names, *part.columns)) if name not in known]
-            known.update(self.header)
+            known |= dict.fromkeys((*numbered(header.names), *numbered(part.columns)))
+        self._columns = list(known)
+        self.header = [name for name, _ in known]
 
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
         """Yield the rows; see `Input`."""
         n, wrong, first_wrong, dumps = window.before.rows, 0, 0, values.dumps
         for at, part in enumerate(self._files.parts):
             names = self._headers[at].names
-            places = _places(names, part, self.header)
+            places = _places(names, part, self._columns)
             for page in self._pages(at, window):
                 found = []
                 for index, cells in enumerate(page.rows):
                     own, surplus, problem = cells, list[str](), page.problems.get(index, "")
-                    if problem or len(cells) != len(names):
+                    if len(cells) < len(names) and not problem:
+                        own = cells + [""] * (len(names) - len(cells))
+                        if not self.style.short_line:
+                            self.style = self.style._replace(short_line=page.line_of(index))
+                    elif problem or len(cells) != len(names):
                         own, surplus = cells[: len(names)], cells[len(names) :]
-                        problem = problem or _wrong_width(len(cells), len(names))
+                        problem = problem or _surplus(len(cells), len(names))
                     if places is not None:
                         own = _fitted(own, places)
                     fields = {} if problem else {name: own[place] for place, name in columns}
@@ -292,9 +296,8 @@ def _quote_problem(error: csv.Error, lines: int) -> str:
     return _UNCLOSED if never and _TOO_LONG not in str(error) else f"has a quote that does not belong there: {error}"
 
 
-def _wrong_width(cells: int, width: int) -> str:
-    quote = ". Put a cell that holds the separator into double quotes" if cells > width else ""
-    return f"has {cells} cells, but the header has {width}{quote}"
+def _surplus(cells: int, width: int) -> str:
+    return f"has {cells} cells, but the header has {width}. Put a cell that holds the separator into double quotes"
 
 
 class _Records:
@@ -347,12 +350,12 @@ def _wants_bom(files: InputFiles) -> bool:
     return is_windows or start.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
-def _places(own: list[str], part: Part, header: list[str]) -> list[int | str] | None:
+def _places(own: list[str], part: Part, columns: list[Column]) -> list[int | str] | None:
     """Return each table column's index in the file, or its constant value; None if the file has the same columns."""
-    if own == header and not part.columns:
+    places = {column: at for at, column in enumerate(numbered(own))}
+    if list(places) == columns:
         return None
-    places = {name: at for at, name in reversed([*enumerate(own)])}
-    return [places.get(name, part.columns.get(name, "")) for name in header]
+    return [places.get(column, part.columns.get(column[0], "")) for column in columns]
 
 
 def _fitted(cells: list[str], places: list[int | str]) -> list[str]:
@@ -374,7 +377,11 @@ def _placed(problem: str, line: int) -> str:
 
 def is_utf8(text: str) -> bool:
     """Return whether a cell was UTF-8 in its file."""
-    return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def readable(text: str) -> str:

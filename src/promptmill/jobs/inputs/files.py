@@ -35,7 +35,7 @@ _COPY = 1 << 20
 _BUFFER = 1 << 18
 _HARMLESS_BYTES = 1 << 30
 _OF_IMAGES = (" For images, write a table with a column of their paths: ", Named("image_column"), ".")
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".ico")
 """The suffixes of images."""
 
 

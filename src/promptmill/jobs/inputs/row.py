@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from promptmill.core.values import JsonObject
 
@@ -70,6 +71,34 @@ class Style(NamedTuple):
     """The schema of Parquet, see `parquet.packed_schema`."""
     uncomputed: tuple[str, ...] = ()
     """The columns of a workbook with formulas that no program has computed: their cells are read as empty."""
+    sheet: str = ""
+    """The sheet of the workbook that was read."""
+    header_row: int = 0
+    """The index of the sheet's row with the header."""
+    errors: tuple[str, ...] = ()
+    """The columns of a workbook with errors, such as #N/A, which are read as texts."""
+    merged: tuple[str, ...] = ()
+    """The columns of a workbook with cells that are merged over several rows: only the first row has the value."""
+    hidden: int = 0
+    """The number of rows of a workbook that are hidden, as by a filter."""
+    short_line: int = 0
+    """The first line of a CSV file with fewer cells than the header; 0: there is none."""
+
+
+Column: TypeAlias = tuple[str, int]
+"""The name of a column, and its number among the columns of this name, from 1."""
+
+
+def numbered(names: Iterable[str]) -> Iterator[Column]:
+    """Yield the columns of one file: those of several files are the same if name and number are.
+
+    >>> list(numbered(["id", "text", "text"]))
+    [('id', 1), ('text', 1), ('text', 2)]
+    """
+    counts = Counter[str]()
+    for name in names:
+        counts[name] += 1
+        yield name, counts[name]
 
 
 class Input(Protocol):

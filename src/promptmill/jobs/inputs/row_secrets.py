@@ -17,12 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from promptmill.core import values
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.secret_text import find_field
-from promptmill.core.values import JsonObject
+from promptmill.core.values import JsonObject, json_text
 from promptmill.jobs.inputs.any_format import format_of_input
 from promptmill.jobs.inputs.cells import CellTable
 from promptmill.jobs.inputs.files import InputFiles
@@ -131,7 +129,7 @@ def check_rows(file: str, rows: Sequence[JsonObject], rule: FileRule) -> None:
         return
     _check_names(file, (name for row in rows for name in row))
     _check_names(file, _names_of_texts(rows))
-    words, line = rule.finder.find_in(orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+    words, line = rule.finder.find_in(f"{json_text(row)}\n".encode() for row in rows)
     if words:
         raise _refusal(file, f"{words} in row {line}" if line else words)
 

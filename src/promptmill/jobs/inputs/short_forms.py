@@ -100,9 +100,15 @@ def schema_in(path: Path) -> JsonDict:
 def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the long forms of the options `choices`, `choices_many`, `schema` and `fields` in `given`.
 
-    They are `choices` or `schema`, and `system` if the choices have definitions. Raises `PromptmillError`.
+    They are `choices` or `schema` (None for `{}`, which is no schema), and `system` if the choices have definitions.
+    Raises `PromptmillError`.
     """
     long: dict[str, Any] = {}
+    if isinstance(schema := given.get("schema"), str | Path):
+        schema = schema_in(home_expanded(schema))
+    if "schema" in given:
+        long["schema"] = schema or None
+        given = {**given, "schema": long["schema"]}
     forms = [name for name in ("choices", "schema", "fields") if not isinstance(given.get(name), bool | None)]
     if forms[1:]:
         raise input_error(Named(forms[0]), " goes without ", Named(forms[1]), ".")
@@ -117,8 +123,6 @@ def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
         raise input_error(Named("choices_many"), " goes with ", Named("choices"), ".")
     if isinstance(fields := given.get("fields"), str):
         long |= {"schema": schema_of_fields(fields), "fields": True}
-    if isinstance(schema := given.get("schema"), str | Path):
-        long["schema"] = schema_in(home_expanded(schema))
     return long
 
 

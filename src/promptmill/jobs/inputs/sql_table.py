@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from promptmill.backends.questions import NOT_UTF8
 from promptmill.core import values
 from promptmill.core.bounds import LONGEST_ROW
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import did_you_mean, listed
+from promptmill.jobs.inputs.cells import is_utf8, readable
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window
 from promptmill.jobs.members import all_of, connected, duckdb_connected, is_duckdb
@@ -76,7 +78,13 @@ class SqlTable:
                 found = []
                 for row in page:
                     cells = [*row] if all(type(cell) in _PLAIN for cell in row) else [*map(_value, row)]
-                    found.append(InputRow(n, values.dumps(cells), {name: cells[place] for place, name in columns}))
+                    problem = ""
+                    if not all(type(cell) is not str or is_utf8(cell) for cell in cells):
+                        wrong = (name for place, name in columns if not is_utf8(str(cells[place])))
+                        problem = next((f"its {name} {NOT_UTF8}" for name in wrong), "")
+                        cells = [readable(cell) if type(cell) is str else cell for cell in cells]
+                    fields = {name: cells[place] for place, name in columns}
+                    found.append(InputRow(n, values.dumps(cells), fields, problem))
                     n += 1
                 yield Stretch(found, Extent(rows=len(found)))
 
@@ -124,16 +132,16 @@ _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
 
 
 def _value(cell: Any) -> Any:
-    """Return a value of a database in its JSON form; a time becomes ISO text."""
+    """Return a value of a database: a time becomes ISO text, a decimal without a fraction a whole number."""
     match cell:
         case dt.datetime():
             return cell.isoformat(" ")
         case dt.date() | dt.time():
             return cell.isoformat()
         case decimal.Decimal():
-            return int(cell) if cell == cell.to_integral_value() and cell.as_tuple().exponent == 0 else float(cell)
+            return int(cell) if cell.as_tuple().exponent == 0 else cell
         case dict():
             return {str(name): _value(inner) for name, inner in cell.items()}
         case list() | tuple():
             return [_value(inner) for inner in cell]
-    return cell if type(cell) in _PLAIN else str(cell)
+    return cell if type(cell) in _PLAIN else values.plain_text(cell)

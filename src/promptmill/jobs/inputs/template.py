@@ -7,28 +7,32 @@ placeholder is a Jinja expression, which runs in a sandbox.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
-import orjson
-from jinja2 import Environment, StrictUndefined, TemplateError, UndefinedError, nodes, pass_context
+from jinja2 import Environment, StrictUndefined, TemplateError, Undefined, UndefinedError, nodes, pass_context
 from jinja2.meta import TrackingCodeGenerator
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from promptmill.backends import rows
-from promptmill.backends.questions import PROMPT, RESERVED, PlainTemplate, Template
+from promptmill.backends.questions import PROMPT, RESERVED, PlainTemplate, Template, asks_nothing
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
-from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.values import JsonObject
+from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.values import JsonObject, json_text, plain_text
 from promptmill.core.wording import close_matches, did_you_mean, mended
 
 ROW = "row"
 """The variable that holds all fields of a row: `row["my column"]`."""
 _ALIKE = 0.7  # the similarity of two names: `a - b` is not a misspelt `a`
 _CELL = "promptmill_cell"  # a filter
+_PLACES = "promptmill places"  # a variable that no template can name
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a placeholder that is not closed
 _PLACE = re.compile(r"\{\{(-?)([^{}]+?)(-?)\}\}")  # a `-` removes the white space around the placeholder
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
@@ -154,7 +158,8 @@ class ExpressionTemplate:
             parsed = environment.parse(text)
             if sum(1 for _ in parsed.find_all(nodes.Node)) > _MOST_PARTS:
                 raise input_error(PROMPT, f" has more than {_MOST_PARTS:,} placeholders and expressions; use fewer.")
-            self.names = _names(parsed, environment)
+            _Fields().visit(parsed)
+            self.names = _names(parsed.set_environment(environment), environment)
             self._template = environment.from_string(_checked(parsed, self.names))
         except TemplateError as error:
             raise input_error(PROMPT, f" is not a template: {_why(error, environment)}") from None
@@ -163,15 +168,17 @@ class ExpressionTemplate:
             why = "it is nested too deeply" if nested else "it holds a number that is too large"
             raise input_error(PROMPT, f" is not a template: {why}.") from None
 
-    def render(self, row: JsonObject) -> str:
-        """Return the prompt for `row`. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
-        pieces, size = [], 0
+    def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
+        """Return the prompt for `row`: see `Template`."""
+        pieces, size, places = [], 0, _Places({} if empty is None else empty)
         try:
-            for piece in self._template.generate({ROW: row, **row}):
+            for piece in self._template.generate({ROW: row, **row, _PLACES: places}):
                 size += len(piece)
                 if size > LONGEST_ROW:
                     raise input_error(PROMPT, f" makes a prompt that {TOO_LONG}.")
                 pieces.append(piece)
+            if places.empty and not places.has_text and not has_more:
+                raise asks_nothing(places.empty)
             return "".join(pieces)
         except UndefinedError as error:
             raise input_error(PROMPT, f": {error.message}.") from None
@@ -183,20 +190,54 @@ class ExpressionTemplate:
             raise input_error(PROMPT, f" cannot be written out: {type(error).__name__}: {error}"[:300]) from None
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
+    """Reads `order.items` as the field `items` of an object; the method of this name has to be called."""
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Return a field, an element, or an attribute that is not a method; otherwise an undefined value."""
+        found = super().getitem(obj, argument)
+        return self.undefined(obj=obj, name=argument) if _is_function(found) else found
+
+
+class _Fields(NodeTransformer):  # type: ignore[misc]
+    """Replaces `a.b` by `a["b"]`, except in a call such as `a.b()`."""
+
+    def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:  # noqa: N802 (Jinja's name)
+        """Return the node for the field of an object."""
+        self.generic_visit(node)
+        return nodes.Getitem(node.node, nodes.Const(node.attr), node.ctx, lineno=node.lineno)
+
+    def visit_Call(self, node: nodes.Call) -> nodes.Node:  # noqa: N802
+        """Return the call of a method."""
+        called = node.node
+        self.generic_visit(node)
+        if isinstance(called, nodes.Getattr):
+            node.node = called
+        return node
+
+
+@dataclass(slots=True)
+class _Places:
+    """What is known of the places of a prompt while it is rendered."""
+
+    empty: dict[str, str]
+    has_text: bool = False
+
+
 def _environment() -> Environment:
     """Return a sandbox that compiles a template without evaluating its expressions, because a server compiles it.
 
     `optimized=False` prevents the evaluation of constants in expressions; a `finalize` that takes
     the context prevents it in the text around them.
     """
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         undefined=StrictUndefined,
         keep_trailing_newline=True,
         finalize=pass_context(_as_text),
         autoescape=False,
         optimized=False,
     )
-    environment.filters[_CELL] = _not_empty
+    environment.filters[_CELL] = pass_context(_has_value)
     return environment
 
 
@@ -208,23 +249,20 @@ def _names(template: nodes.Template, environment: Environment) -> frozenset[str]
 
 
 def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:
-    """Add a check for empty cells around each placeholder that is one of `cells`, with or without filters.
+    """Leave each placeholder blank that is one of `cells`, with or without filters, if its cell is empty.
 
     Expressions and the filter `default` get no check: they handle an empty cell themselves.
     """
     for output in template.find_all(nodes.Output):
         for at, place in enumerate(output.nodes):
-            inner, last, filters = place, None, set()
+            inner, filters = place, set()
             while isinstance(inner, nodes.Filter) and inner.node is not None:
                 filters.add(inner.name)
-                inner, last = inner.node, inner
+                inner = inner.node
             if (name := _cell(inner, cells)) and not filters & {"default", "d"}:
-                checked = nodes.Filter(inner, _CELL, [nodes.Const(name)], [], None, None, lineno=inner.lineno)
-                checked.set_environment(template.environment)
-                if last is None:
-                    output.nodes[at] = checked
-                else:
-                    last.node = checked
+                has_value = nodes.Filter(inner, _CELL, [nodes.Const(name)], [], None, None, lineno=inner.lineno)
+                has_value.set_environment(template.environment)
+                output.nodes[at] = nodes.CondExpr(has_value, place, nodes.Const(""), lineno=place.lineno)
     return template
 
 
@@ -232,17 +270,15 @@ def _cell(node: nodes.Expr, cells: frozenset[str]) -> str:
     """Return the cell's name if the expression is `name`, `row.name` or `row["name"]`, else `""`."""
     if isinstance(node, nodes.Name):
         return str(node.name) if node.name in cells - {ROW} else ""
-    if isinstance(node, nodes.Getattr | nodes.Getitem) and isinstance(node.node, nodes.Name) and node.node.name == ROW:
-        if isinstance(node, nodes.Getattr):
-            return str(node.attr)
+    if isinstance(node, nodes.Getitem) and isinstance(node.node, nodes.Name) and node.node.name == ROW:
         return str(node.arg.value) if isinstance(node.arg, nodes.Const) else ""
     return ""
 
 
-def _not_empty(value: Any, name: str) -> Any:
+def _has_value(context: Context, value: Any, name: str) -> bool:
     if what := rows.emptiness(value):
-        raise PromptmillError(Code.EMPTY_PROMPT, f"its {name} is {what}.")
-    return value
+        context[_PLACES].empty[name] = what
+    return not what
 
 
 def _why(error: TemplateError, environment: Environment) -> str:
@@ -254,8 +290,19 @@ def _why(error: TemplateError, environment: Environment) -> str:
     return f"there is no {found[1]} {found[2]!r}; {did_you_mean(found[2], known, 'leave it out.')}"
 
 
-def _as_text(_: Context, value: Any) -> Any:
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, Undefined)
+
+
+def _as_text(context: Context, value: Any) -> Any:
     """Convert a value for the prompt: null becomes `""`; a list, an object or a boolean becomes JSON."""
+    context[_PLACES].has_text |= not rows.emptiness(value)
     if value is None:
         return ""
-    return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list | bool) else value
+    if _is_function(value):
+        raise input_error(PROMPT, ": a place holds a function or a method; call it, or correct the name.")
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Undefined):
+        value = [*value]  # also what `map`, `select` and `items()` yield
+    if isinstance(value, dict | list | bool):
+        return json_text(value)
+    return plain_text(value) if isinstance(value, bytes | Decimal | dt.timedelta) else value

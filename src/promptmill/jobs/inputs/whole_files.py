@@ -2,9 +2,9 @@
 
 A prompt with `{{content}}` asks about the text of each file, any other prompt about each image.
 
-A PDF is sent as text or as images. By default it is sent as its text if it has any, else as images of its pages,
-because every model reads text and some read no images. If the prompt has no `{{content}}`, the text follows the prompt.
-With PDFs, each row has both fields.
+A PDF is sent as text or as images. By default, a page is sent as its text, which every model reads, and as an image if
+only the image shows what is on it. If the prompt has no `{{content}}`, the text follows the prompt. With PDFs, each row
+has both fields.
 
     a path       a file that cannot be sent is an error
     a pattern    if it finds a file that cannot be sent, the file is left out, with the reason
@@ -21,6 +21,7 @@ import contextlib
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -288,17 +289,14 @@ class WholeFiles(FoundFiles):
         has_pdfs = any(path.suffix.lower() == pdf.SUFFIX for path in self._files)
         self.question = _question_of(question, as_pdf, has_pdfs=has_pdfs, has_schema=has_schema)
         """The question about each file."""
-        self._pdf_forms = dict.fromkeys(("text", "images"), 0)
+        self._pages: Counter[str] = Counter()
+        """The number of pages of PDFs by what is sent of them, in the words of `forms`."""
 
     @property
     def forms(self) -> list[Words]:
-        """A note on the form in which PDFs were sent; empty if the user chose the form or there are no PDFs."""
-        texts, images = self._pdf_forms.values()
-        if self._as_pdf is not None or not texts + images:
-            return []
-        parts = [f"{counted(texts, 'PDF')} sent as text"] if texts else []
-        parts += [f"{counted(images, 'PDF')} without text sent as images of the pages"] if images else []
-        return [(f"{', '.join(parts)}; ", Named("pdf"), " (text or images) chooses")]
+        """A note on what was sent of the pages of PDFs, unless the user chose it."""
+        parts = ", ".join(f"{counted(count, 'page')} {form}" for form, count in self._pages.items())
+        return [(f"PDFs: {parts}; ", Named("pdf"), " (text or images) chooses")] if parts else []
 
     def lines(self) -> Iterator[bytes]:
         """Yield a line for each file, in the order of `names`. Raises `PromptmillError` (`invalid_input`)."""
@@ -339,25 +337,46 @@ class WholeFiles(FoundFiles):
         """
         pdf.check_installed()
         source = str(path.absolute())
-        images, text = [source], ""
+        images, text, forms = [source], "", Counter[str]()
         with self._opened(path) as file, contextlib.suppress(pdf.PdfError):
-            if self._as_pdf != "images":
-                text = pdf.READER.text(file)
-            if self._as_pdf == "text":
-                images = [pdf.text_of(source)]
-            elif not text:
+            if self._as_pdf == "images":
                 images = [pdf.page_of(source, page + 1) for page in range(pdf.READER.pages(file))]
-        if len(text) > LARGEST_TEXT:
-            most = f"{LARGEST_TEXT >> 20} million characters of text"
-            raise input_error(f"has more than {most}, too many for one request; split it")
+            else:
+                text, images, forms = self._parts(source, pdf.READER.contents(file))
         if len(images) > MOST_PDF_PAGES:
             most = f"more than the {MOST_PDF_PAGES} images of one request"
-            raise input_error(f"has {len(images):,} pages, {most}; split it, or name its pages in a table")
+            raise input_error(f"has {len(images):,} pages to send as images, {most}; split it, or send its text")
         self._check_secrets(path.with_suffix(".txt"), text.encode())
-        if text or images[0] != source:  # otherwise it cannot be read
-            self._pdf_forms["text" if text else "images"] += 1
-        row: JsonDict = {"images": [] if text else images}
+        self._pages += forms
+        row: JsonDict = {"images": images}
         return {"content": text or _IN_IMAGES, **row} if len(self.question.prompt_only) > 1 else row
+
+    def _parts(self, source: str, pages: Sequence[pdf.PageContent]) -> tuple[str, list[str], Counter[str]]:
+        """Return the text of a PDF, the sources of its images, and the number of its pages by what is sent of them.
+
+        Raises `PromptmillError`; its message is the predicate of a sentence.
+        """
+        if sum(len(page.text) for page in pages) > LARGEST_TEXT:
+            most = f"{LARGEST_TEXT >> 20} million characters of text"
+            raise input_error(f"has more than {most}, too many for one request; split it")
+        texts, images, forms = [], [], Counter[str]()
+        is_auto = self._as_pdf is None
+        has_text = any(page.text and not (page.is_image and is_auto) for page in pages)
+        if not has_text and not is_auto:
+            return "", [pdf.text_of(source)], forms  # the row fails with the reason
+        for number, page in enumerate(pages, 1):
+            if is_auto and (page.is_image or not has_text):
+                form = "sent as image (scan or drawing)"
+                images.append(pdf.page_of(source, number))
+                texts.append(f"(page {number}: in the images)")
+            elif page.is_image:
+                form = "of a scan or drawing sent without the image"
+                texts.append(page.text)
+            else:
+                form = "with pictures sent as text alone" if page.has_pictures else "sent as text"
+                texts.append(page.text)
+            forms[form] += is_auto or page.is_image
+        return "\n\n".join(filter(None, texts)) if has_text else "", images, +forms
 
     def _text_row(self, path: Path) -> JsonDict:
         """Return the row of a text. Raises `PromptmillError`; its message is the predicate of a sentence ("is not

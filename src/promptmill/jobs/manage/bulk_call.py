@@ -167,7 +167,7 @@ async def _answered(call: _Call) -> BulkResult:
 async def stream_async(
     rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield each row when it is answered; `row` is its index, from 0. Takes the arguments of `bulk`."""
+    """Yield each row when it is answered; `row` is its number, from 1. Takes the arguments of `bulk`."""
     async for row in _rows_of(await asyncio.to_thread(_Call.of, rows, output, options)):
         yield row
 
@@ -417,7 +417,7 @@ class _Call:
             await asyncio.wait({running})
 
     def _shown(self, job: Job, records: Collection[Record] | Iterator[Record]) -> list[dict[str, Any]]:
-        """Return the rows of records with their indexes, without rows that the output leaves out."""
+        """Return the rows of records with their numbers, without rows that the output leaves out."""
         form, shown = _Form(job.spec), []
         for record in records:
             if job.spec.leaves_out(record.code) or record.slot >= job.spec.delivered:
@@ -425,7 +425,7 @@ class _Call:
             (row,) = job.folder.store.row_page(record.row, record.row)
             values = form.values(AnsweredRow.of(job.folder.store, job.spec, row, record))
             values[form.answer] = answer_of(values[form.answer], self.given.get("schema"))
-            shown.append({form.row: record.row, **values})
+            shown.append({form.row: record.row + 1, **values})
         return shown
 
     def upload(self) -> None:

@@ -297,7 +297,7 @@ def _portable(conversation: Conversation, rule: FileRule) -> list[dict[str, Any]
 
 def _resolved(source: str, rule: FileRule) -> Path | None:
     """Return the path of a local image. Raises `PromptmillError` (`invalid_image`) if the rule refuses it."""
-    if images.is_web(source) or source[:5].lower() == "data:":
+    if images.is_web(source) or images.is_data(source):
         return None
     try:
         return rule.resolved(images.local_path(source).absolute())

@@ -287,7 +287,13 @@ def _check_columns(_: Work, order: JobOrder, rule: FileRule) -> None:
 
 
 _STEPS: Mapping[str, Callable[..., object]] = MappingProxyType(
-    {step.__name__: step for step in (_check, _check_columns, steps.ingest, steps.check_secrets, steps.export)}
+    {
+        step.__name__: step
+        for step in (
+            *(_check, _check_columns, steps.try_out, steps.ingest),
+            *(steps.check_output, steps.check_secrets, steps.export),
+        )
+    }
 )
 _RAISED: Mapping[str, type[Exception]] = MappingProxyType(
     {error.__name__: error for error in (UnansweredError, DamagedError)}

@@ -17,8 +17,9 @@ from promptmill.core.bounds import LARGEST_PAGE
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import AudioPart, ImagePart, Message
 from promptmill.core.secret_text import SecretFinder, find_field
-from promptmill.core.values import JsonObject
+from promptmill.core.values import JsonObject, read_json
 from promptmill.core.wording import unescaped
+from promptmill.images.load import is_data
 from promptmill.jobs.columns import answer_fields, variant_values
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows
 from promptmill.jobs.export.text import OwnValues
@@ -134,7 +135,7 @@ def _text(turn: Message) -> str:
     for part in turn.content:
         match part:
             case ImagePart(source):
-                found.append("[image]" if source.startswith("data:") else f"[image {source}]")
+                found.append("[image]" if is_data(source) else f"[image {source}]")
             case AudioPart():
                 found.append("[sound]")
             case _:
@@ -145,7 +146,7 @@ def _text(turn: Message) -> str:
 def results_page(
     folder: Folder, rule: FileRule, offset: int, limit: int, only: Only, *, with_input: bool
 ) -> dict[str, Any]:
-    """Return answered rows from row `offset` on, in input order. Blocks. See `RunningJobs.results`."""
+    """Return answered rows after the first `offset` rows, in input order. Blocks. See `RunningJobs.results`."""
     found: list[dict[str, Any]] = []
     with folder.reading() as store:
         spec = folder.spec_in(store)
@@ -162,7 +163,7 @@ def results_page(
                 own = {name: value for name, value in own.items() if name in _IDENTIFIES}
             marks = {names.get(name, name): value for name, value in marks_of(spec, each).items()}
             own |= variant_values(spec, each.slot)
-            found.append({names.get("row", "row"): each.row.n} | own | answered | marks)
+            found.append({names.get("row", "row"): each.row.n + 1} | own | answered | marks)
             size += _size(each.row.cells or b"") + _size(orjson.dumps(answered))
             last = each.row.n
     now = status.read(folder)
@@ -221,7 +222,7 @@ class _Fields:
         if _size(row.cells or b"") > LARGEST_PAGE:
             return {}
         text = rows.json_line(self._own.of(row))
-        value: dict[str, Any] = orjson.loads(text)
+        value: dict[str, Any] = read_json(text)
         if self._finder is not None and (find_field(value) or self._finder.find(text)):
             return {"left_out": f"The row's fields {MAY_HOLD_SECRETS}."}
         return value

@@ -3,19 +3,20 @@
     job.db ─▶ rows: ties, models that disagree, low scores, failures ─▶ a table or a page ─▶ decisions ─▶ `take`
 
 A decision becomes the delivered answer of its row (`records.PERSON`). The answer that it replaces is kept in `spare`,
-and no later round replaces the decision. Nothing is sent.
+and returns when the label is taken back. No later round replaces the decision. Nothing is sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.sax.saxutils import escape
 
 import orjson
 
@@ -30,12 +31,12 @@ from promptmill.jobs import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answered_rows
 from promptmill.jobs.export.text import OwnValues, cell
-from promptmill.jobs.export.workbook_file import LONGEST_CELL
+from promptmill.jobs.export.workbook_file import clean_text, write_sheet
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.job_rows import JobRows
 from promptmill.jobs.run import steps
 from promptmill.jobs.store import progress, statistics
-from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
+from promptmill.jobs.store.database import SET_ASIDE, DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.records import PERSON, SLOT, Made, Record, record_of
@@ -50,7 +51,14 @@ ROWS = 50
 ROW, LABEL, WHY, KEY = "row", "label", "why", "key"
 """Columns of a review: the row's number (from 1), the person's label, the reason, the beginning of its question's
 digest."""
+NO_LABEL = "-"
+"""Takes a label back, as an empty one does."""
 _KEY_DIGITS = 12
+_FROZEN = (
+    '<sheetViews><sheetView workbookViewId="0"><pane xSplit="2" ySplit="1" topLeftCell="C2" activePane="bottomRight" '
+    'state="frozen"/></sheetView></sheetViews>'
+)
+"""The first two columns and the header stay in sight."""
 _MOST_LABELS, _FEW_LABELS, _LONGEST_LABEL = 1000, 8, 200
 _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "truncated"})
 _TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
@@ -71,12 +79,14 @@ class ReviewRow:
     """The prompt, if it is a single text."""
     own: Mapping[str, str]
     """The columns of the input."""
+    label: str = ""
+    """The person's label, if the row has one."""
     answers: Mapping[str, str] = field(default_factory=dict)
     """The other answers to the row, by their models or names."""
 
     def cells(self) -> JsonDict:
         """Return the values of a row of a table, by the names of their columns."""
-        first = {ROW: self.number, LABEL: "", "answer": self.answer, WHY: self.why, "score": self.score}
+        first = {ROW: self.number, LABEL: self.label, "answer": self.answer, WHY: self.why, "score": self.score}
         taken = {*first, KEY, *self.answers}
         own = {name if name not in taken else f"{name}_1": text for name, text in self.own.items()}
         return {**first, **own, **self.answers, KEY: self.key}
@@ -155,7 +165,7 @@ def _drawn(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[_Candidate]
 def _candidates(store: JobDatabase, spec: JobSpec) -> Iterator[_Candidate]:
     every = answered_rows(store, spec, lambda _, record: record)
     if spec.is_grid:
-        for n, group in groupby(every, key=lambda answered: answered.row.n):
+        for n, group in itertools.groupby(every, key=lambda answered: answered.row.n):
             decision = decide([answered.record for answered in group])
             if decision is not None and decision.record.code is None and decision.score < 1:
                 yield _Candidate(_DISAGREE, decision.score, n, 0, "the answers differ")
@@ -226,6 +236,7 @@ def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> It
             _key_of(record),
             "\n\n".join(text for _, text in row.asked),
             {name: cell(value) for name, value in values.items()},
+            record.text if record.settings == PERSON else "",
             others,
         )
 
@@ -247,58 +258,27 @@ def _key_of(record: Record) -> str:
 # ---- the tables
 
 
-def write_table(target: Path, found: Review) -> None:
-    """Write a review as a new CSV file or workbook. Raises `PromptmillError`."""
+def write_workbook(target: Path, found: Review) -> None:
+    """Write a review as a new workbook whose column `label` offers the labels. Raises `PromptmillError`."""
     if target.exists():
         raise input_error(f"{target} exists, perhaps with a person's labels; name another file.")
-    try:
-        if target.suffix.lower() == ".xlsx":
-            _write_workbook(target, found)
-        else:
-            _write_csv(target, found)
-    except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.", "") from None
-
-
-def _write_csv(target: Path, found: Review) -> None:
-    import csv
-
-    with target.open("x", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, found.columns)
-        table.writeheader()
-        table.writerows(row.cells() for row in found.rows)
-
-
-def _write_workbook(target: Path, found: Review) -> None:
-    """Write a workbook whose column `label` offers the labels."""
-    import openpyxl
-    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
-    from openpyxl.worksheet.datavalidation import DataValidation
-
-    book = openpyxl.Workbook()
-    sheet = book.worksheets[0]
-    sheet.title = "Review"
-    sheet.freeze_panes = "C2"
-    columns = found.columns
-    for at, values in enumerate([dict(zip(columns, columns, strict=True)), *(row.cells() for row in found.rows)], 1):
-        for column, name in enumerate(columns, 1):
-            value = values.get(name)
-            place = sheet.cell(at, column)
-            place.value = value
-            if isinstance(value, str):
-                place.value = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", value)[:LONGEST_CELL]
-                place.data_type = "s"  # a text that begins with = is no formula
-    choices = f'"{",".join(found.labels)}"'
+    choices, rules = f'"{",".join(found.labels)}"', ""
     if (
         found.rows
         and found.labels
         and len(choices) <= 257
         and not any(set(label) & set(',"') for label in found.labels)
     ):
-        rule = DataValidation("list", formula1=choices, allow_blank=True, showErrorMessage=False)
-        rule.add(f"B2:B{len(found.rows) + 1}")
-        sheet.add_data_validation(rule)
-    book.save(target)
+        rules = (
+            f'<dataValidations count="1"><dataValidation type="list" allowBlank="1" sqref="B2:B{len(found.rows) + 1}">'
+            f"<formula1>{escape(clean_text(choices))}</formula1></dataValidation></dataValidations>"
+        )
+    rows = ([row.cells().get(name) for name in found.columns] for row in found.rows)
+    try:
+        with target.open("xb") as file:
+            write_sheet(file, "Review", itertools.chain([found.columns], rows), _FROZEN, rules)
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.", "") from None
 
 
 # ---- the decisions
@@ -312,25 +292,30 @@ class Taken:
     """Labels, without those that the job had already."""
     changed: int
     """How many of them differ from the answer that they replace."""
+    taken_back: int
+    """Labels whose rows have their earlier outcome again."""
     is_written: bool
     """Whether the output has them; otherwise the job is not finished."""
 
     def as_dict(self) -> JsonDict:
         """Return the counts as programs get them."""
-        return {"taken": self.taken, "changed": self.changed, "written": self.is_written}
+        counts = {"taken": self.taken, "changed": self.changed, "taken_back": self.taken_back}
+        return {**counts, "written": self.is_written}
 
     def __str__(self) -> str:
         changed = f", {self.changed:,} of them {'changes' if self.changed == 1 else 'change'} the answer"
         later = "" if self.is_written else "; the next run of the job writes the output"
-        return f"{counted(self.taken, 'label')} taken{changed if self.taken else ''}{later}"
+        back = f", {counted(self.taken_back, 'label')} taken back" if self.taken_back else ""
+        return f"{counted(self.taken, 'label')} taken{changed if self.taken else ''}{back}{later}"
 
 
 def take(folder: Folder, decisions: Path, labels: Sequence[str] = ()) -> Taken:
     """Store the labels of a person in a job, and write its output again. `labels`: further labels.
 
-    `decisions` has the columns `row` (from 1) and `label`, and perhaps `key`, as a review has; rows without a label are
-    passed over. All labels are checked before the first is stored. A killed call has stored all labels or none;
-    then the same call, or the job's next run, writes the output.
+    `decisions` has the columns `row` (from 1), `label` and `key` of a review. `-`, or no label, takes the label of a
+    row back, which then has its earlier outcome; other rows without a label are passed over. All labels are checked
+    before the first is stored. A killed call has stored all labels or none; then the same call, or the job's next run,
+    writes the output.
 
     Raises `PromptmillError`.
     """
@@ -362,42 +347,83 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
     there = members.stamp(spec.output.path) if spec.output.format else None
     if there is not None and (made is None or not made.is_own(there)):
         raise input_error(f"{spec.output.path} has changed since the job wrote it; move it away, and take them again.")
-    wanted = _decided(store, decisions)
+    known = [] if spec.output.answer_schema is not None else [*labels, *_labels_in(store)]
+    wanted = _decided(store, decisions, known)
     before = {record.row: record for record in store.records_at([n for n, _ in wanted])}
-    new = [(n, label) for n, label in wanted if not _has(before.get(n), label)]
-    _check_labels(store, spec, decisions, new, labels)
+    new = [(n, label) for n, label in wanted if label and not _has(before.get(n), label)]
+    back = [before[n] for n, label in wanted if not label and before[n].settings == PERSON]
+    _check_labels(spec, decisions, new, known)
     made_by = Made(PERSON, max((each.id for each in stored_rounds(store)), default=0))
     records = [
         record_of(n, Completion(label, "stop", answered_by=A_PERSON), before[n].asked, made_by) for n, label in new
     ]
-    if records:
+    if records or back:
         if made is not None:
             folder.put(output=made.model_copy(update={"finished": False}))
-        store.write(records, [record.key for record in records])
+        keys = [record.key for record in records]
+        failures = f"{SET_ASIDE} AND code IS NOT NULL", [(key,) for key in keys]
+        store.write(records, keys, failures, *_restored(store, back))
     changed = sum(before[n].code is not None or label_of(before[n]) != label_in(label) for n, label in new)
-    return Taken(len(records), changed, _written_again(folder, spec))
+    return Taken(len(records), changed, len(back), _written_again(folder, spec))
+
+
+def _restored(store: JobDatabase, back: Sequence[Record]) -> Iterator[tuple[str, Sequence[tuple[Any, ...]]]]:
+    """Yield the changes that replace labels by the outcomes before them, and forget the labels.
+
+    A row without an earlier outcome, such as one whose label came from another job, is open again.
+    """
+    known: dict[bytes | None, list[tuple[int, int]]] = {}
+    query = """
+        SELECT asked, key, place FROM spare WHERE settings != ? AND key < ?
+        AND (asked IS NULL OR asked IN (SELECT asked FROM answer WHERE settings = ?)) ORDER BY place
+    """
+    for asked, key, place in store.read(query, PERSON, SLOT, PERSON):
+        known.setdefault(asked, []).append((key, place))
+    places = []
+    for record in back:
+        # the row may have moved since; a row without a question has not
+        of_question = known.get(record.asked, [])
+        mine = [one for one in of_question if one[0] == record.key] or (of_question if record.asked else [])
+        if mine:
+            found = mine[-1]
+            of_question.remove(found)
+            places.append((record.key, found[1]))
+    fields = ", ".join(Record._fields[1:])
+    yield "DELETE FROM answer WHERE key = ?", [(record.key,) for record in back]
+    yield f"INSERT INTO answer SELECT ?, {fields} FROM spare WHERE place = ?", places  # noqa: S608 (constants)
+    yield "DELETE FROM spare WHERE place = ?", [(place,) for _, place in places]
+    yield "DELETE FROM spare WHERE settings = ? AND asked IS ?", [(PERSON, record.asked) for record in back]
 
 
 def _has(record: Record | None, label: str) -> bool:
     return record is not None and record.settings == PERSON and label_of(record) == label_in(label)
 
 
-def _decided(store: JobDatabase, decisions: Path) -> list[tuple[int, str]]:
-    """Return the number (from 0) and the label of each row with a decision. Raises `PromptmillError`."""
+def _decided(store: JobDatabase, decisions: Path, known: Sequence[str]) -> list[tuple[int, str]]:
+    """Return the number (from 0) of each row with a decision, and its label, `""` to take it back.
+
+    `known`: labels, of which one may be `-`. Raises `PromptmillError`.
+    """
     found: dict[int, str] = {}
     try:
         for at, row in enumerate(objects_in(decisions), 1):
             where = f"Row {at} of {decisions.name}"
-            if not row.keys() >= {ROW, LABEL}:
-                raise input_error(f"{decisions} has no columns `{ROW}` and `{LABEL}`, as a review has.")
-            if not (label := _text(row[LABEL]).strip()):
-                continue
+            if not row.keys() >= {ROW, LABEL, KEY}:
+                raise input_error(f"{decisions} has no columns `{ROW}`, `{LABEL}` and `{KEY}`, as a review has.")
+            label, key = _text(row[LABEL]).strip(), _text(row[KEY]).strip()
             number = _text(row[ROW]).strip().removesuffix(".0")
             n = int(number) - 1 if number.isdecimal() else -1
-            if (record := store.record(n) if n >= 0 else None) is None:
+            record = store.record(n) if n >= 0 else None
+            if not label and (record is None or record.settings != PERSON or key != _key_of(record)):
+                continue  # it has no label to take back
+            if record is None:
                 raise input_error(f"{where}: the job has no answered row {number[:20]!r}.")
-            if (key := _text(row.get(KEY)).strip()) and key != _key_of(record):
+            if key != _key_of(record):
+                if not key:
+                    raise input_error(f"{where}: row {number} has no `{KEY}`; copy it from the review.")
                 raise input_error(f"{where}: row {number} of the job has another question now; make a new review.")
+            if label == NO_LABEL and label not in known:
+                label = ""
             if found.setdefault(n, label) != label:
                 raise input_error(f"{where}: row {number} has another label above.")
     except OSError as error:
@@ -409,17 +435,15 @@ def _text(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
-def _check_labels(
-    store: JobDatabase, spec: JobSpec, decisions: Path, new: Sequence[tuple[int, str]], labels: Sequence[str]
-) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a label that no answer has, or that does not fit the schema."""
+def _check_labels(spec: JobSpec, decisions: Path, new: Sequence[tuple[int, str]], known: Sequence[str]) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a label that is not `known`, or that does not fit the schema."""
     if spec.output.answer_schema is not None:
         problems = asyncio.run(_problems(spec.output.answer_schema, {label for _, label in new}))
         for n, label in new:
             if problem := problems.get(label):
                 raise input_error(f"The label of row {n + 1:,} in {decisions.name} does not fit the schema: {problem}.")
         return
-    if not (known := [*labels, *_labels_in(store)]):  # the answers are texts
+    if not known:  # the answers are texts
         return
     for n, label in new:
         if label_in(label) not in known:

@@ -22,6 +22,7 @@ from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs import given as given_rows
+from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.row_secrets import OTHERWISE, check_encoding
 from promptmill.jobs.inputs.whole_files import PdfForm, RowFiles, WholeFiles
@@ -179,12 +180,28 @@ class RunningJobs:
             if job.finished:
                 job.close()
                 return dict(self._status_of(job, "The job is finished already."))
-            if source is not None and (unread := await asyncio.to_thread(job.unread)) is not None:
-                await self._apart(steps.reading(job, unread), job, lambda _: None)
-                job.load()
+            if source is not None or job.change.before is not None:
+                unread = await asyncio.to_thread(job.unread)
+                if unread is not None:
+                    await self._read(job, unread, is_trial=source is None)
             held.pop_all()
         await self._launch(job)
         return dict(self._status_of(job, "Ask bulk_status how far it is."))
+
+    async def _read(self, job: Job, files: InputFiles, *, is_trial: bool) -> None:
+        """Read the input of a job, or only find out whether that is refused: then nothing changes.
+
+        Raises `PromptmillError` (`invalid_input`), as a refusal is the result of a call, not of a run.
+        """
+        try:
+            if is_trial:
+                await self._apart(steps.trial(job, files), job, lambda _: None)
+            else:
+                await self._apart(steps.reading(job, files), job, lambda _: None)
+                job.load()
+        except PromptmillError:
+            job.folder.roll_back()
+            raise
 
     async def _whole_files(
         self,
@@ -481,7 +498,7 @@ class RunningJobs:
         *,
         with_input: bool = True,
     ) -> dict[str, Any]:
-        """Return answered rows from row `offset` (from 0) on, in input order; also before the job's end. Blocks.
+        """Return answered rows after the first `offset` rows, in input order; also before the job's end. Blocks.
 
         `only`: only answered rows, or only failed ones. `with_input`: with all fields of the input rows, not only those
         that identify them.

@@ -29,7 +29,7 @@ from promptmill.jobs.inputs.any_format import check_columns, format_of_input, im
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.template import check_names_some, places_in, template_of
-from promptmill.jobs.inputs.workbook import sheet_names
+from promptmill.jobs.inputs.xlsx import sheet_names
 from promptmill.jobs.members import Stamp
 from promptmill.jobs.run.gold_labels import check_unasked
 from promptmill.jobs.run.order_files import OrderFiles
@@ -243,6 +243,10 @@ def plans_of(order: JobOrder, configuration: Configuration) -> dict[str, Resolve
     return {name: configuration.plan_of(name) for name in named}
 
 
+class _TriedError(Exception):
+    """Undoes a reading that would be accepted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """The effect of an order on the rows and answers that a job already has."""
@@ -255,7 +259,14 @@ class Change:
     disk_share: float = 1.0
     """The share of the free disk space that the rows may take."""
 
-    def read(self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work) -> tuple[JobSpec, Bound]:
+    def try_out(self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work) -> None:
+        """Raise the errors of `read`, and change nothing. Blocks."""
+        with contextlib.suppress(_TriedError):
+            self.read(store, spec, files, work, is_trial=True)
+
+    def read(
+        self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work, *, is_trial: bool = False
+    ) -> tuple[JobSpec, Bound]:
         """Read the input into the database and bind the answers to its rows. Return the job and the counts. Blocks.
 
         Raises the errors of `ingest` and `check_bound`; then nothing changes.
@@ -264,6 +275,8 @@ class Change:
         def check(bound: Bound) -> None:
             if self.before is not None and not (self.earlier.keep or self.earlier.again == "all"):
                 check_bound(self.before, spec, bound)
+            if is_trial:
+                raise _TriedError
 
         with self._other() as other:
             bind = functools.partial(binding.bind, check=check, other=other, since=self.since)
@@ -362,8 +375,9 @@ def check_fields(order: JobOrder, input_format: str) -> None:
         )
     for text in question.templates:
         template_of(text, places_in(text))  # any place may be a column
-    if question.sample is not None and (order.limits.rows is not None or order.limits.shard is not None):
-        raise input_error(Named("sample"), " goes without ", Named("limit"), " and ", Named("shard"), ".")
+    for name, part in (("limit", order.limits.rows), ("shard", order.limits.shard)):
+        if question.sample is not None and part is not None:
+            raise input_error(Named("sample"), " goes without ", Named(name), ".")
     for name in ("sure", "votes"):
         if getattr(order, name) is not None and input_format in WHOLE_REQUESTS:
             raise input_error(Named(name), _OF_ROWS)

@@ -3,8 +3,12 @@
     plan      open rows become the lines of files; each file is the content of a batch
     send      upload, create: each batch is stored before and after
     look      until the provider has ended it, or `by` has come: then it is cancelled
+    fetch     the replies, as many as the provider counts
     store     the replies go through the functions around `answer` like those of live requests
-    clean up  the files at the provider are deleted
+    clean up  the files at the provider are deleted, except for results that were not read
+
+A batch that was created exists and is paid, whatever later requests about it say: it is waited for, then the run ends
+with an error, and the next run looks again. Only the user's `by` gives it up, at its highest possible cost.
 
 Rows without an answer afterwards (expired, cancelled, failed for a reason that may pass) are rows of the live round
 that follows. The chain runs twice: while planning, `Call.exchange` takes the request in place of the network, and while
@@ -56,6 +60,8 @@ _LONGEST_WARMING_S = 3600.0  # a cache keeps a beginning for an hour
 _UNANSWERED = frozenset({"planning", "planned", "uploaded", "creating", "sent"})
 _FEWEST = 16  # a full queue makes batches no smaller: others may fill it, and thousands of batches have limits, too
 _LONGEST_OUTAGE_S = 86_400.0  # the window of most providers: after it, batches have ended
+_LONGEST_MISSING_S = 900.0  # providers have answered 404 on good batches for a minute (anthropic-sdk-python#1432)
+_COMPLETED = frozenset({"completed", "ended", "succeeded", "success"})
 # Errors of a provider or network that pass. Its batches run meanwhile.
 _PASSING = frozenset(
     {
@@ -134,6 +140,8 @@ class BatchRound:
         """The beginnings, by slot, that a batch of this run has for the provider's cache."""
         self._replans = False
         """Whether a batch was dropped, so that its rows are planned again."""
+        self._missing: dict[int, float] = {}
+        """Since when the provider does not have a batch or a part of its results."""
         self._trouble: tuple[float, str] | None = None
         """Since when the provider cannot be reached, and its last error."""
         self._is_resumed = bool(self._open())
@@ -299,27 +307,32 @@ class BatchRound:
         try:
             moved = await step(batch)
         except PromptmillError as error:
-            if error.code is Code.NOT_FOUND and batch.state in {"sent", "ended"}:
-                return await self._leave_gone(batch, error)
+            if error.code is Code.NOT_FOUND and batch.state in {"creating", "sent", "ended"}:
+                return self._wait_for_missing(batch, error)
             if not self._may_pass(batch, error):
                 raise
             return False
         self._trouble = None
+        self._missing.pop(batch.id, None)
         return moved
 
-    async def _leave_gone(self, batch: Batch, error: PromptmillError) -> bool:
-        """Send the rows of a batch live that was deleted at the provider. Raises the error if it may still run."""
-        api, planned = self._apis[batch.slot], self._planned(batch)
-        # another account's key finds neither
-        if not batch.there.file_id or not await api.find_file(planned) or await api.find(planned) is not None:
-            raise PromptmillError(
-                error.code,
-                error.message,
-                "Use a key of the account that made the batch. If the batch was deleted there, name another output, "
-                "and this job in `from_job`: its rows without an answer are sent then.",
-            )
-        _LOG.warning("%s was deleted at the provider; its rows are sent live", batch.there.id)
-        stored_batches.put(self._store, batch.changed(state="fetched"))
+    def _wait_for_missing(self, batch: Batch, error: PromptmillError) -> bool:
+        """Wait for a batch, or for results, that the provider does not have at the moment.
+
+        Raises an error after some minutes. Once `by` has come, the batch is given up instead.
+        """
+        if batch.id not in self._missing:
+            self._missing[batch.id] = self._clock.now()
+            _LOG.warning("%s The batch is paid; it is looked at again.", error.message)
+        self._trouble = self._missing[batch.id], error.message
+        if self._clock.now() - self._missing[batch.id] < _LONGEST_MISSING_S:
+            return False
+        if batch.state == "creating" or not self._is_late:
+            hint = "Use a key of the account that made the batch, or wait."
+            raise _unread(batch, Code.SERVER_ERROR, error.message, hint)
+        _LOG.warning("%s is given up; its rows are sent live", batch.there.id)
+        unread = batch.requests - stored_batches.replies_of(self._store, batch).rows
+        stored_batches.put(self._store, batch.changed(state="fetched", unread=unread))
         return True
 
     def _may_pass(self, batch: Batch, error: PromptmillError) -> bool:
@@ -384,11 +397,12 @@ class BatchRound:
             if error.code in {Code.NOT_FOUND, Code.BAD_REQUEST}:  # its file may be gone: the rows are planned again
                 await self._drop(batch)
             raise
-        self._adopt(creating, state)
+        self._adopt(creating, state, is_guess=False)
         return True
 
-    def _adopt(self, batch: Batch, state: BatchState) -> None:
-        stored_batches.put(self._store, batch.seen("sent", id=state.id, said=state.said, expires=state.expires))
+    def _adopt(self, batch: Batch, state: BatchState, *, is_guess: bool) -> None:
+        seen = batch.seen("sent", id=state.id, said=state.said, expires=state.expires, is_guess=is_guess)
+        stored_batches.put(self._store, seen)
         self._again_at.pop(batch.id, None)
 
     async def _find(self, batch: Batch) -> bool:
@@ -397,7 +411,7 @@ class BatchRound:
         others = {other.there.id for other in every if other.there.id}.union(*(other.not_it for other in every))
         state = await self._apis[batch.slot].find(self._planned(batch), others)
         if state is not None:
-            self._adopt(batch, state)
+            self._adopt(batch, state, is_guess=not batch.there.file_id and state.key != batch.key)
             return True
         if batch.id in self._again_at:  # it was missing, or the reply unclear, more than `LIST_LAG_S` ago
             stored_batches.put(self._store, batch.changed(state="uploaded"))
@@ -442,9 +456,9 @@ class BatchRound:
         if not state.is_ended:
             stored_batches.put(self._store, batch)
             return False
-        if state.is_full:
+        if state.is_full and not state.done:
             return await self._wait_for_queue(batch, None)
-        if state.problem is not None and not state.results:  # the same rows can be planned again
+        if state.problem is not None and not state.results and not state.done:  # the same rows can be planned again
             await self._drop(batch)
             raise state.problem
         stored_batches.put(self._store, batch.changed(state="ended"))
@@ -478,31 +492,54 @@ class BatchRound:
     # ---- store
 
     async def _fetch(self, batch: Batch) -> bool:
-        """Store the replies as they arrive."""
+        """Store the replies as they arrive. Raises `not_found` if they are fewer than the provider counts."""
         api, page = self._apis[batch.slot], list[Reply]()
-        unknown = read = 0
+        damaged = unknown = 0
         if not (state := await api.state(batch.there.id)).is_ended:
             return False
+        gone: PromptmillError | None = None
         try:
             async for reply in api.replies(state):
+                if reply is None:
+                    damaged += 1
+                    continue
                 page.append(reply)
-                read += 1
                 if len(page) >= _REPLIES_AT_ONCE:
                     unknown += await asyncio.to_thread(stored_batches.keep_replies, self._store, batch, page)
                     page = []
         except PromptmillError as error:
             if error.code is not Code.NOT_FOUND:
                 raise
-            _LOG.warning("%s: a part of its results is gone: %s", batch.there.id, error)
+            gone = error
         unknown += await asyncio.to_thread(stored_batches.keep_replies, self._store, batch, page)
-        if read and unknown == read:
+        if damaged or unknown:
+            _LOG.warning("%s: %d results are damaged, %d belong to no row", batch.there.id, damaged, unknown)
+        replies = stored_batches.replies_of(self._store, batch)
+        if unknown and not replies.rows and batch.there.is_guess:
             _LOG.warning("%s has no reply to any row: it is a batch of another program", batch.there.id)
             self._send_again(batch)
             return True
-        if unknown:
-            _LOG.warning("%s: %d replies belong to no row", batch.there.id, unknown)
-        stored_batches.put(self._store, batch.changed(state="fetched"))
+        if unknown and replies.rows < batch.requests and not self._is_late:
+            self._charge_whole(batch)
+            left = batch.requests - replies.rows
+            text = f"{unknown} results of batch {batch.there.id} name no row, and {left} rows have no result."
+            raise _unread(batch, Code.UNSUPPORTED, text, "Use an endpoint that keeps each `custom_id`.")
+        counted = min((state.done or 0) + (state.failed or 0), batch.requests)
+        found = replies.rows + damaged + unknown
+        is_short = found < max(counted, state.said in _COMPLETED) or (gone is not None and state.done is None)
+        if is_short and replies.rows < batch.requests:
+            text = f"Batch {batch.there.id} is {state.said} with {counted} requests done, but has {found} results."
+            raise gone or PromptmillError(Code.NOT_FOUND, text, "")
+        unread = min(max((state.done or 0) - replies.answers, damaged, unknown), batch.requests - replies.rows)
+        stored_batches.put(self._store, batch.seen("fetched", read=state.results).changed(unread=max(0, unread)))
         return True
+
+    def _charge_whole(self, batch: Batch) -> None:
+        """Charge the highest possible cost of a batch whose results cannot be used."""
+        if batch.most:
+            self._progress.earlier.charge(batch.most)
+            self._free(batch.most, batch.most)
+            stored_batches.put(self._store, batch.changed(most=0.0))
 
     async def _store_replies(self, batch: Batch) -> bool:
         """Take the replies through the functions around `answer`, and clean up."""
@@ -534,21 +571,26 @@ class BatchRound:
             await answer_rows(self._service, rows, self._sink_of(StoreSink, stats), stats, self._job.plan)
         finally:
             stats.exchange = stats.ledger.deferred = None
-        # edited rows are billed, too: their usage was not counted, so at their highest cost
-        if edited := each * stored_batches.without_row(self._store, batch):
-            self._progress.earlier.charge(edited)
-            self._free(edited, edited)
+        # edited rows and results that cannot be read are billed, too: at the highest cost, as their usage is not known
+        uncounted = stored_batches.without_row(self._store, batch) + batch.unread
+        if charged := each * uncounted:
+            self._progress.earlier.charge(charged)
+            self._free(charged, charged)
+        elif uncounted:
+            stats.warn(f"What {uncounted} requests of batch {batch.there.id} cost is not known.")
         await self._clean_up(batch)
-        self._free(max(0.0, left[0] - edited))
+        self._free(max(0.0, left[0] - charged))
         return True
 
     async def _clean_up(self, batch: Batch) -> None:
-        """Delete the files at the provider and here."""
+        """Delete the files at the provider and here, except for results that were not read."""
         api = self._apis[batch.slot]
         if not self._order.keep_files:
             state: BatchState | None = None
-            with contextlib.suppress(PromptmillError):  # it may be deleted already
-                state = await api.state(batch.there.id)
+            if not batch.unread:
+                with contextlib.suppress(PromptmillError):  # it may be deleted already
+                    state = await api.state(batch.there.id)
+                    state = replace(state, results=tuple(name for name in state.results if name in batch.there.read))
             with contextlib.suppress(PromptmillError):  # they expire by themselves
                 await api.delete(self._planned(batch), state)
         batch.file(self._job.folder.path).unlink(missing_ok=True)
@@ -568,6 +610,13 @@ class BatchRound:
             "ids": [batch.there.id for batch in open_ if batch.there.id],
             **({"expires": min(times)} if (times := [one.there.expires for one in now if one.there.expires]) else {}),
         }
+
+
+def _unread(batch: Batch, code: Code, text: str, hint: str) -> PromptmillError:
+    """Return the error of a batch that is paid and whose results cannot be read."""
+    name = batch.there.id or batch.key
+    again = f"The same command looks at batch {name} again, and sends no row twice. To pay its rows again, live: "
+    return PromptmillError(code, text, [f"{hint} {again}", Named("by", "1m"), "."])
 
 
 def batch_figures(store: JobDatabase, plan: ResolvedConfig) -> BatchStatus:

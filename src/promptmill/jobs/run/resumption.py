@@ -33,6 +33,7 @@ _AS_READ = (
     "style",
     "taken",
     "settings_read",
+    "blank",
 )
 """The fields of `InputSpec` that are known after the input was read."""
 _ASKED = ("templates", "column", "image_column", "row_settings")

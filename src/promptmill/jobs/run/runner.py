@@ -110,6 +110,9 @@ class Runner:
         self._stopped: _JobStopped | None = None
         self._leaves_as: _JobStopped | None = None
         """The final state of a run that takes no more rows and waits for the rows in flight."""
+        self._before = job.folder.status
+        self._is_refused = False
+        """Whether the run changed nothing: the job keeps the status that it had."""
         self._takes_no_more = False
         """Whether the current round ends after the rows in flight, to be resumed with a budget."""
         self._end = SLOT
@@ -222,7 +225,7 @@ class Runner:
             ):  # if this fails, the next run finds no rows for the last round
                 rounds.end(job.folder.store)
                 stored_batches.forget_tried(job.folder.store)
-        self._keep(self._status())
+        self._keep({"status": self._before} if self._is_refused else self._status())
         with contextlib.suppress(OSError, DamagedError):
             if job.folder.is_open:  # not open if it could not be repaired
                 job.folder.store.sync()
@@ -310,11 +313,14 @@ class Runner:
             except PromptmillError:
                 # then the same command is refused again, and the previous command resumes the job
                 job.folder.roll_back()
+                self._is_refused = job.change.before is not None
                 raise
             job.load()
             await self._in_thread(lambda: stored_batches.rebind(job.folder.store, job.spec.targets))
             self._note_kept(bound)
         await self._check_secrets()
+        if job.spec.output.format == "xlsx":
+            await self._do(functools.partial(steps.check_output))
         progress.output.columns = job.spec.output.names or {}
         if (batch := job.order.batch) is not None and batch.is_earlier and batch.by is not None:
             at = datetime.fromtimestamp(batch.by).astimezone().isoformat(" ", "minutes")

@@ -40,6 +40,16 @@ def reading(job: Job, files: InputFiles) -> partial[Bound]:
     return partial(ingest, spec=job.spec, parts=files.parts, change=job.change)
 
 
+def trial(job: Job, files: InputFiles) -> partial[None]:
+    """Return the step that finds out whether the reading of an input is refused, and changes nothing."""
+    return partial(try_out, spec=job.spec, parts=files.parts, change=job.change)
+
+
+def try_out(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> None:
+    """Raise the errors of `ingest`. Blocks."""
+    change.try_out(folder.store, spec, input_files.opened(parts, known=True, encoding=spec.input.encoding), work)
+
+
 def ingest(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> Bound:
     """Read the input and store the changed job. Later changes of the input do not affect the output. Blocks. Raises the
     errors of `Change.read`.
@@ -49,6 +59,13 @@ def ingest(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], 
     made = folder.result
     folder.put(spec=spec, before=None, output=made and made.model_copy(update={"finished": False}))
     return bound
+
+
+def check_output(_: Work, folder: Folder) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if the output is in a workbook that cannot be written. Blocks."""
+    from promptmill.jobs.export.workbook_file import check_target  # few jobs write one
+
+    check_target(folder.known_spec())
 
 
 def check_secrets(work: Work, folder: Folder, *, rule: FileRule) -> None:

@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
-from promptmill.answering.costs import BATCH, price_of, tier_of
+from promptmill.answering.costs import BATCH, Price, Prices, most_of, price_of, tier_of
 from promptmill.backends import rows
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.request import Conversation, TextPart, check_encodable
+from promptmill.core.request import Conversation, Request, TextPart, check_encodable
 from promptmill.images import load as images
 from promptmill.jobs import columns
 from promptmill.jobs.export.batch_output import Ids
@@ -68,21 +68,40 @@ def check(
         spec, _ = ingest(store, spec, input_of(files.input, spec.input.format), Work(), disk_share=share)
         if spec.input.is_file:
             row_secrets.check(store, spec.input, plan.file_rule, Work())
-        found = {"format": spec.input.format} | _check_rows(store, spec, plan, order, may_name=may_name)
+        models = [target.model for target in spec.targets] if order.votes is None else order.votes.models
+        answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
+        every = [*answering.values()] if order.votes is None else [answering[name] for name in models]
+        sums = [_Most(one, price) for one in every if (price := price_of(one)) is not None]
+        found = {"format": spec.input.format} | _check_rows(store, spec, plan, order, sums, may_name=may_name)
         found["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             found["notes"].append(note)
-        models = [target.model for target in spec.targets] if order.votes is None else order.votes.models
-        answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
         sure = {}
         if (rule := order.sure) is not None:
             sure["sure"] = _sample(answering[rule.model], rule, found, _gold(store, spec, plan, order))
-        every = [*answering.values()] if order.votes is None else [answering[name] for name in models]
         found["estimated_prompt_tokens"] *= len(every)
-        cost = _cost(every, found, spec.question.prompts)
-        if order.batch is not None and cost and (by_batch := _cost(every, found, spec.question.prompts, BATCH)):
-            cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
+        cost: dict[str, float | None] = {}
+        if len(sums) == len(every):
+            cost = _cost(sums, found, spec.question.prompts)
+            if order.batch is not None and all(one.price.batch is not None for one in sums):
+                by_batch = _cost(sums, found, spec.question.prompts, by_batch=True)
+                cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
         return found | cost | sure
+
+
+class _Most:
+    """The highest cost of the rows at one model, live and by batch."""
+
+    def __init__(self, plan: ResolvedConfig, price: Price) -> None:
+        self.plan, self.price = plan, price
+        self._prices = Prices(plan, price)
+        self.live = self.by_batch = 0.0
+
+    def add(self, request: Request) -> None:
+        """Add a row's request."""
+        self.live += most_of(request, self.plan, self._prices)
+        if self.price.batch is not None:
+            self.by_batch += most_of(request, self.plan, self._prices, by_batch=True)
 
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
@@ -100,24 +119,34 @@ def _check_rows(
     spec: JobSpec,
     plan: ResolvedConfig,
     order: JobOrder,
+    sums: Sequence[_Most],
     *,
     may_name: frozenset[str] | None,
 ) -> dict[str, Any]:
+    """Return the counts of all rows, and their costs in `sums`."""
     count = invalid = skipped = pictures = tokens = 0
     problems: list[str] = []
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.rows)
-    reader = reader_of(plan, spec.model_copy(update={"origin": Origin()}), order.system_prompt, may_name=may_name)
-    requests = list(requests_of(spec, reader))
+    local = spec.model_copy(update={"origin": Origin()})
+    requests, *others = (
+        list(requests_of(spec, reader_of(one, local, order.system_prompt, may_name=may_name)))
+        for one in (plan, *(most.plan for most in sums))
+    )
     for row in store.rows(last=end - 1):
         count += 1
         try:
             where = rows.place(kind, row.n)
-            for one in requests:
-                conversation = one.request(row.n, row.line, row.cells or b"").conversation
+            made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
+            for request in made:
+                conversation = request.conversation
                 tokens += -(-_bytes(conversation) // _BYTES_PER_TOKEN)
                 pictures += len(conversation.images)
                 _check_payload(conversation, rules, where)
+            for most, makers in zip(sums, others, strict=True):
+                same = made if most.plan is plan else [one.request(row.n, row.line, row.cells or b"") for one in makers]
+                for request in same:
+                    most.add(request)
         except PromptmillError as error:
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
                 skipped += 1
@@ -143,23 +172,15 @@ def _check_rows(
 
 
 def _cost(
-    plans: Sequence[ResolvedConfig], found: Mapping[str, Any], prompts: int, way: str = ""
+    sums: Sequence[_Most], found: Mapping[str, Any], prompts: int, *, by_batch: bool = False
 ) -> dict[str, float | None]:
-    """Return the cost if each of the models answers so many `prompts` of each row; empty if a price is unknown.
-
-    `way`: a service tier, or `BATCH`; `""`: the tier of the configuration.
-    """
-    asked, answered = found["rows"] * prompts, (found["rows"] - found["invalid"]) * prompts
-    each = Usage(found["estimated_prompt_tokens"] // len(plans) // max(1, asked))  # prices may rise with one's length
-    estimated, most = 0.0, 0.0
-    for plan in plans:
-        price, tier = price_of(plan), way or tier_of(plan.settings.extra_params)
-        if price is None or (tier == BATCH and price.batch is None):
-            return {}
-        longest = plan.settings.sampling_params.max_tokens
-        estimated += price.cost(each, tier) * asked
-        most += math.inf if longest is None else price.cost(Usage(0, longest), tier) * answered
-    return {"estimated_cost": estimated, "most_cost": None if most == math.inf else estimated + most}
+    """Return the cost if each of the models answers so many `prompts` of each row."""
+    asked = found["rows"] * prompts
+    each = Usage(found["estimated_prompt_tokens"] // len(sums) // max(1, asked))  # prices may rise with one's length
+    tiers = [BATCH if by_batch else tier_of(one.plan.settings.extra_params) for one in sums]
+    estimated = asked * sum(one.price.cost(each, tier) for one, tier in zip(sums, tiers, strict=True))
+    most = sum(one.by_batch if by_batch else one.live for one in sums)
+    return {"estimated_cost": estimated, "most_cost": None if most == math.inf else most}
 
 
 def _gold(store: JobDatabase, spec: JobSpec, plan: ResolvedConfig, order: JobOrder) -> int | None:

@@ -11,7 +11,8 @@
     batch     id → JSON: the batches at a provider; `batched` has their rows, see `stored_batches`
     edited    the blocks of rows that have changed since the output was written, see `export.output`
     answer    the current record of a row, by its key; see `records.Record` for the columns
-    spare     the same columns: paid answers without a row, because the row was edited or has a newer answer
+    spare     the same columns: paid answers without a row, because the row was edited or has a newer answer; and
+              failures that a person's label replaces
 
 Nothing ever deletes a paid answer.
 
@@ -79,7 +80,7 @@ _OPTIONAL = frozenset({"code", "more"})  # texts that are never empty
 _VALUES_OF_RECORD = ",".join("nullif(?, '')" if name in _OPTIONAL else "?" for name in Record._fields)
 PUT = f"INSERT OR REPLACE INTO answer VALUES ({_VALUES_OF_RECORD})"
 PUT_SPARE = f"INSERT INTO spare VALUES (?, {_VALUES_OF_RECORD})"
-_SET_ASIDE = f"INSERT INTO spare ({COLUMNS}) SELECT {COLUMNS} FROM answer WHERE key = ? AND code IS NULL"
+SET_ASIDE = f"INSERT INTO spare ({COLUMNS}) SELECT {COLUMNS} FROM answer WHERE key = ?"
 PAGE = 256  # records read at once: a long read would keep the writer waiting
 _WAIT_S = 5.0  # for other programs
 AT_ONCE = 16  # records, of any size
@@ -230,12 +231,15 @@ class JobDatabase:
 
     # ---- table answer
 
-    def write(self, records: Sequence[Record], replaced: Sequence[int] = ()) -> None:
+    def write(
+        self, records: Sequence[Record], replaced: Sequence[int] = (), *changes: tuple[str, Iterable[Any]]
+    ) -> None:
         """Store `records`, replacing records with the same keys: all of them, or none if this raises.
 
-        The answers with the keys `replaced` become spare.
+        The answers with the keys `replaced` become spare. `changes`: statements that come first, see `change`.
         """
-        self.change((_SET_ASIDE, [(key,) for key in replaced]), (PUT, map(bound, records)))
+        aside = f"{SET_ASIDE} AND code IS NULL", [(key,) for key in replaced]
+        self.change(*changes, aside, (PUT, map(bound, records)))
 
     def drop_damaged(self) -> int:
         """Delete the damaged records; return their number."""
@@ -284,8 +288,8 @@ class JobDatabase:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the job has no record."""
-        return not self.page(0, size=1)
+        """Whether the job has no record, and no batch at a provider."""
+        return not self.page(0, size=1) and not self.read("SELECT 1 FROM batch LIMIT 1")
 
     # ---- the file
 

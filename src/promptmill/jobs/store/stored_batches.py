@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -55,6 +55,10 @@ class AtProvider(Stored):
     expires: float | None = None
     is_cancelled: bool = False
     """Whether we asked the provider to cancel it."""
+    is_guess: bool = False
+    """Whether only time and size of the provider's batch say that it is ours."""
+    read: tuple[str, ...] = ()
+    """The provider's names of the results that were read."""
 
 
 class Batch(Stored):
@@ -79,6 +83,8 @@ class Batch(Stored):
     """The beginning of each `custom_id`: a batch of another program has others."""
     not_it: tuple[str, ...] = ()
     """The provider's ids of batches that are not this one, or no longer: full queues refused them."""
+    unread: int = 0
+    """Requests that may be billed although no reply to them could be read; then the results stay at the provider."""
     there: AtProvider = AtProvider()
 
     def file(self, folder: Path) -> Path:
@@ -164,6 +170,20 @@ def reply_to(store: JobDatabase, batch: Batch, key: int) -> Reply | None:
     query = "SELECT status, reply FROM batched WHERE key = ? AND batch = ? AND status > 0"
     found = store.read(query, key, batch.id)
     return Reply(str(key), found[0][0], found[0][1]) if found else None
+
+
+class Replies(NamedTuple):
+    """The replies to the requests of a batch that are stored."""
+
+    rows: int
+    answers: int
+    """The replies with an answer, which is billed."""
+
+
+def replies_of(store: JobDatabase, batch: Batch) -> Replies:
+    """Count the stored replies of a batch."""
+    query = "SELECT count(status), coalesce(sum(status BETWEEN 200 AND 299), 0) FROM batched WHERE batch = ?"
+    return Replies(*store.read(query, batch.id)[0])
 
 
 def finish(store: JobDatabase, batch: Batch, *, again: bool) -> None:

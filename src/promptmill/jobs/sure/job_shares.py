@@ -13,12 +13,12 @@ several cuts (`recall`), this is nearly exact: tests/jobs/test_sure_cut.py measu
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import orjson
-
+from promptmill.core.values import json_text, read_json
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT, Record
@@ -94,7 +94,9 @@ def reviewed_shares(
     by_person = {record.key: record for record in store.records(where=f"settings = {PERSON} AND key < {SLOT}")}
     if {record.key for record in random_rows(store, spec, len(by_person))} != by_person.keys():
         return {}
-    replaced = dict(store.read("SELECT key, text FROM spare WHERE settings != ? ORDER BY place", PERSON))
+    replaced = dict(
+        store.read("SELECT key, text FROM spare WHERE settings != ? AND code IS NULL ORDER BY place", PERSON)
+    )
     rows = [(record, replaced.get(key)) for key, record in by_person.items() if key < before]
     found = {}
     for field in fields:
@@ -158,15 +160,15 @@ def _value_in(text: str, field: str) -> str:
     if not field:
         return label_in(text)
     try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        value = read_json(text)
+    except json.JSONDecodeError:
         return ""
-    return _plain(orjson.dumps(value.get(field)).decode() if isinstance(value, dict) else None)
+    return _plain(json_text(value.get(field)) if isinstance(value, dict) else None)
 
 
 def _plain(text: str | None) -> str:
     """Return a JSON value as a text: a string without its quotes."""
-    value = None if text is None else orjson.loads(text)
+    value = None if text is None else read_json(text)
     return value if isinstance(value, str) else (text or "null")
 
 

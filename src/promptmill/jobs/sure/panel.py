@@ -7,13 +7,13 @@ most of them have. A student has a probability, too.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import orjson
-
+from promptmill.core.values import json_text, read_json
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import SurePart
 from promptmill.jobs.sure.cut import Place, place
@@ -35,16 +35,16 @@ def label_in(text: str) -> str:
     text = text.strip()
     if text.startswith("{"):
         try:
-            fields = orjson.loads(text)
-        except orjson.JSONDecodeError:
+            fields = read_json(text)
+        except json.JSONDecodeError:
             return text
         fields = {name: _as_set(value) if isinstance(value, list) else value for name, value in fields.items()}
-        return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS).decode()
+        return json_text(fields, sort_keys=True)
     return text
 
 
 def _as_set(values: Sequence[Any]) -> list[str]:
-    return sorted({orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode() for value in values})
+    return sorted({json_text(value, sort_keys=True) for value in values})
 
 
 class Decision(NamedTuple):

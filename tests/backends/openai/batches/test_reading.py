@@ -84,7 +84,7 @@ def test_a_time_is_read_in_each_provider_s_form(value, time):
     ],
 )
 def test_a_result_line_is_read_in_each_provider_s_form(line, reply):
-    read = reply_of(line, "batch b")
+    read = reply_of(line)
     assert read is not None
     status, body = reply
     assert (read.status, orjson.loads(read.body) if read.body else None) == (status, body)
@@ -94,9 +94,8 @@ def test_a_result_line_is_read_in_each_provider_s_form(line, reply):
     "line",
     [{}, {"custom_id": "1"}, {"response": BODY}, {"custom_id": 1, "response": BODY}, {"custom_id": "1", "error": None}],
 )
-def test_a_damaged_line_is_left_out_and_logged(line, caplog):
-    assert reply_of(line, "batch b") is None
-    assert "a result of batch b" in caplog.text
+def test_a_damaged_line_is_no_reply(line):
+    assert reply_of(line) is None
 
 
 def test_an_error_has_the_status_of_its_type_or_code():
@@ -125,4 +124,4 @@ def test_a_full_queue_is_told_from_other_refusals(payload, soft, full):
 
 
 def test_a_reply_of_a_request_that_was_not_run_has_no_body():
-    assert reply_of({"custom_id": "x", "error": {"code": "batch_expired"}}, "") == Reply("x", 0, b"")
+    assert reply_of({"custom_id": "x", "error": {"code": "batch_expired"}}) == Reply("x", 0, b"")

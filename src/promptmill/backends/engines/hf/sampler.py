@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from promptmill.answers.reasoning import closes_reasoning
+from promptmill.answers.reasoning import Family
 from promptmill.answers.schema import Choices, schema_of
 from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError, first_line
@@ -28,7 +28,7 @@ from promptmill.system.installation import adding
 # step of a small model, and these nearly always include the nucleus.
 _CANDIDATES = 256
 _GREEDY_BELOW = 1e-5  # a lower temperature leaves no choice, and its scores overflow float32
-_TAIL = 12  # tokens in which the end of a reasoning block is looked for
+_TAIL = 32  # tokens in which the end of a reasoning block is looked for
 # Small models write endless white space if the grammar allows it.
 _OVERRIDES = {"whitespace_pattern": r"[ ]?"}
 # Defaults that `SequenceBuilder` combines with the request, or that change no choice.
@@ -198,23 +198,23 @@ class AnswerMasks:
         self._vocabulary: Any = None
         self._grammar = functools.lru_cache(maxsize=MOST_KEPT)(self._valid_grammar)
 
-    def of(self, wanted: Mapping[str, Any] | None, *, thinks: bool) -> AnswerMask | None:
+    def of(self, wanted: Mapping[str, Any] | None, *, opened: Family | None) -> AnswerMask | None:
         """Return the mask for an answer in the `response_format` `wanted`; None if it is not JSON.
 
-        `thinks`: the answer starts with reasoning, and JSON follows it. Raises `PromptmillError` (`unsupported`,
-        `missing_dependency`) if the format cannot be enforced.
+        `opened`: the answer starts inside reasoning of this family, and JSON follows it. Raises `PromptmillError`
+        (`unsupported`, `missing_dependency`) if the format cannot be enforced.
         """
         schema = schema_of(wanted)
         if schema is None:
             return None
-        return self._mask("schema", json.dumps(schema), waits=thinks)
+        return self._mask("schema", json.dumps(schema), closings=() if opened is None else opened.closings)
 
     def of_choices(self, choices: Choices) -> AnswerMask:
         """Return the mask for the rest of an answer whose beginning is `choices.OPENING`. Raises as `of` does."""
         alternatives = " | ".join(json.dumps(ending, ensure_ascii=False) for ending in choices.endings)
         return self._mask("lark", f"start: {alternatives}")
 
-    def _mask(self, kind: str, source: str, *, waits: bool = False) -> AnswerMask:
+    def _mask(self, kind: str, source: str, *, closings: tuple[str, ...] = ()) -> AnswerMask:
         try:
             from llguidance import LLMatcher
         except ImportError:
@@ -226,7 +226,7 @@ class AnswerMasks:
         if self._vocabulary is None:
             self._vocabulary = _vocabulary(self._tokenizer, self._ends)
         matcher = LLMatcher(self._vocabulary, self._grammar(kind, source), log_level=0)
-        return AnswerMask(matcher, self._vocabulary.vocab_size, self._ends, self._tokenizer, waits=waits)
+        return AnswerMask(matcher, self._vocabulary.vocab_size, self._ends, self._tokenizer, closings)
 
     def _valid_grammar(self, kind: str, source: str) -> Any:
         from llguidance import LLMatcher
@@ -267,19 +267,19 @@ def _not_held(problem: str) -> PromptmillError:
 class AnswerMask:
     """The token mask of one answer: allows only tokens that can still lead to a text of its grammar."""
 
-    def __init__(self, matcher: Any, known: int, ends: list[int], tokenizer: Any, *, waits: bool) -> None:
-        """`known` is the number of tokens that the matcher knows."""
+    def __init__(self, matcher: Any, known: int, ends: list[int], tokenizer: Any, closings: tuple[str, ...]) -> None:
+        """`known` is the number of tokens that the matcher knows; one of `closings` precedes the grammar's text."""
         self._matcher = matcher
         self._known = known
         self._ends = ends
         self._tokenizer = tokenizer
-        self._waits = waits
+        self._closings = closings
         self._followed = 0
         self._bits: Any = None
 
     def apply(self, scores: Any, tokens: list[int]) -> None:
         """Set the `scores`, `(vocabulary,)`, of tokens that cannot follow `tokens`, the answer so far, to -inf."""
-        if self._waits and not self._begins(tokens):
+        if self._closings and not self._begins(tokens):
             return
         for token in tokens[self._followed :]:
             if not self._matcher.consume_token(token):  # a limit of llguidance: a token would take seconds
@@ -309,9 +309,10 @@ class AnswerMask:
 
     def _begins(self, tokens: list[int]) -> bool:
         """Return whether the last token ended the reasoning; the grammar starts after it."""
-        if not closes_reasoning(self._tokenizer.decode(tokens[-_TAIL:], skip_special_tokens=False)):
+        end = self._tokenizer.decode(tokens[-_TAIL:], skip_special_tokens=False)
+        if not any(mark in end for mark in self._closings):
             return False
-        self._waits, self._followed = False, len(tokens)
+        self._closings, self._followed = (), len(tokens)
         return True
 
 

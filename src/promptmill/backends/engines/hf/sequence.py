@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from promptmill.answers.reasoning import opens_reasoning
+from promptmill.answers.reasoning import opened_by
 from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import prompt_text, text_turn
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, GrowingAnswer, Texts
@@ -90,7 +90,7 @@ class SequenceBuilder:
         if tools is not None:
             options["tools"] = tools.offered
         text, special = self._prompt_text(message["messages"], options, warnings)
-        thinks = opens_reasoning(text)
+        opened = opened_by(text)
         if (choices := submission.choices_after(text, sampling, tools)) is not None:
             text += choices.OPENING
         stops, ends = submission.split_stops(sampling.get("stop") or (), self._special, warnings)
@@ -113,12 +113,12 @@ class SequenceBuilder:
         )
         choice.constraints = self._model.constraints.processors_for(tokens, limit)
         wanted = tools.response_format if tools else sampling.get("response_format")
-        choice.mask = self._masks.of(wanted, thinks=thinks) if choices is None else self._masks.of_choices(choices)
+        choice.mask = self._masks.of(wanted, opened=opened) if choices is None else self._masks.of_choices(choices)
         top_logprobs = submission.wanted_logprobs(message["extra"])
         texts = self._tool_texts if tools else self._texts
         return RunningSequence.of(
             message,
-            AnswerForm(texts, thinks, submission.is_inline(message), tools, choices),
+            AnswerForm(texts, opened, submission.is_inline(message), tools, choices),
             Ending(limit, ends, stops),
             prompt=tokens,
             choice=choice,

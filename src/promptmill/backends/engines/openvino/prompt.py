@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import openvino_genai
 
-from promptmill.answers.reasoning import opens_reasoning
+from promptmill.answers.reasoning import opened_by
 from promptmill.answers.schema import schema_of
 from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import ChatTemplate, prompt_text, text_turn
@@ -102,7 +102,7 @@ class PromptBuilder:
         texts = self._tool_texts if tools else self._texts
         return Row.of(
             message,
-            AnswerForm(texts, opens_reasoning(text), submission.is_inline(message), tools, choices),
+            AnswerForm(texts, opened_by(text), submission.is_inline(message), tools, choices),
             Ending(limit, ends, stops),
             prompt=tokens,
             logprobs=None if top_logprobs is None else [],

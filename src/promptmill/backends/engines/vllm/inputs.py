@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from promptmill.answers.chances import Chances
-from promptmill.answers.reasoning import opens_reasoning
+from promptmill.answers.reasoning import opened_by
 from promptmill.answers.schema import schema_of
 from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn
@@ -31,7 +31,7 @@ from promptmill.system.frames import Frame
 _EXTRA = submission.EXTRA | {"mm_processor_kwargs", "lora"}
 _MISTRALS = "{{ tools }} tool_calls [TOOL_CALLS]"
 """Takes the place of the template of a Mistral tokenizer, which formats chats in code and takes tools."""
-_TAIL = 8  # tokens in which a template may open a thought
+_TAIL = 16  # tokens in which a template may open a thought
 _SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "max_tokens"),
@@ -126,7 +126,7 @@ class PromptBuilder:
         if (chances := submission.chances_of(extra, choices)) is not None:
             params.logprobs = submission.MOST_LOGPROBS  # of the tokens that the grammar allows
         texts = self._tool_texts if tools else self._texts
-        form = AnswerForm(texts, opens_reasoning(end_of_prompt), submission.is_inline(message), tools, choices)
+        form = AnswerForm(texts, opened_by(end_of_prompt), submission.is_inline(message), tools, choices)
         return Prepared(prompt, params, adapter, options, form, top_logprobs, chances)
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -173,7 +173,7 @@ class MarkReader:
     def split(self, text: str, tokens: Sequence[int]) -> tuple[str | None, str]:
         """Return `(reasoning, answer)`."""
         del tokens
-        return self._form.texts.split(text, opened=self._form.thinks)
+        return self._form.texts.split(text, opened=self._form.opened)
 
     def so_far(self, text: str) -> Frame:
         """Return the preview of an answer whose first part is `text`."""

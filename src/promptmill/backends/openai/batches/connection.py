@@ -6,15 +6,16 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 
 import orjson
 
 from promptmill.backends.batches import BatchUnclearError, QueueFullError
 from promptmill.backends.openai.batches.reading import is_full, json_object
-from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.endpoint import Endpoint, is_near
 from promptmill.backends.openai.failures import (
     FailureKind,
     InvalidResponseError,
@@ -28,9 +29,12 @@ from promptmill.backends.openai.http_connection import Headers
 from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
 from promptmill.backends.openai.transport import FileBody, Pool
 from promptmill.config.settings import OpenAISettings
-from promptmill.core.bounds import LARGEST_BODY
+from promptmill.core.bounds import LARGEST_BODY, MOST_PAGES
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.values import JsonDict, JsonObject
+
+if TYPE_CHECKING:
+    from promptmill.backends.openai.session import StreamedResponse  # imports aiohttp
 
 Sleep: TypeAlias = Callable[[float], Awaitable[None]]
 Query: TypeAlias = Mapping[str, str | int]
@@ -91,6 +95,7 @@ class BatchConnection:
         self.endpoint = replace(endpoint, url=root, headers=headers)
         self._pool, self._settings = pool, settings
         self._query = urlsplit(endpoint.url).query
+        self._is_near = is_near(urlsplit(root).hostname or "")
         self._sleep = sleep
         self._rng = rng or random.SystemRandom()
 
@@ -116,7 +121,7 @@ class BatchConnection:
         sent = body if isinstance(body, FileBody | bytes) else b"" if body is None else orjson.dumps(body)
         kind = {"Content-Type": body.content_type} if isinstance(body, FileBody) else {}
         try:
-            async with self._pool.exchange(endpoint, method, {**kind, **(headers or {})}, sent) as response:
+            async with self._exchange(endpoint, method, {**kind, **(headers or {})}, sent) as response:
                 content = await response.read(largest)
                 if not 200 <= response.status < 300:
                     raise self._refused(response.status, response.headers, content, endpoint)
@@ -208,14 +213,14 @@ class BatchConnection:
                 return
 
     async def lines(self, path: str, query: Query | None = None) -> AsyncIterator[JsonDict]:
-        """Yield the objects of a file of JSON Lines, from its beginning again after a lost connection.
+        """Yield the objects of a file of JSON Lines, `{}` for a damaged line. Raises `PromptmillError`.
 
-        Damaged lines are logged and left out. Raises `PromptmillError`.
+        After a lost connection, the file is read from its beginning again.
         """
         endpoint, failures, hops = self._to(path, query), 0, 0
         while True:
             try:
-                async with self._pool.exchange(endpoint, "GET", {"Accept": "*/*"}) as response:
+                async with self._exchange(endpoint, "GET", {"Accept": "*/*"}) as response:
                     if response.status in _REDIRECTS and hops < _MOST_HOPS and "Location" in response.headers:
                         endpoint, hops = self._to(urljoin(endpoint.url, response.headers["Location"])), hops + 1
                         continue
@@ -225,10 +230,7 @@ class BatchConnection:
                         )
                     async for line in _lines(response.pieces()):
                         parsed = json_object(line)
-                        if isinstance(parsed, dict):
-                            yield parsed
-                        else:
-                            _LOG.warning("a line of the results at %s is damaged and left out", _place(endpoint))
+                        yield parsed if isinstance(parsed, dict) else {}
                     return
             except (TransportError, OSError, ValueError) as error:
                 failed = self._lost(error, endpoint)
@@ -255,6 +257,9 @@ class BatchConnection:
             before = digests
             yield entries
             number += 1
+            if number > MOST_PAGES:
+                text = f"{self.endpoint.name} listed more than {MOST_PAGES:,} pages."
+                raise PromptmillError(Code.UNSUPPORTED, text, "Delete old files and batches there.")
             following = None if isinstance(payload, list) else paging.following(payload, number)
 
     async def wait(self, failed: FailedRequestError, failures: int) -> None:
@@ -266,16 +271,27 @@ class BatchConnection:
         await self._sleep(max(asked_s, backoff_s(failures, settings.base_delay, settings.max_delay, self._rng)))
 
     def _to(self, path: str, query: Query | None = None) -> Endpoint:
-        """Return the endpoint of one request. Another host than the provider's does not get the key."""
+        """Return the endpoint of one request. Another host than the provider's does not get the key.
+
+        Raises `PromptmillError` (`unsupported`) for an address without TLS, or with a user's name of its own.
+        """
         url = self.url(path, query)
         ours, there = urlsplit(self.endpoint.url), urlsplit(url)
         if (ours.scheme, ours.netloc) == (there.scheme, there.netloc):
             return replace(self.endpoint, url=url)
-        if there.scheme not in {"https", ours.scheme}:
-            raise PromptmillError(
-                Code.BAD_RESPONSE, f"{self.endpoint.name} named an address without TLS for a file.", ""
-            )
+        if there.scheme not in {"https", ours.scheme} or "@" in there.netloc:
+            what = "with a user's name" if "@" in there.netloc else "without TLS"
+            text = f"{self.endpoint.name} named an address {what} for a file."
+            raise PromptmillError(Code.UNSUPPORTED, text, "Nothing is sent there.")
         return replace(self.endpoint, url=url, headers={})
+
+    def _exchange(
+        self, endpoint: Endpoint, method: str, headers: Mapping[str, str], body: FileBody | bytes = b""
+    ) -> AbstractAsyncContextManager[StreamedResponse]:
+        """Send a request. A provider elsewhere can name no private address of this network for a file."""
+        is_foreign = urlsplit(endpoint.url)[:2] != urlsplit(self.endpoint.url)[:2]
+        only_public = is_foreign and not self._is_near
+        return self._pool.exchange(endpoint, method, headers, body, only_public=only_public)
 
     def _refused(self, status: int, headers: Headers, content: bytes, endpoint: Endpoint) -> FailedRequestError:
         payload = json_object(content) or content.decode("utf-8", "replace")

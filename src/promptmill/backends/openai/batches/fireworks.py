@@ -117,15 +117,14 @@ class FireworksBatches:
         text = f"{self._connection.endpoint.name} cannot cancel batch {batch_id}; it ends by itself within a day."
         raise PromptmillError(Code.UNSUPPORTED, text, "")
 
-    async def replies(self, state: BatchState) -> AsyncIterator[Reply]:
+    async def replies(self, state: BatchState) -> AsyncIterator[Reply | None]:
         """Yield the lines of the files of results and of errors."""
         for dataset in state.results:
             payload = await self._connection.call("GET", f"/{dataset}:getDownloadEndpoint")
             urls = payload.get("filenameToSignedUrls") if isinstance(payload, dict) else None
             for url in (urls or {}).values():
                 async for line in self._connection.lines(str(url)):
-                    if reply := reply_of(line, f"batch {state.id}"):
-                        yield reply
+                    yield reply_of(line)
 
     async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
         """Delete both datasets."""

@@ -6,7 +6,6 @@ results of large inline batches cannot be read: each look at the operation carri
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import AsyncIterator, Collection
 from typing import Any
@@ -27,11 +26,11 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
+from promptmill.backends.openai.schema_forms import openapi_form
 from promptmill.backends.openai.transport import FileBody
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
 
-_LOG = logging.getLogger(__name__)
 _VERSION = re.compile(r"/(v\d[^/?]*)$")
 _KIND = "application/jsonl"
 
@@ -51,7 +50,14 @@ class GeminiBatches:
         self._connection, self.limits = connection, limits
 
     def line(self, custom_id: str, body: bytes) -> bytes:
-        """Return the line of a request."""
+        """Return the line of a request, with its schema in the form that works in batches."""
+        if b'"responseJsonSchema"' in body:
+            request = orjson.loads(body)
+            config = request.get("generationConfig", {})
+            if form := openapi_form(config.get("responseJsonSchema")):
+                del config["responseJsonSchema"]
+                config["responseSchema"] = form
+                body = orjson.dumps(request)
         return b'{"key":"%b","request":%b}\n' % (custom_id.encode(), body)
 
     async def check(self) -> None:
@@ -138,13 +144,12 @@ class GeminiBatches:
         await self._connection.cancel(f"/{batch_id}:cancel")
         return await self.state(batch_id)
 
-    async def replies(self, state: BatchState) -> AsyncIterator[Reply]:
+    async def replies(self, state: BatchState) -> AsyncIterator[Reply | None]:
         """Yield the lines of the file of responses."""
         for name in state.results:
             path = f"{self._beside('download')}/{name}:download"
             async for line in self._connection.lines(path, {"alt": "media"}):
-                if reply := _reply(line, state.id):
-                    yield reply
+                yield _reply(line)
 
     async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
         """Delete the uploaded file and the file of responses."""
@@ -178,12 +183,11 @@ class GeminiBatches:
         )
 
 
-def _reply(line: JsonObject, batch_id: str) -> Reply | None:
+def _reply(line: JsonObject) -> Reply | None:
     match line:
         case {"key": str(key), "response": dict(response)} if response:
             return Reply(key, 200, orjson.dumps(response))
         case {"key": str(key), "error": dict(error)}:
             status = rpc_status(error.get("code"))
             return Reply(key, status, orjson.dumps({"error": error}) if status else b"")
-    _LOG.warning("a result of batch %s has no key or no response; it is left out", batch_id)
     return None

@@ -6,7 +6,6 @@ counts are all in `processing` until it ends; `ended` is its only final state.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Collection
 from typing import Any
 
@@ -26,10 +25,8 @@ from promptmill.backends.openai.batches.reading import (
     unix_time,
 )
 from promptmill.backends.openai.transport import FileBody
-from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonObject
 
-_LOG = logging.getLogger(__name__)
 _BATCHES = "/messages/batches"
 
 
@@ -83,12 +80,11 @@ class AnthropicBatches(BatchApi):
         await self._connection.cancel(f"{_BATCHES}/{batch_id}/cancel")
         return await self.state(batch_id)
 
-    async def replies(self, state: BatchState) -> AsyncIterator[Reply]:
+    async def replies(self, state: BatchState) -> AsyncIterator[Reply | None]:
         """Yield the results. The path is our own, because `results_url` of a gateway may name Anthropic's host."""
         for path in state.results:
             async for line in self._connection.lines(path):
-                if reply := _reply(line, state.id):
-                    yield reply
+                yield _reply(line)
 
     @override
     async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
@@ -101,7 +97,6 @@ class AnthropicBatches(BatchApi):
         said = state_word(job.get("processing_status"))
         counts = {name: count(value) for name, value in (job.get("request_counts") or {}).items()}
         name, ended = str(job.get("id") or ""), is_ended(said)
-        has_results = ended and job.get("archived_at") is None
         return BatchState(
             id=name,
             is_ended=ended,
@@ -111,17 +106,11 @@ class AnthropicBatches(BatchApi):
             total=sum(value or 0 for value in counts.values()) or None,
             created=unix_time(job.get("created_at")),
             expires=unix_time(job.get("expires_at")),
-            results=(f"{_BATCHES}/{name}/results",) if has_results else (),
-            problem=None if not ended or has_results else _archived(name, self._connection),
+            results=(f"{_BATCHES}/{name}/results",) if ended else (),
         )
 
 
-def _archived(name: str, connection: BatchConnection) -> PromptmillError:
-    text = f"{connection.endpoint.name} no longer has the results of batch {name}."
-    return PromptmillError(Code.NOT_FOUND, text, "It keeps them for 29 days.")
-
-
-def _reply(line: JsonObject, batch_id: str) -> Reply | None:
+def _reply(line: JsonObject) -> Reply | None:
     custom_id, result = line.get("custom_id"), line.get("result")
     match result if isinstance(custom_id, str) else None:
         case {"type": "succeeded", "message": dict(message)}:
@@ -130,5 +119,4 @@ def _reply(line: JsonObject, batch_id: str) -> Reply | None:
             return Reply(str(custom_id), error_status(error.get("error") or error), orjson.dumps(error))
         case {"type": "expired" | "canceled"}:
             return Reply(str(custom_id), 0, b"")
-    _LOG.warning("a result of batch %s has no custom_id or no known type; it is left out", batch_id)
     return None

@@ -83,7 +83,7 @@ class MistralBatches:
         await self._connection.cancel(f"{_JOBS}/{batch_id}/cancel")
         return await self.state(batch_id)
 
-    def replies(self, state: BatchState) -> AsyncIterator[Reply]:
+    def replies(self, state: BatchState) -> AsyncIterator[Reply | None]:
         """Yield the lines of the output file and of the error file."""
         return file_replies(self._files, state, self._connection)
 

@@ -89,7 +89,7 @@ class OpenAIBatches:
         await self._connection.cancel(f"/batches/{batch_id}/cancel")
         return await self.state(batch_id)
 
-    def replies(self, state: BatchState) -> AsyncIterator[Reply]:
+    def replies(self, state: BatchState) -> AsyncIterator[Reply | None]:
         """Yield the lines of the output file and of the error file."""
         return file_replies(self._files, state, self._connection)
 
@@ -148,21 +148,19 @@ async def check_path(connection: BatchConnection, path: str, *, limit: str = "li
         ) from None
 
 
-async def file_replies(files: ProviderFiles, state: BatchState, connection: BatchConnection) -> AsyncIterator[Reply]:
+async def file_replies(
+    files: ProviderFiles, state: BatchState, connection: BatchConnection
+) -> AsyncIterator[Reply | None]:
     """Yield the replies of result files in OpenAI's form. A file that is gone is reported once the others are read."""
     gone: PromptmillError | None = None
     for file_id in state.results:
         try:
             async for line in files.lines(file_id):
-                if reply := reply_of(line, f"batch {state.id}"):
-                    yield reply
+                yield reply_of(line)
         except PromptmillError as error:
             if error.code is not Code.NOT_FOUND:
                 raise
             gone = error
     if gone is not None:
-        raise PromptmillError(
-            Code.NOT_FOUND,
-            f"{connection.endpoint.name} no longer has all results of batch {state.id}.",
-            "Providers keep them for days or weeks. The rows without an answer are sent again.",
-        )
+        text = f"{connection.endpoint.name} does not have all results of batch {state.id}."
+        raise PromptmillError(Code.NOT_FOUND, text, "Providers keep them for days or weeks.")

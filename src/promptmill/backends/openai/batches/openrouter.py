@@ -87,12 +87,11 @@ class OpenRouterBatches(BatchApi):
         text = f"{self._connection.endpoint.name} cannot cancel batch {batch_id}; it ends by itself within a day."
         raise PromptmillError(Code.UNSUPPORTED, text, "")
 
-    async def replies(self, state: BatchState) -> AsyncIterator[Reply]:
+    async def replies(self, state: BatchState) -> AsyncIterator[Reply | None]:
         """Yield the results."""
         for name in state.results:
             for line in (await self._job(name)).get("results") or ():
-                if isinstance(line, dict) and (reply := reply_of(line, f"batch {state.id}")):
-                    yield reply
+                yield reply_of(line) if isinstance(line, dict) else None
 
     @override
     async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:

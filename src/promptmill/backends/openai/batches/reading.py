@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from datetime import UTC, datetime
@@ -18,7 +17,6 @@ from promptmill.backends.openai.refusals import classify_refusal
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
 
-_LOG = logging.getLogger(__name__)
 _ENDED = frozenset(
     {
         *(
@@ -127,14 +125,13 @@ def batch_problem(payload: Any, endpoint: Endpoint) -> PromptmillError:
     return PromptmillError(code, f"{endpoint.name} refused the batch: {str(reason).rstrip('.')}.", refusal.hint)
 
 
-def reply_of(line: JsonObject, where: str) -> Reply | None:
-    """Return the reply of a result line in OpenAI's form; None, and a log entry, for a damaged line.
+def reply_of(line: JsonObject) -> Reply | None:
+    """Return the reply of a result line in OpenAI's form; None for a damaged line.
 
     Two forms of failures exist: a response with a status of 400 or more, and an error without a response.
     """
     custom_id, response, error = line.get("custom_id"), line.get("response"), line.get("error")
     if not isinstance(custom_id, str) or not (isinstance(response, dict) or error):
-        _LOG.warning("a result of %s has no custom_id or no response; it is left out", where)
         return None
     if isinstance(response, dict):
         is_wrapped = "body" in response or "status_code" in response

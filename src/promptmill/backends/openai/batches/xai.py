@@ -6,7 +6,6 @@ paths are those that litellm 1.109.1 uses.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Collection
 from typing import Any
 
@@ -20,8 +19,6 @@ from promptmill.backends.openai.batches.profile import BatchProfile
 from promptmill.backends.openai.batches.reading import batch_problem, count, rpc_status, unix_time
 from promptmill.backends.openai.batches.uploaded_files import ProviderFiles, is_older
 from promptmill.core.values import JsonObject
-
-_LOG = logging.getLogger(__name__)
 
 
 def _next_token(payload: JsonObject, _: int) -> dict[str, str] | None:
@@ -84,13 +81,12 @@ class XAIBatches(BatchApi):
         await self._connection.cancel(f"/batches/{batch_id}:cancel")
         return await self.state(batch_id)
 
-    async def replies(self, state: BatchState) -> AsyncIterator[Reply]:
+    async def replies(self, state: BatchState) -> AsyncIterator[Reply | None]:
         """Yield the results, page by page."""
         for path in state.results:
             async for page in self._connection.pages(path, "results", _PAGES):
                 for result in page:
-                    if reply := _reply(result, state.id):
-                        yield reply
+                    yield _reply(result)
 
     @override
     async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
@@ -122,12 +118,11 @@ class XAIBatches(BatchApi):
         )
 
 
-def _reply(line: JsonObject, batch_id: str) -> Reply | None:
+def _reply(line: JsonObject) -> Reply | None:
     match line:
         case {"batch_request_id": str(custom_id), "batch_result": {"response": dict(response)}} if response:
             return Reply(custom_id, 200, orjson.dumps(next(iter(response.values()))))
         case {"batch_request_id": str(custom_id), "batch_result": {"error": dict(error)}}:
             status = rpc_status(error.get("code"))
             return Reply(custom_id, status, orjson.dumps({"error": error}) if status else b"")
-    _LOG.warning("a result of batch %s has no id or no response; it is left out", batch_id)
     return None

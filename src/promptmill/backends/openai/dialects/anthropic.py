@@ -49,7 +49,7 @@ if the model thinks, because its thoughts count."""
 _UNKNOWN = set_of(
     "seed presence_penalty frequency_penalty min_p repetition_penalty n logit_bias logprobs top_logprobs store "
     "modalities audio prediction prompt_cache_key prompt_cache_retention safety_identifier verbosity "
-    "web_search_options functions function_call chat_template_kwargs"
+    "web_search_options functions function_call chat_template_kwargs structured_outputs"
 )
 # What models do: platform.claude.com/docs/en/build-with-claude/thinking, .../effort, .../structured-outputs.
 _NAMED = re.compile(

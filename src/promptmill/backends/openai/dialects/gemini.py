@@ -62,7 +62,7 @@ _CONFIG = {
 _UNKNOWN = set_of(
     "min_p repetition_penalty n logit_bias modalities audio prediction prompt_cache_key prompt_cache_retention "
     "safety_identifier verbosity web_search_options functions function_call chat_template_kwargs user metadata "
-    "parallel_tool_calls"
+    "parallel_tool_calls structured_outputs"
 )
 # ai.google.dev/gemini-api/docs/thinking; budgets by effort: ai.google.dev/gemini-api/docs/openai
 _SERIES = re.compile(r"gemini-(\d+)(?:\.(\d+))?")

@@ -36,7 +36,7 @@ FILLED = frozenset({"input", "background"})
 # Chat completions' parameters without a counterpart.
 _UNKNOWN = set_of(
     "seed stop presence_penalty frequency_penalty n logit_bias modalities audio prediction web_search_options "
-    "functions function_call"
+    "functions function_call structured_outputs"
 )
 _LOGPROBS = "message.output_text.logprobs"
 _BETWEEN_THOUGHTS = "\n\n"
@@ -70,7 +70,7 @@ def parameters(profile: ProviderProfile, model: str, given: JsonObject) -> Writt
     words = ""
     wanted = given.pop("response_format", None)
     if wanted is not None:
-        form, words = asked_of(profile.json_form, wanted)
+        form, words = asked_of(profile, wanted)
         given |= {} if form is None else {"response_format": form}
     body, refused = translate(profile, model, given)
     refused += dropped(body, _UNKNOWN)

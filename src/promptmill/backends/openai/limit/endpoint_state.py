@@ -232,7 +232,8 @@ class EndpointState:
                 self._overloaded(permit, decision, failed_before)
                 return True
             case FailureKind.LOST:
-                return self._lost(permit, decision, failed_before)
+                is_forgiven = self._lost(permit, decision, failed_before)
+                return is_forgiven and not decision.is_cut  # a proxy's limit of time cuts each long answer, all billed
         return False
 
     def _nothing_succeeded(self, permit: Permit, failed_before: int | None) -> bool:

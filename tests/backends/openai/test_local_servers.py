@@ -1,0 +1,87 @@
+"""Servers on this machine: Ollama, LM Studio, llama.cpp, by name and at an address that names none of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import orjson
+import pytest
+from PIL import Image
+
+from promptmill.core.request import Conversation, ImagePart, Message, Sampling, TextPart
+from replies import answer, choose, raw, status
+
+JSON_MODE = Sampling(response_format={"type": "json_object"})
+
+
+@pytest.mark.parametrize("block", [{}, {"provider": "llama.cpp"}, {"provider": "lmstudio"}, {"provider": "ollama"}])
+@pytest.mark.parametrize(
+    ("kind", "options", "sent"), [("WEBP", {}, "jpeg"), ("WEBP", {"lossless": True}, "png"), ("GIF", {}, "png")]
+)
+async def test_local_servers_get_png_and_jpeg_alone(upstream, drive, tmp_path, block, kind, options, sent):
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "a.image", kind, **options)
+    parts = (ImagePart(str(tmp_path / "a.image")), TextPart("What?"))
+    result = await drive([Conversation((Message("user", parts),))], **block)
+    assert result.answered == 1
+    (url,) = [
+        part["image_url"]["url"] for part in upstream.seen[0].json["messages"][0]["content"] if "image_url" in part
+    ]
+    assert url.startswith(f"data:image/{sent};")
+    image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
+    assert image.tobytes()[0] > 240, "it is red"
+
+
+async def test_a_server_with_the_words_of_lm_studio_gets_schemas_from_then_on(upstream, drive):
+    refusal = status(400, "'response_format.type' must be 'json_schema' or 'text'")
+
+    def lm_studio(seen):
+        return answer('{"a": 1}') if seen.json["response_format"]["type"] == "json_schema" else refusal
+
+    upstream.reply = choose(lm_studio)
+    result = await drive(["a", "b", "c"], concurrency=1, sampling=JSON_MODE)
+    assert result.texts == ['{"a": 1}'] * 3
+    assert len(upstream.seen) == 4
+
+
+@pytest.mark.parametrize("error", ["Error: Operation canceled.", "Error: Error loading model."])
+@pytest.mark.parametrize("block", [{}, {"provider": "lmstudio"}])
+async def test_a_model_that_is_being_loaded_costs_no_answer(upstream, drive, error, block):
+    loading = status(400, f'Failed to load model "m". {error}', code="model_not_found")
+    upstream.reply = choose(lambda seen: loading if seen.number <= 2 else answer())
+    assert (await drive(["a", "b", "c"], retries=5, max_delay=0.02, **block)).answered == 3
+
+
+@pytest.mark.parametrize("said", ["'image_url' must be a base64 encoded image.", "invalid image input"])
+async def test_a_server_that_fetches_no_images_is_named_with_the_remedy(upstream, drive, said):
+    upstream.reply = status(400, said)
+    failure = (await drive(["a"], retries=1)).failures[0]
+    assert "fetch_images: true" in failure.error.hint
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "finish", "is_cut"),
+    [
+        ("word " * 9000, 2050, "stop", True),
+        ("word " * 9000, 4094, "length", True),
+        ("字" * 40_000, 2050, "stop", True),
+        ("a text", 4096, "stop", True),
+        ("a text", 4094, "length", True),
+        ("word " * 9000, 9003, "stop", False),
+        ("字" * 6000, 4000, "stop", False),
+        ("-" * 9000 + " " * 9000, 600, "stop", False),
+        ("word " * 300, 12, "stop", False),
+    ],
+)
+@pytest.mark.parametrize("block", [{}, {"provider": "ollama"}])
+async def test_a_prompt_that_the_server_has_cut_brings_a_warning(
+    upstream, drive, block, prompt, tokens, finish, is_cut
+):
+    choice = {"message": {"content": "yes"}, "finish_reason": finish}
+    usage = {"prompt_tokens": tokens, "completion_tokens": 2}
+    upstream.reply = raw(orjson.dumps({"choices": [choice], "usage": usage}))
+    result = await drive([prompt], **block)
+    (outcome,) = result.outcomes
+    assert len(outcome.warnings) == is_cut
+    assert list(result.stats.warnings) == list(outcome.warnings)
+    assert all("OLLAMA_CONTEXT_LENGTH" in warning for warning in outcome.warnings)

@@ -1,0 +1,172 @@
+"""Sheets as rows: what a cell shows, which columns there are, and workbooks that cannot be read."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pytest
+
+from job_specs import spec_of
+from promptmill.core.errors import PromptmillError
+from promptmill.core.values import SheetDate
+from promptmill.jobs.columns import notes
+from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.inputs.files import find, opened
+from promptmill.jobs.inputs.workbook import SheetTable
+from workbook_files import sheet_xml, text_cell, write_parts
+
+_ID = f'<row r="1">{text_cell("A1", "id")}{text_cell("B1", "value")}</row>'
+
+
+def table(*paths: Path) -> SheetTable:
+    return SheetTable(opened(find(paths, Path("/nowhere"))))
+
+
+def book(path: Path, *rows: list[Any]) -> Path:
+    workbook = openpyxl.Workbook()
+    for row in rows:
+        workbook.worksheets[0].append(row)
+    workbook.save(path)
+    return path
+
+
+def cell_with(tmp_path: Path, cell: str, formats: dict[int, str] | None = None) -> Any:
+    """Return the value of the only cell below the header."""
+    rows = f'<row r="1">{text_cell("A1", "value")}</row><row r="2">{cell}</row>'
+    (row,) = objects_in(write_parts(tmp_path / "in.xlsx", {"Sheet1": sheet_xml(rows)}, formats=formats))
+    return row["value"]
+
+
+def test_two_columns_of_one_name_keep_their_values(tmp_path):
+    path = book(tmp_path / "in.xlsx", ["id", "text", "text"], [1, "old", "new"])
+    assert list(objects_in(path)) == [{"id": 1, "text": "old", "text_2": "new"}]
+
+
+def test_two_columns_of_one_name_keep_their_values_in_several_workbooks(tmp_path):
+    first = book(tmp_path / "a.xlsx", ["id", "text", "text"], [1, "old", "new"])
+    second = book(tmp_path / "b.xlsx", ["text", "id", "text"], ["older", 2, "newer"])
+    (one,), (other,) = (stretch.rows for stretch in table(first, second).stretches([(1, "text"), (2, "text_2")]))
+    assert (one.fields, other.fields) == (
+        {"text": "old", "text_2": "new"},
+        {"text": "older", "text_2": "newer"},
+    )
+
+
+def test_two_columns_of_one_name_keep_their_values_in_several_csv_files(tmp_path):
+    (tmp_path / "a.csv").write_text("id,text\n1,old\n")
+    (tmp_path / "b.csv").write_text("text,id,text\nolder,2,newer\n")
+    (tmp_path / "in").mkdir()
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).rename(tmp_path / "in" / name)
+    rows = list(objects_in(tmp_path / "in"))
+    assert [(row["id"], row["text"], row["text_2"]) for row in rows] == [("1", "old", ""), ("2", "older", "newer")]
+
+
+def test_a_column_without_a_name_takes_the_name_of_no_other_column(tmp_path):
+    path = book(tmp_path / "in.xlsx", ["id", None, "column_2"], [1, "a", "b"])
+    assert list(objects_in(path)) == [{"id": 1, "column_2_": "a", "column_2": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("code", "number", "shown"),
+    [
+        ("00000", "501", "00501"),
+        ("000\\-00\\-0000", "12345678", "012-34-5678"),
+        ("&quot;No. &quot;000", "7", "No. 007"),
+        ("00000", "1234567", "1234567"),
+        ("0.0%", "0.475", 0.475),
+        ("#,##0", "1500", 1500),
+        ("00000", "1.5", 1.5),
+        ("[h]:mm:ss", "10.5", "252:00:00"),
+        ("yyyy-mm-dd", "46027", "2026-01-05"),
+    ],
+)
+def test_a_number_is_read_as_its_format_shows_it_if_that_has_zeros_in_front(tmp_path, code, number, shown):
+    found = cell_with(tmp_path, f'<c r="A2" s="1"><v>{number}</v></c>', {1: code})
+    assert (found, isinstance(found, str)) == (shown, isinstance(shown, str))
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        ('<c r="A2" t="e"><f>NA()</f><v>#N/A</v></c>', "#N/A"),
+        ('<c r="A2"><v>6.022E+23</v></c>', 6.022e23),
+        ('<c r="A2"><v>1234567890123456</v></c>', 1234567890123456),
+        ('<c t="e"><v>#DIV/0!</v></c>', "#DIV/0!"),
+    ],
+)
+def test_errors_and_large_numbers_are_read_as_they_are(tmp_path, cell, value):
+    assert cell_with(tmp_path, cell) == value
+
+
+def test_a_sheet_may_begin_at_any_cell(tmp_path):
+    path = book(tmp_path / "in.xlsx", [], [], [None, None, "id", "text"], [], [None, None, 1, "tea"])
+    (row,) = (row for stretch in table(path).stretches([(2, "id"), (3, "text")]) for row in stretch.rows)
+    assert (row.n, row.fields) == (1, {"id": 1, "text": "tea"})
+
+
+def test_a_date_is_told_from_a_text_that_looks_like_one(tmp_path):
+    path = book(tmp_path / "in.xlsx", ["value"], ["2026-01-05"])
+    assert type(next(objects_in(path))["value"]) is str
+    assert type(cell_with(tmp_path, '<c r="A2" s="1"><v>46027</v></c>', {1: "yyyy-mm-dd"})) is SheetDate
+
+
+def test_hidden_rows_merged_cells_and_errors_are_noted(tmp_path):
+    rows = (
+        f'{_ID}<row r="2">{text_cell("A2", "a")}</row><row r="3" hidden="1">{text_cell("B3", "b")}</row>'
+        '<row r="4" hidden="true"><c r="A4" t="e"><v>#REF!</v></c></row><row r="5" hidden="1"/>'
+    )
+    xml = sheet_xml(rows, '<mergeCells count="2"><mergeCell ref="A2:A3"/><mergeCell ref="A1:B1"/></mergeCells>')
+    style = table(write_parts(tmp_path / "in.xlsx", {"Sheet1": xml})).style
+    assert (style.hidden, style.merged, style.errors) == (2, ("id",), ("id",))
+    said = " ".join(notes(spec_of("xlsx").with_input(style=style)))
+    assert "2 rows of the sheet are hidden" in said
+    assert "Cells of `id` are merged over several rows" in said
+    assert "Cells of `id` have errors" in said
+
+
+def test_names_of_elements_may_have_prefixes(tmp_path):
+    xml = (
+        '<x:worksheet xmlns:x="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><x:sheetData><x:row r="1">'
+        '<x:c r="A1" t="str"><x:v>value</x:v></x:c></x:row><x:row r="2" hidden="1"><x:c r="A2" s="1"><x:v>7</x:v></x:c>'
+        "</x:row></x:sheetData></x:worksheet>"
+    )
+    path = write_parts(tmp_path / "in.xlsx", {"Sheet1": xml}, formats={1: "000"})
+    assert (list(objects_in(path)), table(path).style.hidden) == ([{"value": "007"}], 1)
+
+
+def test_an_encrypted_workbook_names_the_password(tmp_path):
+    path = tmp_path / "in.xlsx"
+    path.write_bytes(b"\xd0\xcf\x11\xe0" + b"\0" * 600 + "EncryptedPackage".encode("utf-16-le"))
+    with pytest.raises(PromptmillError, match="protected by a password"):
+        table(path)
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        '<!DOCTYPE worksheet [<!ENTITY a "b">]>' + sheet_xml(f'{_ID}<row r="2"><c r="A2"><v>&a;</v></c></row>'),
+        sheet_xml(f'{_ID}<row r="1048576"><c r="XFD1048576"><v>1</v></c></row>'),
+        sheet_xml(_ID)[:-40],
+        sheet_xml('<row r="a"><c r="A1" s="1"><f>1</f></c></row>'),
+        "no XML",
+    ],
+    ids=["a DTD", "a cell in the last corner", "cut off", "no number", "no XML"],
+)
+def test_a_damaged_sheet_cannot_be_read_and_is_no_bug(tmp_path, xml):
+    path = write_parts(tmp_path / "in.xlsx", {"Sheet1": xml})
+    with pytest.raises(PromptmillError, match=r"in\.xlsx (cannot be read|is empty|takes too much)"):
+        table(path)
+    assert next(objects_in(book(tmp_path / "next.xlsx", ["a"], [1]))) == {"a": 1}  # a process reads the next one
+
+
+def test_a_file_that_is_no_workbook_cannot_be_read(tmp_path):
+    (tmp_path / "in.xlsx").write_bytes(b"PK\3\4 cut off")
+    with zipfile.ZipFile(tmp_path / "other.xlsx", "w") as other:
+        other.writestr("a.txt", "no workbook")
+    for name in ("in.xlsx", "other.xlsx"):
+        with pytest.raises(PromptmillError, match="cannot be read"):
+            table(tmp_path / name)
