@@ -26,7 +26,7 @@ from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.row_secrets import OTHERWISE, check_encoding
 from promptmill.jobs.inputs.whole_files import PdfForm, RowFiles, WholeFiles
-from promptmill.jobs.manage import detached
+from promptmill.jobs.manage import detached, prune
 from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.manage.job_rows import Only, results_page
 from promptmill.jobs.run import admission, steps
@@ -180,18 +180,20 @@ class RunningJobs:
             if job.finished:
                 job.close()
                 return dict(self._status_of(job, "The job is finished already."))
-            if source is not None or job.change.before is not None:
+            # a call's rows and query end with it
+            is_of_call = source is not None or (order.reading.sql is not None and job.change.before is None)
+            if is_of_call or job.change.before is not None:
                 unread = await asyncio.to_thread(job.unread)
                 if unread is not None:
-                    await self._read(job, unread, is_trial=source is None)
+                    await self._read(job, unread, is_trial=not is_of_call)
             held.pop_all()
         await self._launch(job)
         return dict(self._status_of(job, "Ask bulk_status how far it is."))
 
     async def _read(self, job: Job, files: InputFiles, *, is_trial: bool) -> None:
-        """Read the input of a job, or only find out whether that is refused: then nothing changes.
+        """Read the input of a job, or only find out whether that is refused (`is_trial`).
 
-        Raises `PromptmillError` (`invalid_input`), as a refusal is the result of a call, not of a run.
+        Raises `PromptmillError` (`invalid_input`). Then the job is as it was before the call, or gone if it was new.
         """
         try:
             if is_trial:
@@ -199,8 +201,13 @@ class RunningJobs:
             else:
                 await self._apart(steps.reading(job, files), job, lambda _: None)
                 job.load()
-        except PromptmillError:
-            job.folder.roll_back()
+        except BaseException:
+            if job.change.before is None and job.folder.store.is_empty:
+                job.folder.close()
+                self.folders.unregister(job.folder)
+                prune.remove(job.folder)
+            else:
+                job.folder.roll_back()
             raise
 
     async def _whole_files(
