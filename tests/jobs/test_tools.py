@@ -1029,6 +1029,20 @@ async def test_pdfs_are_asked_as_text_or_as_images_of_their_pages(bench, tools):
     assert [part["type"] for part in asked[1]].count("image_url") == 2
 
 
+async def test_a_call_sends_raw_mails_only_if_it_says_so(bench, tools):
+    (bench.path / "a.eml").write_text("From: a@example.org\n\nHello")
+    asked = {"files": ["*.eml"], "prompt": "{{content}}"}
+    warning = "1 mail is sent raw, with MIME, base64 and tags"
+    async with tools() as call:
+        assert warning in (await call("bulk_generate", **asked, validate=True))["raw"]
+        with pytest.raises(ToolError, match=f"Nothing was sent yet; tell the user: {warning}.*`each: "):
+            await call("bulk_generate", **asked)
+        assert not bench.upstream.seen
+        job = await call("bulk_generate", **asked, each="file")
+        assert warning in job["raw"]
+        await ended(call, job["job_id"], "finished")
+
+
 async def test_the_text_of_a_pdf_with_a_key_is_not_sent(bench, tools):
     pdf_of_texts(bench.path / "a.pdf", ["password: hunter2Zq81xTy"])
     async with tools() as call:

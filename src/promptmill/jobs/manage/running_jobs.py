@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_PATH, MOST_RUNNERS
-from promptmill.core.errors import Code, PromptmillError, argument_name, input_error, worded
+from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error, worded
 from promptmill.jobs import members
 from promptmill.jobs.caller import USER, Caller
 from promptmill.jobs.ingest import CALL_DISK_SHARE
@@ -134,6 +134,9 @@ class RunningJobs:
                 order, source, notes = await self._whole_files(
                     order, files, as_pdf, caller, opened, has_schema=(plan or self._service.plan).has_schema
                 )
+                if "raw" in notes and each is None and not validate:  # before anything is sent
+                    anyway = Named("each", "file", "; {} sends them all the same")
+                    raise input_error(f"Nothing was sent yet; tell the user: {notes['raw']}", anyway, ".")
             else:
                 source, notes = None, {}
             plan = await self._service.settled(plan or self._service.plan)
@@ -227,6 +230,8 @@ class RunningJobs:
         source = await self._given(found.lines(), caller, opened)
         left_out = [worded(reason, argument_name) for reason in found.left_out]
         notes: dict[str, Any] = {"files": found.count, **({"left_out": left_out} if left_out else {})}
+        if found.raw:
+            notes["raw"] = found.raw
         if found.forms:
             notes["pdf"] = worded(found.forms[0], argument_name)
         reading = order.reading.model_copy(update={"encoding": None})  # the lines are UTF-8
