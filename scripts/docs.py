@@ -119,7 +119,13 @@ _THINKING = {
     "effort": "`reasoning_effort: none`",
     "refused": "",
 }
-_JSON = {"schema": "schema", "strict": "strict schema", "grammar": "schema for a grammar", "object": "object", "words": "in words"}
+_JSON = {
+    "schema": "schema",
+    "strict": "strict schema",
+    "grammar": "schema for a grammar",
+    "object": "object",
+    "words": "in words",
+}
 
 
 def providers() -> str:
