@@ -96,6 +96,10 @@ class _Watch:
         _end_programs(PYTEST_XDIST_TESTRUNUID=self._run, PYTEST_XDIST_WORKER=node.gateway.id)
         self._heard.set()
 
+    def pytest_terminal_summary(self) -> None:
+        if self._left:
+            self._print(f"{len(self._left)} tests were not run.")
+
     def pytest_unconfigure(self) -> None:
         _end_programs(PYTEST_XDIST_TESTRUNUID=self._run)
 
