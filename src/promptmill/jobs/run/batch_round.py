@@ -527,9 +527,10 @@ class BatchRound:
             raise _unread(batch, Code.UNSUPPORTED, text, "Use an endpoint that keeps each `custom_id`.")
         every = batch.requests if state.said in _COMPLETED else 0
         counted = min((state.done or 0) + (state.failed or 0) or every, batch.requests)
-        is_short = replies.rows + damaged + unknown < counted or (gone is not None and state.done is None)
+        found = replies.rows + damaged + unknown
+        is_short = found < counted or (gone is not None and state.done is None)
         if is_short and replies.rows < batch.requests:
-            text = f"Batch {batch.there.id} is {state.said} with {counted} requests done, but has {replies.rows + damaged + unknown} results."
+            text = f"Batch {batch.there.id} is {state.said} with {counted} requests done, but has {found} results."
             raise gone or PromptmillError(Code.NOT_FOUND, text, "")
         unread = min(max((state.done or 0) - replies.answers, damaged, unknown), batch.requests - replies.run)
         stored_batches.put(self._store, batch.seen("fetched", read=state.results).changed(unread=max(0, unread)))
