@@ -378,10 +378,11 @@ def _with_last(data: bytes, parent: str, child: str) -> bytes:
 
 def _with_dates(data: bytes) -> tuple[bytes, list[int]]:
     """Return the formats of cells with those of a day and of a time, and their numbers; none if there is no list."""
-    found = re.search(rb"<((?:[\w.-]+:)?)cellXfs\b[^>]*>(.*?)</\1cellXfs\s*>", data, re.DOTALL)
-    if found is None:
+    found = re.search(rb"<((?:[\w.-]+:)?)cellXfs(?:\s[^<>]*)?>", data)
+    end = -1 if found is None else data.find(b"</%bcellXfs" % found[1], found.end())
+    if found is None or end < 0:
         return data, []
-    prefix, inner = found[1], found[2]
+    prefix, inner = found[1], data[found.end() : end]
     numbers = []
     for form in _DATE_FORMATS:
         style = form % prefix
@@ -389,16 +390,15 @@ def _with_dates(data: bytes) -> tuple[bytes, list[int]]:
             inner += style
         numbers.append(len(re.findall(rb"<(?:[\w.-]+:)?xf\b", inner[: inner.index(style)])))
     count = len(re.findall(rb"<(?:[\w.-]+:)?xf\b", inner))
-    whole = b'<%bcellXfs count="%d">%b</%bcellXfs>' % (prefix, count, inner, prefix)
-    return data[: found.start()] + whole + data[found.end() :], numbers
+    return b'%b<%bcellXfs count="%d">%b%b' % (data[: found.start()], prefix, count, inner, data[end:]), numbers
 
 
 def _recalculated(data: bytes) -> bytes:
     """Return the XML of a workbook whose formulas are computed when Excel opens it: some may count the answers."""
-    found = re.search(rb"<(?:[\w.-]+:)?calcPr\b([^>]*?)/?>", data)
-    if found is None or b"fullCalcOnLoad" in found[1]:
+    found = re.search(rb"<(?:[\w.-]+:)?calcPr(?:\s[^<>/]*)?", data)
+    if found is None or b"fullCalcOnLoad" in found[0]:
         return data
-    return b'%b fullCalcOnLoad="1"%b' % (data[: found.end(1)], data[found.end(1) :])
+    return b'%b fullCalcOnLoad="1"%b' % (data[: found.end()], data[found.end() :])
 
 
 # ---- the XML of a sheet
