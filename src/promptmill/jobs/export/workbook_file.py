@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
+from string import ascii_letters
 from typing import IO, Any, TypeAlias
 from xml.etree import ElementTree as ET
 from xml.parsers import expat
@@ -474,7 +475,7 @@ class _Walk:
 
 
 class _Filled(_Walk):
-    """The cells with a value: those of the header, and how far to the right they reach."""
+    """The header of a sheet, and the columns that its values and its merged cells take."""
 
     def __init__(self, data: bytes, header: int) -> None:
         super().__init__(data)
@@ -491,6 +492,10 @@ class _Filled(_Walk):
             self.width = max(self.width, self.column + 1)
             if self.row == self._header and word != "f":
                 self.parser.CharacterDataHandler = self._add
+        elif word == "mergeCell":
+            end = attributes["ref"].rpartition(":")[2]
+            if int(end.lstrip(ascii_letters)) > self._header:  # a merged cell hides the cells under it
+                self.width = max(self.width, xlsx.column_of(end) + 1)
 
     def _add(self, text: str) -> None:
         _, known = self.head.get(self.column, ("", ""))
