@@ -48,6 +48,10 @@ def test_the_reasoning_of_each_family_goes_and_so_do_the_marks_around_its_answer
         ("<answer>Paris.</answer>", (None, "<answer>Paris.</answer>")),
         ("Here is my thought process: I ask a map.", (None, "Here is my thought process: I ask a map.")),
         ("analysisResult", (None, "analysisResult")),
+        ('So "Paris"</think>Paris', ('So "Paris"', "Paris")),
+        ('Hm.</think>"Paris"', ("Hm.", '"Paris"')),
+        ('The tag "</think>" ends a thought.', (None, 'The tag "</think>" ends a thought.')),
+        ("capital?<|end|><|start|>assistant<|channel|>final<|message|>Paris.<|return|>", ("capital?", "Paris.")),
     ],
 )
 def test_what_a_prompt_may_ask_for_stays_and_the_marks_of_models_go(text, split):
@@ -62,6 +66,7 @@ def test_what_a_prompt_may_ask_for_stays_and_the_marks_of_models_go(text, split)
         ("\n[REASONING]capital?[/REASONING]", "[REASONING]"),
         ("<|im_start|>assistant", "<|im_start|>"),
         ("analysisThey ask for a capital.", "analysis"),
+        ('<details type="reasoning" done="true">capital?</details>', '<details type="reasoning"'),
         ("<think>capital?", ""),
         ("<|channel|>final", ""),
         ("<p>Paris.</p>", ""),
@@ -145,7 +150,6 @@ ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|start|>assistant<|channel
         (f"{ANALYSIS}it never ends", ("it never ends", "")),
         (f"{ANALYSIS}a<|end|><|start|>assistant<|channel|>commentary<|message|>b<|end|>{FINAL}c", ("a\nb", "c")),
         ('<|channel|>final <|constrain|>json<|message|>{"a":1}', (None, '{"a":1}')),
-        ("<|channel|>analysis", (None, "")),
         ("<|message|>Paris.", (None, "Paris.")),
         (f"{ANALYSIS}capital?<|end|><|channel|>final<|message|>Paris.", ("capital?", "Paris.")),
         ("Paris.<|return|>", (None, "Paris.")),

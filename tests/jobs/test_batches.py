@@ -513,11 +513,67 @@ def test_results_that_appear_after_the_others_were_read_are_not_deleted(tmp_path
 
     async def only_errors(self: OpenAIBatches, batch_id: str) -> Any:
         found = await state(self, batch_id)
-        return replace(found, results=found.results[1:]) if found.is_ended and next(reads) < 2 else found
+        only = replace(found, said="expired", results=found.results[1:])
+        return only if found.is_ended and next(reads) < 2 else found
 
     monkeypatch.setattr(OpenAIBatches, "state", only_errors)
     bulk(tmp_path, server)
     assert [name for name in server.left_files() if "output" in name]
+
+
+@pytest.mark.parametrize("counts", [None, 0])
+def test_a_completed_batch_without_counts_has_a_result_for_each_row(tmp_path, server, monkeypatch, counts):
+    table(tmp_path)
+    Simulated(server).patch(monkeypatch)
+    state, replies, reads = OpenAIBatches.state, OpenAIBatches.replies, iter(range(9))
+
+    async def uncounted(self: OpenAIBatches, batch_id: str) -> Any:
+        return replace(await state(self, batch_id), done=counts, failed=counts)
+
+    async def three(self: OpenAIBatches, about: Any) -> Any:
+        left = 3 if next(reads) == 0 else ROWS
+        async for reply in replies(self, about):
+            left -= 1
+            if left >= 0:
+                yield reply
+
+    monkeypatch.setattr(OpenAIBatches, "state", uncounted)
+    monkeypatch.setattr(OpenAIBatches, "replies", three)
+    bulk(tmp_path, server, poll="30s")
+    check_whole(tmp_path, server)
+    assert (server.creates, server.live) == (1, 0)
+
+
+def test_a_result_that_counts_as_done_and_has_no_answer_is_charged_and_stays_at_the_provider(
+    tmp_path, server, monkeypatch
+):
+    table(tmp_path)
+    replies = OpenAIBatches.replies
+
+    async def with_empty(self: OpenAIBatches, about: Any) -> Any:
+        left = 3
+        async for reply in replies(self, about):
+            left -= 1
+            yield reply._replace(status=0, body=b"") if reply and left >= 0 else reply
+
+    monkeypatch.setattr(OpenAIBatches, "replies", with_empty)
+    assert bulk(tmp_path, server, max_cost=1).status["cost"] >= dollars_billed(server)
+    assert server.live == 3
+    assert [name for name in server.left_files() if "output" in name]
+
+
+def test_a_batch_whose_results_are_all_damaged_is_not_paid_again(tmp_path, server, monkeypatch):
+    table(tmp_path)
+    replies = OpenAIBatches.replies
+
+    async def damaged(self: OpenAIBatches, about: Any) -> Any:
+        async for _ in replies(self, about):
+            yield None
+
+    monkeypatch.setattr(OpenAIBatches, "replies", damaged)
+    with pytest.raises(PromptmillError, match=rf"{ROWS} results of batch batch_\d+ name no row"):
+        bulk(tmp_path, server, max_cost=1)
+    assert (server.creates, server.live) == (1, 0)
 
 
 @pytest.mark.parametrize("renamed", [ROWS, 3])

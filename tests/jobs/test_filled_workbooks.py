@@ -72,6 +72,13 @@ def test_answers_stand_behind_every_cell_and_in_the_rows_that_were_read(bench):
     assert [found[at][3:5] for at in (5, 8)] == [["a note", "echo: Say tea"], [None, "echo: Say milk"]]
 
 
+def test_no_answer_is_hidden_by_merged_cells(bench):
+    rows = f'<row r="2">{text_cell("A2", "body")}</row><row r="3">{text_cell("A3", "tea")}</row>'
+    merged = '<mergeCells count="2"><mergeCell ref="A1:F1"/><mergeCell ref="B3:C3"/></mergeCells>'
+    found = cells(filled(bench, sheet_xml(rows, merged)))
+    assert (found[1][3], found[2][3]) == ("answer", "echo: Say tea")
+
+
 def test_a_second_run_writes_into_the_same_columns_and_keeps_their_formats(bench):
     empty = '<row r="2">{}{}<c r="C2" s="1"/></row>'.format(text_cell("A2", "1"), text_cell("B2", "tea"))
     filled(bench, sheet_xml(_HEAD + empty), formats={1: "00"})

@@ -1029,6 +1029,20 @@ async def test_pdfs_are_asked_as_text_or_as_images_of_their_pages(bench, tools):
     assert [part["type"] for part in asked[1]].count("image_url") == 2
 
 
+async def test_a_call_sends_raw_mails_only_if_it_says_so(bench, tools):
+    (bench.path / "a.eml").write_text("From: a@example.org\n\nHello")
+    asked = {"files": ["*.eml"], "prompt": "{{content}}"}
+    warning = "1 mail is sent raw, with MIME, base64 and tags"
+    async with tools() as call:
+        assert warning in (await call("bulk_generate", **asked, validate=True))["raw"]
+        with pytest.raises(ToolError, match=f"Nothing was sent yet; tell the user: {warning}.*`each: "):
+            await call("bulk_generate", **asked)
+        assert not bench.upstream.seen
+        job = await call("bulk_generate", **asked, each="file")
+        assert warning in job["raw"]
+        await ended(call, job["job_id"], "finished")
+
+
 async def test_the_text_of_a_pdf_with_a_key_is_not_sent(bench, tools):
     pdf_of_texts(bench.path / "a.pdf", ["password: hunter2Zq81xTy"])
     async with tools() as call:
@@ -1438,6 +1452,41 @@ async def test_a_query_cannot_take_a_key_to_pieces(mails, tools, column, cell):
         found = await ran(call, "stopped", **_MAILS, sql=query)
         assert "may hold secrets" in found["reason"]
     assert not mails.upstream.seen
+
+
+async def test_no_more_rows_of_a_query_are_read_than_the_call_asks_for(mails, tools):
+    endless = "with recursive n(body) as (select 1 union all select body + 1 from n) select body from n"
+    async with tools() as call:
+        found = await ran(call, **_MAILS, sql=endless, limit=3)
+        assert (found["done"], found["total"]) == (3, 3)
+        found = await ran(call, **_MAILS, sql=endless, limit=5)
+        assert (found["done"], found["total"]) == (5, 5)
+    assert {"A 1", "A 5"} <= {*mails.upstream.attempts}
+    assert len(mails.upstream.seen) == 5, "the first answers stay"
+
+
+async def test_a_query_is_read_in_its_call_and_ends_with_it(mails, tools, monkeypatch):
+    steps = []
+
+    async def noted(call: Any, *arguments: Any, **options: Any) -> Any:
+        steps.append(call.func.__name__)
+        return await done_apart(call, *arguments, **options)
+
+    async def refused(call: Any, *arguments: Any, **options: Any) -> Any:
+        if call.func.__name__ == "ingest":
+            raise input_error("`sql` takes more than 300 s, the most of a call.")
+        return await done_apart(call, *arguments, **options)
+
+    done_apart = detached.done_apart
+    async with tools() as call:
+        monkeypatch.setattr(detached, "done_apart", refused)
+        with pytest.raises(ToolError, match="takes more than 300 s"):
+            await call("bulk_generate", **_MAILS, sql="select body from inbox")
+        assert (await call("bulk_status"))["jobs"] == []
+        monkeypatch.setattr(detached, "done_apart", noted)
+        job = await call("bulk_generate", **_MAILS, sql="select body from inbox")
+        assert steps == ["_check_columns", "ingest"]
+        await ended(call, job["job_id"], "finished")
 
 
 async def test_a_query_that_computes_for_ever_ends(mails, tools, monkeypatch):

@@ -130,3 +130,26 @@ def test_the_content_of_one_text_file_is_asked_for_by_an_option(bench):
     assert "--each file asks about the whole file" in " ".join(bench.fail("--prompt", "Sum up: {{content}}").split())
     bench.succeed("--prompt", "Sum up: {{content}}", "--each", "file")
     assert len(bench.upstream.seen) == 1
+
+
+RAW = {
+    "a.eml": "From: a@example.org\nSubject: Hello\n\nHello",
+    "saved": "Received: from there\nMIME-Version: 1.0\n\nHello",
+    "b.html": "<p>Hello</p>",
+    "page.txt": "\n<!DOCTYPE html><title>Hello</title>",
+    "c.rtf": "{\\rtf1 Hello}",
+    "plain.txt": "A MIME-Version: 1.0, and <html>.",
+}
+
+
+def test_a_warning_of_mails_and_web_pages_comes_before_anything_is_sent(bench):
+    bench.input = bench.path / "mails"
+    bench.input.mkdir()
+    for name, text in RAW.items():
+        (bench.input / name).write_text(text)
+    said = " ".join(bench.run("--prompt", "Extract: {{content}}", "--validate").stderr.split())
+    warning = "Warning: 2 mails and 2 web pages and 1 RTF file are sent raw, with MIME, base64 and tags"
+    assert warning in said
+    assert not bench.upstream.seen
+    assert warning in " ".join(bench.run("--prompt", "Extract: {{content}}").stderr.split())
+    assert len(bench.upstream.seen) == len(RAW)

@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 
 def kept(source: Path) -> Path:
     """Return the converted model of `source`, a folder in promptmill's cache that this module's text belongs to."""
@@ -19,9 +21,10 @@ def kept(source: Path) -> Path:
 
     recipe = hashlib.sha256(Path(__file__).read_bytes() + openvino.__version__.encode()).hexdigest()[:16]
     folder = source.with_name(f"{source.name}-openvino-{recipe}")
-    if not folder.is_dir():
-        with tempfile.TemporaryDirectory(dir=source.parent, prefix="openvino-vlm-") as made:
-            convert(source, Path(made, "model")).rename(folder)
+    with filelock.FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=source.parent, prefix="openvino-vlm-") as made:
+                convert(source, Path(made, "model")).rename(folder)
     return folder
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 from PIL import Image
 
 from promptmill.backends.engines import embedded_model
@@ -53,21 +54,21 @@ def tiny_vlm() -> Path:
 
     recipe = hashlib.sha256(Path(__file__).read_bytes() + transformers.__version__.encode()).hexdigest()[:16]
     folder = embedded_model.cache_folder() / f"tiny-vlm-{recipe}"
-    if folder.is_dir():
-        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     wrong = ""
-    for seed in range(3):
-        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix="tiny-vlm-"))
-        try:
-            _train(made, seed)
-            wrong = _mistakes(made)
-            if not wrong:
-                made.rename(folder)
-                return folder
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-    raise AssertionError(f"the small image model did not learn its task: {wrong}")
+    with filelock.FileLock(f"{folder}.lock"):  # one process of a run trains it, the others wait
+        for seed in () if folder.is_dir() else range(3):
+            made = Path(tempfile.mkdtemp(dir=folder.parent, prefix="tiny-vlm-"))
+            try:
+                _train(made, seed)
+                wrong = _mistakes(made)
+                if not wrong:
+                    made.rename(folder)
+                    break
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
+    assert folder.is_dir(), f"the small image model did not learn its task: {wrong}"
+    return folder
 
 
 def picture(colour: str, side: int = 32) -> Image.Image:

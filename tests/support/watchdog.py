@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 _LIMIT = pytest.StashKey[float]()
-_IDLE_S = 300.0  # a process takes a minute from its start to its first test on a busy machine
+_IDLE_S = 900.0  # collecting 10,000 tests in four processes takes minutes at a load of 15
 _RUNNING_S = 960.0  # the longest limit of a test is 900 s
 _ENDS_S = 60.0  # the summary, and 10 s for processes that do not end
 _SHOWN = 20
@@ -95,6 +95,10 @@ class _Watch:
     def pytest_testnodedown(self, node: Any) -> None:
         _end_programs(PYTEST_XDIST_TESTRUNUID=self._run, PYTEST_XDIST_WORKER=node.gateway.id)
         self._heard.set()
+
+    def pytest_terminal_summary(self) -> None:
+        if self._left:
+            self._print(f"{len(self._left)} tests were not run.")
 
     def pytest_unconfigure(self) -> None:
         _end_programs(PYTEST_XDIST_TESTRUNUID=self._run)

@@ -62,6 +62,7 @@ FAMILIES = (
         in_prompt=False,
         is_prose=True,
     ),
+    Family("Apriel", ("Here are my reasoning steps:",), ("[BEGIN FINAL RESPONSE]",), is_prose=True),
 )
 
 
@@ -88,6 +89,7 @@ WRAPS = (
     ),
     Wrap(("<|start|>assistant to=user<|message|>", "to=user<|message|>"), ("<|eot|>",)),  # Muse Glimmer
     Wrap(("<|begin_of_box|>",), ("<|end_of_box|>",)),  # GLM-4.5V
+    Wrap(("[BEGIN FINAL RESPONSE]",), ("[END FINAL RESPONSE]",)),  # Apriel
 )
 CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>")
 TAGS = tuple(mark for family in (*FAMILIES, *WRAPS) for mark in (*family.openings, *family.closings))
@@ -120,7 +122,9 @@ _OPENING_QUOTES, _CLOSING_QUOTES = frozenset("`\"'“"), frozenset("`\"'”")
 _PROSE = re.compile(r"(?<=\w) $")
 _BOX = re.compile(r"(?<![`\"'“])<\|begin_of_box\|>(.*?)(?:<\|end_of_box\|>|\Z)", re.DOTALL)
 _THOUGHT = r"(?i:[\w.:|-]*(?:think|thought|reason|reflect|ponder|scratchpad|analysis|monolog)[\w.:|-]*)"
-_UNKNOWN = re.compile(rf"\s*(<\|[\w.: -]+\|?>|<{_THOUGHT}>|\[{_THOUGHT}\]|◁{_THOUGHT}▷|analysis(?=[A-Z]\w* ))")
+_UNKNOWN = re.compile(
+    rf"\s*(<\|[\w.: -]+\|?>|<{_THOUGHT}>|\[{_THOUGHT}\]|◁{_THOUGHT}▷|<details type=.reasoning.|analysis(?=[A-Z]\w* ))"
+)
 
 
 def may_have_marks(text: str) -> bool:
@@ -198,7 +202,7 @@ def _without(wrap: Wrap, text: str, *, behind_reasoning: bool) -> str:
         return "".join(text.split(closing, maxsplit=1)).strip() if closing else text.strip()
     end = text.rstrip()
     closing = next((mark for mark in wrap.closings if end.endswith(mark)), "")
-    return text if wrap.is_plain else end.removesuffix(closing) if closing else text
+    return text if wrap.is_plain else end.removesuffix(closing).rstrip() if closing else text
 
 
 def opened_by(prompt: str) -> Family | None:
@@ -219,7 +223,7 @@ def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
     start = text.lstrip(_BLANK)
     if (block := _split_blocks(start)) is not None:
         return block
-    if _ON_CHANNELS.match(start):
+    if _ON_CHANNELS.match(start) or _begins_in_channel(start):
         return split_channels(start)
     if _UNMARKED.match(start) and (found := _BARE_CHANNELS.match(start)):
         return (found[1] or "").strip() or None, start[found.end() :].lstrip()
@@ -232,6 +236,12 @@ def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
     return before.strip() or None, _unwrapped(behind.lstrip(), behind_reasoning=True)
 
 
+def _begins_in_channel(text: str) -> bool:
+    """Return whether a text begins within the reasoning of gpt-oss, whose marks were the end of the prompt."""
+    thought, _, behind = text.partition(_ENDS[0])
+    return behind.startswith(f"{_START}assistant{_CHANNEL}") and "<|" not in thought
+
+
 def _place_of(mark: str, text: str) -> int:
     """Return the position of a closing mark that is not quoted or part of prose; the length of `text` without one.
 
@@ -240,7 +250,7 @@ def _place_of(mark: str, text: str) -> int:
     place = text.find(mark)
     while place >= 0:
         end = place + len(mark)
-        if text[max(0, place - 1) : place] not in _OPENING_QUOTES and text[end : end + 1] not in _CLOSING_QUOTES:
+        if text[max(0, place - 1) : place] not in _OPENING_QUOTES or text[end : end + 1] not in _CLOSING_QUOTES:
             return place
         place = text.find(mark, end)
     return len(text)
@@ -281,7 +291,7 @@ def split_channels(text: str) -> tuple[str | None, str]:
             channel = header.rpartition(_CHANNEL)[2].strip()
             texts[not channel or channel.startswith(("final", "assistant"))].append(content)
         elif _CHANNEL not in piece and before != _START and not _BETWEEN_MESSAGES.match(piece):
-            texts[True].append(piece)  # without a header
+            texts[f"{_CHANNEL}final" not in text].append(piece)  # without a header
         before = piece
     reasoning = "\n".join(filter(None, map(str.strip, texts[False])))
     return reasoning or None, "".join(texts[True])

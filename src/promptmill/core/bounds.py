@@ -115,6 +115,8 @@ MOST_PDF_PAGES = 100
 """Pages of a PDF whose images one request carries: providers take 50 to 500, and each takes some 300 KB of memory."""
 MOST_QUERY_ROWS = 10_000_000
 """Rows of a call's query: a recursive one makes any number of them from nothing."""
+LONGEST_QUERY_S = 300
+"""Seconds until a call's query has given its rows, for the same reason: a million short ones take a minute."""
 LONGEST_COLUMN = 200
 """Characters of a column's name that a call chooses: each row of the output repeats it."""
 MOST_NAMES = 10_000

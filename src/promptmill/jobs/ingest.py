@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any, TypeAlias
 
 from promptmill.backends import rows
 from promptmill.backends.questions import Questions, joined, question_json
-from promptmill.core.bounds import MOST_QUERY_ROWS
+from promptmill.core.bounds import LONGEST_QUERY_S, MOST_QUERY_ROWS
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
 from promptmill.jobs import columns
@@ -184,7 +185,8 @@ class _Reader:
         self._names = _Names(spec, source.header)
         self._most_bytes, self._is_whole = most_bytes, True
         is_query = any(part.query for part in spec.input.parts)
-        self._most_rows = MOST_QUERY_ROWS if is_query and most_bytes is not None else None
+        self._is_of_call = is_query and most_bytes is not None
+        self._began = time.monotonic()
 
     def _prepare(self, first: Sequence[InputRow]) -> None:
         """Make the questions. `first`: rows that are objects; a template may name any of their fields."""
@@ -216,9 +218,17 @@ class _Reader:
                     raise _too_large(self._most_bytes)
             yield page, stretch
             if stretch.rows:
-                if self._most_rows is not None and stretch.rows[-1].n >= self._most_rows:
-                    raise input_error(Named("sql"), f" gives more than {self._most_rows:,} rows, the most of a call.")
+                if self._is_of_call:
+                    self._check_query(stretch.rows[-1].n)
                 self._work.note(stretch.rows[-1].n + 1)
+
+    def _check_query(self, last: int) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if the query of a call gives rows without end."""
+        less = Named("limit", text="; {} reads the first ones")
+        if last >= MOST_QUERY_ROWS:
+            raise input_error(Named("sql"), f" gives more than {MOST_QUERY_ROWS:,} rows, the most of a call", less, ".")
+        if time.monotonic() - self._began > LONGEST_QUERY_S:
+            raise input_error(Named("sql"), f" takes more than {LONGEST_QUERY_S:,} s, the most of a call", less, ".")
 
     def finished(self) -> JobSpec:
         """Return the job with its columns, once all rows were read."""

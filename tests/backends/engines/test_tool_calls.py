@@ -65,6 +65,7 @@ FAMILIES = [
     ),
     ("<tool_call>", f"<tool_call>\n{ONE}", "", [PARIS]),
     ("<tool_call>", f"<tool_call>\n{XML}\n</tool_call>", "", [PARIS]),
+    ("<tool_call>", f"I look.\n{XML}\n</tool_call>", "I look.", [PARIS]),
     ("<tool_call>", f"<tool_call>{GLM}\n</tool_call>", "", [PARIS]),
     ("<|tool_call|>", f"<|tool_call|>[{ONE}, {TWO}]", "", [PARIS, ROME]),
     ("<tool_calls>", f"<tool_calls>[\n{ONE}\n]</tool_calls>", "", [PARIS]),
@@ -194,6 +195,7 @@ def test_calls_are_read_in_the_form_that_the_template_shows(template, text, rest
         '[TOOL_CALLS]weather{"city"',
         "[1, 2]",
         "print('x')",
+        "In XML one writes <function=f>.",
     ],
 )
 def test_what_is_no_call_stays_the_answer(template, text):
@@ -257,6 +259,18 @@ def test_an_argument_written_as_text_has_the_type_that_the_schema_names(template
 def test_an_argument_may_hold_objects_and_lists(template, text, arguments):
     (call,) = read_calls(text, form_of(template), SCHEMAS)[1]
     assert json.loads(call["function"]["arguments"]) == arguments
+
+
+def test_a_bare_word_of_gemma_has_the_type_that_the_schema_names():
+    tools = {"f": {"properties": {"a": {"type": "boolean"}, "b": {"type": "string"}}}}
+    (call,) = read_calls("<|tool_call>call:f{a:True,b:True}<tool_call|>", form_of("<|tool_call>"), tools)[1]
+    assert json.loads(call["function"]["arguments"]) == {"a": True, "b": "True"}
+
+
+def test_a_text_of_a_call_may_have_line_breaks():
+    text = '<tool_call>{"name": "weather", "arguments": {"city": "Paris\n"}}</tool_call>'
+    (call,) = read_calls(text, form_of("<tool_call>"), SCHEMAS)[1]
+    assert json.loads(call["function"]["arguments"]) == {"city": "Paris\n"}
 
 
 def test_a_declared_text_stays_one_without_a_schema():

@@ -153,6 +153,8 @@ def test_both_statuses_of_a_rate_limit_are_recognized(status: int) -> None:
             "rate",
         ),
         (b'{"error": {"message": "Quota exhausted: the limit of 4 requests in flight is reached."}}', "rate"),
+        (b'{"error": {"message": "Quota exhausted: the maximum of 5 simultaneous requests is reached."}}', "rate"),
+        (b'{"error": {"message": "You exceeded your current quota: 2 pending requests."}}', "rate"),
         (b'{"error": {"code": "insufficient_quota", "message": "You exceeded your current quota."}}', "quota"),
         (b'{"error": {"message": "Insufficient balance: the limit of free requests is used up."}}', "quota"),
         (b'{"error": {"message": "Quota exceeded for concurrent requests, limit: 0"}}', "quota"),

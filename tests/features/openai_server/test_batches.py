@@ -21,6 +21,7 @@ from PIL import Image
 
 from fakes import KEY
 from openai_clients import CHAT, changed, client_of, ended, line, results, servers, started, text_of, uploaded
+from promptmill.features.openai_server import batch_rows
 from promptmill.features.openai_server.batch_rows import FileCheck
 from replies import answer, choose, hang, late, raw, status
 from served import BEARER, TOKEN
@@ -390,19 +391,32 @@ def test_an_answer_that_makes_no_reply_costs_its_line_alone(serve, upstream):
     assert results(client, batch.error_file_id)["a"]["response"]["status_code"] >= 500
 
 
+class Endpoints:
+    """Endpoints whose reader of requests has a bug."""
+
+    has_several = False
+
+    async def asked(self, *_: object) -> None:
+        raise KeyError
+
+
 async def test_a_line_that_is_read_with_a_bug_is_refused_alone(tmp_path):
-    class Endpoints:
-        has_several = False
-
-        async def asked(self, *_: object) -> None:
-            raise KeyError
-
     file = tmp_path / "file"
     file.write_text(json.dumps(line("a", "x")) + "\n")
     check = FileCheck(CHAT, cast("Any", Endpoints()), "me")
     await check.run(file, tmp_path, lambda: False)
     assert (check.errors, check.count, check.refused) == ([], 1, 1)
     assert json.loads((tmp_path / "refused.jsonl").read_bytes())["response"]["status_code"] == 500
+
+
+async def test_blank_lines_are_left_out_before_the_event_loop_sees_them(tmp_path):
+    assert batch_rows._some_lines(enumerate([b"\n"] * (1 << 20))) == []
+    assert batch_rows._some_lines(iter([])) is None
+    file = tmp_path / "file"
+    file.write_bytes(b"\n" * (1 << 20) + b"\n \nno JSON\n")
+    check = FileCheck(CHAT, cast("Any", Endpoints()), "me")
+    await check.run(file, tmp_path, lambda: False)
+    assert [(error["code"], error["line"]) for error in check.errors] == [("invalid_json_line", (1 << 20) + 3)]
 
 
 def test_a_file_for_vllm_run_batch_runs_here(serve, upstream):

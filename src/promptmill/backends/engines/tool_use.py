@@ -245,22 +245,32 @@ class Form(NamedTuple):
 
 
 def _between(
-    opening: str, closing: str, body: Callable[[str, Tools], list[tuple[str, object]]], *around: str, shown: str = ""
+    opening: str,
+    closing: str,
+    body: Callable[[str, Tools], list[tuple[str, object]]],
+    *around: str,
+    shown: str = "",
+    lone: str = "",
 ) -> Form:
     """Return the form of calls between two marks; at the end of the text the closing mark may be missing.
 
-    `around` are further marks of such calls, which are no part of the text.
+    `around` are further marks of such calls, which are no part of the text; `lone` is the beginning of a call whose
+    opening mark some models leave out.
     """
     blocks = re.compile(f"{re.escape(opening)}(.*?)(?:{re.escape(closing)}|\\Z)", re.DOTALL)
 
     def read(text: str, tools: Tools) -> Found:
+        is_lone = bool(lone) and opening not in text
+        text = text.replace(lone, opening + lone, 1) if is_lone else text
         calls = [call for block in blocks.findall(text) for call in body(block.strip(), tools)]
+        if is_lone and any(name not in tools for name, _ in calls):
+            raise UnreadableError
         rest = blocks.sub("", text)
         for mark in around:
             rest = rest.replace(mark, "")
         return rest, calls
 
-    return Form(shown or opening, (opening, closing, *around), read)
+    return Form(shown or opening, (opening, closing, *around, *filter(None, [lone])), read)
 
 
 def _invoking(shown: str, *marks: str) -> Form:
@@ -321,8 +331,14 @@ def _gemma(block: str, tools: Tools) -> list[tuple[str, object]]:
         raise UnreadableError
     arguments, _ = json.JSONDecoder().raw_decode(_GEMMA_WORD.sub(_gemma_word, call[2]))
     schema = tools.get(call[1], {})
-    bare = [(name, json.dumps(value)) for name, value in arguments.items() if not isinstance(value, str | list | dict)]
-    return [(call[1], arguments | _typed(bare, schema))]
+    properties = schema.get("properties") or {}
+    plain = [
+        (name, value if isinstance(value, str) else json.dumps(value))
+        for name, value in arguments.items()
+        if not isinstance(value, str | list | dict)
+        or (isinstance(value, str) and _types_in(properties.get(name), schema))
+    ]
+    return [(call[1], arguments | _typed(plain, schema))]
 
 
 def _gemma_word(found: re.Match[str]) -> str:
@@ -363,7 +379,7 @@ def _element(value: Any, schema: JsonObject, root: JsonObject) -> Any:
 
 def _json_calls(text: str, _: Tools | None = None) -> list[tuple[str, object]]:
     calls: list[tuple[str, object]] = []
-    decoder, at = json.JSONDecoder(), 0
+    decoder, at = json.JSONDecoder(strict=False), 0  # models write line breaks into texts
     while at < len(text):
         value, at = decoder.raw_decode(text, at)
         calls += [_name_and_arguments(call) for call in (value if isinstance(value, list) else [value])]
@@ -513,7 +529,7 @@ def _harmony(text: str, _: Tools) -> Found:
 
 _FORMS = (
     Form(_MINIMAX, (_MINIMAX,), _minimax),  # MiniMax M3
-    _between("<tool_call>", "</tool_call>", _tagged, "<tool_calls>", "</tool_calls>", "<tool_sep>"),
+    _between("<tool_call>", "</tool_call>", _tagged, "<tool_calls>", "</tool_calls>", "<tool_sep>", lone="<function="),
     _between("<seed:tool_call>", "</seed:tool_call>", _tagged),  # Seed-OSS
     _between("<longcat_tool_call>", "</longcat_tool_call>", _tagged),
     _between("<iquest_tool_call>", "</iquest_tool_call>", _tagged),

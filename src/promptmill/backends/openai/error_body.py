@@ -301,7 +301,10 @@ WORDS: dict[Cause, re.Pattern[str]] = {
 # Sentences that mean money at one provider and a limit per minute at another.
 SOFT_QUOTA = re.compile(r"exceeded your current quota|insufficient[_ ]quota|quota exceeded|plan and billing")
 # A limit of requests in flight, which some gateways call a quota, too; and words that mean money in any case.
-IN_FLIGHT = re.compile(r"concurren|in[ -]flight|parallel requests|limit of .{0,40}requests|并发")
+IN_FLIGHT = re.compile(
+    r"concurren|in[ -]flight|(?:parallel|simultaneous|active|pending|outstanding) requests|at the same time"
+    r"|limit of .{0,40}requests|并发"
+)
 MONEY = re.compile(r"balance|credits?\b|funds|payment|top up|recharge|欠费|余额|充值")
 PER_MINUTE = re.compile(r"per[ _-]?(?:min|sec)|\b[tr]p[ms]\b|/ ?min|perminute|每分钟|每秒")
 PER_DAY = re.compile(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -60,12 +61,12 @@ class FileCheck:
         Raises `FileNotFoundError`, and `PromptmillError` (`storage`) if they need more than their share of the disk.
         """
         with source.open("rb") as lines, _new(place / INPUT) as good, _new(place / REFUSED) as bad:
-            while some := await asyncio.to_thread(_some_lines, lines):
-                for line in some:
-                    self._line += 1
-                    if line.strip():
-                        await self._take(line, good, bad)
-                        await asyncio.sleep(0)
+            numbered = enumerate(iter(functools.partial(lines.readline, LONGEST_ROW), b""), 1)
+            while (some := await asyncio.to_thread(_some_lines, numbered)) is not None:
+                for number, line in some:
+                    self._line = number
+                    await self._take(line, good, bad)
+                    await asyncio.sleep(0)
                 written = good.tell() + bad.tell()
                 await asyncio.to_thread(check_disk, place, written, written)
                 is_full = len(self.errors) >= MOST_BATCH_ERRORS or self.count > MOST_BATCH_LINES
@@ -231,13 +232,19 @@ def _json_line(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _some_lines(file: IO[bytes]) -> list[bytes]:
-    """Return the next lines. A line that is longer than any row comes in pieces, which are not valid JSON."""
-    found, size = list[bytes](), 0
-    while size < _BLOCK and (line := file.readline(LONGEST_ROW)):
-        found.append(line)
+def _some_lines(numbered: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]] | None:
+    """Return the next lines that are not blank, with their numbers; None at the end. Millions of blank ones block here.
+
+    A line that is longer than any row comes in pieces, which are not valid JSON.
+    """
+    found, size = list[tuple[int, bytes]](), 0
+    for number, line in numbered:
         size += len(line)
-    return found
+        if line.strip():
+            found.append((number, line))
+        if size >= _BLOCK:
+            return found
+    return found or None
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
+from string import ascii_letters
 from typing import IO, Any, TypeAlias
 from xml.etree import ElementTree as ET
 from xml.parsers import expat
@@ -378,10 +379,11 @@ def _with_last(data: bytes, parent: str, child: str) -> bytes:
 
 def _with_dates(data: bytes) -> tuple[bytes, list[int]]:
     """Return the formats of cells with those of a day and of a time, and their numbers; none if there is no list."""
-    found = re.search(rb"<((?:[\w.-]+:)?)cellXfs\b[^>]*>(.*?)</\1cellXfs\s*>", data, re.DOTALL)
-    if found is None:
+    found = re.search(rb"<((?:[\w.-]+:)?)cellXfs(?:\s[^<>]*)?>", data)
+    end = -1 if found is None else data.find(b"</%bcellXfs" % found[1], found.end())
+    if found is None or end < 0:
         return data, []
-    prefix, inner = found[1], found[2]
+    prefix, inner = found[1], data[found.end() : end]
     numbers = []
     for form in _DATE_FORMATS:
         style = form % prefix
@@ -389,16 +391,15 @@ def _with_dates(data: bytes) -> tuple[bytes, list[int]]:
             inner += style
         numbers.append(len(re.findall(rb"<(?:[\w.-]+:)?xf\b", inner[: inner.index(style)])))
     count = len(re.findall(rb"<(?:[\w.-]+:)?xf\b", inner))
-    whole = b'<%bcellXfs count="%d">%b</%bcellXfs>' % (prefix, count, inner, prefix)
-    return data[: found.start()] + whole + data[found.end() :], numbers
+    return b'%b<%bcellXfs count="%d">%b%b' % (data[: found.start()], prefix, count, inner, data[end:]), numbers
 
 
 def _recalculated(data: bytes) -> bytes:
     """Return the XML of a workbook whose formulas are computed when Excel opens it: some may count the answers."""
-    found = re.search(rb"<(?:[\w.-]+:)?calcPr\b([^>]*?)/?>", data)
-    if found is None or b"fullCalcOnLoad" in found[1]:
+    found = re.search(rb"<(?:[\w.-]+:)?calcPr(?:\s[^<>/]*)?", data)
+    if found is None or b"fullCalcOnLoad" in found[0]:
         return data
-    return b'%b fullCalcOnLoad="1"%b' % (data[: found.end(1)], data[found.end(1) :])
+    return b'%b fullCalcOnLoad="1"%b' % (data[: found.end()], data[found.end() :])
 
 
 # ---- the XML of a sheet
@@ -474,7 +475,7 @@ class _Walk:
 
 
 class _Filled(_Walk):
-    """The cells with a value: those of the header, and how far to the right they reach."""
+    """The header of a sheet, and the columns that its values and its merged cells take."""
 
     def __init__(self, data: bytes, header: int) -> None:
         super().__init__(data)
@@ -491,6 +492,10 @@ class _Filled(_Walk):
             self.width = max(self.width, self.column + 1)
             if self.row == self._header and word != "f":
                 self.parser.CharacterDataHandler = self._add
+        elif word == "mergeCell":
+            end = attributes["ref"].rpartition(":")[2]
+            if int(end.lstrip(ascii_letters)) > self._header:  # a merged cell hides the cells under it
+                self.width = max(self.width, xlsx.column_of(end) + 1)
 
     def _add(self, text: str) -> None:
         _, known = self.head.get(self.column, ("", ""))

@@ -50,11 +50,13 @@ class Part:
     """The sheet or table to read; `""`: the only one."""
     query: str = ""
     """The query whose rows to read from a database; `""`: no query."""
+    most_rows: int | None = None
+    """The number of rows of the query to read: it may give any number."""
 
     @property
     def within(self) -> str:
-        """The query, or else the sheet or table."""
-        return self.query or self.member
+        """The query with its number of rows, or else the sheet or table."""
+        return self.member if not self.query else f"{self.query}\n{self.most_rows or ''}".rstrip()
 
 
 def find(given: Sequence[Path], output: Path) -> list[Part]:

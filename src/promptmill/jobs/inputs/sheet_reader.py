@@ -40,7 +40,7 @@ _MIDNIGHT = dt.time()
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
 _MANIFEST = "META-INF/manifest.xml"
 _PROTECTED = "{} is protected by a password; save a copy without one."
-_FORMAT = re.compile(r"""\\(?P<letter>.)|"(?P<text>[^"]*)"|\[\$[^\]]*\]|(?P<sign>.)""")
+_FORMAT = re.compile(r"""\\(?P<letter>.)|"(?P<text>[^"]*)"|\[\$[^\[\]]*\]|(?P<sign>.)""")
 _AS_THEY_ARE = frozenset("-() ")
 _NOTED = (b"hidden=", b'="e"', b"<f", b":f")  # what `_Look` finds, besides cells with formats
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import decimal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class SqlTable:
         if len(files.parts) > 1:
             raise input_error("Several databases are not read together; name one of them.")
         (part,) = files.parts
-        self._path, self._is_duckdb = part.path, is_duckdb(part.path)
+        self._path, self._is_duckdb, self._most_rows = part.path, is_duckdb(part.path), part.most_rows
         with self._connected() as connection:
             self._query = part.query or self._of_table(connection, part.member)
             cursor = connection.execute(self._query)
@@ -71,10 +72,10 @@ class SqlTable:
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
         """Yield the rows; see `Input`. A query is never read from the middle."""
         del window
-        n = 0
+        n, most = 0, sys.maxsize if self._most_rows is None else self._most_rows
         with self._connected() as connection:
             cursor = connection.execute(self._query)
-            while page := list(cursor.fetchmany(_AT_ONCE)):
+            while n < most and (page := list(cursor.fetchmany(min(_AT_ONCE, most - n)))):
                 found = []
                 for row in page:
                     cells = [*row] if all(type(cell) in _PLAIN for cell in row) else [*map(_value, row)]

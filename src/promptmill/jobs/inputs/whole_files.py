@@ -30,7 +30,14 @@ from typing import BinaryIO, Literal, TypeVar
 
 import orjson
 
-from promptmill.core.bounds import LARGEST_FILE, LARGEST_TEXT, LONGEST_PATH, MOST_FILES, MOST_PDF_PAGES
+from promptmill.core.bounds import (
+    LARGEST_FILE,
+    LARGEST_TEXT,
+    LONGEST_PATH,
+    LONGEST_SEARCHED,
+    MOST_FILES,
+    MOST_PDF_PAGES,
+)
 from promptmill.core.errors import Named, PromptmillError, Words, input_error, parts_of
 from promptmill.core.secret_text import find_assigned
 from promptmill.core.values import JsonDict
@@ -54,6 +61,12 @@ _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
 _LOOKED_AT = 1000  # files of a folder that are searched for a table
 _MAGIC = re.compile(r"[*?\[]")
 _TOO_LARGE = f"is larger than {LARGEST_TEXT >> 20} MiB"
+# Files that are sent with all that their programs write beside the text; the noun, the suffixes, the beginning.
+_RAW = (
+    ("mail", {".eml", ".emlx", ".mbox", ".mht", ".mhtml"}, re.compile(r"(?im)^(?:mime-version|received): ")),
+    ("web page", {".html", ".htm", ".xhtml"}, re.compile(r"(?i)\A\s*<(?:!doctype html|html)\b")),
+    ("RTF file", {".rtf"}, re.compile(r"\A\{\\rtf")),
+)
 _SHOWN = 20
 _FILL_IN = "Fill in the fields from this document."
 """The prompt for PDFs without one, if the answers have a schema."""
@@ -106,8 +119,8 @@ def written_whole(
     as_pdf: PdfForm | None = None,
     has_schema: bool = False,
 ) -> tuple[JobOrder, Given | None, Sequence[Words]]:
-    """Return an order, its rows, and notes for the user (omitted files, forms of PDFs). Rows: None if a row is not a
-    file; otherwise valid until `opened` closes. `has_schema`: whether the answers have one.
+    """Return an order, its rows, and notes for the user (omitted files, forms of PDFs, a warning of raw files). Rows:
+    None if a row is not a file; otherwise valid until `opened` closes. `has_schema`: whether the answers have one.
 
     Raises `PromptmillError` (`invalid_input`, `storage`).
     """
@@ -119,7 +132,8 @@ def written_whole(
     source = opened.enter_context(written(folders, found.lines(), ".jsonl", name or "files"))
     reading = order.reading.model_copy(update={"encoding": None})  # the lines are UTF-8
     order = order.model_copy(update={"question": found.question, "inputs": (Path(source.name),), "reading": reading})
-    return order, source, [*found.left_out, *found.forms]
+    raw = [f"Warning: {found.raw}."] if found.raw else []
+    return order, source, [*found.left_out, *found.forms, *raw]
 
 
 class FoundFiles:
@@ -291,12 +305,22 @@ class WholeFiles(FoundFiles):
         """The question about each file."""
         self._pages: Counter[str] = Counter()
         """The number of pages of PDFs by what is sent of them, in the words of `forms`."""
+        self._raw: Counter[str] = Counter()
 
     @property
     def forms(self) -> list[Words]:
         """A note on what was sent of the pages of PDFs, unless the user chose it."""
         parts = ", ".join(f"{counted(count, 'page')} {form}" for form, count in self._pages.items())
         return [(f"PDFs: {parts}; ", Named("pdf"), " (text or images) chooses")] if parts else []
+
+    @property
+    def raw(self) -> str:
+        """A warning of files that are sent with MIME, base64 and tags; `""` if there are none."""
+        if not self._raw:
+            return ""
+        files = " and ".join(counted(count, noun) for noun, count in self._raw.items())
+        are = "is" if self._raw.total() == 1 else "are"
+        return f"{files} {are} sent raw, with MIME, base64 and tags, which all cost tokens; save the text of each first"
 
     def lines(self) -> Iterator[bytes]:
         """Yield a line for each file, in the order of `names`. Raises `PromptmillError` (`invalid_input`)."""
@@ -393,6 +417,8 @@ class WholeFiles(FoundFiles):
                 text = data.decode(encoding)
                 if "\0" not in text:
                     self._check_secrets(path, text.encode("utf-8", "replace"))
+                    suffix, start = path.suffix.lower(), text[:LONGEST_SEARCHED]
+                    self._raw.update(noun for noun, names, known in _RAW if suffix in names or known.search(start))
                     return {"content": text}
         is_text = text is None and (b"\0" not in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)))
         raise input_error(*parts_of(self._not_utf8 if is_text else "is not text"))

@@ -278,7 +278,7 @@ def _check(_: Work, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, 
 
 def _check_columns(_: Work, order: JobOrder, rule: FileRule) -> None:
     runtime.limit_computing(_STUCK_S)
-    parts = with_query(input_files.find(order.inputs, order.output), order.reading.sql)
+    parts = with_query(input_files.find(order.inputs, order.output), order)
     files = input_files.opened(parts, encoding=order.reading.encoding)
     kind = format_of_input(files)
     source = input_of(files, kind)

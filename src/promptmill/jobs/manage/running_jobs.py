@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_PATH, MOST_RUNNERS
-from promptmill.core.errors import Code, PromptmillError, argument_name, input_error, worded
+from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error, worded
 from promptmill.jobs import members
 from promptmill.jobs.caller import USER, Caller
 from promptmill.jobs.ingest import CALL_DISK_SHARE
@@ -26,7 +26,7 @@ from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.row_secrets import OTHERWISE, check_encoding
 from promptmill.jobs.inputs.whole_files import PdfForm, RowFiles, WholeFiles
-from promptmill.jobs.manage import detached
+from promptmill.jobs.manage import detached, prune
 from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.manage.job_rows import Only, results_page
 from promptmill.jobs.run import admission, steps
@@ -134,6 +134,9 @@ class RunningJobs:
                 order, source, notes = await self._whole_files(
                     order, files, as_pdf, caller, opened, has_schema=(plan or self._service.plan).has_schema
                 )
+                if "raw" in notes and each is None and not validate:  # before anything is sent
+                    anyway = Named("each", "file", "; {} sends them all the same")
+                    raise input_error(f"Nothing was sent yet; tell the user: {notes['raw']}", anyway, ".")
             else:
                 source, notes = None, {}
             plan = await self._service.settled(plan or self._service.plan)
@@ -180,18 +183,20 @@ class RunningJobs:
             if job.finished:
                 job.close()
                 return dict(self._status_of(job, "The job is finished already."))
-            if source is not None or job.change.before is not None:
+            # a call's rows and query end with it
+            is_of_call = source is not None or (order.reading.sql is not None and job.change.before is None)
+            if is_of_call or job.change.before is not None:
                 unread = await asyncio.to_thread(job.unread)
                 if unread is not None:
-                    await self._read(job, unread, is_trial=source is None)
+                    await self._read(job, unread, is_trial=not is_of_call)
             held.pop_all()
         await self._launch(job)
         return dict(self._status_of(job, "Ask bulk_status how far it is."))
 
     async def _read(self, job: Job, files: InputFiles, *, is_trial: bool) -> None:
-        """Read the input of a job, or only find out whether that is refused: then nothing changes.
+        """Read the input of a job, or only find out whether that is refused (`is_trial`).
 
-        Raises `PromptmillError` (`invalid_input`), as a refusal is the result of a call, not of a run.
+        Raises `PromptmillError` (`invalid_input`). Then the job is as it was before the call, or gone if it was new.
         """
         try:
             if is_trial:
@@ -199,8 +204,13 @@ class RunningJobs:
             else:
                 await self._apart(steps.reading(job, files), job, lambda _: None)
                 job.load()
-        except PromptmillError:
-            job.folder.roll_back()
+        except BaseException:
+            if job.change.before is None and job.folder.store.is_empty:
+                job.folder.close()
+                self.folders.unregister(job.folder)
+                prune.remove(job.folder)
+            else:
+                job.folder.roll_back()
             raise
 
     async def _whole_files(
@@ -220,6 +230,8 @@ class RunningJobs:
         source = await self._given(found.lines(), caller, opened)
         left_out = [worded(reason, argument_name) for reason in found.left_out]
         notes: dict[str, Any] = {"files": found.count, **({"left_out": left_out} if left_out else {})}
+        if found.raw:
+            notes["raw"] = found.raw
         if found.forms:
             notes["pdf"] = worded(found.forms[0], argument_name)
         reading = order.reading.model_copy(update={"encoding": None})  # the lines are UTF-8

@@ -519,18 +519,20 @@ class BatchRound:
             _LOG.warning("%s has no reply to any row: it is a batch of another program", batch.there.id)
             self._send_again(batch)
             return True
-        if unknown and replies.rows < batch.requests and not self._is_late:
+        nameless = unknown if replies.rows else unknown + damaged
+        if nameless and replies.rows < batch.requests and not self._is_late:
             self._charge_whole(batch)
             left = batch.requests - replies.rows
-            text = f"{unknown} results of batch {batch.there.id} name no row, and {left} rows have no result."
+            text = f"{nameless} results of batch {batch.there.id} name no row, and {left} rows have no result."
             raise _unread(batch, Code.UNSUPPORTED, text, "Use an endpoint that keeps each `custom_id`.")
-        counted = min((state.done or 0) + (state.failed or 0), batch.requests)
+        every = batch.requests if state.said in _COMPLETED else 0
+        counted = min((state.done or 0) + (state.failed or 0) or every, batch.requests)
         found = replies.rows + damaged + unknown
-        is_short = found < max(counted, state.said in _COMPLETED) or (gone is not None and state.done is None)
+        is_short = found < counted or (gone is not None and state.done is None)
         if is_short and replies.rows < batch.requests:
             text = f"Batch {batch.there.id} is {state.said} with {counted} requests done, but has {found} results."
             raise gone or PromptmillError(Code.NOT_FOUND, text, "")
-        unread = min(max((state.done or 0) - replies.answers, damaged, unknown), batch.requests - replies.rows)
+        unread = min(max((state.done or 0) - replies.answers, damaged, unknown), batch.requests - replies.run)
         stored_batches.put(self._store, batch.seen("fetched", read=state.results).changed(unread=max(0, unread)))
         return True
 

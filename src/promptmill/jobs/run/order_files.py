@@ -82,14 +82,14 @@ def _input_of(order: JobOrder, target: Path, given: Given | None, folder: Folder
     Raises `PromptmillError` (`invalid_input`).
     """
     if given is not None:
-        return Path(given.name), with_query(given.parts, order.reading.sql)
+        return Path(given.name), with_query(given.parts, order)
     if not order.inputs[0].is_absolute():  # the order that began the job passed the rows
         return order.inputs[0], ()
     for path in order.inputs:
         check_name(path)
     is_read = folder is not None and _has_read(folder, order.inputs)
     try:
-        parts = with_query(input_files.find(order.inputs, target), order.reading.sql)
+        parts = with_query(input_files.find(order.inputs, target), order)
     except PromptmillError:
         if not is_read:
             raise
@@ -100,13 +100,16 @@ def _input_of(order: JobOrder, target: Path, given: Given | None, folder: Folder
     return parts[0].path if is_file else real_path(order.inputs[0]), parts
 
 
-def with_query(parts: Sequence[Part], sql: str | None) -> Sequence[Part]:
-    """Add the query to the databases of an input. Raises `PromptmillError` for other files."""
-    if sql is None:
+def with_query(parts: Sequence[Part], order: JobOrder) -> Sequence[Part]:
+    """Add the query of an order, and its limit, to the databases of an input. Raises `PromptmillError` for other
+    files.
+    """
+    if (sql := order.reading.sql) is None:
         return parts
     if any(part.member or part.path.suffix.lower() not in members.DATABASES for part in parts):
         raise input_error(Named("sql"), " goes with a database, without a table: mails.db.")
-    return [replace(part, query=sql) for part in parts]
+    most = order.limits.rows if order.limits.shard is None else None
+    return [replace(part, query=sql, most_rows=most) for part in parts]
 
 
 def _has_read(folder: Folder, inputs: Sequence[Path]) -> bool:

@@ -178,12 +178,14 @@ class Replies(NamedTuple):
     rows: int
     answers: int
     """The replies with an answer, which is billed."""
+    run: int
+    """The replies to requests that were run, also those that failed."""
 
 
 def replies_of(store: JobDatabase, batch: Batch) -> Replies:
     """Count the stored replies of a batch."""
-    query = "SELECT count(status), coalesce(sum(status BETWEEN 200 AND 299), 0) FROM batched WHERE batch = ?"
-    return Replies(*store.read(query, batch.id)[0])
+    figures = "count(status), coalesce(sum(status BETWEEN 200 AND 299), 0), coalesce(sum(status > 0), 0)"
+    return Replies(*store.read(f"SELECT {figures} FROM batched WHERE batch = ?", batch.id)[0])
 
 
 def finish(store: JobDatabase, batch: Batch, *, again: bool) -> None:

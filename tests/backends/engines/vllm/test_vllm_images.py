@@ -11,7 +11,7 @@ import pytest
 from piped import Piped
 from tiny_vlm import COLOURS, picture, tiny_vlm
 
-pytestmark = [pytest.mark.engine, pytest.mark.stdio]
+pytestmark = [pytest.mark.engine, pytest.mark.stdio, pytest.mark.timeout(900)]  # the first test trains the model
 
 
 @pytest.fixture(scope="module")
