@@ -1,4 +1,4 @@
-"""A vision language model of 2.5 MB, trained here in about 40 seconds: it repeats the prompt and names its images.
+"""A vision language model of 2.5 MB, trained here in about 60 seconds: it repeats the prompt and names its images.
 
 `here <red image> there <blue image>` → `here red there blue`: which image came where is plain in every answer. It knows
 the words of `WORDS` and images of one colour of `COLOURS`, up to four different ones of each in a prompt, with a line's
@@ -57,7 +57,7 @@ def tiny_vlm() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     wrong = ""
     with filelock.FileLock(f"{folder}.lock"):  # one process of a run trains it, the others wait
-        for seed in () if folder.is_dir() else range(3):
+        for seed in () if folder.is_dir() else (2, 0, 1):  # 0 and 1 fail with torch 2.13
             made = Path(tempfile.mkdtemp(dir=folder.parent, prefix="tiny-vlm-"))
             try:
                 _train(made, seed)

@@ -14,7 +14,7 @@ from piped import Piped
 from tiny_vlm import COLOURS, picture, tiny_vlm
 from waiting import eventually
 
-# The first test of a clean clone trains the model: 40 s that are 300 s on a machine with a load of 12.
+# The first test of a clean clone trains the model: 60 s of a CPU, minutes on a busy machine.
 pytestmark = [pytest.mark.engine, pytest.mark.stdio, pytest.mark.timeout(900)]
 
 
