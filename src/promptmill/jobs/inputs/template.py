@@ -189,7 +189,7 @@ class ExpressionTemplate:
 
 @dataclass(slots=True)
 class _Places:
-    """What is known of the places of a prompt while it is rendered."""
+    """The places of a prompt so far, while it is rendered."""
 
     empty: dict[str, str]
     has_text: bool = False
