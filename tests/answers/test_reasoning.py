@@ -67,6 +67,8 @@ def test_what_a_prompt_may_ask_for_stays_and_the_marks_of_models_go(text, split)
         ("<|im_start|>assistant", "<|im_start|>"),
         ("analysisThey ask for a capital.", "analysis"),
         ('<details type="reasoning" done="true">capital?</details>', '<details type="reasoning"'),
+        ("Sure.\n<think>capital?</think>\nParis.", "<think>"),
+        ("Sure.\n<think>", ""),
         ("<think>capital?", ""),
         ("<|channel|>final", ""),
         ("<p>Paris.</p>", ""),

@@ -122,6 +122,11 @@ def _without_meaning(canvas: Any) -> None:
     canvas.drawString(72, 720, "!#$ %&' ()* +,- ./: ;<=")
 
 
+def _contents(canvas: Any) -> None:
+    for at in range(30):
+        canvas.drawString(72, 720 - 14 * at, f"{at} Chapter {'.' * 60} {at}")
+
+
 def _illustrated(canvas: Any) -> None:
     for at in range(40):
         canvas.drawString(72, 720 - 10 * at, f"Line {at} stands above a small picture.")
@@ -135,6 +140,7 @@ def _illustrated(canvas: Any) -> None:
         (_scanned, True, False),
         (_outlines, True, False),
         (_without_meaning, True, False),
+        (_contents, False, False),
         (_illustrated, False, True),
     ],
 )

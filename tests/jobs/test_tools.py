@@ -492,7 +492,7 @@ async def test_rows_over_mcp_have_the_names_of_the_file_s_columns(bench, tools):
         found = await call("bulk_results", job_id=started["job_id"])
         assert found["columns"] == {"answer": "answer_1", "row": "row_1"}
         first, second = found["rows"]
-        assert (first["row_1"], first["id"], first["answer_1"], second["answer_1"]) == (0, "x", "echo: a", "echo: b")
+        assert (first["row_1"], first["id"], first["answer_1"], second["answer_1"]) == (1, "x", "echo: a", "echo: b")
         assert not {"answer", "row", "prompt"} & first.keys()
         (first, _) = (await call("bulk_results", job_id=started["job_id"], with_input=True))["rows"]
         assert (first["row"], first["answer"], first["answer_1"]) == ("r", 72, "echo: a")
@@ -1004,10 +1004,10 @@ async def test_a_pattern_of_megabytes_is_refused_before_it_is_compiled(bench, to
 
 
 async def test_pages_follow_each_other_where_the_input_has_a_column_of_our_name(bench, tools):
-    bench.write([{"prompt": text, "row": "mine"} for text in "ab"])
-    bench.succeed()
+    bench.write([{"prompt": text * 600, "row": "mine"} for text in "ab"])
     async with tools() as call:
-        page = await call("bulk_results", job_id=bench.output.name, max_characters=1000, with_input=True, limit=1)
+        await ran(call)
+        page = await call("bulk_results", job_id=bench.output.name, max_characters=1000)
         assert ([row["row_1"] for row in page["rows"]], page["next_offset"]) == ([1], 1)
         last = await call("bulk_results", job_id=bench.output.name, offset=1)
         assert [row["row_1"] for row in last["rows"]] == [2]

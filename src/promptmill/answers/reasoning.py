@@ -135,11 +135,18 @@ def may_have_marks(text: str) -> bool:
 def unknown_mark(text: str) -> str:
     """Return the mark at the beginning of a text that looks like one of `FAMILIES` but is unknown; `""` without one.
 
+    Marks of `FAMILIES` around a block behind other lines are such a mark, too.
+
     >>> unknown_mark("<pondering>France?</pondering>Paris")
     '<pondering>'
     """
     found = _UNKNOWN.match(text, 0, 80)
-    return "" if found is None or found[1].startswith(_MARKS) else found[1]
+    if found is not None and not found[1].startswith(_MARKS):
+        return found[1]
+    if "\n<" not in text and "\n[" not in text:
+        return ""
+    pairs = ((opening, closing) for family in FAMILIES for opening in family.openings for closing in family.closings)
+    return next((opening for opening, closing in pairs if closing in text.partition(f"\n{opening}")[2]), "")
 
 
 def split_reasoning(text: str, *, opened: Family | None = None) -> tuple[str | None, str]:

@@ -29,7 +29,7 @@ _EMPTY = (
     "Answers are empty, without any reasoning, although the model ended them itself; look at the prompt and at `stop`, "
     "and ask a chat model."
 )
-_UNKNOWN_MARK = "An answer begins with "
+_UNKNOWN_MARK = "An answer contains "
 
 DURATIONS_S = tuple(0.01 * 2**step for step in range(14))
 """The bounds in which durations are counted, from OpenTelemetry's conventions for generative models."""
@@ -512,8 +512,8 @@ class Call:
         mark = unknown_mark(text)
         if mark and not any(warning.startswith(_UNKNOWN_MARK) for warning in self.warnings):
             self.warn(
-                f"{_UNKNOWN_MARK}{mark:.40}, which may be a mark of reasoning that promptmill does not know, so "
-                "that answers contain the model's reasoning. Set the reasoning parser of the server, or switch "
+                f"{_UNKNOWN_MARK}{mark:.40}, which may be a mark of reasoning that promptmill does not know there, "
+                "so that answers contain the model's reasoning. Set the reasoning parser of the server, or switch "
                 "thinking off by `enable_thinking: false`."
             )
 

@@ -41,11 +41,12 @@ _QUALITY = 90  # of JPEG: small letters stay sharp
 _REOPENED = 50  # images: a document keeps a copy of each image that it has shown; to open it takes 1 ms
 _GRID = 20  # cells of a side: the share of a page that pictures cover, also in strips, is counted in them
 _SCAN, _PICTURE = 0.5, 0.05  # shares of a page: above, it is a scan, or has pictures; a logo covers 2 %
-# What is drawn is compared with what is written: a full page has 3,000 letters, the outline of one has 20 segments.
+# Drawings are compared with letters: a full page has 3,000, the outline of one has 20 segments.
 _LETTERS_OF_PAGE, _SEGMENTS_OF_LETTER = 3000, 20
 _SAMPLED = 500  # characters of a page that are checked for their meaning
 _UNMAPPED = 0.1  # their share without one: symbols of lists are fewer, fonts without a table of characters have all
-_LETTERS = 1 / 3  # of the visible characters of a text: a table of contents with leaders of dots has more
+_LETTERS = 1 / 3  # of the visible characters of a text; leaders of dots do not count
+_LEADER = re.compile(r"([\W_])\1{3,}")
 _LOST = "takes too much time or memory to read, or is damaged"
 
 
@@ -54,12 +55,12 @@ class PdfError(Exception):
 
 
 class PageContent(NamedTuple):
-    """What a page has for a model."""
+    """The text of a page, and whether it is enough for a model."""
 
     text: str
     """Its text layer, if that is text, and the values of its form: `""` if it has none."""
     is_image: bool
-    """Whether only its image shows what is on it: it is a scan or a drawing, or its text layer is no text."""
+    """Whether its text is not enough: it is a scan or a drawing, or its text layer is no text."""
     has_pictures: bool
     """Whether a page of text has pictures, too."""
 
@@ -267,10 +268,11 @@ def _is_text(layer: Any, text: str) -> bool:
 
     sampled = range(0, layer.count_chars(), 1 + layer.count_chars() // _SAMPLED)
     unmapped = sum(raw.FPDFText_HasUnicodeMapError(layer, at) == 1 for at in sampled)
-    kinds = [unicodedata.category(c) if c != "\ufffd" else "Co" for c in text if not c.isspace()]
+    kinds = [unicodedata.category(c) if c != "\ufffd" else "Co" for c in _LEADER.sub("", text) if not c.isspace()]
     unknown = sum(kind in {"Cc", "Cn", "Co"} for kind in kinds)
     letters = sum(kind[0] in "LMN" for kind in kinds)
-    return max(unmapped / len(sampled), unknown / len(kinds)) < _UNMAPPED and letters > len(kinds) * _LETTERS
+    is_known = unmapped < _UNMAPPED * len(sampled) and unknown <= _UNMAPPED * len(kinds)
+    return is_known and letters >= _LETTERS * len(kinds)
 
 
 def _drawn(page: Any) -> tuple[float, int]:
@@ -296,7 +298,7 @@ def _drawn(page: Any) -> tuple[float, int]:
 
 
 def _filled_in(page: Any) -> list[str]:
-    """Return what was filled into a page, a line for each field, such as `Name: Ann`, and for each text typed onto it.
+    """Return a line for each filled field of a page, such as `Name: Ann`, and for each text typed onto the page.
 
     The text layer has neither.
     """

@@ -218,7 +218,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         ] = None,
         pdf: Annotated[
             Literal["text", "images"] | None,
-            Field(description="What is sent of PDFs in `files`; left out: a page's text, or image of a scan."),
+            Field(description="How PDFs in `files` are sent; left out: each page as text, or a scan as an image."),
         ] = None,
         sql: Annotated[
             str | None, Field(description="The query whose result are the rows, if `input_file` is a .db.")

@@ -384,7 +384,7 @@ def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str, m
 def page(found: JsonObject, most: int, copies: int) -> JsonDict:
     """Return a page with as many of a job's rows as fit into `most` bytes; the message has each row `copies` times.
 
-    It always has the first row, whatever its size. The `next_offset` of a job's answers becomes that of the next page.
+    It always has the first row, whatever its size. A `next_offset` becomes the number of rows so far.
     """
     size = 0
     for place, row in enumerate(found["rows"]):

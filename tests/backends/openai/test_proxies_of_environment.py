@@ -40,7 +40,9 @@ async def test_a_proxy_from_the_environment_is_left_alone_when_asked(upstream, d
     assert failure.error.code == "name_resolution"
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.2", "0.0.0.0", "[::1]"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "ollama.localhost", "localhost.", "127.0.0.2", "0.0.0.0", "[::1]", "[::ffff:127.0.0.1]"]
+)
 def test_requests_to_this_machine_use_no_proxy(monkeypatch, host):
     monkeypatch.setenv("all_proxy", "http://10.0.0.1:3128")
     assert proxy_of(f"http://{host}:8000/v1", trust_env=True) is None
@@ -52,6 +54,7 @@ def test_requests_to_this_machine_use_no_proxy(monkeypatch, host):
         ("10.0.0.0/8", "10.1.2.3", True),
         ("10.0.0.0/8", "11.1.2.3", False),
         ("fd00::/8", "[fd00::5]", True),
+        ("192.168.0.0/16 10.0.0.0/8", "10.1.2.3", True),
         ("a.example, 192.168.1.7", "192.168.1.7", True),
         ("10.0.0.0/8,.corp.example", "llm.corp.example", True),
         ("llm.corp.example:8000", "llm.corp.example", True),

@@ -120,6 +120,7 @@ def test_lists_tuples_and_free_values_have_the_form_of_a_grammar():
                 "long": {"type": "array", "items": {"type": "integer"}, "maxItems": 700},
                 "short": {"type": "array", "items": {"type": "integer"}, "maxItems": 100},
                 "any": {"title": "Any"},
+                "all": {"allOf": [{"type": "string", "maxLength": 5000}]},
             },
         }
     )
@@ -129,6 +130,7 @@ def test_lists_tuples_and_free_values_have_the_form_of_a_grammar():
     assert "maxItems" not in fields["long"]
     assert fields["short"]["maxItems"] == 100
     assert "string" in fields["any"]["type"]
+    assert fields["all"] == {"allOf": [{"type": "string"}]}
 
 
 def test_lm_studio_gets_a_schema_in_place_of_json_mode():

@@ -409,7 +409,7 @@ def _in_grammar(schema: Any) -> JsonObject:
     for key, value in schema.items():
         if key in {"properties", *_DEFINITIONS}:
             node[key] = {name: _in_grammar(inner) for name, inner in value.items()}
-        elif key in {"anyOf", "oneOf", "prefixItems"} or (key == "items" and isinstance(value, list)):
+        elif key in {"allOf", "anyOf", "oneOf", "prefixItems"} or (key == "items" and isinstance(value, list)):
             node[key] = [_in_grammar(inner) for inner in value]
         elif key in {"items", "additionalProperties"} and isinstance(value, Mapping):
             node[key] = _in_grammar(value)

@@ -545,8 +545,14 @@ def proxy_of(url: str, *, trust_env: bool) -> URL | None:
 
 def _is_direct(host: str, port: int | None) -> bool:
     """Return whether `host` is this machine, or in NO_PROXY; there the standard library knows only names."""
+    host = host.rstrip(".")
     address = ip_address_of(host)
-    if host == "localhost" or (address is not None and (address.is_loopback or address.is_unspecified)):
+    address = getattr(address, "ipv4_mapped", None) or address
+    if (
+        host == "localhost"
+        or host.endswith(".localhost")
+        or (address is not None and (address.is_loopback or address.is_unspecified))
+    ):
         return True
     if proxy_bypass(f"{host}:{port}"):
         return True
@@ -555,9 +561,9 @@ def _is_direct(host: str, port: int | None) -> bool:
 
 def _networks(no_proxy: str) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
     """Yield the addresses and networks among the entries of NO_PROXY."""
-    for entry in no_proxy.split(","):
+    for entry in no_proxy.replace(",", " ").split():
         with contextlib.suppress(ValueError):
-            yield ipaddress.ip_network(entry.strip(), strict=False)
+            yield ipaddress.ip_network(entry, strict=False)
 
 
 def trust_of_environment() -> ssl.SSLContext:

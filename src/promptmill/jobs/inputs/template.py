@@ -218,7 +218,7 @@ class _Fields(NodeTransformer):  # type: ignore[misc]
 
 @dataclass(slots=True)
 class _Places:
-    """What is known of the places of a prompt while it is rendered."""
+    """The places of a prompt so far, while it is rendered."""
 
     empty: dict[str, str]
     has_text: bool = False

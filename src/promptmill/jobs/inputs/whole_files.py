@@ -2,8 +2,8 @@
 
 A prompt with `{{content}}` asks about the text of each file, any other prompt about each image.
 
-A PDF is sent as text or as images. By default, a page is sent as its text, which every model reads, and as an image if
-only the image shows what is on it. If the prompt has no `{{content}}`, the text follows the prompt. With PDFs, each row
+A PDF is sent as text or as images. By default, a page is sent as its text, which every model reads; a scan or a
+drawing is sent as an image. If the prompt has no `{{content}}`, the text follows the prompt. With PDFs, each row
 has both fields.
 
     a path       a file that cannot be sent is an error
@@ -304,12 +304,12 @@ class WholeFiles(FoundFiles):
         self.question = _question_of(question, as_pdf, has_pdfs=has_pdfs, has_schema=has_schema)
         """The question about each file."""
         self._pages: Counter[str] = Counter()
-        """The number of pages of PDFs by what is sent of them, in the words of `forms`."""
+        """The number of pages of PDFs by their form in the request, in the words of `forms`."""
         self._raw: Counter[str] = Counter()
 
     @property
     def forms(self) -> list[Words]:
-        """A note on what was sent of the pages of PDFs, unless the user chose it."""
+        """A note on the forms in which the pages of PDFs are sent, unless the user chose them."""
         parts = ", ".join(f"{counted(count, 'page')} {form}" for form, count in self._pages.items())
         return [(f"PDFs: {parts}; ", Named("pdf"), " (text or images) chooses")] if parts else []
 
@@ -376,7 +376,7 @@ class WholeFiles(FoundFiles):
         return {"content": text or _IN_IMAGES, **row} if len(self.question.prompt_only) > 1 else row
 
     def _parts(self, source: str, pages: Sequence[pdf.PageContent]) -> tuple[str, list[str], Counter[str]]:
-        """Return the text of a PDF, the sources of its images, and the number of its pages by what is sent of them.
+        """Return the text of a PDF, the sources of its images, and the number of its pages by their form.
 
         Raises `PromptmillError`; its message is the predicate of a sentence.
         """
