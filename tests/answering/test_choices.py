@@ -79,6 +79,11 @@ def test_a_choice_may_be_a_word_or_a_number_of_json(choices, written):
     assert Choices(choices).chosen(written) == choices[0]
 
 
+def test_two_code_fences_with_several_choices_are_in_doubt():
+    assert Choices(["yes", "no"]).chosen("```\nno\n```\n```\nyes\n```") == ""
+    assert Choices(["yes", "no"]).chosen("```\nno\n```\nSo:\n```\nno\n```") == "no"
+
+
 def test_a_number_that_is_written_otherwise_is_not_the_choice():
     assert Choices(["1.5", "2.5"]).chosen("1.50") == ""
 

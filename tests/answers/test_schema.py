@@ -126,10 +126,30 @@ def test_an_answer_that_ends_in_the_middle_is_not_repaired_to_a_shorter_one(text
         '{"items": [{"a": 1}]}, {"a": 2}]}',
         "{'items': [{'a': 'x } y'}], 'b': 1}",
         '{"items": [{"a": 1}]}\n{"items": [{"a": - 5}]}',
+        '{"items": [{"a": 1}]} and {"a": 2}',
+        '{"items": [{"a": 1}]} ...',
+        '{"items": [{"a": 1}]}, … 2',
     ],
 )
 def test_an_answer_that_goes_on_behind_the_json_is_not_repaired(text):
     assert compile_schema(ITEMS).check(text).problem
+
+
+@pytest.mark.parametrize("text", ["[1, 2] and 3", "[1, 2]; 3; 4", "[1, 2] 3", "[1, 2] und noch 3"])
+def test_a_list_whose_numbers_go_on_behind_it_is_not_repaired(text):
+    assert compile_schema({"type": "array", "items": {"type": "integer"}}).check(text).problem
+
+
+@pytest.mark.parametrize("behind", ['{"total": 12}', "total: 12", "- **Total:** 12", '"total" = 12'])
+def test_an_object_with_a_field_behind_it_is_not_repaired(behind):
+    schema = {"type": "object", "properties": {"city": {}, "total": {}}, "required": ["city"]}
+    assert compile_schema(schema).check(f'{{"city": "Rome"}}\n{behind}').problem.startswith("the field 'total' stands")
+
+
+def test_a_number_in_a_code_fence_that_its_text_denies_is_not_the_answer():
+    known = compile_schema({"type": "integer"})
+    assert known.check("```\n5\n```\nThat is wrong.").problem == "its words deny the JSON value in it"
+    assert known.check("The number:\n```\n5\n```").text == "5"
 
 
 def test_an_example_in_a_code_fence_is_not_the_answer_behind_it(city):

@@ -81,6 +81,8 @@ _OPENING, _BRACKET, _PARTNERS = re.compile(r"[{\[]"), re.compile(r"[{}\[\]]"), {
 _JSON_LIKE = re.compile(r"""\{\s*(?:["']|\w+\s*:)|\[\s*["'{\[]""")
 _GOES_ON = re.compile(r"""[\s}\]]*(?:,\s*(?:["'{\[\d]|\w+["']?\s*:)|["'](?:[^"'\n]*["']\s*:|\s*[,:}\]]))""")
 _CLOSING = re.compile(r"[}\]]")
+_AND_MORE = re.compile(r"""[ \t]*[,;]?[ \t]*(?:["']?-?\d|\.\.\.|…|(?:and|plus|und|sowie|et|y|e)\b[^.!?\n]*["'{\[\d])""")
+_FIELD_BEHIND = r"(?im)(?:^|[{{,])[\W_]{{0,8}}{}[\W_]{{0,4}}[:=]"
 # Words that deny a value, in the languages in which models answer most.
 _DENYING = (
     "not|never|cannot|nor|neither|wrong|incorrect|invalid|instead of|rather than",
@@ -165,6 +167,7 @@ class AnswerSchema:
                         if _is_denied(text, begin, end):
                             return Checked(text, "its words deny the JSON value in it")
                         found[json.dumps(kept, sort_keys=True)] = written
+                        self._check_behind(value, text[end:])
                         break
         except _DoubtError as doubt:
             return Checked(text, str(doubt) if found else problem)
@@ -173,6 +176,13 @@ class AnswerSchema:
         if found:
             problem = "it contains several JSON values that satisfy the schema"
         return Checked(text, problem)
+
+    def _check_behind(self, value: Any, behind: str) -> None:
+        """Raise `_DoubtError` if the text behind an object gives a field that the object lacks: `total: 12`."""
+        fields = json.loads(self.content).get("properties", {})
+        for name in fields if isinstance(value, dict) else ():
+            if name not in value and re.search(_FIELD_BEHIND.format(re.escape(name)), behind):
+                raise _DoubtError(f"the field {name!r:.40} stands behind the JSON object")
 
     def _problem(self, value: Any) -> str:
         problems = []
@@ -398,7 +408,8 @@ class Choices:
         """
         if len(answer) > LONGEST_ANSWER:
             return ""
-        text = next(_fenced(answer), answer).strip()
+        fenced = {piece for piece, *_ in _fenced(answer)}
+        text = (fenced.pop() if len(fenced) == 1 else answer).strip()
         value: Any = text
         if text not in self._choices:  # `true`, `1.5` and `{}` may be choices, too
             with contextlib.suppress(ValueError, RecursionError):
@@ -552,19 +563,22 @@ def _candidates(text: str) -> Iterator[tuple[Any, int, int]]:
             value = _read_json(value)
         yield value, 0, len(text)
         return
-    for piece in _fenced(text):
+    for piece, begin, end in _fenced(text):
         with contextlib.suppress(ValueError):
             if not isinstance(value := _read_json(piece), dict | list):
-                yield value, 0, len(text)
+                yield value, begin, end
     yield from _values(text)
 
 
-def _fenced(text: str) -> Iterator[str]:
-    """Yield the contents of the code fences of `text`, without the name of the language."""
-    pieces = text.split(_FENCE)
-    for piece in pieces[1:-1:2]:  # the last one has no closing fence
-        found = _LANGUAGE.match(piece)
-        yield piece[found.end() if found else 0 :].strip()
+def _fenced(text: str) -> Iterator[tuple[str, int, int]]:
+    """Yield the content of each code fence of `text`, without the name of the language, and its start and end."""
+    pieces, begin = text.split(_FENCE), 0
+    for at, piece in enumerate(pieces[:-1]):  # the last one has no closing fence
+        end = begin + len(piece)
+        if at % 2:
+            found = _LANGUAGE.match(piece)
+            yield piece[found.end() if found else 0 :].strip(), begin, end
+        begin = end + len(_FENCE)
 
 
 def _values(text: str) -> Iterator[tuple[Any, int, int]]:
@@ -587,7 +601,7 @@ def _values(text: str) -> Iterator[tuple[Any, int, int]]:
         if not is_prose:
             following = _OPENING.search(text, end)
             behind = text[end : following.start() if following else len(text)].lstrip(" \t\r\n,}]")
-            if _GOES_ON.match(text, end) or _CLOSING.search(behind):
+            if _GOES_ON.match(text, end) or _AND_MORE.match(text, end) or _CLOSING.search(behind):
                 raise _DoubtError("it goes on after the end of a JSON value")
         if value is not None:
             yield value, start, end

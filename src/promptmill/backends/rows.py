@@ -327,7 +327,7 @@ def emptiness(value: object) -> str:
         return "null"
     if isinstance(value, float) and math.isnan(value):
         return "NaN"
-    return "empty" if isinstance(value, str) and not value.strip() else ""
+    return "empty" if isinstance(value, str | bytes) and not value.strip() else ""
 
 
 def _are_messages(value: object) -> bool:

@@ -676,6 +676,19 @@ def test_a_grid_goes_on_by_its_id_and_limits_rows_of_the_input(bench):
     assert "in.csv → out.csv: 12 rows × 2 variants: 24 answered" in done.stdout  # noqa: RUF001 (a product)
 
 
+def test_models_in_another_order_pay_no_answer_again(bench):
+    words(bench)
+    bench.succeed("--prompt", "{{text}}?", "--model", "weak")
+    sent = len(bench.upstream.seen)
+    said = bench.fail("--prompt", "{{text}}?", "--model", "good", "--model", "weak")
+    assert "has answers of weak, which would be paid again" in said
+    assert len(bench.upstream.seen) == sent
+    grid(bench, "--prompt", "{{text}}?", "--model", "weak", "--model", "good", "--json")
+    assert len(bench.upstream.seen) == 2 * sent
+    bench.fail("--prompt", "{{text}}?", "--model", "good", "--model", "weak")
+    assert len(bench.upstream.seen) == 2 * sent
+
+
 def test_a_grid_that_cannot_be(bench):
     words(bench)
     two = ("--model", "weak", "--model", "good")

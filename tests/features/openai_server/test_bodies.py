@@ -325,14 +325,14 @@ def test_vectors_without_an_index_are_in_the_order_of_the_inputs():
     assert [one["embedding"] for one in _embeddings({"embedding": [1.0]}, {"embedding": [2.0]})] == [[1.0], [2.0]]
 
 
-@pytest.mark.parametrize("indices", [[0], [0, 0], [0, 2], [0, 1, 2], [0, 1, 1], []])
+@pytest.mark.parametrize("indices", [[0], [0, 0], [0, 2], [0, 1, 2], [0, 1, 1], [False, True], []])
 def test_vectors_that_are_not_one_for_each_input_are_an_error_of_the_endpoint(indices):
     with pytest.raises(ApiError, match="one embedding for each of the 2 inputs") as raised:
         _embeddings(*({"index": index, "embedding": [1.0]} for index in indices))
     assert raised.value.status == 502
 
 
-@pytest.mark.parametrize("vector", [[1e40], ["x"], "AAA"])
+@pytest.mark.parametrize("vector", [[1e40], ["x"], "AAA", "", None])
 def test_embeddings_that_are_none_are_an_error_of_the_endpoint(vector):
     answer = Completion("", details={"payload": {"data": [{"embedding": vector}]}})
     encoding = "float" if isinstance(vector, str) else "base64"

@@ -255,7 +255,7 @@ def _embeddings_body(body: JsonObject, answer: Completion, model: str) -> JsonDi
             at if one.get("index") is None else one["index"]: _encoded(one["embedding"], body.get("encoding_format"))
             for at, one in enumerate(payload["data"])
         }
-        if len(payload["data"]) != count:
+        if len(payload["data"]) != count or not all(found.values()) or any(isinstance(at, bool) for at in found):
             raise ValueError
         vectors = [found[index] for index in range(count)]  # endpoints may send them in any order
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error):

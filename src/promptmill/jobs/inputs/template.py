@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, TemplateError, Undefined, UndefinedError, nodes, pass_context
+from jinja2 import (
+    Environment,
+    StrictUndefined,
+    TemplateError,
+    Undefined,
+    UndefinedError,
+    nodes,
+    pass_context,
+    pass_environment,
+)
 from jinja2.meta import TrackingCodeGenerator
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -238,6 +247,7 @@ def _environment() -> Environment:
         optimized=False,
     )
     environment.filters[_CELL] = pass_context(_has_value)
+    environment.filters["attr"] = pass_environment(_Sandbox.getitem)
     return environment
 
 

@@ -87,6 +87,8 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
             raise _settings_conflict(begun, before, wanted, target, changed, fixed=fixed)
         targets.append(_target_now(folder, before, target, changed, sends_all=sends_all))
     _check_batches(folder, begun, targets)
+    if (begun.is_grid or wanted.is_grid) and not sends_all:
+        _check_places(begun, targets)
     spec = wanted.model_copy(
         update={
             **{name: getattr(begun, name) for name in ("created", "origin")},
@@ -110,6 +112,16 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
         targets = [_with_other_prompt(target) if target.name in by_name else target for target in targets]
         spec = spec.model_copy(update={"targets": tuple(targets)})
     return spec.with_output(names=None).model_copy(update={"to_bind": "rows" if by_row else "questions"})
+
+
+def _check_places(begun: JobSpec, targets: Sequence[Target]) -> None:
+    """Raise `PromptmillError` if a model or prompt takes another one's place, whose answers would be paid again."""
+    if any(before.settings not in now.counted for before, now in zip(begun.targets, targets, strict=False)):
+        known = ", ".join(target.name or target.model or begun.model for target in begun.targets)
+        raise input_error(
+            f"Job {begun.job_id} has answers of {known}, which would be paid again. Name these first, in this order, "
+            "and others behind them; or name another output."
+        )
 
 
 def _target_now(folder: Folder, before: Target, target: Target, changed: Sequence[str], *, sends_all: bool) -> Target:
