@@ -17,6 +17,7 @@ from yarl import URL
 
 from promptmill.backends.openai import http_connection
 from promptmill.backends.openai.failures import (
+    CutError,
     InvalidResponseError,
     SilenceTimeoutError,
     StaleError,
@@ -212,7 +213,7 @@ async def test_a_half_closed_connection_within_a_sized_body_is_lost():
         writer.write_eof()
 
     (error,), _ = await asked(answer)
-    assert type(error) is TransportError
+    assert type(error) is CutError
 
 
 async def test_a_kept_connection_that_ends_without_a_byte_is_stale():
