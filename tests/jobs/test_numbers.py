@@ -59,6 +59,21 @@ def test_the_decimals_of_a_database_are_sent_with_all_digits(bench):
     assert (row["a"], row["b"]) == ("1.10", "12345678901234567.89")
 
 
+def test_values_that_python_has_no_type_for_are_sent_as_duckdb_shows_them(bench):
+    times = "INTERVAL '1 month 2 hours' AS a, 'infinity'::DATE AS b, '-infinity'::TIMESTAMP AS c"
+    bench.input = _duckdb(bench, f"{times}, '2026-01-05 10:11:12.123456789'::TIMESTAMP_NS AS d, DATE '2026-01-05' AS e")
+    bench.succeed("--prompt", "{{a}} {{b}} {{c}} {{d}} {{e}}")
+    shown = "1 month 02:00:00 infinity -infinity 2026-01-05 10:11:12.123456789 2026-01-05"
+    assert bench.answers()[0]["answer"] == f"echo: {shown}"
+
+
+def test_infinity_of_a_database_is_kept(bench):
+    bench.input, bench.output = _duckdb(bench, "1 AS id, 'inf'::DOUBLE AS a"), bench.path / "out.csv"
+    bench.succeed("--prompt", "{{id}} {{a}}")
+    (row,) = objects_in(bench.output)
+    assert (row["answer"], row["a"]) == ("echo: 1 inf", "Infinity")
+
+
 @pytest.mark.parametrize("name", ["out.parquet", "out.duckdb#answers", "out.xlsx"])
 def test_the_decimals_of_a_database_stay_numbers_in_tables(bench, name):
     rows = "SELECT 1.10::DECIMAL(18, 2) AS a, 1.5::DECIMAL(9, 1) AS b UNION ALL SELECT -123.45, NULL"
