@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
@@ -85,6 +86,21 @@ def test_the_decimals_of_a_database_stay_numbers_in_tables(bench, name):
         found = [{name: row[name] for name in "ab"} for row in objects_in(bench.output)]
     exact = [{"a": Decimal("1.10"), "b": Decimal("1.5")}, {"a": Decimal("-123.45"), "b": None}]
     assert found == ([{"a": 1.1, "b": 1.5}, {"a": -123.45, "b": None}] if name.endswith(".xlsx") else exact)
+
+
+def test_durations_and_long_decimals_of_parquet_are_texts_in_duckdb(bench):
+    duckdb = pytest.importorskip("duckdb")
+    bench.input, bench.output = bench.path / "in.parquet", bench.path / "out.duckdb#o"
+    long = Decimal(f"{10**41 + 1}.5")
+    columns = {
+        "id": [1],
+        "took": pa.array([176_400_000_000], pa.duration("us")),
+        "long": pa.array([long], pa.decimal256(50, 1)),
+    }
+    parquet.write_table(pa.table(columns), bench.input)
+    bench.succeed("--prompt", "{{id}}")
+    with duckdb.connect(str(bench.path / "out.duckdb")) as connection:
+        assert connection.execute("SELECT took, long FROM o").fetchall() == [("49:00:00", str(long))]
 
 
 def test_a_decimal_is_a_setting_and_a_prompt(bench):

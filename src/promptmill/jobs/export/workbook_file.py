@@ -495,8 +495,8 @@ class _Filled(_Walk):
                 self.parser.CharacterDataHandler = self._add
         elif word == "mergeCell":  # only its first cell is shown
             last = attributes["ref"].rpartition(":")[2]
-            if xlsx.row_of(last) >= self._header:
-                self.width = max(self.width, xlsx.column_of(last) + 1)
+            if xlsx.row_of(last) >= self._header and (end := xlsx.column_of(last) + 1) < _MOST_COLUMNS:
+                self.width = max(self.width, end)
 
     def _add(self, text: str) -> None:
         _, known = self.head.get(self.column, ("", ""))

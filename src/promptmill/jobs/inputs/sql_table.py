@@ -128,8 +128,8 @@ class SqlTable:
         if name and name not in tables:
             meant = did_you_mean(name, tables, f"it has {listed(tables) or 'none'}.")
             raise input_error(f"{file} has no table {name[:60]!r}; {meant}")
-        query = all_of(name or tables[0])
-        return _exact(connection, query) if self._is_duckdb else query
+        whole = all_of(name or tables[0])
+        return _exact(connection, whole) if self._is_duckdb else whole
 
 
 def _exact(connection: Any, query: str) -> str:
