@@ -79,6 +79,11 @@ def test_no_answer_is_hidden_by_merged_cells(bench):
     assert (found[1][3], found[2][3]) == ("answer", "echo: Say tea")
 
 
+def test_answers_stand_behind_merged_cells(bench):
+    xml = sheet_xml(_ROWS, '<mergeCells count="2"><mergeCell ref="B1:D1"/><mergeCell ref="B2:D2"/></mergeCells>')
+    assert [row[4] for row in cells(filled(bench, xml))] == ["answer", "echo: Say tea"]
+
+
 def test_a_second_run_writes_into_the_same_columns_and_keeps_their_formats(bench):
     empty = '<row r="2">{}{}<c r="C2" s="1"/></row>'.format(text_cell("A2", "1"), text_cell("B2", "tea"))
     filled(bench, sheet_xml(_HEAD + empty), formats={1: "00"})
@@ -103,8 +108,9 @@ def test_a_prefix_of_the_sheets_elements_is_that_of_the_answers(bench):
     [
         (sheet_xml(_ROWS + '<row r="3"><c r="XFD3"><v>1</v></c></row>'), "no columns left"),
         ('<?xml version="1.0" encoding="ISO-8859-1"?>' + sheet_xml(_ROWS), "cannot be read"),
+        (sheet_xml(f'{_HEAD}<row r="4">{text_cell("B4", "milk")}</row><row r="3"/>'), "cannot be read"),
     ],
-    ids=["no column is free", "Latin-1"],
+    ids=["no column is free", "Latin-1", "rows in another order"],
 )
 def test_a_sheet_that_cannot_be_filled_is_refused_before_the_first_request(bench, xml, said):
     bench.input = bench.output = write_parts(bench.path / "in.xlsx", {"Sheet1": xml})

@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
@@ -59,6 +60,21 @@ def test_the_decimals_of_a_database_are_sent_with_all_digits(bench):
     assert (row["a"], row["b"]) == ("1.10", "12345678901234567.89")
 
 
+def test_values_that_python_has_no_type_for_are_sent_as_duckdb_shows_them(bench):
+    times = "INTERVAL '1 month 2 hours' AS a, 'infinity'::DATE AS b, '-infinity'::TIMESTAMP AS c"
+    bench.input = _duckdb(bench, f"{times}, '2026-01-05 10:11:12.123456789'::TIMESTAMP_NS AS d, DATE '2026-01-05' AS e")
+    bench.succeed("--prompt", "{{a}} {{b}} {{c}} {{d}} {{e}}")
+    shown = "1 month 02:00:00 infinity -infinity 2026-01-05 10:11:12.123456789 2026-01-05"
+    assert bench.answers()[0]["answer"] == f"echo: {shown}"
+
+
+def test_infinity_of_a_database_is_kept(bench):
+    bench.input, bench.output = _duckdb(bench, "1 AS id, 'inf'::DOUBLE AS a"), bench.path / "out.csv"
+    bench.succeed("--prompt", "{{id}} {{a}}")
+    (row,) = objects_in(bench.output)
+    assert (row["answer"], row["a"]) == ("echo: 1 inf", "Infinity")
+
+
 @pytest.mark.parametrize("name", ["out.parquet", "out.duckdb#answers", "out.xlsx"])
 def test_the_decimals_of_a_database_stay_numbers_in_tables(bench, name):
     rows = "SELECT 1.10::DECIMAL(18, 2) AS a, 1.5::DECIMAL(9, 1) AS b UNION ALL SELECT -123.45, NULL"
@@ -70,6 +86,21 @@ def test_the_decimals_of_a_database_stay_numbers_in_tables(bench, name):
         found = [{name: row[name] for name in "ab"} for row in objects_in(bench.output)]
     exact = [{"a": Decimal("1.10"), "b": Decimal("1.5")}, {"a": Decimal("-123.45"), "b": None}]
     assert found == ([{"a": 1.1, "b": 1.5}, {"a": -123.45, "b": None}] if name.endswith(".xlsx") else exact)
+
+
+def test_durations_and_long_decimals_of_parquet_are_texts_in_duckdb(bench):
+    duckdb = pytest.importorskip("duckdb")
+    bench.input, bench.output = bench.path / "in.parquet", bench.path / "out.duckdb#o"
+    long = Decimal(f"{10**41 + 1}.5")
+    columns = {
+        "id": [1],
+        "took": pa.array([176_400_000_000], pa.duration("us")),
+        "long": pa.array([long], pa.decimal256(50, 1)),
+    }
+    parquet.write_table(pa.table(columns), bench.input)
+    bench.succeed("--prompt", "{{id}}")
+    with duckdb.connect(str(bench.path / "out.duckdb")) as connection:
+        assert connection.execute("SELECT took, long FROM o").fetchall() == [("49:00:00", str(long))]
 
 
 def test_a_decimal_is_a_setting_and_a_prompt(bench):

@@ -17,7 +17,9 @@ from pyarrow import parquet
 
 from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
+from promptmill.core.values import text_of
 from promptmill.jobs.inputs import files as input_files
+from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.parquet import ParquetTable
 
@@ -84,7 +86,16 @@ def test_times_in_nanoseconds_are_texts_with_and_without_pandas(ingested, tmp_pa
     assert json.loads(done.stdout) == [*expected, None]
     job = ingested("in.parquet", templates=("{{text}} at {{at}}",))
     prompts = [f"{text} at {time}" for text, time in zip("abc", expected, strict=True)]
-    assert [row.get("prompt") or row[rows.EMPTY] for row in job.asked] == [*prompts, "its at is null."]
+    assert [row.get("prompt") or row[rows.EMPTY] for row in job.asked] == [*prompts, "d at "]
+
+
+def test_durations_in_nanoseconds_are_texts_unless_they_have_parts_of_a_microsecond(tmp_path):
+    took = pa.array([176_400_000_000_000, None], pa.duration("ns"))
+    parquet.write_table(
+        pa.table({"took": took, "odd": took.cast(pa.int64()).fill_null(1).cast(took.type)}), tmp_path / "a.parquet"
+    )
+    found = [[text_of(value) for value in row.values()] for row in objects_in(tmp_path / "a.parquet")]
+    assert found == [["49:00:00", "176400000000000"], ["", "1"]]
 
 
 def test_a_parquet_file_keeps_its_metadata(ingested, tmp_path):

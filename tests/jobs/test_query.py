@@ -89,7 +89,7 @@ def test_times_are_texts(bench):
     _query(bench, sql, "out.jsonl")
     (row,) = bench.answers()
     assert dt.datetime.fromisoformat(row["at"]) == dt.datetime(2026, 1, 5, 8, tzinfo=dt.UTC)
-    assert (row["t"], row["i"]) == ("10:00:00", "24:00:00")
+    assert (row["t"], row["i"]) == ("10:00:00", "1 day")
 
 
 def test_rows_in_another_order_are_not_read_again_and_a_new_row_alone_is_sent(bench, database):

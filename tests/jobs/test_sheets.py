@@ -77,6 +77,8 @@ def test_a_column_without_a_name_takes_the_name_of_no_other_column(tmp_path):
         ("000\\-00\\-0000", "12345678", "012-34-5678"),
         ("&quot;No. &quot;000", "7", "No. 007"),
         ("00000", "1234567", "1234567"),
+        ("[Red]00000_)", "501", "00501"),
+        ("#000", "7", "007"),
         ("0.0%", "0.475", 0.475),
         ("#,##0", "1500", 1500),
         ("00000", "1.5", 1.5),
@@ -85,8 +87,9 @@ def test_a_column_without_a_name_takes_the_name_of_no_other_column(tmp_path):
     ],
 )
 def test_a_number_is_read_as_its_format_shows_it_if_that_has_zeros_in_front(tmp_path, code, number, shown):
-    found = cell_with(tmp_path, f'<c r="A2" s="1"><v>{number}</v></c>', {1: code})
-    assert (found, isinstance(found, str)) == (shown, isinstance(shown, str))
+    for kind in ("", ' t="n"'):
+        found = cell_with(tmp_path, f'<c r="A2" s="1"{kind}><v>{number}</v></c>', {1: code})
+        assert (found, isinstance(found, str)) == (shown, isinstance(shown, str))
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def write_rows(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], targ
     if form.format == "parquet":
         from promptmill.jobs.export.parquet_file import write_parquet  # imported where it is needed
 
-        write_parquet(out, form, answered)
+        write_parquet(out, form, answered, is_for_duckdb=target is not None and members.is_duckdb(target))
     else:
         write_text(out, form, answered)
     return ""

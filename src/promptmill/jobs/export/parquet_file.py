@@ -37,14 +37,18 @@ _EXACT = 1 << 53  # a float holds every whole number up to this one
 _MOST_PARTS = 100  # fields of an object; in a larger object, the names are probably keys
 
 
-def write_parquet(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow]) -> None:
+def write_parquet(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], *, is_for_duckdb: bool = False) -> None:
     """Write rows with their answers. Raises `OSError`, and the errors of `answered`."""
     import pyarrow as pa
     from pyarrow import parquet
 
     answers = form.answers
     kinds = _arrow_types(answers)
-    own = _ArrowColumns(form.spec) if form.spec.input.style.arrow_schema else _TypedColumns(form)
+    own = (
+        _ArrowColumns(form.spec, is_for_duckdb=is_for_duckdb)
+        if form.spec.input.style.arrow_schema
+        else _TypedColumns(form)
+    )
     fields = [*own.schema, *(pa.field(answers.names[key], kind) for key, kind in kinds.items())]
     schema = pa.schema(fields, metadata=own.schema.metadata)
     with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
@@ -78,14 +82,27 @@ def _groups(answered: Iterable[AnsweredRow]) -> Iterator[list[AnsweredRow]]:
 class _ArrowColumns:
     """The columns of a Parquet input."""
 
-    def __init__(self, spec: JobSpec) -> None:
+    def __init__(self, spec: JobSpec, *, is_for_duckdb: bool) -> None:
+        """`is_for_duckdb`: durations and decimals of more than 38 digits, which DuckDB misreads, become texts."""
+        import pyarrow as pa
+
         self.schema = unpacked_schema(spec.input.style.arrow_schema)
+        self._texts = set[int]()
+        for at, field in enumerate(self.schema):
+            if is_for_duckdb and (pa.types.is_duration(field.type) or pa.types.is_decimal256(field.type)):
+                self._texts.add(at)
+                self.schema = self.schema.set(at, field.with_type(pa.string()))
 
     def batch(self, stored: Sequence[Row]) -> Any:
         import pyarrow as pa
 
         cells = [values.loads(row.cells or b"[]") for row in stored]
-        columns = [_arrow_array([row[at] for row in cells], field.type) for at, field in enumerate(self.schema)]
+        columns = []
+        for at, field in enumerate(self.schema):
+            column = [row[at] for row in cells]
+            if at in self._texts:
+                column = [None if value is None else values.plain_text(value) for value in column]
+            columns.append(_arrow_array(column, field.type))
         return pa.record_batch(columns, schema=self.schema)
 
 
@@ -117,7 +134,7 @@ def _arrow_array(column: list[Any], kind: Any) -> Any:
         return _arrow_array(column, kind.value_type).cast(kind)
     if kinds.is_map(kind):
         column = [value and [tuple(pair) for pair in value] for value in column]
-    if plain == kind:
+    if plain == kind or kinds.is_duration(kind):
         return pa.array(column, kind)
     if kinds.is_struct(kind):
         inner = [_arrow_array([value and value[field.name] for value in column], field.type) for field in kind]

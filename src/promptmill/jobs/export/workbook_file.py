@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
-from string import ascii_letters
 from typing import IO, Any, TypeAlias
 from xml.etree import ElementTree as ET
 from xml.parsers import expat
@@ -456,7 +455,9 @@ class _Walk:
         if (word := self._names.get(name)) is None:
             word = self._names[name] = xlsx.local(name)
         if word == "row":
-            self.row, self.column = int(attributes.get("r", self.row + 2)) - 1, -1
+            before, self.row, self.column = self.row, int(attributes.get("r", self.row + 2)) - 1, -1
+            if self.row <= before:
+                raise ValueError  # no spreadsheet program writes rows in another order
         elif word == "c":
             reference = attributes.get("r")
             self.column = self.column + 1 if reference is None else xlsx.column_of(reference)
@@ -475,7 +476,7 @@ class _Walk:
 
 
 class _Filled(_Walk):
-    """The header of a sheet, and the columns that its values and its merged cells take."""
+    """The cells with a value, or merged with others: those of the header, and how far to the right they reach."""
 
     def __init__(self, data: bytes, header: int) -> None:
         super().__init__(data)
@@ -492,10 +493,10 @@ class _Filled(_Walk):
             self.width = max(self.width, self.column + 1)
             if self.row == self._header and word != "f":
                 self.parser.CharacterDataHandler = self._add
-        elif word == "mergeCell":
-            end = attributes["ref"].rpartition(":")[2]
-            if int(end.lstrip(ascii_letters)) > self._header:  # a merged cell hides the cells under it
-                self.width = max(self.width, xlsx.column_of(end) + 1)
+        elif word == "mergeCell":  # only its first cell is shown
+            last = attributes["ref"].rpartition(":")[2]
+            if xlsx.row_of(last) >= self._header and (end := xlsx.column_of(last) + 1) < _MOST_COLUMNS:
+                self.width = max(self.width, end)
 
     def _add(self, text: str) -> None:
         _, known = self.head.get(self.column, ("", ""))

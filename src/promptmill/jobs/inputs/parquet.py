@@ -6,7 +6,7 @@ import base64
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -135,11 +135,15 @@ def without_nanoseconds(kind: Any) -> Any:
 
 
 def _python_values(column: Any) -> list[Any]:
-    """Return the values of a column. A time in nanoseconds becomes a text in Python's form of times."""
+    """Return the values of a column. A time in nanoseconds becomes a text in Python's form of times, a duration with
+    parts of a microsecond a number of nanoseconds."""
     import pyarrow as pa
     from pyarrow import compute
 
     kind = without_nanoseconds(column.type)
+    if pa.types.is_duration(column.type):
+        with suppress(pa.ArrowInvalid):  # parts of a microsecond
+            column, kind = column.cast(pa.duration("us")), pa.duration("us")
     if kind != column.type:
         column = column.cast(kind)
         if pa.types.is_string(kind):

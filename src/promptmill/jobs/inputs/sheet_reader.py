@@ -40,7 +40,7 @@ _MIDNIGHT = dt.time()
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
 _MANIFEST = "META-INF/manifest.xml"
 _PROTECTED = "{} is protected by a password; save a copy without one."
-_FORMAT = re.compile(r"""\\(?P<letter>.)|"(?P<text>[^"]*)"|\[\$[^\[\]]*\]|(?P<sign>.)""")
+_FORMAT = re.compile(r"""\\(?P<letter>.)|"(?P<text>[^"]*)"|\[[$A-Z][^\[\]]*\]|_.|#+(?=0)|(?P<sign>.)""")
 _AS_THEY_ARE = frozenset("-() ")
 _NOTED = (b"hidden=", b'="e"', b"<f", b":f")  # what `_Look` finds, besides cells with formats
 
@@ -261,7 +261,7 @@ class _Look:
             reference = attributes.get("r")
             self._column = self._column + 1 if reference is None else xlsx.column_of(reference)
             self._kind, self._text, self._is_formula = attributes.get("t", ""), "", False
-            if not self._kind and (mask := self._masks.get(attributes.get("s", ""))):
+            if self._kind in {"", "n"} and (mask := self._masks.get(attributes.get("s", ""))):
                 self.masked.setdefault(self._row, {})[self._column] = mask
         elif word == "f":
             self._is_formula = True

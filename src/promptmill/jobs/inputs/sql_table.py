@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import decimal
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from promptmill.core.wording import did_you_mean, listed
 from promptmill.jobs.inputs.cells import is_utf8, readable
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window
-from promptmill.jobs.members import all_of, connected, duckdb_connected, is_duckdb
+from promptmill.jobs.members import all_of, connected, duckdb_connected, is_duckdb, quoted
 
 _AT_ONCE = 1024  # rows
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
@@ -85,7 +86,8 @@ class SqlTable:
                         problem = next((f"its {name} {NOT_UTF8}" for name in wrong), "")
                         cells = [readable(cell) if type(cell) is str else cell for cell in cells]
                     fields = {name: cells[place] for place, name in columns}
-                    found.append(InputRow(n, values.dumps(cells), fields, problem))
+                    finite = all(map(_is_finite, cells))
+                    found.append(InputRow(n, values.dumps(cells, finite=finite), fields, problem))
                     n += 1
                 yield Stretch(found, Extent(rows=len(found)))
 
@@ -126,10 +128,27 @@ class SqlTable:
         if name and name not in tables:
             meant = did_you_mean(name, tables, f"it has {listed(tables) or 'none'}.")
             raise input_error(f"{file} has no table {name[:60]!r}; {meant}")
-        return all_of(name or tables[0])
+        whole = all_of(name or tables[0])
+        return _exact(connection, whole) if self._is_duckdb else whole
 
 
+def _exact(connection: Any, query: str) -> str:
+    """Return a query of DuckDB with texts for values that Python has no type for: months, nanoseconds, infinity."""
+    kinds = {quoted(name): kind for name, kind, *_ in connection.execute(f"DESCRIBE {query}").fetchall()}
+    texts = [f"{name}::VARCHAR AS {name}" for name, kind in kinds.items() if kind in _AS_TEXTS]
+    return query.replace("*", f"* REPLACE ({', '.join(texts)})", 1) if texts else query
+
+
+_AS_TEXTS = frozenset({"DATE", "INTERVAL", "TIMESTAMP", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP_S"})
 _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
+
+
+def _is_finite(cell: Any) -> bool:
+    """Return whether a value holds neither NaN nor infinity."""
+    if isinstance(cell, float):
+        return math.isfinite(cell)
+    inner = cell.values() if isinstance(cell, dict) else cell if isinstance(cell, list) else ()
+    return all(map(_is_finite, inner))
 
 
 def _value(cell: Any) -> Any:

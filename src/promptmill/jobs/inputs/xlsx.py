@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from string import ascii_letters
 from typing import IO, NamedTuple
 from xml.etree import ElementTree as ET
 from xml.parsers import expat
@@ -156,6 +157,15 @@ def column_of(reference: str) -> int:
     for letter in reference.rstrip("0123456789"):
         index = index * LETTERS + ord(letter.upper()) - ord("@")
     return index - 1
+
+
+def row_of(reference: str) -> int:
+    """Return the index of the row in the reference of a cell.
+
+    >>> row_of("A1"), row_of("AB17")
+    (0, 16)
+    """
+    return int(reference.lstrip(ascii_letters)) - 1
 
 
 def letters_of(column: int) -> str:
