@@ -103,7 +103,7 @@ _ENDS = ("<|end|>", "<|return|>", "<|call|>")
 _BETWEEN_MESSAGES = re.compile(r"(<\|(?:start|end|return|call)\|>)")
 # The beginning of a text on channels, also where a server has taken some marks for its own.
 _ON_CHANNELS = re.compile(
-    r"(?:<\|start\|>assistant(?! to=user<)[^<]*|assistant|analysis|commentary|final)?\s*<\|(?:channel|message)\|>"
+    r"(?:<\|start\|>assistant(?! to=user<)[^<]*|(?:assistant|analysis|commentary|final)?\s*)<\|(?:channel|message)\|>"
 )
 # The same without any mark, where a server has decoded special tokens to nothing.
 _BARE_CHANNELS = re.compile(r"(?:assistant)?(?:(?:analysis|commentary)(.*?))?assistantfinal", re.DOTALL)

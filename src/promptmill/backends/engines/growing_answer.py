@@ -29,6 +29,7 @@ _Split: TypeAlias = Callable[[str], tuple[str | None, str]]
 
 _TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
 PREVIEW_EVERY_S = 0.05
+_TOKENS_OF_A_MARK = 8  # so long, a text may begin like a mark of reasoning, and is shown as soon as it does not
 _LOWEST = -9999.0  # JSON has no infinity
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """The decoded form of an incomplete character at the end of a text."""
@@ -162,8 +163,9 @@ class GrowingAnswer:
         """Return a message with the answer so far, at most every `PREVIEW_EVERY_S`; None otherwise."""
         if self.preview_at == math.inf or (now := time.monotonic()) < self.preview_at:
             return None
-        self.preview_at = now + PREVIEW_EVERY_S
         shown = self.form.preview(self.form.written(self.tokens))
+        if any(shown.values()) or len(self.tokens) > _TOKENS_OF_A_MARK:
+            self.preview_at = now + PREVIEW_EVERY_S
         return {"type": "preview", "run": self.run, "id": self.number, **shown} if any(shown.values()) else None
 
     def failure(self, error: PromptmillError) -> Frame:
