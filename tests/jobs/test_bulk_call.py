@@ -24,6 +24,7 @@ from pdf_files import pdf_of_texts
 from promptmill.cli import bulk
 from promptmill.cli.options import Parser
 from promptmill.core.errors import PromptmillError
+from promptmill.core.feature import features
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.jobs.manage import bulk_result
 from promptmill.jobs.manage.bulk_options import BulkOptions
@@ -464,7 +465,7 @@ def test_tools_and_logprobs_go_through_and_come_back(options, upstream, tmp_path
 
 def test_completion_shows_the_names_of_the_interface():
     names = set(dir(promptmill))
-    assert names == {*promptmill.__all__, "__version__"}
+    assert names == {*promptmill.__all__, "__version__"} | {name for each in features().values() for name in each.names}
     assert all(hasattr(promptmill, name) for name in names)
 
 

@@ -66,7 +66,7 @@ def test_a_question_has_a_template_for_each_prompt(values, templates, rows_set, 
     assert (question.templates, question.rows_set, question.prompts) == (templates, rows_set, prompts)
 
 
-def test_an_order_and_a_job_of_an_older_database_are_read():
+def test_an_order_and_a_job_are_read_as_they_were_stored():
     order = JobOrder(
         inputs=(Path("/in"),),
         output=Path("/out"),
@@ -74,15 +74,7 @@ def test_an_order_and_a_job_of_an_older_database_are_read():
         limits=Limits(rows=3, dedupe=True),
         shown=Shown(reason="judge", command=["compare"]),
     )
-    stored = order.model_dump(mode="json")
-    assert JobOrder.model_validate(stored) == order
-    older = stored | stored.pop("reading") | {"dedupe": stored["limits"].pop("dedupe"), "reason": "judge"}
-    older["shown"] = {"command": ["compare"], "urls": {}}
-    assert JobOrder.model_validate(older) == order
+    assert JobOrder.model_validate(order.model_dump(mode="json")) == order
     spec = spec_of("csv").model_copy(update={"origin": Origin(owner="me", working_folder=Path("/work"))})
     spec = spec.with_input(style=Style(";", has_bom=True))
-    stored = spec.model_dump(mode="json")
-    assert JobSpec.model_validate(stored) == spec
-    assert stored["input"].pop("style") == [";", True, "", []]
-    stored["input"] |= {"delimiter": ";", "has_bom": True, "arrow_schema": ""}
-    assert JobSpec.model_validate({**stored, **stored.pop("origin")}) == spec
+    assert JobSpec.model_validate(spec.model_dump(mode="json")) == spec
