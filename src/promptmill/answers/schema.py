@@ -81,7 +81,9 @@ _OPENING, _BRACKET, _PARTNERS = re.compile(r"[{\[]"), re.compile(r"[{}\[\]]"), {
 _JSON_LIKE = re.compile(r"""\{\s*(?:["']|\w+\s*:)|\[\s*["'{\[]""")
 _GOES_ON = re.compile(r"""[\s}\]]*(?:,\s*(?:["'{\[\d]|\w+["']?\s*:)|["'](?:[^"'\n]*["']\s*:|\s*[,:}\]]))""")
 _CLOSING = re.compile(r"[}\]]")
-_AND_MORE = re.compile(r"""[ \t]*[,;]?[ \t]*(?:["']?-?\d|\.\.\.|…|(?:and|plus|und|sowie|et|y|e)\b[^.!?\n]*["'{\[\d])""")
+_AND_MORE = re.compile(
+    r"""(?:[ \t]*[,;])?[ \t]*(?:["']?-?\d|\.\.\.|…|(?:and|plus|und|sowie|et|y|e)\b[^.!?\n]*["'{\[\d])"""
+)
 _FIELD_BEHIND = r"(?im)(?:^|[{{,])[\W_]{{0,8}}{}[\W_]{{0,4}}[:=]"
 # Words that deny a value, in the languages in which models answer most.
 _DENYING = (
@@ -99,7 +101,7 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[。\n]")
-_LEAD = re.compile(r"[\s:\uff1a]*(?:```\w*)?[\s:\uff1a]*$")  # between a sentence and the value that it introduces
+_LEAD = " \t\r\n:\uff1a"  # between a sentence and the value that it introduces, which may be in a fence
 _SAME_SENTENCE = re.compile(r"[^.!?。\n]*")
 _AROUND = " \t\n`.,:;!)\"'*_\u2014\u2013-"
 _NEAR = 300  # characters around a value: a sentence
@@ -632,10 +634,16 @@ def _mended(part: str) -> Any:
     return value if same and isinstance(value, dict | list) else None
 
 
+def _without_lead(text: str) -> str:
+    text = text.rstrip(_LEAD)
+    before, fence, language = text.rpartition(_FENCE)
+    return before.rstrip(_LEAD) if fence and (not language or language.isalnum()) else text
+
+
 def _is_denied(text: str, start: int, end: int) -> bool:
     """Return whether the sentence around a value denies it, or the next one takes it back."""
     before, behind = text[max(0, start - _NEAR) : start], text[end : end + _NEAR]
-    before = _SENTENCE_END.split(_LEAD.sub("", before))[-1]
+    before = _SENTENCE_END.split(_without_lead(before))[-1]
     after = _SAME_SENTENCE.match(behind)
     sentence = before + (after[0] if after else "")
     return bool(_DENIAL.search(sentence) or _TAKEN_BACK.match(behind.lstrip(_AROUND)))

@@ -50,12 +50,12 @@ _KEYED = re.compile(
 )
 # <invoke name="…"><parameter name="…">, with the prefixes of several families and their own words for both
 _INVOKE = re.compile(
-    r"<[\w｜:]*\s?(?:invoke|function)\s+name\s*=\s*[\"']?([^\"'<>]+)[\"']?\s*>"
+    r"<[\w｜:]*\s?(?:invoke|function)\s++name\s*+=\s*+[\"']?([^\s\"'<>]++)[\"']?\s*+>"
     r"(.*?)(?:</[\w｜:]*\s?(?:invoke|function)>|\Z)",
     re.DOTALL,
 )
 _INVOKED_WITH = re.compile(
-    r"<[\w｜:]*\s?param(?:eter)?\s+name\s*=\s*[\"']?([^\"'<>]+)[\"']?([^<>]*)>\n?(.*?)(\n?</[\w｜:]*\s?param(?:eter)?>|\Z)",
+    r"<[\w｜:]*\s?param(?:eter)?\s++name\s*+=\s*+[\"']?([^\"'<>]++)[\"']?([^<>]*+)>\n?(.*?)(\n?</[\w｜:]*\s?param(?:eter)?>|\Z)",
     re.DOTALL,
 )
 _XTML_CALL = re.compile(r'<\|open\|>call tool="([^"]*)"[^<]*<\|sep\|>(.*?)(?:<\|close\|>call<\|sep\|>|\Z)', re.DOTALL)
@@ -68,7 +68,7 @@ _JSON_WORD = re.compile(r"true|false|null|-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?
 _MINIMAX = "]<]minimax[>["
 _MINIMAX_PIECE = re.compile(r"<(/?)([^<>\s]+)(?:\s+name\s*=\s*[\"']?([^\"'<>]+)[\"']?)?\s*>(.*)", re.DOTALL)
 _PLAMO = re.compile(
-    r"<\|plamo:begin_tool_name:plamo\|>(.*?)<\|plamo:end_tool_name:plamo\|>\s*"
+    r"<\|plamo:begin_tool_name:plamo\|>([^<]*)<\|plamo:end_tool_name:plamo\|>\s*"
     r"<\|plamo:begin_tool_arguments:plamo\|>(?:<\|plamo:constrain\|>json<\|plamo:msg\|>)?"
     r"(.*?)(<\|plamo:end_tool_arguments:plamo\|>|\Z)",
     re.DOTALL,

@@ -386,7 +386,7 @@ _REPEATED = {"minLength": 1, "maxLength": 1, "minItems": 4, "maxItems": 4}
 _GRAMMAR_PATTERN = re.compile(
     r"""\^(?:[^\\\[(]|\\[\^$.\[\](){}|*+?\\nrt"-]|\[(?:[^\\\]]|\\[\\nrt"\[\]-])*\]|\((?:\?:|(?!\?)))*\$"""
 )
-_COUNT = re.compile(r"\d+(?=[\d,]*\})")
+_COUNTS = re.compile(r"\{(\d*+),?(\d*+)\}")
 _ANNOTATIONS = _SILENT | {"description", "deprecated"}
 # llama.cpp reads `{}` as an object, and earlier versions refuse a schema that has annotations alone.
 _ANYTHING: JsonObject = {"type": ["object", "array", "string", "number", "boolean", "null"]}
@@ -422,6 +422,6 @@ def _in_grammar(schema: Any) -> JsonObject:
 
 def _is_refused_by_grammar(key: str, value: Any) -> bool:
     if key == "pattern":
-        counts = map(int, _COUNT.findall(value))
+        counts = [int(count) for both in _COUNTS.findall(value) for count in both if count]
         return not _GRAMMAR_PATTERN.fullmatch(value) or any(count >= _REPETITIONS for count in counts)
     return key == "items" or (key in _REPEATED and _REPEATED[key] * value >= _REPETITIONS)
