@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from promptmill.core.errors import PromptmillError
-    from promptmill.jobs.manage.bulk_call import bulk, bulk_async, stream, stream_async
-    from promptmill.jobs.manage.bulk_result import BulkResult
+from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["BulkResult", "PromptmillError", "bulk", "bulk_async", "stream", "stream_async"]
 
 _NAMES = {
     "BulkResult": "promptmill.jobs.manage.bulk_result:BulkResult",
@@ -31,6 +25,8 @@ def _names() -> dict[str, str]:
 
 def __getattr__(name: str) -> Any:
     """Import each name of the programs' interface at its first use: the server starts often and does not use them."""
+    if name == "__all__":
+        return [*_names()]
     if name.startswith("__") or name not in (known := _names()):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from promptmill.core.feature import part

@@ -36,9 +36,8 @@ from promptmill.config.loading import Configuration
 from promptmill.http.app import App, Rules
 from promptmill.http.listener import listener
 from promptmill.http.metrics import Metrics
-from promptmill.server.bulk_tools import running_jobs_of
-from promptmill.server.questions import Questions
 from promptmill.server.tasks import Tasks
+from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import add_answer_tools
 from promptmill.service.service import Service
 
@@ -204,9 +203,9 @@ async def main() -> None:
     sockets = address.bind()
     block = {"model_name": "m", "base_url": sys.argv[1], "api_key": "none", "concurrency": LARGE}
     service = Service(Configuration({"backend": "openai", "backend_configs": {"openai": block}}))
-    running_jobs = running_jobs_of(service)
-    add_answer_tools(mcp, service, running_jobs, Questions())
-    mcp.add_extension(Tasks(service, running_jobs))
+    socket = ToolSocket.of(mcp, service)
+    add_answer_tools(socket)
+    mcp.add_extension(Tasks(service, socket.running_jobs))
     metrics = Metrics(service)
     app = App(mcp, Rules(HostAllowlist(address, sockets), None, 1 << 20), metrics)
     server = listener(app, connections=100, tls=None)

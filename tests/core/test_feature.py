@@ -1,5 +1,6 @@
 """Features: found in the folder and in other packages, hidden by a variable, missing with what they need."""
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -45,7 +46,7 @@ def test_a_package_that_cannot_be_imported_is_named(monkeypatch):
             raise ImportError("no module")
 
     feature._features.cache_clear()
-    monkeypatch.setattr(feature.metadata, "entry_points", lambda group: [Broken()])
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Broken()])
     with pytest.raises(PromptmillError, match="'toy' of another package cannot be imported"):
         feature.features()
     feature._features.cache_clear()

@@ -298,9 +298,9 @@ async def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path
     commits: list[int] = []
     write = world.store.write
 
-    def counted(records: Any, replaced: Any = ()) -> None:
+    def counted(records: Any, replaced: Any = (), *changes: Any) -> None:
         commits.append(len(records))
-        write(records, replaced)
+        write(records, replaced, *changes)
 
     world.store.write = counted
     assert world.store.waits_for_disk

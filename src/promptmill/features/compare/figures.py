@@ -10,7 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from promptmill.core.errors import input_error
 from promptmill.features.compare.files import ComparedColumn, ComparedFile, ComparedRows, heading_of
@@ -22,7 +22,9 @@ from promptmill.jobs.sure.shares import Stratum, shares
 _FEW = 20  # so many different answers are labels also of few rows, unless nearly all differ
 _NOISE_S, _NOISE = 0.1, 0.05  # a second run of the same job differs by as much
 _LEAST_COST = 0.00001  # dollars for a row: a difference of less than a cent in a thousand rows is none
-TIE, CONTRADICTION, HALF = "tie", "contradiction", "half"
+TIE: Final = "tie"
+CONTRADICTION: Final = "contradiction"
+HALF: Final = "half"
 """Verdicts without a winner: a tie in both orders, the other answer in the other order, a winner in one order alone."""
 
 

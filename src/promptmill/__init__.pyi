@@ -1,0 +1,14 @@
+# The names of programs with their types, for editors and type checkers; `__init__.py` imports them at their first use.
+from promptmill.core.errors import PromptmillError as PromptmillError
+from promptmill.features.compare.call import Comparison as Comparison
+from promptmill.features.compare.call import compare as compare
+from promptmill.features.improve.improvement import Improvement as Improvement
+from promptmill.features.improve.improvement import improve as improve
+from promptmill.jobs.manage.bulk_call import bulk as bulk
+from promptmill.jobs.manage.bulk_call import bulk_async as bulk_async
+from promptmill.jobs.manage.bulk_call import stream as stream
+from promptmill.jobs.manage.bulk_call import stream_async as stream_async
+from promptmill.jobs.manage.bulk_result import BulkResult as BulkResult
+
+__all__: list[str]
+__version__: str
