@@ -17,7 +17,7 @@ _NAMES = {
 
 
 def _names() -> dict[str, str]:
-    """Return the names of the programs' interface, also those of features, and the parts that they mean."""
+    """Return the part behind each name of the programs' interface, names of features included."""
     from promptmill.core.feature import features
 
     return {**_NAMES, **{name: where for feature in features().values() for name, where in feature.names.items()}}

@@ -60,7 +60,7 @@ COMMANDS = (
         "promptmill.cli.listings:add_features_options",
     ),
 )
-"""The commands of the core, in the order of the help; those of features follow."""
+"""The commands of the core, in the order of the help; the commands of features follow."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -44,7 +44,7 @@ class Face:
 
     name: str
     words: str
-    """What it serves and where, for the help of `serve`."""
+    """The API and its path, for the help of `serve`."""
     app: str
     """`"module:class"`: makes a `promptmill.http.app.OtherApi` of the service."""
 
@@ -79,7 +79,7 @@ def part(name: str) -> Any:
 
 
 def features() -> Mapping[str, Feature]:
-    """Return the features that are installed, needed by none that is missing, and not hidden, by name.
+    """Return the installed features by name, without hidden ones and without those that need a missing one.
 
     Raises `PromptmillError` (`invalid_config`) for a package that cannot be imported.
     """

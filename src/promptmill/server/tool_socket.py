@@ -1,4 +1,4 @@
-"""What tools are added to: the MCP server, with the service, the jobs and the questions that they use."""
+"""The socket of tools: the MCP server, with the service, the jobs and the questions that tools use."""
 
 from __future__ import annotations
 
