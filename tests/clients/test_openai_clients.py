@@ -94,7 +94,7 @@ def test_the_openai_backend_of_ultrarag_gets_its_answers(openai_programs, served
 def test_openai_s_client_for_node_gets_all_paths(npm, served, calm):
     found = json.loads(_run(["node", DRIVERS / "openai_node.mjs", npm.parent, served, TOKEN], calm))
     status_code, param, message, has_id = found.pop("refused")
-    assert (status_code, param, has_id) == (400, "logit_bias", True)
+    assert (status_code, param, has_id) == (400, "web_search_options", True)
     assert "not supported here" in message
     assert found == {
         "models": ["default"],

@@ -30,7 +30,8 @@ POINTS += [f"{side}-{what}" for what in ("rows", "replies", "finish") for side i
 @pytest.fixture(params=PROVIDERS)
 def server(request, monkeypatch):
     monkeypatch.setattr(batch_round, "LIST_LAG_S", 0.3)  # as in the killed processes
-    with BatchServer(request.param, missing=9) as started:
+    lost = 0 if request.param == "azure" else 9  # without counts, fewer results than rows are waited for
+    with BatchServer(request.param, missing=lost) as started:
         yield started
 
 

@@ -34,7 +34,7 @@ found.items = items.map((item) => [item.type, item.arguments ?? item.content[0].
 const embedded = await client.embeddings.create({ model: "default", input: "a" });
 found.embedding = embedded.data[0].embedding;
 try {
-  await client.chat.completions.create({ ...asked, logit_bias: { 1: 5 } });
+  await client.chat.completions.create({ ...asked, web_search_options: {} });
 } catch (error) {
   found.refused = [error.status, error.param, error.message, Boolean(error.requestID)];
 }
