@@ -1,6 +1,7 @@
 """Count the source files that one warm prompt and one CSV row pass: fewer files are easier to follow.
 
-    .venv/bin/python scripts/walk.py
+    .venv/bin/python scripts/walk.py           # the files
+    .venv/bin/python scripts/walk.py --check   # fails above the numbers of `tool.promptmill.walk` in pyproject.toml
 
 A prompt goes from the MCP tool `generate` to the socket and back; a row from a CSV file through `promptmill bulk` into
 the output. Counted are the files of the package in which some function ran, after a first call has loaded everything.
@@ -13,6 +14,7 @@ import json
 import sys
 import tempfile
 import threading
+import tomllib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import FrameType
@@ -94,24 +96,34 @@ def row(url: str, folder: Path) -> set[Path]:
     source.write_text("prompt\nwalk\n")
     options = ["--backend", "openai", "--base-url", url, "--model", "m", "--set", "backend_configs.openai.api_key=k"]
     arguments = ["bulk", str(source), *options]
-    main([*arguments, str(folder / "warm.csv")])
+    main([*arguments, str(folder / "warm.csv"), "--quiet"])
     with Walk() as walk:
-        main([*arguments, str(folder / "out.csv")])
+        main([*arguments, str(folder / "out.csv"), "--quiet"])
     assert "yes" in (folder / "out.csv").read_text()
     return walk.files
 
 
-def show(what: str, files: set[Path], most: int) -> None:
-    """Print how many files were passed, and which."""
-    print(f"{what}: {len(files)} files (at most {most} wanted)")
-    for file in sorted(files):
-        print(f"  {file}")
+def check(what: str, files: set[Path], most: int) -> bool:
+    """Print how many files were passed, and which unless only their number is checked; return whether they are few."""
+    is_checked = "--check" in sys.argv
+    if not is_checked or len(files) > most:
+        print(f"walk: {what} passes {len(files)} files; at most {most}", file=sys.stderr if is_checked else sys.stdout)
+        for file in sorted(files):
+            print(f"  {file}")
+    return len(files) <= most
+
+
+def run() -> int:
+    """Send a prompt and a row, and return the exit code."""
+    most = tomllib.loads((PACKAGE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["promptmill"]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    is_short = check("a warm prompt", asyncio.run(prompt(url)), most["walk"]["prompt"])
+    with tempfile.TemporaryDirectory() as name:
+        is_short &= check("a CSV row", row(url, Path(name)), most["walk"]["row"])
+    return 0 if is_short else 1
 
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    here = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    show("one warm prompt", asyncio.run(prompt(here)), 20)
-    with tempfile.TemporaryDirectory() as name:
-        show("one CSV row", row(here, Path(name)), 45)
+    sys.exit(run())

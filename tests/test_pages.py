@@ -61,8 +61,9 @@ def test_every_link_of_a_page_leads_to_a_file(page):
 
 
 def test_every_page_is_linked_from_where_a_reader_begins():
+    beginnings = ("README.md", "llms.txt", "docs/engines.md", "docs/decisions/index.md", "CONTRIBUTING.md")
     linked = {
-        Path(link).name for page in ("README.md", "llms.txt", "docs/engines.md", "CONTRIBUTING.md")
+        Path(link).name for page in beginnings
         for link in re.findall(r"\]\(([^)#\s]+\.md)", (ROOT / page).read_text(encoding="utf-8"))
     }  # fmt: skip
     assert {page.name for page in (ROOT / "docs").rglob("*.md")} <= linked
