@@ -3,10 +3,12 @@
 import pytest
 
 import byte_model
+import hf_parts as hf
 from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code
 
-pytest.importorskip("torch")
+pytestmark = hf.NEEDED
+
 
 CHANNELS = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"]
 HARMONY = (
