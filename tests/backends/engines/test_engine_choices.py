@@ -105,6 +105,7 @@ def test_top_choices_must_be_a_number(desk, engine, wrong):
     assert "top_choices is" in outcome.error.message
 
 
+@pytest.mark.thorough
 async def test_a_call_with_few_tokens_gets_choices(backend, closing):
     block = {"model_name_or_path": "smollm2-135m-instruct"}
     service = closing(Service(Configuration({"backend": backend, "backend_configs": {backend: block}})))

@@ -159,6 +159,7 @@ def test_prompt_tokens_include_the_images(ask, backend):
     assert with_one == without + 4 + (backend == "openvino")  # which puts a line's end behind an image
 
 
+@pytest.mark.thorough
 def test_a_job_reads_images_too(server, pictures):
     rows = [("one", "red"), ("two", "blue"), ("here", "nowhere")]
     lines = [{"id": text, "prompt": text, "images": [str(pictures / f"{colour}.png")]} for text, colour in rows]

@@ -9,18 +9,12 @@ from typing import Any, cast
 
 import pytest
 
-torch = pytest.importorskip("torch")
-
+import hf_parts as hf
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts
-from promptmill.backends.engines.hf.decode_loop import Decoder, GenerateLoop
-from promptmill.backends.engines.hf.language_model import load_model
-from promptmill.backends.engines.hf.sampler import SamplerState
-from promptmill.backends.engines.hf.schedule import Capacity, Schedule
-from promptmill.backends.engines.hf.sequence import RunningSequence
 from promptmill.backends.engines.model_loading import Location
 from promptmill.core.errors import PromptmillError
 
-pytestmark = [pytest.mark.engine, pytest.mark.thorough]
+pytestmark = [pytest.mark.engine, pytest.mark.thorough, hf.NEEDED]
 
 TEXT = {
     "vocab_size": 300,
@@ -84,8 +78,8 @@ def save(tiny, tmp_path):
         folder = tmp_path / "model"
         shutil.copytree(tiny(), folder)
         (folder / "model.safetensors").unlink()
-        torch.manual_seed(0)
-        with torch.no_grad():
+        hf.torch.manual_seed(0)
+        with hf.torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.dim() > 1 and "conv" not in name and "A_log" not in name:
                     parameter.normal_(0, 0.2)
@@ -97,28 +91,28 @@ def save(tiny, tmp_path):
 
 def _load(folder: Path):
     block = {"device": "cpu", "dtype": "float32", "gpu_ids": None, "trust_remote_code": False}
-    return load_model(Location(str(folder)), {**block, "model_name_or_path": str(folder)}, lambda text: None)
+    return hf.load_model(Location(str(folder)), {**block, "model_name_or_path": str(folder)}, lambda text: None)
 
 
 def _answers(model, prompts: list[list[int]], lengths: tuple[int, ...], batch_size: int = 4) -> list[list[int]]:
     rows = [
-        RunningSequence(
+        hf.RunningSequence(
             run=1,
             number=n,
             prompt=prompt,
             ending=Ending(lengths[n]),
-            choice=SamplerState(),
+            choice=hf.SamplerState(),
             form=AnswerForm(Texts(model.tokenizer)),
         )
         for n, prompt in enumerate(prompts)
     ]
-    schedule, channel = Schedule(model.batching.border), cast("Any", _Channel(len(rows)))
+    schedule, channel = hf.Schedule(model.batching.border), cast("Any", _Channel(len(rows)))
     for row in rows:
         schedule.add(row)
     loop = (
-        Decoder(model, schedule, channel, Capacity(batch_size), chunk=32)
+        hf.Decoder(model, schedule, channel, hf.Capacity(batch_size), chunk=32)
         if model.batching.joins
-        else GenerateLoop(model, schedule, channel, batch_size, tokens=128)
+        else hf.GenerateLoop(model, schedule, channel, batch_size, tokens=128)
     )
     with pytest.raises(_Enough):
         loop.run()
@@ -128,10 +122,10 @@ def _answers(model, prompts: list[list[int]], lengths: tuple[int, ...], batch_si
 
 def _generated(network, prompt: list[int], tokens: int, **more) -> list[int]:
     network.generation_config.eos_token_id = None
-    ids = torch.tensor([prompt])
-    with torch.inference_mode():
+    ids = hf.torch.tensor([prompt])
+    with hf.torch.inference_mode():
         made = network.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, **more
+            input_ids=ids, attention_mask=hf.torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, **more
         )
     return made[0, len(prompt) :].tolist()
 

@@ -7,11 +7,12 @@ import re
 
 import pytest
 
-pytest.importorskip("torch")
-
+import hf_parts as hf
 from promptmill.answers.reasoning import FAMILIES, WRAPS, Family, split_channels, split_reasoning
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, GrowingAnswer, Texts
 from promptmill.backends.engines.tool_use import ToolUse, form_of
+
+pytestmark = hf.NEEDED
 
 TEXT = "日本語 ✓ und ü é 👩\u200d👩\u200d👧 the end\nသူသည်ကျောင်းသို့သွားသည်။ နောက်"
 BROKEN = "\N{REPLACEMENT CHARACTER}"

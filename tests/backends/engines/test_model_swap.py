@@ -6,6 +6,7 @@ import contextlib
 import psutil
 import pytest
 
+import hf_parts as hf
 from processtable import below
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration
@@ -13,8 +14,7 @@ from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
 from waiting import until
 
-pytest.importorskip("torch")
-pytestmark = [pytest.mark.engine, pytest.mark.thorough]
+pytestmark = [pytest.mark.engine, pytest.mark.thorough, hf.NEEDED]
 
 
 def _service(tiny, chat_template, *models, **more):

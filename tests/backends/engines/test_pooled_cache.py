@@ -7,28 +7,29 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+import hf_parts as hf
 
-from promptmill.backends.engines.hf.pooled_cache import PooledCache, is_of_columns, plain_cache
+pytestmark = hf.NEEDED
+
 
 LAYERS, HEADS, WIDTH = 2, 3, 4
 
 
 def content_of(tokens: int) -> list[tuple[Any, Any]]:
-    return [(torch.randn(HEADS, tokens, WIDTH), torch.randn(HEADS, tokens, WIDTH)) for _ in range(LAYERS)]
+    return [(hf.torch.randn(HEADS, tokens, WIDTH), hf.torch.randn(HEADS, tokens, WIDTH)) for _ in range(LAYERS)]
 
 
 def append(content, keys, values):
     return [
-        (torch.cat([old_keys, keys[layer]], 1), torch.cat([old_values, values[layer]], 1))
+        (hf.torch.cat([old_keys, keys[layer]], 1), hf.torch.cat([old_values, values[layer]], 1))
         for layer, (old_keys, old_values) in enumerate(content)
     ]
 
 
 def test_rows_keep_their_content_through_any_coming_and_going():
-    torch.set_num_threads(1)  # several wait for each other where others compute
+    hf.torch.set_num_threads(1)  # several wait for each other where others compute
     chance = random.Random(4)
-    cache, rows = PooledCache(LAYERS), []
+    cache, rows = hf.PooledCache(LAYERS), []
     for _ in range(400):
         if rows and chance.random() < 0.1:
             slot = chance.randrange(len(rows))
@@ -42,8 +43,8 @@ def test_rows_keep_their_content_through_any_coming_and_going():
             continue
         positions = cache.advance()
         assert positions.squeeze(1).tolist() == [content[0][0].shape[1] for content in rows]
-        keys = torch.randn(LAYERS, len(rows), HEADS, 1, WIDTH)
-        values = torch.randn(LAYERS, len(rows), HEADS, 1, WIDTH)
+        keys = hf.torch.randn(LAYERS, len(rows), HEADS, 1, WIDTH)
+        values = hf.torch.randn(LAYERS, len(rows), HEADS, 1, WIDTH)
         past = cache.get_seq_length()
         for layer in range(LAYERS):
             seen_keys, seen_values = cache.update(keys[layer], values[layer], layer)
@@ -53,12 +54,12 @@ def test_rows_keep_their_content_through_any_coming_and_going():
         rows = [append(row, keys[:, slot], values[:, slot]) for slot, row in enumerate(rows)]
         for slot, row in enumerate(rows):
             used = cache.mask[slot].bool()
-            assert torch.equal(seen_keys[slot][:, used], row[-1][0])
-            assert torch.equal(seen_values[slot][:, used], row[-1][1])
+            assert hf.torch.equal(seen_keys[slot][:, used], row[-1][0])
+            assert hf.torch.equal(seen_values[slot][:, used], row[-1][1])
     for slot, row in enumerate(rows):
         for (keys, values), (expected_keys, expected_values) in zip(cache.copy_of(slot), row, strict=True):
-            assert torch.equal(keys, expected_keys)
-            assert torch.equal(values, expected_values)
+            assert hf.torch.equal(keys, expected_keys)
+            assert hf.torch.equal(values, expected_values)
 
 
 def room_of(cache) -> tuple[int, int]:
@@ -68,7 +69,7 @@ def room_of(cache) -> tuple[int, int]:
 
 
 def test_buffers_are_as_large_as_the_rows_there_are_not_as_they_once_were():
-    cache = PooledCache(LAYERS)
+    cache = hf.PooledCache(LAYERS)
     for _ in range(64):
         cache.add(content_of(5))
     assert room_of(cache)[0] == 64
@@ -84,7 +85,7 @@ def test_buffers_are_as_large_as_the_rows_there_are_not_as_they_once_were():
 
 
 def test_buffers_have_no_more_room_than_memory_unless_the_rows_need_it():
-    cache = PooledCache(LAYERS, tokens=2_000)
+    cache = hf.PooledCache(LAYERS, tokens=2_000)
     for _ in range(20):
         cache.add(content_of(50))
         rows, columns = room_of(cache)
@@ -105,11 +106,11 @@ def test_only_caches_that_keep_columns_can_become_plain():
     from transformers import DynamicCache, LlamaConfig, MambaConfig, MistralConfig
     from transformers.cache_utils import DynamicLayer
 
-    assert is_of_columns(DynamicCache(config=LlamaConfig()))
-    assert is_of_columns(DynamicCache(config=MistralConfig(sliding_window=64)))
-    assert not is_of_columns(DynamicCache(config=MambaConfig()))
-    assert not is_of_columns(DynamicCache())
-    assert [type(layer) for layer in plain_cache(3).layers] == [DynamicLayer] * 3
+    assert hf.is_of_columns(DynamicCache(config=LlamaConfig()))
+    assert hf.is_of_columns(DynamicCache(config=MistralConfig(sliding_window=64)))
+    assert not hf.is_of_columns(DynamicCache(config=MambaConfig()))
+    assert not hf.is_of_columns(DynamicCache())
+    assert [type(layer) for layer in hf.plain_cache(3).layers] == [DynamicLayer] * 3
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -121,11 +122,11 @@ def test_grouped_attention_computes_what_transformers_does(masked, shared):
 
     from promptmill.backends.engines.hf.language_model import _attention
 
-    query = torch.randn(4, 9, 1, 16)
-    key, value = torch.randn(4, shared, 33, 16), torch.randn(4, shared, 33, 16)
-    mask = torch.rand(4, 1, 1, 33) > 0.3 if masked else None
+    query = hf.torch.randn(4, 9, 1, 16)
+    key, value = hf.torch.randn(4, shared, 33, 16), hf.torch.randn(4, shared, 33, 16)
+    mask = hf.torch.rand(4, 1, 1, 33) > 0.3 if masked else None
     module = SimpleNamespace(num_key_value_groups=9 // shared, is_causal=True)
     expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.2)
     answered, _ = _attention(module, query, key, value, mask, scaling=0.2)
     assert answered.shape == expected.shape == (4, 1, 9, 16)
-    assert torch.allclose(answered, expected, atol=1e-6)
+    assert hf.torch.allclose(answered, expected, atol=1e-6)

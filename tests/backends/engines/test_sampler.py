@@ -7,94 +7,95 @@ from collections import Counter
 
 import pytest
 
-torch = pytest.importorskip("torch")
-
-from promptmill.backends.engines.hf.sampler import Penalties, SamplerState, choose
+import hf_parts as hf
 from sure import sure
+
+pytestmark = hf.NEEDED
 
 
 def scores_of(*shares: float):
-    return torch.tensor([[math.log(share) for share in shares]])
+    return hf.torch.tensor([[math.log(share) for share in shares]])
 
 
-def drawn(choice: SamplerState, scores, times: int = 3000) -> dict[int, float]:
-    counts = Counter(map(sure, choose(scores.repeat(times, 1), [choice] * times)))  # each draws its own number
+def drawn(choice: hf.SamplerState, scores, times: int = 3000) -> dict[int, float]:
+    counts = Counter(map(sure, hf.choose(scores.repeat(times, 1), [choice] * times)))  # each draws its own number
     return {token: count / times for token, count in counts.items()}
 
 
 def test_without_temperature_the_likeliest_token_is_taken():
-    scores = torch.randn(5, 1000)
-    assert choose(scores, [SamplerState()] * 5) == scores.argmax(-1).tolist()
-    assert choose(scores, [SamplerState(temperature=1e-6)] * 5) == scores.argmax(-1).tolist()
+    scores = hf.torch.randn(5, 1000)
+    assert hf.choose(scores, [hf.SamplerState()] * 5) == scores.argmax(-1).tolist()
+    assert hf.choose(scores, [hf.SamplerState(temperature=1e-6)] * 5) == scores.argmax(-1).tolist()
 
 
 def test_draws_follow_the_shares():
-    shares = drawn(SamplerState(temperature=1, seed=1), scores_of(0.5, 0.3, 0.2))
+    shares = drawn(hf.SamplerState(temperature=1, seed=1), scores_of(0.5, 0.3, 0.2))
     assert shares == pytest.approx({0: 0.5, 1: 0.3, 2: 0.2}, abs=0.04)
 
 
 def test_temperature_sharpens_and_flattens():
-    sharp = drawn(SamplerState(temperature=0.5, seed=1), scores_of(0.6, 0.4))
+    sharp = drawn(hf.SamplerState(temperature=0.5, seed=1), scores_of(0.6, 0.4))
     assert sharp[0] == pytest.approx(0.36 / (0.36 + 0.16), abs=0.04)
 
 
 def test_top_k_keeps_that_many():
-    shares = drawn(SamplerState(temperature=1, top_k=2, seed=1), scores_of(0.2, 0.5, 0.3))
+    shares = drawn(hf.SamplerState(temperature=1, top_k=2, seed=1), scores_of(0.2, 0.5, 0.3))
     assert shares == pytest.approx({1: 0.625, 2: 0.375}, abs=0.04)
 
 
 def test_top_p_keeps_the_token_that_reaches_it():
-    shares = drawn(SamplerState(temperature=1, top_p=0.7, seed=1), scores_of(0.2, 0.5, 0.3))
+    shares = drawn(hf.SamplerState(temperature=1, top_p=0.7, seed=1), scores_of(0.2, 0.5, 0.3))
     assert shares == pytest.approx({1: 0.625, 2: 0.375}, abs=0.04)
-    assert set(drawn(SamplerState(temperature=1, top_p=0.5, seed=1), scores_of(0.2, 0.5, 0.3), 200)) == {1}
+    assert set(drawn(hf.SamplerState(temperature=1, top_p=0.5, seed=1), scores_of(0.2, 0.5, 0.3), 200)) == {1}
 
 
 def test_top_p_counts_within_what_top_k_left():
-    shares = drawn(SamplerState(temperature=1, top_k=2, top_p=0.6, seed=1), scores_of(0.2, 0.5, 0.3), 300)
+    shares = drawn(hf.SamplerState(temperature=1, top_k=2, top_p=0.6, seed=1), scores_of(0.2, 0.5, 0.3), 300)
     assert set(shares) == {1}
 
 
 def test_min_p_leaves_out_what_is_far_below_the_likeliest():
-    assert set(drawn(SamplerState(temperature=1, min_p=0.5, seed=1), scores_of(0.2, 0.5, 0.3), 300)) == {1, 2}
+    assert set(drawn(hf.SamplerState(temperature=1, min_p=0.5, seed=1), scores_of(0.2, 0.5, 0.3), 300)) == {1, 2}
 
 
 @pytest.mark.parametrize("cut", [{"top_p": 0.95}, {"min_p": 1e-9}, {"top_k": 900, "top_p": 0.999}, {}])
 def test_a_flat_choice_among_many_is_complete(cut):
-    seen = drawn(SamplerState(temperature=1, seed=3, **cut), torch.zeros(1, 2000), 3000)
+    seen = drawn(hf.SamplerState(temperature=1, seed=3, **cut), hf.torch.zeros(1, 2000), 3000)
     assert len(seen) > 500
 
 
 def test_a_seed_repeats_and_rows_do_not_disturb_each_other():
-    scores = torch.randn(3, 500)
-    alone = SamplerState(temperature=1, top_p=0.9, seed=5)
-    first = [choose(scores[1:2].clone(), [alone])[0] for _ in range(20)]
-    rows = [SamplerState(temperature=1, seed=9), SamplerState(temperature=1, top_p=0.9, seed=5), SamplerState()]
-    assert [choose(scores.clone(), rows)[1] for _ in range(20)] == first
-    fresh = [choose(scores[1:2].clone(), [SamplerState(temperature=1, top_p=0.9)])[0] for _ in range(20)]
+    scores = hf.torch.randn(3, 500)
+    alone = hf.SamplerState(temperature=1, top_p=0.9, seed=5)
+    first = [hf.choose(scores[1:2].clone(), [alone])[0] for _ in range(20)]
+    second = hf.SamplerState(temperature=1, top_p=0.9, seed=5)
+    rows = [hf.SamplerState(temperature=1, seed=9), second, hf.SamplerState()]
+    assert [hf.choose(scores.clone(), rows)[1] for _ in range(20)] == first
+    fresh = [hf.choose(scores[1:2].clone(), [hf.SamplerState(temperature=1, top_p=0.9)])[0] for _ in range(20)]
     assert fresh != first
 
 
 def test_scores_that_are_no_numbers_choose_nothing():
-    scores = torch.zeros(2, 10)
+    scores = hf.torch.zeros(2, 10)
     scores[0, 3] = float("nan")
-    assert choose(scores, [SamplerState(), SamplerState(temperature=1)])[0] is None
+    assert hf.choose(scores, [hf.SamplerState(), hf.SamplerState(temperature=1)])[0] is None
 
 
 def test_penalties_follow_their_definitions():
     from transformers import RepetitionPenaltyLogitsProcessor
 
-    scores = torch.randn(1, 50)
+    scores = hf.torch.randn(1, 50)
     prompt, tokens = [3, 7, 7], [11, 11, 4]
     mine = scores[0].clone()
-    Penalties(repetition=1.7).apply(mine, prompt, tokens)
-    theirs = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt + tokens]), scores.clone())
-    assert torch.equal(mine, theirs[0])
+    hf.Penalties(repetition=1.7).apply(mine, prompt, tokens)
+    theirs = RepetitionPenaltyLogitsProcessor(1.7)(hf.torch.tensor([prompt + tokens]), scores.clone())
+    assert hf.torch.equal(mine, theirs[0])
 
-    penalties = Penalties(presence=0.5, frequency=0.25)
+    penalties = hf.Penalties(presence=0.5, frequency=0.25)
     for upto in range(len(tokens) + 1):  # token by token, as the decode loop does
         mine = scores[0].clone()
         penalties.apply(mine, prompt, tokens[:upto])
     expected = scores[0].clone()
     expected[11] -= 0.5 + 2 * 0.25
     expected[4] -= 0.5 + 0.25
-    assert torch.allclose(mine, expected)
+    assert hf.torch.allclose(mine, expected)

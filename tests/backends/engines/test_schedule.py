@@ -7,26 +7,22 @@ from typing import Any, cast
 
 import pytest
 
-pytest.importorskip("torch")
-
+import hf_parts as hf
 from promptmill.backends.engines import hardware
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts
-from promptmill.backends.engines.hf.decode_loop import Decoder
-from promptmill.backends.engines.hf.language_model import LanguageModel
-from promptmill.backends.engines.hf.sampler import SamplerState
-from promptmill.backends.engines.hf.schedule import Capacity, Schedule, capacity_for
-from promptmill.backends.engines.hf.sequence import RunningSequence
+
+pytestmark = hf.NEEDED
 
 
-def row(run: int, length: int = 10) -> RunningSequence:
-    return RunningSequence(
-        run=run, number=0, prompt=[0] * length, form=AnswerForm(Texts(None)), ending=Ending(5), choice=SamplerState()
+def row(run: int, length: int = 10) -> hf.RunningSequence:
+    return hf.RunningSequence(
+        run=run, number=0, prompt=[0] * length, form=AnswerForm(Texts(None)), ending=Ending(5), choice=hf.SamplerState()
     )
 
 
 @pytest.fixture
 def schedule():
-    return Schedule()
+    return hf.Schedule()
 
 
 def test_runs_share_the_places(schedule):
@@ -78,10 +74,10 @@ def test_a_cancelled_run_is_forgotten_also_later(schedule):
     assert schedule.is_cancelled(1)
 
 
-def loaded(folder) -> LanguageModel:
+def loaded(folder) -> hf.LanguageModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    return LanguageModel(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+    return hf.LanguageModel(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
 
 
 @pytest.mark.parametrize(("parameters", "rows"), [(135_000_000, 64), (3_000_000_000, 16), (70_000_000_000, 8)])
@@ -92,29 +88,29 @@ def test_a_larger_model_gets_fewer_rows_on_a_cpu(monkeypatch, parameters, rows):
 
 
 def test_rows_take_as_many_columns_as_the_longest_of_them():
-    capacity = Capacity(64, tokens=10_000)
+    capacity = hf.Capacity(64, tokens=10_000)
     assert capacity.more(0, 0) == 64
     assert capacity.more(10, 100) == 54
     assert capacity.more(10, 500) == 10
     assert capacity.more(10, 1_000) == 0
     assert capacity.more(10, 2_000) == -5
-    assert Capacity(8).more(3, 10**9) == 5
+    assert hf.Capacity(8).more(3, 10**9) == 5
 
 
 def test_the_operators_number_counts_whatever_memory_is_free(tiny, monkeypatch):
     monkeypatch.setattr(hardware, "free_memory", lambda: 1)
-    assert capacity_for(loaded(tiny()), 3) == Capacity(3)
+    assert hf.capacity_for(loaded(tiny()), 3) == hf.Capacity(3)
 
 
 def test_free_memory_and_the_models_width_say_how_many_tokens_fit(tiny, monkeypatch):
     monkeypatch.setattr(hardware, "free_memory", lambda: 3 * 2**20)
-    capacity = capacity_for(loaded(tiny()), None)
+    capacity = hf.capacity_for(loaded(tiny()), None)
     assert capacity.tokens == 2**20 // (2 * 4 * 2 * 16 * 4)  # keys and values, layers, heads, width, bytes
     assert capacity.rows == 64
 
 
 def test_models_whose_rows_cannot_join_get_few(tiny):
-    assert capacity_for(loaded(tiny("Mamba")), None) == Capacity(8)
+    assert hf.capacity_for(loaded(tiny("Mamba")), None) == hf.Capacity(8)
 
 
 def test_a_long_row_waits_until_memory_has_room_for_all(tiny):
@@ -133,9 +129,9 @@ def test_a_long_row_waits_until_memory_has_room_for_all(tiny):
             if len(self.sent) == 7:
                 raise Enough
 
-    def numbered(number: int, run: int, limit: int) -> RunningSequence:
-        choice, prompt = SamplerState(), [5 + number] * 9
-        return RunningSequence(
+    def numbered(number: int, run: int, limit: int) -> hf.RunningSequence:
+        choice, prompt = hf.SamplerState(), [5 + number] * 9
+        return hf.RunningSequence(
             run=run,
             number=number,
             prompt=prompt,
@@ -144,7 +140,7 @@ def test_a_long_row_waits_until_memory_has_room_for_all(tiny):
             form=AnswerForm(Texts(model.tokenizer)),
         )
 
-    model, schedule, channel = loaded(tiny()), Schedule(), cast("Any", Channel())
+    model, schedule, channel = loaded(tiny()), hf.Schedule(), cast("Any", Channel())
     rows = [
         numbered(0, 1, 4),
         numbered(1, 1, 4),
@@ -154,6 +150,6 @@ def test_a_long_row_waits_until_memory_has_room_for_all(tiny):
     for each in rows:
         schedule.add(each)
     with pytest.raises(Enough):
-        Decoder(model, schedule, channel, Capacity(8, tokens=210), chunk=64).run()
+        hf.Decoder(model, schedule, channel, hf.Capacity(8, tokens=210), chunk=64).run()
     assert sorted(channel.sent) == list(range(7))
     assert [len(each.tokens) for each in rows] == [4, 4, 200, 4, 4, 4, 4]

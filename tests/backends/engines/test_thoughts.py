@@ -3,10 +3,12 @@
 import pytest
 
 import byte_model
+import hf_parts as hf
 from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code
 
-pytest.importorskip("torch")
+pytestmark = hf.NEEDED
+
 
 CHANNELS = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"]
 HARMONY = (
@@ -64,6 +66,7 @@ def test_a_stop_string_ends_the_answer_and_not_the_reasoning(desk, harmony):
     assert (outcome.reasoning, outcome.text, outcome.finish_reason) == ("A city is meant.", "It ", "stop")
 
 
+@pytest.mark.thorough
 def test_an_answer_that_ends_within_its_reasoning_is_an_error(desk, make_engine, speaker):
     (outcome,) = desk.ask(make_engine(speaker("<think>A city.", TAGS)), ["?"], max_tokens=100)
     assert isinstance(outcome, Failure)

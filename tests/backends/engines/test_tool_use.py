@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 
+import hf_parts as hf
 from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code
 
-pytest.importorskip("torch")
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, hf.NEEDED]
 
 
 def _calls(outcome) -> list[tuple[str, dict]]:

@@ -58,6 +58,7 @@ async def test_an_agent_finds_a_better_prompt_and_pays_once(gold, tools):
         assert len(gold.upstream.seen) == sent
 
 
+@pytest.mark.thorough
 async def test_the_progress_of_a_search_is_reported_in_words(gold, tools):
     words: list[str] = []
 
@@ -88,6 +89,7 @@ async def test_a_cancelled_search_ends_its_job_and_the_same_call_resumes_it(gold
     assert repeated <= 8, "the requests that were in flight"
 
 
+@pytest.mark.thorough
 async def test_after_the_operators_limit_a_search_runs_on_and_the_same_call_waits_for_it(gold, tools):
     gold.upstream.reply = late(0.02, models())
     async with tools(service_of(gold, max_call_s=0.3)) as call:
@@ -100,6 +102,7 @@ async def test_after_the_operators_limit_a_search_runs_on_and_the_same_call_wait
     assert max(asked(gold).values()) == 1
 
 
+@pytest.mark.thorough
 async def test_a_search_that_stops_says_why_and_that_it_can_be_resumed(gold, tools):
     priced = {"price": {"input": 0, "output": 1_000_000}, "sampling_params": {"max_tokens": 2}}
     block = openai_configuration(gold.upstream.url)._raw["backend_configs"]["openai"]

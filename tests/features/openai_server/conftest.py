@@ -19,8 +19,9 @@ def upstream(lasting):
 @pytest.fixture(scope="session")
 def _running(lasting, tmp_path_factory):
     top = {"models": {"org/name": {"openai": {"base_url": lasting.url, "model_name": "small"}}}}
-    environ = {"PROMPTMILL_HTTP_TOKEN": TOKEN}
-    with Served(written(tmp_path_factory.mktemp("openai"), lasting.url, top), environ=environ) as served:
+    folder = tmp_path_factory.mktemp("openai")
+    environ = {"PROMPTMILL_HTTP_TOKEN": TOKEN, "PROMPTMILL_STATE": str(folder / "state")}
+    with Served(written(folder, lasting.url, top), environ=environ) as served:
         yield served
 
 

@@ -69,10 +69,9 @@ def test_a_batch_is_answered_and_its_files_have_openais_shape(tmp_path, serve):
     assert not list((tmp_path / "state/jobs").glob("batch-*")), "the job is not needed after its results"
 
 
-def test_failed_rows_are_in_the_error_file_alone(serve, upstream):
+def test_failed_rows_are_in_the_error_file_alone(client, upstream):
     refusal = status(400, "This is too much.", code="too_much", kind="invalid_request_error")
     upstream.reply = choose(lambda seen: refusal if seen.prompt == "bad" else answer())
-    client = client_of(serve())
     lines = [line("a", "good"), line("b", "bad"), line("c", "odd", audio={"voice": "x"}), line("d", "x", model="other")]
     batch = ended(client, started(client, lines))
     assert batch.status == "completed"
@@ -97,8 +96,7 @@ def test_a_row_fails_if_its_endpoint_cannot_take_a_parameter(serve):
     assert (refused["status_code"], refused["body"]["error"]["param"]) == (400, "top_k")
 
 
-def test_a_batch_whose_rows_all_fail_has_no_output_file(serve):
-    client = client_of(serve())
+def test_a_batch_whose_rows_all_fail_has_no_output_file(client):
     batch = ended(client, started(client, [line("a", "x", audio={}), line("b", "y", audio={})]))
     assert (batch.status, batch.output_file_id) == ("completed", None)
     assert batch.request_counts.to_dict() == {"total": 2, "completed": 0, "failed": 2}
@@ -119,8 +117,7 @@ def test_a_batch_whose_rows_all_fail_has_no_output_file(serve):
         (["[]", '{"body": {}}'], [("invalid_request", 1), ("invalid_request", 2)]),
     ],
 )
-def test_an_invalid_file_fails_the_batch_with_its_lines(serve, upstream, lines, errors):
-    client = client_of(serve())
+def test_an_invalid_file_fails_the_batch_with_its_lines(client, upstream, lines, errors):
     batch = ended(client, started(client, lines))
     assert (batch.status, batch.errors.object) == ("failed", "list")
     assert [(each.code, each.line) for each in batch.errors.data] == errors
@@ -129,8 +126,8 @@ def test_an_invalid_file_fails_the_batch_with_its_lines(serve, upstream, lines, 
     assert not upstream.seen
 
 
-def test_a_wrong_order_is_refused_before_there_is_a_batch(serve):
-    client = client_of(serve())
+def test_a_wrong_order_is_refused_before_there_is_a_batch(client):
+    earlier = client.batches.list().data
     file, other = uploaded(client, [line("a", "x")]), client.files.create(file=("a", b"{}"), purpose="evals")
     right = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
     for wrong, param in (
@@ -147,7 +144,7 @@ def test_a_wrong_order_is_refused_before_there_is_a_batch(serve):
         client.batches.create(**(right | {"input_file_id": "file-none"}))
     with pytest.raises(openai.NotFoundError):
         client.batches.retrieve("batch_none")
-    assert not client.batches.list().data
+    assert client.batches.list().data == earlier
 
 
 def test_batches_are_listed_newest_first_in_pages(serve, upstream):
@@ -161,9 +158,8 @@ def test_batches_are_listed_newest_first_in_pages(serve, upstream):
         client.batches.list(limit=101)
 
 
-def test_a_cancelled_batch_keeps_its_answers(serve, upstream):
+def test_a_cancelled_batch_keeps_its_answers(client, upstream):
     upstream.reply = choose(lambda seen: hang() if seen.prompt == "slow" else answer())
-    client = client_of(serve())
     batch = started(
         client, [line("a", "quick"), line("b", "slow")], output_expires_after={"anchor": "created_at", "seconds": 7200}
     )
@@ -181,6 +177,7 @@ def test_a_cancelled_batch_keeps_its_answers(serve, upstream):
     assert raised.value.response.headers["x-should-retry"] == "false"
 
 
+@pytest.mark.thorough
 def test_a_batch_whose_time_is_over_keeps_its_answers(tmp_path, serve, upstream):
     upstream.reply = choose(lambda seen: hang() if seen.prompt == "slow" else answer())
     server = serve()
@@ -198,6 +195,7 @@ def test_a_batch_whose_time_is_over_keeps_its_answers(tmp_path, serve, upstream)
     assert (late_row["response"], late_row["error"]["code"]) == (None, "batch_expired")
 
 
+@pytest.mark.thorough
 def test_a_batch_that_ends_before_its_job_begins_names_every_row(tmp_path, serve, upstream):
     server = serve()
     client = client_of(server)
@@ -216,6 +214,7 @@ def test_a_batch_that_ends_before_its_job_begins_names_every_row(tmp_path, serve
     assert errors["b"]["response"]["status_code"] == 400
 
 
+@pytest.mark.thorough
 def test_a_batch_that_is_cancelled_while_its_file_is_read_has_no_results(tmp_path, serve, upstream):
     server = serve()
     client = client_of(server)
@@ -238,8 +237,7 @@ def test_a_batch_that_is_cancelled_while_its_file_is_read_has_no_results(tmp_pat
     assert batch.request_counts.to_dict() == {"total": 0, "completed": 0, "failed": 0}
 
 
-def test_a_repeated_post_finds_the_batch_of_the_first(serve):
-    server = serve()
+def test_a_repeated_post_finds_the_batch_of_the_first(server):
     client = client_of(server)
     order = {"input_file_id": uploaded(client, [line("a", "x")]).id, "endpoint": CHAT, "completion_window": "24h"}
     first = client.batches.create(**order).id
@@ -254,9 +252,8 @@ def test_a_repeated_post_finds_the_batch_of_the_first(serve):
     assert post(repeat) == post({}) == newest
 
 
-def test_a_post_after_a_cancel_makes_a_new_batch(serve, upstream):
+def test_a_post_after_a_cancel_makes_a_new_batch(server, upstream):
     upstream.reply = hang()
-    server = serve()
     client = client_of(server)
     order = {"input_file_id": uploaded(client, [line("a", "x")]).id, "endpoint": CHAT, "completion_window": "24h"}
     first = client.batches.create(**order).id
@@ -265,14 +262,14 @@ def test_a_post_after_a_cancel_makes_a_new_batch(serve, upstream):
     assert server.ask("POST", "/v1/batches", BEARER | {"x-stainless-retry-count": "1"}, body).json["id"] != first
 
 
-def test_equal_posts_at_the_same_time_make_one_batch(serve):
-    server = serve()
+def test_equal_posts_at_the_same_time_make_one_batch(server):
     order = {"input_file_id": uploaded(client_of(server), [line("a", "x")]).id, "endpoint": CHAT}
     body = json.dumps(order | {"completion_window": "24h"}).encode()
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(lambda _: server.ask("POST", "/v1/batches", BEARER, body).json["id"], range(8)))) == 1
 
 
+@pytest.mark.thorough
 def test_each_of_two_servers_resumes_its_own_batches_and_runs_none_of_the_other(serve, upstream):
     upstream.reply = late(0.03)
     first, second = serve(concurrency=2), serve(concurrency=2)
@@ -292,6 +289,7 @@ def test_each_of_two_servers_resumes_its_own_batches_and_runs_none_of_the_other(
     assert len(again) <= 2 * 20, "those in flight, and the outcomes of the last commit"
 
 
+@pytest.mark.thorough
 def test_any_server_of_the_state_folder_shows_and_cancels_a_batch(serve, upstream):
     upstream.reply = choose(lambda seen: hang() if seen.prompt == "slow" else answer())
     first, second = client_of(serve()), client_of(serve())
@@ -308,6 +306,7 @@ def lines_of(port: int) -> list[dict[str, Any]]:
     return [line(f"{n}", f"{port} {n}") for n in range(30)]
 
 
+@pytest.mark.thorough
 def test_a_batch_whose_model_is_no_longer_configured_can_be_cancelled(serve, upstream):
     upstream.reply = choose(lambda seen: answer() if seen.prompt == "quick" else hang())
     server = serve(models_of(upstream, one="a", two="b"))
@@ -331,8 +330,7 @@ def test_what_a_killed_server_could_not_remove_is_removed_later(tmp_path, serve)
     eventually(lambda: not left.exists())
 
 
-def test_a_first_line_with_a_large_image_is_a_line_like_others(serve, upstream):
-    client = client_of(serve())
+def test_a_first_line_with_a_large_image_is_a_line_like_others(client, upstream):
     batch = ended(client, started(client, [line("a", "x" * (5 << 20)), line("b", "y")]))
     assert batch.request_counts.to_dict() == {"total": 2, "completed": 2, "failed": 0}
 
@@ -359,8 +357,7 @@ def test_rows_of_several_models_go_to_their_models(serve, upstream):
     assert batch.model is None
 
 
-def test_a_batch_of_responses_has_their_form(serve):
-    client = client_of(serve())
+def test_a_batch_of_responses_has_their_form(client):
     row = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {"model": "m", "input": "hi"}}
     batch = ended(client, started(client, [row], endpoint="/v1/responses"))
     body = results(client, batch.output_file_id)["a"]["response"]["body"]
@@ -368,9 +365,8 @@ def test_a_batch_of_responses_has_their_form(serve):
     assert body["output"][0]["content"][0]["text"] == "echo: hi"
 
 
-def test_a_batch_of_embeddings_has_the_form_that_each_line_asks_for(serve, upstream):
+def test_a_batch_of_embeddings_has_the_form_that_each_line_asks_for(client, upstream):
     upstream.other_posts = raw(b'{"data": [{"index": 0, "embedding": [0.5, -2.0]}], "usage": {"prompt_tokens": 1}}')
-    client = client_of(serve())
     url = "/v1/embeddings"
     lines = [line("a", "x", url), line("b", "y", url, encoding_format="base64"), line("c", "z", url, foo=1)]
     batch = ended(client, started(client, lines, endpoint=url))
@@ -380,9 +376,8 @@ def test_a_batch_of_embeddings_has_the_form_that_each_line_asks_for(serve, upstr
     assert results(client, batch.error_file_id).keys() == {"c"}
 
 
-def test_an_answer_that_makes_no_reply_costs_its_line_alone(serve, upstream):
+def test_an_answer_that_makes_no_reply_costs_its_line_alone(client, upstream):
     upstream.other_posts = raw(b'{"data": [{"index": 0, "embedding": [1e40]}], "usage": {"prompt_tokens": 1}}')
-    client = client_of(serve())
     url = "/v1/embeddings"
     lines = [line("a", "x", url, encoding_format="base64"), line("b", "y", url)]
     batch = ended(client, started(client, lines, endpoint=url))
@@ -419,6 +414,7 @@ async def test_blank_lines_are_left_out_before_the_event_loop_sees_them(tmp_path
     assert [(error["code"], error["line"]) for error in check.errors] == [("invalid_json_line", (1 << 20) + 3)]
 
 
+@pytest.mark.thorough
 def test_a_file_for_vllm_run_batch_runs_here(serve, upstream):
     """The lines are those of vLLM's `examples/offline_inference/openai_batch/openai_example_batch.jsonl`."""
     model = "meta-llama/Meta-Llama-3-8B-Instruct"

@@ -29,7 +29,7 @@ _Split: TypeAlias = Callable[[str], tuple[str | None, str]]
 
 _TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
 PREVIEW_EVERY_S = 0.05
-_TOKENS_OF_A_MARK = 8  # so long, a text may begin like a mark of reasoning, and is shown as soon as it does not
+_TOKENS_OF_A_MARK = 16  # so long, a text may begin like a mark of reasoning, and is shown as soon as it does not
 _LOWEST = -9999.0  # JSON has no infinity
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """The decoded form of an incomplete character at the end of a text."""
