@@ -280,7 +280,7 @@ async def test_a_body_of_very_many_small_chunks_is_refused_before_it_fills_the_m
             else:
                 session = closing(Session(1, 10, 10, ssl.create_default_context()))
                 url = URL(f"http://{target.host}:{target.port}/v1/chat")
-                asking = session.post(Route(url, CIMultiDict(), None), [b"{}"], 2, None)
+                asking = session.post(Route(url, CIMultiDict(), None), [b"{}"], None)
             found: HttpResponse | BaseException = (await asyncio.gather(asking, return_exceptions=True))[0]
     assert isinstance(found, HttpResponse if taken else InvalidResponseError)
 

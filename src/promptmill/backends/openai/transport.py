@@ -61,6 +61,7 @@ _SPARE_DESCRIPTORS = 64
 # request is lost to that.
 _KEEPALIVE_S = 4.0
 _NAMES_KEPT_S = 300
+_BLOCK = 1 << 18  # of a file that is sent
 # RFC 8305, section 5: the time after which the next address is tried in parallel.
 _HAPPY_EYEBALLS_S = 0.25
 
@@ -180,15 +181,15 @@ class Pool:
         length = len(body) if isinstance(body, bytes) else sum(map(len, body))
         if route.target is not None and length <= _DIRECT_BYTES and on_data is None:
             return self._client.post(route.target, body, length, fresh=fresh)
-        return self._post_over_session(route, [body] if isinstance(body, bytes) else body, length, on_data)
+        return self._post_over_session(route, [body] if isinstance(body, bytes) else body, on_data)
 
     async def _post_over_session(
-        self, route: Route, pieces: list[bytes], length: int, on_data: Callable[[bytes], None] | None
+        self, route: Route, pieces: list[bytes], on_data: Callable[[bytes], None] | None
     ) -> HttpResponse:
         if not self._throttle.pass_now():
             await self._throttle.turn()
         session = await self._opened()
-        return await session.post(route, pieces, length, on_data)
+        return await session.post(route, pieces, on_data)
 
     async def page(self, endpoint: Endpoint, url: str, largest: int) -> tuple[int, Headers, bytes]:
         """Return status, headers and body of a page of `endpoint`'s host; sends its key. Raises as `send`."""
@@ -213,7 +214,7 @@ class Pool:
         """
         session = await self._opened()
         route = _route_to(endpoint, trust_env=self._trust_env)
-        async with session.exchange(route, method, headers, body, only_public=only_public) as response:
+        async with session.exchange(route, method, body, headers=headers, only_public=only_public) as response:
             yield response
 
     async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
@@ -492,6 +493,22 @@ class FileBody:
     def length(self) -> int:
         """The bytes of the body."""
         return len(self.before) + self.size - self.is_list + len(self.after)
+
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """Yield the body block by block. Raises `OSError` for a file that was shortened."""
+        yield self.before
+        remaining = self.size - self.is_list  # the last line feed has no item after it
+        file = await asyncio.to_thread(self.path.open, "rb")
+        try:
+            while remaining:
+                block = await asyncio.to_thread(file.read, min(_BLOCK, remaining))
+                if not block:
+                    raise OSError("the file was cut while it was sent")
+                remaining -= len(block)
+                yield block.replace(b"\n", b",") if self.is_list else block
+        finally:
+            file.close()
+        yield self.after
 
 
 class Route(NamedTuple):
