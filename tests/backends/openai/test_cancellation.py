@@ -13,8 +13,8 @@ from yarl import URL
 
 from driving import ask, echoes, opened, run
 from fakes import DictSink, ListSource, openai_configuration
+from promptmill.backends.openai.route import Route
 from promptmill.backends.openai.session import Session
-from promptmill.backends.openai.transport import Route
 from promptmill.backends.protocol import Call, Facts
 from promptmill.core.errors import PromptmillError
 from promptmill.service.service import Service

@@ -26,8 +26,9 @@ from promptmill.backends.openai.failures import (
     UnreachableError,
 )
 from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, HttpResponse, Target
+from promptmill.backends.openai.route import Route
 from promptmill.backends.openai.session import Session
-from promptmill.backends.openai.transport import LoopThrottle, RawHttpClient, Route
+from promptmill.backends.openai.transport import LoopThrottle, RawHttpClient
 from promptmill.core.bounds import LARGEST_BODY
 from waiting import until
 

@@ -38,8 +38,9 @@ from promptmill.backends.openai.limit.endpoint_state import (
 from promptmill.backends.openai.limit.limiter import CallFlow, ConcurrencyShare, Limiter
 from promptmill.backends.openai.refusals import with_key_hint, with_scheme_hint, with_wait_hint
 from promptmill.backends.openai.request import ImageEncoder, RequestEncoder
+from promptmill.backends.openai.route import proxy_of
 from promptmill.backends.openai.sender import NOTHING, Billed, Item, LocalSender, Prepared, Sender
-from promptmill.backends.openai.transport import LoopThrottle, Pool, proxy_of, room_for_connections
+from promptmill.backends.openai.transport import LoopThrottle, Pool, room_for_connections
 from promptmill.backends.openai.workers import FanOut
 from promptmill.backends.protocol import Call, Completion, Exchange, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig

@@ -16,7 +16,7 @@ from yarl import URL
 
 from promptmill.backends.openai import failures
 from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, SMALL_BODY, Headers, HttpResponse, check_body
-from promptmill.backends.openai.transport import FileBody, Route
+from promptmill.backends.openai.route import FileBody, Route
 from promptmill.images.fetch import is_public
 from promptmill.system.memory import Held
 

@@ -38,7 +38,7 @@ from promptmill.backends.openai.batches.reading import (
     state_word,
     unix_time,
 )
-from promptmill.backends.openai.transport import FileBody
+from promptmill.backends.openai.route import FileBody
 from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject

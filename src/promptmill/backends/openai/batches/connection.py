@@ -27,7 +27,8 @@ from promptmill.backends.openai.failures import (
 )
 from promptmill.backends.openai.http_connection import Headers
 from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
-from promptmill.backends.openai.transport import FileBody, Pool
+from promptmill.backends.openai.route import FileBody
+from promptmill.backends.openai.transport import Pool
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.bounds import LARGEST_BODY, MOST_PAGES
 from promptmill.core.errors import Code, PromptmillError, redact

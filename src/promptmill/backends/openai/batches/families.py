@@ -33,8 +33,8 @@ from promptmill.backends.openai.batches.reading import (
     rpc_status,
     state_word,
 )
+from promptmill.backends.openai.route import FileBody
 from promptmill.backends.openai.schema_forms import openapi_form
-from promptmill.backends.openai.transport import FileBody
 from promptmill.core.bounds import MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
