@@ -171,7 +171,7 @@ class LocalSender:
         inline = head.inline
         on_data = None
         if preview is not None:
-            on_data = StreamPreview(preview, DIALECTS.get(endpoint.dialect), inline=inline).feed
+            on_data = StreamPreview(preview, DIALECTS[endpoint.dialect].delta_in, inline=inline).feed
         endpoint = head.endpoint if preview is None else head.streaming
         item.count(call)
         call.ledger.sent(request)
