@@ -45,6 +45,12 @@ def _following(field: str, parameter: str) -> Callable[[JsonObject, int], Query 
     return lambda page, _: {parameter: str(page[field])} if page.get(field) else None
 
 
+def _after_last(page: JsonObject, _: int) -> Query | None:
+    """Return the parameters of the page after this one, in Anthropic's way."""
+    last = page.get("last_id")
+    return {"after_id": str(last)} if page.get("has_more") and last else None
+
+
 def _requests(batch: PlannedBatch, before: bytes) -> FileBody:
     """Return the body of a request that creates a batch with its requests in a list."""
     return FileBody(batch.file, file_size(batch), "application/json", before + b'"requests":[', b"]}", is_list=True)
@@ -54,9 +60,6 @@ def _coded(custom_id: str, error: JsonObject) -> Reply:
     """Return the reply of a failed request, whose code is one of google.rpc."""
     status = rpc_status(error.get("code"))
     return Reply(custom_id, status, orjson.dumps({"error": error}) if status else b"")
-
-
-_LAST = _following("last_id", "after_id")
 
 
 class TogetherBatches(Batches):
@@ -130,7 +133,7 @@ class AnthropicBatches(Batches):
 
     JOBS, FILES = "/messages/batches", ""
     LINE = b'{"custom_id":"%b","params":%b}\n'
-    PAGES = Paging({"limit": 100}, lambda page, number: _LAST(page, number) if page.get("has_more") else None)
+    PAGES = Paging({"limit": 100}, _after_last)
     PLACES = Places(said="processing_status", key="", results=())
 
     @override
