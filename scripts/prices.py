@@ -79,6 +79,8 @@ def _kept(provider: str, tiers: dict[str, dict[str, Any]]) -> dict[str, dict[str
     usual = {} if batch is None or batch.discount is None else {"batches": round(1 - batch.discount, 4)}
     kept = {}
     for tier, rows in sorted(tiers.items()):
+        if tier == "batches" and batch is not None and not batch.is_open:
+            continue
         implied = {name: rows.get(DATED.sub("", name), usual.get(tier)) for name in rows if DATED.search(name)}
         left = {name: factor for name, factor in sorted(rows.items()) if factor != implied.get(name, usual.get(tier))}
         if left:

@@ -65,7 +65,6 @@ def test_a_model_is_found_by_its_name_at_the_provider(provider, model, tier, fac
         ("https://api.openai.com/v1", "gpt-5.4", "batch", Usage(1000, 0, cached_tokens=1000), 0.52),
         ("https://generativelanguage.googleapis.com/v1beta", "gemini-2.5-flash", "batch", Usage(150_000, 0), 0.5),
         ("https://generativelanguage.googleapis.com/v1beta", "gemini-2.5-flash", "batch", Usage(9, 0, 9), 1.0),
-        ("https://api.x.ai/v1", "grok-4.3", "batch", Usage(1000, 100), 0.8),
         ("https://api.anthropic.com/v1", "claude-sonnet-4-5", "batch", Usage(1000, 9, written_tokens=1000), 0.5),
     ],
 )

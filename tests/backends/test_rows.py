@@ -209,8 +209,6 @@ def _batch_line(path: str = "/v1/chat/completions", **body: Any) -> dict[str, An
         ("batch", _batch_line(max_tokens=1, options={"max_answer_tokens": "101"})),
         ("batch", _batch_line("/v1/completions", max_tokens=101)),
         ("batch", _batch_line("/v1/responses", max_output_tokens=101)),
-        ("batch", {"key": "1", "request": {"contents": "a", "generationConfig": {"maxOutputTokens": 101}}}),
-        ("batch", {"custom_id": "1", "params": {"max_tokens": 101, "messages": [{"role": "user", "content": "a"}]}}),
     ],
 )
 def test_a_row_above_the_limit_of_tokens_fails(kind, row):

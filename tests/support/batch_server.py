@@ -13,8 +13,8 @@ often each prompt was billed, and knows which files still exist and which result
 own, which `advance` and `POST /control {"advance_s": 30}` set forward; `POST /control {"switches": {…}}` changes
 switches. `Switches` lists the faults.
 
-Shapes: the packages of the providers, openai 3.54.0, anthropic 2.12.0, google-genai 3.4.0, mistralai 3.7.0, xai-sdk
-1.21.0, openrouter 1.3.84, together 3.1.1; Azure's from its pages on batches.
+Shapes: the packages of the providers, openai 3.54.0, anthropic 2.12.0, google-genai 3.4.0, mistralai 3.7.0,
+openrouter 1.3.84, together 3.1.1; Azure's from its pages on batches.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Switches:
 
 
 AZURE = {"capitals": True, "iso_times": True, "null_counts": True, "empty_errors": True, "slow_files": 2}
-FAMILIES = ("openai", "azure", "together", "mistral", "anthropic", "gemini", "xai", "openrouter", "fireworks")
+FAMILIES = ("openai", "azure", "together", "mistral", "anthropic", "gemini", "openrouter", "fireworks")
 
 
 @dataclass(slots=True)
@@ -266,8 +266,8 @@ class BatchServer:
     # its state
 
     def left_files(self) -> list[str]:
-        """Return the names of the files that still exist; xAI's results are no files."""
-        return [file.name for file in list(self.files.values()) if not (file.is_result and self.family == "xai")]
+        """Return the names of the files that still exist."""
+        return [file.name for file in list(self.files.values())]
 
     def never_read(self) -> list[str]:
         """Return the ids of batches whose results were billed, but never read to their end."""
@@ -491,7 +491,7 @@ class BatchServer:
                 self.bill(prompt, answer, "batch")
                 self.billed_ids[custom_id] += 1
                 line = orjson.dumps(shape(self, custom_id, "answer", body_of(self.family, body, answer)))
-                is_cut = _is_each(self.switches.damaged, number) and self.family not in _NO_LINES
+                is_cut = _is_each(self.switches.damaged, number) and self.family != "openrouter"
                 lines.append(line[: len(line) // 2] if is_cut else line)
                 if _is_each(self.switches.duplicates, number):
                     second = body_of(self.family, body, f"second {answer}")
@@ -625,21 +625,12 @@ def _gemini_shape(server: BatchServer, custom_id: str, kind: str, body: Any) -> 
     return None
 
 
-def _xai_shape(server: BatchServer, custom_id: str, kind: str, body: Any) -> dict[str, Any] | None:
-    if kind == "answer":
-        return {"batch_request_id": custom_id, "batch_result": {"response": {"chat_get_completion": body}}}
-    code = {"cancelled": 1, "expired": 1}.get(kind, 13)
-    return {"batch_request_id": custom_id, "batch_result": {"error": {"code": code, "message": "failed"}}}
-
-
 _SHAPES: dict[str, Callable[[BatchServer, str, str, Any], dict[str, Any] | None]] = {
     **dict.fromkeys(("openai", "azure", "together", "mistral", "openrouter", "fireworks"), _openai_shape),
     "anthropic": _anthropic_shape,
     "gemini": _gemini_shape,
-    "xai": _xai_shape,
 }
-_ONE_FILE = frozenset({"anthropic", "gemini", "xai", "openrouter"})
-_NO_LINES = frozenset({"xai", "openrouter"})
+_ONE_FILE = frozenset({"anthropic", "gemini", "openrouter"})
 _KEYS = {"anthropic": {"x-api-key"}, "gemini": {"x-goog-api-key"}}
 
 
@@ -1182,96 +1173,16 @@ class _GeminiRoutes:
 
 
 def _tokens(server: BatchServer, request: web.Request, field_name: str, entries: list[Any]) -> dict[str, Any]:
-    """Return a page of entries with the token of the next one, in Google's and xAI's way."""
-    is_google = "pageSize" in request.query
-    size = min(int(request.query["pageSize" if is_google else "limit"]), server.switches.page)
-    name = "pageToken" if is_google else "pagination_token"
-    start = int(request.query.get(name, 0))
+    """Return a page of entries with the token of the next one, in Google's way."""
+    size = min(int(request.query["pageSize"]), server.switches.page)
+    start = int(request.query.get("pageToken", 0))
     page: dict[str, Any] = {field_name: entries[start : start + size]}
     if start + size < len(entries):
-        page["nextPageToken" if is_google else "pagination_token"] = str(start + size)
+        page["nextPageToken"] = str(start + size)
     return page
 
 
-# ---- xAI, OpenRouter
-
-
-class _XAIRoutes:
-    def __init__(self, server: BatchServer, router: web.UrlDispatcher) -> None:
-        self.server, self.files = server, _FilesRoutes(server, "/v1", router)
-        router.add_post("/v1/batches", self.create)
-        router.add_get("/v1/batches", self.list)
-        router.add_get("/v1/batches/{id:[^/:]+}", self.show)
-        router.add_get("/v1/batches/{id:[^/:]+}/results", self.results)
-        router.add_post("/v1/batches/{id:[^/:]+}:cancel", self.cancel)
-        router.add_post("/v1/chat/completions", server.chat)
-
-    def shown(self, batch: Batch) -> dict[str, Any]:
-        is_over = bool(batch.said)
-        counts = {
-            "num_requests": batch.total if batch.polls else 0,
-            "num_pending": 0 if is_over else batch.total,
-            "num_success": batch.done,
-            "num_error": batch.failed,
-            "num_cancelled": batch.total - batch.done - batch.failed if is_over else 0,
-        }
-        cancelled = rfc(batch.created)[:10] if batch.cancelling else None
-        return {
-            "batch_id": batch.id,
-            "name": batch.key,
-            "create_time": rfc(batch.created)[:10] if self.server.switches.iso_times else rfc(batch.created),
-            "expire_time": rfc(batch.created + 86400),
-            "cancel_time": cancelled,
-            "cancel_by_xai_message": "Enqueued tokens exceed the limit." if batch.said == "failed" else None,
-            "input_file_id": batch.input_file,
-            "state": {name: self.server.count(value) for name, value in counts.items()},
-        }
-
-    async def create(self, request: web.Request) -> web.StreamResponse:
-        server = self.server
-        if server.take("refused_creates"):
-            return _too_many()
-        wanted = orjson.loads(await request.read())
-        file = server.files.get(wanted["input_file_id"])
-        if file is None:
-            return not_found()
-        batch = server.create(_rows_of(file.path), key=wanted["name"], input_file=file.id)
-        await server.after("create", request)
-        return reply(self.shown(batch))
-
-    async def list(self, request: web.Request) -> web.StreamResponse:
-        if self.server.switches.no_batches:
-            return not_found()
-        self.server.requests["list"] += 1
-        shown = [self.shown(batch) for batch in self.server.listed()]
-        return reply(_tokens(self.server, request, "batches", shown))
-
-    async def show(self, request: web.Request) -> web.StreamResponse:
-        batch = self.server.batches.get(request.match_info["id"])
-        if batch is None:
-            return not_found()
-        self.server.look(batch)
-        await self.server.after("poll", request)
-        return reply(self.shown(batch))
-
-    async def results(self, request: web.Request) -> web.StreamResponse:
-        server = self.server
-        batch = server.batches[request.match_info["id"]]
-        file = server.files.get(batch.files[0]) if batch.files else None
-        server.requests["download"] += 1
-        if file is None or server.switches.gone:
-            return not_found()
-        lines = [orjson.loads(line) for line in file.path.read_bytes().splitlines()]
-        page = _tokens(server, request, "results", lines)
-        batch.was_read = "pagination_token" not in page
-        return reply(page)
-
-    async def cancel(self, request: web.Request) -> web.StreamResponse:
-        batch = self.server.batches[request.match_info["id"]]
-        if not self.server.cancel(batch):
-            return reply({"error": "The batch has ended."}, status=400)
-        await self.server.after("cancel", request)
-        return reply(self.shown(batch))
+# ---- OpenRouter
 
 
 class _OpenRouterRoutes:
@@ -1474,7 +1385,6 @@ _ROUTES: dict[str, Callable[[BatchServer, web.UrlDispatcher], object]] = {
     "mistral": _MistralRoutes,
     "anthropic": _AnthropicRoutes,
     "gemini": _GeminiRoutes,
-    "xai": _XAIRoutes,
     "openrouter": _OpenRouterRoutes,
     "fireworks": _FireworksRoutes,
 }

@@ -47,6 +47,7 @@ from promptmill.system.safe_open import home_expanded, make_private
 
 K = TypeVar("K")
 T = TypeVar("T")
+Copied = TypeVar("Copied", Completion, Outcome)
 FILE_NAME = "answers.sqlite"
 _LOOK_AFTER = 1000  # answers written between two checks of the file's size and age
 _ANSWER = "SELECT answer FROM answers WHERE key = ? AND made > ?"
@@ -149,9 +150,7 @@ class CachedAnswers:
             call.sending(request)
             latency_s = round(time.monotonic() - began, 4)
             return replace(answer, attempts=request.attempts + 1, latency_s=latency_s, cost=None, unmetered=0)
-        call.counts.cached += 1
-        cost = None if call.counts.cost is None else 0.0
-        return replace(answer, attempts=0, latency_s=0.0, usage=NO_USAGE, cost=cost, unmetered=0)
+        return _free_copy(answer, call)
 
     async def _key(self, request: Request, call: Call) -> bytes | None:
         """Return the cache key of a request, None if its answer is not cached."""
@@ -285,8 +284,7 @@ class SameRequests:
         while key in outcomes or (call, key) in self._flights:
             outcome = outcomes.get(key) or await self._flights.result((call, key), call)
             if outcome is not None:
-                cost = None if outcome.cost is None else 0.0  # the first request has paid for it
-                return replace(outcome, attempts=0, latency_s=0.0, usage=NO_USAGE, unmetered=0, cost=cost)
+                return _free_copy(outcome, call)
             is_last = True
         with self._flights.lead((call, key)) as flight:
             outcome = await self._following(request, call)
@@ -324,6 +322,13 @@ class _Flights(Generic[K, T]):
             del self._ends[key]
             if not end.done():
                 end.set_result(None)
+
+
+def _free_copy(outcome: Copied, call: Call) -> Copied:
+    """Return the outcome of another request for a request of `call`, which sends nothing and pays nothing."""
+    call.counts.cached += 1
+    cost = None if call.counts.cost is None else 0.0
+    return replace(outcome, attempts=0, latency_s=0.0, usage=NO_USAGE, cost=cost, unmetered=0, spent=())
 
 
 def _is_repeatable(request: Request) -> bool:

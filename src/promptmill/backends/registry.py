@@ -135,7 +135,7 @@ def providers(environ: Mapping[str, str] = os.environ) -> list[Listed]:
             profile.base_url,
             profile.key_env,
             bool(environ.get(profile.key_env, "").strip()),
-            profile.batch is not None,
+            profile.batch is not None and profile.batch.is_open,
             None if profile.batch is None else profile.batch.discount,
         )
         for profile in profiles

@@ -3,7 +3,7 @@
 | kind | a line is |
 |---|---|
 | `jsonl` | `{"prompt"}` or `{"messages"}`, with `images` and parameters (see `NAMES`); other fields are ignored |
-| `batch` | a line of a provider's Batch file, see `batch_lines` |
+| `batch` | a line of a Batch file in OpenAI's format, see `batch_lines` |
 | `table` | what a row of CSV or Parquet asks, as `{field: value}` |
 | `messages` | `{"messages", "sampling", "extra"}`: our own request; without the last two if shared |
 | `messages` | `{"path", "extra"}`: a request for a path other than chats; or `{"problem"}` |
@@ -51,7 +51,7 @@ _NOT_ASKED = b'{"promptmill:'  # `PROBLEM` or `EMPTY`
 _SAMPLING_NAMES = frozenset(Sampling.model_fields)
 _LONG = 32 * 1024
 _FOR_CHAT = re.compile(rb'"url"\s*:\s*"(/v1)?/chat/completions"')  # inside a text the quotes would be escaped
-_OF_NO_REQUEST = frozenset({"custom_id", "key", "method", "metadata"})
+_OF_NO_REQUEST = frozenset({"custom_id", "method", "metadata"})
 _NOTHING: JsonObject = {}
 _NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
 # Some tools write these on every line; `stream` changes the transport of an answer, not the answer.

@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 import pytest
 from yarl import URL
 
-from promptmill.backends.openai import transport
+from promptmill.backends.openai import route
 from upstream import Upstream
 
 
@@ -20,9 +20,7 @@ def either_way(request: pytest.FixtureRequest, upstream: Upstream, monkeypatch: 
     if request.param != "own connections":
         proxy = URL(upstream.url.removesuffix("/v1"))
         # no variable does this: requests to this machine use no proxy
-        monkeypatch.setattr(
-            transport, "proxy_of", lambda url, *, trust_env: None if url.startswith("https:") else proxy
-        )
+        monkeypatch.setattr(route, "proxy_of", lambda url, *, trust_env: None if url.startswith("https:") else proxy)
     return str(request.param)
 
 

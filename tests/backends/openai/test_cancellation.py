@@ -13,8 +13,8 @@ from yarl import URL
 
 from driving import ask, echoes, opened, run
 from fakes import DictSink, ListSource, openai_configuration
+from promptmill.backends.openai.route import Route
 from promptmill.backends.openai.session import Session
-from promptmill.backends.openai.transport import Route
 from promptmill.backends.protocol import Call, Facts
 from promptmill.core.errors import PromptmillError
 from promptmill.service.service import Service
@@ -50,14 +50,14 @@ async def test_cancelling_closes_what_is_in_flight(upstream, reply, stream):
 async def test_a_cancellation_that_meets_the_head_of_a_response_counts(monkeypatch, closing, turns):
     head = asyncio.get_running_loop().create_future()
 
-    async def post(_session, _url, **_request):
+    async def post(_session, _method, _url, **_request):
         await head
         return contextlib.nullcontext()
 
-    monkeypatch.setattr(aiohttp.ClientSession, "post", post)
+    monkeypatch.setattr(aiohttp.ClientSession, "request", post)
     session = closing(Session(1, 10, 10, ssl.create_default_context()))
     route = Route(URL("http://127.0.0.1:1"), CIMultiDict(), None)
-    task = asyncio.create_task(session.post(route, [b"{}"], 2, None))
+    task = asyncio.create_task(session.post(route, [b"{}"], None))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     head.set_result(None)

@@ -23,6 +23,7 @@ async def test_each_is_sent_once_and_answers_all(upstream):
     assert result.texts == echoes(PROMPTS)
     assert upstream.attempts == {"a": 1, "b": 1, "c": 1}
     assert result.stats.counts.requests == 3
+    assert result.stats.counts.cached == len(PROMPTS) - 3
     assert result.stats.counts.completion_tokens == sum(outcome.usage.completion_tokens for outcome in result.outcomes)
 
 

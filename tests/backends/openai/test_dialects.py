@@ -817,7 +817,7 @@ _STREAMED_CALLS = {
 @pytest.mark.parametrize("name", _STREAMED_CALLS)
 def test_a_tool_call_is_shown_while_its_arguments_arrive(name):
     body, shown = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in _STREAMED_CALLS[name]), list[Growing]()
-    preview = StreamPreview(shown.append, DIALECTS[name], inline=False)
+    preview = StreamPreview(shown.append, DIALECTS[name].delta_in, inline=False)
     for at in range(0, len(body), 9):
         preview.feed(body[at : at + 9])
     found = read(name, body, headers={"Content-Type": "text/event-stream"})

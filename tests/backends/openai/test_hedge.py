@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 
 from driving import ask, echoes, opened
-from promptmill.backends.protocol import Call, Facts
+from promptmill.backends.openai.hedge import Hedge
+from promptmill.backends.openai.limit.endpoint_state import Permit
+from promptmill.backends.openai.sender import Item
+from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome, Usage
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Conversation, Request, Sampling
 from replies import choose, hang, late, status
 
 pytestmark = pytest.mark.simulated
@@ -51,3 +61,57 @@ async def test_failures_are_tried_again_as_without_twins(upstream, drive, fault)
     upstream.reply = choose(lambda seen: fault if seen.attempt == 1 and seen.prompt.endswith("7") else late(0.01))
     result = await drive(PROMPTS[:200], concurrency=16, hedge=True, base_delay=0.01)
     assert result.texts == echoes(PROMPTS[:200])
+
+
+def _completion(text: str) -> Completion:
+    return Completion(text, "stop", Usage(5, 7), latency_s=0.001)
+
+
+async def _raced(first: Awaitable[Outcome], second: Awaitable[Outcome]) -> Outcome:
+    """Return the outcome of a straggler whose own outcome is `first`, and its twin's `second`."""
+    outcomes = iter((first, second))
+
+    async def answer(item: Item) -> Outcome:
+        if item.request.key < 20:
+            return _completion("quick")
+        item.permit = cast("Permit", SimpleNamespace(endpoint_state=SimpleNamespace(load=SimpleNamespace(sent=1))))
+        item.attempts += 1
+        try:
+            return await next(outcomes)
+        except asyncio.CancelledError:
+            item.charge(None)
+            raise
+
+    hedge = Hedge(answer)
+    for key in range(21):
+        outcome = await hedge.answer(Item(Request(key, Conversation(()), Sampling())))
+    return outcome
+
+
+async def _later(outcome: Outcome, seconds: float) -> Outcome:
+    await asyncio.sleep(seconds)
+    return outcome
+
+
+async def test_the_request_that_loses_is_counted_and_charged():
+    outcome = await _raced(_later(_completion("slow"), 60), _later(_completion("twin"), 0.1))
+    assert isinstance(outcome, Completion)
+    assert (outcome.text, outcome.attempts - 1, outcome.usage, outcome.unmetered) == ("twin", 1, Usage(5, 7), 1)
+
+
+async def test_a_failure_is_not_the_outcome_while_the_other_request_may_be_answered():
+    failed = Failure(PromptmillError(Code.SERVER_ERROR, "No."), 1, usage=Usage(3, 0), spent=((Usage(3, 0), ""),))
+    for race in (
+        (_later(_completion("answer"), 0.3), _later(failed, 0.1)),
+        (_later(failed, 0.1), _later(_completion("answer"), 0.3)),
+    ):
+        outcome = await _raced(*race)
+        assert isinstance(outcome, Completion)
+        assert (outcome.text, outcome.usage, outcome.unmetered) == ("answer", Usage(8, 7), 0)
+
+
+async def test_of_two_failures_the_first_requests_own_counts():
+    failures = [Failure(PromptmillError(Code.SERVER_ERROR, text), 1) for text in ("First.", "Second.")]
+    outcome = await _raced(_later(failures[0], 0.2), _later(failures[1], 0.1))
+    assert isinstance(outcome, Failure)
+    assert outcome.error.message == "First."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.backends.openai.transport import proxy_of
+from promptmill.backends.openai.route import proxy_of
 from promptmill.core.errors import PromptmillError
 from replies import html
 

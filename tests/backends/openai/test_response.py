@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
-from promptmill.backends.openai.chat_completion import Ending, StreamPreview, assemble, read_finish
+from promptmill.backends.openai.chat_completion import ENDED, Ending, StreamPreview, events_in, read_finish
+from promptmill.backends.openai.dialects import chat
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.http_connection import Headers, HttpResponse
@@ -161,7 +162,8 @@ def test_the_pieces_of_a_call_are_joined_once():
         return found
 
     pieces = b",".join([b'{"index":0,"function":{"arguments":"ab","name":"n"}}'] * 50)
-    (choice,) = assemble(_event(b'{"tool_calls":[%b]}' % pieces) + _DONE, load)["choices"]
+    body = _event(b'{"tool_calls":[%b]}' % pieces)
+    (choice,) = chat.assemble(iter([*map(load, events_in(body)), ENDED]))["choices"]
     function = {"name": "n" * 50, "arguments": "ab" * 50}
     assert choice["message"]["tool_calls"] == [{"type": "function", "function": function}]
 
@@ -198,7 +200,7 @@ def test_each_preview_of_a_stream_is_the_beginning_of_its_answer(deltas):
     events = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
     events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     body, shown = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events), list[Growing]()
-    preview = StreamPreview(shown.append, inline=False)
+    preview = StreamPreview(shown.append, chat.delta_in, inline=False)
     for at in range(0, len(body), 9):
         preview.feed(body[at : at + 9])
     response = HttpResponse(200, Headers({b"content-type": b"text/event-stream"}), body)
@@ -215,7 +217,7 @@ def test_each_preview_of_a_stream_is_the_beginning_of_its_answer(deltas):
 def test_a_stream_with_a_tool_call_of_another_form_is_shown_without_it():
     odd = {"index": 0, "function": {"name": "look", "arguments": {"a": 1}}}
     shown: list[Growing] = []
-    preview = StreamPreview(shown.append, inline=False)
+    preview = StreamPreview(shown.append, chat.delta_in, inline=False)
     for delta in ({"content": "Pa"}, {"tool_calls": [odd]}, {"content": "ris"}):
         preview.feed(b"data: %b\n" % orjson.dumps({"choices": [{"delta": delta}]}))
     assert [growing.text for growing in shown] == ["Pa", "Paris"]

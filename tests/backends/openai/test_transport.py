@@ -26,8 +26,9 @@ from promptmill.backends.openai.failures import (
     UnreachableError,
 )
 from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, HttpResponse, Target
+from promptmill.backends.openai.route import Route
 from promptmill.backends.openai.session import Session
-from promptmill.backends.openai.transport import LoopThrottle, RawHttpClient, Route
+from promptmill.backends.openai.transport import LoopThrottle, RawHttpClient
 from promptmill.core.bounds import LARGEST_BODY
 from waiting import until
 
@@ -280,7 +281,7 @@ async def test_a_body_of_very_many_small_chunks_is_refused_before_it_fills_the_m
             else:
                 session = closing(Session(1, 10, 10, ssl.create_default_context()))
                 url = URL(f"http://{target.host}:{target.port}/v1/chat")
-                asking = session.post(Route(url, CIMultiDict(), None), [b"{}"], 2, None)
+                asking = session.post(Route(url, CIMultiDict(), None), [b"{}"], None)
             found: HttpResponse | BaseException = (await asyncio.gather(asking, return_exceptions=True))[0]
     assert isinstance(found, HttpResponse if taken else InvalidResponseError)
 

@@ -18,8 +18,6 @@ import asyncio
 import logging
 import random
 import time
-from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,6 +26,7 @@ from typing import TypeAlias
 from promptmill.backends.openai.endpoint import endpoints, image_types_of
 from promptmill.backends.openai.exchanged import ExchangedAnswers
 from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s
+from promptmill.backends.openai.hedge import Hedge
 from promptmill.backends.openai.limit.endpoint_state import (
     SEVERAL,
     EndpointState,
@@ -38,8 +37,9 @@ from promptmill.backends.openai.limit.endpoint_state import (
 from promptmill.backends.openai.limit.limiter import CallFlow, ConcurrencyShare, Limiter
 from promptmill.backends.openai.refusals import with_key_hint, with_scheme_hint, with_wait_hint
 from promptmill.backends.openai.request import ImageEncoder, RequestEncoder
+from promptmill.backends.openai.route import proxy_of
 from promptmill.backends.openai.sender import NOTHING, Billed, Item, LocalSender, Prepared, Sender
-from promptmill.backends.openai.transport import LoopThrottle, Pool, proxy_of, room_for_connections
+from promptmill.backends.openai.transport import LoopThrottle, Pool, room_for_connections
 from promptmill.backends.openai.workers import FanOut
 from promptmill.backends.protocol import Call, Completion, Exchange, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
@@ -57,17 +57,10 @@ _NOTHING_BEHIND = 502  # a proxy's answer where its server is gone
 _OWN = frozenset(
     {Code.CONTENT_FILTER, Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.EMPTY_ANSWER, Code.OPEN_REASONING}
 )
-# `hedge`: a request is a straggler after twice the time in which this share of the newest requests was answered.
-_STRAGGLER = 2
-_PERCENTILE = 0.95
-_KEPT_TIMES = 200
-_FEWEST_ANSWERS = 20
-_TWIN_SHARE = 0.05
 _LOG = logging.getLogger(__name__)
 
 
 _Result: TypeAlias = Completion | RetryDecision
-_Send: TypeAlias = Callable[[EndpointState], Awaitable[_Result]]
 
 
 def create(plan: ResolvedConfig) -> OpenAIBackend:
@@ -224,9 +217,9 @@ class Attempts(ConcurrencyShare):
         super().__init__(limiter, call, concurrency)
         self._settings, self._sender = settings, sender
         self._rng = rng or random.SystemRandom()
-        self._hedge = _Hedge(limiter, self) if settings.hedge else None
+        self._take = Hedge(self._answer).answer if settings.hedge else self._answer
         self._item_timeout = settings.item_timeout
-        self._plain = self._hedge is None and settings.item_timeout is None
+        self._plain = not settings.hedge and settings.item_timeout is None
         """Whether an attempt is one request, however long it takes."""
         self._attribution: _Attribution | None = None
         """Created at the first failure."""
@@ -272,9 +265,12 @@ class Attempts(ConcurrencyShare):
         if self._attribution is not None:
             self._attribution.release()
 
-    async def answer(self, request: Request) -> Outcome:
+    def answer(self, request: Request) -> Awaitable[Outcome]:
         """Send the request until it has its outcome."""
-        limiter, sender, item = self._limiter, self._sender, Item(request)
+        return self._take(Item(request))
+
+    async def _answer(self, item: Item) -> Outcome:
+        limiter, sender, request = self._limiter, self._sender, item.request
         try:
             preparing = sender.prepare(request)
             prepared = NOTHING if preparing is None else await preparing
@@ -294,8 +290,7 @@ class Attempts(ConcurrencyShare):
             try:
                 result = await self._attempt(item, permit, prepared)
                 if isinstance(result, Completion):
-                    answering = item.permit
-                    now = answering.endpoint_state.succeeded(answering, result.usage.completion_tokens)
+                    now = permit.endpoint_state.succeeded(permit, result.usage.completion_tokens)
                 else:
                     result = self._explained(result, permit.endpoint_state)
                     counts = self._counts(item, permit, result)
@@ -304,7 +299,7 @@ class Attempts(ConcurrencyShare):
             finally:
                 limiter.leave(permit, self)
             if isinstance(result, Completion):
-                return self._completed(item, result, answering, now)
+                return self._completed(item, result, permit, now)
             failure = await self._after_failure(item, permit, result, counts=counts)
             if failure is not None:
                 return failure
@@ -337,23 +332,18 @@ class Attempts(ConcurrencyShare):
         return answer
 
     async def _send_bounded(self, item: Item, permit: Permit, prepared: Prepared) -> _Result:
-        """Send once, within `item_timeout`, perhaps with a twin."""
-
-        def send(endpoint_state: EndpointState) -> Awaitable[_Result]:
-            return self._sender.send(item, endpoint_state, prepared)
-
+        """Send once, within `item_timeout`; it may be cancelled because its twin has an answer."""
         limit_s, before = self._item_timeout, item.attempts
         left_s = None if limit_s is None else item.since + limit_s - time.monotonic()
         try:
             async with asyncio.timeout(left_s):
-                if self._hedge is None:
-                    return await send(permit.endpoint_state)
-                result, item.permit = await self._hedge.send(item, permit, send)
-                return result
-        except TimeoutError:
+                return await self._sender.send(item, permit.endpoint_state, prepared)
+        except (TimeoutError, asyncio.CancelledError) as error:
             if item.attempts > before:
                 item.charge(None)
-            raise _too_slow(limit_s or 0) from None
+            if isinstance(error, TimeoutError):
+                raise _too_slow(limit_s or 0) from None
+            raise
 
     def _counts(self, item: Item, permit: Permit, decision: RetryDecision) -> bool:
         """Report a failure to the endpoint's state; return whether it counts against the item's `retries`."""
@@ -497,90 +487,6 @@ def _failure(
 
 def _too_slow(limit_s: float) -> PromptmillError:
     return PromptmillError(Code.ITEM_TIMEOUT, f"The item took longer than `item_timeout` ({limit_s:g} s).")
-
-
-class _Hedge:
-    """Sends the stragglers of one call a second time, to another endpoint if there is one; the first answer counts."""
-
-    def __init__(self, limiter: Limiter, share: ConcurrencyShare) -> None:
-        self._limiter = limiter
-        self._share = share
-        self._newest: deque[float] = deque()
-        self._sorted: list[float] = []
-        self._sent = self._twins = 0
-
-    @property
-    def wait_s(self) -> float | None:
-        """The seconds after which a request is a straggler; None while too few requests were answered."""
-        times = self._sorted
-        return _STRAGGLER * times[int(_PERCENTILE * len(times))] if len(times) >= _FEWEST_ANSWERS else None
-
-    async def send(self, item: Item, permit: Permit, send: _Send) -> tuple[_Result, Permit]:
-        """Return the result of `send`, or of its twin if that answered first, and the permit of the request.
-
-        An exception of `send` is raised; a failure of the twin is reported to its endpoint only.
-        """
-        self._sent += 1
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        first = asyncio.ensure_future(send(permit.endpoint_state))
-        twin: asyncio.Future[tuple[_Result, Permit] | None] | None = None
-        try:
-            await asyncio.wait({first}, timeout=self.wait_s)
-            if not first.done() and self._twins < _TWIN_SHARE * self._sent:
-                self._twins += 1
-                twin = asyncio.ensure_future(self._twin(item, permit.endpoint_state, send))
-                await asyncio.wait({first, twin}, return_when=asyncio.FIRST_COMPLETED)
-                if not first.done() and (won := twin.result()) is not None:
-                    return won
-                failure = first.result() if first.done() and first.exception() is None else None
-                if isinstance(failure, RetryDecision) and (won := await twin) is not None:
-                    item.uncharge()  # the twin is the answer
-                    item.charge(failure)
-                    permit.endpoint_state.failed(permit, failure, None)
-                    return won
-            result = await first
-            if isinstance(result, Completion):
-                self._note(clock() - began)
-            return result, permit
-        finally:
-            losers = [task for task in (first, twin) if task is not None and not task.done()]
-            for task in losers:
-                task.cancel()
-            await asyncio.gather(*losers, return_exceptions=True)
-
-    async def _twin(self, item: Item, slow: EndpointState, send: _Send) -> tuple[_Result, Permit] | None:
-        """Send once more, to another endpoint if there is one; return None if that brings no answer."""
-        try:
-            permit = await self._limiter.enter(self._share, item.tokens, slow)
-        except PromptmillError:  # no endpoint is usable: the first request continues
-            return None
-        try:
-            account = item.request.account
-            if account is not None and not account.reserve_again():
-                return None
-            item.charge(None)  # one of the two brings no answer
-            self._share.sent += 1
-            result = await send(permit.endpoint_state)
-            if isinstance(result, Completion):
-                return result, permit
-            item.uncharge()
-            item.charge(result)
-            if not result.may_be_billed:
-                self._share.call.ledger.not_billed(item.request)
-            permit.endpoint_state.failed(permit, result, None)
-            return None
-        except PromptmillError:  # an error of the item before it was sent, which the first request raises as well
-            item.uncharge()
-            return None
-        finally:
-            self._limiter.leave(permit, self._share)
-
-    def _note(self, seconds: float) -> None:
-        self._newest.append(seconds)
-        insort(self._sorted, seconds)
-        if len(self._newest) > _KEPT_TIMES:
-            del self._sorted[bisect_left(self._sorted, self._newest.popleft())]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,6 +1,6 @@
-"""A chat completion as endpoints write it: its fields in all their places, and as a stream of events.
+"""A chat completion as endpoints write it, and replies of all dialects become: its fields in all their places.
 
-`assemble` makes one completion of a stream; `read_message`, `read_finish` and `details_of` read its fields.
+`read_message`, `read_finish` and `details_of` read its fields; `GrowingMessage` has those of a stream so far.
 
 Formats: platform.openai.com, chat completions, streaming; html.spec.whatwg.org, server-sent events; the providers' own
 reasoning fields.
@@ -11,16 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from promptmill.answers.reasoning import split_marked, without_broken_mark
 from promptmill.backends.protocol import Growing
 from promptmill.core.values import JsonDict, JsonObject
-
-if TYPE_CHECKING:
-    from promptmill.backends.openai.dialects.dialect import Dialect
 
 # vLLM, SGLang, DeepSeek, Qwen; OpenRouter, newer vLLM, Ollama; Anthropic's format through gateways.
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text")
@@ -183,6 +180,10 @@ def can_go_on(value: Any) -> bool:
         return False
 
 
+ENDED: JsonDict = {}
+"""Stands for the end mark of a stream among its events."""
+
+
 class CutOffError(Exception):
     """The stream ended before the answer was complete."""
 
@@ -205,43 +206,6 @@ def first_event(body: bytes) -> Any:
     return None
 
 
-def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> JsonDict:
-    """Return the completion object of a whole stream, or the first event that reports an error; `load` reads JSON.
-
-    After a part of an answer, the event has that part's usage and `choices`.
-
-    Raises `CutOffError` for a stream with neither a finish reason nor an end mark, `ValueError` for invalid JSON and
-    for too many tool calls.
-    """
-    completion: JsonDict = {}
-    growing = _Message()
-    logprobs: dict[str, list[Any]] = {}
-    finish: Any = None
-    ended = False
-    for data in events_in(body):
-        if data == END:
-            ended = True
-            break
-        event = load(data)
-        if not isinstance(event, dict):
-            raise ValueError("an event is not a JSON object")
-        known = {name: event.get(name) or completion.get(name) for name in ("usage", "service_tier")}
-        if event.get("error") or ("choices" not in event and event.get("object") == "error"):
-            return event | known | ({"choices": [begun]} if (begun := growing.as_dict()) else {})
-        completion = event | known
-        for choice in event.get("choices") or ():
-            if choice.get("index", 0) != 0:
-                continue
-            finish = choice.get("finish_reason") or finish
-            _add_logprobs(logprobs, choice.get("logprobs"))
-            growing.add(choice.get("delta") or choice.get("message") or {})
-    if finish is None and not ended:
-        raise CutOffError
-    message = growing.as_dict()
-    choice = {"index": 0, "message": message, "logprobs": logprobs or None, "finish_reason": finish}
-    return {**completion, "object": "chat.completion", "choices": [choice] if message or finish else []}
-
-
 def events_in(body: bytes) -> Iterator[bytes]:
     """Yield the data of each event; an event's data lines are joined by a line break."""
     lines: list[bytes] = []
@@ -257,7 +221,7 @@ def events_in(body: bytes) -> Iterator[bytes]:
         yield b"\n".join(lines)
 
 
-class _Message:
+class GrowingMessage:
     """A message whose fields arrive in pieces."""
 
     def __init__(self) -> None:
@@ -293,12 +257,6 @@ class _Message:
         return message | ({"tool_calls": calls} if calls else {})
 
 
-def _add_logprobs(logprobs: dict[str, list[Any]], piece: Any) -> None:
-    if isinstance(piece, dict):
-        for name, values in piece.items():
-            logprobs.setdefault(name, []).extend(values if isinstance(values, list) else ())
-
-
 class _Call:
     """A tool call whose name and arguments arrive in pieces."""
 
@@ -332,12 +290,13 @@ class StreamPreview:
     Unreadable events are skipped, because the whole body is read again at the end.
     """
 
-    def __init__(self, show: Callable[[Growing], None], dialect: Dialect | None = None, *, inline: bool) -> None:
-        """`show` gets the answer so far; with `inline`, reasoning is part of its text."""
-        self._show, self._inline = show, inline
-        self._delta_in = _delta_in_chunk if dialect is None else dialect.delta_in
+    def __init__(
+        self, show: Callable[[Growing], None], delta_in: Callable[[JsonDict], JsonDict], *, inline: bool
+    ) -> None:
+        """`show` gets the answer so far, which grows by `delta_in` each event; with `inline`, with its reasoning."""
+        self._show, self._inline, self._delta_in = show, inline, delta_in
         self._rest = b""
-        self._message = _Message()
+        self._message = GrowingMessage()
 
     def feed(self, piece: bytes) -> None:
         """Take the next piece of the body."""
@@ -362,9 +321,3 @@ class StreamPreview:
             reasoning = reasoning or marked
         calls = [call for call in message.get("tool_calls", ()) if call["function"]["name"]]
         return Growing(text, (reasoning or "").rstrip(), calls)
-
-
-def _delta_in_chunk(event: Any) -> JsonDict:
-    choice = event["choices"][0]
-    delta: JsonDict = choice.get("delta") or choice.get("message") or {}
-    return {} if choice.get("index", 0) else delta

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from promptmill.backends.openai.dialects import DIALECTS, gemini
+from promptmill.backends.openai.dialects import DIALECTS, chat, gemini
 from promptmill.backends.openai.providers import LOCAL, PLAIN, ProviderProfile, profile_at, profile_of
 from promptmill.config.settings import USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import Named, PromptmillError, config_error, looks_like_key, redact
@@ -45,7 +45,7 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 WHERE = "backend_configs.openai.base_url"
-COMPLETIONS = "/chat/completions"
+COMPLETIONS = chat.PATH
 _LIKE = "write it like http://localhost:8000/v1."
 # Other characters are refused: one URL parser may end the host at a character that another one includes in it.
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
@@ -78,17 +78,13 @@ class Endpoint:
     key_source: str = ""
     """The source of the key in words, such as "`api_key` of the configuration"; empty if no key is sent."""
     dialect: str = "openai"
-    """The API that it speaks: `openai` for chat completions, or a name in `dialects.DIALECTS`."""
+    """The API that it speaks: a name in `dialects.DIALECTS`."""
 
     @property
     def base_url(self) -> str:
         """The common prefix of its URLs, such as `http://localhost:8000/v1`."""
         parts = urlsplit(self.url)
-        return urlunsplit(parts._replace(path=parts.path.removesuffix(_path_of(self.dialect)), query=""))
-
-
-def _path_of(dialect: str) -> str:
-    return DIALECTS[dialect].PATH if dialect in DIALECTS else COMPLETIONS
+        return urlunsplit(parts._replace(path=parts.path.removesuffix(DIALECTS[self.dialect].PATH), query=""))
 
 
 def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> list[Endpoint]:
@@ -151,9 +147,8 @@ def _dialect_of(given: str, settings: OpenAISettings, profile: ProviderProfile) 
     if settings.dialect is not None:
         return settings.dialect
     path = urlsplit(given.strip() if "://" in given else f"//{given.strip()}").path.rstrip("/")
-    named = {COMPLETIONS: "openai"} | {dialect.PATH: name for name, dialect in DIALECTS.items()}
-    for end, name in named.items():
-        if path.endswith(end) and name != "gemini":  # `/models` is also the list of models
+    for name, dialect in DIALECTS.items():
+        if path.endswith(dialect.PATH) and name != "gemini":  # `/models` is also the list of models
             return name
     if settings.provider is None and path.endswith(gemini.OPENAI_LAYER):
         return "openai"
@@ -162,11 +157,11 @@ def _dialect_of(given: str, settings: OpenAISettings, profile: ProviderProfile) 
 
 def _in_dialect(url: SplitResult, given: str, name: str, profile: ProviderProfile) -> SplitResult:
     """Return the URL of an endpoint's requests in its dialect, for its URL of chat completions."""
-    dialect = DIALECTS.get(name)
+    dialect = DIALECTS[name]
     base = url.path.removesuffix(COMPLETIONS)
     if base == "/v1" and not given.strip().rstrip("/").endswith(base):  # a host alone
         base = ""
-    if dialect is not None:
+    if dialect is not chat:
         return url._replace(path=(dialect.base(base) or "/v1") + dialect.PATH)
     if profile.dialect == "gemini":  # its chat completions have a place of their own
         return url._replace(path=gemini.base(base) + gemini.OPENAI_LAYER + COMPLETIONS)
@@ -230,9 +225,9 @@ def _headers(url: SplitResult, key: str, profile: ProviderProfile, dialect: str)
     is_azure = (url.hostname or "").endswith(".openai.azure.com")
     if key and is_azure:
         headers |= {"api-key": key}
-    elif key and (dialect not in DIALECTS or dialect != profile.dialect):
+    elif key and dialect != profile.dialect:
         headers |= {"Authorization": f"Bearer {key}"}  # servers that speak another provider's API check either header
-    if dialect in DIALECTS and not (is_azure and dialect == "responses"):
+    if not (is_azure and dialect in {"openai", "responses"}):
         headers |= DIALECTS[dialect].headers(key)
     return headers
 
@@ -318,7 +313,7 @@ def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
     """Return the endpoint for requests other than chats, such as `/embeddings`: OpenAI's APIs."""
     url = urlsplit(endpoint.url)
-    base = url.path.removesuffix("/").removesuffix(_path_of(endpoint.dialect))
+    base = url.path.removesuffix("/").removesuffix(DIALECTS[endpoint.dialect].PATH)
     if endpoint.dialect == "gemini":
         keys = [value for name, value in endpoint.headers.items() if name.lower() == "x-goog-api-key"]
         more = {"Authorization": f"Bearer {keys[0]}"} if keys else {}

@@ -15,7 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import aiohappyeyeballs
 import httptools
@@ -30,9 +30,6 @@ from promptmill.backends.openai.failures import (
 )
 from promptmill.core.bounds import LARGEST_BODY, LARGEST_HEAD, MOST_EVENTS, MOST_SHARED
 from promptmill.system.memory import Held, Memory
-
-if TYPE_CHECKING:
-    from promptmill.backends.openai.transport import RawHttpClient
 
 SMALL_BODY = 64 * 1024
 """The size of an ordinary answer's body. Bodies up to this size are not counted."""
@@ -218,6 +215,21 @@ class _Response:
             self.keep = False
 
 
+class ConnectionOwner(Protocol):
+    """The owner of connections, which they report to."""
+
+    clock: Callable[[], float]
+
+    def deliver(self, answer: Answer, result: HttpResponse | Exception) -> None:
+        """Deliver the result of a request."""
+
+    def release(self, connection: Connection) -> None:
+        """Keep a connection after the answer to its request."""
+
+    def forget(self, connection: Connection) -> None:
+        """Note that a connection is closed."""
+
+
 class Connection(asyncio.Protocol):
     """One connection. Data between requests closes it, because it would be taken for the answer to the next request.
 
@@ -225,7 +237,7 @@ class Connection(asyncio.Protocol):
     it arrives when the next request has been sent: it is taken for the answer to that one.
     """
 
-    def __init__(self, owner: RawHttpClient, target: Target, sock: socket.socket) -> None:
+    def __init__(self, owner: ConnectionOwner, target: Target, sock: socket.socket) -> None:
         """`sock` is the connected socket; its transport closes it."""
         self.target = target
         self.at = 0.0

@@ -197,6 +197,7 @@ PROFILES = (
         page="docs.mistral.ai/api",
         batch=BatchProfile(
             family="mistral",
+            names_path=False,
             requests=100_000,
             file_bytes=512_000_000,
             discount=0.5,
@@ -225,6 +226,8 @@ PROFILES = (
         page="ai.google.dev/gemini-api/docs/openai",
         batch=BatchProfile(
             family="gemini",
+            checks_files=True,
+            purpose="",
             file_bytes=2_000_000_000,
             label="displayName",
             discount=0.5,
@@ -373,7 +376,7 @@ PROFILES = (
         base_url="https://api.x.ai/v1",
         key_env="XAI_API_KEY",
         page="docs.x.ai/docs/guides/chat-completions",
-        batch=BatchProfile(family="xai", label="name", discount=0.2, page="docs.x.ai/docs/guides/batch-api"),
+        batch=BatchProfile(family="none"),
     ),
     ProviderProfile(
         "cerebras",
@@ -393,7 +396,8 @@ PROFILES = (
         page="openrouter.ai/docs/use-cases/reasoning-tokens",
         batch=BatchProfile(
             family="openrouter",
-            requests=5_000,
+            requests=1_000,  # 64 KB for each result in one body
+            names_path=False,
             label="",
             takes_local_images=False,
             can_cancel=False,
@@ -407,11 +411,11 @@ PROFILES = (
         key_env="TOGETHER_API_KEY",
         page="docs.together.ai/docs/inference/openai-compatibility",
         batch=BatchProfile(
+            family="together",
             file_bytes=100_000_000,
             label="",
             purpose="batch-api",
             names_path=False,
-            upload="presigned",
             page="docs.together.ai/docs/inference/batch/manage",
         ),
     ),
@@ -423,6 +427,7 @@ PROFILES = (
         page="docs.fireworks.ai/guides/reasoning",
         batch=BatchProfile(
             family="fireworks",
+            names_path=False,
             file_bytes=150_000_000,
             label="id",
             discount=0.5,
@@ -483,7 +488,6 @@ PROFILES = (
         base_url="https://api.deepinfra.com/v1/openai",
         key_env="DEEPINFRA_API_KEY",
         page="deepinfra.com/docs/advanced/openai_api",
-        batch=BatchProfile(discount=0.2, page="deepinfra.com/blog/batch-api"),
     ),
     ProviderProfile(
         "doubleword",

@@ -22,6 +22,7 @@ from promptmill.backends.openai.endpoint import (
     names_key_variable,
 )
 from promptmill.backends.openai.error_body import Cause, ErrorBody, read_error
+from promptmill.backends.openai.error_hints import HINTS
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.core.bounds import LONGEST_SEARCHED
 from promptmill.core.errors import Code, Named, PromptmillError, redact, without_controls
@@ -50,45 +51,7 @@ _ENDPOINTS = {
 }
 # Replies to plain HTTP on a TLS port, by nginx, Apache, Go, Tomcat, Node behind a balancer.
 SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
-_TOO_MANY_TOKENS = re.compile(
-    r"max_(?:completion_|output_)?tokens.{0,80}(?:large|at most|maximum|exceed|less than|between)"
-)
-_NO_IMAGES = re.compile(
-    r"not (?:a )?multimodal|(?:not|n't) (?:support|accept|have) (?:image|vision|multimodal)"
-    r"|(?:image|vision).{0,40}not supported|no endpoints found that support image"
-)
-_NO_SCHEMA = "Leave `response_format` out, or use another model."
-# Anthropic's words, Google's.
-_LARGE_SCHEMA = re.compile(r"compiled grammar is too large|too many states for serving")
-_NO_GRAMMAR = re.compile(r"failed to parse grammar|json schema conversion failed")  # llama.cpp's words
-_REFUSED_OPTION = re.compile(
-    r"(temperature|top_p|response_format|json_schema).{0,80}(?:support|unavailable|invalid|deprecated|not allowed)"
-)
-_LEAVE_OUT = {
-    "temperature": "Leave `temperature` out.",
-    "top_p": "Leave `top_p` out.",
-    "response_format": _NO_SCHEMA,
-    "json_schema": _NO_SCHEMA,
-}
-# Ollama's words, PyTorch's, llama.cpp's.
-_NO_MEMORY = re.compile(r"more system memory|out of memory|failed to allocate|insufficient memory")
-# vLLM's `EngineDeadError`, and its replies to later requests.
-_DEAD_ENGINE = re.compile(
-    r"enginecore encountered an issue|engine ?core.{0,40}(?:died|dead)|background loop has errored"
-)
-_NO_MODEL = re.compile(r"(?:does not|doesn't|not) have access to (?:the )?model|model.{0,60}not.{0,20}access")
-# OpenAI's; vLLM's own, and aiohttp's inside it.
-_NO_DOWNLOAD = re.compile(
-    r"(?:error|fail(?:ed|ure|ing|s)?|timeout|unable) .{0,20}(?:while |to )?(?:download|fetch|retriev)"
-    r"|\b\d{3}, message='[^']*', url="
-)
-# LM Studio's, Ollama's words.
-_ONLY_DATA = re.compile(r"must be a base64 encoded image|invalid image input")
-_PLACE = re.compile(r"country|territory|location is not supported|your region|region (?:is )?not (?:supported|allowed)")
-# Cloudflare's pages for clients that it considers bots.
-_BOT_BLOCK = re.compile(r"just a moment\.\.\.|attention required!|you have been blocked|enable javascript and cookies")
 _ABOUT_MODELS = re.compile(r"model|deployment|engine")
-_PERMISSION = re.compile(r"organi[sz]ation|verif|permission|region|country|territory|plan|access|scope|project|allow")
 
 
 def classify_refusal(
@@ -254,15 +217,7 @@ def _hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint:
         return "Write https:// instead of http:// in `base_url`."
     if status in {404, 405} and not _ABOUT_MODELS.search(body.words):
         return wrong_address(endpoint)
-    if status == 403:
-        return _forbidden(body)
-    if status in {400, 422}:
-        return _refused(body)
-    if status >= 500 and _DEAD_ENGINE.search(body.text):
-        return "vLLM's engine has stopped; the server's own log states the reason. Restart the server."
-    if status >= 500 and _NO_MEMORY.search(body.text):
-        return "The server's machine lacks memory for this model: use a smaller model, or free memory there."
-    return None
+    return next((hint for row in HINTS if (hint := row.of(status, body)) is not None), None)
 
 
 def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> PromptmillError:
@@ -311,40 +266,6 @@ def with_scheme_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillEr
             "`base_url`; `promptmill check` finds out."
         )
     return PromptmillError(error.code, error.message, hint)
-
-
-def _forbidden(body: ErrorBody) -> str | None:
-    if _BOT_BLOCK.search(body.text):
-        return "A bot filter in front of the endpoint blocked this client; try another network, or ask its operator."
-    if _PLACE.search(body.words):
-        return "The provider refuses this account or region; another key will not help."
-    if _NO_MODEL.search(body.words):
-        return "The key is valid, but its account or project may not use this model: allow it there, or name another."
-    if _PERMISSION.search(body.words):
-        return "The key is valid but lacks a permission; the message above names it."
-    return None
-
-
-def _refused(body: ErrorBody) -> str | None:
-    if "max_completion_tokens' instead" in body.text:
-        return "Set `sampling_params.max_tokens: null` and `extra_params.max_completion_tokens: N`."
-    if _TOO_MANY_TOKENS.search(body.text):
-        return "Lower `max_tokens`."
-    if name := _REFUSED_OPTION.search(body.text):
-        return _LEAVE_OUT[name[1]]
-    if _NO_GRAMMAR.search(body.text):
-        return (
-            "The server cannot turn this schema into a grammar: use fewer and simpler fields, or ask without a schema."
-        )
-    if _LARGE_SCHEMA.search(body.text):
-        return "The provider cannot enforce so large a schema: use fewer fields and values, or split the question."
-    if _NO_IMAGES.search(body.text):
-        return "Choose a model that accepts images, or leave the images out."
-    if _ONLY_DATA.search(body.text):
-        return "If the image is on the web, set `fetch_images: true`, or send a local file: the endpoint fetches none."
-    if _NO_DOWNLOAD.search(body.text):
-        return "The endpoint could not download the image: correct its URL, or send a local file."
-    return None
 
 
 def wrong_address(endpoint: Endpoint) -> str:

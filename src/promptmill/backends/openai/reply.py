@@ -202,8 +202,7 @@ def _read_other_form(
 
 def _translated(payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint) -> JsonDict:
     """Return a reply in the endpoint's dialect as a chat completion; any other object unchanged, such as an error."""
-    dialect = DIALECTS.get(endpoint.dialect)
-    found = None if dialect is None or "choices" in payload else dialect.completion(payload, headers)
+    found = None if "choices" in payload else DIALECTS[endpoint.dialect].completion(payload, headers)
     return payload if found is None else found
 
 
@@ -272,8 +271,7 @@ def _read_stream(
     if max(map(body.count, (b"\n", b"\r"))) > 2 * MOST_EVENTS:
         return _unreadable(endpoint, f"a stream of more than {MOST_EVENTS:,} events", b"")
     try:
-        dialect = DIALECTS.get(endpoint.dialect)
-        whole = chat_completion.assemble(body, _load) if dialect is None else dialect.assemble(_objects(body))
+        whole = DIALECTS[endpoint.dialect].assemble(_objects(body))
         # repaired only after assembly, because two events may hold the halves of one surrogate pair
         completion = _translated(mended(whole), headers, endpoint)
         return read_payload(completion, headers, endpoint, keep_raw=keep_raw)
@@ -289,11 +287,10 @@ def _read_stream(
 def _objects(body: bytes) -> Iterator[JsonDict]:
     """Yield the events of a stream. Raises `ValueError` for one that is not a JSON object."""
     for data in chat_completion.events_in(body):
-        if data != chat_completion.END:
-            event = _load(data)
-            if not isinstance(event, dict):
-                raise ValueError("an event is not a JSON object")
-            yield event
+        event = chat_completion.ENDED if data == chat_completion.END else _load(data)
+        if not isinstance(event, dict):
+            raise ValueError("an event is not a JSON object")
+        yield event
 
 
 def read_payload(

@@ -1,4 +1,4 @@
-"""Writes request bodies: parameters, conversation, images. In OpenAI's format for chat completions, or in a dialect.
+"""Writes request bodies: parameters, conversation, images, each in the endpoint's dialect.
 
 The bytes of a body are a head (model and parameters), which is written once for all requests with the same
 parameters, and the messages. Images are encoded once per call and inserted as bytes.
@@ -6,7 +6,7 @@ parameters, and the messages. Images are encoded once per call and inserted as b
     {"model":"m","temperature":0.7,"messages":[ {"role":"user","content":"…"} ]}
     └──────────── head ──────────────────────┘ └──────── per request ────────┘
 
-Format: platform.openai.com/docs/api-reference/chat; `dialects` has the others.
+`dialects` has the forms of the APIs.
 """
 
 from __future__ import annotations
@@ -20,20 +20,16 @@ import pybase64
 
 from promptmill.backends.openai.dialects import DIALECTS, anthropic
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.providers import LOCAL, profile_named, translate
-from promptmill.backends.openai.schema_forms import asked_of
+from promptmill.backends.openai.providers import LOCAL, profile_named
 from promptmill.core.errors import Code, PromptmillError, unwritable_parameters
 from promptmill.core.request import (
-    ROLES,
     TOP_CHOICES,
-    AudioPart,
     Conversation,
     ImagePart,
     Message,
     Request,
     Sampling,
     Shared,
-    TextPart,
     check_encodable,
 )
 from promptmill.core.values import JsonDict, JsonObject
@@ -42,10 +38,8 @@ from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules
 
 _LARGE_PIECE = 32 * 1024
 _MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # kept; the parameters that they are made of take several times as much
-_STARTS = {role: b'{"role":"%b","content":' % role.encode() for role in ROLES}
 _OURS = frozenset({"messages", "stream", "stream_options", TOP_CHOICES})
 _LM_STUDIO = "'response_format.type' must be 'json_schema' or 'text'"  # lmstudio-ai/lmstudio-bug-tracker#189
-_STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 class Head(NamedTuple):
@@ -73,11 +67,11 @@ class RequestEncoder:
         self._model = model
         self._enable_thinking = enable_thinking
         self._stream = stream
-        self._dialect = DIALECTS.get(endpoint.dialect)
+        self._dialect = DIALECTS[endpoint.dialect]
         self._keeps_key = endpoint.profile.prompt_cache == "key" and endpoint.dialect in {"openai", "responses"}
         self._marks = endpoint.profile.prompt_cache == "marks" and endpoint.dialect == "anthropic"
-        self._streamed = _STREAM if self._dialect is None else self._dialect.STREAMED
-        self._ours = _OURS if self._dialect is None else _OURS | self._dialect.FILLED
+        self._streamed = self._dialect.STREAMED
+        self._ours = _OURS | self._dialect.FILLED
         # keyed by identity, because a call's requests share the objects; a head keeps them, so an id is never reused
         self._heads: dict[tuple[int, int], Head] = {}
         self._head_bytes = 0
@@ -113,17 +107,8 @@ class RequestEncoder:
             characters = shared.characters + _length(conversation) - without_words
             conversation = anthropic.marked(conversation, characters, for_an_hour=for_an_hour)
         try:
-            if self._dialect is not None:
-                pieces = [text, *self._dialect.conversation(conversation, images), b"}"]
-                return _merged(pieces) if images else b"".join(pieces)
-            if not images:
-                return text + b",".join(map(_message, conversation.messages)) + b"]}"
-            pieces = [text]
-            for message in conversation.messages:
-                pieces += _pieces(message, images)
-                pieces.append(b",")
-            pieces[-1] = b"]}"
-            return _merged(pieces)
+            pieces = [text, *self._dialect.conversation(conversation, images), b"}"]
+            return _merged(pieces) if images else b"".join(pieces)
         except (TypeError, AttributeError, orjson.JSONEncodeError):  # a message's other fields may be any JSON
             check_encodable(conversation)
             raise _unencodable() from None
@@ -145,11 +130,10 @@ class RequestEncoder:
         if head is None:
             body, refused, words = self._parameters(request.sampling, request.extra)
             try:
-                text = orjson.dumps({"model": self._model, **body} if self._dialect is None else body)
+                text = orjson.dumps(body)
             except TypeError:  # orjson's error is a subclass
                 raise unwritable_parameters() from None
-            text = text[:-1] + (b"," if body or self._dialect is None else b"")
-            text += b'"messages":[' if self._dialect is None else b""
+            text = text[:-1] + (b"," if body else b"")
             inline = sampling.reasoning == "inline"
             head = Head(text, refused, words, (sampling, extra), inline, *self._places(extra))
             # each request may have its own parameters, and these a large schema
@@ -173,10 +157,8 @@ class RequestEncoder:
 
     def _places(self, extra: JsonObject) -> tuple[Endpoint, Endpoint]:
         """Return the URLs of requests with a whole and with a streamed answer."""
-        endpoint, dialect = self._endpoint, self._dialect
-        if dialect is None:
-            return endpoint, endpoint
-        urls = [dialect.url(endpoint.url, str(extra.get("model", self._model)), stream=way) for way in (False, True)]
+        endpoint, url = self._endpoint, self._dialect.url
+        urls = [url(endpoint.url, str(extra.get("model", self._model)), stream=way) for way in (False, True)]
         one, streaming = (endpoint if url == endpoint.url else replace(endpoint, url=url) for url in urls)
         return streaming if self._stream else one, streaming
 
@@ -192,25 +174,14 @@ class RequestEncoder:
             )
         if self._enable_thinking is not None and not ("enable_thinking" in given or "enable_thinking" in template):
             ours.setdefault("enable_thinking", self._enable_thinking)
-        as_given = given.pop("enable_thinking", None)
-        as_given = None if "enable_thinking" in ours else as_given
-        words, profile, model = "", self._endpoint.profile, str(given.get("model", self._model))
-        if self._dialect is not None:
-            ours |= {} if as_given is None else {"enable_thinking": as_given}
-            try:
-                body, refused, words = self._dialect.parameters(profile, model, ours | given)
-            except (TypeError, ValueError, AttributeError):  # a call may send any JSON
-                text = f"A parameter has a value of another type than the API of {self._endpoint.name} takes."
-                raise PromptmillError(Code.INVALID_INPUT, text) from None
-        else:
-            if sampling.response_format is not None:
-                form, words = asked_of(profile, sampling.response_format)
-                ours |= {"response_format": form}
-                if form is None:
-                    del ours["response_format"]
-            body, refused = translate(profile, model, ours | given)
-            if as_given is not None:
-                body["enable_thinking"] = as_given
+        if "enable_thinking" in ours or given.get("enable_thinking") is None:
+            given.pop("enable_thinking", None)
+        profile, model = self._endpoint.profile, str(given.get("model", self._model))
+        try:
+            body, refused, words = self._dialect.parameters(profile, model, ours, given)
+        except (TypeError, ValueError, AttributeError):  # a call may send any JSON
+            text = f"A parameter has a value of another type than the API of {self._endpoint.name} takes."
+            raise PromptmillError(Code.INVALID_INPUT, text) from None
         if self._stream:
             body |= self._streamed
         return body, refused + [name for name in extra if name in self._ours], words
@@ -219,32 +190,6 @@ class RequestEncoder:
 def _unencodable() -> PromptmillError:
     said = "The request contains a value that JSON cannot represent, or is nested too deeply."
     return PromptmillError(Code.INVALID_INPUT, said)
-
-
-def _message(message: Message) -> bytes:
-    if not message.extra and isinstance(message.content, str):
-        start = _STARTS.get(message.role) or b'{"role":"%b","content":' % message.role.encode()
-        return start + orjson.dumps(message.content) + b"}"
-    return b"".join(_pieces(message, {}))
-
-
-def _pieces(message: Message, images: Mapping[str, bytes]) -> list[bytes]:
-    head = orjson.dumps({"role": message.role, **(message.extra or {})})[:-1]
-    if not isinstance(message.content, tuple):
-        return [b'%b,"content":%b}' % (head, orjson.dumps(message.content))]
-    pieces = [head + b',"content":[']
-    for part in message.content:
-        if isinstance(part, TextPart):
-            pieces.append(b'{"type":"text","text":%b}' % orjson.dumps(part.text))
-        elif isinstance(part, AudioPart):
-            audio = {"type": "input_audio", "input_audio": {"data": part.data, "format": part.format}}
-            pieces.append(orjson.dumps(audio))
-        else:
-            detail = b',"detail":' + orjson.dumps(part.detail) if part.detail else b""
-            pieces += [b'{"type":"image_url","image_url":{"url":', images[part.source], detail + b"}}"]
-        pieces.append(b",")
-    pieces[-1] = b"]}"
-    return pieces
 
 
 def _merged(pieces: Iterable[bytes]) -> list[bytes]:

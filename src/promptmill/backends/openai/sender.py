@@ -53,7 +53,7 @@ class Item:
 
     # on the class, because the first attempt at most items is the only one and changes few of them
     permit: Permit | None = None
-    """The permit of its last attempt; of two twins, of the twin that brought the result."""
+    """The permit of its last attempt."""
     tokens: int = 0
     """Its estimated size, where `tpm` is set."""
     counted: int = 0
@@ -88,11 +88,6 @@ class Item:
         self.billed.unmetered += decision is None or decision.unmetered
         if decision is not None and decision.usage != NO_USAGE:
             self.billed.spent += ((decision.usage, decision.tier),)
-
-    def uncharge(self) -> None:
-        """Take back `charge(None)`: the result of the attempt is known."""
-        assert self.billed is not None
-        self.billed.unmetered -= 1
 
     def is_refused_for_load(self, endpoint_state: EndpointState) -> bool:
         """Return whether load is the cause of a refusal for load: not if other requests hardly ever get one."""
@@ -176,7 +171,7 @@ class LocalSender:
         inline = head.inline
         on_data = None
         if preview is not None:
-            on_data = StreamPreview(preview, DIALECTS.get(endpoint.dialect), inline=inline).feed
+            on_data = StreamPreview(preview, DIALECTS[endpoint.dialect].delta_in, inline=inline).feed
         endpoint = head.endpoint if preview is None else head.streaming
         item.count(call)
         call.ledger.sent(request)

@@ -12,81 +12,29 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 import aiohttp
-from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from promptmill.backends.openai import failures
 from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, SMALL_BODY, Headers, HttpResponse, check_body
-from promptmill.backends.openai.transport import FileBody, Route
+from promptmill.backends.openai.route import FileBody, Route
 from promptmill.images.fetch import is_public
 from promptmill.system.memory import Held
 
 # The slowest accepted upload; its duration is added to the timeouts.
 _SLOWEST_UPLOAD_BYTES_S = 50_000
-_BLOCK = 1 << 18
-
-
-class _Pieces(aiohttp.Payload):
-    """A body in several pieces; aiohttp's own payloads would copy them into one."""
-
-    _value: list[bytes]
-
-    def __init__(self, pieces: list[bytes]) -> None:
-        super().__init__(pieces, content_type="application/json")
-        self._size = sum(map(len, pieces))
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        return b"".join(self._value).decode(encoding, errors)
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        for piece in self._value:
-            await writer.write(piece)
-
-
-class _FilePayload(aiohttp.Payload):
-    _value: FileBody
-
-    def __init__(self, body: FileBody) -> None:
-        super().__init__(body, content_type=body.content_type)
-        self._size = body.length
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        raise NotImplementedError
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        body = self._value
-        await writer.write(body.before)
-        remaining = body.size - body.is_list  # the last line feed has no item after it
-        file = await asyncio.to_thread(body.path.open, "rb")
-        try:
-            while remaining:
-                block = await asyncio.to_thread(file.read, min(_BLOCK, remaining))
-                if not block:
-                    raise OSError("the file was cut while it was sent")
-                remaining -= len(block)
-                await writer.write(block.replace(b"\n", b",") if body.is_list else block)
-        finally:
-            file.close()
-        await writer.write(body.after)
 
 
 class StreamedResponse:
     """A response whose body has not been read. Methods raise the errors of `Session`."""
 
-    def __init__(self, response: aiohttp.ClientResponse, limits_s: tuple[float, float]) -> None:
-        self._response, self._limits_s = response, limits_s
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.content = response.content
         self.status = response.status
         self.headers = _headers_of(response)
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    def pieces(self) -> AsyncIterator[bytes]:
         """Yield the body piece by piece, decompressed."""
-        content = self._response.content
-        while True:
-            with _our_errors(self._limits_s):
-                piece = await content.readany()
-            if not piece:
-                return
-            yield piece
+        return self.content.iter_any()
 
     async def read(self, largest: int) -> bytes:
         """Return the whole body. Raises `TooLargeError` beyond `largest` bytes."""
@@ -120,19 +68,30 @@ class Session:
             for socket_factory in (None, _public_socket)
         )
 
-    async def post(
-        self, route: Route, pieces: list[bytes], length: int, on_data: Callable[[bytes], None] | None
-    ) -> HttpResponse:
-        """Post a body of these pieces; `on_data` gets each piece of the response's body as it arrives.
+    @contextlib.asynccontextmanager
+    async def exchange(
+        self,
+        route: Route,
+        method: str,
+        body: FileBody | bytes | list[bytes] = b"",
+        *,
+        url: URL | None = None,
+        headers: Mapping[str, str] | None = None,
+        only_public: bool = False,
+    ) -> AsyncIterator[StreamedResponse]:
+        """Send a request to the route's URL, or to `url`. The response is read within the context.
 
         The time until a response starts is limited as a whole, because in aiohttp each interim response restarts the
         timeout, so a server could send them forever.
         """
+        sent, length = _payload(body)
+        session = self._public if only_public and route.proxy is None else self._session
         with _our_errors(self._limits_s, route.proxy):
-            posting = self._session.post(
-                route.url,
-                data=_Pieces(pieces),
-                headers=route.headers,
+            sending = session.request(
+                method,
+                url or route.url,
+                data=sent,
+                headers={**route.headers, **(headers or {})} | ({"Content-Length": str(length)} if length else {}),
                 allow_redirects=False,
                 proxy=route.proxy,
                 proxy_headers=route.proxy_headers,
@@ -141,52 +100,44 @@ class Session:
             async with asyncio.timeout(
                 begins_s
             ):  # Python 3.11's `wait_for` loses a cancellation that arrives together with the head
-                response = await posting
+                response = await sending
             async with response:
                 try:
-                    body, held = await _read(response.content, on_data, self._limits_s[1])
+                    yield StreamedResponse(response)
                 except failures.TooLargeError:
                     response.close()
                     raise
-                reader = _name(route.proxy) if route.url.scheme == "http" else ""  # TLS hides a request from it
-                return HttpResponse(response.status, _headers_of(response), body, held, proxy=reader)
 
-    @contextlib.asynccontextmanager
-    async def exchange(
-        self, route: Route, method: str, headers: Mapping[str, str], body: FileBody | bytes, *, only_public: bool
-    ) -> AsyncIterator[StreamedResponse]:
-        """Send a request of any method to the route's URL. The response is read within the context."""
-        session = self._public if only_public and route.proxy is None else self._session
-        length = body.length if isinstance(body, FileBody) else len(body)
-        with _our_errors(self._limits_s, route.proxy):
-            sending = session.request(
-                method,
-                route.url,
-                data=_FilePayload(body) if isinstance(body, FileBody) else body or None,
-                headers={**route.headers, **headers},
-                allow_redirects=False,
-                proxy=route.proxy,
-                proxy_headers=route.proxy_headers,
-            )
-            async with asyncio.timeout(sum(self._limits_s) + length / _SLOWEST_UPLOAD_BYTES_S):
-                response = await sending
-        async with response:
-            yield StreamedResponse(response, self._limits_s)
+    async def post(self, route: Route, pieces: list[bytes], on_data: Callable[[bytes], None] | None) -> HttpResponse:
+        """Post a body of these pieces; `on_data` gets each piece of the response's body as it arrives."""
+        async with self.exchange(route, "POST", pieces) as response:
+            content, held = await _read(response.content, on_data, self._limits_s[1])
+            reader = _name(route.proxy) if route.url.scheme == "http" else ""  # TLS hides a request from it
+            return HttpResponse(response.status, response.headers, content, held, proxy=reader)
 
     async def get(self, route: Route, url: URL, largest: int) -> HttpResponse:
         """Return a page with up to `largest` bytes of its body."""
-        with _our_errors(self._limits_s, route.proxy):
-            getting = self._session.get(
-                url, headers=route.headers, allow_redirects=False, proxy=route.proxy, proxy_headers=route.proxy_headers
-            )
-            async with getting as response:
-                body = await response.content.read(largest)
-                return HttpResponse(response.status, _headers_of(response), body)
+        async with self.exchange(route, "GET", url=url) as response:
+            return HttpResponse(response.status, response.headers, await response.content.read(largest))
 
     async def aclose(self) -> None:
         """Close all connections."""
         await self._session.close()
         await self._public.close()
+
+
+def _payload(body: FileBody | bytes | list[bytes]) -> tuple[AsyncIterator[bytes] | None, int]:
+    """Return the blocks of a body, which aiohttp writes one by one without a copy of the whole, and their length."""
+    if isinstance(body, FileBody):
+        return body.blocks(), body.length
+    pieces = [body] if isinstance(body, bytes) else body
+    length = sum(map(len, pieces))
+    return _each(pieces) if length else None, length
+
+
+async def _each(pieces: list[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
 
 
 def _public_socket(address: aiohttp.AddrInfoType) -> socket.socket:

@@ -7,27 +7,21 @@ everything else                     →  session.Session (aiohttp, imported on f
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import importlib
-import ipaddress
 import math
-import os
 import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
-from urllib.request import getproxies, proxy_bypass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import aiohappyeyeballs
 from multidict import CIMultiDict
 from yarl import URL
 
-from promptmill.backends.openai.endpoint import Endpoint, ip_address_of
+from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import (
     ConnectTimeoutError,
     SilenceTimeoutError,
@@ -36,8 +30,8 @@ from promptmill.backends.openai.failures import (
     of_connecting,
 )
 from promptmill.backends.openai.http_connection import Answer, Connection, Headers, HttpResponse, Target
+from promptmill.backends.openai.route import FileBody, Route, route_to, trust_of_environment
 from promptmill.config.settings import OpenAISettings
-from promptmill.core.errors import config_error
 from promptmill.system.runtime import descriptors
 
 if TYPE_CHECKING:
@@ -180,15 +174,15 @@ class Pool:
         length = len(body) if isinstance(body, bytes) else sum(map(len, body))
         if route.target is not None and length <= _DIRECT_BYTES and on_data is None:
             return self._client.post(route.target, body, length, fresh=fresh)
-        return self._post_over_session(route, [body] if isinstance(body, bytes) else body, length, on_data)
+        return self._post_over_session(route, [body] if isinstance(body, bytes) else body, on_data)
 
     async def _post_over_session(
-        self, route: Route, pieces: list[bytes], length: int, on_data: Callable[[bytes], None] | None
+        self, route: Route, pieces: list[bytes], on_data: Callable[[bytes], None] | None
     ) -> HttpResponse:
         if not self._throttle.pass_now():
             await self._throttle.turn()
         session = await self._opened()
-        return await session.post(route, pieces, length, on_data)
+        return await session.post(route, pieces, on_data)
 
     async def page(self, endpoint: Endpoint, url: str, largest: int) -> tuple[int, Headers, bytes]:
         """Return status, headers and body of a page of `endpoint`'s host; sends its key. Raises as `send`."""
@@ -212,8 +206,8 @@ class Pool:
         directions. Raises as `send`.
         """
         session = await self._opened()
-        route = _route_to(endpoint, trust_env=self._trust_env)
-        async with session.exchange(route, method, headers, body, only_public=only_public) as response:
+        route = route_to(endpoint, trust_env=self._trust_env)
+        async with session.exchange(route, method, body, headers=headers, only_public=only_public) as response:
             yield response
 
     async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
@@ -237,7 +231,7 @@ class Pool:
     def _route(self, endpoint: Endpoint) -> Route:
         route = self._routes.get((endpoint.url, endpoint.secrets))
         if route is None:
-            route = self._routes[endpoint.url, endpoint.secrets] = _route_to(endpoint, trust_env=self._trust_env)
+            route = self._routes[endpoint.url, endpoint.secrets] = route_to(endpoint, trust_env=self._trust_env)
         self._last = endpoint, route
         return route
 
@@ -473,107 +467,3 @@ class RawHttpClient:
 def room_for_connections(wanted: int) -> int:
     """Return how many of `wanted` connections this process may open, after raising its soft limit of descriptors."""
     return max(1, min(wanted, descriptors(wanted + _SPARE_DESCRIPTORS) - _SPARE_DESCRIPTORS))
-
-
-@dataclass(frozen=True, slots=True)
-class FileBody:
-    """A body with the contents of a file between two texts, read block by block."""
-
-    path: Path
-    size: int
-    """Bytes of the file."""
-    content_type: str
-    before: bytes = b""
-    after: bytes = b""
-    is_list: bool = False
-    """Send JSON Lines as the items of a JSON list, without the list's brackets: a comma in place of each line feed."""
-
-    @property
-    def length(self) -> int:
-        """The bytes of the body."""
-        return len(self.before) + self.size - self.is_list + len(self.after)
-
-
-class Route(NamedTuple):
-    """The route to one endpoint: address, headers, proxy. Without a `target`, only the session can send."""
-
-    url: URL
-    headers: CIMultiDict[str]
-    target: Target | None
-    proxy: URL | None = None
-    proxy_headers: Mapping[str, str] | None = None
-
-
-def _route_to(endpoint: Endpoint, *, trust_env: bool) -> Route:
-    """Return the route to `endpoint`; with `trust_env`, through the proxy that the environment names for it.
-
-    aiohttp's own `trust_env` reads the environment and .netrc in threads for each request, which costs 0.17 ms, and a
-    .netrc entry for the host would clash with the key.
-    """
-    url = URL(endpoint.url)
-    headers = CIMultiDict({"User-Agent": "promptmill", **endpoint.headers})
-    proxy = proxy_of(endpoint.url, trust_env=trust_env)
-    if proxy is None:
-        return Route(url, headers, Target(url, headers))
-    if proxy.user is None:
-        return Route(url, headers, None, proxy)
-    credentials = base64.b64encode(f"{proxy.user}:{proxy.password or ''}".encode()).decode()
-    return Route(url, headers, None, proxy.with_user(None), {"Proxy-Authorization": f"Basic {credentials}"})
-
-
-def proxy_of(url: str, *, trust_env: bool) -> URL | None:
-    """Return the proxy that the environment names for `url`, or None; requests to this machine use none.
-
-    Raises `PromptmillError` (`invalid_config`) for a SOCKS proxy.
-    """
-    parts = URL(url)
-    if not trust_env or _is_direct(parts.host or "", parts.port):
-        return None
-    proxies = getproxies()
-    named = proxies.get(parts.scheme) or proxies.get("all")
-    if not named:
-        return None
-    proxy = URL(named if "://" in named else f"http://{named}")
-    if proxy.scheme not in {"http", "https"}:
-        raise config_error(
-            "",
-            f"The environment names a {proxy.scheme} proxy for {parts.host}, and only HTTP proxies are supported: set "
-            f"{parts.scheme.upper()}_PROXY to an HTTP proxy, add the host to NO_PROXY, or set `trust_env: false`.",
-        )
-    return proxy
-
-
-def _is_direct(host: str, port: int | None) -> bool:
-    """Return whether `host` is this machine, or in NO_PROXY; there the standard library knows only names."""
-    host = host.rstrip(".")
-    address = ip_address_of(host)
-    address = getattr(address, "ipv4_mapped", None) or address
-    if (
-        host == "localhost"
-        or host.endswith(".localhost")
-        or (address is not None and (address.is_loopback or address.is_unspecified))
-    ):
-        return True
-    if proxy_bypass(f"{host}:{port}"):
-        return True
-    return address is not None and any(address in network for network in _networks(getproxies().get("no", "")))
-
-
-def _networks(no_proxy: str) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    """Yield the addresses and networks among the entries of NO_PROXY."""
-    for entry in no_proxy.replace(",", " ").split():
-        with contextlib.suppress(ValueError):
-            yield ipaddress.ip_network(entry, strict=False)
-
-
-def trust_of_environment() -> ssl.SSLContext:
-    """Return a TLS context with the certificate authorities from the variables of OpenSSL, requests and curl.
-
-    Blocks for some 50 ms.
-    """
-    context = ssl.create_default_context()  # SSL_CERT_FILE is in it
-    context.set_alpn_protocols(["http/1.1"])
-    named = [path for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if (path := os.environ.get(name))]
-    for path in named[:1]:
-        context.load_verify_locations(**({"capath": path} if Path(path).is_dir() else {"cafile": path}))
-    return context

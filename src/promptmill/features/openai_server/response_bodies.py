@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from promptmill.core.request import PASSED_ON, Sampling
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.features.openai_server.api_errors import ApiError, unsupported
+from promptmill.features.openai_server.choices import Choice
 from promptmill.features.openai_server.response_tools import (
     CALLS,
     OUTPUTS,
@@ -22,9 +23,6 @@ from promptmill.features.openai_server.response_tools import (
     output_of,
     unsupported_item,
 )
-
-if TYPE_CHECKING:
-    from promptmill.features.openai_server.bodies import Choice
 
 GUIDED = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")}
 """vLLM's older names for parts of `structured_outputs`."""

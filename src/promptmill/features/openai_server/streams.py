@@ -21,7 +21,7 @@ from promptmill.backends.protocol import Completion, Growing
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.openai_server import response_bodies
 from promptmill.features.openai_server.api_errors import ApiError
-from promptmill.features.openai_server.bodies import choices_of, reasoning_fields, tool_call, usage_of
+from promptmill.features.openai_server.choices import choices_of, reasoning_fields, tool_call, usage_of
 from promptmill.features.openai_server.response_tools import item_of
 
 T = TypeVar("T")

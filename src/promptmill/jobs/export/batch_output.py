@@ -1,51 +1,18 @@
-"""The output of a Batch file: lines in the provider's format, and a check that each id is unique."""
+"""The output of a Batch file: lines in OpenAI's format, and a check that each id is unique."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from promptmill.backends import rows
-from promptmill.backends.batch_lines import provider_of
-from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.values import JsonDict, JsonObject, read_json
+from promptmill.core.errors import PromptmillError
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
 
-_ANTHROPIC_REASONS = {
-    "stop": "end_turn",
-    "length": "max_tokens",
-    "tool_calls": "tool_use",
-    "content_filter": "refusal",
-}
-_GEMINI_REASONS = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP", "content_filter": "SAFETY"}
-# Each code: Anthropic's error type (`ErrorType` of its SDK) and the number in google.rpc.Code.
-_THE_REQUEST, _THE_SERVICE = ("invalid_request_error", 3), ("api_error", 13)
-_ERRORS: Mapping[str, tuple[str, int]] = {
-    Code.INVALID_INPUT: _THE_REQUEST,
-    Code.EMPTY_PROMPT: _THE_REQUEST,
-    Code.INVALID_CONFIG: _THE_REQUEST,
-    Code.INVALID_IMAGE: _THE_REQUEST,
-    Code.UNSUPPORTED: _THE_REQUEST,
-    Code.BAD_REQUEST: _THE_REQUEST,
-    Code.CONTEXT_LENGTH: _THE_REQUEST,
-    Code.REQUEST_TOO_LARGE: _THE_REQUEST,
-    Code.CONTENT_FILTER: _THE_REQUEST,
-    Code.UNAUTHORIZED: ("authentication_error", 16),
-    Code.INSUFFICIENT_QUOTA: ("billing_error", 8),
-    Code.BUDGET: ("billing_error", 8),
-    Code.NOT_FOUND: ("not_found_error", 5),
-    Code.RATE_LIMITED: ("rate_limit_error", 8),
-    Code.TIMEOUT: ("timeout_error", 4),
-    Code.ITEM_TIMEOUT: ("timeout_error", 4),
-    Code.DEADLINE: ("timeout_error", 4),
-    Code.UNREACHABLE: ("api_error", 14),
-    Code.CONNECTION_LOST: ("api_error", 14),
-    Code.NAME_RESOLUTION: ("api_error", 14),
-}
 _IDS = (
     "SELECT n, nullif(CASE WHEN json_valid(own) THEN CAST({} AS TEXT) END, '') AS id "
     "FROM (SELECT n, CAST(cells AS TEXT) AS own FROM row WHERE n < ?)"
@@ -69,15 +36,10 @@ def batch_output(line: bytes, record: Record, *, job_id: str, model: str, create
         asked = None
     asked = asked if isinstance(asked, dict) else {}
     number = f"{job_id[-10:]}-{record.row + 1}"
-    provider = provider_of(asked)
-    body = asked.get({"anthropic": "params", "gemini": "request"}.get(provider, "body"))
+    body = asked.get("body")
     named = str((takes_model and isinstance(body, dict) and body.get("model")) or model)
-    if provider == "gemini":
-        return {name: value for name, value in asked.items() if name != "request"} | _of_gemini(record, number, named)
-    own = {"custom_id": asked.get("custom_id")}
-    if provider == "anthropic":
-        return own | {"result": _of_anthropic(record, number, named)}
-    return {"id": f"batch_req_{number}"} | own | _of_openai(record, number, named, created)
+    answered = _answer_of(record, number, named, created)
+    return {"id": f"batch_req_{number}", "custom_id": asked.get("custom_id")} | answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +63,7 @@ def _answers(record: Record) -> list[_Answer]:
     return [_Answer(0, record.text, record.finish_reason, record.reasoning, calls, logprobs, details)]
 
 
-def _of_openai(record: Record, number: str, model: str, created: int) -> JsonDict:
+def _answer_of(record: Record, number: str, model: str, created: int) -> JsonDict:
     """Return `response` and `error` (platform.openai.com/docs/api-reference/batch/request-output)."""
     extras = record.extras
     if record.code is not None:
@@ -156,73 +118,6 @@ def _openai_choice(answer: _Answer) -> JsonDict:
     }
 
 
-def _of_anthropic(record: Record, number: str, model: str) -> JsonDict:
-    """Return a result (docs.anthropic.com/en/api/retrieving-message-batch-results)."""
-    if record.code is not None:
-        kind, _ = _ERRORS.get(record.code, _THE_SERVICE)
-        return {"type": "errored", "error": {"type": "error", "error": {"type": kind, "message": record.text}}}
-    content: list[JsonDict] = [{"type": "text", "text": record.text}] if record.text else []
-    calls = record.extras.get("tool_calls", ())
-    for call in calls:
-        name, given = _function_call(call)
-        content.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": given})
-    finish_reason = record.finish_reason or "stop"
-    if calls and finish_reason == "stop":  # some servers report `stop` for a message with calls
-        finish_reason = "tool_calls"
-    message = {
-        "id": f"msg_{number}",
-        "type": "message",
-        "role": "assistant",
-        "model": model,
-        "content": content,
-        "stop_reason": _ANTHROPIC_REASONS.get(finish_reason, "end_turn"),
-        "stop_sequence": None,
-        "usage": {"input_tokens": record.prompt_tokens, "output_tokens": record.completion_tokens},
-    }
-    return {"type": "succeeded", "message": message}
-
-
-def _of_gemini(record: Record, number: str, model: str) -> JsonDict:
-    """Return `response`, a GenerateContentResponse, or `error`, a google.rpc.Status."""
-    if record.code is not None:
-        _, number_of_code = _ERRORS.get(record.code, _THE_SERVICE)
-        return {"error": {"code": number_of_code, "message": record.text}}
-    prompt, completion = record.prompt_tokens, record.completion_tokens
-    response = {
-        "candidates": list(map(_gemini_candidate, _answers(record))),
-        "usageMetadata": {
-            "promptTokenCount": prompt,
-            "candidatesTokenCount": completion,
-            "totalTokenCount": prompt + completion,
-        },
-        "modelVersion": model,
-        "responseId": number,
-    }
-    return {"response": response}
-
-
-def _gemini_candidate(answer: _Answer) -> JsonDict:
-    parts: list[JsonDict] = [{"text": answer.text}] if answer.text else []
-    for call in answer.tool_calls:
-        name, given = _function_call(call)
-        parts.append({"functionCall": {"name": name, "args": given}})
-    return {
-        "content": {"parts": parts, "role": "model"},
-        "finishReason": _GEMINI_REASONS.get(answer.finish_reason or "stop", "OTHER"),
-        "index": answer.index,
-    }
-
-
-def _function_call(call: JsonObject) -> tuple[str, Any]:
-    """Return the name of the called function, and its parsed arguments (`{"arguments": text}` if they are not JSON)."""
-    function = call.get("function", {})
-    text = function.get("arguments") or "{}"
-    try:
-        return function.get("name", ""), read_json(text)
-    except json.JSONDecodeError:
-        return function.get("name", ""), {"arguments": text}
-
-
 class Ids(NamedTuple):
     """The ids of an input's rows, such as the `custom_id`s of a Batch file."""
 
@@ -237,7 +132,7 @@ class Ids(NamedTuple):
     def of(cls, store: JobDatabase, spec: JobSpec, end: int, most: int = 1) -> Ids:
         """Return the ids of the rows before `end`, with at most `most` examples. Blocks."""
         if spec.input.format == "batch":
-            path = "coalesce(own ->> '$.custom_id', own ->> '$.key')"  # Gemini calls it `key`
+            path = "own ->> '$.custom_id'"
         elif not spec.input.header:
             path = "own ->> '$.id'"
         elif "id" in spec.input.header:

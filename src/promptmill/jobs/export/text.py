@@ -76,9 +76,9 @@ class OwnValues:
 
     @staticmethod
     def _of_batch(row: Row) -> JsonDict:
-        """Return the only column of a Batch line in a table: its id, which Gemini calls `key`."""
+        """Return the only column of a Batch line in a table: its id."""
         asked = json_object(row)
-        value = asked.get(CUSTOM_ID, asked.get("key"))
+        value = asked.get(CUSTOM_ID)
         return {CUSTOM_ID: value if isinstance(value, str | None) else cell(value)}
 
 

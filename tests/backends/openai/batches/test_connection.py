@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from promptmill.backends.openai.batches import connection
+from promptmill.backends.openai.batches.api import Batches
 from promptmill.backends.openai.batches.connection import BatchConnection
-from promptmill.backends.openai.batches.uploaded_files import NEWEST_FIRST
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import PLAIN
 from promptmill.backends.openai.transport import Pool
@@ -96,5 +96,5 @@ async def test_a_list_without_an_end_is_an_error(provider, monkeypatch):
     monkeypatch.setattr(connection, "MOST_PAGES", 5)
     async with provider.connection() as found:
         with pytest.raises(PromptmillError, match="listed more than 5 pages"):
-            _ = [page async for page in found.pages("/files", "data", NEWEST_FIRST)]
+            _ = [page async for page in found.pages("/files", "data", Batches.PAGES)]
     assert provider.pages == 6

@@ -33,7 +33,7 @@ KEY = "test-key-1234567890"
 ROWS = 40
 PATHS = {"anthropic": "/messages", "gemini": "/models/m:generateContent"}
 NAMES = {"gemini": "google"}
-WITH_FILES = ["openai", "azure", "together", "mistral", "gemini", "xai", "fireworks"]
+WITH_FILES = ["openai", "azure", "together", "mistral", "gemini", "fireworks"]
 ALL = [*WITH_FILES, "anthropic", "openrouter"]
 
 
@@ -146,7 +146,7 @@ async def test_a_row_is_answered_failed_or_missing_whatever_the_order_and_form_o
         failed = {f"{number - 1}-a" for number in numbers if number % 7 == 0 and number % 10}
         missing = {f"{number - 1}-a" for number in numbers if number % 10 == 0}
         damaged = {f"{number - 1}-a" for number in numbers if number % 11 == 0 and number % 10 and number % 7}
-        if family in {"xai", "openrouter"}:  # their results are no lines
+        if family == "openrouter":  # its results are no lines
             damaged = set()
         assert found.count(None) == len(damaged)
         assert {reply.custom_id for reply in replies if reply.status >= 400} == failed
@@ -205,7 +205,7 @@ async def test_a_file_whose_upload_was_not_confirmed_is_used_and_not_uploaded_ag
     with BatchServer(family, lost_uploads=1, lost_by=lost_by) as server:
         async with opened(server) as api:
             batch, state = await submitted(api, planned(server, api, tmp_path))
-            assert server.uploads == 1 + (family == "together")  # the same file again
+            assert server.uploads == 1
             assert await api.find_file(batch) == batch.file_id
             await api.delete(batch, await ended(api, state))
         assert server.left_files() == []
@@ -274,7 +274,7 @@ async def test_a_batch_that_fails_because_the_queue_is_full_says_so(family, tmp_
             state = await api.state(state.id)
             assert state.said == "failed"
             assert state.is_ended
-            assert state.is_full or family == "xai"
+            assert state.is_full
             assert state.problem is not None
             assert "nqueued token" in state.problem.message
             assert [reply async for reply in api.replies(replace(state, results=()))] == []
@@ -318,7 +318,7 @@ async def test_requests_that_read_are_repeated(family, tmp_path):
                 await api.find(batch)
 
 
-@pytest.mark.parametrize("family", [family for family in ALL if family not in {"xai", "openrouter"}])
+@pytest.mark.parametrize("family", [family for family in ALL if family != "openrouter"])
 async def test_a_download_that_is_cut_is_repeated_from_its_beginning(family, tmp_path):
     with BatchServer(family, cut_downloads=2) as server:
         async with opened(server) as api:
@@ -377,6 +377,16 @@ async def test_a_gateway_s_address_shows_the_api_of_its_batches(family, tmp_path
             assert answered(await read(api, await ended(api, state))) == EXPECTED
 
 
+async def test_no_batch_is_sent_to_a_provider_without_a_published_reference():
+    url = "https://api.x.ai/v1/chat/completions"
+    with pytest.raises(PromptmillError, match="no reference of its Batch API") as refused:
+        async with open_batches(
+            Endpoint(url, "api.x.ai", {}, (), profile_of("xai")), OpenAISettings(base_url=[url], model_name="m")
+        ):
+            pass
+    assert refused.value.code is Code.UNSUPPORTED
+
+
 @pytest.mark.parametrize(("family", "path"), [("anthropic", "/chat/completions"), ("openai", "/messages")])
 async def test_requests_in_another_api_than_the_batches_are_refused(family, path):
     url = f"http://127.0.0.1:9/v1{path}"
@@ -421,11 +431,11 @@ async def test_a_key_that_is_refused_is_reported_without_the_key():
         assert KEY not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", [profile.name for profile in PROFILES if profile.batch])
+@pytest.mark.parametrize("name", [profile.name for profile in PROFILES if profile.batch and profile.batch.page])
 def test_a_documented_discount_and_its_page_belong_together(name):
     batch = profile_of(name).batch
     assert batch is not None
-    assert batch.page
+    assert batch.family != "none"
     assert batch.discount is None or 0 < batch.discount < 1
 
 

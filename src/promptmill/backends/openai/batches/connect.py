@@ -11,14 +11,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from promptmill.backends.batches import BatchApi, BatchLimits
 from promptmill.backends.openai.batches.connection import BatchConnection, Sleep
-from promptmill.backends.openai.batches.fireworks import FireworksBatches
-from promptmill.backends.openai.batches.gemini_batches import GeminiBatches
-from promptmill.backends.openai.batches.message_batches import AnthropicBatches
-from promptmill.backends.openai.batches.mistral import MistralBatches
-from promptmill.backends.openai.batches.openai import OpenAIBatches
-from promptmill.backends.openai.batches.openrouter import OpenRouterBatches
+from promptmill.backends.openai.batches.families import FAMILIES
 from promptmill.backends.openai.batches.profile import PLAIN_BATCHES, BatchProfile
-from promptmill.backends.openai.batches.xai import XAIBatches
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.transport import Pool
 from promptmill.config.settings import OpenAISettings
@@ -31,7 +25,7 @@ _PATHS = re.compile(r"(/chat/completions|/responses|/messages|/models(?:/[^/]+:\
 _OWN_API = re.compile(r"/(messages|models)(?:/[^/]+:\w+)?/?$")
 _ROWS = {
     "messages": BatchProfile(family="anthropic", requests=100_000, label=""),
-    "models": BatchProfile(family="gemini", label="displayName"),
+    "models": BatchProfile(family="gemini", label="displayName", checks_files=True, purpose=""),
 }
 _KEY_HEADERS = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}
 _ANTHROPIC_VERSION = "2023-06-01"
@@ -65,6 +59,9 @@ def _family(
     pool: Pool, endpoint: Endpoint, settings: OpenAISettings, sleep: Sleep, rng: random.Random | None
 ) -> BatchApi:
     profile = batch_profile(endpoint)
+    if not profile.is_open:
+        text = f"{endpoint.name} publishes no reference of its Batch API, so no batches are sent there."
+        raise PromptmillError(Code.UNSUPPORTED, text, "Leave out `batch`, or use another endpoint.")
     parts = urlsplit(endpoint.url)
     found = _OWN_API.search(parts.path)
     spoken = _ROWS[found[1]].family if found else ""
@@ -97,20 +94,7 @@ def _family(
         rng=rng,
     )
     path = "/v1/responses" if parts.path.endswith("/responses") else "/v1/chat/completions"
-    match profile.family:
-        case "anthropic":
-            return AnthropicBatches(connection, limits)
-        case "fireworks":
-            return FireworksBatches(connection, limits)
-        case "gemini":
-            return GeminiBatches(connection, limits)
-        case "mistral":
-            return MistralBatches(connection, profile, limits)
-        case "xai":
-            return XAIBatches(connection, profile, limits)
-        case "openrouter":
-            return OpenRouterBatches(connection, limits, path)
-    return OpenAIBatches(connection, profile, limits, path)
+    return FAMILIES[profile.family](connection, profile, limits, path)
 
 
 def _headers(endpoint: Endpoint, profile: BatchProfile) -> dict[str, str]:

@@ -8,7 +8,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit, urlunsplit
 
 import orjson
@@ -27,7 +27,8 @@ from promptmill.backends.openai.failures import (
 )
 from promptmill.backends.openai.http_connection import Headers
 from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
-from promptmill.backends.openai.transport import FileBody, Pool
+from promptmill.backends.openai.route import FileBody
+from promptmill.backends.openai.transport import Pool
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.bounds import LARGEST_BODY, MOST_PAGES
 from promptmill.core.errors import Code, PromptmillError, redact
@@ -36,6 +37,7 @@ from promptmill.core.values import JsonDict, JsonObject
 if TYPE_CHECKING:
     from promptmill.backends.openai.session import StreamedResponse  # imports aiohttp
 
+T = TypeVar("T")
 Sleep: TypeAlias = Callable[[float], Awaitable[None]]
 Query: TypeAlias = Mapping[str, str | int]
 """The parameters of a URL."""
@@ -103,7 +105,7 @@ class BatchConnection:
         """Return the URL of a path below the root; `path` may also be a whole URL."""
         is_whole = "://" in path
         parts = urlsplit(path if is_whole else self.endpoint.url + path)
-        queries = [parts.query if is_whole else self._query, urlencode(query or {})]
+        queries = [parts.query, "" if is_whole else self._query, urlencode(query or {})]
         return urlunsplit(parts._replace(query="&".join(filter(None, queries))))
 
     async def once(
@@ -142,20 +144,28 @@ class BatchConnection:
         largest: int = LARGEST_BODY,
     ) -> JsonDict | list[Any]:
         """Send a request that may be repeated, and return its JSON. Raises `PromptmillError`."""
+        return (await self.repeated(lambda: self.once(method, path, body, query=query, largest=largest)))[0]
+
+    async def repeated(self, attempt: Callable[[], Awaitable[T]], look: Callable[[], Awaitable[T]] | None = None) -> T:
+        """Return the result of `attempt`, repeated with waits; after an unclear failure that of `look`, if it has one.
+
+        Raises `PromptmillError`.
+        """
         failures = 0
         while True:
             try:
-                return (await self.once(method, path, body, query=query, largest=largest))[0]
+                return await attempt()
             except FailedRequestError as failed:
                 failures += 1
                 await self.wait(failed, failures)
+                if look is not None and failed.is_unclear and (result := await look()):
+                    return result
 
     async def create(
         self,
         path: str,
         body: FileBody | JsonObject,
         *,
-        query: Query | None = None,
         quota_is_queue: bool = False,
     ) -> JsonDict:
         """Send the request that creates a batch, once. Raises as `BatchApi.create`.
@@ -163,7 +173,7 @@ class BatchConnection:
         `quota_is_queue`: the provider calls its queue a quota.
         """
         try:
-            payload, _ = await self.once("POST", path, body, query=query)
+            payload, _ = await self.once("POST", path, body)
         except FailedRequestError as failed:
             error = failed.decision.error
             if failed.is_unclear:
@@ -200,17 +210,15 @@ class BatchConnection:
 
     async def cancel(self, path: str) -> None:
         """Request a cancellation. A batch that has ended refuses it, which is fine."""
-        failures = 0
-        while True:
+
+        async def attempt() -> None:
             try:
                 await self.once("POST", path)
             except FailedRequestError as failed:
-                if failed.status in _ENDED_ALREADY:
-                    return
-                failures += 1
-                await self.wait(failed, failures)
-            else:
-                return
+                if failed.status not in _ENDED_ALREADY:
+                    raise
+
+        await self.repeated(attempt)
 
     async def lines(self, path: str, query: Query | None = None) -> AsyncIterator[JsonDict]:
         """Yield the objects of a file of JSON Lines, `{}` for a damaged line. Raises `PromptmillError`.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Family: TypeAlias = Literal["openai", "anthropic", "gemini", "mistral", "xai", "openrouter", "fireworks"]
+Family: TypeAlias = Literal["openai", "together", "anthropic", "gemini", "mistral", "openrouter", "fireworks", "none"]
+"""`none`: the provider publishes no reference of its Batch API, so batches are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class BatchProfile:
     requests: int = 50_000
     file_bytes: int = 200_000_000
     window_h: int = 24
-    label: Literal["metadata", "name", "displayName", "id", ""] = "metadata"
+    label: Literal["metadata", "displayName", "id", ""] = "metadata"
     """The field that stores our key; empty: the provider stores no label."""
     discount: float | None = None
     """The documented part of the live price that a batch saves; None: not documented for all models."""
@@ -24,8 +25,6 @@ class BatchProfile:
     """The page with these facts."""
     purpose: str = "batch"
     """The purpose of an uploaded file."""
-    upload: Literal["form", "presigned"] = "form"
-    """The way of an upload: as a form, or to an address that the provider gives for each file."""
     names_path: bool = True
     """Whether each line of a file names the path of its request."""
     checks_files: bool = False
@@ -35,6 +34,11 @@ class BatchProfile:
     takes_local_images: bool = True
     """Whether requests may contain images, and not only their URLs."""
     can_cancel: bool = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether batches can be sent."""
+        return self.family != "none"
 
 
 PLAIN_BATCHES = BatchProfile()

@@ -65,6 +65,24 @@ def json_object(text: bytes) -> JsonDict | list[Any] | None:
     return value if isinstance(value, dict | list) else None
 
 
+def at(value: Any, places: str) -> Any:
+    """Return the first value that is not empty at one of `places`; None without one.
+
+    >>> at({"errors": {"data": [{"code": 5}]}}, "error|errors.data.0")
+    {'code': 5}
+    """
+    for place in places.split("|"):
+        inner = value
+        for name in place.split("."):
+            if isinstance(inner, dict):
+                inner = inner.get(name)
+            else:
+                inner = inner[0] if name == "0" and isinstance(inner, list) and inner else None
+        if inner or (inner == 0 and inner is not False):
+            return inner
+    return None
+
+
 def state_word(value: object) -> str:
     """Return the word of a state in its common form.
 

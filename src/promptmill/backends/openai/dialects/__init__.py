@@ -1,4 +1,4 @@
-"""The requests and replies of APIs other than OpenAI's chat completions, whose own form the package around has.
+"""The requests and replies of each API: its form is a chat completion's, or becomes one.
 
 `DIALECTS` has them by name; `openai` is the name of chat completions.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from promptmill.backends.openai.dialects import anthropic, gemini, responses
+from promptmill.backends.openai.dialects import anthropic, chat, gemini, responses
 from promptmill.backends.openai.dialects.dialect import Dialect
 
-DIALECTS: Mapping[str, Dialect] = MappingProxyType({"anthropic": anthropic, "gemini": gemini, "responses": responses})
+DIALECTS: Mapping[str, Dialect] = MappingProxyType(
+    {"openai": chat, "anthropic": anthropic, "gemini": gemini, "responses": responses}
+)

@@ -28,6 +28,7 @@ from promptmill.backends.openai.dialects.dialect import (
     joined,
     named_function,
     parted,
+    same_url,
     set_of,
     text_of_message,
     unsupported,
@@ -39,6 +40,7 @@ from promptmill.core.request import LEAST_SHARED, AudioPart, Conversation, Image
 from promptmill.core.values import JsonDict, JsonObject
 
 PATH = "/messages"
+url = same_url
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"messages", "system"})
 DEFAULT_TOKENS = 16_384
@@ -70,11 +72,6 @@ def base(base: str) -> str:
     return versioned(base, "v1")
 
 
-def url(url: str, model: str, *, stream: bool) -> str:  # noqa: ARG001 (both are in the body)
-    """Return the endpoint's URL."""
-    return url
-
-
 def headers(key: str) -> dict[str, str]:
     """Return the key and the version."""
     return {"anthropic-version": "2023-06-01"} | ({"x-api-key": key} if key else {})
@@ -83,9 +80,9 @@ def headers(key: str) -> dict[str, str]:
 # Requests
 
 
-def parameters(profile: ProviderProfile, model: str, given: JsonObject) -> Written:
+def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> Written:
     """Return the parameters of a request."""
-    body = {name: value for name, value in given.items() if value is not None}
+    body = {name: value for name, value in {**sampling, **extra}.items() if value is not None}
     refused = dropped(body, _UNKNOWN)
     if profile.reasoning_models and profile.reasoning_models.search(model):
         refused += dropped(body, profile.reasoning_refused | {"top_k"})

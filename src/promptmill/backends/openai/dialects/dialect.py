@@ -36,7 +36,7 @@ class Written(NamedTuple):
 
 
 class Dialect(Protocol):
-    """An API other than chat completions."""
+    """An API."""
 
     PATH: str
     """The path of requests behind the base URL."""
@@ -57,8 +57,8 @@ class Dialect(Protocol):
         """Return the headers of a request besides its content type; `key` may be empty."""
         ...
 
-    def parameters(self, profile: ProviderProfile, model: str, given: JsonObject) -> Written:
-        """Return the parameters in the API's form. `given` has the names of chat completions, or the API's own."""
+    def parameters(self, profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> Written:
+        """Return the parameters in the API's form. `extra` ones have chat completions' names, or the API's own."""
         ...
 
     def conversation(self, conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
@@ -74,12 +74,25 @@ class Dialect(Protocol):
         ...
 
     def assemble(self, events: Iterator[JsonDict]) -> JsonDict:
-        """Return the reply that a whole stream amounts to, or its error. Raises `CutOffError` for a stream cut off."""
+        """Return the reply that a whole stream amounts to, or its error; the end mark is the event `ENDED`.
+
+        Raises `CutOffError` for a stream cut off.
+        """
         ...
 
     def delta_in(self, event: JsonDict) -> JsonDict:
         """Return the part of the answer in an event of a stream, as the `delta` of a chat completion's stream."""
         ...
+
+
+def bearer(key: str) -> dict[str, str]:
+    """Return the header of a key."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def same_url(url: str, model: str, *, stream: bool) -> str:  # noqa: ARG001 (both are in the body)
+    """Return the endpoint's URL, which is that of each request."""
+    return url
 
 
 def versioned(base: str, version: str) -> str:

@@ -108,8 +108,9 @@ def headers(key: str) -> dict[str, str]:
 # Requests
 
 
-def parameters(profile: ProviderProfile, model: str, given: JsonObject) -> Written:
+def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> Written:
     """Return the parameters of a request."""
+    given = {**sampling, **extra}
     body = {name: value for name, value in given.items() if value is not None and name not in {"model", "store"}}
     refused = dropped(body, _UNKNOWN)
     config: JsonDict = {_CONFIG[name]: body.pop(name) for name in [*body] if name in _CONFIG}

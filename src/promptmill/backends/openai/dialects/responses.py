@@ -13,6 +13,7 @@ import orjson
 from promptmill.backends.openai.chat_completion import CutOffError
 from promptmill.backends.openai.dialects.dialect import (
     Written,
+    bearer,
     call,
     calls_of,
     chat_completion,
@@ -21,6 +22,7 @@ from promptmill.backends.openai.dialects.dialect import (
     functions_in,
     joined,
     named_function,
+    same_url,
     set_of,
     text_of_message,
 )
@@ -30,6 +32,7 @@ from promptmill.core.request import AudioPart, Conversation, ImagePart, Message,
 from promptmill.core.values import JsonDict, JsonObject
 
 PATH = "/responses"
+url, headers = same_url, bearer
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"input", "background"})
 
@@ -51,22 +54,12 @@ def base(base: str) -> str:
     return base
 
 
-def url(url: str, model: str, *, stream: bool) -> str:  # noqa: ARG001 (both are in the body)
-    """Return the endpoint's URL."""
-    return url
-
-
-def headers(key: str) -> dict[str, str]:
-    """Return the key."""
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
 # Requests
 
 
-def parameters(profile: ProviderProfile, model: str, given: JsonObject) -> Written:
+def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> Written:
     """Return the parameters of a request."""
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in {**sampling, **extra}.items() if value is not None}
     words = ""
     wanted = given.pop("response_format", None)
     if wanted is not None:

@@ -1,0 +1,327 @@
+"""A provider's Batch API in OpenAI's way: also Azure, Groq, Doubleword and gateways; `families` varies it.
+
+Facts: developers.openai.com/api/reference/resources/batches, openai 3.54.0. Azure sends states with capitals, times as
+texts, counts of null and lists in `value`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Collection, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from typing_extensions import override
+
+from promptmill.backends.batches import (
+    CLOCK_SKEW_S,
+    BatchApi,
+    BatchLimits,
+    BatchState,
+    BatchUnclearError,
+    PlannedBatch,
+    Reply,
+)
+from promptmill.backends.openai.batches.connection import BatchConnection, Paging, Query
+from promptmill.backends.openai.batches.profile import BatchProfile
+from promptmill.backends.openai.batches.reading import (
+    at,
+    batch_problem,
+    count,
+    file_name,
+    file_size,
+    is_ended,
+    is_full,
+    only_match,
+    reply_of,
+    state_word,
+    unix_time,
+)
+from promptmill.backends.openai.route import FileBody
+from promptmill.core.bounds import LARGEST_BODY
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.values import JsonDict, JsonObject
+
+LABEL = "promptmill"
+"""The name of our key in a batch's metadata."""
+_FORM = "multipart/form-data; boundary="
+_READY = frozenset({"processed", "completed", "active", ""})
+_REFUSED = frozenset({"error", "failed", "deleted"})
+
+
+class Places(NamedTuple):
+    """Where a record of a batch has its facts: paths that `reading.at` reads; empty: nowhere."""
+
+    id: str = "id"
+    said: str = "status"
+    done: str = "request_counts.completed"
+    failed: str = "request_counts.failed"
+    total: str = "request_counts.total"
+    created: str = "created_at"
+    expires: str = "expires_at"
+    key: str = f"metadata.{LABEL}"
+    """Of our label."""
+    file: str = "input_file_id"
+    error: str = "errors.data.0|errors.0|error"
+    results: tuple[str, ...] = ("output_file_id", "error_file_id")
+
+
+class FilePlaces(NamedTuple):
+    """The same for the record of a file, and the field of a page that lists files."""
+
+    files: str = "data"
+    id: str = "id"
+    name: str = "filename"
+    size: str = "bytes"
+
+
+def _after_last(payload: JsonObject, _: int) -> dict[str, str] | None:
+    """Return the parameters of the page after this one."""
+    entries = payload.get("data") or payload.get("value") or [{}]
+    last = payload.get("last_id") or entries[-1].get("id")
+    return {"after": str(last)} if payload.get("has_more") and last else None
+
+
+class Batches(BatchApi):
+    """The batches of one endpoint. Another family sets the constants and replaces the methods that differ."""
+
+    PLACES, FILE_PLACES = Places(), FilePlaces()
+    JOBS, FILES = "/batches", "/files"
+    """The paths of batches and of files. Without files, `create` sends the requests, and there is no label."""
+    FIELD = "data"
+    """The field of a page that lists batches."""
+    PAGES = Paging({"limit": 100, "order": "desc"}, _after_last)
+    ORDER: Query = MappingProxyType({})
+    """More parameters of a list of batches."""
+    SKEW_S = CLOCK_SKEW_S
+    CANCEL = "/cancel"
+    LINE = b""
+    """A line with places for id and body, if it is not OpenAI's."""
+    LARGEST = LARGEST_BODY
+    QUOTA_IS_QUEUE = False
+    """Whether the provider calls its queue a quota."""
+
+    def __init__(self, connection: BatchConnection, profile: BatchProfile, limits: BatchLimits, path: str) -> None:
+        """`path` is the path of the requests, such as `/v1/chat/completions`."""
+        self._connection, self._profile, self.limits, self._path = connection, profile, limits, path
+        self._name = connection.endpoint.name
+        named = b'"method":"POST","url":"%b",' % path.encode() if profile.names_path else b""
+        self._line = self.LINE or b'{"custom_id":"%%b",%b"body":%%b}\n' % named
+
+    @override
+    def line(self, custom_id: str, body: bytes) -> bytes:
+        return self._line % (custom_id.encode(), body)
+
+    @override
+    async def check(self) -> None:
+        for path in filter(None, (self.FILES, self.JOBS)):
+            await self._check_path(path)
+
+    async def _check_path(self, path: str) -> None:
+        """Raise `unsupported` if the endpoint has no list at this path."""
+        try:
+            await self._connection.call("GET", path, query={next(iter(self.PAGES.first)): 1})
+        except PromptmillError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+            place = f"{self._name} has no {urlsplit(self._connection.url(path)).path}"
+            raise PromptmillError(
+                Code.UNSUPPORTED, f"{place}, so it runs no batches.", "Leave out `batch`, or use another endpoint."
+            ) from None
+
+    # files
+
+    @override
+    async def upload(self, batch: PlannedBatch) -> str:
+        if not self.FILES:
+            return ""
+        # a lost answer is repeated only if the file is not there
+        return await self._connection.repeated(lambda: self._upload(batch), lambda: self.find_file(batch))
+
+    async def _upload(self, batch: PlannedBatch) -> str:
+        """Upload the file once; return its id. Raises `FailedRequestError`."""
+        form = form_of(batch, {"purpose": self._profile.purpose})
+        return self._id_in((await self._connection.once("POST", self.FILES, form))[0])
+
+    def _id_in(self, file: object) -> str:
+        file_id = at(file, self.FILE_PLACES.id)
+        if not isinstance(file_id, str):
+            raise PromptmillError(Code.BAD_RESPONSE, f"{self._name} sent no id for a file.")
+        return file_id
+
+    def _place_of_file(self, file_id: str) -> str:
+        return f"{self.FILES}/{file_id}"
+
+    @override
+    async def find_file(self, batch: PlannedBatch) -> str:
+        if not self.FILES:
+            return ""
+        size = file_size(batch)
+        whole = (
+            self._id_in(file)
+            for file in await self._named(batch)
+            if count(file.get(self.FILE_PLACES.size)) in {None, size}
+        )
+        return next(whole, "")
+
+    async def _named(self, batch: PlannedBatch) -> list[JsonDict]:
+        """Return the files with the batch's name, whole or not; none where the endpoint lists no files."""
+        name, places, files = file_name(batch), self.FILE_PLACES, list[JsonDict]()
+        purpose = {"purpose": self._profile.purpose} if self._profile.purpose else {}
+        try:
+            async for page in self._connection.pages(self.FILES, places.files, self.PAGES, purpose):
+                files += [file for file in page if file.get(places.name) == name and file.get(places.id)]
+                if self._is_older(page, batch, "created_at"):
+                    break
+        except PromptmillError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+        return files
+
+    def _is_older(self, page: list[JsonDict], batch: PlannedBatch, field: str) -> bool:
+        """Return whether all entries of a page were created before the batch was planned."""
+        times = [unix_time(at(entry, field)) for entry in page]
+        return bool(times) and all(time is not None and time < batch.planned - self.SKEW_S for time in times)
+
+    def _is_usable(self, file: JsonObject) -> bool:
+        """Return whether the provider has processed a file. Raises its refusal."""
+        word = state_word(at(file, "status|state"))
+        if word in _REFUSED:
+            reason = at(file, "error.message|status_details") or word
+            raise PromptmillError(Code.BAD_REQUEST, f"{self._name} refused the file of a batch: {reason}.")
+        return word in _READY
+
+    @override
+    async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
+        if self.FILES:
+            await self._delete_files({batch.file_id, *(state.results if state else ())} - {""}, batch)
+        elif state is not None:
+            await self._connection.delete(self._place(state.id))
+
+    async def _delete_files(self, known: Collection[str], batch: PlannedBatch) -> None:
+        """Delete these files and all with the batch's name. Files that are gone are fine."""
+        for file_id in known:
+            await self._connection.delete(self._place_of_file(file_id))
+        for file in await self._named(batch):
+            if (file_id := self._id_in(file)) not in known:
+                await self._connection.delete(self._place_of_file(file_id))
+
+    # batches
+
+    @override
+    async def create(self, batch: PlannedBatch) -> BatchState:
+        if self._profile.checks_files:
+            await self._connection.until_processed(self._place_of_file(batch.file_id), self._is_usable)
+        path, body = self._order(batch)
+        state = self._read(await self._connection.create(path, body, quota_is_queue=self.QUOTA_IS_QUEUE))
+        if not state.id:
+            raise BatchUnclearError(Code.BAD_RESPONSE, f"{self._name} sent no id for a batch.", "")
+        return state
+
+    def _order(self, batch: PlannedBatch) -> tuple[str, FileBody | JsonObject]:
+        """Return path and body of the request that creates a batch."""
+        body: JsonDict = {
+            "input_file_id": batch.file_id,
+            "endpoint": self._path,
+            "completion_window": f"{self._profile.window_h}h",
+        }
+        return self.JOBS, body | ({"metadata": {LABEL: batch.key}} if self._profile.label == "metadata" else {})
+
+    def _place(self, batch_id: str) -> str:
+        return f"{self.JOBS}/{batch_id}"
+
+    @override
+    async def find(self, batch: PlannedBatch, known: Collection[str] = ()) -> BatchState | None:
+        pages = self._connection.pages(self.JOBS, self.FIELD, self.PAGES, self.ORDER)
+        if not self.FILES:
+            return await only_match(pages, self._read, batch, known)
+        async for page in pages:
+            for job in page:
+                state = self._read(job)
+                is_ours = state.key == batch.key or (batch.file_id and at(job, self.PLACES.file) == batch.file_id)
+                if is_ours and state.id not in known:
+                    return state
+            if self._is_older(page, batch, self.PLACES.created):
+                return None
+        return None
+
+    @override
+    async def state(self, batch_id: str) -> BatchState:
+        return self._read(await self._connection.call("GET", self._place(batch_id), largest=self.LARGEST))
+
+    @override
+    async def cancel(self, batch_id: str) -> BatchState:
+        if not self._profile.can_cancel:
+            text = f"{self._name} cannot cancel batch {batch_id}; it ends by itself within a day."
+            raise PromptmillError(Code.UNSUPPORTED, text, "")
+        await self._connection.cancel(self._place(batch_id) + self.CANCEL)
+        return await self.state(batch_id)
+
+    @override
+    async def replies(self, state: BatchState) -> AsyncIterator[Reply | None]:
+        gone = False  # reported once the other results are read
+        for name in state.results:
+            try:
+                async for line in self._results(name):
+                    yield self._reply(line)
+            except PromptmillError as error:
+                if error.code is not Code.NOT_FOUND:
+                    raise
+                gone = True
+        if gone:
+            text = f"{self._name} does not have all results of batch {state.id}."
+            raise PromptmillError(Code.NOT_FOUND, text, "Providers keep them for days or weeks.")
+
+    def _results(self, name: str) -> AsyncIterator[JsonDict]:
+        """Yield the results with this name of `BatchState.results`; `{}` for one that is no object."""
+        return self._connection.lines(f"{self._place_of_file(name)}/content")
+
+    def _reply(self, line: JsonObject) -> Reply | None:
+        """Return the reply in a result; None for a damaged one."""
+        return reply_of(line)
+
+    def _read(self, job: Any) -> BatchState:
+        """Return the state in a record of a batch."""
+        places, said = self.PLACES, state_word(at(job, self.PLACES.said))
+        error, failed = {"error": at(job, places.error) or {}}, said == "failed"
+        created = unix_time(at(job, places.created))
+        after_window = None if created is None else created + self.limits.window_s
+        return BatchState(
+            id=str(at(job, places.id) or ""),
+            is_ended=is_ended(said),
+            said=said,
+            done=count(at(job, places.done)),
+            failed=count(at(job, places.failed)),
+            total=count(at(job, places.total)),
+            created=created,
+            expires=unix_time(at(job, places.expires)) if places.expires else after_window,
+            key=str(at(job, places.key) or ""),
+            results=tuple(str(name) for place in places.results if (name := at(job, place))),
+            problem=batch_problem(error, self._connection.endpoint) if failed else None,
+            is_full=failed and is_full(error),
+        )
+
+
+def form_of(batch: PlannedBatch, fields: Mapping[str, str]) -> FileBody:
+    """Return the form that uploads a batch's file, with more fields."""
+    boundary = boundary_of_form()
+    before = form_fields(fields, boundary) + (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name(batch)}"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    )
+    end = f"\r\n--{boundary}--\r\n".encode()
+    return FileBody(batch.file, file_size(batch), _FORM + boundary, before.encode(), end)
+
+
+def boundary_of_form() -> str:
+    """Return a text that no file contains."""
+    return f"promptmill-{secrets.token_hex(12)}"
+
+
+def form_fields(fields: Mapping[str, str], boundary: str) -> str:
+    """Return fields as parts of a form."""
+    return "".join(
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    )

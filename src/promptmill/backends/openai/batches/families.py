@@ -1,0 +1,413 @@
+"""The Batch APIs that differ from OpenAI's, each as its differences."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import orjson
+from typing_extensions import override
+
+from promptmill.backends.batches import BatchState, PlannedBatch, Reply
+from promptmill.backends.openai.batches.api import (
+    Batches,
+    FilePlaces,
+    Places,
+    boundary_of_form,
+    form_fields,
+    form_of,
+)
+from promptmill.backends.openai.batches.connection import FailedRequestError, Paging, Query
+from promptmill.backends.openai.batches.profile import Family
+from promptmill.backends.openai.batches.reading import (
+    at,
+    batch_problem,
+    count,
+    error_status,
+    file_name,
+    file_size,
+    rpc_status,
+    state_word,
+)
+from promptmill.backends.openai.route import FileBody
+from promptmill.backends.openai.schema_forms import openapi_form
+from promptmill.core.bounds import MOST_SHARED
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.values import JsonDict, JsonObject
+
+
+def _following(field: str, parameter: str) -> Callable[[JsonObject, int], Query | None]:
+    """Return the way to the next page by a token in a field of the page."""
+    return lambda page, _: {parameter: str(page[field])} if page.get(field) else None
+
+
+def _after_last(page: JsonObject, _: int) -> Query | None:
+    """Return the parameters of the page after this one, in Anthropic's way."""
+    last = page.get("last_id")
+    return {"after_id": str(last)} if page.get("has_more") and last else None
+
+
+def _requests(batch: PlannedBatch, before: bytes) -> FileBody:
+    """Return the body of a request that creates a batch with its requests in a list."""
+    return FileBody(batch.file, file_size(batch), "application/json", before + b'"requests":[', b"]}", is_list=True)
+
+
+def _coded(custom_id: str, error: JsonObject) -> Reply:
+    """Return the reply of a failed request, whose code is one of google.rpc."""
+    status = rpc_status(error.get("code"))
+    return Reply(custom_id, status, orjson.dumps({"error": error}) if status else b"")
+
+
+class TogetherBatches(Batches):
+    """Together's: an upload goes to an address that it names, then the file is checked (together 3.1.1)."""
+
+    PLACES = Places(expires="expires_at|job_deadline")
+
+    @override
+    async def _upload(self, batch: PlannedBatch) -> str:
+        connection, boundary = self._connection, boundary_of_form()
+        fields = {"purpose": self._profile.purpose, "file_name": file_name(batch), "file_type": "jsonl"}
+        form = f"{form_fields(fields, boundary)}--{boundary}--\r\n".encode()
+        kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        headers: Mapping[str, str]
+        try:
+            _, headers = await connection.once("POST", self.FILES, form, headers=kind)
+        except FailedRequestError as failed:
+            if failed.status not in {302, 307}:
+                raise
+            headers = failed.headers
+        body = FileBody(batch.file, file_size(batch), "application/octet-stream")
+        await connection.once("PUT", headers.get("Location", ""), body)
+        return await self._checked(self._id_in({"id": headers.get("X-Together-File-Id")}))
+
+    async def _checked(self, file_id: str) -> str:
+        if file_id:
+            await self._connection.call("POST", f"{self._place_of_file(file_id)}/preprocess")
+        return file_id
+
+    @override
+    async def find_file(self, batch: PlannedBatch) -> str:
+        # perhaps the process ended before it could request the check
+        return await self._checked(await super().find_file(batch))
+
+    @override
+    def _read(self, job: Any) -> BatchState:
+        return super()._read(at(job, "job") or job)  # a created batch is wrapped
+
+
+class MistralBatches(Batches):
+    """Mistral's (docs.mistral.ai/studio-api/batch-processing, mistralai 3.7.0). Results are kept for 24 hours."""
+
+    JOBS, ORDER = "/batch/jobs", MappingProxyType({"order_by": "-created"})
+    PAGES = Paging({"page_size": 100}, lambda _, number: {"page": number})
+    PLACES = Places(
+        done="succeeded_requests",
+        failed="failed_requests",
+        total="total_requests",
+        expires="",
+        file="input_files.0",
+        error="errors.0",
+        results=("output_file", "error_file"),
+    )
+
+    @override
+    def _order(self, batch: PlannedBatch) -> tuple[str, JsonObject]:
+        return self.JOBS, {
+            "endpoint": "/v1/chat/completions",
+            "input_files": [batch.file_id],
+            "model": batch.model,
+            "metadata": {"promptmill": batch.key},
+            "timeout_hours": self._profile.window_h,
+        }
+
+
+class AnthropicBatches(Batches):
+    """Anthropic's (platform.claude.com/docs/en/build-with-claude/batch-processing, anthropic 2.12.0).
+
+    Its counts are all in `processing` until it ends; `ended` is its only final state.
+    """
+
+    JOBS, FILES = "/messages/batches", ""
+    LINE = b'{"custom_id":"%b","params":%b}\n'
+    PAGES = Paging({"limit": 100}, _after_last)
+    PLACES = Places(said="processing_status", key="", results=())
+
+    @override
+    def _order(self, batch: PlannedBatch) -> tuple[str, FileBody]:
+        return self.JOBS, _requests(batch, b"{")
+
+    @override
+    def _read(self, job: Any) -> BatchState:
+        state = super()._read(job)
+        counts = {name: count(value) or 0 for name, value in (at(job, "request_counts") or {}).items()}
+        state = replace(state, total=sum(counts.values()) or None)
+        if not state.is_ended:
+            return state
+        # our own path, because `results_url` of a gateway may name Anthropic's host
+        results = (f"{self._place(state.id)}/results",)
+        return replace(state, done=counts.get("succeeded"), failed=counts.get("errored"), results=results)
+
+    @override
+    def _results(self, name: str) -> AsyncIterator[JsonDict]:
+        return self._connection.lines(name)
+
+    @override
+    def _reply(self, line: JsonObject) -> Reply | None:
+        match line:
+            case {"custom_id": str(custom_id), "result": {"type": "succeeded", "message": dict(message)}}:
+                return Reply(custom_id, 200, orjson.dumps(message))
+            case {"custom_id": str(custom_id), "result": {"type": "errored", "error": dict(error)}}:
+                return Reply(custom_id, error_status(error.get("error") or error), orjson.dumps(error))
+            case {"custom_id": str(custom_id), "result": {"type": "expired" | "canceled"}}:
+                return Reply(custom_id, 0, b"")
+        return None
+
+
+class OpenRouterBatches(Batches):
+    """OpenRouter's: the results are in the record of the batch, in one body, so batches are kept small.
+
+    Facts: openrouter.ai/docs/guides/features/batch-api, openrouter 1.3.84.
+    """
+
+    FILES, LARGEST = "", MOST_SHARED
+    PLACES = Places(error="error", key="", results=())
+
+    @override
+    def _order(self, batch: PlannedBatch) -> tuple[str, FileBody]:
+        about = {"endpoint": self._path, "model": batch.model, "completion_window": "24h"}
+        return self.JOBS, _requests(batch, orjson.dumps(about)[:-1] + b",")
+
+    @override
+    def _read(self, job: Any) -> BatchState:
+        state = super()._read(job)
+        return replace(state, results=(state.id,)) if state.is_ended else state
+
+    @override
+    async def _results(self, name: str) -> AsyncIterator[JsonDict]:
+        job = await self._connection.call("GET", self._place(name), largest=self.LARGEST)
+        for line in at(job, "results") or ():
+            yield line if isinstance(line, dict) else {}
+
+
+class GeminiBatches(Batches):
+    """Gemini's: a resumable upload, a long-running operation. Ids are names, such as `batches/123` and `files/abc`.
+
+    Facts: ai.google.dev/gemini-api/docs/batch-api, google-genai 3.4.0. Requests are never sent inline, because the
+    results of large inline batches cannot be read: each look at the operation carries all of them twice.
+    """
+
+    FIELD, CANCEL, QUOTA_IS_QUEUE = "operations", ":cancel", True
+    LINE = b'{"key":"%b","request":%b}\n'
+    PAGES = Paging({"pageSize": 100}, _following("nextPageToken", "pageToken"))
+    SKEW_S = math.inf  # lists have no order
+    PLACES = Places(
+        id="name",
+        said="metadata.state|state",
+        done="metadata.batchStats.successfulRequestCount|batchStats.successfulRequestCount",
+        failed="metadata.batchStats.failedRequestCount|batchStats.failedRequestCount",
+        total="metadata.batchStats.requestCount|batchStats.requestCount",
+        created="metadata.createTime|createTime",
+        expires="expires_at",
+        key="metadata.displayName|displayName",
+        error="error|metadata.error",
+    )
+    FILE_PLACES = FilePlaces("files", "name", "displayName", "sizeBytes")
+    _KIND = "application/jsonl"
+    _VERSION = re.compile(r"/(v\d[^/?]*)$")
+
+    @override
+    def line(self, custom_id: str, body: bytes) -> bytes:
+        # with its schema in the form that works in batches
+        if b'"responseJsonSchema"' in body:
+            request = orjson.loads(body)
+            config = request.get("generationConfig", {})
+            if form := openapi_form(config.get("responseJsonSchema")):
+                del config["responseJsonSchema"]
+                config["responseSchema"] = form
+                body = orjson.dumps(request)
+        return super().line(custom_id, body)
+
+    def _beside(self, place: str) -> str:
+        """Return the URL that has `upload` or `download` before the version."""
+        return self._VERSION.sub(rf"/{place}/\1", self._connection.endpoint.url)
+
+    @override
+    async def _upload(self, batch: PlannedBatch) -> str:
+        size = file_size(batch)
+        about = {
+            "X-Goog-Upload-Protocol": "resumable",
+            "X-Goog-Upload-Command": "start",
+            "X-Goog-Upload-Header-Content-Length": str(size),
+            "X-Goog-Upload-Header-Content-Type": self._KIND,
+        }
+        named = {"file": {"displayName": file_name(batch), "mimeType": self._KIND}}
+        _, headers = await self._connection.once("POST", f"{self._beside('upload')}/files", named, headers=about)
+        address = headers.get("X-Goog-Upload-URL", "")
+        if not address:
+            raise PromptmillError(Code.BAD_RESPONSE, f"{self._name} named no address for a file.")
+        command = {"X-Goog-Upload-Offset": "0", "X-Goog-Upload-Command": "upload, finalize"}
+        body = FileBody(batch.file, size, self._KIND)
+        return self._id_in(at((await self._connection.once("POST", address, body, headers=command))[0], "file"))
+
+    @override
+    def _place_of_file(self, file_id: str) -> str:
+        return f"/{file_id}"
+
+    @override
+    def _place(self, batch_id: str) -> str:
+        return f"/{batch_id}"
+
+    @override
+    def _order(self, batch: PlannedBatch) -> tuple[str, JsonObject]:
+        about = {"batch": {"displayName": batch.key, "inputConfig": {"fileName": batch.file_id}}}
+        return f"/models/{batch.model.removeprefix('models/')}:batchGenerateContent", about
+
+    @override
+    def _read(self, job: Any) -> BatchState:
+        state, error = super()._read(job), at(job, self.PLACES.error)
+        output = at(job, "response|metadata.output|output|metadata.dest|dest")
+        file = at(output, "responsesFile")
+        if error and not file and state.problem is None and rpc_status(error.get("code")) != 0:
+            state = replace(state, problem=batch_problem({"error": error}, self._connection.endpoint))
+        return replace(state, is_ended=bool(at(job, "done")) or state.is_ended, results=(str(file),) if file else ())
+
+    @override
+    def _results(self, name: str) -> AsyncIterator[JsonDict]:
+        return self._connection.lines(f"{self._beside('download')}/{name}:download", {"alt": "media"})
+
+    @override
+    def _reply(self, line: JsonObject) -> Reply | None:
+        match line:
+            case {"key": str(key), "response": dict(response)} if response:
+                return Reply(key, 200, orjson.dumps(response))
+            case {"key": str(key), "error": dict(error)}:
+                return _coded(key, error)
+        return None
+
+
+class FireworksBatches(Batches):
+    """Fireworks': datasets for requests and results, below an account that has another path than inference.
+
+    Our key is the id of the job and of both datasets, so a job cannot be created twice. Facts:
+    docs.fireworks.ai/guides/batch-inference, fireworks-ai 1.2.30.
+    """
+
+    PAGES = Paging({"pageSize": 100}, _following("nextPageToken", "pageToken"))
+    PLACES = Places(
+        id="name",
+        said="state",
+        done="jobProgress.successfullyProcessedRequests",
+        failed="jobProgress.failedRequests",
+        total="jobProgress.totalInputRequests",
+        created="createTime",
+        expires="",
+        key="displayName",
+        error="status",
+        results=("outputDatasetId",),
+    )
+    _account = ""
+
+    @override
+    async def check(self) -> None:
+        await self._check_path("/accounts")
+        await self._check_path(await self._below("batchInferenceJobs"))
+
+    async def _below(self, rest: str) -> str:
+        """Return a path below the account of the key."""
+        if not self._account:
+            self._account = str(at(await self._connection.call("GET", "/accounts"), "accounts.0.name") or "")
+            if not self._account:
+                text = f"{self._name} names no account for this key, so it runs no batches."
+                raise PromptmillError(Code.UNSUPPORTED, text, "Use a key of an account.")
+        return f"/{self._account}/{rest}"
+
+    @override
+    def _place(self, batch_id: str) -> str:
+        return f"/{batch_id}"
+
+    @override
+    async def _upload(self, batch: PlannedBatch) -> str:
+        name = _id(batch)
+        try:
+            about = {"datasetId": name, "dataset": {"userUploaded": {}}}
+            await self._connection.once("POST", await self._below("datasets"), about)
+        except FailedRequestError as failed:
+            if failed.status != 409:  # else it exists: an earlier attempt made it
+                raise
+        await self._connection.once("POST", await self._below(f"datasets/{name}:upload"), form_of(batch, {}))
+        return name
+
+    @override
+    async def find_file(self, batch: PlannedBatch) -> str:
+        dataset = await self._record(f"datasets/{_id(batch)}")
+        return _id(batch) if state_word(at(dataset, "state")) == "ready" else ""
+
+    async def _record(self, rest: str) -> Any:
+        """Return the record at a path below the account; None without one."""
+        try:
+            return await self._connection.call("GET", await self._below(rest))
+        except PromptmillError as error:
+            if error.code is Code.NOT_FOUND:
+                return None
+            raise
+
+    @override
+    async def create(self, batch: PlannedBatch) -> BatchState:
+        await self._below("")
+        return await super().create(batch)
+
+    @override
+    def _order(self, batch: PlannedBatch) -> tuple[str, JsonObject]:
+        name, account = _id(batch), self._account
+        return f"/{account}/batchInferenceJobs?batchInferenceJobId={name}", {
+            "displayName": batch.key,
+            "model": batch.model,
+            "inputDatasetId": f"{account}/datasets/{batch.file_id}",
+            "outputDatasetId": f"{account}/datasets/{name}-out",
+        }
+
+    @override
+    async def find(self, batch: PlannedBatch, known: Collection[str] = ()) -> BatchState | None:
+        job = await self._record(f"batchInferenceJobs/{_id(batch)}")
+        state = self._read(job) if job else None
+        return state if state is not None and state.id not in known else None
+
+    @override
+    async def _results(self, name: str) -> AsyncIterator[JsonDict]:
+        payload = await self._connection.call("GET", f"/{name}:getDownloadEndpoint")
+        for url in (at(payload, "filenameToSignedUrls") or {}).values():
+            async for line in self._connection.lines(str(url)):
+                yield line
+
+    @override
+    async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
+        await self._connection.delete(await self._below(f"datasets/{_id(batch)}"))
+        for dataset in state.results if state else ():
+            await self._connection.delete(f"/{dataset}")
+
+    @override
+    def _read(self, job: Any) -> BatchState:
+        state = super()._read(job)
+        return state if state.is_ended else replace(state, results=())
+
+
+def _id(batch: PlannedBatch) -> str:
+    """Return our key as an id: lower case, with a letter first."""
+    return f"pm-{batch.key.lower()}"
+
+
+FAMILIES: Mapping[Family, type[Batches]] = MappingProxyType(
+    {
+        "openai": Batches,
+        "together": TogetherBatches,
+        "mistral": MistralBatches,
+        "anthropic": AnthropicBatches,
+        "openrouter": OpenRouterBatches,
+        "gemini": GeminiBatches,
+        "fireworks": FireworksBatches,
+    }
+)

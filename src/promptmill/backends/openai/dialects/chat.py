@@ -1,0 +1,134 @@
+"""OpenAI's chat completions, which most endpoints speak, and whose form the replies of all dialects get.
+
+Format: platform.openai.com/docs/api-reference/chat; its streaming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from promptmill.backends.openai.chat_completion import ENDED, CutOffError, GrowingMessage
+from promptmill.backends.openai.dialects.dialect import Written, bearer, same_url
+from promptmill.backends.openai.providers import ProviderProfile, translate
+from promptmill.backends.openai.schema_forms import asked_of
+from promptmill.core.request import ROLES, AudioPart, Conversation, Message, TextPart
+from promptmill.core.values import JsonDict, JsonObject
+
+PATH = "/chat/completions"
+url, headers = same_url, bearer
+STREAMED: JsonObject = {"stream": True, "stream_options": {"include_usage": True}}
+FILLED: frozenset[str] = frozenset()
+_STARTS = {role: b'{"role":"%b","content":' % role.encode() for role in ROLES}
+
+
+def base(base: str) -> str:
+    """Return the path of the API's base URL."""
+    return base
+
+
+# Requests
+
+
+def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> Written:
+    """Return the parameters of a request."""
+    ours, own, words = {**sampling}, {**extra}, ""
+    thinking = own.pop("enable_thinking", None)
+    if (wanted := ours.pop("response_format", None)) is not None:
+        form, words = asked_of(profile, wanted)
+        ours |= {} if form is None else {"response_format": form}
+    body, refused = translate(profile, model, ours | own)
+    if thinking is not None:
+        body["enable_thinking"] = thinking
+    return Written({"model": model, **body}, refused, words)
+
+
+def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
+    """Return `messages`."""
+    if not images:
+        return [b'"messages":[', b",".join(map(_message, conversation.messages)), b"]"]
+    pieces = [b'"messages":[']
+    for message in conversation.messages:
+        pieces += [*_pieces(message, images), b","]
+    return [*pieces[:-1], b"]"]
+
+
+def _message(message: Message) -> bytes:
+    if not message.extra and isinstance(message.content, str):
+        start = _STARTS.get(message.role) or b'{"role":"%b","content":' % message.role.encode()
+        return start + orjson.dumps(message.content) + b"}"
+    return b"".join(_pieces(message, {}))
+
+
+def _pieces(message: Message, images: Mapping[str, bytes]) -> list[bytes]:
+    head = orjson.dumps({"role": message.role, **(message.extra or {})})[:-1]
+    if not isinstance(message.content, tuple):
+        return [b'%b,"content":%b}' % (head, orjson.dumps(message.content))]
+    pieces = [head + b',"content":[']
+    for part in message.content:
+        if isinstance(part, TextPart):
+            pieces.append(b'{"type":"text","text":%b}' % orjson.dumps(part.text))
+        elif isinstance(part, AudioPart):
+            audio = {"type": "input_audio", "input_audio": {"data": part.data, "format": part.format}}
+            pieces.append(orjson.dumps(audio))
+        else:
+            detail = b',"detail":' + orjson.dumps(part.detail) if part.detail else b""
+            pieces += [b'{"type":"image_url","image_url":{"url":', images[part.source], detail + b"}}"]
+        pieces.append(b",")
+    pieces[-1] = b"]}"
+    return pieces
+
+
+# Replies
+
+
+def completion(*_: Any, **__: Any) -> JsonDict | None:
+    """Return None: a reply has this form already, or it is no answer."""
+    return None
+
+
+def assemble(events: Iterator[JsonDict]) -> JsonDict:
+    """Return the completion object of a whole stream, or the first event that reports an error.
+
+    After a part of an answer, the event has that part's usage and `choices`.
+
+    Raises `CutOffError` for a stream with neither a finish reason nor an end mark.
+    """
+    completion: JsonDict = {}
+    growing = GrowingMessage()
+    logprobs: dict[str, list[Any]] = {}
+    finish: Any = None
+    ended = False
+    for event in events:
+        if ended := event is ENDED:
+            break
+        known = {name: event.get(name) or completion.get(name) for name in ("usage", "service_tier")}
+        if event.get("error") or ("choices" not in event and event.get("object") == "error"):
+            return event | known | ({"choices": [begun]} if (begun := growing.as_dict()) else {})
+        completion = event | known
+        for choice in event.get("choices") or ():
+            if choice.get("index", 0) != 0:
+                continue
+            finish = choice.get("finish_reason") or finish
+            _add_logprobs(logprobs, choice.get("logprobs"))
+            growing.add(choice.get("delta") or choice.get("message") or {})
+    if finish is None and not ended:
+        raise CutOffError
+    message = growing.as_dict()
+    choice = {"index": 0, "message": message, "logprobs": logprobs or None, "finish_reason": finish}
+    return {**completion, "object": "chat.completion", "choices": [choice] if message or finish else []}
+
+
+def _add_logprobs(logprobs: dict[str, list[Any]], piece: Any) -> None:
+    if isinstance(piece, dict):
+        for name, values in piece.items():
+            logprobs.setdefault(name, []).extend(values if isinstance(values, list) else ())
+
+
+def delta_in(event: JsonDict) -> JsonDict:
+    """Return an event as a delta."""
+    choice = event["choices"][0]
+    delta: JsonDict = choice.get("delta") or choice.get("message") or {}
+    return {} if choice.get("index", 0) else delta

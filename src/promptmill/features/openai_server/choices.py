@@ -1,0 +1,78 @@
+"""The answers of an outcome as OpenAI's API has them: messages, tool calls, counts of tokens."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from promptmill.backends.protocol import Completion, Growing, Usage
+from promptmill.core.values import JsonDict, JsonObject
+
+
+class Choice(NamedTuple):
+    """One of the answers to a request."""
+
+    text: str
+    finish_reason: str
+    reasoning: str | None
+    tool_calls: list[JsonDict]
+    logprobs: JsonObject | None
+
+    @property
+    def whole(self) -> Growing:
+        """The answer, fully grown."""
+        return Growing(self.text, self.reasoning or "", self.tool_calls)
+
+    def message(self) -> JsonDict:
+        """Return the assistant's message."""
+        text = self.text or (None if self.tool_calls else "")
+        message: JsonDict = {"role": "assistant", "content": text, "refusal": None}
+        if self.tool_calls:
+            message["tool_calls"] = self.tool_calls
+        return message | reasoning_fields(self.reasoning)
+
+
+def reasoning_fields(reasoning: str | None) -> JsonDict:
+    """Return the reasoning under DeepSeek's name, and under the name of OpenRouter and vLLM."""
+    return {"reasoning_content": reasoning, "reasoning": reasoning} if reasoning else {}
+
+
+def tool_call(call: JsonObject) -> JsonDict:
+    """Return a tool call whole: an engine may leave out its id, and an endpoint may send an object as arguments."""
+    function = call.get("function") or {}
+    arguments = function.get("arguments", "")
+    text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+    named = {"name": function.get("name", ""), "arguments": text}
+    return {"id": call.get("id") or f"call_{secrets.token_hex(12)}", "type": "function", "function": named}
+
+
+def choices_of(answer: Completion) -> list[Choice]:
+    """Return the answers in `answer`: one, or several for `n` (whose other fields are in its details)."""
+    kept = (answer.details or {}).get("choices") if answer.answers else None
+    if kept is None:
+        one = {name: getattr(answer, name) for name in Choice._fields}
+        kept = [one | {"text": text} for text in answer.answers or (answer.text,)]
+    return [_choice(**{name: one[name] for name in Choice._fields}) for one in kept]
+
+
+def _choice(
+    *, finish_reason: str | None, tool_calls: Sequence[JsonObject], logprobs: JsonObject | None, **texts: Any
+) -> Choice:
+    reason = "tool_calls" if tool_calls and finish_reason != "length" else finish_reason or "stop"
+    calls = list(map(tool_call, tool_calls))
+    said = None if logprobs is None else {"refusal": None, **logprobs}
+    return Choice(**texts, finish_reason=reason, tool_calls=calls, logprobs=said)
+
+
+def usage_of(usage: Usage) -> JsonDict:
+    """Return the token counts as chat completions report them."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
