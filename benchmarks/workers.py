@@ -16,11 +16,11 @@ from PIL import Image
 
 from benchmarks.field import Field
 from benchmarks.measure import Row, interleaved, ratio
-from promptmill.backends.openai.backend import Attempts, OpenAIBackend
-from promptmill.backends.openai.workers import FanOut
 from promptmill.backends.protocol import Call, Completion, Facts
+from promptmill.cluster.fan_out import LargeCall
+from promptmill.cluster.remote import Quota
 from promptmill.config.loading import Configuration
-from promptmill.core.request import Conversation, Message, Sampling
+from promptmill.core.request import Conversation, Message, Request, Sampling
 from promptmill.service.driver import Driver
 from promptmill.service.list_call import ListSink, ListSource
 
@@ -31,11 +31,11 @@ _CPU_PROMPTS = 40_000
 
 
 class _Taken:
-    """What one run took: `seconds`, `cpu_s` of its workers, `growth` of each worker's private memory in bytes."""
+    """What one run took: `seconds`, CPU of its workers and of this process, and growth of each worker in bytes."""
 
-    def __init__(self, seconds: float, cpu_s: float, growth: list[int]) -> None:
+    def __init__(self, seconds: float, cpu_s: float, own_s: float, growth: list[int]) -> None:
         self.seconds = seconds
-        self.cpu_s = cpu_s
+        self.cpu_s, self.own_s = cpu_s, own_s
         self.growth = growth
 
 
@@ -44,38 +44,30 @@ async def _run(field: Field, workers: int, items: Sequence[Conversation], cores:
         "model_name": "bench",
         "base_url": field.fast,
         "api_key": "x",
-        "num_workers": workers,
         "concurrency": 64 * workers,
     }
     plan = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
-    backend = OpenAIBackend(plan)
-    await backend.load(lambda _: None)
-    sink = ListSink(len(items))
     call = Call(Facts(total=len(items)))
     # made here, because the backend makes none for one worker
-    fan_out = FanOut(plan, backend._endpoints, call, workers=workers, concurrency=64 * workers)
-    limiter, settings = backend._limiter, plan.settings.backend_configs.openai
-    assert limiter is not None
-    attempts = Attempts(call, settings=settings, concurrency=fan_out.capacity, limiter=limiter, sender=fan_out)
+    large = LargeCall(plan, workers)
+    share = large.replicas.enter(call)
     try:
-        await fan_out._least_busy()
-        while len(fan_out._ready) < fan_out._count:
+        large.start(Quota(64 * workers))
+        first = await large.replicas.answer(Request(0, items[0], Sampling()), call)  # then the others start
+        while len(large.replicas.ready) < workers:
             await asyncio.sleep(0.01)
-        processes = [child for child in psutil.Process().children() if "openai.worker" in " ".join(child.cmdline())]
+        processes = [child for child in psutil.Process().children() if "cluster.worker" in " ".join(child.cmdline())]
         for process, core in zip(processes, cores, strict=False):
             process.cpu_affinity([core])
         before = [process.memory_full_info().uss for process in processes]
-        cpu, began = _cpu(processes), time.perf_counter()
-        await Driver(ListSource(items, "", Sampling(), {}), sink, call).run(
-            lambda request, _: attempts.answer(request), attempts
-        )
-        seconds, cpu = time.perf_counter() - began, _cpu(processes) - cpu
+        sink, cpu, own, began = ListSink(len(items)), _cpu(processes), time.process_time(), time.perf_counter()
+        await Driver(ListSource(items, "", Sampling(), {}), sink, call).run(large.replicas.answer, share)
+        seconds, cpu, own = time.perf_counter() - began, _cpu(processes) - cpu, time.process_time() - own
         growth = [process.memory_full_info().uss - bare for process, bare in zip(processes, before, strict=True)]
     finally:
-        await attempts.aclose()
-    await backend.aclose()
-    assert all(isinstance(outcome, Completion) for outcome in sink.result(None))
-    return _Taken(seconds, cpu, growth)
+        await large.end(call)
+    assert all(isinstance(outcome, Completion) for outcome in (first, *sink.result(None)))
+    return _Taken(seconds, cpu, own, growth)
 
 
 def _cpu(processes: Sequence[psutil.Process]) -> float:
@@ -91,6 +83,9 @@ async def workers(field: Field, pairs: int) -> list[Row]:
     with _images() as images:
         rows = [await _second_worker(field, pairs, images[:_IMAGES]), await _cpu_per_item(field, pairs, images)]
     rows.append(await _cpu_per_item(field, pairs, _texts(_CPU_PROMPTS)))
+    own = [(await _run(field, 2, _texts(_CPU_PROMPTS))).own_s / _CPU_PROMPTS * 1e6 for _ in range(pairs)]
+    what = f"CPU of this process per item, {_CPU_PROMPTS:,} short prompts, 2 workers"
+    rows.append(Row("workers", what, statistics.median(own), unit="µs", raw={"us": own}))
     grown = (await _run(field, 8, _texts(_PROMPTS))).growth
     what = f"private memory of a worker beyond a bare one, {_PROMPTS:,} prompts, 8 workers"
     detail = f"least {min(grown) / 2**20:.1f} MiB"

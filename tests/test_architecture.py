@@ -93,7 +93,7 @@ def test_a_fresh_interpreter_imports_nothing_heavy(entry):
 
 @pytest.mark.parametrize(
     "entry",
-    ["promptmill.backends.openai.backend", "promptmill.backends.openai.worker", "promptmill.backends.engines.host"],
+    ["promptmill.backends.openai.backend", "promptmill.cluster.worker", "promptmill.backends.engines.host"],
 )
 def test_our_side_of_a_backend_imports_nothing_heavy(entry):
     code = f"import sys, {entry}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"

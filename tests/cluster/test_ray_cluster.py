@@ -11,15 +11,16 @@ import pytest
 from fakes import openai_configuration
 from promptmill.backends import registry
 from promptmill.cluster import replicas
-from promptmill.cluster.ray_cluster import RayCluster, _share
+from promptmill.cluster.ray_cluster import RayCluster
+from promptmill.cluster.remote import part_of
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 
 
-def test_limits_are_shared_out_so_that_they_hold_for_all_replicas_together():
-    plan = openai_configuration("http://127.0.0.1:9/v1", rpm=60, tpm=1000, concurrency=10).plan
-    share = _share(plan, 4).settings.backend_configs.openai
-    assert (share.rpm, share.tpm, share.concurrency, share.num_workers) == (60, 1000, 2, 1)  # rates are leased
+def test_a_replica_starts_no_processes_of_its_own_and_no_more_of_them_than_requests_are_there():
+    plan = openai_configuration("http://127.0.0.1:9/v1", rpm=60, tpm=1000, concurrency=10, num_workers=4).plan
+    share = part_of(plan).settings.backend_configs.openai
+    assert (share.rpm, share.tpm, share.concurrency, share.num_workers) == (60, 1000, 10, 1)  # `Quota` leases them
     assert RayCluster("auto", 20)._count(plan) == 10
 
 

@@ -104,7 +104,7 @@ async def test_answered_rows_are_left_out_and_retryable_failures_bring_their_att
     rows.store.write([record_of(row, outcome) for row, outcome in enumerate(outcomes)])
     source = world.source(rows, world.sink())
     requests = await source.take(2)
-    assert [(request.key, request.row, request.attempts) for request in requests] == [(1, 1, 3), (4, 4, 0)]
+    assert [(request.key, request.attempts) for request in requests] == [(1, 3), (4, 0)]
     assert [request.conversation.as_messages()[0]["content"] for request in requests] == ["prompt 1", "prompt 4"]
     await source.aclose()
     again = world.source(rows, sink := world.sink(), "again truncated")

@@ -1,16 +1,10 @@
 """The questions of an input: the columns that prompts, settings and images come from."""
 
-import json
-
 import pytest
 
 from promptmill.backends import rows
-from promptmill.backends.questions import RowRequests, joined, question_of
-from promptmill.backends.rows import RowLimits, RowReader
+from promptmill.backends.questions import joined, question_of
 from promptmill.core.errors import PromptmillError
-from promptmill.core.request import Sampling
-from promptmill.jobs.inputs.questions import questions_of
-from promptmill.jobs.store.order import Question
 
 
 def test_moved_columns_ask_the_same_question_and_json_in_cells_keeps_its_order(ingested, tmp_path):
@@ -58,24 +52,6 @@ def test_each_prompt_of_a_row_has_its_question_and_its_digest(ingested, tmp_path
             one.asked[at] for one in each
         ]
     assert both.rows[1].asked == bytes(32), "a row without a question has the digest zero"
-
-
-@pytest.mark.parametrize(
-    ("question", "input_format", "header"),
-    [
-        (Question(), "csv", ["messages", "prompt", "k"]),
-        (Question(column="q"), "parquet", ["q", "image"]),
-        (Question(templates=("Say {{a}} {{row['my b']}}",), image_column="i"), "csv", ["a", "my b", "i"]),
-        (Question(templates=("Say {{a}}",), row_settings=True), "jsonl", []),
-        (Question(), "jsonl", []),
-    ],
-)
-def test_questions_are_the_same_in_another_process(question, input_format, header):
-    (questions,) = questions_of(question, input_format, header)
-    requests = RowRequests(
-        RowReader("table", Sampling(stop=["x"]), {"a": 1}, limits=RowLimits(frozenset("m"))), questions
-    )
-    assert RowRequests.unpacked(json.loads(json.dumps(requests.packed()))) == requests
 
 
 def test_a_question_may_hold_any_text(ingested, tmp_path):

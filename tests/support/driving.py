@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fakes import DictSink, ListSource, openai_plan
-from promptmill.backends import registry
 from promptmill.backends.protocol import Backend, Call, Completion, Facts, Failure, Outcome, Sink, Source
+from promptmill.cluster import fan_out
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError
 from promptmill.service.driver import Driver
@@ -49,7 +49,7 @@ class Result:
 @asynccontextmanager
 async def opened(where: str | list[str] | ResolvedConfig, **block: Any) -> AsyncIterator[Backend]:
     """Open the backend of a plan, or the openai backend at these URLs, and close it."""
-    backend = await registry.create(where if isinstance(where, ResolvedConfig) else openai_plan(where, **block))
+    backend = await fan_out.create(where if isinstance(where, ResolvedConfig) else openai_plan(where, **block))
     try:
         await backend.load(lambda _: None)
         yield backend

@@ -267,7 +267,7 @@ class _BudgetAccount(Account):
         """Note that the last request was refused, which costs nothing."""
         self.open -= 1
 
-    def reserve_again(self) -> bool:
+    async def reserve_again(self) -> bool:
         """Reserve the cost of another request; return False if a budget does not allow it."""
         return self.reserve()
 

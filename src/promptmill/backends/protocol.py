@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from promptmill.answers.reasoning import unknown_mark
@@ -228,15 +227,6 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class InputFile:
-    """The database with the rows of a call, for processes that read them by their numbers."""
-
-    path: Path
-    requests: Mapping[str, Any]
-    """The packed `RowRequests`, by which its rows become requests."""
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
     """A stage of a check: its finding, and the error code of a problem."""
 
@@ -261,6 +251,7 @@ class Choice:
     keyless: bool
 
 
+@runtime_checkable
 class Flow(Protocol):
     """The state of a call's requests, for progress displays."""
 
@@ -323,10 +314,12 @@ class Facts:
     """The number of items, if known."""
     size: int = 0
     """The total bytes or characters of all items, 0 if unknown: large calls are worth worker processes."""
-    file: InputFile | None = None
-    """The file with the rows of its requests, if there is one."""
     keep_raw: bool = False
     """Whether answers keep the endpoint's other fields, for outputs of the Batch format."""
+    has_answered: bool = False
+    """Whether its endpoint has answered a request of it in another process."""
+    kept_image_bytes: int = 256 * 1024 * 1024
+    """Bytes of encoded images that are kept for later items."""
     of_job: bool = False
     """Whether it is a round of a job, whose database has its counts."""
 
@@ -676,9 +669,17 @@ class Widening(Protocol):
 
 
 @runtime_checkable
-class RateLimited(Protocol):
-    """A backend whose `rpm` and `tpm` may be shared with the same backend in other processes."""
+class Leased(Protocol):
+    """A backend that shares `concurrency`, `rpm` and `tpm` with the same backend in other processes."""
 
-    def lease(self, share: float) -> None:
-        """Use at most this fraction (0 to 1) of `rpm` and `tpm` from now on."""
+    @property
+    def most(self) -> int:
+        """The requests that all of them may have in flight together."""
+        ...
+
+    async def lease(self, most: int, rates: float) -> None:
+        """Have at most `most` requests in flight, and use this fraction (0 to 1) of `rpm` and `tpm`, from now on.
+
+        Returns when no more are in flight.
+        """
         ...

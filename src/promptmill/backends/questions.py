@@ -11,17 +11,13 @@ import contextlib
 import json
 import math
 import re
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
-from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Protocol
-from urllib.parse import quote
+from typing import Any, Protocol
 
 import orjson
-from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
 from promptmill.backends import rows
 from promptmill.backends.rows import IMAGES, RowReader
@@ -31,7 +27,6 @@ from promptmill.core.request import Request
 from promptmill.core.values import JsonDict, JsonObject, json_text, loads, plain_text, read_json
 
 PROMPT = Named("prompt")
-_WAIT_S = 5.0  # for the writer of the database
 NOT_UTF8 = "is not UTF-8 text."
 _APART = b"\x1f"  # no JSON contains it: in a text it would be escaped
 # Programs write a missing value of CSV or TSV as an empty cell or as one of these texts.
@@ -147,22 +142,13 @@ def cell_text(value: Any) -> str:
     return json_text(value) if isinstance(value, dict | list | bool) else plain_text(value)
 
 
-def _packed(template: Template | None) -> tuple[str, ...] | None:
-    """Return the parts of a template; None for one with expressions, whose questions are stored."""
-    return template.parts if isinstance(template, PlainTemplate) else None
-
-
-def _unpacked(parts: Sequence[str] | None) -> PlainTemplate | None:
-    return None if parts is None else PlainTemplate(tuple(parts))
-
-
 @dataclass(frozen=True, slots=True)
 class Questions:
     """Makes the question of a row from its cells, for one prompt."""
 
     columns: tuple[tuple[int, str], ...] | None = None
     """Of a table, the place and the field of each cell that is used; None: rows are JSON objects."""
-    template: Annotated[Template | None, PlainValidator(_unpacked), PlainSerializer(_packed)] = None
+    template: Template | None = None
     fields: tuple[str, ...] = ()
     """The fields besides the prompt that are part of the question: settings and images."""
     column: str | None = None
@@ -254,7 +240,7 @@ class Questions:
 
 @dataclass(frozen=True, slots=True)
 class RowRequests:
-    """Makes requests of stored rows. It has plain values only, so that it can be sent to other processes."""
+    """Makes requests of stored rows."""
 
     reader: RowReader
     questions: Questions
@@ -296,29 +282,6 @@ class RowRequests:
         if "".join(texts) != last.content:
             return pieces
         return [*pieces, *texts[:1], *map("".join, zip(texts[1::2], texts[2::2], strict=True))][:-1]
-
-    def packed(self) -> JsonDict:
-        """Return it as JSON carries it, for another process, which reads no row that names another model."""
-        plain = replace(self, reader=replace(self.reader, models={}))
-        packed: JsonDict = TypeAdapter(RowRequests).dump_python(plain, mode="json")
-        return packed
-
-    @classmethod
-    def unpacked(cls, packed: JsonObject) -> RowRequests:
-        """Return the value that `packed` wrote."""
-        return TypeAdapter(cls).validate_python(packed)
-
-
-class StoredRows:
-    """The rows in the database of a job, read by another process."""
-
-    def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", timeout=_WAIT_S, uri=True)
-
-    def __getitem__(self, n: int) -> tuple[bytes | None, bytes]:
-        """Return the questions and the cells of row `n`. Raises `sqlite3.Error`."""
-        line, cells = self._connection.execute("SELECT line, cells FROM row WHERE n = ?", (n,)).fetchone()
-        return line, cells
 
 
 def question_json(question: JsonObject) -> bytes:

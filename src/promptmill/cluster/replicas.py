@@ -1,4 +1,4 @@
-"""Replicas of a model behind one `answer`: engines on several GPUs, or Ray actors on several machines.
+"""Replicas of a model behind one `answer`: engines on several GPUs, worker processes, or Ray actors.
 
     chain ─▶ Replicas.answer ─┬▶ replica 1: an engine's process that sees GPU 0
                               └▶ replica 2: an engine's process that sees GPU 1
@@ -13,12 +13,13 @@ routing and counts.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from promptmill.backends import registry
 from promptmill.backends.engines import hardware
-from promptmill.backends.protocol import Backend, Call, Failure, Outcome, Share, billed, ignored
+from promptmill.backends.protocol import Backend, Call, Completion, Failure, Flow, Outcome, Share, billed, ignored
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.request import Request
@@ -122,12 +123,16 @@ class _ReplicaShare:
 
     @property
     def where(self) -> str:
-        """The number of replicas in words."""
-        return f"{self._replicas.count} replicas"
+        """The names of the endpoints that have requests; the number of replicas in words for engines."""
+        names = dict.fromkeys(share.where for share in self._shares() if isinstance(share, Flow))
+        return ", ".join(filter(None, names)) or f"{self._replicas.count} replicas"
 
     def waiting(self) -> str:
-        """Return why the call is stalled; empty while a replica is ready."""
-        return "" if self._replicas.ready else f"waiting for one of {self._replicas.count} replicas"
+        """Return why the call is stalled; empty while a replica is at work."""
+        if self._replicas.count and not self._replicas.ready:
+            return f"waiting for one of {self._replicas.count} replicas"
+        waits = [share.waiting() if isinstance(share, Flow) else "" for share in self._shares()]
+        return waits[0] if waits and all(waits) else ""
 
 
 class Replicas:
@@ -135,16 +140,27 @@ class Replicas:
 
     def __init__(
         self,
-        connect: Callable[[], Awaitable[Sequence[Backend]]],
+        connect: Callable[[], Awaitable[Sequence[Backend]]] | None = None,
         disconnect: Callable[[], Awaitable[None]] | None = None,
+        *,
+        starts_with_one: bool = False,
+        suspected: int = _SUSPECTED,
     ) -> None:
-        """`connect` returns the replicas, once; `disconnect` is called when all are closed."""
+        """`connect` returns the replicas for `load`, once; `disconnect` is called when all are closed.
+
+        `starts_with_one`: the others load once the first has answered, so that a refused key or a wrong address costs
+        no more requests than in one process. A request that was on `suspected` replicas when they were lost gets one to
+        itself.
+        """
         self._connect, self._disconnect = connect, disconnect
+        self._starts_with_one, self._suspected = starts_with_one, suspected
         self._replicas: list[_Replica] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._calls: dict[Call, _ReplicaShare] = {}
         self._changes: set[asyncio.Future[None]] = set()
         self._abandoned: list[PromptmillError] = []
+        self._idle: deque[_Replica] = deque()
+        """Those that are not loaded yet."""
         self._closed = False
 
     @property
@@ -159,17 +175,29 @@ class Replicas:
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Have all replicas load and wait for the first. Raises `PromptmillError` when none can be loaded."""
-        self._replicas = [_Replica(backend) for backend in await self._connect()]
-        report(f"waiting for {self.count} replicas")
+        assert self._connect is not None
+        backends = await self._connect()
+        report(f"waiting for {len(backends)} replicas")
 
         def progress(text: str) -> None:
             if not self.ready:
                 report(text)
 
-        self._tasks = [asyncio.create_task(self._keep_loaded(one, progress)) for one in self._replicas]
+        self.begin(backends, progress)
         while not self.ready:
             self._raise_if_none_is_left()
             await self._change()
+
+    def begin(self, backends: Sequence[Backend], report: Callable[[str], None]) -> None:
+        """Have these replicas load; requests wait for the first."""
+        self._replicas = [_Replica(backend) for backend in backends]
+        self._idle = deque(self._replicas)
+        self._load_next(report, 1 if self._starts_with_one else self.count)
+
+    def _load_next(self, report: Callable[[str], None], most: int) -> None:
+        while self._idle and most > 0:
+            self._tasks.append(asyncio.create_task(self._keep_loaded(self._idle.popleft(), report)))
+            most -= 1
 
     def enter(self, call: Call) -> _ReplicaShare:
         """Note that a call starts. Raises `PromptmillError` (`shutdown`, `engine_died`)."""
@@ -200,11 +228,13 @@ class Replicas:
         """Have a replica answer one request. Raises `PromptmillError` (`engine_died`) when no replica is left."""
         losses = losses_alone = 0
         while True:
-            one = await self._place(call, alone=losses >= _SUSPECTED)
+            one = await self._place(call, alone=losses >= self._suspected)
             one.in_flight += 1
             try:
                 outcome = await one.backend.answer(request, call)
                 one.has_answered = True
+                if self._idle and isinstance(outcome, Completion) and self._calls[call].wanted != 1:
+                    self._load_next(lambda _: None, self.count)
                 # requests that were lost are no attempts of the item, but may be billed
                 return replace(outcome, unmetered=billed(outcome)[1] + losses) if losses else outcome
             except PromptmillError as error:
@@ -214,14 +244,14 @@ class Replicas:
                 losses, losses_alone = losses + 1, losses_alone + (one.held == 1)
             finally:
                 one.in_flight -= 1
-                if losses >= _SUSPECTED:
+                if losses >= self._suspected:
                     one.is_reserved = False
                 self._changed()
             attempts = request.attempts + losses
             if losses_alone >= _CERTAIN:
                 gone = _gone(f"{losses} replicas were lost while they had it.")
                 return Failure(gone, attempts, unmetered=losses)
-            if request.account is not None and not request.account.reserve_again():
+            if request.account is not None and not await request.account.reserve_again():
                 full = PromptmillError(Code.BUDGET, "The budget has no room to send it again.")
                 return Failure(full, attempts, unmetered=losses)
 
@@ -291,10 +321,12 @@ class Replicas:
                     error = failure
                     break
                 one.false_starts += 1
+                error = failure if failure.hint else error  # it names the cause
             else:
                 self._changed()
                 await one.lost.wait()
         self._abandoned.append(error)
+        self._load_next(report, 1)
         for call in self._calls:
             self._warn(call)
         self._changed()
@@ -314,7 +346,7 @@ class Replicas:
             call.warn(f"{len(self._abandoned)} of {self.count} replicas could not be used: {reason}")
 
     def _raise_if_none_is_left(self) -> None:
-        if len(self._abandoned) == self.count:
+        if self._abandoned and len(self._abandoned) == self.count:
             raise self._abandoned[-1]
 
     def _changed(self) -> None:

@@ -494,7 +494,7 @@ class Account(Protocol):
         """Note that the last request was refused, which costs nothing."""
         ...
 
-    def reserve_again(self) -> bool:
+    async def reserve_again(self) -> bool:
         """Reserve the cost of another attempt, after a failed one that may be billed.
 
         False if a budget does not allow it: the request then fails with code `budget`, and is sent again when it does.
@@ -531,8 +531,6 @@ class Request:
     attempts: int = 0
     path: str = ""
     """The path of a request that is not a chat, such as `/embeddings`; `extra` is all of its body."""
-    row: int | None = None
-    """The number of its row in the call's `InputFile`; None if it has no row there, or differs from it."""
     account: Account | None = None
     """Set if its cost is charged to a budget."""
     choice: int = 0
@@ -543,5 +541,5 @@ class Request:
     """The parameters that fail the request if its backend cannot take them; others are left out, with a warning."""
 
     def changed(self, **changes: Any) -> Request:
-        """Return the request with `changes`; it no longer has the contents of its row."""
-        return replace(self, row=None, **changes)
+        """Return the request with `changes`."""
+        return replace(self, **changes)

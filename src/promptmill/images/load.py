@@ -339,6 +339,9 @@ class HeldImage(str):
         held.image = image
         return held
 
+    def __reduce__(self) -> tuple[type[HeldImage], tuple[Any, str]]:
+        return HeldImage, (self.image, str(self))
+
 
 def source_of(value: Any) -> str | None:
     """Return the source of an image as programs give it; None for anything else.

@@ -27,7 +27,7 @@ from promptmill.answering.chain import Chain
 from promptmill.backends import registry
 from promptmill.backends.engines import embedded_model, hardware
 from promptmill.backends.protocol import Answer, Backend, Call, Share, Stoppable
-from promptmill.cluster import replicas
+from promptmill.cluster import fan_out
 from promptmill.config.backends import EMBEDDED
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import OpenVINOSettings
@@ -49,7 +49,7 @@ class Models:
 
         `drain_s` limits how long calls continue on a model that is swapped. `is_shared`: several clients call.
         """
-        self.create, self.drain_s, self.budget, self.is_shared = create or _create, drain_s, budget, is_shared
+        self.create, self.drain_s, self.budget, self.is_shared = create or fan_out.create, drain_s, budget, is_shared
         self._by_name: dict[str, Model] = {}
         self._turn = asyncio.Lock()
         self._loading: list[Loaded] = []
@@ -112,11 +112,6 @@ class Models:
         ]
         blocking = [other for other in there if not fits_beside(other.plan, coming.plan)]
         return min(blocking, key=lambda other: other.last_used, default=None)
-
-
-async def _create(plan: ResolvedConfig) -> Backend:
-    """Return the backend of `plan`, not loaded yet. Raises `PromptmillError`."""
-    return await (replicas.create if plan.replicas > 1 else registry.create)(plan)
 
 
 class Model:

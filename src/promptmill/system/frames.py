@@ -1,12 +1,13 @@
 """Messages between a process and its children: a four-byte length, then one JSON object.
 
 The format is JSON, not pickle: the output of a process that ran a model's code, or read an endpoint's answer, must be
-data. The receivers define the messages: `backends/engines/channel.py`, `backends/openai/workers.py`.
+data. The receivers define the messages: `backends/engines/channel.py`, `cluster/fan_out.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import pickle
 import struct
 from typing import IO, Any, TypeAlias
 
@@ -27,6 +28,21 @@ def packed(message: Frame) -> bytes:
     """Return `message` as one frame. Raises `TypeError` for values outside of JSON (half a surrogate pair)."""
     body = orjson.dumps(message)
     return _LENGTH.pack(len(body)) + body
+
+
+def pickled(message: Any) -> bytes:
+    """Return a message to a child that trusts this process as one frame."""
+    body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return _LENGTH.pack(len(body)) + body
+
+
+async def receive_pickled(stream: asyncio.StreamReader) -> Any:
+    """Return the next message of the parent; None when it has closed."""
+    try:
+        head = await stream.readexactly(_LENGTH.size)
+        return pickle.loads(await stream.readexactly(_body_length(head)))  # noqa: S301 (our parent's own)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
 
 
 def read(pipe: IO[bytes]) -> Frame | None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
-import threading
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,11 +14,10 @@ from PIL import Image
 
 from driving import ask, echoes, opened, run
 from fakes import KEY, DictSink, ListSource
-from ingested import Ingested
 from processtable import below
-from promptmill.backends.openai.workers import FanOut
-from promptmill.backends.protocol import Call, Facts, Failure, InputFile, Source
-from promptmill.backends.rows import RowReader
+from promptmill.backends.protocol import Call, Facts, Source
+from promptmill.cluster.fan_out import ProcessLink
+from promptmill.cluster.remote import LostError
 from promptmill.core.errors import Code
 from promptmill.core.request import Conversation, Message, Request, Sampling, conversation_from_prompt
 from replies import answer, by_prompt, late, quota, reset, status
@@ -32,7 +28,7 @@ BULK = {"bulk_threshold": 1, "num_workers": 2, "concurrency": 16}
 
 
 def workers() -> list[psutil.Process]:
-    return below("promptmill.backends.openai.worker")
+    return below("promptmill.cluster.worker")
 
 
 async def test_workers_answer_as_one_process_does(upstream, drive):
@@ -80,25 +76,15 @@ async def test_half_a_surrogate_pair_fails_alone(drive):
 
 
 async def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(upstream):
-    prompts, released = PROMPTS[:100], threading.Event()
-
-    async def held(exchange):
-        while not released.is_set():
-            await exchange.sleep(0.01)
-        await answer()(exchange)
-
-    upstream.reply = held
+    upstream.reply = late(0.2)
     async with opened(upstream.url, **BULK) as backend:
-        call = asyncio.ensure_future(ask(backend, prompts))
-        for _ in range(3):
-            # each of the two may have eight requests on their way: with sixteen, the one that is killed has some
-            await until(lambda: upstream.in_flight == 16)
+        call = asyncio.ensure_future(ask(backend, PROMPTS))
+        for before in (20, 60, 100):
+            await until(lambda before=before: len(upstream.seen) > before)
             os.kill(workers()[0].pid, signal.SIGKILL)
-            await until(lambda: upstream.in_flight <= 8)
-        released.set()
         result = await call
-    assert result.texts == echoes(prompts)
-    assert sum(outcome.attempts for outcome in result.outcomes) >= len(upstream.seen) > len(prompts)
+    assert result.texts == echoes(PROMPTS)
+    assert sum(outcome.attempts for outcome in result.outcomes) >= len(PROMPTS)
 
 
 async def test_cancelling_closes_the_requests_of_all_workers(upstream):
@@ -123,6 +109,27 @@ async def test_two_calls_at_once_do_not_meet(upstream):
         )
     assert first.texts == echoes([f"a {i}" for i in range(200)])
     assert second.texts == echoes([f"b {i}" for i in range(200)])
+
+
+async def test_the_bound_on_requests_in_flight_holds_over_calls_with_and_without_workers(upstream):
+    upstream.reply = late(0.02)
+    async with opened(upstream.url, bulk_threshold=100, num_workers=2, concurrency=6) as backend:
+        large = [asyncio.ensure_future(ask(backend, PROMPTS)) for _ in range(2)]
+        await until(lambda: len(upstream.seen) > 40)
+        small = await asyncio.wait_for(ask(backend, ["a", "b"]), 20)
+        assert not large[0].done()
+        found = await asyncio.gather(*large)
+        alone = await ask(backend, PROMPTS[:50])  # the places of the workers are back
+    assert small.texts == echoes(["a", "b"])
+    assert [result.texts for result in (*found, alone)] == [echoes(PROMPTS)] * 2 + [echoes(PROMPTS[:50])]
+    assert upstream.peak <= 6
+
+
+async def test_a_first_answer_tells_all_workers_that_later_refusals_are_of_their_items(upstream, drive):
+    upstream.reply = by_prompt({f"prompt {n}": status(403) for n in range(1, 300, 2)}, late(0.002))
+    result = await drive(PROMPTS, retries=2, **BULK)
+    assert len(result.failures) == 150
+    assert not any(failure.concerns_all for failure in result.failures.values())
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
@@ -203,56 +210,16 @@ async def test_parameters_that_json_cannot_carry_fail_the_items_as_in_one_proces
     assert not upstream.seen
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
-async def test_a_full_disk_ends_the_call_and_keeps_what_is_answered(upstream):
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
-    try:
-        async with opened(upstream.url, **BULK) as backend:
-            result = await ask(backend, ["x" * 2000] * 500)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert result.raised is not None
-    assert result.raised.code is Code.STORAGE
-    assert "TMPDIR" in result.raised.hint
-    assert result.answered > 30
-
-
-async def test_workers_read_the_rows_of_a_job_in_its_database(upstream, tmp_path):
-    lines = [*(json.dumps({"prompt": f"row {i}"}) for i in range(50)), "broken"]
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    job = Ingested(tmp_path, "rows.jsonl")
-    reader = RowReader("jsonl", Sampling(temperature=0), {"tag": 1}, "Be short.")
-    requests = [
-        Request(n, conversation_from_prompt("as the parent read it", "p"), Sampling(), row=n) for n in range(51)
-    ]
-    requests[4].attempts = 2
-    file = InputFile(job.store.path, replace(job.requests, reader=reader).packed())
-    sink, call = DictSink(), Call(Facts(size=1 << 30, file=file))
-    async with opened(upstream.url, **BULK) as backend:
-        await run(backend, Listed(*requests), sink, call)
-    job.close()
-    outcomes = sink.outcomes
-    assert [outcomes[i].text for i in range(50)] == [f"echo: row {i}" for i in range(50)]
-    assert outcomes[4].attempts == 3
-    broken = outcomes[50]
-    assert isinstance(broken, Failure)
-    assert "line 51" in broken.error.message
-    sent = upstream.seen[0].json
-    assert (sent["temperature"], sent["tag"], sent["messages"][0]["role"]) == (0, 1, "system")
-
-
 async def test_a_worker_that_never_starts_costs_nothing_while_another_works(upstream, drive, monkeypatch):
-    live = FanOut._live
+    call, links = ProcessLink.call, []
 
-    async def stillborn(self, worker):
-        if worker.number == 0:
-            return
-        await live(self, worker)
+    async def stillborn(self, method, *arguments):
+        links.append(self)
+        if self is links[0]:
+            raise LostError
+        return await call(self, method, *arguments)
 
-    monkeypatch.setattr(FanOut, "_live", stillborn)
+    monkeypatch.setattr(ProcessLink, "call", stillborn)
     assert (await drive(PROMPTS, **BULK)).texts == echoes(PROMPTS)
 
 
@@ -292,9 +259,9 @@ async def test_a_call_ends_although_a_worker_dies_at_that_very_moment(upstream, 
 
 
 async def test_workers_that_all_end_as_they_start_end_the_call(upstream, drive, monkeypatch):
-    async def stillborn(self, worker):
-        pass
+    async def stillborn(self, method, *arguments):
+        raise LostError
 
-    monkeypatch.setattr(FanOut, "_live", stillborn)
+    monkeypatch.setattr(ProcessLink, "call", stillborn)
     result = await drive(PROMPTS[:20], **BULK)
     assert {outcome.error.code for outcome in result.outcomes} == {Code.ENGINE_DIED}

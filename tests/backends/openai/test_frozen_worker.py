@@ -12,12 +12,11 @@ import pytest
 
 from fakes import openai_configuration
 from processtable import below
-from promptmill.backends.openai import workers
 from promptmill.backends.protocol import Call, Completion, Facts
+from promptmill.cluster import remote
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
 from replies import answer, late
-from sure import sure
 from waiting import until
 
 
@@ -26,8 +25,7 @@ from waiting import until
 async def test_a_worker_that_is_stopped_is_replaced(
     upstream: Any, monkeypatch: pytest.MonkeyPatch, closing: Any
 ) -> None:
-    # a default is bound when the function is made
-    monkeypatch.setitem(sure(workers.FanOut.__init__.__kwdefaults__), "silence_s", 3.0)
+    monkeypatch.setattr(remote, "_SILENCE_S", 6.0)
     upstream.reply = late(0.05, answer())
     service = closing(
         Service(openai_configuration(upstream.url, num_workers=2, bulk_threshold=1, concurrency=8, retries=1))
@@ -36,7 +34,7 @@ async def test_a_worker_that_is_stopped_is_replaced(
     items = [conversation_from_prompt(f"prompt {at}", "x") for at in range(200)]
     answering = asyncio.ensure_future(service.generate(items, stats))
     await until(lambda: len(upstream.seen) > 20)
-    victim = below("openai.worker")[0]
+    victim = below("cluster.worker")[0]
     victim.send_signal(signal.SIGSTOP)
     outcomes = await answering
     assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE

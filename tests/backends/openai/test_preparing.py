@@ -14,6 +14,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.limit.endpoint_state import endpoint_states
 from promptmill.backends.openai.limit.limiter import Limiter
 from promptmill.backends.openai.providers import profile_named
+from promptmill.backends.openai.sender import Sender
 from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code
@@ -22,8 +23,11 @@ from promptmill.service.driver import Driver
 from replies import answer, choose, status
 
 
-class Sender:
+class Answering(Sender):
     """Answers all requests except two that cannot be prepared."""
+
+    def __init__(self):
+        """It sends nothing."""
 
     async def aclose(self):
         pass
@@ -44,7 +48,7 @@ async def test_it_costs_no_other_item():
     states = endpoint_states([endpoint], "m", settings, time.monotonic)
     sink, call = DictSink(), Call(Facts(total=5))
     limiter = Limiter(states, 2, time.monotonic, tpm=1_000_000)
-    attempts = Attempts(call, settings=settings, concurrency=2, limiter=limiter, sender=Sender())
+    attempts = Attempts(call, settings=settings, concurrency=2, limiter=limiter, sender=Answering())
     await Driver(ListSource(["x"] * 5), sink, call).run(lambda request, _: attempts.answer(request), attempts)
     await attempts.aclose()
     outcomes = sink.outcomes

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -38,18 +38,15 @@ from promptmill.backends.openai.limit.limiter import CallFlow, ConcurrencyShare,
 from promptmill.backends.openai.refusals import with_key_hint, with_scheme_hint, with_wait_hint
 from promptmill.backends.openai.request import ImageEncoder, RequestEncoder
 from promptmill.backends.openai.route import proxy_of
-from promptmill.backends.openai.sender import NOTHING, Billed, Item, LocalSender, Prepared, Sender
+from promptmill.backends.openai.sender import NOTHING, Billed, Item, Sender
 from promptmill.backends.openai.transport import LoopThrottle, Pool, room_for_connections
-from promptmill.backends.openai.workers import FanOut
 from promptmill.backends.protocol import Call, Completion, Exchange, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, config_error, internal_error
 from promptmill.core.request import Request
 from promptmill.images.load import ImageRules, WebImages
-from promptmill.system.runtime import usable_cores
 
-_LARGE_BYTES = 256 * 1024 * 1024
 # An item fails after this many times `retries` attempts, even if most of them did not count against it.
 _HARD_CAP = 5
 _NOTHING_BEHIND = 502  # a proxy's answer where its server is gone
@@ -87,7 +84,6 @@ class OpenAIBackend:
         self._calls: dict[Call, Attempts | ExchangedAnswers] = {}
         self._watches: list[asyncio.Task[None]] = []
         self._concurrency = self._settings.concurrency
-        self._workers = 1
 
     @cached_property
     def _rules(self) -> ImageRules:
@@ -102,16 +98,20 @@ class OpenAIBackend:
         report(f"using {model} at {', '.join(endpoint.name for endpoint in self._endpoints)}")
         wanted = most_in_flight(settings, self._endpoints)
         self._concurrency = min(wanted, room_for_connections(wanted))
-        self._workers = settings.num_workers or min(usable_cores(), 8)
         throttle = LoopThrottle(time.monotonic)
         states = endpoint_states(self._endpoints, model, settings, time.monotonic, throttle)
         self._limiter = Limiter(states, self._concurrency, time.monotonic, rpm=settings.rpm, tpm=settings.tpm)
         self._pool = Pool(settings, self._concurrency, throttle)
 
-    def lease(self, share: float) -> None:
-        """Use no more than this part of `rpm` and `tpm` from now on; it is loaded."""
+    @property
+    def most(self) -> int:
+        """The requests that may be in flight together, here and in other processes."""
+        return self._concurrency
+
+    async def lease(self, most: int, rates: float) -> None:
+        """Use only a part of `concurrency`, `rpm` and `tpm` from now on: see `Leased`. It is loaded."""
         assert self._limiter is not None
-        self._limiter.lease(share)
+        await self._limiter.lease(most, rates)
 
     def widen(self, most: int) -> None:
         """Allow so many requests in flight from now on, if that is more than before."""
@@ -131,16 +131,22 @@ class OpenAIBackend:
         if call.exchange is not None:
             answers = self._calls[call] = self._exchanged(call, call.exchange)
             return answers
+        if call.facts.has_answered:
+            for state in self._limiter.endpoint_states:
+                state.health.successes = max(1, state.health.successes)
         if self._concurrency < self._settings.concurrency:
             call.warn(
                 f"concurrency is {self._concurrency} instead of {self._settings.concurrency}: "
                 "this process may not open more connections."
             )
-        concurrency, sender = self._concurrency, self._sender(call, self._pool)
-        if isinstance(sender, FanOut):
-            concurrency = min(concurrency, sender.capacity)
+        sender = Sender(
+            self._pool,
+            lambda: ImageEncoder(self._rules, self._fetcher, call.facts.kept_image_bytes),
+            call,
+            unsupported_is_error=self._plan.settings.unsupported == "error",
+        )
         attempts = self._calls[call] = Attempts(
-            call, settings=self._settings, concurrency=concurrency, limiter=self._limiter, sender=sender
+            call, settings=self._settings, concurrency=self._concurrency, limiter=self._limiter, sender=sender
         )
         if not self._watches:
             searched = [state for state in self._limiter.endpoint_states if state.load.search is not None]
@@ -160,22 +166,6 @@ class OpenAIBackend:
             self._watches.clear()
         await attempts.aclose()
 
-    def _sender(self, call: Call, pool: Pool) -> Sender:
-        if self._workers > 1 and self._is_worth_workers(call):
-            return FanOut(
-                self._plan,
-                self._endpoints,
-                call,
-                workers=min(self._workers, self._concurrency),
-                concurrency=self._concurrency,
-            )
-        return LocalSender(
-            pool,
-            lambda: ImageEncoder(self._rules, self._fetcher),
-            call,
-            unsupported_is_error=self._plan.settings.unsupported == "error",
-        )
-
     def _exchanged(self, call: Call, exchange: Exchange) -> ExchangedAnswers:
         settings, endpoint = self._settings, self._endpoints[0]
         return ExchangedAnswers(
@@ -186,12 +176,6 @@ class OpenAIBackend:
             lambda: ImageEncoder(self._rules, self._fetcher),
             unsupported_is_error=self._plan.settings.unsupported == "error",
         )
-
-    def _is_worth_workers(self, call: Call) -> bool:
-        """Return whether the call is large enough for workers; a file of any size gets them if `num_workers` is set."""
-        if (call.facts.total or 0) >= self._settings.bulk_threshold or call.facts.size >= _LARGE_BYTES:
-            return True
-        return call.facts.file is not None and self._settings.num_workers is not None
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -223,7 +207,7 @@ class Attempts(ConcurrencyShare):
         """Whether an attempt is one request, however long it takes."""
         self._attribution: _Attribution | None = None
         """Created at the first failure."""
-        self._answered = False
+        self._answered = call.facts.has_answered
         self._began = time.monotonic()
         limiter.open(self)
         if call.flow is None:
@@ -231,7 +215,7 @@ class Attempts(ConcurrencyShare):
 
     def widen(self, most: int) -> None:
         """Use so many requests in flight."""
-        self.cap = self._sender.widen(most) if isinstance(self._sender, FanOut) else most
+        self.cap = most
         self._limiter.share_out()
 
     async def aclose(self) -> None:
@@ -304,7 +288,7 @@ class Attempts(ConcurrencyShare):
             if failure is not None:
                 return failure
 
-    def _attempt(self, item: Item, permit: Permit, prepared: Prepared) -> Awaitable[_Result]:
+    def _attempt(self, item: Item, permit: Permit, prepared: Mapping[str, bytes]) -> Awaitable[_Result]:
         """Return the result of an attempt. Raises `PromptmillError` for an error of the item itself."""
         limit_s = self._item_timeout
         if not item.since:
@@ -331,7 +315,7 @@ class Attempts(ConcurrencyShare):
         answer.latency_s = int((now - item.since) * 10_000 + 0.5) / 10_000  # a fifth of the time of `round`
         return answer
 
-    async def _send_bounded(self, item: Item, permit: Permit, prepared: Prepared) -> _Result:
+    async def _send_bounded(self, item: Item, permit: Permit, prepared: Mapping[str, bytes]) -> _Result:
         """Send once, within `item_timeout`; it may be cancelled because its twin has an answer."""
         limit_s, before = self._item_timeout, item.attempts
         left_s = None if limit_s is None else item.since + limit_s - time.monotonic()
@@ -351,8 +335,6 @@ class Attempts(ConcurrencyShare):
         if decision.kind is FailureKind.ITEM:
             endpoint_state.succeeded(permit)  # it answered; the response concerns this item alone
             return True
-        if decision.kind is FailureKind.OURS:
-            return False
         self.call.counts.refused += decision.kind is FailureKind.LOAD
         before = item.failed_serial if item.failed_at is endpoint_state else None
         item.failed_serial = endpoint_state.load.sent
@@ -412,7 +394,7 @@ class Attempts(ConcurrencyShare):
         if settings.item_timeout is not None and item.since + settings.item_timeout <= time.monotonic() + wait_s:
             return _failure(item, _too_slow(settings.item_timeout))
         account = item.request.account
-        if account is not None and decision.may_be_billed and not account.reserve_again():
+        if account is not None and decision.may_be_billed and not await account.reserve_again():
             return _failure(item, PromptmillError(Code.BUDGET, "The budget has no room for another attempt."))
         self._flow.put_back(endpoint_state, decision, wait_s)
         if wait_s > 0:
@@ -458,11 +440,9 @@ def _estimated_tokens(request: Request) -> int:
 
 
 def _unprepared(item: Item, error: Exception) -> Failure:
-    """Return the failure of an item that could not be prepared. Raises the error that every item would have."""
+    """Return the failure of an item that could not be prepared."""
     if not isinstance(error, PromptmillError):
         return _failure(item, internal_error("The request could not be prepared", error))
-    if error.code is Code.STORAGE:  # the worker processes' spool, which every item needs
-        raise error
     return _failure(item, error)
 
 

@@ -53,8 +53,6 @@ class FailureKind(Enum):
     """The endpoint is busy (429): put the item back, lower the limit."""
     LOST = auto()
     """The endpoint may be down (lost or refused connection, 503)."""
-    OURS = auto()
-    """The worker process that made the attempt failed: put the item back."""
     ENDPOINT = auto()
     """The key, the account, the model or the host: all items, if others are refused in the same way."""
 

@@ -1,13 +1,12 @@
-"""Senders make one attempt at an item, in this process or in a worker process: encode, post, read the response.
+"""The sender makes one attempt at an item: encode, post, read the response.
 
-`Item` is a request with the ledger of its attempts; a sender counts an attempt when it is written to the wire.
+`Item` is a request with the ledger of its attempts; it counts an attempt when it is written to the wire.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
 
 from promptmill.backends.openai.asked_wait import exhausted_s
 from promptmill.backends.openai.chat_completion import StreamPreview
@@ -23,8 +22,6 @@ from promptmill.backends.protocol import NO_USAGE, Call, Completion, Spent, Usag
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Request, check_left_out
 
-Prepared: TypeAlias = Any
-"""The result of `Sender.prepare`: a request's images here, its place in a file for a worker."""
 NOTHING: Mapping[str, bytes] = {}
 # If an item is refused for load while this many other requests succeed for each refused one, the item itself is the
 # cause: by chance, five such refusals in a row happen to one item in a million.
@@ -100,27 +97,8 @@ class Item:
         return endpoint_state.health.successes - successes <= _SUCCESSES_PER_REFUSAL * others
 
 
-class Sender(Protocol):
+class Sender:
     """Makes attempts for one call."""
-
-    def prepare(self, request: Request) -> Awaitable[Prepared] | None:
-        """Prepare the request before it takes a place at an endpoint; return an awaitable of the result for `send`.
-
-        None, the usual case, means `NOTHING`. The awaitable raises the request's own error, or that none can be sent.
-        """
-        ...
-
-    async def send(self, item: Item, endpoint_state: EndpointState, prepared: Prepared) -> Completion | RetryDecision:
-        """Send once, and count that. Raises `PromptmillError` for an error of the request itself, uncounted."""
-        ...
-
-    async def aclose(self) -> None:
-        """Free the call's resources."""
-        ...
-
-
-class LocalSender:
-    """Encodes and sends in this process."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
-from promptmill.backends.protocol import Call, Completion, Failure, InputFile, Outcome, Sink, Source, sum_of
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Sink, Source, sum_of
 from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
@@ -63,7 +63,6 @@ async def answer_rows(service: Service, rows: OpenRows, sink: StoreSink, stats: 
     source = RowSource(rows, sink, stats)
     stats.facts = replace(
         stats.facts,
-        file=rows.file,
         keep_raw=rows.requests[0].reader.keep_raw,
         size=rows.store.path.stat().st_size,
     )
@@ -114,13 +113,6 @@ class OpenRows:
     """A further condition of the rows, with `{base}` for the key of the slot's first row."""
     sharing: int = 0
     """The fewest rows with the same beginning that are sent one after the other; 0: the endpoint does not cache it."""
-
-    @property
-    def file(self) -> InputFile | None:
-        """The database, for processes that read the rows directly; None if the rows have several targets."""
-        if len(self.requests) > 1:
-            return None
-        return InputFile(self.store.path, self.requests[0].packed())
 
     def pages(self) -> Iterator[list[OpenRow]]:
         """Yield pages of rows, in the order of the input and then of the slots. A page may be empty."""
@@ -249,7 +241,7 @@ class RowSource(Source):
 
     def _request(self, row: OpenRow) -> Request:
         request = self._rows.requests[row.slot].request(row.n, row.line, row.cells, row.attempts)
-        request.key, request.row, request.shared = row.key, row.n, row.shared
+        request.key, request.shared = row.key, row.shared
         return request
 
     async def _has_space(self, row: OpenRow, *, waits: bool) -> bool:

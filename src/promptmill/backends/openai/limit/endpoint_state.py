@@ -124,13 +124,8 @@ class EndpointState:
         rng: random.Random | None = None,
         *,
         throttle: LoopThrottle | None = None,
-        number: int = 0,
     ) -> None:
-        """`number` is the endpoint's place in `base_url`, by which processes refer to it.
-
-        While this process is what limits the rate, by the load that `throttle` measures, the limit does not grow.
-        """
-        self.number = number
+        """While this process is what limits the rate, by the load that `throttle` measures, the limit does not grow."""
         self.endpoint = endpoint
         self.encoder = encoder
         limit = AdaptiveLimit(settings.concurrency, adaptive=settings.adaptive)
@@ -371,7 +366,7 @@ def endpoint_states(
     clock: Callable[[], float],
     throttle: LoopThrottle | None = None,
 ) -> list[EndpointState]:
-    """Return the state of each of `endpoints`; processes refer to it by its place in the list."""
+    """Return the state of each of `endpoints`."""
     return [
         EndpointState(
             endpoint,
@@ -379,7 +374,6 @@ def endpoint_states(
             settings,
             clock,
             throttle=throttle,
-            number=number,
         )
-        for number, endpoint in enumerate(endpoints)
+        for endpoint in endpoints
     ]

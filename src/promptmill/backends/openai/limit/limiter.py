@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -103,7 +104,9 @@ class TokenBucket:
         self._level = min(self._most, self._level + (now - self._at) * self._rate)
         self._at = now
         need = min(1.0, self._most) - self._level
-        return need / self._rate if need > 1e-9 else 0.0
+        if need <= 1e-9:
+            return 0.0
+        return need / self._rate if self._rate else _MOST_DEBT_S
 
     def take(self, units: float) -> None:
         """Take `units`; a negative number returns units."""
@@ -155,7 +158,10 @@ class Limiter:
         tpm: float | None = None,
     ) -> None:
         self.endpoint_states = endpoint_states
-        self._concurrency = concurrency
+        self._whole = self._concurrency = concurrency
+        self._leased = sys.maxsize
+        """What other processes leave of it."""
+        self._drained = asyncio.Event()
         self._clock = clock
         self.counts_tokens = tpm is not None
         """Whether the sizes of requests are needed."""
@@ -170,8 +176,9 @@ class Limiter:
             state.load.limit.resized = self.share_out
 
     def widen(self, concurrency: int) -> None:
-        """Allow so many requests in flight, which is more than before."""
-        self._concurrency = concurrency
+        """Allow so many requests in flight, which is more than before, if they are leased."""
+        self._whole = concurrency
+        self._concurrency = min(concurrency, self._leased)
         for state in self.endpoint_states:
             state.load.limit.most = max(state.load.limit.most, concurrency)
 
@@ -261,6 +268,8 @@ class Limiter:
         self._in_flight -= 1
         share.in_flight -= 1
         share.call.in_flight -= 1
+        if self._in_flight <= self._leased:
+            self._drained.set()
         if len(self.endpoint_states) > 1:
             self.share_out()  # one of them may be blocked now
         if self._waiting:
@@ -279,12 +288,21 @@ class Limiter:
             if other is not state
         )
 
-    def lease(self, share: float) -> None:
-        """Allow at most this fraction (0 to 1) of `rpm` and `tpm` from now on."""
+    async def lease(self, most: int, rates: float) -> None:
+        """Allow `most` requests in flight, and this fraction (0 to 1) of `rpm` and `tpm`, from now on.
+
+        Returns when no more are in flight; never at the same time as another one.
+        """
+        self._leased = most
+        self._concurrency = min(self._whole, most)
         if self._rates is not None:
-            self._rates.lease(share, self._clock())
+            self._rates.lease(rates, self._clock())
+        self.share_out()
         if self._waiting:
             self.serve()
+        self._drained.clear()
+        if self._in_flight > most:
+            await self._drained.wait()
 
     def charge_tokens(self, difference: int) -> None:
         """Charge the tokens that a request really used beyond its estimate."""

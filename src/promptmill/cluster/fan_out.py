@@ -1,0 +1,294 @@
+"""The worker fan-out: a large call of the openai backend is answered by replicas in processes of their own.
+
+    FannedOut ─┬▶ the backend in this process                             a small call
+               └▶ Replicas ─▶ RemoteBackend ─ ProcessLink ─▶ `worker`     a large one, whose processes end with it
+
+Requests go to a process as pickled objects. What comes back has read an endpoint's answers, and is JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any, Protocol, cast
+
+from promptmill import __version__
+from promptmill.backends import registry
+from promptmill.backends.protocol import (
+    Backend,
+    Call,
+    Completion,
+    Facts,
+    Failure,
+    Leased,
+    Outcome,
+    Share,
+    Usage,
+    Widening,
+)
+from promptmill.cluster import replicas
+from promptmill.cluster.remote import LostError, Quota, RemoteBackend, Report, environment_of, part_of
+from promptmill.cluster.replicas import Replicas
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Request
+from promptmill.system import frames, subprocesses
+from promptmill.system.runtime import usable_cores
+
+_WORKER = "promptmill.cluster.worker"
+# For glibc's malloc(3): without these a worker keeps some 10 MB that its threads needed to encode images.
+_GIVES_MEMORY_BACK = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072"}
+_LARGE_BYTES = 256 * 1024 * 1024
+_KEPT_BYTES = 4 * 1024 * 1024  # of images; a worker is to stay small, and there may be many
+# A request that was on so many workers when they ended gets one to itself: it seldom ends a process that only sends it.
+_SUSPECTED = 4
+_USAGE = attrgetter(
+    *("prompt_tokens", "completion_tokens", "cached_tokens"),
+    *("reasoning_tokens", "written_tokens", "hour_written_tokens"),
+)
+_REPORT = attrgetter("most", "held", "refused", "warnings", "reserving", "waiting", "where")
+_ANSWER = attrgetter(
+    *("text", "finish_reason", "reasoning", "tool_calls", "logprobs", "details", "tier", "warnings", "attempts"),
+    *("latency_s", "unmetered"),
+)
+
+
+async def create(plan: ResolvedConfig) -> Backend:
+    """Return the backend of `plan`, not loaded yet: as replicas, or with worker processes. Raises `PromptmillError`."""
+    if plan.replicas > 1:
+        return await replicas.create(plan)
+    backend = await registry.create(plan)
+    return FannedOut(cast("_Local", backend), plan) if plan.backend == "openai" else backend
+
+
+class _Local(Backend, Leased, Widening, Protocol):
+    """The backend in this process."""
+
+
+class LargeCall:
+    """A call that processes of its own answer; they start with its first request."""
+
+    def __init__(self, plan: ResolvedConfig, count: int) -> None:
+        memory = plan.settings.max_image_memory // count
+        self._plan = replace(plan, settings=plan.settings.model_copy(update={"max_image_memory": memory}))
+        self._count = count
+        self.replicas = Replicas(starts_with_one=True, suspected=_SUSPECTED)
+        self.links: list[ProcessLink] = []
+
+    def start(self, quota: Quota) -> None:
+        """Start the processes, each with its part of `quota`."""
+        arguments = registry.create, part_of(self._plan), environment_of(self._plan), __version__
+        wanted = self._plan.settings.backend_configs.openai.worker_concurrency or sys.maxsize
+        facts = Facts(kept_image_bytes=_KEPT_BYTES)
+        self.links = [ProcessLink() for _ in range(self._count)]
+        remotes = [RemoteBackend(link, arguments, quota, wanted=wanted, facts=facts) for link in self.links]
+        self.replicas.begin(remotes, lambda _: None)
+
+    def widen(self, most: int) -> None:
+        """Allow so many requests in flight together."""
+        for link in self.links:
+            link.cast("widen", most)
+
+    async def end(self, call: Call) -> None:
+        """End the processes."""
+        await self.replicas.aclose()
+        await asyncio.gather(*(link.ended() for link in self.links))
+        await self.replicas.leave(call)
+
+
+class FannedOut:
+    """The openai backend of a plan, with processes for its large calls."""
+
+    def __init__(self, backend: _Local, plan: ResolvedConfig) -> None:
+        self._backend, self._plan = backend, plan
+        self._settings = plan.settings.backend_configs.openai
+        self._large: dict[Call, LargeCall] = {}
+        self._small: set[Call] = set()
+        self._quota: Quota | None = None
+        """Set once processes have run."""
+
+    async def load(self, report: Callable[[str], None]) -> None:
+        """Load the backend in this process."""
+        await self._backend.load(report)
+
+    def enter(self, call: Call) -> Share:
+        """Note that a call starts. Raises as the backend does."""
+        count = min(self._settings.num_workers or min(usable_cores(), 8), self._backend.most)
+        if count < 2 or call.exchange is not None or not self._is_worth_processes(call):
+            share = self._backend.enter(call)
+            self._small.add(call)
+            self._want()
+            return share
+        large = self._large[call] = LargeCall(self._plan, count)
+        return large.replicas.enter(call)
+
+    def _is_worth_processes(self, call: Call) -> bool:
+        """Return whether the call is large; a job of any size gets processes if `num_workers` is set."""
+        if (call.facts.total or 0) >= self._settings.bulk_threshold or call.facts.size >= _LARGE_BYTES:
+            return True
+        return call.facts.of_job and self._settings.num_workers is not None
+
+    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
+        """Answer one request of a call."""
+        large = self._large.get(call)
+        if large is None:
+            return self._backend.answer(request, call)
+        if not large.links:
+            large.start(self._shared_quota())
+        return large.replicas.answer(request, call)
+
+    def _shared_quota(self) -> Quota:
+        if self._quota is None:
+            self._quota = Quota(self._backend.most, self._backend)
+        self._want()
+        return self._quota
+
+    def _want(self) -> None:
+        """Have small calls get places for as many requests as they have."""
+        if self._quota is not None:
+            most = self._backend.most
+            self._quota.want(self._backend, sum(call.facts.total or most for call in self._small))
+
+    async def leave(self, call: Call) -> None:
+        """Note that a call has ended; its processes have, too, when this returns."""
+        if (large := self._large.pop(call, None)) is not None:
+            await large.end(call)
+            return
+        self._small.discard(call)
+        self._want()
+        await self._backend.leave(call)
+
+    def widen(self, most: int) -> None:
+        """Allow so many requests in flight from now on, if that is more than before."""
+        self._backend.widen(most)
+        for large in self._large.values():
+            large.widen(most)
+        if self._quota is not None:
+            self._quota.resize(self._backend.most)
+
+    async def aclose(self) -> None:
+        """Free all resources."""
+        await self._backend.aclose()
+
+
+class ProcessLink:
+    """The way to a worker process, which the first call starts, and the next one after it was lost."""
+
+    def __init__(self) -> None:
+        self._hearing: asyncio.Task[str] | None = None
+        self._child: subprocesses.Child | None = None
+        self._open: dict[int, asyncio.Future[Any]] = {}
+        self._numbers = itertools.count(1)
+        self._casts: set[asyncio.Task[Any]] = set()
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the `Replica` there and return its result. Raises `LostError`."""
+        if method == "load":
+            self.kill(again=True)
+            await self.ended()
+            try:
+                environment = _GIVES_MEMORY_BACK | subprocesses.environment()
+                self._child = await subprocesses.Child.start(_WORKER, environment)
+            except OSError as error:
+                return PromptmillError(
+                    Code.ENGINE_DIED,
+                    f"The worker processes could not be started: {error.strerror or type(error).__name__}.",
+                    "Look at this machine's limits of processes, open files and memory.",
+                )
+            self._hearing = asyncio.create_task(self._hear(self._child))
+        if self._child is None or self._hearing is None or self._hearing.done():
+            raise LostError
+        number, reply = next(self._numbers), asyncio.get_running_loop().create_future()
+        self._open[number] = reply
+        try:
+            if not await self._child.send(frames.pickled((number, method, arguments))):
+                raise LostError
+            return await reply
+        finally:
+            del self._open[number]
+
+    def cast(self, method: str, *arguments: Any) -> None:
+        """Call a method without a result."""
+        task = asyncio.ensure_future(self.call(method, *arguments))
+        self._casts.add(task)
+        task.add_done_callback(self._cast_ended)
+
+    def _cast_ended(self, task: asyncio.Task[Any]) -> None:
+        self._casts.discard(task)
+        if not task.cancelled():
+            task.exception()  # the process is lost, which others report
+
+    async def _hear(self, child: subprocesses.Child) -> str:
+        try:
+            with contextlib.suppress(frames.OutOfStepError):
+                while (message := await child.receive()) is not None:
+                    reply = self._open.get(message["number"])
+                    if reply is not None and not reply.done():
+                        reply.set_result(unpacked(message["found"]))
+        finally:
+            child.kill()
+            for reply in self._open.values():
+                if not reply.done():
+                    reply.set_exception(LostError())
+        return await child.wait()
+
+    def kill(self, *, again: bool) -> None:
+        """End the process at once."""
+        del again
+        if self._child is not None:
+            self._child.kill()
+
+    async def ended(self) -> None:
+        """Return when the process has ended."""
+        if self._hearing is not None:
+            await asyncio.gather(self._hearing, return_exceptions=True)
+
+
+def packed(found: Report | PromptmillError | None) -> Any:
+    """Return the result of a `Replica`'s method in the form of JSON."""
+    if isinstance(found, PromptmillError):
+        return ["error", frames.packed_error(found)]
+    if found is None:
+        return None
+    outcomes = [[number, *_packed_outcome(outcome)] for number, outcome in found.outcomes]
+    return ["report", outcomes, *_REPORT(found)]
+
+
+def _packed_outcome(outcome: Outcome | PromptmillError) -> list[Any]:
+    if isinstance(outcome, PromptmillError):
+        return ["error", frames.packed_error(outcome)]
+    bill = [_USAGE(outcome.usage), [[_USAGE(usage), tier] for usage, tier in outcome.spent]]
+    if isinstance(outcome, Completion):
+        return ["answer", _ANSWER(outcome), *bill]
+    fields = [outcome.attempts, outcome.latency_s, outcome.unmetered, outcome.concerns_all, outcome.text]
+    return ["failure", [frames.packed_error(outcome.error), *fields], *bill]
+
+
+def unpacked(found: Any) -> Report | PromptmillError | None:
+    """Return the result that `packed` wrote."""
+    match found:
+        case ["error", error]:
+            return frames.unpacked_error(error)
+        case ["report", outcomes, *rest]:
+            return Report([(number, _unpacked_outcome(*fields)) for number, *fields in outcomes], *rest)
+    return None
+
+
+def _unpacked_outcome(kind: str, fields: Any, usage: Any = (), spent: Any = ()) -> Outcome | PromptmillError:
+    if kind == "error":
+        return frames.unpacked_error(fields)
+    bill = tuple((Usage(*counts), tier) for counts, tier in spent)
+    if kind == "failure":
+        error, attempts, latency_s, unmetered, concerns_all, text = fields
+        failure = Failure(frames.unpacked_error(error), attempts, latency_s, Usage(*usage), text, concerns_all)
+        return replace(failure, unmetered=unmetered, spent=bill) if unmetered or bill else failure
+    text, finish_reason, reasoning, calls, logprobs, details, tier, warnings, attempts, latency_s, unmetered = fields
+    answer = Completion(text, finish_reason, Usage(*usage), reasoning, tuple(calls), attempts, latency_s, logprobs)
+    answer.details, answer.tier, answer.warnings = details, tier, tuple(warnings)
+    answer.unmetered, answer.spent = unmetered, bill
+    return answer

@@ -1,0 +1,636 @@
+"""A backend in another process: a worker process of this machine, or a Ray actor.
+
+    RemoteBackend ── load, submit, idle, leave, lease ─▶ Replica ─▶ the backend there
+                  ◀─ report: outcomes, `most`, `held` ──
+
+Requests go over in batches: `submit` brings all that came since the last one, and each `report` waits until there is
+something to report, every few seconds at the latest. A process that does not report for long is taken for lost. Neither
+end knows how messages get to the other: the links do, in `fan_out` and `ray_cluster`.
+
+What belongs to an endpoint stays single: `Quota` leases `concurrency`, `rpm` and `tpm` to the processes that send to
+it. The account of a request, which reserves the cost of each attempt, stays with the driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import sys
+import weakref
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from promptmill import __version__
+from promptmill.backends import registry
+from promptmill.backends.protocol import (
+    Backend,
+    Call,
+    Completion,
+    Facts,
+    FixedShare,
+    Leased,
+    Outcome,
+    Share,
+    Widening,
+    ignored,
+)
+from promptmill.cluster.replicas import changed_block
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, internal_error
+from promptmill.core.request import Request
+from promptmill.images.load import HeldImage, encode_held
+
+_SILENCE_S = 60.0
+"""Without a report for so long, the process has stopped or its machine is gone."""
+_ALIVE_S = 5.0
+_SENT_AT_ONCE = 64  # requests; more would keep the event loop from other work while they are packed
+_KEPT_IMAGES = 16  # of a program's memory, encoded once for several requests
+
+
+def part_of(plan: ResolvedConfig) -> ResolvedConfig:
+    """Return the plan of a replica; `Quota` divides what belongs to its endpoint."""
+    return plan if plan.backend != "openai" else changed_block(plan, num_workers=1, dedupe=False)
+
+
+def environment_of(plan: ResolvedConfig) -> dict[str, str]:
+    """Return the variables that a replica needs of our environment."""
+    if plan.backend != "openai":
+        return {}
+    return {
+        name: os.environ[name] for name in (*registry.key_variables(plan), "PROMPTMILL_ENDPOINTS") if name in os.environ
+    }
+
+
+class LostError(Exception):
+    """The process is gone, with all that it held; it may be there again after `load`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The news of the other end since its last report."""
+
+    outcomes: list[tuple[int, Outcome | PromptmillError]]
+    """By the numbers of the requests; an error where no request can continue there."""
+    most: int
+    """How many requests the backend takes at once."""
+    held: int = 0
+    """How many requests wait for others."""
+    refused: int = 0
+    warnings: Sequence[str] = ()
+    reserving: Sequence[int] = ()
+    """The requests whose next attempt waits for its reservation."""
+    waiting: str = ""
+    """Why its requests are stalled."""
+    where: str = ""
+    """The names of the endpoints that have requests."""
+
+
+class _DriversAccount:
+    """The account of a request whose driver is at the other end of the link."""
+
+    def __init__(self, replica: Replica, number: int) -> None:
+        self._replica, self._number = replica, number
+
+    def sent(self) -> float:
+        """Do nothing: the driver noted it."""
+        return 0.0
+
+    def not_billed(self) -> None:
+        """Do nothing: the outcome says so."""
+
+    async def reserve_again(self) -> bool:
+        """Have the driver reserve the cost of another attempt."""
+        return await self._replica.reserve(self._number)
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a driver has for the other end since the last time."""
+
+    requests: Sequence[Request]
+    cancelled: Sequence[int]
+    reserved: Sequence[tuple[int, bool]]
+    """The requests whose next attempt waited for its reservation, and whether there is one."""
+    facts: Facts
+    """The facts about their call."""
+
+
+_Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
+
+
+class Replica:
+    """The other end: a backend that gets requests and returns reports. Errors are returned: others may not pickle."""
+
+    def __init__(self) -> None:
+        self._backend: Backend | None = None
+        self._share: Share | None = None
+        """Set while it answers requests of a call."""
+        self._call = Call()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._outcomes: list[tuple[int, Outcome | PromptmillError]] = []
+        self._refused = 0
+        """Refusals that were reported."""
+        self._reserving: dict[int, asyncio.Future[bool]] = {}
+        self._to_reserve: list[int] = []
+        self._news = asyncio.Event()
+
+    async def load(
+        self, create: _Create, plan: ResolvedConfig, environment: Mapping[str, str], version: str
+    ) -> PromptmillError | None:
+        """Load the backend of `plan` anew; return why it cannot be loaded."""
+        if version != __version__:
+            problem = f"A replica has promptmill {__version__}, the driver {version}; install the same on every node."
+            return PromptmillError(Code.INVALID_CONFIG, problem, "")
+        os.environ.update(environment)
+        try:
+            await self.aclose()
+            self._backend = await create(plan)
+            await self._backend.load(lambda _: None)
+        except PromptmillError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 (any error must reach the driver in a form that it can read)
+            return internal_error("A replica could not load the model", error)
+        return None
+
+    async def submit(self, orders: Orders) -> None:
+        """Start, stop and continue requests, whose keys are the driver's numbers."""
+        assert self._backend is not None
+        for number in orders.cancelled:
+            if (task := self._tasks.get(number)) is not None:
+                task.cancel()
+        for number, is_reserved in orders.reserved:
+            if (reserving := self._reserving.get(number)) is not None and not reserving.done():
+                reserving.set_result(is_reserved)
+        requests = orders.requests
+        if self._share is None and requests:
+            self._call.facts = orders.facts
+            try:
+                self._share = self._backend.enter(self._call)
+            except PromptmillError as error:
+                self._outcomes += [(request.key, error) for request in requests]
+                self._news.set()
+                return
+            self._share.grown = self._call.waits.freed = self._news.set
+            self._news.set()
+        for request in requests:
+            request.account = _DriversAccount(self, request.key)
+            self._tasks[request.key] = asyncio.create_task(self._answer(request, self._backend))
+
+    async def reserve(self, number: int) -> bool:
+        """Return whether the driver has reserved the cost of another attempt."""
+        reserving: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._reserving[number] = reserving
+        self._to_reserve.append(number)
+        self._news.set()
+        try:
+            return await reserving
+        finally:
+            del self._reserving[number]
+
+    async def report(self) -> Report:
+        """Return the news, as soon as there is some; an empty report every few seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ALIVE_S):
+                await self._news.wait()
+        self._news.clear()
+        call, share = self._call, self._share
+        outcomes, self._outcomes = self._outcomes, []
+        refused, self._refused = call.counts.refused - self._refused, call.counts.refused
+        warnings = list(call.warnings)
+        call.warnings.clear()
+        reserving, self._to_reserve = self._to_reserve, []
+        most, flow = 1 if share is None else share.most, call.flow
+        where = "" if flow is None else flow.where
+        return Report(outcomes, most, call.waits.held, refused, warnings, reserving, call.waiting, where)
+
+    async def idle(self) -> None:
+        """Decide: all requests that are left wait for others."""
+        if self._share is not None:
+            self._share.idle()
+
+    async def leave(self) -> None:
+        """Forget all requests: the calls have ended."""
+        tasks = [*self._tasks.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._outcomes.clear()
+        if self._share is not None and self._backend is not None:
+            self._share.grown, self._share = ignored, None
+            await self._backend.leave(self._call)
+        self._call, self._refused = Call(), 0
+
+    async def widen(self, most: int) -> None:
+        """Allow so many requests in flight from now on, of those that are leased."""
+        if isinstance(self._backend, Widening):
+            self._backend.widen(most)
+
+    async def lease(self, most: int, rates: float) -> None:
+        """Use only this part of what belongs to the endpoint: see `Leased`."""
+        assert isinstance(self._backend, Leased), "nothing of it can be leased"
+        await self._backend.lease(most, rates)
+
+    async def aclose(self) -> None:
+        """Forget all requests and close the backend."""
+        await self.leave()
+        if self._backend is not None:
+            backend, self._backend = self._backend, None
+            await backend.aclose()
+
+    async def _answer(self, request: Request, backend: Backend) -> None:
+        found: Outcome | PromptmillError
+        try:
+            found = await backend.answer(request, self._call)
+        except PromptmillError as error:
+            found = error
+        except Exception as error:  # noqa: BLE001 (as above)
+            found = internal_error("A replica's backend failed", error)
+        finally:
+            del self._tasks[request.key]
+        self._outcomes.append((request.key, found))
+        self._news.set()
+
+
+class Link(Protocol):
+    """The way to one `Replica`."""
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method there and return its result. Raises `LostError`."""
+        ...
+
+    def kill(self, *, again: bool) -> None:
+        """End the process at once; `again`: another one is to be started in its place."""
+        ...
+
+
+class _RemoteShare(FixedShare):
+    """A call's share of a remote backend: the requests that it takes at once, and a few that wait there."""
+
+    def __init__(self, remote: RemoteBackend, most: int) -> None:
+        super().__init__(most)
+        self.wanted: int | None = None
+        """How many items the call still has; None where that is unknown."""
+        self.remote = remote
+
+    def want(self, items: int | None) -> None:
+        """Note how many items the call still has."""
+        self.wanted = items
+        self.remote.decide_if_idle()
+
+    @property
+    def limit(self) -> int:
+        """The same as `most`."""
+        return self.most
+
+    @property
+    def where(self) -> str:
+        """The names of the endpoints that have requests there."""
+        return self.remote.last.where
+
+    def waiting(self) -> str:
+        """Return why its requests are stalled there."""
+        return self.remote.last.waiting
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request at the other end."""
+
+    request: Request
+    call: Call
+    outcome: asyncio.Future[Outcome]
+
+
+class RemoteBackend:
+    """A backend that works in another process. `quota` gives it its part of what belongs to its endpoint, if any."""
+
+    def __init__(
+        self,
+        link: Link,
+        arguments: tuple[Any, ...],
+        quota: Quota | None = None,
+        *,
+        wanted: int = sys.maxsize,
+        facts: Facts | None = None,
+    ) -> None:
+        """`arguments` are for `Replica.load`, `facts` are of its calls; it can use `wanted` places of `quota`."""
+        self._link, self._arguments, self._quota, self._facts = link, arguments, quota, facts or Facts()
+        self._wanted = wanted
+        self.last = Report([], 1)
+        """The newest report."""
+        self._shares: dict[Call, _RemoteShare] = {}
+        self._open: dict[int, _Open] = {}
+        self._numbers = itertools.count(1)
+        self._outbox = _Outbox()
+        self._images = _SentImages()
+        self._serving: asyncio.Task[None] | None = None
+
+    async def load(self, report: Callable[[str], None]) -> None:
+        """Have the model loaded, wherever the process is now. Raises `PromptmillError`."""
+        del report  # the other end reports nothing until it is loaded
+        try:
+            error: PromptmillError | None = await self._link.call("load", *self._arguments)
+        except LostError:
+            raise _lost() from None
+        if error is not None:
+            raise error
+        if self._quota is not None and not await self._quota.join(self, self._wanted):
+            raise _lost()
+        self.last = Report([], 1)
+        self._serving = asyncio.create_task(self._serve())
+
+    def enter(self, call: Call) -> _RemoteShare:
+        """Note that a call starts. Raises `PromptmillError` (`engine_died`)."""
+        if self._serving is None or self._serving.done():
+            raise _lost()
+        share = self._shares[call] = _RemoteShare(self, _most(self.last))
+        return share
+
+    async def answer(self, request: Request, call: Call) -> Outcome:
+        """Have one request answered. Raises `PromptmillError` (`engine_died`) when the process is lost."""
+        if any(isinstance(image.source, HeldImage) for image in request.conversation.images):
+            request = await self._images.sendable(request)
+        if self._serving is None or self._serving.done():
+            raise _lost()
+        number = next(self._numbers)
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._open[number] = _Open(request, call, outcome)
+        call.in_flight += 1
+        call.ledger.sent(request)  # its outcome says how many requests were sent
+        self._outbox.requests.append(replace(request, key=number, account=None))
+        self._outbox.ready.set()
+        try:
+            found = await outcome
+        except asyncio.CancelledError:
+            self._outbox.cancelled.append(number)
+            self._outbox.ready.set()
+            raise
+        finally:
+            call.in_flight -= 1
+            del self._open[number]
+        if self._quota is not None and isinstance(found, Completion):
+            self._quota.answered.add(call)
+        sent = found.attempts - request.attempts
+        call.counts.requests += sent
+        call.counts.retries += max(0, sent - 1)
+        return found
+
+    async def leave(self, call: Call) -> None:
+        """Note that a call has ended, with no answer in flight."""
+        del self._shares[call]
+        if not self._shares and self._serving is not None and not self._serving.done():
+            with contextlib.suppress(LostError, TimeoutError):
+                async with asyncio.timeout(_ALIVE_S):
+                    await self._link.call("leave")
+
+    async def lease(self, most: int, rates: float) -> None:
+        """Have it use only this part of what belongs to the endpoint: see `Leased`. Raises `LostError`."""
+        await self._link.call("lease", most, rates)
+
+    async def aclose(self) -> None:
+        """End the process at once. May be called twice."""
+        self._link.kill(again=False)
+        if self._quota is not None:
+            self._quota.leave(self)
+        if self._serving is not None:
+            self._serving.cancel()
+            await asyncio.wait({self._serving})
+
+    def decide_if_idle(self) -> None:
+        """Have the other end decide if all that is left waits for others there."""
+        held = self.last.held
+        if held and held >= len(self._open) and all(share.wanted is not None for share in self._shares.values()):
+            deciding = asyncio.ensure_future(self._link.call("idle"))
+            deciding.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _serve(self) -> None:
+        """Exchange requests and reports until the process is lost."""
+        working = {asyncio.ensure_future(self._send()), asyncio.ensure_future(self._hear())}
+        try:
+            await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+            if self._quota is not None:
+                self._quota.leave(self)
+            for one in self._open.values():
+                if not one.outcome.done():
+                    one.outcome.set_exception(_lost())
+            self._outbox = _Outbox()
+
+    async def _send(self) -> None:
+        while True:
+            await self._outbox.ready.wait()
+            await self._link.call("submit", self._outbox.taken(self._facts_now()))
+
+    def _facts_now(self) -> Facts:
+        keep_raw = any(call.facts.keep_raw for call in self._shares)
+        has_answered = self._quota is not None and not self._quota.answered.isdisjoint(self._shares)
+        return replace(self._facts, keep_raw=keep_raw, has_answered=has_answered)
+
+    async def _reserve(self, number: int, one: _Open) -> None:
+        account = one.request.account
+        is_reserved = account is None or await account.reserve_again()
+        if is_reserved:
+            one.call.ledger.sent(one.request)
+        self._outbox.reserved.append((number, is_reserved))
+        self._outbox.ready.set()
+
+    async def _hear(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_SILENCE_S):
+                    report: Report = await self._link.call("report")
+            except TimeoutError:
+                self._link.kill(again=True)
+                raise LostError from None
+            await self._take(report)
+
+    async def _take(self, report: Report) -> None:
+        has_changed = _most(report) != _most(self.last)
+        self.last = report
+        for call in self._shares:
+            call.counts.refused += report.refused
+            for warning in report.warnings:
+                call.warn(warning)
+        for number in report.reserving:
+            if (one := self._open.get(number)) is not None:
+                await self._reserve(number, one)
+        for number, found in report.outcomes:
+            one = self._open.get(number)
+            if one is None or one.outcome.done():
+                continue
+            if isinstance(found, PromptmillError):
+                one.outcome.set_exception(found)
+            else:
+                one.outcome.set_result(found)
+        if has_changed:
+            for share in self._shares.values():
+                share.most = _most(report)
+                share.grown()
+        self.decide_if_idle()
+
+
+def _most(report: Report) -> int:
+    """Return the most requests to send: the places of the backend, the held ones, and a few that wait there.
+
+    All of them count as sent, and a kill charges them, so the queue is short.
+    """
+    most = max(1, report.most)
+    return most + max(1, most // 8) + report.held
+
+
+class _Outbox:
+    """What is to be sent to the other end."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.cancelled: list[int] = []
+        self.reserved: list[tuple[int, bool]] = []
+        self.ready = asyncio.Event()
+        """Set while there is something."""
+
+    def taken(self, facts: Facts) -> Orders:
+        """Return the next of it, as orders."""
+        requests, self.requests = self.requests[:_SENT_AT_ONCE], self.requests[_SENT_AT_ONCE:]
+        orders = Orders(requests, self.cancelled, self.reserved, facts)
+        self.cancelled, self.reserved = [], []
+        if not self.requests:
+            self.ready.clear()
+        return orders
+
+
+class _SentImages:
+    """Images of a program's memory, as other processes can read them: the bytes of a file."""
+
+    def __init__(self) -> None:
+        self._encoded: OrderedDict[str, HeldImage] = OrderedDict()
+
+    async def sendable(self, request: Request) -> Request:
+        """Return `request` with such images."""
+        for image in request.conversation.images:
+            source = image.source
+            if isinstance(source, HeldImage) and source not in self._encoded:
+                self._encoded[source] = HeldImage(await asyncio.to_thread(_bytes_of, source), source)
+        found = dict(self._encoded)
+        while len(self._encoded) > _KEPT_IMAGES:
+            self._encoded.popitem(last=False)
+        conversation = request.conversation.with_sources(lambda source: found.get(source, source))
+        return replace(request, conversation=conversation)
+
+
+def _bytes_of(image: HeldImage) -> bytes:
+    try:
+        return encode_held(image)
+    except PromptmillError:  # the other end reports that it is no image
+        return b"?"
+
+
+class Lessee(Protocol):
+    """A process that sends requests to an endpoint, or this one."""
+
+    async def lease(self, most: int, rates: float) -> None:
+        """Use only this part of what belongs to the endpoint: see `Leased`. Raises `LostError`."""
+        ...
+
+
+class _Part(NamedTuple):
+    most: int = 0
+    """Requests in flight."""
+    rates: float = 0.0
+    """The fraction of `rpm` and `tpm`."""
+
+    def smaller_of(self, other: _Part) -> _Part:
+        """Return no more of anything than both have."""
+        return _Part(min(self.most, other.most), min(self.rates, other.rates))
+
+
+class Quota:
+    """`concurrency`, `rpm` and `tpm` of an endpoint, leased to processes that send to it: never more than the whole.
+
+    Parts are equal, but nobody gets more places than wanted. They shrink before others grow, and a new process waits
+    for its part. A process that does not reply keeps its part until it is found to be lost; then the others get it.
+    """
+
+    def __init__(self, whole: int, here: Lessee | None = None) -> None:
+        """`whole` is the number of requests that may be in flight together; `here`, this process, has all until now."""
+        self.whole = whole
+        self.answered: weakref.WeakSet[Call] = weakref.WeakSet()
+        """The calls that the endpoint has answered."""
+        self._parts: dict[Lessee, _Part] = {} if here is None else {here: _Part(whole, 1.0)}
+        self._wanted = dict.fromkeys(self._parts, 0)
+        self._lost: weakref.WeakSet[Lessee] = weakref.WeakSet()
+        self._changing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def join(self, one: Lessee, wanted: int) -> bool:
+        """Add a process that can use `wanted` places; return whether it has its part, False if it is lost meanwhile."""
+        self._lost.discard(one)
+        self._parts[one], self._wanted[one] = _Part(), wanted
+        await asyncio.shield(self._changed())  # a part that is on its way is noted even if this is cancelled
+        if one in self._lost:
+            self.leave(one)
+        return one in self._parts
+
+    def leave(self, one: Lessee) -> None:
+        """Remove a process, if it was there; its part goes to the others."""
+        if self._parts.pop(one, None) is not None:
+            del self._wanted[one]
+            self._changed()
+
+    def resize(self, whole: int) -> None:
+        """Lease out so many places from now on."""
+        self.whole = whole
+        self._changed()
+
+    def want(self, one: Lessee, wanted: int) -> None:
+        """Note how many places a process can use now."""
+        self._wanted[one] = wanted
+        if len(self._parts) > 1:
+            self._changed()
+
+    def _changed(self) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(self._lease_out())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _lease_out(self) -> None:
+        async with self._changing:
+            after = self._divided()
+            smaller = {one: self._parts[one].smaller_of(part) for one, part in after.items()}
+            for parts in (smaller, after):
+                await asyncio.gather(*(self._lease(one, part) for one, part in parts.items()))
+
+    def _divided(self) -> dict[Lessee, _Part]:
+        """Return the part of each: of the places, as many as the others, and at most as many as it wants."""
+        if len(self._parts) == 1:
+            return dict.fromkeys(self._parts, _Part(self.whole, 1.0))
+        places, left = dict[Lessee, int](), self.whole
+        modest_first = sorted(self._parts, key=lambda one: self._wanted[one])
+        for position, one in enumerate(modest_first):
+            fair = -(-left // (len(modest_first) - position))
+            places[one] = min(self._wanted[one], fair)
+            left -= places[one]
+        sending = sum(map(bool, places.values()))
+        return {one: _Part(most, 1 / sending if most else 0.0) for one, most in places.items()}
+
+    async def _lease(self, one: Lessee, part: _Part) -> None:
+        if self._parts.get(one) in {None, part}:
+            return
+        try:
+            await one.lease(*part)
+        except LostError:  # `leave` follows
+            self._lost.add(one)
+        else:
+            if one in self._parts:
+                self._parts[one] = part
+
+
+def _lost() -> PromptmillError:
+    return PromptmillError(Code.ENGINE_DIED, "The replica's process is gone.")
