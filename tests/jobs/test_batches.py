@@ -22,11 +22,12 @@ from promptmill.cli.main import main
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.jobs.run import batch_round, runner
+from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.store import stored_batches
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import BatchOrder, JobOrder
-from promptmill.jobs.store.rounds import Round, Situation, next_round
+from promptmill.jobs.store.rounds import Round
 
 ROWS = 40
 PRICE = {"price": {"input": 1.0, "output": 10.0, "batch": 0.5}}

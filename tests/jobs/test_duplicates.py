@@ -7,7 +7,7 @@ from promptmill.jobs.run.job_rounds import Duplicates
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.records import SLOT, Made, record_of
 from promptmill.jobs.store.rounds import Round, join_of
-from promptmill.jobs.store.spec import Target
+from promptmill.jobs.store.stored import Target
 from rounds_bench import PASSING, RoundsBench, order_of
 
 ONCE = Round(1, "open once", "")

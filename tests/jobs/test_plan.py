@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from promptmill.jobs.run.planning import Situation, next_round, resent
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import Votes
-from promptmill.jobs.store.rounds import Round, Situation, join_of, next_round, resent
-from promptmill.jobs.store.spec import Target
+from promptmill.jobs.store.rounds import Round, join_of
+from promptmill.jobs.store.stored import Target
 from rounds_bench import RoundsBench, order_of
 
 PLAIN, DEDUPE = order_of(), order_of(dedupe=True)

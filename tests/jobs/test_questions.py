@@ -10,7 +10,7 @@ from promptmill.backends.rows import RowLimits, RowReader
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Sampling
 from promptmill.jobs.inputs.questions import questions_of
-from promptmill.jobs.store.order import Question
+from promptmill.jobs.store.stored import Question
 
 
 def test_moved_columns_ask_the_same_question_and_json_in_cells_keeps_its_order(ingested, tmp_path):

@@ -19,7 +19,7 @@ from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import Earlier, JobOrder, Limits
 from promptmill.jobs.store.records import record_of
 from promptmill.jobs.store.rounds import Round
-from promptmill.jobs.store.spec import Target
+from promptmill.jobs.store.stored import Target
 
 FINAL = Failure(PromptmillError(Code.BAD_REQUEST, "No."), attempts=1)
 PASSING = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=1)

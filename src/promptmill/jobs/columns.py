@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from promptmill.core.errors import input_error
 from promptmill.core.wording import counted
+from promptmill.jobs.export.schema_columns import FIELD, SchemaColumns
 from promptmill.jobs.inputs.formats import TABLES
 from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
-
-if TYPE_CHECKING:
-    from promptmill.jobs.export.schema_columns import SchemaColumns
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 EXTRA_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "top_choices", "cost", "answered_by", "changed")
@@ -28,8 +26,6 @@ SURE, SCORE = "sure", "score"
 """Columns of a job with `sure` or `votes`: who gave the label, and how sure it is (0 to 1)."""
 OURS = (*ANSWER_FIELDS, *EXTRA_FIELDS, "row", "surplus_cells")
 """The usual names of the columns that a job adds; `row`, its number, only where rows are not in a file."""
-FIELD = "answer."
-"""The prefix of the key of a column that holds a field of the answers: the field may have the name of another one."""
 
 
 def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
@@ -94,8 +90,6 @@ def schema_columns(spec: JobSpec) -> SchemaColumns | None:
     """Return the columns of a job whose answers have a schema."""
     if spec.output.answer_schema is None:
         return None
-    from promptmill.jobs.export.schema_columns import SchemaColumns  # other jobs do not need it
-
     return SchemaColumns(spec.output.answer_schema, by_field=spec.output.form.fields)
 
 

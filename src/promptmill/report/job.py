@@ -23,7 +23,8 @@ from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, unescaped
 from promptmill.images.load import ImageRules, from_folder, is_web, load_image
 from promptmill.jobs import disk
-from promptmill.jobs.columns import FIELD, MODEL
+from promptmill.jobs.columns import MODEL
+from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.manage.job_rows import JobRow, JobRows
 from promptmill.jobs.store import progress, rounds, statistics, status
 from promptmill.jobs.store.database import DamagedError, JobDatabase

@@ -13,8 +13,9 @@ from promptmill.backends.questions import PlainTemplate
 from promptmill.backends.rows import IMAGES
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import LONGEST_SHOWN, cut, unescaped
-from promptmill.jobs.columns import EXTRA_FIELDS, FIELD, MODEL, SCORE, sure_fields
+from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, SCORE, sure_fields
 from promptmill.jobs.export.answered import AnsweredRow
+from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
 from promptmill.jobs.inputs.template import template_of
 from promptmill.jobs.manage.job_rows import JobRow

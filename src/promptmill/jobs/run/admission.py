@@ -48,11 +48,11 @@ from promptmill.jobs.store.spec import (
     Origin,
     OutputRecord,
     OutputSpec,
-    Target,
     digest,
     fingerprint,
     plain_sampling,
 )
+from promptmill.jobs.store.stored import Target
 from promptmill.jobs.sure.student import STUDENTS
 
 _OF_ROWS = " goes with rows, not with a file of whole requests."

@@ -12,8 +12,8 @@ from promptmill.core.wording import counted, listed
 from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.inputs.template import ROW, check_names, places_in, template_of
 from promptmill.jobs.store.database import Row
-from promptmill.jobs.store.order import Question
 from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.stored import Question
 
 _EXAMPLES = 3
 

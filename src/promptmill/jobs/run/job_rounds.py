@@ -14,14 +14,16 @@ from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.live import WINDOW, Between, OpenRow
+from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.run.student_rounds import StudentAnswers
 from promptmill.jobs.run.sure_rounds import SureRounds
 from promptmill.jobs.run.vote_rounds import VOTED_AT_ONCE, VoteRounds
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.records import SLOT, Record, copied, record_of
-from promptmill.jobs.store.rounds import ANSWERED, Round, Situation, join_of, next_round
-from promptmill.jobs.store.spec import JobSpec, Target, digest, system_prompt_of
+from promptmill.jobs.store.rounds import ANSWERED, Round, join_of
+from promptmill.jobs.store.spec import JobSpec, digest, system_prompt_of
+from promptmill.jobs.store.stored import Target
 from promptmill.jobs.store.stored_batches import Batch, open_batches
 from promptmill.jobs.sure.student import STUDENTS
 

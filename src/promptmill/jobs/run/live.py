@@ -23,8 +23,8 @@ from promptmill.jobs.store.database import PAGE, DamagedError, JobDatabase, chec
 from promptmill.jobs.store.order import FailureLimit
 from promptmill.jobs.store.records import FIRST, SLOT, Made, record_of
 from promptmill.jobs.store.rounds import Round, join_of
-from promptmill.jobs.store.spec import Target
 from promptmill.jobs.store.statistics import JobCounts
+from promptmill.jobs.store.stored import Target
 from promptmill.service.driver import settle
 from promptmill.service.service import Service
 

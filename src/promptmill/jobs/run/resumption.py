@@ -14,7 +14,8 @@ from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.rounds import ANSWERED
-from promptmill.jobs.store.spec import JobSpec, OutputRecord, Target
+from promptmill.jobs.store.spec import JobSpec, OutputRecord
+from promptmill.jobs.store.stored import Target
 from promptmill.jobs.store.stored_batches import open_batches
 
 SEND_ALL = Named("again", "all")

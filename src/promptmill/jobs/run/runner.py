@@ -41,9 +41,10 @@ from promptmill.jobs.store.database import DamagedError, Work
 from promptmill.jobs.store.progress import Course, Progress, Watch
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import NEVER, Round
-from promptmill.jobs.store.spec import UNREAD, OutputRecord, Target
+from promptmill.jobs.store.spec import UNREAD, OutputRecord
 from promptmill.jobs.store.statistics import JobCounts
 from promptmill.jobs.store.status_record import RunStatus
+from promptmill.jobs.store.stored import Target
 from promptmill.jobs.sure.job_shares import label_figures
 from promptmill.jobs.sure.labels import status_of
 from promptmill.service.service import Service

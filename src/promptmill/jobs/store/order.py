@@ -9,12 +9,12 @@ from datetime import datetime, time, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.core.errors import Named, config_error, input_error
 from promptmill.jobs.store.rounds import MOST_VOTES, Again
+from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Variant
 
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
@@ -33,12 +33,6 @@ _APART = (
     ("gold", "recall", ": its promise is about all classes together"),
 )
 """Fields of `Sure` that exclude each other, and why."""
-
-
-class Stored(BaseModel):
-    """A frozen part of the description of a job in its database."""
-
-    model_config = ConfigDict(frozen=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,54 +91,6 @@ class Shard:
         return output.with_name(f"{output.name}.part-{self.number:0{len(str(self.count))}}-of-{self.count}")
 
 
-class Question(Stored):
-    """The prompts of a job, and the columns that they use."""
-
-    templates: tuple[str, ...] = ()
-    """Prompts with fields of the row in double braces. Each row is sent once with each template."""
-    column: str | None = None
-    """The field with the prompt, if its name is not `prompt`."""
-    image_column: str | None = None
-    """The field with the paths or URLs of a row's images."""
-    prompt_only: tuple[str, ...] = ()
-    """Fields that only the prompt uses; the output omits them."""
-    row_settings: bool = False
-    """Whether rows set their model, sampling, … even if there is a template or a `column`."""
-    skip_empty: bool = False
-    """Whether rows without a prompt are skipped instead of failing."""
-    sample: int | None = Field(None, ge=1)
-    """The number of rows to draw at random; the same input always gives the same rows."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _template_of_column(cls, values: Any) -> Any:
-        """If there is an image column, turn the prompt column into a template."""
-        if not values.get("image_column") or values.get("templates"):
-            return values
-        column = orjson.dumps(values.get("column") or "prompt").decode()
-        return {**values, "templates": (f"{{{{ row[{column}] }}}}",), "column": None}
-
-    @property
-    def rows_set(self) -> bool:
-        """Whether rows set their model, sampling, …. With a template or a `column`, only if `row_settings` is set."""
-        return self.row_settings or not (self.templates or self.column is not None)
-
-    @property
-    def prompts(self) -> int:
-        """The number of questions of each row."""
-        return max(1, len(self.templates))
-
-
-class AnswerForm(Stored):
-    """The form of the answers in the output."""
-
-    column: str = "answer"
-    """The name of the answer column; it changes if the input has a column of this name."""
-    fields: bool = True
-    """For answers with a schema: whether fields become columns (in JSON: objects). Otherwise an answer is a JSON
-    text."""
-
-
 class Limits(Stored):
     """The rows that a job sends, and how much may fail and be spent."""
 
@@ -162,16 +108,6 @@ class Limits(Stored):
     def failures(self) -> FailureLimit | None:
         """The parsed `max_failures`."""
         return None if self.max_failures is None else FailureLimit.parse(self.max_failures)
-
-
-class Variant(Stored):
-    """A pair of model and prompt, if each row is answered in several ways. Each variant has its own slot."""
-
-    name: str
-    model: str = ""
-    """The model; `""`: the model of the configuration."""
-    prompt: int = 0
-    """The index of the variant's template."""
 
 
 class Earlier(Stored):
@@ -406,7 +342,7 @@ class Reading(Stored):
 class Shown(Stored):
     """The words for an order in messages, status and reports."""
 
-    command: list[str] = []
+    command: list[str] = Field([])
     """The command-line arguments of the last order, without keys; empty for an order from a program."""
     urls: Mapping[str, str] = {}
     """The URLs of `input_file` and `output_file`, which are local copies, with the commits of datasets; no secrets."""

@@ -18,8 +18,8 @@ from promptmill.jobs import members
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.members import Stamp
-from promptmill.jobs.store.order import AnswerForm, Question, Stored, Sure, Votes
-from promptmill.jobs.store.records import Made
+from promptmill.jobs.store.order import Sure, Votes
+from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Target
 
 WHOLE_REQUESTS = frozenset({"batch", "messages"})
 """Formats whose rows are whole requests."""
@@ -89,49 +89,6 @@ class OutputSpec(Stored):
     """The JSON Schema of the answers."""
     shard: str | None = None
     """The shard of a part file, such as `3/16`; None for a whole output."""
-
-
-class Target(Stored):
-    """The target of a slot: a model with its settings, and a prompt."""
-
-    name: str = ""
-    """The name of the variant; `""` in a job with one target."""
-    model: str = ""
-    """The model; `""`: the model of the configuration."""
-    prompt: int = 0
-    """The index of the prompt."""
-    settings: int = 0
-    """The id of the settings in table `settings`; `fingerprint` identifies them."""
-    kept: tuple[int, ...] = ()
-    """The ids of other settings whose answers also count."""
-    changed: tuple[str, ...] = ()
-    """The settings that changed since the job began (see `Earlier.keep`). Every later record notes them."""
-    fingerprint: dict[str, Any] = Field({})
-    """Digests of the settings that affect answers."""
-    extra: dict[str, bool | int | float] = Field({})
-    """Parameters that are added to each request."""
-    sampling: dict[str, bool | int | float | str] | None = None
-    """Sampling parameters that are not lists or objects, for errors about changes; None for a student."""
-
-    @property
-    def counted(self) -> list[int]:
-        """The ids of the settings whose answers count."""
-        return [self.settings, *self.kept]
-
-    def answered_by(self, model: str, settings: int) -> tuple[Target, Target]:
-        """Return two targets: this one, with answers of `model` also counting, and the target of a round of `model`.
-
-        `settings`: the id of this target's settings with `model`.
-        """
-        if settings == self.settings:
-            return self, self
-        counted = self.model_copy(update={"kept": tuple(sorted({*self.kept, settings}))})
-        own = {"model": model, "settings": settings, "kept": tuple(sorted({*self.kept, self.settings}))}
-        return counted, self.model_copy(update=own)
-
-    def made(self, round_: int, model: str = "") -> Made:
-        """Return the note for the records of a round. `model`: see `Round.model`."""
-        return Made(self.settings, round_, self.changed, model)
 
 
 class SureCut(Stored):

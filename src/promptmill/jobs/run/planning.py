@@ -1,0 +1,152 @@
+"""The plan of a job: which round comes next.
+
+    order, rounds so far, open rows ─▶ next_round ─▶ Round | None
+
+`next_round` is a pure function of the database and the order, so a killed job computes the same next round. The rounds
+of an order, each only if it has rows:
+
+1. the last round, if it was interrupted
+2. `batched`: the rows of batches that another order left open, which collects their answers
+3. `again …`: the rows that the order sends again
+4. `first`: the rows without an answer, and failures of earlier runs that may pass
+
+With `sure`, the rounds are `sample`, `cheap`, `sure` (which copies the answers that may be delivered) and `unsure`.
+With a student, they are `train`, `sample`, `student` (which sends nothing), `sure` and `unsure`.
+With `votes`, the rounds send the votes, and a round `voted` copies the labels that won. No round replaces the label of
+a person.
+
+With `dedupe`, only the first of several rows with the same question is sent. Before and after it, a round `duplicate`
+copies an outcome to the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.rounds import DUPLICATE, ONCE, Round
+from promptmill.jobs.store.spec import SurePart
+
+_ALWAYS_LIVE = frozenset({"sample", "train"})
+"""The reasons of small rounds, for which the rest of a job waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """The facts that decide about the next round."""
+
+    order: JobOrder
+    rounds: Sequence[Round]
+    since: int
+    """The id of the last round before the order."""
+    slots: int
+    """The number of answers to each row."""
+    has_rows: Callable[[Round], bool]
+    """Whether some row of the job meets the rule of a round."""
+    part: SurePart | None = None
+    """The newest part of a job with `sure`."""
+    batched: tuple[int, ...] = ()
+    """The slots with batches that are not done."""
+
+
+def next_round(now: Situation) -> Round | None:
+    """Return the next round of a job, None if every row is done."""
+    rounds = now.rounds
+    may_resume = bool(rounds) and (rounds[-1].way == "batch" or not now.batched)
+    if may_resume and not rounds[-1].done and _is_resumed(rounds[-1], now) and now.has_rows(rounds[-1]):
+        return rounds[-1]
+    first = Round(rounds[-1].id + 1 if rounds else 1, "open", "", tuple(range(now.slots)), now.since)
+    wanted = _wanted(now.order, first) if now.order.sure is None else _wanted_of_sure(now.order, first, now.part)
+    left = [replace(first, rows="batched", reason="batch", slots=now.batched, way="batch")] if now.batched else []
+    return next(filter(now.has_rows, itertools.chain(left, _by_batch(wanted, now))), None)
+
+
+def _by_batch(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
+    """Yield the rounds; where the order has `batch`, rows go into a batch first, and then live if it left them open."""
+    latest = max((round_.id for round_ in now.rounds if round_.way == "batch"), default=0)
+    for round_ in wanted:
+        # failures of a batch that may pass are sent again
+        live = replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
+        is_cheap = now.order.sure is not None and 0 not in round_.slots
+        if now.order.batch is None or round_.way != "live" or is_cheap or round_.reason in _ALWAYS_LIVE:
+            yield live
+            continue
+        yield replace(round_, way="batch", reason="batch")
+        yield live
+
+
+def _is_resumed(last: Round, now: Situation) -> bool:
+    """Return whether an order resumes an interrupted round; the rounds of an order `again` may have all its rows."""
+    order = now.order
+    if order.sure is not None:  # each of its rounds follows from the answers
+        return False
+    if order.votes is not None and last.way == "live" and 0 in last.slots:  # from before the job had votes
+        return False
+    if max(last.slots) >= now.slots or (last.is_by_question and not order.limits.dedupe):
+        return False
+    if last.rows == "open" and order.limits.dedupe:  # which sends fewer of its rows
+        return False
+    if order.earlier.again is None or last.id > now.since:
+        return True
+    return order.earlier.again != "all" and last.rows.startswith("again")
+
+
+def _wanted(order: JobOrder, first: Round) -> Iterator[Round]:
+    """Yield the rounds that may come next, like `first` but for their rows."""
+    again = order.earlier.again
+    if order.votes is not None:
+        first = replace(first, slots=order.votes.slots)
+    for rows in ("open",) if again is None else (f"again {again}", "open"):
+        live = replace(first, rows=rows, reason=order.shown.reason if rows == "open" else rows)
+        if order.limits.dedupe:
+            yield replace(live, rows=rows + DUPLICATE, reason="duplicate", way="copy")
+            live = replace(live, rows=rows + ONCE)
+        yield live
+    if order.votes is not None:
+        yield replace(first, rows="voted", reason="votes", slots=(0,), way="copy")
+
+
+def _wanted_of_sure(order: JobOrder, first: Round, part: SurePart | None) -> Iterator[Round]:
+    """Yield the rounds that may come next if the answers must be sure, see `run.sure_rounds`."""
+    delivered = replace(first, slots=(0,))
+    if (again := order.earlier.again) is not None:
+        yield replace(delivered, rows=f"again {again}", reason=f"again {again}")
+    if part is None:
+        return
+    assert order.sure is not None
+    panel = order.sure.panel(part.score)
+    if order.sure.student:
+        yield from _wanted_of_student(order, first, part)
+        return
+    if part.cut is None:
+        # the cheap models come first: an endpoint may refuse the log probabilities, and that ends the requests in
+        # flight
+        yield replace(first, rows="chosen", reason="sample", slots=panel)
+        yield replace(first, rows="chosen", reason="sample", slots=(0,))
+        return
+    if part.pays:
+        yield replace(first, rows="cheap", reason="cheap", slots=panel)
+    yield replace(delivered, rows="sure", reason="sure", way="copy")
+    yield replace(delivered, rows="open", reason="unsure" if part.pays else order.shown.reason)
+
+
+def _wanted_of_student(order: JobOrder, first: Round, part: SurePart) -> Iterator[Round]:
+    """Yield the rounds that may come next if a student answers, see `run.student_rounds`."""
+    delivered = replace(first, slots=(0,))
+    if part.cut is None:
+        yield replace(delivered, rows="taught", reason="train")
+        yield replace(delivered, rows="chosen", reason="sample")
+        return
+    if part.pays and not part.is_ended:
+        yield replace(first, rows="cheap", reason="student", slots=(1,), way="copy")
+    yield replace(delivered, rows="sure", reason="sure", way="copy")
+    yield replace(delivered, rows="open", reason="unsure" if part.pays else order.shown.reason)
+
+
+def resent(order: JobOrder, since: int, settings: Iterable[int], slot: int = 0) -> str:
+    """Return the condition of the rows in a slot that an order sends; `since` is the last round before it."""
+    first = Round(since + 1, "", "", since=since)
+    rules = dict.fromkeys(round_.ordered for round_ in _wanted(order, first))
+    return " OR ".join(replace(first, rows=rule).condition(settings, slot) for rule in rules)
