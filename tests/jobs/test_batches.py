@@ -283,7 +283,7 @@ def test_options_of_batches_need_batch():
 
 
 def rounds_after(known: list[Round], order: JobOrder, open_ways: set[str]) -> Round | None:
-    return next_round(Situation(order, known, 0, 1, lambda found: found.way in open_ways))
+    return next_round(Situation(order, order.plan, known, 0, 1, lambda found: found.way in open_ways))
 
 
 def test_a_batch_round_comes_before_the_live_round_which_takes_its_failures():

@@ -12,9 +12,9 @@ import pytest
 from fastmcp import Client
 
 from promptmill.config.loading import Configuration
-from promptmill.jobs.run import planning
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.rounds import ANSWERED
+from promptmill.jobs.store.spec import Plan
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, choose, status
@@ -124,14 +124,14 @@ def test_a_row_names_any_model_of_the_endpoint_where_the_operator_sets_no_limit(
 def asks_long_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give every job a round that sends rows with a long answer to the model `large`."""
     is_new = "answer.round NOT IN (SELECT id FROM round WHERE value ->> '$.rows' = 'long')"
-    wanted = planning._wanted
+    wanted = Plan.next
 
-    def with_long(order: Any, first: Any) -> Iterator[Any]:
-        yield from wanted(order, first)
+    def with_long(plan: Plan, first: Any, again: Any) -> Iterator[Any]:
+        yield from wanted(plan, first, again)
         yield replace(first, rows="long", reason="long", model="large")
 
     monkeypatch.setattr(rounds, "RULES", {**rounds.RULES, "long": f"({ANSWERED} AND length(text) > 500 AND {is_new})"})
-    monkeypatch.setattr(planning, "_wanted", with_long)
+    monkeypatch.setattr(Plan, "next", with_long)
 
 
 @pytest.mark.usefixtures("asks_long_answers_again")

@@ -14,9 +14,9 @@ import pytest
 import promptmill
 from labellers import LABELS, label, labellers, named, sent
 from promptmill.backends.protocol import Completion
+from promptmill.jobs.labels import probability
 from promptmill.jobs.store.records import SLOT, record_of
 from promptmill.jobs.sure.cut import size_right
-from promptmill.jobs.sure.panel import probability
 from replies import answer, choose, status
 from waiting import eventually
 

@@ -15,8 +15,8 @@ from labellers import LABELS, labellers, named, sent
 from labellers import label as label_of_model
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.labels import Decision, decide
 from promptmill.jobs.store.records import FIRST, SLOT, record_of
-from promptmill.jobs.sure.panel import Decision, decide
 from replies import answer, choose, status
 
 ROWS = 60

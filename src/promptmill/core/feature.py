@@ -39,6 +39,18 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanEntry:
+    """A plan of jobs."""
+
+    name: str
+    """Its name in the databases of jobs."""
+    options: Sequence[str]
+    """The options of `bulk` that may ask for it."""
+    plan: str
+    """`"module:class"`: the subclass of `promptmill.jobs.store.spec.Plan`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Face:
     """Another API of the HTTP server, next to MCP. `promptmill serve --no-NAME` leaves it out."""
 
@@ -60,6 +72,8 @@ class Feature:
     commands: Sequence[Command] = ()
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.app.ToolSocket`."""
+    plans: Sequence[PlanEntry] = ()
+    """If several ask for a job, the first one gets it."""
     faces: Sequence[Face] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     """Names of the package `promptmill` for programs, such as `{"compare": "module:compare"}`."""

@@ -65,7 +65,7 @@ def variant_fields(spec: JobSpec) -> Sequence[str]:
 
 def sure_fields(spec: JobSpec) -> Sequence[str]:
     """Return the columns that say how sure an answer is."""
-    return () if spec.sure is None and spec.votes is None else (SURE, SCORE)
+    return spec.plan.fields if spec.sure is None else (SURE, SCORE)
 
 
 def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:

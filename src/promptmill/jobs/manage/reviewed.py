@@ -33,6 +33,7 @@ from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answer
 from promptmill.jobs.export.text import OwnValues, cell
 from promptmill.jobs.export.workbook_file import clean_text, write_sheet
 from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.labels import decide, label_in, label_of
 from promptmill.jobs.manage.job_rows import JobRows
 from promptmill.jobs.run import steps
 from promptmill.jobs.store import progress, statistics
@@ -44,7 +45,7 @@ from promptmill.jobs.store.rounds import ANSWERED, stored_rounds
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.sure.job_shares import label_figures, random_rows
 from promptmill.jobs.sure.labels import A_PERSON, CHEAP, SAMPLE, STUDENT, giver_of, part_of
-from promptmill.jobs.sure.panel import cheap_of, decide, label_in, label_of, place_of, probability, score_of
+from promptmill.jobs.sure.panel import cheap_of, place_of, score_of
 
 ROWS = 50
 """The rows of a review, unless another number is given: about an hour of a person."""
@@ -63,6 +64,7 @@ _MOST_LABELS, _FEW_LABELS, _LONGEST_LABEL = 1000, 8, 200
 _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "truncated"})
 _TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
 """The kinds of rows, the most valuable first."""
+_KINDS = {"": _UNSURE, "tie": _TIE, "disagree": _DISAGREE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,16 +183,10 @@ def _candidate(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
         return None
     if record.code is not None:
         return _Candidate(_FAILED, 0.0, n, 0, f"failed: {record.code}")
-    if spec.votes is not None:
-        decision = decide(answered.beside)
-        if decision is None or decision.score == 1:
-            return None
-        kind, words = (_TIE, "tie") if decision.is_tie else (_UNSURE, "votes differ")
-        return _Candidate(kind, decision.score, n, 0, words)
     if spec.sure is not None:
         return _of_sure(spec, answered)
-    own = probability(record)
-    return None if own is None or own >= 1 else _Candidate(_UNSURE, own, n, 0, "low probability")
+    doubt = spec.plan.doubt(spec, record, answered.beside)
+    return None if doubt is None else _Candidate(_KINDS[doubt.kind], doubt.score, n, 0, doubt.words)
 
 
 def _of_sure(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
@@ -226,13 +222,12 @@ def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> It
             for slot, other in known.items()
             if other.code is None and (slot or spec.is_grid)
         }
-        score = candidate.score if candidate.kind == _UNSURE or spec.votes is not None else abs(candidate.score)
         values = own.of(row.answered.row)
         yield ReviewRow(
             row.number,
             candidate.why,
             "" if record.code is not None else record.text,
-            None if candidate.kind in {_FAILED, _DRAWN} else round(score, 4),
+            None if candidate.kind in {_FAILED, _DRAWN} else round(abs(candidate.score), 4),
             _key_of(record),
             "\n\n".join(text for _, text in row.asked),
             {name: cell(value) for name, value in values.items()},
@@ -245,10 +240,7 @@ def _names(spec: JobSpec) -> list[str]:
     """Return the names of the answers to a row by slots: the models, or `vote 1`, …"""
     if spec.is_grid:
         return [target.name for target in spec.targets]
-    first, *beside = (target.model or spec.model or spec.backend for target in spec.targets)
-    if len(set(beside)) < len(beside) and spec.sure is None:
-        return [first, *(f"vote {at}" for at in range(1, len(beside) + 1))]
-    return [first, *(name if name not in beside[:at] else f"{name} {at + 1}" for at, name in enumerate(beside))]
+    return spec.plan.names([target.model or spec.model or spec.backend for target in spec.targets])
 
 
 def _key_of(record: Record) -> str:

@@ -206,7 +206,8 @@ def admit(
             raise input_error(damaged, SEND_ALL, " starts a new one.") from None
         folders.register(folder)
         if getattr(plan.block, "dedupe", False):
-            job.plan, job.order = _without_own_dedupe(plan), order.with_limits(dedupe=True)
+            dedupe = order.sure is not None or not order.plan.chooses  # which may need several answers to one question
+            job.plan, job.order = _without_own_dedupe(plan), order.with_limits(dedupe=dedupe)
         opened.pop_all()
         return job
 
@@ -378,9 +379,10 @@ def check_fields(order: JobOrder, input_format: str) -> None:
     for name, part in (("limit", order.limits.rows), ("shard", order.limits.shard)):
         if question.sample is not None and part is not None:
             raise input_error(Named("sample"), " goes without ", Named(name), ".")
-    for name in ("sure", "votes"):
-        if getattr(order, name) is not None and input_format in WHOLE_REQUESTS:
-            raise input_error(Named(name), _OF_ROWS)
+    if order.plan.chooses and input_format in WHOLE_REQUESTS:
+        raise input_error(Named(order.plan.name), _OF_ROWS)
+    if order.sure is not None and input_format in WHOLE_REQUESTS:
+        raise input_error(Named("sure"), _OF_ROWS)
     _check_answer_column(order.form.column)
 
 
@@ -419,9 +421,9 @@ def spec_of(
     if order.question.image_column is None:
         for text in order.question.templates:
             check_names_some(text, lambda: "" if source is None else image_column(source, input_format))
-    for name in ("sure", "votes"):
-        if getattr(order, name) is not None:
-            _check_labels(plan, name, () if order.sure is None else order.sure.recall)
+    order.plan.check(plan, order.question)
+    if order.sure is not None:
+        _check_labels(plan, "sure", order.sure.recall)
     if order.sure is not None and order.sure.gold:
         if plan.settings.sampling_params.choices is None:
             raise input_error(Named("gold"), " goes with ", Named("choices"), ", of which each row has one.")
@@ -443,7 +445,7 @@ def spec_of(
         ),
         targets=targets_of(plan, order, input_format, plans),
         sure=order.sure,
-        votes=order.votes,
+        plan=order.plan,
         backend=plan.backend,
         model=plan.model,
         provider=registry.provider_of(plan),
@@ -474,6 +476,7 @@ def targets_of(
         )
         for at, variant in enumerate(order.variants)
     ]
+    targets = [order.plan.target(slot, target, plans.get(target.model, plan)) for slot, target in enumerate(targets)]
     if order.sure is not None and order.sure.student:  # its answers are no model's
         version = STUDENTS[order.sure.student].version()
         targets[1] = targets[1].model_copy(update={"fingerprint": {"student": digest(version)}, "extra": {}})
@@ -482,15 +485,14 @@ def targets_of(
 
 def _extra(order: JobOrder, plan: ResolvedConfig, slot: int) -> dict[str, bool | int | float]:
     """Return the parameters that are added to the requests of a slot, if its answers are beside the delivered ones."""
-    sure, votes = order.sure, order.votes
-    if not slot or (sure is None and votes is None):
+    sure, sampling = order.sure, plan.settings.sampling_params
+    if not slot or sure is None:
         return {}
-    if sure is not None and not sure.votes and slot == 1:
-        weighs = plan.record.weighs_choices and plan.settings.sampling_params.choices is not None
+    if not sure.votes and slot == 1:
+        weighs = plan.record.weighs_choices and sampling.choices is not None
         return {"logprobs": True} | ({TOP_CHOICES: 1} if weighs else {})
-    if (sure is not None and sure.second) or (votes is not None and not votes.repeats):
+    if sure.second:
         return {}
-    sampling = plan.settings.sampling_params  # repeats at the temperature 0, or with one seed, would be equal
     extra: dict[str, bool | int | float] = {} if sampling.temperature else {"temperature": 1.0}
     return extra if sampling.seed is None else extra | {"seed": sampling.seed + slot}
 

@@ -10,10 +10,8 @@ of an order, each only if it has rows:
 3. `again …`: the rows that the order sends again
 4. `first`: the rows without an answer, and failures of earlier runs that may pass
 
-With `sure`, the rounds are `sample`, `cheap`, `sure` (which copies the answers that may be delivered) and `unsure`.
-With a student, they are `train`, `sample`, `student` (which sends nothing), `sure` and `unsure`.
-With `votes`, the rounds send the votes, and a round `voted` copies the labels that won. No round replaces the label of
-a person.
+The plan of a job (`spec.Plan`) yields the rounds 3 and 4, and others if it chooses one of several answers; no round
+replaces the label of a person.
 
 With `dedupe`, only the first of several rows with the same question is sent. Before and after it, a round `duplicate`
 copies an outcome to the others.
@@ -27,7 +25,8 @@ from dataclasses import dataclass, replace
 
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.rounds import DUPLICATE, ONCE, Round
-from promptmill.jobs.store.spec import SurePart
+from promptmill.jobs.store.spec import Plan
+from promptmill.jobs.sure.rule import SurePart
 
 _ALWAYS_LIVE = frozenset({"sample", "train"})
 """The reasons of small rounds, for which the rest of a job waits."""
@@ -38,6 +37,8 @@ class Situation:
     """The facts that decide about the next round."""
 
     order: JobOrder
+    plan: Plan
+    """The plan of the job, with its decisions."""
     rounds: Sequence[Round]
     since: int
     """The id of the last round before the order."""
@@ -57,8 +58,13 @@ def next_round(now: Situation) -> Round | None:
     may_resume = bool(rounds) and (rounds[-1].way == "batch" or not now.batched)
     if may_resume and not rounds[-1].done and _is_resumed(rounds[-1], now) and now.has_rows(rounds[-1]):
         return rounds[-1]
-    first = Round(rounds[-1].id + 1 if rounds else 1, "open", "", tuple(range(now.slots)), now.since)
-    wanted = _wanted(now.order, first) if now.order.sure is None else _wanted_of_sure(now.order, first, now.part)
+    reason = now.order.shown.reason
+    first = Round(rounds[-1].id + 1 if rounds else 1, "open", reason, tuple(range(now.slots)), now.since)
+    wanted = now.plan.next(first, now.order.earlier.again)
+    if now.order.sure is not None:
+        wanted = _wanted_of_sure(now.order, first, now.part)
+    if now.order.limits.dedupe:
+        wanted = _once(wanted)
     left = [replace(first, rows="batched", reason="batch", slots=now.batched, way="batch")] if now.batched else []
     return next(filter(now.has_rows, itertools.chain(left, _by_batch(wanted, now))), None)
 
@@ -70,7 +76,8 @@ def _by_batch(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
         # failures of a batch that may pass are sent again
         live = replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
         is_cheap = now.order.sure is not None and 0 not in round_.slots
-        if now.order.batch is None or round_.way != "live" or is_cheap or round_.reason in _ALWAYS_LIVE:
+        may_batch = not is_cheap and round_.reason not in _ALWAYS_LIVE and now.plan.may_batch(round_)
+        if now.order.batch is None or round_.way != "live" or not may_batch:
             yield live
             continue
         yield replace(round_, way="batch", reason="batch")
@@ -82,7 +89,7 @@ def _is_resumed(last: Round, now: Situation) -> bool:
     order = now.order
     if order.sure is not None:  # each of its rounds follows from the answers
         return False
-    if order.votes is not None and last.way == "live" and 0 in last.slots:  # from before the job had votes
+    if not now.plan.resumes(last):
         return False
     if max(last.slots) >= now.slots or (last.is_by_question and not order.limits.dedupe):
         return False
@@ -93,19 +100,14 @@ def _is_resumed(last: Round, now: Situation) -> bool:
     return order.earlier.again != "all" and last.rows.startswith("again")
 
 
-def _wanted(order: JobOrder, first: Round) -> Iterator[Round]:
-    """Yield the rounds that may come next, like `first` but for their rows."""
-    again = order.earlier.again
-    if order.votes is not None:
-        first = replace(first, slots=order.votes.slots)
-    for rows in ("open",) if again is None else (f"again {again}", "open"):
-        live = replace(first, rows=rows, reason=order.shown.reason if rows == "open" else rows)
-        if order.limits.dedupe:
-            yield replace(live, rows=rows + DUPLICATE, reason="duplicate", way="copy")
-            live = replace(live, rows=rows + ONCE)
-        yield live
-    if order.votes is not None:
-        yield replace(first, rows="voted", reason="votes", slots=(0,), way="copy")
+def _once(wanted: Iterable[Round]) -> Iterator[Round]:
+    """Yield the rounds, but send each question once, between two rounds that copy outcomes to its duplicates."""
+    for round_ in wanted:
+        if round_.way != "live":
+            yield round_
+            continue
+        yield replace(round_, rows=round_.rows + DUPLICATE, reason="duplicate", way="copy")
+        yield replace(round_, rows=round_.rows + ONCE)
 
 
 def _wanted_of_sure(order: JobOrder, first: Round, part: SurePart | None) -> Iterator[Round]:
@@ -147,6 +149,7 @@ def _wanted_of_student(order: JobOrder, first: Round, part: SurePart) -> Iterato
 
 def resent(order: JobOrder, since: int, settings: Iterable[int], slot: int = 0) -> str:
     """Return the condition of the rows in a slot that an order sends; `since` is the last round before it."""
-    first = Round(since + 1, "", "", since=since)
-    rules = dict.fromkeys(round_.ordered for round_ in _wanted(order, first))
+    first = Round(since + 1, "open", "", since=since)
+    again = order.earlier.again
+    rules = dict.fromkeys(round_.rows for round_ in (*Plan().next(first, again), *order.plan.next(first, again)))
     return " OR ".join(replace(first, rows=rule).condition(settings, slot) for rule in rules)

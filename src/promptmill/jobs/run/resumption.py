@@ -54,11 +54,13 @@ def with_settings(folder: Folder, target: Target) -> Target:
 def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> JobSpec:
     """Combine the stored job `begun` with the `wanted` one. Raises `PromptmillError` (`invalid_input`)."""
     sends_all = order.earlier.again == "all" or _has_nothing(folder)
-    is_undone = any(getattr(begun, way) is not None and getattr(wanted, way) is None for way in ("sure", "votes"))
+    is_undone = (begun.plan.chooses and begun.plan.name != wanted.plan.name) or (
+        begun.sure is not None and wanted.sure is None
+    )
     if is_undone and not _has_nothing(folder):
         raise input_error(
             f"Job {begun.job_id} chose its labels by ",
-            Named("sure" if begun.sure is not None else "votes"),
+            Named("sure" if begun.sure is not None else begun.plan.name),
             "; repeat that, or name another output.",
         )
     is_other_promise = begun.sure is not None and wanted.sure is not None and begun.sure != wanted.sure
@@ -68,14 +70,7 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
             Named("sure"),
             ", and its sample was drawn for that. Name another output for a new sample.",
         )
-    if begun.votes is not None and wanted.votes is not None:
-        had, now_ = len(begun.votes.models), len(wanted.votes.models)
-        if now_ < had and not sends_all:
-            raise input_error(
-                f"Job {begun.job_id} has {had} votes on each row, which are paid. Keep ",
-                Named("votes", str(had)),
-                " or more, or name another output.",
-            )
+    plan = wanted.plan.resumed(begun.plan, begun.job_id, sends_all=sends_all)
     by_name = {target.name: target for target in begun.targets}
     targets = []
     for at, target in enumerate(wanted.targets):
@@ -94,6 +89,7 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
         update={
             **{name: getattr(begun, name) for name in ("created", "origin")},
             "parts": begun.parts if begun.sure == wanted.sure else (),
+            "plan": plan,
             "targets": tuple(targets),
         }
     )

@@ -29,7 +29,8 @@ from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.run import steps
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.batch_round import BatchRound, batch_figures
-from promptmill.jobs.run.job_rounds import Duplicates, JobRounds, reader_of, requests_of
+from promptmill.jobs.run.copies import Duplicates
+from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
 from promptmill.jobs.run.shared_beginnings import saved
 from promptmill.jobs.run.steps import Apart
@@ -433,7 +434,7 @@ class Runner:
                 range(min((one.first for one in opens if one.rows), default=0), max(one.last for one in opens) + 1),
                 lambda: self._leaves_as is not None or self._takes_no_more,
                 None if self._apart is None else _HELD_BYTES,
-                job_rounds.settled_meanwhile(round_, self._delivered_copies(asyncio.get_running_loop())),
+                job_rounds.between(round_, self._delivered_copies(asyncio.get_running_loop())),
                 job_rounds.window,
                 sharing=2 if registry.prompt_cache_of(job.plan) else 0,
             )
@@ -447,7 +448,7 @@ class Runner:
                     self._end_without_room,
                     failure_limit=job.order.limits.failures if is_live else None,
                     delivered=job.spec.delivered,
-                    failing=job.spec.delivered if job.spec.votes is None else len(job.spec.targets),
+                    failing=job.spec.delivered if job.spec.sure is not None else len(job.spec.targets),
                     made=[target.made(round_.id, round_.model) for target in targets],
                     recorded=self._recorded,
                 )

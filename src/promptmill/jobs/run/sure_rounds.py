@@ -15,31 +15,32 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 from itertools import filterfalse
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from promptmill.backends.protocol import Completion
 from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import counted
+from promptmill.jobs.labels import label_of
 from promptmill.jobs.run.gold_labels import right_labels
-from promptmill.jobs.run.live import OpenRow
 from promptmill.jobs.run.student_rounds import StudentAnswers, taught_of
-from promptmill.jobs.store.database import LAST_KEY, PAGE, Row
-from promptmill.jobs.store.order import Sure
+from promptmill.jobs.store.database import LAST_KEY, JobDatabase, Row
 from promptmill.jobs.store.records import SLOT, Made, Record, copied, record_of
 from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
-from promptmill.jobs.store.spec import JobSpec, SureCut, SurePart, digest
+from promptmill.jobs.store.spec import Delivered, JobSpec, PlanWork, RunningJob, digest
 from promptmill.jobs.sure import cut as cuts
 from promptmill.jobs.sure.cut import NOTHING_SURE, Place
 from promptmill.jobs.sure.labels import STUDENT, part_of
-from promptmill.jobs.sure.panel import Score, cheap_of, kind_of, label_of, place_of, score_of
+from promptmill.jobs.sure.panel import Score, cheap_of, kind_of, place_of, score_of
+from promptmill.jobs.sure.rule import Sure, SureCut, SurePart
+from promptmill.jobs.sure.student import STUDENTS
 
 if TYPE_CHECKING:
     from promptmill.jobs.run.admission import Job
-    from promptmill.jobs.store.database import JobDatabase
 
 FEWEST_ROWS = 200
 """In a smaller table, the strong model answers every row: there is almost nothing to save."""
@@ -52,6 +53,11 @@ _IS_NEW = f"""
     {HAS_QUESTION} AND row.n < ?
     AND NOT EXISTS (SELECT 1 FROM answer WHERE key = row.n OR key = row.n + {SLOT})
 """
+_IS_ANSWERED = f"""
+    answer.key IS NULL
+    AND EXISTS (SELECT 1 FROM answer AS cheap WHERE cheap.key = row.n + {SLOT} AND cheap.code IS NULL)
+"""
+"""The condition of rows that a cheap model has answered, and that have no label yet."""
 _WITHOUT_LABEL = f"""
     key BETWEEN {SLOT} AND {2 * SLOT - 1} AND code IS NULL
     AND NOT EXISTS (SELECT 1 FROM answer AS delivered WHERE delivered.key = answer.key - {SLOT})
@@ -89,12 +95,16 @@ class _Sampled:
         return not self.agrees and not self.is_bad
 
 
-class SureRounds:
-    """The draws, decisions and copies of one run. All methods block and raise the errors of `JobDatabase`."""
+class SureRounds(PlanWork):
+    """The draws, decisions and copies of one run."""
 
-    def __init__(self, job: Job, rule: Sure, end: int, student: StudentAnswers | None = None) -> None:
-        """`end`: the number of the first row beyond the order's limit."""
-        self._job, self._rule, self._end, self._student = job, rule, end, student
+    meanwhile = MappingProxyType({"cheap": _IS_ANSWERED})
+
+    def __init__(self, job: Job, rule: Sure, run: RunningJob) -> None:
+        self._job, self._rule, self._end = job, rule, run.end
+        self._student = None
+        if rule.student:
+            self._student = StudentAnswers(job, STUDENTS[rule.student], run.requests, run.end, run.work)
         self._has_begun = False
 
     @property
@@ -356,53 +366,39 @@ class SureRounds:
             self._store.change(("INSERT INTO temp.sure VALUES (?)", sure))
             first = page[-1].key + 1
 
-    def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
-        """Copy the answers of the rows in `temp.sure` to slot 0; a round of the student answers its rows instead.
-
-        `recorded` is called with the keys of some copies.
-        """
-        if self._student is not None and round_.rows == "cheap":
-            assert self.part is not None
-            assert self.part.cut is not None
-            if not self._student.answer(round_, self.part.cut.learned):
-                self._replace_part(self.part.model_copy(update={"is_ended": True}))
+    def copies(self, round_: Round, slot: int, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
+        """Yield the sure answers, for slot 0; a round of the student yields its answers."""
+        del slot
+        if self._student is None or round_.rows != "cheap":
+            for page in pages:
+                first = self._store.records_at([n + SLOT for n in page])
+                yield self._deliver(round_, filter(None, map(self._sure_answer, first)))
             return
-        last = -1
-        while page := self._store.read(f"SELECT n FROM temp.sure WHERE n > ? ORDER BY n LIMIT {PAGE}", last):
-            first = self._store.records_at([n + SLOT for (n,) in page])
-            copies = self._deliver(round_, filter(None, map(self._sure_answer, first)))
-            recorded([copy.key for copy in copies])
-            last = page[-1][0]
+        assert self.part is not None
+        assert self.part.cut is not None
+        if self._student.has_learned(self.part.cut.learned):
+            yield from self._student.answers(round_, pages)
+        else:
+            self._replace_part(self.part.model_copy(update={"is_ended": True}))
 
-    def settle(
-        self, round_: Round, first: int, following: int, *, delivered: Callable[[Sequence[Record]], None]
-    ) -> Iterator[list[OpenRow]]:
-        """Copy the sure answers among the rows `first` to `following - 1`, and yield the unsure rows, to be sent now.
+    def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
+        """Yield the sure answers, and the rows that are not sure.
 
         A row whose cheap answers are not all there is left to the rounds `sure` and `unsure`.
         """
-        end, key = SLOT + min(following, self._end), SLOT + first
-        while key < end and (page := self._store.page(key, f"{_WITHOUT_LABEL} AND key < {end}")):
-            key = page[-1].key + 1
-            complete = [record for record in page if self._is_complete(record)]
+        for page in pages:
+            complete = [
+                record for record in self._store.records_at([n + SLOT for n in page]) if self._is_complete(record)
+            ]
             sure = [answer for record in complete if (answer := self._sure_answer(record)) is not None]
-            delivered(self._deliver(round_, sure))
             unsure = {record.row for record in complete} - {record.row for record in sure}
-            if unsure:
-                rows = self._store.row_page(min(unsure), max(unsure), max(unsure) - min(unsure) + 1)
-                yield [
-                    OpenRow(row.n, 0, (row.asked or b"")[:16], row.line, row.cells or b"", 0, answered=False)
-                    for row in rows
-                    if row.n in unsure
-                ]
+            yield Delivered(self._deliver(round_, sure), unsure)
 
     def _deliver(self, round_: Round, cheap: Iterable[Record]) -> list[Record]:
         target, of_cheap = self._spec.targets[:2]
         model = STUDENT if self._rule.student else of_cheap.model or self._spec.model
         made = Made(of_cheap.settings, round_.id, target.changed, model)
-        copies = [record_of(record.row, _delivered(record), record.asked, made) for record in cheap]
-        self._store.write(copies)
-        return copies
+        return [record_of(record.row, _delivered(record), record.asked, made) for record in cheap]
 
     def _is_complete(self, cheap: Record) -> bool:
         part = part_of(self._spec, cheap)

@@ -33,9 +33,10 @@ from promptmill.jobs.run.student_rounds import taught_of
 from promptmill.jobs.run.sure_rounds import sample_of, sample_of_gold
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder, Sure
+from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.spec import JobSpec, Origin
 from promptmill.jobs.sure.cut import errors_allowed
+from promptmill.jobs.sure.rule import Sure
 
 _SHOWN = 20
 _BYTES_PER_TOKEN = 4  # English text; less accurate for other scripts
@@ -68,9 +69,9 @@ def check(
         spec, _ = ingest(store, spec, input_of(files.input, spec.input.format), Work(), disk_share=share)
         if spec.input.is_file:
             row_secrets.check(store, spec.input, plan.file_rule, Work())
-        models = [target.model for target in spec.targets] if order.votes is None else order.votes.models
+        models = spec.plan.asked(spec.targets)
         answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
-        every = [*answering.values()] if order.votes is None else [answering[name] for name in models]
+        every = [answering[name] for name in models]
         sums = [_Most(one, price) for one in every if (price := price_of(one)) is not None]
         found = {"format": spec.input.format} | _check_rows(store, spec, plan, order, sums, may_name=may_name)
         found["notes"] = list(columns.notes(spec))

@@ -7,14 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.core.errors import Named, config_error, input_error
-from promptmill.jobs.store.rounds import MOST_VOTES, Again
+from promptmill.jobs.store.rounds import Again
+from promptmill.jobs.store.spec import AnyPlan, Plan, plan_of
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Variant
+from promptmill.jobs.sure.rule import Sure
 
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
@@ -23,16 +25,6 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
 _DAY_S = 86_400
 _FIRST_ROWS = 20  # a percentage of failures is not checked before this many rows
-
-
-_APART = (
-    ("second", "votes", ": both say which labels are sure"),
-    ("student", "second", ": no cheap model is asked"),
-    ("student", "votes", ": no cheap model is asked"),
-    ("gold", "student", ": the rows that train it have labels of the strong model, which may be wrong"),
-    ("gold", "recall", ": its promise is about all classes together"),
-)
-"""Fields of `Sure` that exclude each other, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,136 +114,6 @@ class Earlier(Stored):
     """The database of another job; its answers are used for rows with the same question."""
     overwrite: bool = False
     """Whether a file at `output` that the job did not make is replaced."""
-
-
-class Sure(Stored):
-    """The strong model whose labels the answers must agree with, and how surely.
-
-    A cheap model answers most rows. With the chance `certainty`, at most `1 - agree` of the delivered labels differ
-    from the strong model's, or with `gold` from the right ones, see `jobs.sure.cut`.
-    """
-
-    model: str = Field(min_length=1)
-    """The strong model."""
-    agree: float = Field(0.95, gt=0, lt=1)
-    certainty: float = Field(0.95, gt=0, lt=1)
-    second: str = ""
-    """A second cheap model: where both agree, a label is surer."""
-    votes: int = Field(0, ge=0, le=MOST_VOTES)
-    """So many answers of the cheap model vote on each label; 0: it has one answer."""
-    recall: Mapping[str, Annotated[float, Field(gt=0, lt=1)]] = {}
-    """By label: the share of its rows that must be delivered with it."""
-    gold: str = ""
-    """The column of the input with right labels, for some rows at least."""
-    student: bool | Literal["scikit-learn"] = False
-    """Whether a classifier that learns from the strong model takes the place of the cheap one, and which, see
-    `run.student_rounds`."""
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Sure | None:
-        """Return the rule of the options `sure` (a model, or a mapping of all fields), `agree`, `certainty`, `second`,
-        `votes`, `recall`, `gold` and `student`; a share may be `95%`. None without `sure`.
-
-        Raises `PromptmillError` (`invalid_input`).
-        """
-        model = options.get("sure")
-        given = {name: options[name] for name in cls.model_fields.keys() - {"model"} if options.get(name) is not None}
-        if given.get("student") is False:
-            del given["student"]
-        if model is None:
-            for name in given.keys() - {"votes"}:
-                raise input_error(Named(name), " goes with ", Named("sure", "MODEL"), ".")
-            return None
-        if not isinstance(model, str | Mapping):
-            raise input_error(Named("sure"), " is the name of a model.")
-        given |= {"model": model} if isinstance(model, str) else dict(model)
-        for name in given.keys() - cls.model_fields.keys():
-            raise input_error(Named("sure"), f" has no field {name[:40]}; it has {', '.join(cls.model_fields)}.")
-        for name, other, why in _APART:
-            if given.get(name) and given.get(other):
-                raise input_error(Named(name), " goes without ", Named(other), f"{why}.")
-        for name in ("agree", "certainty"):
-            if given.get(name) is not None:
-                given[name] = _share(name, given[name])
-        recall = given.get("recall") or {}
-        if not isinstance(recall, Mapping):
-            raise input_error(Named("recall"), ' has a share for each label, such as {"fraud": 0.95}.')
-        given["recall"] = {str(label): _share("recall", share) for label, share in recall.items()}
-        try:
-            return cls(**{name: value for name, value in given.items() if value is not None})
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise input_error(Named("sure"), f" {first['loc'][0]}: {first['msg']}.") from None
-
-    @property
-    def ways(self) -> tuple[Variant, ...]:
-        """The models of each row by slots: the strong one, the cheap one, and the second or two repeats of the cheap
-        one, which answer only if it has no probabilities. A student has the slot of the cheap one; no request is
-        sent for it."""
-        repeats = [Variant(name=str(number)) for number in range(2, (self.votes or 3) + 1)]
-        others = [Variant(name="second", model=self.second)] if self.second else repeats
-        if self.student:
-            return (Variant(name="", model=self.model), Variant(name="student", model=self.model))
-        return (Variant(name="", model=self.model), Variant(name="cheap"), *others)
-
-    @property
-    def certainty_of_each(self) -> float:
-        """The certainty of each promise, so that all of them hold together with `certainty`."""
-        return 1 - (1 - self.certainty) / (1 + len(self.recall))
-
-    def panel(self, score: str) -> tuple[int, ...]:
-        """Return the slots of the cheap answers that are needed if the answers are ordered by `score`."""
-        if self.second:
-            return (1, 2)
-        if self.votes:
-            return tuple(range(1, self.votes + 1))
-        return (1, 2, 3) if score == "repeats" else (1,)
-
-
-def _share(name: str, value: Any) -> float:
-    """Return a share between 0 and 1, given as 0.95 or as `95%`. Raises `PromptmillError` (`invalid_input`)."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", str(value).strip())
-    share = 0.0 if found is None else float(found[1]) / (100 if found[2] else 1)
-    if not 0 < share < 1:
-        raise input_error(Named(name), f" {str(value)[:20]!r} is not a share below 100 %, such as 95% or 0.95.")
-    return share
-
-
-class Votes(Stored):
-    """Several answers to each row; the label that most of them have is delivered, see `run.votes`."""
-
-    models: tuple[str, ...] = Field(min_length=2, max_length=MOST_VOTES)
-    """The model of each vote; `""`: the model of the configuration."""
-
-    @classmethod
-    def of(cls, count: object, models: Sequence[str]) -> Votes | None:
-        """Return the votes of the option `votes`, and the models that take turns. None without the option.
-
-        Raises `PromptmillError` (`invalid_input`).
-        """
-        if count is None:
-            return None
-        if isinstance(count, bool) or not isinstance(count, int) or not 2 <= count <= MOST_VOTES:
-            raise input_error(Named("votes"), f" {str(count)[:20]!r} is not a number from 2 to {MOST_VOTES}.")
-        if len(models) > count:
-            raise input_error(f"{len(models)} models need at least ", Named("votes", str(len(models))), ".")
-        return cls(models=tuple(models[at % len(models)] for at in range(count)))
-
-    @property
-    def ways(self) -> tuple[Variant, ...]:
-        """The models of each row by slots: the delivered answer, then the votes."""
-        votes = (Variant(name=f"vote {at}", model=model) for at, model in enumerate(self.models, 1))
-        return (Variant(name="", model=self.models[0]), *votes)
-
-    @property
-    def repeats(self) -> bool:
-        """Whether a model votes several times."""
-        return len(set(self.models)) < len(self.models)
-
-    @property
-    def slots(self) -> tuple[int, ...]:
-        """The slots of the votes."""
-        return tuple(range(1, len(self.models) + 1))
 
 
 class BatchOrder(Stored):
@@ -368,7 +230,7 @@ class JobOrder(Stored):
     earlier: Earlier = Earlier()
     variants: tuple[Variant, ...] = ()
     sure: Sure | None = None
-    votes: Votes | None = None
+    plan: AnyPlan = Plan()
     batch: BatchOrder | None = None
     """Whether rows are answered by the provider's Batch API, and how; None: live."""
     ray: RayCluster | None = None
@@ -394,15 +256,14 @@ class JobOrder(Stored):
         prompts = {} if prompt is None else {"": prompt} if isinstance(prompt, str) else dict(prompt)
         models = [] if model is None or isinstance(model, str) else list(dict.fromkeys(model))
         variants = _variants(models if len(models) > 1 else [""], list(prompts) if len(prompts) > 1 else [""])
-        votes = Votes.of(options.get("votes"), models or [""])
         if (sure := Sure.of(options)) is not None:
             _check_alone("sure", options, has_variants=bool(variants))
             if sure.student and models and models != [sure.model]:
                 raise input_error(Named("student"), " goes without ", Named("model"), ": it takes the model's place.")
-            variants, votes = sure.ways, None
-        elif votes is not None:
-            _check_alone("votes", options, has_variants=len(prompts) > 1)
-            variants = votes.ways
+            plan, variants = Plan(), sure.ways
+        else:
+            plan = plan_of(options, models or [""], len(prompts))
+            variants = plan.ways or variants
         if variants and options.get("shard"):
             raise input_error(Named("shard"), " goes without several models or prompts.")
         return cls(
@@ -422,7 +283,7 @@ class JobOrder(Stored):
             ray=_cluster(**given(address="ray", replicas="replicas", gpus="num_gpus", cpus="num_cpus")),
             variants=variants,
             sure=sure,
-            votes=votes,
+            plan=plan,
             batch=BatchOrder.of(options, datetime.now().astimezone()),
             reading=Reading.of(**given(sql="sql", encoding="encoding")),
             **given(system_prompt="system_prompt"),
@@ -475,14 +336,14 @@ def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, .
 
 
 def _check_alone(name: str, options: Mapping[str, Any], *, has_variants: bool) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for options that do not go with `sure` or `votes`."""
+    """Raise `PromptmillError` (`invalid_input`) for options that do not go with `sure`."""
     if has_variants:
-        raise input_error(Named(name), f" goes with {'one model and ' if name == 'sure' else ''}one prompt.")
+        raise input_error(Named(name), " goes with one model and one prompt.")
     # answers of other settings or jobs would be labels without a sample
-    for other in ("shard", "dedupe", *(("keep", "from_job") if name == "sure" else ())):
+    for other in ("shard", "dedupe", "keep", "from_job"):
         if options.get(other):
             raise input_error(Named(name), " goes without ", Named(other), ".")
-    if name == "sure" and options.get("again") == "all":
+    if options.get("again") == "all":
         raise input_error(
             Named("sure"), " goes without ", Named("again", "all"), ": name another output for a new sample."
         )

@@ -21,14 +21,13 @@ from typing import Annotated, Literal, TypeAlias
 import orjson
 from pydantic import Field, TypeAdapter
 
+from promptmill.core.feature import features, part
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT
 
 Again: TypeAlias = Literal["failed", "truncated", "all"]
 """The rules `again …`, by which an order sends rows again."""
 
-MOST_VOTES = 9
-"""The most votes on a row: with more, a label hardly gets better."""
 NEVER = "0"
 ANSWERED = "answer.code IS NULL"
 HAS_QUESTION = "row.asked IS NOT NULL AND substr(row.asked, 1, 16) != zeroblob(16)"
@@ -36,11 +35,6 @@ FAILED = "answer.code IS NOT NULL"
 TRUNCATED = "answer.finish_reason IS 'length'"
 ONCE, DUPLICATE = " once", " duplicate"
 _IS_MISSING = f"(answer.key IS NULL OR answer.settings NOT IN ({{settings}}, {PERSON}))"
-_VOTES = ", ".join(f"row.n + {slot * SLOT}" for slot in range(1, MOST_VOTES + 1))
-IS_VOTED = f"""(answer.settings IS NOT {PERSON} AND EXISTS (
-    SELECT 1 FROM answer AS vote WHERE vote.key IN ({_VOTES}) AND vote.round > coalesce(answer.round, -1)
-))"""
-"""The condition of a row that has votes newer than its decision."""
 _ORDERED = {
     "open": f"({_IS_MISSING} OR (answer.retryable AND answer.round <= {{since}}))",
     "again failed": f"({FAILED} AND answer.round <= {{since}})",
@@ -68,7 +62,6 @@ RULES: Mapping[str, str] = MappingProxyType(
         "chosen": f"{_IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE round > 0)",
         "taught": f"{_IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE round < 0)",
         "cheap": "answer.key IS NULL AND NOT EXISTS (SELECT 1 FROM answer AS delivered WHERE delivered.key = row.n)",
-        "voted": IS_VOTED,
         "sure": f"{_IS_MISSING} AND row.n IN (SELECT n FROM temp.sure)",
     }
 )
@@ -78,6 +71,14 @@ RULES: Mapping[str, str] = MappingProxyType(
 slot's first row. Rules that end in `ONCE` or `DUPLICATE` divide the rows of the rule before that by their questions;
 the temporary tables are from `run.job_rounds` and `run.sure_rounds`.
 """
+
+
+def rule_of(rows: str) -> str:
+    """Return the rule with this name, of the core or of a plan; `NEVER` if there is none."""
+    if (rule := RULES.get(rows)) is not None:
+        return rule
+    entries = (entry for feature in features().values() for entry in feature.plans)
+    return next((rule for entry in entries if (rule := part(entry.plan).rules.get(rows)) is not None), NEVER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Round:
     def condition(self, settings: Iterable[int], slot: int = 0) -> str:
         """Return the condition of its rows in a slot; `settings` are the ids whose answers count there."""
         ids = ", ".join(str(int(each)) for each in settings)
-        rule = f"({RULES[self.rows]}) AND NOT {_TRIED}" if self.way == "batch" else RULES[self.rows]
+        rule = f"({rule_of(self.rows)}) AND NOT {_TRIED}" if self.way == "batch" else rule_of(self.rows)
         return rule.format(since=int(self.since), settings=ids, base=int(slot) * SLOT)
 
 
@@ -131,7 +132,7 @@ def _round(id_: int, text: str) -> Round:
         found = _ROUND.validate_python({"id": id_, **orjson.loads(text)})
     except (TypeError, ValueError):
         found = None
-    return Round(id_, "open", "", done=True) if found is None or found.rows not in RULES else found
+    return Round(id_, "open", "", done=True) if found is None or rule_of(found.rows) is NEVER else found
 
 
 def store_round(store: JobDatabase, round_: Round) -> None:

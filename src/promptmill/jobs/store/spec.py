@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer
 
+from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import DEFAULT, TOKEN_LIMITS, ResolvedConfig
 from promptmill.core import values
-from promptmill.core.errors import Code, unwritable_parameters
+from promptmill.core.errors import Code, Named, PromptmillError, input_error, unwritable_parameters
+from promptmill.core.feature import features, part
 from promptmill.jobs import members
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.row import Style
+from promptmill.jobs.labels import probability
 from promptmill.jobs.members import Stamp
-from promptmill.jobs.store.order import Sure, Votes
-from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Target
+from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.rounds import Again, Round
+from promptmill.jobs.store.status_record import RunStatus
+from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Target, Variant
+from promptmill.jobs.sure.rule import Sure, SurePart
 
 WHOLE_REQUESTS = frozenset({"batch", "messages"})
 """Formats whose rows are whole requests."""
@@ -91,93 +100,294 @@ class OutputSpec(Stored):
     """The shard of a part file, such as `3/16`; None for a whole output."""
 
 
-class SureCut(Stored):
-    """The decision about the rows of a part, made when its sample was answered. It never changes."""
+class PlanWork:
+    """The work of a plan in one run that needs no request; this one does nothing.
 
-    place: tuple[float, float]
-    """The place of the cut, see `jobs.sure.cut`."""
-    pays: bool = False
-    """Whether the cheap model answers rows beyond the sample."""
-    sampled: tuple[int, ...] = ()
-    """The rounds that asked the strong model about the sample."""
-    agreed: int = 0
-    """Rows of the sample in which both models agree; with right labels, in which the cheap model is right."""
-    before: int = 0
-    """Rows of the sample before the cut."""
-    errors: int = 0
-    """Rows of the sample in which the models do not agree; with right labels, in which only the cheap model is
-    wrong."""
-    bad: int = 0
-    """With right labels: rows of the sample in which the strong model is wrong."""
-    mended: int = 0
-    """Rows of the sample before the cut in which the cheap model is right."""
-    classes: dict[str, tuple[int, int]] = Field({})
-    """By label: rows of the sample that have it by the strong model, or rightly, and how many of them the cheap model
-    finds."""
-    unguarded: tuple[str, ...] = ()
-    """The classes of which the sample has too few rows to guard them."""
-    prices: tuple[float, float] | None = None
-    """The mean cost of a row of the sample at the strong model and at the cheap ones, in dollars."""
-    learned: str = ""
-    """The digest of the answers from which the student learned."""
-
-
-class SurePart(Stored):
-    """Rows that share a promise about their labels (see `Sure`), because one sample was drawn from them.
-
-    Rows that the input gets later are another part.
+    All methods block and raise the errors of `JobDatabase`. The core reads the rows of a round that copies, page by
+    page, and writes the records.
     """
 
-    of: str
-    """The digest of the input, and of the limit, that the rows are from."""
-    round: int
-    """The first round of the part. Cheap answers of this round and of later ones, until the next part, belong to it."""
-    rows: int
-    """Rows with a question."""
-    seed: str = ""
-    drawn: int = 0
-    """Rows of the sample; 0: the strong model answers all rows."""
-    earlier: int = 0
-    """Rows that are not among `rows`, but have a label of the strong model: they train a student, or are of a first,
-    smaller sample, which had too few rows of a class to guard."""
-    taught: int = 0
-    """Rows that train the student; they are among `earlier`."""
-    gold: int = 0
-    """Rows with a right label, if the sample was drawn from them."""
-    wrong: int = 0
-    """The most labels that may differ from the strong model's, or from the right ones."""
-    score: Literal["", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"] = ""
-    """The order of the cheap answers; `equal`: they have none. `""`: not known yet."""
-    is_ended: bool = False
-    """Whether the student answers no more rows, because answers from which it learned have changed since."""
-    cut: SureCut | None = None
-    """None until the sample is answered."""
+    window = 4096
+    """Row numbers of a live round after which answers are delivered meanwhile; a larger query would block the database
+    too long."""
+    late = 0
+    """Rows before a window that are looked at again."""
+    meanwhile: Mapping[str, str] = MappingProxyType({})
+    """By the rule of a live round: the condition of rows that may get an answer in slot 0 while it runs."""
+
+    def begin(self, round_: int) -> None:
+        """Prepare a run, before its first round; `round_` is the id of the next round."""
+
+    def advance(self) -> bool:
+        """Decide something when no round has rows; return whether other rounds may have rows now."""
+        return False
+
+    def prepare(self, round_: Round) -> None:
+        """Fill the temporary tables that the rule of a round uses."""
+
+    def copies(self, round_: Round, slot: int, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
+        """Yield the records for the rows of a round whose `way` is `copy`. `pages` are the numbers of these rows."""
+        del round_, slot, pages
+        yield from ()
+
+    def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
+        """Yield the answers that rows of `meanwhile` get while a round runs, and the rows that need another one."""
+        del round_, pages
+        yield from ()
+
+
+class Delivered(NamedTuple):
+    """Answers that are delivered while a round runs."""
+
+    records: Sequence[Record]
+    to_send: Collection[int] = ()
+    """The numbers of rows that slot 0 is sent for now."""
+
+
+class RunningJob(Protocol):
+    """A run of a job, as its plan sees it."""
 
     @property
-    def every(self) -> int:
-        """All rows of the part."""
-        return self.rows + self.earlier
+    def spec(self) -> JobSpec:
+        """The job."""
+        ...
 
     @property
-    def pays(self) -> bool:
-        """Whether the cheap model answers rows beyond the sample."""
-        return self.cut is not None and self.cut.pays
+    def store(self) -> JobDatabase:
+        """The job's database."""
+        ...
 
     @property
-    def strong(self) -> float:
-        """How many of all rows the strong model answers if the cheap one answers those before the cut: the estimate of
-        the sample."""
-        if self.cut is None or not self.drawn:
-            return self.every
-        return self.every - max(0, self.rows - self.drawn) * self.cut.before / self.drawn
+    def config(self) -> ResolvedConfig:
+        """The model and settings of the run."""
+        ...
 
     @property
-    def costs(self) -> tuple[float, float] | None:
-        """The expected cost of all rows, and their cost at the strong model alone; None without prices."""
-        if self.cut is None or self.cut.prices is None:
-            return None
-        strong, cheap = self.cut.prices
-        return self.strong * strong + self.every * cheap, self.every * strong
+    def limit(self) -> int | None:
+        """The order's limit of rows."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """The number of the first row beyond the limit."""
+        ...
+
+    @property
+    def work(self) -> Work:
+        """Follows and halts long work."""
+        ...
+
+    def put(self, plan: Plan) -> None:
+        """Store the plan, with its new decisions. Raises the errors of `JobDatabase`."""
+        ...
+
+    def requests(self) -> RowRequests:
+        """Return the maker of the requests to the model of the first slot."""
+        ...
+
+
+class Plan(Stored):
+    """Which rows a job sends next, to which slots, and which answer a row gets.
+
+    This is the plan of an ordinary job: each row is sent to each target, and each answer is delivered. The plan of a
+    feature chooses one of several answers: slot 0 has the delivered answer of each row, and the slots after it have the
+    answers from which the plan chooses. It is data of the order; in the job, it also has the decisions that it made.
+    """
+
+    name: ClassVar[str] = ""
+    """The option that asks for the plan; `""` for an ordinary job."""
+    fields: ClassVar[Sequence[str]] = ()
+    """The columns that `marks` fills."""
+    rules: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Its rules for the rows of a round, in addition to `rounds.RULES`."""
+    follows: ClassVar[bool] = True
+    """Whether a row's answer is final once it is recorded, so that a live output may have it."""
+    all_may_fail: ClassVar[bool] = True
+    """Whether failures in all slots count for the limit of failures, not only those of delivered answers."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], models: Sequence[str], prompts: int) -> Plan | None:
+        """Return the plan that the options of `bulk` ask for; None for an ordinary job. `prompts`: their number.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
+        del options, models, prompts
+        return cls()
+
+    @property
+    def ways(self) -> tuple[Variant, ...]:
+        """The model and prompt of each slot; `()` if the order's variants have the slots."""
+        return ()
+
+    @property
+    def chooses(self) -> bool:
+        """Whether only the answer in slot 0 is delivered."""
+        return bool(self.name)
+
+    @property
+    def identity(self) -> Sequence[Mapping[str, Any]]:
+        """The facts that tell apart the jobs without an output, in addition to `ways`."""
+        return ()
+
+    def next(self, first: Round, again: Again | None) -> Iterator[Round]:
+        """Yield the rounds that may come next, like `first` but for their rows: a pure function."""
+        if again is not None:
+            yield replace(first, rows=f"again {again}", reason=f"again {again}")
+        yield first
+
+    def resumes(self, last: Round) -> bool:
+        """Return whether an interrupted round is resumed; otherwise the next one follows from the answers."""
+        del last
+        return True
+
+    def may_batch(self, round_: Round) -> bool:
+        """Return whether a live round may go into a batch, which takes up to a day."""
+        del round_
+        return True
+
+    # ---- admission
+
+    def check(self, config: ResolvedConfig, question: Question) -> None:
+        """Raise `PromptmillError` (`invalid_input`) for settings or prompts that the plan cannot work with."""
+
+    def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
+        """Return the target of a slot with the plan's additions."""
+        del slot, config
+        return target
+
+    def counted(self, targets: Sequence[Target]) -> Sequence[Target]:
+        """Return the targets, with the settings whose answers also count."""
+        return targets
+
+    def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
+        """Return the plan with the decisions of the job `job_id`, which was begun with another order of this plan.
+
+        `sends_all`: the order sends all rows again. Raises `PromptmillError` (`invalid_input`).
+        """
+        del begun, job_id, sends_all
+        return self
+
+    def asked(self, targets: Sequence[Target]) -> Sequence[str]:
+        """Return the models that answer each prompt of a row."""
+        return [*dict.fromkeys(target.model for target in targets)]
+
+    def estimate(
+        self, store: JobDatabase, spec: JobSpec, configs: Mapping[str, ResolvedConfig], checked: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Return further figures of a validation. `configs`: by model; `checked`: the figures so far. Blocks."""
+        del store, spec, configs, checked
+        return {}
+
+    # ---- a run
+
+    def work(self, job: RunningJob) -> PlanWork:
+        """Return the work of one run."""
+        del job
+        return PlanWork()
+
+    def without(self, targets: Sequence[Target], round_: Round, error: PromptmillError) -> Sequence[Target] | None:
+        """Return the targets without a parameter that an endpoint has just refused; None if the error is another."""
+        del targets, round_, error
+        return None
+
+    # ---- the answers
+
+    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
+        """Return the values of `fields` for a row with the delivered answer `record`. `beside`: the answers in the
+        slots after it."""
+        del spec, record, beside
+        return {}
+
+    def running_figures(self, spec: JobSpec) -> RunStatus:
+        """Return the fields of the status that are known from the decisions alone."""
+        del spec
+        return {}
+
+    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> RunStatus:
+        """Return its fields of the status, for the rows below `before`. Blocks. Raises the errors of `JobDatabase`.
+
+        `fields`: the fields of the answers whose values are labels.
+        """
+        del store, fields, before
+        return self.running_figures(spec)
+
+    def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
+        """Return why a person should see a row, which has an answer of a model; None if nobody need see it."""
+        del spec, beside
+        own = probability(record)
+        return None if own is None or own >= 1 else Doubt(own, "low probability")
+
+    def names(self, models: Sequence[str]) -> list[str]:
+        """Return the names of the answers to a row by slots. `models`: the models of the slots."""
+        first, *beside = models
+        return [first, *(name if name not in beside[:at] else f"{name} {at + 1}" for at, name in enumerate(beside))]
+
+    def check_reviewable(self, job_id: str) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if a job is not yet ready for labels of a person."""
+
+
+class Doubt(NamedTuple):
+    """The reason why a person should see a row."""
+
+    score: float
+    """The lower it is, the more doubtful the answer; for `is_wrong`, the higher."""
+    words: str
+    kind: Literal["", "tie", "disagree"] = ""
+    """Ties are worth the most, then models that disagree."""
+
+
+class UnknownPlan(Plan):
+    """A plan of a feature that is missing. The job can be read, and not run."""
+
+    option: str
+    values: Mapping[str, Any]
+
+    @property
+    def chooses(self) -> bool:
+        """Whether only the answer in slot 0 is delivered."""
+        return True
+
+    def check(self, config: ResolvedConfig, question: Question) -> None:
+        """Raise `PromptmillError`."""
+        del config, question
+        raise input_error("The job needs the option ", Named(self.option), ", whose feature is missing.")
+
+
+@functools.cache
+def plan_named(name: str) -> type[Plan] | None:
+    """Return the class of a plan; None if its feature is missing."""
+    entries = (entry for feature in features().values() for entry in feature.plans)
+    return next((part(entry.plan) for entry in entries if entry.name == name), None)
+
+
+def plan_of(options: Mapping[str, Any], models: Sequence[str], prompts: int) -> Plan:
+    """Return the plan that the options of `bulk` ask for. Raises `PromptmillError` (`invalid_input`)."""
+    for entry in (entry for feature in features().values() for entry in feature.plans):
+        if any(options.get(option) is not None for option in entry.options):
+            kind: type[Plan] = part(entry.plan)
+            if (plan := kind.of(options, models, prompts)) is not None:
+                return plan
+    return Plan()
+
+
+def _read_plan(value: Any) -> Any:
+    if value is None:
+        return Plan()
+    if not isinstance(value, Mapping):
+        return value
+    ((name, values),) = value.items()
+    kind = plan_named(name)
+    return UnknownPlan(option=name, values=values) if kind is None else kind.model_validate(values)
+
+
+def _written_plan(plan: Plan) -> dict[str, Any] | None:
+    if isinstance(plan, UnknownPlan):
+        return {plan.option: plan.values}
+    return {plan.name: plan.model_dump(mode="json")} if plan.name else None
+
+
+AnyPlan: TypeAlias = Annotated[Plan, BeforeValidator(_read_plan), PlainSerializer(_written_plan)]
+"""A plan; None in JSON for an ordinary job."""
 
 
 class Origin(Stored):
@@ -208,8 +418,7 @@ class JobSpec(Stored):
     sure: Sure | None = None
     """Then slot 0 has the delivered label of each row, and the other slots have answers of cheap models."""
     parts: tuple[SurePart, ...] = ()
-    votes: Votes | None = None
-    """Then slot 0 has the delivered label of each row, and the other slots have the votes on it."""
+    plan: AnyPlan = Plan()
     to_bind: Literal["questions", "rows"] | None = None
     """The way to bind answers when the input is read again: by question, or by row number."""
     origin: Origin = Origin()
@@ -253,7 +462,7 @@ class JobSpec(Stored):
     @property
     def delivered(self) -> int:
         """The number of answers to each row in the output, which are in the first slots."""
-        return len(self.targets) if self.sure is None and self.votes is None else 1
+        return len(self.targets) if self.sure is None and not self.plan.chooses else 1
 
     @property
     def output_targets(self) -> Sequence[Target]:

@@ -29,7 +29,7 @@ _IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # 0: a copy of another answe
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
 # a job of sure or voted labels has other answers beside them, which cost but are not delivered
 DELIVERED = f"""answer.key < coalesce((
-    SELECT CASE WHEN coalesce(value ->> '$.sure', value ->> '$.votes') IS NULL THEN {LAST_KEY} ELSE {SLOT} END
+    SELECT CASE WHEN coalesce(value ->> '$.sure', value ->> '$.plan') IS NULL THEN {LAST_KEY} ELSE {SLOT} END
     FROM job WHERE name = 'spec'
 ), {LAST_KEY})"""
 """The SQL condition for records that the output has."""

@@ -19,14 +19,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from promptmill.core.values import json_text, read_json
+from promptmill.jobs.labels import label_in
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, HAS_QUESTION
-from promptmill.jobs.store.spec import JobSpec, SurePart, digest
+from promptmill.jobs.store.spec import JobSpec, digest
 from promptmill.jobs.store.status_record import LabelShare, Results, RunStatus
-from promptmill.jobs.sure.labels import giver_status, status_of, vote_status
-from promptmill.jobs.sure.panel import cheap_of, label_in, place_of
+from promptmill.jobs.sure.labels import giver_status, status_of
+from promptmill.jobs.sure.panel import cheap_of, place_of
+from promptmill.jobs.sure.rule import SurePart
 from promptmill.jobs.sure.shares import Stratum, shares
 
 
@@ -42,8 +44,7 @@ def label_figures(store: JobDatabase, spec: JobSpec, before: int) -> RunStatus:
         found["person"] = persons
         if its := reviewed_shares(store, spec, _labelled_fields(results), before):
             found["shares"] = its
-    if votes := vote_status(store, spec, min(before, SLOT)):
-        found["votes"] = votes
+    found |= spec.plan.figures(store, spec, _labelled_fields(results), before)
     if spec.sure is not None:
         found["sure"] = status_of(spec) | giver_status(store, spec, min(before, SLOT))
         asked = f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?"

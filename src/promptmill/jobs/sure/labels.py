@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from promptmill.jobs.labels import label_of
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED
-from promptmill.jobs.store.spec import JobSpec, SureCut, SurePart
-from promptmill.jobs.store.status_record import SureExpected, SureSample, SureStatus, VoteStatus
+from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.status_record import SureExpected, SureSample, SureStatus
 from promptmill.jobs.sure.cut import LAST, most_bad
-from promptmill.jobs.sure.panel import cheap_of, decide, label_in, label_of, place_of, score_of
+from promptmill.jobs.sure.panel import cheap_of, place_of, score_of
+from promptmill.jobs.sure.rule import SureCut, SurePart
 
 if TYPE_CHECKING:
     from promptmill.jobs.export.answered import AnsweredRow
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
 CHEAP, SAMPLE, STRONG, STUDENT = "cheap", "sample", "strong", "student"
 """Labels of the cheap model; of the strong model, because the row was sampled, or because it was unsure or trains the
 student; of the student."""
-VOTES, TIE = "votes", "tie"
-"""Labels with more votes than any other; the first of several labels with as many votes."""
 A_PERSON = "person"
 """Labels of a person, see `manage.reviewed`."""
 _DIGITS = 4
@@ -115,29 +115,6 @@ def giver_status(store: JobDatabase, spec: JobSpec, before: int) -> SureStatus:
     return found
 
 
-def vote_status(store: JobDatabase, spec: JobSpec, before: int) -> VoteStatus:
-    """Count the rows whose votes are all equal, and the rows with a tie; `{}` for a job without votes.
-
-    Raises the errors of `JobDatabase`. 1,000,000 rows with 3 votes take about 4 s.
-    """
-    if spec.votes is None:
-        return {}
-    store.define("label", label_in)
-    query = f"""
-        WITH counts AS (
-            SELECT key % {SLOT} AS n, count(*) AS rows FROM answer
-            WHERE key >= {SLOT} AND key % {SLOT} < ? AND {ANSWERED} GROUP BY n, label(text)
-        ), best AS (
-            SELECT n, max(rows) AS most FROM counts GROUP BY n
-        ), tied AS (
-            SELECT n, most, count(*) > 1 AS is_tie FROM counts JOIN best USING (n) WHERE rows = most GROUP BY n
-        )
-        SELECT count(*), coalesce(sum(most = {len(spec.votes.models)}), 0), coalesce(sum(is_tie), 0) FROM tied
-    """
-    ((rows, unanimous, ties),) = store.read(query, before)
-    return {"votes": len(spec.votes.models), "rows": rows, "unanimous": unanimous, "ties": ties}
-
-
 def is_near_cut(spec: JobSpec, answered: AnsweredRow | None) -> bool:
     """Return whether the score of a row is close to the cut, where labels are wrong most often."""
     if spec.sure is None or answered is None or (score := marks_of(spec, answered)["score"]) is None:
@@ -173,11 +150,9 @@ def curve_of(store: JobDatabase, spec: JobSpec) -> list[tuple[float, float]]:
 
 
 def marks_of(spec: JobSpec, answered: AnsweredRow) -> dict[str, Any]:
-    """Return `sure` and `score` of a row; `{}` for a job without `sure` or `votes`. A failed row has no `sure`."""
-    if spec.votes is not None:
-        return _marks_of_votes(answered)
+    """Return the plan's marks of a row, `sure` and `score`. A failed row has no `sure`."""
     if spec.sure is None:
-        return {}
+        return spec.plan.marks(spec, answered.record, answered.beside)
     cheap = answered.beside[0] if answered.beside else None
     part = None if cheap is None else part_of(spec, cheap)
     score = None
@@ -187,13 +162,3 @@ def marks_of(spec: JobSpec, answered: AnsweredRow) -> dict[str, Any]:
         "sure": None if answered.record.code is not None else giver_of(spec, answered.record),
         "score": None if score is None else round(score, _DIGITS),
     }
-
-
-def _marks_of_votes(answered: AnsweredRow) -> dict[str, Any]:
-    decision, delivered = decide(answered.beside), answered.record
-    score = None if decision is None else round(decision.score, _DIGITS)
-    if delivered.settings == PERSON:
-        return {"sure": A_PERSON, "score": score}
-    if decision is None or delivered.code is not None:
-        return {"sure": None, "score": score}
-    return {"sure": TIE if decision.is_tie else VOTES, "score": score}
