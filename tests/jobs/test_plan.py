@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from promptmill.features.labels.votes import Votes
 from promptmill.jobs.run.planning import Situation, next_round, resent
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.rounds import Round, join_of
@@ -55,7 +54,6 @@ def test_an_order_has_its_rounds_one_after_the_other(order, rounds, since, empty
     [
         (PLAIN, "open", 2, True),
         (PLAIN, "again all", 2, True),
-        (PLAIN, "chosen", 2, True),
         (order_of("failed"), "open", 2, False),
         (order_of("failed"), "open", 1, True),  # it is the order's own
         (order_of("failed"), "again failed", 1, True),
@@ -86,18 +84,6 @@ def test_a_round_of_a_slot_that_the_job_has_no_more_is_not_resumed():
     assert next_round(Situation(PLAIN, PLAIN.plan, [of_two], 1, 1, lambda _: True)) == Round(
         2, "open", "first", (0,), 1
     )
-
-
-def test_votes_are_sent_before_the_decisions():
-    order = PLAIN.model_copy(update={"plan": Votes(models=("", "", ""))})
-    plain, votes = Round(1, "open", "", (0,)), Round(1, "open", "", (1, 2, 3))
-
-    def following(known: Round, empty: str = "") -> Round | None:
-        return next_round(Situation(order, order.plan, [known], 1, 4, lambda round_: round_.rows != empty))
-
-    assert following(plain) == Round(2, "open", "first", (1, 2, 3), 1), "an answer that is not there yet is no vote"
-    assert following(votes) == votes
-    assert following(votes, "open") == Round(2, "voted", "votes", (0,), 1, way="copy")
 
 
 def test_a_job_sends_each_row_once_and_the_next_run_those_that_may_pass(store):

@@ -22,8 +22,8 @@ EXTRA_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "top_choices",
 """Fields that only some models or requests have."""
 VARIANT, MODEL = "variant", "model"
 """Columns of a job with several answers to each row: the name of the way, and its model."""
-SURE, SCORE = "sure", "score"
-"""Columns of a job with `sure` or `votes`: who gave the label, and how sure it is (0 to 1)."""
+SCORE = "score"
+"""The column of a plan that says how sure an answer is (0 to 1)."""
 OURS = (*ANSWER_FIELDS, *EXTRA_FIELDS, "row", "surplus_cells")
 """The usual names of the columns that a job adds; `row`, its number, only where rows are not in a file."""
 
@@ -63,11 +63,6 @@ def variant_fields(spec: JobSpec) -> Sequence[str]:
     return (MODEL, VARIANT) if len({target.model for target in spec.targets}) > 1 else (VARIANT,)
 
 
-def sure_fields(spec: JobSpec) -> Sequence[str]:
-    """Return the columns that say how sure an answer is."""
-    return spec.plan.fields if spec.sure is None else (SURE, SCORE)
-
-
 def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:
     """Return the values of these columns for the answers in a slot, by their names in the output."""
     names, target = spec.output.names or {}, spec.targets[slot]
@@ -76,7 +71,7 @@ def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:
 
 
 def _own_of(spec: JobSpec) -> Sequence[str]:
-    return (*variant_fields(spec), *sure_fields(spec))
+    return (*variant_fields(spec), *spec.plan.fields)
 
 
 def own_names(spec: JobSpec) -> set[str]:

@@ -1,16 +1,19 @@
-"""The label of an answer, its probability, and the label that most of several answers have."""
+"""The label of an answer, its probability, the label that most of several answers have, and right labels."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from promptmill.core.values import json_text, read_json
+from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.values import json_text, read_json, text_of
+from promptmill.core.wording import counted, listed
 from promptmill.jobs.store.records import Record
 
+_EXAMPLES = 3
 MOST_VOTES = 9
 """The most votes on a row: with more, a label hardly gets better."""
 
@@ -79,3 +82,22 @@ def probability(record: Record) -> float | None:
 def _content(logprobs: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     return content if isinstance(content, list) else []
+
+
+def right_label(cell: object, labels: Iterable[str]) -> str:
+    """Return the label in a cell, spelled as one of `labels`; `""` for none of them. Capitals count only if two labels
+    differ in nothing else, as in a comparison.
+
+    >>> right_label(" Positive", ["positive", "negative"])
+    'positive'
+    """
+    given = text_of(cell).strip()
+    known = {label.casefold(): label for label in labels} | {label: label for label in labels}
+    return known.get(given) or known.get(given.casefold(), "")
+
+
+def other_labels(column: str, counts: Counter[str]) -> PromptmillError:
+    """Return the error for labels in a column that no answer may have. `counts`: their rows."""
+    shown = listed([f"{text[:40]!r} ({counted(count, 'row')})" for text, count in counts.most_common()], _EXAMPLES)
+    among = "has labels that are not among the "
+    return input_error(f"The column {column} {among}", Named("choices"), f": {shown}; correct these.")

@@ -20,7 +20,7 @@ from promptmill.core.errors import Named, input_error
 from promptmill.features.labels.comparable import SCORE, SURE, check_comparable, repeating
 from promptmill.jobs.labels import MOST_VOTES, decide, label_in
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.records import PERSON, SLOT, Record, copied, record_of
+from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record, copied, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Again, Round
 from promptmill.jobs.store.spec import Delivered, Doubt, JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.status_record import RunStatus
@@ -120,7 +120,7 @@ class Votes(Plan):
         decision = decide(beside)
         score = None if decision is None else round(decision.score, _DIGITS)
         if record.settings == PERSON:
-            return {SURE: "person", SCORE: score}
+            return {SURE: A_PERSON, SCORE: score}
         if decision is None or record.code is not None:
             return {SURE: None, SCORE: score}
         return {SURE: "tie" if decision.is_tie else "votes", SCORE: score}

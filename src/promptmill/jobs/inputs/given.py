@@ -88,9 +88,7 @@ def loose_id(given: Given, plan: ResolvedConfig, order: JobOrder) -> str:
     """Return the id of a job without an output file. Equal rows, questions and settings have the same id."""
     settings = fingerprint(plan, order.system_prompt, "jsonl")
     question = order.question.model_dump(mode="json")
-    variants = [variant.model_dump() for variant in order.variants]
-    if order.sure is not None:
-        variants.append(order.sure.model_dump())
+    variants = [*(variant.model_dump() for variant in order.variants), *order.plan.identity]
     return f"{_slug(given.name)}-{digest(given.key, settings, question, variants, order.limits.rows)}"
 
 

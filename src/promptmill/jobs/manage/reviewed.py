@@ -39,13 +39,11 @@ from promptmill.jobs.run import steps
 from promptmill.jobs.store import progress, statistics
 from promptmill.jobs.store.database import SET_ASIDE, DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.label_figures import label_figures, random_rows
 from promptmill.jobs.store.lock import Lock
-from promptmill.jobs.store.records import PERSON, SLOT, Made, Record, record_of
+from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Made, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, stored_rounds
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.sure.job_shares import label_figures, random_rows
-from promptmill.jobs.sure.labels import A_PERSON, CHEAP, SAMPLE, STUDENT, giver_of, part_of
-from promptmill.jobs.sure.panel import cheap_of, place_of, score_of
 
 ROWS = 50
 """The rows of a review, unless another number is given: about an hour of a person."""
@@ -183,27 +181,8 @@ def _candidate(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
         return None
     if record.code is not None:
         return _Candidate(_FAILED, 0.0, n, 0, f"failed: {record.code}")
-    if spec.sure is not None:
-        return _of_sure(spec, answered)
     doubt = spec.plan.doubt(spec, record, answered.beside)
     return None if doubt is None else _Candidate(_KINDS[doubt.kind], doubt.score, n, 0, doubt.words)
-
-
-def _of_sure(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
-    """Return a row of a job with `sure`, if the cheap model gave its label, or was sure and wrong in the sample."""
-    giver, first = giver_of(spec, answered.record), answered.beside[0] if answered.beside else None
-    part = None if first is None else part_of(spec, first)
-    if first is None or part is None or part.cut is None or giver not in {CHEAP, STUDENT, SAMPLE} or spec.sure is None:
-        return None
-    panel = [answered.beside[slot - 1] for slot in spec.sure.panel(part.score)]
-    score, cheap = score_of(panel, part.score), cheap_of(panel, part.score)
-    if score is None or cheap is None:
-        return None
-    if giver != SAMPLE:
-        return _Candidate(_UNSURE, score, answered.row.n, 0, "near the cut")
-    if place_of(panel, part) <= part.cut.place or label_of(cheap) == label_of(answered.record):
-        return None
-    return _Candidate(_DISAGREE, -score, answered.row.n, 0, "the models disagree")
 
 
 def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> Iterator[ReviewRow]:
@@ -334,8 +313,7 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
             Named("gold", f"{decisions.name}:label"),
             ".",
         )
-    if spec.sure is not None and (not spec.parts or spec.parts[-1].cut is None):
-        raise input_error(f"Job {spec.job_id} has not decided on its sample; take the labels when it has finished.")
+    spec.plan.check_reviewable(spec.job_id)
     there = members.stamp(spec.output.path) if spec.output.format else None
     if there is not None and (made is None or not made.is_own(there)):
         raise input_error(f"{spec.output.path} has changed since the job wrote it; move it away, and take them again.")

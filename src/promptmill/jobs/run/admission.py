@@ -8,7 +8,7 @@ import errno
 import functools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.request import TOP_CHOICES
 from promptmill.jobs import columns, disk, members
 from promptmill.jobs.columns import OURS
 from promptmill.jobs.ingest import ingest
@@ -31,7 +30,6 @@ from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.template import check_names_some, places_in, template_of
 from promptmill.jobs.inputs.xlsx import sheet_names
 from promptmill.jobs.members import Stamp
-from promptmill.jobs.run.gold_labels import check_unasked
 from promptmill.jobs.run.order_files import OrderFiles
 from promptmill.jobs.run.resumption import SEND_ALL, check_bound, check_keeps_rows, resumed, with_settings
 from promptmill.jobs.store import binding, progress, rounds
@@ -48,12 +46,10 @@ from promptmill.jobs.store.spec import (
     Origin,
     OutputRecord,
     OutputSpec,
-    digest,
     fingerprint,
     plain_sampling,
 )
 from promptmill.jobs.store.stored import Target
-from promptmill.jobs.sure.student import STUDENTS
 
 _OF_ROWS = " goes with rows, not with a file of whole requests."
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
@@ -206,7 +202,7 @@ def admit(
             raise input_error(damaged, SEND_ALL, " starts a new one.") from None
         folders.register(folder)
         if getattr(plan.block, "dedupe", False):
-            dedupe = order.sure is not None or not order.plan.chooses  # which may need several answers to one question
+            dedupe = not order.plan.chooses  # which needs an answer of its own for each slot and row
             job.plan, job.order = _without_own_dedupe(plan), order.with_limits(dedupe=dedupe)
         opened.pop_all()
         return job
@@ -380,9 +376,7 @@ def check_fields(order: JobOrder, input_format: str) -> None:
         if question.sample is not None and part is not None:
             raise input_error(Named("sample"), " goes without ", Named(name), ".")
     if order.plan.chooses and input_format in WHOLE_REQUESTS:
-        raise input_error(Named(order.plan.name), _OF_ROWS)
-    if order.sure is not None and input_format in WHOLE_REQUESTS:
-        raise input_error(Named("sure"), _OF_ROWS)
+        raise input_error(Named(order.plan.option), _OF_ROWS)
     _check_answer_column(order.form.column)
 
 
@@ -422,12 +416,6 @@ def spec_of(
         for text in order.question.templates:
             check_names_some(text, lambda: "" if source is None else image_column(source, input_format))
     order.plan.check(plan, order.question)
-    if order.sure is not None:
-        _check_labels(plan, "sure", order.sure.recall)
-    if order.sure is not None and order.sure.gold:
-        if plan.settings.sampling_params.choices is None:
-            raise input_error(Named("gold"), " goes with ", Named("choices"), ", of which each row has one.")
-        check_unasked(order.question, order.sure.gold)
     output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format)
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " goes with files of rows, not with a call's.")
@@ -444,7 +432,6 @@ def spec_of(
             shard=order.limits.shard,
         ),
         targets=targets_of(plan, order, input_format, plans),
-        sure=order.sure,
         plan=order.plan,
         backend=plan.backend,
         model=plan.model,
@@ -472,42 +459,10 @@ def targets_of(
                 "" if variant.model in plans else variant.model,
             ),
             sampling=plain_sampling(own),
-            extra=_extra(order, own, at),
         )
-        for at, variant in enumerate(order.variants)
+        for variant in order.variants
     ]
-    targets = [order.plan.target(slot, target, plans.get(target.model, plan)) for slot, target in enumerate(targets)]
-    if order.sure is not None and order.sure.student:  # its answers are no model's
-        version = STUDENTS[order.sure.student].version()
-        targets[1] = targets[1].model_copy(update={"fingerprint": {"student": digest(version)}, "extra": {}})
-    return tuple(targets)
-
-
-def _extra(order: JobOrder, plan: ResolvedConfig, slot: int) -> dict[str, bool | int | float]:
-    """Return the parameters that are added to the requests of a slot, if its answers are beside the delivered ones."""
-    sure, sampling = order.sure, plan.settings.sampling_params
-    if not slot or sure is None:
-        return {}
-    if not sure.votes and slot == 1:
-        weighs = plan.record.weighs_choices and sampling.choices is not None
-        return {"logprobs": True} | ({TOP_CHOICES: 1} if weighs else {})
-    if sure.second:
-        return {}
-    extra: dict[str, bool | int | float] = {} if sampling.temperature else {"temperature": 1.0}
-    return extra if sampling.seed is None else extra | {"seed": sampling.seed + slot}
-
-
-def _check_labels(plan: ResolvedConfig, name: str, recall: Collection[str] = ()) -> None:
-    """Raise `PromptmillError` (`invalid_input`) unless the answers of different models can be compared."""
-    sampling = plan.settings.sampling_params
-    if sampling.choices is None and _schema_of(plan) is None:
-        compares = " compares labels: it goes with "
-        raise input_error(Named(name), compares, Named("choices"), " or ", Named("schema"), ".")
-    if (sampling.n or 1) > 1:
-        raise input_error(Named(name), " goes without ", Named("n"), ".")
-    for label in recall:
-        if label not in (sampling.choices or ()):
-            raise input_error(Named("recall"), f": {label[:40]} is none of the ", Named("choices"), ".")
+    return tuple(order.plan.target(slot, target, plans.get(target.model, plan)) for slot, target in enumerate(targets))
 
 
 def _schema_of(plan: ResolvedConfig) -> dict[str, Any] | None:
@@ -554,10 +509,7 @@ def _begun(folder: Folder, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> 
         spec = wanted.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:
         spec = resumed(folder, begun, wanted, order, fixed=fixed)
-    if spec.sure is not None:  # cheap answers are delivered, too
-        strong, cheap = spec.targets[:2]
-        counted = strong.model_copy(update={"kept": tuple(sorted({*strong.kept, cheap.settings} - {strong.settings}))})
-        spec = spec.model_copy(update={"targets": (counted, *spec.targets[1:])})
+    spec = spec.model_copy(update={"targets": tuple(spec.plan.counted(spec.targets))})
     if begun is not None and made is not None:
         if made.is_own(there):
             check_keeps_rows(begun, made, order, is_still=made.is_still(there))

@@ -15,7 +15,6 @@ from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.copies import Copies, Duplicates
 from promptmill.jobs.run.live import Between
 from promptmill.jobs.run.planning import Situation, next_round
-from promptmill.jobs.run.sure_rounds import SureRounds
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.records import SLOT, Record
@@ -79,7 +78,7 @@ class JobRounds:
         self._job = job
         self._end = end
         run = _PlannedRun(job, end, work or Work())
-        self._work = job.spec.plan.work(run) if job.order.sure is None else SureRounds(job, job.order.sure, run)
+        self._work = job.spec.plan.work(run)
         self._duplicates = duplicates or PlanWork()
         self._copies = Copies(job.folder.store, lambda: job.spec, end)
         self._open: dict[tuple[str, str, int, int], Open] = {}
@@ -106,8 +105,7 @@ class JobRounds:
         job, plan = self._job, self._job.spec.plan
         slots = len(job.spec.targets)
         batched = tuple(sorted({batch.slot for batch in self._open_batches() if batch.slot < slots}))
-        part = job.spec.parts[-1] if job.order.sure is not None and job.spec.parts else None
-        return next_round(Situation(job.order, plan, known, job.change.since, slots, self._has_rows, part, batched))
+        return next_round(Situation(job.order, plan, known, job.change.since, slots, self._has_rows, batched))
 
     def open_in(self, round_: Round) -> list[Open]:
         """Return the open rows of a round, which `next` has returned, for each of its slots."""

@@ -26,10 +26,6 @@ from dataclasses import dataclass, replace
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.rounds import DUPLICATE, ONCE, Round
 from promptmill.jobs.store.spec import Plan
-from promptmill.jobs.sure.rule import SurePart
-
-_ALWAYS_LIVE = frozenset({"sample", "train"})
-"""The reasons of small rounds, for which the rest of a job waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +42,6 @@ class Situation:
     """The number of answers to each row."""
     has_rows: Callable[[Round], bool]
     """Whether some row of the job meets the rule of a round."""
-    part: SurePart | None = None
-    """The newest part of a job with `sure`."""
     batched: tuple[int, ...] = ()
     """The slots with batches that are not done."""
 
@@ -61,8 +55,6 @@ def next_round(now: Situation) -> Round | None:
     reason = now.order.shown.reason
     first = Round(rounds[-1].id + 1 if rounds else 1, "open", reason, tuple(range(now.slots)), now.since)
     wanted = now.plan.next(first, now.order.earlier.again)
-    if now.order.sure is not None:
-        wanted = _wanted_of_sure(now.order, first, now.part)
     if now.order.limits.dedupe:
         wanted = _once(wanted)
     left = [replace(first, rows="batched", reason="batch", slots=now.batched, way="batch")] if now.batched else []
@@ -75,9 +67,7 @@ def _by_batch(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
     for round_ in wanted:
         # failures of a batch that may pass are sent again
         live = replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
-        is_cheap = now.order.sure is not None and 0 not in round_.slots
-        may_batch = not is_cheap and round_.reason not in _ALWAYS_LIVE and now.plan.may_batch(round_)
-        if now.order.batch is None or round_.way != "live" or not may_batch:
+        if now.order.batch is None or round_.way != "live" or not now.plan.may_batch(round_):
             yield live
             continue
         yield replace(round_, way="batch", reason="batch")
@@ -87,8 +77,6 @@ def _by_batch(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
 def _is_resumed(last: Round, now: Situation) -> bool:
     """Return whether an order resumes an interrupted round; the rounds of an order `again` may have all its rows."""
     order = now.order
-    if order.sure is not None:  # each of its rounds follows from the answers
-        return False
     if not now.plan.resumes(last):
         return False
     if max(last.slots) >= now.slots or (last.is_by_question and not order.limits.dedupe):
@@ -108,43 +96,6 @@ def _once(wanted: Iterable[Round]) -> Iterator[Round]:
             continue
         yield replace(round_, rows=round_.rows + DUPLICATE, reason="duplicate", way="copy")
         yield replace(round_, rows=round_.rows + ONCE)
-
-
-def _wanted_of_sure(order: JobOrder, first: Round, part: SurePart | None) -> Iterator[Round]:
-    """Yield the rounds that may come next if the answers must be sure, see `run.sure_rounds`."""
-    delivered = replace(first, slots=(0,))
-    if (again := order.earlier.again) is not None:
-        yield replace(delivered, rows=f"again {again}", reason=f"again {again}")
-    if part is None:
-        return
-    assert order.sure is not None
-    panel = order.sure.panel(part.score)
-    if order.sure.student:
-        yield from _wanted_of_student(order, first, part)
-        return
-    if part.cut is None:
-        # the cheap models come first: an endpoint may refuse the log probabilities, and that ends the requests in
-        # flight
-        yield replace(first, rows="chosen", reason="sample", slots=panel)
-        yield replace(first, rows="chosen", reason="sample", slots=(0,))
-        return
-    if part.pays:
-        yield replace(first, rows="cheap", reason="cheap", slots=panel)
-    yield replace(delivered, rows="sure", reason="sure", way="copy")
-    yield replace(delivered, rows="open", reason="unsure" if part.pays else order.shown.reason)
-
-
-def _wanted_of_student(order: JobOrder, first: Round, part: SurePart) -> Iterator[Round]:
-    """Yield the rounds that may come next if a student answers, see `run.student_rounds`."""
-    delivered = replace(first, slots=(0,))
-    if part.cut is None:
-        yield replace(delivered, rows="taught", reason="train")
-        yield replace(delivered, rows="chosen", reason="sample")
-        return
-    if part.pays and not part.is_ended:
-        yield replace(first, rows="cheap", reason="student", slots=(1,), way="copy")
-    yield replace(delivered, rows="sure", reason="sure", way="copy")
-    yield replace(delivered, rows="open", reason="unsure" if part.pays else order.shown.reason)
 
 
 def resent(order: JobOrder, since: int, settings: Iterable[int], slot: int = 0) -> str:

@@ -54,21 +54,11 @@ def with_settings(folder: Folder, target: Target) -> Target:
 def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> JobSpec:
     """Combine the stored job `begun` with the `wanted` one. Raises `PromptmillError` (`invalid_input`)."""
     sends_all = order.earlier.again == "all" or _has_nothing(folder)
-    is_undone = (begun.plan.chooses and begun.plan.name != wanted.plan.name) or (
-        begun.sure is not None and wanted.sure is None
-    )
-    if is_undone and not _has_nothing(folder):
+    if begun.plan.chooses and begun.plan.option != wanted.plan.option and not _has_nothing(folder):
         raise input_error(
             f"Job {begun.job_id} chose its labels by ",
-            Named("sure" if begun.sure is not None else begun.plan.name),
+            Named(begun.plan.option),
             "; repeat that, or name another output.",
-        )
-    is_other_promise = begun.sure is not None and wanted.sure is not None and begun.sure != wanted.sure
-    if is_other_promise and not sends_all:
-        raise input_error(
-            f"Job {begun.job_id} was begun with another ",
-            Named("sure"),
-            ", and its sample was drawn for that. Name another output for a new sample.",
         )
     plan = wanted.plan.resumed(begun.plan, begun.job_id, sends_all=sends_all)
     by_name = {target.name: target for target in begun.targets}
@@ -88,7 +78,6 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
     spec = wanted.model_copy(
         update={
             **{name: getattr(begun, name) for name in ("created", "origin")},
-            "parts": begun.parts if begun.sure == wanted.sure else (),
             "plan": plan,
             "targets": tuple(targets),
         }

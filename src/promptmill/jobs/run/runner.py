@@ -39,6 +39,7 @@ from promptmill.jobs.store import rounds, statistics, stored_batches
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, Work
+from promptmill.jobs.store.label_figures import label_figures
 from promptmill.jobs.store.progress import Course, Progress, Watch
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import NEVER, Round
@@ -46,8 +47,6 @@ from promptmill.jobs.store.spec import UNREAD, OutputRecord
 from promptmill.jobs.store.statistics import JobCounts
 from promptmill.jobs.store.status_record import RunStatus
 from promptmill.jobs.store.stored import Target
-from promptmill.jobs.sure.job_shares import label_figures
-from promptmill.jobs.sure.labels import status_of
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
 
@@ -365,7 +364,7 @@ class Runner:
             try:
                 await self._run_round(round_, job_rounds)
             except PromptmillError as error:
-                if not await self._in_thread(functools.partial(self._goes_without_probabilities, round_, error)):
+                if not await self._in_thread(functools.partial(self._goes_without, round_, error)):
                     raise
             is_counted = round_.way == "live"  # a live round counts each outcome
             if self._leaves_as is not None:
@@ -374,22 +373,19 @@ class Runner:
             await self._count(NEVER)
 
     async def _next(self, job_rounds: JobRounds) -> Round | None:
-        """Return the next round, if any. The status gets the facts of a sample in either case."""
+        """Return the next round, if any. The status gets the figures of the plan's decisions in either case."""
         try:
             return await self._in_thread(job_rounds.next)
         finally:
-            self.progress.figures["sure"] = status_of(self._job.spec)
+            self.progress.figures |= self._job.spec.plan.running_figures(self._job.spec)
 
-    def _goes_without_probabilities(self, round_: Round, error: PromptmillError) -> bool:
-        """Stop asking for log probabilities if an endpoint refused the sample because of them; return whether it
-        did."""
+    def _goes_without(self, round_: Round, error: PromptmillError) -> bool:
+        """Go without a parameter that an endpoint has refused, if the plan can; return whether it does."""
         spec = self._job.spec
-        asked = [target for target in spec.targets if "logprobs" in target.extra]
-        if not asked or round_.reason != "sample" or "logprobs" not in str(error):
-            return False
-        targets = [target.model_copy(update={"extra": {}}) if target in asked else target for target in spec.targets]
-        self._job.put(spec.model_copy(update={"targets": tuple(targets)}))
-        return True
+        targets = spec.plan.without(spec.targets, round_, error)
+        if targets is not None:
+            self._job.put(spec.model_copy(update={"targets": tuple(targets)}))
+        return targets is not None
 
     def _duplicates(self) -> Duplicates | None:
         job = self._job
@@ -448,7 +444,7 @@ class Runner:
                     self._end_without_room,
                     failure_limit=job.order.limits.failures if is_live else None,
                     delivered=job.spec.delivered,
-                    failing=job.spec.delivered if job.spec.sure is not None else len(job.spec.targets),
+                    failing=len(job.spec.targets) if job.spec.plan.all_may_fail else job.spec.delivered,
                     made=[target.made(round_.id, round_.model) for target in targets],
                     recorded=self._recorded,
                 )

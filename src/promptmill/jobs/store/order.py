@@ -16,7 +16,6 @@ from promptmill.core.errors import Named, config_error, input_error
 from promptmill.jobs.store.rounds import Again
 from promptmill.jobs.store.spec import AnyPlan, Plan, plan_of
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Variant
-from promptmill.jobs.sure.rule import Sure
 
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
@@ -229,7 +228,6 @@ class JobOrder(Stored):
     limits: Limits = Limits()
     earlier: Earlier = Earlier()
     variants: tuple[Variant, ...] = ()
-    sure: Sure | None = None
     plan: AnyPlan = Plan()
     batch: BatchOrder | None = None
     """Whether rows are answered by the provider's Batch API, and how; None: live."""
@@ -256,14 +254,8 @@ class JobOrder(Stored):
         prompts = {} if prompt is None else {"": prompt} if isinstance(prompt, str) else dict(prompt)
         models = [] if model is None or isinstance(model, str) else list(dict.fromkeys(model))
         variants = _variants(models if len(models) > 1 else [""], list(prompts) if len(prompts) > 1 else [""])
-        if (sure := Sure.of(options)) is not None:
-            _check_alone("sure", options, has_variants=bool(variants))
-            if sure.student and models and models != [sure.model]:
-                raise input_error(Named("student"), " goes without ", Named("model"), ": it takes the model's place.")
-            plan, variants = Plan(), sure.ways
-        else:
-            plan = plan_of(options, models or [""], len(prompts))
-            variants = plan.ways or variants
+        plan = plan_of(options, models or [""], len(prompts))
+        variants = plan.ways or variants
         if variants and options.get("shard"):
             raise input_error(Named("shard"), " goes without several models or prompts.")
         return cls(
@@ -282,7 +274,6 @@ class JobOrder(Stored):
             earlier=Earlier(**given(again="again", keep="keep", from_job="from_job", overwrite="overwrite")),
             ray=_cluster(**given(address="ray", replicas="replicas", gpus="num_gpus", cpus="num_cpus")),
             variants=variants,
-            sure=sure,
             plan=plan,
             batch=BatchOrder.of(options, datetime.now().astimezone()),
             reading=Reading.of(**given(sql="sql", encoding="encoding")),
@@ -333,20 +324,6 @@ def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, .
         for model in models
         for at, name in enumerate(prompts)
     )
-
-
-def _check_alone(name: str, options: Mapping[str, Any], *, has_variants: bool) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for options that do not go with `sure`."""
-    if has_variants:
-        raise input_error(Named(name), " goes with one model and one prompt.")
-    # answers of other settings or jobs would be labels without a sample
-    for other in ("shard", "dedupe", "keep", "from_job"):
-        if options.get(other):
-            raise input_error(Named(name), " goes without ", Named(other), ".")
-    if options.get("again") == "all":
-        raise input_error(
-            Named("sure"), " goes without ", Named("again", "all"), ": name another output for a new sample."
-        )
 
 
 def _cluster(address: str | None = None, replicas: int = 1, gpus: float = 0, cpus: float = 1) -> RayCluster | None:

@@ -34,9 +34,9 @@ HAS_QUESTION = "row.asked IS NOT NULL AND substr(row.asked, 1, 16) != zeroblob(1
 FAILED = "answer.code IS NOT NULL"
 TRUNCATED = "answer.finish_reason IS 'length'"
 ONCE, DUPLICATE = " once", " duplicate"
-_IS_MISSING = f"(answer.key IS NULL OR answer.settings NOT IN ({{settings}}, {PERSON}))"
+IS_MISSING = f"(answer.key IS NULL OR answer.settings NOT IN ({{settings}}, {PERSON}))"
 _ORDERED = {
-    "open": f"({_IS_MISSING} OR (answer.retryable AND answer.round <= {{since}}))",
+    "open": f"({IS_MISSING} OR (answer.retryable AND answer.round <= {{since}}))",
     "again failed": f"({FAILED} AND answer.round <= {{since}})",
     "again truncated": f"({TRUNCATED} AND answer.round <= {{since}})",
     "again all": f"(answer.key IS NULL OR (answer.round <= {{since}} AND answer.settings != {PERSON}))",
@@ -59,17 +59,13 @@ RULES: Mapping[str, str] = MappingProxyType(
         **{f"{name}{ONCE}": f"{rule} AND NOT {_IS_WAITING}" for name, rule in _ORDERED.items()},
         **{f"{name}{DUPLICATE}": _IS_DUPLICATE for name in _ORDERED},
         "batched": _BATCHED,
-        "chosen": f"{_IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE round > 0)",
-        "taught": f"{_IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE round < 0)",
-        "cheap": "answer.key IS NULL AND NOT EXISTS (SELECT 1 FROM answer AS delivered WHERE delivered.key = row.n)",
-        "sure": f"{_IS_MISSING} AND row.n IN (SELECT n FROM temp.sure)",
     }
 )
 """The rows of a round, by the name of the rule: a condition on `row` and the row's `answer` in a slot, if any.
 
 `since` is the id of the last round before the order, `settings` the ids whose answers count, `base` the key of the
 slot's first row. Rules that end in `ONCE` or `DUPLICATE` divide the rows of the rule before that by their questions;
-the temporary tables are from `run.job_rounds` and `run.sure_rounds`.
+the temporary tables are from `run.copies`. A plan adds its own rules, see `spec.Plan`.
 """
 
 

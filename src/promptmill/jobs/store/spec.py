@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +27,6 @@ from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import Again, Round
 from promptmill.jobs.store.status_record import RunStatus
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Target, Variant
-from promptmill.jobs.sure.rule import Sure, SurePart
 
 WHOLE_REQUESTS = frozenset({"batch", "messages"})
 """Formats whose rows are whole requests."""
@@ -195,7 +193,7 @@ class Plan(Stored):
     """
 
     name: ClassVar[str] = ""
-    """The option that asks for the plan; `""` for an ordinary job."""
+    """Its name, which is the option that asks for it; `""` for an ordinary job."""
     fields: ClassVar[Sequence[str]] = ()
     """The columns that `marks` fills."""
     rules: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -220,9 +218,14 @@ class Plan(Stored):
         return ()
 
     @property
+    def option(self) -> str:
+        """The option that asks for the plan; `""` for an ordinary job."""
+        return self.name
+
+    @property
     def chooses(self) -> bool:
         """Whether only the answer in slot 0 is delivered."""
-        return bool(self.name)
+        return bool(self.option)
 
     @property
     def identity(self) -> Sequence[Mapping[str, Any]]:
@@ -272,10 +275,19 @@ class Plan(Stored):
         return [*dict.fromkeys(target.model for target in targets)]
 
     def estimate(
-        self, store: JobDatabase, spec: JobSpec, configs: Mapping[str, ResolvedConfig], checked: Mapping[str, Any]
+        self,
+        store: JobDatabase,
+        spec: JobSpec,
+        configs: Mapping[str, ResolvedConfig],
+        checked: Mapping[str, Any],
+        *,
+        end: int,
     ) -> Mapping[str, Any]:
-        """Return further figures of a validation. `configs`: by model; `checked`: the figures so far. Blocks."""
-        del store, spec, configs, checked
+        """Return further figures of a validation. Blocks.
+
+        `configs`: by model; `checked`: the figures so far; `end`: the number of the first row beyond the limit.
+        """
+        del store, spec, configs, checked, end
         return {}
 
     # ---- a run
@@ -322,6 +334,17 @@ class Plan(Stored):
         first, *beside = models
         return [first, *(name if name not in beside[:at] else f"{name} {at + 1}" for at, name in enumerate(beside))]
 
+    def is_near(self, beside: Sequence[Record | None]) -> bool:
+        """Return whether a row's label is of those that are wrong most often."""
+        del beside
+        return False
+
+    def curve(self, store: JobDatabase) -> list[tuple[float, float]]:
+        """Return points of a curve for the report: a share of rows at the strong model, and the agreement. Raises the
+        errors of `JobDatabase`."""
+        del store
+        return []
+
     def check_reviewable(self, job_id: str) -> None:
         """Raise `PromptmillError` (`invalid_input`) if a job is not yet ready for labels of a person."""
 
@@ -339,21 +362,20 @@ class Doubt(NamedTuple):
 class UnknownPlan(Plan):
     """A plan of a feature that is missing. The job can be read, and not run."""
 
-    option: str
+    kind: str
     values: Mapping[str, Any]
 
     @property
-    def chooses(self) -> bool:
-        """Whether only the answer in slot 0 is delivered."""
-        return True
+    def option(self) -> str:
+        """The option that asked for the plan."""
+        return self.kind
 
     def check(self, config: ResolvedConfig, question: Question) -> None:
-        """Raise `PromptmillError`."""
+        """Raise `PromptmillError` (`invalid_input`)."""
         del config, question
-        raise input_error("The job needs the option ", Named(self.option), ", whose feature is missing.")
+        raise input_error("The job was begun with ", Named(self.kind), ", whose feature is not installed.")
 
 
-@functools.cache
 def plan_named(name: str) -> type[Plan] | None:
     """Return the class of a plan; None if its feature is missing."""
     entries = (entry for feature in features().values() for entry in feature.plans)
@@ -363,7 +385,7 @@ def plan_named(name: str) -> type[Plan] | None:
 def plan_of(options: Mapping[str, Any], models: Sequence[str], prompts: int) -> Plan:
     """Return the plan that the options of `bulk` ask for. Raises `PromptmillError` (`invalid_input`)."""
     for entry in (entry for feature in features().values() for entry in feature.plans):
-        if any(options.get(option) is not None for option in entry.options):
+        if any(options.get(option) not in (None, False) for option in entry.options):
             kind: type[Plan] = part(entry.plan)
             if (plan := kind.of(options, models, prompts)) is not None:
                 return plan
@@ -377,12 +399,12 @@ def _read_plan(value: Any) -> Any:
         return value
     ((name, values),) = value.items()
     kind = plan_named(name)
-    return UnknownPlan(option=name, values=values) if kind is None else kind.model_validate(values)
+    return UnknownPlan(kind=name, values=values) if kind is None else kind.model_validate(values)
 
 
 def _written_plan(plan: Plan) -> dict[str, Any] | None:
     if isinstance(plan, UnknownPlan):
-        return {plan.option: plan.values}
+        return {plan.kind: plan.values}
     return {plan.name: plan.model_dump(mode="json")} if plan.name else None
 
 
@@ -415,10 +437,8 @@ class JobSpec(Stored):
     """The name of the provider, for metrics."""
     settled: bool = False
     """Whether the call that the job belongs to has ended. Then no row is sent again, not even a failed row."""
-    sure: Sure | None = None
-    """Then slot 0 has the delivered label of each row, and the other slots have answers of cheap models."""
-    parts: tuple[SurePart, ...] = ()
     plan: AnyPlan = Plan()
+    """Which rows are sent next, and which answer a row gets."""
     to_bind: Literal["questions", "rows"] | None = None
     """The way to bind answers when the input is read again: by question, or by row number."""
     origin: Origin = Origin()
@@ -462,7 +482,7 @@ class JobSpec(Stored):
     @property
     def delivered(self) -> int:
         """The number of answers to each row in the output, which are in the first slots."""
-        return len(self.targets) if self.sure is None and not self.plan.chooses else 1
+        return 1 if self.plan.chooses else len(self.targets)
 
     @property
     def output_targets(self) -> Sequence[Target]:

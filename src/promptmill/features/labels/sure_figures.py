@@ -1,56 +1,47 @@
-"""The columns `sure` and `score` of an output, and the status of a job with `sure` or votes."""
+"""The columns, the status and the curve of a job with `sure`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
+from promptmill.features.labels.comparable import SCORE, SURE
+from promptmill.features.labels.cut import LAST, most_bad
+from promptmill.features.labels.panel import cheap_of, place_of, score_of
+from promptmill.features.labels.rule import STUDENT, SureCut, SurePart, SureRule
+from promptmill.features.labels.sure_shares import job_shares
 from promptmill.jobs.labels import label_of
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.records import PERSON, SLOT, Record
-from promptmill.jobs.store.rounds import ANSWERED
-from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record
+from promptmill.jobs.store.rounds import ANSWERED, HAS_QUESTION
+from promptmill.jobs.store.spec import Doubt, JobSpec
 from promptmill.jobs.store.status_record import SureExpected, SureSample, SureStatus
-from promptmill.jobs.sure.cut import LAST, most_bad
-from promptmill.jobs.sure.panel import cheap_of, place_of, score_of
-from promptmill.jobs.sure.rule import SureCut, SurePart
 
-if TYPE_CHECKING:
-    from promptmill.jobs.export.answered import AnsweredRow
-
-CHEAP, SAMPLE, STRONG, STUDENT = "cheap", "sample", "strong", "student"
+CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
 """Labels of the cheap model; of the strong model, because the row was sampled, or because it was unsure or trains the
-student; of the student."""
-A_PERSON = "person"
-"""Labels of a person, see `manage.reviewed`."""
+student."""
 _DIGITS = 4
 _NEAR = 0.05
 _POINTS = 200
 
 
-def part_of(spec: JobSpec, cheap: Record) -> SurePart | None:
-    """Return the part of the job that a cheap answer belongs to."""
-    return next((part for part in reversed(spec.parts) if part.round <= cheap.round), None)
-
-
-def giver_of(spec: JobSpec, delivered: Record) -> str:
+def giver_of(rule: SureRule, spec: JobSpec, delivered: Record) -> str:
     """Return the giver of a delivered label of a job with `sure`."""
     if delivered.settings == PERSON:
         return A_PERSON
     if delivered.settings == spec.targets[1].settings:
-        return STUDENT if spec.sure is not None and spec.sure.student else CHEAP
+        return STUDENT if rule.student else CHEAP
     return (
-        SAMPLE if any(part.cut is not None and delivered.round in part.cut.sampled for part in spec.parts) else STRONG
+        SAMPLE if any(part.cut is not None and delivered.round in part.cut.sampled for part in rule.parts) else STRONG
     )
 
 
-def status_of(spec: JobSpec) -> SureStatus:
-    """Return the figures of the samples of a job; `{}` for a job without `sure`."""
-    if (rule := spec.sure) is None:
-        return {}
+def sample_status(rule: SureRule) -> SureStatus:
+    """Return the figures of the samples of a job."""
     found: SureStatus = {"model": rule.model, "agree": rule.agree, "certainty": rule.certainty}
     if rule.gold:
         found["gold"] = rule.gold
-    decided = [(part, part.cut) for part in spec.parts if part.cut is not None]
+    decided = [(part, part.cut) for part in rule.parts if part.cut is not None]
     if not decided:
         return found
     rows = sum(part.every for part, _ in decided)
@@ -105,36 +96,50 @@ def count_givers(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, in
     return {CHEAP: cheap, STRONG: store.count(labels) - cheap - person}
 
 
-def giver_status(store: JobDatabase, spec: JobSpec, before: int) -> SureStatus:
+def sure_status(store: JobDatabase, spec: JobSpec, rule: SureRule, fields: Sequence[str], before: int) -> SureStatus:
+    """Return the figures of the samples and labels of a job, for the rows below `before`. Raises the errors of
+    `JobDatabase`."""
+    found = sample_status(rule) | giver_status(store, spec, rule, min(before, SLOT))
+    ((rows,),) = store.read(f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?", before)
+    if rows < found.get("rows", 0):
+        found["here"] = rows
+        return found
+    # a person corrects the rows from which the shares are estimated
+    persons = store.count(f"{ANSWERED} AND settings = {PERSON} AND key < {min(before, SLOT)}")
+    if not persons and (its := job_shares(store, spec, rule, fields, before)):
+        found["shares"] = its
+    return found
+
+
+def giver_status(store: JobDatabase, spec: JobSpec, rule: SureRule, before: int) -> SureStatus:
     """Return the givers of the delivered labels; with a student, also how many times fewer calls were paid. Raises the
     errors of `JobDatabase`."""
     counts = count_givers(store, spec, before)
     found: SureStatus = {"cheap": counts[CHEAP], "strong": counts[STRONG]}
-    if spec.sure is not None and spec.sure.student and counts[STRONG]:
+    if rule.student and counts[STRONG]:
         found["factor"] = round(sum(counts.values()) / counts[STRONG], 2)
     return found
 
 
-def is_near_cut(spec: JobSpec, answered: AnsweredRow | None) -> bool:
+def is_near_cut(rule: SureRule, beside: Sequence[Record | None]) -> bool:
     """Return whether the score of a row is close to the cut, where labels are wrong most often."""
-    if spec.sure is None or answered is None or (score := marks_of(spec, answered)["score"]) is None:
+    score, part = _scored(rule, beside)
+    if score is None or part is None or part.cut is None or not part.pays:
         return False
-    cheap = answered.beside[0]
-    part = None if cheap is None else part_of(spec, cheap)
-    return part is not None and part.cut is not None and part.pays and abs(score - part.cut.place[0]) <= _NEAR
+    return abs(round(score, _DIGITS) - part.cut.place[0]) <= _NEAR
 
 
-def curve_of(store: JobDatabase, spec: JobSpec) -> list[tuple[float, float]]:
+def curve_of(store: JobDatabase, rule: SureRule) -> list[tuple[float, float]]:
     """Return the agreement that the newest sample shows for each share of rows at the strong model, from 0 to 1.
 
     Each point is a share, and the agreement if the cut were there. `[]` without a sample that is still in the database,
     and with right labels.
     """
-    part = spec.parts[-1] if spec.parts else None
-    if spec.sure is None or spec.sure.gold or part is None or not part.drawn or part.cut is None:
+    part = rule.part
+    if rule.gold or part is None or not part.drawn or part.cut is None:
         return []
     verdicts = []
-    slots = (0, *spec.sure.panel(part.score))
+    slots = (0, *rule.panel(part.score))
     for (n,) in store.read("SELECT n FROM chosen WHERE round = ?", part.round):
         known = {record.slot: record for record in store.records_at([n + slot * SLOT for slot in slots])}
         panel = [known.get(slot) for slot in slots[1:]]
@@ -149,16 +154,36 @@ def curve_of(store: JobDatabase, spec: JobSpec) -> list[tuple[float, float]]:
     return points[:: max(1, len(points) // _POINTS)]
 
 
-def marks_of(spec: JobSpec, answered: AnsweredRow) -> dict[str, Any]:
-    """Return the plan's marks of a row, `sure` and `score`. A failed row has no `sure`."""
-    if spec.sure is None:
-        return spec.plan.marks(spec, answered.record, answered.beside)
-    cheap = answered.beside[0] if answered.beside else None
-    part = None if cheap is None else part_of(spec, cheap)
-    score = None
-    if part is not None:
-        score = score_of([answered.beside[slot - 1] for slot in spec.sure.panel(part.score)], part.score)
+def marks_of(rule: SureRule, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
+    """Return who gave the label of a row, None for a failed row, and its score."""
+    score, _ = _scored(rule, beside)
     return {
-        "sure": None if answered.record.code is not None else giver_of(spec, answered.record),
-        "score": None if score is None else round(score, _DIGITS),
+        SURE: None if record.code is not None else giver_of(rule, spec, record),
+        SCORE: None if score is None else round(score, _DIGITS),
     }
+
+
+def _scored(rule: SureRule, beside: Sequence[Record | None]) -> tuple[float | None, SurePart | None]:
+    """Return the score of a row, and the part that it belongs to."""
+    cheap = beside[0] if beside else None
+    part = None if cheap is None else rule.part_of(cheap)
+    return (None if part is None else score_of(_panel(rule, part, beside), part.score)), part
+
+
+def _panel(rule: SureRule, part: SurePart, beside: Sequence[Record | None]) -> list[Record | None]:
+    return [beside[slot - 1] for slot in rule.panel(part.score)]
+
+
+def doubt_of(rule: SureRule, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
+    """Return why a person should see a row: the cheap model gave its label, or was sure and wrong in the sample."""
+    giver, (score, part) = giver_of(rule, spec, record), _scored(rule, beside)
+    if score is None or part is None or part.cut is None or giver not in {CHEAP, STUDENT, SAMPLE}:
+        return None
+    panel = _panel(rule, part, beside)
+    if (cheap := cheap_of(panel, part.score)) is None:
+        return None
+    if giver != SAMPLE:
+        return Doubt(score, "near the cut")
+    if place_of(panel, part) <= part.cut.place or label_of(cheap) == label_of(record):
+        return None
+    return Doubt(-score, "the models disagree", "disagree")

@@ -20,27 +20,23 @@ from dataclasses import dataclass, replace
 from heapq import nsmallest
 from itertools import filterfalse
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from promptmill.backends.protocol import Completion
 from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import counted
+from promptmill.features.labels import cut as cuts
+from promptmill.features.labels.cut import NOTHING_SURE, Place
+from promptmill.features.labels.gold_labels import right_labels
+from promptmill.features.labels.panel import Score, cheap_of, kind_of, place_of, score_of
+from promptmill.features.labels.rule import STUDENT, SureCut, SurePart, SureRule
+from promptmill.features.labels.student import STUDENTS
+from promptmill.features.labels.student_answers import StudentAnswers, taught_of
 from promptmill.jobs.labels import label_of
-from promptmill.jobs.run.gold_labels import right_labels
-from promptmill.jobs.run.student_rounds import StudentAnswers, taught_of
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase, Row
 from promptmill.jobs.store.records import SLOT, Made, Record, copied, record_of
 from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
 from promptmill.jobs.store.spec import Delivered, JobSpec, PlanWork, RunningJob, digest
-from promptmill.jobs.sure import cut as cuts
-from promptmill.jobs.sure.cut import NOTHING_SURE, Place
-from promptmill.jobs.sure.labels import STUDENT, part_of
-from promptmill.jobs.sure.panel import Score, cheap_of, kind_of, place_of, score_of
-from promptmill.jobs.sure.rule import Sure, SureCut, SurePart
-from promptmill.jobs.sure.student import STUDENTS
-
-if TYPE_CHECKING:
-    from promptmill.jobs.run.admission import Job
 
 FEWEST_ROWS = 200
 """In a smaller table, the strong model answers every row: there is almost nothing to save."""
@@ -95,22 +91,22 @@ class _Sampled:
         return not self.agrees and not self.is_bad
 
 
-class SureRounds(PlanWork):
+class SureWork(PlanWork):
     """The draws, decisions and copies of one run."""
 
     meanwhile = MappingProxyType({"cheap": _IS_ANSWERED})
 
-    def __init__(self, job: Job, rule: Sure, run: RunningJob) -> None:
-        self._job, self._rule, self._end = job, rule, run.end
-        self._student = None
-        if rule.student:
-            self._student = StudentAnswers(job, STUDENTS[rule.student], run.requests, run.end, run.work)
+    def __init__(self, job: RunningJob) -> None:
+        self._job, self._end = job, job.end
+        student = self._rule.student
+        self._student = StudentAnswers(job, STUDENTS[student]) if student else None
         self._has_begun = False
 
     @property
-    def part(self) -> SurePart | None:
-        """The newest part of the job; None before the first draw."""
-        return self._spec.parts[-1] if self._spec.parts else None
+    def _rule(self) -> SureRule:
+        """The rule, with the decisions so far."""
+        assert isinstance(self._job.spec.plan, SureRule)
+        return self._job.spec.plan
 
     @property
     def _spec(self) -> JobSpec:
@@ -118,19 +114,19 @@ class SureRounds(PlanWork):
 
     @property
     def _store(self) -> JobDatabase:
-        return self._job.folder.store
+        return self._job.store
 
     def begin(self, round_: int) -> None:
         """Draw the sample of the rows that are new since the last draw; `round_` is the id of the next round."""
         if self._has_begun:
             return
         self._has_begun = True
-        spec, limits = self._spec, self._job.order.limits
-        of = digest(spec.input.sha256, limits.rows, spec.question.sample)
-        if self.part is not None and self.part.of == of:
-            self._check_strong(self.part)
+        spec, rule = self._spec, self._rule
+        of = digest(spec.input.sha256, self._job.limit, spec.question.sample)
+        if self._rule.part is not None and self._rule.part.of == of:
+            self._check_strong(self._rule.part)
             return
-        if self._rule.gold and self.part is not None:
+        if self._rule.gold and self._rule.part is not None:
             raise input_error(
                 "The input has changed since the sample was drawn, and a promise about right labels is for one input: "
                 "restore it, or name another output."
@@ -142,13 +138,13 @@ class SureRounds(PlanWork):
         else:
             drawn = self._drawn_of_gold if self._rule.gold else self._drawn
             parts.append(drawn(rows, self._wrong_of_new(rows, parts), of, round_))
-        self._job.put(spec.model_copy(update={"parts": tuple(parts)}))
+        self._job.put(rule.with_parts(parts))
 
     def _earlier_parts(self, rows: int) -> list[SurePart]:
         """Return the known parts without those of their rows that are new (`rows`): a row that was not sent yet moves
         to the next part."""
         parts = []
-        for part in self._spec.parts:
+        for part in self._rule.parts:
             # an undecided sample is worth nothing for another input: its strong answers count, its cheap ones do not
             without = {"rows": part.every, "drawn": 0, "earlier": 0, "taught": 0, "cut": SureCut(place=NOTHING_SURE)}
             parts.append(part.model_copy(update=without) if part.cut is None else part)
@@ -215,7 +211,7 @@ class SureRounds(PlanWork):
         return SurePart(of=of, round=round_, rows=rows, drawn=size, gold=len(known), seed=seed, wrong=wrong)
 
     def _right_labels(self, rows: Iterable[Row]) -> dict[int, str]:
-        choices = self._job.plan.settings.sampling_params.choices or ()
+        choices = self._job.config.settings.sampling_params.choices or ()
         return right_labels(rows, self._spec, self._rule.gold, list(choices))
 
     def _check_strong(self, part: SurePart) -> None:
@@ -263,7 +259,7 @@ class SureRounds(PlanWork):
 
     def advance(self) -> bool:
         """Decide on a sample whose rows are all answered; return whether this changed the rounds to come."""
-        part = self.part
+        part = self._rule.part
         if part is None or part.cut is not None:
             return False
         learned = "" if self._student is None else self._student.answer_sample(part.round)
@@ -286,7 +282,7 @@ class SureRounds(PlanWork):
         return True
 
     def _replace_part(self, part: SurePart) -> None:
-        self._job.put(self._spec.model_copy(update={"parts": (*self._spec.parts[:-1], part)}))
+        self._job.put(self._rule.with_parts([*self._rule.parts[:-1], part]))
 
     def _sample(self, panel: Sequence[int]) -> Iterator[_Sampled]:
         chosen = [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]
@@ -374,12 +370,12 @@ class SureRounds(PlanWork):
                 first = self._store.records_at([n + SLOT for n in page])
                 yield self._deliver(round_, filter(None, map(self._sure_answer, first)))
             return
-        assert self.part is not None
-        assert self.part.cut is not None
-        if self._student.has_learned(self.part.cut.learned):
+        assert self._rule.part is not None
+        assert self._rule.part.cut is not None
+        if self._student.has_learned(self._rule.part.cut.learned):
             yield from self._student.answers(round_, pages)
         else:
-            self._replace_part(self.part.model_copy(update={"is_ended": True}))
+            self._replace_part(self._rule.part.model_copy(update={"is_ended": True}))
 
     def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
         """Yield the sure answers, and the rows that are not sure.
@@ -401,13 +397,13 @@ class SureRounds(PlanWork):
         return [record_of(record.row, _delivered(record), record.asked, made) for record in cheap]
 
     def _is_complete(self, cheap: Record) -> bool:
-        part = part_of(self._spec, cheap)
+        part = self._rule.part_of(cheap)
         others = [] if part is None else [cheap.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
         return part is not None and len(list(self._store.records_at(others))) == len(others)
 
     def _sure_answer(self, first: Record) -> Record | None:
         """Return the answer to deliver to a row, by the first of its cheap answers; None if the row is not sure."""
-        part = part_of(self._spec, first)
+        part = self._rule.part_of(first)
         if part is None or part.cut is None or not first.is_sound:
             return None
         others = [first.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
@@ -416,12 +412,12 @@ class SureRounds(PlanWork):
         return cheap_of(panel, part.score) if place_of(panel, part) > part.cut.place else None
 
 
-def sample_of(rows: int, wrong: int, rule: Sure) -> int:
+def sample_of(rows: int, wrong: int, rule: SureRule) -> int:
     """Return the size of the sample of so many rows, of which `wrong` may differ; 0: the strong model answers all."""
     return 0 if rows < FEWEST_ROWS else cuts.sample_size(rows, wrong, rule.certainty_of_each)
 
 
-def sample_of_gold(rows: int, gold: int, rule: Sure) -> int:
+def sample_of_gold(rows: int, gold: int, rule: SureRule) -> int:
     """Return the size of the sample of so many rows, of which `gold` have a right label.
 
     Raises `PromptmillError` (`invalid_input`) if they are too few for the promise.

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
+from promptmill.features.labels.cut import Place, place
+from promptmill.features.labels.rule import SurePart
 from promptmill.jobs.labels import decide, label_of, probability
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.sure.cut import Place, place
-from promptmill.jobs.sure.rule import SurePart
 
 Score: TypeAlias = Literal[
     "", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"

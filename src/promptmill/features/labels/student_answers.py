@@ -13,24 +13,20 @@ A student is not stored: it learns again, from the same answers in the same orde
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
 
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.backends.questions import RowRequests
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.request import Request, TextPart
+from promptmill.features.labels.cut import number
+from promptmill.features.labels.rule import STUDENT
+from promptmill.features.labels.student import Classifier
 from promptmill.jobs.labels import label_of
-from promptmill.jobs.store.database import PAGE, JobDatabase, Row, Work
+from promptmill.jobs.store.database import PAGE, JobDatabase, Row
 from promptmill.jobs.store.records import PERSON, SLOT, Made, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round, stored_rounds
-from promptmill.jobs.store.spec import digest
-from promptmill.jobs.sure.cut import number
-from promptmill.jobs.sure.labels import STUDENT
-from promptmill.jobs.sure.student import Classifier
-
-if TYPE_CHECKING:
-    from promptmill.jobs.run.admission import Job
+from promptmill.jobs.store.spec import RunningJob, digest
 
 FEWEST_ROWS = 5_000
 """In a smaller table, the strong model answers every row: training and sample would take too much of it."""
@@ -53,12 +49,8 @@ def taught_of(rows: int) -> int:
 class StudentAnswers:
     """The answers of the student in one run. All methods block and raise the errors of `JobDatabase`."""
 
-    def __init__(
-        self, job: Job, kind: type[Classifier], requests: Callable[[], RowRequests], end: int, work: Work
-    ) -> None:
-        """`requests` returns the maker of the requests whose texts are learned; `end`: the number of the first row
-        beyond the order's limit."""
-        self._job, self._kind, self._requests, self._end, self._work = job, kind, requests, end, work
+    def __init__(self, job: RunningJob, kind: type[Classifier]) -> None:
+        self._job, self._kind, self._end, self._work = job, kind, job.end, job.work
         self._known: tuple[str, Classifier, dict[str, str]] | None = None
         self._maker: RowRequests | None = None
 
@@ -84,7 +76,7 @@ class StudentAnswers:
 
     @property
     def _store(self) -> JobDatabase:
-        return self._job.folder.store
+        return self._job.store
 
     def _answer(self, numbers: Sequence[int], round_: int) -> Iterator[Sequence[Record]]:
         made = Made(self._job.spec.targets[1].settings, round_, (), STUDENT)
@@ -150,7 +142,7 @@ class StudentAnswers:
     def _text(self, row: Row) -> str:
         """Return the prompt of a row, without the system prompt. Raises `PromptmillError`."""
         if self._maker is None:
-            self._maker = self._requests()
+            self._maker = self._job.requests()
         return text_of(self._maker.request(row.n, row.line, row.cells or b""))
 
 
