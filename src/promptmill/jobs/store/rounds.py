@@ -51,8 +51,9 @@ _BATCHED = f"""EXISTS (
         answer.key IS NULL OR (answer.round < batch.value ->> '$.round' AND answer.settings != {PERSON})
     )
 )"""
-_IS_WAITING = "row.n + {base} IN (SELECT key FROM temp.equal WHERE key != first)"
-_IS_DUPLICATE = "row.n + {base} IN (SELECT key FROM temp.equal WHERE is_known)"
+# `IN (SELECT …)` would list all keys again for each page: 17 instead of 2 s of CPU for 200,000 duplicates
+_IS_WAITING = "EXISTS (SELECT 1 FROM temp.equal WHERE key = row.n + {base} AND key != first)"
+_IS_DUPLICATE = "EXISTS (SELECT 1 FROM temp.equal WHERE key = row.n + {base} AND is_known)"
 RULES: Mapping[str, str] = MappingProxyType(
     {
         **_ORDERED,
