@@ -12,7 +12,6 @@ from typing import Any
 from promptmill.cli.main import main
 from promptmill.core.feature import features, part
 from promptmill.jobs.export import answered, output
-from promptmill.jobs.run import batch_round
 from promptmill.jobs.store import stored_batches
 from promptmill.jobs.store.database import JobDatabase
 
@@ -69,6 +68,7 @@ if __name__ == "__main__":
         (output, "publish", ("before-rename", "after-rename")),
     ):
         setattr(owner, name, passing(getattr(owner, name), *points))
-    vars(batch_round)["LIST_LAG_S"] = 0.3
+    if "batches" in features():
+        vars(part("promptmill.features.batches.batch_round"))["LIST_LAG_S"] = 0.3
     vars(output)["answered_rows"] = passing_rows(answered.answered_rows, "merging")
     sys.exit(main(sys.argv[2:]))

@@ -74,6 +74,9 @@ class Feature:
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.app.ToolSocket`."""
     plans: Sequence[PlanEntry] = ()
     """If several ask for a job, the first one gets it."""
+    ways: Mapping[str, str] = field(default_factory=dict)
+    """Ways in which the requests of a round are answered, such as `{"batch": "module:class"}`: each class is a
+    `promptmill.jobs.run.ways.Way`."""
     faces: Sequence[Face] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     """Names of the package `promptmill` for programs, such as `{"compare": "module:compare"}`."""

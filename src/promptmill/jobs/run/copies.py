@@ -31,8 +31,8 @@ class Copies:
         for slot in round_.slots:
             condition = round_.condition(self._spec().targets[slot].counted, slot)
             for records in work.copies(round_, slot, self._pages(condition, slot, 0, self._end)):
-                self._write(records)
                 if records:
+                    self._write(records)
                     recorded([record.key for record in records])
 
     def between(
@@ -53,8 +53,9 @@ class Copies:
         def deliver(first: int, following: int) -> Iterator[list[OpenRow]]:
             pages = self._pages(condition, 0, max(0, first - work.late), min(following, self._end))
             for found in work.delivered(round_, pages):
-                self._write(found.records)
-                delivered(found.records)
+                if found.records:
+                    self._write(found.records)
+                    delivered(found.records)
                 yield self._open_rows([*found.to_send]) if sends else []
 
         return deliver
@@ -76,8 +77,7 @@ class Copies:
             first = page[-1] + 1
 
     def _write(self, records: Sequence[Record]) -> None:
-        if records:
-            self._store.write(records, [record.key for record in records])
+        self._store.write(records, [record.key for record in records])
 
 
 class Duplicates(PlanWork):

@@ -26,14 +26,14 @@ from promptmill.jobs import columns, disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.export.live_output import LiveOutput
-from promptmill.jobs.run import steps
+from promptmill.jobs.run import steps, ways
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.batch_round import BatchRound, batch_figures
 from promptmill.jobs.run.copies import Duplicates
 from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
-from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
+from promptmill.jobs.run.live import OpenRows, StoreSink
 from promptmill.jobs.run.shared_beginnings import saved
 from promptmill.jobs.run.steps import Apart
+from promptmill.jobs.run.ways import RoundRun, way_named
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import rounds, statistics, stored_batches
 from promptmill.jobs.store.binding import Bound
@@ -449,10 +449,7 @@ class Runner:
                     recorded=self._recorded,
                 )
 
-            if round_.way == "live":
-                await answer_rows(self.service, open_rows, sink_of(StoreSink, stats), stats, job.plan)
-                return
-            batch_round = BatchRound(
+            run = RoundRun(
                 job,
                 self.service,
                 progress,
@@ -461,7 +458,7 @@ class Runner:
                 is_cancelled=lambda: self._stopped is not None and self._stopped.state == states.CANCELLED,
                 no_room=self._end_without_room,
             )
-            await batch_round.run()
+            await way_named(round_.way).run(run)
 
     def _delivered_copies(self, loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Record]], None]:
         """Return the function that a thread calls with the copies that it has delivered while a round runs."""
@@ -579,10 +576,8 @@ class Runner:
 
     def _count_values(self) -> None:
         store, spec = self._job.folder.store, self._job.spec
-        self.progress.figures = label_figures(store, spec, self._end) | {
-            "batch": batch_figures(store, self._job.plan),
-            "cache_saved": round(saved(store, self._job.plan), 6),
-        }
+        self.progress.figures = label_figures(store, spec, self._end) | ways.figures(store, self._job.plan)
+        self.progress.figures["cache_saved"] = round(saved(store, self._job.plan), 6)
 
     def _give_up(self, error: PromptmillError) -> None:
         self._stop(_JobStopped(states.STOPPED, error))

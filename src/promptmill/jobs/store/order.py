@@ -116,7 +116,7 @@ class Earlier(Stored):
 
 
 class BatchOrder(Stored):
-    """The options for answers by the provider's Batch API, see `run.batch_round`."""
+    """The options for answers by the provider's Batch API, see `features.batches`."""
 
     by: float | None = Field(None, ge=0, le=10**11)
     """The Unix time at which open rows are sent live; None: when the batch has ended."""

@@ -224,8 +224,8 @@ class Plan(Stored):
 
     @property
     def chooses(self) -> bool:
-        """Whether only the answer in slot 0 is delivered."""
-        return bool(self.option)
+        """Whether only the answer in slot 0 is delivered, which the plan chooses."""
+        return bool(self.ways)
 
     @property
     def identity(self) -> Sequence[Mapping[str, Any]]:
@@ -363,12 +363,18 @@ class UnknownPlan(Plan):
     """A plan of a feature that is missing. The job can be read, and not run."""
 
     kind: str
+    delivers_one: bool
     values: Mapping[str, Any]
 
     @property
     def option(self) -> str:
         """The option that asked for the plan."""
         return self.kind
+
+    @property
+    def chooses(self) -> bool:
+        """Whether only the answer in slot 0 is delivered."""
+        return self.delivers_one
 
     def check(self, config: ResolvedConfig, question: Question) -> None:
         """Raise `PromptmillError` (`invalid_input`)."""
@@ -392,20 +398,30 @@ def plan_of(options: Mapping[str, Any], models: Sequence[str], prompts: int) -> 
     return Plan()
 
 
+class _StoredPlan(Stored):
+    """A plan in the database of a job, also for queries."""
+
+    name: str
+    chooses: bool
+    values: Mapping[str, Any]
+
+
 def _read_plan(value: Any) -> Any:
     if value is None:
         return Plan()
     if not isinstance(value, Mapping):
         return value
-    ((name, values),) = value.items()
-    kind = plan_named(name)
-    return UnknownPlan(kind=name, values=values) if kind is None else kind.model_validate(values)
+    stored = _StoredPlan.model_validate(value)
+    if (kind := plan_named(stored.name)) is not None:
+        return kind.model_validate(stored.values)
+    return UnknownPlan(kind=stored.name, delivers_one=stored.chooses, values=stored.values)
 
 
 def _written_plan(plan: Plan) -> dict[str, Any] | None:
-    if isinstance(plan, UnknownPlan):
-        return {plan.kind: plan.values}
-    return {plan.name: plan.model_dump(mode="json")} if plan.name else None
+    if not plan.option:
+        return None
+    values = plan.values if isinstance(plan, UnknownPlan) else plan.model_dump(mode="json")
+    return _StoredPlan(name=plan.option, chooses=plan.chooses, values=values).model_dump()
 
 
 AnyPlan: TypeAlias = Annotated[Plan, BeforeValidator(_read_plan), PlainSerializer(_written_plan)]

@@ -29,7 +29,7 @@ _IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # 0: a copy of another answe
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
 # a plan that chooses has other answers next to the delivered ones, which cost
 DELIVERED = f"""answer.key < coalesce((
-    SELECT CASE WHEN value ->> '$.plan' IS NULL THEN {LAST_KEY} ELSE {SLOT} END
+    SELECT CASE WHEN value ->> '$.plan.chooses' THEN {SLOT} ELSE {LAST_KEY} END
     FROM job WHERE name = 'spec'
 ), {LAST_KEY})"""
 """The SQL condition for records that the output has."""

@@ -21,8 +21,9 @@ from promptmill.backends.openai.batches.openai import OpenAIBatches
 from promptmill.cli.main import main
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
-from promptmill.jobs.run import batch_round, runner
+from promptmill.features.batches import batch_round
 from promptmill.jobs.run.planning import Situation, next_round
+from promptmill.jobs.run.ways import RoundRun
 from promptmill.jobs.store import stored_batches
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
@@ -237,10 +238,10 @@ class Simulated:
     def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         made = batch_round.BatchRound
 
-        def with_clock(*given: Any, **named: Any) -> batch_round.BatchRound:
-            return made(*given, **named, clock=self.clock())
+        def with_clock(run: RoundRun) -> batch_round.BatchRound:
+            return made(run, clock=self.clock())
 
-        monkeypatch.setattr(runner, "BatchRound", with_clock)
+        monkeypatch.setattr(batch_round, "BatchRound", with_clock)
 
 
 def test_the_looks_at_a_batch_become_rarer(tmp_path, server, monkeypatch):
