@@ -82,3 +82,15 @@ def test_a_job_without_options_of_plans_has_the_ordinary_one_which_is_not_stored
     assert type(order.plan) is type(plan_of({}, [""], 1)) is Plan
     assert order.model_dump(mode="json")["plan"] is None
     assert JobOrder.model_validate(order.model_dump(mode="json")) == order
+
+
+def test_an_option_of_a_hidden_feature_is_refused(monkeypatch):
+    monkeypatch.setenv(WITHOUT, "long")
+    entry = PlanEntry("long", ("max_failures",), "nowhere:Plan")
+    monkeypatch.setattr(feature, "_installed", lambda: iter({"long": Feature(words="", plans=(entry,))}.items()))
+    for cached in (feature._features, feature._hidden):
+        cached.cache_clear()
+    with pytest.raises(PromptmillError, match="max_failures` needs the feature long"):
+        plan_of({"max_failures": "9"}, [""], 1)
+    for cached in (feature._features, feature._hidden):
+        cached.cache_clear()

@@ -103,6 +103,16 @@ def features() -> Mapping[str, Feature]:
     return _features(os.environ.get(WITHOUT, ""))
 
 
+def hidden() -> Mapping[str, Feature]:
+    """Return the installed features that are hidden, and those that need one of them."""
+    return {} if not os.environ.get(WITHOUT) else _hidden(os.environ[WITHOUT])
+
+
+@functools.cache
+def _hidden(without: str) -> Mapping[str, Feature]:
+    return MappingProxyType({name: each for name, each in _installed() if name not in _features(without)})
+
+
 @functools.cache
 def _features(without: str) -> Mapping[str, Feature]:
     hidden = {name.strip() for name in without.split(",")}

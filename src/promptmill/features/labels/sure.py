@@ -10,27 +10,29 @@ from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.request import TOP_CHOICES
-from promptmill.features.labels.comparable import check_comparable, repeating
+from promptmill.features.labels.comparable import SCORE, SURE, check_comparable, repeating
 from promptmill.features.labels.cut import errors_allowed
 from promptmill.features.labels.gold_labels import check_unasked, right_labels
-from promptmill.features.labels.rule import SureRule
+from promptmill.features.labels.panel import cheap_of, place_of, score_of
+from promptmill.features.labels.rule import STUDENT, SurePart, SureRule
 from promptmill.features.labels.student import STUDENTS
 from promptmill.features.labels.student_answers import taught_of
-from promptmill.features.labels.sure_figures import (
-    curve_of,
-    doubt_of,
-    is_near_cut,
-    marks_of,
-    sample_status,
-    sure_status,
-)
+from promptmill.features.labels.sure_figures import sample_status, sure_status
 from promptmill.features.labels.sure_work import SureWork, sample_of, sample_of_gold
+from promptmill.jobs.labels import label_of
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import Doubt, JobSpec, Plan, RunningJob, digest
 from promptmill.jobs.store.status_record import RunStatus
 from promptmill.jobs.store.stored import Question, Target
+
+CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
+"""Givers of labels. The strong model gives one because the row was sampled (`SAMPLE`), or because it was unsure or
+trains the student."""
+_DIGITS = 4
+_NEAR = 0.05
+_POINTS = 200
 
 
 class Sure(SureRule):
@@ -129,8 +131,29 @@ class Sure(SureRule):
     # ---- the answers
 
     def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
-        """Return who gave the label of a row, and its score."""
-        return marks_of(self, spec, record, beside)
+        """Return who gave the label of a row, None for a failed row, and its score."""
+        score, _ = self._scored(beside)
+        return {
+            SURE: None if record.code is not None else self._giver(spec, record),
+            SCORE: None if score is None else round(score, _DIGITS),
+        }
+
+    def _giver(self, spec: JobSpec, delivered: Record) -> str:
+        if delivered.settings == PERSON:
+            return A_PERSON
+        if delivered.settings == spec.targets[1].settings:
+            return STUDENT if self.student else CHEAP
+        sampled = {id_ for part in self.parts if part.cut is not None for id_ in part.cut.sampled}
+        return SAMPLE if delivered.round in sampled else STRONG
+
+    def _scored(self, beside: Sequence[Record | None]) -> tuple[float | None, SurePart | None]:
+        """Return the score of a row, and the part that it belongs to."""
+        cheap = beside[0] if beside else None
+        part = None if cheap is None else self.part_of(cheap)
+        return (None if part is None else score_of(self._panel_of(part, beside), part.score)), part
+
+    def _panel_of(self, part: SurePart, beside: Sequence[Record | None]) -> list[Record | None]:
+        return [beside[slot - 1] for slot in self.panel(part.score)]
 
     def running_figures(self, spec: JobSpec) -> RunStatus:
         """Return the figures of the samples."""
@@ -142,16 +165,49 @@ class Sure(SureRule):
         return {"sure": sure_status(store, spec, self, fields, before)}
 
     def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
-        """Return why a person should see a row."""
-        return doubt_of(self, spec, record, beside)
+        """Return why a person should see a row: the cheap model gave its label, or was sure and wrong in the sample."""
+        giver, (score, part) = self._giver(spec, record), self._scored(beside)
+        if score is None or part is None or part.cut is None or giver not in {CHEAP, STUDENT, SAMPLE}:
+            return None
+        panel = self._panel_of(part, beside)
+        if (cheap := cheap_of(panel, part.score)) is None:
+            return None
+        if giver != SAMPLE:
+            return Doubt(score, "near the cut")
+        if place_of(panel, part) <= part.cut.place or label_of(cheap) == label_of(record):
+            return None
+        return Doubt(-score, "the models disagree", "disagree")
 
     def is_near(self, beside: Sequence[Record | None]) -> bool:
-        """Return whether the score of a row is close to the cut."""
-        return is_near_cut(self, beside)
+        """Return whether the score of a row is close to the cut, where labels are wrong most often."""
+        score, part = self._scored(beside)
+        if score is None or part is None or part.cut is None or not part.pays:
+            return False
+        return abs(round(score, _DIGITS) - part.cut.place[0]) <= _NEAR
 
     def curve(self, store: JobDatabase) -> list[tuple[float, float]]:
-        """Return the agreement for each share of rows at the strong model."""
-        return curve_of(store, self)
+        """Return the agreement that the newest sample shows for each share of rows at the strong model, from 0 to 1.
+
+        Each point is a share, and the agreement if the cut were there. `[]` without a sample that is still in the
+        database, and with right labels.
+        """
+        part = self.part
+        if self.gold or part is None or not part.drawn or part.cut is None:
+            return []
+        verdicts = []
+        slots = (0, *self.panel(part.score))
+        for (n,) in store.read("SELECT n FROM chosen WHERE round = ?", part.round):
+            known = {record.slot: record for record in store.records_at([n + slot * SLOT for slot in slots])}
+            panel = [known.get(slot) for slot in slots[1:]]
+            strong, cheap = known.get(0), cheap_of(panel, part.score)
+            if strong is not None and cheap is not None:
+                verdicts.append((place_of(panel, part), strong.code is None and label_of(strong) == label_of(cheap)))
+        verdicts.sort(reverse=True)
+        points, wrong = [(1.0, 1.0)], 0
+        for count, (_, agrees) in enumerate(verdicts, 1):
+            wrong += not agrees
+            points.append((1 - count / len(verdicts), 1 - wrong / len(verdicts)))
+        return points[:: max(1, len(points) // _POINTS)]
 
     def check_reviewable(self, job_id: str) -> None:
         """Raise `PromptmillError` (`invalid_input`) until the sample is decided."""

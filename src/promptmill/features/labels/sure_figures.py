@@ -1,39 +1,35 @@
-"""The columns, the status and the curve of a job with `sure`."""
+"""The figures of a job with `sure`, for its status: samples, labels, and the shares of labels.
+
+The shares are those that the strong model would give if it answered every row.
+
+A delivered label may be wrong only if the cheap model gave it, so only before the cut (see `cut`). The rows of the
+sample before the cut have both labels: they are the reviewed rows of the stratum before the cut, whose machine label
+is the cheap one. All other delivered labels are right, and are counted as they are.
+
+The sample is drawn from all rows, so the sampled rows before a place that does not depend on the sample are a random
+sample of the rows before it. The cut does depend on it: it is the place of the (c+1)-th sampled disagreement, and k
+sampled rows are before it. The number of rows before the cut depends on it, too, and (c+1)/(k+1) of them is the
+unbiased number of errors. So the sampled row at the cut counts as reviewed. For a single label, and for the surest of
+several cuts (`recall`), this is nearly exact: tests/features/labels/test_sure_cut.py
+measures the mean and the coverage.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-from promptmill.features.labels.comparable import SCORE, SURE
 from promptmill.features.labels.cut import LAST, most_bad
-from promptmill.features.labels.panel import cheap_of, place_of, score_of
-from promptmill.features.labels.rule import STUDENT, SureCut, SurePart, SureRule
-from promptmill.features.labels.sure_shares import job_shares
-from promptmill.jobs.labels import label_of
-from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record
+from promptmill.features.labels.panel import cheap_of, place_of
+from promptmill.features.labels.rule import SureCut, SurePart, SureRule
+from promptmill.jobs.store.database import LAST_KEY, JobDatabase
+from promptmill.jobs.store.label_figures import label_counts, value_of
+from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, HAS_QUESTION
-from promptmill.jobs.store.spec import Doubt, JobSpec
-from promptmill.jobs.store.status_record import SureExpected, SureSample, SureStatus
-
-CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
-"""Labels of the cheap model; of the strong model, because the row was sampled, or because it was unsure or trains the
-student."""
-_DIGITS = 4
-_NEAR = 0.05
-_POINTS = 200
-
-
-def giver_of(rule: SureRule, spec: JobSpec, delivered: Record) -> str:
-    """Return the giver of a delivered label of a job with `sure`."""
-    if delivered.settings == PERSON:
-        return A_PERSON
-    if delivered.settings == spec.targets[1].settings:
-        return STUDENT if rule.student else CHEAP
-    return (
-        SAMPLE if any(part.cut is not None and delivered.round in part.cut.sampled for part in rule.parts) else STRONG
-    )
+from promptmill.jobs.store.shares import Stratum, shares
+from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.status_record import LabelShare, SureExpected, SureSample, SureStatus
 
 
 def sample_status(rule: SureRule) -> SureStatus:
@@ -89,101 +85,72 @@ def _errors_of(part: SurePart, cut: SureCut) -> float:
     return own + cheap * ((cut.errors + is_at_one) / max(1, cut.before + is_at_one) - cut.mended / max(1, cut.before))
 
 
-def count_givers(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, int]:
-    """Count the delivered labels of models by who gave them: `cheap`, `strong`. Raises the errors of `JobDatabase`."""
-    labels = f"{ANSWERED} AND key < {int(before)}"
-    cheap, person = (store.count(f"{labels} AND settings = {int(id_)}") for id_ in (spec.targets[1].settings, PERSON))
-    return {CHEAP: cheap, STRONG: store.count(labels) - cheap - person}
-
-
 def sure_status(store: JobDatabase, spec: JobSpec, rule: SureRule, fields: Sequence[str], before: int) -> SureStatus:
-    """Return the figures of the samples and labels of a job, for the rows below `before`. Raises the errors of
-    `JobDatabase`."""
-    found = sample_status(rule) | giver_status(store, spec, rule, min(before, SLOT))
+    """Return the figures of the samples and labels of a job, for the rows below `before`; with a student, also how many
+    times fewer calls were paid. Raises the errors of `JobDatabase`."""
+    found, labels = sample_status(rule), f"{ANSWERED} AND key < {min(before, SLOT)}"
+    cheap, persons = (store.count(f"{labels} AND settings = {int(id_)}") for id_ in (spec.targets[1].settings, PERSON))
+    strong = store.count(labels) - cheap - persons
+    found |= {"cheap": cheap, "strong": strong}
+    if rule.student and strong:
+        found["factor"] = round((cheap + strong) / strong, 2)
     ((rows,),) = store.read(f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?", before)
     if rows < found.get("rows", 0):
         found["here"] = rows
-        return found
-    # a person corrects the rows from which the shares are estimated
-    persons = store.count(f"{ANSWERED} AND settings = {PERSON} AND key < {min(before, SLOT)}")
-    if not persons and (its := job_shares(store, spec, rule, fields, before)):
-        found["shares"] = its
+    elif not persons and (its := job_shares(store, spec, rule, fields, before)):
+        found["shares"] = its  # a person corrects the rows from which the shares are estimated
     return found
 
 
-def giver_status(store: JobDatabase, spec: JobSpec, rule: SureRule, before: int) -> SureStatus:
-    """Return the givers of the delivered labels; with a student, also how many times fewer calls were paid. Raises the
-    errors of `JobDatabase`."""
-    counts = count_givers(store, spec, before)
-    found: SureStatus = {"cheap": counts[CHEAP], "strong": counts[STRONG]}
-    if rule.student and counts[STRONG]:
-        found["factor"] = round(sum(counts.values()) / counts[STRONG], 2)
-    return found
+# ---- the shares of labels
 
 
-def is_near_cut(rule: SureRule, beside: Sequence[Record | None]) -> bool:
-    """Return whether the score of a row is close to the cut, where labels are wrong most often."""
-    score, part = _scored(rule, beside)
-    if score is None or part is None or part.cut is None or not part.pays:
-        return False
-    return abs(round(score, _DIGITS) - part.cut.place[0]) <= _NEAR
+def job_shares(
+    store: JobDatabase, spec: JobSpec, rule: SureRule, fields: Iterable[str], before: int
+) -> dict[str, dict[str, LabelShare]]:
+    """Return the share of each label among the rows below `before`, by field; `""` for whole answers.
 
-
-def curve_of(store: JobDatabase, rule: SureRule) -> list[tuple[float, float]]:
-    """Return the agreement that the newest sample shows for each share of rows at the strong model, from 0 to 1.
-
-    Each point is a share, and the agreement if the cut were there. `[]` without a sample that is still in the database,
-    and with right labels.
+    `{}` if the strong model gave all labels. Raises the errors of `JobDatabase`.
     """
-    part = rule.part
-    if rule.gold or part is None or not part.drawn or part.cut is None:
-        return []
-    verdicts = []
-    slots = (0, *rule.panel(part.score))
-    for (n,) in store.read("SELECT n FROM chosen WHERE round = ?", part.round):
-        known = {record.slot: record for record in store.records_at([n + slot * SLOT for slot in slots])}
-        panel = [known.get(slot) for slot in slots[1:]]
-        strong, cheap = known.get(0), cheap_of(panel, part.score)
-        if strong is not None and cheap is not None:
-            verdicts.append((place_of(panel, part), strong.code is None and label_of(strong) == label_of(cheap)))
-    verdicts.sort(reverse=True)
-    points, wrong = [(1.0, 1.0)], 0
-    for count, (_, agrees) in enumerate(verdicts, 1):
-        wrong += not agrees
-        points.append((1 - count / len(verdicts), 1 - wrong / len(verdicts)))
-    return points[:: max(1, len(points) // _POINTS)]
+    parts = [part for part in rule.parts if part.pays]
+    if rule.gold or not parts:
+        return {}
+    ends = [*(part.round for part in parts[1:]), LAST_KEY]
+    strata = [_BeforeCut(part, end, list(_reviewed(store, rule, part))) for part, end in zip(parts, ends, strict=True)]
+    cheap = int(spec.targets[1].settings)
+    found = {}
+    for field in fields:
+        known = label_counts(store, field, before, f"answer.settings != {cheap}")
+        known.subtract(value_of(strong, field) for each in strata for _, strong in each.reviewed)
+        found[field] = shares([*(each.stratum(store, cheap, field, before) for each in strata), Stratum(+known)])
+    return found
 
 
-def marks_of(rule: SureRule, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
-    """Return who gave the label of a row, None for a failed row, and its score."""
-    score, _ = _scored(rule, beside)
-    return {
-        SURE: None if record.code is not None else giver_of(rule, spec, record),
-        SCORE: None if score is None else round(score, _DIGITS),
-    }
+class _BeforeCut(NamedTuple):
+    """The rows of a part before its cut."""
+
+    part: SurePart
+    end: int
+    """The first round of the next part."""
+    reviewed: Sequence[tuple[Record, Record]]
+    """The cheap and the strong answer of each sampled row."""
+
+    def stratum(self, store: JobDatabase, cheap: int, field: str, before: int) -> Stratum:
+        """Return the labels in a field. `cheap`: the id of the cheap model's settings."""
+        pairs = [(value_of(given, field), value_of(right, field)) for given, right in self.reviewed]
+        where = f"answer.settings = {cheap} AND cheap.round >= {self.part.round} AND cheap.round < {self.end}"
+        return Stratum(label_counts(store, field, before, where) + Counter(given for given, _ in pairs), pairs)
 
 
-def _scored(rule: SureRule, beside: Sequence[Record | None]) -> tuple[float | None, SurePart | None]:
-    """Return the score of a row, and the part that it belongs to."""
-    cheap = beside[0] if beside else None
-    part = None if cheap is None else rule.part_of(cheap)
-    return (None if part is None else score_of(_panel(rule, part, beside), part.score)), part
-
-
-def _panel(rule: SureRule, part: SurePart, beside: Sequence[Record | None]) -> list[Record | None]:
-    return [beside[slot - 1] for slot in rule.panel(part.score)]
-
-
-def doubt_of(rule: SureRule, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
-    """Return why a person should see a row: the cheap model gave its label, or was sure and wrong in the sample."""
-    giver, (score, part) = giver_of(rule, spec, record), _scored(rule, beside)
-    if score is None or part is None or part.cut is None or giver not in {CHEAP, STUDENT, SAMPLE}:
-        return None
-    panel = _panel(rule, part, beside)
-    if (cheap := cheap_of(panel, part.score)) is None:
-        return None
-    if giver != SAMPLE:
-        return Doubt(score, "near the cut")
-    if place_of(panel, part) <= part.cut.place or label_of(cheap) == label_of(record):
-        return None
-    return Doubt(-score, "the models disagree", "disagree")
+def _reviewed(store: JobDatabase, rule: SureRule, part: SurePart) -> Iterator[tuple[Record, Record]]:
+    """Yield the cheap and the strong answer of the sampled rows before the cut."""
+    assert part.cut is not None
+    panel = rule.panel(part.score)
+    rounds = ", ".join(map(str, part.cut.sampled)) or "-1"
+    sampled = f"key < {SLOT} AND {ANSWERED} AND round IN ({rounds}) AND settings != {PERSON}"
+    for key in store.keys(sampled, "ORDER BY key"):
+        known = {record.slot: record for record in store.records_at([key + slot * SLOT for slot in (0, *panel)])}
+        beside = [known.get(slot) for slot in panel]
+        cheap = cheap_of(beside, part.score)
+        if 0 in known and cheap is not None and place_of(beside, part) >= part.cut.place:
+            yield cheap, known[0]

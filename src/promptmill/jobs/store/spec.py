@@ -16,7 +16,7 @@ from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import DEFAULT, TOKEN_LIMITS, ResolvedConfig
 from promptmill.core import values
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, unwritable_parameters
-from promptmill.core.feature import features, part
+from promptmill.core.feature import features, hidden, part
 from promptmill.jobs import members
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.row import Style
@@ -395,6 +395,9 @@ def plan_of(options: Mapping[str, Any], models: Sequence[str], prompts: int) -> 
             kind: type[Plan] = part(entry.plan)
             if (plan := kind.of(options, models, prompts)) is not None:
                 return plan
+    for name, feature in hidden().items():
+        for option in (option for entry in feature.plans for option in entry.options if options.get(option)):
+            raise input_error(Named(option), f" needs the feature {name}, which is hidden here.")
     return Plan()
 
 
