@@ -23,9 +23,10 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import shape
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.files import Part
+from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.spec import digest, fingerprint
+from promptmill.jobs.store.spec import digest
 from promptmill.system.state import GIVEN
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE

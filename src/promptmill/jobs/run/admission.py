@@ -35,20 +35,12 @@ from promptmill.jobs.run.resumption import SEND_ALL, check_bound, check_keeps_ro
 from promptmill.jobs.store import binding, progress, rounds
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
+from promptmill.jobs.store.fingerprint import fingerprint, plain_sampling
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import Earlier, JobOrder
-from promptmill.jobs.store.spec import (
-    WHOLE_REQUESTS,
-    InputSpec,
-    JobSpec,
-    Origin,
-    OutputRecord,
-    OutputSpec,
-    fingerprint,
-    plain_sampling,
-)
+from promptmill.jobs.store.spec import WHOLE_REQUESTS, InputSpec, JobSpec, Origin, OutputRecord, OutputSpec
 from promptmill.jobs.store.stored import Target
 
 _OF_ROWS = " goes with rows, not with a file of whole requests."

@@ -17,9 +17,10 @@ from promptmill.jobs.run.live import Between
 from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.fingerprint import system_prompt_of
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import Round, join_of
-from promptmill.jobs.store.spec import JobSpec, Plan, PlanWork, digest, system_prompt_of
+from promptmill.jobs.store.spec import JobSpec, Plan, PlanWork, digest
 from promptmill.jobs.store.stored import Target
 from promptmill.jobs.store.stored_batches import Batch, open_batches
 
