@@ -14,10 +14,12 @@ from promptmill.config.loading import Configuration
 from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT, Feature, PlanEntry
+from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.rounds import ANSWERED, Again, Round
 from promptmill.jobs.store.spec import JobSpec, Plan, plan_of
 from replies import answer, choose
+from rounds_bench import order_of
 
 _IS_NEW = "answer.round NOT IN (SELECT id FROM round WHERE value ->> '$.rows' = 'long')"
 
@@ -61,6 +63,17 @@ def test_a_round_may_go_to_a_model_of_its_own(bench):
     sent = [(seen.json["model"], seen.prompt) for seen in bench.upstream.seen]
     assert sorted(sent[:2]) == [("test-model", "long"), ("test-model", "short")]
     assert sent[2:] == [("large", "long"), ("test-model", "all long"), ("large", "all long")]
+
+
+def test_rounds_of_a_plan_follow_those_of_the_order_that_send_each_question_once():
+    order, planned = order_of(dedupe=True), list[str]()
+
+    def has_rows(round_: Round) -> bool:
+        planned.append(round_.rows)
+        return False
+
+    next_round(Situation(order, LongAgain(), [], 0, 1, has_rows))
+    assert planned == ["open duplicate", "open once", "long"]
 
 
 @pytest.mark.parametrize("kind", [JobOrder, JobSpec])

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.rounds import DUPLICATE, ONCE, Round
+from promptmill.jobs.store.rounds import DUPLICATE, ONCE, RULES, Round
 from promptmill.jobs.store.spec import Plan
 
 
@@ -91,7 +91,7 @@ def _is_resumed(last: Round, now: Situation) -> bool:
 def _once(wanted: Iterable[Round]) -> Iterator[Round]:
     """Yield the rounds, but send each question once, between two rounds that copy outcomes to its duplicates."""
     for round_ in wanted:
-        if round_.way != "live":
+        if round_.way != "live" or round_.rows + ONCE not in RULES:
             yield round_
             continue
         yield replace(round_, rows=round_.rows + DUPLICATE, reason="duplicate", way="copy")
