@@ -91,8 +91,8 @@ class Round:
     since: int = 0
     """The id of the last round before the order that this round belongs to."""
     way: str = "live"
-    """`live`: requests are sent; `batch`: the provider gets files of requests, and answers them within a day; `copy`:
-    duplicates get the answer of an equal row, or a student answers."""
+    """`live`: requests are sent; `copy`: the rows get answers that need no request, such as the answer of an equal row;
+    another one, such as `batch`: see `run.ways`."""
     model: str = ""
     """The model that answers in place of the target's; `""` for the target's own."""
     done: bool = False

@@ -94,7 +94,7 @@ class Target(Stored):
     extra: dict[str, bool | int | float] = Field({})
     """Parameters that are added to each request."""
     sampling: dict[str, bool | int | float | str] | None = None
-    """Sampling parameters that are not lists or objects, for errors about changes; None for a student."""
+    """Sampling parameters that are not lists or objects, for errors about changes; None if no model answers."""
 
     @property
     def counted(self) -> list[int]:
