@@ -274,3 +274,11 @@ def test_options_that_do_not_go_with_it_are_refused(voters, options, problem):
 
 def test_it_needs_labels(voters):
     assert "--votes compares labels" in voters.fail("--prompt", "{{text}}", "--votes", "3")
+
+
+def test_votes_at_an_endpoint_whose_configuration_sends_each_question_once(bench):
+    bench.upstream.reply = choose(lambda _: answer(LABELS[0]))
+    bench.write([{"text": "a"} for _ in range(4)])
+    bench.succeed(*VOTES, "--votes", "3", "--temperature", "0", dedupe=True)
+    assert len(bench.upstream.seen) == 3 * 4, "each row has votes of its own"
+    assert [(row["answer"], row["score"]) for row in bench.answers()] == [(LABELS[0], 1)] * 4
