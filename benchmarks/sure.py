@@ -31,9 +31,9 @@ from heapq import nsmallest
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from promptmill.jobs.run.student_rounds import taught_of
-from promptmill.jobs.sure import cut as cuts
-from promptmill.jobs.sure.student import LinearStudent, Student
+from promptmill.features.labels import cut as cuts
+from promptmill.features.labels.student import LinearStudent, Student
+from promptmill.features.labels.student_answers import taught_of
 
 _INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 _TABLES = ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets", "tweets")

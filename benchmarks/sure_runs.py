@@ -26,10 +26,11 @@ from aiohttp import web
 
 import promptmill
 from promptmill.backends.protocol import Completion
+from promptmill.features.labels import cut as cuts
+from promptmill.features.labels.panel import kind_of, place_of
+from promptmill.features.labels.rule import SurePart
+from promptmill.jobs.labels import label_of
 from promptmill.jobs.store.records import SLOT, record_of
-from promptmill.jobs.store.spec import SurePart
-from promptmill.jobs.sure import cut as cuts
-from promptmill.jobs.sure.panel import kind_of, label_of, place_of
 
 LABELS = ("positive", "negative", "neutral")
 SHARPNESS = {"sharp": 9, "dull": 4, "useless": 0}

@@ -15,7 +15,7 @@ from promptmill.jobs.store import binding, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import HaltedError, JobDatabase
 from promptmill.jobs.store.records import SLOT, Made, record_of
-from promptmill.jobs.store.spec import Target
+from promptmill.jobs.store.stored import Target
 
 FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=2)
 ONE = (Target(),)

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from promptmill.backends.protocol import Completion, Usage
-from promptmill.jobs.run.job_rounds import Duplicates
+from promptmill.jobs.run.copies import Copies, Duplicates
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.records import SLOT, Made, record_of
 from promptmill.jobs.store.rounds import Round, join_of
-from promptmill.jobs.store.spec import Target
+from promptmill.jobs.store.stored import Target
 from rounds_bench import PASSING, RoundsBench, order_of
 
 ONCE = Round(1, "open once", "")
@@ -40,7 +40,9 @@ def test_a_copied_answer_costs_nothing_and_what_it_replaces_still_counts(store):
     copying = Round(3, "again all duplicate", "duplicate", since=1, way="copy")
     duplicates = Duplicates(store, bench.spec, lambda *_: True)
     duplicates.prepare(copying)
-    assert duplicates.copy(copying) == 2
+    copies: list[int] = []
+    Copies(store, lambda: bench.spec, 3).copy(copying, duplicates, copies.extend)
+    assert copies == [1, 2]
     records = store.sound_records()
     assert [(one.text, one.attempts, one.prompt_tokens, one.latency_s, one.round) for one in records] == [
         ("new", 2, 5, 0.5, 2),

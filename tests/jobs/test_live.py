@@ -20,8 +20,8 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.order import FailureLimit
 from promptmill.jobs.store.records import SLOT, Made, record_of
 from promptmill.jobs.store.rounds import Round
-from promptmill.jobs.store.spec import Target
 from promptmill.jobs.store.statistics import JobCounts
+from promptmill.jobs.store.stored import Target
 
 Ingest = Callable[..., Ingested]
 

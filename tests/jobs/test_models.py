@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from fastmcp import Client
 
 from promptmill.config.loading import Configuration
-from promptmill.jobs.store import rounds
-from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, choose, status
@@ -117,37 +113,3 @@ def test_a_row_names_any_model_of_the_endpoint_where_the_operator_sets_no_limit(
     bench.write([{"prompt": "a", "model": "another"}])
     assert bench.run().returncode == 0
     assert [seen.json["model"] for seen in bench.upstream.seen] == ["another"]
-
-
-@pytest.fixture
-def asks_long_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every job a round that sends rows with a long answer to the model `large`."""
-    is_new = "answer.round NOT IN (SELECT id FROM round WHERE value ->> '$.rows' = 'long')"
-    wanted = rounds._wanted
-
-    def with_long(order: Any, first: Any) -> Iterator[Any]:
-        yield from wanted(order, first)
-        yield replace(first, rows="long", reason="long", model="large")
-
-    monkeypatch.setattr(rounds, "RULES", {**rounds.RULES, "long": f"({ANSWERED} AND length(text) > 500 AND {is_new})"})
-    monkeypatch.setattr(rounds, "_wanted", with_long)
-
-
-@pytest.mark.usefixtures("asks_long_answers_again")
-def test_a_round_may_go_to_a_model_of_its_own(bench):
-    def reply(seen: Any) -> Any:
-        return answer(f"large: {seen.prompt}" if seen.json["model"] == "large" else "x" * 600 * seen.prompt.count("l"))
-
-    bench.upstream.reply = choose(reply)
-    bench.write([{"prompt": "long"}, {"prompt": "short"}])
-    assert bench.succeed()["done"] == 2
-    assert [(row["answer"], row.get("answered_by")) for row in bench.answers()] == [
-        ("large: long", "large"),
-        ("", None),
-    ]
-    bench.write([{"prompt": "short"}, {"prompt": "all long"}, {"prompt": "long"}])
-    bench.succeed()
-    assert [row["answer"] for row in bench.answers()] == ["", "large: all long", "large: long"]
-    sent = [(seen.json["model"], seen.prompt) for seen in bench.upstream.seen]
-    assert sorted(sent[:2]) == [("test-model", "long"), ("test-model", "short")]
-    assert sent[2:] == [("large", "long"), ("test-model", "all long"), ("large", "all long")]

@@ -19,7 +19,8 @@ from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.store.binding import BLOCK_ROWS
 from promptmill.jobs.store.database import HaltedError, Work
 from promptmill.jobs.store.records import SLOT, record_of
-from promptmill.jobs.store.spec import OutputRecord, Target
+from promptmill.jobs.store.spec import OutputRecord
+from promptmill.jobs.store.stored import Target
 
 Ingest = Callable[..., Ingested]
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from promptmill.jobs.run.planning import Situation, next_round, resent
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.order import Votes
-from promptmill.jobs.store.rounds import Round, Situation, join_of, next_round, resent
-from promptmill.jobs.store.spec import Target
+from promptmill.jobs.store.rounds import Round, join_of
+from promptmill.jobs.store.stored import Target
 from rounds_bench import RoundsBench, order_of
 
 PLAIN, DEDUPE = order_of(), order_of(dedupe=True)
@@ -42,7 +42,7 @@ def history(*rounds: str, interrupted: bool = False) -> list[Round]:
     ],
 )
 def test_an_order_has_its_rounds_one_after_the_other(order, rounds, since, empty, expected):
-    found = next_round(Situation(order, rounds, since, 2, lambda round_: round_.rows != empty))
+    found = next_round(Situation(order, order.plan, rounds, since, 2, lambda round_: round_.rows != empty))
     assert (found and (found.id, found.rows)) == expected
     if found is not None:
         assert (found.slots, found.since, found.done) == ((0, 1), since, False)
@@ -54,7 +54,6 @@ def test_an_order_has_its_rounds_one_after_the_other(order, rounds, since, empty
     [
         (PLAIN, "open", 2, True),
         (PLAIN, "again all", 2, True),
-        (PLAIN, "chosen", 2, True),
         (order_of("failed"), "open", 2, False),
         (order_of("failed"), "open", 1, True),  # it is the order's own
         (order_of("failed"), "again failed", 1, True),
@@ -73,7 +72,7 @@ def test_an_order_has_its_rounds_one_after_the_other(order, rounds, since, empty
 )
 def test_an_interrupted_round_is_resumed_unless_the_order_covers_its_rows(order, rows, since, resumed):
     rounds = history("open", rows, interrupted=True)
-    found = next_round(Situation(order, rounds, since, 1, lambda _: True))
+    found = next_round(Situation(order, order.plan, rounds, since, 1, lambda _: True))
     assert found is not None
     assert (found == rounds[-1]) is resumed
     assert found.id == (2 if resumed else 3)
@@ -81,20 +80,10 @@ def test_an_interrupted_round_is_resumed_unless_the_order_covers_its_rows(order,
 
 def test_a_round_of_a_slot_that_the_job_has_no_more_is_not_resumed():
     of_two = Round(1, "open", "", (0, 1))
-    assert next_round(Situation(PLAIN, [of_two], 1, 2, lambda _: True)) == of_two
-    assert next_round(Situation(PLAIN, [of_two], 1, 1, lambda _: True)) == Round(2, "open", "first", (0,), 1)
-
-
-def test_votes_are_sent_before_the_decisions():
-    order = PLAIN.model_copy(update={"votes": Votes(models=("", "", ""))})
-    plain, votes = Round(1, "open", "", (0,)), Round(1, "open", "", (1, 2, 3))
-
-    def following(known: Round, empty: str = "") -> Round | None:
-        return next_round(Situation(order, [known], 1, 4, lambda round_: round_.rows != empty))
-
-    assert following(plain) == Round(2, "open", "first", (1, 2, 3), 1), "an answer that is not there yet is no vote"
-    assert following(votes) == votes
-    assert following(votes, "open") == Round(2, "voted", "votes", (0,), 1, way="copy")
+    assert next_round(Situation(PLAIN, PLAIN.plan, [of_two], 1, 2, lambda _: True)) == of_two
+    assert next_round(Situation(PLAIN, PLAIN.plan, [of_two], 1, 1, lambda _: True)) == Round(
+        2, "open", "first", (0,), 1
+    )
 
 
 def test_a_job_sends_each_row_once_and_the_next_run_those_that_may_pass(store):

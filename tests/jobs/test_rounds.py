@@ -12,7 +12,6 @@ from rounds_bench import FINAL, PASSING
 
 ANSWER, TRUNCATED = Completion("a", "stop"), Completion("a", "length")
 SINCE, NOW = 4, 5
-SURE = "CREATE TEMP TABLE sure (n INTEGER)"
 EQUAL = "CREATE TEMP TABLE equal (key INTEGER, first INTEGER, is_known INTEGER)"
 STATES: list[tuple[str, Outcome | None, Made]] = [
     ("missing", None, Made()),
@@ -42,8 +41,6 @@ def selected(store: JobDatabase, rows: str, slot: int) -> list[str]:
         ("again failed", "final, passing"),
         ("again truncated", "truncated"),
         ("again all", "missing, answer, of other settings, truncated, final, passing"),
-        ("chosen", "missing"),
-        ("sure", "missing"),
         ("open once", "missing, passing"),
         ("again all once", "missing, truncated, final, passing"),
         ("open duplicate", "answer"),
@@ -57,9 +54,6 @@ def test_a_rule_selects_rows_by_their_answer_in_the_slot(store, rows, slot, expe
         others = (n + other * SLOT for other in range(3) if other != slot)  # which would select no row
         store.write([record_of(key, ANSWER, None, Made(0, NOW)) for key in others])
     store.change(
-        ("INSERT INTO chosen VALUES (?, ?)", [(NOW, 0), (NOW, 1)]),
-        (SURE, [()]),
-        ("INSERT INTO temp.sure VALUES (?)", [(0,), (1,)]),
         (EQUAL, [()]),
         (
             "INSERT INTO temp.equal VALUES (?, -1, ?)",
@@ -72,7 +66,7 @@ def test_a_rule_selects_rows_by_their_answer_in_the_slot(store, rows, slot, expe
 @pytest.mark.parametrize("rows", [rule for rule in RULES if "duplicate" not in rule])
 @pytest.mark.parametrize("outcome", [ANSWER, TRUNCATED, FINAL, PASSING])
 def test_a_row_leaves_every_rule_once_its_round_has_recorded_it(store, rows, outcome):
-    store.change(("INSERT INTO row VALUES (0, NULL, NULL, '')", [()]), (EQUAL, [()]), (SURE, [()]))
+    store.change(("INSERT INTO row VALUES (0, NULL, NULL, '')", [()]), (EQUAL, [()]))
     store.write([record_of(0, outcome, None, Made(0, NOW))])
     assert selected(store, rows, 0) == []
 

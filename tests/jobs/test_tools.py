@@ -906,10 +906,6 @@ async def test_a_row_may_have_a_column_called_role(bench, tools):
         ({"input_file": "in.csv", "output_file": "o.csv", "encoding": "utf-9"}, "`encoding`: 'utf-9' is no encoding"),
         ({"prompts": ["a"], "sql": "select 1"}, "`sql` goes with `input_file`"),
         ({"input_file": "in.jsonl", "output_file": "o.csv", "sql": "select 1"}, "`sql` goes with a database"),
-        (
-            {"prompts": ["a"], "choices": ["a", "b"], "sure": {"model": "good", "votes": 3, "second": "m"}},
-            "`sure.second` goes without `votes`: both say",
-        ),
         ({"prompts": ["a"], "choices_many": True}, "`choices_many` goes with `choices`"),
         ({"prompts": ["a"], "fields": "amount:money"}, "There is no type 'money'"),
         ({"prompts": ["a"], "fields": "amount", "choices": ["a", "b"]}, "`choices` goes without `fields`"),
@@ -1604,73 +1600,9 @@ async def test_an_unknown_judge_is_named(summaries, tools):
             await call("compare", **_JUDGED, judge="large")
 
 
-async def test_the_question_about_a_sure_job_names_the_cost_of_its_sample(bench, tools):
-    bench.write([{"text": f"review {n}"} for n in range(300)])
-    prices = {"price": {"input": 1000, "output": 1000}, "sampling_params": {"max_tokens": 3}, "ask_above_cost": 0.1}
-    known = openai_configuration(bench.upstream.url)._raw
-    strong = {"openai": known["backend_configs"]["openai"], "price": {"input": 10_000, "output": 10_000}}
-    service = Service(Configuration({**known, **prices, "models": {"strong": strong}}))
-    asked: list[str] = []
-    files = {"input_file": "in.jsonl", "output_file": "out.jsonl", "prompt": "{{text}}", "choices": ["yes", "no"]}
-    async with tools(service, elicitation_handler=_asked_of(asked, "decline")) as call:
-        with pytest.raises(ToolError, match="The user did not agree"):
-            await call("bulk_generate", **files, sure={"model": "strong"})
-    (question,) = asked
-    question = question.replace(",", "")  # of thousands
-    assert re.fullmatch(
-        r"This job costs about \$\d+\.\d+ for a sample then at most \$\d+\.\d+; `bulk_status` tells the expected cost "
-        r"then\. Start it\?",
-        question,
-    )
-    first, most = map(float, re.findall(r"\$([\d.]+)", question.replace("; ", " ")))
-    assert 0 < 3 * first < most
-    assert not bench.upstream.seen
-
-
-async def test_labels_may_be_sure_over_mcp_and_results_say_how_sure(bench, tools):
-    """The input has a column `score` of its own, and its fields stay away without `with_input`."""
-
-    def reply(seen: Any) -> Any:
-        return answer("yes", logprobs={"content": [{"token": "yes", "logprob": -(int(seen.prompt[7:]) % 7) / 10}]})
-
-    bench.upstream.reply = choose(reply)
-    bench.write([{"id": f"r{n}", "text": f"review {n}", "score": 9} for n in range(300)])
-    order = {"prompt": "{{text}}", "choices": ["yes", "no"]}
-    async with tools() as call:
-        with pytest.raises(ToolError, match=r"`sure\.agree` '2' is not a share"):
-            await ran(call, **order, sure={"model": "strong", "agree": 2})
-        job = await ran(call, **order, sure={"model": "strong"})
-        (row, *_) = (await call("bulk_results", job_id=job["job_id"]))["rows"]
-    assert job["sure"]["expected"]["pays"]
-    assert (row["id"], row["answer"], row["score_1"], "score" in row) == ("r0", "yes", 1.0, False)
-    assert row["sure"] in {"cheap", "sample"}
-
-
-@pytest.mark.thorough
-async def test_a_student_over_mcp_says_how_many_calls_it_saved(bench, tools):
-    bench.upstream.reply = choose(lambda seen: answer("yes" if "good" in seen.prompt else "no"))
-    bench.write([{"text": f"a {('good', 'bad')[n % 2]} text {n}"} for n in range(5_200)])
-    order = {"prompt": "{{text}}", "choices": ["yes", "no"], "sure": {"model": "strong", "student": True}}
-    async with tools() as call:
-        with pytest.raises(ToolError, match=r"`sure\.student` goes without `model`"):
-            await ran(call, **order, model="small")
-        job = await ran(call, **order)
-    assert job["sure"]["factor"] > 3
-    assert {seen.json["model"] for seen in bench.upstream.seen} == {"strong"}
-
-
 async def test_a_page_of_a_grid_says_which_model_gave_each_answer(bench, tools):
     bench.prompts(1)
     async with tools() as call:
         job = await ran(call, model=["one", "two"])
         rows = (await call("bulk_results", job_id=job["job_id"]))["rows"]
     assert [(row["model"], row["variant"]) for row in rows] == [("one", "one"), ("two", "two")]
-
-
-async def test_votes_decide_over_mcp(bench, tools):
-    bench.upstream.reply = choose(lambda seen: answer("yes" if seen.json["model"] == "two" else "no"))
-    bench.prompts(2)
-    async with tools() as call:
-        job = await ran(call, model=["one", "two", "three"], votes=3, choices=["yes", "no"])
-        rows = (await call("bulk_results", job_id=job["job_id"]))["rows"]
-    assert [(row["answer"], row["sure"], row["score"]) for row in rows] == [("no", "votes", 0.6667)] * 2

@@ -30,7 +30,8 @@ from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.prune import prune
 from promptmill.jobs.run import admission, validation
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder, Question
+from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.stored import Question
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule

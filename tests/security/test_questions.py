@@ -18,7 +18,7 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.jobs.inputs.whole_files import WholeFiles
-from promptmill.jobs.run.job_rounds import Duplicates
+from promptmill.jobs.run.copies import Duplicates
 from promptmill.server import create_server
 from promptmill.server.questions import Questions
 from promptmill.service.service import Service

@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from promptmill.cli.main import main
+from promptmill.core.feature import features, part
 from promptmill.jobs.export import answered, output
-from promptmill.jobs.run import batch_round
-from promptmill.jobs.run.student_rounds import StudentAnswers
-from promptmill.jobs.run.sure_rounds import SureRounds
 from promptmill.jobs.store import stored_batches
 from promptmill.jobs.store.database import JobDatabase
 
@@ -45,16 +43,24 @@ def passing_rows(function: Callable[..., Iterator[Any]], before: str) -> Callabl
     return between
 
 
+def of_labels() -> Iterator[tuple[type, str, tuple[str, str]]]:
+    """Yield the points of the feature `labels`."""
+    if "labels" in features():
+        work = part("promptmill.features.labels.sure_work:SureWork")
+        student = part("promptmill.features.labels.student_answers:StudentAnswers")
+        yield work, "_draw", ("before-draw", "after-draw")
+        yield work, "_deliver", ("before-deliver", "after-deliver")
+        yield student, "answer_sample", ("before-learn", "after-learn")
+        yield student, "_answered", ("before-student", "after-student")
+
+
 if __name__ == "__main__":
     NAME, _, number = sys.argv[1].partition(":")
     NUMBER = int(number or 1)
     for owner, name, points in (
         (JobDatabase, "write", ("before-write", "after-write")),
         (JobDatabase, "put", ("before-put", "after-put")),
-        (SureRounds, "_draw", ("before-draw", "after-draw")),
-        (SureRounds, "_deliver", ("before-deliver", "after-deliver")),
-        (StudentAnswers, "answer_sample", ("before-learn", "after-learn")),
-        (StudentAnswers, "_answered", ("before-student", "after-student")),
+        *of_labels(),
         (stored_batches, "put", ("before-batch", "after-batch")),
         (stored_batches, "add_rows", ("before-rows", "after-rows")),
         (stored_batches, "keep_replies", ("before-replies", "after-replies")),
@@ -62,6 +68,7 @@ if __name__ == "__main__":
         (output, "publish", ("before-rename", "after-rename")),
     ):
         setattr(owner, name, passing(getattr(owner, name), *points))
-    vars(batch_round)["LIST_LAG_S"] = 0.3
+    if "batches" in features():
+        vars(part("promptmill.features.batches.batch_round"))["LIST_LAG_S"] = 0.3
     vars(output)["answered_rows"] = passing_rows(answered.answered_rows, "merging")
     sys.exit(main(sys.argv[2:]))

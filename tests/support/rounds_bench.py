@@ -12,14 +12,15 @@ from job_specs import spec_of
 from promptmill.backends.protocol import Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.run.admission import Change, _last_round
-from promptmill.jobs.run.job_rounds import Duplicates, JobRounds
+from promptmill.jobs.run.copies import Duplicates
+from promptmill.jobs.run.job_rounds import JobRounds
 from promptmill.jobs.run.live import OpenRow, OpenRows
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import Earlier, JobOrder, Limits
 from promptmill.jobs.store.records import record_of
 from promptmill.jobs.store.rounds import Round
-from promptmill.jobs.store.spec import Target
+from promptmill.jobs.store.stored import Target
 
 FINAL = Failure(PromptmillError(Code.BAD_REQUEST, "No."), attempts=1)
 PASSING = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=1)
@@ -65,7 +66,7 @@ class RoundsBench:
             made.append((round_.rows, keys))
             if planned is not None:
                 before = {record.key: record.round for record in self.store.records()}
-                planned.copy(round_)
+                planned.copy(round_, lambda _: None)
                 keys += [one.key for one in self.store.records() if one.round != before.get(one.key)]
             else:
                 for row in self.open_rows(round_):
@@ -78,8 +79,8 @@ class RoundsBench:
             rounds.end(self.store)
         return made
 
-    def rounds(self, order: JobOrder) -> Iterator[tuple[Round, Duplicates | None]]:
-        """Yield the rounds of a run, those that copy with the duplicates."""
+    def rounds(self, order: JobOrder) -> Iterator[tuple[Round, JobRounds | None]]:
+        """Yield the rounds of a run, those that copy with the job's rounds."""
         change = Change(None, order.earlier, _last_round(self.store, order))
         job: Any = SimpleNamespace(order=order, spec=self.spec, change=change, folder=SimpleNamespace(store=self.store))
         duplicates = Duplicates(self.store, self.spec, lambda *_: True) if order.limits.dedupe else None
@@ -87,7 +88,7 @@ class RoundsBench:
         for _ in range(20):
             if (round_ := job_rounds.next()) is None:
                 return
-            yield round_, duplicates if round_.way == "copy" else None
+            yield round_, job_rounds if round_.way == "copy" else None
         raise AssertionError("rounds without end")
 
     def open_rows(self, round_: Round) -> list[OpenRow]:

@@ -46,7 +46,6 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Shown
 from promptmill.jobs.store.rounds import Again
 from promptmill.jobs.store.spec import digest
-from promptmill.jobs.sure.student import STUDENTS
 from promptmill.system.safe_open import home_expanded, real_path
 
 _TIERS = ("default", "flex", "priority")
@@ -203,7 +202,7 @@ def _add_sure(bulk: Parser) -> None:
 
 
 def _student(kind: str) -> str:
-    if kind not in STUDENTS:
+    if kind != "scikit-learn":
         raise argparse.ArgumentTypeError(f"{kind}: give it scikit-learn, or nothing behind INPUT and OUTPUT")
     return kind
 

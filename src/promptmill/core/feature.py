@@ -39,6 +39,18 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanEntry:
+    """A plan of jobs."""
+
+    name: str
+    """Its name in the databases of jobs."""
+    options: Sequence[str]
+    """The options of `bulk` that may ask for it."""
+    plan: str
+    """`"module:class"`: the subclass of `promptmill.jobs.store.spec.Plan`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Face:
     """Another API of the HTTP server, next to MCP. `promptmill serve --no-NAME` leaves it out."""
 
@@ -60,6 +72,11 @@ class Feature:
     commands: Sequence[Command] = ()
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.app.ToolSocket`."""
+    plans: Sequence[PlanEntry] = ()
+    """If several ask for a job, the first one gets it."""
+    ways: Mapping[str, str] = field(default_factory=dict)
+    """Ways in which the requests of a round are answered, such as `{"batch": "module:class"}`: each class is a
+    `promptmill.jobs.run.ways.Way`."""
     faces: Sequence[Face] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     """Names of the package `promptmill` for programs, such as `{"compare": "module:compare"}`."""
@@ -84,6 +101,16 @@ def features() -> Mapping[str, Feature]:
     Raises `PromptmillError` (`invalid_config`) for a package that cannot be imported.
     """
     return _features(os.environ.get(WITHOUT, ""))
+
+
+def hidden() -> Mapping[str, Feature]:
+    """Return the installed features that are hidden, and those that need one of them."""
+    return {} if not os.environ.get(WITHOUT) else _hidden(os.environ[WITHOUT])
+
+
+@functools.cache
+def _hidden(without: str) -> Mapping[str, Feature]:
+    return MappingProxyType({name: each for name, each in _installed() if name not in _features(without)})
 
 
 @functools.cache

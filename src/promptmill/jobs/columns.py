@@ -7,29 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from promptmill.core.errors import input_error
 from promptmill.core.wording import counted
+from promptmill.jobs.export.schema_columns import FIELD, SchemaColumns
 from promptmill.jobs.inputs.formats import TABLES
 from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
-
-if TYPE_CHECKING:
-    from promptmill.jobs.export.schema_columns import SchemaColumns
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 EXTRA_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "top_choices", "cost", "answered_by", "changed")
 """Fields that only some models or requests have."""
 VARIANT, MODEL = "variant", "model"
 """Columns of a job with several answers to each row: the name of the way, and its model."""
-SURE, SCORE = "sure", "score"
-"""Columns of a job with `sure` or `votes`: who gave the label, and how sure it is (0 to 1)."""
+SCORE = "score"
+"""The column of a plan that says how sure an answer is (0 to 1)."""
 OURS = (*ANSWER_FIELDS, *EXTRA_FIELDS, "row", "surplus_cells")
 """The usual names of the columns that a job adds; `row`, its number, only where rows are not in a file."""
-FIELD = "answer."
-"""The prefix of the key of a column that holds a field of the answers: the field may have the name of another one."""
 
 
 def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
@@ -67,11 +63,6 @@ def variant_fields(spec: JobSpec) -> Sequence[str]:
     return (MODEL, VARIANT) if len({target.model for target in spec.targets}) > 1 else (VARIANT,)
 
 
-def sure_fields(spec: JobSpec) -> Sequence[str]:
-    """Return the columns that say how sure an answer is."""
-    return () if spec.sure is None and spec.votes is None else (SURE, SCORE)
-
-
 def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:
     """Return the values of these columns for the answers in a slot, by their names in the output."""
     names, target = spec.output.names or {}, spec.targets[slot]
@@ -80,7 +71,7 @@ def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:
 
 
 def _own_of(spec: JobSpec) -> Sequence[str]:
-    return (*variant_fields(spec), *sure_fields(spec))
+    return (*variant_fields(spec), *spec.plan.fields)
 
 
 def own_names(spec: JobSpec) -> set[str]:
@@ -94,8 +85,6 @@ def schema_columns(spec: JobSpec) -> SchemaColumns | None:
     """Return the columns of a job whose answers have a schema."""
     if spec.output.answer_schema is None:
         return None
-    from promptmill.jobs.export.schema_columns import SchemaColumns  # other jobs do not need it
-
     return SchemaColumns(spec.output.answer_schema, by_field=spec.output.form.fields)
 
 

@@ -23,7 +23,8 @@ from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, unescaped
 from promptmill.images.load import ImageRules, from_folder, is_web, load_image
 from promptmill.jobs import disk
-from promptmill.jobs.columns import FIELD, MODEL
+from promptmill.jobs.columns import MODEL
+from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.manage.job_rows import JobRow, JobRows
 from promptmill.jobs.store import progress, rounds, statistics, status
 from promptmill.jobs.store.database import DamagedError, JobDatabase
@@ -31,7 +32,6 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import CourseRecord, FieldResults, LabelShare, Results, Status
-from promptmill.jobs.sure.labels import curve_of
 from promptmill.report import page
 from promptmill.report.job_table import CUT, FAILED, NEAR, PROMPT_NAME, JobTable, variant_names
 from promptmill.report.page import MOST_ROWS, Report, when
@@ -84,7 +84,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         examples, spread = statistics.examples(store), statistics.spread(store)
         counts = statistics.counts(store, skips_empty=skips_empty).as_dict(Counts())
         made_in, by_slot = _rounds(store), statistics.slots(store) if spec.is_grid else {}
-        curve = curve_of(store, spec)
+        curve = spec.plan.curve(store)
         where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
         total = store.count(where)
         drawn = statistics.at_most(store, MOST_ROWS, _SEED, where)

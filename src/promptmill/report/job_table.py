@@ -13,13 +13,13 @@ from promptmill.backends.questions import PlainTemplate
 from promptmill.backends.rows import IMAGES
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import LONGEST_SHOWN, cut, unescaped
-from promptmill.jobs.columns import EXTRA_FIELDS, FIELD, MODEL, SCORE, sure_fields
+from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, SCORE
 from promptmill.jobs.export.answered import AnsweredRow
+from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
 from promptmill.jobs.inputs.template import template_of
 from promptmill.jobs.manage.job_rows import JobRow
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.sure.labels import is_near_cut
 from promptmill.report.page_rows import OWN, Cell, Column, PageRows, last_turns
 
 FAILED, CUT, NEAR = 1, 2, 4
@@ -57,7 +57,7 @@ class JobTable:
         self._image_columns = {question.image_column} if question.image_column else {*IMAGES}
         names = self._answers.names
         self._fields = [key for key in names if key == _ANSWER or key.startswith(FIELD)]
-        self._marks = sure_fields(spec)
+        self._marks = spec.plan.fields
         self._figures = [key for key in names if key in EXTRA_FIELDS and key != "logprobs"]
         columns = [
             Column(_ASKED, "prompt", "prompt", is_hidden=bool(question.templates)),
@@ -83,7 +83,7 @@ class JobTable:
             values[_ASKED] = self._asked_cell(row, own, self.spec.targets[slot].prompt)
         is_cut = row.values["finish_reason"] == "length"
         values[_SECONDS], values[_TOKENS] = row.seconds, row.values["usage"]["completion_tokens"]
-        near = NEAR if is_near_cut(self.spec, row.answered) else 0
+        near = NEAR if row.answered is not None and self.spec.plan.is_near(row.answered.beside) else 0
         self.rows.add(row.number, (FAILED if values.get(_ERROR) else CUT if is_cut else 0) | near, values)
 
     def finished(self, *, has_images: bool) -> PageRows:

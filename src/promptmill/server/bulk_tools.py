@@ -19,7 +19,8 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LARGEST_PAGE, LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.values import JsonDict, json_text
-from promptmill.jobs.store.rounds import MOST_VOTES, Again
+from promptmill.jobs.labels import MOST_VOTES
+from promptmill.jobs.store.rounds import Again
 from promptmill.server import arguments
 from promptmill.server.results import (
     INLINE,

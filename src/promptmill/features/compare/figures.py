@@ -16,8 +16,8 @@ from promptmill.core.errors import input_error
 from promptmill.features.compare.files import ComparedColumn, ComparedFile, ComparedRows, heading_of
 from promptmill.features.compare.paired_proportions import INTERVAL, TEST, kappa, mcnemar, paired_interval, wilson
 from promptmill.features.compare.values import SIMILARITY, similarity
+from promptmill.jobs.store.shares import Stratum, shares
 from promptmill.jobs.store.status_record import LabelShare
-from promptmill.jobs.sure.shares import Stratum, shares
 
 _FEW = 20  # so many different answers are labels also of few rows, unless nearly all differ
 _NOISE_S, _NOISE = 0.1, 0.05  # a second run of the same job differs by as much

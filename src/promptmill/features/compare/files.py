@@ -24,13 +24,14 @@ from promptmill.core.values import text_of
 from promptmill.core.wording import MOST_SHOWN, close_matches, counted, cut, did_you_mean
 from promptmill.features.compare.values import LABEL, Kind, Tolerance, canonical, kind_of
 from promptmill.jobs import columns
-from promptmill.jobs.columns import FIELD, MODEL, OURS, VARIANT
+from promptmill.jobs.columns import MODEL, OURS, VARIANT
+from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.records import A_PERSON
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.sure.labels import A_PERSON
 from promptmill.system.safe_open import home_expanded
 
 LETTERS = "ABCDEFGHIJ"

@@ -23,11 +23,13 @@ from promptmill.features.compare.files import ComparedRows
 from promptmill.jobs.inputs import given
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.store import status
+from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import Earlier, JobOrder, Limits, Question, Shown, Variant
+from promptmill.jobs.store.order import Earlier, JobOrder, Limits, Shown
 from promptmill.jobs.store.rounds import ANSWERED
-from promptmill.jobs.store.spec import digest, fingerprint
+from promptmill.jobs.store.spec import digest
+from promptmill.jobs.store.stored import Question, Variant
 
 VERDICTS = ("first", "second", TIE)
 """The answers of the judge."""

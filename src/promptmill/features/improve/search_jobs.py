@@ -24,9 +24,10 @@ from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
-from promptmill.jobs.store.order import Earlier, JobOrder, Limits, Question, Shown, Variant
+from promptmill.jobs.store.order import Earlier, JobOrder, Limits, Shown
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import digest
+from promptmill.jobs.store.stored import Question, Variant
 
 Run: TypeAlias = Callable[[JobOrder, Given], object]
 """Runs a job to its end, which may be a job that is done; raises if it stops before."""

@@ -26,7 +26,7 @@ class AnsweredRow(NamedTuple):
     slot: int
     record: Record
     beside: Sequence[Record | None] = ()
-    """The answers of cheap models to the row, see `JobSpec.sure`."""
+    """The answers in the slots after the delivered ones, see `spec.Plan`."""
 
     @classmethod
     def of(cls, store: JobDatabase, spec: JobSpec, row: Row, record: Record) -> AnsweredRow:

@@ -59,8 +59,7 @@ class LiveOutput:
         is closed. Needs a running event loop.
         """
         output_format = formats.format_of_output(self._name, spec.input.format)
-        # the scores of sure labels are known once the sample is decided
-        if self._thread is not None or output_format not in FORMATS or spec.sure is not None:
+        if self._thread is not None or output_format not in FORMATS or not spec.plan.follows:
             return
         self._replaced, self._renewed = {*replaced}, frozenset(replaced)
         loop = asyncio.get_running_loop()

@@ -14,8 +14,9 @@ from promptmill.answers.reasoning import split_marked
 from promptmill.core.bounds import DEEPEST
 from promptmill.core.values import INT64, JsonDict, JsonObject, json_text, read_json
 from promptmill.core.wording import mended
-from promptmill.jobs.columns import FIELD
 
+FIELD = "answer."
+"""The prefix of the key of a column that holds a field of the answers: the field may have the name of another one."""
 _SHOWN = 200
 _KINDS = {"string": str, "integer": int, "number": float, "boolean": bool}
 

@@ -29,7 +29,6 @@ from promptmill.jobs.inputs.questions import distinct
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
-from promptmill.jobs.sure.labels import marks_of
 
 DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
 CUSTOM_ID, INDEX = "custom_id", "index"
@@ -95,11 +94,11 @@ class AnswerValues:
         if schema is not None and schema.names:
             names = {**schema.names, **{name: name for name in usual if name != "answer"}}
         order = [*self._variants, *names]
-        order[order.index("error") : order.index("error")] = columns.sure_fields(spec)
+        order[order.index("error") : order.index("error")] = spec.plan.fields
         names = {key: names.get(key, key) for key in order}
         self.names = {key: self._renamed.get(key, name) for key, name in names.items()}
         """The names of a table's columns, by their keys."""
-        self._is_usual = schema is None and not self._variants and not columns.sure_fields(spec)
+        self._is_usual = schema is None and not self._variants and not spec.plan.fields
         """Whether the record has all values of a row."""
 
     def in_json(self, answered: AnsweredRow) -> JsonDict:
@@ -109,7 +108,7 @@ class AnswerValues:
         fields = answer_fields(answered.record)
         if self.schema is not None:
             fields = self.schema.in_json(fields)
-        fields = {**self._variant(answered), **fields, **marks_of(self._spec, answered)}
+        fields = {**self._variant(answered), **fields, **self._marks(answered)}
         return {self._renamed.get(name, name): value for name, value in fields.items()}
 
     def in_table(self, answered: AnsweredRow) -> JsonDict:
@@ -120,7 +119,10 @@ class AnswerValues:
             fields["answer"] = cell(payload)  # embeddings that a Batch line requested
         if self.schema is not None:
             fields = self.schema.in_table(fields)
-        return fields if self._is_usual else {**self._variant(answered), **fields, **marks_of(self._spec, answered)}
+        return fields if self._is_usual else {**self._variant(answered), **fields, **self._marks(answered)}
+
+    def _marks(self, answered: AnsweredRow) -> dict[str, Any]:
+        return self._spec.plan.marks(self._spec, answered.record, answered.beside)
 
     def in_order(self, answered: AnsweredRow) -> list[Any]:
         """Return the values of a row of a table in the order of `names`; an error as `code: message`."""

@@ -21,7 +21,7 @@ from promptmill.jobs.inputs.json_lines import JsonLines, first_objects, is_array
 from promptmill.jobs.inputs.questions import check_first_objects, distinct, questions_of
 from promptmill.jobs.inputs.row import Input
 from promptmill.jobs.inputs.sql_table import SqlTable
-from promptmill.jobs.store.order import Question
+from promptmill.jobs.store.stored import Question
 from promptmill.system.safe_open import is_file
 
 _FIRST_ROWS = 20

@@ -23,9 +23,10 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import shape
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.files import Part
+from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.spec import digest, fingerprint
+from promptmill.jobs.store.spec import digest
 from promptmill.system.state import GIVEN
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
@@ -88,9 +89,7 @@ def loose_id(given: Given, plan: ResolvedConfig, order: JobOrder) -> str:
     """Return the id of a job without an output file. Equal rows, questions and settings have the same id."""
     settings = fingerprint(plan, order.system_prompt, "jsonl")
     question = order.question.model_dump(mode="json")
-    variants = [variant.model_dump() for variant in order.variants]
-    if order.sure is not None:
-        variants.append(order.sure.model_dump())
+    variants = [*(variant.model_dump() for variant in order.variants), *order.plan.identity]
     return f"{_slug(given.name)}-{digest(given.key, settings, question, variants, order.limits.rows)}"
 
 

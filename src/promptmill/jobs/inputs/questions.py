@@ -13,7 +13,7 @@ from promptmill.core.wording import close_matches
 from promptmill.jobs.inputs.cells import WINDOWS, is_utf8, readable
 from promptmill.jobs.inputs.formats import CELLS, TABLES
 from promptmill.jobs.inputs.template import ROW, check_names, mistyped_names_named, template_of
-from promptmill.jobs.store.order import Question
+from promptmill.jobs.store.stored import Question
 
 _PROMPTS = frozenset({"prompt", "messages"})
 # Common names of the field with the prompt; errors suggest the first of these that the rows have.

@@ -47,7 +47,8 @@ from promptmill.jobs.inputs.files import IMAGES, all_files, is_several
 from promptmill.jobs.inputs.formats import OF_CALLS, SUFFIXES, plain
 from promptmill.jobs.inputs.given import Given, written
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder, Question
+from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.stored import Question
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 

@@ -44,6 +44,7 @@ from promptmill.jobs.manage.bulk_options import BulkOptions, takes_options
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.planning import resent
 from promptmill.jobs.run.runner import Hooks, Runner
 from promptmill.jobs.store import progress, statistics, status
 from promptmill.jobs.store.database import JobDatabase
@@ -52,7 +53,6 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.progress import Progress, Watch
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.rounds import resent
 from promptmill.jobs.store.spec import JobSpec, digest
 from promptmill.service.service import Service
 from promptmill.system import runtime

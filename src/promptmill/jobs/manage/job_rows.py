@@ -30,7 +30,6 @@ from promptmill.jobs.store.database import AT_ONCE, JobDatabase, Row
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.sure.labels import marks_of
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _VALUE = 24  # bytes of text that take as long on the event loop as a value; a page has up to 300,000 values
@@ -161,7 +160,8 @@ def results_page(
             own = fields.of(each.row)
             if not with_input:
                 own = {name: value for name, value in own.items() if name in _IDENTIFIES}
-            marks = {names.get(name, name): value for name, value in marks_of(spec, each).items()}
+            given = spec.plan.marks(spec, each.record, each.beside)
+            marks = {names.get(name, name): value for name, value in given.items()}
             own |= variant_values(spec, each.slot)
             found.append({names.get("row", "row"): each.row.n + 1} | own | answered | marks)
             size += _size(each.row.cells or b"") + _size(orjson.dumps(answered))

@@ -33,18 +33,17 @@ from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answer
 from promptmill.jobs.export.text import OwnValues, cell
 from promptmill.jobs.export.workbook_file import clean_text, write_sheet
 from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.labels import decide, label_in, label_of
 from promptmill.jobs.manage.job_rows import JobRows
 from promptmill.jobs.run import steps
 from promptmill.jobs.store import progress, statistics
 from promptmill.jobs.store.database import SET_ASIDE, DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.label_figures import label_figures, random_rows
 from promptmill.jobs.store.lock import Lock
-from promptmill.jobs.store.records import PERSON, SLOT, Made, Record, record_of
+from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Made, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, stored_rounds
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.sure.job_shares import label_figures, random_rows
-from promptmill.jobs.sure.labels import A_PERSON, CHEAP, SAMPLE, STUDENT, giver_of, part_of
-from promptmill.jobs.sure.panel import cheap_of, decide, label_in, label_of, place_of, probability, score_of
 
 ROWS = 50
 """The rows of a review, unless another number is given: about an hour of a person."""
@@ -63,6 +62,7 @@ _MOST_LABELS, _FEW_LABELS, _LONGEST_LABEL = 1000, 8, 200
 _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "truncated"})
 _TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
 """The kinds of rows, the most valuable first."""
+_KINDS = {"": _UNSURE, "tie": _TIE, "disagree": _DISAGREE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,33 +181,8 @@ def _candidate(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
         return None
     if record.code is not None:
         return _Candidate(_FAILED, 0.0, n, 0, f"failed: {record.code}")
-    if spec.votes is not None:
-        decision = decide(answered.beside)
-        if decision is None or decision.score == 1:
-            return None
-        kind, words = (_TIE, "tie") if decision.is_tie else (_UNSURE, "votes differ")
-        return _Candidate(kind, decision.score, n, 0, words)
-    if spec.sure is not None:
-        return _of_sure(spec, answered)
-    own = probability(record)
-    return None if own is None or own >= 1 else _Candidate(_UNSURE, own, n, 0, "low probability")
-
-
-def _of_sure(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
-    """Return a row of a job with `sure`, if the cheap model gave its label, or was sure and wrong in the sample."""
-    giver, first = giver_of(spec, answered.record), answered.beside[0] if answered.beside else None
-    part = None if first is None else part_of(spec, first)
-    if first is None or part is None or part.cut is None or giver not in {CHEAP, STUDENT, SAMPLE} or spec.sure is None:
-        return None
-    panel = [answered.beside[slot - 1] for slot in spec.sure.panel(part.score)]
-    score, cheap = score_of(panel, part.score), cheap_of(panel, part.score)
-    if score is None or cheap is None:
-        return None
-    if giver != SAMPLE:
-        return _Candidate(_UNSURE, score, answered.row.n, 0, "near the cut")
-    if place_of(panel, part) <= part.cut.place or label_of(cheap) == label_of(answered.record):
-        return None
-    return _Candidate(_DISAGREE, -score, answered.row.n, 0, "the models disagree")
+    doubt = spec.plan.doubt(spec, record, answered.beside)
+    return None if doubt is None else _Candidate(_KINDS[doubt.kind], doubt.score, n, 0, doubt.words)
 
 
 def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> Iterator[ReviewRow]:
@@ -226,13 +201,12 @@ def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> It
             for slot, other in known.items()
             if other.code is None and (slot or spec.is_grid)
         }
-        score = candidate.score if candidate.kind == _UNSURE or spec.votes is not None else abs(candidate.score)
         values = own.of(row.answered.row)
         yield ReviewRow(
             row.number,
             candidate.why,
             "" if record.code is not None else record.text,
-            None if candidate.kind in {_FAILED, _DRAWN} else round(score, 4),
+            None if candidate.kind in {_FAILED, _DRAWN} else round(abs(candidate.score), 4),
             _key_of(record),
             "\n\n".join(text for _, text in row.asked),
             {name: cell(value) for name, value in values.items()},
@@ -245,10 +219,7 @@ def _names(spec: JobSpec) -> list[str]:
     """Return the names of the answers to a row by slots: the models, or `vote 1`, …"""
     if spec.is_grid:
         return [target.name for target in spec.targets]
-    first, *beside = (target.model or spec.model or spec.backend for target in spec.targets)
-    if len(set(beside)) < len(beside) and spec.sure is None:
-        return [first, *(f"vote {at}" for at in range(1, len(beside) + 1))]
-    return [first, *(name if name not in beside[:at] else f"{name} {at + 1}" for at, name in enumerate(beside))]
+    return spec.plan.names([target.model or spec.model or spec.backend for target in spec.targets])
 
 
 def _key_of(record: Record) -> str:
@@ -342,8 +313,7 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
             Named("gold", f"{decisions.name}:label"),
             ".",
         )
-    if spec.sure is not None and (not spec.parts or spec.parts[-1].cut is None):
-        raise input_error(f"Job {spec.job_id} has not decided on its sample; take the labels when it has finished.")
+    spec.plan.check_reviewable(spec.job_id)
     there = members.stamp(spec.output.path) if spec.output.format else None
     if there is not None and (made is None or not made.is_own(there)):
         raise input_error(f"{spec.output.path} has changed since the job wrote it; move it away, and take them again.")

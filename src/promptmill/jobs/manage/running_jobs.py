@@ -279,7 +279,7 @@ class RunningJobs:
             folder = self.folders.of(order.output)
             found = await asyncio.to_thread(lambda: folder.status)
             answered: int = found.get("done", 0) - found.get("failed", 0)
-            wanted = checked["rows"] * (1 if order.sure is not None else max(1, len(order.variants)))
+            wanted = checked["rows"] * (1 if order.plan.chooses else max(1, len(order.variants)))
             left = max(0, wanted - answered) / max(1, wanted)
             sample = None if answered > 0 else sample
         if left:

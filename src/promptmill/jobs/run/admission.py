@@ -8,7 +8,7 @@ import errno
 import functools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.request import TOP_CHOICES
 from promptmill.jobs import columns, disk, members
 from promptmill.jobs.columns import OURS
 from promptmill.jobs.ingest import ingest
@@ -31,29 +30,18 @@ from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.template import check_names_some, places_in, template_of
 from promptmill.jobs.inputs.xlsx import sheet_names
 from promptmill.jobs.members import Stamp
-from promptmill.jobs.run.gold_labels import check_unasked
 from promptmill.jobs.run.order_files import OrderFiles
 from promptmill.jobs.run.resumption import SEND_ALL, check_bound, check_keeps_rows, resumed, with_settings
 from promptmill.jobs.store import binding, progress, rounds
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
+from promptmill.jobs.store.fingerprint import fingerprint, plain_sampling
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import Earlier, JobOrder
-from promptmill.jobs.store.spec import (
-    WHOLE_REQUESTS,
-    InputSpec,
-    JobSpec,
-    Origin,
-    OutputRecord,
-    OutputSpec,
-    Target,
-    digest,
-    fingerprint,
-    plain_sampling,
-)
-from promptmill.jobs.sure.student import STUDENTS
+from promptmill.jobs.store.spec import WHOLE_REQUESTS, InputSpec, JobSpec, Origin, OutputRecord, OutputSpec
+from promptmill.jobs.store.stored import Target
 
 _OF_ROWS = " goes with rows, not with a file of whole requests."
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
@@ -206,7 +194,8 @@ def admit(
             raise input_error(damaged, SEND_ALL, " starts a new one.") from None
         folders.register(folder)
         if getattr(plan.block, "dedupe", False):
-            job.plan, job.order = _without_own_dedupe(plan), order.with_limits(dedupe=True)
+            dedupe = not order.plan.chooses  # which needs an answer of its own for each slot and row
+            job.plan, job.order = _without_own_dedupe(plan), order.with_limits(dedupe=dedupe)
         opened.pop_all()
         return job
 
@@ -378,9 +367,8 @@ def check_fields(order: JobOrder, input_format: str) -> None:
     for name, part in (("limit", order.limits.rows), ("shard", order.limits.shard)):
         if question.sample is not None and part is not None:
             raise input_error(Named("sample"), " goes without ", Named(name), ".")
-    for name in ("sure", "votes"):
-        if getattr(order, name) is not None and input_format in WHOLE_REQUESTS:
-            raise input_error(Named(name), _OF_ROWS)
+    if order.plan.chooses and input_format in WHOLE_REQUESTS:
+        raise input_error(Named(order.plan.option), _OF_ROWS)
     _check_answer_column(order.form.column)
 
 
@@ -419,13 +407,7 @@ def spec_of(
     if order.question.image_column is None:
         for text in order.question.templates:
             check_names_some(text, lambda: "" if source is None else image_column(source, input_format))
-    for name in ("sure", "votes"):
-        if getattr(order, name) is not None:
-            _check_labels(plan, name, () if order.sure is None else order.sure.recall)
-    if order.sure is not None and order.sure.gold:
-        if plan.settings.sampling_params.choices is None:
-            raise input_error(Named("gold"), " goes with ", Named("choices"), ", of which each row has one.")
-        check_unasked(order.question, order.sure.gold)
+    order.plan.check(plan, order.question)
     output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format)
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " goes with files of rows, not with a call's.")
@@ -442,8 +424,7 @@ def spec_of(
             shard=order.limits.shard,
         ),
         targets=targets_of(plan, order, input_format, plans),
-        sure=order.sure,
-        votes=order.votes,
+        plan=order.plan,
         backend=plan.backend,
         model=plan.model,
         provider=registry.provider_of(plan),
@@ -470,42 +451,10 @@ def targets_of(
                 "" if variant.model in plans else variant.model,
             ),
             sampling=plain_sampling(own),
-            extra=_extra(order, own, at),
         )
-        for at, variant in enumerate(order.variants)
+        for variant in order.variants
     ]
-    if order.sure is not None and order.sure.student:  # its answers are no model's
-        version = STUDENTS[order.sure.student].version()
-        targets[1] = targets[1].model_copy(update={"fingerprint": {"student": digest(version)}, "extra": {}})
-    return tuple(targets)
-
-
-def _extra(order: JobOrder, plan: ResolvedConfig, slot: int) -> dict[str, bool | int | float]:
-    """Return the parameters that are added to the requests of a slot, if its answers are beside the delivered ones."""
-    sure, votes = order.sure, order.votes
-    if not slot or (sure is None and votes is None):
-        return {}
-    if sure is not None and not sure.votes and slot == 1:
-        weighs = plan.record.weighs_choices and plan.settings.sampling_params.choices is not None
-        return {"logprobs": True} | ({TOP_CHOICES: 1} if weighs else {})
-    if (sure is not None and sure.second) or (votes is not None and not votes.repeats):
-        return {}
-    sampling = plan.settings.sampling_params  # repeats at the temperature 0, or with one seed, would be equal
-    extra: dict[str, bool | int | float] = {} if sampling.temperature else {"temperature": 1.0}
-    return extra if sampling.seed is None else extra | {"seed": sampling.seed + slot}
-
-
-def _check_labels(plan: ResolvedConfig, name: str, recall: Collection[str] = ()) -> None:
-    """Raise `PromptmillError` (`invalid_input`) unless the answers of different models can be compared."""
-    sampling = plan.settings.sampling_params
-    if sampling.choices is None and _schema_of(plan) is None:
-        compares = " compares labels: it goes with "
-        raise input_error(Named(name), compares, Named("choices"), " or ", Named("schema"), ".")
-    if (sampling.n or 1) > 1:
-        raise input_error(Named(name), " goes without ", Named("n"), ".")
-    for label in recall:
-        if label not in (sampling.choices or ()):
-            raise input_error(Named("recall"), f": {label[:40]} is none of the ", Named("choices"), ".")
+    return tuple(order.plan.target(slot, target, plans.get(target.model, plan)) for slot, target in enumerate(targets))
 
 
 def _schema_of(plan: ResolvedConfig) -> dict[str, Any] | None:
@@ -552,10 +501,7 @@ def _begun(folder: Folder, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> 
         spec = wanted.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:
         spec = resumed(folder, begun, wanted, order, fixed=fixed)
-    if spec.sure is not None:  # cheap answers are delivered, too
-        strong, cheap = spec.targets[:2]
-        counted = strong.model_copy(update={"kept": tuple(sorted({*strong.kept, cheap.settings} - {strong.settings}))})
-        spec = spec.model_copy(update={"targets": (counted, *spec.targets[1:])})
+    spec = spec.model_copy(update={"targets": tuple(spec.plan.counted(spec.targets))})
     if begun is not None and made is not None:
         if made.is_own(there):
             check_keeps_rows(begun, made, order, is_still=made.is_still(there))

@@ -23,15 +23,14 @@ from promptmill.jobs.store.database import PAGE, DamagedError, JobDatabase, chec
 from promptmill.jobs.store.order import FailureLimit
 from promptmill.jobs.store.records import FIRST, SLOT, Made, record_of
 from promptmill.jobs.store.rounds import Round, join_of
-from promptmill.jobs.store.spec import Target
+from promptmill.jobs.store.spec import PlanWork
 from promptmill.jobs.store.statistics import JobCounts
+from promptmill.jobs.store.stored import Target
 from promptmill.service.driver import settle
 from promptmill.service.service import Service
 
 _NO_QUESTION = bytes(16)
 _LARGE = 32 * 1024  # bytes of a question that is not parsed on the event loop
-WINDOW = 4096
-"""Row numbers of a query; a larger query would block the database too long."""
 _LARGEST_BATCH, _MOST_CHARACTERS = 64, 1 << 20
 _GATHER_S = 0.005
 _SYNC_S = 0.9  # from one sync's start to the next, so that data reaches the disk every second
@@ -107,7 +106,7 @@ class OpenRows:
     """The most bytes of large rows in flight; None: no limit. A single row may exceed it."""
     between: Between | None = None
     """Yields more rows between the windows of the round."""
-    window: int = WINDOW
+    window: int = PlanWork.window
     """The row numbers of a window."""
     only: str = "1"
     """A further condition of the rows, with `{base}` for the key of the slot's first row."""

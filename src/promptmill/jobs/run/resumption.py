@@ -14,7 +14,8 @@ from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.rounds import ANSWERED
-from promptmill.jobs.store.spec import JobSpec, OutputRecord, Target
+from promptmill.jobs.store.spec import JobSpec, OutputRecord
+from promptmill.jobs.store.stored import Target
 from promptmill.jobs.store.stored_batches import open_batches
 
 SEND_ALL = Named("again", "all")
@@ -53,28 +54,13 @@ def with_settings(folder: Folder, target: Target) -> Target:
 def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> JobSpec:
     """Combine the stored job `begun` with the `wanted` one. Raises `PromptmillError` (`invalid_input`)."""
     sends_all = order.earlier.again == "all" or _has_nothing(folder)
-    is_undone = any(getattr(begun, way) is not None and getattr(wanted, way) is None for way in ("sure", "votes"))
-    if is_undone and not _has_nothing(folder):
+    if begun.plan.chooses and begun.plan.option != wanted.plan.option and not _has_nothing(folder):
         raise input_error(
             f"Job {begun.job_id} chose its labels by ",
-            Named("sure" if begun.sure is not None else "votes"),
+            Named(begun.plan.option),
             "; repeat that, or name another output.",
         )
-    is_other_promise = begun.sure is not None and wanted.sure is not None and begun.sure != wanted.sure
-    if is_other_promise and not sends_all:
-        raise input_error(
-            f"Job {begun.job_id} was begun with another ",
-            Named("sure"),
-            ", and its sample was drawn for that. Name another output for a new sample.",
-        )
-    if begun.votes is not None and wanted.votes is not None:
-        had, now_ = len(begun.votes.models), len(wanted.votes.models)
-        if now_ < had and not sends_all:
-            raise input_error(
-                f"Job {begun.job_id} has {had} votes on each row, which are paid. Keep ",
-                Named("votes", str(had)),
-                " or more, or name another output.",
-            )
+    plan = wanted.plan.resumed(begun.plan, begun.job_id, sends_all=sends_all)
     by_name = {target.name: target for target in begun.targets}
     targets = []
     for at, target in enumerate(wanted.targets):
@@ -92,7 +78,7 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
     spec = wanted.model_copy(
         update={
             **{name: getattr(begun, name) for name in ("created", "origin")},
-            "parts": begun.parts if begun.sure == wanted.sure else (),
+            "plan": plan,
             "targets": tuple(targets),
         }
     )

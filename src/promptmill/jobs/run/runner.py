@@ -26,26 +26,27 @@ from promptmill.jobs import columns, disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.export.live_output import LiveOutput
-from promptmill.jobs.run import steps
+from promptmill.jobs.run import steps, ways
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.batch_round import BatchRound, batch_figures
-from promptmill.jobs.run.job_rounds import Duplicates, JobRounds, reader_of, requests_of
-from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
+from promptmill.jobs.run.copies import Duplicates
+from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
+from promptmill.jobs.run.live import OpenRows, StoreSink
 from promptmill.jobs.run.shared_beginnings import saved
 from promptmill.jobs.run.steps import Apart
+from promptmill.jobs.run.ways import RoundRun, way_named
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import rounds, statistics, stored_batches
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, Work
+from promptmill.jobs.store.label_figures import label_figures
 from promptmill.jobs.store.progress import Course, Progress, Watch
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import NEVER, Round
-from promptmill.jobs.store.spec import UNREAD, OutputRecord, Target
+from promptmill.jobs.store.spec import UNREAD, OutputRecord
 from promptmill.jobs.store.statistics import JobCounts
 from promptmill.jobs.store.status_record import RunStatus
-from promptmill.jobs.sure.job_shares import label_figures
-from promptmill.jobs.sure.labels import status_of
+from promptmill.jobs.store.stored import Target
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
 
@@ -363,7 +364,7 @@ class Runner:
             try:
                 await self._run_round(round_, job_rounds)
             except PromptmillError as error:
-                if not await self._in_thread(functools.partial(self._goes_without_probabilities, round_, error)):
+                if not await self._in_thread(functools.partial(self._goes_without, round_, error)):
                     raise
             is_counted = round_.way == "live"  # a live round counts each outcome
             if self._leaves_as is not None:
@@ -372,22 +373,19 @@ class Runner:
             await self._count(NEVER)
 
     async def _next(self, job_rounds: JobRounds) -> Round | None:
-        """Return the next round, if any. The status gets the facts of a sample in either case."""
+        """Return the next round, if any. The status gets the figures of the plan's decisions in either case."""
         try:
             return await self._in_thread(job_rounds.next)
         finally:
-            self.progress.figures["sure"] = status_of(self._job.spec)
+            self.progress.figures |= self._job.spec.plan.running_figures(self._job.spec)
 
-    def _goes_without_probabilities(self, round_: Round, error: PromptmillError) -> bool:
-        """Stop asking for log probabilities if an endpoint refused the sample because of them; return whether it
-        did."""
+    def _goes_without(self, round_: Round, error: PromptmillError) -> bool:
+        """Go without a parameter that an endpoint has refused, if the plan can; return whether it does."""
         spec = self._job.spec
-        asked = [target for target in spec.targets if "logprobs" in target.extra]
-        if not asked or round_.reason != "sample" or "logprobs" not in str(error):
-            return False
-        targets = [target.model_copy(update={"extra": {}}) if target in asked else target for target in spec.targets]
-        self._job.put(spec.model_copy(update={"targets": tuple(targets)}))
-        return True
+        targets = spec.plan.without(spec.targets, round_, error)
+        if targets is not None:
+            self._job.put(spec.model_copy(update={"targets": tuple(targets)}))
+        return targets is not None
 
     def _duplicates(self) -> Duplicates | None:
         job = self._job
@@ -432,7 +430,7 @@ class Runner:
                 range(min((one.first for one in opens if one.rows), default=0), max(one.last for one in opens) + 1),
                 lambda: self._leaves_as is not None or self._takes_no_more,
                 None if self._apart is None else _HELD_BYTES,
-                job_rounds.settled_meanwhile(round_, self._delivered_copies(asyncio.get_running_loop())),
+                job_rounds.between(round_, self._delivered_copies(asyncio.get_running_loop())),
                 job_rounds.window,
                 sharing=2 if registry.prompt_cache_of(job.plan) else 0,
             )
@@ -446,15 +444,12 @@ class Runner:
                     self._end_without_room,
                     failure_limit=job.order.limits.failures if is_live else None,
                     delivered=job.spec.delivered,
-                    failing=job.spec.delivered if job.spec.votes is None else len(job.spec.targets),
+                    failing=len(job.spec.targets) if job.spec.plan.all_may_fail else job.spec.delivered,
                     made=[target.made(round_.id, round_.model) for target in targets],
                     recorded=self._recorded,
                 )
 
-            if round_.way == "live":
-                await answer_rows(self.service, open_rows, sink_of(StoreSink, stats), stats, job.plan)
-                return
-            batch_round = BatchRound(
+            run = RoundRun(
                 job,
                 self.service,
                 progress,
@@ -463,7 +458,7 @@ class Runner:
                 is_cancelled=lambda: self._stopped is not None and self._stopped.state == states.CANCELLED,
                 no_room=self._end_without_room,
             )
-            await batch_round.run()
+            await way_named(round_.way).run(run)
 
     def _delivered_copies(self, loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Record]], None]:
         """Return the function that a thread calls with the copies that it has delivered while a round runs."""
@@ -581,10 +576,8 @@ class Runner:
 
     def _count_values(self) -> None:
         store, spec = self._job.folder.store, self._job.spec
-        self.progress.figures = label_figures(store, spec, self._end) | {
-            "batch": batch_figures(store, self._job.plan),
-            "cache_saved": round(saved(store, self._job.plan), 6),
-        }
+        self.progress.figures = label_figures(store, spec, self._end) | ways.figures(store, self._job.plan)
+        self.progress.figures["cache_saved"] = round(saved(store, self._job.plan), 6)
 
     def _give_up(self, error: PromptmillError) -> None:
         self._stop(_JobStopped(states.STOPPED, error))

@@ -26,16 +26,12 @@ from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.run import admission
-from promptmill.jobs.run.gold_labels import right_labels
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.order_files import OrderFiles
-from promptmill.jobs.run.student_rounds import taught_of
-from promptmill.jobs.run.sure_rounds import sample_of, sample_of_gold
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder, Sure
+from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.spec import JobSpec, Origin
-from promptmill.jobs.sure.cut import errors_allowed
 
 _SHOWN = 20
 _BYTES_PER_TOKEN = 4  # English text; less accurate for other scripts
@@ -68,17 +64,15 @@ def check(
         spec, _ = ingest(store, spec, input_of(files.input, spec.input.format), Work(), disk_share=share)
         if spec.input.is_file:
             row_secrets.check(store, spec.input, plan.file_rule, Work())
-        models = [target.model for target in spec.targets] if order.votes is None else order.votes.models
+        models = spec.plan.asked(spec.targets)
         answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
-        every = [*answering.values()] if order.votes is None else [answering[name] for name in models]
+        every = [answering[name] for name in models]
         sums = [_Most(one, price) for one in every if (price := price_of(one)) is not None]
         found = {"format": spec.input.format} | _check_rows(store, spec, plan, order, sums, may_name=may_name)
         found["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             found["notes"].append(note)
-        sure = {}
-        if (rule := order.sure) is not None:
-            sure["sure"] = _sample(answering[rule.model], rule, found, _gold(store, spec, plan, order))
+        more = spec.plan.estimate(store, spec, answering, found, end=end_of(store, order.limits.rows))
         found["estimated_prompt_tokens"] *= len(every)
         cost: dict[str, float | None] = {}
         if len(sums) == len(every):
@@ -86,7 +80,7 @@ def check(
             if order.batch is not None and all(one.price.batch is not None for one in sums):
                 by_batch = _cost(sums, found, spec.question.prompts, by_batch=True)
                 cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
-        return found | cost | sure
+        return {**found, **cost, **more}
 
 
 class _Most:
@@ -181,37 +175,6 @@ def _cost(
     estimated = asked * sum(one.price.cost(each, tier) for one, tier in zip(sums, tiers, strict=True))
     most = sum(one.by_batch if by_batch else one.live for one in sums)
     return {"estimated_cost": estimated, "most_cost": None if most == math.inf else most}
-
-
-def _gold(store: JobDatabase, spec: JobSpec, plan: ResolvedConfig, order: JobOrder) -> int | None:
-    """Count the rows with a right label; None unless the promise is about right labels."""
-    if order.sure is None or not order.sure.gold:
-        return None
-    choices = list(plan.settings.sampling_params.choices or ())
-    rows_ = store.rows(last=end_of(store, order.limits.rows) - 1)
-    return len(right_labels(rows_, spec, order.sure.gold, choices))
-
-
-def _sample(strong: ResolvedConfig, rule: Sure, found: Mapping[str, Any], gold: int | None = None) -> dict[str, Any]:
-    """Return the size of the sample, and the cost of the sample and of all rows at the strong model, if a price is
-    known.
-
-    `gold`: the number of rows with a right label, if the sample is drawn from them.
-    """
-    rows_ = found["rows"] - found["invalid"] - found.get("skipped", 0)
-    taught, price = taught_of(rows_) if rule.student else 0, price_of(strong)
-    has_sample = taught or not rule.student
-    size = sample_of(rows_ - taught, errors_allowed(rows_, rule.agree), rule) if has_sample else 0
-    if gold is not None:
-        size = sample_of_gold(rows_, gold, rule)
-    sure: dict[str, Any] = {"model": rule.model, "rows": rows_, "sampled": size}
-    if rule.student:
-        sure["taught"] = taught
-    if price is not None:
-        each = Usage(found["estimated_prompt_tokens"] // max(1, found["rows"]))
-        cost = price.cost(each, tier_of(strong.settings.extra_params))
-        sure |= {"sample_cost": cost * (size + sure.get("taught", 0)), "cost_alone": cost * rows_}
-    return sure
 
 
 def _check_payload(conversation: Conversation, rules: images.ImageRules, where: str) -> None:

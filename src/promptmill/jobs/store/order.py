@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field
 
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.core.errors import Named, config_error, input_error
-from promptmill.jobs.store.rounds import MOST_VOTES, Again
+from promptmill.jobs.store.rounds import Again
+from promptmill.jobs.store.spec import AnyPlan, Plan, plan_of
+from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Variant
 
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
@@ -23,22 +24,6 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
 _DAY_S = 86_400
 _FIRST_ROWS = 20  # a percentage of failures is not checked before this many rows
-
-
-_APART = (
-    ("second", "votes", ": both say which labels are sure"),
-    ("student", "second", ": no cheap model is asked"),
-    ("student", "votes", ": no cheap model is asked"),
-    ("gold", "student", ": the rows that train it have labels of the strong model, which may be wrong"),
-    ("gold", "recall", ": its promise is about all classes together"),
-)
-"""Fields of `Sure` that exclude each other, and why."""
-
-
-class Stored(BaseModel):
-    """A frozen part of the description of a job in its database."""
-
-    model_config = ConfigDict(frozen=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,54 +82,6 @@ class Shard:
         return output.with_name(f"{output.name}.part-{self.number:0{len(str(self.count))}}-of-{self.count}")
 
 
-class Question(Stored):
-    """The prompts of a job, and the columns that they use."""
-
-    templates: tuple[str, ...] = ()
-    """Prompts with fields of the row in double braces. Each row is sent once with each template."""
-    column: str | None = None
-    """The field with the prompt, if its name is not `prompt`."""
-    image_column: str | None = None
-    """The field with the paths or URLs of a row's images."""
-    prompt_only: tuple[str, ...] = ()
-    """Fields that only the prompt uses; the output omits them."""
-    row_settings: bool = False
-    """Whether rows set their model, sampling, … even if there is a template or a `column`."""
-    skip_empty: bool = False
-    """Whether rows without a prompt are skipped instead of failing."""
-    sample: int | None = Field(None, ge=1)
-    """The number of rows to draw at random; the same input always gives the same rows."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _template_of_column(cls, values: Any) -> Any:
-        """If there is an image column, turn the prompt column into a template."""
-        if not values.get("image_column") or values.get("templates"):
-            return values
-        column = orjson.dumps(values.get("column") or "prompt").decode()
-        return {**values, "templates": (f"{{{{ row[{column}] }}}}",), "column": None}
-
-    @property
-    def rows_set(self) -> bool:
-        """Whether rows set their model, sampling, …. With a template or a `column`, only if `row_settings` is set."""
-        return self.row_settings or not (self.templates or self.column is not None)
-
-    @property
-    def prompts(self) -> int:
-        """The number of questions of each row."""
-        return max(1, len(self.templates))
-
-
-class AnswerForm(Stored):
-    """The form of the answers in the output."""
-
-    column: str = "answer"
-    """The name of the answer column; it changes if the input has a column of this name."""
-    fields: bool = True
-    """For answers with a schema: whether fields become columns (in JSON: objects). Otherwise an answer is a JSON
-    text."""
-
-
 class Limits(Stored):
     """The rows that a job sends, and how much may fail and be spent."""
 
@@ -164,16 +101,6 @@ class Limits(Stored):
         return None if self.max_failures is None else FailureLimit.parse(self.max_failures)
 
 
-class Variant(Stored):
-    """A pair of model and prompt, if each row is answered in several ways. Each variant has its own slot."""
-
-    name: str
-    model: str = ""
-    """The model; `""`: the model of the configuration."""
-    prompt: int = 0
-    """The index of the variant's template."""
-
-
 class Earlier(Stored):
     """The treatment of existing answers. This applies once; resuming a job by its id does not repeat it."""
 
@@ -188,138 +115,8 @@ class Earlier(Stored):
     """Whether a file at `output` that the job did not make is replaced."""
 
 
-class Sure(Stored):
-    """The strong model whose labels the answers must agree with, and how surely.
-
-    A cheap model answers most rows. With the chance `certainty`, at most `1 - agree` of the delivered labels differ
-    from the strong model's, or with `gold` from the right ones, see `jobs.sure.cut`.
-    """
-
-    model: str = Field(min_length=1)
-    """The strong model."""
-    agree: float = Field(0.95, gt=0, lt=1)
-    certainty: float = Field(0.95, gt=0, lt=1)
-    second: str = ""
-    """A second cheap model: where both agree, a label is surer."""
-    votes: int = Field(0, ge=0, le=MOST_VOTES)
-    """So many answers of the cheap model vote on each label; 0: it has one answer."""
-    recall: Mapping[str, Annotated[float, Field(gt=0, lt=1)]] = {}
-    """By label: the share of its rows that must be delivered with it."""
-    gold: str = ""
-    """The column of the input with right labels, for some rows at least."""
-    student: bool | Literal["scikit-learn"] = False
-    """Whether a classifier that learns from the strong model takes the place of the cheap one, and which, see
-    `run.student_rounds`."""
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Sure | None:
-        """Return the rule of the options `sure` (a model, or a mapping of all fields), `agree`, `certainty`, `second`,
-        `votes`, `recall`, `gold` and `student`; a share may be `95%`. None without `sure`.
-
-        Raises `PromptmillError` (`invalid_input`).
-        """
-        model = options.get("sure")
-        given = {name: options[name] for name in cls.model_fields.keys() - {"model"} if options.get(name) is not None}
-        if given.get("student") is False:
-            del given["student"]
-        if model is None:
-            for name in given.keys() - {"votes"}:
-                raise input_error(Named(name), " goes with ", Named("sure", "MODEL"), ".")
-            return None
-        if not isinstance(model, str | Mapping):
-            raise input_error(Named("sure"), " is the name of a model.")
-        given |= {"model": model} if isinstance(model, str) else dict(model)
-        for name in given.keys() - cls.model_fields.keys():
-            raise input_error(Named("sure"), f" has no field {name[:40]}; it has {', '.join(cls.model_fields)}.")
-        for name, other, why in _APART:
-            if given.get(name) and given.get(other):
-                raise input_error(Named(name), " goes without ", Named(other), f"{why}.")
-        for name in ("agree", "certainty"):
-            if given.get(name) is not None:
-                given[name] = _share(name, given[name])
-        recall = given.get("recall") or {}
-        if not isinstance(recall, Mapping):
-            raise input_error(Named("recall"), ' has a share for each label, such as {"fraud": 0.95}.')
-        given["recall"] = {str(label): _share("recall", share) for label, share in recall.items()}
-        try:
-            return cls(**{name: value for name, value in given.items() if value is not None})
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise input_error(Named("sure"), f" {first['loc'][0]}: {first['msg']}.") from None
-
-    @property
-    def ways(self) -> tuple[Variant, ...]:
-        """The models of each row by slots: the strong one, the cheap one, and the second or two repeats of the cheap
-        one, which answer only if it has no probabilities. A student has the slot of the cheap one; no request is
-        sent for it."""
-        repeats = [Variant(name=str(number)) for number in range(2, (self.votes or 3) + 1)]
-        others = [Variant(name="second", model=self.second)] if self.second else repeats
-        if self.student:
-            return (Variant(name="", model=self.model), Variant(name="student", model=self.model))
-        return (Variant(name="", model=self.model), Variant(name="cheap"), *others)
-
-    @property
-    def certainty_of_each(self) -> float:
-        """The certainty of each promise, so that all of them hold together with `certainty`."""
-        return 1 - (1 - self.certainty) / (1 + len(self.recall))
-
-    def panel(self, score: str) -> tuple[int, ...]:
-        """Return the slots of the cheap answers that are needed if the answers are ordered by `score`."""
-        if self.second:
-            return (1, 2)
-        if self.votes:
-            return tuple(range(1, self.votes + 1))
-        return (1, 2, 3) if score == "repeats" else (1,)
-
-
-def _share(name: str, value: Any) -> float:
-    """Return a share between 0 and 1, given as 0.95 or as `95%`. Raises `PromptmillError` (`invalid_input`)."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", str(value).strip())
-    share = 0.0 if found is None else float(found[1]) / (100 if found[2] else 1)
-    if not 0 < share < 1:
-        raise input_error(Named(name), f" {str(value)[:20]!r} is not a share below 100 %, such as 95% or 0.95.")
-    return share
-
-
-class Votes(Stored):
-    """Several answers to each row; the label that most of them have is delivered, see `run.votes`."""
-
-    models: tuple[str, ...] = Field(min_length=2, max_length=MOST_VOTES)
-    """The model of each vote; `""`: the model of the configuration."""
-
-    @classmethod
-    def of(cls, count: object, models: Sequence[str]) -> Votes | None:
-        """Return the votes of the option `votes`, and the models that take turns. None without the option.
-
-        Raises `PromptmillError` (`invalid_input`).
-        """
-        if count is None:
-            return None
-        if isinstance(count, bool) or not isinstance(count, int) or not 2 <= count <= MOST_VOTES:
-            raise input_error(Named("votes"), f" {str(count)[:20]!r} is not a number from 2 to {MOST_VOTES}.")
-        if len(models) > count:
-            raise input_error(f"{len(models)} models need at least ", Named("votes", str(len(models))), ".")
-        return cls(models=tuple(models[at % len(models)] for at in range(count)))
-
-    @property
-    def ways(self) -> tuple[Variant, ...]:
-        """The models of each row by slots: the delivered answer, then the votes."""
-        votes = (Variant(name=f"vote {at}", model=model) for at, model in enumerate(self.models, 1))
-        return (Variant(name="", model=self.models[0]), *votes)
-
-    @property
-    def repeats(self) -> bool:
-        """Whether a model votes several times."""
-        return len(set(self.models)) < len(self.models)
-
-    @property
-    def slots(self) -> tuple[int, ...]:
-        """The slots of the votes."""
-        return tuple(range(1, len(self.models) + 1))
-
-
 class BatchOrder(Stored):
-    """The options for answers by the provider's Batch API, see `run.batch_round`."""
+    """The options for answers by the provider's Batch API, see `features.batches`."""
 
     by: float | None = Field(None, ge=0, le=10**11)
     """The Unix time at which open rows are sent live; None: when the batch has ended."""
@@ -406,7 +203,7 @@ class Reading(Stored):
 class Shown(Stored):
     """The words for an order in messages, status and reports."""
 
-    command: list[str] = []
+    command: list[str] = Field([])
     """The command-line arguments of the last order, without keys; empty for an order from a program."""
     urls: Mapping[str, str] = {}
     """The URLs of `input_file` and `output_file`, which are local copies, with the commits of datasets; no secrets."""
@@ -431,8 +228,7 @@ class JobOrder(Stored):
     limits: Limits = Limits()
     earlier: Earlier = Earlier()
     variants: tuple[Variant, ...] = ()
-    sure: Sure | None = None
-    votes: Votes | None = None
+    plan: AnyPlan = Plan()
     batch: BatchOrder | None = None
     """Whether rows are answered by the provider's Batch API, and how; None: live."""
     ray: RayCluster | None = None
@@ -458,15 +254,8 @@ class JobOrder(Stored):
         prompts = {} if prompt is None else {"": prompt} if isinstance(prompt, str) else dict(prompt)
         models = [] if model is None or isinstance(model, str) else list(dict.fromkeys(model))
         variants = _variants(models if len(models) > 1 else [""], list(prompts) if len(prompts) > 1 else [""])
-        votes = Votes.of(options.get("votes"), models or [""])
-        if (sure := Sure.of(options)) is not None:
-            _check_alone("sure", options, has_variants=bool(variants))
-            if sure.student and models and models != [sure.model]:
-                raise input_error(Named("student"), " goes without ", Named("model"), ": it takes the model's place.")
-            variants, votes = sure.ways, None
-        elif votes is not None:
-            _check_alone("votes", options, has_variants=len(prompts) > 1)
-            variants = votes.ways
+        plan = plan_of(options, models or [""], len(prompts))
+        variants = plan.ways or variants
         if variants and options.get("shard"):
             raise input_error(Named("shard"), " goes without several models or prompts.")
         return cls(
@@ -485,8 +274,7 @@ class JobOrder(Stored):
             earlier=Earlier(**given(again="again", keep="keep", from_job="from_job", overwrite="overwrite")),
             ray=_cluster(**given(address="ray", replicas="replicas", gpus="num_gpus", cpus="num_cpus")),
             variants=variants,
-            sure=sure,
-            votes=votes,
+            plan=plan,
             batch=BatchOrder.of(options, datetime.now().astimezone()),
             reading=Reading.of(**given(sql="sql", encoding="encoding")),
             **given(system_prompt="system_prompt"),
@@ -536,20 +324,6 @@ def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, .
         for model in models
         for at, name in enumerate(prompts)
     )
-
-
-def _check_alone(name: str, options: Mapping[str, Any], *, has_variants: bool) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for options that do not go with `sure` or `votes`."""
-    if has_variants:
-        raise input_error(Named(name), f" goes with {'one model and ' if name == 'sure' else ''}one prompt.")
-    # answers of other settings or jobs would be labels without a sample
-    for other in ("shard", "dedupe", *(("keep", "from_job") if name == "sure" else ())):
-        if options.get(other):
-            raise input_error(Named(name), " goes without ", Named(other), ".")
-    if name == "sure" and options.get("again") == "all":
-        raise input_error(
-            Named("sure"), " goes without ", Named("again", "all"), ": name another output for a new sample."
-        )
 
 
 def _cluster(address: str | None = None, replicas: int = 1, gpus: float = 0, cpus: float = 1) -> RayCluster | None:

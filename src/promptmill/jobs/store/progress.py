@@ -55,7 +55,7 @@ class Progress:
         self.notes: list[str] = []
         self.output = OutputProgress()
         self.figures: RunStatus = {}
-        """Figures of the job's answers: `sure` and `batch` while it runs, all of them when the output is written."""
+        """Figures of the job's answers: those of its plan and ways while it runs, all when the output is written."""
         self.earlier = EarlierRuns(earlier or {})
         self._times = _Times(clock)
 

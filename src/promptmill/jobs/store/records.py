@@ -18,6 +18,8 @@ SLOT = 1 << 40
 
 PERSON = -1
 """The id of the settings of a label that a person gave, see `manage.reviewed`; no other settings have it."""
+A_PERSON = "person"
+"""The giver of these labels, in outputs."""
 
 _FURTHER_TOKENS = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens")
 

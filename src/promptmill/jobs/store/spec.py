@@ -1,30 +1,35 @@
-"""The description of a job in its database: input, questions, targets and output."""
+"""The description of a job in its database: input, question, targets, output, and the plan of its rounds."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer
 
-from promptmill.config.resolved_config import DEFAULT, TOKEN_LIMITS, ResolvedConfig
+from promptmill.backends.questions import RowRequests
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import values
-from promptmill.core.errors import Code, unwritable_parameters
+from promptmill.core.errors import Code, Named, PromptmillError, input_error, unwritable_parameters
+from promptmill.core.feature import features, hidden, part
 from promptmill.jobs import members
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.row import Style
+from promptmill.jobs.labels import probability
 from promptmill.jobs.members import Stamp
-from promptmill.jobs.store.order import AnswerForm, Question, Stored, Sure, Votes
-from promptmill.jobs.store.records import Made
+from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.rounds import Again, Round
+from promptmill.jobs.store.status_record import RunStatus
+from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Target, Variant
 
 WHOLE_REQUESTS = frozenset({"batch", "messages"})
 """Formats whose rows are whole requests."""
-_DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provider", "enable_thinking"}
-"""The keys of a model's block that affect its answers."""
 _LAST_TIME = 10**11  # the year 5138
 UNREAD: Mapping[str, Any] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})
 """Values of `InputSpec` that no input matches, so that the job reads its input again."""
@@ -91,136 +96,337 @@ class OutputSpec(Stored):
     """The shard of a part file, such as `3/16`; None for a whole output."""
 
 
-class Target(Stored):
-    """The target of a slot: a model with its settings, and a prompt."""
+class PlanWork:
+    """The work of a plan in one run that needs no request; this one does nothing.
 
-    name: str = ""
-    """The name of the variant; `""` in a job with one target."""
-    model: str = ""
-    """The model; `""`: the model of the configuration."""
-    prompt: int = 0
-    """The index of the prompt."""
-    settings: int = 0
-    """The id of the settings in table `settings`; `fingerprint` identifies them."""
-    kept: tuple[int, ...] = ()
-    """The ids of other settings whose answers also count."""
-    changed: tuple[str, ...] = ()
-    """The settings that changed since the job began (see `Earlier.keep`). Every later record notes them."""
-    fingerprint: dict[str, Any] = Field({})
-    """Digests of the settings that affect answers."""
-    extra: dict[str, bool | int | float] = Field({})
-    """Parameters that are added to each request."""
-    sampling: dict[str, bool | int | float | str] | None = None
-    """Sampling parameters that are not lists or objects, for errors about changes; None for a student."""
-
-    @property
-    def counted(self) -> list[int]:
-        """The ids of the settings whose answers count."""
-        return [self.settings, *self.kept]
-
-    def answered_by(self, model: str, settings: int) -> tuple[Target, Target]:
-        """Return two targets: this one, with answers of `model` also counting, and the target of a round of `model`.
-
-        `settings`: the id of this target's settings with `model`.
-        """
-        if settings == self.settings:
-            return self, self
-        counted = self.model_copy(update={"kept": tuple(sorted({*self.kept, settings}))})
-        own = {"model": model, "settings": settings, "kept": tuple(sorted({*self.kept, self.settings}))}
-        return counted, self.model_copy(update=own)
-
-    def made(self, round_: int, model: str = "") -> Made:
-        """Return the note for the records of a round. `model`: see `Round.model`."""
-        return Made(self.settings, round_, self.changed, model)
-
-
-class SureCut(Stored):
-    """The decision about the rows of a part, made when its sample was answered. It never changes."""
-
-    place: tuple[float, float]
-    """The place of the cut, see `jobs.sure.cut`."""
-    pays: bool = False
-    """Whether the cheap model answers rows beyond the sample."""
-    sampled: tuple[int, ...] = ()
-    """The rounds that asked the strong model about the sample."""
-    agreed: int = 0
-    """Rows of the sample in which both models agree; with right labels, in which the cheap model is right."""
-    before: int = 0
-    """Rows of the sample before the cut."""
-    errors: int = 0
-    """Rows of the sample in which the models do not agree; with right labels, in which only the cheap model is
-    wrong."""
-    bad: int = 0
-    """With right labels: rows of the sample in which the strong model is wrong."""
-    mended: int = 0
-    """Rows of the sample before the cut in which the cheap model is right."""
-    classes: dict[str, tuple[int, int]] = Field({})
-    """By label: rows of the sample that have it by the strong model, or rightly, and how many of them the cheap model
-    finds."""
-    unguarded: tuple[str, ...] = ()
-    """The classes of which the sample has too few rows to guard them."""
-    prices: tuple[float, float] | None = None
-    """The mean cost of a row of the sample at the strong model and at the cheap ones, in dollars."""
-    learned: str = ""
-    """The digest of the answers from which the student learned."""
-
-
-class SurePart(Stored):
-    """Rows that share a promise about their labels (see `Sure`), because one sample was drawn from them.
-
-    Rows that the input gets later are another part.
+    All methods block and raise the errors of `JobDatabase`. The core reads the rows of a round that copies, page by
+    page, and writes the records.
     """
 
-    of: str
-    """The digest of the input, and of the limit, that the rows are from."""
-    round: int
-    """The first round of the part. Cheap answers of this round and of later ones, until the next part, belong to it."""
-    rows: int
-    """Rows with a question."""
-    seed: str = ""
-    drawn: int = 0
-    """Rows of the sample; 0: the strong model answers all rows."""
-    earlier: int = 0
-    """Rows that are not among `rows`, but have a label of the strong model: they train a student, or are of a first,
-    smaller sample, which had too few rows of a class to guard."""
-    taught: int = 0
-    """Rows that train the student; they are among `earlier`."""
-    gold: int = 0
-    """Rows with a right label, if the sample was drawn from them."""
-    wrong: int = 0
-    """The most labels that may differ from the strong model's, or from the right ones."""
-    score: Literal["", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"] = ""
-    """The order of the cheap answers; `equal`: they have none. `""`: not known yet."""
-    is_ended: bool = False
-    """Whether the student answers no more rows, because answers from which it learned have changed since."""
-    cut: SureCut | None = None
-    """None until the sample is answered."""
+    window = 4096
+    """Row numbers of a live round after which answers are delivered meanwhile; a larger query would block the database
+    too long."""
+    late = 0
+    """Rows before a window that are looked at again."""
+    meanwhile: Mapping[str, str] = MappingProxyType({})
+    """By the rule of a live round: the condition of rows that may get an answer in slot 0 while it runs."""
+
+    def begin(self, round_: int) -> None:
+        """Prepare a run, before its first round; `round_` is the id of the next round."""
+
+    def advance(self) -> bool:
+        """Decide something when no round has rows; return whether other rounds may have rows now."""
+        return False
+
+    def prepare(self, round_: Round) -> None:
+        """Fill the temporary tables that the rule of a round uses."""
+
+    def copies(self, round_: Round, slot: int, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
+        """Yield the records for the rows of a round whose `way` is `copy`. `pages` are the numbers of these rows."""
+        del round_, slot, pages
+        yield from ()
+
+    def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
+        """Yield the answers that rows of `meanwhile` get while a round runs, and the rows that need another one."""
+        del round_, pages
+        yield from ()
+
+
+class Delivered(NamedTuple):
+    """Answers that are delivered while a round runs."""
+
+    records: Sequence[Record]
+    to_send: Collection[int] = ()
+    """The numbers of rows that slot 0 is sent for now."""
+
+
+class RunningJob(Protocol):
+    """A run of a job, as its plan sees it."""
 
     @property
-    def every(self) -> int:
-        """All rows of the part."""
-        return self.rows + self.earlier
+    def spec(self) -> JobSpec:
+        """The job."""
+        ...
 
     @property
-    def pays(self) -> bool:
-        """Whether the cheap model answers rows beyond the sample."""
-        return self.cut is not None and self.cut.pays
+    def store(self) -> JobDatabase:
+        """The job's database."""
+        ...
 
     @property
-    def strong(self) -> float:
-        """How many of all rows the strong model answers if the cheap one answers those before the cut: the estimate of
-        the sample."""
-        if self.cut is None or not self.drawn:
-            return self.every
-        return self.every - max(0, self.rows - self.drawn) * self.cut.before / self.drawn
+    def config(self) -> ResolvedConfig:
+        """The model and settings of the run."""
+        ...
 
     @property
-    def costs(self) -> tuple[float, float] | None:
-        """The expected cost of all rows, and their cost at the strong model alone; None without prices."""
-        if self.cut is None or self.cut.prices is None:
-            return None
-        strong, cheap = self.cut.prices
-        return self.strong * strong + self.every * cheap, self.every * strong
+    def limit(self) -> int | None:
+        """The order's limit of rows."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """The number of the first row beyond the limit."""
+        ...
+
+    @property
+    def work(self) -> Work:
+        """Follows and halts long work."""
+        ...
+
+    def put(self, plan: Plan) -> None:
+        """Store the plan, with its new decisions. Raises the errors of `JobDatabase`."""
+        ...
+
+    def requests(self) -> RowRequests:
+        """Return the maker of the requests to the model of the first slot."""
+        ...
+
+
+class Plan(Stored):
+    """Which rows a job sends next, to which slots, and which answer a row gets.
+
+    This is the plan of an ordinary job: each row is sent to each target, and each answer is delivered. The plan of a
+    feature chooses one of several answers: slot 0 has the delivered answer of each row, and the slots after it have the
+    answers from which the plan chooses. It is data of the order; in the job, it also has the decisions that it made.
+    """
+
+    name: ClassVar[str] = ""
+    """Its name, which is the option that asks for it; `""` for an ordinary job."""
+    fields: ClassVar[Sequence[str]] = ()
+    """The columns that `marks` fills."""
+    rules: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Its rules for the rows of a round, in addition to `rounds.RULES`."""
+    follows: ClassVar[bool] = True
+    """Whether a row's answer is final once it is recorded, so that a live output may have it."""
+    all_may_fail: ClassVar[bool] = True
+    """Whether failures in all slots count for the limit of failures, not only those of delivered answers."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], models: Sequence[str], prompts: int) -> Plan | None:
+        """Return the plan that the options of `bulk` ask for; None for an ordinary job. `prompts`: their number.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
+        del options, models, prompts
+        return cls()
+
+    @property
+    def ways(self) -> tuple[Variant, ...]:
+        """The model and prompt of each slot; `()` if the order's variants have the slots."""
+        return ()
+
+    @property
+    def option(self) -> str:
+        """The option that asks for the plan; `""` for an ordinary job."""
+        return self.name
+
+    @property
+    def chooses(self) -> bool:
+        """Whether only the answer in slot 0 is delivered, which the plan chooses."""
+        return bool(self.ways)
+
+    @property
+    def identity(self) -> Sequence[Mapping[str, Any]]:
+        """The facts that tell apart the jobs without an output, in addition to `ways`."""
+        return ()
+
+    def next(self, first: Round, again: Again | None) -> Iterator[Round]:
+        """Yield the rounds that may come next, like `first` but for their rows: a pure function."""
+        if again is not None:
+            yield replace(first, rows=f"again {again}", reason=f"again {again}")
+        yield first
+
+    def resumes(self, last: Round) -> bool:
+        """Return whether an interrupted round is resumed; otherwise the next one follows from the answers."""
+        del last
+        return True
+
+    def may_batch(self, round_: Round) -> bool:
+        """Return whether a live round may go into a batch, which takes up to a day."""
+        del round_
+        return True
+
+    # ---- admission
+
+    def check(self, config: ResolvedConfig, question: Question) -> None:
+        """Raise `PromptmillError` (`invalid_input`) for settings or prompts that the plan cannot work with."""
+
+    def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
+        """Return the target of a slot with the plan's additions."""
+        del slot, config
+        return target
+
+    def counted(self, targets: Sequence[Target]) -> Sequence[Target]:
+        """Return the targets, with the settings whose answers also count."""
+        return targets
+
+    def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
+        """Return the plan with the decisions of the job `job_id`, which was begun with another order of this plan.
+
+        `sends_all`: the order sends all rows again. Raises `PromptmillError` (`invalid_input`).
+        """
+        del begun, job_id, sends_all
+        return self
+
+    def asked(self, targets: Sequence[Target]) -> Sequence[str]:
+        """Return the models that answer each prompt of a row."""
+        return [*dict.fromkeys(target.model for target in targets)]
+
+    def estimate(
+        self,
+        store: JobDatabase,
+        spec: JobSpec,
+        configs: Mapping[str, ResolvedConfig],
+        checked: Mapping[str, Any],
+        *,
+        end: int,
+    ) -> Mapping[str, Any]:
+        """Return further figures of a validation. Blocks.
+
+        `configs`: by model; `checked`: the figures so far; `end`: the number of the first row beyond the limit.
+        """
+        del store, spec, configs, checked, end
+        return {}
+
+    # ---- a run
+
+    def work(self, job: RunningJob) -> PlanWork:
+        """Return the work of one run."""
+        del job
+        return PlanWork()
+
+    def without(self, targets: Sequence[Target], round_: Round, error: PromptmillError) -> Sequence[Target] | None:
+        """Return the targets without a parameter that an endpoint has just refused; None if the error is another."""
+        del targets, round_, error
+        return None
+
+    # ---- the answers
+
+    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
+        """Return the values of `fields` for a row with the delivered answer `record`. `beside`: the answers in the
+        slots after it."""
+        del spec, record, beside
+        return {}
+
+    def running_figures(self, spec: JobSpec) -> RunStatus:
+        """Return the fields of the status that are known from the decisions alone."""
+        del spec
+        return {}
+
+    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> RunStatus:
+        """Return its fields of the status, for the rows below `before`. Blocks. Raises the errors of `JobDatabase`.
+
+        `fields`: the fields of the answers whose values are labels.
+        """
+        del store, fields, before
+        return self.running_figures(spec)
+
+    def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
+        """Return why a person should see a row, which has an answer of a model; None if nobody need see it."""
+        del spec, beside
+        own = probability(record)
+        return None if own is None or own >= 1 else Doubt(own, "low probability")
+
+    def names(self, models: Sequence[str]) -> list[str]:
+        """Return the names of the answers to a row by slots. `models`: the models of the slots."""
+        first, *beside = models
+        return [first, *(name if name not in beside[:at] else f"{name} {at + 1}" for at, name in enumerate(beside))]
+
+    def is_near(self, beside: Sequence[Record | None]) -> bool:
+        """Return whether a row's label is of those that are wrong most often."""
+        del beside
+        return False
+
+    def curve(self, store: JobDatabase) -> list[tuple[float, float]]:
+        """Return points of a curve for the report: a share of rows at the strong model, and the agreement. Raises the
+        errors of `JobDatabase`."""
+        del store
+        return []
+
+    def check_reviewable(self, job_id: str) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if a job is not yet ready for labels of a person."""
+
+
+class Doubt(NamedTuple):
+    """The reason why a person should see a row."""
+
+    score: float
+    """The lower it is, the more doubtful the answer; for `is_wrong`, the higher."""
+    words: str
+    kind: Literal["", "tie", "disagree"] = ""
+    """Ties are worth the most, then models that disagree."""
+
+
+class UnknownPlan(Plan):
+    """A plan of a feature that is missing. The job can be read, and not run."""
+
+    kind: str
+    delivers_one: bool
+    values: Mapping[str, Any]
+
+    @property
+    def option(self) -> str:
+        """The option that asked for the plan."""
+        return self.kind
+
+    @property
+    def chooses(self) -> bool:
+        """Whether only the answer in slot 0 is delivered."""
+        return self.delivers_one
+
+    def check(self, config: ResolvedConfig, question: Question) -> None:
+        """Raise `PromptmillError` (`invalid_input`)."""
+        del config, question
+        raise input_error("The job was begun with ", Named(self.kind), ", whose feature is not installed.")
+
+
+def plan_named(name: str) -> type[Plan] | None:
+    """Return the class of a plan; None if its feature is missing."""
+    entries = (entry for feature in features().values() for entry in feature.plans)
+    return next((part(entry.plan) for entry in entries if entry.name == name), None)
+
+
+def plan_of(options: Mapping[str, Any], models: Sequence[str], prompts: int) -> Plan:
+    """Return the plan that the options of `bulk` ask for. Raises `PromptmillError` (`invalid_input`)."""
+    for entry in (entry for feature in features().values() for entry in feature.plans):
+        if any(options.get(option) not in (None, False) for option in entry.options):
+            kind: type[Plan] = part(entry.plan)
+            if (plan := kind.of(options, models, prompts)) is not None:
+                return plan
+    for name, feature in hidden().items():
+        for option in (option for entry in feature.plans for option in entry.options if options.get(option)):
+            raise input_error(Named(option), f" needs the feature {name}, which is hidden here.")
+    return Plan()
+
+
+class _StoredPlan(Stored):
+    """A plan in the database of a job, also for queries."""
+
+    name: str
+    chooses: bool
+    values: Mapping[str, Any]
+
+
+def _read_plan(value: Any) -> Any:
+    if value is None:
+        return Plan()
+    if not isinstance(value, Mapping):
+        return value
+    stored = _StoredPlan.model_validate(value)
+    if (kind := plan_named(stored.name)) is not None:
+        return kind.model_validate(stored.values)
+    return UnknownPlan(kind=stored.name, delivers_one=stored.chooses, values=stored.values)
+
+
+def _written_plan(plan: Plan) -> dict[str, Any] | None:
+    if not plan.option:
+        return None
+    values = plan.values if isinstance(plan, UnknownPlan) else plan.model_dump(mode="json")
+    return _StoredPlan(name=plan.option, chooses=plan.chooses, values=values).model_dump()
+
+
+AnyPlan: TypeAlias = Annotated[Plan, BeforeValidator(_read_plan), PlainSerializer(_written_plan)]
+"""A plan; None in JSON for an ordinary job."""
 
 
 class Origin(Stored):
@@ -248,11 +454,8 @@ class JobSpec(Stored):
     """The name of the provider, for metrics."""
     settled: bool = False
     """Whether the call that the job belongs to has ended. Then no row is sent again, not even a failed row."""
-    sure: Sure | None = None
-    """Then slot 0 has the delivered label of each row, and the other slots have answers of cheap models."""
-    parts: tuple[SurePart, ...] = ()
-    votes: Votes | None = None
-    """Then slot 0 has the delivered label of each row, and the other slots have the votes on it."""
+    plan: AnyPlan = Plan()
+    """Which rows are sent next, and which answer a row gets."""
     to_bind: Literal["questions", "rows"] | None = None
     """The way to bind answers when the input is read again: by question, or by row number."""
     origin: Origin = Origin()
@@ -296,7 +499,7 @@ class JobSpec(Stored):
     @property
     def delivered(self) -> int:
         """The number of answers to each row in the output, which are in the first slots."""
-        return len(self.targets) if self.sure is None and self.votes is None else 1
+        return 1 if self.plan.chooses else len(self.targets)
 
     @property
     def output_targets(self) -> Sequence[Target]:
@@ -356,75 +559,6 @@ class OutputRecord(Stored):
     def is_own(self, there: Stamp | None) -> bool:
         """Return whether a file with the stamp `there` is this output, or the output that it replaces, unchanged."""
         return there is not None and there in {(self.size, self.mtime_ns), self.replaces}
-
-
-# ---- settings
-
-
-def system_prompt_of(plan: ResolvedConfig, given: str, input_format: str) -> str:
-    """Return the system prompt of every row: `given`, else the prompt in the configuration.
-
-    A row of a Batch file or of a call is a whole request; for such rows the configuration's prompt does not apply.
-    """
-    return given or ("" if input_format in WHOLE_REQUESTS else plan.settings.system_prompt)
-
-
-def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str, model: str = "") -> dict[str, Any]:
-    """Return digests of the settings that affect answers. (A row's own settings are part of its question.)
-
-    `model` replaces the plan's model. Limits of an answer's length are not included: an answer that was cut short has
-    the finish reason `length`, and `again: truncated` sends its row again. `models` has the digests of the other models
-    in the configuration file, which rows may name.
-    """
-    settings = plan.settings
-    system = system_prompt_of(plan, given_prompt, input_format)
-    found: dict[str, Any] = {"model": digest(model or plan.model), "system_prompt": digest(system)}
-    found["backend"] = digest(plan.backend)
-    if plan.record.needs_endpoint:
-        found["endpoint"] = digest(getattr(plan.block, "base_url", None))
-        found["enable_thinking"] = digest(getattr(plan.block, "enable_thinking", None))
-    if input_format not in WHOLE_REQUESTS:
-        found["sampling"] = digest(*map(without_lengths, _sampling(plan)))
-        found["image_tag"] = digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
-    return found | {"models": _other_models(plan)}
-
-
-def plain_sampling(plan: ResolvedConfig) -> dict[str, bool | int | float | str]:
-    """Return the sampling parameters that are not lists or objects, without limits of an answer's length."""
-    given = without_lengths(plan.settings.sampling_params.given())
-    return {name: value for name, value in given.items() if isinstance(value, bool | int | float | str)}
-
-
-def _sampling(plan: ResolvedConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    settings = plan.settings
-    extra = {name: value for name, value in settings.extra_params.items() if name != "service_tier"}
-    return settings.sampling_params.given(), extra
-
-
-def without_lengths(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters without the limits of an answer's length."""
-    return {name: value for name, value in values.items() if name not in TOKEN_LIMITS}
-
-
-def _other_models(plan: ResolvedConfig) -> dict[str, str]:
-    file = plan.file or plan.operator
-    blocks: dict[str, tuple[str, object, Any]] = {
-        name: (model.backend or "", getattr(model, model.backend or "", None), model)
-        for name, model in file.models.items()
-    }
-    blocks.setdefault(DEFAULT, (file.backend, getattr(file.backend_configs, file.backend, None), file))
-    return {
-        name: digest(
-            backend,
-            block.model_dump(mode="json", include=_DECIDES) if isinstance(block, BaseModel) else None,
-            without_lengths({**file.sampling_params.given(), **own.sampling_params.given()}),
-            without_lengths(own.extra_params),
-            own.system_prompt if own.system_prompt is not None else file.system_prompt,
-            own.image_tag or file.image_tag,
-        )
-        for name, (backend, block, own) in blocks.items()
-        if name != plan.name
-    }
 
 
 def digest(*values: object) -> str:

@@ -27,9 +27,9 @@ _LONG_VALUE = 1000  # characters; a longer answer is grouped by its digest
 _SAMPLES = 65_536  # answers for the histograms of a report
 _IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # 0: a copy of another answer
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
-# a job of sure or voted labels has other answers beside them, which cost but are not delivered
+# a plan that chooses has other answers next to the delivered ones, which cost
 DELIVERED = f"""answer.key < coalesce((
-    SELECT CASE WHEN coalesce(value ->> '$.sure', value ->> '$.votes') IS NULL THEN {LAST_KEY} ELSE {SLOT} END
+    SELECT CASE WHEN value ->> '$.plan.chooses' THEN {SLOT} ELSE {LAST_KEY} END
     FROM job WHERE name = 'spec'
 ), {LAST_KEY})"""
 """The SQL condition for records that the output has."""

@@ -23,10 +23,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from promptmill.backends.batches import Reply
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.order import Stored
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import join_of
-from promptmill.jobs.store.spec import Target
+from promptmill.jobs.store.stored import Stored, Target
 
 State: TypeAlias = Literal["planning", "planned", "uploaded", "creating", "sent", "ended", "fetched", "done"]
 IN_BATCH = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base})"

@@ -15,9 +15,13 @@ from labellers import LABELS, labellers, named, sent
 from labellers import label as label_of_model
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.features.labels.votes import Votes
+from promptmill.jobs.labels import Decision, decide
+from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.store.records import FIRST, SLOT, record_of
-from promptmill.jobs.sure.panel import Decision, decide
+from promptmill.jobs.store.rounds import Round
 from replies import answer, choose, status
+from rounds_bench import order_of
 
 ROWS = 60
 VOTES = ("--prompt", "Is it positive? {{text}}", "--choices", ",".join(LABELS), "--model", "small")
@@ -59,6 +63,18 @@ def test_objects_with_the_same_fields_are_the_same_vote():
     decision = decided([vote('{"a": 1, "b": 2}'), vote('{"b":2,"a":1}'), vote('{"a": 1, "b": 3}')])
     assert decision.score == pytest.approx(2 / 3)
     assert not decision.is_tie
+
+
+def test_votes_are_sent_before_the_decisions():
+    order = order_of().model_copy(update={"plan": Votes(models=("", "", ""))})
+    plain, votes = Round(1, "open", "", (0,)), Round(1, "open", "", (1, 2, 3))
+
+    def following(known: Round, empty: str = "") -> Round | None:
+        return next_round(Situation(order, order.plan, [known], 1, 4, lambda round_: round_.rows != empty))
+
+    assert following(plain) == Round(2, "open", "first", (1, 2, 3), 1), "an answer that is not there yet is no vote"
+    assert following(votes) == votes
+    assert following(votes, "open") == Round(2, "voted", "votes", (0,), 1, way="copy")
 
 
 def ballots(number: int) -> list[str]:
@@ -258,3 +274,11 @@ def test_options_that_do_not_go_with_it_are_refused(voters, options, problem):
 
 def test_it_needs_labels(voters):
     assert "--votes compares labels" in voters.fail("--prompt", "{{text}}", "--votes", "3")
+
+
+def test_votes_at_an_endpoint_whose_configuration_sends_each_question_once(bench):
+    bench.upstream.reply = choose(lambda _: answer(LABELS[0]))
+    bench.write([{"text": "a"} for _ in range(4)])
+    bench.succeed(*VOTES, "--votes", "3", "--temperature", "0", dedupe=True)
+    assert len(bench.upstream.seen) == 3 * 4, "each row has votes of its own"
+    assert [(row["answer"], row["score"]) for row in bench.answers()] == [(LABELS[0], 1)] * 4

@@ -39,18 +39,16 @@ from promptmill.backends.protocol import Call, Facts, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Request
-from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.batch_files import BatchFiles, is_whole, new_key, waits
-from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
+from promptmill.features.batches.batch_files import BatchFiles, is_whole, new_key, waits
+from promptmill.jobs.run.live import StoreSink, answer_rows
+from promptmill.jobs.run.ways import RoundRun
 from promptmill.jobs.store import statistics, stored_batches
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import BatchOrder
-from promptmill.jobs.store.progress import Progress
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import store_round, stored_rounds
-from promptmill.jobs.store.status_record import BatchStatus
+from promptmill.jobs.store.status_record import BatchStatus, RunStatus
 from promptmill.jobs.store.stored_batches import HAS_REPLY, IN_BATCH, Batch
-from promptmill.service.service import Service
 
 _LONGEST_POLL_S = 900.0
 _GROWTH = 1.5
@@ -110,27 +108,12 @@ class PlanSink(StoreSink):
 class BatchRound:
     """One round of a job whose `way` is `batch`."""
 
-    def __init__(
-        self,
-        job: Job,
-        service: Service,
-        progress: Progress,
-        rows: OpenRows,
-        sink_of: Callable[[type[StoreSink], Call], StoreSink],
-        *,
-        is_cancelled: Callable[[], bool],
-        no_room: Callable[[PromptmillError], None],
-        clock: Clock = Clock(),
-    ) -> None:
-        """`rows` are the round's open rows, `sink_of` makes their sink. `is_cancelled`: the user has cancelled the job.
-
-        `no_room` is called with the error of a row that the budget can never pay.
-        """
-        self._job, self._service, self._progress, self._round = job, service, progress, rows.round
-        self._rows, self._sink_of, self._clock = rows, sink_of, clock
-        self._order = job.order.batch or BatchOrder()
-        self._is_cancelled, self._no_room = is_cancelled, no_room
-        self._store = job.folder.store
+    def __init__(self, run: RoundRun, *, clock: Clock = Clock()) -> None:
+        self._job, self._service, self._progress, self._round = run.job, run.service, run.progress, run.rows.round
+        self._rows, self._sink_of, self._clock = run.rows, run.sink_of, clock
+        self._order = run.job.order.batch or BatchOrder()
+        self._is_cancelled, self._no_room = run.is_cancelled, run.no_room
+        self._store = run.job.folder.store
         self._apis: dict[int, BatchApi] = {}
         self._most: dict[int, int] = {}
         """The most requests of a batch, by slot; fewer once a queue was full."""
@@ -621,14 +604,21 @@ def _unread(batch: Batch, code: Code, text: str, hint: str) -> PromptmillError:
     return PromptmillError(code, text, [f"{hint} {again}", Named("by", "1m"), "."])
 
 
-def batch_figures(store: JobDatabase, plan: ResolvedConfig) -> BatchStatus:
-    """Return the answers by batch and live, with their costs; empty for a job without batches. Blocks."""
-    ids = [round_.id for round_ in stored_rounds(store) if round_.way == "batch"]
-    if not ids:
-        return {}
-    by_batch, live = statistics.paid(store, ids)
-    found: BatchStatus = {"by_batch": by_batch.rows, "live": live.rows}
-    if (price := price_of(plan)) is not None:
-        live_price = cost_of_many(price, by_batch.usage, by_batch.rows)
-        found |= {"cost": by_batch.cost, "live_cost": live.cost, "live_price": live_price}
-    return found
+class BatchWay:
+    """The provider gets files of requests, and answers them within a day."""
+
+    @staticmethod
+    async def run(round_: RoundRun) -> None:
+        """Run a round to its end."""
+        await BatchRound(round_).run()
+
+    @staticmethod
+    def figures(store: JobDatabase, config: ResolvedConfig) -> RunStatus:
+        """Return the answers by batch and live, with their costs."""
+        ids = [round_.id for round_ in stored_rounds(store) if round_.way == "batch"]
+        by_batch, live = statistics.paid(store, ids)
+        found: BatchStatus = {"by_batch": by_batch.rows, "live": live.rows}
+        if (price := price_of(config)) is not None:
+            live_price = cost_of_many(price, by_batch.usage, by_batch.rows)
+            found |= {"cost": by_batch.cost, "live_cost": live.cost, "live_price": live_price}
+        return {"batch": found}

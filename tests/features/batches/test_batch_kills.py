@@ -13,12 +13,12 @@ import pytest
 
 from batch_server import BatchServer, answer_to
 from promptmill.cli.main import main
-from promptmill.jobs.run import batch_round
+from promptmill.features.batches import batch_round
 from promptmill.jobs.store.folder import Folder
 from waiting import eventually
 
 ROWS = 24
-KILLED = Path(__file__).parents[1] / "support" / "killed.py"
+KILLED = Path(__file__).parents[2] / "support" / "killed.py"
 PROVIDERS = ["openai", "azure", "anthropic", "gemini", "mistral"]
 NAMES = {"gemini": "google"}
 # a batch begins, is planned, its amount, the upload, the creation, its id, each look, its end, the fetched replies; and

@@ -16,10 +16,10 @@ import pytest
 
 import promptmill
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.run import student_rounds, sure_rounds
-from promptmill.jobs.sure import student as classifier
-from promptmill.jobs.sure.cut import number
-from promptmill.jobs.sure.student import STUDENTS, LinearStudent, Student, buckets_of
+from promptmill.features.labels import student as classifier
+from promptmill.features.labels import student_answers, sure_work
+from promptmill.features.labels.cut import number
+from promptmill.features.labels.student import STUDENTS, LinearStudent, Student, buckets_of
 from replies import answer, choose, status
 
 ROWS = 1_500
@@ -61,7 +61,7 @@ def student(bench):
     """Return a bench with `ROWS` rows, an endpoint with the strong model, and students of small tables."""
     bench.upstream.reply = choose(strong)
     bench.write([{"id": f"r{n}", "text": text(n)} for n in range(ROWS)])
-    with mock.patch.multiple(student_rounds, FEWEST_ROWS=1_000, _FEWEST_TAUGHT=200):
+    with mock.patch.multiple(student_answers, FEWEST_ROWS=1_000, _FEWEST_TAUGHT=200):
         yield bench
 
 
@@ -212,7 +212,7 @@ def test_no_row_both_trains_the_student_and_is_in_the_sample(student):
     run(student)
     with sqlite3.connect(student.folder.database) as database:
         chosen = database.execute("SELECT round > 0, n FROM chosen").fetchall()
-    (part,) = student.folder.known_spec().parts
+    (part,) = student.folder.known_spec().plan.parts
     assert Counter(is_sample for is_sample, _ in chosen) == {0: part.taught, 1: part.drawn}
     assert len({n for _, n in chosen}) == len(chosen)
     assert part.rows + part.taught == ROWS
@@ -221,8 +221,8 @@ def test_no_row_both_trains_the_student_and_is_in_the_sample(student):
 
 def test_labels_that_do_not_follow_from_the_words_do_not_pay(student, monkeypatch):
     # one draw: in another one of seven, the few surest guesses of the sample are right by chance
-    monkeypatch.setattr(sure_rounds, "digest", lambda _job, *part: repr(part))
-    monkeypatch.setattr(student_rounds, "number", lambda what, _job, n: number(what, n))
+    monkeypatch.setattr(sure_work, "digest", lambda _job, *part: repr(part))
+    monkeypatch.setattr(student_answers, "number", lambda what, _job, n: number(what, n))
     student.upstream.reply = choose(lambda seen: answer([*TOPICS][crc32(seen.prompt.encode()) % 3]))
     found = run(student)
     assert not found["sure"]["expected"]["pays"]
@@ -241,10 +241,10 @@ def test_a_small_table_is_answered_by_the_strong_model(student):
 
 def test_rows_that_are_added_later_have_a_sample_of_their_own(student):
     run(student)
-    first = student.folder.known_spec().parts
+    first = student.folder.known_spec().plan.parts
     student.write([{"id": f"r{n}", "text": text(n)} for n in range(2 * ROWS)])
     found = run(student)
-    parts = student.folder.known_spec().parts
+    parts = student.folder.known_spec().plan.parts
     assert parts[0] == first[0]
     assert (parts[1].taught, parts[1].seed != parts[0].seed) == (200, True)
     assert (found["sure"]["rows"], found["sure"]["sample"]["taught"]) == (2 * ROWS, 400)
@@ -261,7 +261,7 @@ def test_a_student_whose_examples_change_answers_no_more_rows(student):
     student.output.unlink()
     student.upstream.seen.clear()
     run(student, "--limit", "1200")
-    (part,) = student.folder.known_spec().parts
+    (part,) = student.folder.known_spec().plan.parts
     assert part.is_ended
     assert student.upstream.seen
     assert wrong(student.answers()) <= MOST_WRONG
@@ -332,9 +332,9 @@ def test_a_killed_job_draws_learns_and_cuts_the_same(bench, point):
     bench.write([{"id": f"r{n}", "text": text(n)} for n in range(rows)])
     first = bench.run(*STUDENT, *named(bench), killed_at=point)
     assert first.returncode in {-9, 0}, first.stderr
-    before, chosen = bench.folder.known_spec().parts, drawn(bench)
+    before, chosen = bench.folder.known_spec().plan.parts, drawn(bench)
     found = run(bench)
-    (part,) = bench.folder.known_spec().parts
+    (part,) = bench.folder.known_spec().plan.parts
     if before and before[0].cut is not None:
         assert before[0] == part
     if before:

@@ -15,31 +15,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 from itertools import filterfalse
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import Any
 
 from promptmill.backends.protocol import Completion
 from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import counted
-from promptmill.jobs.run.gold_labels import right_labels
-from promptmill.jobs.run.live import OpenRow
-from promptmill.jobs.run.student_rounds import StudentAnswers, taught_of
-from promptmill.jobs.store.database import LAST_KEY, PAGE, Row
-from promptmill.jobs.store.order import Sure
+from promptmill.features.labels import cut as cuts
+from promptmill.features.labels.cut import NOTHING_SURE, Place
+from promptmill.features.labels.gold_labels import right_labels
+from promptmill.features.labels.panel import Score, cheap_of, kind_of, place_of, score_of
+from promptmill.features.labels.rule import STUDENT, SureCut, SurePart, SureRule
+from promptmill.features.labels.student import STUDENTS
+from promptmill.features.labels.student_answers import StudentAnswers, taught_of
+from promptmill.jobs.labels import label_of
+from promptmill.jobs.store.database import LAST_KEY, JobDatabase, Row
 from promptmill.jobs.store.records import SLOT, Made, Record, copied, record_of
 from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
-from promptmill.jobs.store.spec import JobSpec, SureCut, SurePart, digest
-from promptmill.jobs.sure import cut as cuts
-from promptmill.jobs.sure.cut import NOTHING_SURE, Place
-from promptmill.jobs.sure.labels import STUDENT, part_of
-from promptmill.jobs.sure.panel import Score, cheap_of, kind_of, label_of, place_of, score_of
-
-if TYPE_CHECKING:
-    from promptmill.jobs.run.admission import Job
-    from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.spec import Delivered, JobSpec, PlanWork, RunningJob, digest
 
 FEWEST_ROWS = 200
 """In a smaller table, the strong model answers every row: there is almost nothing to save."""
@@ -52,6 +49,11 @@ _IS_NEW = f"""
     {HAS_QUESTION} AND row.n < ?
     AND NOT EXISTS (SELECT 1 FROM answer WHERE key = row.n OR key = row.n + {SLOT})
 """
+_IS_ANSWERED = f"""
+    answer.key IS NULL
+    AND EXISTS (SELECT 1 FROM answer AS cheap WHERE cheap.key = row.n + {SLOT} AND cheap.code IS NULL)
+"""
+"""The condition of rows that a cheap model has answered, and that have no label yet."""
 _WITHOUT_LABEL = f"""
     key BETWEEN {SLOT} AND {2 * SLOT - 1} AND code IS NULL
     AND NOT EXISTS (SELECT 1 FROM answer AS delivered WHERE delivered.key = answer.key - {SLOT})
@@ -89,18 +91,22 @@ class _Sampled:
         return not self.agrees and not self.is_bad
 
 
-class SureRounds:
-    """The draws, decisions and copies of one run. All methods block and raise the errors of `JobDatabase`."""
+class SureWork(PlanWork):
+    """The draws, decisions and copies of one run."""
 
-    def __init__(self, job: Job, rule: Sure, end: int, student: StudentAnswers | None = None) -> None:
-        """`end`: the number of the first row beyond the order's limit."""
-        self._job, self._rule, self._end, self._student = job, rule, end, student
+    meanwhile = MappingProxyType({"cheap": _IS_ANSWERED})
+
+    def __init__(self, job: RunningJob) -> None:
+        self._job, self._end = job, job.end
+        student = self._rule.student
+        self._student = StudentAnswers(job, STUDENTS[student]) if student else None
         self._has_begun = False
 
     @property
-    def part(self) -> SurePart | None:
-        """The newest part of the job; None before the first draw."""
-        return self._spec.parts[-1] if self._spec.parts else None
+    def _rule(self) -> SureRule:
+        """The rule, with the decisions so far."""
+        assert isinstance(self._job.spec.plan, SureRule)
+        return self._job.spec.plan
 
     @property
     def _spec(self) -> JobSpec:
@@ -108,19 +114,19 @@ class SureRounds:
 
     @property
     def _store(self) -> JobDatabase:
-        return self._job.folder.store
+        return self._job.store
 
     def begin(self, round_: int) -> None:
         """Draw the sample of the rows that are new since the last draw; `round_` is the id of the next round."""
         if self._has_begun:
             return
         self._has_begun = True
-        spec, limits = self._spec, self._job.order.limits
-        of = digest(spec.input.sha256, limits.rows, spec.question.sample)
-        if self.part is not None and self.part.of == of:
-            self._check_strong(self.part)
+        spec, rule = self._spec, self._rule
+        of = digest(spec.input.sha256, self._job.limit, spec.question.sample)
+        if self._rule.part is not None and self._rule.part.of == of:
+            self._check_strong(self._rule.part)
             return
-        if self._rule.gold and self.part is not None:
+        if self._rule.gold and self._rule.part is not None:
             raise input_error(
                 "The input has changed since the sample was drawn, and a promise about right labels is for one input: "
                 "restore it, or name another output."
@@ -132,13 +138,13 @@ class SureRounds:
         else:
             drawn = self._drawn_of_gold if self._rule.gold else self._drawn
             parts.append(drawn(rows, self._wrong_of_new(rows, parts), of, round_))
-        self._job.put(spec.model_copy(update={"parts": tuple(parts)}))
+        self._job.put(rule.with_parts(parts))
 
     def _earlier_parts(self, rows: int) -> list[SurePart]:
         """Return the known parts without those of their rows that are new (`rows`): a row that was not sent yet moves
         to the next part."""
         parts = []
-        for part in self._spec.parts:
+        for part in self._rule.parts:
             # an undecided sample is worth nothing for another input: its strong answers count, its cheap ones do not
             without = {"rows": part.every, "drawn": 0, "earlier": 0, "taught": 0, "cut": SureCut(place=NOTHING_SURE)}
             parts.append(part.model_copy(update=without) if part.cut is None else part)
@@ -205,7 +211,7 @@ class SureRounds:
         return SurePart(of=of, round=round_, rows=rows, drawn=size, gold=len(known), seed=seed, wrong=wrong)
 
     def _right_labels(self, rows: Iterable[Row]) -> dict[int, str]:
-        choices = self._job.plan.settings.sampling_params.choices or ()
+        choices = self._job.config.settings.sampling_params.choices or ()
         return right_labels(rows, self._spec, self._rule.gold, list(choices))
 
     def _check_strong(self, part: SurePart) -> None:
@@ -253,7 +259,7 @@ class SureRounds:
 
     def advance(self) -> bool:
         """Decide on a sample whose rows are all answered; return whether this changed the rounds to come."""
-        part = self.part
+        part = self._rule.part
         if part is None or part.cut is not None:
             return False
         learned = "" if self._student is None else self._student.answer_sample(part.round)
@@ -276,7 +282,7 @@ class SureRounds:
         return True
 
     def _replace_part(self, part: SurePart) -> None:
-        self._job.put(self._spec.model_copy(update={"parts": (*self._spec.parts[:-1], part)}))
+        self._job.put(self._rule.with_parts([*self._rule.parts[:-1], part]))
 
     def _sample(self, panel: Sequence[int]) -> Iterator[_Sampled]:
         chosen = [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]
@@ -356,62 +362,48 @@ class SureRounds:
             self._store.change(("INSERT INTO temp.sure VALUES (?)", sure))
             first = page[-1].key + 1
 
-    def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
-        """Copy the answers of the rows in `temp.sure` to slot 0; a round of the student answers its rows instead.
-
-        `recorded` is called with the keys of some copies.
-        """
-        if self._student is not None and round_.rows == "cheap":
-            assert self.part is not None
-            assert self.part.cut is not None
-            if not self._student.answer(round_, self.part.cut.learned):
-                self._replace_part(self.part.model_copy(update={"is_ended": True}))
+    def copies(self, round_: Round, slot: int, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
+        """Yield the sure answers, for slot 0; a round of the student yields its answers."""
+        del slot
+        if self._student is None or round_.rows != "cheap":
+            for page in pages:
+                first = self._store.records_at([n + SLOT for n in page])
+                yield self._deliver(round_, filter(None, map(self._sure_answer, first)))
             return
-        last = -1
-        while page := self._store.read(f"SELECT n FROM temp.sure WHERE n > ? ORDER BY n LIMIT {PAGE}", last):
-            first = self._store.records_at([n + SLOT for (n,) in page])
-            copies = self._deliver(round_, filter(None, map(self._sure_answer, first)))
-            recorded([copy.key for copy in copies])
-            last = page[-1][0]
+        assert self._rule.part is not None
+        assert self._rule.part.cut is not None
+        if self._student.has_learned(self._rule.part.cut.learned):
+            yield from self._student.answers(round_, pages)
+        else:
+            self._replace_part(self._rule.part.model_copy(update={"is_ended": True}))
 
-    def settle(
-        self, round_: Round, first: int, following: int, *, delivered: Callable[[Sequence[Record]], None]
-    ) -> Iterator[list[OpenRow]]:
-        """Copy the sure answers among the rows `first` to `following - 1`, and yield the unsure rows, to be sent now.
+    def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
+        """Yield the sure answers, and the rows that are not sure.
 
         A row whose cheap answers are not all there is left to the rounds `sure` and `unsure`.
         """
-        end, key = SLOT + min(following, self._end), SLOT + first
-        while key < end and (page := self._store.page(key, f"{_WITHOUT_LABEL} AND key < {end}")):
-            key = page[-1].key + 1
-            complete = [record for record in page if self._is_complete(record)]
+        for page in pages:
+            complete = [
+                record for record in self._store.records_at([n + SLOT for n in page]) if self._is_complete(record)
+            ]
             sure = [answer for record in complete if (answer := self._sure_answer(record)) is not None]
-            delivered(self._deliver(round_, sure))
             unsure = {record.row for record in complete} - {record.row for record in sure}
-            if unsure:
-                rows = self._store.row_page(min(unsure), max(unsure), max(unsure) - min(unsure) + 1)
-                yield [
-                    OpenRow(row.n, 0, (row.asked or b"")[:16], row.line, row.cells or b"", 0, answered=False)
-                    for row in rows
-                    if row.n in unsure
-                ]
+            yield Delivered(self._deliver(round_, sure), unsure)
 
     def _deliver(self, round_: Round, cheap: Iterable[Record]) -> list[Record]:
         target, of_cheap = self._spec.targets[:2]
         model = STUDENT if self._rule.student else of_cheap.model or self._spec.model
         made = Made(of_cheap.settings, round_.id, target.changed, model)
-        copies = [record_of(record.row, _delivered(record), record.asked, made) for record in cheap]
-        self._store.write(copies)
-        return copies
+        return [record_of(record.row, _delivered(record), record.asked, made) for record in cheap]
 
     def _is_complete(self, cheap: Record) -> bool:
-        part = part_of(self._spec, cheap)
+        part = self._rule.part_of(cheap)
         others = [] if part is None else [cheap.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
         return part is not None and len(list(self._store.records_at(others))) == len(others)
 
     def _sure_answer(self, first: Record) -> Record | None:
         """Return the answer to deliver to a row, by the first of its cheap answers; None if the row is not sure."""
-        part = part_of(self._spec, first)
+        part = self._rule.part_of(first)
         if part is None or part.cut is None or not first.is_sound:
             return None
         others = [first.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
@@ -420,12 +412,12 @@ class SureRounds:
         return cheap_of(panel, part.score) if place_of(panel, part) > part.cut.place else None
 
 
-def sample_of(rows: int, wrong: int, rule: Sure) -> int:
+def sample_of(rows: int, wrong: int, rule: SureRule) -> int:
     """Return the size of the sample of so many rows, of which `wrong` may differ; 0: the strong model answers all."""
     return 0 if rows < FEWEST_ROWS else cuts.sample_size(rows, wrong, rule.certainty_of_each)
 
 
-def sample_of_gold(rows: int, gold: int, rule: Sure) -> int:
+def sample_of_gold(rows: int, gold: int, rule: SureRule) -> int:
     """Return the size of the sample of so many rows, of which `gold` have a right label.
 
     Raises `PromptmillError` (`invalid_input`) if they are too few for the promise.

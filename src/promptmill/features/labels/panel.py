@@ -7,68 +7,18 @@ most of them have. A student has a probability, too.
 
 from __future__ import annotations
 
-import json
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
-from promptmill.core.values import json_text, read_json
+from promptmill.features.labels.cut import Place, place
+from promptmill.features.labels.rule import SurePart
+from promptmill.jobs.labels import decide, label_of, probability
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.spec import SurePart
-from promptmill.jobs.sure.cut import Place, place
 
 Score: TypeAlias = Literal[
     "", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"
 ]
 _ENOUGH = 0.5  # of the answers must have probabilities
-
-
-def label_of(record: Record) -> str:
-    """Return the label of an answer, see `label_in`."""
-    return label_in(record.text)
-
-
-def label_in(text: str) -> str:
-    """Return the label of an answer's text; of an object, the same text for the same fields in any order. Lists are
-    sets, as in a comparison."""
-    text = text.strip()
-    if text.startswith("{"):
-        try:
-            fields = read_json(text)
-        except json.JSONDecodeError:
-            return text
-        fields = {name: _as_set(value) if isinstance(value, list) else value for name, value in fields.items()}
-        return json_text(fields, sort_keys=True)
-    return text
-
-
-def _as_set(values: Sequence[Any]) -> list[str]:
-    return sorted({json_text(value, sort_keys=True) for value in values})
-
-
-class Decision(NamedTuple):
-    """The result of a vote."""
-
-    record: Record
-    """The first answer with the label that won: in a tie, the first of the labels that are tied; without any answer,
-    the first failure."""
-    score: float
-    """The share of all votes that have its label, failed votes included."""
-    is_tie: bool
-    """Whether another label has as many votes."""
-
-
-def decide(votes: Sequence[Record | None]) -> Decision | None:
-    """Return the decision of the votes on a row; None if no vote has an outcome."""
-    outcomes = [vote for vote in votes if vote is not None]
-    answers = [vote for vote in outcomes if vote.code is None]
-    if not answers:
-        return Decision(outcomes[0], 0.0, is_tie=False) if outcomes else None
-    counts = Counter(map(label_of, answers))
-    most = max(counts.values())
-    first = next(vote for vote in answers if counts[label_of(vote)] == most)
-    return Decision(first, most / len(votes), is_tie=sum(count == most for count in counts.values()) > 1)
 
 
 def cheap_of(panel: Sequence[Record | None], kind: Score) -> Record | None:
@@ -77,25 +27,6 @@ def cheap_of(panel: Sequence[Record | None], kind: Score) -> Record | None:
         return panel[0]
     decision = decide(panel)
     return None if decision is None else decision.record
-
-
-def probability(record: Record) -> float | None:
-    """Return the probability that the model gave to its answer, among the choices if it told that; None if it told
-    none."""
-    extras = record.extras
-    if isinstance(chances := extras.get("top_choices"), dict) and isinstance(own := chances.get(record.text), float):
-        return own
-    content = _content(extras.get("logprobs"))
-    try:
-        total = math.fsum(float(token["logprob"]) for token in content)
-    except (KeyError, TypeError, ValueError):
-        return None
-    return math.exp(min(total, 0.0)) if content else None
-
-
-def _content(logprobs: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    return content if isinstance(content, list) else []
 
 
 def kind_of(panels: Sequence[Sequence[Record | None]], *, has_second: bool, votes: bool = False) -> Score:

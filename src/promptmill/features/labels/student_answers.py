@@ -13,24 +13,20 @@ A student is not stored: it learns again, from the same answers in the same orde
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
 
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.backends.questions import RowRequests
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.request import Request, TextPart
-from promptmill.jobs.store.database import PAGE, JobDatabase, Row, Work
+from promptmill.features.labels.cut import number
+from promptmill.features.labels.rule import STUDENT
+from promptmill.features.labels.student import Classifier
+from promptmill.jobs.labels import label_of
+from promptmill.jobs.store.database import PAGE, JobDatabase, Row
 from promptmill.jobs.store.records import PERSON, SLOT, Made, Record, record_of
-from promptmill.jobs.store.rounds import ANSWERED, Round, join_of, stored_rounds
-from promptmill.jobs.store.spec import digest
-from promptmill.jobs.sure.cut import number
-from promptmill.jobs.sure.labels import STUDENT
-from promptmill.jobs.sure.panel import label_of
-from promptmill.jobs.sure.student import Classifier
-
-if TYPE_CHECKING:
-    from promptmill.jobs.run.admission import Job
+from promptmill.jobs.store.rounds import ANSWERED, Round, stored_rounds
+from promptmill.jobs.store.spec import RunningJob, digest
 
 FEWEST_ROWS = 5_000
 """In a smaller table, the strong model answers every row: training and sample would take too much of it."""
@@ -53,12 +49,8 @@ def taught_of(rows: int) -> int:
 class StudentAnswers:
     """The answers of the student in one run. All methods block and raise the errors of `JobDatabase`."""
 
-    def __init__(
-        self, job: Job, kind: type[Classifier], requests: Callable[[], RowRequests], end: int, work: Work
-    ) -> None:
-        """`requests` returns the maker of the requests whose texts are learned; `end`: the number of the first row
-        beyond the order's limit."""
-        self._job, self._kind, self._requests, self._end, self._work = job, kind, requests, end, work
+    def __init__(self, job: RunningJob, kind: type[Classifier]) -> None:
+        self._job, self._kind, self._end, self._work = job, kind, job.end, job.work
         self._known: tuple[str, Classifier, dict[str, str]] | None = None
         self._maker: RowRequests | None = None
 
@@ -67,35 +59,29 @@ class StudentAnswers:
         Repeatable."""
         learned, _, _ = self._learn()
         chosen = [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]
-        for _ in self._answer(chosen, round_):
-            pass
+        for records in self._answer(chosen, round_):
+            self._store.write(records)
         return learned
 
-    def answer(self, round_: Round, learned: str) -> bool:
-        """Answer the rows of a round. Return False, and answer none, if the student has not learned from `learned`."""
-        if self._learn()[0] != learned:
-            return False
-        condition = round_.condition(self._job.spec.targets[1].counted, 1)
-        query = f"""
-            SELECT row.n FROM {join_of(1)} WHERE row.n > ? AND row.n < ? AND ({condition}) ORDER BY row.n LIMIT {PAGE}
-        """
-        last = -1
-        while page := [n for (n,) in self._store.read(query, last, self._end)]:
-            for count in self._answer(page, round_.id):
-                self._work.done(count)
-            last = page[-1]
-        return True
+    def has_learned(self, learned: str) -> bool:
+        """Return whether the student learns from the same answers as at the cut: those with the digest `learned`."""
+        return self._learn()[0] == learned
+
+    def answers(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
+        """Yield its answers to the rows of a round."""
+        for page in pages:
+            for records in self._answer(page, round_.id):
+                yield records
+                self._work.done(len(records))
 
     @property
     def _store(self) -> JobDatabase:
-        return self._job.folder.store
+        return self._job.store
 
-    def _answer(self, numbers: Sequence[int], round_: int) -> Iterator[int]:
-        """Answer these rows; yield the number of rows now and then."""
+    def _answer(self, numbers: Sequence[int], round_: int) -> Iterator[Sequence[Record]]:
         made = Made(self._job.spec.targets[1].settings, round_, (), STUDENT)
         for rows in self._rows(numbers):
-            self._store.write(self._answered(rows, made))
-            yield len(rows)
+            yield self._answered(rows, made)
 
     def _answered(self, rows: Sequence[Row], made: Made) -> list[Record]:
         _, student, answers = self._learn()
@@ -156,7 +142,7 @@ class StudentAnswers:
     def _text(self, row: Row) -> str:
         """Return the prompt of a row, without the system prompt. Raises `PromptmillError`."""
         if self._maker is None:
-            self._maker = self._requests()
+            self._maker = self._job.requests()
         return text_of(self._maker.request(row.n, row.line, row.cells or b""))
 
 

@@ -6,16 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from promptmill.backends.rows import NAMES
-from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.errors import Named, input_error
 from promptmill.core.values import text_of
-from promptmill.core.wording import counted, listed
 from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.inputs.template import ROW, check_names, places_in, template_of
+from promptmill.jobs.labels import other_labels, right_label
 from promptmill.jobs.store.database import Row
-from promptmill.jobs.store.order import Question
 from promptmill.jobs.store.spec import JobSpec
-
-_EXAMPLES = 3
+from promptmill.jobs.store.stored import Question
 
 
 def check_unasked(question: Question, gold: str) -> None:
@@ -28,25 +26,6 @@ def check_unasked(question: Question, gold: str) -> None:
             raise input_error(Named("prompt"), f" has all columns of the row, also {gold[:60]}; name those it needs.")
     if gold in {question.column, question.image_column} or (not question.templates and gold in NAMES):
         raise input_error(Named("gold"), f": {gold[:60]} is a part of the prompt.")
-
-
-def right_label(cell: object, labels: Iterable[str]) -> str:
-    """Return the label in a cell, spelled as one of `labels`; `""` for none of them. Capitals count only if two labels
-    differ in nothing else, as in a comparison.
-
-    >>> right_label(" Positive", ["positive", "negative"])
-    'positive'
-    """
-    given = text_of(cell).strip()
-    known = {label.casefold(): label for label in labels} | {label: label for label in labels}
-    return known.get(given) or known.get(given.casefold(), "")
-
-
-def other_labels(column: str, counts: Counter[str]) -> PromptmillError:
-    """Return the error for labels in a column that no answer may have. `counts`: their rows."""
-    shown = listed([f"{text[:40]!r} ({counted(count, 'row')})" for text, count in counts.most_common()], _EXAMPLES)
-    among = "has labels that are not among the "
-    return input_error(f"The column {column} {among}", Named("choices"), f": {shown}; correct these.")
 
 
 def right_labels(rows: Iterable[Row], spec: JobSpec, column: str, labels: Sequence[str]) -> dict[int, str]:

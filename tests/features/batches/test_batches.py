@@ -21,12 +21,14 @@ from promptmill.backends.openai.batches.families import AnthropicBatches
 from promptmill.cli.main import main
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
-from promptmill.jobs.run import batch_round, runner
+from promptmill.features.batches import batch_round
+from promptmill.jobs.run.planning import Situation, next_round
+from promptmill.jobs.run.ways import RoundRun
 from promptmill.jobs.store import stored_batches
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import BatchOrder, JobOrder
-from promptmill.jobs.store.rounds import Round, Situation, next_round
+from promptmill.jobs.store.rounds import Round
 
 ROWS = 40
 PRICE = {"price": {"input": 1.0, "output": 10.0, "batch": 0.5}}
@@ -236,10 +238,10 @@ class Simulated:
     def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         made = batch_round.BatchRound
 
-        def with_clock(*given: Any, **named: Any) -> batch_round.BatchRound:
-            return made(*given, **named, clock=self.clock())
+        def with_clock(run: RoundRun) -> batch_round.BatchRound:
+            return made(run, clock=self.clock())
 
-        monkeypatch.setattr(runner, "BatchRound", with_clock)
+        monkeypatch.setattr(batch_round, "BatchRound", with_clock)
 
 
 def test_the_looks_at_a_batch_become_rarer(tmp_path, server, monkeypatch):
@@ -282,7 +284,7 @@ def test_options_of_batches_need_batch():
 
 
 def rounds_after(known: list[Round], order: JobOrder, open_ways: set[str]) -> Round | None:
-    return next_round(Situation(order, known, 0, 1, lambda found: found.way in open_ways))
+    return next_round(Situation(order, order.plan, known, 0, 1, lambda found: found.way in open_ways))
 
 
 def test_a_batch_round_comes_before_the_live_round_which_takes_its_failures():

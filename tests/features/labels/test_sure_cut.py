@@ -10,7 +10,7 @@ from math import comb
 
 import pytest
 
-from promptmill.jobs.sure.cut import (
+from promptmill.features.labels.cut import (
     LAST,
     NOTHING_SURE,
     Place,
@@ -25,7 +25,7 @@ from promptmill.jobs.sure.cut import (
     sample_size,
     size_right,
 )
-from promptmill.jobs.sure.shares import Stratum, shares
+from promptmill.jobs.store.shares import Stratum, shares
 
 
 def delivered_errors(wrong: Sequence[bool], sample: set[int], places: Sequence[Place], where: Place) -> int:

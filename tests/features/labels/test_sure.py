@@ -14,9 +14,9 @@ import pytest
 import promptmill
 from labellers import LABELS, label, labellers, named, sent
 from promptmill.backends.protocol import Completion
+from promptmill.features.labels.cut import size_right
+from promptmill.jobs.labels import probability
 from promptmill.jobs.store.records import SLOT, record_of
-from promptmill.jobs.sure.cut import size_right
-from promptmill.jobs.sure.panel import probability
 from replies import answer, choose, status
 from waiting import eventually
 
@@ -176,12 +176,12 @@ def test_failures_of_the_strong_model_are_failed_rows_and_are_sent_again(sure):
     assert found["failed"] == sum(row["error"] is not None for row in sure.answers()) > 0
     is_broken[0] = False
     before = {row["id"]: row["sure"] for row in sure.answers()}
-    cut = sure.folder.known_spec().parts[0].cut
+    cut = sure.folder.known_spec().plan.parts[0].cut
     run(sure, "--again", "failed")
     rows = sure.answers()
     assert not any(row["error"] for row in rows)
     assert {row["sure"] for row in rows if before[row["id"]] is None} <= {"strong", "sample"}
-    assert sure.folder.known_spec().parts[0].cut == cut, "a later success does not move the cut"
+    assert sure.folder.known_spec().plan.parts[0].cut == cut, "a later success does not move the cut"
 
 
 @pytest.mark.thorough
@@ -189,10 +189,10 @@ def test_failures_of_the_strong_model_are_failed_rows_and_are_sent_again(sure):
 def test_a_killed_job_draws_and_cuts_the_same(sure, point, tmp_path):
     first = sure.run(*SURE, *named(sure), killed_at=point, concurrency=8)
     assert first.returncode in {-9, 0}, first.stderr
-    before, asked = sure.folder.known_spec().parts, len(sure.upstream.seen)
+    before, asked = sure.folder.known_spec().plan.parts, len(sure.upstream.seen)
     chosen = drawn(sure)
     found = run(sure, concurrency=8)
-    parts = sure.folder.known_spec().parts
+    parts = sure.folder.known_spec().plan.parts
     assert len(parts) == 1
     if before:
         assert (before[0].seed, before[0].cut or parts[0].cut) == (parts[0].seed, parts[0].cut)
@@ -210,11 +210,11 @@ def drawn(bench: Any) -> set[int]:
 
 def test_rows_that_are_added_later_have_a_sample_of_their_own(sure):
     run(sure)
-    first = sure.folder.known_spec().parts
+    first = sure.folder.known_spec().plan.parts
     sure.upstream.seen.clear()
     sure.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(2 * ROWS)])
     found = run(sure)
-    parts = sure.folder.known_spec().parts
+    parts = sure.folder.known_spec().plan.parts
     assert parts[0] == first[0]
     assert (parts[1].rows, parts[1].seed != parts[0].seed) == (ROWS, True)
     assert sent(sure)["small"] == ROWS
@@ -231,13 +231,13 @@ def test_rows_that_were_not_asked_yet_move_to_the_part_of_a_grown_input(sure):
 
     sure.upstream.reply = choose(reply)
     assert sure.run(*SURE, *named(sure)).returncode
-    (before,) = sure.folder.known_spec().parts
+    (before,) = sure.folder.known_spec().plan.parts
     assert before.cut is not None
     assert before.pays
     is_broken[0] = False
     sure.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(2 * ROWS)])
     found = run(sure)
-    first, second = sure.folder.known_spec().parts
+    first, second = sure.folder.known_spec().plan.parts
     assert 0 < first.rows < before.rows == ROWS
     assert first.rows + second.rows == found["sure"]["rows"] == 2 * ROWS
     expected, rows = found["sure"]["expected"], sure.answers()
@@ -254,7 +254,7 @@ def test_the_parts_of_an_input_that_grows_again_and_again_have_each_row_once(sur
             sure.upstream.reply = labellers()
         sure.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(times * ROWS)])
         sure.run(*SURE, *named(sure))
-        parts = sure.folder.known_spec().parts
+        parts = sure.folder.known_spec().plan.parts
         assert sum(part.every for part in parts) == times * ROWS
 
 
@@ -320,7 +320,7 @@ def test_a_class_that_the_sample_hardly_has_cannot_be_guarded(sure):
 def test_a_guarded_class_may_need_a_larger_sample(sure):
     sure.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(2 * ROWS)])
     found = run(sure, "--recall", "neutral=95%")
-    (part,) = sure.folder.known_spec().parts
+    (part,) = sure.folder.known_spec().plan.parts
     assert part.earlier > 60, "the first sample had too few rows of the class"
     assert found["sure"]["sample"]["classes"]["neutral"][0] >= 72
     assert part.rows + part.earlier == found["sure"]["rows"] == 2 * ROWS
@@ -338,7 +338,7 @@ def test_the_report_has_the_promise_the_classes_and_the_curve(sure):
     text = report.read_text()
     assert "Sure labels" in text
     assert '"curve":[[1.0,1.0],' in text
-    (part,) = sure.folder.known_spec().parts
+    (part,) = sure.folder.known_spec().plan.parts
     scores = [row["score"] for row in sure.answers() if row["score"] is not None]
     is_near = part.pays and any(abs(score - part.cut.place[0]) <= 0.05 for score in scores)
     assert ("Near the cut" in text) is is_near
@@ -368,7 +368,7 @@ def test_another_promise_before_any_answer_draws_anew(sure):
     assert sure.run(*SURE, *named(sure), "--agree", "80%").returncode
     sure.upstream.reply = labellers()
     found = run(sure, "--agree", "90%")
-    (part,) = sure.folder.known_spec().parts
+    (part,) = sure.folder.known_spec().plan.parts
     assert part.wrong == part.rows // 10
     assert found["sure"]["agree"] == 0.9
 
@@ -505,10 +505,10 @@ def test_an_input_with_right_labels_that_changes_needs_another_output(sure):
 def test_a_killed_job_with_right_labels_draws_and_cuts_the_same(sure, point):
     truth = write_gold(sure, wrong=3)
     sure.run(*GOLD, *named(sure), killed_at=point, concurrency=8)
-    before, chosen = sure.folder.known_spec().parts, drawn(sure)
+    before, chosen = sure.folder.known_spec().plan.parts, drawn(sure)
     done = sure.run(*GOLD, *named(sure), concurrency=8)
     assert done.returncode == 0, done.stderr
-    (part,) = sure.folder.known_spec().parts
+    (part,) = sure.folder.known_spec().plan.parts
     if before:
         assert (before[0].seed, before[0].cut or part.cut) == (part.seed, part.cut)
     assert not chosen or drawn(sure) == chosen

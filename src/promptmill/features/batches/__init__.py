@@ -1,0 +1,8 @@
+"""The Batch APIs of providers: a round whose answers come within a day, at a lower price."""
+
+from promptmill.core.feature import Feature
+
+FEATURE = Feature(
+    words="rows answered by the Batch API of a provider, at a lower price",
+    ways={"batch": "promptmill.features.batches.batch_round:BatchWay"},
+)

@@ -1,0 +1,215 @@
+"""Sure labels: a cheap model answers most rows, and the delivered labels agree with a strong model's, as promised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from promptmill.answering.costs import price_of, tier_of
+from promptmill.backends.protocol import Usage
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.request import TOP_CHOICES
+from promptmill.features.labels.comparable import SCORE, SURE, check_comparable, repeating
+from promptmill.features.labels.cut import errors_allowed
+from promptmill.features.labels.gold_labels import check_unasked, right_labels
+from promptmill.features.labels.panel import cheap_of, place_of, score_of
+from promptmill.features.labels.rule import STUDENT, SurePart, SureRule
+from promptmill.features.labels.student import STUDENTS
+from promptmill.features.labels.student_answers import taught_of
+from promptmill.features.labels.sure_figures import sample_status, sure_status
+from promptmill.features.labels.sure_work import SureWork, sample_of, sample_of_gold
+from promptmill.jobs.labels import label_of
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record
+from promptmill.jobs.store.rounds import Round
+from promptmill.jobs.store.spec import Doubt, JobSpec, Plan, RunningJob, digest
+from promptmill.jobs.store.status_record import RunStatus
+from promptmill.jobs.store.stored import Question, Target
+
+CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
+"""Givers of labels. The strong model gives one because the row was sampled (`SAMPLE`), or because it was unsure or
+trains the student."""
+_DIGITS = 4
+_NEAR = 0.05
+_POINTS = 200
+
+
+class Sure(SureRule):
+    """The plan of a job with `sure`."""
+
+    @property
+    def identity(self) -> Sequence[Mapping[str, Any]]:
+        """The rule, without decisions."""
+        return [self.model_dump(exclude={"parts"})]
+
+    # ---- admission
+
+    def check(self, config: ResolvedConfig, question: Question) -> None:
+        """Raise `PromptmillError` (`invalid_input`) unless the answers have labels, and the prompt no right label."""
+        check_comparable(config, self.name, self.recall)
+        if self.gold:
+            if config.settings.sampling_params.choices is None:
+                raise input_error(Named("gold"), " goes with ", Named("choices"), ", of which each row has one.")
+            check_unasked(question, self.gold)
+
+    def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
+        """Return the target of a slot: a student, or a cheap model with log probabilities or repeats."""
+        if not slot:
+            return target
+        if self.student:  # its answers are no model's
+            return target.model_copy(update={"fingerprint": {"student": digest(STUDENTS[self.student].version())}})
+        sampling = config.settings.sampling_params
+        extra: dict[str, bool | int | float] = {} if self.second else repeating(sampling, slot)
+        if not self.votes and slot == 1:
+            weighs = config.record.weighs_choices and sampling.choices is not None
+            extra = {"logprobs": True} | ({TOP_CHOICES: 1} if weighs else {})
+        return target.model_copy(update={"extra": extra})
+
+    def counted(self, targets: Sequence[Target]) -> Sequence[Target]:
+        """Return the targets; cheap answers count as delivered ones, too."""
+        strong, cheap, *others = targets
+        kept = tuple(sorted({*strong.kept, cheap.settings} - {strong.settings}))
+        return [strong.model_copy(update={"kept": kept}), cheap, *others]
+
+    def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
+        """Return the rule with the decisions of a job. Raises `PromptmillError` (`invalid_input`) for another rule."""
+        if not isinstance(begun, Sure):
+            return self
+        if begun.with_parts(()) == self:
+            return begun
+        if sends_all:
+            return self
+        raise input_error(
+            f"Job {job_id} was begun with another ",
+            Named("sure"),
+            ", and its sample was drawn for that. Name another output for a new sample.",
+        )
+
+    def estimate(
+        self,
+        store: JobDatabase,
+        spec: JobSpec,
+        configs: Mapping[str, ResolvedConfig],
+        checked: Mapping[str, Any],
+        *,
+        end: int,
+    ) -> Mapping[str, Any]:
+        """Return the size of the sample, and the cost of the sample and of all rows at the strong model, if a price is
+        known."""
+        strong = configs[self.model]
+        rows, price = checked["rows"] - checked["invalid"] - checked.get("skipped", 0), price_of(strong)
+        taught = taught_of(rows) if self.student else 0
+        has_sample = taught or not self.student
+        size = sample_of(rows - taught, errors_allowed(rows, self.agree), self) if has_sample else 0
+        if self.gold:
+            choices = list(strong.settings.sampling_params.choices or ())
+            known = right_labels(store.rows(last=end - 1), spec, self.gold, choices)
+            size = sample_of_gold(rows, len(known), self)
+        sure: dict[str, Any] = {"model": self.model, "rows": rows, "sampled": size}
+        if self.student:
+            sure["taught"] = taught
+        if price is not None:
+            each = Usage(checked["estimated_prompt_tokens"] // max(1, checked["rows"]))
+            cost = price.cost(each, tier_of(strong.settings.extra_params))
+            sure |= {"sample_cost": cost * (size + taught), "cost_alone": cost * rows}
+        return {"sure": sure}
+
+    # ---- a run
+
+    def work(self, job: RunningJob) -> SureWork:
+        """Return the draws, decisions and copies of one run."""
+        return SureWork(job)
+
+    def without(self, targets: Sequence[Target], round_: Round, error: PromptmillError) -> Sequence[Target] | None:
+        """Return the targets without log probabilities, if an endpoint refused the sample because of them."""
+        asked = [target for target in targets if "logprobs" in target.extra]
+        if not asked or round_.reason != "sample" or "logprobs" not in str(error):
+            return None
+        return [target.model_copy(update={"extra": {}}) if target in asked else target for target in targets]
+
+    # ---- the answers
+
+    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
+        """Return who gave the label of a row, None for a failed row, and its score."""
+        score, _ = self._scored(beside)
+        return {
+            SURE: None if record.code is not None else self._giver(spec, record),
+            SCORE: None if score is None else round(score, _DIGITS),
+        }
+
+    def _giver(self, spec: JobSpec, delivered: Record) -> str:
+        if delivered.settings == PERSON:
+            return A_PERSON
+        if delivered.settings == spec.targets[1].settings:
+            return STUDENT if self.student else CHEAP
+        sampled = {id_ for part in self.parts if part.cut is not None for id_ in part.cut.sampled}
+        return SAMPLE if delivered.round in sampled else STRONG
+
+    def _scored(self, beside: Sequence[Record | None]) -> tuple[float | None, SurePart | None]:
+        """Return the score of a row, and the part that it belongs to."""
+        cheap = beside[0] if beside else None
+        part = None if cheap is None else self.part_of(cheap)
+        return (None if part is None else score_of(self._panel_of(part, beside), part.score)), part
+
+    def _panel_of(self, part: SurePart, beside: Sequence[Record | None]) -> list[Record | None]:
+        return [beside[slot - 1] for slot in self.panel(part.score)]
+
+    def running_figures(self, spec: JobSpec) -> RunStatus:
+        """Return the figures of the samples."""
+        del spec
+        return {"sure": sample_status(self)}
+
+    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> RunStatus:
+        """Return the figures of the samples and labels."""
+        return {"sure": sure_status(store, spec, self, fields, before)}
+
+    def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
+        """Return why a person should see a row: the cheap model gave its label, or was sure and wrong in the sample."""
+        giver, (score, part) = self._giver(spec, record), self._scored(beside)
+        if score is None or part is None or part.cut is None or giver not in {CHEAP, STUDENT, SAMPLE}:
+            return None
+        panel = self._panel_of(part, beside)
+        if (cheap := cheap_of(panel, part.score)) is None:
+            return None
+        if giver != SAMPLE:
+            return Doubt(score, "near the cut")
+        if place_of(panel, part) <= part.cut.place or label_of(cheap) == label_of(record):
+            return None
+        return Doubt(-score, "the models disagree", "disagree")
+
+    def is_near(self, beside: Sequence[Record | None]) -> bool:
+        """Return whether the score of a row is close to the cut, where labels are wrong most often."""
+        score, part = self._scored(beside)
+        if score is None or part is None or part.cut is None or not part.pays:
+            return False
+        return abs(round(score, _DIGITS) - part.cut.place[0]) <= _NEAR
+
+    def curve(self, store: JobDatabase) -> list[tuple[float, float]]:
+        """Return the agreement that the newest sample shows for each share of rows at the strong model, from 0 to 1.
+
+        Each point is a share, and the agreement if the cut were there. `[]` without a sample that is still in the
+        database, and with right labels.
+        """
+        part = self.part
+        if self.gold or part is None or not part.drawn or part.cut is None:
+            return []
+        verdicts = []
+        slots = (0, *self.panel(part.score))
+        for (n,) in store.read("SELECT n FROM chosen WHERE round = ?", part.round):
+            known = {record.slot: record for record in store.records_at([n + slot * SLOT for slot in slots])}
+            panel = [known.get(slot) for slot in slots[1:]]
+            strong, cheap = known.get(0), cheap_of(panel, part.score)
+            if strong is not None and cheap is not None:
+                verdicts.append((place_of(panel, part), strong.code is None and label_of(strong) == label_of(cheap)))
+        verdicts.sort(reverse=True)
+        points, wrong = [(1.0, 1.0)], 0
+        for count, (_, agrees) in enumerate(verdicts, 1):
+            wrong += not agrees
+            points.append((1 - count / len(verdicts), 1 - wrong / len(verdicts)))
+        return points[:: max(1, len(points) // _POINTS)]
+
+    def check_reviewable(self, job_id: str) -> None:
+        """Raise `PromptmillError` (`invalid_input`) until the sample is decided."""
+        if self.part is None or self.part.cut is None:
+            raise input_error(f"Job {job_id} has not decided on its sample; take the labels when it has finished.")

@@ -1,0 +1,156 @@
+"""The figures of a job with `sure`, for its status: samples, labels, and the shares of labels.
+
+The shares are those that the strong model would give if it answered every row.
+
+A delivered label may be wrong only if the cheap model gave it, so only before the cut (see `cut`). The rows of the
+sample before the cut have both labels: they are the reviewed rows of the stratum before the cut, whose machine label
+is the cheap one. All other delivered labels are right, and are counted as they are.
+
+The sample is drawn from all rows, so the sampled rows before a place that does not depend on the sample are a random
+sample of the rows before it. The cut does depend on it: it is the place of the (c+1)-th sampled disagreement, and k
+sampled rows are before it. The number of rows before the cut depends on it, too, and (c+1)/(k+1) of them is the
+unbiased number of errors. So the sampled row at the cut counts as reviewed. For a single label, and for the surest of
+several cuts (`recall`), this is nearly exact: tests/features/labels/test_sure_cut.py
+measures the mean and the coverage.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from promptmill.features.labels.cut import LAST, most_bad
+from promptmill.features.labels.panel import cheap_of, place_of
+from promptmill.features.labels.rule import SureCut, SurePart, SureRule
+from promptmill.jobs.store.database import LAST_KEY, JobDatabase
+from promptmill.jobs.store.label_figures import label_counts, value_of
+from promptmill.jobs.store.records import PERSON, SLOT, Record
+from promptmill.jobs.store.rounds import ANSWERED, HAS_QUESTION
+from promptmill.jobs.store.shares import Stratum, shares
+from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.status_record import LabelShare, SureExpected, SureSample, SureStatus
+
+
+def sample_status(rule: SureRule) -> SureStatus:
+    """Return the figures of the samples of a job."""
+    found: SureStatus = {"model": rule.model, "agree": rule.agree, "certainty": rule.certainty}
+    if rule.gold:
+        found["gold"] = rule.gold
+    decided = [(part, part.cut) for part in rule.parts if part.cut is not None]
+    if not decided:
+        return found
+    rows = sum(part.every for part, _ in decided)
+    classes: dict[str, list[int]] = {}
+    for _, cut in decided:
+        for label, counts in cut.classes.items():
+            classes[label] = [one + more for one, more in zip(classes.get(label, [0, 0]), counts, strict=True)]
+    newest, its_cut = decided[-1]
+    sample: SureSample = {
+        "drawn": sum(part.drawn for part, _ in decided),
+        "agreed": sum(cut.agreed for _, cut in decided),
+        "score": newest.score,
+        "classes": classes,
+        "unguarded": [*its_cut.unguarded],
+    }
+    if rule.student:
+        sample["taught"] = sum(part.taught for part, _ in decided)
+    pays = any(cut.pays for _, cut in decided)
+    strong = sum(part.strong if cut.pays or not pays else part.every for part, cut in decided)
+    expected: SureExpected = {
+        "pays": pays,
+        "share": strong / max(1, rows),
+        "agree": 1 - sum(_errors_of(part, cut) for part, cut in decided) / max(1, rows),
+    }
+    if rule.gold:
+        sample["gold"] = newest.gold
+        sample["right"] = newest.drawn - its_cut.bad
+        expected["alone"] = 1 - most_bad(newest.rows, newest.drawn, its_cut.bad, rule.certainty) / newest.rows
+    if costs := [part.costs for part, _ in decided if part.costs is not None]:
+        expected["cost"], expected["cost_alone"] = map(sum, zip(*costs, strict=True))
+    return found | {"rows": rows, "sample": sample, "expected": expected}
+
+
+def _errors_of(part: SurePart, cut: SureCut) -> float:
+    """Estimate the delivered labels of a part that differ from the strong model's, or from the right ones.
+
+    The cut is at a disagreement of the sample, and (c+1)/(k+1) of the rows before it are the unbiased number, where k
+    sampled rows are before it with c disagreements. Without a disagreement at the cut, all scored rows are before it.
+    The strong model's own errors are as frequent as in the sample, without those that the cheap model mends.
+    """
+    own = cut.bad * part.rows / max(1, part.drawn)
+    if not cut.pays:
+        return own
+    is_at_one, cheap = cut.place != LAST, part.every - part.strong
+    return own + cheap * ((cut.errors + is_at_one) / max(1, cut.before + is_at_one) - cut.mended / max(1, cut.before))
+
+
+def sure_status(store: JobDatabase, spec: JobSpec, rule: SureRule, fields: Sequence[str], before: int) -> SureStatus:
+    """Return the figures of the samples and labels of a job, for the rows below `before`; with a student, also how many
+    times fewer calls were paid. Raises the errors of `JobDatabase`."""
+    found, labels = sample_status(rule), f"{ANSWERED} AND key < {min(before, SLOT)}"
+    cheap, persons = (store.count(f"{labels} AND settings = {int(id_)}") for id_ in (spec.targets[1].settings, PERSON))
+    strong = store.count(labels) - cheap - persons
+    found |= {"cheap": cheap, "strong": strong}
+    if rule.student and strong:
+        found["factor"] = round((cheap + strong) / strong, 2)
+    ((rows,),) = store.read(f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?", before)
+    if rows < found.get("rows", 0):
+        found["here"] = rows
+    elif not persons and (its := job_shares(store, spec, rule, fields, before)):
+        found["shares"] = its  # a person corrects the rows from which the shares are estimated
+    return found
+
+
+# ---- the shares of labels
+
+
+def job_shares(
+    store: JobDatabase, spec: JobSpec, rule: SureRule, fields: Iterable[str], before: int
+) -> dict[str, dict[str, LabelShare]]:
+    """Return the share of each label among the rows below `before`, by field; `""` for whole answers.
+
+    `{}` if the strong model gave all labels. Raises the errors of `JobDatabase`.
+    """
+    parts = [part for part in rule.parts if part.pays]
+    if rule.gold or not parts:
+        return {}
+    ends = [*(part.round for part in parts[1:]), LAST_KEY]
+    strata = [_BeforeCut(part, end, list(_reviewed(store, rule, part))) for part, end in zip(parts, ends, strict=True)]
+    cheap = int(spec.targets[1].settings)
+    found = {}
+    for field in fields:
+        known = label_counts(store, field, before, f"answer.settings != {cheap}")
+        known.subtract(value_of(strong, field) for each in strata for _, strong in each.reviewed)
+        found[field] = shares([*(each.stratum(store, cheap, field, before) for each in strata), Stratum(+known)])
+    return found
+
+
+class _BeforeCut(NamedTuple):
+    """The rows of a part before its cut."""
+
+    part: SurePart
+    end: int
+    """The first round of the next part."""
+    reviewed: Sequence[tuple[Record, Record]]
+    """The cheap and the strong answer of each sampled row."""
+
+    def stratum(self, store: JobDatabase, cheap: int, field: str, before: int) -> Stratum:
+        """Return the labels in a field. `cheap`: the id of the cheap model's settings."""
+        pairs = [(value_of(given, field), value_of(right, field)) for given, right in self.reviewed]
+        where = f"answer.settings = {cheap} AND cheap.round >= {self.part.round} AND cheap.round < {self.end}"
+        return Stratum(label_counts(store, field, before, where) + Counter(given for given, _ in pairs), pairs)
+
+
+def _reviewed(store: JobDatabase, rule: SureRule, part: SurePart) -> Iterator[tuple[Record, Record]]:
+    """Yield the cheap and the strong answer of the sampled rows before the cut."""
+    assert part.cut is not None
+    panel = rule.panel(part.score)
+    rounds = ", ".join(map(str, part.cut.sampled)) or "-1"
+    sampled = f"key < {SLOT} AND {ANSWERED} AND round IN ({rounds}) AND settings != {PERSON}"
+    for key in store.keys(sampled, "ORDER BY key"):
+        known = {record.slot: record for record in store.records_at([key + slot * SLOT for slot in (0, *panel)])}
+        beside = [known.get(slot) for slot in panel]
+        cheap = cheap_of(beside, part.score)
+        if 0 in known and cheap is not None and place_of(beside, part) >= part.cut.place:
+            yield cheap, known[0]

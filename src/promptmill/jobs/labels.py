@@ -1,0 +1,103 @@
+"""The label of an answer, its probability, the label that most of several answers have, and right labels."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.values import json_text, read_json, text_of
+from promptmill.core.wording import counted, listed
+from promptmill.jobs.store.records import Record
+
+_EXAMPLES = 3
+MOST_VOTES = 9
+"""The most votes on a row: with more, a label hardly gets better."""
+
+
+def label_of(record: Record) -> str:
+    """Return the label of an answer, see `label_in`."""
+    return label_in(record.text)
+
+
+def label_in(text: str) -> str:
+    """Return the label of an answer's text; of an object, the same text for the same fields in any order. Lists are
+    sets, as in a comparison."""
+    text = text.strip()
+    if text.startswith("{"):
+        try:
+            fields = read_json(text)
+        except json.JSONDecodeError:
+            return text
+        fields = {name: _as_set(value) if isinstance(value, list) else value for name, value in fields.items()}
+        return json_text(fields, sort_keys=True)
+    return text
+
+
+def _as_set(values: Sequence[Any]) -> list[str]:
+    return sorted({json_text(value, sort_keys=True) for value in values})
+
+
+class Decision(NamedTuple):
+    """The result of a vote."""
+
+    record: Record
+    """The first answer with the label that won: in a tie, the first of the labels that are tied; without any answer,
+    the first failure."""
+    score: float
+    """The share of all votes that have its label, failed votes included."""
+    is_tie: bool
+    """Whether another label has as many votes."""
+
+
+def decide(votes: Sequence[Record | None]) -> Decision | None:
+    """Return the decision of the votes on a row; None if no vote has an outcome."""
+    outcomes = [vote for vote in votes if vote is not None]
+    answers = [vote for vote in outcomes if vote.code is None]
+    if not answers:
+        return Decision(outcomes[0], 0.0, is_tie=False) if outcomes else None
+    counts = Counter(map(label_of, answers))
+    most = max(counts.values())
+    first = next(vote for vote in answers if counts[label_of(vote)] == most)
+    return Decision(first, most / len(votes), is_tie=sum(count == most for count in counts.values()) > 1)
+
+
+def probability(record: Record) -> float | None:
+    """Return the probability that the model gave to its answer, among the choices if it told that; None if it told
+    none."""
+    extras = record.extras
+    if isinstance(chances := extras.get("top_choices"), dict) and isinstance(own := chances.get(record.text), float):
+        return own
+    content = _content(extras.get("logprobs"))
+    try:
+        total = math.fsum(float(token["logprob"]) for token in content)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return math.exp(min(total, 0.0)) if content else None
+
+
+def _content(logprobs: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    return content if isinstance(content, list) else []
+
+
+def right_label(cell: object, labels: Iterable[str]) -> str:
+    """Return the label in a cell, spelled as one of `labels`; `""` for none of them. Capitals count only if two labels
+    differ in nothing else, as in a comparison.
+
+    >>> right_label(" Positive", ["positive", "negative"])
+    'positive'
+    """
+    given = text_of(cell).strip()
+    known = {label.casefold(): label for label in labels} | {label: label for label in labels}
+    return known.get(given) or known.get(given.casefold(), "")
+
+
+def other_labels(column: str, counts: Counter[str]) -> PromptmillError:
+    """Return the error for labels in a column that no answer may have. `counts`: their rows."""
+    shown = listed([f"{text[:40]!r} ({counted(count, 'row')})" for text, count in counts.most_common()], _EXAMPLES)
+    among = "has labels that are not among the "
+    return input_error(f"The column {column} {among}", Named("choices"), f": {shown}; correct these.")

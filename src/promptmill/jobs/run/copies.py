@@ -1,0 +1,160 @@
+"""Answers that are copied without a request: the page loop of all plans, and the duplicates of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from promptmill.jobs.run.live import Between, OpenRow
+from promptmill.jobs.store.database import PAGE, JobDatabase
+from promptmill.jobs.store.records import SLOT, Record, copied, record_of
+from promptmill.jobs.store.rounds import ANSWERED, Round, join_of
+from promptmill.jobs.store.spec import JobSpec, PlanWork
+
+_DIGEST = 16
+_TABLES = {
+    "repeated": "asked BLOB PRIMARY KEY",
+    "equal": "key INTEGER PRIMARY KEY, first INTEGER, is_known INTEGER",
+}
+
+
+class Copies:
+    """The rows of a job, read page by page, and the records that a plan has for them. All methods block and raise the
+    errors of `JobDatabase`."""
+
+    def __init__(self, store: JobDatabase, spec: Callable[[], JobSpec], end: int) -> None:
+        """`spec` returns the job as it is now; `end`: the number of the first row beyond the order's limit."""
+        self._store, self._spec, self._end = store, spec, end
+
+    def copy(self, round_: Round, work: PlanWork, recorded: Callable[[Sequence[int]], object]) -> None:
+        """Write the records for the rows of a round. `recorded` is called with the keys of some of them."""
+        for slot in round_.slots:
+            condition = round_.condition(self._spec().targets[slot].counted, slot)
+            for records in work.copies(round_, slot, self._pages(condition, slot, 0, self._end)):
+                if records:
+                    self._write(records)
+                    recorded([record.key for record in records])
+
+    def between(
+        self,
+        round_: Round,
+        work: PlanWork,
+        delivered: Callable[[Sequence[Record]], None],
+        *,
+        sends: bool,
+    ) -> Between | None:
+        """Return the function that delivers answers between the windows of a live round; None if none may be known.
+
+        `sends`: whether the rows that need another answer are sent now.
+        """
+        if (condition := work.meanwhile.get(round_.rows)) is None:
+            return None
+
+        def deliver(first: int, following: int) -> Iterator[list[OpenRow]]:
+            pages = self._pages(condition, 0, max(0, first - work.late), min(following, self._end))
+            for found in work.delivered(round_, pages):
+                if found.records:
+                    self._write(found.records)
+                    delivered(found.records)
+                yield self._open_rows([*found.to_send]) if sends else []
+
+        return deliver
+
+    def _open_rows(self, numbers: Sequence[int]) -> list[OpenRow]:
+        return [
+            OpenRow(row.n, 0, (row.asked or b"")[:16], row.line, row.cells or b"", 0, answered=False)
+            for row in (self._store.rows_at(sorted(numbers)) if numbers else ())
+        ]
+
+    def _pages(self, condition: str, slot: int, first: int, end: int) -> Iterator[list[int]]:
+        """Yield the numbers of the rows `first` to `end - 1` that meet a condition on their answer in a slot."""
+        query = f"""
+            SELECT row.n FROM {join_of(slot)} WHERE row.n >= ? AND row.n < ? AND ({condition})
+            ORDER BY row.n LIMIT {PAGE}
+        """
+        while page := [n for (n,) in self._store.read(query, first, end)]:
+            yield page
+            first = page[-1] + 1
+
+    def _write(self, records: Sequence[Record]) -> None:
+        self._store.write(records, [record.key for record in records])
+
+
+class Duplicates(PlanWork):
+    """Rows with the same question at temperature 0: only the first is sent, and the others get its outcome.
+
+    The temporary table `equal` has the open rows whose question several rows have. It serves the rules `… once` and
+    `… duplicate` (see `rounds.RULES`): `first` is the key of the record that a row gets (`is_known`), or else of the
+    row that is sent. All methods block and raise the errors of `JobDatabase`.
+    """
+
+    def __init__(self, store: JobDatabase, spec: JobSpec, is_repeatable: Callable[[int, int], bool]) -> None:
+        """`is_repeatable(n, slot)`: whether the model gives row `n` the same answer each time."""
+        self._store, self._spec = store, spec
+        self._is_repeatable = is_repeatable
+        self._are_known = False
+
+    def prepare(self, round_: Round) -> None:
+        """Fill the temporary table that the rule of a round uses."""
+        if not self._are_known:
+            self._find()
+            self._are_known = True
+        if round_.is_by_question:
+            work = [("DELETE FROM temp.equal", [()])]
+            work += [(f"INSERT INTO temp.equal {self._equal(round_, slot)}", [()]) for slot in round_.slots]
+            self._store.change(*work)
+
+    def copies(self, round_: Round, slot: int, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
+        """Yield the copies for the duplicates. A damaged answer is deleted instead."""
+        store, made = self._store, self._spec.targets[slot].made(round_.id)
+        for page in pages:
+            known = ", ".join(str(n + slot * SLOT) for n in page)
+            pairs = store.read(f"SELECT key, first FROM temp.equal WHERE key IN ({known}) ORDER BY key")
+            originals = {record.key: record for record in store.records_at([first for _, first in pairs])}
+            damaged = {first for _, first in pairs} - originals.keys()
+            store.change(("DELETE FROM answer WHERE key = ?", [(first,) for first in damaged]))
+            failed = {
+                record.key: record for record in store.records_at([key for key, _ in pairs]) if record.code is not None
+            }
+            yield [
+                record_of(
+                    key, copied(original.outcome(), failed[key].attempts if key in failed else 0), original.asked, made
+                )
+                for key, first in pairs
+                if (original := originals.get(first)) is not None
+            ]
+
+    def _find(self) -> None:
+        for name, columns in _TABLES.items():
+            self._store.change(
+                (f"DROP TABLE IF EXISTS temp.{name}", [()]), (f"CREATE TEMP TABLE {name} ({columns})", [()])
+            )
+        for slot, target in enumerate(self._spec.targets):
+            asked = _asked(target.prompt)
+            query = (
+                f"SELECT {asked}, min(n) FROM row WHERE {asked} != zeroblob({_DIGEST}) GROUP BY 1 HAVING count(*) > 1"
+            )
+            same = [(digest,) for digest, n in self._store.read(query) if self._is_repeatable(n, slot)]
+            self._store.change(("INSERT OR IGNORE INTO temp.repeated VALUES (?)", same))
+
+    def _equal(self, round_: Round, slot: int) -> str:
+        """Return the query for the rows of `equal` in a slot."""
+        target = self._spec.targets[slot]
+        asked, settings = _asked(target.prompt), ", ".join(map(str, target.counted))
+        is_open = replace(round_, rows=round_.ordered, way="live").condition(target.counted, slot)
+        return f"""
+            WITH waiting AS (
+                SELECT row.n + {slot * SLOT} AS key, {asked} AS asked FROM {join_of(slot)}
+                WHERE {is_open} AND {asked} IN (SELECT asked FROM temp.repeated)
+            ), known AS (  -- an answer, or else a new failure
+                SELECT asked, coalesce(min(CASE WHEN {ANSWERED} THEN key END), min(key)) AS first FROM answer
+                WHERE key BETWEEN {slot * SLOT} AND {slot * SLOT + SLOT - 1} AND settings IN ({settings})
+                AND (({ANSWERED} AND NOT {is_open}) OR answer.round > {int(round_.since)}) GROUP BY asked
+            )
+            SELECT key, coalesce(first, min(key) OVER (PARTITION BY asked)), first IS NOT NULL
+            FROM waiting LEFT JOIN known USING (asked)
+        """
+
+
+def _asked(prompt: int) -> str:
+    return f"substr(row.asked, {1 + prompt * _DIGEST}, {_DIGEST})"

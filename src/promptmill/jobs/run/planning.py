@@ -1,0 +1,106 @@
+"""The plan of a job: which round comes next.
+
+    order, rounds so far, open rows ─▶ next_round ─▶ Round | None
+
+`next_round` is a pure function of the database and the order, so a killed job computes the same next round. The rounds
+of an order, each only if it has rows:
+
+1. the last round, if it was interrupted
+2. `batched`: the rows of batches that another order left open, which collects their answers
+3. `again …`: the rows that the order sends again
+4. `first`: the rows without an answer, and failures of earlier runs that may pass
+
+The plan of a job (`spec.Plan`) yields the rounds 3 and 4, and others if it chooses one of several answers; no round
+replaces the label of a person.
+
+With `dedupe`, only the first of several rows with the same question is sent. Before and after it, a round `duplicate`
+copies an outcome to the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.rounds import DUPLICATE, ONCE, RULES, Round
+from promptmill.jobs.store.spec import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """The facts that decide about the next round."""
+
+    order: JobOrder
+    plan: Plan
+    """The plan of the job, with its decisions."""
+    rounds: Sequence[Round]
+    since: int
+    """The id of the last round before the order."""
+    slots: int
+    """The number of answers to each row."""
+    has_rows: Callable[[Round], bool]
+    """Whether some row of the job meets the rule of a round."""
+    batched: tuple[int, ...] = ()
+    """The slots with batches that are not done."""
+
+
+def next_round(now: Situation) -> Round | None:
+    """Return the next round of a job, None if every row is done."""
+    rounds = now.rounds
+    may_resume = bool(rounds) and (rounds[-1].way == "batch" or not now.batched)
+    if may_resume and not rounds[-1].done and _is_resumed(rounds[-1], now) and now.has_rows(rounds[-1]):
+        return rounds[-1]
+    reason = now.order.shown.reason
+    first = Round(rounds[-1].id + 1 if rounds else 1, "open", reason, tuple(range(now.slots)), now.since)
+    wanted = now.plan.next(first, now.order.earlier.again)
+    if now.order.limits.dedupe:
+        wanted = _once(wanted)
+    left = [replace(first, rows="batched", reason="batch", slots=now.batched, way="batch")] if now.batched else []
+    return next(filter(now.has_rows, itertools.chain(left, _by_batch(wanted, now))), None)
+
+
+def _by_batch(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
+    """Yield the rounds; where the order has `batch`, rows go into a batch first, and then live if it left them open."""
+    latest = max((round_.id for round_ in now.rounds if round_.way == "batch"), default=0)
+    for round_ in wanted:
+        # failures of a batch that may pass are sent again
+        live = replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
+        if now.order.batch is None or round_.way != "live" or not now.plan.may_batch(round_):
+            yield live
+            continue
+        yield replace(round_, way="batch", reason="batch")
+        yield live
+
+
+def _is_resumed(last: Round, now: Situation) -> bool:
+    """Return whether an order resumes an interrupted round; the rounds of an order `again` may have all its rows."""
+    order = now.order
+    if not now.plan.resumes(last):
+        return False
+    if max(last.slots) >= now.slots or (last.is_by_question and not order.limits.dedupe):
+        return False
+    if last.rows == "open" and order.limits.dedupe:  # which sends fewer of its rows
+        return False
+    if order.earlier.again is None or last.id > now.since:
+        return True
+    return order.earlier.again != "all" and last.rows.startswith("again")
+
+
+def _once(wanted: Iterable[Round]) -> Iterator[Round]:
+    """Yield the rounds, but send each question once, between two rounds that copy outcomes to its duplicates."""
+    for round_ in wanted:
+        if round_.way != "live" or round_.rows + ONCE not in RULES:
+            yield round_
+            continue
+        yield replace(round_, rows=round_.rows + DUPLICATE, reason="duplicate", way="copy")
+        yield replace(round_, rows=round_.rows + ONCE)
+
+
+def resent(order: JobOrder, since: int, settings: Iterable[int], slot: int = 0) -> str:
+    """Return the condition of the rows in a slot that an order sends; `since` is the last round before it."""
+    first = Round(since + 1, "open", "", since=since)
+    again = order.earlier.again
+    rules = dict.fromkeys(round_.rows for round_ in (*Plan().next(first, again), *order.plan.next(first, again)))
+    return " OR ".join(replace(first, rows=rule).condition(settings, slot) for rule in rules)

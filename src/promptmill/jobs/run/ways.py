@@ -1,0 +1,90 @@
+"""The ways in which the requests of a round are answered: live, and those of features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from promptmill.backends.protocol import Call
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.feature import features, part
+from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.progress import Progress
+from promptmill.jobs.store.rounds import stored_rounds
+from promptmill.jobs.store.status_record import RunStatus
+from promptmill.service.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRun:
+    """A round that sends requests, and the parts of its run."""
+
+    job: Job
+    service: Service
+    progress: Progress
+    rows: OpenRows
+    """The round's open rows."""
+    sink_of: Callable[[type[StoreSink], Call], StoreSink]
+    """Makes the sink of the rows."""
+    is_cancelled: Callable[[], bool]
+    """Returns whether the user has cancelled the job."""
+    no_room: Callable[[PromptmillError], None]
+    """Is called with the error of a row that the budget can never pay."""
+
+
+class Way(Protocol):
+    """A way in which the requests of a round are answered."""
+
+    @staticmethod
+    async def run(round_: RoundRun) -> None:
+        """Run a round to its end. Raises `PromptmillError`, and the errors of `JobDatabase`."""
+        ...
+
+    @staticmethod
+    def figures(store: JobDatabase, config: ResolvedConfig) -> RunStatus:
+        """Return the figures of a job that has rounds of this way. Blocks. Raises the errors of `JobDatabase`."""
+        ...
+
+
+class Live:
+    """Each row's request is sent now."""
+
+    @staticmethod
+    async def run(round_: RoundRun) -> None:
+        """Answer every open row."""
+        stats = round_.progress.stats
+        await answer_rows(round_.service, round_.rows, round_.sink_of(StoreSink, stats), stats, round_.job.plan)
+
+    @staticmethod
+    def figures(store: JobDatabase, config: ResolvedConfig) -> RunStatus:
+        """Return no figures."""
+        del store, config
+        return {}
+
+
+def way_named(name: str) -> type[Way]:
+    """Return a way. Raises `PromptmillError` (`invalid_input`) if its feature is missing."""
+    if (place := _places().get(name)) is None:
+        raise input_error(Named(name), " needs a feature that is not installed.")
+    way: type[Way] = part(place)
+    return way
+
+
+def _places() -> dict[str, str]:
+    """Return the modules and names of the classes of all ways."""
+    return {
+        "live": f"{__name__}:Live",
+        **{name: place for feature in features().values() for name, place in feature.ways.items()},
+    }
+
+
+def figures(store: JobDatabase, config: ResolvedConfig) -> RunStatus:
+    """Return the figures of the ways in which a job was answered. Blocks. Raises the errors of `JobDatabase`."""
+    found: RunStatus = {}
+    for name in {round_.way for round_ in stored_rounds(store)} & _places().keys():
+        found |= way_named(name).figures(store, config)
+    return found

@@ -1,0 +1,80 @@
+"""The settings that affect answers, as digests: they tell apart answers made with other settings, and show none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from promptmill.config.resolved_config import DEFAULT, TOKEN_LIMITS, ResolvedConfig
+from promptmill.jobs.store.spec import WHOLE_REQUESTS, digest
+
+_DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provider", "enable_thinking"}
+"""The keys of a model's block that affect its answers."""
+
+
+def system_prompt_of(plan: ResolvedConfig, given: str, input_format: str) -> str:
+    """Return the system prompt of every row: `given`, else the prompt in the configuration.
+
+    A row of a Batch file or of a call is a whole request; for such rows the configuration's prompt does not apply.
+    """
+    return given or ("" if input_format in WHOLE_REQUESTS else plan.settings.system_prompt)
+
+
+def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str, model: str = "") -> dict[str, Any]:
+    """Return digests of the settings that affect answers. (A row's own settings are part of its question.)
+
+    `model` replaces the plan's model. Limits of an answer's length are not included: an answer that was cut short has
+    the finish reason `length`, and `again: truncated` sends its row again. `models` has the digests of the other models
+    in the configuration file, which rows may name.
+    """
+    settings = plan.settings
+    system = system_prompt_of(plan, given_prompt, input_format)
+    found: dict[str, Any] = {"model": digest(model or plan.model), "system_prompt": digest(system)}
+    found["backend"] = digest(plan.backend)
+    if plan.record.needs_endpoint:
+        found["endpoint"] = digest(getattr(plan.block, "base_url", None))
+        found["enable_thinking"] = digest(getattr(plan.block, "enable_thinking", None))
+    if input_format not in WHOLE_REQUESTS:
+        found["sampling"] = digest(*map(without_lengths, _sampling(plan)))
+        found["image_tag"] = digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
+    return found | {"models": _other_models(plan)}
+
+
+def plain_sampling(plan: ResolvedConfig) -> dict[str, bool | int | float | str]:
+    """Return the sampling parameters that are not lists or objects, without limits of an answer's length."""
+    given = without_lengths(plan.settings.sampling_params.given())
+    return {name: value for name, value in given.items() if isinstance(value, bool | int | float | str)}
+
+
+def _sampling(plan: ResolvedConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    settings = plan.settings
+    extra = {name: value for name, value in settings.extra_params.items() if name != "service_tier"}
+    return settings.sampling_params.given(), extra
+
+
+def without_lengths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters without the limits of an answer's length."""
+    return {name: value for name, value in values.items() if name not in TOKEN_LIMITS}
+
+
+def _other_models(plan: ResolvedConfig) -> dict[str, str]:
+    file = plan.file or plan.operator
+    blocks: dict[str, tuple[str, object, Any]] = {
+        name: (model.backend or "", getattr(model, model.backend or "", None), model)
+        for name, model in file.models.items()
+    }
+    blocks.setdefault(DEFAULT, (file.backend, getattr(file.backend_configs, file.backend, None), file))
+    return {
+        name: digest(
+            backend,
+            block.model_dump(mode="json", include=_DECIDES) if isinstance(block, BaseModel) else None,
+            without_lengths({**file.sampling_params.given(), **own.sampling_params.given()}),
+            without_lengths(own.extra_params),
+            own.system_prompt if own.system_prompt is not None else file.system_prompt,
+            own.image_tag or file.image_tag,
+        )
+        for name, (backend, block, own) in blocks.items()
+        if name != plan.name
+    }

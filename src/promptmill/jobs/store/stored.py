@@ -1,0 +1,117 @@
+"""The parts of a job's description that its order and its database share: questions, form of answers, targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from promptmill.jobs.store.records import Made
+
+
+class Stored(BaseModel):
+    """A frozen part of the description of a job in its database."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Question(Stored):
+    """The prompts of a job, and the columns that they use."""
+
+    templates: tuple[str, ...] = ()
+    """Prompts with fields of the row in double braces. Each row is sent once with each template."""
+    column: str | None = None
+    """The field with the prompt, if its name is not `prompt`."""
+    image_column: str | None = None
+    """The field with the paths or URLs of a row's images."""
+    prompt_only: tuple[str, ...] = ()
+    """Fields that only the prompt uses; the output omits them."""
+    row_settings: bool = False
+    """Whether rows set their model, sampling, … even if there is a template or a `column`."""
+    skip_empty: bool = False
+    """Whether rows without a prompt are skipped instead of failing."""
+    sample: int | None = Field(None, ge=1)
+    """The number of rows to draw at random; the same input always gives the same rows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _template_of_column(cls, values: Any) -> Any:
+        """If there is an image column, turn the prompt column into a template."""
+        if not values.get("image_column") or values.get("templates"):
+            return values
+        column = orjson.dumps(values.get("column") or "prompt").decode()
+        return {**values, "templates": (f"{{{{ row[{column}] }}}}",), "column": None}
+
+    @property
+    def rows_set(self) -> bool:
+        """Whether rows set their model, sampling, …. With a template or a `column`, only if `row_settings` is set."""
+        return self.row_settings or not (self.templates or self.column is not None)
+
+    @property
+    def prompts(self) -> int:
+        """The number of questions of each row."""
+        return max(1, len(self.templates))
+
+
+class AnswerForm(Stored):
+    """The form of the answers in the output."""
+
+    column: str = "answer"
+    """The name of the answer column; it changes if the input has a column of this name."""
+    fields: bool = True
+    """For answers with a schema: whether fields become columns (in JSON: objects). Otherwise an answer is a JSON
+    text."""
+
+
+class Variant(Stored):
+    """A pair of model and prompt, if each row is answered in several ways. Each variant has its own slot."""
+
+    name: str
+    model: str = ""
+    """The model; `""`: the model of the configuration."""
+    prompt: int = 0
+    """The index of the variant's template."""
+
+
+class Target(Stored):
+    """The target of a slot: a model with its settings, and a prompt."""
+
+    name: str = ""
+    """The name of the variant; `""` in a job with one target."""
+    model: str = ""
+    """The model; `""`: the model of the configuration."""
+    prompt: int = 0
+    """The index of the prompt."""
+    settings: int = 0
+    """The id of the settings in table `settings`; `fingerprint` identifies them."""
+    kept: tuple[int, ...] = ()
+    """The ids of other settings whose answers also count."""
+    changed: tuple[str, ...] = ()
+    """The settings that changed since the job began (see `Earlier.keep`). Every later record notes them."""
+    fingerprint: dict[str, Any] = Field({})
+    """Digests of the settings that affect answers."""
+    extra: dict[str, bool | int | float] = Field({})
+    """Parameters that are added to each request."""
+    sampling: dict[str, bool | int | float | str] | None = None
+    """Sampling parameters that are not lists or objects, for errors about changes; None if no model answers."""
+
+    @property
+    def counted(self) -> list[int]:
+        """The ids of the settings whose answers count."""
+        return [self.settings, *self.kept]
+
+    def answered_by(self, model: str, settings: int) -> tuple[Target, Target]:
+        """Return two targets: this one, with answers of `model` also counting, and the target of a round of `model`.
+
+        `settings`: the id of this target's settings with `model`.
+        """
+        if settings == self.settings:
+            return self, self
+        counted = self.model_copy(update={"kept": tuple(sorted({*self.kept, settings}))})
+        own = {"model": model, "settings": settings, "kept": tuple(sorted({*self.kept, self.settings}))}
+        return counted, self.model_copy(update=own)
+
+    def made(self, round_: int, model: str = "") -> Made:
+        """Return the note for the records of a round. `model`: see `Round.model`."""
+        return Made(self.settings, round_, self.changed, model)

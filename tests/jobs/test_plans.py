@@ -1,0 +1,109 @@
+"""Plans of features: of another package, and of a feature that is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from job_specs import spec_of
+from promptmill.config.loading import Configuration
+from promptmill.core import feature
+from promptmill.core.errors import PromptmillError
+from promptmill.core.feature import WITHOUT, Feature, PlanEntry
+from promptmill.jobs.run.planning import Situation, next_round
+from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.rounds import ANSWERED, Again, Round
+from promptmill.jobs.store.spec import JobSpec, Plan, plan_of
+from replies import answer, choose
+from rounds_bench import order_of
+
+_IS_NEW = "answer.round NOT IN (SELECT id FROM round WHERE value ->> '$.rows' = 'long')"
+
+
+class LongAgain(Plan):
+    """A plan that sends rows with a long answer to the model `large`."""
+
+    name: ClassVar[str] = "long"
+    rules: ClassVar[Mapping[str, str]] = {"long": f"({ANSWERED} AND length(text) > 500 AND {_IS_NEW})"}
+
+    def next(self, first: Round, again: Again | None) -> Iterator[Round]:
+        yield from super().next(first, again)
+        yield replace(first, rows="long", reason="long", model="large")
+
+
+@pytest.fixture
+def long_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have `LongAgain` as the plan of jobs with `max_failures`."""
+    entry = PlanEntry("long", ("max_failures",), f"{__name__}:LongAgain")
+    monkeypatch.setattr(feature, "_installed", lambda: iter({"long": Feature(words="", plans=(entry,))}.items()))
+    feature._features.cache_clear()
+    yield
+    feature._features.cache_clear()
+
+
+@pytest.mark.usefixtures("long_again")
+def test_a_round_may_go_to_a_model_of_its_own(bench):
+    def reply(seen: Any) -> Any:
+        return answer(f"large: {seen.prompt}" if seen.json["model"] == "large" else "x" * 600 * seen.prompt.count("l"))
+
+    bench.upstream.reply = choose(reply)
+    bench.write([{"prompt": "long"}, {"prompt": "short"}])
+    assert bench.succeed("--max-failures", "9")["done"] == 2
+    assert [(row["answer"], row.get("answered_by")) for row in bench.answers()] == [
+        ("large: long", "large"),
+        ("", None),
+    ]
+    bench.write([{"prompt": "short"}, {"prompt": "all long"}, {"prompt": "long"}])
+    bench.succeed("--max-failures", "9")
+    assert [row["answer"] for row in bench.answers()] == ["", "large: all long", "large: long"]
+    sent = [(seen.json["model"], seen.prompt) for seen in bench.upstream.seen]
+    assert sorted(sent[:2]) == [("test-model", "long"), ("test-model", "short")]
+    assert sent[2:] == [("large", "long"), ("test-model", "all long"), ("large", "all long")]
+
+
+def test_rounds_of_a_plan_follow_those_of_the_order_that_send_each_question_once():
+    order, planned = order_of(dedupe=True), list[str]()
+
+    def has_rows(round_: Round) -> bool:
+        planned.append(round_.rows)
+        return False
+
+    next_round(Situation(order, LongAgain(), [], 0, 1, has_rows))
+    assert planned == ["open duplicate", "open once", "long"]
+
+
+@pytest.mark.parametrize("kind", [JobOrder, JobSpec])
+def test_a_job_whose_feature_is_missing_can_be_read_and_is_not_run(kind, monkeypatch):
+    monkeypatch.setenv(WITHOUT, "all")
+    stored = {"name": "votes", "chooses": True, "values": {"models": ["", ""]}}
+    begun = JobOrder(inputs=(Path("/in"),), output=Path("/out")) if kind is JobOrder else spec_of("jsonl")
+
+    found = kind.model_validate({**begun.model_dump(mode="json"), "plan": stored})
+
+    assert found.plan.chooses
+    assert found.model_dump(mode="json")["plan"] == stored
+    with pytest.raises(PromptmillError, match="whose feature is not installed"):
+        found.plan.check(Configuration({}).plan, found.question)
+
+
+def test_a_job_without_options_of_plans_has_the_ordinary_one_which_is_not_stored():
+    order = JobOrder.of([Path("/in")], Path("/out"), {"student": False})
+    assert type(order.plan) is type(plan_of({}, [""], 1)) is Plan
+    assert order.model_dump(mode="json")["plan"] is None
+    assert JobOrder.model_validate(order.model_dump(mode="json")) == order
+
+
+def test_an_option_of_a_hidden_feature_is_refused(monkeypatch):
+    monkeypatch.setenv(WITHOUT, "long")
+    entry = PlanEntry("long", ("max_failures",), "nowhere:Plan")
+    monkeypatch.setattr(feature, "_installed", lambda: iter({"long": Feature(words="", plans=(entry,))}.items()))
+    for cached in (feature._features, feature._hidden):
+        cached.cache_clear()
+    with pytest.raises(PromptmillError, match="max_failures` needs the feature long"):
+        plan_of({"max_failures": "9"}, [""], 1)
+    for cached in (feature._features, feature._hidden):
+        cached.cache_clear()
