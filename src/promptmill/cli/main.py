@@ -53,7 +53,6 @@ COMMANDS = (
         "print a script that completes commands, options, files, jobs and models with Tab",
         "promptmill.cli.completion:add_options",
     ),
-    Command("install", "add promptmill to a client's configuration", "promptmill.cli.install:add_options"),
     Command(
         "features",
         "list the features that are installed, and what they add",

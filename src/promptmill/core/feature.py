@@ -62,7 +62,8 @@ class Feature:
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.app.ToolSocket`."""
     faces: Sequence[Face] = ()
     names: Mapping[str, str] = field(default_factory=dict)
-    """Names of the package `promptmill` for programs, such as `{"compare": "module:compare"}`."""
+    """Names of the package `promptmill` for programs, such as `{"compare": "module:compare"}`; `api.NAME` is one of
+    `promptmill.api`."""
 
     after_job: str = ""
     """`"module:function"`: takes the arguments of a command and the folder of its job, when the job has ended."""
@@ -84,6 +85,12 @@ def features() -> Mapping[str, Feature]:
     Raises `PromptmillError` (`invalid_config`) for a package that cannot be imported.
     """
     return _features(os.environ.get(WITHOUT, ""))
+
+
+def names(module: str = "") -> dict[str, str]:
+    """Return the parts behind the names that features add to the package `promptmill`, or to its module `module`."""
+    added = (item for each in features().values() for item in each.names.items())
+    return {name.rpartition(".")[2]: where for name, where in added if name.rpartition(".")[0] == module}
 
 
 @functools.cache

@@ -9,8 +9,8 @@ import pytest
 from fastmcp import Client
 from fastmcp.exceptions import ToolError
 
-from promptmill.compat.ultrarag_server import PipelineCalls
 from promptmill.config.loading import Configuration
+from promptmill.features.ultrarag.pipeline_server import PipelineCalls
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, by_prompt, html, late, raw, reset, status

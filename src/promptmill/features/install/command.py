@@ -29,9 +29,10 @@ from pathlib import Path
 
 from promptmill.config import loading, parameter_file
 from promptmill.core.errors import PromptmillError, config_error, looks_like_key
+from promptmill.core.feature import features
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.install import client_file
-from promptmill.install.file_steps import Step, keep_at, make_folder, put_back, remove, write
+from promptmill.features.install import client_file
+from promptmill.features.install.file_steps import Step, keep_at, make_folder, put_back, remove, write
 from promptmill.system.call_files import holds_everything
 from promptmill.system.safe_open import home_expanded
 
@@ -183,6 +184,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         )
         target.set_defaults(unconfigured=_client, client=client)
 
+    if "ultrarag" not in features():
+        return
     pipelines = targets.add_parser(
         "ultrarag", parents=[shared], help="become the generation server of a checkout of UltraRAG"
     )
@@ -388,7 +391,7 @@ def undo_launcher(checkout: Path) -> list[Step]:
 
 def launch_file() -> Path:
     """Return our launcher: in a wheel, else in a checkout of promptmill."""
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     places = (package / _LAUNCHER, package.parents[1] / _LAUNCHER)
     found = next((place for place in places if place.is_file()), None)
     if found is None:

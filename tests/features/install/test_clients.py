@@ -1,6 +1,7 @@
 """`promptmill install CLIENT`: each client's own file, merged, and put back."""
 
 import json
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from promptmill.cli import main as cli
-from promptmill.cli.install import CLIENTS, _lost_with
+from promptmill.features.install.command import CLIENTS, _lost_with
+from promptmill.features.install.file_steps import write
 
 JSON_CLIENTS = [client for client in CLIENTS if client.name != "codex"]
 TOML = """\
@@ -356,3 +358,15 @@ def test_the_clients_own_command_is_never_run(home, name, program):
     assert _install(name) == 0
     assert _install(name, "--undo") == 0
     assert not (home / "called").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
+def test_a_file_that_is_made_under_an_open_umask_can_be_changed_by_this_user_alone(tmp_path):
+    before = os.umask(0)
+    try:
+        write(tmp_path / "config" / "client" / "settings.json", b"{}").act()
+    finally:
+        os.umask(before)
+    made = list((tmp_path / "config").rglob("*"))
+    assert len(made) == 2
+    assert [path for path in made if path.stat().st_mode & 0o022] == []

@@ -135,7 +135,7 @@ def _number(value: object) -> int | None:
 
 def _extended(server: FastMCP, service: Service) -> None:
     # these import FastMCP, so import them with the server, not before
-    from promptmill.compat.ultrarag_server import PipelineCalls, add_build, with_plain_results
+    from promptmill.features.ultrarag.pipeline_server import PipelineCalls, add_build, with_plain_results
     from promptmill.server.tool_calls import PlainArguments
 
     add_build(server)

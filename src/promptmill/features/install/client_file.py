@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from promptmill.core.errors import config_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
-from promptmill.install.file_steps import Step, backup_of, keep, put_back, remove, write
+from promptmill.features.install.file_steps import Step, backup_of, keep, put_back, remove, write
 
 # VS Code's files may have comments, and commas after the last member.
 _COMMENT = re.compile(r'"(?:[^"\\]|\\.)*+"?|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)

@@ -17,12 +17,12 @@ from fastmcp.client.transports import StdioTransport
 
 from fakes import KEY
 from piped import Piped
-from promptmill.compat import ultrarag
+from promptmill.features.ultrarag import launch
 from replies import answer, by_prompt, hang
 from sure import sure
 from waiting import eventually
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LAUNCHER = ROOT / "servers" / "generation" / "src" / "generation.py"
 pytestmark = [pytest.mark.stdio, pytest.mark.thorough]
 
@@ -271,26 +271,26 @@ def test_a_folder_without_a_parameter_file_takes_what_promptmill_finds_elsewhere
     elsewhere = tmp_path / "elsewhere.yaml"
     elsewhere.write_text("backend: openai\n")
     monkeypatch.setenv("PROMPTMILL_CONFIG", str(elsewhere))
-    assert ultrarag._configuration_in(tmp_path).origin == str(elsewhere)
+    assert launch._configuration_in(tmp_path).origin == str(elsewhere)
 
 
 def test_its_own_parameter_file_goes_before_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("PROMPTMILL_CONFIG", str(tmp_path / "nowhere.yaml"))
     (tmp_path / "parameter.yaml").write_text("backend: openai\n")
-    found = ultrarag._configuration_in(tmp_path)
+    found = launch._configuration_in(tmp_path)
     assert (found.plan.backend, found.plan.trust_client) == ("openai", True)
 
 
 def test_a_key_that_occurs_twice_is_a_warning_and_its_last_value_counts(tmp_path, caplog):
     (tmp_path / "parameter.yaml").write_text("backend: vllm\nbackend: openai\napi_key: a\napi_key: b\n")
-    assert ultrarag._configuration_in(tmp_path).plan.backend == "openai"
+    assert launch._configuration_in(tmp_path).plan.backend == "openai"
     assert "line 2: the key backend occurs twice; its last value is used." in caplog.text
     assert "line 4: the key api_key occurs twice" in caplog.text
 
 
 def test_the_file_may_name_a_provider_as_its_backend(tmp_path):
     (tmp_path / "parameter.yaml").write_text("backend: gemini\nbackend_configs: {gemini: {model_name: m}}\n")
-    plan = ultrarag._configuration_in(tmp_path).plan
+    plan = launch._configuration_in(tmp_path).plan
     assert (plan.backend, plan.settings.backend_configs.openai.provider) == ("openai", "google")
 
 

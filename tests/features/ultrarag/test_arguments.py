@@ -2,9 +2,9 @@
 
 import pytest
 
-from promptmill.compat.ultrarag import as_ultrarag
-from promptmill.compat.ultrarag_server import _image_arguments, _prompt_arguments, _turn_arguments
 from promptmill.core.errors import PromptmillError
+from promptmill.features.ultrarag.launch import as_ultrarag
+from promptmill.features.ultrarag.pipeline_server import _image_arguments, _prompt_arguments, _turn_arguments
 from sure import sure
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 from pydantic import BaseModel
 
 from promptmill.api import BaseAPI, MPOpenAIAPI, OpenAIAPI
-from promptmill.compat.datastudio import _conversation_of
 from promptmill.core.errors import PromptmillError
+from promptmill.features.datastudio.classes import _conversation_of
 from replies import answer, attempts, by_prompt, choose, late, status
 
 

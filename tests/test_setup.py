@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a shell script, and Linux's choice of builds")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 # Stands for Python and pip: no torch there, CPU builds only on the indexes that HAS names.
 PYTHON = """#!/usr/bin/env bash
 case "$*" in

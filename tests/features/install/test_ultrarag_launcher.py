@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from promptmill.cli import install
 from promptmill.cli import main as cli
+from promptmill.features.install import command
 
 THEIRS = b"import ultrarag\n"
 
@@ -34,7 +34,7 @@ def _files(folder):
 
 def _launcher_for(interpreter):
     return (
-        install.launch_file().read_text(encoding="utf-8").replace('INTERPRETER = ""', f"INTERPRETER = {interpreter!r}")
+        command.launch_file().read_text(encoding="utf-8").replace('INTERPRETER = ""', f"INTERPRETER = {interpreter!r}")
     )
 
 
@@ -108,7 +108,7 @@ def test_undo_after_they_brought_their_own_back_only_clears_up(checkout):
 
 def test_undo_without_what_was_kept_changes_nothing_and_says_how_to_get_it(checkout, capsys):
     _install(checkout)
-    install._backup_of(checkout / "servers" / "generation" / "src" / "generation.py").unlink()
+    command._backup_of(checkout / "servers" / "generation" / "src" / "generation.py").unlink()
     before = _files(checkout)
     assert _install(checkout, "--undo") == 2
     assert "git checkout -- servers/generation/src/generation.py" in capsys.readouterr().err
