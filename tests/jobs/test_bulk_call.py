@@ -480,8 +480,6 @@ def test_several_models_and_prompts_in_python(options, upstream):
     assert [(row["text"], row["variant"]) for row in made.rows] == [(text, name) for text in "ab" for name in names]
     assert made.answers[:4] == ["weak a?", "weak a!", "good a?", "good a!"]
     assert made.variants == names
-    compared = promptmill.compare(made, by="variant")
-    assert [file["name"] for file in compared.figures["files"]] == names
     rows = list(promptmill.stream(["a"], model=["weak", "good"], **endpoint))
     assert {(row["row"], row["variant"], row["answer"]) for row in rows} == {
         (1, "weak", "weak a"),

@@ -26,6 +26,7 @@ from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
+from promptmill.core.feature import part_of
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted
 from promptmill.jobs import members
@@ -310,9 +311,7 @@ def _check(arguments: argparse.Namespace) -> None:
         ),
     )
     if arguments.report is not None:
-        from promptmill.report import page  # imported where it is needed: few jobs write a report
-
-        page.check(arguments.report)
+        part_of("report", "command:check")(arguments.report)
 
 
 def _source(

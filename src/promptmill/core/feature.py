@@ -66,7 +66,7 @@ class Feature:
     `promptmill.api`."""
 
     after_job: str = ""
-    """`"module:function"`: takes the arguments of a command and the folder of its job, when the job has ended."""
+    """`"module:function"`: takes the `promptmill.cli.job_run.EndedJob` of a command."""
 
     @property
     def sockets(self) -> list[str]:
@@ -85,6 +85,16 @@ def features() -> Mapping[str, Feature]:
     Raises `PromptmillError` (`invalid_config`) for a package that cannot be imported.
     """
     return _features(os.environ.get(WITHOUT, ""))
+
+
+def part_of(feature: str, name: str) -> Any:
+    """Return the part `"module:name"` of a feature behind an option of the core.
+
+    Raises `PromptmillError` (`invalid_config`) if the feature is missing.
+    """
+    if feature not in features():
+        raise config_error("", f"This needs the feature {feature!r}, which is not installed or hidden by {WITHOUT}.")
+    return part(f"{GROUP}.{feature}.{name}")
 
 
 def names(module: str = "") -> dict[str, str]:

@@ -30,7 +30,6 @@ from promptmill.config.settings import USUAL_KEYS
 from promptmill.core.errors import redact
 from promptmill.core.feature import features, part
 from promptmill.server.bulk_tools import add_bulk_tools
-from promptmill.server.label_tools import add_label_tools
 from promptmill.server.tasks import Tasks
 from promptmill.server.tool_calls import CallLog, PlainArguments
 from promptmill.server.tool_socket import ToolSocket
@@ -131,7 +130,6 @@ def create_server(
         add_engine_tools(mcp, service)
     add_answer_tools(socket)
     add_bulk_tools(socket)
-    add_label_tools(socket)
     for feature in features().values():
         if feature.tools:
             part(feature.tools)(socket)

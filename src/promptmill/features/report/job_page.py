@@ -1,6 +1,6 @@
 """The report of a job, also while it runs.
 
-job.db: status, course, counts, rows with their answers ─▶ data ─▶ `report.html` ─▶ the file
+job.db: status, course, counts, rows with their answers ─▶ data ─▶ `rows.html` ─▶ the file
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from promptmill.backends.protocol import Counts
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, unescaped
+from promptmill.features.report.job_table import CUT, FAILED, NEAR, PROMPT_NAME, JobTable, variant_names
 from promptmill.images.load import ImageRules, from_folder, is_web, load_image
 from promptmill.jobs import disk
 from promptmill.jobs.columns import FIELD, MODEL
@@ -32,10 +33,9 @@ from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import CourseRecord, FieldResults, LabelShare, Results, Status
 from promptmill.jobs.sure.labels import curve_of
-from promptmill.report import page
-from promptmill.report.job_table import CUT, FAILED, NEAR, PROMPT_NAME, JobTable, variant_names
-from promptmill.report.page import MOST_ROWS, Report, when
-from promptmill.report.page_rows import Filter
+from promptmill.pages import page
+from promptmill.pages.page import MOST_ROWS, Report, when
+from promptmill.pages.page_rows import Filter
 
 _SEED = 1
 _RARE: Sequence[tuple[Literal["empty", "skipped"], str]] = (("empty", "Empty"), ("skipped", "Skipped"))

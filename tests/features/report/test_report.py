@@ -21,6 +21,7 @@ from job_specs import spec_of
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.features.compare import comparison_page
+from promptmill.features.report import job_page
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.files import Part, opened
@@ -29,7 +30,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.records import record_of
 from promptmill.jobs.store.spec import InputSpec, OutputSpec
-from promptmill.report import job, page
+from promptmill.pages import page
 from replies import answer, choose, late, status
 from waiting import eventually
 
@@ -201,7 +202,7 @@ def test_images_are_thumbnails(bench):
 def test_thumbnails_and_rows_share_the_size_of_the_file(bench, monkeypatch):
     monkeypatch.setattr(page, "_LARGEST", 150_000)
     monkeypatch.setattr(page, "_LEAST", 1_000)
-    monkeypatch.setattr(job, "_PICTURES", 60_000)
+    monkeypatch.setattr(job_page, "_PICTURES", 60_000)
     for at in range(12):
         Image.frombytes("RGB", (160, 160), os.urandom(160 * 160 * 3)).save(bench.path / f"{at}.png")
     bench.upstream.reply = choose(lambda seen: answer(base64.b64encode(os.urandom(300)).decode()))
@@ -295,7 +296,7 @@ def test_a_large_report_cuts_texts_first_and_then_leaves_out_rows(tmp_path, monk
     texts = [base64.b64encode(os.urandom(length)).decode() for _ in range(600 if length > 1 else 20_000)]
     folder = made(tmp_path, [Completion(text) for text in texts], texts)
     target = tmp_path / "r.html"
-    found = job.write(folder, target)
+    found = job_page.write(folder, target)
     data, rows = written(target)
     assert 50_000 < target.stat().st_size <= 90_000
     assert len(rows["state"]) == found.rows < found.total == len(texts)
@@ -305,9 +306,9 @@ def test_a_large_report_cuts_texts_first_and_then_leaves_out_rows(tmp_path, monk
 
 
 def test_only_a_sample_of_very_many_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "MOST_ROWS", 50)
+    monkeypatch.setattr(job_page, "MOST_ROWS", 50)
     folder = made(tmp_path, [Completion("yes", usage=Usage(1, 1))] * 70, [f"prompt {at}" for at in range(70)])
-    found = job.write(folder, tmp_path / "r.html")
+    found = job_page.write(folder, tmp_path / "r.html")
     data, rows = written(tmp_path / "r.html")
     assert (found.rows, found.total) == (50, 70)
     assert data["rows"]["note"].startswith("A random sample of 50 of 70 rows; counts and charts are of all.")
@@ -320,7 +321,7 @@ def hostile(path: Path) -> Path:
     outcomes: list[Outcome] = [Completion(text) for text in HOSTILE for _ in range(3)]
     outcomes += [Failure(PromptmillError(Code.BAD_REQUEST, text, ""), 1) for text in HOSTILE]
     folder = made(path, outcomes, [f"{HOSTILE[at % len(HOSTILE)]} {at}" for at in range(len(outcomes))])
-    job.write(folder, path / "r.html")
+    job_page.write(folder, path / "r.html")
     return path / "r.html"
 
 
@@ -502,7 +503,9 @@ FIRST_CELLS = "[...document.querySelectorAll('#table tbody tr[tabindex] td:nth-c
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
 async def test_the_table_sorts_hides_and_finds_by_address_and_keys(tmp_path):
     prompts = [f"{name} {at}" for at, name in enumerate(("zebra", "Éclair", "apple", "10", "echo"))]
-    job.write(made(tmp_path, [Completion(text) for text in ("9", "10", "", "-1", "2.5")], prompts), tmp_path / "r.html")
+    job_page.write(
+        made(tmp_path, [Completion(text) for text in ("9", "10", "", "-1", "2.5")], prompts), tmp_path / "r.html"
+    )
     async with browser.opened() as page:
         await page.look(1280, 900, "light")
         await page.open(tmp_path / "r.html")

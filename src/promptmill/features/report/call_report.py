@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from promptmill.core.values import JsonDict
+from promptmill.features.report import job_page
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
-from promptmill.report import job
 from promptmill.system import runtime
 
-_MODULE = "promptmill.report.call_report"
+_MODULE = "promptmill.features.report.call_report"
 _COMPUTING_S = 300  # as for a comparison
 
 
@@ -31,7 +31,7 @@ async def written(jobs: RunningJobs, caller: Caller, job_id: str, report: str) -
 
 def _write(_: Work, *, path: Path, target: Path) -> dict[str, Any]:
     runtime.limit_computing(_COMPUTING_S)
-    return job.write(Folder(path), target).as_dict()
+    return job_page.write(Folder(path), target).as_dict()
 
 
 _STEPS = {_write.__name__: _write}

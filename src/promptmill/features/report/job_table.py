@@ -20,7 +20,7 @@ from promptmill.jobs.inputs.template import template_of
 from promptmill.jobs.manage.job_rows import JobRow
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.sure.labels import is_near_cut
-from promptmill.report.page_rows import OWN, Cell, Column, PageRows, last_turns
+from promptmill.pages.page_rows import OWN, Cell, Column, PageRows, last_turns
 
 FAILED, CUT, NEAR = 1, 2, 4
 """Bits of a row's state."""

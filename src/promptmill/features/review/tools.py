@@ -1,4 +1,4 @@
-"""The tools for right labels: a person reviews the rows of a job, and labelled rows decide which prompt is better."""
+"""The tools `review` and `review_take`: a person reviews the rows of a job."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _Labels = Annotated[
 ]
 
 
-def add_label_tools(socket: ToolSocket) -> None:
+def add(socket: ToolSocket) -> None:
     """Add the tools to the app."""
     mcp, service, jobs = socket.mcp, socket.service, socket.jobs
 
@@ -95,7 +95,7 @@ def add_label_tools(socket: ToolSocket) -> None:
         Returns `rows`, the most doubtful first. Show them to the user, or give the user the `output_file`; then call
         review_take with the user's labels. Nothing is sent to a model.
         """
-        from promptmill.report import call_review  # imported by the first use: most servers review nothing
+        from promptmill.features.review import call_review  # imported by the first use: most servers review nothing
 
         reviewing = call_review.reviewed(
             await jobs(),
@@ -146,7 +146,7 @@ def add_label_tools(socket: ToolSocket) -> None:
 
         All labels are checked before the first is stored. No later run replaces them.
         """
-        from promptmill.report import call_review
+        from promptmill.features.review import call_review
 
         taking = call_review.taken(
             await jobs(), caller_of(ctx, service), job_id, file=take, decisions=decisions, choices=choices

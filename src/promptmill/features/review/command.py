@@ -12,12 +12,12 @@ from promptmill.cli.options import Parser, at_least_one, refuse
 from promptmill.cli.terminal import OK, say
 from promptmill.core.errors import input_error
 from promptmill.core.wording import counted
+from promptmill.features.review import review_page
+from promptmill.features.review.reviewed import LABEL, ROWS, Review, review, take
 from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.inputs.short_forms import labels_of
-from promptmill.jobs.manage.reviewed import LABEL, ROWS, Review, review, take
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.report import review_page
 from promptmill.system.safe_open import home_expanded
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import cut
+from promptmill.features.review.reviewed import KEY, LABEL, NO_LABEL, ROW, Review, write_workbook
 from promptmill.jobs import disk
 from promptmill.jobs.export.workbook_file import LONGEST_CELL
-from promptmill.jobs.manage.reviewed import KEY, LABEL, NO_LABEL, ROW, Review, write_workbook
-from promptmill.report import page
-from promptmill.report.page import Report
+from promptmill.pages import page
+from promptmill.pages.page import Report
 
 _TEMPLATE = Path(__file__).with_name("review.html")
 PAGES, WORKBOOK = (".html", ".htm"), ".xlsx"

@@ -1,8 +1,8 @@
-"""A page of figures and rows: one HTML file, for a job or a comparison.
+"""A page of figures and rows: one HTML file.
 
 The file makes no request, and nothing in it can run but its own script:
 
-* `head.html` and `report.html` are the whole page. Its policy permits its one script and its styles, by their digests.
+* `head.html` and `rows.html` are the whole page. Its policy permits its one script and its styles, by their digests.
 * The data is JSON in two elements that no browser executes. The script makes text nodes of it, never HTML.
 * The rows are columns of texts, deflated, which the browser inflates by itself. `_LARGEST` bounds the file:
   long texts are cut off first, then some rows are left out. The page states both.
@@ -29,7 +29,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted, cut
 from promptmill.jobs import disk
-from promptmill.report.page_rows import PageRows
+from promptmill.pages.page_rows import PageRows
 
 MOST_ROWS = 100_000
 """The most rows of a page."""
@@ -38,7 +38,7 @@ _SPARE = 1_000  # for the words on rows that have no room
 _LEAST = 100_000  # bytes of deflated rows, whatever else there is
 _MARK = b'<meta name="generator" content="promptmill report">'
 _HEAD = 4096  # bytes, within which an earlier report has the mark
-_TEMPLATE = Path(__file__).with_name("report.html")
+_TEMPLATE = Path(__file__).with_name("rows.html")
 _HEAD_TEMPLATE = Path(__file__).with_name("head.html")  # of every page: its head and its colours
 _PARTS = dict.fromkeys(("notes", "counts", "failures", "sections", "spreads", "footnotes"), ())
 _EMPTY = {**_PARTS, "answers": "", "thumbnails": {}, "course": {}}

@@ -18,20 +18,20 @@ from promptmill.core.errors import input_error
 from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, cut
+from promptmill.features.review import review_page
+from promptmill.features.review.reviewed import LABEL, ROW, ROWS, Review, ReviewRow, review, take
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.inputs import given
 from promptmill.jobs.inputs.short_forms import labels_of
 from promptmill.jobs.manage import detached
-from promptmill.jobs.manage.reviewed import LABEL, ROW, ROWS, Review, ReviewRow, review, take
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
-from promptmill.report import review_page
 from promptmill.system import runtime
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
-_MODULE = "promptmill.report.call_review"
+_MODULE = "promptmill.features.review.call_review"
 _COMPUTING_S = 300  # as for a comparison
 
 
