@@ -11,7 +11,7 @@ from driving import ask
 from fakes import FakeBackend
 from promptmill import __version__
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
-from promptmill.cluster.ray_cluster import LostError, RateLeases, RemoteBackend, Replica
+from promptmill.cluster.remote import LostError, RateLeases, RemoteBackend, Replica
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request

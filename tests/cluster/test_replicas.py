@@ -1,4 +1,4 @@
-"""Replicas as one backend: what is lost is taken up again, whatever dies. tests/jobs/test_ray.py has them on Ray.
+"""Replicas as one backend: what is lost is taken up again, whatever dies. tests/features/ray has them on Ray.
 
 The replicas here are remote backends whose other end is in this process; `tests/cluster/test_engines.py` has engines.
 """
@@ -17,8 +17,8 @@ from driving import run
 from fakes import FakeBackend
 from promptmill import __version__
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome, Source, Usage
-from promptmill.cluster import ray_cluster
-from promptmill.cluster.ray_cluster import LostError, RemoteBackend, Replica
+from promptmill.cluster import remote
+from promptmill.cluster.remote import LostError, RemoteBackend, Replica
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
@@ -211,7 +211,7 @@ def test_replicas_that_cannot_load_are_told_and_the_others_go_on():
 
 
 def test_a_replica_that_says_nothing_any_more_is_ended_and_replaced(monkeypatch):
-    monkeypatch.setattr(ray_cluster, "_SILENCE_S", 0.05)
+    monkeypatch.setattr(remote, "_SILENCE_S", 0.05)
 
     def on(key: int, link: Here) -> None:
         link.mute = link.mute or (key == 20 and link.loads == 1)

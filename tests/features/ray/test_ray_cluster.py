@@ -1,4 +1,4 @@
-"""What each replica of a Ray cluster is given; tests/jobs/test_ray.py has the cluster."""
+"""What each replica of a Ray cluster is given; test_ray_jobs.py has the cluster."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import pytest
 from fakes import openai_configuration
 from promptmill.backends import registry
 from promptmill.cluster import replicas
-from promptmill.cluster.ray_cluster import RayCluster, _share
+from promptmill.cluster.remote import part_of
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.features.ray.ray_cluster import RayCluster
 
 
 def test_limits_are_shared_out_so_that_they_hold_for_all_replicas_together():
     plan = openai_configuration("http://127.0.0.1:9/v1", rpm=60, tpm=1000, concurrency=10).plan
-    share = _share(plan, 4).settings.backend_configs.openai
+    share = part_of(plan, 4).settings.backend_configs.openai
     assert (share.rpm, share.tpm, share.concurrency, share.num_workers) == (60, 1000, 2, 1)  # rates are leased
     assert RayCluster("auto", 20)._count(plan) == 10
 

@@ -1,0 +1,127 @@
+"""Replicas as actors of a Ray cluster: Ray places them, restarts them, and reports their loss."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from promptmill import __version__
+from promptmill.backends import registry
+from promptmill.backends.protocol import Backend
+from promptmill.cluster.remote import LostError, RateLeases, RemoteBackend, Replica, has_rates, keys_of, part_of
+from promptmill.cluster.replicas import Replicas, create
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, config_error
+from promptmill.system.installation import adding
+
+_REACHED_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class RayCluster:
+    """The address of a cluster, the number of replicas on it, and the resources that each takes of its node."""
+
+    address: str
+    replicas: int = 1
+    gpus: float = 0
+    cpus: float = 1
+
+    async def create(self, plan: ResolvedConfig) -> Backend:
+        """Return the model of `plan` as replicas, not loaded yet. Raises `PromptmillError`."""
+        registry.check_name(plan.backend)
+        if importlib.util.find_spec("ray") is None:
+            raise PromptmillError(Code.MISSING_DEPENDENCY, "Ray is not installed.", adding("ray"))
+        count = self._count(plan)
+        environment = {name: os.environ[name] for name in keys_of(plan) if name in os.environ}
+        one = create if plan.replicas > 1 else registry.create
+        arguments = (one, part_of(plan, count), environment, __version__)
+        leases = RateLeases() if has_rates(plan) else None
+
+        async def connect() -> Sequence[Backend]:
+            actors = await asyncio.to_thread(self._actors, count)
+            return [RemoteBackend(_ActorLink(actor), arguments, leases) for actor in actors]
+
+        return Replicas(connect, _disconnect)
+
+    def _actors(self, count: int) -> Sequence[Any]:
+        """Connect and start the actors, which Ray places when there is room. Blocks."""
+        import ray
+
+        self._check_address()
+        # a cluster that is started here sends no usage reports
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            ray.init(
+                address=self.address,
+                ignore_reinit_error=True,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+                include_dashboard=False if self.address == "local" else None,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise _unreachable(self.address, (str(error).splitlines() or [type(error).__name__])[0]) from None
+        actor: Any = ray.remote(Replica).options(
+            num_gpus=self.gpus,
+            num_cpus=self.cpus,
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+        )
+        return [actor.remote() for _ in range(count)]
+
+    def _count(self, plan: ResolvedConfig) -> int:
+        """Return the number of replicas; of an endpoint, at most `concurrency`: each has a request in flight."""
+        if plan.backend != "openai":
+            return self.replicas
+        return min(self.replicas, plan.settings.backend_configs.openai.concurrency)
+
+    def _check_address(self) -> None:
+        """Raise `PromptmillError` when nothing listens there: Ray itself would end this process."""
+        host, _, port = self.address.removeprefix("ray://").rpartition(":")
+        if not host or not port.isdigit():
+            return
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _REACHED_S).close()
+        except OSError as error:
+            raise _unreachable(self.address, error.strerror or type(error).__name__) from None
+
+
+class _ActorLink:
+    """The way to one actor, over the cluster's own network, keys included."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the actor, once Ray has placed it. Raises `LostError`."""
+        from ray.exceptions import RayError
+
+        try:
+            return await getattr(self._actor, method).remote(*arguments)
+        except RayError:
+            raise LostError from None
+
+    def kill(self, *, again: bool) -> None:
+        """End the actor's process at once; `again`: Ray starts another one."""
+        import ray
+
+        with contextlib.suppress(Exception):  # the cluster is gone
+            ray.kill(self._actor, no_restart=not again)
+
+
+def _unreachable(address: str, why: str) -> PromptmillError:
+    return config_error("", f"No Ray cluster answers at {address}: {why:.200}")
+
+
+async def _disconnect() -> None:
+    import ray
+
+    await asyncio.to_thread(ray.shutdown)
