@@ -167,6 +167,7 @@ def test_the_page_about_the_house_names_every_package_from_the_top_floor_to_the_
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == packages[1:]
 
 
+@pytest.mark.features  # some of the files are theirs
 @pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
 def test_every_file_that_a_page_for_builders_names_is_there(page):
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -25,6 +25,7 @@ from pages import PAGES, ROOT, commands
 from pdf_files import pdf_of_texts
 from replies import answer
 
+pytestmark = pytest.mark.features
 NOT_RUN = {
     "--backend vllm": "needs vLLM; its own tests run it",
     "s3://": "needs a bucket; tests/jobs have a store on loopback",

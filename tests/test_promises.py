@@ -3,6 +3,9 @@
 import runpy
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.features
 ROOT = Path(__file__).parent.parent
 
 

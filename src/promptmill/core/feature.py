@@ -50,6 +50,20 @@ class Face:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A kind of inputs and outputs of jobs: files with a suffix, or URLs with a scheme."""
+
+    names: Sequence[str]
+    """Suffixes and schemes, such as `".yaml"` and `"lake://"`."""
+    read: str = ""
+    """`"module:function"`: takes the path of a file and yields its rows, which are mappings."""
+    write: str = ""
+    """`"module:function"`: takes rows and the path of a new file, and writes them."""
+    store: str = ""
+    """`"module:class"`: a `promptmill.jobs.inputs.remote.Store` of the URLs with a scheme."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
     """The parts of a feature, by socket."""
 
@@ -60,9 +74,12 @@ class Feature:
     commands: Sequence[Command] = ()
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.app.ToolSocket`."""
+    instructions: str = ""
+    """A sentence about the tools, for the instructions that an MCP client gets."""
     faces: Sequence[Face] = ()
+    formats: Sequence[Format] = ()
     names: Mapping[str, str] = field(default_factory=dict)
-    """Names of the package `promptmill` for programs, such as `{"compare": "module:compare"}`; `api.NAME` is one of
+    """Names of the package `promptmill` for programs, such as `{"solve": "module:solve"}`; `api.NAME` is one of
     `promptmill.api`."""
 
     after_job: str = ""
@@ -95,6 +112,17 @@ def part_of(feature: str, name: str) -> Any:
     if feature not in features():
         raise config_error("", f"This needs the feature {feature!r}, which is not installed or hidden by {WITHOUT}.")
     return part(f"{GROUP}.{feature}.{name}")
+
+
+def format_of(name: str) -> Format | None:
+    """Return the format that a feature has for a file or a URL."""
+    text = name.lower()
+    is_url = "://" in text
+    for each in (each for feature in features().values() for each in feature.formats):
+        for known in each.names:
+            if text.startswith(known) if is_url else not known.endswith("://") and text.endswith(known):
+                return each
+    return None
 
 
 def names(module: str = "") -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from promptmill import __version__
 from promptmill.core.money import dollars
-from promptmill.jobs.inputs.hub import SCHEME
+from promptmill.features.hub.hub import SCHEME
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.spec import digest

@@ -18,8 +18,8 @@ from pyarrow import parquet
 import fake_hub
 from fake_hub import TOKEN, FakeHub, Repo
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.inputs import hub
-from promptmill.jobs.inputs.hub import Dataset, output_place
+from promptmill.features.hub import hub
+from promptmill.features.hub.hub import Dataset, output_place
 
 pytest.importorskip("huggingface_hub")
 _PROMPT = ("--prompt", "Say {{body}}")

@@ -23,7 +23,7 @@ from promptmill.jobs.inputs import remote
 from promptmill.jobs.inputs.files import Part, missing
 from promptmill.jobs.inputs.formats import check_installed, plain
 from promptmill.jobs.inputs.given import Given, temporary_folder
-from promptmill.jobs.members import DUCKDB, SQLITE, duckdb_connected, duckdb_stamp, is_duckdb, literal, quoted, split
+from promptmill.jobs.members import DUCKDB, duckdb_connected, duckdb_stamp, is_duckdb, literal, quoted
 from promptmill.jobs.store.index import JobFolders
 from promptmill.system.safe_open import home_expanded
 
@@ -46,13 +46,6 @@ _OF_DUCKDB = frozenset({"http", "https", "file", "postgres", "postgresql"})
 _NOT_INSTALLED = re.compile(r"(?i)failed to download extension|install the required extension")
 _EXTENSION = re.compile(r"extension [\"'](\w+)")
 _ROWS = '"rows"."main"."rows"'
-
-
-def is_query(sql: str | None, sources: Sequence[str]) -> bool:
-    """Return whether DuckDB answers a query over the INPUT `sources`; SQLite answers those over its own files."""
-    names = [split(Path(name)) for name in sources]
-    is_for_files = names and all(file.suffix.lower() in SQLITE or table for file, table in names)
-    return sql is not None and not is_for_files
 
 
 @contextlib.contextmanager
