@@ -7,7 +7,7 @@ import operator
 import sys
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -338,10 +338,6 @@ class Histogram:
 
     def __init__(self, bounds: Sequence[float] = DURATIONS_S) -> None:
         self.bounds = bounds
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all values."""
         self.counts = [0] * (len(self.bounds) + 1)
         """Values by the first bound that they did not exceed; the last ones exceeded all."""
         self.total: float = 0.0
@@ -365,6 +361,22 @@ class Histogram:
         return found
 
 
+class Durations(defaultdict[str, Histogram]):
+    """Histograms by key, which add up."""
+
+    def __add__(self, other: Durations) -> Durations:
+        return self._with(other, operator.add)
+
+    def __sub__(self, other: Durations) -> Durations:
+        return self._with(other, operator.sub)
+
+    def _with(self, other: Durations, together: Callable[[Any, Any], Any]) -> Durations:
+        none = Histogram()
+        return Durations(
+            Histogram, {key: together(self.get(key, none), other.get(key, none)) for key in {**self, **other}}
+        )
+
+
 @dataclass(slots=True)
 class Counts:
     """The counts of a call. They add up: over a job's rounds, and over a server's calls.
@@ -385,8 +397,8 @@ class Counts:
     """Prompt tokens that came from the provider's own cache."""
     cost: float | None = None
     """The cost so far, in US dollars; None for an unknown price."""
-    durations: Histogram = field(default_factory=Histogram)
-    """Seconds of items, from request to outcome."""
+    durations: Durations = field(default_factory=lambda: Durations(Histogram))
+    """Seconds of items, from request to outcome, by the code of a failure (`""`: answered)."""
     requests: int = 0
     retries: int = 0
     refused: int = 0
@@ -418,19 +430,20 @@ class Counts:
     def count(self, outcome: Outcome) -> None:
         """Count a finished item."""
         self.done += 1
+        code = ""
         if not isinstance(outcome, Completion):
-            code = outcome.error.code
-            if code is Code.BATCHED:  # the item is not finished
+            code = str(outcome.error.code)
+            if outcome.error.code is Code.BATCHED:  # the item is not finished
                 self.done -= 1
             else:
-                self.codes[str(code)] += 1
+                self.codes[code] += 1
         usage = outcome.usage
         if usage is not NO_USAGE:
             self.prompt_tokens += usage.prompt_tokens
             self.completion_tokens += usage.completion_tokens
             self.cached_tokens += usage.cached_tokens
         if (latency_s := outcome.latency_s) > 0.0:  # a copy of another answer took no time
-            self.durations.add(latency_s)
+            self.durations[code].add(latency_s)
 
 
 _ADDED = ("done", *COUNTERS, "refused", "cached", "repaired", "asked_again", "codes", "durations")

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
-from promptmill.backends.protocol import COUNTERS, Histogram
+from promptmill.backends.protocol import COUNTERS
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
@@ -31,17 +30,18 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.progress import ALIVE
 from promptmill.jobs.store.status import answered
 from promptmill.jobs.store.status_record import Status
+from promptmill.service.metrics import CALLS, COUNTS, Labels, ModelLabels, Sample, Series, durations, samples, series
 from promptmill.service.service import Service
-from promptmill.service.telemetry import CALLS, COUNTS, Labels, ModelLabels, samples
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Of a job's status: name → family.
 _OF_JOBS = {name: family for name, family in COUNTS.items() if name in COUNTERS} | {"cost": "cost_dollars_total"}
+_DURATION = "gen_ai_client_operation_duration_seconds"
 # name → type and help, in the order of the page; names without a prefix get `promptmill_`.
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "start_time_seconds": ("gauge", "Unix time at which this process started."),
     **{name: (kind, text) for name, (kind, _, text) in CALLS.items()},
-    "gen_ai_client_operation_duration_seconds": ("histogram", "Time of an item of a call, from request to outcome."),
+    _DURATION: ("histogram", "Time of an item of a call, from request to outcome."),
     "jobs": ("gauge", "Jobs of this user by state."),
     "job_rows": ("gauge", "Rows of jobs by outcome: answered, skipped, or the code of the failure."),
     "job_rows_left": ("gauge", "Rows without an outcome, of jobs whose number of rows is known."),
@@ -83,45 +83,45 @@ class Metrics:
             self._read_at = self._clock()
             self._reading = asyncio.ensure_future(asyncio.to_thread(self._of_jobs))
         of_jobs = await asyncio.shield(self._reading)
-        page = _Page(of_jobs=False)
-        page.add("start_time_seconds", self._service.calls.started)
-        self._add_calls(page)
-        return page.text() + of_jobs
+        return _text(series(self._of_calls()), of_jobs=False) + of_jobs
 
-    def _add_calls(self, page: _Page) -> None:
-        for sample in samples(self._service, self._labels, of_job=False):
-            page.add(*sample)
-        for totals in self._service.calls.by_model():
-            if not totals.of_job:
-                labels = self._labels.of_plan(totals.plan)
-                page.add_histogram("gen_ai_client_operation_duration_seconds", totals.counts.durations, labels)
+    def _of_calls(self) -> Iterator[Sample]:
+        yield Sample("start_time_seconds", self._service.calls.started)
+        yield from samples(self._service, self._labels, of_job=False)
+        for (labels, _), times in durations(self._service, self._labels, of_job=False).items():
+            bounds = [*(f"{bound:g}" for bound in times.bounds), "+Inf"]
+            for bound, count in zip(bounds, accumulate(times.counts), strict=True):
+                yield Sample(_DURATION, count, labels, bound)
+            yield Sample(f"{_DURATION}_sum", times.total, labels)
+            yield Sample(f"{_DURATION}_count", sum(times.counts), labels)
 
     def _of_jobs(self) -> str:
-        page = _Page(of_jobs=True)
         self._jobs.read()
-        page.add("jobs_unread", self._jobs.unread)
+        return _text(series(self._samples_of_jobs()), of_jobs=True)
+
+    def _samples_of_jobs(self) -> Iterator[Sample]:
+        yield Sample("jobs_unread", self._jobs.unread)
         for job in self._jobs.present:
-            self._add_job(page, job)
+            yield from self._samples_of(job)
         for job in self._jobs.seen:
             labels = self._labels.of(job.provider, job.model)
             for name, value in job.most.items():
-                page.add(f"job_{_OF_JOBS[name]}", value, labels)
-        return page.text()
+                yield Sample(f"job_{_OF_JOBS[name]}", value, labels)
 
-    def _add_job(self, page: _Page, job: _JobSeen) -> None:
+    def _samples_of(self, job: _JobSeen) -> Iterator[Sample]:
         labels, found = self._labels.of(job.provider, job.model), job.status
-        page.add("jobs", 1, labels, found["state"])
+        yield Sample("jobs", 1, labels, found["state"])
         failed: Mapping[str, int] = found.get("errors") or {}
         for outcome, count in {"answered": answered(found), "skipped": found.get("skipped", 0), **failed}.items():
-            page.add("job_rows", count, labels, outcome)
+            yield Sample("job_rows", count, labels, outcome)
         if (total := found.get("total")) is not None:
-            page.add("job_rows_left", max(0, total - found.get("done", 0)), labels)
-        page.add("job_rows_cached", found.get("cached", 0), labels)
+            yield Sample("job_rows_left", max(0, total - found.get("done", 0)), labels)
+        yield Sample("job_rows_cached", found.get("cached", 0), labels)
         if found["alive"]:
-            page.add("job_rows_per_second", found.get("rows_per_second") or 0.0, labels)
-            page.add("job_requests_in_flight", found.get("in_flight") or 0, labels)
-            page.add("job_requests_in_flight_limit", found.get("window") or 0, labels)
-            page.add("jobs_waiting", bool(found.get("waiting")), labels)
+            yield Sample("job_rows_per_second", found.get("rows_per_second") or 0.0, labels)
+            yield Sample("job_requests_in_flight", found.get("in_flight") or 0, labels)
+            yield Sample("job_requests_in_flight_limit", found.get("window") or 0, labels)
+            yield Sample("jobs_waiting", bool(found.get("waiting")), labels)
 
 
 class _JobSeen:
@@ -199,39 +199,22 @@ class _Jobs:
         return job
 
 
-class _Page:
-    """Samples by family, and the text of them."""
-
-    def __init__(self, *, of_jobs: bool) -> None:
-        """`of_jobs`: the families of jobs, else all others."""
-        families = [name for name in FAMILIES if name.startswith("job") == of_jobs]
-        self._samples: dict[str, dict[str, float]] = {name: defaultdict(float) for name in families}
-
-    def add(self, family: str, value: float, labels: Labels | None = None, outcome: str | None = None) -> None:
-        """Add `value` to the sample of `family` with these labels."""
-        self._samples[family][_labelled("", labels, outcome=outcome)] += value
-
-    def add_histogram(self, family: str, values: Histogram, labels: Labels) -> None:
-        """Add a histogram."""
-        samples = self._samples[family]
-        bounds = [*(f"{bound:g}" for bound in values.bounds), "+Inf"]
-        for bound, count in zip(bounds, accumulate(values.counts), strict=True):
-            samples[_labelled("_bucket", labels, le=bound)] += count
-        samples[_labelled("_sum", labels)] += values.total
-        samples[_labelled("_count", labels)] += sum(values.counts)
-
-    def text(self) -> str:
-        """Return the page."""
-        return "".join(f"{line}\n" for line in self._lines())
-
-    def _lines(self) -> Iterator[str]:
-        for family, found in self._samples.items():
-            kind, help_text = FAMILIES[family]
-            name = full_name(family)
-            yield f"# HELP {name} {help_text}"
-            yield f"# TYPE {name} {kind}"
-            for labels, value in found.items():
-                yield f"{name}{labels} {value:.15g}"
+def _text(found: Mapping[str, Series], *, of_jobs: bool) -> str:
+    """Return the families of jobs, or all others, with their series."""
+    lines: list[str] = []
+    for family, (kind, help_text) in FAMILIES.items():
+        if family.startswith("job") != of_jobs:
+            continue
+        name = full_name(family)
+        lines += [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}"]
+        kinds = {"_bucket": family, "_sum": f"{family}_sum", "_count": f"{family}_count"}
+        for suffix, part in kinds.items() if kind == "histogram" else [("", family)]:
+            counted = "le" if kind == "histogram" else "outcome"
+            lines += [
+                f"{name}{suffix}{_labelled(labels, **{counted: key})} {value:.15g}"
+                for (labels, key), value in found.get(part, {}).items()
+            ]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def full_name(family: str) -> str:
@@ -239,9 +222,9 @@ def full_name(family: str) -> str:
     return family if family.startswith("gen_ai_") else f"promptmill_{family}"
 
 
-def _labelled(suffix: str, labels: Labels | None, **more: str | None) -> str:
-    """Return the end of a sample's name and its labels."""
+def _labelled(labels: Labels | None, **more: str | None) -> str:
+    """Return the labels of a sample."""
     pairs = {} if labels is None else {"provider": labels[0], "model": labels[1]}
     given = pairs | {name: value for name, value in more.items() if value is not None}
     inside = ",".join(f'{name}="{value.translate(_ESCAPED)}"' for name, value in given.items())
-    return f"{suffix}{{{inside}}}" if inside else suffix
+    return f"{{{inside}}}" if inside else ""

@@ -1,9 +1,8 @@
-"""Counts of a service's calls for `/metrics`, and their spans and metrics for OpenTelemetry.
+"""Spans and metrics of a service's calls for OpenTelemetry.
 
-    Service.calls ──▶ samples ──┬──▶ `/metrics`
-                                └──▶ counters and gauges, read at each export ──┐
-    outcome with a duration ──▶ two histograms, and a span ─────────────────────┼──▶ OTLP
-    run of a call or job, call of a tool ──▶ a span ────────────────────────────┘
+    `metrics` ──▶ counters, gauges and durations, read at each export ──┐
+    outcome ──▶ a histogram of tokens, and a span ──────────────────────┼──▶ OTLP
+    run of a call or job, call of a tool ──▶ a span ────────────────────┘
 
 Export is off, and nothing of OpenTelemetry's SDK is imported, unless its standard variables name an exporter. Its
 providers are not the global ones: spans of libraries, whose exceptions may quote a prompt or a key, are not exported.
@@ -28,14 +27,14 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from promptmill import __version__
-from promptmill.backends import registry
 from promptmill.backends.protocol import Completion, Histogram, Outcome, Sink
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.bounds import MOST_MODELS, MOST_ROWS
+from promptmill.core.bounds import MOST_ROWS
 from promptmill.core.errors import Code, redact
+from promptmill.service.metrics import CALLS, Labels, ModelLabels, durations, samples, series
 from promptmill.service.service import Counted, Service
 from promptmill.system.logs import announce
 
@@ -44,44 +43,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import HistogramDataPoint, MetricExporter, MetricsData
     from opentelemetry.trace import Span, Tracer
 
-CALLS: Mapping[str, tuple[str, str, str]] = {
-    "calls_total": ("counter", "{call}", "Calls that asked a model, running ones included."),
-    "calls_in_progress": ("gauge", "{call}", "Calls that run now."),
-    "calls_waiting": (
-        "gauge",
-        "{call}",
-        "Running calls of which no request is in flight, as every endpoint is paused.",
-    ),
-    "items_total": ("counter", "{item}", "Items of calls by outcome: answered, or the code of the failure."),
-    "cached_items_total": ("counter", "{item}", "Items of calls answered without a request, by the cache or a twin."),
-    "requests_total": ("counter", "{request}", "Requests sent for calls, retries included."),
-    "retries_total": ("counter", "{request}", "Requests sent again for calls."),
-    "refused_requests_total": ("counter", "{request}", "Requests of calls that an endpoint refused for load."),
-    "input_tokens_total": ("counter", "{token}", "Prompt tokens of calls."),
-    "cached_input_tokens_total": ("counter", "{token}", "Prompt tokens of calls that the provider had in its cache."),
-    "output_tokens_total": ("counter", "{token}", "Tokens of the answers of calls."),
-    "cost_dollars_total": ("counter", "{USD}", "Cost of calls in US dollars, where the price is known."),
-    "requests_in_flight": ("gauge", "{request}", "Requests of calls in flight."),
-    "requests_in_flight_limit": (
-        "gauge",
-        "{request}",
-        "Most requests that may be in flight now at the endpoints of running calls.",
-    ),
-}
-"""The families of samples: kind, unit, help."""
-COUNTS = {
-    "requests": "requests_total",
-    "retries": "retries_total",
-    "refused": "refused_requests_total",
-    "cached": "cached_items_total",
-    "prompt_tokens": "input_tokens_total",
-    "cached_tokens": "cached_input_tokens_total",
-    "completion_tokens": "output_tokens_total",
-}
-"""Of `Counts`: name → family."""
 _SPAN_NAMES = {"done": "items"}
-_OTHER = ("other", "other")
-
 # The conventions have names of their own for these providers.
 _PROVIDERS = {
     "azure": "azure.ai.openai",
@@ -101,67 +63,8 @@ _PARENT = "traceparent"
 _DELTA = frozenset({"delta", "lowmemory"})
 _INTERVAL_S = 60.0
 _LAST_S = 5.0
+T = TypeVar("T", float, Histogram)
 _Key: TypeAlias = tuple[tuple[str, str], ...]
-
-Labels = tuple[str, str]
-"""Provider and model."""
-
-
-class Sample(NamedTuple):
-    """A value of a family. `outcome` is given where the family counts by it."""
-
-    family: str
-    value: float
-    labels: Labels
-    outcome: str | None = None
-
-
-class ModelLabels:
-    """The labels of models: each of the first fifty has its own, all others share one."""
-
-    def __init__(self) -> None:
-        self._named: set[Labels] = set()
-
-    def of(self, provider: str, model: str) -> Labels:
-        """Return the labels of a model."""
-        labels = provider[:100], redact(model[: 2 * 100])[:100]
-        if labels not in self._named and len(self._named) >= MOST_MODELS:
-            return _OTHER
-        self._named.add(labels)
-        return labels
-
-    def of_plan(self, plan: ResolvedConfig | None) -> Labels:
-        """Return the labels of the plan's model; None means all models that are not counted apart."""
-        return _OTHER if plan is None else self.of(registry.provider_of(plan), plan.model)
-
-
-def samples(service: Service, labels_of: ModelLabels, *, of_job: bool) -> Iterator[Sample]:
-    """Yield the counts of the service's calls, or with `of_job` of its runs of jobs. Equal labels add up."""
-    for totals in service.calls.by_model():
-        if totals.of_job is not of_job:
-            continue
-        labels = labels_of.of_plan(totals.plan)
-        yield Sample("calls_total", totals.calls, labels)
-        yield Sample("items_total", totals.counts.done - totals.counts.failed, labels, "answered")
-        for code, count in totals.counts.codes.items():
-            yield Sample("items_total", count, labels, code)
-        for name, family in COUNTS.items():
-            yield Sample(family, getattr(totals.counts, name), labels)
-        if totals.counts.cost is not None:
-            yield Sample("cost_dollars_total", totals.counts.cost, labels)
-    limits: dict[Labels, int] = {}
-    for running in service.calls.running:
-        call = running.call
-        if call.facts.of_job is not of_job:
-            continue
-        labels = labels_of.of_plan(running.plan())
-        yield Sample("calls_in_progress", 1, labels)
-        yield Sample("calls_waiting", bool(call.waiting), labels)
-        yield Sample("requests_in_flight", call.in_flight, labels)
-        if call.flow is not None:  # calls on one model share the limits of its endpoints
-            limits[labels] = max(limits.get(labels, 0), call.flow.limit)
-    for labels, limit in limits.items():
-        yield Sample("requests_in_flight_limit", limit, labels)
 
 
 def _configured(environ: Mapping[str, str]) -> dict[str, str]:
@@ -284,11 +187,11 @@ class Telemetry:
             provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
             provider.add_span_processor(self.processor)
             self.tracer = provider.get_tracer("promptmill", __version__)
-        self.durations: defaultdict[_Key, Histogram] = defaultdict(Histogram)
         self.tokens: defaultdict[_Key, Histogram] = defaultdict(lambda: Histogram(_TOKENS))
         self._is_delta = environ.get(f"{_OTLP}_METRICS_TEMPORALITY_PREFERENCE", "").strip().lower() in _DELTA
         self._since_ns = time.time_ns()
-        self._last: dict[str, dict[_Key, float]] = {}
+        self._last: dict[str, dict[_Key, Any]] = {}
+        """The values of the last export, of counters and histograms."""
         self._exporter: MetricExporter | None = exporters.get("metric")
         self._exporting = threading.Lock()
         self._reporting = asyncio.ensure_future(self._report(_interval_s(environ)))
@@ -313,36 +216,38 @@ class Telemetry:
 
         now_ns, since_ns, is_delta = time.time_ns(), self._since_ns, self._is_delta
         temporality = sdk.AggregationTemporality.DELTA if is_delta else sdk.AggregationTemporality.CUMULATIVE
-        sums: dict[tuple[str, bool], dict[_Key, float]] = {}
-        for of_job in (False, True):
-            for sample in samples(self._service, self.labels, of_job=of_job):
-                outcome = () if sample.outcome is None else (("outcome", sample.outcome),)
-                key = (*_model(sample.labels).items(), *outcome)
-                series = sums.setdefault((sample.family, of_job), {})
-                series[key] = series.get(key, 0) + sample.value
         found = []
-        for (family, of_job), series in sums.items():
-            kind, unit, text = CALLS[family]
-            name = _name(family, of_job=of_job)
-            before: Mapping[_Key, float] = {}
-            if is_delta and kind == "counter":
-                before, self._last[name] = self._last.get(name, {}), series
-            values = ((key, value - before.get(key, 0)) for key, value in series.items())
-            points = [sdk.NumberDataPoint(dict(key), since_ns, now_ns, value) for key, value in values]
-            counted = sdk.Sum(points, temporality, is_monotonic=True) if kind == "counter" else sdk.Gauge(points)
-            text = text.replace("Calls", "Runs").replace("calls", "jobs") if of_job else text
-            found.append(sdk.Metric(name, text, unit, counted))
+
+        def since_last(name: str, values: dict[_Key, T]) -> dict[_Key, T]:
+            before, self._last[name] = self._last.get(name, {}), {**values}
+            return {key: value - before[key] if key in before else value for key, value in values.items()}
+
+        for of_job in (False, True):
+            for family, values in series(samples(self._service, self.labels, of_job=of_job)).items():
+                kind, unit, text = CALLS[family]
+                name = _name(family, of_job=of_job)
+                by_key = {_key(labels, outcome=outcome or ""): value for (labels, outcome), value in values.items()}
+                if is_delta and kind == "counter":
+                    by_key = since_last(name, by_key)
+                points = [sdk.NumberDataPoint(dict(key), since_ns, now_ns, value) for key, value in by_key.items()]
+                counted = sdk.Sum(points, temporality, is_monotonic=True) if kind == "counter" else sdk.Gauge(points)
+                text = text.replace("Calls", "Runs").replace("calls", "jobs") if of_job else text
+                found.append(sdk.Metric(name, text, unit, counted))
+        times = {
+            ((_OPERATION, "chat"), *_key(labels, **{_ERROR: code})): histogram
+            for (labels, code), histogram in durations(self._service, self.labels).items()
+        }
+        tokens = {key: histogram + Histogram(_TOKENS) for key, histogram in self.tokens.items()}  # a copy
         for name, unit, text, histograms in (
-            ("gen_ai.client.operation.duration", "s", "GenAI operation duration.", self.durations),
-            ("gen_ai.client.token.usage", "{token}", "Number of input and output tokens used.", self.tokens),
+            ("gen_ai.client.operation.duration", "s", "GenAI operation duration.", times),
+            ("gen_ai.client.token.usage", "{token}", "Number of input and output tokens used.", tokens),
         ):
-            counts = [_point(key, values, since_ns, now_ns) for key, values in histograms.items()]
+            shown = since_last(name, histograms) if is_delta else histograms
+            counts = [_point(key, values, since_ns, now_ns) for key, values in shown.items()]
             if used := [point for point in counts if point.count]:
                 found.append(sdk.Metric(name, text, unit, sdk.Histogram(used, temporality)))
         if is_delta:
             self._since_ns = now_ns
-            for histogram in (*self.durations.values(), *self.tokens.values()):
-                histogram.clear()
         scopes = [sdk.ScopeMetrics(self._scope, found, "")]
         return sdk.MetricsData([sdk.ResourceMetrics(self._resource, scopes, "")])
 
@@ -432,8 +337,7 @@ class _Observed(Sink):
         self._context = set_span_in_context(span)
         self._spans = MOST_ROWS if span.is_recording() else 0
         self._plan: ResolvedConfig | None = None
-        self._by_code: dict[str, tuple[dict[str, str], Histogram]] = {}
-        """The attributes of outcomes and their durations, by the code of a failure."""
+        self._model: dict[str, str] = {}
 
     def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
         """Take an outcome."""
@@ -445,27 +349,22 @@ class _Observed(Sink):
     def _note(self, outcome: Outcome, now_ns: int) -> None:
         usage, telemetry = outcome.usage, self._telemetry
         if (plan := self._counted.plan()) is not self._plan:  # the model of an open plan is chosen during the call
-            self._plan, self._by_code = plan, {}
+            self._plan = plan
             self._model = {_OPERATION: "chat"} | _model(telemetry.labels.of_plan(plan))
             kinds = ({**self._model, "gen_ai.token.type": kind} for kind in ("input", "output"))
             self._input, self._output = (telemetry.tokens[tuple(kind.items())] for kind in kinds)
-        code = "" if isinstance(outcome, Completion) else str(outcome.error.code)
-        if (known := self._by_code.get(code)) is None:
-            attributes = self._model | ({_ERROR: code} if code else {})
-            known = self._by_code[code] = attributes, telemetry.durations[tuple(attributes.items())]
-        attributes, durations = known
-        durations.add(outcome.latency_s)
         if usage.prompt_tokens:
             self._input.add(usage.prompt_tokens)
         if usage.completion_tokens:
             self._output.add(usage.completion_tokens)
         if self._spans:
             self._spans -= 1
-            self._add_span(outcome, attributes, now_ns)
+            self._add_span(outcome, now_ns)
 
-    def _add_span(self, outcome: Outcome, attributes: Mapping[str, str], now_ns: int) -> None:
+    def _add_span(self, outcome: Outcome, now_ns: int) -> None:
         from opentelemetry.trace import SpanKind
 
+        attributes = self._model
         name = f"chat {attributes[_MODEL]}"
         began_ns = now_ns - int(outcome.latency_s * 1e9)
         span = self._telemetry.tracer.start_span(name, self._context, SpanKind.CLIENT, attributes, start_time=began_ns)
@@ -485,7 +384,7 @@ class _Observed(Sink):
             if outcome.finish_reason in _FINISHED:  # the endpoint may send any text
                 span.set_attribute("gen_ai.response.finish_reasons", [outcome.finish_reason])
         else:
-            _fail(span, attributes[_ERROR])
+            _fail(span, str(outcome.error.code))
         span.end(now_ns)
 
 
@@ -502,6 +401,12 @@ def _model(labels: Labels) -> dict[str, str]:
     """Return the attributes of a model, with the names that the conventions have for providers."""
     provider, model = labels
     return {_PROVIDER: _PROVIDERS.get(provider, provider), _MODEL: model}
+
+
+def _key(labels: Labels | None, **more: str) -> _Key:
+    """Return the attributes of a model, with more that are not empty."""
+    given = _model(labels) if labels is not None else {}
+    return tuple((given | {name: value for name, value in more.items() if value}).items())
 
 
 def _name(family: str, *, of_job: bool) -> str:
