@@ -20,6 +20,7 @@ WORDS = {
     "ray": r"\b[Rr]ay\b|RayCluster",
     "report": r"--report\b|promptmill report\b(?!\">)|part_of\(\"report|arguments\.Report|JobReport",
     "review": r"\breview(?:er|_take)?\b(?! positive)",
+    "telemetry": r"\bopentelemetry\b|OTEL_EXPORTER",
     "ultrarag": r"(?i)ultrarag",
 }
 NAMED = {

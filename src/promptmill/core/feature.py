@@ -63,6 +63,16 @@ class Format:
     """`"module:class"`: a `promptmill.jobs.inputs.remote.Store` of the URLs with a scheme."""
 
 
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """An observer of the calls of a service, which exports them to another program."""
+
+    variables: str
+    """The first letters of the environment's variables that ask for it."""
+    module: str
+    """A module with the functions `exporting`, `exported` and `inherited`, see `promptmill.service.observers`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
     """The parts of a feature, by socket."""
@@ -82,6 +92,7 @@ class Feature:
     """Names of the package `promptmill` for programs, such as `{"solve": "module:solve"}`; `api.NAME` is one of
     `promptmill.api`."""
 
+    observation: Observation | None = None
     after_job: str = ""
     """`"module:function"`: takes the `promptmill.cli.job_run.EndedJob` of a command."""
 

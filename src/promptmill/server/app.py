@@ -33,8 +33,8 @@ from promptmill.server.tasks import Tasks
 from promptmill.server.tool_calls import CallLog, PlainArguments
 from promptmill.server.tool_socket import SKILL, ToolSocket
 from promptmill.server.tools import add_answer_tools, add_engine_tools
+from promptmill.service.observers import Observer
 from promptmill.service.service import Service
-from promptmill.service.telemetry import Telemetry
 
 _ANSWERING = """\
 promptmill answers prompts with a language model of its own. Nothing has to be prepared.
@@ -107,12 +107,12 @@ def _instructions(*, locked: bool) -> str:
 
 
 def create_server(
-    service: Service, *, locked: bool = False, telemetry: Telemetry | None = None, secrets: Iterable[str] = ()
+    service: Service, *, locked: bool = False, observer: Observer | None = None, secrets: Iterable[str] = ()
 ) -> FastMCP:
     """Return the app over `service`, which the caller created and closes. From now on it restricts files for clients.
 
-    `locked` leaves out the tools that change the model of the server, so that only the operator chooses it. `telemetry`
-    gets a span for each call of a tool. `secrets` are the server's further secrets, besides keys in configuration and
+    `locked` leaves out the tools that change the model of the server, so that only the operator chooses it. `observer`
+    gets each call of a tool. `secrets` are the server's further secrets, besides keys in configuration and
     environment: no file that contains one is sent.
     """
     service.serve_clients(secrets)
@@ -123,7 +123,7 @@ def create_server(
         mask_error_details=True,
         website_url=_WEBSITE,
         icons=[_icon()],
-        middleware=[CallLog(telemetry), PlainArguments()],
+        middleware=[CallLog(observer), PlainArguments()],
         dereference_schemas=False,  # a schema contains its references
     )
     socket = ToolSocket.of(mcp, service)

@@ -20,10 +20,10 @@ from promptmill.backends.protocol import DURATIONS_S, Call, Facts
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Conversation, Message
-from promptmill.service import telemetry
+from promptmill.features.telemetry import telemetry
+from promptmill.features.telemetry.telemetry import Telemetry, exporting
 from promptmill.service.metrics import CALLS, ModelLabels, samples
 from promptmill.service.service import Service
-from promptmill.service.telemetry import Telemetry, exporting
 from replies import answer, by_prompt, hang, status
 from served import Served
 from server_process import written
