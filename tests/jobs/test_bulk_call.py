@@ -462,6 +462,7 @@ def test_tools_and_logprobs_go_through_and_come_back(options, upstream, tmp_path
     assert [(seen.json["model"], seen.json["tools"]) for seen in upstream.seen] == [("m", tools), ("small", tools)]
 
 
+@pytest.mark.features
 def test_completion_shows_the_names_of_the_interface():
     names = set(dir(promptmill))
     assert names == {*promptmill.__all__, "__version__"}

@@ -351,6 +351,6 @@ async def test_providers_have_the_names_of_the_conventions(collector, closing, p
 
 
 def test_the_page_names_every_metric():
-    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "deployment.md").read_text(encoding="utf-8")
     names = {telemetry._name(family, of_job=False) for family in CALLS}
     assert not {name for name in names if f"`{name}`" not in page}
