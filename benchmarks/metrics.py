@@ -22,10 +22,10 @@ from promptmill.backends.protocol import Call, Completion, Outcome, Sink, Usage
 from promptmill.config.loading import Configuration
 from promptmill.core.bounds import MOST_ROWS
 from promptmill.core.request import Conversation, Message
+from promptmill.features.telemetry.telemetry import Telemetry
 from promptmill.http.metrics import Metrics
 from promptmill.jobs.store.index import JobFolders
 from promptmill.service.service import Counted, Service
-from promptmill.service.telemetry import Telemetry
 
 _ITEMS = 10_000
 _COUNTS = 20_000

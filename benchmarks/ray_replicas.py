@@ -16,12 +16,12 @@ from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends import registry
 from promptmill.backends.protocol import Backend, Call, Completion, Facts, Outcome, Source, Usage
-from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.cluster.remote import RemoteBackend, Report
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Conversation, Message, Request, Sampling
+from promptmill.features.ray.ray_cluster import RayCluster
 from promptmill.service.driver import Driver
 
 ROWS, HF_ROWS, HANDED_OUT = 4_000, 128, 100_000

@@ -96,7 +96,9 @@ class Checkout:
         said = done.stdout + done.stderr
         if done.returncode or "Cleanup tool generation_vllm_shutdown raised" in said:
             sys.exit(f"{said}\nFAILED: {' '.join(arguments)}")
-        left = [process for process in psutil.process_iter() if "promptmill.compat.ultrarag" in _command_line(process)]
+        left = [
+            process for process in psutil.process_iter() if "promptmill.features.ultrarag" in _command_line(process)
+        ]
         if any(str(self.folder) in _command_line(process) for process in left):
             sys.exit(f"FAILED: {' '.join(arguments)} left a server behind")
         return done.stdout if code is CALLS else said

@@ -26,6 +26,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # before the first import from this folder
 
 import watchdog
+from all_features import ALL_FEATURES
+from promptmill.core.feature import features
 from simulated_time import SimulatedLoop
 from upstream import Upstream
 
@@ -99,6 +101,13 @@ class _SealedSimulatedLoop(_Sealed, SimulatedLoop):  # type: ignore[misc]
 
 def pytest_configure(config: pytest.Config) -> None:
     watchdog.watch(config)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test of features that are missing; a mark without names is for all features."""
+    for mark in item.iter_markers("features"):
+        if missing := {*(mark.args or ALL_FEATURES)} - features().keys():
+            pytest.skip(f"needs features: {', '.join(sorted(missing))}")
 
 
 @pytest.fixture(autouse=True)

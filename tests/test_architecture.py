@@ -128,13 +128,17 @@ def test_the_names_of_the_wire_live_and_die_in_the_server():
     texts = {module: file.read_text(encoding="utf-8") for module, file in MODULES.items()}
     users = {module for module, text in texts.items() if re.search(r"prompt_ls|ans_ls|multimodal_path", text)}
     # the shell prints the same JSON as the server sends, for programs that read either
-    assert {module for module in users if _package(module) not in {"server", "compat"}} == {"cli.generate"}
+    assert {module for module in users if not module.startswith(("server", "features.ultrarag"))} == {"cli.generate"}
 
 
 def test_only_the_command_line_names_its_options():
     """It replaces names of arguments and keys by its options, see `core.errors.Named`. Whole commands may be named."""
     for module, file in MODULES.items():
-        if module in {"compat.ultrarag", "system.installation"} or "command" in module or _package(module) == "cli":
+        if (
+            module in {"features.ultrarag.launch", "system.installation"}
+            or "command" in module
+            or _package(module) == "cli"
+        ):
             continue  # it has a command line of its own, or makes commands
         text = re.sub(r"`(promptmill|pip|optimum-cli) [^`]*`", "", file.read_text(encoding="utf-8"))
         assert not re.findall(r"(?<!-)--[a-z][a-z-]*", text), module
@@ -163,6 +167,7 @@ def test_the_page_about_the_house_names_every_package_from_the_top_floor_to_the_
     assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == packages[1:]
 
 
+@pytest.mark.features  # some of the files are theirs
 @pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
 def test_every_file_that_a_page_for_builders_names_is_there(page):
     text = (ROOT / page).read_text(encoding="utf-8")

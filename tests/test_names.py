@@ -11,9 +11,9 @@ import pytest
 import promptmill
 from promptmill.cli import main as cli
 from promptmill.config.settings import Settings
-from promptmill.features.improve.improvement import ImproveOptions
 from promptmill.jobs.manage.bulk_options import BulkOptions, ModelOptions
 
+pytestmark = pytest.mark.features
 _PAGE = (Path(__file__).parent.parent / "docs" / "names.md").read_text(encoding="utf-8")
 _HELP = {"-h", "--help"}
 _MODEL = {  # options of each command that may ask a model; the table of `bulk` has them
@@ -46,6 +46,8 @@ def test_the_options_of_a_command_are_those_of_the_page(command):
 
 
 def test_the_arguments_in_python_are_those_of_the_page():
+    from promptmill.features.improve.improvement import ImproveOptions
+
     assert column("bulk", 3) == BulkOptions.__annotations__.keys() | {"rows", "output"}
     assert column("compare", 3) == set(inspect.signature(promptmill.compare).parameters) - {"options"}
     own = {*inspect.signature(promptmill.improve).parameters} - {"options"}

@@ -25,12 +25,13 @@ from pages import PAGES, ROOT, commands
 from pdf_files import pdf_of_texts
 from replies import answer
 
+pytestmark = pytest.mark.features
 NOT_RUN = {
     "--backend vllm": "needs vLLM; its own tests run it",
     "s3://": "needs a bucket; tests/jobs have a store on loopback",
     "hf://": "needs the Hub; tests/jobs have one on loopback",
     "postgres://": "needs an extension that DuckDB downloads",
-    "install ultrarag CHECKOUT": "needs a checkout of UltraRAG; tests/install/test_ultrarag.py makes one",
+    "install ultrarag CHECKOUT": "needs a checkout of UltraRAG; tests/features/install makes one",
     "serve --http": "serves until it is ended; tests/http have servers that end",
     "jobs --watch": "a board until Ctrl-C; tests/cli have one that ends",
 }

@@ -18,6 +18,7 @@ from promptmill.cli import main as cli
 from promptmill.config.settings import Settings
 
 
+@pytest.mark.features
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_has_options_that_exist(page, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -38,6 +39,7 @@ def test_every_configuration_of_a_page_is_valid(page):
         Settings.model_validate(yaml.safe_load(text))
 
 
+@pytest.mark.features
 @pytest.mark.parametrize("page", [page for page in PAGES if "architecture" not in page])  # signatures alone
 def test_python_and_json_of_a_page_can_be_read(page):
     for text in blocks(page, "json"):

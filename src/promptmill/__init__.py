@@ -18,9 +18,9 @@ _NAMES = {
 
 def _names() -> dict[str, str]:
     """Return the part behind each name of the programs' interface, names of features included."""
-    from promptmill.core.feature import features
+    from promptmill.core.feature import names
 
-    return {**_NAMES, **{name: where for feature in features().values() for name, where in feature.names.items()}}
+    return {**_NAMES, **names()}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-# The names of programs with their types, for editors and type checkers; `__init__.py` imports them at their first use.
+# Written by scripts/stubs.py: types for editors and type checkers; the module imports each name at its first use.
 from promptmill.core.errors import PromptmillError as PromptmillError
 from promptmill.features.compare.call import Comparison as Comparison
 from promptmill.features.compare.call import compare as compare

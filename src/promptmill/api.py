@@ -1,6 +1,22 @@
-"""The documented import path of DataStudio's classes: `from promptmill.api import OpenAIAPI`."""
+"""Classes that features give to programs written for another library: `from promptmill.api import OpenAIAPI`."""
 
-from promptmill.compat.datastudio import BaseAPI, InterruptedCall, MPOpenAIAPI, OpenAIAPI
+from __future__ import annotations
+
+from typing import Any
+
 from promptmill.core.errors import PromptmillError
+from promptmill.core.feature import names, part
 
-__all__ = ["BaseAPI", "InterruptedCall", "MPOpenAIAPI", "OpenAIAPI", "PromptmillError"]
+
+def __getattr__(name: str) -> Any:
+    """Import a class at its first use."""
+    if name == "__all__":
+        return [PromptmillError.__name__, *names("api")]
+    if name not in (known := names("api")):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return part(known[name])
+
+
+def __dir__() -> list[str]:
+    """Return the names of the classes, also before their first use."""
+    return [PromptmillError.__name__, *names("api")]

@@ -1,4 +1,4 @@
-"""Replicas as one backend: what is lost is taken up again, whatever dies. tests/jobs/test_ray.py has them on Ray.
+"""Replicas as one backend: what is lost is taken up again, whatever dies. tests/features/ray has them on Ray.
 
 The replicas here are remote backends whose other end is in this process; `tests/cluster/test_engines.py` has engines.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from foreign_status import WRONG, write_wrong
 from replies import answer, attempts, choose, late, status
 from waiting import eventually
 
@@ -125,17 +125,10 @@ def test_failed_rows_are_sent_again_by_the_jobs_id_alone(bench, tmp_path):
     assert bench.upstream.seen[-1].json["temperature"] == 0.5
 
 
-@pytest.mark.parametrize("value", ["\x1b[2J", [1], {"a": {}}, -1e300, 10**40, 1e300, True])
+@pytest.mark.parametrize("value", WRONG)
 def test_a_status_from_elsewhere_is_shown_without_what_is_not_of_its_kind(bench, value):
     bench.prompts(2)
     bench.succeed()
-    database = bench.folder.database
-    with sqlite3.connect(database) as other:
-        for name in ("status", "course"):
-            ((text,),) = other.execute("SELECT value FROM job WHERE name = ?", (name,))
-            wrong = dict.fromkeys(json.loads(text), value) | {"code": value, "waiting": value, "cost": value}
-            other.execute("UPDATE job SET value = ? WHERE name = ?", (json.dumps(wrong), name))
-    other.close()
-    for command in (["jobs", str(bench.output)], ["report", str(bench.output)], ["compare", *[str(bench.output)] * 2]):
-        done = bench.here([sys.executable, "-m", "promptmill", *command])
-        assert done.returncode == 0, done.stderr
+    write_wrong(bench.folder.database, value)
+    done = bench.here([sys.executable, "-m", "promptmill", "jobs", str(bench.output)])
+    assert done.returncode == 0, done.stderr

@@ -143,6 +143,7 @@ def test_several_objects_and_patterns_are_one_input(bucket):
     ]
 
 
+@pytest.mark.features("duckdb")
 def test_a_query_of_duckdb_reads_objects(bucket):
     pytest.importorskip("duckdb")
     for day in (1, 2):

@@ -12,9 +12,9 @@ import re
 import sqlite3
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unittest import mock
 
 import pandas as pd
@@ -28,6 +28,7 @@ from mcp_types import ElicitResult, Implementation
 from PIL import Image
 from pyarrow import parquet
 
+from bulk_calls import asked_of, ended, polled, ran
 from fakes import FakeBackend, openai_configuration
 from half_done import answers
 from pdf_files import pdf_of_texts
@@ -55,8 +56,6 @@ from replies import answer, by_prompt, choose, hang, late
 from replies import status as status_reply
 from waiting import eventually, until
 
-Call = Callable[..., Awaitable[dict[str, Any]]]
-
 
 @pytest.fixture
 def finished(bench: Any) -> Any:
@@ -64,27 +63,6 @@ def finished(bench: Any) -> Any:
     bench.prompts(2)
     bench.succeed()
     return bench
-
-
-async def polled(
-    ask: Callable[[], Awaitable[dict[str, Any]]], holds: Callable[[dict[str, Any]], object]
-) -> dict[str, Any]:
-    """Ask again and again until `holds(answer)`; return that answer."""
-    while not holds(found := await ask()):
-        await asyncio.sleep(0.02)
-    return found
-
-
-async def ended(call: Call, job_id: str, *states: str) -> dict[str, Any]:
-    """Wait until the job is in one of the states, as the tool reports it."""
-    return await polled(lambda: call("bulk_status", job_id=job_id), lambda found: found["state"] in states)
-
-
-async def ran(call, *states: str, **arguments: Any) -> dict[str, Any]:
-    """Start a job, of `in.jsonl` into `out.jsonl` unless these say otherwise; wait until it has ended."""
-    files = {} if {"prompts", "files"} & arguments.keys() else {"input_file": "in.jsonl", "output_file": "out.jsonl"}
-    job = await call("bulk_generate", **files | arguments)
-    return job | await ended(call, job["job_id"], *states or ["finished"])
 
 
 async def lock_of(bench: Any) -> Lock:
@@ -214,20 +192,12 @@ def priced(bench: Any) -> Service:
     return Service(Configuration({**openai_configuration(bench.upstream.url)._raw, **more}))
 
 
-def _asked_of(asked: list[str], action: Literal["accept", "decline", "cancel"], **content: bool) -> Any:
-    async def answered(message: str, *_: Any) -> ElicitResult:
-        asked.append(message)
-        return ElicitResult(action=action, content=dict(content) or None)
-
-    return answered
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_agrees(bench, tools, priced, mode):
     asked: list[str] = []
     files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
-    async with tools(priced, mode=mode, elicitation_handler=_asked_of(asked, "accept", agree=True)) as call:
+    async with tools(priced, mode=mode, elicitation_handler=asked_of(asked, "accept", agree=True)) as call:
         job_id = (await call("bulk_generate", **files, limit=2))["job_id"]
         await ended(call, job_id, "finished")
         assert not asked, "six dollars at most"
@@ -246,7 +216,7 @@ async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_
 async def test_a_job_does_not_start_unless_its_user_agrees(bench, tools, priced, mode, answered):
     asked: list[str] = []
     action, content = answered
-    async with tools(priced, mode=mode, elicitation_handler=_asked_of(asked, action, **content)) as call:
+    async with tools(priced, mode=mode, elicitation_handler=asked_of(asked, action, **content)) as call:
         with pytest.raises(ToolError, match=r"The user did not agree .* costs about \$0.00, at most \$15.00; nothing"):
             await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         assert (await call("bulk_status"))["jobs"] == []
@@ -959,30 +929,6 @@ async def test_another_file_is_replaced_only_if_the_user_agrees(bench, tools):
     assert all("Replace it with the answers?" in message for message in asked)
 
 
-async def test_an_agent_writes_the_report_of_a_job_and_of_a_comparison(bench, tools, tmp_path):
-    bench.prompts(3)
-    async with tools() as call:
-        found = await ran(call, input_file="in.jsonl", output_file="out.jsonl")
-        shown = await call("bulk_control", job_id=found["job_id"], report="out.report.html")
-        page = bench.path / "out.report.html"
-        assert shown["report"] == {"file": str(page), "rows": 3, "total": 3}
-        assert shown["state"] == "finished"
-        assert b"promptmill report" in page.read_bytes()
-        bench.write([{**row, "answer": "other"} for row in bench.answers()], "b.jsonl")
-        found = await call("compare", files=["out.jsonl", "b.jsonl"], report="both.html")
-        assert found["report"]["rows"] == 3
-        both = (bench.path / "both.html").read_bytes()
-        for report, problem in (
-            ("both.html", "is the report of"),
-            ("out.jsonl", r"no \.html file"),
-            (str(tmp_path / "x.html"), "report is outside"),
-            (".hidden.html", "report is hidden"),
-        ):
-            with pytest.raises(ToolError, match=problem):
-                await call("bulk_control", job_id="out.jsonl", report=report)
-        assert (bench.path / "both.html").read_bytes() == both
-
-
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
@@ -1155,76 +1101,6 @@ async def test_the_modules_of_jobs_are_imported_off_the_event_loop(tools, monkey
     assert imported["promptmill.jobs.manage.running_jobs"] != threading.get_ident()
 
 
-async def test_an_agent_compares_files_and_right_answers(tools, bench):
-    for name, wrong in (("a", 0), ("b", 2)):
-        rows = [{"id": at, "answer": "no" if at < wrong else "yes"} for at in range(10)]
-        bench.write(rows, f"{name}.jsonl")
-    (bench.path / "gold.csv").write_text("id,label\n" + "".join(f"{at},yes\n" for at in range(5)))
-    async with tools() as call:
-        found = await call("compare", files=["a.jsonl", "b.jsonl"], gold="gold.csv", rows=1)
-        assert (found["rows_compared"], found["matched"], found["pairs"][0]["agree"]) == (10, "by id", 8)
-        assert (found["gold"]["rows"], [file["right"] for file in found["gold"]["files"]]) == (5, [5, 3])
-        assert [row["answers"] for row in found["rows"]] == [{"A": "yes", "B": "no"}]
-        assert found["differ"] == 2
-
-
-async def test_a_comparison_of_a_call_reads_and_returns_no_secrets(tools, bench, tmp_path):
-    rows = [{"id": at, "note": "sk-proj-0123456789abcdefghij" if at else "", "answer": "x"} for at in range(9)]
-    bench.write(rows, "a.jsonl")
-    bench.write([{**row, "answer": "y"} for row in rows], "b.jsonl")
-    outside = tmp_path / "gold.csv"
-    outside.write_text("id,label\n0,x\n")
-    async with tools() as call:
-        files = ["a.jsonl", "b.jsonl"]
-        found = await call("compare", files=files)
-        assert [row.get("left_out") for row in found["rows"]] == [None, *["The row may hold secrets."] * 8]
-        assert "sk-proj" not in json.dumps(found)
-        for arguments, problem in (
-            ({"files": files, "gold": str(outside)}, "gold is outside"),
-            ({"files": [str(outside), "b.jsonl"]}, "files is outside"),
-            ({"files": files, "field": "note"}, "hold an API key"),
-            ({"files": files, "field": "password"}, "may hold secrets, by its name"),
-            ({"files": ["a.jsonl"]}, "`gold` or `by`"),
-        ):
-            with pytest.raises(ToolError, match=problem):
-                await call("compare", **arguments)
-
-
-@pytest.mark.parametrize("name", ["g.csv.gz", "g.CSV", "g.Jsonl.GZ", "g.csv"])
-async def test_right_answers_of_a_call_are_in_files_that_it_may_read(tools, bench, tmp_path, name):
-    bench.write([{"id": at, "answer": "x"} for at in range(3)], "a.jsonl")
-    files, outside = ["a.jsonl"], tmp_path / name
-    is_json = "json" in name.lower()
-    text = "".join(f'{{"id": {at}, "right": "x"}}\n' if is_json else f"{at},x\n" for at in range(3)).encode()
-    data = text if is_json else b"id,right\n" + text
-    for path in (outside, bench.path / name, bench.path / f".{name}"):
-        path.write_bytes(gzip.compress(data) if name.lower().endswith(".gz") else data)
-    async with tools() as call:
-        for gold in (f"{outside}:right", f"{outside}:b.csv", f"{bench.path / f'.{name}'}:right"):
-            with pytest.raises(ToolError, match="gold"):
-                await call("compare", files=files, gold=gold)
-        for gold in (f"{outside}", f"{outside}x:right"):
-            with pytest.raises(ToolError, match=r"gold is outside|there is no file of this name"):
-                await call("compare", files=files, gold=gold)
-        found = await call("compare", files=files, gold=f"{name}:right")
-        assert found["gold"]["files"][0]["right"] == 3
-
-
-async def test_a_row_with_a_key_on_a_line_of_its_own_is_left_out(summaries, tools, bench):
-    key = "AKIA0123456789ABCDEF"
-    for name in ("c", "d"):
-        rows = [{"id": at, "answer": f"{name} {at}:\n{key if at else 'none'}"} for at in range(3)]
-        bench.write(rows, f"{name}.jsonl")
-    async with tools() as call:
-        found = await call("compare", files=["c.jsonl", "d.jsonl"])
-        assert [row.get("left_out") for row in found["rows"]] == [None, *["The row may hold secrets."] * 2]
-        assert key not in json.dumps(found)
-        begun = await call("compare", files=["c.jsonl", "d.jsonl"], criterion="is longer")
-        await ended(call, begun["judge"]["job_id"], "finished")
-    assert summaries.upstream.seen
-    assert not [seen for seen in summaries.upstream.seen if key in json.dumps(seen.json)]
-
-
 @pytest.fixture
 def table(bench: Any) -> Any:
     """A bench with a table `in.csv` of ten rows, whose endpoint answers with the model, and the prompt's first word."""
@@ -1249,13 +1125,11 @@ async def test_each_row_is_asked_by_several_models_and_prompts(table, tools, mod
         found = await ran(call, **_TABLE, model=models, prompt=prompts, limit=2, sampling_params={"temperature": 0})
         assert (found["done"], found["failed"]) == (8, 0)
         page = await call("bulk_results", job_id=found["job_id"], with_input=True)
-        compared = await call("compare", files=["out.csv"], by="variant")
     asked = {(row["variant"], row["answer"]) for row in page["rows"]}
     names = [(model, prompt) for model in models for prompt in prompts]
     assert asked == {(f"{model}/{prompt}", f"{model} {prompt.capitalize()}:") for model, prompt in names}
     assert {seen.json["temperature"] for seen in table.upstream.seen} == {0}
     assert {seen.json.get("seed") for seen in table.upstream.seen} == ({3} if "fast" in models else {None})
-    assert len(compared["files"]) == 4
 
 
 @pytest.mark.parametrize("text", ['{"task": "label", "text": "{{text}}"}', "[{{text}}]", '["{{text}}"]'])
@@ -1500,104 +1374,6 @@ async def _refusing(call: Any, name: str, *_: Any, **__: Any) -> Any:
     """Stand in for the process that reads a query: only it may, with its limit on computing."""
     del call
     raise input_error(f"{name} cannot be read: it computed for too long.")
-
-
-@pytest.fixture
-def summaries(bench: Any) -> Any:
-    """A bench with two outputs of six rows, the last four with different answers; its endpoint prefers `longer`."""
-    for name in ("short", "longer"):
-        rows = [{"text": f"text {at}", "answer": "same" if at < 2 else f"{name} {at}"} for at in range(6)]
-        bench.write(rows, f"{name}.jsonl")
-    bench.upstream.reply = choose(
-        lambda seen: answer("first" if seen.prompt.find("longer") < seen.prompt.find("short") else "second")
-    )
-    return bench
-
-
-_JUDGED: dict[str, Any] = {"files": ["short.jsonl", "longer.jsonl"], "criterion": "is longer"}
-
-
-async def test_a_model_judges_which_answer_is_better(summaries, tools):
-    async with tools() as call:
-        begun = await call("compare", **_JUDGED, judge="good", limit=3, sampling_params={"max_tokens": 5})
-        assert begun["judge"]["pairs"][0]["judged"] == 0
-        assert begun["judge"]["state"] in {"starting", "running"}
-        await ended(call, begun["judge"]["job_id"], "finished")
-        found = await call("compare", **_JUDGED, judge="good", limit=3, sampling_params={"max_tokens": 5})
-        assert (found["judge"]["state"], found["judge"]["requests"]) == ("finished", 6)
-        assert (found["judge"]["pairs"][0]["wins"], found["judge"]["model"]) == ([0, 3], "good")
-        assert sorted(row["verdicts"]["B"] for row in found["rows"]) == ["", "B", "B", "B"]
-        more = await call("compare", **_JUDGED, judge="good", sampling_params={"max_tokens": 5})
-        assert more["judge"]["job_id"] == begun["judge"]["job_id"]
-        await ended(call, more["judge"]["job_id"], "finished")
-        found = await call("compare", **_JUDGED, judge="good", sampling_params={"max_tokens": 5})
-        assert found["judge"]["pairs"][0]["wins"] == [0, 4]
-    assert len(summaries.upstream.seen) == 8, "no verdict is paid twice"
-    assert {(seen.json["model"], seen.json["max_tokens"]) for seen in summaries.upstream.seen} == {("good", 5)}
-
-
-async def test_the_verdicts_of_changed_answers_are_not_those_of_the_earlier_ones(summaries, tools):
-    async with tools() as call:
-        begun = await call("compare", **_JUDGED)
-        await ended(call, begun["judge"]["job_id"], "finished")
-        lines = (summaries.path / "short.jsonl").read_text().splitlines()
-        (summaries.path / "short.jsonl").write_text("\n".join([lines[0], *lines[3:], lines[2], lines[1]]))
-        found = await call("compare", **_JUDGED)
-        assert found["judge"]["pairs"][0]["judged"] == 0
-        assert found["judge"]["state"] != "finished"
-
-
-async def test_a_judge_gets_no_row_that_may_hold_secrets(summaries, tools):
-    path = summaries.path / "short.jsonl"
-    path.write_text(path.read_text().replace("text 5", "sk-proj-0123456789abcdefghij"))
-    other = summaries.path / "longer.jsonl"
-    other.write_text(other.read_text().replace("text 5", "sk-proj-0123456789abcdefghij"))
-    async with tools() as call:
-        begun = await call("compare", **_JUDGED)
-        await ended(call, begun["judge"]["job_id"], "finished")
-    assert len(summaries.upstream.seen) == 6
-    assert not any("sk-proj" in seen.prompt for seen in summaries.upstream.seen)
-
-
-@pytest.mark.parametrize("mode", ["legacy", "auto"])
-async def test_a_judge_that_costs_more_than_the_operator_set_is_asked_about(summaries, tools, mode):
-    more = {"price": {"input": 0, "output": 1_000_000}, "sampling_params": {"max_tokens": 3}, "ask_above_cost": 6}
-    asked: list[str] = []
-    service = Service(Configuration({**openai_configuration(summaries.upstream.url)._raw, **more}))
-    async with tools(service, mode=mode, elicitation_handler=_asked_of(asked, "decline")) as call:
-        with pytest.raises(ToolError, match=r"did not agree .* at most \$48.00"):
-            await call("compare", **_JUDGED)
-    assert asked
-    assert not summaries.upstream.seen
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"judge": "good"}, "`judge`: goes with `criterion"),
-        ({"limit": 1}, "`limit`: goes with `criterion"),
-        ({"max_cost": 1}, "`max_cost`: goes with `criterion"),
-        ({"again": "all"}, "`again`: goes with `criterion"),
-        ({"sampling_params": {}}, "`sampling_params` goes with `criterion`"),
-        ({"criterion": " "}, "`criterion`: says what makes an answer better"),
-        ({"criterion": "x", "files": ["short.jsonl"], "gold": "text"}, "`criterion`: goes with two files"),
-        ({"criterion": "x", "limit": 0}, "limit: should be at least 1"),
-        ({"criterion": "x", "again": "truncated"}, "again: should be 'failed' or 'all'"),
-    ],
-)
-async def test_wrong_arguments_of_a_judge_are_named(summaries, tools, given, said):
-    async with tools() as call:
-        with pytest.raises(ToolError) as caught:
-            await call("compare", **{"files": _JUDGED["files"], **given})
-    assert said in str(caught.value)
-    assert not summaries.upstream.seen
-
-
-async def test_an_unknown_judge_is_named(summaries, tools):
-    limited = {**openai_configuration(summaries.upstream.url)._raw, "client_limits": {"models": ["small"]}}
-    async with tools(Service(Configuration(limited))) as call:
-        with pytest.raises(ToolError, match="judge: there is no model 'large'"):
-            await call("compare", **_JUDGED, judge="large")
 
 
 async def test_a_page_of_a_grid_says_which_model_gave_each_answer(bench, tools):

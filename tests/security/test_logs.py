@@ -106,6 +106,7 @@ def test_what_the_server_says_holds_no_prompt_no_answer_and_no_key(config, level
     assert "Traceback" not in said
 
 
+@pytest.mark.features("telemetry")
 @pytest.mark.rule("L4")
 @pytest.mark.stdio
 def test_what_is_exported_to_opentelemetry_holds_no_prompt_no_answer_and_no_key(config, tmp_path):
@@ -138,6 +139,7 @@ def test_what_is_exported_to_opentelemetry_holds_no_prompt_no_answer_and_no_key(
     assert str(tmp_path).encode() not in exported
 
 
+@pytest.mark.features("telemetry")
 @pytest.mark.rule("L4")
 @pytest.mark.parametrize(
     "variables",

@@ -52,7 +52,7 @@ try:
     import promptmill
 except ImportError:
     sorry("has no promptmill")
-from promptmill.compat.ultrarag import main
+from promptmill.features.ultrarag.launch import main
 sys.exit(main(sys.argv[1:]))
 """
 

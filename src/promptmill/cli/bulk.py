@@ -26,6 +26,7 @@ from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
+from promptmill.core.feature import part_of
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted
 from promptmill.jobs import members
@@ -35,8 +36,8 @@ from promptmill.jobs.export.output import end_of, write_rows
 from promptmill.jobs.export.text import Form
 from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output
 from promptmill.jobs.inputs.given import Given, blocks_of_stdin, loose_id, suffix_of, written
-from promptmill.jobs.inputs.query import is_query, queried
-from promptmill.jobs.inputs.remote import RemoteOutput, as_written, fetched, is_url, pinned
+from promptmill.jobs.inputs.remote import RemoteOutput, as_written, fetched, is_elsewhere, pinned
+from promptmill.jobs.inputs.sql_table import is_query
 from promptmill.jobs.inputs.whole_files import written_whole
 from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission, steps
@@ -257,12 +258,12 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     with contextlib.ExitStack() as opened:
         remote = None
         try:
-            if is_url(name):
+            if is_elsewhere(name):
                 remote = _remote_output(arguments, folders)
                 urls["output_file"] = redact(remote.url)
             source = _source(arguments, folders, urls, opened, command=command, remote=remote)
         except PromptmillError as error:
-            if error.code is not Code.STORAGE or not any(map(is_url, [*arguments.input, name])):
+            if error.code is not Code.STORAGE or not any(map(is_elsewhere, [*arguments.input, name])):
                 raise
             complain(str(error))
             return TRY_AGAIN
@@ -289,12 +290,12 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    names, local = [*arguments.input, arguments.output], [name for name in arguments.input if not is_url(name)]
+    names, local = [*arguments.input, arguments.output], [name for name in arguments.input if not is_elsewhere(name)]
     later = arguments.detach or arguments.validate
     refuse(
         (local and len(local) < len(arguments.input), "INPUT", "name either files or URLs."),
-        (arguments.shard and any(map(is_url, names)), "--shard", "goes with files that all machines see."),
-        (is_url(arguments.output) and arguments.detach, "OUTPUT", "a URL goes without --detach."),
+        (arguments.shard and any(map(is_elsewhere, names)), "--shard", "goes with files that all machines see."),
+        (is_elsewhere(arguments.output) and arguments.detach, "OUTPUT", "a URL goes without --detach."),
         ("-" in names and (later or arguments.shard), "", "`-` goes without --detach, --validate and --shard."),
         ("-" in local and arguments.input[1:], "", "`-` goes without further inputs."),
         (arguments.sql is not None and "-" in local, "--sql", "goes with files and databases, or without INPUT."),
@@ -309,9 +310,7 @@ def _check(arguments: argparse.Namespace) -> None:
         ),
     )
     if arguments.report is not None:
-        from promptmill.report import page  # imported where it is needed: few jobs write a report
-
-        page.check(arguments.report)
+        part_of("report", "command:check")(arguments.report)
 
 
 def _source(
@@ -327,14 +326,17 @@ def _source(
     if is_query(arguments.sql, arguments.input):
         urls["input_file"] = redact(", ".join(arguments.input) or "a query")
         with _patient(urls["input_file"], _teller(arguments)):
-            return opened.enter_context(queried(folders, arguments.sql, arguments.input))
+            rows: Given = opened.enter_context(
+                part_of("duckdb", "query:queried")(folders, arguments.sql, arguments.input)
+            )
+            return rows
     if arguments.input == ["-"]:
         blocks = iter(blocks_of_stdin(sys.stdin.fileno()))
         first = next(blocks)
         named = arguments.input_format.lstrip(".")
         suffix = f".{named}" if named else suffix_of(first)
         return opened.enter_context(written(folders, itertools.chain([first], blocks), suffix))
-    if not any(map(is_url, arguments.input)):
+    if not any(map(is_elsewhere, arguments.input)):
         return None
     folder = folders.of(real_path(home_expanded(arguments.output) if remote is None else remote.local))
     before, order = folder.spec, folder.order

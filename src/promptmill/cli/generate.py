@@ -25,8 +25,8 @@ from promptmill.core.request import conversation_from_prompt
 from promptmill.core.wording import duration
 from promptmill.service import choosing, list_call
 from promptmill.service.list_call import ListSink
+from promptmill.service.observers import exported
 from promptmill.service.service import Service
-from promptmill.service.telemetry import exported
 from promptmill.system import runtime
 from promptmill.system.safe_open import is_file
 

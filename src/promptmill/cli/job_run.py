@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from promptmill.cli import options
@@ -29,13 +30,13 @@ from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.resumption import OTHER_WAYS, ChangedError
 from promptmill.jobs.run.runner import Hooks, Runner, until_ended
 from promptmill.jobs.store import progress, status
+from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.status_record import RunStatus, Status
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
-from promptmill.system.safe_open import real_path
 
 # Assignments that may hold a key, unless the value is a variable's name.
 _SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.compile(r"[\w.]+=\$\{\w+\}")
@@ -43,6 +44,18 @@ _OF_FILES = ("--schema", "--report")  # of a command that is remembered
 # A new job that ends with one of these errors is removed, unless its status has one of `_KEPT`.
 _TYPOS = frozenset({Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY, Code.NOT_FOUND})
 _KEPT = ("done", "prompt_tokens", "cost", "cost_set_aside")
+
+
+@dataclass(frozen=True, slots=True)
+class EndedJob:
+    """A job that a command ran to an end, for the functions `after_job` of features."""
+
+    arguments: argparse.Namespace
+    folder: Folder
+    on_stderr: bool
+    """Whether stdout belongs to the answers, or to another command."""
+    code: int | None
+    """The exit code; None after an error or an interruption."""
 
 
 def run(
@@ -68,18 +81,11 @@ def run(
     """
     while True:
         try:
-            code = _run(arguments, configuration, order, given=given, live=live, fixed=fixed, is_step=is_step)
-            break
+            return _run(arguments, configuration, order, given=given, live=live, fixed=fixed, is_step=is_step)
         except ChangedError as error:
             if is_step or live is not None or arguments.json or not _is_terminal():
                 raise _with_command(error, arguments) from None
             order = _chosen(error, order)
-    if not is_step and live is None:
-        folder = JobFolders.from_environ().of(real_path(order.target))
-        for feature in features().values():
-            if feature.after_job:
-                part(feature.after_job)(arguments, folder)
-    return code
 
 
 def _is_terminal() -> bool:
@@ -144,6 +150,7 @@ def _run(
         now = {**now, "alive": False}
         print_status(now, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=again, quiet=quiet)
 
+    code: int | None = None
     try:
         about = status.read(job.folder)
         warn_of_input(job)
@@ -151,14 +158,16 @@ def _run(
             if not as_json and not is_step:
                 print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
             tell(about)
-            return SOME_FAILED if about.get("failed") else OK
+            code = SOME_FAILED if about.get("failed") else OK
+            return code
         try:
             ended, error, terminated = runtime.run(_job_run(configuration, job, live, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
             now = status.read(job.folder)
             tell(now)
             if now.get("batch", {}).get("batches"):  # the provider answers them all the same
-                return TRY_AGAIN
+                code = TRY_AGAIN
+                return code
             raise
         if isinstance(error, ChangedError) and not as_json:
             raise error
@@ -170,10 +179,12 @@ def _run(
             tell({**about, **ended}, again=error is None or error.retryable)
         else:
             complain(ended["reason"])
+        code = TERMINATED if terminated else _exit_code(ended, error)
+        return code
     finally:
-        _write_report(arguments, job, on_stderr=on_stderr)
+        if job.folder.database.exists():
+            _call_features(EndedJob(arguments, job.folder, on_stderr, code))
         job.close()
-    return TERMINATED if terminated else _exit_code(ended, error)
 
 
 def _remove(job: Job, folders: JobFolders) -> None:
@@ -248,16 +259,10 @@ def _kept(job: Job) -> str:
     return f" Its output already holds {rows}, and is left unchanged."
 
 
-def _write_report(arguments: argparse.Namespace, job: Job, *, on_stderr: bool) -> None:
-    if getattr(arguments, "report", None) is None or not job.folder.database.exists():
-        return
-    from promptmill.report import job as job_report  # imported where it is needed: few jobs write one
-
-    try:
-        written = job_report.write(job.folder, arguments.report)
-        say(str(written), sys.stderr if on_stderr or arguments.json else sys.stdout)
-    except PromptmillError as error:  # the answers are there all the same
-        complain(str(error))
+def _call_features(ended: EndedJob) -> None:
+    for feature in features().values():
+        if feature.after_job:
+            part(feature.after_job)(ended)
 
 
 async def _job_run(

@@ -31,14 +31,6 @@ COMMANDS = (
     Command(
         "show", "show some rows of a job or a file, each prompt above its answer", "promptmill.cli.show:add_options"
     ),
-    Command(
-        "report",
-        "write all of a job into one HTML file, to browse and search",
-        "promptmill.cli.show:add_report_options",
-    ),
-    Command(
-        "review", "list the rows that are worth a look, and take a person's labels", "promptmill.cli.review:add_options"
-    ),
     Command("cache", "what the cache of answers holds", "promptmill.cli.listings:add_cache_options"),
     Command("models", "list the models that --model NAME knows", "promptmill.cli.listings:add_models_options"),
     Command(
@@ -53,7 +45,6 @@ COMMANDS = (
         "print a script that completes commands, options, files, jobs and models with Tab",
         "promptmill.cli.completion:add_options",
     ),
-    Command("install", "add promptmill to a client's configuration", "promptmill.cli.install:add_options"),
     Command(
         "features",
         "list the features that are installed, and what they add",

@@ -1,7 +1,7 @@
 """`promptmill show`: some rows of a job, each prompt above its answer, or some rows of any file of rows.
 
 The rows of a job come from its database, so that they are there while it runs. A file that no job made is
-read once. `promptmill report` writes all of a job into one HTML file.
+read once.
 """
 
 from __future__ import annotations
@@ -55,16 +55,6 @@ def add_options(show: Parser) -> None:
     show.set_defaults(unconfigured=_run)
 
 
-def add_report_options(report: Parser) -> None:
-    """Add the options of the command."""
-    report.add_argument("job", metavar="JOB", help="a job, or its output")
-    report.add_argument("-o", "--output", type=Path, metavar="FILE", help="the HTML file; else OUTPUT.report.html")
-    report.add_argument("--open", action="store_true", help="show it in the browser")
-    report.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
-    report.add_argument("--json", action="store_true", help="print the result as JSON")
-    report.set_defaults(unconfigured=_report)
-
-
 @dataclass(frozen=True, slots=True)
 class _Sample:
     """Some rows of `total`."""
@@ -105,21 +95,6 @@ def _run(arguments: argparse.Namespace) -> int:
         pydoc.pager(without_controls(text))
     else:
         say(text)
-    return 0
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from promptmill.report import job as job_report  # imported where it is needed, as in bulk
-
-    folder = JobFolders.from_environ().at(arguments.job)
-    given: Path | None = arguments.output
-    made = job_report.write(folder, job_report.default_path(folder) if given is None else home_expanded(given))
-    if arguments.json:
-        say(orjson.dumps(made.as_dict()).decode())
-    else:
-        say(str(made))
-    if arguments.open:
-        made.show()
     return 0
 
 

@@ -1,1 +1,1 @@
-"""Replicas of a model behind one `answer`: engines on several GPUs, and Ray actors."""
+"""Replicas of a model behind one `answer`: engines on several GPUs, and backends in other processes."""

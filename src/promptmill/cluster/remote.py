@@ -5,7 +5,7 @@
 
 Requests go over in batches: `submit` brings all that came since the last one, and each `report` waits until there is
 something to report, every few seconds at the latest. A process that does not report for long is taken for lost. Neither
-end knows how messages get to the other: the links do, in `fan_out` and `ray_cluster`.
+end knows how messages get to the other: the links do, in `fan_out` and in the feature `ray`.
 
 What belongs to an endpoint stays single: `Quota` leases `concurrency`, `rpm` and `tpm` to the processes that send to
 it. The account of a request, which reserves the cost of each attempt, stays with the driver.

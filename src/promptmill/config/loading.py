@@ -418,7 +418,7 @@ def _listed(names: Iterable[str]) -> str:
     return listed(shown, 8) + (" is" if len(shown) == 1 else " are")
 
 
-# UltraRAG's fourth backend (0.3.0.3): https://github.com/OpenBMB/UltraRAG/pull/496
+# The fourth backend of a pipeline's server: https://github.com/OpenBMB/UltraRAG/pull/496
 _LITELLM = "litellm"
 # Prefixes of LiteLLM's model names (litellm 1.109) → our providers; both send the same name to the same host.
 _PROVIDERS = {

@@ -62,6 +62,30 @@ class Face:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A kind of inputs and outputs of jobs: files with a suffix, or URLs with a scheme."""
+
+    names: Sequence[str]
+    """Suffixes and schemes, such as `".yaml"` and `"lake://"`."""
+    read: str = ""
+    """`"module:function"`: takes the path of a file and yields its rows, which are mappings."""
+    write: str = ""
+    """`"module:function"`: takes rows and the path of a new file, and writes them."""
+    store: str = ""
+    """`"module:class"`: a `promptmill.jobs.inputs.remote.Store` of the URLs with a scheme."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """An observer of the calls of a service, which exports them to another program."""
+
+    variables: str
+    """The first letters of the environment's variables that ask for it."""
+    module: str
+    """A module with the functions `exporting`, `exported` and `inherited`, see `promptmill.service.observers`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
     """The parts of a feature, by socket."""
 
@@ -77,12 +101,17 @@ class Feature:
     ways: Mapping[str, str] = field(default_factory=dict)
     """Ways in which the requests of a round are answered, such as `{"batch": "module:class"}`: each class is a
     `promptmill.jobs.run.ways.Way`."""
+    instructions: str = ""
+    """A sentence about the tools, for the instructions that an MCP client gets."""
     faces: Sequence[Face] = ()
+    formats: Sequence[Format] = ()
     names: Mapping[str, str] = field(default_factory=dict)
-    """Names of the package `promptmill` for programs, such as `{"compare": "module:compare"}`."""
+    """Names of the package `promptmill` for programs, such as `{"solve": "module:solve"}`; `api.NAME` is one of
+    `promptmill.api`."""
 
+    observation: Observation | None = None
     after_job: str = ""
-    """`"module:function"`: takes the arguments of a command and the folder of its job, when the job has ended."""
+    """`"module:function"`: takes the `promptmill.cli.job_run.EndedJob` of a command."""
 
     @property
     def sockets(self) -> list[str]:
@@ -111,6 +140,33 @@ def hidden() -> Mapping[str, Feature]:
 @functools.cache
 def _hidden(without: str) -> Mapping[str, Feature]:
     return MappingProxyType({name: each for name, each in _installed() if name not in _features(without)})
+
+
+def part_of(feature: str, name: str) -> Any:
+    """Return the part `"module:name"` of a feature behind an option of the core.
+
+    Raises `PromptmillError` (`invalid_config`) if the feature is missing.
+    """
+    if feature not in features():
+        raise config_error("", f"This needs the feature {feature!r}, which is not installed or hidden by {WITHOUT}.")
+    return part(f"{GROUP}.{feature}.{name}")
+
+
+def format_of(name: str) -> Format | None:
+    """Return the format that a feature has for a file or a URL."""
+    text = name.lower()
+    is_url = "://" in text
+    for each in (each for feature in features().values() for each in feature.formats):
+        for known in each.names:
+            if text.startswith(known) if is_url else not known.endswith("://") and text.endswith(known):
+                return each
+    return None
+
+
+def names(module: str = "") -> dict[str, str]:
+    """Return the parts behind the names that features add to the package `promptmill`, or to its module `module`."""
+    added = (item for each in features().values() for item in each.names.items())
+    return {name.rpartition(".")[2]: where for name, where in added if name.rpartition(".")[0] == module}
 
 
 @functools.cache

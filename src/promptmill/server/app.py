@@ -16,7 +16,6 @@ import orjson
 import yaml
 from fastmcp import FastMCP
 from fastmcp.apps.config import UI_EXTENSION_ID
-from fastmcp.prompts import Prompt
 from fastmcp.server.extensions import MethodBinding, ServerExtension
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from mcp.server.caching import CacheHint
@@ -30,13 +29,12 @@ from promptmill.config.settings import USUAL_KEYS
 from promptmill.core.errors import redact
 from promptmill.core.feature import features, part
 from promptmill.server.bulk_tools import add_bulk_tools
-from promptmill.server.label_tools import add_label_tools
 from promptmill.server.tasks import Tasks
 from promptmill.server.tool_calls import CallLog, PlainArguments
-from promptmill.server.tool_socket import ToolSocket
+from promptmill.server.tool_socket import SKILL, ToolSocket
 from promptmill.server.tools import add_answer_tools, add_engine_tools
+from promptmill.service.observers import Observer
 from promptmill.service.service import Service
-from promptmill.service.telemetry import Telemetry
 
 _ANSWERING = """\
 promptmill answers prompts with a language model of its own. Nothing has to be prepared.
@@ -46,9 +44,7 @@ of the prompts; a failed item has the answer "" and an entry in `errors`.
 - A file, a folder, or more than about 50 prompts: `bulk_generate`, so that rows and answers stay out of this \
 conversation. First with `validate` to see the number of rows, tokens and the price; then without it. Then \
 `bulk_status` every few seconds until `state` is `finished`. `output_file` has all answers; `bulk_results` reads some, \
-`bulk_control` pauses or limits a running job, `bulk_cancel` ends it. `compare` compares outputs of the same rows. \
-`review` finds rows that the user should check, `review_take` stores the user's labels, `improve` finds a better \
-prompt from rows with right labels.
+`bulk_control` pauses or limits a running job, `bulk_cancel` ends it.{features}
 - A result with a `job_id` reached the time limit: do not send the unanswered prompts again, read their answers with \
 `bulk_results`.
 - Fixed labels: `choices`. Fields to extract: `schema`. Both work in all these tools.
@@ -68,7 +64,6 @@ _ABSENT = "logging/setLevel"
 _FRESH = CacheHint(ttl_ms=600_000, scope="public")  # the same for all clients; a new process may be of another version
 _STATUS = "promptmill://status"
 _MODELS = "promptmill://models"
-_SKILL = "skill://promptmill/SKILL.md"
 _TASKS = mcp_types.ServerTasksCapability.model_validate(
     {"cancel": {}, "requests": {"tools": {"call": {}}}}
 )  # of 2025-11-25 only
@@ -106,24 +101,29 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
     sdk_server.cache_hints = dict.fromkeys(_NEVER_CHANGE, _FRESH)
 
 
+def _instructions(*, locked: bool) -> str:
+    more = "".join(f" {feature.instructions}" for feature in features().values() if feature.instructions)
+    return _ANSWERING.replace("{features}", more) + ("" if locked else _CHOOSING)
+
+
 def create_server(
-    service: Service, *, locked: bool = False, telemetry: Telemetry | None = None, secrets: Iterable[str] = ()
+    service: Service, *, locked: bool = False, observer: Observer | None = None, secrets: Iterable[str] = ()
 ) -> FastMCP:
     """Return the app over `service`, which the caller created and closes. From now on it restricts files for clients.
 
-    `locked` leaves out the tools that change the model of the server, so that only the operator chooses it. `telemetry`
-    gets a span for each call of a tool. `secrets` are the server's further secrets, besides keys in configuration and
+    `locked` leaves out the tools that change the model of the server, so that only the operator chooses it. `observer`
+    gets each call of a tool. `secrets` are the server's further secrets, besides keys in configuration and
     environment: no file that contains one is sent.
     """
     service.serve_clients(secrets)
     mcp = FastMCP(
         "promptmill",
         version=__version__,
-        instructions=_ANSWERING if locked else _ANSWERING + _CHOOSING,
+        instructions=_instructions(locked=locked),
         mask_error_details=True,
         website_url=_WEBSITE,
         icons=[_icon()],
-        middleware=[CallLog(telemetry), PlainArguments()],
+        middleware=[CallLog(observer), PlainArguments()],
         dereference_schemas=False,  # a schema contains its references
     )
     socket = ToolSocket.of(mcp, service)
@@ -131,7 +131,7 @@ def create_server(
         add_engine_tools(mcp, service)
     add_answer_tools(socket)
     add_bulk_tools(socket)
-    add_label_tools(socket)
+    _add_prompts(socket)
     for feature in features().values():
         if feature.tools:
             part(feature.tools)(socket)
@@ -139,7 +139,6 @@ def create_server(
     mcp._mcp_server.middleware.append(long_calls.in_old_form)
     _add_status(mcp, service)
     _add_skill(mcp)
-    _add_prompts(mcp)
     _announce_what_is_there(mcp)
     return mcp
 
@@ -186,8 +185,8 @@ class _Skills(ServerExtension):
         return {"skills": [_skill_entry()], **_SKILL_CACHE}
 
     async def _get(self, _: Any, params: mcp_types.ReadResourceRequestParams) -> dict[str, Any]:
-        if str(params.uri) != _SKILL:
-            raise MCPError(mcp_types.INVALID_PARAMS, f"Unknown skill; the skill here is {_SKILL}.")
+        if str(params.uri) != SKILL:
+            raise MCPError(mcp_types.INVALID_PARAMS, f"Unknown skill; the skill here is {SKILL}.")
         return {"skill": _skill_entry(), **_SKILL_CACHE}
 
 
@@ -197,8 +196,8 @@ _SKILL_CACHE = {"ttlMs": _FRESH.ttl_ms, "cacheScope": _FRESH.scope}
 def _skill_entry() -> dict[str, Any]:
     """Return the skill's address, its head, and the digest of its only file."""
     content = _SKILL_FILE.read_bytes()
-    file = {"uri": _SKILL, "digest": f"sha256:{hashlib.sha256(content).hexdigest()}", "size": len(content)}
-    return {"uri": _SKILL, "frontmatter": _skill_head(), "resources": [file]}
+    file = {"uri": SKILL, "digest": f"sha256:{hashlib.sha256(content).hexdigest()}", "size": len(content)}
+    return {"uri": SKILL, "frontmatter": _skill_head(), "resources": [file]}
 
 
 def _skill_head() -> dict[str, str]:
@@ -210,7 +209,7 @@ def _add_skill(mcp: FastMCP) -> None:
     head = _skill_head()
 
     @mcp.resource(
-        _SKILL,
+        SKILL,
         name=head["name"],
         description=head["description"],
         title="Work with promptmill: files, labels, comparisons",
@@ -250,47 +249,13 @@ are a few labels, `schema` if they are fields.
 4. Show the first five answers with `bulk_results`, the number of failed rows with their reasons, and the path of the \
 output. The resource {skill} explains more.\
 """
-_COMPARE_PROMPT = """\
-Compare the models {models} on the file {file} with promptmill, for this question: {question}
-
-1. Call `bulk_generate` with all of these models as the list `model`, with `validate: true` and a new `output_file` in \
-the folder of the file; `prompt` asks the question and names columns as {{{{column}}}}. Report the cost, and ask \
-whether to start.
-2. Make the same call without `validate`, and call `bulk_status` until it is `finished`.
-3. Call `compare` with the output as `files`, `by: "variant"`, and with the column of the right answers as `gold` if \
-there is one.
-4. Say which model is better, whether the difference may be chance, and what each costs. The resource {skill} \
-explains more.\
-"""
 
 
-_ARGUMENTS = {
-    "file": "A file of rows on the server's machine: .csv, .jsonl, …",
-    "question": "What to ask of each row.",
-    "models": "Names from promptmill://models, separated by commas.",
-}
-
-
-def _add_prompts(mcp: FastMCP) -> None:
+def _add_prompts(socket: ToolSocket) -> None:
     def bulk(file: str, question: str) -> str:
-        return _FILE_PROMPT.format(file=file, question=question, skill=_SKILL)
+        return _FILE_PROMPT.format(file=file, question=question, skill=SKILL)
 
-    def compare(file: str, question: str, models: str) -> str:
-        return _COMPARE_PROMPT.format(file=file, question=question, models=models, skill=_SKILL)
-
-    for prompt in (
-        Prompt.from_function(
-            bulk, title="Answer a question for each row of a file", description="Estimates the cost first."
-        ),
-        Prompt.from_function(
-            compare,
-            title="Compare models on a file",
-            description="Agreement, accuracy and cost of two or more models.",
-        ),
-    ):
-        for argument in prompt.arguments or ():  # FastMCP adds a JSON schema to a description in the signature
-            argument.description = _ARGUMENTS[argument.name]
-        mcp.add_prompt(prompt)
+    socket.add_prompt(bulk, "Answer a question for each row of a file", "Estimates the cost first.")
 
 
 def describe(service: Service) -> dict[str, Any]:

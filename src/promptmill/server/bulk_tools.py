@@ -18,6 +18,7 @@ from pydantic import Field
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LARGEST_PAGE, LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
+from promptmill.core.feature import part_of
 from promptmill.core.values import JsonDict, json_text
 from promptmill.jobs.labels import MOST_VOTES
 from promptmill.jobs.store.rounds import Again
@@ -567,6 +568,4 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         found = await running.resume_call(job_id, caller) if resume else found
         if report is None:
             return dict(found)
-        from promptmill.report import call_report  # imported by the first use: most servers write no report
-
-        return {**found, "report": await call_report.written(running, caller, job_id, report)}
+        return {**found, "report": await part_of("report", "call_report:written")(running, caller, job_id, report)}

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
+from promptmill.service.observers import Observer, exporting
 from promptmill.service.service import Service
-from promptmill.service.telemetry import Telemetry, exporting
 from promptmill.system.logs import announce
 from promptmill.system.runtime import descriptors, run, stay_responsive
 
@@ -75,8 +75,8 @@ async def _serve_stdio(
     from promptmill.server.stdio import StdioServer
 
     service = Service(configuration)
-    telemetry = exporting(service)
-    server = create_server(service, locked=locked, telemetry=telemetry)
+    observer = exporting(service)
+    server = create_server(service, locked=locked, observer=observer)
     extend(server, service)
     pages = None if metrics_port is None else _serve_metrics(service, metrics_port)
     stay_responsive()
@@ -98,7 +98,7 @@ async def _serve_stdio(
     stdio.hang_up()
     serving.cancel()  # this cancels all calls
     await asyncio.wait({serving, closing}, timeout=max(0.0, until - loop.time()) + _LAST_WORDS_S / 2)
-    await _export_rest(telemetry, until)
+    await _export_rest(observer, until)
     _leave(serving, signals)
 
 
@@ -145,10 +145,10 @@ async def _serve_http(
     from promptmill.server import create_server
 
     service = Service(configuration, is_shared=True)
-    telemetry = exporting(service)
+    observer = exporting(service)
     rules = bound.rules
     secrets = [each.secret.get_secret_value() for each in (rules.token, *rules.others) if each is not None]
-    server = create_server(service, locked=True, telemetry=telemetry, secrets=secrets)
+    server = create_server(service, locked=True, observer=observer, secrets=secrets)
     apis = [made(service, rules.hosts.origins) for made in others]
     app = App(server, rules, Metrics(service), others=apis)
     connections = descriptors(8192) // 2  # the other half is for files and endpoints
@@ -172,14 +172,14 @@ async def _serve_http(
     listening.stop()
     until = asyncio.get_running_loop().time() + _CLOSE_S
     await asyncio.wait({asyncio.ensure_future(end())}, timeout=_CLOSE_S + _LAST_WORDS_S / 2)
-    await _export_rest(telemetry, until)
+    await _export_rest(observer, until)
     _leave(serving, signals)
 
 
-async def _export_rest(telemetry: Telemetry | None, until: float) -> None:
+async def _export_rest(observer: Observer | None, until: float) -> None:
     """Export the last spans and metrics, within the time that is left for the end."""
-    if telemetry is not None:
-        await telemetry.aclose(max(0.0, until - asyncio.get_running_loop().time()) + _LAST_WORDS_S / 2)
+    if observer is not None:
+        await observer.aclose(max(0.0, until - asyncio.get_running_loop().time()) + _LAST_WORDS_S / 2)
 
 
 def _leave(serving: asyncio.Future[None], signals: _Signals) -> NoReturn:

@@ -50,8 +50,8 @@ from promptmill.core.wording import did_you_mean, duration, shape
 from promptmill.http import token
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.jobs.caller import Caller
+from promptmill.service.observers import Observer
 from promptmill.service.service import Service
-from promptmill.service.telemetry import Telemetry
 from promptmill.system.logs import CALLS
 
 T = TypeVar("T")
@@ -127,22 +127,22 @@ def _flowing(text: str) -> str:
 class CallLog(Middleware):
     """Logs one line per call: tool, client and outcome. A failure is a warning; other calls are logged at INFO.
 
-    With `telemetry`, each call has a span, too.
+    With `observer`, each call is observed, too.
     """
 
-    def __init__(self, telemetry: Telemetry | None = None) -> None:
-        self._telemetry = telemetry
+    def __init__(self, observer: Observer | None = None) -> None:
+        self._observer = observer
 
     async def on_call_tool(
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
     ) -> ToolResult:
         """Log the call, also if it fails or is cancelled."""
-        if self._telemetry is None:
+        if self._observer is None:
             return await self._logged(context, call_next, lambda _: None)
         fastmcp = context.fastmcp_context
         name = context.message.name
         is_known = fastmcp is not None and await fastmcp.fastmcp.get_tool(name) is not None
-        with self._telemetry.tool_call(name if is_known else None, _carrier(context)) as failed:
+        with self._observer.tool_call(name if is_known else None, _carrier(context)) as failed:
             return await self._logged(context, call_next, failed)
 
     async def _logged(

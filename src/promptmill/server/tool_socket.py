@@ -8,9 +8,11 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from fastmcp import FastMCP
+from fastmcp.prompts import Prompt
 
 from promptmill.server.questions import Questions
 from promptmill.service.service import Service
@@ -18,6 +20,17 @@ from promptmill.system.call_files import FileRule
 
 if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
+
+
+SKILL = "skill://promptmill/SKILL.md"
+_ARGUMENTS = MappingProxyType(
+    {
+        "file": "A file of rows on the server's machine: .csv, .jsonl, …",
+        "question": "What to ask of each row.",
+        "models": "Names from promptmill://models, separated by commas.",
+    }
+)
+"""The arguments of prompts."""
 
 
 def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
@@ -59,3 +72,10 @@ class ToolSocket:
         """Return the jobs of the server; the first import takes 0.4 s, in a thread."""
         await asyncio.to_thread(importlib.import_module, "promptmill.jobs.manage.running_jobs")
         return self.running_jobs()
+
+    def add_prompt(self, function: Callable[..., str], title: str, description: str) -> None:
+        """Add a prompt, a command of clients, whose arguments are files, questions and models."""
+        prompt = Prompt.from_function(function, title=title, description=description)
+        for argument in prompt.arguments or ():  # FastMCP adds a JSON schema to a description in the signature
+            argument.description = _ARGUMENTS[argument.name]
+        self.mcp.add_prompt(prompt)

@@ -181,7 +181,7 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
 def _stays(service: Service, backend_configs: Mapping[str, object]) -> bool:
     """Return whether a call without a backend keeps the present backend instead of the tool's default.
 
-    A pipeline's client gets the default, as from UltraRAG's own server.
+    A pipeline's client gets the default, as from its own server.
     """
     running = service.plan.backend
     named = service.configured_backend in {running, AUTO} and not service.plan.trust_client

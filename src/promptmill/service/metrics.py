@@ -1,7 +1,7 @@
 """The counts of a service's calls as families of series: one source, which `/metrics` and OpenTelemetry render.
 
 Service.calls ──▶ samples ──▶ series ──┬──▶ text for Prometheus    (`http.metrics`)
-                                       └──▶ points for OTLP        (`telemetry`)
+                                       └──▶ points for OTLP        (a feature)
 """
 
 from __future__ import annotations

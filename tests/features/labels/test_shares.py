@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import random
 from collections import Counter
 from typing import Any
 
@@ -13,7 +11,6 @@ import pytest
 
 import promptmill
 from labellers import LABELS, label, labellers, named
-from promptmill.report import job as job_report
 from replies import answer, choose
 
 ROWS = 600
@@ -79,7 +76,7 @@ def test_they_are_those_of_each_field_of_a_schema(sure, tmp_path):
     assert found["short"]["true"]["share"] == pytest.approx(found["tone"]["neutral"]["share"])
 
 
-def test_the_summary_and_the_report_show_them(sure):
+def test_the_summary_shows_them(sure):
     result = sure.run(*SURE, "--choices", ",".join(LABELS), *named(sure))
     line = next(line for line in result.stdout.splitlines() if line.startswith("  shares"))
     assert all(f"{name} " in line for name in LABELS)
@@ -87,9 +84,6 @@ def test_the_summary_and_the_report_show_them(sure):
     assert "as strong would label every row" in result.stdout
     text = sure.folder.status["sure"]["shares"][""]["positive"]["share"] * 100
     assert f"positive {text:.1f} %" in line
-    path = sure.folder.path.parent / "report.html"
-    job_report.write(sure.folder, path)
-    assert f"{text:.1f} % (95 %: " in path.read_text(encoding="utf-8")
 
 
 def test_rows_added_later_have_their_own_stratum(sure):
@@ -106,37 +100,3 @@ def test_rows_added_later_have_their_own_stratum(sure):
 def test_a_job_whose_rows_the_strong_model_answers_has_no_doubt(sure):
     sure.write([{"id": n, "text": f"review {n}"} for n in range(150)])
     assert "shares" not in sure.succeed(*SURE, "--choices", ",".join(LABELS), *named(sure))["sure"]
-
-
-# ---- a reviewed sample
-
-
-def reviewed(path: Any, rows: int, of: int) -> dict[str, float]:
-    """Write a table whose labels are often wrong, with right labels of a random sample; return the true shares."""
-    chance = random.Random(3)
-    right = ["yes" if chance.random() < 0.2 else "no" for _ in range(rows)]
-    given = [("no" if one == "yes" else "yes") if chance.random() < 0.15 else one for one in right]
-    sample = set(chance.sample(range(rows), of))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
-        out.writerow(["id", "answer", "right"])
-        out.writerows([n, given[n], right[n] if n in sample else ""] for n in range(rows))
-    return {name: right.count(name) / rows for name in ("yes", "no")}
-
-
-def test_a_reviewed_sample_corrects_the_shares(tmp_path):
-    truth = reviewed(tmp_path / "labels.csv", 3000, 400)
-    found = promptmill.compare(str(tmp_path / "labels.csv"), gold="right")
-    (file,) = found.figures["gold"]["files"]
-    for name, share in truth.items():
-        one = file["shares"][name]
-        assert one["low"] <= share <= one["high"]
-        assert not one["low"] <= one["counted"] <= one["high"], "the labels alone are far off"
-    assert "shares of all 3,000 rows, if those with a right answer were drawn at random" in str(found)
-    assert "yes " in str(found).split("drawn at random")[1]
-
-
-def test_right_answers_to_all_rows_leave_no_doubt(tmp_path):
-    reviewed(tmp_path / "labels.csv", 300, 300)
-    found = promptmill.compare(str(tmp_path / "labels.csv"), gold="right")
-    assert "shares" not in found.figures["gold"]["files"][0]

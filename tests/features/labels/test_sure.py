@@ -330,20 +330,6 @@ def test_a_guarded_class_may_need_a_larger_sample(sure):
     assert found["done"] == 2 * ROWS
 
 
-def test_the_report_has_the_promise_the_classes_and_the_curve(sure):
-    run(sure)
-    report = sure.path / "report.html"
-    done = sure.here(["promptmill", "report", str(sure.output), "--output", str(report)])
-    assert done.returncode == 0, done.stderr
-    text = report.read_text()
-    assert "Sure labels" in text
-    assert '"curve":[[1.0,1.0],' in text
-    (part,) = sure.folder.known_spec().plan.parts
-    scores = [row["score"] for row in sure.answers() if row["score"] is not None]
-    is_near = part.pays and any(abs(score - part.cut.place[0]) <= 0.05 for score in scores)
-    assert ("Near the cut" in text) is is_near
-
-
 def test_a_program_and_a_detached_job_may_be_sure_too(sure):
     found = promptmill.bulk(
         [{"text": f"review {n}"} for n in range(ROWS)],

@@ -11,6 +11,7 @@ FEATURE = Feature(
             "promptmill.features.compare.command:add_options",
         ),
     ),
+    instructions="`compare` compares outputs of the same rows.",
     tools="promptmill.features.compare.tools:add",
     names={
         "Comparison": "promptmill.features.compare.call:Comparison",

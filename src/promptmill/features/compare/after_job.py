@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-
+from promptmill.cli.job_run import EndedJob
 from promptmill.jobs.columns import VARIANT
-from promptmill.jobs.store.folder import Folder
 
 
-def show(arguments: argparse.Namespace, folder: Folder) -> None:
+def show(ended: EndedJob) -> None:
     """Print the comparison of a job's variants, if it has any and its output is there."""
-    spec = folder.spec
-    if arguments.json or spec is None or not spec.is_grid or not spec.output.format:
+    if ended.on_stderr or ended.code is None or ended.arguments.json:
+        return
+    spec = ended.folder.spec
+    if spec is None or not spec.is_grid or not spec.output.format:
         return
     from promptmill.features.compare.command import show_variants  # other jobs do not need it
 

@@ -28,7 +28,7 @@ from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Shown
-from promptmill.report import page as report_page
+from promptmill.pages import page as report_page
 from promptmill.system.safe_open import home_expanded
 
 _ROWS = 5

@@ -12,9 +12,9 @@ from promptmill.features.compare import figures, words
 from promptmill.features.compare.figures import CONTRADICTION, Judgement
 from promptmill.features.compare.files import ComparedRows
 from promptmill.jobs import disk
-from promptmill.report import page
-from promptmill.report.page import MOST_ROWS, Report
-from promptmill.report.page_rows import OWN, Column, PageRows
+from promptmill.pages import page
+from promptmill.pages.page import MOST_ROWS, Report
+from promptmill.pages.page_rows import OWN, Column, PageRows
 
 _DIFFER, _WRONG = 1, 2
 _ANSWER, _GOLD, _JUDGE = "answer.", "right", "judgement"  # keys of columns; an answer's ends with its label

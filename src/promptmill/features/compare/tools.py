@@ -15,7 +15,7 @@ from promptmill.core.errors import input_error
 from promptmill.server import arguments
 from promptmill.server.results import INLINE, object_schema, objects_schema, page, page_characters, wants_copy
 from promptmill.server.tool_calls import caller_of, tool
-from promptmill.server.tool_socket import ToolSocket
+from promptmill.server.tool_socket import SKILL, ToolSocket
 from promptmill.server.tools import plan_of_call
 
 _COMPARISON = object_schema(
@@ -42,8 +42,28 @@ _COMPARISON = object_schema(
 )
 
 
+_PROMPT = """\
+Compare the models {models} on the file {file} with promptmill, for this question: {question}
+
+1. Call `bulk_generate` with all of these models as the list `model`, with `validate: true` and a new `output_file` in \
+the folder of the file; `prompt` asks the question and names columns as {{{{column}}}}. Report the cost, and ask \
+whether to start.
+2. Make the same call without `validate`, and call `bulk_status` until it is `finished`.
+3. Call `compare` with the output as `files`, `by: "variant"`, and with the column of the right answers as `gold` if \
+there is one.
+4. Say which model is better, whether the difference may be chance, and what each costs. The resource {skill} \
+explains more.\
+"""
+
+
 def add(socket: ToolSocket) -> None:
-    """Add the tool to the server."""
+    """Add the tool to the server, and a prompt that compares models."""
+
+    def compare_models(file: str, question: str, models: str) -> str:
+        return _PROMPT.format(file=file, question=question, models=models, skill=SKILL)
+
+    compare_models.__name__ = "compare"  # the tool has this name here
+    socket.add_prompt(compare_models, "Compare models on a file", "Agreement, accuracy and cost of two or more models.")
     mcp, service, questions, jobs = socket.mcp, socket.service, socket.questions, socket.jobs
 
     @tool(

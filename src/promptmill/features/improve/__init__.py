@@ -12,6 +12,7 @@ FEATURE = Feature(
             "promptmill.features.improve.command:add_options",
         ),
     ),
+    instructions="`improve` finds a better prompt from rows with right labels.",
     tools="promptmill.features.improve.tools:add",
     names={
         "Improvement": "promptmill.features.improve.improvement:Improvement",

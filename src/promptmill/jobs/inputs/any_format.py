@@ -13,6 +13,7 @@ from promptmill.backends import rows
 from promptmill.backends.batch_lines import is_batch
 from promptmill.core import values
 from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.feature import format_of, part
 from promptmill.core.values import JsonObject
 from promptmill.jobs.inputs.cells import CellTable
 from promptmill.jobs.inputs.files import IMAGES, InputFiles, find, opened
@@ -125,6 +126,9 @@ def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
 
     Raises `PromptmillError`, `OSError`, `LookupError`.
     """
+    if (found := format_of(path.name)) is not None and found.read:
+        yield from map(dict, part(found.read)(path))
+        return
     try:
         files = opened(find([path.absolute()], path), encoding=encoding)
         yield from objects_of(input_of(files, format_of_input(files)))

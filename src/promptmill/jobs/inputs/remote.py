@@ -1,45 +1,51 @@
-"""Inputs and outputs by URL: `s3://…`, `hf://…` and everything that `fsspec` supports.
+"""Inputs and outputs elsewhere: by URL, `s3://…` and everything that `fsspec` supports, and in the formats of features.
 
-An input is downloaded before its rows are read, and an output is uploaded at the end of its job, because a database
-cannot be in an object store.
+An input is downloaded or converted before its rows are read, and an output is uploaded or converted at the end of its
+job, because a database cannot be in an object store.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import glob
 import hashlib
 import itertools
+import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import orjson
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
+from promptmill.core.feature import Format, format_of, part
 from promptmill.core.values import JsonDict
 from promptmill.jobs import disk
-from promptmill.jobs.export import dataset_card
-from promptmill.jobs.inputs import files, hub
-from promptmill.jobs.inputs.given import Given, root_of, temporary_folder
+from promptmill.jobs.inputs import files
+from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.inputs.given import Given, lines_of, root_of, temporary_folder, written
 from promptmill.jobs.members import stamp
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.system.installation import adding
-from promptmill.system.safe_open import make_private
+from promptmill.system.safe_open import home_expanded, make_private
 
 # Stores that write an object atomically. In other stores, the object is renamed after the upload.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
-_EXTRAS = MappingProxyType({"s3": "s3", "s3a": "s3", "hf": "hub"})
+_EXTRAS = MappingProxyType({"s3": "s3", "s3a": "s3"})
 """The extras that have the package of a store."""
 _ETAGS = ("ETag", "etag", "md5Hash", "generation", "blob_id")
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 Say = Callable[[str], None]
+
+
+def is_elsewhere(text: str) -> bool:
+    """Return whether `text` names a file that is fetched or converted first: by a URL, or in a feature's format."""
+    return is_url(text) or format_of(text) is not None
 
 
 def is_url(text: str) -> bool:
@@ -48,18 +54,15 @@ def is_url(text: str) -> bool:
 
 
 def pinned(urls: Sequence[str], folder: Folder, say: Say) -> list[str]:
-    """Return URLs in which each dataset of the Hub has the commit with which the job in `folder` began.
+    """Return URLs in which each versioned place has the version with which the job in `folder` began.
 
-    If the user writes other URLs than before, perhaps with another revision, they have the newest commits. See
-    `hub.pinned`.
+    If the user writes other URLs than before, perhaps with another version, they have the newest ones. See
+    `Store.pinned`.
     """
     order = folder.order
     is_as_before = order is not None and order.shown.input == as_written(urls)
     earlier = order.shown.urls.get("input_file", "").split() if order is not None and is_as_before else ()
-    return [
-        hub.pinned(url, known, say) if hub.is_dataset(url) else url
-        for url, known in itertools.zip_longest(urls, earlier, fillvalue="")
-    ]
+    return [_store_of(url).pinned(url, known, say) for url, known in itertools.zip_longest(urls, earlier, fillvalue="")]
 
 
 def as_written(urls: Sequence[str]) -> str:
@@ -69,11 +72,17 @@ def as_written(urls: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "") -> Iterator[Given]:
-    """Download the objects at `urls` (which may be patterns) and yield the copies. Raises `PromptmillError`.
+    """Download the objects at `urls` (which may be patterns), or convert files; yield the copies.
+
+    Raises `PromptmillError`.
 
     `known`: the digest of the objects that the job has read; they are not downloaded again.
     """
-    with _errors(urls[0]):
+    if (found := format_of(urls[0])) is not None and not found.store:
+        with _converted(folders, urls, found) as rows:
+            yield rows
+        return
+    with errors_of(urls[0]):
         objects = [(fs, path, _version(fs, path), url) for url in urls for fs, path in _expand(url)]
         if not objects:
             raise input_error(f"There is nothing at {redact(urls[0])}.")
@@ -86,7 +95,7 @@ def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "")
         return
     with temporary_folder(folders) as place:
         names = [place / posixpath.relpath(path, common or ".") for _, path, *_ in objects]
-        with _errors(urls[0]):
+        with errors_of(urls[0]):
             for (fs, path, key, url), target in zip(objects, names, strict=True):
                 _fetch(fs, path, key, url, target, place=place, say=say)
         parts = [files.Part(names[0])] if is_single else files.find([place], place / "output")
@@ -105,10 +114,11 @@ def _fetch(fs: Any, path: str, key: str, url: str, target: Path, *, place: Path,
 
 
 def _expand(url: str) -> Iterator[tuple[Any, str]]:
-    if hub.is_dataset(url):
-        yield from map(_open, hub.files_of(url))
+    store = _store_of(url)
+    if (urls := store.urls_in(url)) is not None:
+        yield from map(store.open, urls)
         return
-    fs, path = _open(url)
+    fs, path = store.open(url)
     if glob.has_magic(path):
         yield from ((fs, one) for one in sorted(fs.glob(path)))
     else:
@@ -125,14 +135,14 @@ class RemoteOutput:
     @classmethod
     def of(cls, folders: JobFolders, url: str) -> RemoteOutput:
         """Return the output at `url`. The same URL always has the same local file. Raises `PromptmillError`."""
-        if url.lower().startswith(hub.SCHEME):
-            place = hub.output_place(url)
-            return HubOutput._at(folders, place.url, place.file_name)
-        _, path = _open(url)
-        return cls._at(folders, url, posixpath.basename(path))
+        if (found := format_of(url)) is not None and not found.store:
+            path = home_expanded(url).absolute()
+            return ConvertedOutput.at(folders, str(path), f"{path.stem}.jsonl")
+        return _store_of(url).output(folders, url)
 
     @classmethod
-    def _at(cls, folders: JobFolders, url: str, name: str) -> Self:
+    def at(cls, folders: JobFolders, url: str, name: str) -> Self:
+        """Return the output at `url`, whose local file has a name."""
         folder = root_of(folders) / hashlib.sha256(url.encode()).hexdigest()[:20]
         disk.make_private_folder(folder.parent)
         disk.make_private_folder(folder)
@@ -140,7 +150,7 @@ class RemoteOutput:
 
     def check(self, *, may_replace: bool) -> None:
         """Raise `PromptmillError` (`invalid_input`) if an object that this job did not upload exists at the URL."""
-        with _errors(self.url):
+        with errors_of(self.url):
             key = self._key()
         if key is not None and not may_replace and key not in {(self._read_note() or {}).get("key"), *self._local()}:
             overwrite = Named("overwrite", text="; {} replaces it")
@@ -153,7 +163,7 @@ class RemoteOutput:
 
         Raises `PromptmillError` (`storage`, `unauthorized`).
         """
-        with _errors(self.url):
+        with errors_of(self.url):
             told, made = self._read_note(), stamp(self.local)
             if told is not None and told["stamp"] == list(made or ()) and told["key"] == self._key():
                 return
@@ -192,29 +202,24 @@ class RemoteOutput:
         return _version(fs, path) if fs.exists(path) else None
 
 
-class HubOutput(RemoteOutput):
-    """A data file in a dataset of the Hugging Face Hub. One commit has the file and the dataset's card."""
-
-    def check(self, *, may_replace: bool) -> None:
-        """Raise `PromptmillError` if the user may not write the dataset, or it has another file of this name."""
-        hub.check_may_write(self._place)
-        super().check(may_replace=may_replace)
+class ConvertedOutput(RemoteOutput):
+    """A file in the format of a feature, which is written from the job's rows."""
 
     def _upload(self, folder: Folder) -> None:
-        place = self._place
-        card = functools.partial(dataset_card.with_section, folder=folder, file=place.path)
-        hub.commit(place, self.local, dataset_card.title(folder), card)
-
-    def _local(self) -> Sequence[str]:
-        """Return the digests of the file: a run may have been killed between the commit and its note."""
-        return hub.digests_of(self.local) if self.local.is_file() else ()
+        del folder
+        target, found = Path(self.url), format_of(self.url)
+        if found is None or not found.write:
+            raise input_error(f"{target.name} can be read, not written; name another output.")
+        beside = target.with_name(f".{target.stem}.partial{target.suffix}")
+        try:
+            part(found.write)(objects_in(self.local), beside)
+            disk.replace(beside, target)
+        finally:
+            beside.unlink(missing_ok=True)
 
     def _key(self) -> str | None:
-        return hub.digest(self._place)
-
-    @property
-    def _place(self) -> hub.Dataset:
-        return hub.Dataset.of(self.url)
+        made = stamp(Path(self.url))
+        return None if made is None else f"{made[0]} {made[1]}"
 
 
 def _version(fs: Any, path: str) -> str:
@@ -224,30 +229,82 @@ def _version(fs: Any, path: str) -> str:
     return str(fs.ukey(path)) if etag is None else f"{etag} {about.get('size')}"
 
 
+class Store:
+    """The objects below a scheme of URLs; this one has those that fsspec has a package for."""
+
+    extra: ClassVar[str] = ""
+    """Our extra with its package; `""`: that of the scheme."""
+
+    def pinned(self, url: str, before: str, say: Say) -> str:
+        """Return the URL of one version. `before`: the URL with which the job began; `say` gets a note on changes."""
+        del before, say
+        return url
+
+    def urls_in(self, url: str) -> Sequence[str] | None:
+        """Return the URLs of the files at a URL, None if it names one object or is a pattern of them."""
+        del url
+        return None
+
+    def output(self, folders: JobFolders, url: str) -> RemoteOutput:
+        """Return the output at a URL. Raises `PromptmillError`."""
+        return RemoteOutput.at(folders, url, posixpath.basename(self.open(url)[1]))
+
+    def open(self, url: str) -> tuple[Any, str]:
+        """Return the file system of fsspec, and the path of an object in it. Raises `PromptmillError`."""
+        protocol = url.partition("://")[0].lower()
+        extra = self.extra or _EXTRAS.get(protocol, "fsspec")
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # a package of fsspec's imports huggingface_hub
+        try:
+            from fsspec.core import url_to_fs
+
+            fs, path = url_to_fs(url)
+        except ImportError as error:
+            raise PromptmillError(
+                Code.MISSING_DEPENDENCY,
+                f"{protocol}:// needs a package: {error}".removesuffix(".") + ".",
+                adding(extra),
+            ) from None
+        except ValueError as error:
+            raise input_error(f"{redact(url)} is not a URL of a file: {error}") from None
+        return fs, str(path)
+
+
+def _store_of(url: str) -> Store:
+    found = format_of(url)
+    store: Store = Store() if found is None or not found.store else part(found.store)()
+    return store
+
+
+def _open(url: str) -> tuple[Any, str]:
+    return _store_of(url).open(url)
+
+
 def filesystem(protocol: str) -> Any:
     """Return the file system of fsspec for a protocol such as `s3`. Raises `PromptmillError`."""
     return _open(f"{protocol}://")[0]
 
 
-def _open(url: str) -> tuple[Any, str]:
-    protocol = url.partition("://")[0].lower()
-    extra = _EXTRAS.get(protocol, "fsspec")
-    hub.set_quiet()
-    try:
-        from fsspec.core import url_to_fs
+@contextlib.contextmanager
+def _converted(folders: JobFolders, names: Sequence[str], found: Format) -> Iterator[Given]:
+    """Yield the rows of files in the format of a feature."""
+    if not found.read:
+        raise input_error(f"{names[0]} can be written, not read; name another input.")
+    read, paths = part(found.read), [home_expanded(name) for name in names]
 
-        fs, path = url_to_fs(url)
-    except ImportError as error:
-        raise PromptmillError(
-            Code.MISSING_DEPENDENCY, f"{protocol}:// needs a package: {error}".removesuffix(".") + ".", adding(extra)
-        ) from None
-    except ValueError as error:
-        raise input_error(f"{redact(url)} is not a URL of a file: {error}") from None
-    return fs, str(path)
+    def lines() -> Iterator[bytes]:
+        for path in paths:
+            if not path.is_file():
+                raise files.missing(path)
+            with errors_of(path.name):
+                yield from lines_of(read(path), "prompt", path.name, str)
+
+    with written(folders, lines(), ".jsonl", paths[0].stem) as rows:
+        yield rows
 
 
 @contextlib.contextmanager
-def _errors(url: str) -> Iterator[None]:
+def errors_of(url: str) -> Iterator[None]:
+    """Turn the errors of a store or a format into `PromptmillError`."""
     try:
         yield
     except PromptmillError:

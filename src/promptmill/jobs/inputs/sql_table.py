@@ -1,7 +1,7 @@
 """Tables and queries of databases as rows: SQLite by the standard library, `.duckdb` files by DuckDB.
 
-A part of an input names a table of the database, `mails.db#inbox`, or has a query of SQLite (`query.py` has queries of
-DuckDB).
+A part of an input names a table of the database, `mails.db#inbox`, or has a query of SQLite (a feature has
+queries of DuckDB).
 """
 
 from __future__ import annotations
@@ -23,13 +23,20 @@ from promptmill.core.wording import did_you_mean, listed
 from promptmill.jobs.inputs.cells import is_utf8, readable
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window
-from promptmill.jobs.members import all_of, connected, duckdb_connected, is_duckdb, quoted
+from promptmill.jobs.members import SQLITE, all_of, connected, duckdb_connected, is_duckdb, quoted, split
 
 _AT_ONCE = 1024  # rows
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
 _ONE_QUERY = (Named("sql"), " is one query, such as: select id, body from inbox")
 _STORED = "SELECT name FROM sqlite_master WHERE type = 'table'"
 _DUCKDB_TABLES = "SELECT table_name FROM information_schema.tables ORDER BY table_name"
+
+
+def is_query(sql: str | None, sources: Sequence[str]) -> bool:
+    """Return whether DuckDB answers a query over the INPUT `sources`; SQLite answers those over its own files."""
+    names = [split(Path(name)) for name in sources]
+    is_for_files = names and all(file.suffix.lower() in SQLITE or table for file, table in names)
+    return sql is not None and not is_for_files
 
 
 def blocks_of_tables(path: Path) -> Iterator[bytes]:

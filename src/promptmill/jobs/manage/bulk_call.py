@@ -30,6 +30,7 @@ from promptmill.answers.schema import with_schema
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact, worded
+from promptmill.core.feature import part_of
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
 from promptmill.jobs.export.output import end_of
@@ -37,8 +38,8 @@ from promptmill.jobs.export.text import AnswerValues, OwnValues
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs import remote
 from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.inputs.query import is_query, queried
 from promptmill.jobs.inputs.short_forms import answer_forms
+from promptmill.jobs.inputs.sql_table import is_query
 from promptmill.jobs.inputs.whole_files import written_whole
 from promptmill.jobs.manage.bulk_options import BulkOptions, takes_options
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
@@ -299,8 +300,8 @@ class _Call:
             paths, source = _paths(rows), None
             target = Path("-") if output is None else home_expanded(output).absolute()
             urls, written_input = dict[str, str](), ""
-            if isinstance(output, str) and remote.is_url(output):
-                uploaded = remote.RemoteOutput.of(folders, output)
+            if output is not None and remote.is_elsewhere(str(output)):
+                uploaded = remote.RemoteOutput.of(folders, str(output))
                 uploaded.check(may_replace=bool(given.get("overwrite")))
                 target, urls["output_file"] = uploaded.local, redact(uploaded.url)
             else:
@@ -308,10 +309,11 @@ class _Call:
             if is_query(given.get("sql"), tables := [rows] if isinstance(rows, str) else [*map(str, paths)]):
                 if rows is not None and not paths:
                     raise input_error(Named("sql"), " goes with files and databases, or with None for the rows.")
-                source, paths = written.enter_context(queried(folders, given.pop("sql"), tables)), []
-            elif isinstance(rows, str) and remote.is_url(rows):
-                names = remote.pinned([rows], folders.of(target), lambda text: warnings.warn(text, stacklevel=3))
-                urls["input_file"], written_input = remote.as_written(names), remote.as_written([rows])
+                query = part_of("duckdb", "query:queried")
+                source, paths = written.enter_context(query(folders, given.pop("sql"), tables)), []
+            elif isinstance(rows, str | Path) and remote.is_elsewhere(str(rows)):
+                names = remote.pinned([str(rows)], folders.of(target), lambda text: warnings.warn(text, stacklevel=3))
+                urls["input_file"], written_input = remote.as_written(names), remote.as_written([str(rows)])
                 source, paths = written.enter_context(remote.fetched(folders, names, _silent)), []
             if "shard" in given and (output is None or not paths):  # the parts are joined by their names
                 raise input_error(Named("shard"), " goes with rows in files, and with ", Named("output"), ".")

@@ -50,7 +50,7 @@ from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status import progress_lines
-from promptmill.service import telemetry
+from promptmill.service import observers
 from promptmill.service.service import Service
 from promptmill.system import frames, logs, runtime, subprocesses
 from promptmill.system.call_files import FileRule
@@ -87,7 +87,7 @@ def start(job: Job, ended: Callable[[], None] = lambda: None, *, is_shared: bool
         is_shared=is_shared,
         most_cost=job.most_cost,
     )
-    environment = _environment(job.plan) | telemetry.inherited()
+    environment = _environment(job.plan) | observers.inherited()
     try:
         if folder.log.exists() and folder.log.stat().st_size > 1 << 20:
             folder.log.unlink()

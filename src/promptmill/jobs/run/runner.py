@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -47,6 +46,7 @@ from promptmill.jobs.store.spec import UNREAD, OutputRecord
 from promptmill.jobs.store.statistics import JobCounts
 from promptmill.jobs.store.status_record import RunStatus
 from promptmill.jobs.store.stored import Target
+from promptmill.service.observers import exported
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
 
@@ -661,17 +661,13 @@ class Runner:
 async def until_ended(runner: Runner) -> tuple[RunStatus, PromptmillError | None, bool]:
     """Run a job until its end, SIGTERM or Ctrl-C. Return its status, its error, and whether a signal ended it.
 
-    The process runs only this job, and exports to OpenTelemetry. After the first Ctrl-C, the requests in flight have a
-    minute to end, because they are paid anyway. Raises `KeyboardInterrupt` after Ctrl-C.
+    The process runs only this job, and observers see what it does. After the first Ctrl-C, the requests in flight have
+    a minute to end, because they are paid anyway. Raises `KeyboardInterrupt` after Ctrl-C.
     """
     stay_responsive()
     loop = asyncio.get_running_loop()
     signals: list[int] = []
-    async with contextlib.AsyncExitStack() as telemetry:
-        if any(name.startswith("OTEL_") for name in os.environ):
-            from promptmill.service.telemetry import exported  # imported only if telemetry may be exported
-
-            await telemetry.enter_async_context(exported(runner.service))
+    async with exported(runner.service):
         work = asyncio.ensure_future(runner.run())
 
         def on_signal(number: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from promptmill.cluster.ray_cluster import RayCluster
+from promptmill.cluster.cluster_order import ClusterOrder
 from promptmill.core.errors import Named, config_error, input_error
 from promptmill.jobs.store.rounds import Again
 from promptmill.jobs.store.spec import AnyPlan, Plan, plan_of
@@ -231,7 +231,7 @@ class JobOrder(Stored):
     plan: AnyPlan = Plan()
     batch: BatchOrder | None = None
     """Whether rows are answered by the provider's Batch API, and how; None: live."""
-    ray: RayCluster | None = None
+    ray: ClusterOrder | None = None
     """The Ray cluster that answers; None: this machine."""
     shown: Shown = Shown()
     owner: str | None = None
@@ -326,10 +326,10 @@ def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, .
     )
 
 
-def _cluster(address: str | None = None, replicas: int = 1, gpus: float = 0, cpus: float = 1) -> RayCluster | None:
+def _cluster(address: str | None = None, replicas: int = 1, gpus: float = 0, cpus: float = 1) -> ClusterOrder | None:
     """Return the Ray cluster at `address`; None without an address. Raises `PromptmillError` (`invalid_config`)."""
     if address is not None:
-        return RayCluster(address, replicas, gpus, cpus)
+        return ClusterOrder(address, replicas, gpus, cpus)
     if (replicas, gpus, cpus) != (1, 0, 1):
         names = Named("replicas"), ", ", Named("num_gpus"), " and ", Named("num_cpus")
         raise config_error("", *names, " go with ", Named("ray", "ADDRESS"), " alone.")

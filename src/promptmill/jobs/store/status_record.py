@@ -173,7 +173,7 @@ class _Labels(TypedDict, total=False):
     batch: BatchStatus
     votes: VoteStatus
     person: int
-    """Delivered labels of a person, see `manage.reviewed`."""
+    """Delivered labels of a person."""
     shares: dict[str, dict[str, LabelShare]]
     """By field and label: its share, as the person would give it to every row; only if those rows are drawn at
     random."""

@@ -1,1 +1,0 @@
-"""The interfaces that other programs expect: UltraRAG's generation server, DataStudio's classes."""

@@ -1,0 +1,139 @@
+"""Rows of a query that DuckDB answers, over INPUT and over the files and URLs that the query names.
+
+    a .duckdb file, postgres://…, files of tables ─┐
+    'mails.parquet', 's3://…' in the query ────────┴─ query ─▶ rows.duckdb (temporary) ─▶ row
+
+Each run evaluates the query once. A job that has read the same rows, in any order, does not read them again, because
+without ORDER BY their order may differ. Other rows keep their answers if their questions are the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
+from promptmill.jobs.inputs import remote
+from promptmill.jobs.inputs.files import Part, missing
+from promptmill.jobs.inputs.formats import check_installed, plain
+from promptmill.jobs.inputs.given import Given, temporary_folder
+from promptmill.jobs.members import DUCKDB, duckdb_connected, duckdb_stamp, is_duckdb, literal, quoted
+from promptmill.jobs.store.index import JobFolders
+from promptmill.system.safe_open import home_expanded
+
+_POSTGRES = ("postgres://", "postgresql://")
+_READERS = MappingProxyType(
+    {
+        ".parquet": "read_parquet",
+        ".csv": "read_csv",
+        ".tsv": "read_csv",
+        ".json": "read_json",
+        ".jsonl": "read_json",
+        ".ndjson": "read_json",
+    }
+)
+"""DuckDB's reader for the suffix of a file."""
+_READ = re.compile(r"(?i)\b(?:from\s*|join\s*|(?:read_|glob|parquet_)\w*\s*\(\s*\[?\s*)'([a-z][a-z0-9+.-]*)://")
+"""A URL in a query that DuckDB reads, unlike one that it compares."""
+_OF_DUCKDB = frozenset({"http", "https", "file", "postgres", "postgresql"})
+"""Schemes that DuckDB reads without fsspec."""
+_NOT_INSTALLED = re.compile(r"(?i)failed to download extension|install the required extension")
+_EXTENSION = re.compile(r"extension [\"'](\w+)")
+_ROWS = '"rows"."main"."rows"'
+
+
+@contextlib.contextmanager
+def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[Given]:
+    """Evaluate a query and yield its rows. `sources`: the INPUT, which may be empty. Blocks.
+
+    Raises `PromptmillError` (`invalid_input`, `missing_dependency`, `storage`).
+    """
+    check_installed(Path("rows.duckdb"))
+    with temporary_folder(folders) as place:
+        file = place / "rows.duckdb"
+        with _errors(), contextlib.closing(duckdb_connected(file, read_only=False, memory="80%")) as connection:
+            query = _select(connection, sql)
+            if len(sources) > 1 and any(map(_is_database, sources)):
+                raise input_error(Named("sql"), " goes with one database.")
+            for scheme in dict.fromkeys([*_READ.findall(sql), *map(_scheme_of, sources)]):
+                if scheme and scheme.lower() not in _OF_DUCKDB:  # with the credentials of INPUT by URL
+                    connection.register_filesystem(remote.filesystem(scheme.lower()))
+            for name in sources:
+                _open(connection, name)
+            connection.execute(f"CREATE TABLE {_ROWS} AS {query}")
+            columns = connection.execute(f"DESCRIBE {_ROWS}").fetchall()
+            key = hashlib.sha256(repr([sql, sources, columns, duckdb_stamp(connection, _ROWS)]).encode()).hexdigest()
+        yield Given([Part(file)], key, "query")
+
+
+def _select(connection: Any, sql: str) -> str:
+    """Return the text of the only statement. Raises `PromptmillError` (`invalid_input`) if it is no query."""
+    statements = connection.extract_statements(sql)
+    if len(statements) != 1 or statements[0].type.name != "SELECT":
+        raise input_error(Named("sql"), " is one query: ", Named("sql", "select id, body from 'mails.parquet'"), ".")
+    return str(statements[0].query).rstrip().rstrip(";")
+
+
+def _scheme_of(name: str) -> str:
+    return name.partition("://")[0] if remote.is_url(name) else ""
+
+
+def _is_database(name: str) -> bool:
+    return is_duckdb(Path(name)) or name.lower().startswith(_POSTGRES)
+
+
+def _open(connection: Any, name: str) -> None:
+    """Make the tables of an INPUT visible to the query."""
+    path = home_expanded(name)
+    if not remote.is_url(name) and plain(path).suffix.lower() in {DUCKDB, *_READERS} and not path.is_file():
+        raise missing(path)
+    place = literal(name if remote.is_url(name) else str(path))
+    if _is_database(name):
+        kind = "READ_ONLY" if is_duckdb(path) else "TYPE postgres, READ_ONLY"
+        connection.execute(f"ATTACH {place} AS source ({kind})")
+        connection.execute("USE source")
+        return
+    reader = _READERS.get(plain(path).suffix.lower())
+    if reader is None:
+        raise input_error(
+            Named("sql"),
+            f" goes with databases and with {', '.join(_READERS)}, not with {path.name}; several files are written in "
+            "the query: … from 'data/*.parquet'.",
+        )
+    table = quoted(path.name.partition(".")[0])
+    connection.execute(f"CREATE TEMP VIEW {table} AS FROM {reader}({place})")
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Turn the errors of DuckDB into `PromptmillError`."""
+    try:
+        yield
+    except PromptmillError:
+        raise
+    except Exception as error:  # noqa: BLE001 (DuckDB's, fsspec's and the stores' own)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if lines and lines[0].startswith("Traceback"):  # of the package of a store
+            lines = lines[-1:]
+        extension = _EXTENSION.search(str(error))
+        if extension is not None and _NOT_INSTALLED.search(str(error)):
+            raise PromptmillError(
+                Code.MISSING_DEPENDENCY,
+                f"DuckDB needs its extension {extension[1]}, and could not download it.",
+                f"Run, where extensions.duckdb.org can be reached: {sys.executable} -c "
+                f"\"import duckdb; duckdb.sql('INSTALL {extension[1]}')\"",
+            ) from None
+        text = redact(" ".join(_before_quote(lines)) or type(error).__name__)[:300]
+        raise input_error(Named("sql"), f": {text}{'' if text.endswith(('.', '?')) else '.'}") from None
+
+
+def _before_quote(lines: Sequence[str]) -> Sequence[str]:
+    """Return the lines of a message before it quotes the query."""
+    end = next((at for at, line in enumerate(lines) if line.startswith("LINE ")), len(lines))
+    return lines[:end]

@@ -1,0 +1,12 @@
+"""Promptmill in clients' configuration files, and in checkouts of UltraRAG: added, and removed again."""
+
+from promptmill.core.feature import Command, Feature
+
+FEATURE = Feature(
+    words="adds promptmill to the configuration of MCP clients",
+    commands=(
+        Command(
+            "install", "add promptmill to a client's configuration", "promptmill.features.install.command:add_options"
+        ),
+    ),
+)

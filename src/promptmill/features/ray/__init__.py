@@ -1,0 +1,5 @@
+"""Replicas of a model on a Ray cluster, for jobs larger than a machine."""
+
+from promptmill.core.feature import Feature
+
+FEATURE = Feature(words="replicas of a model on a Ray cluster")

@@ -1,0 +1,15 @@
+"""The report of a job: one HTML file with its figures, its course, its failures and its rows."""
+
+from promptmill.core.feature import Command, Feature
+
+FEATURE = Feature(
+    words="one HTML file of a job: figures, course, failures and rows",
+    commands=(
+        Command(
+            "report",
+            "write all of a job into one HTML file, to browse and search",
+            "promptmill.features.report.command:add_options",
+        ),
+    ),
+    after_job="promptmill.features.report.command:after_job",
+)

@@ -1,0 +1,40 @@
+"""The report of a job for a call: a process of its own, with limited memory and time, reads the rows and images."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from promptmill.core.values import JsonDict
+from promptmill.features.report import job_page
+from promptmill.jobs.caller import Caller
+from promptmill.jobs.manage import detached
+from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.store.database import Work
+from promptmill.jobs.store.folder import Folder
+from promptmill.system import runtime
+
+_MODULE = "promptmill.features.report.call_report"
+_COMPUTING_S = 300  # as for a comparison
+
+
+async def written(jobs: RunningJobs, caller: Caller, job_id: str, report: str) -> JsonDict:
+    """Write the report of a job to the file `report`, and return its path and the number of its rows.
+
+    Raises `PromptmillError`, also for a file that exists and is not an earlier report of this job.
+    """
+    target, folder = jobs.allowed_page(report), jobs.find(job_id, caller)
+    return await jobs.apart(partial(_write, path=folder.path, target=target), folder.job_id, _MODULE)
+
+
+def _write(_: Work, *, path: Path, target: Path) -> dict[str, Any]:
+    runtime.limit_computing(_COMPUTING_S)
+    return job_page.write(Folder(path), target).as_dict()
+
+
+_STEPS = {_write.__name__: _write}
+
+if __name__ == "__main__":
+    sys.exit(detached.main(_STEPS))

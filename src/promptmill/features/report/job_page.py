@@ -1,0 +1,343 @@
+"""The report of a job, also while it runs.
+
+job.db: status, course, counts, rows with their answers ─▶ data ─▶ `rows.html` ─▶ the file
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import io
+import math
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import orjson
+
+from promptmill.backends.protocol import Counts
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.money import dollars
+from promptmill.core.wording import counted, cut, unescaped
+from promptmill.features.report.job_table import CUT, FAILED, NEAR, PROMPT_NAME, JobTable, variant_names
+from promptmill.images.load import ImageRules, from_folder, is_web, load_image
+from promptmill.jobs import disk
+from promptmill.jobs.columns import MODEL
+from promptmill.jobs.export.schema_columns import FIELD
+from promptmill.jobs.manage.job_rows import JobRow, JobRows
+from promptmill.jobs.store import progress, rounds, statistics, status
+from promptmill.jobs.store.database import DamagedError, JobDatabase
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.rounds import ANSWERED
+from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.status_record import CourseRecord, FieldResults, LabelShare, Results, Status
+from promptmill.pages import page
+from promptmill.pages.page import MOST_ROWS, Report, when
+from promptmill.pages.page_rows import Filter
+
+_SEED = 1
+_RARE: Sequence[tuple[Literal["empty", "skipped"], str]] = (("empty", "Empty"), ("skipped", "Skipped"))
+_BINS = 24
+_OF_ROWS = frozenset({"done", "answered", "failed", "errors", "skipped", "truncated", "empty"})
+_SHOWN_SHARE = 0.99  # a histogram ends there, for one answer may take a hundred times as long
+Bars: TypeAlias = tuple[str, str, list[tuple[str, int, str]], str]
+"""A title, the column whose values are counted, the values with their numbers and a remark, and a sentence."""
+_MOST_IMAGES, _IMAGE_SIDE = 200, 160
+_PICTURES = 1_000_000  # characters of all thumbnails
+_SHARES = "Each is the share among the strong model's labels if it answered every row, with its interval."
+_QUANTILES = {"median": 50, "p95": 95}
+
+
+def default_path(folder: Folder) -> Path:
+    """Return the file of a report that has no other name: next to the job's output, or in the current folder."""
+    spec = folder.known_spec()
+    if not spec.output.format:
+        return Path(f"{spec.job_id}.report.html")
+    return spec.output.path.with_name(f"{spec.output.path.name}.report.html")
+
+
+def write(folder: Folder, target: Path) -> Report:
+    """Write the report of a job to `target`, all at once. Raises `PromptmillError`."""
+    page.check(target, _title(folder.known_spec()))
+    try:
+        text, shown = _page(folder)
+        page.put(target, text)
+    except (OSError, DamagedError) as error:
+        why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
+        raise PromptmillError(Code.STORAGE, f"There is no report of job {folder.job_id}: {why}.", "") from None
+    return Report(target, *shown)
+
+
+def _title(spec: JobSpec) -> str:
+    to = f" → {spec.output.path.name}" if spec.output.format else ""
+    return f"{spec.input.path.name}{to}"
+
+
+def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
+    """Return the report, the number of its rows, of how many they are, and their noun."""
+    spec, found = folder.known_spec(), status.read(folder) | status.asked(folder)
+    pictures, skips_empty = _Thumbnails(spec.image_folders), spec.question.skip_empty
+    with folder.reading() as store:
+        results = statistics.results(store, by_field=spec.output.answer_schema is not None)
+        examples, spread = statistics.examples(store), statistics.spread(store)
+        counts = statistics.counts(store, skips_empty=skips_empty).as_dict(Counts())
+        made_in, by_slot = _rounds(store), statistics.slots(store) if spec.is_grid else {}
+        curve = spec.plan.curve(store)
+        where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
+        total = store.count(where)
+        drawn = statistics.at_most(store, MOST_ROWS, _SEED, where)
+        table = JobTable(folder.spec_in(store), statistics.extra_fields(store))
+        for row in pictures.of(JobRows(store, table.spec).read(drawn)):
+            table.add(row)
+    rows = table.finished(has_images=bool(pictures.found))
+    found |= cast("Status", {name: count for name, count in counts.items() if name in _OF_ROWS})
+    failures, shares = found.get("errors", {}), found.get("shares") or found.get("sure", {}).get("shares", {})
+    data = {
+        **_heading(found),
+        "notes": list(found.get("warnings", ())),
+        "tiles": _tiles(found),
+        "answers": _of_answers(results),
+        "counts": [
+            *_of_variants(spec, by_slot),
+            *(
+                []
+                if "fields" in results
+                else _of_values("Answers" if by_slot else "", table, results, shares.get("", {}))
+            ),
+            *(_of_field(table, name, field, shares.get(name, {})) for name, field in results.get("fields", {}).items()),
+        ],
+        "failures": [(code, count, *_example(code, examples.get(code, ""))) for code, count in failures.items()],
+        "sections": _of_sure(found, curve),
+        "thumbnails": pictures.found,
+        "course": (course := folder.course),
+        "spreads": _spreads(spread),
+        "run": _run(course, spec, found, made_in),
+    }
+    rows.filters = _filters(failed=bool(failures), states=functools.reduce(operator.or_, rows.state, 0))
+    rows.rows_of_input = status.rows_of_input(found) or 0
+    title, so_far = _title(spec), " so far" if found["state"] in progress.ALIVE else ""
+    return page.filled(title, data, rows, total, so_far), (len(rows.number), total, rows.noun)
+
+
+def _prompts(spec: JobSpec, found: Status) -> dict[str, str]:
+    if not spec.question.templates[1:]:
+        return {"Prompt": found.get("prompt", "")}
+    names = {target.prompt: variant_names(spec, slot)[PROMPT_NAME] for slot, target in enumerate(spec.targets)}
+    return {f"Prompt {names[at]}": text for at, text in enumerate(spec.question.templates)}
+
+
+def _rounds(store: JobDatabase) -> str:
+    """Return the rounds of a job with the number of answers and failures that each has made; `""` for a single one."""
+    counts, known = statistics.rounds(store), rounds.stored_rounds(store)
+    lines = [f"{round_.id} {round_.reason}: {counted(counts.get(round_.id, 0), 'row')}" for round_ in known]
+    return "\n".join(lines) if len(lines) > 1 else ""
+
+
+def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Iterator[Bars]:
+    for column, title in ((MODEL, "Answers by model"), (PROMPT_NAME, "Answers by prompt")):
+        names = [variant_names(spec, slot).get(column, "") for slot in range(spec.delivered)]
+        sums = {name: [0, 0] for name in names if name}
+        for slot, name in enumerate(names):
+            for at, count in enumerate(by_slot.get(slot, (0, 0)) if name else ()):
+                sums[name][at] += count
+        if sums:
+            bars = [(name, done, f"{failed:,} failed" if failed else "") for name, (done, failed) in sums.items()]
+            yield title, column, bars, ""
+
+
+def _of_sure(found: Status, curve: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
+    """Return the section on the labels of a job with `sure`: the promise, the sample by class, and the curve."""
+    sure = found.get("sure", {})
+    if not sure.get("sample", {}).get("drawn"):
+        return []
+    rows = [[label, f"{count:,}", f"{agreeing:,}"] for label, (count, agreeing) in sure["sample"]["classes"].items()]
+    head = [
+        f"right label, {sure['gold']}" if "gold" in sure else f"label by {sure['model']}",
+        "in the sample",
+        f"found by {status.cheap_model(sure)}",
+    ]
+    part = {
+        "title": "Sure labels",
+        "lines": status.label_lines(sure),
+        "bars": [],
+        "tables": [{"head": head, "rows": rows}],
+    }
+    target = {"curve": curve, "agree": sure["agree"], "share": sure["expected"]["share"]} if curve else {}
+    return [part | target]
+
+
+def _filters(*, failed: bool, states: int) -> list[Filter]:
+    cut = bool(states & CUT)
+    filters = [("answered", "Answered", FAILED, 0)] if failed or cut else []
+    filters += [("failed", "Failed", FAILED, FAILED)] if failed else []
+    filters += [("cut", "Cut off", CUT, CUT)] if cut else []
+    return filters + ([("near", "Near the cut", NEAR, NEAR)] if states & NEAR else [])
+
+
+def _heading(found: Status) -> dict[str, str]:
+    state, total = found["state"], found.get("total")
+    is_alive, is_finished = state in progress.ALIVE, state == progress.FINISHED
+    moods = {progress.FINISHED: "warn" if found.get("failed") else "good", progress.STOPPED: "bad"}
+    of = f" of {counted(total, 'answer' if found.get('variants') else 'row')}" if total and not is_finished else ""
+    reason = f": {found['reason']}" if found.get("reason") else ""
+    running = "; the job was running when this report was made" if is_alive else ""
+    summary = f"{status.outcome(found, of)}{reason}{running}"
+    return {"state": state, "mood": moods.get(state, "blue" if is_alive else "warn"), "summary": summary}
+
+
+def _tiles(found: Status) -> list[tuple[str, str, str]]:
+    seconds, done, cost = found.get("seconds", 0), found.get("done", 0), found.get("cost")
+    total, answered = found.get("total"), status.answered(found)
+    tiles = [
+        ("Answered", f"{answered:,}", f"of {total:,}" if total not in {None, answered} else ""),
+        ("Failed", f"{found.get('failed', 0):,}", _share(found.get("failed", 0), done)),
+        ("Time", status.took(seconds), f"{status.figure(done / seconds)} rows/s" if seconds and done else ""),
+    ]
+    if cost is not None:
+        most, each = found.get("max_cost"), f"{dollars(1000 * cost / done)} per 1,000 rows" if done else ""
+        tiles.append(("Cost", dollars(cost), f"of {dollars(most)}" if most is not None else each))
+    cached = found.get("cached_tokens", 0)
+    remark = f"{cached:,} from the provider's cache" if cached else ""
+    remark += f", saved {dollars(saved)}" if (saved := found.get("cache_saved")) else ""
+    tiles.append(("Tokens in", f"{found.get('prompt_tokens', 0):,}", remark))
+    out = found.get("completion_tokens", 0)
+    tiles.append(("Tokens out", f"{out:,}", f"{status.figure(out / answered)} per answer" if answered and out else ""))
+    tiles.append(("Requests", f"{found.get('requests', 0):,}", f"{found.get('retries', 0):,} retries"))
+    if hits := found.get("cached"):
+        tiles.append(("From the cache", f"{hits:,}", _share(hits, done)))
+    if cut_off := found.get("truncated"):
+        tiles.append(("Cut off", f"{cut_off:,}", "by max_tokens"))
+    tiles += [(label, f"{found.get(name):,}", "") for name, label in _RARE if found.get(name)]
+    return tiles
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{status.figure(100 * part / whole)} %" if part and whole else ""
+
+
+def _of_answers(results: Results) -> str:
+    if not results:
+        return "There are no answers yet."
+    different = results["different"]
+    others = different - len(results.get("values", {}))
+    kinds = counted(different, "different answer")
+    more = f", {others:,} of them not shown here" if "values" in results and others else ""
+    return f"{kinds}{more}; {status.lengths(results)}."
+
+
+def _of_values(title: str, table: JobTable, results: Results, shares: Mapping[str, LabelShare]) -> Iterator[Bars]:
+    if values := results.get("values"):
+        bars = [(unescaped(value), count, _remark(shares, value)) for value, count in values.items()]
+        yield title, table.name_of("answer"), bars, _SHARES if shares else ""
+
+
+def _of_field(table: JobTable, name: str, field: FieldResults, shares: Mapping[str, LabelShare]) -> Bars:
+    column = table.name_of(FIELD + name)
+    if "values" in field:
+        bars = [(value, count, _remark(shares, value)) for value, count in field["values"].items()]
+        return name, column, bars, _SHARES if shares else ""
+    return name, column, [], status.span(field)
+
+
+def _remark(shares: Mapping[str, LabelShare], value: str) -> str:
+    return status.share(shares[value]) if value in shares else ""
+
+
+def _example(code: str, text: str) -> tuple[str, str]:
+    """Return the message of a failure with this code without its remedy, and the remedy."""
+    try:
+        error = PromptmillError(Code(code), "")
+    except ValueError:
+        return text, ""
+    later = " The same request may succeed later." if error.retryable else ""
+    return text.removesuffix(error.hint).rstrip(), error.hint + later
+
+
+def _spreads(found: Sequence[tuple[float, int, int]]) -> list[dict[str, Any]]:
+    kinds = (("Latency", "s"), ("Length of answers", "characters"), ("Tokens of answers", "tokens"))
+    return [
+        _histogram(title, unit, values)
+        for (title, unit), values in zip(kinds, zip(*found, strict=True), strict=False)
+        if any(values)
+    ]
+
+
+def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]:
+    ordered = sorted(value for value in values if value is not None)
+    to = ordered[min(len(ordered) - 1, math.ceil(_SHOWN_SHARE * len(ordered)))] or ordered[-1]
+    bins = min(_BINS, int(to)) if unit != "s" and to >= 1 else _BINS
+    counts = [0] * bins
+    for value in ordered:
+        counts[min(bins - 1, int(bins * value / to))] += 1
+    shown = {name: statistics.quantile(ordered, percent) or 0 for name, percent in _QUANTILES.items()}
+    words = ", ".join(f"{name} {status.figure(value)}" for name, value in shown.items())
+    return {
+        "title": title,
+        "unit": unit,
+        "to": to,
+        "counts": counts,
+        "beyond": ordered[-1] > to,
+        "words": f"{words}, longest {status.figure(ordered[-1])} {unit}",
+    }
+
+
+def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> list[tuple[str, str]]:
+    runs = course.get("runs", [])
+    versions = dict.fromkeys(run["version"] for run in runs)
+    facts = {
+        "Command": found.get("command", ""),
+        "Model": f"{spec.models} ({spec.backend})" if spec.models else spec.backend,
+        **_prompts(spec, found),
+        "System prompt": found.get("system", ""),
+        "Sampling": ", ".join(f"{name} {value}" for name, value in (spec.targets[0].sampling or {}).items()),
+        "Answers' schema": ""
+        if spec.output.answer_schema is None
+        else orjson.dumps(spec.output.answer_schema).decode(),
+        "Input": str(spec.input.path),
+        "Output": str(spec.output.path) if spec.output.format else "",
+        "Rounds": made_in,
+        "Begun": when(spec.created),
+        "Runs": "\n".join(f"{when(run['began'])}, after {status.took(run['at'])}" for run in runs)
+        if len(runs) > 1
+        else "",
+        "Version": f"promptmill {', '.join(versions)}" if versions else "",
+        "Job": spec.job_id,
+    }
+    return [(label, cut(text, 20_000)) for label, text in facts.items() if text]
+
+
+class _Thumbnails:
+    """The first image of each of the first answered rows that have one, made small: the job could read it."""
+
+    def __init__(self, folders: Sequence[str]) -> None:
+        self.found: dict[str, str] = {}
+        """JPEG in base64, by the number of the row."""
+        self._folders = folders
+        self._rules = ImageRules()
+        self._room = _PICTURES
+
+    def of(self, rows: Iterable[JobRow]) -> Iterator[JobRow]:
+        """Yield the rows, whose images are looked at."""
+        for row in rows:
+            has_image = row.images and not row.error and not is_web(row.images[0]) and str(row.number) not in self.found
+            if has_image and len(self.found) < _MOST_IMAGES and self._room > 0:
+                with contextlib.suppress(PromptmillError, OSError):  # it is not there any more
+                    image = load_image(from_folder(row.images[0], self._folders), self._rules)
+                    picture = base64.b64encode(_small(image.data)).decode()
+                    self._room -= len(picture)
+                    if self._room >= 0:
+                        self.found[str(row.number)] = picture
+            yield row
+
+
+def _small(data: bytes) -> bytes:
+    from PIL import Image
+
+    made = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (_IMAGE_SIDE, _IMAGE_SIDE))
+        image.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
+        image.convert("RGB").save(made, "JPEG", quality=60)
+    return made.getvalue()

@@ -1,0 +1,161 @@
+"""The rows of a job as a table: the columns of the input, the prompt, the variant, the answer or its fields, figures.
+
+A prompt that is a template of columns takes no room: the page makes it of the cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from promptmill.backends.questions import PlainTemplate
+from promptmill.backends.rows import IMAGES
+from promptmill.core.values import JsonObject
+from promptmill.core.wording import LONGEST_SHOWN, cut, unescaped
+from promptmill.jobs.columns import EXTRA_FIELDS, MODEL, SCORE
+from promptmill.jobs.export.answered import AnsweredRow
+from promptmill.jobs.export.schema_columns import FIELD
+from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
+from promptmill.jobs.inputs.template import template_of
+from promptmill.jobs.manage.job_rows import JobRow
+from promptmill.jobs.store.spec import JobSpec
+from promptmill.pages.page_rows import OWN, Cell, Column, PageRows, last_turns
+
+FAILED, CUT, NEAR = 1, 2, 4
+"""Bits of a row's state."""
+PROMPT_NAME = "prompt name"
+"""The column of the names of the prompts, in a job with several."""
+_ASKED, _ANSWER, _ERROR, _IMAGE, _SECONDS, _TOKENS = "asked", "answer", "error", "image", "seconds", "tokens"
+_SAFE = 1 << 53  # JavaScript has no whole numbers beyond
+
+
+def variant_names(spec: JobSpec, slot: int) -> dict[str, str]:
+    """Return the model and the name of the prompt of the answers in a slot, as far as the job has several."""
+    target, names = spec.targets[slot], dict[str, str]()
+    if len({target.model for target in spec.output_targets}) > 1:
+        names[MODEL] = target.model
+    if spec.question.prompts > 1:
+        names[PROMPT_NAME] = target.name.removeprefix(f"{target.model}/")
+    return names
+
+
+class JobTable:
+    """Makes the table of a job, row by row."""
+
+    def __init__(self, spec: JobSpec, extra: Iterable[str]) -> None:
+        """`extra`: the optional fields that some answer has."""
+        self.spec, self.rows = spec, PageRows()
+        self._own, self._answers = OwnValues(spec), AnswerValues(spec, extra)
+        self._variants = [variant_names(spec, slot) for slot in range(len(spec.targets))]
+        self._templates = _plain_templates(spec)
+        self._in_prompts = {name for template in self._templates if template for name in template.names}
+        question = spec.question
+        is_read = not question.templates
+        self._asked = ({question.column} if question.column else {"prompt", "messages"}) if is_read else set[str]()
+        """The columns of the input that the column of the prompts shows."""
+        self._image_columns = {question.image_column} if question.image_column else {*IMAGES}
+        names = self._answers.names
+        self._fields = [key for key in names if key == _ANSWER or key.startswith(FIELD)]
+        self._marks = spec.plan.fields
+        self._figures = [key for key in names if key in EXTRA_FIELDS and key != "logprobs"]
+        columns = [
+            Column(_ASKED, "prompt", "prompt", is_hidden=bool(question.templates)),
+            *(Column(name, name, "variant") for name in variant_names(spec, 0)),
+            *(Column(key, names[key], "answer") for key in self._fields),
+            *(Column(key, names[key], "figure" if key == SCORE else "variant") for key in self._marks),
+            Column(_ERROR, names[_ERROR], "error"),
+            *(Column(key, names[key], "figure", is_hidden=True) for key in self._figures),
+            Column(_SECONDS, "seconds", "figure", is_hidden=True),
+            Column(_TOKENS, "answer tokens", "figure", is_hidden=True),
+        ]
+        for at, column in enumerate(columns):
+            self.rows.add_column(column, at)
+
+    def add(self, row: JobRow) -> None:
+        """Add a row."""
+        values: dict[str, Cell] = {}
+        if row.answered is not None:
+            slot = row.answered.slot
+            values |= self._variants[slot]
+            own = {} if self.spec.of_call else self._own.of(row.answered.row)
+            values |= self._own_cells(own) | self._answer_cells(row, row.answered)
+            values[_ASKED] = self._asked_cell(row, own, self.spec.targets[slot].prompt)
+        is_cut = row.values["finish_reason"] == "length"
+        values[_SECONDS], values[_TOKENS] = row.seconds, row.values["usage"]["completion_tokens"]
+        near = NEAR if row.answered is not None and self.spec.plan.is_near(row.answered.beside) else 0
+        self.rows.add(row.number, (FAILED if values.get(_ERROR) else CUT if is_cut else 0) | near, values)
+
+    def finished(self, *, has_images: bool) -> PageRows:
+        """Return the table; `has_images`: some rows have a thumbnail."""
+        rows = self.rows
+        if has_images and not self._has_images:
+            rows.add_column(Column(_IMAGE, "image", "own", has_images=True), 0)
+        rows.drop_empty([column.key for column in rows.columns if column.kind in {"error", "figure"}])
+        if self.spec.is_grid:
+            rows.sort()
+        rows.templates = [template.parts if template else () for template in self._templates]
+        rows.name_columns()
+        return rows
+
+    def name_of(self, key: str) -> str:
+        """Return the name of the column with this key, `""` if there is none. For a finished table."""
+        return next((column.name for column in self.rows.columns if column.key == key), "")
+
+    @property
+    def _has_images(self) -> bool:
+        return any(column.has_images for column in self.rows.columns)
+
+    def _own_cells(self, own: JsonObject) -> dict[str, Cell]:
+        """Return the row's own values by the keys of their columns, which are added where they are new."""
+        cells: dict[str, Cell] = {}
+        for name, value in own.items():
+            is_image = name in self._image_columns
+            if name in self._asked or not self.rows.has_own(name, has_images=is_image and not self._has_images):
+                continue
+            if is_image:
+                text = cell(value)
+                cells[OWN + name] = text if len(text) <= LONGEST_SHOWN else "[image]"  # it is the image itself
+            else:
+                cells[OWN + name] = cell(value) if name in self._in_prompts else _plain(value, LONGEST_SHOWN)
+        return cells
+
+    def _asked_cell(self, row: JobRow, own: JsonObject, prompt: int) -> Cell:
+        """Return the prompt, the turns of a conversation, or the number of the template that makes the prompt."""
+        if len(row.asked) != 1 or row.asked[0][0] in {"system", "assistant"}:
+            return last_turns(row.asked)
+        (_, text) = row.asked[0]
+        template = self._templates[prompt] if prompt < len(self._templates) else None
+        if template is not None and all(map(self.rows.own.get, template.names)) and _filled(template, own) == text:
+            return prompt
+        return text
+
+    def _answer_cells(self, row: JobRow, answered: AnsweredRow) -> dict[str, Cell]:
+        values = self._answers.in_table(answered)
+        error = values["error"]
+        cells: dict[str, Cell] = {_ERROR: f"{error['code']}: {error['message']}" if error else None}
+        if not error:
+            cells |= {key: _plain(values.get(key)) for key in self._fields}
+            if _ANSWER in self._fields:
+                cells[_ANSWER] = row.answers[0] if len(row.answers) == 1 else row.answers
+        return cells | {key: _plain(values[key]) for key in (*self._marks, *self._figures) if key in values}
+
+
+def _plain_templates(spec: JobSpec) -> list[PlainTemplate | None]:
+    templates = [template_of(text, spec.input.names) for text in spec.question.templates]
+    return [template if isinstance(template, PlainTemplate) else None for template in templates]
+
+
+def _filled(template: PlainTemplate, own: Mapping[str, Any]) -> str:
+    texts = [*template.parts]
+    texts[1::2] = [cell(own.get(name)) for name in texts[1::2]]
+    return "".join(texts)
+
+
+def _plain(value: Any, most: int | None = None) -> Cell:
+    if value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < _SAFE):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    text = unescaped(value) if isinstance(value, str) else cell(value)
+    return text if most is None else cut(text, most)

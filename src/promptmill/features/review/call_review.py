@@ -1,0 +1,148 @@
+"""A review for a call: a process of its own, with limited memory and time, reads the rows and takes the decisions.
+
+An agent gets no row that may hold secrets: it may have read a poisoned page that asks for them. The file of a review is
+for the person and has all rows, as the job's output does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from promptmill.core.errors import input_error
+from promptmill.core.secret_text import SecretFinder, find_field
+from promptmill.core.values import JsonDict
+from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, cut
+from promptmill.features.review import review_page
+from promptmill.features.review.reviewed import LABEL, ROW, ROWS, Review, ReviewRow, review, take
+from promptmill.jobs.caller import Caller
+from promptmill.jobs.columns import VARIANT
+from promptmill.jobs.inputs import given
+from promptmill.jobs.inputs.short_forms import labels_of
+from promptmill.jobs.manage import detached
+from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.store.database import Work
+from promptmill.jobs.store.folder import Folder
+from promptmill.system import runtime
+from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
+
+_MODULE = "promptmill.features.review.call_review"
+_COMPUTING_S = 300  # as for a comparison
+
+
+async def reviewed(
+    jobs: RunningJobs,
+    caller: Caller,
+    job_id: str,
+    *,
+    rows: int | None,
+    sample: int | None,
+    choices: Sequence[str] | None,
+    output_file: str | None,
+) -> JsonDict:
+    """Return the rows of a job that are worth a person's minute, the most doubtful first; write them to `output_file`.
+
+    `sample`: so many rows drawn at random instead. Raises `PromptmillError`.
+    """
+    if rows is not None and sample is not None:
+        raise input_error("`rows` goes without `sample`.")
+    suffixes = (*review_page.PAGES, review_page.WORKBOOK)
+    target = None if output_file is None else jobs.allowed_of(output_file, "output_file", suffixes)
+    folder = jobs.find(job_id, caller)
+    call = partial(
+        _review,
+        path=folder.path,
+        most=sample or rows or ROWS,
+        at_random=sample is not None,
+        labels=_labels(choices),
+        target=target,
+        rule=jobs.rule,
+    )
+    return await jobs.apart(call, folder.job_id, _MODULE)
+
+
+async def taken(
+    jobs: RunningJobs,
+    caller: Caller,
+    job_id: str,
+    *,
+    file: str | None,
+    decisions: Sequence[Mapping[str, Any]] | None,
+    choices: Sequence[str] | None,
+) -> JsonDict:
+    """Store the labels of a person, which are in a file or came in the call; return their counts.
+
+    Raises `PromptmillError`.
+    """
+    if (file is None) == (decisions is None):
+        raise input_error("Give one of `take` and `decisions`.")
+    folder, labels = jobs.find(job_id, caller), _labels(choices)
+    store = partial(_take, path=folder.path, labels=labels)
+    if decisions is None:
+        source = jobs.allowed(file or "", "take")
+        return await jobs.apart(partial(store.func, **store.keywords, decisions=source), source.name, _MODULE)
+    lines = (orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in decisions)
+    with given.written(jobs.folders, lines, ".jsonl", "decisions") as rows:
+        source = rows.parts[0].path
+        return await jobs.apart(partial(store.func, **store.keywords, decisions=source), "decisions", _MODULE)
+
+
+def _labels(choices: Sequence[str] | None) -> list[str]:
+    return [] if choices is None else list(labels_of(choices).texts)
+
+
+def _review(
+    _: Work, *, path: Path, most: int, at_random: bool, labels: list[str], target: Path | None, rule: FileRule
+) -> dict[str, Any]:
+    runtime.limit_computing(_COMPUTING_S)
+    found = review(Folder(path), most, labels, at_random=at_random)
+    if target is not None:
+        review_page.write(target, found, _call(found))
+    finder = rule.finder if rule.is_guarded else None
+    return {
+        "job_id": found.job_id,
+        "count": len(found.rows),
+        "reasons": found.reasons,
+        "labels": [
+            cut(label, LONGEST_SHOWN)
+            for label in found.labels[:MOST_SHOWN]
+            if finder is None or not finder.find(label.encode())
+        ],
+        **({} if target is None else {"file": str(target)}),
+        "rows": [_shown(row, finder) for row in found.rows],
+    }
+
+
+def _call(found: Review) -> str:
+    """Return the call that takes the decisions of a page; of several answers to each row, it measures them."""
+    saved = review_page.saved_as(found)
+    if found.can_take:
+        return f"review_take: job_id {found.job_id}, take {saved}"
+    return f"compare: files {found.job_id}, by {VARIANT}, gold {saved}:{LABEL}"
+
+
+def _shown(row: ReviewRow, finder: SecretFinder | None) -> JsonDict:
+    cells = row.cells()
+    if finder is not None and (find_field(row.own) or finder.find(orjson.dumps(cells))):
+        return {ROW: row.number, "left_out": f"The row {MAY_HOLD_SECRETS}."}
+    return {
+        name: cut(value, LONGEST_SHOWN) if isinstance(value, str) else value
+        for name, value in cells.items()
+        if name != LABEL or value
+    }
+
+
+def _take(_: Work, *, path: Path, decisions: Path, labels: list[str]) -> dict[str, Any]:
+    runtime.limit_computing(_COMPUTING_S)
+    return {"job_id": Folder(path).job_id, **take(Folder(path), decisions, labels).as_dict()}
+
+
+_STEPS: Mapping[str, Callable[..., object]] = {_review.__name__: _review, _take.__name__: _take}
+
+if __name__ == "__main__":
+    sys.exit(detached.main(_STEPS))

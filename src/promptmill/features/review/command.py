@@ -1,0 +1,106 @@
+"""`promptmill review`: the rows of a job that are worth a person's minute, and the labels that the person gives."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+import orjson
+
+from promptmill.cli.options import Parser, at_least_one, refuse
+from promptmill.cli.terminal import OK, say
+from promptmill.core.errors import input_error
+from promptmill.core.wording import counted
+from promptmill.features.review import review_page
+from promptmill.features.review.reviewed import LABEL, ROWS, Review, review, take
+from promptmill.jobs.columns import VARIANT
+from promptmill.jobs.inputs.short_forms import labels_of
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.system.safe_open import home_expanded
+
+
+def add_options(parser: Parser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("job", metavar="JOB", help="a job, or its output")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help=".html or .xlsx; else a page, OUTPUT.review.html"
+    )
+    parser.add_argument("--rows", type=at_least_one, metavar="N", help=f"so many rows; else {ROWS}")
+    parser.add_argument(
+        "--sample", type=at_least_one, metavar="N", help="N rows at random instead, for `compare --gold FILE`"
+    )
+    parser.add_argument("--take", type=Path, metavar="FILE", help="store the labels of a review; nothing is sent")
+    parser.add_argument("--choices", metavar="LABELS", help="labels, also those that no answer has, such as yes,no")
+    parser.add_argument("--open", action="store_true", help="show the page in the browser")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.show_examples(
+        "promptmill review labels.csv --open      # a page; it saves JOB.decisions.csv",
+        "promptmill review labels.csv -o review.xlsx --rows 200",
+        "promptmill review labels.csv --take JOB.decisions.csv",
+        "promptmill review labels.csv --sample 200 -o sample.xlsx      # for compare labels.csv --gold sample.xlsx",
+    )
+    parser.set_defaults(unconfigured=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    folder = JobFolders.from_environ().at(arguments.job)
+    labels = () if arguments.choices is None else tuple(labels_of(arguments.choices).texts)
+    if arguments.take is not None:
+        refuse(
+            *(
+                (getattr(arguments, name), f"--{name}", "goes without --take.")
+                for name in ("output", "rows", "sample", "open")
+            )
+        )
+        taken = take(folder, home_expanded(arguments.take), labels)
+        if arguments.json:
+            say(orjson.dumps(taken.as_dict()).decode())
+        else:
+            say(f"{taken}.")
+        return OK
+    given = _default(folder) if arguments.output is None else home_expanded(arguments.output)
+    suffix = given.suffix.lower()
+    if suffix not in {*review_page.PAGES, review_page.WORKBOOK}:
+        raise input_error(f"{given.name} is no name for a review: it ends in .html or .xlsx.")
+    refuse((arguments.rows and arguments.sample, "--rows", "goes without --sample."))
+    refuse(
+        (arguments.open and suffix == review_page.WORKBOOK, "--open", "shows a page; leave -o out, or name a .html.")
+    )
+    most, drawn = arguments.rows or ROWS, arguments.sample
+    found = review(folder, drawn or most, labels, at_random=drawn is not None)
+    made = review_page.write(given, found, _command(found))
+    path = given.absolute()
+    if arguments.json:
+        say(orjson.dumps({"file": str(path), "rows": len(found.rows), "labels": list(found.labels)}).decode())
+    else:
+        say(_words(found, path))
+    if arguments.open and made is not None:
+        made.show()
+    return OK
+
+
+def _default(folder: Folder) -> Path:
+    spec = folder.known_spec()
+    if not spec.output.format:
+        return Path(f"{spec.job_id}.review.html")
+    return spec.output.path.with_name(f"{spec.output.path.name}.review.html")
+
+
+def _command(found: Review) -> str:
+    """Return the command that takes the decisions of a page; of several answers to each row, it measures them."""
+    saved = review_page.saved_as(found)
+    taken = "review", found.job_id, "--take", saved
+    measured = "compare", found.job_id, "--by", VARIANT, "--gold", f"{saved}:{LABEL}"
+    return shlex.join(["promptmill", *(taken if found.can_take else measured)])
+
+
+def _words(found: Review, path: Path) -> str:
+    if not found.rows:
+        return (
+            f"no row of {found.job_id} is unsure; labels have scores with --votes, --sure or log probabilities: {path}"
+        )
+    named = ", ".join(f"{count:,} {why}" for why, count in found.reasons.items())
+    return f"{counted(len(found.rows), 'row')} to review ({named}): {path}"

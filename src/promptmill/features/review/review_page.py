@@ -1,0 +1,66 @@
+"""The page of a review: a row at a time, and keys that choose its label. The decisions are saved as a CSV file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.wording import cut
+from promptmill.features.review.reviewed import KEY, LABEL, NO_LABEL, ROW, Review, write_workbook
+from promptmill.jobs import disk
+from promptmill.jobs.export.workbook_file import LONGEST_CELL
+from promptmill.pages import page
+from promptmill.pages.page import Report
+
+_TEMPLATE = Path(__file__).with_name("review.html")
+PAGES, WORKBOOK = (".html", ".htm"), ".xlsx"
+"""The suffixes of the files of reviews. A .csv would be one for Excel, which runs a text that begins with `=`."""
+
+
+def saved_as(found: Review) -> str:
+    """Return the name of the file of decisions that the page saves."""
+    return f"{found.job_id}.decisions.csv"
+
+
+def write(target: Path, found: Review, command: str) -> Report | None:
+    """Write a review to a new workbook, or to a page, which is returned. Raises `PromptmillError`.
+
+    The page shows the `command` that takes the decisions.
+    """
+    if target.suffix.lower() == WORKBOOK:
+        write_workbook(target, found)
+        return None
+    return _write_page(target, found, command)
+
+
+def _write_page(target: Path, found: Review, command: str) -> Report:
+    """Write the page of a review, all at once."""
+    title = f"Review: {found.title}"
+    page.check(target, title)
+    data = {
+        "job": found.job_id,
+        "labels": list(found.labels),
+        "columns": [ROW, LABEL, KEY],
+        "no_label": NO_LABEL,
+        "saved": saved_as(found),
+        "command": command,
+        "rows": [
+            {
+                "number": row.number,
+                "why": row.why,
+                "score": row.score,
+                "answer": cut(row.answer, LONGEST_CELL),
+                "label": row.label,
+                "own": [[name, cut(text, LONGEST_CELL)] for name, text in row.own.items() if text],
+                "answers": [[name, cut(text, LONGEST_CELL)] for name, text in row.answers.items()],
+                "asked": cut(row.asked, LONGEST_CELL),
+                "key": row.key,
+            }
+            for row in found.rows
+        ],
+    }
+    try:
+        page.put(target, page.html_of(_TEMPLATE, title, data))
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"The page {target} cannot be written: {disk.why(error)}.", "") from None
+    return Report(target, len(found.rows), len(found.rows))

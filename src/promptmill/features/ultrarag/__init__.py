@@ -1,0 +1,5 @@
+"""UltraRAG's generation server: its launch path, arguments and calls. `servers/generation/` starts `launch.main`."""
+
+from promptmill.core.feature import Feature
+
+FEATURE = Feature(words="the generation server of UltraRAG's pipelines, started by servers/generation")

@@ -1,0 +1,144 @@
+"""The server for a UltraRAG pipeline, started by `servers/generation/src/generation.py`.
+
+The pipeline is the operator's own program, so it is trusted, unless the file was started by a command that serves any
+client. The arguments of a pipeline's call replace the values of the server's `parameter.yaml`. Calls are read as
+UltraRAG's own server reads them, and their failures and progress are reported on stderr. The additional tool `build`
+describes the other tools to the pipeline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from promptmill.backends import registry
+from promptmill.config import parameter_file
+from promptmill.config.backends import is_named
+from promptmill.config.loading import Configuration, without_litellm
+from promptmill.config.parameter_file import FILE_NAME
+from promptmill.config.settings import Settings
+from promptmill.core.errors import PromptmillError
+from promptmill.core.values import JsonDict, JsonObject
+from promptmill.server import process
+from promptmill.system import logs, runtime
+
+if TYPE_CHECKING:
+    from fastmcp import FastMCP
+
+    from promptmill.service.service import Service
+
+_USAGE = 2
+_AT_LEAST_ONE = ("concurrency", "retries")
+# UltraRAG makes `retries` attempts, and in each of them the openai package, which it uses, makes up to three.
+_ATTEMPTS_OF_A_RETRY = 3
+_MOST_RETRIES = 100  # the largest `retries`
+_OPENAI = "https://api.openai.com/v1"
+# As in UltraRAG's own server.
+_DEFAULTS = MappingProxyType({"reasoning": "inline", "image_position": "before"})
+_TRUSTED = "started as a script, so the client is trusted like a pipeline: as with `promptmill serve --trust-client`."
+_UNTRUSTED = "started by a command that serves any client, so the client is not trusted and there is no `build`."
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve over stdio; `argv` is the server's folder. Returns the exit code."""
+    runtime.start_quickly()
+    parser = argparse.ArgumentParser("generation.py", description="The generation server, started by a pipeline.")
+    parser.add_argument("folder", type=Path, help=f"the folder with {FILE_NAME}")
+    parser.add_argument(
+        "--untrusted", action="store_true", help="do not trust the client: it is not the operator's own program"
+    )
+    arguments = parser.parse_args(argv)
+    trusted = not arguments.untrusted
+    logs.to_stderr()
+    try:
+        configuration = _configuration_in(arguments.folder, trust_client=trusted)
+    except PromptmillError as error:
+        print(f"generation.py: {error}", file=sys.stderr)
+        return _USAGE
+    print(f"generation.py: {_TRUSTED if trusted else _UNTRUSTED}", file=sys.stderr)
+    return process.serve_stdio(configuration, extend=_extended if trusted else lambda _server, _service: None)
+
+
+def _configuration_in(folder: Path, *, trust_client: bool = True) -> Configuration:
+    """Return the configuration of the `parameter.yaml` in `folder`, else of the file that `parameter_file.find` finds.
+
+    Pipelines may keep their own values there, which a step names as `$key`: a log line lists such keys.
+    """
+    file, mine = folder / FILE_NAME, None
+    if file.is_file():
+        log, notes = logging.getLogger(__name__), list[str]()
+        found = parameter_file.read(file, notes)
+        if trust_client:
+            found, changes = as_ultrarag(found)
+            notes += changes
+        for note in notes:
+            log.warning("%s: %s", file, note)
+        mine = {key: value for key, value in found.items() if key in Settings.model_fields}
+        if others := sorted(map(str, found.keys() - mine.keys())):
+            log.warning("%s: %s: not keys of promptmill, left to the pipeline", file, ", ".join(others))
+        if trust_client:  # a pipeline sends these two with each call, even when they are empty
+            mine = {key: value for key, value in mine.items() if key not in {"system_prompt", "image_tag"}}
+    path = None if mine is None else file
+    if not trust_client:
+        return Configuration.load(path, content=mine)
+    return Configuration.load(path, content=mine, trust_client=True, calls_replace=True, defaults=_DEFAULTS)
+
+
+def as_ultrarag(values: JsonObject) -> tuple[JsonDict, list[str]]:
+    """Return `values`, a parameter file or the arguments of `generation_init`, and notes about changes to them.
+
+    `backend` and `backend_configs` mean the same as in UltraRAG, and in its forks with a backend for each provider.
+    """
+    adapted, notes = _with_provider(without_litellm(values)), list[str]()
+    blocks = adapted.get("backend_configs")
+    block = blocks.get("openai") if isinstance(blocks, Mapping) else None
+    if not isinstance(blocks, Mapping) or not isinstance(block, Mapping):
+        return adapted, notes
+    block = {key: value for key, value in block.items() if value is not None}
+    for key in _AT_LEAST_ONE:
+        if (number := _number(block.get(key))) is not None and number < 1:
+            block[key] = 1
+            notes.append(f"backend_configs.openai.{key}: 0 would send no requests; 1 is used.")
+    if (number := _number(block.get("retries"))) is not None:
+        block["retries"] = max(number, min(number * _ATTEMPTS_OF_A_RETRY, _MOST_RETRIES))
+    if adapted.get("backend") == "openai" and not {"base_url", "provider"} & block.keys():
+        block["base_url"] = os.environ.get("OPENAI_BASE_URL") or _OPENAI
+        notes.append(f"backend_configs.openai.base_url: is missing, so requests go to {block['base_url']}.")
+    return {**adapted, "backend_configs": {**blocks, "openai": block}}, notes
+
+
+def _with_provider(values: JsonDict) -> JsonDict:
+    """Return `values` with the backend `openai` in place of a provider's name, and that provider's block alone."""
+    backend, blocks = values.get("backend"), values.get("backend_configs") or {}
+    if not isinstance(backend, str) or not isinstance(blocks, Mapping) or is_named(backend.strip().lower()):
+        return values
+    provider = registry.provider_named(backend)
+    given = blocks.get(backend) or {}
+    if provider is None or not isinstance(given, Mapping):
+        return values
+    others = {name: block for name, block in blocks.items() if name not in {backend, "openai"}}
+    return {**values, "backend": "openai", "backend_configs": {**others, "openai": {**given, "provider": provider}}}
+
+
+def _number(value: object) -> int | None:
+    try:
+        return int(str(value))
+    except ValueError:
+        return None
+
+
+def _extended(server: FastMCP, service: Service) -> None:
+    # these import FastMCP, so import them with the server, not before
+    from promptmill.features.ultrarag.pipeline_server import PipelineCalls, add_build, with_plain_results
+    from promptmill.server.tool_calls import PlainArguments
+
+    add_build(server)
+    with_plain_results(server)
+    checks = next(at for at, one in enumerate(server.middleware) if isinstance(one, PlainArguments))
+    server.middleware.insert(checks, PipelineCalls(service))  # first adapt the arguments, then check them

@@ -1,1 +1,0 @@
-"""Install promptmill into clients' configuration files, and uninstall it."""

@@ -1,0 +1,139 @@
+"""A page of figures and rows: one HTML file.
+
+The file makes no request, and nothing in it can run but its own script:
+
+* `head.html` and `rows.html` are the whole page. Its policy permits its one script and its styles, by their digests.
+* The data is JSON in two elements that no browser executes. The script makes text nodes of it, never HTML.
+* The rows are columns of texts, deflated, which the browser inflates by itself. `_LARGEST` bounds the file:
+  long texts are cut off first, then some rows are left out. The page states both.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from promptmill import __version__
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.values import JsonDict
+from promptmill.core.wording import counted, cut
+from promptmill.jobs import disk
+from promptmill.pages.page_rows import PageRows
+
+MOST_ROWS = 100_000
+"""The most rows of a page."""
+_LARGEST = 12_000_000  # bytes of the file: with 100,000 rows a browser opens it in half a second
+_SPARE = 1_000  # for the words on rows that have no room
+_LEAST = 100_000  # bytes of deflated rows, whatever else there is
+_MARK = b'<meta name="generator" content="promptmill report">'
+_HEAD = 4096  # bytes, within which an earlier report has the mark
+_TEMPLATE = Path(__file__).with_name("rows.html")
+_HEAD_TEMPLATE = Path(__file__).with_name("head.html")  # of every page: its head and its colours
+_PARTS = dict.fromkeys(("notes", "counts", "failures", "sections", "spreads", "footnotes"), ())
+_EMPTY = {**_PARTS, "answers": "", "thumbnails": {}, "course": {}}
+_PLACE = re.compile(r"\{\{(\w+)\}\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report that was written."""
+
+    path: Path
+    rows: int
+    total: int
+    """The rows with an answer or a failure; `rows` of them are in the report."""
+    noun: str = "row"
+    """`answer`, if a row has several."""
+
+    def __str__(self) -> str:
+        some = f"{self.rows:,} of " if self.rows < self.total else ""
+        return f"report of {some}{counted(self.total, self.noun)}: {self.path}"
+
+    def as_dict(self) -> JsonDict:
+        """Return the file and its numbers of rows, for programs."""
+        return {"file": str(self.path.absolute()), "rows": self.rows, "total": self.total}
+
+    def show(self) -> None:
+        """Open it in the browser."""
+        import webbrowser  # imported where it is needed
+
+        webbrowser.open(self.path.absolute().as_uri())
+
+
+def check(target: Path, title: str = "") -> None:
+    """Raise `PromptmillError` unless a report can be written to `target`: it replaces only one with its title."""
+    try:
+        with target.open("rb") as file:
+            head = file.read(_HEAD)
+    except FileNotFoundError:
+        if target.parent.is_dir():
+            return
+        raise input_error(f"There is no folder {target.parent} for the report.") from None
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"The report {target} cannot be written: {disk.why(error)}.", "") from None
+    if _MARK not in head:
+        raise input_error(f"{target} exists and is no report; name another file for the report, or remove it.")
+    earlier = html.unescape(head.partition(b"<title>")[2].partition(b"</title>")[0].decode("utf-8", "replace"))
+    if title and earlier != _title(title):
+        raise input_error(f"{target} is the report of {earlier!r}; name another file for this one, or remove it.")
+
+
+def put(target: Path, text: bytes) -> None:
+    """Write a file, all at once. Raises `OSError`."""
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(disk.created(beside, 0o666), "wb") as file:
+            file.write(text)
+        disk.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def filled(title: str, data: Mapping[str, Any], rows: PageRows, total: int, so_far: str = "") -> bytes:
+    """Return the page with its data, and as many of its rows, `total`, as there is room for."""
+    room = _LARGEST - len(_page_of(title, {**data, "rows": rows.facts(total, so_far)}, b"")) - _SPARE
+    packed = rows.packed(max(_LEAST, room * 3 // 4))
+    return _page_of(title, {**data, "rows": rows.facts(total, so_far)}, packed)
+
+
+def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
+    return html_of(_TEMPLATE, title, {**_EMPTY, **data}, packed)
+
+
+def html_of(file: Path, title: str, data: Mapping[str, Any], packed: bytes = b"") -> bytes:
+    """Return the page of a template with its data, and with deflated rows if it has them."""
+    template = file.read_text(encoding="utf-8").replace("{{head}}", _HEAD_TEMPLATE.read_text(encoding="utf-8"))
+    styles = " ".join(_source(part.partition("</style>")[0]) for part in template.split("<style>")[1:])
+    script = template.rpartition("<script>")[2].partition("</script>")[0]
+    policy = f"default-src 'none'; script-src {_source(script)}; style-src {styles}; img-src data:"
+    made = f"Made by promptmill {__version__} on {when(time.time())}. This file makes no request to any host."
+    parts = {
+        "policy": f"{policy}; base-uri 'none'; form-action 'none'",
+        "title": html.escape(_title(title)),
+        "data": orjson.dumps({**data, "made": made}, default=str).decode().replace("<", "\\u003c"),
+        "rows": base64.b64encode(packed).decode(),
+    }
+    return _PLACE.sub(lambda found: parts[found[1]], template).encode("utf-8", "replace")
+
+
+def _title(text: str) -> str:
+    return cut(" ".join(text.split()), 300)
+
+
+def _source(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

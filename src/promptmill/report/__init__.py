@@ -1,1 +1,0 @@
-"""Reports: pages of one HTML file."""

@@ -1,0 +1,63 @@
+"""Observers of what a service does, which features export to other programs."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Protocol, cast
+
+from promptmill.core.feature import features
+from promptmill.service.service import Service
+
+
+class Observer(Protocol):
+    """An observer of one service, whose `observe` it sets. It belongs to the running event loop."""
+
+    def tool_call(self, tool: str | None, carrier: Mapping[str, str]) -> AbstractContextManager[Callable[[str], None]]:
+        """Observe the call of a tool in the block, which gets a function that notes the code of a failure."""
+        ...
+
+    async def aclose(self, limit_s: float) -> None:
+        """Export the rest, for at most so many seconds."""
+        ...
+
+
+class _Module(Protocol):
+    """The module of an observation, see `core.feature.Observation`."""
+
+    def exporting(self, service: Service, environ: Mapping[str, str]) -> Observer | None: ...
+
+    def exported(self, service: Service, environ: Mapping[str, str]) -> AbstractAsyncContextManager[None]: ...
+
+    def inherited(self, environ: Mapping[str, str]) -> dict[str, str]: ...
+
+
+def _module(environ: Mapping[str, str]) -> _Module | None:
+    for feature in features().values():
+        found = feature.observation
+        if found is not None and any(name.upper().startswith(found.variables) for name in environ):
+            return cast("_Module", importlib.import_module(found.module))
+    return None
+
+
+def exporting(service: Service, environ: Mapping[str, str] = os.environ) -> Observer | None:
+    """Return the observer of what `service` does from now on; None if the environment asks for none."""
+    module = _module(environ)
+    return None if module is None else module.exporting(service, environ)
+
+
+@contextlib.asynccontextmanager
+async def exported(service: Service, environ: Mapping[str, str] = os.environ) -> AsyncIterator[None]:
+    """Observe what `service` does in the block, and export the rest at its end."""
+    module = _module(environ)
+    async with contextlib.nullcontext() if module is None else module.exported(service, environ):
+        yield
+
+
+def inherited(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables with which a child process is observed as this one is."""
+    module = _module(environ)
+    return {} if module is None else module.inherited(environ)

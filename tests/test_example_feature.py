@@ -1,0 +1,82 @@
+"""The feature of another package in examples/: a command and a format, found by its entry point."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "yaml_rows"
+_MOST_LINES = 100
+
+
+@pytest.fixture
+def run(tmp_path, upstream) -> Any:
+    """Run promptmill in a folder, with the example installed as pip would install it."""
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    about = tmp_path / "packages" / "promptmill_yaml_rows-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    points = (
+        f"[{group}]\n{name} = {where}\n"
+        for group, names in project["entry-points"].items()
+        for name, where in names.items()
+    )
+    (about / "entry_points.txt").write_text("".join(points))
+    path = os.pathsep.join([str(EXAMPLE), str(about.parent)])
+
+    def promptmill(*words: str, code: int = 0, **environ: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "promptmill", *words],
+            env={**os.environ, "PYTHONPATH": path, "LLM_API_KEY": "k", **environ},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr + done.stdout
+        return done.stdout + done.stderr
+
+    return promptmill
+
+
+def test_a_package_adds_a_format_and_a_command(run, tmp_path, upstream):
+    (tmp_path / "in.yaml").write_text("- {id: 1, text: a}\n- {id: 2, text: ß}\n")
+    asked = ("bulk", "in.yaml", "out.yml", "--prompt", "Say {{text}}", "--base-url", upstream.url, "--model", "m")
+    run(*asked)
+    rows = yaml.safe_load((tmp_path / "out.yml").read_text(encoding="utf-8"))
+    assert [(row["id"], row["answer"]) for row in rows] == [(1, "echo: Say a"), (2, "echo: Say ß")]
+    sent = len(upstream.seen)
+    run(*asked)
+    assert len(upstream.seen) == sent, "a finished job sends nothing"
+    assert "answer: in 2 rows" in run("yaml-fields", "out.yml")
+    assert "yaml_rows" in run("features")
+    assert json.loads(run("show", "out.yml", "--json"))["total"] == 2
+
+
+def test_an_output_of_another_program_is_not_replaced(run, tmp_path, upstream):
+    (tmp_path / "in.yaml").write_text("- {prompt: a}\n")
+    (tmp_path / "out.yaml").write_text("theirs\n")
+    asked = ("bulk", "in.yaml", "out.yaml", "--base-url", upstream.url, "--model", "m")
+    assert "exists and is not this job's own output" in run(*asked, code=2)
+    assert (tmp_path / "out.yaml").read_text() == "theirs\n"
+    run(*asked, "--overwrite")
+    assert "echo: a" in (tmp_path / "out.yaml").read_text()
+
+
+def test_without_the_feature_the_suffix_is_unknown(run, tmp_path, upstream):
+    (tmp_path / "in.yaml").write_text("- {prompt: a}\n")
+    asked = ("bulk", "in.yaml", "out.jsonl", "--base-url", upstream.url, "--model", "m")
+    assert "in.yaml ends with '.yaml'" in run(*asked, code=2, PROMPTMILL_WITHOUT="yaml_rows")
+
+
+def test_the_example_is_short():
+    files = [EXAMPLE / "pyproject.toml", *EXAMPLE.rglob("*.py")]
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < _MOST_LINES

@@ -1,0 +1,75 @@
+"""The core's source names no feature: each place that still does is listed, and the list only gets shorter."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import promptmill
+from all_features import ALL_FEATURES
+
+SOURCE = Path(promptmill.__file__).parent
+WORDS = {
+    "compare": r"[`\"]compare[`\"]|\bComparison\b|promptmill compare|\bjudge\b",
+    "datastudio": r"(?i)datastudio",
+    "duckdb": r"(?i)duckdb",
+    "hub": r"hf://|DatasetCard|dataset_card",
+    "improve": r"[`\"]improve[`\"]|promptmill improve|\bImprove[A-Z]\w+",
+    "install": r"promptmill install",
+    "openai_server": r"openai_server|OpenAIPaths",
+    "ray": r"\b[Rr]ay\b|RayCluster",
+    "report": r"--report\b|promptmill report\b(?!\">)|part_of\(\"report|arguments\.Report|JobReport",
+    "review": r"\breview(?:er|_take)?\b(?! positive)",
+    "telemetry": r"\bopentelemetry\b|OTEL_EXPORTER",
+    "ultrarag": r"(?i)ultrarag",
+}
+NAMED = {
+    # options of `bulk`, until they are in the table of options
+    "cli/bulk.py": {"report", "ray", "duckdb"},
+    "cli/job_run.py": {"report", "ray"},
+    "jobs/manage/bulk_call.py": {"ray", "hub", "duckdb"},
+    "jobs/manage/bulk_options.py": {"ray"},
+    "jobs/manage/detached.py": {"ray"},
+    "jobs/store/order.py": {"ray"},
+    "server/bulk_tools.py": {"report"},
+    "cluster/cluster_order.py": {"ray"},
+    "cluster/replicas.py": {"ray"},
+    # tables of DuckDB as inputs and outputs
+    "core/bounds.py": {"duckdb", "review"},
+    "jobs/export/output.py": {"duckdb"},
+    "jobs/export/parquet_file.py": {"duckdb"},
+    "jobs/export/schema_columns.py": {"duckdb"},
+    "jobs/inputs/formats.py": {"duckdb"},
+    "jobs/inputs/sql_table.py": {"duckdb"},
+    "jobs/manage/running_jobs.py": {"duckdb"},
+    "jobs/members.py": {"duckdb"},
+    # labels of a person in a job with sure labels
+    "jobs/manage/bulk_result.py": {"review"},
+    "jobs/sure/job_shares.py": {"review"},
+    "jobs/sure/shares.py": {"review"},
+    # advice to a reader
+    "cli/serve.py": {"install"},
+    "cli/setup.py": {"install"},
+    "config/loading.py": {"ultrarag"},
+    "http/app.py": {"install"},
+    "server/arguments.py": {"ultrarag"},
+}
+"""The files of the core that name features."""
+
+
+def _names() -> dict[str, set[str]]:
+    """Return the features that each file of the core names."""
+    found = {}
+    for file in SOURCE.rglob("*.py"):
+        path, text = file.relative_to(SOURCE), file.read_text(encoding="utf-8")
+        if path.parts[0] != "features" and (names := {name for name, words in WORDS.items() if re.search(words, text)}):
+            found[path.as_posix()] = names
+    return found
+
+
+def test_the_core_names_no_feature_but_where_it_is_listed():
+    assert _names() == NAMED, "a file that names no feature any more leaves the list; no file is added to it"
+
+
+def test_every_feature_has_words():
+    assert WORDS.keys() == ALL_FEATURES
