@@ -12,7 +12,7 @@ import promptmill
 from promptmill.cli import main as cli
 from promptmill.config.settings import Settings
 from promptmill.features.improve.improvement import ImproveOptions
-from promptmill.jobs.manage.bulk_options import BulkOptions, ModelOptions
+from promptmill.options.keywords import BulkOptions, ModelOptions
 
 _PAGE = (Path(__file__).parent.parent / "docs" / "names.md").read_text(encoding="utf-8")
 _HELP = {"-h", "--help"}

@@ -26,8 +26,8 @@ from promptmill.cli.options import Parser
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.jobs.manage import bulk_result
-from promptmill.jobs.manage.bulk_options import BulkOptions
 from promptmill.jobs.run import admission
+from promptmill.options.keywords import BulkOptions
 from replies import answer, by_prompt, choose, status
 from upstream import Upstream
 
