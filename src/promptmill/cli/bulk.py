@@ -45,6 +45,7 @@ from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Shown
 from promptmill.jobs.store.spec import digest
+from promptmill.options.check import check
 from promptmill.options.table import groups
 from promptmill.system.safe_open import home_expanded, real_path
 
@@ -95,14 +96,32 @@ def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
 
 def _order_of(arguments: argparse.Namespace, inputs: Sequence[Path], output: Path) -> JobOrder:
     other = JobFolders.from_environ().at(arguments.from_job).database if arguments.from_job else None
-    prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
-    models = getattr(arguments, "models", None) or arguments.model
-    prompt = _named_prompts(prompts) if len(prompts) > 1 else _template(arguments)
+    given = _options_of(arguments)
+    if isinstance(given["prompt"], list):
+        given["prompt"] = _named_prompts(given["prompt"])
+    elif arguments.prompt_file is not None:
+        given["prompt"] = text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
     system = options.system_prompt_of(arguments)
     sql = None if is_query(arguments.sql, arguments.input) else arguments.sql
-    named = {"prompt": prompt, "model": models, "system_prompt": system, "from_job": other, "sql": sql}
-    named["recall"] = dict(arguments.recall) if arguments.recall else None
-    return JobOrder.of(inputs, output, vars(arguments) | named)
+    named = {"system_prompt": system, "from_job": other, "sql": sql}
+    return JobOrder.of(inputs, output, given | named)
+
+
+def _options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a command by their names in the table; several prompts and models are lists."""
+    prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
+    models = list(dict.fromkeys(getattr(arguments, "models", None) or [])) or arguments.model
+    named = {"prompt": prompts if prompts[1:] else arguments.prompt, "model": models}
+    return vars(arguments) | named | {"recall": dict(arguments.recall or ())}
+
+
+def _source_name(arguments: argparse.Namespace) -> str:
+    """Return the source of the rows, one of `options.table.ROWS`."""
+    if "-" in arguments.input:
+        return "stdin"
+    if not arguments.input:
+        return "query"
+    return "urls" if any(map(is_url, arguments.input)) else "paths"
 
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
@@ -150,21 +169,12 @@ def _check(arguments: argparse.Namespace) -> None:
     later = arguments.detach or arguments.validate
     refuse(
         (local and len(local) < len(arguments.input), "INPUT", "name either files or URLs."),
-        (arguments.shard and any(map(is_url, names)), "--shard", "goes with files that all machines see."),
         (is_url(arguments.output) and arguments.detach, "OUTPUT", "a URL goes without --detach."),
         ("-" in names and (later or arguments.shard), "", "`-` goes without --detach, --validate and --shard."),
         ("-" in local and arguments.input[1:], "", "`-` goes without further inputs."),
-        (arguments.sql is not None and "-" in local, "--sql", "goes with files and databases, or without INPUT."),
-        (arguments.sql is not None and arguments.each, "--sql", "goes without --each."),
-        (arguments.each and (not local or "-" in local), "--each", "goes with files and folders of this machine."),
-        (arguments.input_format and "-" not in local, "--input-format", "goes with `-` as INPUT alone."),
         (arguments.output_format and arguments.output != "-", "--output-format", "goes with `-` as OUTPUT alone."),
-        (
-            arguments.report and later,
-            "--report",
-            "goes without --detach and --validate; `promptmill report OUTPUT` writes one.",
-        ),
     )
+    check(_options_of(arguments), _source_name(arguments), "flag")
     if arguments.report is not None:
         from promptmill.report import page  # imported where it is needed: few jobs write a report
 
@@ -213,13 +223,6 @@ def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argpars
     before = parser.parse_args(command[1:])
     own = {name: value for name, value in vars(arguments).items() if value not in (None, [])}
     return argparse.Namespace(**{**vars(before), **own, "set": [*before.set, *arguments.set], "json": arguments.json})
-
-
-def _template(arguments: argparse.Namespace) -> str | None:
-    file: Path | None = arguments.prompt_file
-    if file is None:
-        return str(arguments.prompt) if arguments.prompt is not None else None
-    return text_of("--prompt-file", file).removesuffix("\n")
 
 
 def _detach(configuration: Configuration, order: JobOrder, source: Given | None, *, as_json: bool) -> int:

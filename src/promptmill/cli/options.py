@@ -19,6 +19,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, argument_name, 
 from promptmill.core.feature import part
 from promptmill.core.wording import cut, did_you_mean
 from promptmill.options import table
+from promptmill.options.check import check
 from promptmill.options.option import Flag, Option
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
@@ -28,27 +29,18 @@ if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
 
 _SHORTEST_GUESSED = 4  # characters; a shorter word resembles almost any name
 _KINDS = ("COMMAND", "CLIENT")  # positional arguments: their errors name the kind of the missing word
-_SETS = {
-    "base_url": "base_url",
-    "provider": "provider",
-    "api_key_env": "key_env",
-    "concurrency": "concurrency",
-    "model_name": "model",
-    "model_name_or_path": "model",
-    "temperature": "temperature",
-    "max_tokens": "max_tokens",
-    "max_cost": "max_cost",
-    "response_format": "schema",
-    "choices": "choices",
-    "backend": "backend",
+_SETS: Mapping[str, str] = {
+    key.rpartition(".")[2]: option.stored
+    for group in table.GROUPS
+    for option in group.options
+    for key in option.keys
+    if option.flag is not None
 }
 """Keys of the configuration, and the arguments of the command line that set them."""
 _OF_ENDPOINTS = frozenset({"base_url", "provider", "api_key_env", "concurrency"})
 _OF_SAMPLING = frozenset({"temperature", "max_tokens", "choices"})
 _ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # plausible names of backends
 _NO_FILE = "There is no configuration file"
-_OPTIONS = {"from_job": "from", "assignments": "set"}
-"""Other fields whose options have other names."""
 
 
 def add_table(
@@ -362,8 +354,7 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     from promptmill.jobs.inputs.short_forms import schema_in, schema_of_many
 
     if is_many:
-        if arguments.choices is None:
-            raise config_error("--choices-many", "goes with --choices.")
+        check({"choices": arguments.choices, "choices_many": True}, face="flag")
         schema = schema_of_many(arguments.choices.texts)
     elif isinstance(schema, Path):
         try:
@@ -409,8 +400,10 @@ def option_of(named: Named) -> str:
     key = named.field.rpartition(".")[2]
     if key not in _SETS and named.field.partition(".")[0] in Settings.model_fields:
         return f"--set {shlex.quote(f'{named.field}={value}')}" if value else argument_name(named)
-    option = f"--{(_SETS | _OPTIONS).get(key, key).replace('_', '-')}"
-    return f"{option} {value}" if value else option
+    option = table.options().get("settings" if key == "assignments" else key)
+    name = None if option is None or key in _SETS else option.name_on("flag")
+    name = name or f"--{_SETS.get(key, key).replace('_', '-')}"
+    return f"{name} {value}" if value else name
 
 
 def refuse(*mistakes: tuple[object, str, str]) -> None:

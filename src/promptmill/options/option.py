@@ -74,10 +74,18 @@ class Without(NamedTuple):
     name: str
     why: str = ""
     """The reason, for the end of the error."""
-    when: Callable[[Any], bool] = bool
-    """Which of its values are excluded."""
+    value: str = ""
+    """The value that is excluded; `""`: every one."""
     words: str = ""
     """What the error names in place of the option."""
+    when: Callable[[Mapping[str, Any]], bool] | None = None
+    """Whether the options exclude each other, by all options that are set."""
+
+    def excludes(self, present: Mapping[str, Any]) -> bool:
+        """Return whether the other option, which is set, is excluded."""
+        if self.when is not None:
+            return self.when(present)
+        return not self.value or present[self.name] == self.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +157,8 @@ class Option:
 
     def is_set(self, value: object) -> bool:
         """Return whether a value is more than the default, or the absence of one."""
-        return value is not None and value is not False and value not in ("", self.default)
+        is_empty = isinstance(value, str | list | tuple | dict) and not value
+        return not (value is None or value is False or is_empty or value == self.default)
 
 
 def sentence(words: str) -> str:

@@ -38,18 +38,22 @@ ROWS: Mapping[str, Mapping[Face, str]] = MappingProxyType(
 """The sources of a job's rows, as each face names those that it has."""
 
 
-def _several(value: Any) -> bool:
-    return not isinstance(value, str) and len(value) > 1
+def _are_several(value: Any) -> bool:
+    return not isinstance(value, str) and len({*value}) > 1
 
 
-def _all(value: Any) -> bool:
-    return bool(value == "all")
+def _is_other_model(present: Mapping[str, Any]) -> bool:
+    """Return whether `model` is another one than the strong model."""
+    sure, model = present["sure"], present["model"]
+    strong = sure.get("model") if isinstance(sure, Mapping) else sure
+    return model not in (strong, [strong])
 
 
 _SEVERAL = (
-    Without("model", when=_several, words="several models"),
-    Without("prompt", when=_several, words="several prompts"),
+    Without("model", words="several models", when=lambda present: _are_several(present["model"])),
+    Without("prompt", words="several prompts", when=lambda present: _are_several(present["prompt"])),
 )
+_FIELDS = Without("fields", when=lambda present: isinstance(present["fields"], str))
 _NO_CHEAP = ": no cheap model is asked"
 
 
@@ -148,6 +152,7 @@ FILES = (
         Literal["text", "images"],
         "what is sent of PDFs; unless given, each page as its text, or a scan as an image",
         rows=[_PATHS, _FILES],
+        goes_without=[Without("each", value="line")],
     ),
     Option(
         "sql",
@@ -155,7 +160,7 @@ FILES = (
         "the query that gives the rows: of a database, or of the files that it names",
         flag=Flag(metavar="QUERY"),
         argument=Argument(words="the query whose result is the rows, if `input_file` is a .db"),
-        rows=[_PATHS, _FILE, _QUERY],
+        rows=[_PATHS, _FILE, _URLS, _QUERY],
     ),
     Option(
         "encoding",
@@ -207,6 +212,7 @@ ANSWERS = (
         ),
         keyword=Keyword(type="str | Path | Sequence[str] | Mapping[str, str] | None"),
         keys=["sampling_params.choices"],
+        goes_without=[Without("schema"), _FIELDS],
     ),
     Option(
         "schema",
@@ -227,6 +233,7 @@ ANSWERS = (
         ),
         keyword=Keyword(type="AnswerType | str | Path | None"),
         keys=["sampling_params.response_format"],
+        goes_without=[_FIELDS],
     ),
     Option(
         "response_format",
@@ -468,6 +475,7 @@ LIMITS = (
         flag=Flag(metavar="I/N"),
         argument=None,
         rows=[_PATHS],
+        goes_with=[Named("output")],
         goes_without=[Without("limit"), *_SEVERAL],
     ),
 )
@@ -542,7 +550,7 @@ LABELS = (
             Without("dedupe"),
             Without("keep"),
             Without("from_job"),
-            Without("again", ": name another output for a new sample", when=_all, words="all"),
+            Without("again", ": name another output for a new sample", "all"),
         ],
     ),
     _of_sure(
@@ -567,7 +575,11 @@ LABELS = (
         "scikit-learn (an extra) labels more of many rows",
         Flag(metavar="scikit-learn", read="promptmill.options.reading:student", bare=True),
         keyword='bool | Literal["scikit-learn"]',
-        goes_without=[Without("second", _NO_CHEAP), Without("votes", _NO_CHEAP)],
+        goes_without=[
+            Without("second", _NO_CHEAP),
+            Without("votes", _NO_CHEAP),
+            Without("model", ": it takes the model's place", when=_is_other_model),
+        ],
     ),
     _of_sure(
         "second",

@@ -19,6 +19,7 @@ from promptmill.core.bounds import LARGEST_PAGE, LONGEST_COLUMN, MOST_ROWS, MOST
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.values import JsonDict, json_text
 from promptmill.options import table
+from promptmill.options.check import check
 from promptmill.server import arguments
 from promptmill.server.results import (
     INLINE,
@@ -103,14 +104,7 @@ def _check_source(
     """Raise `PromptmillError` (`invalid_input`) unless the rows have one source, and their answers a place."""
     if bool(input_file) + (prompts is not None) + (files is not None) != 1:
         raise input_error("Give one of `input_file`, `prompts` and `files`.")
-    if options.get("each") and files is None:
-        raise input_error("`each` goes with `files`.")
-    if options.get("pdf") and (files is None or options.get("each") == "line"):
-        raise input_error("`pdf` goes with `files`, each of which is a row.")
-    if options.get("encoding") and prompts is not None:
-        raise input_error("`encoding` goes with `input_file` or `files`.")
-    if options.get("sql") and not input_file:
-        raise input_error("`sql` goes with `input_file`, a database.")
+    check(options, "file" if input_file else "values" if files is None else "files", "argument")
     if (input_file or options.get("each") == "line") and not output_file:
         raise input_error("`output_file` is missing: name the file for the answers.")
 
@@ -212,12 +206,12 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         given = {name: value for name, value in options.items() if value is not None}
         given = {name: value for name, value in given.items() if value != "" or name == "fields"}  # others: left out
         model, prompt, sure, validate = given.get("model"), given.get("prompt"), given.get("sure"), given["validate"]
-        _check_source(input_file, output_file, prompts, files, given)
         models, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
         from promptmill.jobs.inputs.short_forms import answer_forms  # imported by `jobs`, as is the other one
         from promptmill.jobs.store.order import JobOrder
 
         try:
+            _check_source(input_file, output_file, prompts, files, given)
             if given["overwrite"] and output_file and not validate:
                 foreign = await asyncio.to_thread(running.foreign_output, output_file)
                 if foreign is not None:

@@ -56,6 +56,7 @@ from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import resent
 from promptmill.jobs.store.spec import JobSpec, digest
 from promptmill.options import pages, table
+from promptmill.options.check import check
 from promptmill.options.keywords import BulkOptions
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -66,12 +67,10 @@ R = TypeVar("R")
 _KEPT = "The answers so far are kept: the same call resumes the job."
 _OF_THE_ENDPOINT = ("base_url", "provider", "api_key", "api_key_env", "concurrency")
 _ARGUMENTS = {
+    **{key.rpartition(".")[2]: each.name for group in table.GROUPS for each in group.options for key in each.keys},
     "prompt_template": "prompt",
     "input": "rows",
-    "model_name": "model",
-    "model_name_or_path": "model",
     "default_model": "model",
-    "response_format": "schema",
     "system_prompt": "system",
     "rows": "limit",  # of `Limits`
 }
@@ -277,6 +276,7 @@ class _Call:
         """Write the rows to a temporary file and return the call. Raises `PromptmillError`."""
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         with _errors([*given, "rows"]), contextlib.ExitStack() as written:
+            check({**given, "output": output}, _source_of(rows))
             given |= answer_forms(given)
             configuration = configuration_of(given)
             state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
@@ -291,21 +291,15 @@ class _Call:
             else:
                 uploaded = None
             if is_query(given.get("sql"), tables := [rows] if isinstance(rows, str) else [*map(str, paths)]):
-                if rows is not None and not paths:
-                    raise input_error(Named("sql"), " goes with files and databases, or with None for the rows.")
                 source, paths = written.enter_context(queried(folders, given.pop("sql"), tables)), []
             elif isinstance(rows, str) and remote.is_url(rows):
                 names = remote.pinned([rows], folders.of(target), lambda text: warnings.warn(text, stacklevel=3))
                 urls["input_file"], written_input = remote.as_written(names), remote.as_written([rows])
                 source, paths = written.enter_context(remote.fetched(folders, names, _silent)), []
-            if "shard" in given and (output is None or not paths):  # the parts are joined by their names
-                raise input_error(Named("shard"), " goes with rows in files, and with ", Named("output"), ".")
             if isinstance(rows, str) and " " in rows and "*" not in rows and not Path(rows).exists():
                 raise input_error(
                     "rows is one text, and no file has this name; send a list to have it answered: [text]."
                 )
-            if "each" in given and not paths:
-                raise input_error(Named("each"), " goes with files and folders.")
             if not paths and source is None:
                 lines = lines_of(rows, "text" if "prompt" in given else "prompt")
                 source = written.enter_context(given_rows.written(folders, lines, ".jsonl"))
@@ -471,6 +465,15 @@ def _paths(rows: object) -> list[Path]:
     if isinstance(rows, list) and rows and all(isinstance(row, Path) for row in rows):
         return [home_expanded(row).absolute() for row in rows]
     return []
+
+
+def _source_of(rows: object) -> str:
+    """Return the source of the rows, one of `options.table.ROWS`."""
+    if rows is None:
+        return "query"
+    if isinstance(rows, str) and remote.is_url(rows):
+        return "urls"
+    return "paths" if _paths(rows) else "values"
 
 
 def _silent(text: str) -> None:

@@ -13,8 +13,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from promptmill.cluster.ray_cluster import RayCluster
-from promptmill.core.errors import Named, config_error, input_error
-from promptmill.jobs.store.rounds import MOST_VOTES, Again
+from promptmill.core.errors import Named, input_error
+from promptmill.options.table import MOST_VOTES, Again
 
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
@@ -23,16 +23,6 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
 _DAY_S = 86_400
 _FIRST_ROWS = 20  # a percentage of failures is not checked before this many rows
-
-
-_APART = (
-    ("second", "votes", ": both say which labels are sure"),
-    ("student", "second", ": no cheap model is asked"),
-    ("student", "votes", ": no cheap model is asked"),
-    ("gold", "student", ": the rows that train it have labels of the strong model, which may be wrong"),
-    ("gold", "recall", ": its promise is about all classes together"),
-)
-"""Fields of `Sure` that exclude each other, and why."""
 
 
 class Stored(BaseModel):
@@ -223,17 +213,12 @@ class Sure(Stored):
         if given.get("student") is False:
             del given["student"]
         if model is None:
-            for name in given.keys() - {"votes"}:
-                raise input_error(Named(name), " goes with ", Named("sure", "MODEL"), ".")
             return None
         if not isinstance(model, str | Mapping):
             raise input_error(Named("sure"), " is the name of a model.")
         given |= {"model": model} if isinstance(model, str) else dict(model)
         for name in given.keys() - cls.model_fields.keys():
             raise input_error(Named("sure"), f" has no field {name[:40]}; it has {', '.join(cls.model_fields)}.")
-        for name, other, why in _APART:
-            if given.get(name) and given.get(other):
-                raise input_error(Named(name), " goes without ", Named(other), f"{why}.")
         for name in ("agree", "certainty"):
             if given.get(name) is not None:
                 given[name] = _share(name, given[name])
@@ -339,8 +324,6 @@ class BatchOrder(Stored):
         """
         given = {name: options[name] for name in ("by", "poll", "keep_files") if options.get(name)}
         if not options.get("batch"):
-            for name in given:
-                raise input_error(Named(name), " goes with ", Named("batch"), ".")
             return None
         if "by" in given:
             given["by"] = _deadline(str(given["by"]), now)
@@ -443,7 +426,8 @@ class JobOrder(Stored):
 
     @classmethod
     def of(cls, inputs: Iterable[Path], output: Path, options: Mapping[str, Any], **more: Any) -> JobOrder:
-        """Return the order for the `options` of `promptmill.bulk`. None means an option's default.
+        """Return the order for the `options` of `promptmill.bulk`, which `options.check` has accepted. None means the
+        default.
 
         `prompt` may also be a mapping of names to templates, and `model` a list: then each model answers each prompt
         for each row.
@@ -460,15 +444,9 @@ class JobOrder(Stored):
         variants = _variants(models if len(models) > 1 else [""], list(prompts) if len(prompts) > 1 else [""])
         votes = Votes.of(options.get("votes"), models or [""])
         if (sure := Sure.of(options)) is not None:
-            _check_alone("sure", options, has_variants=bool(variants))
-            if sure.student and models and models != [sure.model]:
-                raise input_error(Named("student"), " goes without ", Named("model"), ": it takes the model's place.")
             variants, votes = sure.ways, None
         elif votes is not None:
-            _check_alone("votes", options, has_variants=len(prompts) > 1)
             variants = votes.ways
-        if variants and options.get("shard"):
-            raise input_error(Named("shard"), " goes without several models or prompts.")
         return cls(
             inputs=tuple(inputs),
             output=output,
@@ -496,12 +474,7 @@ class JobOrder(Stored):
     @property
     def cut(self) -> Shard | None:
         """The parsed `shard`. Raises `PromptmillError` (`invalid_input`)."""
-        if self.limits.shard is None:
-            return None
-        shard = Shard.parse(self.limits.shard)
-        if self.limits.rows is not None:
-            raise input_error(Named("shard"), " goes without ", Named("limit"), ".")
-        return shard
+        return None if self.limits.shard is None else Shard.parse(self.limits.shard)
 
     @property
     def target(self) -> Path:
@@ -538,25 +511,6 @@ def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, .
     )
 
 
-def _check_alone(name: str, options: Mapping[str, Any], *, has_variants: bool) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for options that do not go with `sure` or `votes`."""
-    if has_variants:
-        raise input_error(Named(name), f" goes with {'one model and ' if name == 'sure' else ''}one prompt.")
-    # answers of other settings or jobs would be labels without a sample
-    for other in ("shard", "dedupe", *(("keep", "from_job") if name == "sure" else ())):
-        if options.get(other):
-            raise input_error(Named(name), " goes without ", Named(other), ".")
-    if name == "sure" and options.get("again") == "all":
-        raise input_error(
-            Named("sure"), " goes without ", Named("again", "all"), ": name another output for a new sample."
-        )
-
-
 def _cluster(address: str | None = None, replicas: int = 1, gpus: float = 0, cpus: float = 1) -> RayCluster | None:
-    """Return the Ray cluster at `address`; None without an address. Raises `PromptmillError` (`invalid_config`)."""
-    if address is not None:
-        return RayCluster(address, replicas, gpus, cpus)
-    if (replicas, gpus, cpus) != (1, 0, 1):
-        names = Named("replicas"), ", ", Named("num_gpus"), " and ", Named("num_cpus")
-        raise config_error("", *names, " go with ", Named("ray", "ADDRESS"), " alone.")
-    return None
+    """Return the Ray cluster at `address`; None without an address."""
+    return None if address is None else RayCluster(address, replicas, gpus, cpus)

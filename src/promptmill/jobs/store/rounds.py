@@ -35,23 +35,19 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 from pydantic import Field, TypeAdapter
 
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT
+from promptmill.options.table import MOST_VOTES
 
 if TYPE_CHECKING:
     from promptmill.jobs.store.order import JobOrder
     from promptmill.jobs.store.spec import SurePart
 
-Again: TypeAlias = Literal["failed", "truncated", "all"]
-"""The rules `again …`, by which an order sends rows again."""
-
-MOST_VOTES = 9
-"""The most votes on a row: with more, a label hardly gets better."""
 NEVER = "0"
 ANSWERED = "answer.code IS NULL"
 HAS_QUESTION = "row.asked IS NOT NULL AND substr(row.asked, 1, 16) != zeroblob(16)"
