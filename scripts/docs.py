@@ -1,4 +1,4 @@
-"""Write the reference pages in docs/, and the skill in the package, from settings, error codes and provider profiles.
+"""Write the reference pages in docs/, the skill and the keywords of Python in the package, from what they describe.
 
 A test compares them.
 """
@@ -19,6 +19,8 @@ from promptmill.backends.openai.dialects.anthropic import DEFAULT_TOKENS
 from promptmill.backends.openai.providers import PROFILES, READ
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.options import pages
+from promptmill.options.table import GROUPS
 
 _WRAPPER = textwrap.TextWrapper(120, break_long_words=False, break_on_hyphens=False)
 DOCS = Path(__file__).parent.parent / "docs"
@@ -214,6 +216,21 @@ def skill() -> str:
     return SKILL_HEAD + page.partition("<!-- skill -->\n")[2].partition("<!-- end of skill -->")[0]
 
 
+def names() -> str:
+    """Return docs/names.md, whose first table has the options of a job."""
+    page = (DOCS / "names.md").read_text(encoding="utf-8")
+    row = "| the file for the answers |"
+    before, line, after = page.partition(row)
+    first, _, rest = after.partition("\n")
+    return f"{before}{line}{first}\n{pages.names(GROUPS)}\n{rest.partition(NEXT)[1]}{rest.partition(NEXT)[2]}"
+
+
+def keywords() -> str:
+    """Return the module with Python's keywords."""
+    return pages.keywords(GROUPS)
+
+
+NEXT = "`system_prompt` has this name"
 SKILL_HEAD = """\
 ---
 name: promptmill
@@ -230,6 +247,8 @@ PAGES = {
     "errors.md": errors,
     "providers.md": providers,
     "maintainers/provider-rows.md": provider_rows,
+    "names.md": names,
+    "../src/promptmill/options/keywords.py": keywords,
     "../src/promptmill/server/SKILL.md": skill,
 }
 

@@ -27,8 +27,8 @@ from promptmill.cli.main import parser_of
 from promptmill.config.loading import Configuration
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.manage.bulk_options import BulkOptions
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.options.keywords import BulkOptions
 from promptmill.server import create_server
 from promptmill.service.service import Service
 

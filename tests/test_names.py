@@ -11,7 +11,7 @@ import pytest
 import promptmill
 from promptmill.cli import main as cli
 from promptmill.config.settings import Settings
-from promptmill.jobs.manage.bulk_options import BulkOptions, ModelOptions
+from promptmill.options.keywords import BulkOptions, ModelOptions
 
 pytestmark = pytest.mark.features
 _PAGE = (Path(__file__).parent.parent / "docs" / "names.md").read_text(encoding="utf-8")

@@ -26,8 +26,8 @@ from promptmill.cli.options import Parser
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.jobs.manage import bulk_result
-from promptmill.jobs.manage.bulk_options import BulkOptions
 from promptmill.jobs.run import admission
+from promptmill.options.keywords import BulkOptions
 from replies import answer, by_prompt, choose, status
 from upstream import Upstream
 
@@ -390,7 +390,7 @@ def test_what_is_no_list_of_rows_is_refused(rows):
 
 def test_a_shard_is_one_of_files_with_an_output(options, upstream, tmp_path):
     for output in (None, tmp_path / "out.jsonl"):
-        with pytest.raises(PromptmillError, match="`shard` goes with rows in files, and with `output`"):
+        with pytest.raises(PromptmillError, match=r"`shard` goes with (`output`|files and folders)"):
             promptmill.bulk(["a", "b"], output, shard="1/2", **options)
     assert not upstream.seen
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')

@@ -246,9 +246,9 @@ def test_a_folder_that_is_removed_while_the_job_runs_is_called_removed(bench):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--input-format", "csv"], "--input-format: goes with `-` as INPUT alone"),
+        (["--input-format", "csv"], "--input-format goes with `-` as INPUT alone"),
         (["--output-format", "csv"], "--output-format: goes with `-` as OUTPUT alone"),
-        (["--replicas", "3"], "--replicas, --num-gpus and --num-cpus go with --ray ADDRESS alone."),
+        (["--replicas", "3"], "--replicas goes with --ray ADDRESS."),
         (["--max-cost", "-1"], "--max-cost: '-1' must be at least 0"),
         (["--max-cost", "nan"], "--max-cost: 'nan' must be at least 0"),
         (["--max-cost", "1", "--max-tokens", "5"], "--max-cost: the price of test-model is not known"),
@@ -261,7 +261,7 @@ def test_an_option_that_cannot_take_effect_is_refused_by_its_name(bench, argumen
 
 def test_rows_on_stdin_are_no_files_to_choose_from(bench):
     bench.input = Path("-")
-    assert "--each: goes with files and folders of this machine." in bench.fail("--each", "line")
+    assert "--each goes with files and folders of this machine." in bench.fail("--each", "line")
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,6 @@ def test_the_output_of_a_shard_is_a_part_file_and_the_whole_one_is_known_from_it
     assert order.target == Path("/out.csv.part-03-of-16")
     part = order.model_copy(update={"output": order.target})
     assert (part.target, part.whole_output) == (order.target, order.output)
-    with pytest.raises(PromptmillError, match="goes without `limit`"):
-        _ = order.model_copy(update={"limits": Limits(rows=5, shard="3/16")}).cut
 
 
 @pytest.mark.parametrize(

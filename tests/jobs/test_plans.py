@@ -16,8 +16,9 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT, Feature, PlanEntry
 from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.rounds import ANSWERED, Again, Round
+from promptmill.jobs.store.rounds import ANSWERED, Round
 from promptmill.jobs.store.spec import JobSpec, Plan, plan_of
+from promptmill.options.table import Again
 from replies import answer, choose
 from rounds_bench import order_of
 

@@ -871,7 +871,7 @@ async def test_a_row_may_have_a_column_called_role(bench, tools):
         ({"files": ["*.md"], "each": "row"}, "each: should be 'file' or 'line'"),
         ({"files": ["in.jsonl"], "each": "line"}, "`output_file` is missing"),
         ({"files": ["*.md"], "each": "line", "output_file": "o.csv"}, "No file to send"),
-        ({"files": ["*.md"], "each": "line", "pdf": "text"}, "`pdf` goes with `files`"),
+        ({"files": ["*.md"], "each": "line", "pdf": "text"}, '`pdf` goes without `each: "line"`'),
         ({"prompts": ["a"], "encoding": "cp1252"}, "`encoding` goes with `input_file` or `files`"),
         ({"input_file": "in.csv", "output_file": "o.csv", "encoding": "utf-9"}, "`encoding`: 'utf-9' is no encoding"),
         ({"prompts": ["a"], "sql": "select 1"}, "`sql` goes with `input_file`"),

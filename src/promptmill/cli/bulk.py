@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import orjson
 
@@ -21,7 +21,7 @@ from promptmill.backends import registry
 from promptmill.cli import options
 from promptmill.cli.job_display import print_status
 from promptmill.cli.job_run import decided, remembered_command, run, warn_of_input
-from promptmill.cli.options import Parser, Several, add_shared, amount, at_least_one, refuse, text_of
+from promptmill.cli.options import Parser, add_table, refuse, text_of
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
@@ -45,11 +45,11 @@ from promptmill.jobs.store import status
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Shown
-from promptmill.jobs.store.rounds import Again
 from promptmill.jobs.store.spec import digest
+from promptmill.options.check import check
+from promptmill.options.table import groups
 from promptmill.system.safe_open import home_expanded, real_path
 
-_TIERS = ("default", "flex", "priority")
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _SAID_EVERY_S = 10.0
 _NAMED = re.compile(r"([\w.-]{1,40})=(.*)", re.DOTALL)
@@ -61,167 +61,25 @@ def add_options(bulk: Parser) -> None:
         "input",
         nargs="+",
         metavar="INPUT",
-        help=".csv, .xlsx, .parquet, .jsonl, .txt, .db, …; FILE.xlsx#SHEET, FILE.db#TABLE; folders, patterns, URLs; -; "
-        "left out with --sql whose query names its files",
+        help="files, folders, patterns, URLs: .csv, .xlsx#SHEET, .parquet, .jsonl, .db#TABLE, .pdf, …; -; none with "
+        "--sql whose query names its files",
     )
-    bulk.add_argument(
-        "output", metavar="OUTPUT", help="written atomically when all rows are done, in input order; or -"
-    )
-    group = bulk.add_argument_group("prompts")
-    asked = group.add_mutually_exclusive_group()
-    asked.add_argument(
-        "--prompt",
-        action=Several,
-        metavar="TEXT",
-        help="what to ask of each row, such as 'Classify: {{text}}'; several, NAME=TEXT, are compared",
-    )
-    asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
-    asked.add_argument("--prompt-column", metavar="NAME", help="the field or column to ask, if not `prompt`")
-    group.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
-    group.add_argument("--image-column", metavar="NAME", help="the column of image paths or URLs, with --prompt")
-    group.add_argument(
-        "--row-settings", action="store_true", help="with --prompt, --prompt-column: rows set their model, system, …"
-    )
-    group.add_argument("--skip-empty", action="store_true", help="leave out rows that ask nothing; else they fail")
-    group.add_argument(
-        "--each",
-        choices=("file", "line"),
-        help="what a prompt asks about; unless given, each file of a folder of texts or images, and each row of tables",
-    )
-    group.add_argument(
-        "--pdf",
-        choices=("text", "images"),
-        help="what is sent of PDFs; unless given, each page as its text, or as an image if it is a scan",
-    )
-    group = bulk.add_argument_group("answers")
-    options.add_answer_form(group)
-    group.add_argument(
-        "--no-fields", dest="fields", action="store_false", help="with --schema: a JSON text, not a column per field"
-    )
-    group.add_argument("--answer-column", default="answer", metavar="NAME", help="the column of the answers")
-    add_shared(bulk, several=True)
-    group = bulk.add_argument_group("files")
-    group.add_argument("--input-format", default="", metavar="NAME", help="of stdin, unless it is JSON: txt, csv.gz, …")
-    group.add_argument("--encoding", metavar="NAME", help="of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …")
-    group.add_argument(
-        "--sql",
-        metavar="QUERY",
-        help="the rows: 'select id, body from mails' of INPUT, a database, or without INPUT … from 'mails.parquet'",
-    )
+    bulk.add_argument("output", metavar="OUTPUT", help="written at once when all rows are done, in order; or -")
+    for group in groups():
+        if any(option.flag is not None for option in group.options):
+            add_table(bulk.add_argument_group(group.heading), group.options, several=True)
     bulk.replaces_first("--sql")
-    group.add_argument("--output-format", default="", metavar="NAME", help="on stdout: jsonl, json, csv, …")
-    group.add_argument("--overwrite", action="store_true", help="replace OUTPUT even if the job did not make it")
-    group.add_argument("--state", type=Path, metavar="DIR", help="keep the job in DIR instead of beside OUTPUT")
-    group = bulk.add_argument_group("limits")
-    group.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N rows")
-    group.add_argument(
-        "--sample", type=at_least_one, metavar="N", help="only N rows, drawn at random; without it, later, the others"
-    )
-    group.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that all runs of the job may spend")
-    group.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
-    group.add_argument("--tier", choices=_TIERS, help="service tier; flex: half the price, slower, waits for capacity")
-    group.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
-    _add_batch(bulk)
-    _add_sure(bulk)
-    group = bulk.add_argument_group("a job that has answers")
-    group.add_argument(
-        "--again",
-        choices=get_args(Again),
-        help="send these rows again; their answers stay until the new ones are there",
-    )
-    group.add_argument(
-        "--keep", action="store_true", help="count answers made under other settings, which later rows note"
-    )
-    group.add_argument("--from", dest="from_job", metavar="JOB", help="use the answers of another job or output, too")
-    group = bulk.add_argument_group("the run")
-    group.add_argument("--validate", action="store_true", help="check every row and estimate tokens; send nothing")
-    group.add_argument("--detach", action="store_true", help="run in the background; see `promptmill jobs`")
-    group.add_argument("--quiet", action="store_true", help="show no progress")
-    group.add_argument("--report", type=Path, metavar="FILE", help="write a report, one HTML file, at the end")
-    group.add_argument("--json", action="store_true", help="print the result as JSON")
-    _add_machines(bulk)
+    options_ = [option for group in groups() for option in group.options]
+    bulk.shorten([str(each.name_on("flag")) for each in options_ if each.flag is not None and each.flag.is_common])
     bulk.show_examples(
-        "promptmill bulk reviews.csv labels.csv --prompt 'Is this positive or negative? {{text}}' "
-        "--choices positive,negative",
-        "promptmill bulk orders.txt orders.csv --prompt 'Extract the order: {{text}}' --schema order.json",
-        "promptmill bulk mails/ topics.csv --prompt 'What is this about? {{content}}'      # each file",
-        "promptmill bulk invoices/*.pdf out.csv --schema invoice.json --prompt 'Extract the invoice.'",
-        "promptmill bulk pictures/ captions.csv --prompt 'Describe the picture.'      # each image",
-        "promptmill bulk reviews.csv labels.csv --prompt 'Is this positive? {{text}}' --model small-1 --model good-1",
-        "promptmill bulk reviews.csv labels.csv --prompt a='Is it good? {{text}}' --prompt b='Classify: {{text}}'",
-        "promptmill bulk prompts.jsonl answers.jsonl --limit 20      # the same command without --limit does the rest",
+        "promptmill bulk in.csv out.csv --prompt 'Good? {{text}}' --choices yes,no",
+        "promptmill bulk mails/ topics.csv --prompt 'What is it about? {{content}}'",
+        "promptmill bulk scans/*.pdf out.csv --fields vendor,total:number,day:date",
+        "promptmill bulk pictures/ captions.csv --prompt 'Describe the picture.'",
+        "promptmill bulk in.csv out.csv --prompt 'Good? {{text}}' -m small-1 -m good-1",
+        "promptmill bulk in.csv out.csv --limit 20  # later, without --limit: the rest",
     )
     bulk.set_defaults(command=_run)
-
-
-def _add_batch(bulk: Parser) -> None:
-    group = bulk.add_argument_group("by the provider's Batch API, at a lower price")
-    group.add_argument("--batch", action="store_true", help="answer by batch, within a day; the rest is sent live")
-    group.add_argument("--by", metavar="TIME", help="06:00, 2026-03-01T06:00 or 6h: open rows are sent live then")
-    group.add_argument("--poll", metavar="TIME", help="look at the batch so often; unless given, after 30s to 15m")
-    group.add_argument("--keep-files", action="store_true", help="leave the files at the provider")
-
-
-def _add_sure(bulk: Parser) -> None:
-    group = bulk.add_argument_group("sure labels, with --choices or --schema")
-    group.add_argument(
-        "--sure",
-        metavar="MODEL",
-        help="a strong model; --model answers where both surely agree, MODEL all other rows",
-    )
-    group.add_argument("--agree", metavar="P%", help="the labels that agree with MODEL at least; unless given, 95%%")
-    group.add_argument(
-        "--gold",
-        metavar="COLUMN",
-        help="a column with right labels, of randomly chosen rows at least: --agree is then the share of right labels",
-    )
-    group.add_argument("--certainty", metavar="P%", help="the certainty of that; unless given, 95%%")
-    group.add_argument(
-        "--student",
-        nargs="?",
-        const=True,
-        default=False,
-        type=_student,
-        metavar="scikit-learn",
-        help="in place of --model: a classifier that learns from 1,000 answers of MODEL or more, and costs nothing; "
-        "that of scikit-learn (an extra) labels more of many rows",
-    )
-    group.add_argument("--second", metavar="MODEL", help="a second cheap model; labels on which both agree are surer")
-    group.add_argument(
-        "--votes",
-        type=at_least_one,
-        metavar="N",
-        help="so many answers to each row vote; several models take turns; with --sure, of the cheap model",
-    )
-    group.add_argument(
-        "--recall",
-        type=_share_of_label,
-        action="append",
-        metavar="LABEL=P%",
-        help="also: the rows of LABEL that are delivered with it, at least",
-    )
-
-
-def _student(kind: str) -> str:
-    if kind != "scikit-learn":
-        raise argparse.ArgumentTypeError(f"{kind}: give it scikit-learn, or nothing behind INPUT and OUTPUT")
-    return kind
-
-
-def _share_of_label(text: str) -> tuple[str, str]:
-    label, equal, share = text.rpartition("=")
-    if not label or not equal:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not LABEL=P%, such as fraud=95%")
-    return label, share
-
-
-def _add_machines(bulk: Parser) -> None:
-    group = bulk.add_argument_group("several machines")
-    group.add_argument("--shard", metavar="I/N", help="only this part of the rows, for `promptmill join OUTPUT`")
-    group.add_argument("--ray", metavar="ADDRESS", help="answer on a Ray cluster: HOST:PORT, or auto")
-    group.add_argument("--replicas", type=at_least_one, default=1, metavar="N", help="with --ray: so many of the model")
-    group.add_argument("--num-gpus", type=float, default=0, metavar="N", help="with --ray: GPUs of each replica")
-    group.add_argument("--num-cpus", type=float, default=1, metavar="N", help="with --ray: cores of each replica")
 
 
 def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
@@ -239,14 +97,32 @@ def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
 
 def _order_of(arguments: argparse.Namespace, inputs: Sequence[Path], output: Path) -> JobOrder:
     other = JobFolders.from_environ().at(arguments.from_job).database if arguments.from_job else None
-    prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
-    models = getattr(arguments, "models", None) or arguments.model
-    prompt = _named_prompts(prompts) if len(prompts) > 1 else _template(arguments)
+    given = _options_of(arguments)
+    if isinstance(given["prompt"], list):
+        given["prompt"] = _named_prompts(given["prompt"])
+    elif arguments.prompt_file is not None:
+        given["prompt"] = text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
     system = options.system_prompt_of(arguments)
     sql = None if is_query(arguments.sql, arguments.input) else arguments.sql
-    named = {"prompt": prompt, "model": models, "system_prompt": system, "from_job": other, "sql": sql}
-    named["recall"] = dict(arguments.recall) if arguments.recall else None
-    return JobOrder.of(inputs, output, vars(arguments) | named)
+    named = {"system_prompt": system, "from_job": other, "sql": sql}
+    return JobOrder.of(inputs, output, given | named)
+
+
+def _options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a command by their names in the table; several prompts and models are lists."""
+    prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
+    models = list(dict.fromkeys(getattr(arguments, "models", None) or [])) or arguments.model
+    named = {"prompt": prompts if prompts[1:] else arguments.prompt, "model": models}
+    return vars(arguments) | named | {"recall": dict(arguments.recall or ())}
+
+
+def _source_name(arguments: argparse.Namespace) -> str:
+    """Return the source of the rows, one of `options.table.ROWS`."""
+    if "-" in arguments.input:
+        return "stdin"
+    if not arguments.input:
+        return "query"
+    return "urls" if any(map(is_elsewhere, arguments.input)) else "paths"
 
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
@@ -294,21 +170,12 @@ def _check(arguments: argparse.Namespace) -> None:
     later = arguments.detach or arguments.validate
     refuse(
         (local and len(local) < len(arguments.input), "INPUT", "name either files or URLs."),
-        (arguments.shard and any(map(is_elsewhere, names)), "--shard", "goes with files that all machines see."),
         (is_elsewhere(arguments.output) and arguments.detach, "OUTPUT", "a URL goes without --detach."),
         ("-" in names and (later or arguments.shard), "", "`-` goes without --detach, --validate and --shard."),
         ("-" in local and arguments.input[1:], "", "`-` goes without further inputs."),
-        (arguments.sql is not None and "-" in local, "--sql", "goes with files and databases, or without INPUT."),
-        (arguments.sql is not None and arguments.each, "--sql", "goes without --each."),
-        (arguments.each and (not local or "-" in local), "--each", "goes with files and folders of this machine."),
-        (arguments.input_format and "-" not in local, "--input-format", "goes with `-` as INPUT alone."),
         (arguments.output_format and arguments.output != "-", "--output-format", "goes with `-` as OUTPUT alone."),
-        (
-            arguments.report and later,
-            "--report",
-            "goes without --detach and --validate; `promptmill report OUTPUT` writes one.",
-        ),
     )
+    check(_options_of(arguments), _source_name(arguments), "flag")
     if arguments.report is not None:
         part_of("report", "command:check")(arguments.report)
 
@@ -358,13 +225,6 @@ def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argpars
     before = parser.parse_args(command[1:])
     own = {name: value for name, value in vars(arguments).items() if value not in (None, [])}
     return argparse.Namespace(**{**vars(before), **own, "set": [*before.set, *arguments.set], "json": arguments.json})
-
-
-def _template(arguments: argparse.Namespace) -> str | None:
-    file: Path | None = arguments.prompt_file
-    if file is None:
-        return str(arguments.prompt) if arguments.prompt is not None else None
-    return text_of("--prompt-file", file).removesuffix("\n")
 
 
 def _detach(configuration: Configuration, order: JobOrder, source: Given | None, *, as_json: bool) -> int:

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from promptmill.cli.terminal import complain, say
-from promptmill.config.backends import BACKENDS
-from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error, looks_like_key, redact
+from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error, redact
+from promptmill.core.feature import part
 from promptmill.core.wording import cut, did_you_mean
+from promptmill.options import table
+from promptmill.options.check import check
+from promptmill.options.option import Flag, Option
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
@@ -26,42 +29,76 @@ if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
 
 _SHORTEST_GUESSED = 4  # characters; a shorter word resembles almost any name
 _KINDS = ("COMMAND", "CLIENT")  # positional arguments: their errors name the kind of the missing word
-_SETS = {
-    "base_url": "base_url",
-    "provider": "provider",
-    "api_key_env": "key_env",
-    "concurrency": "concurrency",
-    "model_name": "model",
-    "model_name_or_path": "model",
-    "temperature": "temperature",
-    "max_tokens": "max_tokens",
-    "max_cost": "max_cost",
-    "response_format": "schema",
-    "choices": "choices",
-    "backend": "backend",
+_SETS: Mapping[str, str] = {
+    key.rpartition(".")[2]: option.stored
+    for group in table.GROUPS
+    for option in group.options
+    for key in option.keys
+    if option.flag is not None
 }
 """Keys of the configuration, and the arguments of the command line that set them."""
 _OF_ENDPOINTS = frozenset({"base_url", "provider", "api_key_env", "concurrency"})
 _OF_SAMPLING = frozenset({"temperature", "max_tokens", "choices"})
 _ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # plausible names of backends
 _NO_FILE = "There is no configuration file"
-_OPTIONS = {"from_job": "from", "assignments": "set"}
-"""Other fields whose options have other names."""
+
+
+def add_table(
+    parser: argparse._ActionsContainer,
+    options: Iterable[Option],
+    *,
+    several: bool = False,
+    required: bool = False,
+    named: Sequence[str] = (),
+) -> None:
+    """Add the options of a job that have a flag.
+
+    `several`: a command that compares takes several models and prompts. `named`: other names for `--model`.
+    """
+    exclusive: dict[str, argparse._ActionsContainer] = {}
+    for option in options:
+        flag = option.flag
+        if flag is None:
+            continue
+        container = parser
+        if flag.one_of and not required:
+            container = exclusive.get(flag.one_of) or parser.add_mutually_exclusive_group()
+            exclusive[flag.one_of] = container
+        short = flag.name.rpartition(" ")[0]
+        names = [*(named if option.name == "model" else ()), *filter(None, [short]), str(option.name_on("flag"))]
+        settings = _argparse_of(option, flag, several=several) | ({"required": True} if required else {})
+        container.add_argument(*names, dest=option.stored, **settings)
+
+
+def _argparse_of(option: Option, flag: Flag, *, several: bool) -> dict[str, Any]:
+    """Return what argparse takes for an option."""
+    words = option.words_on("flag", table.options()).replace("%", "%%")
+    if flag.action == "off":
+        return {"action": "store_false", "help": words}
+    if option.type is bool:
+        return {"action": "store_true", "help": words}
+    found: dict[str, Any] = {"default": option.default, "help": words, "choices": option.choices}
+    found |= {"metavar": flag.metavar} if flag.metavar else {}
+    found |= {"type": reader} if (reader := _reader(option, flag)) is not None else {}
+    match flag.action:
+        case "append":
+            found |= {"action": "append", "default": []}
+        case "several" if several:
+            found |= {"action": Several}
+    return found | ({"nargs": "?", "const": flag.bare} if flag.bare is not None else {})
+
+
+def _reader(option: Option, flag: Flag) -> Callable[[str], Any] | None:
+    """Return the function that reads an option's value; None for texts."""
+    if not isinstance(flag.read, str):
+        return flag.read
+    return read_by(flag.read) if flag.read else _READERS.get(option.type)
 
 
 def add_answer_form(parser: argparse._ActionsContainer) -> None:
     """Add the options that bind the form of the answers."""
-    form = parser.add_mutually_exclusive_group()
-    add_choices(form)
-    form.add_argument("--schema", type=Path, metavar="FILE", help="a JSON Schema that every answer must satisfy")
-    form.add_argument(
-        "--fields",
-        dest="schema",
-        type=_read_by("schema_of_fields"),
-        metavar="A,B:TYPE,…",
-        help="the same in one line: name,amount:number,day:date",
-    )
-    parser.add_argument("--choices-many", action="store_true", help="with --choices: any number of them")
+    names = ("choices", "schema", "fields", "choices_many")
+    add_table(parser, [option for option in table.ANSWERS if option.name in names])
 
 
 def text_of(option: str, file: Path) -> str:
@@ -75,15 +112,9 @@ def text_of(option: str, file: Path) -> str:
     raise config_error(option, f"{file} cannot be read: {reason}.")
 
 
-def add_choices(form: argparse._ActionsContainer, *, required: bool = False) -> None:
-    """Add the option that names the possible answers."""
-    form.add_argument(
-        "--choices",
-        required=required,
-        type=_read_by("labels_of"),
-        metavar="A,B,…",
-        help="every answer is one of these texts; a file of labels and definitions: labels.csv",
-    )
+def add_choices(form: argparse._ActionsContainer) -> None:
+    """Add the option that names the possible answers, which the command needs."""
+    add_table(form, [option for option in table.ANSWERS if option.name == "choices"], required=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,11 +124,39 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **options})
         self._given: Sequence[str] = ()
         self._replaces_first = ""
+        self._common: set[str] = set()
         self.set_defaults(parser=self)  # a command's parser replaces the parser of the whole command line
 
     def show_examples(self, *lines: str) -> None:
         """Have the help end with these lines."""
         self.epilog, self.formatter_class = "\n  ".join(("examples:", *lines)), argparse.RawDescriptionHelpFormatter
+
+    def shorten(self, common: Collection[str]) -> None:
+        """Have `--help` show the options `common`, and `--help all` every option."""
+        self._common, self.usage = {*common}, "%(prog)s [OPTIONS] INPUT … OUTPUT"
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; a long one in full behind `--help all` alone."""
+        asked = next((at for at, word in enumerate(self._given) if word in {"-h", "--help"}), len(self._given))
+        is_short = self._common and self._given[asked + 1 : asked + 2] != ["all"]
+        self._print_message(self._short_help() if is_short else self.format_help(), file or sys.stdout)
+
+    def _short_help(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, [], [])
+        for group in self._action_groups:
+            actions = [
+                each
+                for each in group._group_actions
+                if not each.option_strings or not self._common.isdisjoint(each.option_strings)
+            ]
+            formatter.start_section(group.title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        count = sum(bool(each.option_strings) for each in self._actions)
+        formatter.add_text(f"`{self.prog} --help all` shows all {count} options.")
+        return formatter.format_help()
 
     def replaces_first(self, option: str) -> None:
         """Let `option` replace the first of two positional arguments, which is then `[]`."""
@@ -201,51 +260,31 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
-def amount(text: str) -> float:
-    """Return an amount of money of an option's value. Raises what argparse tells the user."""
-    return _number(text, "write 5 or 5.00, without a sign (a shell reads $5 as a variable of its own)", "5.00")
-
-
-def _temperature(text: str) -> float:
-    return _number(text, "write one such as 0.7", "0.7")
-
-
-def _number(text: str, how: str, example: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number; {how}") from None
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 0, such as {example}")
-    return value
-
-
-def _read_by(reader: str) -> Callable[[str], Any]:
-    """Return the type of an option whose value this function of `short_forms` reads."""
+def read_by(reader: str) -> Callable[[str], Any]:
+    """Return the type of an option whose value the function `"module:name"` reads. It is imported at its first use."""
 
     def read(text: str) -> Any:
-        from promptmill.jobs.inputs import short_forms  # imported where it is needed, as above
-
         try:
-            return getattr(short_forms, reader)(text)
+            return part(reader)(text)
         except PromptmillError as error:
             raise argparse.ArgumentTypeError(error.message) from None
 
     return read
 
 
+amount = read_by("promptmill.options.reading:amount")
+"""Reads an amount of money of an option's value."""
+_READERS: Mapping[object, Callable[[str], Any]] = {
+    int: at_least_one,
+    float: read_by("promptmill.options.reading:number"),
+    Path: Path,
+}
+
+
 def system_prompt_of(arguments: argparse.Namespace) -> str:
     """Return the system prompt of the options: `--system`, and the definitions of the labels."""
     definitions = "" if arguments.choices is None else arguments.choices.definitions
     return "\n\n".join(filter(None, (arguments.system, definitions)))
-
-
-def _variable(text: str) -> str:
-    if looks_like_key(text):
-        raise argparse.ArgumentTypeError(
-            "that looks like a key, or is no name; write the NAME of the variable that holds it, such as OPENAI_API_KEY"
-        )
-    return text
 
 
 class Several(argparse.Action):
@@ -258,43 +297,21 @@ class Several(argparse.Action):
         setattr(namespace, self.dest, every[0])
 
 
-def add_shared(parser: Parser, *, answering: bool = True, several: bool = False, named: Sequence[str] = ()) -> None:
+def add_shared(parser: Parser, *, answering: bool = True, named: Sequence[str] = ()) -> None:
     """Add the options of commands that need the configuration, in groups of their own.
 
-    `answering` adds the options for model and sampling; `several` allows several models; `named`: other names for
-    `--model`.
+    `answering` adds the options for model and sampling; `named`: other names for `--model`.
     """
-    file = parser.add_argument_group("configuration")
-    file.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
-    file.add_argument("--backend", metavar="NAME", help=f"auto, {', '.join(sorted(BACKENDS))}; overrides the file")
-    file.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one key; may be repeated"
-    )
+    add_table(parser.add_argument_group("configuration"), table.CONFIGURATION)
     if answering:
         model = parser.add_argument_group("model and sampling", "instead of keys of the file")
-        model.add_argument(
-            *named,
-            "-m",
-            "--model",
-            action=Several if several else "store",
-            metavar="NAME",
-            dest="model",
-            help="a name that `promptmill models` lists, or the backend's own name for a model"
-            + ("; several are compared" if several else ""),
-        )
-        add_endpoint(model)
-        model.add_argument("--temperature", type=_temperature, metavar="T", help="0 for the likeliest answer")
-        model.add_argument("--max-tokens", type=at_least_one, metavar="N", help="longest answer, in tokens")
-        model.add_argument("--concurrency", type=at_least_one, metavar="N", help="most requests in flight")
+        shared = [option for option in (*table.MODEL, *table.SAMPLING) if option.name != "tier"]
+        add_table(model, shared, named=named)
 
 
 def add_endpoint(parser: argparse._ActionsContainer) -> None:
     """Add the options that name an endpoint."""
-    parser.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible endpoint, such as localhost:11434")
-    parser.add_argument("--provider", metavar="NAME", help="a provider that `promptmill providers` lists")
-    parser.add_argument(
-        "--key-env", type=_variable, metavar="NAME", help="the environment variable that holds the endpoint's key"
-    )
+    add_table(parser, [option for option in table.MODEL if option.name in {"base_url", "provider", "api_key_env"}])
 
 
 def configuration_of(arguments: argparse.Namespace) -> Configuration:
@@ -337,8 +354,7 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     from promptmill.jobs.inputs.short_forms import schema_in, schema_of_many
 
     if is_many:
-        if arguments.choices is None:
-            raise config_error("--choices-many", "goes with --choices.")
+        check({"choices": arguments.choices, "choices_many": True}, face="flag")
         schema = schema_of_many(arguments.choices.texts)
     elif isinstance(schema, Path):
         try:
@@ -384,8 +400,10 @@ def option_of(named: Named) -> str:
     key = named.field.rpartition(".")[2]
     if key not in _SETS and named.field.partition(".")[0] in Settings.model_fields:
         return f"--set {shlex.quote(f'{named.field}={value}')}" if value else argument_name(named)
-    option = f"--{(_SETS | _OPTIONS).get(key, key).replace('_', '-')}"
-    return f"{option} {value}" if value else option
+    option = table.options().get("settings" if key == "assignments" else key)
+    name = None if option is None or key in _SETS else option.name_on("flag")
+    name = name or f"--{_SETS.get(key, key).replace('_', '-')}"
+    return f"{name} {value}" if value else name
 
 
 def refuse(*mistakes: tuple[object, str, str]) -> None:

@@ -93,6 +93,8 @@ class Feature:
     """One line for `promptmill features`."""
     needs: Sequence[str] = ()
     """Features that it imports: without one of them it is missing, too."""
+    options: str = ""
+    """`"module:name"`: a sequence of `promptmill.options.option.Option`, options of a job."""
     commands: Sequence[Command] = ()
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.app.ToolSocket`."""

@@ -14,8 +14,6 @@ from promptmill.core.wording import counted, listed
 from promptmill.jobs.store.records import Record
 
 _EXAMPLES = 3
-MOST_VOTES = 9
-"""The most votes on a row: with more, a label hardly gets better."""
 
 
 def label_of(record: Record) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,8 +19,8 @@ from promptmill.core.bounds import LARGEST_PAGE, LONGEST_COLUMN, MOST_ROWS, MOST
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.feature import part_of
 from promptmill.core.values import JsonDict, json_text
-from promptmill.jobs.labels import MOST_VOTES
-from promptmill.jobs.store.rounds import Again
+from promptmill.options import table
+from promptmill.options.check import check
 from promptmill.server import arguments
 from promptmill.server.results import (
     INLINE,
@@ -33,12 +32,14 @@ from promptmill.server.results import (
     page_characters,
     wants_copy,
 )
+from promptmill.server.table_arguments import with_options
 from promptmill.server.tool_calls import caller_of, tool
 from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import plan_of_call, sampling_of_call
 from promptmill.service.service import Service
 
 _ENVELOPE = 4 << 10
+_OTHER_ARGUMENTS = {"status": "bulk_status", "system_prompt": "`system_prompt`", "prompts": "`prompts`"}
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
 _STATUS: JsonDict = {
     "job_id": {"type": "string"},
@@ -89,13 +90,13 @@ _SEVERAL = object_schema(
 )  # each has the schema of a single one
 
 
-def _argument_of(parameters: Container[str], named: Named) -> str | None:
-    """Return the argument of `bulk_generate` for a field of an order; None if its `parameters` lack it."""
-    if named.field == "status":
-        return "bulk_status"
-    if named.field in {"agree", "certainty", "gold", "second", "recall", "student"}:
-        return f"`sure.{named.field}`"
-    return argument_name(named) if named.field in parameters else None
+def _argument_of(named: Named) -> str | None:
+    """Return the argument of `bulk_generate` for a field of an order; None if it has none."""
+    if named.field in _OTHER_ARGUMENTS:
+        return _OTHER_ARGUMENTS[named.field]
+    option = table.options().get(named.field)
+    name = None if option is None else option.name_on("argument")
+    return None if name is None else argument_name(named._replace(field=name))
 
 
 def _check_source(
@@ -104,15 +105,8 @@ def _check_source(
     """Raise `PromptmillError` (`invalid_input`) unless the rows have one source, and their answers a place."""
     if bool(input_file) + (prompts is not None) + (files is not None) != 1:
         raise input_error("Give one of `input_file`, `prompts` and `files`.")
-    if options["each"] and files is None:
-        raise input_error("`each` goes with `files`.")
-    if options["pdf"] and (files is None or options["each"] == "line"):
-        raise input_error("`pdf` goes with `files`, each of which is a row.")
-    if options["encoding"] and prompts is not None:
-        raise input_error("`encoding` goes with `input_file` or `files`.")
-    if options["sql"] and not input_file:
-        raise input_error("`sql` goes with `input_file`, a database.")
-    if (input_file or options["each"] == "line") and not output_file:
+    check(options, "file" if input_file else "values" if files is None else "files", "argument")
+    if (input_file or options.get("each") == "line") and not output_file:
         raise input_error("`output_file` is missing: name the file for the answers.")
 
 
@@ -159,6 +153,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             openWorldHint=True,
         ),
     )
+    @with_options
     async def bulk_generate(
         ctx: Context,
         *,
@@ -181,21 +176,6 @@ def add_bulk_tools(socket: ToolSocket) -> None:
                 examples=["answers.csv"],
             ),
         ] = "",
-        system_prompt: arguments.SystemPrompt = "",
-        prompt: Annotated[
-            str | dict[str, str] | None,
-            Field(
-                description="A template of the prompts; {{name}} means the row's field of that name. Left out: "
-                'the rows hold their prompts. Several, {"short": "…", "long": "…"}, are each asked of each row.',
-                examples=["Is this review positive? {{text}}"],
-            ),
-        ] = None,
-        prompt_column: Annotated[
-            str | None, Field(description="The column to ask, instead of `prompt`; left out: `prompt`.")
-        ] = None,
-        image_column: Annotated[
-            str | None, Field(description="The column with each row's image, a path or URL; left out: `images`.")
-        ] = None,
         prompts: Annotated[
             Any,
             arguments.a_list(
@@ -214,120 +194,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
                 examples=[["docs/**/*.md"]],
             ),
         ] = None,
-        each: Annotated[
-            Literal["file", "line"] | None,
-            Field(description="Whether each file of `files` is asked about, or each of its rows; `file` unless given."),
-        ] = None,
-        pdf: Annotated[
-            Literal["text", "images"] | None,
-            Field(description="How PDFs in `files` are sent; left out: each page as text, or a scan as an image."),
-        ] = None,
-        sql: Annotated[
-            str | None, Field(description="The query whose result are the rows, if `input_file` is a .db.")
-        ] = None,
-        encoding: Annotated[
-            str | None, Field(description="Of .csv and texts that are not UTF-8, such as cp1252.")
-        ] = None,
-        row_settings: Annotated[
-            bool,
-            Field(description="With `prompt`: rows also set their model, sampling and system prompt; no unless given."),
-        ] = False,
-        skip_empty: Annotated[
-            bool, Field(description="Leave out rows that ask nothing, instead of failing them; false unless given.")
-        ] = False,
-        limit: Annotated[int, Field(ge=0, description="Process only the first N rows; all unless given.")] = 0,
-        sample: Annotated[
-            int | None, Field(ge=1, description="Process N rows drawn at random; without it, later, the others.")
-        ] = None,
-        again: Annotated[
-            Again | None,
-            Field(
-                description="Rows of an earlier job of these files to send again: the failed ones, those cut off at "
-                "max_tokens, or all. The old answers stay until the new ones arrive. None unless given."
-            ),
-        ] = None,
-        from_job: Annotated[
-            str | None, Field(description="Use the answers of another job, too: its id or output. None unless given.")
-        ] = None,
-        keep: Annotated[
-            bool,
-            Field(description="Keep answers made with other settings; later rows note the change. False unless given."),
-        ] = False,
-        max_failures: Annotated[
-            str,
-            Field(description="Stop when more rows than this fail; never unless given.", examples=["100", "5%"]),
-        ] = "",
-        dedupe: Annotated[
-            bool,
-            Field(description="Send identical rows at temperature 0 only once; false unless given."),
-        ] = False,
-        validate: Annotated[
-            bool,
-            Field(description="Only check the rows and estimate tokens, without sending requests; false unless given."),
-        ] = False,
-        model: Annotated[
-            str | list[str] | None,
-            Field(
-                description="A name from promptmill://models; without several there, also a model of its endpoint. "
-                "Several, as a list, each answer each row; the column `variant` tells them apart."
-            ),
-        ] = None,
-        sampling_params: arguments.CallSampling = None,
-        schema: arguments.AnswerSchema = None,
-        fields: Annotated[
-            str | bool | None,
-            Field(
-                description="A short form of `schema`, such as customer,amount:number,date:date. False: JSON texts, "
-                "not a column for each field."
-            ),
-        ] = None,
-        choices: Annotated[
-            list[str] | dict[str, str] | None,
-            Field(description="Every answer is exactly one of these texts; an object also defines each text."),
-        ] = None,
-        choices_many: Annotated[
-            bool, Field(description="Any number of `choices` per answer; false unless given.")
-        ] = False,
-        votes: Annotated[
-            int | None,
-            Field(
-                ge=2,
-                le=MOST_VOTES,
-                description="Ask N times, or each of several models in turn; the majority decides. Once unless given.",
-            ),
-        ] = None,
-        sure: Annotated[
-            dict[str, Any] | None,
-            Field(
-                description="With `choices` or `schema`: `model` is a strong model; the cheap one answers where both "
-                "surely agree. `agree` (0.95) of the labels or more agree with it, with `certainty` (0.95); also "
-                "`gold`, a column with right labels of random rows, which makes `agree` the share of right labels, "
-                "`second`, another cheap model, `student`: true, a classifier that takes the place of the cheap model "
-                '("scikit-learn", an extra, labels more rows), '
-                "and `recall` by label. Null unless given.",
-                examples=[{"model": "good-1", "agree": 0.95}],
-            ),
-        ] = None,
-        overwrite: Annotated[
-            bool,
-            Field(description="Replace another file at `output_file`, if the user agrees; false unless given."),
-        ] = False,
-        max_cost: arguments.MaxCost = None,
-        batch: Annotated[
-            bool,
-            Field(description="By the provider's Batch API: cheaper, within a day; the rest live. False unless given."),
-        ] = False,
-        by: Annotated[
-            str,
-            Field(
-                description="With `batch`: a time, 06:00 or 6h from now, at which open rows are sent live. Unless "
-                "given, when the batch has ended."
-            ),
-        ] = "",
-        answer_column: Annotated[
-            str,
-            Field(description="The field for the answers; `answer` unless given, or `answer_1` if rows have `answer`."),
-        ] = "answer",
+        **options: Any,
     ) -> ToolResult:
         """Answer every row of a file, prompt of a list, or file of a folder, in the background.
 
@@ -337,45 +204,22 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         `state` is `finished`; bulk_results reads the answers so far. The job survives crashes: the same call resumes
         it, and answered rows are not sent again.
         """
-        options: JsonDict = {
-            "prompt": prompt or None,
-            "prompt_column": prompt_column or None,
-            "image_column": image_column or None,
-            "each": each,
-            "pdf": pdf,
-            "sql": sql or None,
-            "encoding": encoding or None,
-            "row_settings": row_settings,
-            "skip_empty": skip_empty,
-            "answer_column": answer_column,
-            "limit": limit or None,
-            "sample": sample,
-            "max_failures": max_failures or None,
-            "max_cost": max_cost,
-            "again": again,
-            "keep": keep,
-            "overwrite": overwrite,
-            "dedupe": dedupe,
-            "sure": sure,
-            "votes": votes,
-            "batch": batch,
-            "by": by or None,
-        }
-        _check_source(input_file, output_file, prompts, files, options)
+        given = {name: value for name, value in options.items() if value is not None}
+        given = {name: value for name, value in given.items() if value != "" or name == "fields"}  # others: left out
+        model, prompt, sure, validate = given.get("model"), given.get("prompt"), given.get("sure"), given["validate"]
         models, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
         from promptmill.jobs.inputs.short_forms import answer_forms  # imported by `jobs`, as is the other one
         from promptmill.jobs.store.order import JobOrder
 
         try:
-            foreign = (
-                await asyncio.to_thread(running.foreign_output, output_file) if overwrite and output_file else None
-            )
-            if foreign is not None and not validate:
-                await questions.check_replacing(ctx, *foreign)
-            form: JsonDict = {"schema": schema, "fields": fields, "choices": choices, "system": system_prompt or None}
-            given = {name: value for name, value in form.items() if value is not None}
-            form |= answer_forms(given | {"choices_many": choices_many})
-            asked = form["schema"], sampling_params, form["choices"]
+            _check_source(input_file, output_file, prompts, files, given)
+            if given["overwrite"] and output_file and not validate:
+                foreign = await asyncio.to_thread(running.foreign_output, output_file)
+                if foreign is not None:
+                    await questions.check_replacing(ctx, *foreign)
+            form = {"schema": None, "choices": None, "system": given.get("system_prompt")}
+            form |= answer_forms({**given, "system": form["system"]})
+            asked = form["schema"], given.get("sampling_params"), form["choices"]
             strong = () if sure is None else (sure.get("model"), sure.get("second"))
             plan, plans = await _plans_of(
                 service, [*models, *(name for name in strong if isinstance(name, str))], asked
@@ -383,20 +227,24 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             if (input_file or files is not None) and not validate:
                 plan = await service.settled(plan)  # another call could choose an endpoint while the model is open
                 await questions.check_endpoint(ctx, plan)
-            cost = None if validate else questions.cost(ctx, plan, max_cost, "This job")
-            options |= {"system_prompt": form["system"], "fields": form["fields"] is not False}
+            cost = None if validate else questions.cost(ctx, plan, given.get("max_cost"), "This job")
             has_student = sure is not None and sure.get("student")
-            options |= {"model": models} if models[1:] or (has_student and model is not None) else {}
-            if from_job:
-                options["from_job"] = (await asyncio.to_thread(running.find, from_job, caller)).database
+            given |= {
+                "system_prompt": form["system"],
+                "fields": given.get("fields") is not False,
+                "model": models if models[1:] or (has_student and model is not None) else None,
+                "limit": given.get("limit") or None,
+            }
+            if "from_job" in given:
+                given["from_job"] = (await asyncio.to_thread(running.find, given["from_job"], caller)).database
             sampling = sampling_of_call(*asked)
-            order = JobOrder.of([Path(input_file or "rows")], Path(output_file), options, sampling=sampling)
-            found = await running.start(
+            order = JobOrder.of([Path(input_file or "rows")], Path(output_file), given, sampling=sampling)
+            started = await running.start(
                 order,
                 prompts=prompts,
                 files=files,
-                each=each,
-                as_pdf=pdf,
+                each=given.get("each"),
+                as_pdf=given.get("pdf"),
                 validate=validate,
                 plan=plan,
                 plans=plans,
@@ -405,10 +253,9 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             )
         except PromptmillError as error:
             if error.code is Code.INVALID_INPUT:  # it names fields of the order
-                named = functools.partial(_argument_of, inspect.signature(bulk_generate).parameters)
-                raise input_error(error.worded(named)) from None
+                raise input_error(error.worded(_argument_of)) from None
             raise
-        return ToolResult(structured_content=found)
+        return ToolResult(structured_content=started)
 
     _add_tools_of_a_job(socket)
 

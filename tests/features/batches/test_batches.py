@@ -278,11 +278,6 @@ def test_a_time_that_cannot_be_meant_is_refused(text):
         BatchOrder.of({"batch": True, "by": text, "poll": None if text else "0"}, NOON)
 
 
-def test_options_of_batches_need_batch():
-    with pytest.raises(PromptmillError, match="goes with"):
-        BatchOrder.of({"by": "6h"}, NOON)
-
-
 def rounds_after(known: list[Round], order: JobOrder, open_ways: set[str]) -> Round | None:
     return next_round(Situation(order, order.plan, known, 0, 1, lambda found: found.way in open_ways))
 

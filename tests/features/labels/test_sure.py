@@ -280,7 +280,7 @@ def test_the_answers_of_cheap_models_are_beside_those_of_the_job(sure):
         (("--recall", "fraud"), "is not LABEL=P%"),
         (("--dedupe",), "--sure goes without --dedupe"),
         (("--again", "all"), "name another output for a new sample"),
-        (("--model", "other"), "--sure goes with one model and one prompt"),
+        (("--model", "other"), "--sure goes without several models"),
         (("--shard", "1/2"), "--sure goes without --shard"),
     ],
 )

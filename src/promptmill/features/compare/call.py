@@ -19,9 +19,9 @@ from promptmill.features.compare.figures import Judgement
 from promptmill.features.compare.files import LETTERS, ComparedFile, ComparedRows, ComparisonOrder, NoCommonRowError
 from promptmill.features.compare.judge import VERDICTS, JudgeOrder, Pairs, job_of, judgement_of
 from promptmill.features.compare.values import Tolerance
-from promptmill.jobs.manage.bulk_options import ModelOptions, SamplingOptions
 from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
 from promptmill.jobs.store.index import JobFolders
+from promptmill.options.keywords import ModelOptions, SamplingOptions
 
 _SHOWN_ROWS = 10  # in a notebook, as `BulkResult` shows them
 _WIDTH = 100  # characters

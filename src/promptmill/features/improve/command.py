@@ -57,7 +57,7 @@ def add_options(improve: Parser) -> None:
     asked = group.add_mutually_exclusive_group(required=True)
     asked.add_argument("--prompt", metavar="TEXT", help="the prompt to improve, such as 'Is it positive? {{text}}'")
     asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
-    add_choices(group, required=True)
+    add_choices(group)
     group.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     group.add_argument("--encoding", metavar="NAME", help="of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …")
     group = improve.add_argument_group("the search")

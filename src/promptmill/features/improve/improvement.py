@@ -23,10 +23,10 @@ from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.row_secrets import check_rows
 from promptmill.jobs.inputs.short_forms import Labels, labels_of
 from promptmill.jobs.manage.bulk_call import configuration_of, run_order, watch_of
-from promptmill.jobs.manage.bulk_options import ModelOptions
 from promptmill.jobs.manage.bulk_result import lines_of
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Earlier, JobOrder
+from promptmill.options.keywords import ModelOptions
 from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import home_expanded

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from promptmill.answers.schema import compile_schema, why_no_schema, why_not_json
-from promptmill.core.errors import Named, input_error
+from promptmill.core.errors import input_error
 from promptmill.core.request import list_of_choices
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import did_you_mean, shape
@@ -101,17 +101,13 @@ def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the long forms of the options `choices`, `choices_many`, `schema` and `fields` in `given`.
 
     They are `choices` or `schema` (None for `{}`, which is no schema), and `system` if the choices have definitions.
-    Raises `PromptmillError`.
+    `options.check` has accepted the options. Raises `PromptmillError`.
     """
     long: dict[str, Any] = {}
     if isinstance(schema := given.get("schema"), str | Path):
         schema = schema_in(home_expanded(schema))
     if "schema" in given:
         long["schema"] = schema or None
-        given = {**given, "schema": long["schema"]}
-    forms = [name for name in ("choices", "schema", "fields") if not isinstance(given.get(name), bool | None)]
-    if forms[1:]:
-        raise input_error(Named(forms[0]), " goes without ", Named(forms[1]), ".")
     if "choices" in given:
         labels = labels_of(given["choices"])
         long["choices"] = list(labels.texts)
@@ -119,8 +115,6 @@ def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
             long["system"] = "\n\n".join(filter(None, (given.get("system"), labels.definitions)))
         if given.get("choices_many"):
             long |= {"choices": None, "schema": schema_of_many(labels.texts)}
-    elif given.get("choices_many"):
-        raise input_error(Named("choices_many"), " goes with ", Named("choices"), ".")
     if isinstance(fields := given.get("fields"), str):
         long |= {"schema": schema_of_fields(fields), "fields": True}
     return long

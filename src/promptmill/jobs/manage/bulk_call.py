@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import html
+import inspect
 import os
 import queue
 import re
@@ -22,7 +23,7 @@ import warnings
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, ParamSpec, TypeVar, Unpack
 
 from pydantic import ValidationError
 
@@ -32,6 +33,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact, worded
 from promptmill.core.feature import part_of
 from promptmill.core.request import BESIDE, Sampling
+from promptmill.core.wording import did_you_mean
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
 from promptmill.jobs.export.output import end_of
 from promptmill.jobs.export.text import AnswerValues, OwnValues
@@ -41,7 +43,6 @@ from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.short_forms import answer_forms
 from promptmill.jobs.inputs.sql_table import is_query
 from promptmill.jobs.inputs.whole_files import written_whole
-from promptmill.jobs.manage.bulk_options import BulkOptions, takes_options
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
@@ -55,24 +56,48 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.progress import Progress, Watch
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec, digest
+from promptmill.options import pages, table
+from promptmill.options.check import check
+from promptmill.options.keywords import BulkOptions
 from promptmill.service.service import Service
 from promptmill.system import runtime
 from promptmill.system.safe_open import home_expanded
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _KEPT = "The answers so far are kept: the same call resumes the job."
 _OF_THE_ENDPOINT = ("base_url", "provider", "api_key", "api_key_env", "concurrency")
 _ARGUMENTS = {
+    **{key.rpartition(".")[2]: each.name for group in table.GROUPS for each in group.options for key in each.keys},
     "prompt_template": "prompt",
     "input": "rows",
-    "model_name": "model",
-    "model_name_or_path": "model",
     "default_model": "model",
-    "response_format": "schema",
     "system_prompt": "system",
     "rows": "limit",  # of `Limits`
 }
 """The arguments of fields and keys that have other names."""
 _KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
+
+
+def takes_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Add the options to the help of a function, raise `TypeError` for an unknown one, and shorten its errors.
+
+    The text of a `PromptmillError` is complete, and a traceback of our code would fill a notebook's screen.
+    """
+
+    @functools.wraps(function)
+    def called(*args: P.args, **options: P.kwargs) -> R:
+        known = {each.name_on("keyword") for each in table.options().values()}
+        for name in set[str](options) - known - {"rows", "output"}:
+            meant = did_you_mean(name, [each for each in known if each], "see help(bulk)")
+            raise TypeError(f"{function.__name__}() has no argument {name!r}; {meant}")
+        try:
+            return function(*args, **options)
+        except PromptmillError as error:
+            raise error.with_traceback(None) from None
+
+    called.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{pages.listing(table.groups())}"
+    return called
 
 
 @takes_options
@@ -83,47 +108,6 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
     file of rows, or lists of messages; the path of a file, a folder or a pattern, as a text or a `pathlib.Path`; None,
     with a query that names its files. Both may be URLs, such as "hf://datasets/acme/mails" and "s3://bucket/out.csv".
     `output`: a file to write; with a path as `rows`, the result's `rows` and `answers` are then empty.
-
-    The options, all by name:
-
-    * Rows. `prompt`: what to ask of each row, such as "Classify: {{text}}"; a placeholder names a field, a text of a
-      list is the field `text`, and a value of a column has the column's name; several, {"short": "…", "long": "…"},
-      are each asked, and `variant` names the prompt of an answer. Without `prompt`, the field `prompt_column`
-      ("prompt") holds the prompt. `system`: the system prompt. `image_column`: paths or URLs of images. `each`: whether
-      a "file" or a "line" of a folder's files is a row; default: a file, if they are texts or images. `pdf`: send the
-      "text" or the "images" of a PDF's pages. `encoding`: of CSV and text. `sql`: a query, whose result gives the rows:
-      of a database, or of files that it names, "select id from 'mails.parquet'" (DuckDB). `row_settings=True`: rows
-      set their own model and sampling. `skip_empty=True`: leave rows without a prompt out.
-      `limit`: only the first rows. `sample`: only this number of rows, drawn at random. `shard`: one part of the rows,
-      "3/16".
-    * Answers. `choices`: the possible answers; a dict or a file also defines them. `choices_many=True`: any number
-      of them. `schema`: a JSON Schema, a file with one, or a pydantic class, whose instances `answers` then are; or
-      OpenAI's `response_format`. `fields="customer,amount:number"`: a schema in one line; `fields=False`: JSON texts,
-      not a column for each field of the schema. `answer_column` ("answer"): their column. `n`: answers to each row.
-      `reasoning`: "separate" or "inline".
-      `logprobs`, `top_logprobs`; `top_choices`: so many choices with their probabilities.
-    * Model, else the configuration's. `model`: with several, each row is sent to each, and `variant` names the model of
-      an answer; `base_url` (one or several), `provider`, `api_key`, `api_key_env`: the name of a variable;
-      `concurrency`: requests in flight; `tier`: "default", "flex" or "priority". `backend`. `config`: a configuration
-      file. `settings`: values by the paths of keys, {"backend_configs.openai.rpm": 60}.
-    * Sampling. `temperature`, `top_p`, `max_tokens`, `stop`, `seed`, `presence_penalty`, `frequency_penalty`,
-      `reasoning_effort`, `top_k`, `min_p`, `repetition_penalty`, `enable_thinking`.
-    * Tools. `tools`, `tool_choice`, `parallel_tool_calls`: as OpenAI has them.
-    * Job. `max_cost`: dollars. `max_failures`: 100 or "5%". `dedupe=True`: send equal rows at temperature 0 once.
-      `again`: "failed", "truncated" or "all" rows of an earlier run. `keep=True`: answers under other settings count.
-      `sure`: a strong model, which answers the rows where `model` may not agree with it. `agree` (0.95) of the labels
-      or more agree with it, with `certainty` (0.95). `gold`: a column with right labels for some rows, drawn at
-      random; then `agree` is the share of labels that are right. `second`: another cheap model.
-      `student=True`: a classifier that learns from the strong model takes the place of `model`; "scikit-learn", an
-      extra, is a better one. `recall`: {"fraud": 0.95}. See docs/sure-labels.md. `votes=3`: three answers to each row
-      vote on its label; several models take turns.
-      `from_job`: another job, whose answers count. `overwrite=True`: replace a file that this job did not write.
-      `state`: the folder of jobs. `progress`: True for progress in a notebook or on stderr, False for none, or a
-      function that gets the status several times a second.
-    * Batch. `batch=True`: by the provider's Batch API, at a lower price; rows that it leaves open are sent live.
-      `by`: "06:00" or "6h": open rows are sent live then. `poll`: "1m", the time between two looks at the batch.
-      `keep_files=True`: the files stay at the provider. See docs/batch.md.
-    * Ray. `ray`: the address of a cluster. `replicas` (1), `num_gpus` (0) and `num_cpus` (1) for each of them.
 
     Raises `PromptmillError` when the job stops. The answers until then, or until Ctrl-C, are kept: the same call
     resumes the job.
@@ -258,10 +242,10 @@ def _argument_of(named: Named) -> str:
         return f"`promptmill jobs {named.value}`"
     key = named.field.rpartition(".")[2]
     name = _ARGUMENTS.get(key, key)
-    options = BulkOptions.__annotations__
-    if name not in options:
+    option = table.options().get(name)
+    if option is None or option.keyword is None:
         return f"`settings={{{named.field!r}: {named.value!r}}}`" if named.value != "" else f"`{named.field}`"
-    value = True if named.value == "" and options[name].__forward_arg__ == "bool" else named.value
+    value = True if named.value == "" and option.type is bool and option.default is False else named.value
     return f"`{name}`" if value == "" else f"`{name}={value!r}`"
 
 
@@ -293,6 +277,7 @@ class _Call:
         """Write the rows to a temporary file and return the call. Raises `PromptmillError`."""
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         with _errors([*given, "rows"]), contextlib.ExitStack() as written:
+            check({**given, "output": output}, _source_of(rows))
             given |= answer_forms(given)
             configuration = configuration_of(given)
             state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
@@ -307,22 +292,16 @@ class _Call:
             else:
                 uploaded = None
             if is_query(given.get("sql"), tables := [rows] if isinstance(rows, str) else [*map(str, paths)]):
-                if rows is not None and not paths:
-                    raise input_error(Named("sql"), " goes with files and databases, or with None for the rows.")
                 query = part_of("duckdb", "query:queried")
                 source, paths = written.enter_context(query(folders, given.pop("sql"), tables)), []
             elif isinstance(rows, str | Path) and remote.is_elsewhere(str(rows)):
                 names = remote.pinned([str(rows)], folders.of(target), lambda text: warnings.warn(text, stacklevel=3))
                 urls["input_file"], written_input = remote.as_written(names), remote.as_written([str(rows)])
                 source, paths = written.enter_context(remote.fetched(folders, names, _silent)), []
-            if "shard" in given and (output is None or not paths):  # the parts are joined by their names
-                raise input_error(Named("shard"), " goes with rows in files, and with ", Named("output"), ".")
             if isinstance(rows, str) and " " in rows and "*" not in rows and not Path(rows).exists():
                 raise input_error(
                     "rows is one text, and no file has this name; send a list to have it answered: [text]."
                 )
-            if "each" in given and not paths:
-                raise input_error(Named("each"), " goes with files and folders.")
             if not paths and source is None:
                 lines = lines_of(rows, "text" if "prompt" in given else "prompt")
                 source = written.enter_context(given_rows.written(folders, lines, ".jsonl"))
@@ -488,6 +467,15 @@ def _paths(rows: object) -> list[Path]:
     if isinstance(rows, list) and rows and all(isinstance(row, Path) for row in rows):
         return [home_expanded(row).absolute() for row in rows]
     return []
+
+
+def _source_of(rows: object) -> str:
+    """Return the source of the rows, one of `options.table.ROWS`."""
+    if rows is None:
+        return "query"
+    if isinstance(rows, str) and remote.is_url(rows):
+        return "urls"
+    return "paths" if _paths(rows) else "values"
 
 
 def _silent(text: str) -> None:

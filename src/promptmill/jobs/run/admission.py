@@ -358,15 +358,8 @@ def check_fields(order: JobOrder, input_format: str) -> None:
         }
         for name in filter(given.get, given):
             raise input_error(Named(name), _OF_ROWS)
-    if question.templates and question.column is not None:
-        raise input_error(
-            Named("prompt"), " goes without ", Named("prompt_column"), "; name the column in the prompt: {{column}}."
-        )
     for text in question.templates:
         template_of(text, places_in(text))  # any place may be a column
-    for name, part in (("limit", order.limits.rows), ("shard", order.limits.shard)):
-        if question.sample is not None and part is not None:
-            raise input_error(Named("sample"), " goes without ", Named(name), ".")
     if order.plan.chooses and input_format in WHOLE_REQUESTS:
         raise input_error(Named(order.plan.option), _OF_ROWS)
     _check_answer_column(order.form.column)

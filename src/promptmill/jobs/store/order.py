@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import Field
 
 from promptmill.cluster.cluster_order import ClusterOrder
-from promptmill.core.errors import Named, config_error, input_error
-from promptmill.jobs.store.rounds import Again
+from promptmill.core.errors import Named, input_error
 from promptmill.jobs.store.spec import AnyPlan, Plan, plan_of
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Variant
+from promptmill.options.table import Again
 
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
@@ -136,8 +136,6 @@ class BatchOrder(Stored):
         """
         given = {name: options[name] for name in ("by", "poll", "keep_files") if options.get(name)}
         if not options.get("batch"):
-            for name in given:
-                raise input_error(Named(name), " goes with ", Named("batch"), ".")
             return None
         if "by" in given:
             given["by"] = _deadline(str(given["by"]), now)
@@ -239,7 +237,8 @@ class JobOrder(Stored):
 
     @classmethod
     def of(cls, inputs: Iterable[Path], output: Path, options: Mapping[str, Any], **more: Any) -> JobOrder:
-        """Return the order for the `options` of `promptmill.bulk`. None means an option's default.
+        """Return the order for the `options` of `promptmill.bulk`, which `options.check` has accepted. None means the
+        default.
 
         `prompt` may also be a mapping of names to templates, and `model` a list: then each model answers each prompt
         for each row.
@@ -256,8 +255,6 @@ class JobOrder(Stored):
         variants = _variants(models if len(models) > 1 else [""], list(prompts) if len(prompts) > 1 else [""])
         plan = plan_of(options, models or [""], len(prompts))
         variants = plan.ways or variants
-        if variants and options.get("shard"):
-            raise input_error(Named("shard"), " goes without several models or prompts.")
         return cls(
             inputs=tuple(inputs),
             output=output,
@@ -284,12 +281,7 @@ class JobOrder(Stored):
     @property
     def cut(self) -> Shard | None:
         """The parsed `shard`. Raises `PromptmillError` (`invalid_input`)."""
-        if self.limits.shard is None:
-            return None
-        shard = Shard.parse(self.limits.shard)
-        if self.limits.rows is not None:
-            raise input_error(Named("shard"), " goes without ", Named("limit"), ".")
-        return shard
+        return None if self.limits.shard is None else Shard.parse(self.limits.shard)
 
     @property
     def target(self) -> Path:
@@ -327,10 +319,5 @@ def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, .
 
 
 def _cluster(address: str | None = None, replicas: int = 1, gpus: float = 0, cpus: float = 1) -> ClusterOrder | None:
-    """Return the Ray cluster at `address`; None without an address. Raises `PromptmillError` (`invalid_config`)."""
-    if address is not None:
-        return ClusterOrder(address, replicas, gpus, cpus)
-    if (replicas, gpus, cpus) != (1, 0, 1):
-        names = Named("replicas"), ", ", Named("num_gpus"), " and ", Named("num_cpus")
-        raise config_error("", *names, " go with ", Named("ray", "ADDRESS"), " alone.")
-    return None
+    """Return the Ray cluster at `address`; None without an address."""
+    return None if address is None else ClusterOrder(address, replicas, gpus, cpus)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated
 
 import orjson
 from pydantic import Field, TypeAdapter
@@ -24,9 +24,6 @@ from pydantic import Field, TypeAdapter
 from promptmill.core.feature import features, part
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT
-
-Again: TypeAlias = Literal["failed", "truncated", "all"]
-"""The rules `again …`, by which an order sends rows again."""
 
 NEVER = "0"
 ANSWERED = "answer.code IS NULL"

@@ -24,9 +24,10 @@ from promptmill.jobs.labels import probability
 from promptmill.jobs.members import Stamp
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.rounds import Again, Round
+from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.status_record import RunStatus
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Target, Variant
+from promptmill.options.table import Again
 
 WHOLE_REQUESTS = frozenset({"batch", "messages"})
 """Formats whose rows are whole requests."""

@@ -1,0 +1,47 @@
+"""The one check of the combinations of a job's options. Its rules are fields of the options in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from promptmill.core.errors import Named, input_error
+from promptmill.options import table
+from promptmill.options.option import Face, Option
+
+
+def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") -> None:
+    """Raise `PromptmillError` (`invalid_input`) for options that do not go together, or not with their rows.
+
+    `options`: values by names, of which None, False and the default mean an option that is not there; `sure` may be a
+    mapping that has further ones. `rows`: the source of the rows, one of `table.ROWS`; `""`: it is not checked. `face`:
+    how the error names sources; it has the options as `Named`.
+
+    >>> check({"by": "6h"})
+    Traceback (most recent call last):
+        ...
+    promptmill.core.errors.PromptmillError: `by` goes with `batch`.
+    """
+    known, sure = table.options(), options.get("sure")
+    if isinstance(sure, Mapping):
+        options = {**options, **{name: value for name, value in sure.items() if name != "model"}}
+    present = {name: options[name] for name, option in known.items() if option.is_set(options.get(name))}
+    others = {**present, "output": options["output"]} if options.get("output") is not None else present
+    for name in present:
+        _check_others(known[name], others)
+        if rows and known[name].rows and rows not in known[name].rows:
+            *first, last = (words for each in known[name].rows if (words := table.ROWS[each].get(face)))
+            raise input_error(Named(name), f" goes with {', '.join(first)}{' or ' if first else ''}{last}.")
+
+
+def _check_others(option: Option, present: Mapping[str, Any]) -> None:
+    if option.goes_with and not any(other.field in present for other in option.goes_with):
+        raise input_error(Named(option.name), " goes with ", option.goes_with[0], *_or(option.goes_with[1:]), ".")
+    for other in option.goes_without:
+        if other.name in present and other.excludes(present):
+            words = other.words or Named(other.name, other.value)
+            raise input_error(Named(option.name), " goes without ", words, f"{other.why}.")
+
+
+def _or(others: Any) -> list[str | Named]:
+    return [part for other in others for part in (" or ", other)]

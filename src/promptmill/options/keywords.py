@@ -1,0 +1,230 @@
+"""The keywords of `promptmill.bulk` and its variants, for editors. Written by `scripts/docs.py` from the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from promptmill.answers.schema import AnswerType
+
+
+class PromptOptions(TypedDict, total=False):
+    """Options: prompt."""
+
+    prompt: str | Mapping[str, str] | None
+    """What to ask of each row, such as 'Classify: {{text}}'; several, by name, are each asked."""
+    prompt_column: str | None
+    """The column with the prompts, without `prompt`; else `prompt`."""
+    system: str | None
+    """System prompt above every row."""
+    image_column: str | None
+    """The column with each row's image, a path or URL, with `prompt`; else `images`."""
+    row_settings: bool
+    """With `prompt` or `prompt_column`: rows also set their model, sampling and system prompt."""
+    skip_empty: bool
+    """Leave out rows that ask nothing; else they fail."""
+
+
+class FileOptions(TypedDict, total=False):
+    """Options: file."""
+
+    each: Literal["file", "line"] | None
+    """What is a row; unless given, each file of a folder of texts or images, and each line of a table."""
+    pdf: Literal["text", "images"] | None
+    """What is sent of PDFs; unless given, each page as its text, or a scan as an image."""
+    sql: str | None
+    """The query that gives the rows: of a database, or of the files that it names."""
+    encoding: str | None
+    """Encoding of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …"""
+    overwrite: bool
+    """Replace the output even if the job did not make it."""
+    state: str | Path | None
+    """The folder of jobs; else a job is kept beside its output."""
+
+
+class AnswerOptions(TypedDict, total=False):
+    """Options: answer."""
+
+    choices: str | Path | Sequence[str] | Mapping[str, str] | None
+    """Every answer is one of these texts; an object or a file also defines them."""
+    schema: AnswerType | str | Path | None
+    """A JSON Schema that every answer must satisfy."""
+    response_format: Mapping[str, Any] | None
+    """`schema` in OpenAI's form."""
+    fields: bool | str
+    """`schema` in one line: name,amount:number,day:date; False: a JSON text, not a column for each field."""
+    choices_many: bool
+    """With `choices`: any number of them."""
+    answer_column: str
+    """The column of the answers; `answer_1` if the rows have a column `answer`."""
+    n: int | None
+    """Answers to each row."""
+    reasoning: Literal["separate", "inline"] | None
+    """Where the model's thoughts are: in a column of their own, or in the answer."""
+    logprobs: bool | None
+    """The probabilities of the answer's tokens."""
+    top_logprobs: int | None
+    """So many other tokens at each place, with their probabilities."""
+    top_choices: int | None
+    """So many of the `choices`, with their probabilities."""
+
+
+class ModelOptions(TypedDict, total=False):
+    """Options: model."""
+
+    config: str | Path | None
+    """Configuration file; else PROMPTMILL_CONFIG, …"""
+    backend: str | None
+    """The backend, in place of the file's: auto, hf, openai, openvino, vllm."""
+    settings: Mapping[str, Any] | None
+    """Values of keys by their paths, {\"backend_configs.openai.rpm\": 60}."""
+    model: str | Sequence[str] | None
+    """A name of the configuration, or the backend's own name for a model; several are compared."""
+    base_url: str | Sequence[str] | None
+    """An OpenAI-compatible endpoint, such as localhost:11434."""
+    provider: str | None
+    """A provider that `promptmill providers` lists."""
+    api_key: str | Sequence[str] | None
+    """The endpoint's key, better by `api_key_env`."""
+    api_key_env: str | None
+    """The environment variable that holds the endpoint's key."""
+    concurrency: int | None
+    """Most requests in flight."""
+    tier: Literal["default", "flex", "priority"] | None
+    """Service tier; flex: half the price, slower, waits for capacity."""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """Options: sampling."""
+
+    temperature: float | None
+    """0 for the likeliest answer."""
+    max_tokens: int | None
+    """Longest answer, in tokens."""
+    top_p: float | None
+    """Only the likeliest tokens that have this probability together."""
+    top_k: int | None
+    """Only so many of the likeliest tokens."""
+    min_p: float | None
+    """Only tokens with this share of the likeliest one's probability."""
+    seed: int | None
+    """The same seed gives the same answers, where the engine can."""
+    stop: str | Sequence[str] | None
+    """Texts that end an answer."""
+    presence_penalty: float | None
+    """Above 0: fewer tokens that are there already."""
+    frequency_penalty: float | None
+    """Above 0: fewer tokens that are there often."""
+    repetition_penalty: float | None
+    """Above 1: fewer repetitions, on engines."""
+    reasoning_effort: str | None
+    """How long the model thinks: low, medium, high."""
+    enable_thinking: bool | None
+    """Whether the model thinks."""
+
+
+class ToolOptions(TypedDict, total=False):
+    """Options: tool."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    """Tools that the model may call, as OpenAI has them."""
+    tool_choice: str | Mapping[str, Any] | None
+    """Which of the `tools` it calls."""
+    parallel_tool_calls: bool | None
+    """Whether it may call several at once."""
+
+
+class LimitOptions(TypedDict, total=False):
+    """Options: limit."""
+
+    limit: int | None
+    """Only the first N rows; later, without it, the others."""
+    sample: int | None
+    """Only N random rows; later, without it, the others."""
+    max_cost: float | None
+    """Most dollars that all runs of the job may spend."""
+    max_failures: int | str | None
+    """Stop when more rows than this have failed."""
+    dedupe: bool
+    """Send identical rows at temperature 0 once."""
+    shard: str | None
+    """Only this part of the rows, 3/16, for `promptmill join`."""
+
+
+class JobOptions(TypedDict, total=False):
+    """Options: job."""
+
+    again: Literal["failed", "truncated", "all"] | None
+    """Send these rows again; their answers stay until the new ones are there."""
+    keep: bool
+    """Count answers made under other settings, which later rows note."""
+    from_job: str | Path | None
+    """Use the answers of another job, too: its id or output."""
+    progress: bool | Callable[[Mapping[str, Any]], object] | None
+    """True: progress in a notebook or on stderr; False: none; or a function that gets the status."""
+
+
+class SureOptions(TypedDict, total=False):
+    """Options: sure."""
+
+    sure: str | None
+    """A strong model, which answers the rows where `model` may not agree with it; see docs/sure-labels.md."""
+    agree: float | str | None
+    """The share of labels that agree with the strong model, at least; else 95%."""
+    gold: str | None
+    """A column with right labels of random rows: `agree` is then the share of right labels."""
+    certainty: float | str | None
+    """The certainty of that; else 95%."""
+    student: bool | Literal["scikit-learn"]
+    """In place of `model`: a classifier that learns from the strong model's answers, and costs nothing; that of
+    scikit-learn (an extra) labels more of many rows."""
+    second: str | None
+    """A second cheap model; labels on which both agree are surer."""
+    recall: Mapping[str, float | str] | None
+    """Also the share of a label's rows that are delivered with it, at least, by label."""
+    votes: int | None
+    """So many answers to each row vote; several models take turns; with `sure`, of the cheap model."""
+
+
+class BatchOptions(TypedDict, total=False):
+    """Options: batch."""
+
+    batch: bool
+    """By the provider's Batch API: cheaper, within a day; the rest is sent live."""
+    by: str | None
+    """With `batch`: 06:00, 2026-03-01T06:00 or 6h from now; open rows are sent live then."""
+    poll: str | None
+    """With `batch`: look at it so often; else after 30s to 15m."""
+    keep_files: bool
+    """With `batch`: leave the files at the provider."""
+
+
+class RayOptions(TypedDict, total=False):
+    """Options: ray."""
+
+    ray: str | None
+    """Answer on a Ray cluster: HOST:PORT, or auto."""
+    replicas: int
+    """With `ray`: so many of the model."""
+    num_gpus: float
+    """With `ray`: GPUs of each replica."""
+    num_cpus: float
+    """With `ray`: cores of each replica."""
+
+
+class BulkOptions(
+    PromptOptions,
+    FileOptions,
+    AnswerOptions,
+    ModelOptions,
+    SamplingOptions,
+    ToolOptions,
+    LimitOptions,
+    JobOptions,
+    SureOptions,
+    BatchOptions,
+    RayOptions,
+    total=False,
+):
+    """The options of a call. None has the same effect as omitting the option."""

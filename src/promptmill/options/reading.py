@@ -1,0 +1,51 @@
+"""Values of options on the command line that need more than a type. Each function raises `PromptmillError`."""
+
+from __future__ import annotations
+
+from promptmill.core.errors import input_error, looks_like_key
+
+STUDENT = "scikit-learn"
+
+
+def number(text: str, how: str = "write one such as 0.7", example: str = "0.7") -> float:
+    """Return a number of 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise input_error(f"{text[:20]!r} is not a number; {how}") from None
+    if not 0 <= value < float("inf"):
+        raise input_error(f"{text[:20]!r} must be at least 0, such as {example}")
+    return value
+
+
+def amount(text: str) -> float:
+    """Return an amount of money."""
+    return number(text, "write 5 or 5.00, without a sign (a shell reads $5 as a variable of its own)", "5.00")
+
+
+def variable(text: str) -> str:
+    """Return the name of an environment variable."""
+    if looks_like_key(text):
+        raise input_error(
+            "that looks like a key, or is no name; write the NAME of the variable that holds it, such as OPENAI_API_KEY"
+        )
+    return text
+
+
+def student(kind: str) -> str:
+    """Return the kind of a student that has a name."""
+    if kind != STUDENT:
+        raise input_error(f"{kind}: give it {STUDENT}, or nothing behind INPUT and OUTPUT")
+    return kind
+
+
+def share_of_label(text: str) -> tuple[str, str]:
+    """Return a label and its share.
+
+    >>> share_of_label("fraud=95%")
+    ('fraud', '95%')
+    """
+    label, equal, share = text.rpartition("=")
+    if not label or not equal:
+        raise input_error(f"{text[:20]!r} is not LABEL=P%, such as fraud=95%")
+    return label, share

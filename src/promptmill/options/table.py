@@ -1,0 +1,690 @@
+"""The table of all options of a job.
+
+An option is one entry: every face makes its flag, argument or keyword from it. The place that uses it reads it by its
+name, mostly `jobs.store.order.JobOrder.of`. The list of a feature moves into its folder as it is (`Feature.options`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+from promptmill.config.backends import BACKENDS
+from promptmill.core.errors import Named
+from promptmill.core.feature import features, part
+from promptmill.options.option import Argument, Face, Flag, Group, Keyword, Option, Without
+
+Again: TypeAlias = Literal["failed", "truncated", "all"]
+"""The rules `again …`, by which an order sends rows again."""
+MOST_VOTES = 9
+"""The most votes on a row: with more, a label hardly gets better."""
+
+_ENDPOINT = "backend_configs.openai."
+_SAMPLING = "sampling_params."
+_PATHS, _FILE, _FILES, _STDIN, _URLS, _QUERY = "paths", "file", "files", "stdin", "urls", "query"
+ROWS: Mapping[str, Mapping[Face, str]] = MappingProxyType(
+    {
+        _PATHS: {"flag": "files and folders of this machine", "keyword": "files and folders"},
+        _FILE: {"argument": "`input_file`"},
+        _FILES: {"argument": "`files`"},
+        _STDIN: {"flag": "`-` as INPUT alone"},
+        _URLS: {"flag": "URLs", "keyword": "URLs"},
+        _QUERY: {"flag": "a query that names its files", "keyword": "None for the rows"},
+        "values": {"argument": "`prompts`", "keyword": "a list or a table"},
+    }
+)
+"""The sources of a job's rows, as each face names those that it has."""
+
+
+def _are_several(value: Any) -> bool:
+    return not isinstance(value, str) and len({*value}) > 1
+
+
+def _is_other_model(present: Mapping[str, Any]) -> bool:
+    """Return whether `model` is another one than the strong model."""
+    sure, model = present["sure"], present["model"]
+    strong = sure.get("model") if isinstance(sure, Mapping) else sure
+    return model not in (strong, [strong])
+
+
+_SEVERAL = (
+    Without("model", words="several models", when=lambda present: _are_several(present["model"])),
+    Without("prompt", words="several prompts", when=lambda present: _are_several(present["prompt"])),
+)
+_FIELDS = Without("fields", when=lambda present: isinstance(present["fields"], str))
+_NO_CHEAP = ": no cheap model is asked"
+
+
+def _sampling(name: str, kind: object, words: str, keyword: str = "") -> Option:
+    """Return a sampling parameter, which the command line sets as a key."""
+    within, keys = Argument(within="sampling_params"), [f"{_SAMPLING}{name}"]
+    return Option(name, kind, words, flag=None, argument=within, keyword=Keyword(type=keyword), keys=keys)
+
+
+def _of_sure(name: str, words: str, flag: Flag, *, keyword: str = "", goes_without: Sequence[Without] = ()) -> Option:
+    """Return an option that says how sure labels are; over MCP, a key of `sure`."""
+    return Option(
+        name,
+        str,
+        words,
+        flag=flag,
+        argument=Argument(within="sure"),
+        keyword=Keyword(type=keyword),
+        goes_with=[Named("sure", "MODEL")],
+        goes_without=goes_without,
+    )
+
+
+PROMPTS = (
+    Option(
+        "prompt",
+        str | dict[str, str],
+        "what to ask of each row, such as 'Classify: {{text}}'; several, by name, are each asked",
+        flag=Flag(
+            metavar="TEXT",
+            words="what to ask of each row, such as 'Classify: {{text}}'; several, NAME=TEXT, are compared",
+            action="several",
+            one_of="prompt",
+            is_common=True,
+        ),
+        argument=Argument(
+            words="template of the prompts; {{name}} means the row's field of that name; without it, the rows hold "
+            'their prompts; several, {"short": "…", "long": "…"}, are each asked of each row',
+            examples=["Is this review positive? {{text}}"],
+        ),
+        keyword=Keyword(type="str | Mapping[str, str] | None"),
+        goes_without=[Without("prompt_column", "; name the column in the prompt: {{column}}")],
+    ),
+    Option(
+        "prompt_file",
+        Path,
+        "the same, from a file",
+        flag=Flag(metavar="FILE", one_of="prompt"),
+        argument=None,
+        keyword=None,
+    ),
+    Option(
+        "prompt_column",
+        str,
+        "the column with the prompts, without {prompt}; else `prompt`",
+        flag=Flag(metavar="NAME", one_of="prompt", is_common=True),
+    ),
+    Option(
+        "system",
+        str,
+        "system prompt above every row",
+        "",
+        flag=Flag(metavar="TEXT", is_common=True),
+        argument=Argument(
+            "system_prompt",
+            words="system prompt for every prompt of this call; without it, the configured one",
+            examples=["Answer in one word."],
+        ),
+        keyword=Keyword(type="str | None"),
+    ),
+    Option(
+        "image_column",
+        str,
+        "the column with each row's image, a path or URL, with {prompt}; else `images`",
+        flag=Flag(metavar="NAME"),
+    ),
+    Option(
+        "row_settings",
+        bool,
+        "with {prompt} or {prompt_column}: rows also set their model, sampling and system prompt",
+        False,
+    ),
+    Option("skip_empty", bool, "leave out rows that ask nothing; else they fail", False),
+)
+FILES = (
+    Option(
+        "each",
+        Literal["file", "line"],
+        "what is a row; unless given, each file of a folder of texts or images, and each line of a table",
+        argument=Argument(words="whether each file of `files` is asked about, or each of its rows; else `file`"),
+        rows=[_PATHS, _FILES],
+        goes_without=[Without("sql")],
+    ),
+    Option(
+        "pdf",
+        Literal["text", "images"],
+        "what is sent of PDFs; unless given, each page as its text, or a scan as an image",
+        rows=[_PATHS, _FILES],
+        goes_without=[Without("each", value="line")],
+    ),
+    Option(
+        "sql",
+        str,
+        "the query that gives the rows: of a database, or of the files that it names",
+        flag=Flag(metavar="QUERY"),
+        argument=Argument(words="the query whose result is the rows, if `input_file` is a .db"),
+        rows=[_PATHS, _FILE, _URLS, _QUERY],
+    ),
+    Option(
+        "encoding",
+        str,
+        "encoding of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …",
+        flag=Flag(metavar="NAME"),
+        rows=[_PATHS, _FILE, _FILES, _STDIN, _URLS, _QUERY],
+    ),
+    Option(
+        "input_format",
+        str,
+        "format of standard input, unless it is JSON: txt, csv.gz, …",
+        "",
+        flag=Flag(metavar="NAME"),
+        argument=None,
+        keyword=None,
+        rows=[_STDIN],
+    ),
+    Option(
+        "output_format",
+        str,
+        "format of standard output: jsonl, json, csv, …",
+        "",
+        flag=Flag(metavar="NAME"),
+        argument=None,
+        keyword=None,
+    ),
+    Option("overwrite", bool, "replace the output even if the job did not make it", False),
+    Option(
+        "state",
+        Path,
+        "the folder of jobs; else a job is kept beside its output",
+        flag=Flag(metavar="DIR"),
+        argument=None,
+        keyword=Keyword(type="str | Path | None"),
+    ),
+)
+ANSWERS = (
+    Option(
+        "choices",
+        list[str] | dict[str, str],
+        "every answer is one of these texts; an object or a file also defines them",
+        flag=Flag(
+            metavar="A,B,…",
+            words="every answer is one of these texts; a file also defines them: labels.csv",
+            read="promptmill.jobs.inputs.short_forms:labels_of",
+            one_of="form",
+            is_common=True,
+        ),
+        keyword=Keyword(type="str | Path | Sequence[str] | Mapping[str, str] | None"),
+        keys=["sampling_params.choices"],
+        goes_without=[Without("schema"), _FIELDS],
+    ),
+    Option(
+        "schema",
+        dict[str, Any],
+        "a JSON Schema that every answer must satisfy",
+        flag=Flag(metavar="FILE", read=Path, one_of="form", is_common=True),
+        argument=Argument(
+            words="JSON Schema that every answer must satisfy; answers are then JSON texts; describe fields with "
+            "`description`, and set `additionalProperties: false`",
+            examples=[
+                {
+                    "type": "object",
+                    "properties": {"city": {"type": "string"}, "population": {"type": "integer"}},
+                    "required": ["city", "population"],
+                    "additionalProperties": False,
+                }
+            ],
+        ),
+        keyword=Keyword(type="AnswerType | str | Path | None"),
+        keys=["sampling_params.response_format"],
+        goes_without=[_FIELDS],
+    ),
+    Option(
+        "response_format",
+        dict[str, Any],
+        "{schema} in OpenAI's form",
+        flag=None,
+        argument=None,
+        keyword=Keyword(type="Mapping[str, Any] | None"),
+    ),
+    Option(
+        "fields",
+        str | bool,
+        "{schema} in one line: name,amount:number,day:date; False: a JSON text, not a column for each field",
+        flag=Flag(
+            metavar="A,B:TYPE,…",
+            words="the same in one line: name,amount:number,day:date",
+            read="promptmill.jobs.inputs.short_forms:schema_of_fields",
+            stored="schema",
+            one_of="form",
+            is_common=True,
+        ),
+        keyword=Keyword(type="bool | str"),
+    ),
+    Option(
+        "no_fields",
+        bool,
+        "with {schema}: a JSON text, not a column for each field",
+        flag=Flag(action="off", stored="fields"),
+        argument=None,
+        keyword=None,
+    ),
+    Option("choices_many", bool, "with {choices}: any number of them", False, goes_with=[Named("choices")]),
+    Option(
+        "answer_column",
+        str,
+        "the column of the answers; `answer_1` if the rows have a column `answer`",
+        "answer",
+        flag=Flag(metavar="NAME"),
+    ),
+    _sampling("n", int, "answers to each row"),
+    Option(
+        "reasoning",
+        Literal["separate", "inline"],
+        "where the model's thoughts are: in a column of their own, or in the answer",
+        flag=None,
+        argument=None,
+        keys=["reasoning"],
+    ),
+    *(
+        Option(name, kind, words, flag=None, argument=Argument(within="sampling_params"))
+        for name, kind, words in (
+            ("logprobs", bool, "the probabilities of the answer's tokens"),
+            ("top_logprobs", int, "so many other tokens at each place, with their probabilities"),
+            ("top_choices", int, "so many of the {choices}, with their probabilities"),
+        )
+    ),
+)
+CONFIGURATION = (
+    Option(
+        "config",
+        Path,
+        "configuration file; else PROMPTMILL_CONFIG, …",
+        flag=Flag(metavar="PATH"),
+        argument=None,
+        keyword=Keyword(type="str | Path | None"),
+    ),
+    Option(
+        "backend",
+        str,
+        f"the backend, in place of the file's: auto, {', '.join(sorted(BACKENDS))}",
+        flag=Flag(metavar="NAME"),
+        argument=None,
+        keys=["backend"],
+    ),
+    Option(
+        "settings",
+        dict[str, Any],
+        'values of keys by their paths, {"backend_configs.openai.rpm": 60}',
+        flag=Flag("set", metavar="KEY.PATH=VALUE", words="override one key; may be repeated", action="append"),
+        argument=None,
+        keyword=Keyword(type="Mapping[str, Any] | None"),
+    ),
+)
+MODEL = (
+    Option(
+        "model",
+        str | list[str],
+        "a name of the configuration, or the backend's own name for a model; several are compared",
+        flag=Flag(
+            "-m model",
+            metavar="NAME",
+            words="a name that `promptmill models` lists, or the backend's own name for a model",
+            action="several",
+            is_common=True,
+        ),
+        argument=Argument(
+            words="a name from promptmill://models; without several there, also a model of its endpoint; several, as "
+            "a list, each answer each row, and the column `variant` tells them apart",
+        ),
+        keyword=Keyword(type="str | Sequence[str] | None"),
+        keys=[f"{_ENDPOINT}model_name", "backend_configs.hf.model_name_or_path"],
+    ),
+    Option(
+        "base_url",
+        str,
+        "an OpenAI-compatible endpoint, such as localhost:11434",
+        flag=Flag(metavar="URL", is_common=True),
+        argument=None,
+        keyword=Keyword(type="str | Sequence[str] | None"),
+        keys=[f"{_ENDPOINT}base_url"],
+    ),
+    Option(
+        "provider",
+        str,
+        "a provider that `promptmill providers` lists",
+        flag=Flag(metavar="NAME", is_common=True),
+        argument=None,
+        keys=[f"{_ENDPOINT}provider"],
+    ),
+    Option(
+        "api_key",
+        str,
+        "the endpoint's key, better by {api_key_env}",
+        flag=None,
+        argument=None,
+        keyword=Keyword(type="str | Sequence[str] | None"),
+        keys=[f"{_ENDPOINT}api_key"],
+    ),
+    Option(
+        "api_key_env",
+        str,
+        "the environment variable that holds the endpoint's key",
+        flag=Flag("key-env", metavar="NAME", read="promptmill.options.reading:variable"),
+        argument=None,
+        keys=[f"{_ENDPOINT}api_key_env"],
+    ),
+    Option(
+        "concurrency",
+        int,
+        "most requests in flight",
+        flag=Flag(metavar="N"),
+        argument=None,
+        keys=[f"{_ENDPOINT}concurrency"],
+    ),
+    Option(
+        "tier",
+        Literal["default", "flex", "priority"],
+        "service tier; flex: half the price, slower, waits for capacity",
+        argument=None,
+    ),
+)
+SAMPLING = (
+    Option(
+        "temperature",
+        float,
+        "0 for the likeliest answer",
+        flag=Flag(metavar="T"),
+        argument=Argument(within="sampling_params"),
+        keys=[f"{_SAMPLING}temperature"],
+    ),
+    Option(
+        "max_tokens",
+        int,
+        "longest answer, in tokens",
+        flag=Flag(metavar="N"),
+        argument=Argument(within="sampling_params"),
+        keys=[f"{_SAMPLING}max_tokens"],
+    ),
+    Option(
+        "sampling_params",
+        dict[str, Any],
+        "sampling parameters that override the configured ones in this call; names: temperature, top_p, max_tokens, "
+        "stop, seed and the like, and OpenAI's tools, tool_choice, logprobs; top_choices: 3 gives probabilities of "
+        "`choices`; rarely needed",
+        flag=None,
+        argument=Argument(examples=[{"temperature": 0, "max_tokens": 256}]),
+        keyword=None,
+    ),
+    _sampling("top_p", float, "only the likeliest tokens that have this probability together"),
+    _sampling("top_k", int, "only so many of the likeliest tokens"),
+    _sampling("min_p", float, "only tokens with this share of the likeliest one's probability"),
+    _sampling("seed", int, "the same seed gives the same answers, where the engine can"),
+    _sampling("stop", str, "texts that end an answer", "str | Sequence[str] | None"),
+    _sampling("presence_penalty", float, "above 0: fewer tokens that are there already"),
+    _sampling("frequency_penalty", float, "above 0: fewer tokens that are there often"),
+    _sampling("repetition_penalty", float, "above 1: fewer repetitions, on engines"),
+    _sampling("reasoning_effort", str, "how long the model thinks: low, medium, high"),
+    _sampling("enable_thinking", bool, "whether the model thinks"),
+)
+TOOLS = tuple(
+    Option(name, object, words, flag=None, argument=Argument(within="sampling_params"), keyword=Keyword(type=kind))
+    for name, words, kind in (
+        ("tools", "tools that the model may call, as OpenAI has them", "Sequence[Mapping[str, Any]] | None"),
+        ("tool_choice", "which of the {tools} it calls", "str | Mapping[str, Any] | None"),
+        ("parallel_tool_calls", "whether it may call several at once", "bool | None"),
+    )
+)
+LIMITS = (
+    Option(
+        "limit",
+        int,
+        "only the first N rows; later, without it, the others",
+        flag=Flag(metavar="N", is_common=True),
+        argument=Argument(least=0),
+    ),
+    Option(
+        "sample",
+        int,
+        "only N random rows; later, without it, the others",
+        flag=Flag(metavar="N", is_common=True),
+        argument=Argument(least=1),
+        goes_without=[Without("limit"), Without("shard")],
+    ),
+    Option(
+        "max_cost",
+        float,
+        "most dollars that all runs of the job may spend",
+        flag=Flag(metavar="AMOUNT", read="promptmill.options.reading:amount", is_common=True),
+        argument=Argument(
+            words="spending limit of this job in US dollars; rows beyond it fail with code `budget`; requires a known "
+            "price and `max_tokens`",
+            least=0,
+        ),
+        keys=["max_cost"],
+    ),
+    Option(
+        "max_failures",
+        str,
+        "stop when more rows than this have failed",
+        flag=Flag(metavar="N|P%"),
+        argument=Argument(examples=["100", "5%"]),
+        keyword=Keyword(type="int | str | None"),
+    ),
+    Option("dedupe", bool, "send identical rows at temperature 0 once", False),
+    Option(
+        "shard",
+        str,
+        "only this part of the rows, 3/16, for `promptmill join`",
+        flag=Flag(metavar="I/N"),
+        argument=None,
+        rows=[_PATHS],
+        goes_with=[Named("output")],
+        goes_without=[Without("limit"), *_SEVERAL],
+    ),
+)
+RUN = (
+    Option(
+        "validate",
+        bool,
+        "check the rows, estimate the price; send nothing",
+        False,
+        flag=Flag(is_common=True),
+        keyword=None,
+    ),
+    Option(
+        "detach",
+        bool,
+        "run in the background; see `promptmill jobs`",
+        False,
+        flag=Flag(is_common=True),
+        argument=None,
+        keyword=None,
+    ),
+    Option(
+        "again",
+        Again,
+        "send these rows again; their answers stay until the new ones are there",
+        flag=Flag(is_common=True),
+        argument=Argument(
+            words="rows of an earlier job of these files to send again: the failed ones, those cut off at max_tokens, "
+            "or all; the old answers stay until the new ones arrive"
+        ),
+    ),
+    Option("keep", bool, "count answers made under other settings, which later rows note", False),
+    Option(
+        "from_job",
+        str,
+        "use the answers of another job, too: its id or output",
+        flag=Flag("from", metavar="JOB", stored="from_job"),
+        keyword=Keyword(type="str | Path | None"),
+    ),
+    Option("quiet", bool, "show no progress", False, argument=None, keyword=None),
+    Option("json", bool, "print the result as JSON", False, argument=None, keyword=None),
+    Option(
+        "progress",
+        bool,
+        "True: progress in a notebook or on stderr; False: none; or a function that gets the status",
+        flag=None,
+        argument=None,
+        keyword=Keyword(type="bool | Callable[[Mapping[str, Any]], object] | None"),
+    ),
+)
+LABELS = (
+    Option(
+        "sure",
+        dict[str, Any],
+        "a strong model, which answers the rows where {model} may not agree with it; see docs/sure-labels.md",
+        flag=Flag(
+            metavar="MODEL",
+            words="a strong model; {model} answers where both surely agree, MODEL all other rows",
+        ),
+        argument=Argument(
+            words="with `choices` or `schema`: `model` is a strong model; the cheap one answers where both surely "
+            "agree. `agree` (0.95) of the labels or more agree with it, with `certainty` (0.95); also `gold`, a column "
+            "with right labels of random rows, which makes `agree` the share of right labels, `second`, another cheap "
+            "model, `student`: true, a classifier that takes the place of the cheap model "
+            '("scikit-learn", an extra, labels more rows), and `recall` by label',
+            examples=[{"model": "good-1", "agree": 0.95}],
+        ),
+        keyword=Keyword(type="str | None"),
+        goes_without=[
+            *_SEVERAL,
+            Without("shard"),
+            Without("dedupe"),
+            Without("keep"),
+            Without("from_job"),
+            Without("again", ": name another output for a new sample", "all"),
+        ],
+    ),
+    _of_sure(
+        "agree",
+        "the share of labels that agree with the strong model, at least; else 95%",
+        Flag(metavar="P%"),
+        keyword="float | str | None",
+    ),
+    _of_sure(
+        "gold",
+        "a column with right labels of random rows: {agree} is then the share of right labels",
+        Flag(metavar="COLUMN"),
+        goes_without=[
+            Without("student", ": the rows that train it have labels of the strong model, which may be wrong"),
+            Without("recall", ": its promise is about all classes together"),
+        ],
+    ),
+    _of_sure("certainty", "the certainty of that; else 95%", Flag(metavar="P%"), keyword="float | str | None"),
+    _of_sure(
+        "student",
+        "in place of {model}: a classifier that learns from the strong model's answers, and costs nothing; that of "
+        "scikit-learn (an extra) labels more of many rows",
+        Flag(metavar="scikit-learn", read="promptmill.options.reading:student", bare=True),
+        keyword='bool | Literal["scikit-learn"]',
+        goes_without=[
+            Without("second", _NO_CHEAP),
+            Without("votes", _NO_CHEAP),
+            Without("model", ": it takes the model's place", when=_is_other_model),
+        ],
+    ),
+    _of_sure(
+        "second",
+        "a second cheap model; labels on which both agree are surer",
+        Flag(metavar="MODEL"),
+        goes_without=[Without("votes", ": both say which labels are sure")],
+    ),
+    _of_sure(
+        "recall",
+        "also the share of a label's rows that are delivered with it, at least, by label",
+        Flag(
+            metavar="LABEL=P%",
+            words="also: the share of the rows of LABEL that are delivered with it, at least",
+            read="promptmill.options.reading:share_of_label",
+            action="append",
+        ),
+        keyword="Mapping[str, float | str] | None",
+    ),
+    Option(
+        "votes",
+        int,
+        "so many answers to each row vote; several models take turns; with {sure}, of the cheap model",
+        flag=Flag(metavar="N"),
+        argument=Argument(
+            words="ask N times, or each of several models in turn; the majority decides", least=2, most=MOST_VOTES
+        ),
+        goes_without=[_SEVERAL[1], Without("shard"), Without("dedupe")],
+    ),
+)
+BATCHES = (
+    Option("batch", bool, "by the provider's Batch API: cheaper, within a day; the rest is sent live", False),
+    Option(
+        "by",
+        str,
+        "with {batch}: 06:00, 2026-03-01T06:00 or 6h from now; open rows are sent live then",
+        flag=Flag(metavar="TIME"),
+        goes_with=[Named("batch")],
+    ),
+    Option(
+        "poll",
+        str,
+        "with {batch}: look at it so often; else after 30s to 15m",
+        flag=Flag(metavar="TIME"),
+        argument=None,
+        goes_with=[Named("batch")],
+    ),
+    Option(
+        "keep_files",
+        bool,
+        "with {batch}: leave the files at the provider",
+        False,
+        argument=None,
+        goes_with=[Named("batch")],
+    ),
+)
+RAY = (
+    Option("ray", str, "answer on a Ray cluster: HOST:PORT, or auto", flag=Flag(metavar="ADDRESS"), argument=None),
+    *(
+        Option(name, kind, words, default, flag=Flag(metavar="N"), argument=None, goes_with=[Named("ray", "ADDRESS")])
+        for name, kind, words, default in (
+            ("replicas", int, "with {ray}: so many of the model", 1),
+            ("num_gpus", float, "with {ray}: GPUs of each replica", 0),
+            ("num_cpus", float, "with {ray}: cores of each replica", 1),
+        )
+    ),
+)
+REPORT = (
+    Option(
+        "report",
+        Path,
+        "write a report, one HTML file, at the end",
+        flag=Flag(metavar="FILE"),
+        argument=None,
+        keyword=None,
+        goes_without=[
+            Without("detach", "; `promptmill report` writes one"),
+            Without("validate", "; `promptmill report` writes one"),
+        ],
+    ),
+)
+
+GROUPS = (
+    Group("prompt", "prompts", PROMPTS),
+    Group("file", "files", FILES),
+    Group("answer", "answers", ANSWERS),
+    Group("model", "configuration", CONFIGURATION),
+    Group("model", "model", MODEL),
+    Group("sampling", "sampling", SAMPLING),
+    Group("tool", "tools", TOOLS),
+    Group("limit", "limits", LIMITS),
+    Group("job", "the run", RUN),
+    Group("sure", "labels that are sure, with choices or a schema", LABELS),
+    Group("batch", "the provider's Batch API, at a lower price", BATCHES),
+    Group("ray", "a Ray cluster", RAY),
+    Group("report", "a report", REPORT),
+)
+"""The options of the core."""
+
+
+def groups() -> list[Group]:
+    """Return the options of the core, and those of each feature under its name."""
+    added = [Group(name, each.words, part(each.options)) for name, each in features().items() if each.options]
+    return [*GROUPS, *added]
+
+
+def options() -> dict[str, Option]:
+    """Return all options by their names."""
+    return {option.name: option for group in groups() for option in group.options}

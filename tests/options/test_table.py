@@ -1,0 +1,112 @@
+"""One table of options: what is added there appears on every face."""
+
+from __future__ import annotations
+
+import pydoc
+
+import pytest
+from fastmcp import Client
+
+import promptmill
+from promptmill.cli import bulk
+from promptmill.cli.options import Parser
+from promptmill.config.loading import Configuration
+from promptmill.core.feature import Feature
+from promptmill.options import pages, table
+from promptmill.options.option import Flag, Group, Option, spelled
+from promptmill.server import create_server
+from promptmill.service.service import Service
+
+SHUFFLE = Option("shuffle", int, "rows in an order drawn from this seed; goes with {limit}", flag=Flag(metavar="SEED"))
+
+
+def _parser() -> Parser:
+    parser = Parser("promptmill bulk")
+    bulk.add_options(parser)
+    return parser
+
+
+@pytest.mark.parametrize("face", ["flag", "argument", "keyword"])
+def test_the_words_of_an_option_name_only_options_that_the_face_has(face):
+    known = table.options()
+    for option in known.values():
+        if option.name_on(face) is not None:
+            assert option.words_on(face, known)  # else it raises
+
+
+def test_no_name_stands_for_two_options():
+    every = [option for group in table.groups() for option in group.options]
+    for face in ("flag", "argument", "keyword"):
+        names = [name for option in every if (name := option.name_on(face)) is not None]
+        assert sorted(names) == sorted(set(names))
+
+
+def test_rules_name_options_of_the_table():
+    known = table.options()
+    for option in known.values():
+        rules = {named.field for named in option.goes_with} | {other.name for other in option.goes_without}
+        assert rules <= known.keys() | {"output"}, option.name
+        assert {*option.rows} <= table.ROWS.keys(), option.name
+
+
+def test_a_face_spells_an_option_in_its_own_way():
+    known = table.options()
+    assert spelled("{api_key_env}", "flag", known) == "--key-env"
+    assert spelled("{agree}, {system}", "argument", known) == "`sure.agree`, `system_prompt`"
+    assert spelled("a {{column}} of {prompt}", "keyword", known) == "a {{column}} of `prompt`"
+    with pytest.raises(KeyError, match="detach"):
+        spelled("{detach}", "keyword", known)
+
+
+def test_an_option_that_is_added_to_the_table_appears_on_every_face(monkeypatch):
+    monkeypatch.setattr(table, "GROUPS", (*table.GROUPS, Group("order", "the order of rows", [SHUFFLE])))
+    assert _parser().parse_args(["a.csv", "b.csv", "--shuffle", "7"]).shuffle == 7
+    assert "the order of rows:\n  --shuffle SEED" in _parser().format_help()
+    assert "goes with --limit" in " ".join(_parser().format_help().split())
+    module = pages.keywords(table.groups())
+    assert "class OrderOptions(TypedDict, total=False):" in module
+    assert "    shuffle: int | None\n" in module
+    assert "| `--shuffle` | `shuffle` | `shuffle` | |" in pages.names(table.groups())
+    assert "`shuffle`: rows in an order drawn from this seed; goes with `limit`." in pages.listing(table.groups())
+
+
+async def test_an_option_that_is_added_to_the_table_is_an_argument_of_the_tool(monkeypatch):
+    monkeypatch.setattr(table, "GROUPS", (*table.GROUPS, Group("order", "the order of rows", [SHUFFLE])))
+    async with Client(create_server(Service(Configuration({})))) as client:
+        (tool,) = [each for each in await client.list_tools() if each.name == "bulk_generate"]
+    added = tool.input_schema["properties"]["shuffle"]
+    assert added["anyOf"] == [{"type": "integer"}, {"type": "null"}]
+    words = "Rows in an order drawn from this seed; goes with `limit`. Null unless given."
+    assert (added["description"], added["default"]) == (words, None)
+
+
+def test_the_options_of_a_feature_join_the_table_under_its_name(monkeypatch):
+    feature = Feature(words="rows in another order", options=f"{__name__}:OPTIONS")
+    monkeypatch.setattr(table, "features", lambda: {"order": feature})
+    assert table.groups()[-1] == Group("order", "rows in another order", OPTIONS)
+    assert _parser().parse_args(["a.csv", "b.csv", "--shuffle", "7"]).shuffle == 7
+
+
+OPTIONS = (SHUFFLE,)
+
+
+def test_the_help_fits_on_a_screen_and_the_long_one_has_every_option(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = {}
+    for words in (["--help"], ["--help", "all"], ["in.csv", "-h"]):
+        with pytest.raises(SystemExit):
+            _parser().parse_args(words)
+        shown[" ".join(words)] = capsys.readouterr().out
+    short, whole = shown["--help"].splitlines(), shown["--help all"]
+    assert shown["in.csv -h"] == shown["--help"]
+    assert (len(short) <= 50, max(map(len, short)) <= 80) == (True, True)
+    names = [name for option in table.options().values() if (name := option.name_on("flag")) is not None]
+    assert sum(line.startswith("  -") for line in short) == 15
+    assert not [name for name in names if name not in whole]
+    assert "`promptmill bulk --help all` shows all" in shown["--help"]
+
+
+def test_the_help_of_python_has_every_keyword():
+    text = pydoc.plain(pydoc.render_doc(promptmill.bulk))
+    names = [name for option in table.options().values() if (name := option.name_on("keyword")) is not None]
+    assert not [name for name in names if f"`{name}`" not in text]
