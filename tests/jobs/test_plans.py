@@ -93,7 +93,7 @@ def test_a_job_whose_feature_is_missing_can_be_read_and_is_not_run(kind, monkeyp
 
 def test_a_job_without_options_of_plans_has_the_ordinary_one_which_is_not_stored():
     order = JobOrder.of([Path("/in")], Path("/out"), {"student": False})
-    assert type(order.plan) is type(plan_of({}, [""], 1)) is Plan
+    assert type(order.plan) is type(plan_of({}, [""])) is Plan
     assert order.model_dump(mode="json")["plan"] is None
     assert JobOrder.model_validate(order.model_dump(mode="json")) == order
 
@@ -105,6 +105,6 @@ def test_an_option_of_a_hidden_feature_is_refused(monkeypatch):
     for cached in (feature._features, feature._hidden):
         cached.cache_clear()
     with pytest.raises(PromptmillError, match="max_failures` needs the feature long"):
-        plan_of({"max_failures": "9"}, [""], 1)
+        plan_of({"max_failures": "9"}, [""])
     for cached in (feature._features, feature._hidden):
         cached.cache_clear()

@@ -26,14 +26,6 @@ from promptmill.options.table import MOST_VOTES, Again
 
 STUDENT = "student"
 """The giver of labels of a student, and the model of its answers."""
-_APART = (
-    ("second", "votes", ": both say which labels are sure"),
-    ("student", "second", ": no cheap model is asked"),
-    ("student", "votes", ": no cheap model is asked"),
-    ("gold", "student", ": the rows that train it have labels of the strong model, which may be wrong"),
-    ("gold", "recall", ": its promise is about all classes together"),
-)
-"""Fields of `SureRule` that exclude each other, and why."""
 
 
 class SureCut(Stored):
@@ -164,19 +156,18 @@ class SureRule(Plan):
     """The decisions of the job; none in an order."""
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], models: Sequence[str], prompts: int) -> Self | None:
+    def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Self | None:
         """Return the rule of the options `sure` (a model, or a mapping of all fields), `agree`, `certainty`, `second`,
         `votes`, `recall`, `gold` and `student`; a share may be `95%`. None without `sure`.
 
         Raises `PromptmillError` (`invalid_input`).
         """
+        del models
         model = options.get("sure")
         given = {name: options[name] for name in _OPTIONS - {"model"} if options.get(name) is not None}
         if given.get("student") is False:
             del given["student"]
         if model is None:
-            for name in given.keys() - {"votes"}:
-                raise input_error(Named(name), " goes with ", Named("sure", "MODEL"), ".")
             return None
         if not isinstance(model, str | Mapping):
             raise input_error(Named("sure"), " is the name of a model.")
@@ -187,9 +178,6 @@ class SureRule(Plan):
                 Named("sure"),
                 f" has no field {name[:40]}; it has {known}.",
             )
-        for name, other, why in _APART:
-            if given.get(name) and given.get(other):
-                raise input_error(Named(name), " goes without ", Named(other), f"{why}.")
         for name in ("agree", "certainty"):
             if given.get(name) is not None:
                 given[name] = _share(name, given[name])
@@ -198,27 +186,10 @@ class SureRule(Plan):
             raise input_error(Named("recall"), ' has a share for each label, such as {"fraud": 0.95}.')
         given["recall"] = {str(label): _share("recall", share) for label, share in recall.items()}
         try:
-            rule = cls(**{name: value for name, value in given.items() if value is not None})
+            return cls(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
             first = error.errors()[0]
             raise input_error(Named("sure"), f" {first['loc'][0]}: {first['msg']}.") from None
-        rule._check_options(options, models, prompts)
-        return rule
-
-    def _check_options(self, options: Mapping[str, Any], models: Sequence[str], prompts: int) -> None:
-        """Raise `PromptmillError` (`invalid_input`) for options that do not go with `sure`."""
-        if len(models) > 1 or prompts > 1:
-            raise input_error(Named("sure"), " goes with one model and one prompt.")
-        # answers of other settings or jobs would be labels without a sample
-        for other in ("shard", "dedupe", "keep", "from_job"):
-            if options.get(other):
-                raise input_error(Named("sure"), " goes without ", Named(other), ".")
-        if options.get("again") == "all":
-            raise input_error(
-                Named("sure"), " goes without ", Named("again", "all"), ": name another output for a new sample."
-            )
-        if self.student and models[0] not in {"", self.model}:
-            raise input_error(Named("student"), " goes without ", Named("model"), ": it takes the model's place.")
 
     @property
     def ways(self) -> tuple[Variant, ...]:

@@ -45,7 +45,7 @@ class Votes(Plan):
     """The model of each vote; `""`: the model of the configuration."""
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], models: Sequence[str], prompts: int) -> Votes | None:
+    def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Votes | None:
         """Return the votes of the option `votes`; the models take turns. None without the option."""
         if (count := options.get("votes")) is None:
             return None
@@ -53,11 +53,6 @@ class Votes(Plan):
             raise input_error(Named("votes"), f" {str(count)[:20]!r} is not a number from 2 to {MOST_VOTES}.")
         if len(models) > count:
             raise input_error(f"{len(models)} models need at least ", Named("votes", str(len(models))), ".")
-        if prompts > 1:
-            raise input_error(Named("votes"), " goes with one prompt.")
-        for other in ("shard", "dedupe"):
-            if options.get(other):
-                raise input_error(Named("votes"), " goes without ", Named(other), ".")
         return cls(models=tuple(models[at % len(models)] for at in range(count)))
 
     @property

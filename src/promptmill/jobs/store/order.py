@@ -253,7 +253,7 @@ class JobOrder(Stored):
         prompts = {} if prompt is None else {"": prompt} if isinstance(prompt, str) else dict(prompt)
         models = [] if model is None or isinstance(model, str) else list(dict.fromkeys(model))
         variants = _variants(models if len(models) > 1 else [""], list(prompts) if len(prompts) > 1 else [""])
-        plan = plan_of(options, models or [""], len(prompts))
+        plan = plan_of(options, models or [""])
         variants = plan.ways or variants
         return cls(
             inputs=tuple(inputs),

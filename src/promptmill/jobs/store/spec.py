@@ -203,12 +203,12 @@ class Plan(Stored):
     """Whether failures in all slots count for the limit of failures, not only those of delivered answers."""
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], models: Sequence[str], prompts: int) -> Plan | None:
-        """Return the plan that the options of `bulk` ask for; None for an ordinary job. `prompts`: their number.
+    def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Plan | None:
+        """Return the plan that the options of `bulk` ask for; None for an ordinary job.
 
         Raises `PromptmillError` (`invalid_input`).
         """
-        del options, models, prompts
+        del options, models
         return cls()
 
     @property
@@ -387,12 +387,12 @@ def plan_named(name: str) -> type[Plan] | None:
     return next((part(entry.plan) for entry in entries if entry.name == name), None)
 
 
-def plan_of(options: Mapping[str, Any], models: Sequence[str], prompts: int) -> Plan:
+def plan_of(options: Mapping[str, Any], models: Sequence[str]) -> Plan:
     """Return the plan that the options of `bulk` ask for. Raises `PromptmillError` (`invalid_input`)."""
     for entry in (entry for feature in features().values() for entry in feature.plans):
-        if any(options.get(option) not in (None, False) for option in entry.options):
+        if any(options.get(option) not in (None, False, {}) for option in entry.options):
             kind: type[Plan] = part(entry.plan)
-            if (plan := kind.of(options, models, prompts)) is not None:
+            if (plan := kind.of(options, models)) is not None:
                 return plan
     for name, feature in hidden().items():
         for option in (option for entry in feature.plans for option in entry.options if options.get(option)):
