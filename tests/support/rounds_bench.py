@@ -82,7 +82,8 @@ class RoundsBench:
     def rounds(self, order: JobOrder) -> Iterator[tuple[Round, JobRounds | None]]:
         """Yield the rounds of a run, those that copy with the job's rounds."""
         change = Change(None, order.earlier, _last_round(self.store, order))
-        job: Any = SimpleNamespace(order=order, spec=self.spec, change=change, folder=SimpleNamespace(store=self.store))
+        folder = SimpleNamespace(store=self.store)
+        job: Any = SimpleNamespace(order=order, spec=self.spec, change=change, folder=folder, plan=None)
         duplicates = Duplicates(self.store, self.spec, lambda *_: True) if order.limits.dedupe else None
         job_rounds = JobRounds(job, duplicates)
         for _ in range(20):

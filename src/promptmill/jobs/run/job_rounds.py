@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from promptmill.backends.questions import RowRequests
@@ -16,11 +16,11 @@ from promptmill.jobs.run.copies import Copies, Duplicates
 from promptmill.jobs.run.live import Between
 from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.store import rounds
-from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.fingerprint import system_prompt_of
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import Round, join_of
-from promptmill.jobs.store.spec import JobSpec, Plan, PlanWork, digest
+from promptmill.jobs.store.spec import JobSpec, PlanWork, RunningJob, digest
 from promptmill.jobs.store.stored import Target
 from promptmill.jobs.store.stored_batches import Batch, open_batches
 
@@ -36,38 +36,6 @@ class Open(NamedTuple):
     """The number of the last open row; -1 if there is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class _PlannedRun:
-    """A run, as its plan sees it: a `RunningJob`."""
-
-    job: Job
-    end: int
-    work: Work
-
-    @property
-    def spec(self) -> JobSpec:
-        return self.job.spec
-
-    @property
-    def store(self) -> JobDatabase:
-        return self.job.folder.store
-
-    @property
-    def config(self) -> ResolvedConfig:
-        return self.job.plan
-
-    @property
-    def limit(self) -> int | None:
-        return self.job.order.limits.rows
-
-    def put(self, plan: Plan) -> None:
-        self.job.put(self.job.spec.model_copy(update={"plan": plan}))
-
-    def requests(self) -> RowRequests:
-        job = self.job
-        return next(requests_of(job.spec, reader_of(job.plan, job.spec, job.order.system_prompt)))
-
-
 class JobRounds:
     """The rounds of a job in one run. All methods block and raise the errors of `JobDatabase`."""
 
@@ -78,10 +46,21 @@ class JobRounds:
         limit. `work` follows and halts the plan's long work."""
         self._job = job
         self._end = end
-        run = _PlannedRun(job, end, work or Work())
-        self._work = job.spec.plan.work(run)
+        store, spec_now = job.folder.store, lambda: job.spec
+        self._work = job.spec.plan.work(
+            RunningJob(
+                store,
+                job.plan,
+                job.order.limits.rows,
+                end,
+                work or Work(),
+                spec_now,
+                lambda plan: job.put(job.spec.model_copy(update={"plan": plan})),
+                lambda: next(requests_of(job.spec, reader_of(job.plan, job.spec, job.order.system_prompt))),
+            )
+        )
         self._duplicates = duplicates or PlanWork()
-        self._copies = Copies(job.folder.store, lambda: job.spec, end)
+        self._copies = Copies(store, spec_now, end)
         self._open: dict[tuple[str, str, int, int], Open] = {}
         """The result of the last search for open rows, by rule, way, `since` and slot."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import orjson
 from pydantic import BeforeValidator, Field, PlainSerializer
@@ -141,46 +141,29 @@ class Delivered(NamedTuple):
     """The numbers of rows that slot 0 is sent for now."""
 
 
-class RunningJob(Protocol):
+@dataclass(frozen=True, slots=True)
+class RunningJob:
     """A run of a job, as its plan sees it."""
+
+    store: JobDatabase
+    config: ResolvedConfig
+    """The model and settings of the run."""
+    limit: int | None
+    """The order's limit of rows."""
+    end: int
+    """The number of the first row beyond the limit."""
+    work: Work
+    """Follows and halts long work."""
+    described: Callable[[], JobSpec]
+    put: Callable[[Plan], None]
+    """Stores the plan, with its new decisions. Raises the errors of `JobDatabase`."""
+    requests: Callable[[], RowRequests]
+    """Returns the maker of the requests to the model of the first slot."""
 
     @property
     def spec(self) -> JobSpec:
-        """The job."""
-        ...
-
-    @property
-    def store(self) -> JobDatabase:
-        """The job's database."""
-        ...
-
-    @property
-    def config(self) -> ResolvedConfig:
-        """The model and settings of the run."""
-        ...
-
-    @property
-    def limit(self) -> int | None:
-        """The order's limit of rows."""
-        ...
-
-    @property
-    def end(self) -> int:
-        """The number of the first row beyond the limit."""
-        ...
-
-    @property
-    def work(self) -> Work:
-        """Follows and halts long work."""
-        ...
-
-    def put(self, plan: Plan) -> None:
-        """Store the plan, with its new decisions. Raises the errors of `JobDatabase`."""
-        ...
-
-    def requests(self) -> RowRequests:
-        """Return the maker of the requests to the model of the first slot."""
-        ...
+        """The job, as it is now."""
+        return self.described()
 
 
 class Plan(Stored):
