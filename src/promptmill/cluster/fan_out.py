@@ -111,6 +111,7 @@ class FannedOut:
         self._small: set[Call] = set()
         self._quota: Quota | None = None
         """Set once processes have run."""
+        self._is_closed = False
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Load the backend in this process."""
@@ -118,6 +119,8 @@ class FannedOut:
 
     def enter(self, call: Call) -> Share:
         """Note that a call starts. Raises as the backend does."""
+        if self._is_closed:
+            raise PromptmillError(Code.SHUTDOWN, "The connections are closed.")
         count = min(self._settings.num_workers or min(usable_cores(), 8), self._backend.most)
         if count < 2 or call.exchange is not None or not self._is_worth_processes(call):
             share = self._backend.enter(call)
@@ -173,6 +176,7 @@ class FannedOut:
 
     async def aclose(self) -> None:
         """Free all resources."""
+        self._is_closed = True
         await self._backend.aclose()
 
 
@@ -208,7 +212,7 @@ class ProcessLink:
         try:
             if not await self._child.send(frames.pickled((number, method, arguments))):
                 raise LostError
-            return await reply
+            return None if method == "submit" else await reply
         finally:
             del self._open[number]
 

@@ -21,7 +21,8 @@ import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from promptmill import __version__
@@ -47,7 +48,7 @@ from promptmill.images.load import HeldImage, encode_held
 _SILENCE_S = 60.0
 """Without a report for so long, the process has stopped or its machine is gone."""
 _ALIVE_S = 5.0
-_SENT_AT_ONCE = 64  # requests; more would keep the event loop from other work while they are packed
+_ALL_BUT_KEY = attrgetter(*(each.name for each in fields(Request)[1:]))
 _KEPT_IMAGES = 16  # of a program's memory, encoded once for several requests
 
 
@@ -107,15 +108,15 @@ class _DriversAccount:
         return await self._replica.reserve(self._number)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Orders:
     """What a driver has for the other end since the last time."""
 
-    requests: Sequence[Request]
-    cancelled: Sequence[int]
-    reserved: Sequence[tuple[int, bool]]
+    requests: list[Request] = field(default_factory=list)
+    cancelled: list[int] = field(default_factory=list)
+    reserved: list[tuple[int, bool]] = field(default_factory=list)
     """The requests whose next attempt waited for its reservation, and whether there is one."""
-    facts: Facts
+    facts: Facts = field(default_factory=Facts)
     """The facts about their call."""
 
 
@@ -296,8 +297,7 @@ class _RemoteShare(FixedShare):
         return self.remote.last.waiting
 
 
-@dataclass(slots=True)
-class _Open:
+class _Open(NamedTuple):
     """A request at the other end."""
 
     request: Request
@@ -325,7 +325,8 @@ class RemoteBackend:
         self._shares: dict[Call, _RemoteShare] = {}
         self._open: dict[int, _Open] = {}
         self._numbers = itertools.count(1)
-        self._outbox = _Outbox()
+        self._orders = Orders()
+        self._has_orders = asyncio.Event()
         self._images = _SentImages()
         self._serving: asyncio.Task[None] | None = None
 
@@ -352,7 +353,7 @@ class RemoteBackend:
 
     async def answer(self, request: Request, call: Call) -> Outcome:
         """Have one request answered. Raises `PromptmillError` (`engine_died`) when the process is lost."""
-        if any(isinstance(image.source, HeldImage) for image in request.conversation.images):
+        if (images := request.conversation.images) and any(isinstance(image.source, HeldImage) for image in images):
             request = await self._images.sendable(request)
         if self._serving is None or self._serving.done():
             raise _lost()
@@ -361,22 +362,24 @@ class RemoteBackend:
         self._open[number] = _Open(request, call, outcome)
         call.in_flight += 1
         call.ledger.sent(request)  # its outcome says how many requests were sent
-        self._outbox.requests.append(replace(request, key=number, account=None))
-        self._outbox.ready.set()
+        sent = Request(number, *_ALL_BUT_KEY(request))  # a fifth of the time of `replace`
+        sent.account = None
+        self._orders.requests.append(sent)
+        self._has_orders.set()
         try:
             found = await outcome
         except asyncio.CancelledError:
-            self._outbox.cancelled.append(number)
-            self._outbox.ready.set()
+            self._orders.cancelled.append(number)
+            self._has_orders.set()
             raise
         finally:
             call.in_flight -= 1
             del self._open[number]
         if self._quota is not None and isinstance(found, Completion):
             self._quota.answered.add(call)
-        sent = found.attempts - request.attempts
-        call.counts.requests += sent
-        call.counts.retries += max(0, sent - 1)
+        attempts = found.attempts - request.attempts
+        call.counts.requests += attempts
+        call.counts.retries += max(0, attempts - 1)
         return found
 
     async def leave(self, call: Call) -> None:
@@ -421,12 +424,15 @@ class RemoteBackend:
             for one in self._open.values():
                 if not one.outcome.done():
                     one.outcome.set_exception(_lost())
-            self._outbox = _Outbox()
+            self._orders = Orders()
 
     async def _send(self) -> None:
         while True:
-            await self._outbox.ready.wait()
-            await self._link.call("submit", self._outbox.taken(self._facts_now()))
+            await self._has_orders.wait()
+            self._has_orders.clear()
+            orders, self._orders = self._orders, Orders()
+            orders.facts = self._facts_now()
+            await self._link.call("submit", orders)
 
     def _facts_now(self) -> Facts:
         keep_raw = any(call.facts.keep_raw for call in self._shares)
@@ -438,8 +444,8 @@ class RemoteBackend:
         is_reserved = account is None or await account.reserve_again()
         if is_reserved:
             one.call.ledger.sent(one.request)
-        self._outbox.reserved.append((number, is_reserved))
-        self._outbox.ready.set()
+        self._orders.reserved.append((number, is_reserved))
+        self._has_orders.set()
 
     async def _hear(self) -> None:
         while True:
@@ -485,26 +491,6 @@ def _most(report: Report) -> int:
     return most + max(1, most // 8) + report.held
 
 
-class _Outbox:
-    """What is to be sent to the other end."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-        self.cancelled: list[int] = []
-        self.reserved: list[tuple[int, bool]] = []
-        self.ready = asyncio.Event()
-        """Set while there is something."""
-
-    def taken(self, facts: Facts) -> Orders:
-        """Return the next of it, as orders."""
-        requests, self.requests = self.requests[:_SENT_AT_ONCE], self.requests[_SENT_AT_ONCE:]
-        orders = Orders(requests, self.cancelled, self.reserved, facts)
-        self.cancelled, self.reserved = [], []
-        if not self.requests:
-            self.ready.clear()
-        return orders
-
-
 class _SentImages:
     """Images of a program's memory, as other processes can read them: the bytes of a file."""
 
@@ -513,11 +499,12 @@ class _SentImages:
 
     async def sendable(self, request: Request) -> Request:
         """Return `request` with such images."""
+        found: dict[str, HeldImage] = {}
         for image in request.conversation.images:
-            source = image.source
-            if isinstance(source, HeldImage) and source not in self._encoded:
-                self._encoded[source] = HeldImage(await asyncio.to_thread(_bytes_of, source), source)
-        found = dict(self._encoded)
+            if isinstance(source := image.source, HeldImage):
+                if (encoded := self._encoded.get(source)) is None:
+                    encoded = self._encoded[source] = HeldImage(await asyncio.to_thread(_bytes_of, source), source)
+                found[source] = encoded
         while len(self._encoded) > _KEPT_IMAGES:
             self._encoded.popitem(last=False)
         conversation = request.conversation.with_sources(lambda source: found.get(source, source))

@@ -32,7 +32,9 @@ async def work(incoming: BinaryIO, outgoing: BinaryIO) -> None:
 
     async def call(number: int, method: str, arguments: tuple[Any, ...]) -> None:
         found = await getattr(replica, method)(*arguments)
-        if not transport.is_closing():  # else the parent is gone, and the end of its pipe is about to be read
+        if (
+            method != "submit" and not transport.is_closing()
+        ):  # else the parent is gone, and the end of its pipe is about to be read
             transport.write(_frame(number, found))
 
     while (message := await frames.receive_pickled(reader)) is not None:

@@ -118,7 +118,7 @@ class Child:
         while True:
             tries += 1
             try:
-                return cls(await asyncio.create_subprocess_exec(*_command(module), **_options(environment)))
+                return cls(await asyncio.create_subprocess_exec(*command_of(module), **_options(environment)))
             except RuntimeError:
                 if tries == _TRIES:
                     raise
@@ -162,7 +162,8 @@ class Child:
             raise
 
 
-def _command(module: str) -> tuple[str, ...]:
+def command_of(module: str) -> tuple[str, ...]:
+    """Return the command that runs one of our modules in a process of its own."""
     # -P: no module in the working directory replaces ours
     return sys.executable, "-P", "-m", module
 
@@ -181,6 +182,7 @@ class Helper:
     """One of our modules in a process that calls `serve_parent`; the first question starts it, any thread may ask.
 
     It answers one question at a time. One that takes too long, or ends it, gets no reply; the next one starts another.
+    It is no `Child`, because threads without an event loop wait for its replies.
     """
 
     def __init__(self, module: str, reply_s: float) -> None:
@@ -207,7 +209,7 @@ class Helper:
                 if self.pid is None:
                     self.end()
                     self._is_killed = False
-                    self._process = subprocess.Popen(_command(self._module), **_options(environment()))
+                    self._process = subprocess.Popen(command_of(self._module), **_options(environment()))
                     if _exchange(self._process, b"", None, _START_S) is None:
                         raise OSError("no process starts")
                 assert self._process is not None

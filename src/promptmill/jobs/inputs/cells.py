@@ -39,6 +39,7 @@ WINDOWS = "cp1252"
 _PIECE = 1 << 18  # bytes: some thousand rows, so that the overhead of a piece is small
 _LONGEST_PIECE = 4 << 20  # bytes; a piece of this size may end within quotes, and is then parsed line by line
 _AT_ONCE = 1024  # rows
+_NONE: list[str] = []
 _TOO_LONG = "is longer than"
 _UNCLOSED = "opens a quote that is not closed"
 
@@ -101,22 +102,23 @@ class CellTable:
         n, wrong, first_wrong, dumps = window.before.rows, 0, 0, values.dumps
         for at, part in enumerate(self._files.parts):
             names = self._headers[at].names
+            width = len(names)
             places = _places(names, part, self._columns)
             for page in self._pages(at, window):
-                found = []
+                found, is_ascii = [], places is None and page.text.isascii() and page.text != ""
                 for index, cells in enumerate(page.rows):
-                    own, surplus, problem = cells, list[str](), page.problems.get(index, "")
-                    if len(cells) < len(names) and not problem:
-                        own = cells + [""] * (len(names) - len(cells))
+                    own, surplus, problem = cells, _NONE, page.problems.get(index, "") if page.problems else ""
+                    if len(cells) < width and not problem:
+                        own = cells + [""] * (width - len(cells))
                         if not self.style.short_line:
                             self.style = self.style._replace(short_line=page.line_of(index))
-                    elif problem or len(cells) != len(names):
-                        own, surplus = cells[: len(names)], cells[len(names) :]
-                        problem = problem or _surplus(len(cells), len(names))
+                    elif problem or len(cells) != width:
+                        own, surplus = cells[:width], cells[width:]
+                        problem = problem or _surplus(len(cells), width)
                     if places is not None:
                         own = _fitted(own, places)
                     fields = {} if problem else {name: own[place] for place, name in columns}
-                    for name, text in fields.items():
+                    for name, text in () if is_ascii else fields.items():
                         if text.isascii():
                             continue
                         if is_utf8(text):
@@ -215,15 +217,8 @@ class _Piece(NamedTuple):
     """The number of lines before the piece."""
     begins: bool
     """Whether the piece is the beginning of the file."""
-    skipped: int = 0
-    """Lines at the beginning of the piece that are not in `text`."""
-
-    @property
-    def extent(self) -> Extent:
-        """The size of the piece; `rows` is 0."""
-        text = self.text
-        ends = text.count("\n") + text.count("\r") - text.count("\r\n")
-        return Extent(len(self.data), 0, self.skipped + ends)
+    extent: Extent = Extent()
+    """The size of the piece; `rows` is 0."""
 
 
 class _Pieces:
@@ -256,7 +251,9 @@ class _Pieces:
                 text = data.removeprefix(rows.BOM)
                 if named := _SEP.match(text):
                     self.delimiter, text, skipped = named[1].decode(), text[named.end() :], 1
-            piece = _Piece(data, text.decode("utf-8", "surrogateescape"), self._line + skipped, self._begins, skipped)
+            ends = text.count(b"\n") + (text.count(b"\r") - text.count(b"\r\n") if b"\r" in text else 0)
+            extent = Extent(len(data), 0, skipped + ends)  # `skipped` lines are not in the text
+            piece = _Piece(data, text.decode("utf-8", "surrogateescape"), self._line + skipped, self._begins, extent)
             yield piece
             self._begins = False
             self._line += piece.extent.lines

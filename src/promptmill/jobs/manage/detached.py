@@ -239,9 +239,11 @@ def _configuration(plan: ResolvedConfig) -> Configuration:
 
 
 def _spawn(log: int, job: Job, inherited: int | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start the runner. It is no `Child`: it outlives this process, and inherits the job's lock."""
+
     def spawn(**options: Any) -> subprocess.Popen[bytes]:
         options |= {"env": environment, "stdout": log, "stderr": log}
-        return subprocess.Popen([sys.executable, "-P", "-m", _MODULE], stdin=subprocess.PIPE, **options)
+        return subprocess.Popen(subprocesses.command_of(_MODULE), stdin=subprocess.PIPE, **options)
 
     if inherited is None:
         job.lock.release()  # the runner takes it itself

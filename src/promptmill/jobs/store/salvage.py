@@ -26,7 +26,7 @@ _Read: TypeAlias = Callable[[int, int], list[_Keyed]]
 """Reads results in the order of their keys. Arguments: the first key, and the most results."""
 _HEADER = 100  # bytes; sqlite.org/fileformat.html
 _VALUES = ("spec", "order", "output", "status", "course", "task")
-_KEYS = {"settings": "id", "round": "id", "spare": "place"}
+_KEYS = {"settings": "id", "round": "id", "batch": "id", "spare": "place"}
 _UNKNOWN_SETTINGS = """
     INSERT OR IGNORE INTO settings
     SELECT settings, '' FROM answer WHERE settings IS NOT NULL UNION SELECT settings, '' FROM spare
@@ -71,9 +71,8 @@ def _copy_all(old: JobDatabase, new: JobDatabase) -> None:
     for table, key in _KEYS.items():
         for page in _readable(_reader(old, table, key)):
             _copy(new, table, page)
-    for table in ("chosen", "batch"):
-        with contextlib.suppress(DamagedError):
-            _copy(new, table, old.read(f"SELECT * FROM {table}"))
+    with contextlib.suppress(DamagedError):  # all rows of a sample, or none
+        _copy(new, "chosen", old.read("SELECT * FROM chosen"))
     with contextlib.suppress(DamagedError):  # rows whose replies are unreadable are sent again
         _copy_batched(old, new)
     for records in _readable(lambda first, most: old.page(first, size=most)):
