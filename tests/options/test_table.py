@@ -83,7 +83,7 @@ async def test_an_option_that_is_added_to_the_table_is_an_argument_of_the_tool(m
 def test_the_options_of_a_feature_join_the_table_under_its_name(monkeypatch):
     feature = Feature(words="rows in another order", options=f"{__name__}:OPTIONS")
     monkeypatch.setattr(table, "features", lambda: {"order": feature})
-    assert table.groups()[-1] == Group("order", "rows in another order", OPTIONS)
+    assert table.groups()[-1] == Group("order", "order: rows in another order", OPTIONS)
     assert _parser().parse_args(["a.csv", "b.csv", "--shuffle", "7"]).shuffle == 7
 
 

@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +32,18 @@ from promptmill.core.feature import part_of
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted
 from promptmill.jobs import members
+from promptmill.jobs.door import OpenJob, Rows, Telling, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.export.output import end_of, write_rows
 from promptmill.jobs.export.text import Form
 from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output
-from promptmill.jobs.inputs.given import Given, blocks_of_stdin, loose_id, suffix_of, written
-from promptmill.jobs.inputs.remote import RemoteOutput, as_written, fetched, is_elsewhere, pinned
-from promptmill.jobs.inputs.sql_table import is_query
-from promptmill.jobs.inputs.whole_files import written_whole
-from promptmill.jobs.manage import detached
-from promptmill.jobs.run import admission, steps
-from promptmill.jobs.store import status
-from promptmill.jobs.store.database import Work
+from promptmill.jobs.inputs.given import blocks_of_stdin, suffix_of
+from promptmill.jobs.inputs.remote import RemoteOutput, is_elsewhere
+from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder, Shown
-from promptmill.jobs.store.spec import digest
 from promptmill.options.check import check
 from promptmill.options.table import groups
-from promptmill.system.safe_open import home_expanded, real_path
 
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _SAID_EVERY_S = 10.0
@@ -95,19 +90,6 @@ def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _order_of(arguments: argparse.Namespace, inputs: Sequence[Path], output: Path) -> JobOrder:
-    other = JobFolders.from_environ().at(arguments.from_job).database if arguments.from_job else None
-    given = _options_of(arguments)
-    if isinstance(given["prompt"], list):
-        given["prompt"] = _named_prompts(given["prompt"])
-    elif arguments.prompt_file is not None:
-        given["prompt"] = text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
-    system = options.system_prompt_of(arguments)
-    sql = None if is_query(arguments.sql, arguments.input) else arguments.sql
-    named = {"system_prompt": system, "from_job": other, "sql": sql}
-    return JobOrder.of(inputs, output, given | named)
-
-
 def _options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a command by their names in the table; several prompts and models are lists."""
     prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
@@ -116,53 +98,57 @@ def _options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return vars(arguments) | named | {"recall": dict(arguments.recall or ())}
 
 
-def _source_name(arguments: argparse.Namespace) -> str:
-    """Return the source of the rows, one of `options.table.ROWS`."""
-    if "-" in arguments.input:
-        return "stdin"
-    if not arguments.input:
-        return "query"
-    return "urls" if any(map(is_elsewhere, arguments.input)) else "paths"
-
-
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     _check(arguments)
     if not arguments.validate:
         registry.check_key(configuration.plan)
-    command, urls = remembered_command(arguments.given, configuration), dict[str, str]()
-    folders, name = JobFolders.from_environ(), arguments.output
+    command, folders = remembered_command(arguments.given, configuration), JobFolders.from_environ()
+    output, values, telling = arguments.output, _read_options(arguments), _telling(arguments)
+    if output == "-":
+        _check_printed(arguments)
+        output, configuration = None, decided(configuration)
     with contextlib.ExitStack() as opened:
-        remote = None
         try:
-            if is_elsewhere(name):
-                remote = _remote_output(arguments, folders)
-                urls["output_file"] = redact(remote.url)
-            source = _source(arguments, folders, urls, opened, command=command, remote=remote)
+            rows = _rows_of(arguments)
+            door = open_job(rows, output, values, configuration, folders, command=command, telling=telling)
+            job = opened.enter_context(door)
         except PromptmillError as error:
-            if error.code is not Code.STORAGE or not any(map(is_elsewhere, [*arguments.input, name])):
+            if error.code is not Code.STORAGE or not any(map(is_elsewhere, [*arguments.input, arguments.output])):
                 raise
             complain(str(error))
             return TRY_AGAIN
-        # a shell leaves a quoted ~ alone
-        paths = [home_expanded(path).absolute() for path in arguments.input] if source is None else []
-        output = home_expanded(name) if remote is None else remote.local
-        order = _order_of(arguments, paths or [Path("rows")], output.absolute())
-        shown = Shown(command=command, urls=urls, input=as_written(arguments.input))
-        order = order.model_copy(update={"shown": shown})
-        if source is None:
-            order, source, notes = written_whole(
-                order, folders, arguments.each, opened, as_pdf=arguments.pdf, has_schema=configuration.plan.has_schema
-            )
-            for note in notes:
-                say(worded(note, options.option_of), sys.stderr, wrap=True)
-        if name == "-":
-            return _printed(arguments, configuration, order, source)
+        for note in job.notes:
+            say(worded(note, options.option_of), sys.stderr, wrap=True)
+        if job.loose is not None:
+            return _printed(arguments, job, job.loose)
         if arguments.validate:
-            return _validate(configuration, order, source, as_json=arguments.json)
+            return _validate(job, as_json=arguments.json)
         if arguments.detach:
-            return _detach(configuration, order, source, as_json=arguments.json)
-        code = run(arguments, configuration, order, given=source)
-        return code if remote is None else _delivered(remote, code, folders, arguments)
+            job = replace(job, configuration=decided(configuration))
+            print_status(job.detach(warn_of_input), as_json=arguments.json)
+            return OK
+        code = run(arguments, configuration, job.order, given=job.source)
+        return code if job.remote is None else _delivered(job.remote, code, folders, arguments)
+
+
+def _rows_of(arguments: argparse.Namespace) -> Rows:
+    """Return the rows that a command names; those of standard input are read later, but their beginning."""
+    if arguments.input != ["-"]:
+        return Rows(arguments.input)
+    blocks = iter(blocks_of_stdin(sys.stdin.fileno()))
+    first = next(blocks)
+    named = arguments.input_format.lstrip(".")
+    return Rows(blocks=itertools.chain([first], blocks), suffix=f".{named}" if named else suffix_of(first))
+
+
+def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a command with prompts by their names, and with the texts in files."""
+    values = _options_of(arguments)
+    if isinstance(values["prompt"], list):
+        values["prompt"] = _named_prompts(values["prompt"])
+    elif arguments.prompt_file is not None:
+        values["prompt"] = text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
+    return values | {"system_prompt": options.system_prompt_of(arguments)}
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -175,45 +161,9 @@ def _check(arguments: argparse.Namespace) -> None:
         ("-" in local and arguments.input[1:], "", "`-` goes without further inputs."),
         (arguments.output_format and arguments.output != "-", "--output-format", "goes with `-` as OUTPUT alone."),
     )
-    check(_options_of(arguments), _source_name(arguments), "flag")
+    check(_options_of(arguments), "stdin" if "-" in local else Rows(arguments.input).source, "flag")
     if arguments.report is not None:
         part_of("report", "command:check")(arguments.report)
-
-
-def _source(
-    arguments: argparse.Namespace,
-    folders: JobFolders,
-    urls: dict[str, str],
-    opened: contextlib.ExitStack,
-    *,
-    command: Sequence[str],
-    remote: RemoteOutput | None,
-) -> Given | None:
-    """Return the rows that are in no file of this machine, as long as `opened` is; None for files. Adds to `urls`."""
-    if is_query(arguments.sql, arguments.input):
-        urls["input_file"] = redact(", ".join(arguments.input) or "a query")
-        with _patient(urls["input_file"], _teller(arguments)):
-            rows: Given = opened.enter_context(
-                part_of("duckdb", "query:queried")(folders, arguments.sql, arguments.input)
-            )
-            return rows
-    if arguments.input == ["-"]:
-        blocks = iter(blocks_of_stdin(sys.stdin.fileno()))
-        first = next(blocks)
-        named = arguments.input_format.lstrip(".")
-        suffix = f".{named}" if named else suffix_of(first)
-        return opened.enter_context(written(folders, itertools.chain([first], blocks), suffix))
-    if not any(map(is_elsewhere, arguments.input)):
-        return None
-    folder = folders.of(real_path(home_expanded(arguments.output) if remote is None else remote.local))
-    before, order = folder.spec, folder.order
-    # another command may ask other questions, for which the rows are read again
-    is_same = order is not None and before is not None and before.is_read and order.shown.command == command
-    with _patient(redact(arguments.input[0]), tell := _teller(arguments)):
-        names = pinned(arguments.input, folder, tell)
-        urls["input_file"] = as_written(names)
-        known = before.input.sha256 if before is not None and is_same else ""
-        return opened.enter_context(fetched(folders, names, tell, known))
 
 
 def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argparse.Namespace:
@@ -227,58 +177,40 @@ def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argpars
     return argparse.Namespace(**{**vars(before), **own, "set": [*before.set, *arguments.set], "json": arguments.json})
 
 
-def _detach(configuration: Configuration, order: JobOrder, source: Given | None, *, as_json: bool) -> int:
-    configuration = decided(configuration)
-    folders = JobFolders.from_environ()
-    plans = admission.plans_of(order, configuration)
-    job = admission.admit(order, configuration.plan, folders, given=source, plans=plans)
-    try:
-        warn_of_input(job)
-        if source is not None and (files := job.unread()) is not None:
-            steps.reading(job, files)(Work(), job.folder)
-        if not job.finished:
-            status.write_starting(job.folder)
-            detached.start(job)
-    finally:
-        job.close()
-    print_status(status.read(job.folder), as_json=as_json)
-    return OK
+def _printed_name(arguments: argparse.Namespace) -> Path:
+    return Path(f"answers.{arguments.output_format.lstrip('.') or 'jsonl'}")
 
 
-def _printed(arguments: argparse.Namespace, configuration: Configuration, order: JobOrder, source: Given | None) -> int:
+def _check_printed(arguments: argparse.Namespace) -> None:
+    name = _printed_name(arguments)
+    format_of_output(name, "")
+    check_installed(name)
+
+
+def _printed(arguments: argparse.Namespace, job: OpenJob, folder: Folder) -> int:
     """Run a job whose answers go to standard output, in the order of the input. Returns as `run` does.
 
     Rows are printed as they are answered; a table, whose columns depend on all rows, at the end of the job.
     Messages go to stderr. A job that stops is resumed when the same rows come again.
     """
-    folders, configuration = JobFolders.from_environ(), decided(configuration)
-    name = Path(f"answers.{arguments.output_format.lstrip('.') or 'jsonl'}")
-    format_of_output(name, "")
-    check_installed(name)
-    key = source or Given((), digest([str(path) for path in order.inputs]))
-    job_id = loose_id(key, configuration.plan, order)
-    folder = folders.loose(job_id)
-    order = order.model_copy(update={"output": folder.answers})
+    name = _printed_name(arguments)
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
         live = LiveOutput(out, name)
-        code = run(arguments, configuration, order, given=source, live=live)
+        code = run(arguments, job.configuration, job.order, given=job.source, live=live)
         if (made := folder.result) is not None and made.finished:
             if not live.has_written:
                 with folder.reading() as store, compressed(out, compression_of(name)) as content:
                     spec = folder.spec_in(store)
-                    rows = answered_rows(store, spec, every_answer, 0, end_of(store, order.limits.rows))
+                    rows = answered_rows(store, spec, every_answer, 0, end_of(store, job.order.limits.rows))
                     write_rows(content, Form([store], spec, format_of_output(name, spec.input.format)), rows)
             out.flush()
             shutil.rmtree(folder.path, ignore_errors=True)
     return code
 
 
-def _validate(configuration: Configuration, order: JobOrder, source: Given | None, *, as_json: bool) -> int:
+def _validate(job: OpenJob, *, as_json: bool) -> int:
     """Print the findings. Returns 0 when every row can be sent, else 1. Raises `PromptmillError` as a job would."""
-    from promptmill.jobs.run.validation import check  # imports the readers of images
-
-    plan, plans = configuration.plan, admission.plans_of(order, configuration)
-    found = check(plan, order, JobFolders.from_environ(), given=source, plans=plans)
+    plan, found = job.configuration.plan, job.validate()
     if as_json:
         say(orjson.dumps(found).decode())
     else:
@@ -342,12 +274,9 @@ def _teller(arguments: argparse.Namespace) -> Callable[[str], None]:
     return tell
 
 
-def _remote_output(arguments: argparse.Namespace, folders: JobFolders) -> RemoteOutput:
-    output = RemoteOutput.of(folders, arguments.output)
-    if not arguments.validate:
-        with _patient(redact(arguments.output), _teller(arguments)):
-            output.check(may_replace=arguments.overwrite)
-    return output
+def _telling(arguments: argparse.Namespace) -> Telling:
+    tell = _teller(arguments)
+    return Telling(tell, tell, partial(_patient, tell=tell))
 
 
 def _delivered(output: RemoteOutput, code: int, folders: JobFolders, arguments: argparse.Namespace) -> int:

@@ -77,15 +77,15 @@ def _argparse_of(option: Option, flag: Flag, *, several: bool) -> dict[str, Any]
         return {"action": "store_false", "help": words}
     if option.type is bool:
         return {"action": "store_true", "help": words}
-    found: dict[str, Any] = {"default": option.default, "help": words, "choices": option.choices}
-    found |= {"metavar": flag.metavar} if flag.metavar else {}
-    found |= {"type": reader} if (reader := _reader(option, flag)) is not None else {}
+    settings: dict[str, Any] = {"default": option.default, "help": words, "choices": option.choices}
+    settings |= {"metavar": flag.metavar} if flag.metavar else {}
+    settings |= {"type": reader} if (reader := _reader(option, flag)) is not None else {}
     match flag.action:
         case "append":
-            found |= {"action": "append", "default": []}
+            settings |= {"action": "append", "default": []}
         case "several" if several:
-            found |= {"action": Several}
-    return found | ({"nargs": "?", "const": flag.bare} if flag.bare is not None else {})
+            settings |= {"action": Several}
+    return settings | ({"nargs": "?", "const": flag.bare} if flag.bare is not None else {})
 
 
 def _reader(option: Option, flag: Flag) -> Callable[[str], Any] | None:

@@ -15,11 +15,11 @@ class PromptOptions(TypedDict, total=False):
     prompt: str | Mapping[str, str] | None
     """What to ask of each row, such as 'Classify: {{text}}'; several, by name, are each asked."""
     prompt_column: str | None
-    """The column with the prompts, without `prompt`; else `prompt`."""
+    """The column with the prompts, in place of `prompt`; `prompt` unless given."""
     system: str | None
     """System prompt above every row."""
     image_column: str | None
-    """The column with each row's image, a path or URL, with `prompt`; else `images`."""
+    """The column with each row's image, a path or URL, with `prompt`; `images` unless given."""
     row_settings: bool
     """With `prompt` or `prompt_column`: rows also set their model, sampling and system prompt."""
     skip_empty: bool

@@ -172,10 +172,10 @@ def spelled(words: str, face: Face | None, names: Mapping[str, Option]) -> str:
     Raises `KeyError` for an option that the face lacks.
     """
 
-    def spell(found: re.Match[str]) -> str:
-        name = names[found[1]].name_on(face) if face else found[1]
+    def spell(match: re.Match[str]) -> str:
+        name = names[match[1]].name_on(face) if face else match[1]
         if name is None:
-            raise KeyError(f"{found[1]} is no {face}: {words}")
+            raise KeyError(f"{match[1]} is no {face}: {words}")
         return name if face == "flag" else f"`{name}`"
 
     return _NAME.sub(spell, words)

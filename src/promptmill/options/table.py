@@ -108,7 +108,7 @@ PROMPTS = (
     Option(
         "prompt_column",
         str,
-        "the column with the prompts, without {prompt}; else `prompt`",
+        "the column with the prompts, in place of {prompt}; `prompt` unless given",
         flag=Flag(metavar="NAME", one_of="prompt", is_common=True),
     ),
     Option(
@@ -127,7 +127,7 @@ PROMPTS = (
     Option(
         "image_column",
         str,
-        "the column with each row's image, a path or URL, with {prompt}; else `images`",
+        "the column with each row's image, a path or URL, with {prompt}; `images` unless given",
         flag=Flag(metavar="NAME"),
     ),
     Option(
@@ -188,7 +188,13 @@ FILES = (
         argument=None,
         keyword=None,
     ),
-    Option("overwrite", bool, "replace the output even if the job did not make it", False),
+    Option(
+        "overwrite",
+        bool,
+        "replace the output even if the job did not make it",
+        False,
+        argument=Argument(words="replace another file at `output_file`, if the user agrees"),
+    ),
     Option(
         "state",
         Path,
@@ -210,6 +216,7 @@ ANSWERS = (
             one_of="form",
             is_common=True,
         ),
+        argument=Argument(words="every answer is exactly one of these texts; an object also defines each text"),
         keyword=Keyword(type="str | Path | Sequence[str] | Mapping[str, str] | None"),
         keys=["sampling_params.choices"],
         goes_without=[Without("schema"), _FIELDS],
@@ -681,7 +688,9 @@ GROUPS = (
 
 def groups() -> list[Group]:
     """Return the options of the core, and those of each feature under its name."""
-    added = [Group(name, each.words, part(each.options)) for name, each in features().items() if each.options]
+    added = [
+        Group(name, f"{name}: {each.words}", part(each.options)) for name, each in features().items() if each.options
+    ]
     return [*GROUPS, *added]
 
 

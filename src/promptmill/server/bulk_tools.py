@@ -110,6 +110,11 @@ def _check_source(
         raise input_error("`output_file` is missing: name the file for the answers.")
 
 
+def _sent(options: Mapping[str, Any]) -> JsonDict:
+    """Return the options that a call has: null leaves one out, and so does an empty text, except for `fields`."""
+    return {name: value for name, value in options.items() if value is not None and (value != "" or name == "fields")}
+
+
 def _models_of(model: str | list[str] | None, prompt: str | dict[str, str] | None) -> Sequence[str | None]:
     """Return the models of a job, None for the default one. Raises `PromptmillError` (`invalid_input`)."""
     models = [*dict.fromkeys(model)] if isinstance(model, list) else [model]
@@ -204,22 +209,22 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         `state` is `finished`; bulk_results reads the answers so far. The job survives crashes: the same call resumes
         it, and answered rows are not sent again.
         """
-        given = {name: value for name, value in options.items() if value is not None}
-        given = {name: value for name, value in given.items() if value != "" or name == "fields"}  # others: left out
-        model, prompt, sure, validate = given.get("model"), given.get("prompt"), given.get("sure"), given["validate"]
+        values = _sent(options)
+        model, prompt, sure = (values.get(name) for name in ("model", "prompt", "sure"))
+        validate = bool(values["validate"])
         models, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
         from promptmill.jobs.inputs.short_forms import answer_forms  # imported by `jobs`, as is the other one
         from promptmill.jobs.store.order import JobOrder
 
         try:
-            _check_source(input_file, output_file, prompts, files, given)
-            if given["overwrite"] and output_file and not validate:
+            _check_source(input_file, output_file, prompts, files, values)
+            if values["overwrite"] and output_file and not validate:
                 foreign = await asyncio.to_thread(running.foreign_output, output_file)
                 if foreign is not None:
                     await questions.check_replacing(ctx, *foreign)
-            form = {"schema": None, "choices": None, "system": given.get("system_prompt")}
-            form |= answer_forms({**given, "system": form["system"]})
-            asked = form["schema"], given.get("sampling_params"), form["choices"]
+            form = {"schema": None, "choices": None, "system": values.get("system_prompt")}
+            form |= answer_forms({**values, "system": form["system"]})
+            asked = form["schema"], values.get("sampling_params"), form["choices"]
             strong = () if sure is None else (sure.get("model"), sure.get("second"))
             plan, plans = await _plans_of(
                 service, [*models, *(name for name in strong if isinstance(name, str))], asked
@@ -227,24 +232,24 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             if (input_file or files is not None) and not validate:
                 plan = await service.settled(plan)  # another call could choose an endpoint while the model is open
                 await questions.check_endpoint(ctx, plan)
-            cost = None if validate else questions.cost(ctx, plan, given.get("max_cost"), "This job")
+            cost = None if validate else questions.cost(ctx, plan, values.get("max_cost"), "This job")
             has_student = sure is not None and sure.get("student")
-            given |= {
+            values |= {
                 "system_prompt": form["system"],
-                "fields": given.get("fields") is not False,
+                "fields": values.get("fields") is not False,
                 "model": models if models[1:] or (has_student and model is not None) else None,
-                "limit": given.get("limit") or None,
+                "limit": values.get("limit") or None,
             }
-            if "from_job" in given:
-                given["from_job"] = (await asyncio.to_thread(running.find, given["from_job"], caller)).database
+            if "from_job" in values:
+                values["from_job"] = (await asyncio.to_thread(running.find, values["from_job"], caller)).database
             sampling = sampling_of_call(*asked)
-            order = JobOrder.of([Path(input_file or "rows")], Path(output_file), given, sampling=sampling)
+            order = JobOrder.of([Path(input_file or "rows")], Path(output_file), values, sampling=sampling)
             started = await running.start(
                 order,
                 prompts=prompts,
                 files=files,
-                each=given.get("each"),
-                as_pdf=given.get("pdf"),
+                each=values.get("each"),
+                as_pdf=values.get("pdf"),
                 validate=validate,
                 plan=plan,
                 plans=plans,

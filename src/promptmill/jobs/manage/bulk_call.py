@@ -25,24 +25,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, Unpack
 
-from pydantic import ValidationError
-
 from promptmill.answers.schema import with_schema
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact, worded
-from promptmill.core.feature import part_of
+from promptmill.core.errors import Code, Named, PromptmillError, input_error, worded
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.core.wording import did_you_mean
+from promptmill.jobs.door import OpenJob, Rows, Telling, open_job
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
 from promptmill.jobs.export.output import end_of
 from promptmill.jobs.export.text import AnswerValues, OwnValues
-from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs import remote
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.short_forms import answer_forms
-from promptmill.jobs.inputs.sql_table import is_query
-from promptmill.jobs.inputs.whole_files import written_whole
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
@@ -55,7 +50,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.progress import Progress, Watch
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.spec import JobSpec, digest
+from promptmill.jobs.store.spec import JobSpec
 from promptmill.options import pages, table
 from promptmill.options.check import check
 from promptmill.options.keywords import BulkOptions
@@ -131,7 +126,7 @@ def run_job(
 ) -> None:
     """Run the job of an order to its end. `progress`: see `bulk`. Raises `PromptmillError` if it stops early."""
     written, watch = contextlib.ExitStack(), watch_of(show=progress)
-    call = _Call(None, {}, configuration, order, folders, source, written, is_loose=False, watch=watch)
+    call = _Call(None, {}, OpenJob(order, configuration, folders, source), written, watch)
     runtime.run_anywhere(_run(call))
 
 
@@ -209,7 +204,7 @@ async def run_order(
     order: JobOrder, source: Given, configuration: Configuration, folders: JobFolders, watch: Watch | None = None
 ) -> None:
     """Run or resume the job of an order whose rows are `source`. Raises `PromptmillError` if it stops early."""
-    call = _Call(None, {}, configuration, order, folders, source, contextlib.ExitStack(), is_loose=True, watch=watch)
+    call = _Call(None, {}, OpenJob(order, configuration, folders, source), contextlib.ExitStack(), watch)
     async with call.admitted() as (job, service):
         await call.run(job, service)
 
@@ -256,18 +251,10 @@ class _Call:
     rows: Any
     given: Mapping[str, Any]
     """The options of the call that are not None."""
-    configuration: Configuration
-    order: JobOrder
-    folders: JobFolders
-    source: Given | None
-    """The rows in a temporary file, if they are not in files of the user."""
+    job: OpenJob
     written: contextlib.ExitStack
-    """Removes the temporary file."""
-    is_loose: bool
-    """Whether the job has no output file."""
+    """Removes the temporary file of the rows."""
     watch: Watch | None
-    uploaded: remote.RemoteOutput | None = None
-    """The output by URL."""
     folder: Folder | None = None
     """The job's folder, after admission."""
     status: Mapping[str, Any] = field(default_factory=dict)
@@ -282,63 +269,23 @@ class _Call:
             configuration = configuration_of(given)
             state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
             folders = JobFolders.from_environ(state)
-            paths, source = _paths(rows), None
-            target = Path("-") if output is None else home_expanded(output).absolute()
-            urls, written_input = dict[str, str](), ""
-            if output is not None and remote.is_elsewhere(str(output)):
-                uploaded = remote.RemoteOutput.of(folders, str(output))
-                uploaded.check(may_replace=bool(given.get("overwrite")))
-                target, urls["output_file"] = uploaded.local, redact(uploaded.url)
-            else:
-                uploaded = None
-            if is_query(given.get("sql"), tables := [rows] if isinstance(rows, str) else [*map(str, paths)]):
-                query = part_of("duckdb", "query:queried")
-                source, paths = written.enter_context(query(folders, given.pop("sql"), tables)), []
-            elif isinstance(rows, str | Path) and remote.is_elsewhere(str(rows)):
-                names = remote.pinned([str(rows)], folders.of(target), lambda text: warnings.warn(text, stacklevel=3))
-                urls["input_file"], written_input = remote.as_written(names), remote.as_written([str(rows)])
-                source, paths = written.enter_context(remote.fetched(folders, names, _silent)), []
-            if isinstance(rows, str) and " " in rows and "*" not in rows and not Path(rows).exists():
-                raise input_error(
-                    "rows is one text, and no file has this name; send a list to have it answered: [text]."
-                )
-            if not paths and source is None:
-                lines = lines_of(rows, "text" if "prompt" in given else "prompt")
-                source = written.enter_context(given_rows.written(folders, lines, ".jsonl"))
-            order = _order(given, paths or [Path("rows")], target, folders)
-            shown = order.shown.model_copy(update={"urls": urls, "input": written_input})
-            order = order.model_copy(update={"shown": shown})
-            if paths:
-                order, source, notes = written_whole(
-                    order,
-                    folders,
-                    given.get("each"),
-                    written,
-                    as_pdf=given.get("pdf"),
-                    has_schema=configuration.plan.has_schema,
-                )
-                for note in notes:
-                    warnings.warn(worded(note, _argument_of), stacklevel=3)
-            if output is None:
-                key = source or Given((), digest([str(path) for path in paths]))
-                job_id = given_rows.loose_id(key, configuration.plan, order)
-                order = order.model_copy(update={"output": folders.loose(job_id).answers})
-            watch = watch_of(show=given.get("progress"))
-            found = cls(rows, given, configuration, order, folders, source, written.pop_all(), output is None, watch)
-            found.uploaded = uploaded
-            return found
+            if isinstance(rows, str) and _source_of(rows) == "paths" and " " in rows and "*" not in rows:
+                _check_path(rows)
+            telling = Telling(warn=lambda text: warnings.warn(text, stacklevel=3))
+            order = {**given, "system_prompt": given.get("system")}
+            door = open_job(_input_of(rows, given), output, order, configuration, folders, telling=telling)
+            job = written.enter_context(door)
+            for note in job.notes:
+                warnings.warn(worded(note, _argument_of), stacklevel=3)
+            return cls(rows, given, job, written.pop_all(), watch_of(show=given.get("progress")))
 
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncGenerator[tuple[Job, Service]]:
-        plans = admission.plans_of(self.order, self.configuration)
-        admit = functools.partial(
-            admission.admit, self.order, self.configuration.plan, self.folders, given=self.source, plans=plans
-        )
         with self.written:  # until the rows are read, at the beginning of the run
-            job = await admission.admit_in_thread(admit)
+            job = await admission.admit_in_thread(self.job.admit)
             self.folder = job.folder
             create = None if job.order.ray is None else job.order.ray.create
-            service = Service(self.configuration, plan=job.plan, create=create)
+            service = Service(self.job.configuration, plan=job.plan, create=create)
             try:
                 yield job, service
             finally:
@@ -411,32 +358,32 @@ class _Call:
 
     def upload(self) -> None:
         """Write the output to its URL, if it has one. Raises `PromptmillError`."""
-        if self.uploaded is not None and self.folder is not None:
-            self.uploaded.deliver(self.folder, _silent)
+        if self.job.remote is not None and self.folder is not None:
+            self.job.remote.deliver(self.folder, _silent)
 
     def result(self) -> BulkResult:
         """Return the result, and remove the job if it has no output file."""
         assert self.folder is not None
         spec, shown = self.folder.known_spec(), []
         left_out: list[int] = []  # rows without a prompt, with `skip_empty`, or beyond `limit` or `sample`
-        if self.is_loose or self.source is not None:
+        if self.job.loose is not None or self.job.source is not None:
             form, expected = _Form(spec), 0
             with self.folder.reading() as store:
-                end = end_of(store, self.order.limits.rows)
+                end = end_of(store, self.job.order.limits.rows)
                 for each in answered_rows(store, spec, outcomes_so_far, 0, end):
                     left_out += range(expected, each.row.n)
                     expected = each.row.n + 1
                     shown.append(form.values(each))
                 left_out += range(expected, store.row_count())
         self.forget()
-        output = None if self.is_loose else spec.output.path
+        output = None if self.job.loose is not None else spec.output.path
         names = spec.output.names or {}
         schema = self.given.get("schema")
         variants = [target.name for target in spec.targets] if spec.is_grid else []
         return BulkResult(self.status, shown, names, output, self.rows, schema, left_out, variants)
 
     def forget(self) -> None:
-        if self.is_loose and self.folder is not None:
+        if self.job.loose is not None and self.folder is not None:
             shutil.rmtree(self.folder.path, ignore_errors=True)
 
 
@@ -473,9 +420,25 @@ def _source_of(rows: object) -> str:
     """Return the source of the rows, one of `options.table.ROWS`."""
     if rows is None:
         return "query"
-    if isinstance(rows, str) and remote.is_url(rows):
+    if isinstance(rows, str | Path) and remote.is_elsewhere(str(rows)):
         return "urls"
     return "paths" if _paths(rows) else "values"
+
+
+def _check_path(name: str) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a text that is no file but perhaps a prompt."""
+    if not Path(name).exists():
+        raise input_error("rows is one text, and no file has this name; send a list to have it answered: [text].")
+
+
+def _input_of(rows: object, given: Mapping[str, Any]) -> Rows:
+    """Return the rows of a call, for the door of jobs."""
+    match _source_of(rows):
+        case "query":
+            return Rows()
+        case "values":
+            return Rows(blocks=lines_of(rows, "text" if "prompt" in given else "prompt"))
+    return Rows([rows] if isinstance(rows, str) else [str(path) for path in _paths(rows)])
 
 
 def _silent(text: str) -> None:
@@ -519,17 +482,6 @@ def _bar(ipython: Any) -> Watch:
             handle.update({"text/plain": text, "text/html": bar}, raw=True)
 
     return show
-
-
-def _order(given: Mapping[str, Any], inputs: Sequence[Path], output: Path, folders: JobFolders) -> JobOrder:
-    given = {**given, "system_prompt": given.get("system")}
-    if "from_job" in given:
-        given = {**given, "from_job": folders.at(str(given["from_job"])).database}
-    try:
-        return JobOrder.of(inputs, output, given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise input_error(Named(str(first["loc"][0])), f" {first['msg'].removeprefix('Input ')}.") from None
 
 
 def configuration_of(given: Mapping[str, Any]) -> Configuration:

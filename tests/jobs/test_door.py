@@ -1,0 +1,64 @@
+"""One door opens a job on rows from anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import PromptmillError
+from promptmill.jobs.door import Rows, open_job
+from promptmill.jobs.store.index import JobFolders
+
+LINES = b'{"prompt": "a"}\n{"prompt": "b"}\n'
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Open a job that the embedded model would answer."""
+    folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(tmp_path / "jobs")})
+    return lambda rows, output=None, **options: open_job(rows, output, options, Configuration({}), folders)
+
+
+def test_rows_in_memory_are_in_a_file_while_the_door_is_open(opened):
+    with opened(Rows(blocks=[LINES])) as job:
+        (part,) = job.source.parts
+        assert part.path.read_bytes() == LINES
+        assert job.order.inputs == (Path("rows"),)
+    assert not part.path.exists()
+
+
+def test_a_job_without_output_is_found_again_by_its_rows_and_options(opened):
+    def place(lines, **options):
+        with opened(Rows(blocks=[lines]), **options) as job:
+            assert job.order.output == job.loose.answers
+            return job.loose.path
+
+    assert place(LINES) == place(LINES)
+    assert len({place(LINES), place(LINES + LINES), place(LINES, prompt="Say {{prompt}}")}) == 3
+
+
+def test_files_are_named_by_absolute_paths_and_shown_as_written(opened, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").write_bytes(LINES)
+    with opened(Rows(["in.jsonl"]), "out.jsonl", limit=1) as job:
+        assert (job.source, job.loose) == (None, None)
+        assert job.order.inputs == (tmp_path / "in.jsonl",)
+        assert job.order.output == tmp_path / "out.jsonl"
+        assert (job.order.shown.input, job.order.limits.rows) == ("in.jsonl", 1)
+        found = job.validate()
+    assert (found["rows"], found["invalid"]) == (1, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"], "no job was made"
+
+
+def test_a_value_that_an_order_cannot_have_is_named(opened):
+    with pytest.raises(PromptmillError, match="`sample`"), opened(Rows(blocks=[LINES]), sample=0):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("names", "source"), [((), "query"), (("a.csv", "b/"), "paths"), (("s3://bucket/a.csv",), "urls")]
+)
+def test_the_names_of_rows_tell_their_source(names, source):
+    assert Rows(names).source == source
