@@ -1,4 +1,4 @@
-"""Replicas of a model behind one `answer`: engines on several GPUs, or Ray actors on several machines.
+"""Replicas of a model behind one `answer`: engines on several GPUs, or backends on several machines.
 
     chain ─▶ Replicas.answer ─┬▶ replica 1: an engine's process that sees GPU 0
                               └▶ replica 2: an engine's process that sees GPU 1

@@ -84,14 +84,14 @@ class Feature:
     commands: Sequence[Command] = ()
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.app.ToolSocket`."""
+    instructions: str = ""
+    """A sentence about the tools, for the instructions that an MCP client gets."""
     faces: Sequence[Face] = ()
     formats: Sequence[Format] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     """Names of the package `promptmill` for programs, such as `{"solve": "module:solve"}`; `api.NAME` is one of
     `promptmill.api`."""
 
-    instructions: str = ""
-    """A sentence about the tools, for the instructions that an MCP client gets."""
     observation: Observation | None = None
     after_job: str = ""
     """`"module:function"`: takes the `promptmill.cli.job_run.EndedJob` of a command."""
@@ -105,6 +105,14 @@ class Feature:
 def part(name: str) -> Any:
     """Import and return the part `"module:name"` of a feature."""
     return pkgutil.resolve_name(name)
+
+
+def features() -> Mapping[str, Feature]:
+    """Return the installed features by name, without hidden ones and without those that need a missing one.
+
+    Raises `PromptmillError` (`invalid_config`) for a package that cannot be imported.
+    """
+    return _features(os.environ.get(WITHOUT, ""))
 
 
 def part_of(feature: str, name: str) -> Any:
@@ -132,14 +140,6 @@ def names(module: str = "") -> dict[str, str]:
     """Return the parts behind the names that features add to the package `promptmill`, or to its module `module`."""
     added = (item for each in features().values() for item in each.names.items())
     return {name.rpartition(".")[2]: where for name, where in added if name.rpartition(".")[0] == module}
-
-
-def features() -> Mapping[str, Feature]:
-    """Return the installed features by name, without hidden ones and without those that need a missing one.
-
-    Raises `PromptmillError` (`invalid_config`) for a package that cannot be imported.
-    """
-    return _features(os.environ.get(WITHOUT, ""))
 
 
 @functools.cache

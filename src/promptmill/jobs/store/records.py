@@ -17,7 +17,7 @@ SLOT = 1 << 40
 """The distance between the keys of two answers to the same row. It exceeds the rows of any input."""
 
 PERSON = -1
-"""The id of the settings of a label that a person gave, see `manage.reviewed`; no other settings have it."""
+"""The id of the settings of a label that a person gave; no other settings have it."""
 
 _FURTHER_TOKENS = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens")
 

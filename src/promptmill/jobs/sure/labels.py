@@ -21,7 +21,7 @@ student; of the student."""
 VOTES, TIE = "votes", "tie"
 """Labels with more votes than any other; the first of several labels with as many votes."""
 A_PERSON = "person"
-"""Labels of a person, see `manage.reviewed`."""
+"""Labels of a person."""
 _DIGITS = 4
 _NEAR = 0.05
 _POINTS = 200
