@@ -8,7 +8,7 @@ import pytest
 
 from promptmill.core import feature
 from promptmill.core.errors import PromptmillError
-from promptmill.core.feature import WITHOUT, Feature
+from promptmill.core.feature import WITHOUT, Feature, Format
 
 
 @pytest.fixture
@@ -57,3 +57,28 @@ def test_no_code_of_a_feature_is_imported_to_list_them():
     code += "print(*(name for name in sys.modules if name.startswith('promptmill.features.') and name.count('.') > 2))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == []
+
+
+def test_the_format_of_a_name_has_its_suffix_or_its_scheme(installed, monkeypatch):
+    monkeypatch.setenv(WITHOUT, "")
+    table, lake = Format(names=(".tab",)), Format(names=("lake://",))
+    installed(a=Feature(words="", formats=(table,)), b=Feature(words="", formats=(lake,)))
+
+    assert [feature.format_of(name) for name in ("a.TAB", "lake://a/b.csv")] == [table, lake]
+    assert [feature.format_of(name) for name in ("a.csv", "s3://a/b.tab", "tab", "lake:/a")] == [None] * 4
+
+
+def test_an_option_of_a_missing_feature_names_it(installed, monkeypatch):
+    monkeypatch.setenv(WITHOUT, "all")
+    installed(a=Feature(words=""))
+
+    with pytest.raises(PromptmillError, match=rf"the feature 'a', which is not installed or hidden by {WITHOUT}"):
+        feature.part_of("a", "module:name")
+
+
+def test_names_of_features_are_those_of_a_module(installed, monkeypatch):
+    monkeypatch.setenv(WITHOUT, "")
+    installed(a=Feature(words="", names={"solve": "m:solve", "api.Solver": "m:Solver"}))
+
+    assert feature.names() == {"solve": "m:solve"}
+    assert feature.names("api") == {"Solver": "m:Solver"}

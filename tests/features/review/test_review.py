@@ -163,6 +163,7 @@ def test_without_scores_there_is_nothing_to_review(bench):
     assert not table(bench)
 
 
+@pytest.mark.features("compare")
 def test_a_random_sample_gives_the_shares_of_all_rows(voted):
     rows = table(voted, "--sample", "30")
     assert len({row["row"] for row in rows}) == 30
