@@ -125,6 +125,19 @@ async def test_the_bound_on_requests_in_flight_holds_over_calls_with_and_without
     assert upstream.peak <= 6
 
 
+async def test_a_higher_concurrency_reaches_the_workers_of_a_running_call(upstream):
+    upstream.reply = late(0.05)
+    async with opened(upstream.url, **BULK | {"concurrency": 4}) as backend:
+        call = asyncio.ensure_future(ask(backend, PROMPTS))
+        await until(lambda: len(upstream.seen) > 20)
+        assert upstream.peak <= 4
+        backend.widen(12)
+        await until(lambda: upstream.peak > 4)
+        result = await call
+    assert result.texts == echoes(PROMPTS)
+    assert upstream.peak <= 12
+
+
 async def test_a_first_answer_tells_all_workers_that_later_refusals_are_of_their_items(upstream, drive):
     upstream.reply = by_prompt({f"prompt {n}": status(403) for n in range(1, 300, 2)}, late(0.002))
     result = await drive(PROMPTS, retries=2, **BULK)
