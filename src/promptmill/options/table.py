@@ -688,7 +688,9 @@ GROUPS = (
 
 def groups() -> list[Group]:
     """Return the options of the core, and those of each feature under its name."""
-    added = [Group(name, f"{name}: {each.words}", part(each.options)) for name, each in features().items() if each.options]
+    added = [
+        Group(name, f"{name}: {each.words}", part(each.options)) for name, each in features().items() if each.options
+    ]
     return [*GROUPS, *added]
 
 
