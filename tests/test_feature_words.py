@@ -10,12 +10,14 @@ from all_features import ALL_FEATURES
 
 SOURCE = Path(promptmill.__file__).parent
 WORDS = {
+    "batches": r"features\.batches|batch_round|stored_batches|\bBatchPlan\b",
     "compare": r"[`\"]compare[`\"]|\bComparison\b|promptmill compare|\bjudge\b",
     "datastudio": r"(?i)datastudio",
     "duckdb": r"(?i)duckdb",
     "hub": r"hf://|DatasetCard|dataset_card",
     "improve": r"[`\"]improve[`\"]|promptmill improve|\bImprove[A-Z]\w+",
     "install": r"promptmill install",
+    "labels": r"\bsure\b|\bvotes?\b|\bstudents?\b|features\.labels",
     "openai_server": r"openai_server|OpenAIPaths",
     "ray": r"\b[Rr]ay\b|RayCluster",
     "report": r"--report\b|promptmill report\b(?!\">)|part_of\(\"report|arguments\.Report|JobReport",
@@ -24,28 +26,41 @@ WORDS = {
     "ultrarag": r"(?i)ultrarag",
 }
 NAMED = {
-    # options of `bulk`, until they are in the table of options
-    "cli/bulk.py": {"report", "ray", "duckdb"},
-    "cli/job_run.py": {"report", "ray"},
-    "jobs/manage/bulk_call.py": {"ray", "hub", "duckdb"},
-    "jobs/manage/bulk_options.py": {"ray"},
-    "jobs/manage/detached.py": {"ray"},
-    "jobs/store/order.py": {"ray"},
-    "server/bulk_tools.py": {"report"},
-    "cluster/cluster_order.py": {"ray"},
-    "cluster/replicas.py": {"ray"},
-    # a bound of reviews
-    "core/bounds.py": {"review"},
-    # labels of a person in a job with sure labels
-    "jobs/manage/bulk_result.py": {"review"},
-    "jobs/sure/job_shares.py": {"review"},
-    "jobs/sure/shares.py": {"review"},
-    # advice to a reader
+    "cli/bulk.py": {"labels", "report"},
+    "cli/job_display.py": {"labels"},
+    "cli/job_run.py": {"ray", "report"},
+    "cli/options.py": {"labels"},
     "cli/serve.py": {"install"},
     "cli/setup.py": {"install"},
+    "cluster/cluster_order.py": {"ray"},
+    "cluster/remote.py": {"ray"},
+    "cluster/replicas.py": {"ray"},
     "config/loading.py": {"ultrarag"},
+    "core/bounds.py": {"review"},
     "http/app.py": {"install"},
+    "jobs/columns.py": {"labels"},
+    "jobs/door.py": {"duckdb"},
+    "jobs/labels.py": {"labels"},
+    "jobs/manage/bulk_call.py": {"hub", "labels", "ray"},
+    "jobs/manage/bulk_result.py": {"labels", "review"},
+    "jobs/manage/detached.py": {"ray"},
+    "jobs/manage/running_jobs.py": {"labels"},
+    "jobs/run/job_rounds.py": {"batches"},
+    "jobs/run/resumption.py": {"batches"},
+    "jobs/run/runner.py": {"batches"},
+    "jobs/store/database.py": {"batches"},
+    "jobs/store/label_figures.py": {"review"},
+    "jobs/store/order.py": {"batches", "ray"},
+    "jobs/store/shares.py": {"review"},
+    "jobs/store/status.py": {"labels"},
+    "jobs/store/status_record.py": {"labels"},
+    "jobs/store/stored_batches.py": {"batches"},
+    "options/check.py": {"labels"},
+    "options/keywords.py": {"labels", "ray"},
+    "options/reading.py": {"labels"},
+    "options/table.py": {"labels", "ray", "report"},
     "server/arguments.py": {"ultrarag"},
+    "server/bulk_tools.py": {"labels", "report"},
 }
 """The files of the core that name features."""
 
