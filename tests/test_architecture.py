@@ -118,6 +118,24 @@ async def test_a_server_runs_without_what_the_base_install_leaves_out():
     assert result.structured_content == {"ans_ls": []}
 
 
+def test_no_files_import_each_other_late_imports_included():
+    """Nor do they for the types alone. The package itself has names that it imports at their first use."""
+    names = MODULES.keys() - {""}
+    after = {
+        module: {
+            found
+            for name in _imports(MODULES[module])
+            if (inner := name.removeprefix("promptmill.")) != name
+            for found in [inner if inner in names else inner.rpartition(".")[0]]
+            if found in names - {module}
+        }
+        for module in names
+    }
+    while ends := {module for module, imported in after.items() if not imported}:
+        after = {module: imported - ends for module, imported in after.items() if module not in ends}
+    assert not after, "each of these imports another one, which imports it or one of them"
+
+
 def test_importing_prints_nothing():
     code = "import promptmill.server, promptmill.server.process, promptmill.cli.generate"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)

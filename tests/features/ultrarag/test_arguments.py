@@ -3,7 +3,7 @@
 import pytest
 
 from promptmill.core.errors import PromptmillError
-from promptmill.features.ultrarag.launch import as_ultrarag
+from promptmill.features.ultrarag.parameters import as_ultrarag
 from promptmill.features.ultrarag.pipeline_server import _image_arguments, _prompt_arguments, _turn_arguments
 from sure import sure
 

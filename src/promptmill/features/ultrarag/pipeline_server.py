@@ -29,7 +29,7 @@ from pydantic import Field
 from promptmill.config.parameter_file import FILE_NAME, read
 from promptmill.core.errors import Code, PromptmillError, input_error, redact, without_controls
 from promptmill.core.wording import shape
-from promptmill.features.ultrarag.launch import as_ultrarag
+from promptmill.features.ultrarag.parameters import as_ultrarag
 from promptmill.server.tool_calls import tool
 from promptmill.service.service import Service
 

@@ -1,0 +1,60 @@
+"""UltraRAG's parameters, as a file and as arguments of `generation_init`, in the terms of promptmill."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from promptmill.backends import registry
+from promptmill.config.backends import is_named
+from promptmill.config.loading import without_litellm
+from promptmill.core.values import JsonDict, JsonObject
+
+_AT_LEAST_ONE = ("concurrency", "retries")
+# UltraRAG makes `retries` attempts, and in each of them the openai package, which it uses, makes up to three.
+_ATTEMPTS_OF_A_RETRY = 3
+_MOST_RETRIES = 100  # the largest `retries`
+_OPENAI = "https://api.openai.com/v1"
+
+
+def as_ultrarag(values: JsonObject) -> tuple[JsonDict, list[str]]:
+    """Return `values`, a parameter file or the arguments of `generation_init`, and notes about changes to them.
+
+    `backend` and `backend_configs` mean the same as in UltraRAG, and in its forks with a backend for each provider.
+    """
+    adapted, notes = _with_provider(without_litellm(values)), list[str]()
+    blocks = adapted.get("backend_configs")
+    block = blocks.get("openai") if isinstance(blocks, Mapping) else None
+    if not isinstance(blocks, Mapping) or not isinstance(block, Mapping):
+        return adapted, notes
+    block = {key: value for key, value in block.items() if value is not None}
+    for key in _AT_LEAST_ONE:
+        if (number := _number(block.get(key))) is not None and number < 1:
+            block[key] = 1
+            notes.append(f"backend_configs.openai.{key}: 0 would send no requests; 1 is used.")
+    if (number := _number(block.get("retries"))) is not None:
+        block["retries"] = max(number, min(number * _ATTEMPTS_OF_A_RETRY, _MOST_RETRIES))
+    if adapted.get("backend") == "openai" and not {"base_url", "provider"} & block.keys():
+        block["base_url"] = os.environ.get("OPENAI_BASE_URL") or _OPENAI
+        notes.append(f"backend_configs.openai.base_url: is missing, so requests go to {block['base_url']}.")
+    return {**adapted, "backend_configs": {**blocks, "openai": block}}, notes
+
+
+def _with_provider(values: JsonDict) -> JsonDict:
+    """Return `values` with the backend `openai` in place of a provider's name, and that provider's block alone."""
+    backend, blocks = values.get("backend"), values.get("backend_configs") or {}
+    if not isinstance(backend, str) or not isinstance(blocks, Mapping) or is_named(backend.strip().lower()):
+        return values
+    provider = registry.provider_named(backend)
+    given = blocks.get(backend) or {}
+    if provider is None or not isinstance(given, Mapping):
+        return values
+    others = {name: block for name, block in blocks.items() if name not in {backend, "openai"}}
+    return {**values, "backend": "openai", "backend_configs": {**others, "openai": {**given, "provider": provider}}}
+
+
+def _number(value: object) -> int | None:
+    try:
+        return int(str(value))
+    except ValueError:
+        return None
