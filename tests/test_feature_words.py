@@ -24,11 +24,11 @@ WORDS = {
     "ultrarag": r"(?i)ultrarag",
 }
 NAMED = {
-    # options of `bulk`, until they are in the table of options
-    "cli/bulk.py": {"report", "ray", "duckdb"},
+    "cli/bulk.py": {"report"},
     "cli/job_run.py": {"report", "ray"},
-    "jobs/manage/bulk_call.py": {"ray", "hub", "duckdb"},
-    "jobs/manage/bulk_options.py": {"ray"},
+    "jobs/door.py": {"duckdb"},
+    "jobs/manage/bulk_call.py": {"ray", "hub"},
+    "options/keywords.py": {"ray"},  # written from the options of features, too
     "jobs/manage/detached.py": {"ray"},
     "jobs/store/order.py": {"ray"},
     "server/bulk_tools.py": {"report"},
