@@ -149,7 +149,7 @@ class LimitOptions(TypedDict, total=False):
     dedupe: bool
     """Send identical rows at temperature 0 once."""
     shard: str | None
-    """Only this part of the rows, 3/16, for `promptmill join`."""
+    """Only this part of the rows, 3/16; the command `join` puts the parts together."""
 
 
 class JobOptions(TypedDict, total=False):

@@ -455,7 +455,7 @@ LIMITS = (
     Option(
         "shard",
         str,
-        "only this part of the rows, 3/16, for `promptmill join`",
+        "only this part of the rows, 3/16; the command `join` puts the parts together",
         flag=Flag(metavar="I/N"),
         argument=None,
         rows=[_PATHS],
