@@ -116,9 +116,9 @@ class _Simulated:
         if method == "report":
             return pickle.loads(await self._reports.get())
         if method == "submit":
-            requests, _ = pickle.loads(pickle.dumps(arguments))
+            (orders,) = pickle.loads(pickle.dumps(arguments))
             answers: list[tuple[int, Outcome | PromptmillError]] = [
-                (request.key, Completion("Paris", "stop", Usage(20, 2), latency_s=0.05)) for request in requests
+                (request.key, Completion("Paris", "stop", Usage(20, 2), latency_s=0.05)) for request in orders.requests
             ]
             self._reports.put_nowait(pickle.dumps(Report(answers, 64)))
         return None

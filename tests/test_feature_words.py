@@ -34,15 +34,8 @@ NAMED = {
     "server/bulk_tools.py": {"report"},
     "cluster/cluster_order.py": {"ray"},
     "cluster/replicas.py": {"ray"},
-    # tables of DuckDB as inputs and outputs
-    "core/bounds.py": {"duckdb", "review"},
-    "jobs/export/output.py": {"duckdb"},
-    "jobs/export/parquet_file.py": {"duckdb"},
-    "jobs/export/schema_columns.py": {"duckdb"},
-    "jobs/inputs/formats.py": {"duckdb"},
-    "jobs/inputs/sql_table.py": {"duckdb"},
-    "jobs/manage/running_jobs.py": {"duckdb"},
-    "jobs/members.py": {"duckdb"},
+    # a bound of reviews
+    "core/bounds.py": {"review"},
     # labels of a person in a job with sure labels
     "jobs/manage/bulk_result.py": {"review"},
     "jobs/sure/job_shares.py": {"review"},

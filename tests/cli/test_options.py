@@ -59,8 +59,14 @@ def test_the_value_of_an_unknown_option_is_not_shown(refused):
         (["bulk", "--prompt-colum", "text"], "did you mean --prompt-column?"),
         (["bulk", "--", "--prompt-colum"], "the following arguments are required: OUTPUT"),
         (["join", "a", "b"], "'b' is an argument too many"),
-        (["install"], "the following arguments are required: CLIENT"),
-        (["install", "claude-dekstop"], "unknown client 'claude-dekstop'; did you mean claude-desktop"),
+        pytest.param(
+            ["install"], "the following arguments are required: CLIENT", marks=pytest.mark.features("install")
+        ),
+        pytest.param(
+            ["install", "claude-dekstop"],
+            "unknown client 'claude-dekstop'; did you mean claude-desktop",
+            marks=pytest.mark.features("install"),
+        ),
     ],
 )
 def test_a_wrong_value_is_told_with_the_option_it_is_of(refused, arguments, said):

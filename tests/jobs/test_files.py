@@ -288,14 +288,14 @@ def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench):
         (
             "in.jsonl",
             "out.txt",
-            "An output ends with .jsonl, .json, .csv, .tsv, .parquet, .xlsx, .db#TABLE, .duckdb#TABLE, not .txt.",
+            "An output ends with .jsonl, .json, .csv, .tsv, .parquet, .xlsx, .db#TABLE",
         ),
         ("in.jsonl", "in.jsonl", "Input and output are the same file"),
         ("in.parquet", "out.jsonl", "in.parquet is not a Parquet file; name it by what it holds"),
         (
             "in.jsonl",
             "out.ods",
-            "An output ends with .jsonl, .json, .csv, .tsv, .parquet, .xlsx, .db#TABLE, .duckdb#TABLE, not .ods.",
+            "An output ends with .jsonl, .json, .csv, .tsv, .parquet, .xlsx, .db#TABLE",
         ),
         ("in.jsonl", "out.db", "The output out.db is a database; name a table in it: 'out.db#answers'"),
     ],

@@ -92,7 +92,7 @@ def _polars(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "suffixes"),
     [
-        (_duckdb, ["duckdb", "parquet", "csv", "json"]),
+        pytest.param(_duckdb, ["duckdb", "parquet", "csv", "json"], marks=pytest.mark.features("duckdb")),
         (_sqlite, ["db"]),
         (_pandas, ["csv", "jsonl", "json", "parquet", "xlsx"]),
         (_polars, ["csv", "tsv", "jsonl", "parquet"]),

@@ -395,7 +395,6 @@ async def test_files_outside_the_roots_are_refused(bench, tools, tmp_path):
             ("in.jsonl", str(outside / "o.jsonl"), "output_file is outside"),
             ("in.jsonl", "folder/o.jsonl", "output_file is outside"),
             ("in.jsonl", "mine.txt", "use one of .jsonl"),
-            ("mine.duckdb#t", "o.jsonl", "input_file is a .duckdb file; use one of .jsonl"),
             ("in.jsonl", "mine.db#t", "output_file is a .db file; use one of .jsonl"),
             ("mine.txt", "o.jsonl", "others may be a program's; `files` sends whole texts"),
             ("in.jsonl", "out.jsonl", "is not this job's own output"),

@@ -54,7 +54,7 @@ def _of_sqlite(path: Path) -> list[Any]:
     [
         ("out.csv", 1, _of_csv),
         ("out.parquet", 2, _of_parquet),
-        ("out.duckdb#t", 2, _of_duckdb),
+        pytest.param("out.duckdb#t", 2, _of_duckdb, marks=pytest.mark.features("duckdb")),
         ("out.xlsx", 3, _of_workbook),
         ("out.db#t", 4, _of_sqlite),
     ],

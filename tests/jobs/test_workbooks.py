@@ -347,36 +347,7 @@ def test_a_wrong_table_or_query_is_told_before_anything_is_sent(bench, name, opt
     assert not bench.upstream.seen
 
 
-def _duckdb(bench: Any) -> Path:
-    duckdb = pytest.importorskip("duckdb")
-    path: Path = bench.path / "in.duckdb"
-    with duckdb.connect(str(path)) as connection:
-        connection.execute(
-            "CREATE TABLE t AS SELECT 1 AS id, 'tea' AS body, DATE '2026-01-05' AS day, [1, 2] AS list,"
-            " 2.50::DECIMAL(9, 2) AS amount, {'a': 1} AS inner, '\\x01'::BLOB AS raw, NULL AS nothing"
-        )
-    return path
-
-
-def test_a_duckdb_file_is_read(bench):
-    bench.input = _duckdb(bench)
-    bench.succeed(*_PROMPT)
-    row = bench.answers()[0]
-    assert (row["day"], row["list"], row["answer"]) == ("2026-01-05", [1, 2], "echo: Say tea")
-
-
-def test_a_job_of_a_duckdb_file_prints_nothing_at_its_end(bench):
-    bench.input = _duckdb(bench)
-    assert "leaked" not in bench.start(*_PROMPT).communicate()[1]
-
-
 def test_values_of_databases_and_sheets_keep_their_types_in_parquet(bench, book):
-    bench.input, bench.output = _duckdb(bench), bench.path / "duckdb.parquet"
-    bench.succeed(*_PROMPT)
-    row = parquet.read_table(bench.output).to_pylist()[0]
-    assert [row[name] for name in ("id", "body", "list", "amount", "inner", "raw", "nothing")] == [
-        1, "tea", [1, 2], 2.5, {"a": 1}, b"\1", None,
-    ]  # fmt: skip
     database = _database(bench)
     bench.input, bench.output = database.with_name("mails.db#inbox"), bench.path / "sqlite.parquet"
     bench.succeed(*_PROMPT)

@@ -107,8 +107,6 @@ LARGEST_WORKBOOK = 512 << 20
 """Bytes of XML in a workbook: a sheet is read whole, into five times its size. A million short rows have 100 MB."""
 WORKBOOK_MEMORY = 4 << 30
 """The memory of the process that reads workbooks: a few kilobytes can describe a grid of any size."""
-DUCKDB_MEMORY = "256MB"
-"""The memory of DuckDB for a table that it reads or writes; its default is 80 % of the machine."""
 LARGEST_TEXT = 1 << 20
 """Bytes of a text file that is sent whole, and characters of a PDF's text: no model reads more."""
 MOST_PDF_PAGES = 100

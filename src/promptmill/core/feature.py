@@ -73,6 +73,13 @@ class Format:
     """`"module:function"`: takes rows and the path of a new file, and writes them."""
     store: str = ""
     """`"module:class"`: a `promptmill.jobs.inputs.remote.Store` of the URLs with a scheme."""
+    database: str = ""
+    """`"module:class"`: a `promptmill.jobs.databases.Database`, whose tables are inputs and outputs."""
+    packages: Sequence[str] = ()
+    """Modules that it needs, of an extra of promptmill's."""
+    extra: str = ""
+    title: str = ""
+    """The name of such files in messages; else the suffix."""
 
 
 @dataclass(frozen=True, slots=True)

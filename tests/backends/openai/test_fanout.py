@@ -15,7 +15,7 @@ from PIL import Image
 from driving import ask, echoes, opened, run
 from fakes import KEY, DictSink, ListSource
 from processtable import below
-from promptmill.backends.protocol import Call, Facts, Source
+from promptmill.backends.protocol import Call, Facts, Source, Widening
 from promptmill.cluster.fan_out import ProcessLink
 from promptmill.cluster.remote import LostError
 from promptmill.core.errors import Code
@@ -84,7 +84,9 @@ async def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(upstream)
             os.kill(workers()[0].pid, signal.SIGKILL)
         result = await call
     assert result.texts == echoes(PROMPTS)
-    assert sum(outcome.attempts for outcome in result.outcomes) >= len(PROMPTS)
+    # each request that was lost with a worker is charged
+    assert sum(outcome.attempts + outcome.unmetered for outcome in result.outcomes) >= len(upstream.seen)
+    assert len(upstream.seen) > len(PROMPTS)
 
 
 async def test_cancelling_closes_the_requests_of_all_workers(upstream):
@@ -123,6 +125,20 @@ async def test_the_bound_on_requests_in_flight_holds_over_calls_with_and_without
     assert small.texts == echoes(["a", "b"])
     assert [result.texts for result in (*found, alone)] == [echoes(PROMPTS)] * 2 + [echoes(PROMPTS[:50])]
     assert upstream.peak <= 6
+
+
+async def test_a_higher_concurrency_reaches_the_workers_of_a_running_call(upstream):
+    upstream.reply = late(0.05)
+    async with opened(upstream.url, **BULK | {"concurrency": 4}) as backend:
+        call = asyncio.ensure_future(ask(backend, PROMPTS))
+        await until(lambda: len(upstream.seen) > 20)
+        assert upstream.peak <= 4
+        assert isinstance(backend, Widening)
+        backend.widen(12)
+        await until(lambda: upstream.peak > 4)
+        result = await call
+    assert result.texts == echoes(PROMPTS)
+    assert upstream.peak <= 12
 
 
 async def test_a_first_answer_tells_all_workers_that_later_refusals_are_of_their_items(upstream, drive):

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import polars as pl
 import pytest
+from fastmcp.exceptions import ToolError
 
 import promptmill
 from promptmill.core.errors import PromptmillError, redact
@@ -248,3 +249,11 @@ def test_a_query_reads_urls_by_fsspec(bench):
         assert [row["answer"] for row in bench.answers()] == ["echo: Say tea"]
     finally:
         fs.rm("/mails.csv")
+
+
+async def test_a_call_of_a_tool_names_no_database(bench, tools):
+    bench.prompts(1)
+    (bench.path / "mine.duckdb").touch()
+    async with tools() as call:
+        with pytest.raises(ToolError, match=r"input_file is a \.duckdb file; use one of \.jsonl"):
+            await call("bulk_generate", input_file="mine.duckdb#t", output_file="o.jsonl")

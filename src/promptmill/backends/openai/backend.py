@@ -125,7 +125,7 @@ class OpenAIBackend:
                 attempts.widen(self._concurrency)
 
     def enter(self, call: Call) -> Attempts | ExchangedAnswers:
-        """Note that a call starts. Raises `PromptmillError` (`shutdown`, `storage`, `invalid_input`)."""
+        """Note that a call starts. Raises `PromptmillError` (`shutdown`)."""
         if self._pool is None or self._limiter is None:
             raise PromptmillError(Code.SHUTDOWN, "The connections are closed.")
         if call.exchange is not None:

@@ -1,5 +1,16 @@
-"""Queries of DuckDB over files, URLs and databases as rows of a job."""
+"""DuckDB: tables of its databases as inputs and outputs, and queries over files, URLs and databases as rows."""
 
-from promptmill.core.feature import Feature
+from promptmill.core.feature import Feature, Format
 
-FEATURE = Feature(words="queries of DuckDB over files, URLs and databases as rows")
+FEATURE = Feature(
+    words="databases of DuckDB, and its queries over files and URLs as rows",
+    formats=(
+        Format(
+            names=(".duckdb",),
+            database="promptmill.features.duckdb.database:DuckDb",
+            packages=("duckdb", "pyarrow"),
+            extra="duckdb",
+            title="Queries of DuckDB and its",
+        ),
+    ),
+)

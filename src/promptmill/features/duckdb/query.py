@@ -19,11 +19,13 @@ from types import MappingProxyType
 from typing import Any
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
+from promptmill.features.duckdb.database import SUFFIX, connected, literal, stamp
+from promptmill.jobs.databases import quoted
 from promptmill.jobs.inputs import remote
 from promptmill.jobs.inputs.files import Part, missing
 from promptmill.jobs.inputs.formats import check_installed, plain
 from promptmill.jobs.inputs.given import Given, temporary_folder
-from promptmill.jobs.members import DUCKDB, duckdb_connected, duckdb_stamp, is_duckdb, literal, quoted
+from promptmill.jobs.members import file_of
 from promptmill.jobs.store.index import JobFolders
 from promptmill.system.safe_open import home_expanded
 
@@ -57,7 +59,7 @@ def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[G
     check_installed(Path("rows.duckdb"))
     with temporary_folder(folders) as place:
         file = place / "rows.duckdb"
-        with _errors(), contextlib.closing(duckdb_connected(file, read_only=False, memory="80%")) as connection:
+        with _errors(), contextlib.closing(connected(file, read_only=False, memory="80%")) as connection:
             query = _select(connection, sql)
             if len(sources) > 1 and any(map(_is_database, sources)):
                 raise input_error(Named("sql"), " goes with one database.")
@@ -68,7 +70,7 @@ def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[G
                 _open(connection, name)
             connection.execute(f"CREATE TABLE {_ROWS} AS {query}")
             columns = connection.execute(f"DESCRIBE {_ROWS}").fetchall()
-            key = hashlib.sha256(repr([sql, sources, columns, duckdb_stamp(connection, _ROWS)]).encode()).hexdigest()
+            key = hashlib.sha256(repr([sql, sources, columns, stamp(connection, _ROWS)]).encode()).hexdigest()
         yield Given([Part(file)], key, "query")
 
 
@@ -85,17 +87,21 @@ def _scheme_of(name: str) -> str:
 
 
 def _is_database(name: str) -> bool:
-    return is_duckdb(Path(name)) or name.lower().startswith(_POSTGRES)
+    return _is_duckdb(Path(name)) or name.lower().startswith(_POSTGRES)
+
+
+def _is_duckdb(path: Path) -> bool:
+    return file_of(path).suffix.lower() == SUFFIX
 
 
 def _open(connection: Any, name: str) -> None:
     """Make the tables of an INPUT visible to the query."""
     path = home_expanded(name)
-    if not remote.is_url(name) and plain(path).suffix.lower() in {DUCKDB, *_READERS} and not path.is_file():
+    if not remote.is_url(name) and plain(path).suffix.lower() in {SUFFIX, *_READERS} and not path.is_file():
         raise missing(path)
     place = literal(name if remote.is_url(name) else str(path))
     if _is_database(name):
-        kind = "READ_ONLY" if is_duckdb(path) else "TYPE postgres, READ_ONLY"
+        kind = "READ_ONLY" if _is_duckdb(path) else "TYPE postgres, READ_ONLY"
         connection.execute(f"ATTACH {place} AS source ({kind})")
         connection.execute("USE source")
         return

@@ -2,8 +2,7 @@
 
     row ⋈ answer ─▶ rows in the order of the input ─▶ .answers.csv.….partial ─▶ answers.csv
 
-A table of a database is written to a temporary database (SQLite) or Parquet file (DuckDB), and copied in one
-transaction.
+A table of a database is written to a temporary database of SQLite, or a Parquet file, and copied in one transaction.
 
 Blocks of rows that have not changed since the job wrote the output before are copied from that file (`_Blocks`).
 """
@@ -26,11 +25,11 @@ import orjson
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.values import INT64, JsonDict, JsonObject
 from promptmill.jobs import disk, members
+from promptmill.jobs.databases import Stamp, database_of, quoted, taken
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.text import Form, TextForm, cell, text_form, write_text
 from promptmill.jobs.inputs import formats, xlsx
-from promptmill.jobs.members import Stamp, quoted
 from promptmill.jobs.store.binding import BLOCK_ROWS
 from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
 from promptmill.jobs.store.records import SLOT
@@ -41,8 +40,6 @@ _LOOK_ROWS = 1024  # rows between two reports
 _COPIED = frozenset({"csv", "tsv", "jsonl"})
 """Formats in which the bytes of a row do not depend on other rows."""
 _SQL_TYPES = frozenset({str, int, float, type(None), bytes})
-_TABLE = "SELECT 1 FROM main.sqlite_master WHERE name = ? COLLATE NOCASE"
-_WAIT_S = 60.0  # for another writer of the user's database
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +84,9 @@ def stamp_of(partial: Path, target: Path) -> Stamp:
     """Return the stamp that the output at `target` will have, once it is what `partial` is now. Raises `OSError`."""
     if not members.is_table(target):
         found = members.stamp(partial)
-    elif members.is_duckdb(target):
-        with contextlib.closing(members.duckdb_connected(None)) as connection:
-            found = members.duckdb_stamp(connection, members.parquet(partial))
     else:
-        found = members.table_stamp(partial, members.split(target)[1])
+        file, table = members.split(target)
+        found = database_of(file).stamp_of_rows(partial, table)
     if found is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(partial))
     return found
@@ -105,7 +100,7 @@ def write(
     Raises as `answered`, and `OSError`.
     """
     kind = formats.format_of_output(target, spec.input.format)
-    form = Form(stores, spec, "parquet" if kind == "sql" and members.is_duckdb(target) else kind)
+    form = Form(stores, spec, database_of(members.file_of(target)).form if kind == "sql" else kind)
     if kind == "sql" and len({name.casefold() for name in form.header}) < len(form.header):
         raise input_error("Two columns have names that differ in capitals alone, which no table of SQL has.")
     with partial_file(spec, target) as (partial, out):
@@ -130,7 +125,7 @@ def write_rows(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], targ
     if form.format == "parquet":
         from promptmill.jobs.export.parquet_file import write_parquet  # imported where it is needed
 
-        write_parquet(out, form, answered, is_for_duckdb=target is not None and members.is_duckdb(target))
+        write_parquet(out, form, answered, is_for_database=target is not None and members.is_table(target))
     else:
         write_text(out, form, answered)
     return ""
@@ -286,10 +281,10 @@ def publish(partial: Path, target: Path, *, may_replace: bool, copied: Stamp | N
             raise input_error(f"{target} was changed by another program meanwhile; run the job again.")
         file, sheet = members.split(target)
         if not may_replace and (not sheet or sheet in xlsx.sheet_names(file)):
-            raise members.taken(target)
+            raise taken(target)
     if members.is_table(target):
-        copy = _copy_into_duckdb if members.is_duckdb(target) else _copy_table
-        copy(partial, target, may_replace=may_replace)
+        file, table = members.split(target)
+        database_of(file).copy(partial, file, table, may_replace=may_replace)
         partial.unlink()
     elif may_replace or copied is not None:
         partial.replace(members.file_of(target))
@@ -303,7 +298,7 @@ def _place(partial: Path, target: Path) -> None:
         os.link(partial, target)  # unlike a rename, never over an existing file
     except OSError as error:
         if isinstance(error, FileExistsError) or target.exists():
-            raise members.taken(target) from None
+            raise taken(target) from None
         partial.replace(target)  # a file system without hard links
     else:
         partial.unlink()
@@ -320,39 +315,6 @@ def _write_table(path: Path, table: str, form: Form, answered: Iterable[Answered
         places = ", ".join("?" * len(columns))
         connection.executemany(f"INSERT INTO {quoted(table)} VALUES ({places})", rows)  # noqa: S608 (a quoted name)
         connection.execute("COMMIT")
-
-
-def _copy_table(source: Path, target: Path, *, may_replace: bool) -> None:
-    """Copy the table of the database `source` to `target` in one transaction.
-
-    Raises `OSError`, and `PromptmillError` (`invalid_input`) if a table has the name and may not be replaced.
-    """
-    file, table = members.split(target)
-    try:
-        with contextlib.closing(sqlite3.connect(file, timeout=_WAIT_S, isolation_level=None)) as connection:
-            connection.execute("ATTACH ? AS made", (str(source),))
-            connection.execute("BEGIN IMMEDIATE")
-            if may_replace:
-                connection.execute(f"DROP TABLE IF EXISTS main.{quoted(table)}")
-            elif connection.execute(_TABLE, (table,)).fetchone():
-                raise members.taken(target)
-            name = quoted(table)
-            connection.execute(f"CREATE TABLE main.{name} AS SELECT * FROM made.{name}")  # noqa: S608 (a quoted name)
-            connection.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise OSError(None, str(error), str(file)) from None
-
-
-def _copy_into_duckdb(source: Path, target: Path, *, may_replace: bool) -> None:
-    """Copy the rows of the Parquet file `source` to `target` in one transaction. Raises `PromptmillError`."""
-    file, table = members.split(target)
-    with (
-        members.duckdb_errors(file),
-        contextlib.closing(members.duckdb_connected(file, read_only=False)) as connection,
-    ):
-        if not may_replace and members.has_duckdb_table(connection, table):
-            raise members.taken(target)
-        connection.execute(f"CREATE OR REPLACE TABLE {quoted(table)} AS FROM {members.parquet(source)}")
 
 
 def _sql_value(value: Any) -> Any:

@@ -28,7 +28,7 @@ _ROWS_AT_ONCE = 4096
 _VALUES_AT_ONCE = 32  # values between two checks of a page's size; at the default, 1,024, pages of images are large
 _INTEGER, _LONG, _MIXED = "integer", "long", "mixed"
 _DECIMAL = "decimal "
-_MOST_DIGITS = 38  # of a decimal in Arrow and in DuckDB
+_MOST_DIGITS = 38  # of a decimal in Arrow and in databases
 _SCALARS = MappingProxyType(
     {str: "string", values.SheetDate: "string", bool: "boolean", int: _INTEGER, float: "number", bytes: "bytes"}
 )
@@ -37,7 +37,9 @@ _EXACT = 1 << 53  # a float holds every whole number up to this one
 _MOST_PARTS = 100  # fields of an object; in a larger object, the names are probably keys
 
 
-def write_parquet(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], *, is_for_duckdb: bool = False) -> None:
+def write_parquet(
+    out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], *, is_for_database: bool = False
+) -> None:
     """Write rows with their answers. Raises `OSError`, and the errors of `answered`."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -45,7 +47,7 @@ def write_parquet(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], *
     answers = form.answers
     kinds = _arrow_types(answers)
     own = (
-        _ArrowColumns(form.spec, is_for_duckdb=is_for_duckdb)
+        _ArrowColumns(form.spec, is_for_database=is_for_database)
         if form.spec.input.style.arrow_schema
         else _TypedColumns(form)
     )
@@ -82,14 +84,14 @@ def _groups(answered: Iterable[AnsweredRow]) -> Iterator[list[AnsweredRow]]:
 class _ArrowColumns:
     """The columns of a Parquet input."""
 
-    def __init__(self, spec: JobSpec, *, is_for_duckdb: bool) -> None:
-        """`is_for_duckdb`: durations and decimals of more than 38 digits, which DuckDB misreads, become texts."""
+    def __init__(self, spec: JobSpec, *, is_for_database: bool) -> None:
+        """`is_for_database`: durations and decimals of more than 38 digits, which databases misread, become texts."""
         import pyarrow as pa
 
         self.schema = unpacked_schema(spec.input.style.arrow_schema)
         self._texts = set[int]()
         for at, field in enumerate(self.schema):
-            if is_for_duckdb and (pa.types.is_duration(field.type) or pa.types.is_decimal256(field.type)):
+            if is_for_database and (pa.types.is_duration(field.type) or pa.types.is_decimal256(field.type)):
                 self._texts.add(at)
                 self.schema = self.schema.set(at, field.with_type(pa.string()))
 

@@ -98,7 +98,7 @@ class SchemaColumns:
             if not _is_lost(value, self.arrow_value(key, value)):
                 continue
             what = f"{json_text(value):.60} of the field {name:.60}"
-            message = f"A column of Parquet or DuckDB cannot hold {what}; name the output .jsonl or .csv."
+            message = f"A column of Parquet or of this database cannot hold {what}; name the output .jsonl or .csv."
             error = {"code": "invalid_answer", "message": message, "retryable": False, "attempts": 0}
             return {**found, "error": found["error"] or error}
         return found

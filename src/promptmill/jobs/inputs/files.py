@@ -23,9 +23,10 @@ from urllib.parse import unquote
 from promptmill.core.bounds import MOST_RATIO
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import close_matches
+from promptmill.jobs.databases import DATABASES
 from promptmill.jobs.disk import why
 from promptmill.jobs.inputs.formats import SUFFIXES, check_installed, compression_of, plain
-from promptmill.jobs.members import DATABASES, file_of, log_of, split
+from promptmill.jobs.members import file_of, log_of, split
 from promptmill.jobs.store.database import HaltedError
 from promptmill.system.safe_open import NoFileError, OutsideError, open_regular, real_path
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, cast
 
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.feature import format_of
 from promptmill.jobs import members
+from promptmill.jobs.databases import DATABASES, SQLITE
 from promptmill.system.installation import adding
 
 SUFFIXES = MappingProxyType(
@@ -24,7 +26,7 @@ SUFFIXES = MappingProxyType(
         ".tsv": "tsv",
         ".parquet": "parquet",
         **members.WORKBOOKS,
-        **members.DATABASES,
+        **DATABASES,
     }
 )
 """The format of each suffix. A suffix of `COMPRESSED` may follow."""
@@ -36,18 +38,19 @@ OF_CALLS = frozenset({"jsonl", "csv", "tsv", "parquet", "xlsx"})
 """Formats that a call may name: the user's texts, JSON files and databases may be a program's."""
 TABLES = CELLS | {"parquet", "xlsx", "sql"}
 _LEVEL = 6  # the default of `gzip`; Python's default, 9, takes three times as long and saves 1 %
-_OUTPUTS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx", ".db#TABLE", ".duckdb#TABLE")
+_OTHERS = [f"{suffix}#TABLE" for suffix in DATABASES if suffix not in SQLITE]
+_OUTPUTS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx", ".db#TABLE", *_OTHERS)
 _WRITTEN = frozenset({"jsonl", "json", "csv", "tsv", "parquet", "xlsx", "sql"})
 _ONLY_READ = frozenset({".xls", ".xlsb", ".xlsm", ".ods"})
 _PACKAGES = MappingProxyType(
     {
         ".parquet": ("pyarrow",),
         ".zst": ("pyarrow",),
-        members.DUCKDB: ("duckdb", "pyarrow"),
         **dict.fromkeys(members.WORKBOOKS, ("python_calamine",)),
     }
 )
 """The modules that read or write files with a suffix."""
+_TITLES = MappingProxyType({".parquet": "Parquet"})
 
 
 def format_by_suffix(path: Path, role: str) -> str:
@@ -100,14 +103,16 @@ def check_installed(*paths: Path) -> None:
     """Raise `PromptmillError` (`missing_dependency`) if the package for one of `paths` is not installed."""
     for path in paths:
         suffixes = {suffix.lower() for suffix in (path.suffix, plain(path).suffix)}
-        for suffix in suffixes & _PACKAGES.keys():
-            for module in _PACKAGES[suffix]:
-                if importlib.util.find_spec(module) is not None:
-                    continue
-                name = {".parquet": "Parquet", members.DUCKDB: "Queries of DuckDB and its"}.get(suffix, suffix)
-                package = module.replace("_", "-")
-                extra = "duckdb" if suffix == members.DUCKDB else "files"
-                raise PromptmillError(Code.MISSING_DEPENDENCY, f"{name} files need {package}.", adding(extra))
+        needed: dict[str, tuple[Sequence[str], str, str]] = {
+            suffix: (_PACKAGES[suffix], "files", _TITLES.get(suffix, suffix)) for suffix in suffixes & _PACKAGES.keys()
+        }
+        if (found := format_of(plain(path).name)) is not None and found.packages:
+            needed[plain(path).suffix] = found.packages, found.extra, found.title or plain(path).suffix
+        for modules, extra, title in needed.values():
+            for module in modules:
+                if importlib.util.find_spec(module) is None:
+                    package = module.replace("_", "-")
+                    raise PromptmillError(Code.MISSING_DEPENDENCY, f"{title} files need {package}.", adding(extra))
 
 
 @contextmanager

@@ -45,7 +45,8 @@ Say = Callable[[str], None]
 
 def is_elsewhere(text: str) -> bool:
     """Return whether `text` names a file that is fetched or converted first: by a URL, or in a feature's format."""
-    return is_url(text) or format_of(text) is not None
+    found = format_of(text)
+    return is_url(text) or (found is not None and bool(found.read or found.write))
 
 
 def is_url(text: str) -> bool:

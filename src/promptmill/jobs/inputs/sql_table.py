@@ -1,7 +1,6 @@
-"""Tables and queries of databases as rows: SQLite by the standard library, `.duckdb` files by DuckDB.
+"""Tables and queries of databases as rows.
 
-A part of an input names a table of the database, `mails.db#inbox`, or has a query of SQLite (a feature has
-queries of DuckDB).
+A part of an input names a table of the database, `mails.db#inbox`, or has a query of SQLite.
 """
 
 from __future__ import annotations
@@ -20,20 +19,19 @@ from promptmill.core import values
 from promptmill.core.bounds import LONGEST_ROW
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import did_you_mean, listed
+from promptmill.jobs.databases import SQLITE, all_of, connected, database_of
 from promptmill.jobs.inputs.cells import is_utf8, readable
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window
-from promptmill.jobs.members import SQLITE, all_of, connected, duckdb_connected, is_duckdb, quoted, split
+from promptmill.jobs.members import split
 
 _AT_ONCE = 1024  # rows
-_TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
 _ONE_QUERY = (Named("sql"), " is one query, such as: select id, body from inbox")
 _STORED = "SELECT name FROM sqlite_master WHERE type = 'table'"
-_DUCKDB_TABLES = "SELECT table_name FROM information_schema.tables ORDER BY table_name"
 
 
 def is_query(sql: str | None, sources: Sequence[str]) -> bool:
-    """Return whether DuckDB answers a query over the INPUT `sources`; SQLite answers those over its own files."""
+    """Return whether a feature answers a query over the INPUT `sources`; SQLite answers those over its own files."""
     names = [split(Path(name)) for name in sources]
     is_for_files = names and all(file.suffix.lower() in SQLITE or table for file, table in names)
     return sql is not None and not is_for_files
@@ -69,7 +67,7 @@ class SqlTable:
         if len(files.parts) > 1:
             raise input_error("Several databases are not read together; name one of them.")
         (part,) = files.parts
-        self._path, self._is_duckdb, self._most_rows = part.path, is_duckdb(part.path), part.most_rows
+        self._path, self._database, self._most_rows = part.path, database_of(part.path), part.most_rows
         with self._connected() as connection:
             self._query = part.query or self._of_table(connection, part.member)
             cursor = connection.execute(self._query)
@@ -106,7 +104,7 @@ class SqlTable:
                 yield connection
         except (PromptmillError, GeneratorExit):
             raise
-        except Exception as error:  # noqa: BLE001 (DuckDB has its own classes of errors)
+        except Exception as error:  # noqa: BLE001 (a package has its own classes of errors)
             said = str(error).splitlines()[0][:300].rstrip(".") if str(error) else type(error).__name__
             if "one statement at a time" in said:
                 raise input_error(*_ONE_QUERY) from None
@@ -120,11 +118,11 @@ class SqlTable:
             raise input_error(f"{self._path.name} cannot be read: {said}.") from None
 
     def _connection(self) -> Any:
-        return duckdb_connected(self._path) if self._is_duckdb else connected(self._path)
+        return self._database.connected(self._path)
 
     def _of_table(self, connection: Any, name: str) -> str:
         file = self._path.name
-        tables = [row[0] for row in connection.execute(_DUCKDB_TABLES if self._is_duckdb else _TABLES).fetchall()]
+        tables = self._database.tables(connection)
         if not name and len(tables) != 1:
             if not tables:
                 raise input_error(f"{file} has no table.")
@@ -135,18 +133,9 @@ class SqlTable:
         if name and name not in tables:
             meant = did_you_mean(name, tables, f"it has {listed(tables) or 'none'}.")
             raise input_error(f"{file} has no table {name[:60]!r}; {meant}")
-        whole = all_of(name or tables[0])
-        return _exact(connection, whole) if self._is_duckdb else whole
+        return self._database.whole(connection, name or tables[0])
 
 
-def _exact(connection: Any, query: str) -> str:
-    """Return a query of DuckDB with texts for values that Python has no type for: months, nanoseconds, infinity."""
-    kinds = {quoted(name): kind for name, kind, *_ in connection.execute(f"DESCRIBE {query}").fetchall()}
-    texts = [f"{name}::VARCHAR AS {name}" for name, kind in kinds.items() if kind in _AS_TEXTS]
-    return query.replace("*", f"* REPLACE ({', '.join(texts)})", 1) if texts else query
-
-
-_AS_TEXTS = frozenset({"DATE", "INTERVAL", "TIMESTAMP", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP_S"})
 _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
 
 

@@ -18,6 +18,7 @@ from promptmill.core.bounds import LONGEST_PATH, MOST_RUNNERS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error, worded
 from promptmill.jobs import members
 from promptmill.jobs.caller import USER, Caller
+from promptmill.jobs.databases import SQLITE
 from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
@@ -577,7 +578,7 @@ class RunningJobs:
         """
         real = self._resolved_path(text, name)
         kind = formats.format_by_suffix(real, name)
-        is_database = (name, kind) == ("input_file", "sql") and members.file_of(real).suffix.lower() != ".duckdb"
+        is_database = (name, kind) == ("input_file", "sql") and members.file_of(real).suffix.lower() in SQLITE
         if kind not in formats.OF_CALLS and not is_database:
             usable = ".jsonl, .csv, .tsv, .parquet, .xlsx" + (", .db" if name == "input_file" else "")
             whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."

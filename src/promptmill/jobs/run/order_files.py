@@ -10,6 +10,7 @@ from pathlib import Path
 
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.jobs import disk, members
+from promptmill.jobs.databases import DATABASES
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.files import InputFiles, Part
@@ -106,7 +107,7 @@ def with_query(parts: Sequence[Part], order: JobOrder) -> Sequence[Part]:
     """
     if (sql := order.reading.sql) is None:
         return parts
-    if any(part.member or part.path.suffix.lower() not in members.DATABASES for part in parts):
+    if any(part.member or part.path.suffix.lower() not in DATABASES for part in parts):
         raise input_error(Named("sql"), " goes with a database, without a table: mails.db.")
     most = order.limits.rows if order.limits.shard is None else None
     return [replace(part, query=sql, most_rows=most) for part in parts]

@@ -1,0 +1,111 @@
+"""Databases of DuckDB: tables as inputs and outputs."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from promptmill.core.errors import input_error
+from promptmill.jobs.databases import Database, Stamp, all_of, quoted, taken
+
+SUFFIX = ".duckdb"
+_MEMORY = "256MB"
+"""The memory of DuckDB for a table that it reads or writes; its default is 80 % of the machine."""
+_TABLES = "SELECT table_name FROM information_schema.tables ORDER BY table_name"
+_AS_TEXTS = frozenset({"DATE", "INTERVAL", "TIMESTAMP", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP_S"})
+
+
+class DuckDb(Database):
+    """A database of DuckDB."""
+
+    form: ClassVar[Literal["sql", "parquet"]] = "parquet"
+    log: ClassVar[str] = ".wal"
+
+    def connected(self, file: Path) -> Any:
+        """Return a connection that reads a database. Raises `duckdb.Error`."""
+        return connected(file)
+
+    def tables(self, connection: Any) -> list[str]:
+        """Return the names of the tables and views."""
+        return [row[0] for row in connection.execute(_TABLES).fetchall()]
+
+    def whole(self, connection: Any, table: str) -> str:
+        """Return the query for all rows, with texts for months, nanoseconds and infinity."""
+        query = all_of(table)
+        kinds = {quoted(name): kind for name, kind, *_ in connection.execute(f"DESCRIBE {query}").fetchall()}
+        texts = [f"{name}::VARCHAR AS {name}" for name, kind in kinds.items() if kind in _AS_TEXTS]
+        return query.replace("*", f"* REPLACE ({', '.join(texts)})", 1) if texts else query
+
+    def stamp(self, file: Path, table: str) -> Stamp | None:
+        """Return the stamp of a table, None if it is missing."""
+        with _errors(file), contextlib.closing(connected(file)) as connection:
+            return stamp(connection, quoted(table)) if _has_table(connection, table) else None
+
+    def stamp_of_rows(self, source: Path, table: str) -> Stamp | None:
+        """Return the stamp that a table will have with the rows of a Parquet file."""
+        del table
+        with contextlib.closing(connected(None)) as connection:
+            return stamp(connection, _parquet(source))
+
+    def copy(self, source: Path, file: Path, table: str, *, may_replace: bool) -> None:
+        """Copy the rows of a Parquet file into a table in one transaction. Raises `PromptmillError`."""
+        with _errors(file), contextlib.closing(connected(file, read_only=False)) as connection:
+            if not may_replace and _has_table(connection, table):
+                raise taken(f"{file}#{table}")
+            connection.execute(f"CREATE OR REPLACE TABLE {quoted(table)} AS FROM {_parquet(source)}")
+
+
+def connected(file: Path | None, *, read_only: bool = True, memory: str = _MEMORY) -> Any:
+    """Return a connection to a database of DuckDB; None: to an empty one in memory. Raises `duckdb.Error`.
+
+    `memory`: how much its cache and its sorting take, such as "1GB" or "80%"; beyond that it uses the disk.
+    """
+    import duckdb
+
+    atexit.register(gc.unfreeze)  # DuckDB reports objects that the last collection leaves as leaks
+    place = (":memory:", False) if file is None else (str(file), read_only)
+    connection = duckdb.connect(*place, config={"memory_limit": memory})
+    connection.execute("SET enable_progress_bar = false")  # a notebook would show it
+    return connection
+
+
+def stamp(connection: Any, source: str) -> Stamp:
+    """Return the number of rows, and a digest of them in any order, of a table or of another source of rows."""
+    count, digest = connection.execute(f"SELECT count(*), coalesce(sum(hash(t)), 0) FROM {source} t").fetchone()  # noqa: S608
+    return count, digest % (1 << 53)
+
+
+def literal(text: str) -> str:
+    """Return a text as SQL writes it.
+
+    >>> literal("Ann's")
+    "'Ann''s'"
+    """
+    doubled = text.replace("'", "''")
+    return f"'{doubled}'"
+
+
+def _parquet(file: Path) -> str:
+    """Return the rows of a Parquet file as a source of rows in DuckDB's SQL."""
+    return f"read_parquet({literal(str(file))})"
+
+
+def _has_table(connection: Any, name: str) -> bool:
+    query = "SELECT 1 FROM duckdb_tables() WHERE lower(table_name) = lower(?)"
+    return connection.execute(query, (name,)).fetchone() is not None
+
+
+@contextlib.contextmanager
+def _errors(file: Path) -> Iterator[None]:
+    """Turn the errors of DuckDB into `PromptmillError` (`invalid_input`)."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        text = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise input_error(f"{file.name} cannot be used: {text.rstrip('.')}.") from None
