@@ -20,7 +20,7 @@ from promptmill.backends.openai.providers import PROFILES, READ
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.options import pages
-from promptmill.options.table import GROUPS
+from promptmill.options.table import groups
 
 _WRAPPER = textwrap.TextWrapper(120, break_long_words=False, break_on_hyphens=False)
 DOCS = Path(__file__).parent.parent / "docs"
@@ -222,12 +222,12 @@ def names() -> str:
     row = "| the file for the answers |"
     before, line, after = page.partition(row)
     first, _, rest = after.partition("\n")
-    return f"{before}{line}{first}\n{pages.names(GROUPS)}\n{rest.partition(NEXT)[1]}{rest.partition(NEXT)[2]}"
+    return f"{before}{line}{first}\n{pages.names(groups())}\n{rest.partition(NEXT)[1]}{rest.partition(NEXT)[2]}"
 
 
 def keywords() -> str:
     """Return the module with Python's keywords."""
-    return pages.keywords(GROUPS)
+    return pages.keywords(groups())
 
 
 NEXT = "`system_prompt` has this name"

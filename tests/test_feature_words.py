@@ -57,8 +57,6 @@ NAMED = {
     "jobs/store/stored_batches.py": {"batches"},
     "options/check.py": {"labels"},
     "options/keywords.py": {"labels", "ray"},
-    "options/reading.py": {"labels"},
-    "options/table.py": {"labels", "ray", "report"},
     "server/arguments.py": {"ultrarag"},
     "server/bulk_tools.py": {"labels", "report"},
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from promptmill.cli.options import option_of
@@ -13,24 +15,41 @@ from promptmill.server.bulk_tools import _argument_of
 SURE = {"sure": "strong"}
 
 
+def needs(feature: str, options: dict[str, Any], said: str) -> Any:
+    """Return a case that needs a feature."""
+    return pytest.param(options, said, marks=pytest.mark.features(feature))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"agree": 0.9}, "--agree goes with --sure MODEL."),
-        ({"poll": "1m"}, "--poll goes with --batch."),
-        ({"num_gpus": 2}, "--num-gpus goes with --ray ADDRESS."),
+        needs("labels", {"agree": 0.9}, "--agree goes with --sure MODEL."),
+        needs("batches", {"poll": "1m"}, "--poll goes with --batch."),
+        needs("ray", {"num_gpus": 2}, "--num-gpus goes with --ray ADDRESS."),
         ({"choices_many": True}, "--choices-many goes with --choices."),
         ({"choices": ["a"], "schema": {"type": "object"}}, "--choices goes without --schema."),
         ({"choices": ["a"], "fields": "amount"}, "--choices goes without --fields."),
         ({"sample": 5, "limit": 5}, "--sample goes without --limit."),
         ({"shard": "1/2", "limit": 5, "output": "o"}, "--shard goes without --limit."),
         ({"shard": "1/2", "model": ["a", "b"], "output": "o"}, "--shard goes without several models."),
-        (SURE | {"prompt": {"a": "x", "b": "y"}}, "--sure goes without several prompts."),
-        (SURE | {"again": "all"}, "--sure goes without --again all: name another output for a new sample."),
-        (SURE | {"gold": "label", "recall": {"a": 0.9}}, "--gold goes without --recall: its promise is about all"),
-        (SURE | {"student": True, "model": "cheap"}, "--student goes without --model: it takes the model's place."),
-        ({"votes": 3, "dedupe": True}, "--votes goes without --dedupe."),
-        ({"report": "r.html", "validate": True}, "--report goes without --validate; `promptmill report` writes one."),
+        needs("labels", SURE | {"prompt": {"a": "x", "b": "y"}}, "--sure goes without several prompts."),
+        needs("labels", SURE | {"again": "all"}, "--sure goes without --again all: name another output"),
+        needs(
+            "labels",
+            SURE | {"gold": "label", "recall": {"a": 0.9}},
+            "--gold goes without --recall: its promise",
+        ),
+        needs(
+            "labels",
+            SURE | {"student": True, "model": "cheap"},
+            "--student goes without --model: it takes",
+        ),
+        needs("labels", {"votes": 3, "dedupe": True}, "--votes goes without --dedupe."),
+        needs(
+            "report",
+            {"report": "r.html", "validate": True},
+            "--report goes without --validate; `promptmill report`",
+        ),
         ({"prompt": "a", "prompt_column": "b"}, "--prompt goes without --prompt-column; name the column in the"),
     ],
 )
@@ -40,6 +59,7 @@ def test_options_that_do_not_go_together_are_refused(options, said):
     assert caught.value.worded(option_of).startswith(said)
 
 
+@pytest.mark.features("labels", "batches", "ray")
 @pytest.mark.parametrize(
     "options",
     [
@@ -53,6 +73,7 @@ def test_a_default_is_no_option_that_could_be_in_the_way(options):
     check(options)
 
 
+@pytest.mark.features("labels")
 def test_each_face_spells_the_options_and_the_sources_in_its_own_way():
     def said(face, name, options, rows=""):
         with pytest.raises(PromptmillError) as caught:

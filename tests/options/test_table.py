@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pydoc
+from typing import Any
 
 import pytest
 from fastmcp import Client
@@ -11,6 +12,7 @@ import promptmill
 from promptmill.cli import bulk
 from promptmill.cli.options import Parser
 from promptmill.config.loading import Configuration
+from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import Feature
 from promptmill.options import pages, table
 from promptmill.options.option import Flag, Group, Option, spelled
@@ -49,6 +51,7 @@ def test_rules_name_options_of_the_table():
         assert {*option.rows} <= table.ROWS.keys(), option.name
 
 
+@pytest.mark.features("labels")
 def test_a_face_spells_an_option_in_its_own_way():
     known = table.options()
     assert spelled("{api_key_env}", "flag", known) == "--key-env"
@@ -106,7 +109,18 @@ def test_the_help_fits_on_a_screen_and_the_long_one_has_every_option(capsys, mon
     assert "`promptmill bulk --help all` shows all" in shown["--help"]
 
 
+@pytest.mark.features
 def test_the_help_of_python_has_every_keyword():
     text = pydoc.plain(pydoc.render_doc(promptmill.bulk))
     names = [name for option in table.options().values() if (name := option.name_on("keyword")) is not None]
     assert not [name for name in names if f"`{name}`" not in text]
+
+
+def test_an_option_of_a_hidden_feature_is_refused_with_its_feature(monkeypatch, capsys):
+    monkeypatch.setattr(table, "hidden", lambda: {"order": Feature(words="", options=f"{__name__}:OPTIONS")})
+    options: Any = {"shuffle": 7}
+    with pytest.raises(PromptmillError, match="`shuffle` needs the feature order, which is hidden here"):
+        promptmill.bulk(["a"], **options)
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["a.csv", "b.csv", "--shuffle", "7"])
+    assert "--shuffle needs the feature order, which is hidden here" in capsys.readouterr().err

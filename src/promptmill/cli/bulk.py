@@ -95,7 +95,7 @@ def _options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
     models = list(dict.fromkeys(getattr(arguments, "models", None) or [])) or arguments.model
     named = {"prompt": prompts if prompts[1:] else arguments.prompt, "model": models}
-    return vars(arguments) | named | {"recall": dict(arguments.recall or ())}
+    return vars(arguments) | named | {"recall": dict(getattr(arguments, "recall", None) or ())}
 
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
@@ -162,7 +162,7 @@ def _check(arguments: argparse.Namespace) -> None:
         (arguments.output_format and arguments.output != "-", "--output-format", "goes with `-` as OUTPUT alone."),
     )
     check(_options_of(arguments), "stdin" if "-" in local else Rows(arguments.input).source, "flag")
-    if arguments.report is not None:
+    if getattr(arguments, "report", None) is not None:
         part_of("report", "command:check")(arguments.report)
 
 

@@ -226,6 +226,8 @@ class Parser(argparse.ArgumentParser):
         message, key = f"unknown option {', '.join(names)}", names[0].lstrip("-").replace("-", "_")
         from promptmill.core.request import Sampling  # pydantic takes a tenth of a second
 
+        if (feature := table.hidden_options().get(key)) is not None:
+            self._leave(f"{names[0]} needs the feature {feature}, which is hidden here")
         if key in Sampling.model_fields:
             self._leave(f"{message}; `--set sampling_params.{key}=…` sets it")
         self._leave(message + _meant(names[0], self._options, 1))

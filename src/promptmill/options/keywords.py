@@ -165,8 +165,21 @@ class JobOptions(TypedDict, total=False):
     """True: progress in a notebook or on stderr; False: none; or a function that gets the status."""
 
 
-class SureOptions(TypedDict, total=False):
-    """Options: sure."""
+class BatchesOptions(TypedDict, total=False):
+    """Options: batches."""
+
+    batch: bool
+    """By the provider's Batch API: cheaper, within a day; the rest is sent live."""
+    by: str | None
+    """With `batch`: 06:00, 2026-03-01T06:00 or 6h from now; open rows are sent live then."""
+    poll: str | None
+    """With `batch`: look at it so often; else after 30s to 15m."""
+    keep_files: bool
+    """With `batch`: leave the files at the provider."""
+
+
+class LabelsOptions(TypedDict, total=False):
+    """Options: labels."""
 
     sure: str | None
     """A strong model, which answers the rows where `model` may not agree with it; see docs/sure-labels.md."""
@@ -185,19 +198,6 @@ class SureOptions(TypedDict, total=False):
     """Also the share of a label's rows that are delivered with it, at least, by label."""
     votes: int | None
     """So many answers to each row vote; several models take turns; with `sure`, of the cheap model."""
-
-
-class BatchOptions(TypedDict, total=False):
-    """Options: batch."""
-
-    batch: bool
-    """By the provider's Batch API: cheaper, within a day; the rest is sent live."""
-    by: str | None
-    """With `batch`: 06:00, 2026-03-01T06:00 or 6h from now; open rows are sent live then."""
-    poll: str | None
-    """With `batch`: look at it so often; else after 30s to 15m."""
-    keep_files: bool
-    """With `batch`: leave the files at the provider."""
 
 
 class RayOptions(TypedDict, total=False):
@@ -222,8 +222,8 @@ class BulkOptions(
     ToolOptions,
     LimitOptions,
     JobOptions,
-    SureOptions,
-    BatchOptions,
+    BatchesOptions,
+    LabelsOptions,
     RayOptions,
     total=False,
 ):

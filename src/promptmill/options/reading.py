@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from promptmill.core.errors import input_error, looks_like_key
 
-STUDENT = "scikit-learn"
-
 
 def number(text: str, how: str = "write one such as 0.7", example: str = "0.7") -> float:
     """Return a number of 0 or more."""
@@ -30,22 +28,3 @@ def variable(text: str) -> str:
             "that looks like a key, or is no name; write the NAME of the variable that holds it, such as OPENAI_API_KEY"
         )
     return text
-
-
-def student(kind: str) -> str:
-    """Return the kind of a student that has a name."""
-    if kind != STUDENT:
-        raise input_error(f"{kind}: give it {STUDENT}, or nothing behind INPUT and OUTPUT")
-    return kind
-
-
-def share_of_label(text: str) -> tuple[str, str]:
-    """Return a label and its share.
-
-    >>> share_of_label("fraud=95%")
-    ('fraud', '95%')
-    """
-    label, equal, share = text.rpartition("=")
-    if not label or not equal:
-        raise input_error(f"{text[:20]!r} is not LABEL=P%, such as fraud=95%")
-    return label, share

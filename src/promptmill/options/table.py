@@ -6,20 +6,18 @@ name, mostly `jobs.store.order.JobOrder.of`. The list of a feature moves into it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import Named
-from promptmill.core.feature import features, part
+from promptmill.core.feature import features, hidden, part
 from promptmill.options.option import Argument, Face, Flag, Group, Keyword, Option, Without
 
 Again: TypeAlias = Literal["failed", "truncated", "all"]
 """The rules `again …`, by which an order sends rows again."""
-MOST_VOTES = 9
-"""The most votes on a row: with more, a label hardly gets better."""
 
 _ENDPOINT = "backend_configs.openai."
 _SAMPLING = "sampling_params."
@@ -38,43 +36,22 @@ ROWS: Mapping[str, Mapping[Face, str]] = MappingProxyType(
 """The sources of a job's rows, as each face names those that it has."""
 
 
-def _are_several(value: Any) -> bool:
-    return not isinstance(value, str) and len({*value}) > 1
-
-
-def _is_other_model(present: Mapping[str, Any]) -> bool:
-    """Return whether `model` is another one than the strong model."""
-    sure, model = present["sure"], present["model"]
-    strong = sure.get("model") if isinstance(sure, Mapping) else sure
-    return model not in (strong, [strong])
-
-
-_SEVERAL = (
+SEVERAL = (
     Without("model", words="several models", when=lambda present: _are_several(present["model"])),
     Without("prompt", words="several prompts", when=lambda present: _are_several(present["prompt"])),
 )
+"""Several models, several prompts."""
 _FIELDS = Without("fields", when=lambda present: isinstance(present["fields"], str))
-_NO_CHEAP = ": no cheap model is asked"
+
+
+def _are_several(value: Any) -> bool:
+    return not isinstance(value, str) and len({*value}) > 1
 
 
 def _sampling(name: str, kind: object, words: str, keyword: str = "") -> Option:
     """Return a sampling parameter, which the command line sets as a key."""
     within, keys = Argument(within="sampling_params"), [f"{_SAMPLING}{name}"]
     return Option(name, kind, words, flag=None, argument=within, keyword=Keyword(type=keyword), keys=keys)
-
-
-def _of_sure(name: str, words: str, flag: Flag, *, keyword: str = "", goes_without: Sequence[Without] = ()) -> Option:
-    """Return an option that says how sure labels are; over MCP, a key of `sure`."""
-    return Option(
-        name,
-        str,
-        words,
-        flag=flag,
-        argument=Argument(within="sure"),
-        keyword=Keyword(type=keyword),
-        goes_with=[Named("sure", "MODEL")],
-        goes_without=goes_without,
-    )
 
 
 PROMPTS = (
@@ -483,7 +460,7 @@ LIMITS = (
         argument=None,
         rows=[_PATHS],
         goes_with=[Named("output")],
-        goes_without=[Without("limit"), *_SEVERAL],
+        goes_without=[Without("limit"), *SEVERAL],
     ),
 )
 RUN = (
@@ -533,140 +510,6 @@ RUN = (
         keyword=Keyword(type="bool | Callable[[Mapping[str, Any]], object] | None"),
     ),
 )
-LABELS = (
-    Option(
-        "sure",
-        dict[str, Any],
-        "a strong model, which answers the rows where {model} may not agree with it; see docs/sure-labels.md",
-        flag=Flag(
-            metavar="MODEL",
-            words="a strong model; {model} answers where both surely agree, MODEL all other rows",
-        ),
-        argument=Argument(
-            words="with `choices` or `schema`: `model` is a strong model; the cheap one answers where both surely "
-            "agree. `agree` (0.95) of the labels or more agree with it, with `certainty` (0.95); also `gold`, a column "
-            "with right labels of random rows, which makes `agree` the share of right labels, `second`, another cheap "
-            "model, `student`: true, a classifier that takes the place of the cheap model "
-            '("scikit-learn", an extra, labels more rows), and `recall` by label',
-            examples=[{"model": "good-1", "agree": 0.95}],
-        ),
-        keyword=Keyword(type="str | None"),
-        goes_without=[
-            *_SEVERAL,
-            Without("shard"),
-            Without("dedupe"),
-            Without("keep"),
-            Without("from_job"),
-            Without("again", ": name another output for a new sample", "all"),
-        ],
-    ),
-    _of_sure(
-        "agree",
-        "the share of labels that agree with the strong model, at least; else 95%",
-        Flag(metavar="P%"),
-        keyword="float | str | None",
-    ),
-    _of_sure(
-        "gold",
-        "a column with right labels of random rows: {agree} is then the share of right labels",
-        Flag(metavar="COLUMN"),
-        goes_without=[
-            Without("student", ": the rows that train it have labels of the strong model, which may be wrong"),
-            Without("recall", ": its promise is about all classes together"),
-        ],
-    ),
-    _of_sure("certainty", "the certainty of that; else 95%", Flag(metavar="P%"), keyword="float | str | None"),
-    _of_sure(
-        "student",
-        "in place of {model}: a classifier that learns from the strong model's answers, and costs nothing; that of "
-        "scikit-learn (an extra) labels more of many rows",
-        Flag(metavar="scikit-learn", read="promptmill.options.reading:student", bare=True),
-        keyword='bool | Literal["scikit-learn"]',
-        goes_without=[
-            Without("second", _NO_CHEAP),
-            Without("votes", _NO_CHEAP),
-            Without("model", ": it takes the model's place", when=_is_other_model),
-        ],
-    ),
-    _of_sure(
-        "second",
-        "a second cheap model; labels on which both agree are surer",
-        Flag(metavar="MODEL"),
-        goes_without=[Without("votes", ": both say which labels are sure")],
-    ),
-    _of_sure(
-        "recall",
-        "also the share of a label's rows that are delivered with it, at least, by label",
-        Flag(
-            metavar="LABEL=P%",
-            words="also: the share of the rows of LABEL that are delivered with it, at least",
-            read="promptmill.options.reading:share_of_label",
-            action="append",
-        ),
-        keyword="Mapping[str, float | str] | None",
-    ),
-    Option(
-        "votes",
-        int,
-        "so many answers to each row vote; several models take turns; with {sure}, of the cheap model",
-        flag=Flag(metavar="N"),
-        argument=Argument(
-            words="ask N times, or each of several models in turn; the majority decides", least=2, most=MOST_VOTES
-        ),
-        goes_without=[_SEVERAL[1], Without("shard"), Without("dedupe")],
-    ),
-)
-BATCHES = (
-    Option("batch", bool, "by the provider's Batch API: cheaper, within a day; the rest is sent live", False),
-    Option(
-        "by",
-        str,
-        "with {batch}: 06:00, 2026-03-01T06:00 or 6h from now; open rows are sent live then",
-        flag=Flag(metavar="TIME"),
-        goes_with=[Named("batch")],
-    ),
-    Option(
-        "poll",
-        str,
-        "with {batch}: look at it so often; else after 30s to 15m",
-        flag=Flag(metavar="TIME"),
-        argument=None,
-        goes_with=[Named("batch")],
-    ),
-    Option(
-        "keep_files",
-        bool,
-        "with {batch}: leave the files at the provider",
-        False,
-        argument=None,
-        goes_with=[Named("batch")],
-    ),
-)
-RAY = (
-    Option("ray", str, "answer on a Ray cluster: HOST:PORT, or auto", flag=Flag(metavar="ADDRESS"), argument=None),
-    *(
-        Option(name, kind, words, default, flag=Flag(metavar="N"), argument=None, goes_with=[Named("ray", "ADDRESS")])
-        for name, kind, words, default in (
-            ("replicas", int, "with {ray}: so many of the model", 1),
-            ("num_gpus", float, "with {ray}: GPUs of each replica", 0),
-            ("num_cpus", float, "with {ray}: cores of each replica", 1),
-        )
-    ),
-)
-REPORT = (
-    Option(
-        "report",
-        Path,
-        "write a report, one HTML file, at the end",
-        flag=Flag(metavar="FILE"),
-        argument=None,
-        keyword=None,
-        goes_without=[
-            Without("detach", "; `promptmill report` writes one"),
-            Without("validate", "; `promptmill report` writes one"),
-        ],
-    ),
-)
 
 GROUPS = (
     Group("prompt", "prompts", PROMPTS),
@@ -678,10 +521,6 @@ GROUPS = (
     Group("tool", "tools", TOOLS),
     Group("limit", "limits", LIMITS),
     Group("job", "the run", RUN),
-    Group("sure", "labels that are sure, with choices or a schema", LABELS),
-    Group("batch", "the provider's Batch API, at a lower price", BATCHES),
-    Group("ray", "a Ray cluster", RAY),
-    Group("report", "a report", REPORT),
 )
 """The options of the core."""
 
@@ -692,6 +531,11 @@ def groups() -> list[Group]:
         Group(name, f"{name}: {each.words}", part(each.options)) for name, each in features().items() if each.options
     ]
     return [*GROUPS, *added]
+
+
+def hidden_options() -> dict[str, str]:
+    """Return the names of options of hidden features, with the features."""
+    return {option.name: name for name, each in hidden().items() if each.options for option in part(each.options)}
 
 
 def options() -> dict[str, Option]:

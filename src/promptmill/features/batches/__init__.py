@@ -3,6 +3,7 @@
 from promptmill.core.feature import Feature
 
 FEATURE = Feature(
+    options="promptmill.features.batches.options:OPTIONS",
     words="rows answered by the Batch API of a provider, at a lower price",
     ways={"batch": "promptmill.features.batches.batch_round:BatchWay"},
 )

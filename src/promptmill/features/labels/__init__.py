@@ -3,6 +3,7 @@
 from promptmill.core.feature import Feature, PlanEntry
 
 FEATURE = Feature(
+    options="promptmill.features.labels.options:OPTIONS",
     words="one label for each row, chosen from several answers: votes, a promise, a student",
     plans=(
         PlanEntry(

@@ -18,11 +18,12 @@ from pydantic import Field, ValidationError
 
 from promptmill.core.errors import Named, input_error
 from promptmill.features.labels.comparable import SCORE, SURE
+from promptmill.features.labels.options import MOST_VOTES
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import IS_MISSING, Round
 from promptmill.jobs.store.spec import Plan
 from promptmill.jobs.store.stored import Stored, Variant
-from promptmill.options.table import MOST_VOTES, Again
+from promptmill.options.table import Again
 
 STUDENT = "student"
 """The giver of labels of a student, and the model of its answers."""

@@ -18,6 +18,7 @@ from pydantic import Field
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.features.labels.comparable import SCORE, SURE, check_comparable, repeating
+from promptmill.features.labels.options import MOST_VOTES
 from promptmill.jobs.labels import decide, label_in
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record, copied, record_of
@@ -25,7 +26,7 @@ from promptmill.jobs.store.rounds import ANSWERED, Round
 from promptmill.jobs.store.spec import Delivered, Doubt, JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.status_record import RunStatus
 from promptmill.jobs.store.stored import Question, Target, Variant
-from promptmill.options.table import MOST_VOTES, Again
+from promptmill.options.table import Again
 
 _KEYS = ", ".join(f"row.n + {slot * SLOT}" for slot in range(1, MOST_VOTES + 1))
 _IS_VOTED = f"""(answer.settings IS NOT {PERSON} AND EXISTS (

@@ -2,4 +2,4 @@
 
 from promptmill.core.feature import Feature
 
-FEATURE = Feature(words="replicas of a model on a Ray cluster")
+FEATURE = Feature(words="replicas of a model on a Ray cluster", options="promptmill.features.ray.options:OPTIONS")

@@ -3,6 +3,7 @@
 from promptmill.core.feature import Command, Feature
 
 FEATURE = Feature(
+    options="promptmill.features.report.options:OPTIONS",
     words="one HTML file of a job: figures, course, failures and rows",
     commands=(
         Command(

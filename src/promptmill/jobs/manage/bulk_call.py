@@ -84,6 +84,8 @@ def takes_options(function: Callable[P, R]) -> Callable[P, R]:
     def called(*args: P.args, **options: P.kwargs) -> R:
         known = {each.name_on("keyword") for each in table.options().values()}
         for name in set[str](options) - known - {"rows", "output"}:
+            if (feature := table.hidden_options().get(name)) is not None:
+                raise input_error(f"`{name}` needs the feature {feature}, which is hidden here.")
             meant = did_you_mean(name, [each for each in known if each], "see help(bulk)")
             raise TypeError(f"{function.__name__}() has no argument {name!r}; {meant}")
         try:
@@ -438,7 +440,7 @@ def _input_of(rows: object, given: Mapping[str, Any]) -> Rows:
             return Rows()
         case "values":
             return Rows(blocks=lines_of(rows, "text" if "prompt" in given else "prompt"))
-    return Rows([rows] if isinstance(rows, str) else [str(path) for path in _paths(rows)])
+    return Rows([str(rows)] if isinstance(rows, str | Path) else [str(path) for path in _paths(rows)])
 
 
 def _silent(text: str) -> None:
