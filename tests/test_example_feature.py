@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "yaml_rows"
+from replies import answer, by_prompt
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "acme"
 _MOST_LINES = 100
 
 
@@ -21,7 +23,7 @@ _MOST_LINES = 100
 def run(tmp_path, upstream) -> Any:
     """Run promptmill in a folder, with the example installed as pip would install it."""
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
-    about = tmp_path / "packages" / "promptmill_yaml_rows-1.dist-info"
+    about = tmp_path / "packages" / "promptmill_acme-1.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
     points = (
@@ -57,7 +59,7 @@ def test_a_package_adds_a_format_and_a_command(run, tmp_path, upstream):
     run(*asked)
     assert len(upstream.seen) == sent, "a finished job sends nothing"
     assert "answer: in 2 rows" in run("yaml-fields", "out.yml")
-    assert "yaml_rows" in run("features")
+    assert "acme" in run("features")
     assert json.loads(run("show", "out.yml", "--json"))["total"] == 2
 
 
@@ -74,9 +76,24 @@ def test_an_output_of_another_program_is_not_replaced(run, tmp_path, upstream):
 def test_without_the_feature_the_suffix_is_unknown(run, tmp_path, upstream):
     (tmp_path / "in.yaml").write_text("- {prompt: a}\n")
     asked = ("bulk", "in.yaml", "out.jsonl", "--base-url", upstream.url, "--model", "m")
-    assert "in.yaml ends with '.yaml'" in run(*asked, code=2, PROMPTMILL_WITHOUT="yaml_rows")
+    assert "in.yaml ends with '.yaml'" in run(*asked, code=2, PROMPTMILL_WITHOUT="acme")
 
 
 def test_the_example_is_short():
     files = [EXAMPLE / "pyproject.toml", *EXAMPLE.rglob("*.py")]
     assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < _MOST_LINES
+
+
+def test_a_package_adds_an_option_and_a_plan(run, tmp_path, upstream):
+    upstream.reply = by_prompt({"long": answer("x" * 501), "short": answer("y")})
+    (tmp_path / "in.jsonl").write_text('{"prompt": "long"}\n{"prompt": "short"}\n')
+    asked = ("bulk", "in.jsonl", "out.jsonl", "--base-url", upstream.url, "--model", "small", "--long-to", "large")
+    run(*asked)
+    sent = [(seen.json["model"], seen.prompt) for seen in upstream.seen]
+    assert sorted(sent[:2]) == [("small", "long"), ("small", "short")]
+    assert sent[2:] == [("large", "long")]
+    run(*asked)
+    assert len(upstream.seen) == 3, "a long answer of the other model is asked for once"
+    assert "--long-to MODEL" in run("bulk", "--help", "all")
+    without = run(*asked, code=2, PROMPTMILL_WITHOUT="acme")
+    assert "unknown option --long-to" in without or "needs the feature acme" in without

@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from yaml_rows.rows import read
+from acme.rows import read
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
