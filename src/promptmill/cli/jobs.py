@@ -13,7 +13,6 @@ from typing import TextIO
 
 import orjson
 
-from promptmill.backends.protocol import Counts
 from promptmill.cli.bulk import remembered
 from promptmill.cli.job_display import print_jobs, print_status
 from promptmill.cli.job_run import run
@@ -263,7 +262,7 @@ def _join(arguments: argparse.Namespace) -> int:
         JobFolders.from_environ(), output, overwrite=arguments.overwrite, passed=_written_lines(output.name, sys.stderr)
     )
     if arguments.json:
-        say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(Counts())}).decode())
+        say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict()}).decode())
     else:
         kept = ", which was there already" if was_there else ""
         say(f"{counted(counts.done, 'row')}, {counts.failed} failed, in {output}{kept}.")

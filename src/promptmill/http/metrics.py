@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
-from promptmill.backends.protocol import COUNTERS
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.progress import ALIVE
+from promptmill.jobs.store.statistics import RECORDED
 from promptmill.jobs.store.status import answered
 from promptmill.jobs.store.status_record import Status
 from promptmill.service.metrics import CALLS, COUNTS, Labels, ModelLabels, Sample, Series, durations, samples, series
@@ -35,7 +35,7 @@ from promptmill.service.service import Service
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Of a job's status: name → family.
-_OF_JOBS = {name: family for name, family in COUNTS.items() if name in COUNTERS} | {"cost": "cost_dollars_total"}
+_OF_JOBS = {name: family for name, family in COUNTS.items() if name in RECORDED} | {"cost": "cost_dollars_total"}
 _DURATION = "gen_ai_client_operation_duration_seconds"
 # name → type and help, in the order of the page; names without a prefix get `promptmill_`.
 FAMILIES: Mapping[str, tuple[str, str]] = {

@@ -17,7 +17,6 @@ from typing import Any, Literal, TypeAlias, cast
 
 import orjson
 
-from promptmill.backends.protocol import Counts
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, unescaped
@@ -40,7 +39,6 @@ from promptmill.pages.page_rows import Filter
 _SEED = 1
 _RARE: Sequence[tuple[Literal["empty", "skipped"], str]] = (("empty", "Empty"), ("skipped", "Skipped"))
 _BINS = 24
-_OF_ROWS = frozenset({"done", "answered", "failed", "errors", "skipped", "truncated", "empty"})
 _SHOWN_SHARE = 0.99  # a histogram ends there, for one answer may take a hundred times as long
 Bars: TypeAlias = tuple[str, str, list[tuple[str, int, str]], str]
 """A title, the column whose values are counted, the values with their numbers and a remark, and a sentence."""
@@ -82,7 +80,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
     with folder.reading() as store:
         results = statistics.results(store, by_field=spec.output.answer_schema is not None)
         examples, spread = statistics.examples(store), statistics.spread(store)
-        counts = statistics.counts(store, skips_empty=skips_empty).as_dict(Counts())
+        counts = statistics.counts(store, skips_empty=skips_empty)
         made_in, by_slot = _rounds(store), statistics.slots(store) if spec.is_grid else {}
         curve = spec.plan.curve(store)
         where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
@@ -92,7 +90,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         for row in pictures.of(JobRows(store, table.spec).read(drawn)):
             table.add(row)
     rows = table.finished(has_images=bool(pictures.found))
-    found |= cast("Status", {name: count for name, count in counts.items() if name in _OF_ROWS})
+    found |= cast("Status", counts.of_rows())
     failures, shares = found.get("errors", {}), found.get("shares") or found.get("sure", {}).get("shares", {})
     data = {
         **_heading(found),

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO, cast
 
-from promptmill.backends.protocol import COUNTERS, Counts
 from promptmill.config.backends import EMBEDDED
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, duration
@@ -97,10 +96,10 @@ def _stored_counts(folder: Folder, spec: JobSpec, last: RunStatus) -> RunStatus:
     """
     try:
         with folder.reading() as store:
-            counts = dict[str, Any](statistics.counts(store, skips_empty=spec.question.skip_empty).as_dict(Counts()))
+            counts = dict[str, Any](statistics.counts(store, skips_empty=spec.question.skip_empty).as_dict())
     except (OSError, DamagedError):
         return {}
-    counts |= {name: max(counts[name], last.get(name, 0)) for name in COUNTERS}
+    counts |= {name: max(counts[name], last.get(name, 0)) for name in statistics.RECORDED}
     return cast("RunStatus", counts)
 
 
