@@ -23,7 +23,7 @@ from promptmill.core.wording import counted
 from promptmill.jobs.export.join import join
 from promptmill.jobs.export.live_output import export
 from promptmill.jobs.manage import prune
-from promptmill.jobs.store import progress, status
+from promptmill.jobs.store import progress, status, status_words
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
@@ -173,7 +173,7 @@ def _failures(job: Folder, *, as_json: bool) -> int:
 def _follow(job: Folder, *, as_json: bool) -> int:
     told = ""
     while (found := status.read(job))["alive"]:
-        line = f"{found['state']}, {status.line(found)}"
+        line = f"{found['state']}, {status_words.line(found)}"
         if line != told and not as_json:
             print(line, file=sys.stderr, flush=True)
         told = line
@@ -201,7 +201,9 @@ def _watch(folders: JobFolders) -> None:
                     shown.pop(path, None)
                 if not found or not found[0]["alive"]:  # the last status is shown from now on
                     del running[path]
-            lines = {job["job_id"]: f"{job['job_id']}: {job['state']}, {status.line(job)}" for job in shown.values()}
+            lines = {
+                job["job_id"]: f"{job['job_id']}: {job['state']}, {status_words.line(job)}" for job in shown.values()
+            }
             if board is not None:
                 text = "\n".join(lines.values()) or "no job is running; Ctrl-C ends this board"
                 board.update(Text(without_controls(text)), refresh=True)

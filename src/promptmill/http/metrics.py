@@ -28,7 +28,6 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.progress import ALIVE
 from promptmill.jobs.store.statistics import RECORDED
-from promptmill.jobs.store.status import answered
 from promptmill.jobs.store.status_record import Status
 from promptmill.service.metrics import CALLS, COUNTS, Labels, ModelLabels, Sample, Series, durations, samples, series
 from promptmill.service.service import Service
@@ -112,7 +111,8 @@ class Metrics:
         labels, found = self._labels.of(job.provider, job.model), job.status
         yield Sample("jobs", 1, labels, found["state"])
         failed: Mapping[str, int] = found.get("errors") or {}
-        for outcome, count in {"answered": answered(found), "skipped": found.get("skipped", 0), **failed}.items():
+        rows = {"answered": found.get("answered", 0), "skipped": found.get("skipped", 0)}
+        for outcome, count in {**rows, **failed}.items():
             yield Sample("job_rows", count, labels, outcome)
         if (total := found.get("total")) is not None:
             yield Sample("job_rows_left", max(0, total - found.get("done", 0)), labels)

@@ -7,7 +7,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -121,7 +121,8 @@ class JobCounts(Counts):
 
     def add(self, other: JobCounts) -> None:
         """Add the counts of `other`."""
-        for name in ("done", "skipped", "truncated", "empty", *RECORDED):
+        own = {each.name for each in fields(self)}
+        for name in (name for name, mark in status_record.COUNTS.items() if mark.over and name in own):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for code, count in other.codes.items():
             self.fail(code, count)

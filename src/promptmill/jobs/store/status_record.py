@@ -219,7 +219,7 @@ class _Rows(TypedDict, total=False):
     """Failures by code."""
     skipped: Annotated[int, Count("rows", " empty row{s}, not in the output", rare=True)]
     truncated: Annotated[
-        int, Count("rows", " by max_tokens; --again truncated --max-tokens N sends them again", "Cut off")
+        int, Count("rows", " by max_tokens; --again truncated --max-tokens N sends them again", "Cut off by max_tokens")
     ]
     empty: Annotated[
         int,
