@@ -6,7 +6,7 @@ import contextlib
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -93,17 +93,14 @@ def _events(stream: TextIO) -> Watch:
 def _bars(stream: TextIO) -> Iterator[Watch]:
     with progress_bar(stream) as bars:
         bar = bars.add_task("", total=None, said="starting")
-        noted: set[str] = set()
-        news: Callable[[], list[str]] | None = None
+        told: set[str] = set()
 
         def watch(progress: Progress) -> None:
-            nonlocal news
-            news = news or status_words.news_of_sample(progress)
-            for text in news():
+            # a run may take hours, and its summary comes last
+            notes = [f"note: {warning}" for warning in progress.stats.warnings if f"note: {warning}" not in told]
+            told.update(notes)
+            for text in [*status_words.news(progress, told), *notes]:
                 bars.console.print(without_controls(text), highlight=False, markup=False)
-            for warning in progress.stats.warnings.keys() - noted:  # a run may take hours, and its summary comes last
-                noted.add(warning)
-                bars.console.print(without_controls(f"note: {warning}"), highlight=False, markup=False)
             done = progress.output.written if progress.state == states.MERGING else progress.counts.done
             said = _line(progress, max(20, bars.console.width - SHORTEST_BAR - 1))
             bars.update(bar, total=progress.total, completed=done, said=said)

@@ -201,9 +201,8 @@ def _watch(folders: JobFolders) -> None:
                     shown.pop(path, None)
                 if not found or not found[0]["alive"]:  # the last status is shown from now on
                     del running[path]
-            lines = {
-                job["job_id"]: f"{job['job_id']}: {job['state']}, {status_words.line(job)}" for job in shown.values()
-            }
+            said = {job["job_id"]: f"{job['state']}, {status_words.line(job)}" for job in shown.values()}
+            lines = {job_id: f"{job_id}: {text}" for job_id, text in said.items()}
             if board is not None:
                 text = "\n".join(lines.values()) or "no job is running; Ctrl-C ends this board"
                 board.update(Text(without_controls(text)), refresh=True)

@@ -57,10 +57,7 @@ _ROWS = object_schema(
             "additionalProperties": {"type": "string"},
             "description": "The names in place of `answer`, `error`, … if input rows have fields with these names.",
         },
-        "next_offset": {
-            "anyOf": [{"type": "integer"}, {"type": "null"}],
-            "description": "Offset of the next page; null at the end.",
-        },
+        "next_offset": {**_STATUS["total"], "description": "Offset of the next page; null at the end."},
     },
     "job_id",
     "state",

@@ -32,6 +32,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import CourseRecord, FieldResults, LabelShare, Results, Status
+from promptmill.jobs.store.status_words import figure, took
 from promptmill.pages import page
 from promptmill.pages.page import MOST_ROWS, Report, when
 from promptmill.pages.page_rows import Filter
@@ -190,11 +191,7 @@ def _tiles(found: Status) -> list[tuple[str, str, str]]:
     tiles = [
         ("Answered", f"{answered:,}", f"of {total:,}" if total not in {None, answered} else ""),
         ("Failed", f"{found.get('failed', 0):,}", _share(found.get("failed", 0), done)),
-        (
-            "Time",
-            status_words.took(seconds),
-            f"{status_words.figure(done / seconds)} rows/s" if seconds and done else "",
-        ),
+        ("Time", took(seconds), f"{figure(done / seconds)} rows/s" if seconds and done else ""),
     ]
     if cost is not None:
         most, each = found.get("max_cost"), f"{dollars(1000 * cost / done)} per 1,000 rows" if done else ""
@@ -204,18 +201,15 @@ def _tiles(found: Status) -> list[tuple[str, str, str]]:
     remark += f", saved {dollars(saved)}" if (saved := found.get("cache_saved")) else ""
     tiles.append(("Tokens in", f"{found.get('prompt_tokens', 0):,}", remark))
     out = found.get("completion_tokens", 0)
-    tiles.append(
-        ("Tokens out", f"{out:,}", f"{status_words.figure(out / answered)} per answer" if answered and out else "")
-    )
+    tiles.append(("Tokens out", f"{out:,}", f"{figure(out / answered)} per answer" if answered and out else ""))
     tiles.append(("Requests", f"{found.get('requests', 0):,}", f"{found.get('retries', 0):,} retries"))
-    counts = status_words.counts(found)
-    return tiles + [
-        (mark.title or name.capitalize(), f"{number:,}", _share(number, done)) for name, mark, number in counts
-    ]
+    for name, mark, number in status_words.counts(found):
+        tiles.append((mark.title or name.capitalize(), f"{number:,}", _share(number, done)))
+    return tiles
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{status_words.figure(100 * part / whole)} %" if part and whole else ""
+    return f"{figure(100 * part / whole)} %" if part and whole else ""
 
 
 def _of_answers(results: Results) -> str:
@@ -273,14 +267,14 @@ def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]
     for value in ordered:
         counts[min(bins - 1, int(bins * value / to))] += 1
     shown = {name: statistics.quantile(ordered, percent) or 0 for name, percent in _QUANTILES.items()}
-    words = ", ".join(f"{name} {status_words.figure(value)}" for name, value in shown.items())
+    words = ", ".join(f"{name} {figure(value)}" for name, value in shown.items())
     return {
         "title": title,
         "unit": unit,
         "to": to,
         "counts": counts,
         "beyond": ordered[-1] > to,
-        "words": f"{words}, longest {status_words.figure(ordered[-1])} {unit}",
+        "words": f"{words}, longest {figure(ordered[-1])} {unit}",
     }
 
 
@@ -300,9 +294,7 @@ def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> li
         "Output": str(spec.output.path) if spec.output.format else "",
         "Rounds": made_in,
         "Begun": when(spec.created),
-        "Runs": "\n".join(f"{when(run['began'])}, after {status_words.took(run['at'])}" for run in runs)
-        if len(runs) > 1
-        else "",
+        "Runs": "\n".join(f"{when(run['began'])}, after {took(run['at'])}" for run in runs) if len(runs) > 1 else "",
         "Version": f"promptmill {', '.join(versions)}" if versions else "",
         "Job": spec.job_id,
     }

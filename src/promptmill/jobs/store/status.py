@@ -11,18 +11,9 @@ from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.in_flight import InFlight
-from promptmill.jobs.store.progress import (
-    ALIVE,
-    INTERRUPTED,
-    STARTING,
-    EarlierRuns,
-)
+from promptmill.jobs.store.progress import ALIVE, INTERRUPTED, STARTING
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.store.status_record import (
-    Results,
-    RunStatus,
-    Status,
-)
+from promptmill.jobs.store.status_record import Results, RunStatus, Status
 
 
 def spent(folder: Folder) -> float:
@@ -30,11 +21,10 @@ def spent(folder: Folder) -> float:
 
     The stored status may lack the last costs of a killed runner. Raises `OSError` and `DamagedError`.
     """
-    found = folder.status
-    earlier = EarlierRuns(found)
+    last = folder.status
     with folder.reading() as store:
-        earlier.cost = max(earlier.cost or 0.0, statistics.cost(store) + earlier.forgotten)
-    return earlier.cost + InFlight.most_in(InFlight.beside(folder.database))
+        cost = max(last.get("cost") or 0.0, statistics.cost(store) + last.get("cost_forgotten", 0.0))
+    return cost + InFlight.most_in(InFlight.beside(folder.database))
 
 
 def write_starting(folder: Folder) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO, cast
@@ -43,16 +43,12 @@ _COMMIT = re.compile(r"(@[0-9a-f]{8})[0-9a-f]{32}\b")  # of a dataset
 
 
 def summary(
-    found: Status,
-    *,
-    examples: Mapping[str, str] = MappingProxyType({}),
-    again: bool = True,
-    output: bool = True,
+    found: Status, *, examples: Mapping[str, str] = MappingProxyType({}), again: bool = True, output: bool = True
 ) -> str:
     """Return the paragraph at the end of a job, from its status.
 
-    `examples`: a message for each code of failures. `again`: the same command may help a job
-    that stopped. `output`: name it.
+    `examples`: a message for each code of failures. `again`: the same command may help a job that stopped. `output`:
+    name it.
     """
     state, reason = found["state"], found.get("reason")
     files = title(found)
@@ -77,9 +73,10 @@ def summary(
         unknown = "" if found.get("shares") else "; not of rows drawn at random, so they tell no shares of all rows"
         lines += _labelled(("person", f"{counted(persons, 'label')} by a person{unknown}"))
         lines += _shares(found.get("shares", {}), "the person")
-    lines += _labelled(("batch", batch_line(found.get("batch", {}))))
     lines += _labelled(
-        ("answers", _answers(found)), ("errors", ", ".join(f"{count:,} {code}" for code, count in errors.items()))
+        ("batch", batch_line(found.get("batch", {}))),
+        ("answers", _answers(found)),
+        ("errors", ", ".join(f"{count:,} {code}" for code, count in errors.items())),
     )
     lines.extend(f"    {code}: {examples[code]}" for code in errors if code in examples)
     if found.get("failed") and state == FINISHED:
@@ -97,7 +94,10 @@ def summary(
         ("latency", _latency(found)),
         *(("note", warning) for warning in found.get("warnings", ())),
         ("job", found["job_id"]),
-        *((name, _short(str(found.get(name, "")))) for name in ("prompt", "system", "command")),
+        *(
+            (name, cut(" ".join(str(found.get(name, "")).split()), _SHORT_TEXT))
+            for name in ("prompt", "system", "command")
+        ),
     )
     if state == FINISHED and output and found["output_file"]:
         lines.append(f"  output    {found['output_file']}")
@@ -130,13 +130,8 @@ def _sure(sure: SureStatus) -> list[str]:
 
 def _shares(by_field: Mapping[str, Mapping[str, LabelShare]], giver: str) -> list[str]:
     """Return the shares of the labels, corrected for errors. `giver`: whose labels count as right."""
-    lines = _labelled(
-        *(
-            ("shares", f"{_value(field)}: {text}" if field else text)
-            for field, its in by_field.items()
-            if (text := shares(its))
-        )
-    )
+    texts = [f"{_value(field)}: {shares(its)}" if field else shares(its) for field, its in by_field.items() if its]
+    lines = _labelled(*(("shares", text) for text in texts))
     return [*lines, f"            as {giver} would label every row"] if lines else []
 
 
@@ -201,10 +196,6 @@ def _value(value: str) -> str:
     return f'"{value}"' if not value or "," in value or value[-1].isdigit() else value
 
 
-def _short(text: str) -> str:
-    return cut(" ".join(text.split()), _SHORT_TEXT)
-
-
 def _without_rows(found: Status) -> str:
     if part := PART.search(found["output_file"] or ""):
         return f"shard {int(part[1])} of {int(part[2])} holds no rows; that is all right"
@@ -238,43 +229,29 @@ def _is_in_own_workbook(found: Status) -> bool:
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
     """Return a function that writes a line about the job to `stream` every few seconds."""
-    told, state, waited = time.monotonic(), "", False
-    news: Callable[[], list[str]] | None = None
+    written, state, waited, told = time.monotonic(), "", False, set[str]()
 
     def watch(progress: Progress) -> None:
-        nonlocal told, state, waited, news
-        news = news or news_of_sample(progress)
-        with contextlib.suppress(OSError):
-            for text in news():
-                print(text, file=stream, flush=True)
+        nonlocal written, state, waited
+        lines = news(progress, told)
         now, waits = time.monotonic(), waited or bool(progress.waiting)
-        if progress.state == state and now - told < _LINE_EVERY_S and waits == waited:
-            return
-        told, state, waited = now, progress.state, waits
-        doing = f" ({progress.activity})" if progress.activity else ""
+        if progress.state != state or now - written >= _LINE_EVERY_S or waits != waited:
+            written, state, waited = now, progress.state, waits
+            doing = f" ({progress.activity})" if progress.activity else ""
+            lines.append(f"{time.strftime('%H:%M:%S')} {job_id}: {state}{doing}, {line(progress.as_dict())}")
         with contextlib.suppress(OSError):  # a full disk or a closed stream must not end a job
-            print(
-                f"{time.strftime('%H:%M:%S')} {job_id}: {state}{doing}, {line(progress.as_dict())}",
-                file=stream,
-                flush=True,
-            )
+            for text in lines:
+                print(text, file=stream, flush=True)
 
     return watch
 
 
-def news_of_sample(progress: Progress) -> Callable[[], list[str]]:
-    """Return a function that returns the lines about the sample of a job with `sure`, once, when it is decided."""
-    told = False
-
-    def news() -> list[str]:
-        nonlocal told
-        sure = progress.figures.get("sure", {})
-        if told or "sample" not in sure or progress.state != RUNNING:
-            return []
-        told = True
-        return sample_lines(sure)
-
-    return news
+def news(progress: Progress, told: set[str]) -> list[str]:
+    """Return the lines about the sample of a job with `sure`, once it is decided, unless they are `told`; note them."""
+    sure = progress.figures.get("sure", {})
+    lines = sample_lines(sure) if "sample" in sure and progress.state == RUNNING and "sample" not in told else []
+    told |= {"sample"} if lines else set()
+    return lines
 
 
 def sample_lines(sure: SureStatus) -> list[str]:
@@ -283,10 +260,10 @@ def sample_lines(sure: SureStatus) -> list[str]:
     if not sample["drawn"]:
         return [f"{model} answers all {counted(rows, 'row')}: a sample does not pay for so few"]
     agreed = f"{sample['agreed']:,} agree ({sample['agreed'] / sample['drawn'] * 100:.0f} %)"
-    lines = [f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked at both models, {agreed}"]
+    asked = f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked at both models"
+    lines = [f"{asked}, {agreed}"]
     if "gold" in sure:
         right, cheap = (_of(sample[name], sample["drawn"]) for name in ("right", "agreed"))
-        asked = f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked at both models"
         lines = [f"{asked}: {model} right on {right}, the cheap model on {cheap}"]
         if sample["gold"] < rows:
             known = f"{counted(sample['gold'], 'row')} with a right label in `{sure['gold']}`"
@@ -298,12 +275,10 @@ def sample_lines(sure: SureStatus) -> list[str]:
         ]
     elif sample["score"] == "equal":
         lines.append("all rows have the same score, as the cheap model tells no probabilities; a second model helps")
-    if sample["unguarded"]:
-        labels = ", ".join(sample["unguarded"])
+    if labels := ", ".join(sample["unguarded"]):
         lines.append(f"the sample has too few rows of {labels} for a promise about them")
-    costs = ""
-    if "cost_alone" in expected:
-        costs = f": {dollars(expected['cost'])} instead of {dollars(expected['cost_alone'])}"
+    alone = expected.get("cost_alone")
+    costs = "" if alone is None else f": {dollars(expected['cost'])} instead of {dollars(alone)}"
     share = f"{expected['share'] * 100:.0f} % of the rows"
     if "gold" in sure and expected["alone"] < sure["agree"]:
         return [*lines, f"nothing is promised: {model} alone is too often wrong; the other rows are not answered"]
@@ -335,19 +310,10 @@ def label_lines(sure: SureStatus) -> list[str]:
         return [*lines, f"the input has changed: {made}, not for the {sure['here']:,} rows of now alone"]
     agree, certainty = (f"{share * 100:.4g} %" for share in (sure["agree"], sure["certainty"]))
     promised, estimated = f"promised, with {certainty} certainty", f"estimated {sure['expected']['agree'] * 100:.1f} %"
-    if is_of_truth:
-        its = f"{agree} of the labels or more are right, as `{sure['gold']}` says"
-        return [
-            *lines,
-            f"{promised}: {its}; {estimated}",
-            f"not promised: {agree} of each class, or of rows added later",
-        ]
-    its = f"{agree} of the labels or more agree with {sure['model']}"
-    return [
-        *lines,
-        f"{promised}: {its}; {estimated}",
-        f"not promised: that the labels are true; {agree} of each class, or of rows added later",
-    ]
+    how = f"are right, as `{sure['gold']}` says" if is_of_truth else f"agree with {sure['model']}"
+    more = "" if is_of_truth else "that the labels are true; "
+    lines.append(f"{promised}: {agree} of the labels or more {how}; {estimated}")
+    return [*lines, f"not promised: {more}{agree} of each class, or of rows added later"]
 
 
 def batch_line(batch: BatchStatus) -> str:
