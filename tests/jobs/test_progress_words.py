@@ -10,7 +10,7 @@ from promptmill.backends.protocol import Call
 from promptmill.cli.job_display import _line
 from promptmill.cli.terminal import SHORTEST_BAR
 from promptmill.core.money import Budget
-from promptmill.jobs.store import status
+from promptmill.jobs.store import status_words
 from promptmill.jobs.store.progress import MERGING, RUNNING, Course, Progress
 from promptmill.jobs.store.statistics import JobCounts
 from promptmill.jobs.store.status_record import RunStatus
@@ -42,7 +42,7 @@ def test_a_job_that_waits_says_for_what_and_invents_no_rate(progress):
     progress.stats.flow = Flow(GONE)
     found = progress.as_dict()
     assert (found["waiting"], found["eta_s"]) == (GONE, None)
-    line = status.line(found)
+    line = status_words.line(found)
     assert line == f"{GONE}, 120 of 2,000 answered, 0 failed"
     assert _line(progress, 120) == line
     assert _line(progress, 80 - SHORTEST_BAR - 1) == GONE, "on 80 columns"
@@ -50,7 +50,7 @@ def test_a_job_that_waits_says_for_what_and_invents_no_rate(progress):
 
 def test_a_job_that_goes_on_shows_window_and_refusals(progress):
     progress.stats.flow, progress.stats.in_flight, progress.stats.counts.refused = Flow(), 12, 7
-    line = status.line(progress.as_dict())
+    line = status_words.line(progress.as_dict())
     assert "12 of 16 in flight, 7 refused" in line
     assert " rows/s" in line
     assert "12 of 16 in flight, 7 refused" in _line(progress, 120)
@@ -59,7 +59,7 @@ def test_a_job_that_goes_on_shows_window_and_refusals(progress):
 def test_a_job_whose_output_is_written_says_how_far_that_is(progress):
     progress.state, progress.activity, progress.counts.done = MERGING, "writing the output", 2_000
     progress.pass_row(512)
-    assert status.line(progress.as_dict()) == "2,000 of 2,000 answered, 0 failed, 512 written"
+    assert status_words.line(progress.as_dict()) == "2,000 of 2,000 answered, 0 failed, 512 written"
     assert _line(progress, 120) == "writing the output, 2,000 of 2,000 answered, 0 failed, 512 written"
 
 
@@ -169,4 +169,4 @@ def test_the_course_of_a_long_job_has_a_bounded_number_of_samples():
 
 def test_the_number_of_all_rows_follows_the_counts():
     found: Any = {"done": 13, "answered": 12, "failed": 1, "seconds": 4.2, "model": "m"}
-    assert status.outcome(found, " of 300 rows").startswith("12 answered, 1 failed of 300 rows in 4.2 s by m")
+    assert status_words.outcome(found, " of 300 rows").startswith("12 answered, 1 failed of 300 rows in 4.2 s by m")

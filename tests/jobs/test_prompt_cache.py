@@ -11,7 +11,7 @@ import pytest
 
 import promptmill
 from prompt_cache import PromptCache
-from promptmill.cli.job_display import summary
+from promptmill.jobs.store.status_words import summary
 from sure import sure
 from upstream import Upstream
 

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from promptmill.answers.reasoning import unknown_mark
@@ -32,8 +32,6 @@ _UNKNOWN_MARK = "An answer contains "
 
 DURATIONS_S = tuple(0.01 * 2**step for step in range(14))
 """The bounds in which durations are counted, from OpenTelemetry's conventions for generative models."""
-COUNTERS = ("requests", "retries", "prompt_tokens", "completion_tokens", "cached_tokens")
-"""The counters of a `Call` that a job adds up over its runs."""
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -439,7 +437,7 @@ class Counts:
             self.durations[code].add(latency_s)
 
 
-_ADDED = ("done", *COUNTERS, "refused", "cached", "repaired", "asked_again", "codes", "durations")
+_ADDED = tuple(each.name for each in fields(Counts) if each.name != "cost")
 
 
 @dataclass(slots=True)

@@ -13,7 +13,6 @@ from typing import TextIO
 
 import orjson
 
-from promptmill.backends.protocol import Counts
 from promptmill.cli.bulk import remembered
 from promptmill.cli.job_display import print_jobs, print_status
 from promptmill.cli.job_run import run
@@ -24,7 +23,7 @@ from promptmill.core.wording import counted
 from promptmill.jobs.export.join import join
 from promptmill.jobs.export.live_output import export
 from promptmill.jobs.manage import prune
-from promptmill.jobs.store import progress, status
+from promptmill.jobs.store import progress, status, status_words
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
@@ -174,7 +173,7 @@ def _failures(job: Folder, *, as_json: bool) -> int:
 def _follow(job: Folder, *, as_json: bool) -> int:
     told = ""
     while (found := status.read(job))["alive"]:
-        line = f"{found['state']}, {status.line(found)}"
+        line = f"{found['state']}, {status_words.line(found)}"
         if line != told and not as_json:
             print(line, file=sys.stderr, flush=True)
         told = line
@@ -202,7 +201,8 @@ def _watch(folders: JobFolders) -> None:
                     shown.pop(path, None)
                 if not found or not found[0]["alive"]:  # the last status is shown from now on
                     del running[path]
-            lines = {job["job_id"]: f"{job['job_id']}: {job['state']}, {status.line(job)}" for job in shown.values()}
+            said = {job["job_id"]: f"{job['state']}, {status_words.line(job)}" for job in shown.values()}
+            lines = {job_id: f"{job_id}: {text}" for job_id, text in said.items()}
             if board is not None:
                 text = "\n".join(lines.values()) or "no job is running; Ctrl-C ends this board"
                 board.update(Text(without_controls(text)), refresh=True)
@@ -263,7 +263,7 @@ def _join(arguments: argparse.Namespace) -> int:
         JobFolders.from_environ(), output, overwrite=arguments.overwrite, passed=_written_lines(output.name, sys.stderr)
     )
     if arguments.json:
-        say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(Counts())}).decode())
+        say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict()}).decode())
     else:
         kept = ", which was there already" if was_there else ""
         say(f"{counted(counts.done, 'row')}, {counts.failed} failed, in {output}{kept}.")

@@ -28,7 +28,7 @@ from promptmill.core.wording import LONGEST_SHOWN, counted
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.job_rows import JobRow, JobRows
-from promptmill.jobs.store import statistics, status
+from promptmill.jobs.store import statistics, status, status_words
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -109,7 +109,7 @@ def _of_job(folder: Folder, most: int, seed: int, *, failed_first: bool) -> _Sam
         records += statistics.sample(store, most - len(records), seed, where)
         rows = list(JobRows(store, folder.spec_in(store)).read(records))
     rows.sort(key=lambda row: (failed_first and not row.error, row.number))  # the answers to a row together
-    rows_of_input = status.rows_of_input(status.read(folder))
+    rows_of_input = status_words.rows_of_input(status.read(folder))
     to = f" → {spec.output.path.name}" if spec.output.format else ""
     several = "" if rows_of_input is None else f" to {counted(rows_of_input, 'row')}"
     return _Sample(f"{spec.input.path.name}{to}", total, rows, {"job_id": spec.job_id}, several)

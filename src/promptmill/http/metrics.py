@@ -22,20 +22,19 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
-from promptmill.backends.protocol import COUNTERS
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.progress import ALIVE
-from promptmill.jobs.store.status import answered
+from promptmill.jobs.store.statistics import RECORDED
 from promptmill.jobs.store.status_record import Status
 from promptmill.service.metrics import CALLS, COUNTS, Labels, ModelLabels, Sample, Series, durations, samples, series
 from promptmill.service.service import Service
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Of a job's status: name → family.
-_OF_JOBS = {name: family for name, family in COUNTS.items() if name in COUNTERS} | {"cost": "cost_dollars_total"}
+_OF_JOBS = {name: family for name, family in COUNTS.items() if name in RECORDED} | {"cost": "cost_dollars_total"}
 _DURATION = "gen_ai_client_operation_duration_seconds"
 # name → type and help, in the order of the page; names without a prefix get `promptmill_`.
 FAMILIES: Mapping[str, tuple[str, str]] = {
@@ -112,7 +111,8 @@ class Metrics:
         labels, found = self._labels.of(job.provider, job.model), job.status
         yield Sample("jobs", 1, labels, found["state"])
         failed: Mapping[str, int] = found.get("errors") or {}
-        for outcome, count in {"answered": answered(found), "skipped": found.get("skipped", 0), **failed}.items():
+        rows = {"answered": found.get("answered", 0), "skipped": found.get("skipped", 0)}
+        for outcome, count in {**rows, **failed}.items():
             yield Sample("job_rows", count, labels, outcome)
         if (total := found.get("total")) is not None:
             yield Sample("job_rows_left", max(0, total - found.get("done", 0)), labels)

@@ -19,6 +19,7 @@ from promptmill.core.bounds import LARGEST_PAGE, LONGEST_COLUMN, MOST_ROWS, MOST
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.feature import part_of
 from promptmill.core.values import JsonDict, json_text
+from promptmill.jobs.store.status_record import Status, schema
 from promptmill.options import table
 from promptmill.options.check import check
 from promptmill.server import arguments
@@ -40,29 +41,7 @@ from promptmill.service.service import Service
 
 _ENVELOPE = 4 << 10
 _OTHER_ARGUMENTS = {"status": "bulk_status", "system_prompt": "`system_prompt`", "prompts": "`prompts`"}
-_NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
-_STATUS: JsonDict = {
-    "job_id": {"type": "string"},
-    "state": {
-        "type": "string",
-        "description": "`starting`, `running`, `merging`; `finished`; `stopped`, `cancelled`, `interrupted`.",
-    },
-    "reason": {"type": "string", "description": "Why it stopped."},
-    "done": {"type": "integer", "description": "Rows with an outcome, failed ones included."},
-    "failed": {"type": "integer"},
-    "total": {**_NUMBER_OR_NULL, "description": "Number of rows; null until they are counted."},
-    "eta_s": {
-        "anyOf": [{"type": "number"}, {"type": "null"}],
-        "description": "Estimated seconds left; null if unknown.",
-    },
-    "input_file": {"type": "string"},
-    "output_file": {
-        "anyOf": [{"type": "string"}, {"type": "null"}],
-        "description": "Complete when the state is `finished`; null if bulk_results has the answers.",
-    },
-}
-
-
+_STATUS = schema(Status)
 _ROWS = object_schema(
     {
         "job_id": {"type": "string"},
@@ -78,7 +57,7 @@ _ROWS = object_schema(
             "additionalProperties": {"type": "string"},
             "description": "The names in place of `answer`, `error`, … if input rows have fields with these names.",
         },
-        "next_offset": {**_NUMBER_OR_NULL, "description": "Offset of the next page; null at the end."},
+        "next_offset": {**_STATUS["total"], "description": "Offset of the next page; null at the end."},
     },
     "job_id",
     "state",

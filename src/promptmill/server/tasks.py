@@ -20,7 +20,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel
 
-from promptmill.backends.protocol import COUNTERS, Call, Counts, Facts, Failure, Outcome
+from promptmill.backends.protocol import Call, Counts, Facts, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.caller import Caller
@@ -53,7 +53,6 @@ _SOON_S = 5.0
 _TTL_S = 7 * 86_400
 _POLL_MS = (1000, 10_000)
 _POLLS = 10  # of the time that is left
-_COUNTED = ("done", *COUNTERS, "cost", "cached", "repaired", "asked_again")
 _OLD = "2025-11-25"
 _WANTED = "promptmill/task"  # in the `_meta` of a call: its client wants a task; in its result's: the handle
 _RELATED = "io.modelcontextprotocol/related-task"
@@ -288,7 +287,8 @@ class _Task:
 
     def stats(self, *, several_models: bool) -> Call:
         """Return the counts of the call, over all runs of its job."""
-        counted: dict[str, Any] = {name: count for name, count in self.status.items() if name in _COUNTED and count}
+        every = {each.name for each in fields(Counts)}
+        counted: dict[str, Any] = {name: count for name, count in self.status.items() if name in every and count}
         counts = Counts(codes=Counter(self.status.get("errors")), **counted)
         began = time.monotonic() - self.status.get("seconds", 0.0)
         stats = Call(Facts(self.note["prompts"]), counts, started=began, chosen=self.note["chosen"] or "")

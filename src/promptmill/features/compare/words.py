@@ -13,7 +13,7 @@ from promptmill.core.wording import counted, cut
 from promptmill.features.compare.figures import CONTRADICTION, HALF, TIE, commonest, tabulated
 from promptmill.features.compare.paired_proportions import INTERVAL, SHARE_INTERVAL, TEST
 from promptmill.features.compare.values import LABEL, SIMILARITY
-from promptmill.jobs.store import status
+from promptmill.jobs.store import status_words
 from promptmill.jobs.store.status_record import RunStatus
 
 DIFFERS = "\N{NOT EQUAL TO} "
@@ -157,7 +157,7 @@ def made(file: JsonObject, rows: int) -> str:
         parts.append(f"{missing:,} not")
     said = ", ".join(parts)
     if "seconds" in file:
-        said += f" in {status.took(file['seconds'])}"
+        said += f" in {status_words.took(file['seconds'])}"
     if file.get("model"):
         said += f" by {file['model']}"
     return said + (f", {dollars(file['cost'])}" if file.get("cost") is not None else "")
@@ -283,7 +283,7 @@ def share_lines(gold: JsonObject) -> Iterator[str]:
         yield f"shares of all {gold['of']:,} rows, if those with a right answer were drawn at random"
     for field, file in found:
         name = f"{cut(field, 24)}, {file['name']}" if field else file["name"]
-        yield f"{name}  {status.shares(file['shares'])}"
+        yield f"{name}  {status_words.shares(file['shares'])}"
 
 
 def differs_by_field(gold: JsonObject) -> Iterator[str]:
@@ -301,7 +301,7 @@ def differs(found: JsonObject) -> Iterator[str]:
     if "cost" in found:
         yield f"{other} costs {_more(dollars(abs(found['cost'])), found['cost'])}{_per_point(found)}"
     if "seconds" in found:
-        yield f"{other} takes {_more(status.took(abs(found['seconds'])), found['seconds'])}"
+        yield f"{other} takes {_more(status_words.took(abs(found['seconds'])), found['seconds'])}"
 
 
 def judged(pair: JsonObject) -> Iterator[str]:
@@ -334,7 +334,8 @@ def one_text(answer: Any, row: JsonObject) -> str:
 def price(judge: JsonObject) -> str:
     """Return the requests, the time and the cost of a judgement."""
     requests = counted(judge.get("requests", 0), "request")
-    return f"the judge: {requests} in {status.took(judge.get('seconds', 0))}{status.paid(cast('RunStatus', judge))}"
+    took, paid = status_words.took(judge.get("seconds", 0)), status_words.paid(cast("RunStatus", judge))
+    return f"the judge: {requests} in {took}{paid}"
 
 
 def said(row: JsonObject) -> str:

@@ -13,11 +13,10 @@ import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import orjson
 
-from promptmill.backends.protocol import Counts
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, unescaped
@@ -27,20 +26,19 @@ from promptmill.jobs import disk
 from promptmill.jobs.columns import MODEL
 from promptmill.jobs.export.schema_columns import FIELD
 from promptmill.jobs.manage.job_rows import JobRow, JobRows
-from promptmill.jobs.store import progress, rounds, statistics, status
+from promptmill.jobs.store import progress, rounds, statistics, status, status_words
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import CourseRecord, FieldResults, LabelShare, Results, Status
+from promptmill.jobs.store.status_words import figure, took
 from promptmill.pages import page
 from promptmill.pages.page import MOST_ROWS, Report, when
 from promptmill.pages.page_rows import Filter
 
 _SEED = 1
-_RARE: Sequence[tuple[Literal["empty", "skipped"], str]] = (("empty", "Empty"), ("skipped", "Skipped"))
 _BINS = 24
-_OF_ROWS = frozenset({"done", "answered", "failed", "errors", "skipped", "truncated", "empty"})
 _SHOWN_SHARE = 0.99  # a histogram ends there, for one answer may take a hundred times as long
 Bars: TypeAlias = tuple[str, str, list[tuple[str, int, str]], str]
 """A title, the column whose values are counted, the values with their numbers and a remark, and a sentence."""
@@ -82,7 +80,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
     with folder.reading() as store:
         results = statistics.results(store, by_field=spec.output.answer_schema is not None)
         examples, spread = statistics.examples(store), statistics.spread(store)
-        counts = statistics.counts(store, skips_empty=skips_empty).as_dict(Counts())
+        counts = statistics.counts(store, skips_empty=skips_empty)
         made_in, by_slot = _rounds(store), statistics.slots(store) if spec.is_grid else {}
         curve = spec.plan.curve(store)
         where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
@@ -92,7 +90,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         for row in pictures.of(JobRows(store, table.spec).read(drawn)):
             table.add(row)
     rows = table.finished(has_images=bool(pictures.found))
-    found |= cast("Status", {name: count for name, count in counts.items() if name in _OF_ROWS})
+    found |= cast("Status", counts.of_rows())
     failures, shares = found.get("errors", {}), found.get("shares") or found.get("sure", {}).get("shares", {})
     data = {
         **_heading(found),
@@ -116,7 +114,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         "run": _run(course, spec, found, made_in),
     }
     rows.filters = _filters(failed=bool(failures), states=functools.reduce(operator.or_, rows.state, 0))
-    rows.rows_of_input = status.rows_of_input(found) or 0
+    rows.rows_of_input = status_words.rows_of_input(found) or 0
     title, so_far = _title(spec), " so far" if found["state"] in progress.ALIVE else ""
     return page.filled(title, data, rows, total, so_far), (len(rows.number), total, rows.noun)
 
@@ -156,11 +154,11 @@ def _of_sure(found: Status, curve: Sequence[tuple[float, float]]) -> list[dict[s
     head = [
         f"right label, {sure['gold']}" if "gold" in sure else f"label by {sure['model']}",
         "in the sample",
-        f"found by {status.cheap_model(sure)}",
+        f"found by {status_words.cheap_model(sure)}",
     ]
     part = {
         "title": "Sure labels",
-        "lines": status.label_lines(sure),
+        "lines": status_words.label_lines(sure),
         "bars": [],
         "tables": [{"head": head, "rows": rows}],
     }
@@ -183,17 +181,17 @@ def _heading(found: Status) -> dict[str, str]:
     of = f" of {counted(total, 'answer' if found.get('variants') else 'row')}" if total and not is_finished else ""
     reason = f": {found['reason']}" if found.get("reason") else ""
     running = "; the job was running when this report was made" if is_alive else ""
-    summary = f"{status.outcome(found, of)}{reason}{running}"
+    summary = f"{status_words.outcome(found, of)}{reason}{running}"
     return {"state": state, "mood": moods.get(state, "blue" if is_alive else "warn"), "summary": summary}
 
 
 def _tiles(found: Status) -> list[tuple[str, str, str]]:
     seconds, done, cost = found.get("seconds", 0), found.get("done", 0), found.get("cost")
-    total, answered = found.get("total"), status.answered(found)
+    total, answered = found.get("total"), found.get("answered", 0)
     tiles = [
         ("Answered", f"{answered:,}", f"of {total:,}" if total not in {None, answered} else ""),
         ("Failed", f"{found.get('failed', 0):,}", _share(found.get("failed", 0), done)),
-        ("Time", status.took(seconds), f"{status.figure(done / seconds)} rows/s" if seconds and done else ""),
+        ("Time", took(seconds), f"{figure(done / seconds)} rows/s" if seconds and done else ""),
     ]
     if cost is not None:
         most, each = found.get("max_cost"), f"{dollars(1000 * cost / done)} per 1,000 rows" if done else ""
@@ -203,18 +201,15 @@ def _tiles(found: Status) -> list[tuple[str, str, str]]:
     remark += f", saved {dollars(saved)}" if (saved := found.get("cache_saved")) else ""
     tiles.append(("Tokens in", f"{found.get('prompt_tokens', 0):,}", remark))
     out = found.get("completion_tokens", 0)
-    tiles.append(("Tokens out", f"{out:,}", f"{status.figure(out / answered)} per answer" if answered and out else ""))
+    tiles.append(("Tokens out", f"{out:,}", f"{figure(out / answered)} per answer" if answered and out else ""))
     tiles.append(("Requests", f"{found.get('requests', 0):,}", f"{found.get('retries', 0):,} retries"))
-    if hits := found.get("cached"):
-        tiles.append(("From the cache", f"{hits:,}", _share(hits, done)))
-    if cut_off := found.get("truncated"):
-        tiles.append(("Cut off", f"{cut_off:,}", "by max_tokens"))
-    tiles += [(label, f"{found.get(name):,}", "") for name, label in _RARE if found.get(name)]
+    for name, mark, number in status_words.counts(found):
+        tiles.append((mark.title or name.capitalize(), f"{number:,}", _share(number, done)))
     return tiles
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{status.figure(100 * part / whole)} %" if part and whole else ""
+    return f"{figure(100 * part / whole)} %" if part and whole else ""
 
 
 def _of_answers(results: Results) -> str:
@@ -224,7 +219,7 @@ def _of_answers(results: Results) -> str:
     others = different - len(results.get("values", {}))
     kinds = counted(different, "different answer")
     more = f", {others:,} of them not shown here" if "values" in results and others else ""
-    return f"{kinds}{more}; {status.lengths(results)}."
+    return f"{kinds}{more}; {status_words.lengths(results)}."
 
 
 def _of_values(title: str, table: JobTable, results: Results, shares: Mapping[str, LabelShare]) -> Iterator[Bars]:
@@ -238,11 +233,11 @@ def _of_field(table: JobTable, name: str, field: FieldResults, shares: Mapping[s
     if "values" in field:
         bars = [(value, count, _remark(shares, value)) for value, count in field["values"].items()]
         return name, column, bars, _SHARES if shares else ""
-    return name, column, [], status.span(field)
+    return name, column, [], status_words.span(field)
 
 
 def _remark(shares: Mapping[str, LabelShare], value: str) -> str:
-    return status.share(shares[value]) if value in shares else ""
+    return status_words.share(shares[value]) if value in shares else ""
 
 
 def _example(code: str, text: str) -> tuple[str, str]:
@@ -272,14 +267,14 @@ def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]
     for value in ordered:
         counts[min(bins - 1, int(bins * value / to))] += 1
     shown = {name: statistics.quantile(ordered, percent) or 0 for name, percent in _QUANTILES.items()}
-    words = ", ".join(f"{name} {status.figure(value)}" for name, value in shown.items())
+    words = ", ".join(f"{name} {figure(value)}" for name, value in shown.items())
     return {
         "title": title,
         "unit": unit,
         "to": to,
         "counts": counts,
         "beyond": ordered[-1] > to,
-        "words": f"{words}, longest {status.figure(ordered[-1])} {unit}",
+        "words": f"{words}, longest {figure(ordered[-1])} {unit}",
     }
 
 
@@ -299,9 +294,7 @@ def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> li
         "Output": str(spec.output.path) if spec.output.format else "",
         "Rounds": made_in,
         "Begun": when(spec.created),
-        "Runs": "\n".join(f"{when(run['began'])}, after {status.took(run['at'])}" for run in runs)
-        if len(runs) > 1
-        else "",
+        "Runs": "\n".join(f"{when(run['began'])}, after {took(run['at'])}" for run in runs) if len(runs) > 1 else "",
         "Version": f"promptmill {', '.join(versions)}" if versions else "",
         "Job": spec.job_id,
     }

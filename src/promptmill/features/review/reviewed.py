@@ -22,7 +22,7 @@ import orjson
 
 from promptmill.answers.checker import Checker
 from promptmill.answers.schema import AnswerSchema
-from promptmill.backends.protocol import Completion, Counts
+from promptmill.backends.protocol import Completion
 from promptmill.core.bounds import MOST_REVIEWED
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict, JsonObject
@@ -59,7 +59,6 @@ _FROZEN = (
 )
 """The first two columns and the header stay in sight."""
 _MOST_LABELS, _FEW_LABELS, _LONGEST_LABEL = 1000, 8, 200
-_OF_ROWS = frozenset({"done", "answered", "failed", "errors", "truncated"})
 _TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
 """The kinds of rows, the most valuable first."""
 _KINDS = {"": _UNSURE, "tie": _TIE, "disagree": _DISAGREE}
@@ -449,8 +448,7 @@ def _written_again(folder: Folder, spec: JobSpec) -> bool:
     elif not made.finished:
         folder.put(output=made.model_copy(update={"finished": True}))
     end = output.end_of(folder.store, made.limit)
-    counts = statistics.counts(folder.store, before=end, skips_empty=spec.question.skip_empty).as_dict(Counts())
-    rows = {name: count for name, count in counts.items() if name in _OF_ROWS}
+    counts = statistics.counts(folder.store, before=end, skips_empty=spec.question.skip_empty)
     kept = {name: value for name, value in last.items() if name != "shares"}  # they may be unknown now
-    folder.put(status={**kept, **rows, **label_figures(folder.store, spec, end)})
+    folder.put(status={**kept, **counts.of_rows(), **label_figures(folder.store, spec, end)})
     return True

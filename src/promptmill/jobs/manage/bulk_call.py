@@ -43,7 +43,7 @@ from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.planning import resent
 from promptmill.jobs.run.runner import Hooks, Runner
-from promptmill.jobs.store import progress, statistics, status
+from promptmill.jobs.store import progress, statistics, status, status_words
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -459,7 +459,7 @@ def watch_of(*, show: bool | Callable[[Mapping[str, Any]], object] | None) -> Wa
         return None
     if (shell := _notebook()) is not None:
         return _bar(shell)
-    return status.progress_lines("bulk", sys.stderr) if show or sys.stderr.isatty() else None
+    return status_words.progress_lines("bulk", sys.stderr) if show or sys.stderr.isatty() else None
 
 
 def _notebook() -> Any:
@@ -475,7 +475,7 @@ def _bar(ipython: Any) -> Watch:
 
     def show(now: Progress) -> None:
         counts = now.as_dict()
-        text = f"{counts['state']}, {status.line(counts)}"
+        text = f"{counts['state']}, {status_words.line(counts)}"
         if shown != [text]:
             shown[:] = [text]
             total = counts.get("total")

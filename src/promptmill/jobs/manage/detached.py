@@ -49,7 +49,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.store.status import progress_lines
+from promptmill.jobs.store.status_words import progress_lines
 from promptmill.service import observers
 from promptmill.service.service import Service
 from promptmill.system import frames, logs, runtime, subprocesses

@@ -34,7 +34,7 @@ from promptmill.jobs.run import admission, steps
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.order_files import check_name
 from promptmill.jobs.run.runner import Hooks, Runner
-from promptmill.jobs.store import progress, statistics, status
+from promptmill.jobs.store import progress, statistics, status, status_words
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders, no_job
@@ -473,7 +473,7 @@ class RunningJobs:
 
         async def run() -> None:
             with job.folder.log.open("a") as log:
-                hooks = Hooks(watch=status.progress_lines(job.spec.job_id, log))
+                hooks = Hooks(watch=status_words.progress_lines(job.spec.job_id, log))
                 await Runner(job, self._service, hooks, apart=None if job.spec.of_call else self._apart).run()
 
         task = asyncio.ensure_future(run())

@@ -564,8 +564,7 @@ class Runner:
                 self.progress.notes.append(written.warning)
             overwrite = job.order.earlier.overwrite
             await self._in_thread(lambda: steps.publish(folder, written, there, limit, overwrite=overwrite))
-        self.progress.counts = await self._in_thread(self._final_counts)
-        self.progress.earlier.includes_run = True
+        self.progress.take(await self._in_thread(self._final_counts), has_ended=True)
         self.progress.earlier.lost = folder.store.in_flight.requests_lost
         return True
 

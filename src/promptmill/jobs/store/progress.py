@@ -6,12 +6,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from promptmill import __version__
-from promptmill.backends.protocol import COUNTERS, Call, Counts
+from promptmill.backends.protocol import Call
 from promptmill.core.wording import counted
-from promptmill.jobs.store import statistics
+from promptmill.jobs.store import statistics, status_record
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.statistics import JobCounts, quantile
 from promptmill.jobs.store.status_record import BatchStatus, CourseRecord, RunNote, RunStatus
@@ -20,12 +20,6 @@ STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
 ALIVE = frozenset({STARTING, RUNNING, MERGING})
 ENDED = frozenset({FINISHED, STOPPED, CANCELLED, INTERRUPTED})
-_UNRECORDED = ("cached", "repaired", "asked_again")
-COUNTS = (
-    *("total", "done", "answered", "failed", "errors", "skipped", "truncated", "empty", *COUNTERS, "latency_s", "cost"),
-    *_UNRECORDED,
-)
-"""The keys of `Progress.as_dict` that count the whole job, over all its runs."""
 _RATE_OVER_S = 30.0
 _SHORTEST_WAIT_S = 2.0  # before `waiting` mentions the last rows
 _SAMPLES = 300
@@ -69,10 +63,17 @@ class Progress:
         if not self.earlier.is_added:
             self.earlier.count(store)
 
-    def take(self, counts: JobCounts) -> None:
-        """Take the counts of rows. Keep the counts of requests and tokens if the earlier runs were already added."""
-        if self.earlier.is_added:
-            for name in COUNTERS:
+    def take(self, counts: JobCounts, *, has_ended: bool = False) -> None:
+        """Take the counts of rows. Keep the counts of requests and tokens if the earlier runs were already added.
+
+        `has_ended`: `counts` have all requests, those of this run included, as each has its record.
+        """
+        for name, mark in status_record.COUNTS.items():
+            if mark.over == "runs":
+                setattr(counts, name, self.earlier.status.get(name, 0))
+            elif mark.over == "requests" and has_ended:
+                setattr(counts, name, getattr(counts, name) - getattr(self.stats.counts, name))
+            elif mark.over == "requests" and self.earlier.is_added:
                 setattr(counts, name, getattr(self.counts, name))
         self.counts = counts
 
@@ -144,39 +145,31 @@ class Progress:
     def as_dict(self) -> RunStatus:
         """Return the status of the run, to be stored and shown."""
         rate, tokens = self.rates()
-        earlier = self.earlier
-        waiting, budget = self.waiting, self.stats.ledger.budget
-        eta_s = self.eta_s() if self.state == RUNNING and not waiting else None
-        counts = self.counts.as_dict(Counts() if earlier.includes_run else self.stats.counts)
-        # the counts of the previous run, until the answers are counted
-        left = {} if earlier.is_added else {name: count for name, count in earlier.status.items() if name in COUNTS}
-        set_aside = round(earlier.set_aside, 9)
-        status = {
+        earlier, run, budget, flow = self.earlier, self.stats.counts, self.stats.ledger.budget, self.stats.flow
+        waiting, set_aside, is_running = self.waiting, round(earlier.set_aside, 9), self.state == RUNNING
+        eta_s = self.eta_s() if is_running and not waiting else None
+        counts = self.counts.as_dict(run)
+        status: dict[str, Any] = {
             "state": self.state,
             "reason": self.reason,
             "activity": self.activity,
-            **({"round": self.round} if self.round else {}),
-            **({"paused": True} if self.is_paused else {}),
+            "round": self.round or None,
+            "paused": self.is_paused or None,
             "total": self.total,
             **counts,
             "requests": counts["requests"] + earlier.lost,
-            **({"run_requests": self.stats.counts.requests} if earlier.seconds else {}),
-            **({"columns": dict(self.output.columns)} if self.output.columns else {}),
-            **{name: figure for name, figure in self.figures.items() if figure},
-            **({} if self.cost is None else {"cost": self.cost}),
-            **({} if budget is None else {"max_cost": budget.limit}),
-            **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in earlier.status else {}),
-            **({"cost_forgotten": earlier.forgotten} if earlier.forgotten else {}),
-            **{
-                name: count
-                for name in _UNRECORDED
-                if (count := earlier.status.get(name, 0) + getattr(self.stats.counts, name))
-            },
-            **({"written": self.output.written} if self.state == MERGING else {}),
-            "in_flight": self.stats.in_flight if self.state == RUNNING else 0,
-            **({"window": self.stats.flow.limit} if self.stats.flow is not None and self.state == RUNNING else {}),
-            **({"refused": self.stats.counts.refused} if self.stats.counts.refused else {}),
-            **({"waiting": waiting} if waiting else {}),
+            "run_requests": run.requests if earlier.seconds else None,
+            "columns": dict(self.output.columns) or None,
+            **{name: figure or None for name, figure in self.figures.items()},
+            "cost": self.cost,
+            "max_cost": None if budget is None else budget.limit,
+            "cost_set_aside": set_aside if set_aside or "cost_set_aside" in earlier.status else None,
+            "cost_forgotten": earlier.forgotten or None,
+            "written": self.output.written if self.state == MERGING else None,
+            "in_flight": self.stats.in_flight if is_running else 0,
+            "window": flow.limit if flow is not None and is_running else None,
+            "refused": run.refused or None,
+            "waiting": waiting or None,
             "rows_per_second": round(rate, 2),
             "tokens_per_second": round(tokens, 1),
             "eta_s": None if eta_s is None else round(eta_s, 1),
@@ -184,7 +177,10 @@ class Progress:
             "updated": time.time(),
             "warnings": [*self.notes, *self.stats.warnings],
         }
-        return cast("RunStatus", status | left)
+        if not earlier.is_added:  # until the answers are counted, the counts are those of the previous run
+            status |= {name: count for name, count in earlier.status.items() if name in status_record.COUNTS}
+        known = {name: value for name, value in status.items() if value is not None or name in {"total", "eta_s"}}
+        return cast("RunStatus", known)
 
 
 def batch_words(batch: BatchStatus, now: float) -> str:
@@ -225,8 +221,6 @@ class EarlierRuns:
         self.status = status
         self.is_added = False
         """Whether the answers are counted. Until then, `status` has the job's counts."""
-        self.includes_run = False
-        """Whether the counts include this run's requests, because all records were counted again."""
         self.set_aside = 0.0
         """The highest possible cost of requests whose rows have no record."""
         self.lost = 0

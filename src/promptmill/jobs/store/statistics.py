@@ -6,13 +6,14 @@ import hashlib
 import math
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
-from promptmill.backends.protocol import COUNTERS, Counts, Failure, Outcome, Usage
+from promptmill.backends.protocol import Counts, Failure, Outcome, Usage
 from promptmill.core.errors import Code
+from promptmill.jobs.store import status_record
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, FAILED, NEVER, TRUNCATED
@@ -41,8 +42,14 @@ _WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MO
 _RETRIES = f"CASE WHEN attempts > 1 THEN max(attempts - {_WANTED}, 0) END"
 _TOKENS = f"CASE WHEN instr(more, '\"{{0}}\":') THEN json_extract({_MORE}, '$.tokens.{{0}}') END"
 _CACHED = _TOKENS.format("cached_tokens")
-_PAID = ("attempts", _RETRIES, "prompt_tokens", "completion_tokens", _CACHED)
-"""The columns whose sums are the `COUNTERS`."""
+RECORDED: Mapping[str, str] = {
+    "requests": "attempts",
+    "retries": _RETRIES,
+    "prompt_tokens": "prompt_tokens",
+    "completion_tokens": "completion_tokens",
+    "cached_tokens": _CACHED,
+}
+"""What records say of the requests of earlier runs: the SQL of each count, whose sum it is."""
 _IS_EMPTY = f"CASE WHEN {ANSWERED} AND trim(text) = '' THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
 _DONE = f"count(*), total({FAILED}), total({TRUNCATED}), total({_IS_EMPTY})"
 _IS_OBJECT = "CASE WHEN json_valid(text) THEN json_type(text) END = 'object'"
@@ -79,6 +86,17 @@ class JobCounts(Counts):
         """The number of rows with an answer."""
         return self.done - self.failed - self.skipped
 
+    @property
+    def errors(self) -> dict[str, int]:
+        """Failures by code, the most frequent first."""
+        return dict(sorted(self.codes.items(), key=lambda item: (-item[1], item[0])))
+
+    @property
+    def latency_s(self) -> dict[str, float | None]:
+        """Quantiles of the latencies."""
+        seconds = sorted(self.latencies)
+        return {f"p{percent}": quantile(seconds, percent) for percent in (50, 95, 99)}
+
     def skips(self, code: str) -> bool:
         """Return whether rows with this error code are skipped."""
         return self.skips_empty and code == Code.EMPTY_PROMPT
@@ -103,27 +121,27 @@ class JobCounts(Counts):
 
     def add(self, other: JobCounts) -> None:
         """Add the counts of `other`."""
-        for name in ("done", "skipped", "truncated", "empty", *COUNTERS):
+        own = {each.name for each in fields(self)}
+        for name in (name for name, mark in status_record.COUNTS.items() if mark.over and name in own):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for code, count in other.codes.items():
             self.fail(code, count)
         self.latencies.extend(other.latencies)
 
-    def as_dict(self, run: Counts) -> RunStatus:
+    def of_rows(self) -> RunStatus:
+        """Return the counts of rows, for people and programs."""
+        return self._told("rows")
+
+    def as_dict(self, run: Counts | None = None) -> RunStatus:
         """Return the counts for people and programs, with the counts of the present `run`."""
-        codes, seconds = tuple(self.codes.items()), sorted(self.latencies)
-        counts = {
-            "done": self.done,
-            "answered": self.answered,
-            "failed": self.failed,
-            "errors": dict(sorted(codes, key=lambda item: (-item[1], item[0]))),
-            **({"skipped": self.skipped} if self.skipped else {}),
-            "truncated": self.truncated,
-            **({"empty": self.empty} if self.empty else {}),
-            **{name: getattr(self, name) + getattr(run, name) for name in COUNTERS},
-            "latency_s": {f"p{percent}": quantile(seconds, percent) for percent in (50, 95, 99)},
-        }
-        return cast("RunStatus", counts)
+        return self._told("rows") | self._told("requests", run) | self._told("runs", run)
+
+    def _told(self, over: str, run: Counts | None = None) -> RunStatus:
+        marks = {name: mark for name, mark in status_record.COUNTS.items() if mark.over == over}
+        numbers = {name: getattr(self, name) for name in marks}
+        if run is not None:
+            numbers = {name: number + getattr(run, name) for name, number in numbers.items()}
+        return cast("RunStatus", {name: number for name, number in numbers.items() if number or not marks[name].rare})
 
 
 def quantile(ordered: Sequence[float], percent: int) -> float | None:
@@ -151,13 +169,13 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
     records = f"{every} AND {DELIVERED}"
     open_records = f"FROM answer {join} WHERE {_IS_BEFORE} AND {DELIVERED} AND ({is_open})"
     found = JobCounts(skips_empty=skips_empty)
-    paid = ", ".join(f"total({each})" for each in _PAID)
+    paid = ", ".join(f"total({each})" for each in RECORDED.values())
     (spent,) = store.read(f"SELECT {paid} {every}", before)
     (all_,) = store.read(f"SELECT {_DONE} {records}", before)
     (not_done,) = store.read(f"SELECT {_DONE} {open_records}", before)
     done, failed, truncated, empty = (int(one - its) for one, its in zip(all_, not_done, strict=True))
     (before_them,) = store.read(f"SELECT {paid} FROM spare AS answer")
-    for name, total, more in zip(COUNTERS, spent, before_them, strict=True):
+    for name, total, more in zip(RECORDED, spent, before_them, strict=True):
         setattr(found, name, int(max(0, min(total + more, 1 << 53))))
     found.done, found.truncated, found.empty = done, truncated, empty
     if failed:

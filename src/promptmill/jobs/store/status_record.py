@@ -1,20 +1,49 @@
-"""The stored form of a job's status and of the course of its runs. The runner writes them; other processes read
-them."""
+"""The record of a job's status, and of the course of its runs. The runner writes them; other processes read them.
+
+The JSON of a status, what is read back, the sums over runs, the schema of the tools (`schema`) and the texts for people
+follow from the fields. Fields that have nothing to say are left out, so that a status is short.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Annotated, Any, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 from typing_extensions import TypedDict
 
 from promptmill.core.errors import Code
+from promptmill.core.values import JsonDict
 
 T = TypeVar("T")
 _LAST_TIME = 10**11  # the year 5138
 _KNOWN = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Marks a field that is about all runs of a job, and says where its number comes from."""
+
+    over: Literal["rows", "requests", "runs", ""] = ""
+    """`rows`: the records, by way of `JobCounts`. `requests`: the records of earlier runs, and the counts of this run's
+    `Call`. `runs`: the status of the run before, and the counts of this run's `Call`."""
+    words: str = ""
+    """What follows the number on its own line of a summary, such as ` empty row{s}`; `""`: it has no such line."""
+    title: str = ""
+    """The name in a report, unless it is the field's own."""
+    rare: bool = False
+    """Whether the field is left out at 0."""
+
+    def line(self, number: int) -> str:
+        """Return the number in words.
+
+        >>> Count("rows", " empty row{s}, not in the output").line(1)
+        '1 empty row, not in the output'
+        """
+        return f"{number:,}{self.words.format(s='' if number == 1 else 's')}"
 
 
 class FieldResults(TypedDict, total=False):
@@ -149,9 +178,11 @@ class VoteStatus(TypedDict, total=False):
 
 
 class _State(TypedDict, total=False):
-    state: str
-    reason: str
-    """The reason why the run stopped early."""
+    state: Annotated[
+        str,
+        Field(description="`starting`, `running`, `merging`; `finished`; `stopped`, `cancelled`, `interrupted`."),
+    ]
+    reason: Annotated[str, Field(description="Why it stopped.")]
     code: Annotated[Code, BeforeValidator(Code)]
     """The code of the error that stopped the run."""
     activity: str
@@ -180,34 +211,39 @@ class _Labels(TypedDict, total=False):
 
 
 class _Rows(TypedDict, total=False):
-    total: int | None
-    done: int
-    """Rows with an outcome, including failed rows."""
-    answered: int
-    failed: int
-    errors: dict[str, int]
+    total: Annotated[int | None, Count(), Field(description="Number of rows; null until they are counted.")]
+    done: Annotated[int, Count("rows"), Field(description="Rows with an outcome, failed ones included.")]
+    answered: Annotated[int, Count("rows")]
+    failed: Annotated[int, Count("rows"), Field(description="Rows without an answer, because of an error.")]
+    errors: Annotated[dict[str, int], Count("rows")]
     """Failures by code."""
-    skipped: int
-    truncated: int
-    empty: int
-    cached: int
-    repaired: int
-    asked_again: int
+    skipped: Annotated[int, Count("rows", " empty row{s}, not in the output", rare=True)]
+    truncated: Annotated[
+        int, Count("rows", " by max_tokens; --again truncated --max-tokens N sends them again", "Cut off by max_tokens")
+    ]
+    empty: Annotated[
+        int,
+        Count("rows", " answered without a word: look at `finish_reason`, and at the prompt or model", rare=True),
+    ]
     written: int
     """Rows of the output that are written."""
 
 
 class _Requests(TypedDict, total=False):
-    requests: int
+    requests: Annotated[int, Count("requests")]
     run_requests: int
-    retries: int
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
+    """The requests of the last run, if there were others."""
+    retries: Annotated[int, Count("requests")]
+    prompt_tokens: Annotated[int, Count("requests")]
+    completion_tokens: Annotated[int, Count("requests")]
+    cached_tokens: Annotated[int, Count("requests")]
+    cached: Annotated[int, Count("runs", " row{s}", "From the cache", rare=True)]
+    repaired: Annotated[int, Count("runs", rare=True)]
+    asked_again: Annotated[int, Count("runs", rare=True)]
+    latency_s: Annotated[dict[str, float | None], Count("rows")]
     cache_saved: float
     """The savings by the provider's cache of prompts, in US dollars; 0 while the job runs."""
-    latency_s: dict[str, float | None]
-    cost: float | None
+    cost: Annotated[float | None, Count()]
     max_cost: float | None
     cost_set_aside: float
     cost_forgotten: float
@@ -217,9 +253,10 @@ class _Flow(TypedDict, total=False):
     in_flight: int
     window: int | None
     refused: int
+    """Requests of this run that an endpoint refused for load."""
     rows_per_second: float
     tokens_per_second: float
-    eta_s: float | None
+    eta_s: Annotated[float | None, Field(description="Estimated seconds left; null if unknown.")]
 
 
 class RunStatus(_State, _Labels, _Rows, _Requests, _Flow, total=False):
@@ -231,9 +268,12 @@ class RunStatus(_State, _Labels, _Rows, _Requests, _Flow, total=False):
 class Status(RunStatus, total=False):
     """The status of a job."""
 
-    job_id: str
-    input_file: str
-    output_file: str | None
+    job_id: Annotated[str, Field(description="The id of the job.")]
+    input_file: Annotated[str, Field(description="The file of the rows.")]
+    output_file: Annotated[
+        str | None,
+        Field(description="Complete when the state is `finished`; null if bulk_results has the answers."),
+    ]
     model: str
     """The model; several models are separated by commas."""
     variants: Sequence[str]
@@ -268,16 +308,30 @@ class CourseRecord(TypedDict, total=False):
     every_s: Annotated[float, Field(gt=0)]
 
 
-_CHECKERS: Mapping[object, TypeAdapter[Any]] = MappingProxyType(
-    {kind: TypeAdapter[Any](kind) for kind in (RunStatus, CourseRecord)}
-)
+def counts_of(record: type[Any]) -> dict[str, Count]:
+    """Return the fields of a record that are about all runs of the job, in order."""
+    hints = get_type_hints(record, include_extras=True)
+    return {name: mark for name, hint in hints.items() for mark in get_args(hint) if isinstance(mark, Count)}
 
 
-def sound(stored: Mapping[str, Any], kind: type[T]) -> T:
+def schema(record: type[Any]) -> JsonDict:
+    """Return the JSON schema of the fields that have a description."""
+    hints = get_type_hints(record, include_extras=True)
+    noted = (name for name, hint in hints.items() if any(isinstance(mark, FieldInfo) for mark in get_args(hint)))
+    schemas = {name: TypeAdapter[Any](hints[name]).json_schema() for name in noted}
+    return {name: its for name, its in schemas.items() if "description" in its}
+
+
+def sound(stored: Mapping[str, Any], record: type[T]) -> T:
     """Return the fields of a stored record that are known and valid, because a job's folder may come from anywhere."""
     wrong: set[object] = set()
     try:
-        _CHECKERS[kind].validate_python(stored, strict=True)
+        _checker(record).validate_python(stored, strict=True)
     except ValidationError as error:
         wrong = {problem["loc"][0] for problem in error.errors(include_url=False, include_input=False)}
     return cast("T", {name: value for name, value in stored.items() if name not in wrong})
+
+
+_checker: Callable[[object], TypeAdapter[Any]] = cache(TypeAdapter)
+COUNTS: Mapping[str, Count] = counts_of(RunStatus)
+"""The counts of the whole job in a status, by name."""
