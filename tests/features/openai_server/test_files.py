@@ -40,13 +40,9 @@ def serve(tmp_path, upstream):
 
 
 @pytest.fixture
-def server(serve) -> Served:
+def own_server(serve) -> Served:
+    """A server with a state of its own."""
     return serve()
-
-
-@pytest.fixture
-def client(server) -> openai.OpenAI:
-    return client_of(server)
 
 
 def form(*parts: tuple[str, bytes], boundary: str = "b") -> tuple[dict[str, str], bytes]:
@@ -104,7 +100,8 @@ def test_an_expired_file_is_gone_and_its_bytes_too(tmp_path, serve):
     eventually(lambda: [path.name for path in (tmp_path / "state/openai/files").iterdir()] == [kept.id])
 
 
-def test_a_list_has_pages_an_order_and_a_purpose(client):
+def test_a_list_has_pages_an_order_and_a_purpose(own_server):
+    client = client_of(own_server)
     files = [
         client.files.create(file=("a", b"{}"), purpose="batch" if number % 2 else "evals").id for number in range(5)
     ]
@@ -129,9 +126,9 @@ def test_a_list_has_pages_an_order_and_a_purpose(client):
         ([FILE, PURPOSE, ('name="expires_after[seconds]"', b"3600")], "expires_after.anchor"),
     ],
 )
-def test_an_incomplete_upload_is_refused_and_leaves_nothing(tmp_path, server, parts, param):
+def test_an_incomplete_upload_is_refused_and_leaves_nothing(tmp_path, own_server, parts, param):
     headers, body = form(*parts)
-    answer = server.ask("POST", "/v1/files", headers, body)
+    answer = own_server.ask("POST", "/v1/files", headers, body)
     assert (answer.status, answer.json["error"]["param"]) == (400, param)
     assert not list((tmp_path / "state/openai/files").iterdir())
 
@@ -142,20 +139,20 @@ def test_azures_names_of_the_expiry_are_understood(server):
     assert found["expires_at"] == found["created_at"] + 7200
 
 
-def test_a_body_that_is_no_form_is_refused(tmp_path, server):
+def test_a_body_that_is_no_form_is_refused(tmp_path, own_server):
     headers, body = form(FILE, PURPOSE)
     for wrong, text in ((BEARER, body), (headers, body[:-9]), (headers, b"--c" + body), (headers, b"")):
-        answer = server.ask("POST", "/v1/files", wrong, text)
+        answer = own_server.ask("POST", "/v1/files", wrong, text)
         assert (answer.status, answer.json["error"]["type"]) == (400, "invalid_request_error")
-    answer = server.ask("POST", "/v1/files", *form(FILE, ('name="x"', bytes(bounds.LONGEST_FIELD + 1)), PURPOSE))
+    answer = own_server.ask("POST", "/v1/files", *form(FILE, ('name="x"', bytes(bounds.LONGEST_FIELD + 1)), PURPOSE))
     assert (answer.status, answer.json["error"]["param"]) == (400, "file")
     assert not list((tmp_path / "state/openai/files").iterdir())
 
 
-def test_a_token_is_needed_and_sees_its_own_files_alone(tmp_path, upstream, server):
-    assert server.ask("GET", "/v1/files").status == 401
+def test_a_token_is_needed_and_sees_its_own_files_alone(tmp_path, upstream, own_server):
+    assert own_server.ask("GET", "/v1/files").status == 401
     with servers(tmp_path, upstream.url) as serve:
-        client = client_of(server)
+        client = client_of(own_server)
         file = client.files.create(file=("a", b"{}"), purpose="batch")
         changed(tmp_path, "UPDATE object SET owner = 'another' WHERE id = ?", file.id)
         other = client_of(serve())
@@ -262,9 +259,9 @@ def test_the_type_of_a_form_names_no_codec(server):
         assert (answer.status, answer.json["filename"]) == (200, "\\ud800.jsonl"), codec
 
 
-def test_a_folder_that_cannot_be_used_is_an_error_that_may_pass(tmp_path, server):
+def test_a_folder_that_cannot_be_used_is_an_error_that_may_pass(tmp_path, own_server):
     shutil.rmtree(tmp_path / "state/openai/files")
-    answer = server.ask("POST", "/v1/files", *form(PURPOSE, FILE))
+    answer = own_server.ask("POST", "/v1/files", *form(PURPOSE, FILE))
     assert (answer.status, answer.json["error"]["code"], answer.headers["retry-after"]) == (503, "storage", "30")
 
 
