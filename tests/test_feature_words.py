@@ -27,7 +27,6 @@ WORDS = {
 }
 NAMED = {
     "cli/bulk.py": {"labels", "report"},
-    "cli/job_display.py": {"labels"},
     "cli/job_run.py": {"ray", "report"},
     "cli/options.py": {"labels"},
     "cli/serve.py": {"install"},
@@ -52,8 +51,8 @@ NAMED = {
     "jobs/store/label_figures.py": {"review"},
     "jobs/store/order.py": {"batches", "ray"},
     "jobs/store/shares.py": {"review"},
-    "jobs/store/status.py": {"labels"},
     "jobs/store/status_record.py": {"labels"},
+    "jobs/store/status_words.py": {"labels"},
     "jobs/store/stored_batches.py": {"batches"},
     "options/check.py": {"labels"},
     "options/keywords.py": {"labels", "ray"},

@@ -59,7 +59,19 @@ def _unpickling(source):
 @pytest.mark.rule("C1")
 @pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda file: str(file.relative_to(SOURCE)))
 def test_no_module_unpickles_or_runs_data(file):
-    assert not _unpickling(file.read_text(encoding="utf-8"))
+    known = ["pickle"] if file == SOURCE / "system" / "frames.py" else []  # the requests of a worker's own parent
+    assert _unpickling(file.read_text(encoding="utf-8")) == known
+
+
+@pytest.mark.rule("C1")
+def test_only_a_worker_unpickles_and_only_from_the_pipe_of_its_parent():
+    users = {
+        file.relative_to(SOURCE).as_posix()
+        for file in SOURCE.rglob("*.py")
+        if "receive_pickled" in file.read_text(encoding="utf-8")
+    }
+    assert users == {"system/frames.py", "cluster/worker.py"}
+    assert (SOURCE / "cluster" / "worker.py").read_text(encoding="utf-8").count("private_pipes()") == 1
 
 
 @pytest.mark.rule("C1")

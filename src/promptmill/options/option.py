@@ -192,6 +192,8 @@ def source_of(kind: object) -> str:
         return f"Literal[{values}]"
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         return " | ".join(map(source_of, typing.get_args(kind)))
+    if kind is types.NoneType:
+        return "None"
     return _MODULES.sub("", kind.__name__ if type(kind) is type else str(kind))
 
 

@@ -1,7 +1,8 @@
 """Messages between a process and its children: a four-byte length, then one JSON object.
 
 The format is JSON, not pickle: the output of a process that ran a model's code, or read an endpoint's answer, must be
-data. The receivers define the messages: `backends/engines/channel.py`, `cluster/fan_out.py`.
+data. Only the requests that a parent sends to its worker are pickled. The receivers define the messages:
+`backends/engines/channel.py`, `cluster/fan_out.py`.
 """
 
 from __future__ import annotations
