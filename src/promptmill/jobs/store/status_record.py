@@ -218,9 +218,7 @@ class _Rows(TypedDict, total=False):
     errors: Annotated[dict[str, int], Count("rows")]
     """Failures by code."""
     skipped: Annotated[int, Count("rows", " empty row{s}, not in the output", rare=True)]
-    truncated: Annotated[
-        int, Count("rows", " by max_tokens; --again truncated --max-tokens N sends them again", "Cut off by max_tokens")
-    ]
+    truncated: Annotated[int, Count("rows", " by max_tokens", "Cut off by max_tokens")]
     empty: Annotated[
         int,
         Count("rows", " answered without a word: look at `finish_reason`, and at the prompt or model", rare=True),

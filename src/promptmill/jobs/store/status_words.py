@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO, cast
 
 from promptmill.config.backends import EMBEDDED
-from promptmill.core.errors import Code
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, duration
-from promptmill.jobs import members
 from promptmill.jobs.store import status_record
 from promptmill.jobs.store.order import PART
 from promptmill.jobs.store.progress import FINISHED, MERGING, RUNNING, STOPPED, Progress, Watch, batch_words
@@ -37,25 +33,28 @@ _LINE_EVERY_S = 5.0
 _SHORT_S = 100
 _SHORT_TEXT = 400
 _FEWEST_FOR_P99 = 100  # rows
-_GO_ON = "  go on with the same command; what is answered is kept"
-_OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
 _COMMIT = re.compile(r"(@[0-9a-f]{8})[0-9a-f]{32}\b")  # of a dataset
 
 
 def summary(
-    found: Status, *, examples: Mapping[str, str] = MappingProxyType({}), again: bool = True, output: bool = True
+    found: Status,
+    *,
+    examples: Mapping[str, str] = MappingProxyType({}),
+    remedies: Mapping[str, str] = MappingProxyType({}),
+    go_on: Sequence[str] = (),
+    output: bool = True,
 ) -> str:
     """Return the paragraph at the end of a job, from its status.
 
-    `examples`: a message for each code of failures. `again`: the same command may help a job that stopped. `output`:
-    name it.
+    `examples`: a message for each code of failures. `remedies`: what helps against the rows of a count, by its name.
+    `go_on`: how a job that stopped goes on. `output`: name it.
     """
     state, reason = found["state"], found.get("reason")
     files = title(found)
     if state == FINISHED and found.get("total") == 0:
         return f"{files}: {_without_rows(found)}"
     if state == STOPPED and not found.get("alive") and reason and not found.get("answered"):
-        return "\n".join([f"{files}: {state}: {reason}", *(_go_on(found, output=output)[:2] if again else ())])
+        return "\n".join([f"{files}: {state}: {reason}", *go_on[:2]])
     if state == FINISHED:
         lines = [f"{files}: {outcome(found)}"]
     else:
@@ -79,18 +78,19 @@ def summary(
         ("errors", ", ".join(f"{count:,} {code}" for code, count in errors.items())),
     )
     lines.extend(f"    {code}: {examples[code]}" for code in errors if code in examples)
-    if found.get("failed") and state == FINISHED:
-        lines.extend(_failed(found))
+    if "failed" in remedies and state == FINISHED:
+        lines.append(remedies["failed"])
     run = f"{found['run_requests']:,} in the last run, " if "run_requests" in found else ""
     every = f"{found.get('requests', 0):,}{' in all' if run else ''}"
     read, written, cached = (found.get(name, 0) for name in ("prompt_tokens", "completion_tokens", "cached_tokens"))
     of_cache = f", {cached:,} of them from the provider's cache" if cached else ""
     of_cache += f" (saved {dollars(saved)})" if (saved := found.get("cache_saved")) else ""
     lines += _labelled(
-        *((name, mark.line(number)) for name, mark, number in counts(found) if mark.over == "rows"),
+        *_counted(found, "rows", remedies),
         ("requests", f"{run}{every}, {found.get('retries', 0):,} of them retries"),
         ("tokens", f"{read:,} in{of_cache}, {written:,} out" if read or written else ""),
-        *((name, mark.line(number)) for name, mark, number in counts(found) if mark.over != "rows"),
+        *_counted(found, "requests", remedies),
+        *_counted(found, "runs", remedies),
         ("latency", _latency(found)),
         *(("note", warning) for warning in found.get("warnings", ())),
         ("job", found["job_id"]),
@@ -102,7 +102,7 @@ def summary(
     if state == FINISHED and output and found["output_file"]:
         lines.append(f"  output    {found['output_file']}")
     elif state != FINISHED and not found.get("alive"):
-        lines += _go_on(found, output=output) if again else ["  what is answered is kept"]
+        lines += go_on or ["  what is answered is kept"]
     return "\n".join(lines)
 
 
@@ -111,6 +111,12 @@ def counts(found: RunStatus) -> Iterator[tuple[str, Count, int]]:
     for name, mark in status_record.COUNTS.items():
         if mark.words and (number := cast("dict[str, Any]", found).get(name)):
             yield name.replace("_", " "), mark, number
+
+
+def _counted(found: Status, over: str, remedies: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for name, mark, number in counts(found):
+        if mark.over == over:
+            yield name, mark.line(number) + (f"; {remedies[name]}" if name in remedies else "")
 
 
 def _sure(sure: SureStatus) -> list[str]:
@@ -146,19 +152,6 @@ def _latency(found: Status) -> str:
     # the 99th percentile of few rows would be the slowest row
     names = [name for name in latency if name != "p99" or found.get("done", 0) >= _FEWEST_FOR_P99]
     return ", ".join(f"{name} {figure(float(f'{latency[name]:.2g}'))} s" for name in names)
-
-
-def _go_on(found: Status, *, output: bool) -> list[str]:
-    if not output or any("://" in str(found.get(name) or "") for name in ("input_file", "output_file")):
-        return [_GO_ON]
-    state = os.environ.get("PROMPTMILL_STATE")
-    job = f"    promptmill jobs {found['job_id']}{f' --state {shlex.quote(state)}' if state else ''}"
-    return [
-        "  what is answered is kept; go on with the same command, or by",
-        f"{job} --resume",
-        "  write the answers so far by",
-        f"{job} --export FILE",
-    ]
 
 
 def title(found: Status) -> str:
@@ -201,30 +194,6 @@ def _without_rows(found: Status) -> str:
         return f"shard {int(part[1])} of {int(part[2])} holds no rows; that is all right"
     to = f", and so does the output {found['output_file']}" if found["output_file"] else ""
     return f"{found['input_file']} holds no rows{to}"
-
-
-def _failed(found: Status) -> list[str]:
-    """Return remedies for failed rows: rows with errors in the file need a correction, others can be sent again."""
-    errors = found.get("errors", {})
-    lines, name = [], Path(found["input_file"]).name
-    if Code.INVALID_IMAGE in errors:  # a row does not change with the file that it names
-        lines.append(f"  correct the images, or their paths in {name}; --again failed then sends the failed rows again")
-    elif not errors.keys() <= _OF_THE_FILE:
-        lines.append("  --again failed sends the failed rows again")
-    if errors.keys() & _OF_THE_FILE:
-        again = f"the same command{' with --overwrite' if _is_in_own_workbook(found) else ''}"
-        lines.append(f"  correct these rows in {name} and run {again}: it sends them alone")
-    if Code.EMPTY_PROMPT in errors:
-        lines.append("  --skip-empty leaves empty rows out of the output")
-    if errors.keys() & {*_OF_THE_FILE, Code.INVALID_IMAGE} and found["failed"] > 1:
-        lines.append("  (--validate in its place lists them and sends nothing)")
-    return lines
-
-
-def _is_in_own_workbook(found: Status) -> bool:
-    """Return whether the answers are in the workbook of the rows, so that a correction changes the output, too."""
-    source, output = (members.split(Path(found[name] or ""))[0] for name in ("input_file", "output_file"))
-    return source == output and source.suffix.lower() == ".xlsx"
 
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
