@@ -16,16 +16,7 @@ from promptmill.core.wording import counted, cut, duration
 from promptmill.jobs.store import status_record
 from promptmill.jobs.store.order import PART
 from promptmill.jobs.store.progress import FINISHED, MERGING, RUNNING, STOPPED, Progress, Watch, batch_words
-from promptmill.jobs.store.status_record import (
-    BatchStatus,
-    Count,
-    FieldResults,
-    LabelShare,
-    Results,
-    RunStatus,
-    Status,
-    SureStatus,
-)
+from promptmill.jobs.store.status_record import BatchStatus, LabelShare, Results, RunStatus, Status, SureStatus
 
 LISTED_LABELS = 12
 """The labels that a summary for a terminal lists."""
@@ -106,7 +97,7 @@ def summary(
     return "\n".join(lines)
 
 
-def counts(found: RunStatus) -> Iterator[tuple[str, Count, int]]:
+def counts(found: RunStatus) -> Iterator[tuple[str, status_record.Count, int]]:
     """Yield the name, the mark and the number of each count that has its own line and is not 0."""
     for name, mark in status_record.COUNTS.items():
         if mark.words and (number := cast("dict[str, Any]", found).get(name)):
@@ -176,7 +167,7 @@ def _answers(found: Status) -> str:
     return f"{what['different']:,} different, {lengths(what)}{truncated}"
 
 
-def _field(field: FieldResults) -> str:
+def _field(field: status_record.FieldResults) -> str:
     """Return the values of a field: `positive 12, negative 8`, or the range of its numbers and their mean."""
     if values := field.get("values"):
         return ", ".join(f"{_value(value)} {count:,}" for value, count in values.items())
@@ -232,7 +223,8 @@ def sample_lines(sure: SureStatus) -> list[str]:
     asked = f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked at both models"
     lines = [f"{asked}, {agreed}"]
     if "gold" in sure:
-        right, cheap = (_of(sample[name], sample["drawn"]) for name in ("right", "agreed"))
+        rightly = sample["right"], sample["agreed"]
+        right, cheap = (f"{count:,} ({count / sample['drawn'] * 100:.0f} %)" for count in rightly)
         lines = [f"{asked}: {model} right on {right}, the cheap model on {cheap}"]
         if sample["gold"] < rows:
             known = f"{counted(sample['gold'], 'row')} with a right label in `{sure['gold']}`"
@@ -254,10 +246,6 @@ def sample_lines(sure: SureStatus) -> list[str]:
     if expected["pays"]:
         return [*lines, f"about {share} will be answered by {model}{costs}"]
     return [*lines, f"did not pay: {share} would go to {model} anyway; it answers all rows"]
-
-
-def _of(rows: int, every: int) -> str:
-    return f"{rows:,} ({rows / every * 100:.0f} %)"
 
 
 def cheap_model(sure: SureStatus) -> str:
@@ -333,11 +321,13 @@ def parts(status: RunStatus) -> list[str]:
     elif is_running and not waiting:
         eta_s, most = status.get("eta_s"), status.get("max_cost")
         of = "" if most is None else f" of {dollars(most)}"
+        of_window = f" of {window}" if (window := status.get("window")) is not None else ""
         found += [
             "" if eta_s is None else f"{duration(eta_s)} left",
             f"{status['rows_per_second']:,.1f} rows/s",
             "" if (cost := status.get("cost")) is None else f"{dollars(cost)}{of}",
-            in_flight(status),
+            f"{status['in_flight']}{of_window} in flight",
+            f"{status['refused']} refused" if status.get("refused") else "",
             f"{status['retries']:,} retried" if status.get("retries") else "",
             f"{status['tokens_per_second']:.0f} tokens/s",
         ]
@@ -379,13 +369,6 @@ def paid(status: RunStatus) -> str:
     return f", {dollars(status.get('cost') or 0.0)}{more}"
 
 
-def in_flight(status: RunStatus) -> str:
-    """Return the requests in flight, their limit, and the number of refused requests, as text."""
-    window, refused = status.get("window"), status.get("refused")
-    of = "" if window is None else f" of {window}"
-    return f"{status['in_flight']}{of} in flight" + (f", {refused} refused" if refused else "")
-
-
 def lengths(results: Results) -> str:
     """Return the lengths of the shortest and the longest answer, as text."""
     shortest, longest = results["shortest"], results["longest"]
@@ -393,7 +376,7 @@ def lengths(results: Results) -> str:
     return f"{found} {'character' if longest == 1 else 'characters'}"
 
 
-def span(field: FieldResults) -> str:
+def span(field: status_record.FieldResults) -> str:
     """Return the range and the mean of the numbers in a field of the answers."""
     low, high, mean = (f"{number:,.6g}" for number in (field["min"], field["max"], field["mean"]))
     return low if low == high else f"{low}\N{EN DASH}{high}, mean {mean}"
