@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import sys
 import textwrap
 import time
@@ -13,9 +15,10 @@ from typing import TextIO, cast
 import orjson
 
 from promptmill.cli.terminal import SHORTEST_BAR, progress_bar, say
-from promptmill.core.errors import without_controls
+from promptmill.core.errors import Code, without_controls
 from promptmill.core.money import dollars
 from promptmill.core.wording import cut
+from promptmill.jobs import members
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import status, status_words
 from promptmill.jobs.store.folder import Folder
@@ -23,6 +26,8 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.progress import Progress, Watch
 from promptmill.jobs.store.status_record import Status
 
+_GO_ON = "  go on with the same command; what is answered is kept"
+_OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
 _EVENT_EVERY_S = 1.0
 _WIDE = 1000  # where a program reads, nothing is cut off
 _PATH = "output"  # for programs; a terminal shows the names in "files"
@@ -45,7 +50,8 @@ def print_status(
 ) -> None:
     """Print the status of a job: as JSON, or its summary, of which `quiet` keeps the first line.
 
-    The messages of failures come from `folder`, the URLs of files from `order`. `again`: see `status_words.summary`.
+    The messages of failures come from `folder`, the URLs of files from `order`. `again`: the same command may help a
+    job that stopped.
     """
     stream = sys.stderr if on_stderr else sys.stdout
     found = cast("Status", {**found, **(order.shown.urls if order is not None else {})})
@@ -57,8 +63,52 @@ def print_status(
         found["results"] = status.results(folder)
     is_good = found["state"] == states.FINISHED and not found.get("failed")
     mark = "✓ " if is_good and stream.isatty() and "utf" in stream.encoding.lower() else ""
-    text = status_words.summary(found, examples=examples, again=again, output=not on_stderr)
+    go_on = _go_on(found, output=not on_stderr) if again else []
+    text = status_words.summary(found, examples=examples, remedies=_remedies(found), go_on=go_on, output=not on_stderr)
     say(mark + (text.partition("\n")[0] if quiet else text), stream, wrap=True)
+
+
+def _go_on(found: Status, *, output: bool) -> list[str]:
+    if not output or any("://" in str(found.get(name) or "") for name in ("input_file", "output_file")):
+        return [_GO_ON]
+    state = os.environ.get("PROMPTMILL_STATE")
+    job = f"    promptmill jobs {found['job_id']}{f' --state {shlex.quote(state)}' if state else ''}"
+    return [
+        "  what is answered is kept; go on with the same command, or by",
+        f"{job} --resume",
+        "  write the answers so far by",
+        f"{job} --export FILE",
+    ]
+
+
+def _remedies(found: Status) -> dict[str, str]:
+    """Return what helps against rows of a count, by its name."""
+    failed = {"failed": "\n".join(_failed(found))} if found.get("failed") else {}
+    return {"truncated": "--again truncated --max-tokens N sends them again", **failed}
+
+
+def _failed(found: Status) -> list[str]:
+    """Return remedies for failed rows: rows with errors in the file need a correction, others can be sent again."""
+    errors = found.get("errors", {})
+    lines, name = [], Path(found["input_file"]).name
+    if Code.INVALID_IMAGE in errors:  # a row does not change with the file that it names
+        lines.append(f"  correct the images, or their paths in {name}; --again failed then sends the failed rows again")
+    elif not errors.keys() <= _OF_THE_FILE:
+        lines.append("  --again failed sends the failed rows again")
+    if errors.keys() & _OF_THE_FILE:
+        again = f"the same command{' with --overwrite' if _is_in_own_workbook(found) else ''}"
+        lines.append(f"  correct these rows in {name} and run {again}: it sends them alone")
+    if Code.EMPTY_PROMPT in errors:
+        lines.append("  --skip-empty leaves empty rows out of the output")
+    if errors.keys() & {*_OF_THE_FILE, Code.INVALID_IMAGE} and found["failed"] > 1:
+        lines.append("  (--validate in its place lists them and sends nothing)")
+    return lines
+
+
+def _is_in_own_workbook(found: Status) -> bool:
+    """Return whether the answers are in the workbook of the rows, so that a correction changes the output, too."""
+    source, output = (members.split(Path(found[name] or ""))[0] for name in ("input_file", "output_file"))
+    return source == output and source.suffix.lower() == ".xlsx"
 
 
 @contextlib.contextmanager

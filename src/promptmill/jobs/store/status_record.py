@@ -12,7 +12,6 @@ from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 from typing_extensions import TypedDict
 
 from promptmill.core.errors import Code
@@ -218,9 +217,7 @@ class _Rows(TypedDict, total=False):
     errors: Annotated[dict[str, int], Count("rows")]
     """Failures by code."""
     skipped: Annotated[int, Count("rows", " empty row{s}, not in the output", rare=True)]
-    truncated: Annotated[
-        int, Count("rows", " by max_tokens; --again truncated --max-tokens N sends them again", "Cut off by max_tokens")
-    ]
+    truncated: Annotated[int, Count("rows", " by max_tokens", "Cut off by max_tokens")]
     empty: Annotated[
         int,
         Count("rows", " answered without a word: look at `finish_reason`, and at the prompt or model", rare=True),
@@ -317,9 +314,8 @@ def counts_of(record: type[Any]) -> dict[str, Count]:
 def schema(record: type[Any]) -> JsonDict:
     """Return the JSON schema of the fields that have a description."""
     hints = get_type_hints(record, include_extras=True)
-    noted = (name for name, hint in hints.items() if any(isinstance(mark, FieldInfo) for mark in get_args(hint)))
-    schemas = {name: TypeAdapter[Any](hints[name]).json_schema() for name in noted}
-    return {name: its for name, its in schemas.items() if "description" in its}
+    told = {name for name, hint in hints.items() if any(getattr(mark, "description", "") for mark in get_args(hint))}
+    return {name: TypeAdapter[Any](hint).json_schema() for name, hint in hints.items() if name in told}
 
 
 def sound(stored: Mapping[str, Any], record: type[T]) -> T:

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TextIO, cast
 
 from promptmill.config.backends import EMBEDDED
-from promptmill.core.errors import Code
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, duration
-from promptmill.jobs import members
 from promptmill.jobs.store import status_record
 from promptmill.jobs.store.order import PART
 from promptmill.jobs.store.progress import FINISHED, MERGING, RUNNING, STOPPED, Progress, Watch, batch_words
-from promptmill.jobs.store.status_record import (
-    BatchStatus,
-    Count,
-    FieldResults,
-    LabelShare,
-    Results,
-    RunStatus,
-    Status,
-    SureStatus,
-)
+from promptmill.jobs.store.status_record import BatchStatus, LabelShare, Results, RunStatus, Status, SureStatus
 
 LISTED_LABELS = 12
 """The labels that a summary for a terminal lists."""
@@ -37,25 +24,28 @@ _LINE_EVERY_S = 5.0
 _SHORT_S = 100
 _SHORT_TEXT = 400
 _FEWEST_FOR_P99 = 100  # rows
-_GO_ON = "  go on with the same command; what is answered is kept"
-_OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
 _COMMIT = re.compile(r"(@[0-9a-f]{8})[0-9a-f]{32}\b")  # of a dataset
 
 
 def summary(
-    found: Status, *, examples: Mapping[str, str] = MappingProxyType({}), again: bool = True, output: bool = True
+    found: Status,
+    *,
+    examples: Mapping[str, str] = MappingProxyType({}),
+    remedies: Mapping[str, str] = MappingProxyType({}),
+    go_on: Sequence[str] = (),
+    output: bool = True,
 ) -> str:
     """Return the paragraph at the end of a job, from its status.
 
-    `examples`: a message for each code of failures. `again`: the same command may help a job that stopped. `output`:
-    name it.
+    `examples`: a message for each code of failures. `remedies`: what helps against the rows of a count, by its name.
+    `go_on`: how a job that stopped goes on. `output`: name it.
     """
     state, reason = found["state"], found.get("reason")
     files = title(found)
     if state == FINISHED and found.get("total") == 0:
         return f"{files}: {_without_rows(found)}"
     if state == STOPPED and not found.get("alive") and reason and not found.get("answered"):
-        return "\n".join([f"{files}: {state}: {reason}", *(_go_on(found, output=output)[:2] if again else ())])
+        return "\n".join([f"{files}: {state}: {reason}", *go_on[:2]])
     if state == FINISHED:
         lines = [f"{files}: {outcome(found)}"]
     else:
@@ -79,18 +69,19 @@ def summary(
         ("errors", ", ".join(f"{count:,} {code}" for code, count in errors.items())),
     )
     lines.extend(f"    {code}: {examples[code]}" for code in errors if code in examples)
-    if found.get("failed") and state == FINISHED:
-        lines.extend(_failed(found))
+    if "failed" in remedies and state == FINISHED:
+        lines.append(remedies["failed"])
     run = f"{found['run_requests']:,} in the last run, " if "run_requests" in found else ""
     every = f"{found.get('requests', 0):,}{' in all' if run else ''}"
     read, written, cached = (found.get(name, 0) for name in ("prompt_tokens", "completion_tokens", "cached_tokens"))
     of_cache = f", {cached:,} of them from the provider's cache" if cached else ""
     of_cache += f" (saved {dollars(saved)})" if (saved := found.get("cache_saved")) else ""
     lines += _labelled(
-        *((name, mark.line(number)) for name, mark, number in counts(found) if mark.over == "rows"),
+        *_counted(found, "rows", remedies),
         ("requests", f"{run}{every}, {found.get('retries', 0):,} of them retries"),
         ("tokens", f"{read:,} in{of_cache}, {written:,} out" if read or written else ""),
-        *((name, mark.line(number)) for name, mark, number in counts(found) if mark.over != "rows"),
+        *_counted(found, "requests", remedies),
+        *_counted(found, "runs", remedies),
         ("latency", _latency(found)),
         *(("note", warning) for warning in found.get("warnings", ())),
         ("job", found["job_id"]),
@@ -102,15 +93,21 @@ def summary(
     if state == FINISHED and output and found["output_file"]:
         lines.append(f"  output    {found['output_file']}")
     elif state != FINISHED and not found.get("alive"):
-        lines += _go_on(found, output=output) if again else ["  what is answered is kept"]
+        lines += go_on or ["  what is answered is kept"]
     return "\n".join(lines)
 
 
-def counts(found: RunStatus) -> Iterator[tuple[str, Count, int]]:
+def counts(found: RunStatus) -> Iterator[tuple[str, status_record.Count, int]]:
     """Yield the name, the mark and the number of each count that has its own line and is not 0."""
     for name, mark in status_record.COUNTS.items():
         if mark.words and (number := cast("dict[str, Any]", found).get(name)):
             yield name.replace("_", " "), mark, number
+
+
+def _counted(found: Status, over: str, remedies: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for name, mark, number in counts(found):
+        if mark.over == over:
+            yield name, mark.line(number) + (f"; {remedies[name]}" if name in remedies else "")
 
 
 def _sure(sure: SureStatus) -> list[str]:
@@ -148,19 +145,6 @@ def _latency(found: Status) -> str:
     return ", ".join(f"{name} {figure(float(f'{latency[name]:.2g}'))} s" for name in names)
 
 
-def _go_on(found: Status, *, output: bool) -> list[str]:
-    if not output or any("://" in str(found.get(name) or "") for name in ("input_file", "output_file")):
-        return [_GO_ON]
-    state = os.environ.get("PROMPTMILL_STATE")
-    job = f"    promptmill jobs {found['job_id']}{f' --state {shlex.quote(state)}' if state else ''}"
-    return [
-        "  what is answered is kept; go on with the same command, or by",
-        f"{job} --resume",
-        "  write the answers so far by",
-        f"{job} --export FILE",
-    ]
-
-
 def title(found: Status) -> str:
     """Return the names of a job's input and output."""
     names = [name for name in (found.get("input_file", ""), found.get("output_file")) if name]
@@ -183,7 +167,7 @@ def _answers(found: Status) -> str:
     return f"{what['different']:,} different, {lengths(what)}{truncated}"
 
 
-def _field(field: FieldResults) -> str:
+def _field(field: status_record.FieldResults) -> str:
     """Return the values of a field: `positive 12, negative 8`, or the range of its numbers and their mean."""
     if values := field.get("values"):
         return ", ".join(f"{_value(value)} {count:,}" for value, count in values.items())
@@ -201,30 +185,6 @@ def _without_rows(found: Status) -> str:
         return f"shard {int(part[1])} of {int(part[2])} holds no rows; that is all right"
     to = f", and so does the output {found['output_file']}" if found["output_file"] else ""
     return f"{found['input_file']} holds no rows{to}"
-
-
-def _failed(found: Status) -> list[str]:
-    """Return remedies for failed rows: rows with errors in the file need a correction, others can be sent again."""
-    errors = found.get("errors", {})
-    lines, name = [], Path(found["input_file"]).name
-    if Code.INVALID_IMAGE in errors:  # a row does not change with the file that it names
-        lines.append(f"  correct the images, or their paths in {name}; --again failed then sends the failed rows again")
-    elif not errors.keys() <= _OF_THE_FILE:
-        lines.append("  --again failed sends the failed rows again")
-    if errors.keys() & _OF_THE_FILE:
-        again = f"the same command{' with --overwrite' if _is_in_own_workbook(found) else ''}"
-        lines.append(f"  correct these rows in {name} and run {again}: it sends them alone")
-    if Code.EMPTY_PROMPT in errors:
-        lines.append("  --skip-empty leaves empty rows out of the output")
-    if errors.keys() & {*_OF_THE_FILE, Code.INVALID_IMAGE} and found["failed"] > 1:
-        lines.append("  (--validate in its place lists them and sends nothing)")
-    return lines
-
-
-def _is_in_own_workbook(found: Status) -> bool:
-    """Return whether the answers are in the workbook of the rows, so that a correction changes the output, too."""
-    source, output = (members.split(Path(found[name] or ""))[0] for name in ("input_file", "output_file"))
-    return source == output and source.suffix.lower() == ".xlsx"
 
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
@@ -263,7 +223,8 @@ def sample_lines(sure: SureStatus) -> list[str]:
     asked = f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked at both models"
     lines = [f"{asked}, {agreed}"]
     if "gold" in sure:
-        right, cheap = (_of(sample[name], sample["drawn"]) for name in ("right", "agreed"))
+        rightly = sample["right"], sample["agreed"]
+        right, cheap = (f"{count:,} ({count / sample['drawn'] * 100:.0f} %)" for count in rightly)
         lines = [f"{asked}: {model} right on {right}, the cheap model on {cheap}"]
         if sample["gold"] < rows:
             known = f"{counted(sample['gold'], 'row')} with a right label in `{sure['gold']}`"
@@ -285,10 +246,6 @@ def sample_lines(sure: SureStatus) -> list[str]:
     if expected["pays"]:
         return [*lines, f"about {share} will be answered by {model}{costs}"]
     return [*lines, f"did not pay: {share} would go to {model} anyway; it answers all rows"]
-
-
-def _of(rows: int, every: int) -> str:
-    return f"{rows:,} ({rows / every * 100:.0f} %)"
 
 
 def cheap_model(sure: SureStatus) -> str:
@@ -364,11 +321,13 @@ def parts(status: RunStatus) -> list[str]:
     elif is_running and not waiting:
         eta_s, most = status.get("eta_s"), status.get("max_cost")
         of = "" if most is None else f" of {dollars(most)}"
+        of_window = f" of {window}" if (window := status.get("window")) is not None else ""
         found += [
             "" if eta_s is None else f"{duration(eta_s)} left",
             f"{status['rows_per_second']:,.1f} rows/s",
             "" if (cost := status.get("cost")) is None else f"{dollars(cost)}{of}",
-            in_flight(status),
+            f"{status['in_flight']}{of_window} in flight",
+            f"{status['refused']} refused" if status.get("refused") else "",
             f"{status['retries']:,} retried" if status.get("retries") else "",
             f"{status['tokens_per_second']:.0f} tokens/s",
         ]
@@ -410,13 +369,6 @@ def paid(status: RunStatus) -> str:
     return f", {dollars(status.get('cost') or 0.0)}{more}"
 
 
-def in_flight(status: RunStatus) -> str:
-    """Return the requests in flight, their limit, and the number of refused requests, as text."""
-    window, refused = status.get("window"), status.get("refused")
-    of = "" if window is None else f" of {window}"
-    return f"{status['in_flight']}{of} in flight" + (f", {refused} refused" if refused else "")
-
-
 def lengths(results: Results) -> str:
     """Return the lengths of the shortest and the longest answer, as text."""
     shortest, longest = results["shortest"], results["longest"]
@@ -424,7 +376,7 @@ def lengths(results: Results) -> str:
     return f"{found} {'character' if longest == 1 else 'characters'}"
 
 
-def span(field: FieldResults) -> str:
+def span(field: status_record.FieldResults) -> str:
     """Return the range and the mean of the numbers in a field of the answers."""
     low, high, mean = (f"{number:,.6g}" for number in (field["min"], field["max"], field["mean"]))
     return low if low == high else f"{low}\N{EN DASH}{high}, mean {mean}"
