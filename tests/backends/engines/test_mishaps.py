@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-import hf_parts as hf
-
-pytestmark = [pytest.mark.engine, pytest.mark.thorough, hf.NEEDED]
+pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 MODEL = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-class C(hf.transformers.LlamaConfig):
+class C(LlamaConfig):
     model_type = "frail"
 
-class M(hf.transformers.LlamaForCausalLM):
+class M(LlamaForCausalLM):
     config_class = C
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None,
@@ -54,7 +54,7 @@ def expected(desk, tiny_engine):
 
 
 def test_a_batch_too_large_for_the_memory_is_computed_in_smaller_ones(desk, frail, expected):
-    host = frail("if input_ids.shape[0] > 2: raise hf.torch.OutOfMemoryError('CUDA out of memory')")
+    host = frail("if input_ids.shape[0] > 2: raise torch.OutOfMemoryError('CUDA out of memory')")
     assert desk.texts(host, PROMPTS, max_tokens=30) == expected
 
 
