@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import openai
 import pytest
@@ -17,17 +18,27 @@ pytestmark = pytest.mark.http
 HI = {"model": "default", "messages": [{"role": "user", "content": "hi there"}]}
 
 
-@pytest.fixture
-def openais(tmp_path, upstream):
-    """Yield a function that returns a client; its endpoint takes what OpenAI's API takes."""
-    environ = {"PROMPTMILL_HTTP_TOKEN": TOKEN, "PROMPTMILL_STATE": str(tmp_path / "state")}
+@pytest.fixture(scope="module")
+def _started(lasting, tmp_path_factory):
+    """Yield a function that returns a client of a server with these settings, which the tests of the module share."""
     with contextlib.ExitStack() as started:
 
-        def start(top=None):
-            file = written(tmp_path, upstream.url, top, provider="openai")
-            return client_of(started.enter_context(Served(file, environ=environ)))
+        @functools.cache
+        def start(top_k=None):
+            folder = tmp_path_factory.mktemp("openais")
+            environ = {"PROMPTMILL_HTTP_TOKEN": TOKEN, "PROMPTMILL_STATE": str(folder / "state")}
+            top = {} if top_k is None else {"sampling_params": {"top_k": top_k}}
+            return client_of(
+                started.enter_context(Served(written(folder, lasting.url, top, provider="openai"), environ=environ))
+            )
 
         yield start
+
+
+@pytest.fixture
+def openais(_started, upstream):
+    """A function that returns a client; its endpoint takes what OpenAI's API takes."""
+    return _started
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -58,14 +69,14 @@ def asked(client, path, **more):
 
 
 def test_a_parameter_of_the_operator_or_without_effect_is_left_out(openais, upstream):
-    client = openais({"sampling_params": {"top_k": 5}})
+    client = openais(top_k=5)
     reply = client.chat.completions.create(**HI, extra_body={"repetition_penalty": 1, "min_p": 0.0, "top_k": -1})
     assert reply.choices[0].message.content == "echo: hi there"
     assert upstream.seen[-1].json.keys().isdisjoint({"top_k", "repetition_penalty", "min_p"})
 
 
 def test_a_line_of_a_batch_with_such_a_parameter_fails_alone(openais, upstream):
-    client = openais({"sampling_params": {"top_k": 5}})
+    client = openais(top_k=5)
     batch = ended(client, started(client, [line("good", "hi there", logit_bias={"7": 1}), line("bad", "hi", top_k=3)]))
     assert batch.request_counts.to_dict() == {"total": 2, "completed": 1, "failed": 1}
     assert text_of(results(client, batch.output_file_id)["good"]) == "echo: hi there"
