@@ -376,6 +376,19 @@ def test_a_batch_of_embeddings_has_the_form_that_each_line_asks_for(client, upst
     assert results(client, batch.error_file_id).keys() == {"c"}
 
 
+def test_a_line_of_a_batch_gets_an_embedding_for_each_of_its_texts(client, upstream):
+    upstream.other_posts = raw(
+        b'{"data": [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}], "usage": {"prompt_tokens": 2}}'
+    )
+    url = "/v1/embeddings"
+    lines = [line("two", "", url, input=["x", "y"]), line("three", "", url, input=["x", "y", "z"])]
+    batch = ended(client, started(client, lines, endpoint=url))
+    (found,) = results(client, batch.output_file_id).values()
+    assert [each["embedding"] for each in found["response"]["body"]["data"]] == [[1.0], [2.0]]
+    (error,) = results(client, batch.error_file_id).values()
+    assert "one embedding for each of the 3 inputs" in error["response"]["body"]["error"]["message"]
+
+
 def test_an_answer_that_makes_no_reply_costs_its_line_alone(client, upstream):
     upstream.other_posts = raw(b'{"data": [{"index": 0, "embedding": [1e40]}], "usage": {"prompt_tokens": 1}}')
     url = "/v1/embeddings"

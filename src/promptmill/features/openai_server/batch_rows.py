@@ -193,8 +193,9 @@ class Results:
         found: JsonDict = {"id": f"batch_req_{number}", "custom_id": row["custom_id"]}
         if isinstance(outcome, Completion):
             try:
-                asked = row["metadata"]
-                body = reply_body(self._endpoint, asked["body"], outcome, asked["model"])
+                asked, sent = row["metadata"], row["body"]
+                texts = {"input": sent["input"]} if "input" in sent else {}  # of embeddings
+                body = reply_body(self._endpoint, asked["body"] | texts, outcome, asked["model"])
                 response = {"status_code": 200, "request_id": f"req_{number}", "body": body}
                 line = _json_line(found | {"response": response, "error": None})
             except Exception as error:  # a bug costs its line, not the batch
