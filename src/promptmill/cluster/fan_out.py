@@ -3,7 +3,7 @@
     FannedOut ─┬▶ the backend in this process                             a small call
                └▶ Replicas ─▶ RemoteBackend ─ ProcessLink ─▶ `worker`     a large one, whose processes end with it
 
-Requests go to a process as pickled objects. What comes back has read an endpoint's answers, and is JSON.
+Requests go to a process as pickled objects. A process that has read an endpoint's answers replies in JSON.
 """
 
 from __future__ import annotations

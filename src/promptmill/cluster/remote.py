@@ -7,8 +7,7 @@ Requests go over in batches: `submit` brings all that came since the last one, a
 something to report, every few seconds at the latest. A process that does not report for long is taken for lost. Neither
 end knows how messages get to the other: the links do, in `fan_out` and in the feature `ray`.
 
-What belongs to an endpoint stays single: `Quota` leases `concurrency`, `rpm` and `tpm` to the processes that send to
-it. The account of a request, which reserves the cost of each attempt, stays with the driver.
+An endpoint has one `Quota`, which leases `concurrency`, `rpm` and `tpm` to the processes that send to it. The account of a request, which reserves the cost of each attempt, stays with the driver.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ class Report:
     reserving: Sequence[int] = ()
     """The requests whose next attempt waits for its reservation."""
     waiting: str = ""
-    """Why its requests are stalled."""
+    """The reason why its requests are stalled."""
     where: str = ""
     """The names of the endpoints that have requests."""
 
@@ -101,7 +100,7 @@ class _DriversAccount:
         return 0.0
 
     def not_billed(self) -> None:
-        """Do nothing: the outcome says so."""
+        """Do nothing: the outcome reports it."""
 
     async def reserve_again(self) -> bool:
         """Have the driver reserve the cost of another attempt."""
@@ -110,7 +109,7 @@ class _DriversAccount:
 
 @dataclass(slots=True)
 class Orders:
-    """What a driver has for the other end since the last time."""
+    """The news of a driver for the other end, since the last ones."""
 
     requests: list[Request] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)

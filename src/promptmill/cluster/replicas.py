@@ -160,7 +160,7 @@ class Replicas:
         self._changes: set[asyncio.Future[None]] = set()
         self._abandoned: list[PromptmillError] = []
         self._idle: deque[_Replica] = deque()
-        """Those that are not loaded yet."""
+        """The replicas that are not loaded yet."""
         self._closed = False
 
     @property

@@ -33,7 +33,7 @@ class Database:
     """A kind of database, by file: SQLite. A feature has a subclass for another kind."""
 
     form: ClassVar[Literal["sql", "parquet"]] = "sql"
-    """What the rows of an output are written into before they are copied: a database of SQLite, or a Parquet file."""
+    """The file that gets the rows of an output before they are copied: a database of SQLite, or Parquet."""
     log: ClassVar[str] = "-wal"
     """The end of the name of the log."""
 

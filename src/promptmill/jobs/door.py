@@ -54,7 +54,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """What a face shows while the rows are opened."""
+    """The functions by which a face shows how the rows are opened."""
 
     say: Say = lambda _: None
     """Gets each step."""
@@ -82,7 +82,7 @@ class OpenJob:
     remote: RemoteOutput | None = None
     """The output by URL."""
     notes: Sequence[Words] = ()
-    """What the user should know about the rows."""
+    """Remarks about the rows for the user."""
 
     def admit(self) -> Job:
         """Return the admitted job, which the caller closes. Raises as `admission.admit`."""

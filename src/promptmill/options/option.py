@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from promptmill.core.errors import Named
 
 Face: TypeAlias = Literal["flag", "argument", "keyword"]
-"""Where a user meets an option: the command line, the tool `bulk_generate`, or Python."""
+"""A place that has options: the command line, the tool `bulk_generate`, or Python."""
 _NAME = re.compile(r"(?<!\{)\{(\w+)\}(?!\})")  # a prompt has {{column}}
 _MODULES = re.compile(r"\b(?:typing|collections\.abc|pathlib)\.")
 
@@ -77,7 +77,7 @@ class Without(NamedTuple):
     value: str = ""
     """The value that is excluded; `""`: every one."""
     words: str = ""
-    """What the error names in place of the option."""
+    """The words of the error in place of the option."""
     when: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether the options exclude each other, by all options that are set."""
 

@@ -181,7 +181,7 @@ def can_go_on(value: Any) -> bool:
 
 
 ENDED: JsonDict = {}
-"""Stands for the end mark of a stream among its events."""
+"""The end mark of a stream, as one of its events."""
 
 
 class CutOffError(Exception):

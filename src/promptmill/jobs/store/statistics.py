@@ -49,7 +49,7 @@ RECORDED: Mapping[str, str] = {
     "completion_tokens": "completion_tokens",
     "cached_tokens": _CACHED,
 }
-"""What records say of the requests of earlier runs: the SQL of each count, whose sum it is."""
+"""The counts that records have of the requests of earlier runs: each is the sum of an SQL expression."""
 _IS_EMPTY = f"CASE WHEN {ANSWERED} AND trim(text) = '' THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
 _DONE = f"count(*), total({FAILED}), total({TRUNCATED}), total({_IS_EMPTY})"
 _IS_OBJECT = "CASE WHEN json_valid(text) THEN json_type(text) END = 'object'"

@@ -30,7 +30,7 @@ class Count:
     """`rows`: the records, by way of `JobCounts`. `requests`: the records of earlier runs, and the counts of this run's
     `Call`. `runs`: the status of the run before, and the counts of this run's `Call`."""
     words: str = ""
-    """What follows the number on its own line of a summary, such as ` empty row{s}`; `""`: it has no such line."""
+    """The words after the number on a line of the summary, such as ` empty row{s}`; `""`: it has no such line."""
     title: str = ""
     """The name in a report, unless it is the field's own."""
     rare: bool = False

@@ -51,7 +51,7 @@ _REFUSED = frozenset({"error", "failed", "deleted"})
 
 
 class Places(NamedTuple):
-    """Where a record of a batch has its facts: paths that `reading.at` reads; empty: nowhere."""
+    """The paths of the facts in a record of a batch, for `reading.at`; empty: the record lacks the fact."""
 
     id: str = "id"
     said: str = "status"

@@ -160,7 +160,7 @@ class Limiter:
         self.endpoint_states = endpoint_states
         self._whole = self._concurrency = concurrency
         self._leased = sys.maxsize
-        """What other processes leave of it."""
+        """The part of it that other processes leave."""
         self._drained = asyncio.Event()
         self._clock = clock
         self.counts_tokens = tpm is not None
