@@ -7,7 +7,8 @@ Requests go over in batches: `submit` brings all that came since the last one, a
 something to report, every few seconds at the latest. A process that does not report for long is taken for lost. Neither
 end knows how messages get to the other: the links do, in `fan_out` and in the feature `ray`.
 
-An endpoint has one `Quota`, which leases `concurrency`, `rpm` and `tpm` to the processes that send to it. The account of a request, which reserves the cost of each attempt, stays with the driver.
+An endpoint has one `Quota`, which leases `concurrency`, `rpm` and `tpm` to the processes that send to it. The account
+of a request, which reserves the cost of each attempt, stays with the driver.
 """
 
 from __future__ import annotations

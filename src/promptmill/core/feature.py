@@ -106,7 +106,7 @@ class Feature:
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.app.ToolSocket`."""
     plans: Sequence[PlanEntry] = ()
-    """If several ask for a job, the first one gets it."""
+    """If several of a feature ask for a job, the first one gets it; those of two features exclude each other."""
     ways: Mapping[str, str] = field(default_factory=dict)
     """Ways in which the requests of a round are answered, such as `{"batch": "module:class"}`: each class is a
     `promptmill.jobs.run.ways.Way`."""

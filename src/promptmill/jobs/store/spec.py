@@ -372,11 +372,18 @@ def plan_named(name: str) -> type[Plan] | None:
 
 def plan_of(options: Mapping[str, Any], models: Sequence[str]) -> Plan:
     """Return the plan that the options of `bulk` ask for. Raises `PromptmillError` (`invalid_input`)."""
-    for entry in (entry for feature in features().values() for entry in feature.plans):
-        if any(options.get(option) not in (None, False, {}) for option in entry.options):
-            kind: type[Plan] = part(entry.plan)
-            if (plan := kind.of(options, models)) is not None:
-                return plan
+    asked = list[Plan]()
+    for feature in features().values():
+        for entry in feature.plans:
+            if any(options.get(option) not in (None, False, {}) for option in entry.options):
+                kind: type[Plan] = part(entry.plan)
+                if (plan := kind.of(options, models)) is not None:
+                    asked.append(plan)
+                    break
+    if len(asked) > 1:
+        raise input_error(Named(asked[0].option), " goes without ", Named(asked[1].option), ": a job has one plan.")
+    if asked:
+        return asked[0]
     for name, feature in hidden().items():
         for option in (option for entry in feature.plans for option in entry.options if options.get(option)):
             raise input_error(Named(option), f" needs the feature {name}, which is hidden here.")
