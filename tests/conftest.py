@@ -137,6 +137,18 @@ def _sealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", sealed_getaddrinfo)
 
 
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run detached jobs and steps of jobs in threads, but for a test that is marked `processes`."""
+    if sys.platform == "win32" or request.node.get_closest_marker("processes"):
+        yield
+        return
+    from in_threads import in_threads
+
+    with in_threads(monkeypatch):
+        yield
+
+
 def _is_simulated(request: pytest.FixtureRequest) -> bool:
     return request.node.get_closest_marker("simulated") is not None
 
