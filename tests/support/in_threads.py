@@ -9,6 +9,7 @@ import io
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -107,9 +108,11 @@ def in_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(detached, "sys", SimpleNamespace(platform=sys.platform, stderr=io.StringIO()))
     monkeypatch.setattr(detached, "runtime", SimpleNamespace(**vars(runtime) | unlimited))
     yield
-    for task, loop in list(running.items()):
-        with contextlib.suppress(RuntimeError):  # it has just ended
-            loop.call_soon_threadsafe(task.cancel)
-    for thread in threading.enumerate():
-        if thread.name.startswith("job "):
-            thread.join(_ENDS_S)
+    ended, until = set[asyncio.Task[Any]](), time.monotonic() + _ENDS_S
+    while [each for each in threading.enumerate() if each.name.startswith("job ")] and time.monotonic() < until:
+        for task, loop in list(running.items()):
+            if task not in ended:
+                ended.add(task)
+                with contextlib.suppress(RuntimeError):  # it has just ended
+                    loop.call_soon_threadsafe(task.cancel)
+        time.sleep(0.01)
