@@ -50,7 +50,7 @@ def server(bench: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         }.items():
             monkeypatch.setenv(name, value)
         # huggingface_hub read its variables when it was imported
-        for name, value in {
+        for constant, read in {
             "ENDPOINT": found.url,
             "HUGGINGFACE_CO_URL_TEMPLATE": f"{found.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
             "HF_TOKEN_PATH": str(bench.path / "hf" / "token"),
@@ -58,7 +58,7 @@ def server(bench: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
             "HF_HUB_DISABLE_XET": True,
             "HF_HUB_OFFLINE": False,
         }.items():
-            monkeypatch.setattr(constants, name, value)
+            monkeypatch.setattr(constants, constant, read)
         HfFileSystem.clear_instance_cache()
         yield found
 
