@@ -27,7 +27,7 @@ WORDS = {
 }
 NAMED = {
     "cli/bulk.py": {"labels", "report"},
-    "cli/job_run.py": {"ray", "report"},
+    "cli/job_run.py": {"report"},
     "cli/options.py": {"labels"},
     "cli/serve.py": {"install"},
     "cli/setup.py": {"install"},
@@ -40,10 +40,10 @@ NAMED = {
     "jobs/columns.py": {"labels"},
     "jobs/door.py": {"duckdb"},
     "jobs/labels.py": {"labels"},
-    "jobs/manage/bulk_call.py": {"hub", "labels", "ray"},
+    "jobs/manage/bulk_call.py": {"hub", "labels"},
     "jobs/manage/bulk_result.py": {"labels", "review"},
-    "jobs/manage/detached.py": {"ray"},
     "jobs/manage/running_jobs.py": {"labels"},
+    "jobs/run/job.py": {"ray"},
     "jobs/run/job_rounds.py": {"batches"},
     "jobs/run/resumption.py": {"batches"},
     "jobs/run/runner.py": {"batches"},

@@ -358,7 +358,7 @@ async def test_the_rows_of_a_call_take_half_of_the_free_disk_at_most(closing, up
         seen.append(step.keywords["change"].disk_share)
         raise PromptmillError(Code.STORAGE, "The disk is full.")
 
-    monkeypatch.setattr(detached.Apart, "__call__", apart)
+    monkeypatch.setattr(detached.OtherProcess, "__call__", apart)
     blocks = {"openai": {"base_url": upstream.url, "model_name": "m"}, "hf": {"model_name_or_path": "m"}}
     service = closing(Service(Configuration({"backend": backend, "backend_configs": blocks})))
     async with Client(create_server(service)) as client:

@@ -40,9 +40,10 @@ from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run import steps, validation
-from promptmill.jobs.run.admission import Change, Job
-from promptmill.jobs.run.order_files import with_query
-from promptmill.jobs.run.runner import Hooks, Runner, until_ended
+from promptmill.jobs.run.job import Apart, Hooks, Job
+from promptmill.jobs.run.runner import Runner, until_ended
+from promptmill.jobs.run.steps import Change
+from promptmill.jobs.run.wanted_job import with_query
 from promptmill.jobs.store.database import DamagedError, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -120,7 +121,7 @@ async def check_columns(order: JobOrder, rule: FileRule) -> None:
     await done_apart(functools.partial(_check_columns, order=order, rule=rule.without_secrets), order.inputs[0].name)
 
 
-class Apart(steps.Apart):
+class OtherProcess(Apart):
     """Has another process do the steps of a job; meanwhile the job's database belongs to that process."""
 
     def __init__(self, places: asyncio.Semaphore) -> None:
@@ -292,7 +293,7 @@ _STEPS: Mapping[str, Callable[..., object]] = MappingProxyType(
     {
         step.__name__: step
         for step in (
-            *(_check, _check_columns, steps.try_out, steps.ingest),
+            *(_check, _check_columns, steps.try_out, steps.read_input),
             *(steps.check_output, steps.check_secrets, steps.export),
         )
     }
@@ -356,8 +357,6 @@ def _run_job(
 ) -> int:
     """Run a job that was admitted; `lock` is the inherited descriptor of its lock. Return the exit code."""
     configuration = _configuration(plan)
-    create = None if order.ray is None else order.ray.create
-    service = Service(configuration, plan=plan, create=create, is_shared=is_shared)
     if plan.backend in {*BACKENDS, AUTO}:  # how much another package's backend needs is not known
         runtime.limit_memory(_RUNNER_BYTES)
     held = Lock.take(folder.lock) if lock is None else Lock(lock)
@@ -373,7 +372,8 @@ def _run_job(
         except (PromptmillError, OSError, DamagedError) as error:
             print(f"promptmill: {redact(str(error))}", file=sys.stderr)
             return 2
-        runtime.run(_run(Job(folder, spec, order, plan, held, change, most_cost=most_cost), service))
+        job = Job(folder, spec, order, plan, held, change, most_cost=most_cost)
+        runtime.run(_run(job, job.service(configuration, is_shared=is_shared)))
     return 0
 
 

@@ -25,9 +25,8 @@ from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.run import admission
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
-from promptmill.jobs.run.order_files import OrderFiles
+from promptmill.jobs.run.wanted_job import OrderFiles, spec_of
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
@@ -58,7 +57,7 @@ def check(
     with contextlib.ExitStack() as opened:
         folder = Path(opened.enter_context(TemporaryDirectory()))
         store = opened.enter_context(contextlib.closing(JobDatabase(folder / "job.db", write=True)))
-        spec = admission.spec_of("", files, plan, order, plans)
+        spec = spec_of("", files, plan, order, plans)
         assert files.input is not None
         share = CALL_DISK_SHARE if plan.file_rule.is_guarded else 1.0
         spec, _ = ingest(store, spec, input_of(files.input, spec.input.format), Work(), disk_share=share)

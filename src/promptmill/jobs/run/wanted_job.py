@@ -1,25 +1,38 @@
-"""The input and output files of an order: resolves and checks their paths."""
+"""The job that an order wants: its files, whose paths are resolved and checked, and its description."""
 
 from __future__ import annotations
 
 import errno
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from promptmill.answers.schema import schema_of
+from promptmill.backends import registry
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.jobs import disk, members
+from promptmill.jobs.columns import OURS
 from promptmill.jobs.databases import DATABASES
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
+from promptmill.jobs.inputs.any_format import format_of_input, image_column
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.template import check_names_some, places_in, template_of
+from promptmill.jobs.store.fingerprint import fingerprint, plain_sampling
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.spec import WHOLE_REQUESTS, InputSpec, JobSpec, Origin, OutputSpec
+from promptmill.jobs.store.stored import Target
 from promptmill.system.safe_open import real_path
 
+_OF_ROWS = " goes with rows, not with a file of whole requests."
 _ADDED = "." + ".0123456789" + ".partial"  # what names of files beside the output add to its name
 _SHOWN_NAME = 40
 
@@ -159,3 +172,114 @@ def _check_is_text(path: Path) -> None:
     shown = str(path).encode("utf-8", "replace").decode()
     if shown != str(path):
         raise input_error(f"{shown} has a name that is not UTF-8 text; rename it.")
+
+
+def check_fields(order: JobOrder, input_format: str) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for fields that are invalid or cannot be combined."""
+    _ = order.limits.failures, order.cut
+    question = order.question
+    if input_format in WHOLE_REQUESTS:
+        given = {
+            "prompt_column": question.column is not None,
+            "answer_column": order.form.column != "answer",
+            "prompt": bool(question.templates),
+        }
+        for name in filter(given.get, given):
+            raise input_error(Named(name), _OF_ROWS)
+    for text in question.templates:
+        template_of(text, places_in(text))  # any place may be a column
+    if order.plan.chooses and input_format in WHOLE_REQUESTS:
+        raise input_error(Named(order.plan.option), _OF_ROWS)
+    _check_answer_column(order.form.column)
+
+
+def _check_answer_column(name: str) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a name that the column of the answers cannot have."""
+    field = Named("answer_column")
+    if name in OURS and name != "answer":
+        raise input_error(field, f": {name} is the name of another column of the output; choose another name.")
+    if not name.strip() or not name.isprintable():
+        raise input_error(field, ": give the column a name of printable characters.")
+    if len(name) > LONGEST_COLUMN:  # each row of the output repeats it
+        raise input_error(field, f" has {len(name):,} characters; a name has at most {LONGEST_COLUMN}.")
+
+
+def spec_of(
+    job_id: str,
+    files: OrderFiles,
+    plan: ResolvedConfig,
+    order: JobOrder,
+    plans: Mapping[str, ResolvedConfig],
+    *,
+    known: JobSpec | None = None,
+) -> JobSpec:
+    """Return the job of `order`. `known`: the stored job, if any. Raises `PromptmillError`."""
+    source = files.input
+    facts: dict[str, Any] = {"format": "messages"}
+    if source is not None:
+        facts = {"format": format_of_input(source)}
+        if files.source.is_absolute():
+            facts["files"] = tuple(part for part in source.parts if part.columns or part.within)
+            facts["size"], facts["version"] = source.stamp()
+    elif known is not None:
+        facts = {name: getattr(known.input, name) for name in ("format", "files", "size", "version")}
+    input_format = facts["format"]
+    check_fields(order, input_format)
+    if order.question.image_column is None:
+        for text in order.question.templates:
+            check_names_some(text, lambda: "" if source is None else image_column(source, input_format))
+    order.plan.check(plan, order.question)
+    output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format)
+    if order.limits.shard is not None and input_format == "messages":
+        raise input_error(Named("shard"), " goes with files of rows, not with a call's.")
+    return JobSpec(
+        job_id=job_id,
+        created=int(time.time()),
+        input=InputSpec(path=files.source, encoding=order.reading.encoding, **facts),
+        question=order.question,
+        output=OutputSpec(
+            path=files.target,
+            format=output_format,
+            form=order.form,
+            answer_schema=None if input_format in WHOLE_REQUESTS else _schema_of(plan),
+            shard=order.limits.shard,
+        ),
+        targets=targets_of(plan, order, input_format, plans),
+        plan=order.plan,
+        backend=plan.backend,
+        model=plan.model,
+        provider=registry.provider_of(plan),
+        origin=Origin(owner=order.owner, working_folder=Path.cwd()),
+    )
+
+
+def targets_of(
+    plan: ResolvedConfig, order: JobOrder, input_format: str, plans: Mapping[str, ResolvedConfig]
+) -> tuple[Target, ...]:
+    """Return the targets of each row: a single target, or one for each variant."""
+    if not order.variants:
+        found = fingerprint(plan, order.system_prompt, input_format)
+        return (Target(fingerprint=found, sampling=plain_sampling(plan)),)
+    targets = [
+        Target(
+            name=variant.name,
+            model=variant.model,
+            prompt=variant.prompt,
+            fingerprint=fingerprint(
+                own := plans.get(variant.model, plan),
+                order.system_prompt,
+                input_format,
+                "" if variant.model in plans else variant.model,
+            ),
+            sampling=plain_sampling(own),
+        )
+        for variant in order.variants
+    ]
+    return tuple(order.plan.target(slot, target, plans.get(target.model, plan)) for slot, target in enumerate(targets))
+
+
+def _schema_of(plan: ResolvedConfig) -> dict[str, Any] | None:
+    sampling = plan.settings.sampling_params
+    wanted = None if sampling.choices is not None else sampling.response_format
+    schema = None if wanted is None else schema_of(wanted)
+    return None if schema is None else dict(schema)
