@@ -247,8 +247,10 @@ class _Call:
             configuration = configuration_of(given)
             state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
             folders = JobFolders.from_environ(state)
-            if isinstance(rows, str) and source.source == "paths" and " " in rows and "*" not in rows:
-                _check_path(rows)
+            is_name = source.source == "paths" and isinstance(rows, str)
+            if is_name and " " in rows and "*" not in rows and not Path(rows).exists():
+                text = "rows is one text, and no file has this name; send a list to have it answered: [text]."
+                raise input_error(text)
             telling = Telling(warn=lambda text: warnings.warn(text, stacklevel=3))
             order = {**given, "system_prompt": given.get("system")}
             job = written.enter_context(open_job(source, output, order, configuration, folders, telling=telling))
@@ -388,12 +390,6 @@ def _rows_of_program(rows: object, given: Mapping[str, Any]) -> Rows:
     if isinstance(rows, list) and rows and all(isinstance(row, Path) for row in rows):
         return Rows([str(row) for row in rows])
     return Rows(blocks=lines_of(rows, "text" if "prompt" in given else "prompt"))
-
-
-def _check_path(name: str) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a text that is no file but perhaps a prompt."""
-    if not Path(name).exists():
-        raise input_error("rows is one text, and no file has this name; send a list to have it answered: [text].")
 
 
 def watch_of(*, show: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:

@@ -128,10 +128,9 @@ class RunningJobs:
         Raises `PromptmillError` (`invalid_input`). Then the job is as it was before the call, or gone if it was new.
         """
         try:
-            if is_trial:
-                await self._apart(job.trial(files), job, lambda _: None)
-            else:
-                await self._apart(job.reading(files), job, lambda _: None)
+            step: partial[Any] = job.trial(files) if is_trial else job.reading(files)
+            await self._apart(step, job, lambda _: None)
+            if not is_trial:
                 job.load()
         except BaseException:
             if job.change.before is None and job.folder.store.is_empty:

@@ -46,11 +46,6 @@ class Change:
     disk_share: float = 1.0
     """The share of the free disk space that the rows may take."""
 
-    def try_out(self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work) -> None:
-        """Raise the errors of `read`, and change nothing. Blocks."""
-        with contextlib.suppress(_TriedError):
-            self.read(store, spec, files, work, is_trial=True)
-
     def read(
         self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work, *, is_trial: bool = False
     ) -> tuple[JobSpec, Bound]:
@@ -90,8 +85,10 @@ class Change:
 
 
 def try_out(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> None:
-    """Raise the errors of `ingest`. Blocks."""
-    change.try_out(folder.store, spec, input_files.opened(parts, known=True, encoding=spec.input.encoding), work)
+    """Raise the errors of `read_input`, and change nothing. Blocks."""
+    files = input_files.opened(parts, known=True, encoding=spec.input.encoding)
+    with contextlib.suppress(_TriedError):
+        change.read(folder.store, spec, files, work, is_trial=True)
 
 
 def read_input(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> Bound:
