@@ -22,7 +22,7 @@ from promptmill.cli import main as cli
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs import disk
-from promptmill.jobs.run import admission
+from promptmill.jobs.door import OpenJob
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.system import frames
@@ -399,10 +399,10 @@ def test_a_job_is_found_by_its_id_where_the_users_folder_cannot_be_written(tmp_p
     (tmp_path / "home").write_text("a file, so that nothing can be made below it")
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
     block = {"base_url": "http://127.0.0.1:9/v1", "model_name": "m"}
-    plan = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
+    models = Configuration({"backend": "openai", "backend_configs": {"openai": block}})
     folders = JobFolders(tmp_path / "home" / "jobs", beside_outputs=True)
     order = JobOrder(inputs=(tmp_path / "in.jsonl",), output=tmp_path / "out.jsonl")
-    job = admission.admit(order, plan, folders)
+    job = OpenJob(order, models, folders).admit()
     job.close()
     assert folders.find(job.spec.job_id).path == job.folder.path
 

@@ -40,7 +40,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
 from promptmill.core.request import Request, conversation_from_prompt
 from promptmill.jobs.caller import USER, CallWork
-from promptmill.jobs.door import CallModels, OpenJob
+from promptmill.jobs.door import OpenJob
 from promptmill.jobs.manage import call_job, detached
 from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs
@@ -365,12 +365,12 @@ async def test_a_job_that_is_cancelled_while_it_starts_ends(bench, tools):
 async def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(bench, closing):
     bench.prompts(20)
     bench.folder.path.mkdir(parents=True)
-    service = closing(Service(openai_configuration(bench.upstream.url)))
-    board = RunningJobs(service, lambda: FileRule((bench.path,)))
+    configuration = openai_configuration(bench.upstream.url)
+    board = RunningJobs(closing(Service(configuration)), lambda: FileRule((bench.path,)))
     other = Lock.take(bench.folder.lock)
     assert other is not None
     order = JobOrder(inputs=(bench.input,), output=bench.output)
-    starting = asyncio.ensure_future(board.start(OpenJob(order, CallModels(service.plan), board.folders), USER))
+    starting = asyncio.ensure_future(board.start(OpenJob(order, configuration, board.folders), USER))
     await asyncio.sleep(0.1)  # it waits for the lock
     starting.cancel()
     await asyncio.wait({starting})

@@ -28,6 +28,7 @@ from promptmill.jobs.inputs.whole_files import WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.prune import prune
 from promptmill.jobs.run import admission, validation
+from promptmill.jobs.run.wanted_job import CallModels, WantedJob
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.stored import Question
@@ -489,11 +490,12 @@ def plan(upstream):
 @posix
 def test_an_input_that_becomes_a_link_while_its_job_is_admitted_is_not_opened(swapped, plan):
     with pytest.raises(PromptmillError, match="is not a regular file"):
-        admission.admit(swapped, plan, JobFolders.from_environ())
+        admission.admit(WantedJob(swapped, CallModels(plan), JobFolders.from_environ()))
+    of_call = WantedJob(swapped, CallModels(plan), JobFolders.from_environ(), is_of_call=True)
     with pytest.raises(PromptmillError, match="became a link"):
-        admission.admit(swapped, plan, JobFolders.from_environ(), are_paths_resolved=True)
+        admission.admit(of_call)
     with pytest.raises(PromptmillError, match="became a link"):
-        validation.check(plan, swapped, JobFolders.from_environ(), are_paths_resolved=True)
+        validation.check(of_call)
 
 
 @pytest.mark.rule("F3")
@@ -526,7 +528,7 @@ def test_an_input_of_a_call_that_becomes_a_folder_is_not_read(work_folder, plan)
     (given / "b.jsonl").write_text('{"prompt": "hi"}\n')
     order = JobOrder(inputs=(given,), output=work_folder / "out.jsonl")
     with pytest.raises(PromptmillError, match="became a link or a folder"):
-        admission.admit(order, plan, JobFolders.from_environ(), are_paths_resolved=True)
+        admission.admit(WantedJob(order, CallModels(plan), JobFolders.from_environ(), is_of_call=True))
 
 
 @pytest.mark.rule("F12")

@@ -212,7 +212,7 @@ def _printed(arguments: argparse.Namespace, configuration: Configuration, job: O
 
 def _validate(job: OpenJob, *, as_json: bool) -> int:
     """Print the findings. Returns 0 when every row can be sent, else 1. Raises `PromptmillError` as a job would."""
-    plan, found = job.models.plan, job.validate()
+    plan, found = job.plan, job.validate()
     if as_json:
         say(orjson.dumps(found).decode())
     else:

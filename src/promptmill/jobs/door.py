@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -26,7 +26,6 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, Words, input_error, redact
 from promptmill.core.feature import part_of
 from promptmill.jobs.caller import Caller
-from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import remote
 from promptmill.jobs.inputs.given import Given, loose_id, written
 from promptmill.jobs.inputs.remote import RemoteOutput, Say, as_written
@@ -37,6 +36,7 @@ from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission, runner
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
 from promptmill.jobs.run.runner import Runner
+from promptmill.jobs.run.wanted_job import CallModels, WantedJob
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
@@ -95,45 +95,15 @@ SILENT = Telling()
 
 
 @dataclass(frozen=True, slots=True)
-class CallModels:
-    """The models of a call, whose plans have the call's sampling."""
-
-    plan: ResolvedConfig
-    plans: Mapping[str, ResolvedConfig] = field(default_factory=dict)
-
-    @property
-    def names(self) -> Collection[str]:
-        """The names of models that variants may have."""
-        return self.plans.keys()
-
-    def plan_of(self, name: str) -> ResolvedConfig:
-        """Return the plan of one of `names`."""
-        return self.plans[name]
-
-
-Models: TypeAlias = Configuration | CallModels
-"""The models of a job."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenJob:
+class OpenJob(WantedJob):
     """A job before its admission."""
 
-    order: JobOrder
-    models: Models
-    folders: JobFolders
-    source: Given | None = None
-    """The rows that are in no file of the user; None for files."""
     loose: Folder | None = None
     """The folder of a job without an output."""
     remote: RemoteOutput | None = None
     """The output by URL."""
     files: WholeFiles | None = None
     """The files of which each is a row."""
-    is_fixed: bool = False
-    """Whether the settings may not differ from the first run's, even if no row has an answer yet."""
-    is_of_call: bool = False
-    """Whether a call names the files. Its paths are resolved, and it may fill only a part of the disk."""
 
     @property
     def notes(self) -> Sequence[Words]:
@@ -143,27 +113,9 @@ class OpenJob:
         raw = [f"Warning: {self.files.raw}."] if self.files.raw else []
         return [*self.files.left_out, *self.files.forms, *raw]
 
-    @property
-    def plans(self) -> dict[str, ResolvedConfig]:
-        """The plans of the models that the variants name. Raises `PromptmillError`."""
-        named = {variant.model for variant in self.order.variants} & {*self.models.names}
-        return {name: self.models.plan_of(name) for name in named}
-
     def admit(self, *, are_columns_checked: bool = False) -> Job:
         """Return the admitted job, which the caller closes. Blocks. Raises as `admission.admit`."""
-        job = admission.admit(
-            self.order,
-            self.models.plan,
-            self.folders,
-            given=self.source,
-            plans=self.plans,
-            fixed=self.is_fixed,
-            are_columns_checked=are_columns_checked,
-            are_paths_resolved=self.is_of_call,
-        )
-        if self.is_of_call:
-            job.change = replace(job.change, disk_share=CALL_DISK_SHARE)
-        return job
+        return admission.admit(self, are_columns_checked=are_columns_checked)
 
     async def admitted(self, *, are_columns_checked: bool = False) -> Job:
         """Do the same as `admit` in a thread. If the caller is cancelled meanwhile, the job is closed."""
@@ -184,7 +136,7 @@ class OpenJob:
         """Return the findings in the rows, and an estimate. Sends nothing. Raises as `admit`."""
         from promptmill.jobs.run.validation import check  # imports the readers of images
 
-        return check(self.models.plan, self.order, self.folders, given=self.source, plans=self.plans)
+        return check(self)
 
     def detach(self, seen: Callable[[Job], None]) -> Status:
         """Start the job in a process of its own and return its status. `seen` gets it first. Raises as `admit`."""
@@ -214,7 +166,7 @@ async def until_signal(job: Job, service: Service, hooks: Hooks) -> tuple[RunSta
 
 def reopened(
     folder: Folder,
-    models: Models,
+    models: Configuration | CallModels,
     folders: JobFolders,
     *,
     again: Literal["failed"] | None = None,
@@ -237,7 +189,7 @@ def open_job(
     rows: Rows,
     output: str | Path | None,
     options: Mapping[str, Any],
-    models: Models,
+    models: Configuration | CallModels,
     folders: JobFolders,
     *,
     shown: Shown | None = None,
@@ -283,6 +235,8 @@ def open_job(
         if files is not None:
             source = opened.enter_context(written(folders, files.lines(), ".jsonl", files.name))
             order = files.asked(order)
+        if source is not None:
+            order = order.model_copy(update={"inputs": (Path(source.name),)})
         if source is not None and rows.owned_by is not None:
             source = source._replace(key=digest(source.key, rows.owned_by))
         if caller is not None and (source is not None or output is None):
@@ -292,7 +246,8 @@ def open_job(
             key = source or Given((), digest([str(path) for path in paths]))
             loose = folders.loose(rows.job_id or loose_id(key, models.plan, order))
             order = order.model_copy(update={"output": loose.answers})
-        yield OpenJob(order, models, folders, source, loose, uploaded, files, is_of_call=caller is not None)
+        is_of_call = caller is not None
+        yield OpenJob(order, models, folders, source, loose=loose, remote=uploaded, files=files, is_of_call=is_of_call)
 
 
 def _whole_files(

@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 import orjson
 
+from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, config_error
 from promptmill.features.compare.figures import TIE, Judgement, at_random
 from promptmill.features.compare.files import ComparedRows
 from promptmill.jobs.caller import Caller
-from promptmill.jobs.door import Models, OpenJob, Rows, open_job
+from promptmill.jobs.door import OpenJob, Rows, open_job
+from promptmill.jobs.run.wanted_job import CallModels
 from promptmill.jobs.store import status
 from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import Folder
@@ -93,7 +95,7 @@ class JudgeOrder:
     def opened(
         self,
         rows: Rows,
-        models: Models,
+        models: Configuration | CallModels,
         folders: JobFolders,
         *,
         command: Sequence[str] = (),

@@ -12,13 +12,15 @@ from typing import Literal
 
 import orjson
 
+from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.improve.candidates import SYSTEM
 from promptmill.features.improve.gold import GoldRow
 from promptmill.jobs.caller import Caller
-from promptmill.jobs.door import Models, OpenJob, Rows, open_job
+from promptmill.jobs.door import OpenJob, Rows, open_job
+from promptmill.jobs.run.wanted_job import CallModels
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -41,7 +43,7 @@ def longest_of(plan: ResolvedConfig, max_cost: float | None) -> int | None:
 class StepModel:
     """A model of the search, and the function that runs its jobs."""
 
-    models: Models
+    models: Configuration | CallModels
     run: Callable[[OpenJob], object]
     """Runs a job to its end, which may be a job that is done; raises if it stops before."""
     command: Sequence[str] = ()

@@ -288,7 +288,7 @@ class WholeFiles(FoundFiles):
     def asked(self, order: JobOrder) -> JobOrder:
         """Return the order with the question about each file; the lines are UTF-8."""
         reading = order.reading.model_copy(update={"encoding": None})
-        return order.model_copy(update={"question": self.question, "inputs": (Path(self.name),), "reading": reading})
+        return order.model_copy(update={"question": self.question, "reading": reading})
 
     @property
     def forms(self) -> list[Words]:

@@ -43,7 +43,7 @@ from promptmill.jobs.run import steps, validation
 from promptmill.jobs.run.job import Apart, Hooks, Job
 from promptmill.jobs.run.runner import Runner, until_ended
 from promptmill.jobs.run.steps import Change
-from promptmill.jobs.run.wanted_job import with_query
+from promptmill.jobs.run.wanted_job import CallModels, WantedJob, with_query
 from promptmill.jobs.store.database import DamagedError, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -110,9 +110,10 @@ def start(job: Job, ended: Callable[[], None] = lambda: None, *, is_shared: bool
     threading.Thread(target=wait, name=f"job {job.spec.job_id}", daemon=True).start()
 
 
-async def validated(plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: Given | None) -> dict[str, Any]:
-    """Return the findings of `validation.check`, which another process makes. Raises as `done_apart`."""
-    call = functools.partial(_check, plan=plan, order=order, folders=folders, given=given)
+async def validated(wanted: WantedJob) -> dict[str, Any]:
+    """Return the findings of `validation.check`, which another process makes for a call. Raises as `done_apart`."""
+    plan, order = wanted.plan, wanted.order
+    call = functools.partial(_check, plan=plan, order=order, folders=wanted.folders, given=wanted.source)
     return await done_apart(call, order.inputs[0].name, _environment(plan))
 
 
@@ -275,8 +276,8 @@ def _check(_: Work, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, 
     service = Service(_configuration(plan), plan=plan)
     named = {variant.model for variant in order.variants} & {*service.offered}
     plans = {name: service.plan_of(name).with_sampling(order.sampling).capped for name in named}
-    may_name = service.row_models(plan)
-    return validation.check(plan, order, folders, may_name, given=given, plans=plans, are_paths_resolved=True)
+    wanted = WantedJob(order, CallModels(plan, plans), folders, given, is_of_call=True)
+    return validation.check(wanted, service.row_models(plan))
 
 
 def _check_columns(_: Work, order: JobOrder, rule: FileRule) -> None:

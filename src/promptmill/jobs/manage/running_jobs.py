@@ -15,7 +15,7 @@ from promptmill.core.bounds import MOST_RUNNERS
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import door
 from promptmill.jobs.caller import USER, Caller
-from promptmill.jobs.door import CallModels, OpenJob, Rows, open_job, reopened
+from promptmill.jobs.door import OpenJob, Rows, open_job, reopened
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.manage import detached, prune
@@ -23,6 +23,7 @@ from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.visible_jobs import VisibleJobs
 from promptmill.jobs.run.job import Hooks, Job
+from promptmill.jobs.run.wanted_job import CallModels
 from promptmill.jobs.store import progress, statistics, status, status_words
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.index import JobFolders
@@ -100,7 +101,7 @@ class RunningJobs:
             return dict(running)
         if validate or approve is not None:
             async with self._validating:
-                checked = await detached.validated(opened.models.plan, order, self.folders, source)
+                checked = await detached.validated(opened)
             if validate:
                 message = "Nothing was sent and no job was made."
                 return {"job_id": "", "state": "validated", "message": message} | checked
@@ -305,7 +306,7 @@ class RunningJobs:
         folder = self.folders.of(order.target)
         if kind == "sql" or await asyncio.to_thread(lambda: folder.spec) is None:
             async with self._places:
-                await detached.check_columns(order, opened.models.plan.file_rule)
+                await detached.check_columns(order, opened.plan.file_rule)
         return True
 
     async def apart(self, call: partial[T], name: str, module: str) -> T:

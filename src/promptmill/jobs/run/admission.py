@@ -5,27 +5,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import disk, members
+from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import check_columns
-from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.xlsx import sheet_names
 from promptmill.jobs.members import Stamp
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.run.resumption import SEND_ALL, check_keeps_rows, resumed
 from promptmill.jobs.run.steps import Change
-from promptmill.jobs.run.wanted_job import OrderFiles, spec_of
+from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.store import progress, rounds
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import Earlier, JobOrder
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
@@ -37,40 +35,25 @@ _TRIES = 100
 _LEAVES_S = 5.0
 
 
-def admit(
-    order: JobOrder,
-    plan: ResolvedConfig,
-    folders: JobFolders,
-    *,
-    given: Given | None = None,
-    plans: Mapping[str, ResolvedConfig] | None = None,
-    fixed: bool = False,
-    are_columns_checked: bool = False,
-    are_paths_resolved: bool = False,
-) -> Job:
-    """Return the new or existing job of `order`, and take its lock.
-
-    `given`: the rows, if they are not in files of the user. `plans`: the plans of the models that the variants name.
-    `fixed`: the settings may not differ from the first run's, even if no row has an answer yet. `are_columns_checked`:
-    `check_columns` was called. `are_paths_resolved`: see `OrderFiles.of`.
+def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
+    """Return the new or existing job that is wanted, and take its lock. `are_columns_checked`: of a prompt's columns.
 
     Raises `PromptmillError`: `invalid_input` if the job is running, if its answers were made with other settings
     (model, sampling, system prompt), or if input or output cannot be used; `storage`. Then nothing changes.
     """
+    order, plan, folders, given = wanted.order, wanted.plan, wanted.folders, wanted.source
     registry.check_name(plan.backend)
-    if given is not None:
-        order = order.model_copy(update={"inputs": (Path(given.name),)})
-    files = OrderFiles.of(order, folders, given, are_resolved=are_paths_resolved)
+    files = OrderFiles.of(wanted)
     folder = files.folder
     if files.input is not None and given is None:
         row_secrets.check_beginning(files.input, plan.file_rule)
     with contextlib.ExitStack() as opened:
         try:
-            wanted = spec_of(folders.id_of(folder), files, plan, order, plans or {}, known=folder.spec)
-            is_new = folder.spec is None or not (order.question.templates or wanted.input.format != "jsonl")
+            new = spec_of(folders.id_of(folder), files, wanted, known=folder.spec)
+            is_new = folder.spec is None or not (order.question.templates or new.input.format != "jsonl")
             if is_new and not are_columns_checked and files.input is not None:
-                check_columns(order.question, wanted.input.format, files.input)
-            _check_output(folder, wanted, order, members.stamp(wanted.output.path))
+                check_columns(order.question, new.input.format, files.input)
+            _check_output(folder, new, order, members.stamp(new.output.path))
             if not folders.beside_outputs or files.is_loose:
                 disk.make_private_folder(folders.root)  # without changing the folders above it
             if (lock := _locked(folder)) is None:
@@ -79,8 +62,9 @@ def admit(
             opened.callback(lock.release)
             opened.callback(folder.close)
             order = _with_its_deadline(folder, order)
-            spec, change = _opened(folder, order, lambda: _begun(folder, wanted, order, fixed=fixed))
+            spec, change = _opened(folder, order, lambda: _begun(folder, new, order, fixed=wanted.is_fixed))
             folder.control.changed(cancel=False).write(folder.path)
+            change = replace(change, disk_share=CALL_DISK_SHARE) if wanted.is_of_call else change
             job = Job(folder, spec, order, plan, lock, change)
             if given is not None and given.parts and not (spec.is_read and spec.input.sha256 == given.key):
                 job.spec, job.input = spec.with_input(sha256=given.key), files.input

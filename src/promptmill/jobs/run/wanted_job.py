@@ -1,17 +1,18 @@
-"""The job that an order wants: its files, whose paths are resolved and checked, and its description."""
+"""The job that an order wants: its rows and models, its files with checked paths, and its description."""
 
 from __future__ import annotations
 
 import errno
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from promptmill.answers.schema import schema_of
 from promptmill.backends import registry
+from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Named, PromptmillError, input_error
@@ -38,6 +39,50 @@ _SHOWN_NAME = 40
 
 
 @dataclass(frozen=True, slots=True)
+class CallModels:
+    """The models of a call, whose plans have the call's sampling."""
+
+    plan: ResolvedConfig
+    plans: Mapping[str, ResolvedConfig] = field(default_factory=dict)
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of models that variants may have."""
+        return self.plans.keys()
+
+    def plan_of(self, name: str) -> ResolvedConfig:
+        """Return the plan of one of `names`."""
+        return self.plans[name]
+
+
+@dataclass(frozen=True, slots=True)
+class WantedJob:
+    """An order with the rows and the models of its job, before the admission."""
+
+    order: JobOrder
+    models: Configuration | CallModels
+    folders: JobFolders
+    source: Given | None = None
+    """The rows that are in no file of the user; None for files."""
+    is_fixed: bool = False
+    """Whether the settings may not differ from the first run's, even if no row has an answer yet."""
+    is_of_call: bool = False
+    """Whether a call wants it: its paths were resolved and checked before, so none may be a link now; and its rows may
+    fill only a part of the disk."""
+
+    @property
+    def plan(self) -> ResolvedConfig:
+        """The plan of the model that answers, unless a variant names another one."""
+        return self.models.plan
+
+    @property
+    def plans(self) -> dict[str, ResolvedConfig]:
+        """The plans of the models that the variants name. Raises `PromptmillError`."""
+        named = {variant.model for variant in self.order.variants} & {*self.models.names}
+        return {name: self.models.plan_of(name) for name in named}
+
+
+@dataclass(frozen=True, slots=True)
 class OrderFiles:
     """The files of an order. Links are followed only once, so later changes of links do not affect the job."""
 
@@ -52,22 +97,12 @@ class OrderFiles:
     """The files of the input; None if the rows are only in the database."""
 
     @classmethod
-    def of(
-        cls,
-        order: JobOrder,
-        folders: JobFolders,
-        given: Given | None = None,
-        *,
-        are_resolved: bool = False,
-        is_anew: bool = False,
-    ) -> OrderFiles:
-        """Return the files of an order. `given`: the rows, if they are not in files of the user.
-
-        `are_resolved`: the order's paths were resolved and checked before, so none may be a link now. `is_anew`: the
-        input must exist even if the job has read it.
+    def of(cls, wanted: WantedJob, *, is_anew: bool = False) -> OrderFiles:
+        """Return the files of a job. `is_anew`: the input must exist even if the job has read it.
 
         Raises `PromptmillError` (`invalid_input`, `missing_dependency`).
         """
+        order, folders, given = wanted.order, wanted.folders, wanted.source
         target = real_path(order.target)
         folder, is_loose = folders.of(target), folders.owner(target) is not None
         if not is_loose:
@@ -77,7 +112,8 @@ class OrderFiles:
         source, parts = _input_of(order, target, given, folder if is_known else None)
         is_named = bool(parts) and given is None
         named = [target, *(part.path for part in parts if is_named)]
-        if are_resolved and named != [order.target, *(members.file_of(path) for path in order.inputs if is_named)]:
+        expected = [order.target, *(members.file_of(path) for path in order.inputs if is_named)]
+        if wanted.is_of_call and named != expected:
             raise input_error("Input or output became a link or a folder while the job was started.")
         for part in parts:
             _check_is_text(part.path)
@@ -174,7 +210,7 @@ def _check_is_text(path: Path) -> None:
         raise input_error(f"{shown} has a name that is not UTF-8 text; rename it.")
 
 
-def check_fields(order: JobOrder, input_format: str) -> None:
+def _check_fields(order: JobOrder, input_format: str) -> None:
     """Raise `PromptmillError` (`invalid_input`) for fields that are invalid or cannot be combined."""
     _ = order.limits.failures, order.cut
     question = order.question
@@ -204,17 +240,9 @@ def _check_answer_column(name: str) -> None:
         raise input_error(field, f" has {len(name):,} characters; a name has at most {LONGEST_COLUMN}.")
 
 
-def spec_of(
-    job_id: str,
-    files: OrderFiles,
-    plan: ResolvedConfig,
-    order: JobOrder,
-    plans: Mapping[str, ResolvedConfig],
-    *,
-    known: JobSpec | None = None,
-) -> JobSpec:
-    """Return the job of `order`. `known`: the stored job, if any. Raises `PromptmillError`."""
-    source = files.input
+def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec | None = None) -> JobSpec:
+    """Return the description of a job. `known`: the stored job, if any. Raises `PromptmillError`."""
+    order, plan, source = wanted.order, wanted.plan, files.input
     facts: dict[str, Any] = {"format": "messages"}
     if source is not None:
         facts = {"format": format_of_input(source)}
@@ -224,7 +252,7 @@ def spec_of(
     elif known is not None:
         facts = {name: getattr(known.input, name) for name in ("format", "files", "size", "version")}
     input_format = facts["format"]
-    check_fields(order, input_format)
+    _check_fields(order, input_format)
     if order.question.image_column is None:
         for text in order.question.templates:
             check_names_some(text, lambda: "" if source is None else image_column(source, input_format))
@@ -244,7 +272,7 @@ def spec_of(
             answer_schema=None if input_format in WHOLE_REQUESTS else _schema_of(plan),
             shard=order.limits.shard,
         ),
-        targets=targets_of(plan, order, input_format, plans),
+        targets=_targets_of(wanted, input_format),
         plan=order.plan,
         backend=plan.backend,
         model=plan.model,
@@ -253,10 +281,9 @@ def spec_of(
     )
 
 
-def targets_of(
-    plan: ResolvedConfig, order: JobOrder, input_format: str, plans: Mapping[str, ResolvedConfig]
-) -> tuple[Target, ...]:
+def _targets_of(wanted: WantedJob, input_format: str) -> tuple[Target, ...]:
     """Return the targets of each row: a single target, or one for each variant."""
+    order, plan, plans = wanted.order, wanted.plan, wanted.plans
     if not order.variants:
         found = fingerprint(plan, order.system_prompt, input_format)
         return (Target(fingerprint=found, sampling=plain_sampling(plan)),)
