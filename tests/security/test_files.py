@@ -22,13 +22,15 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.images.load import ImageRules, load_image
 from promptmill.jobs import disk
+from promptmill.jobs.caller import USER, CallModels
+from promptmill.jobs.door import Rows, open_job
 from promptmill.jobs.export import output
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.whole_files import WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.prune import prune
 from promptmill.jobs.run import admission, validation
-from promptmill.jobs.run.wanted_job import CallModels, WantedJob
+from promptmill.jobs.run.wanted_job import WantedJob
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.stored import Question
@@ -529,6 +531,18 @@ def test_an_input_of_a_call_that_becomes_a_folder_is_not_read(work_folder, plan)
     order = JobOrder(inputs=(given,), output=work_folder / "out.jsonl")
     with pytest.raises(PromptmillError, match="became a link or a folder"):
         admission.admit(WantedJob(order, CallModels(plan), JobFolders.from_environ(), is_of_call=True))
+
+
+@pytest.mark.rule("F26")
+@pytest.mark.parametrize(
+    ("name", "options"), [("s3://bucket/in.csv", {}), ("in.csv", {"sql": "select * from 'https://acme.com/in.csv'"})]
+)
+def test_the_door_fetches_nothing_for_a_call(tmp_path, name, options):
+    models = Configuration({})
+    with open_job(Rows([name]), tmp_path / "out.csv", options, models, JobFolders(tmp_path), caller=USER) as job:
+        assert job.source is None
+    with pytest.raises(PromptmillError):
+        job.admit()
 
 
 @pytest.mark.rule("F12")

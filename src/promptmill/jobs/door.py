@@ -1,8 +1,8 @@
 """The door of jobs: rows from anywhere and the options of a job become a job that can be run.
 
-    paths, URLs, a query, rows ─▶ `open_job` ─┐              ┌─▶ validate
-          an earlier job's folder ─▶ `reopened` ─▶ `OpenJob` ─┼─▶ detach ─▶ a process of its own
-                                                             └─▶ admit ─▶ `Job` ─▶ `run`, `until_signal`
+    `open_job`: paths, URLs, a query, rows ─┐              ┌─▶ validate
+    `reopened`: the folder of a job ────────┴─▶ `OpenJob` ─┼─▶ detach ─▶ a process of its own
+                                                           └─▶ admit ─▶ `Job` ─▶ `run`, `until_signal`
 
 The command line, the tools, Python and features start jobs here and nowhere else (`tests/test_architecture.py`).
 """
@@ -25,7 +25,7 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, Words, input_error, redact
 from promptmill.core.feature import part_of
-from promptmill.jobs.caller import Caller
+from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.inputs import remote
 from promptmill.jobs.inputs.given import Given, loose_id, written
 from promptmill.jobs.inputs.remote import RemoteOutput, Say, as_written
@@ -36,7 +36,7 @@ from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission, runner
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
 from promptmill.jobs.run.runner import Runner
-from promptmill.jobs.run.wanted_job import CallModels, WantedJob
+from promptmill.jobs.run.wanted_job import WantedJob
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder

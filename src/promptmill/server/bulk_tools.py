@@ -38,9 +38,9 @@ from promptmill.server.tools import plan_of_call, sampling_of_call
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
+    from promptmill.jobs.caller import CallModels
     from promptmill.jobs.door import OpenJob, Rows
     from promptmill.jobs.manage.call_paths import CallPaths
-    from promptmill.jobs.run.wanted_job import CallModels
 
 _ENVELOPE = 4 << 10
 _OTHER_ARGUMENTS = {"status": "bulk_status", "system_prompt": "`system_prompt`", "prompts": "`prompts`"}
@@ -146,7 +146,7 @@ async def _models_of_call(service: Service, names: Sequence[str | None], asked: 
 
     `asked`: the last arguments of `plan_of_call`, which raises the same errors.
     """
-    from promptmill.jobs.run.wanted_job import CallModels
+    from promptmill.jobs.caller import CallModels
 
     plan, *others = [await plan_of_call(service, await service.job_plan(name), *asked) for name in names]
     named = zip(names, (plan, *others), strict=True)

@@ -21,9 +21,8 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, config_error
 from promptmill.features.compare.figures import TIE, Judgement, at_random
 from promptmill.features.compare.files import ComparedRows
-from promptmill.jobs.caller import Caller
+from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job
-from promptmill.jobs.run.wanted_job import CallModels
 from promptmill.jobs.store import status
 from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import Folder

@@ -27,7 +27,7 @@ from promptmill.features.compare.call import order_of, rows_of
 from promptmill.features.compare.figures import Judgement
 from promptmill.features.compare.files import ComparedRows
 from promptmill.features.compare.judge import NAME, JudgeOrder, Pairs, judgement_of
-from promptmill.jobs.caller import Caller
+from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import Rows
 from promptmill.jobs.inputs import given
 from promptmill.jobs.inputs.files import Part
@@ -35,7 +35,6 @@ from promptmill.jobs.inputs.formats import SUFFIXES, plain
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.running_jobs import Approve, RunningJobs
-from promptmill.jobs.run.wanted_job import CallModels
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import ID
 from promptmill.jobs.store.index import JobFolders

@@ -29,13 +29,12 @@ from promptmill.features.improve.gold import Gold, GoldRow
 from promptmill.features.improve.improvement import gold_in, system_of
 from promptmill.features.improve.search import search
 from promptmill.features.improve.search_jobs import JobSteps, StepModel, longest_of
-from promptmill.jobs.caller import Caller
+from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import OpenJob
 from promptmill.jobs.inputs.row_secrets import check_encoding
 from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.running_jobs import Approve, RunningJobs
-from promptmill.jobs.run.wanted_job import CallModels
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.database import Work
 from promptmill.system import runtime

@@ -18,9 +18,8 @@ from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.improve.candidates import SYSTEM
 from promptmill.features.improve.gold import GoldRow
-from promptmill.jobs.caller import Caller
+from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job
-from promptmill.jobs.run.wanted_job import CallModels
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders

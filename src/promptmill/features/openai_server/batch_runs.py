@@ -46,12 +46,11 @@ from promptmill.features.openai_server.endpoints import Endpoints
 from promptmill.features.openai_server.object_store import Listing, Stored
 from promptmill.features.openai_server.stored_files import MONTH, OUTPUT, FileObject, StoredFiles, checked, listed
 from promptmill.jobs import disk
-from promptmill.jobs.caller import Caller
+from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import Rows
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.manage.running_jobs import RunningJobs
-from promptmill.jobs.run.wanted_job import CallModels
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import html
-import inspect
 import os
 import queue
-import re
 import shutil
 import sys
 import threading
@@ -23,14 +20,10 @@ import warnings
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, Unpack
+from typing import Any, Unpack
 
-from promptmill.answers.schema import with_schema
-from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import Code, Named, PromptmillError, input_error, worded
-from promptmill.core.request import BESIDE, Sampling
-from promptmill.core.wording import did_you_mean
+from promptmill.core.errors import Code, PromptmillError, input_error, worded
 from promptmill.jobs import door
 from promptmill.jobs.door import SILENT, OpenJob, Rows, Telling, open_job
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
@@ -38,6 +31,7 @@ from promptmill.jobs.export.output import end_of
 from promptmill.jobs.export.text import AnswerValues, OwnValues
 from promptmill.jobs.inputs.short_forms import answer_forms
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
+from promptmill.jobs.manage.keywords import argument_of, configuration_of, errors_of, takes_options
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.planning import resent
 from promptmill.jobs.store import progress, statistics, status, status_words
@@ -47,49 +41,12 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.progress import Progress, Watch
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.options import pages, table
 from promptmill.options.check import check
 from promptmill.options.keywords import BulkOptions
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
-P = ParamSpec("P")
-R = TypeVar("R")
 _KEPT = "The answers so far are kept: the same call resumes the job."
-_OF_THE_ENDPOINT = ("base_url", "provider", "api_key", "api_key_env", "concurrency")
-_ARGUMENTS = {
-    **{key.rpartition(".")[2]: each.name for group in table.GROUPS for each in group.options for key in each.keys},
-    "prompt_template": "prompt",
-    "input": "rows",
-    "default_model": "model",
-    "system_prompt": "system",
-    "rows": "limit",  # of `Limits`
-}
-"""The arguments of fields and keys that have other names."""
-_KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
-
-
-def takes_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Add the options to the help of a function, raise `TypeError` for an unknown one, and shorten its errors.
-
-    The text of a `PromptmillError` is complete, and a traceback of our code would fill a notebook's screen.
-    """
-
-    @functools.wraps(function)
-    def called(*args: P.args, **options: P.kwargs) -> R:
-        known = {each.name_on("keyword") for each in table.options().values()}
-        for name in set[str](options) - known - {"rows", "output"}:
-            if (feature := table.hidden_options().get(name)) is not None:
-                raise input_error(f"`{name}` needs the feature {feature}, which is hidden here.")
-            meant = did_you_mean(name, [each for each in known if each], "see help(bulk)")
-            raise TypeError(f"{function.__name__}() has no argument {name!r}; {meant}")
-        try:
-            return function(*args, **options)
-        except PromptmillError as error:
-            raise error.with_traceback(None) from None
-
-    called.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{pages.listing(table.groups())}"
-    return called
 
 
 @takes_options
@@ -121,7 +78,7 @@ async def run_job(opened: OpenJob, configuration: Configuration, watch: Watch | 
 
 
 async def _answered(call: _Call) -> BulkResult:
-    with _errors(call.given):
+    with errors_of(call.given):
         async with call.admitted() as (job, service):
             await call.run(job, service)
         await asyncio.to_thread(call.upload)
@@ -138,7 +95,7 @@ async def stream_async(
 
 
 async def _rows_of(call: _Call) -> AsyncGenerator[dict[str, Any], None]:
-    with _errors(call.given):
+    with errors_of(call.given):
         async with call.admitted() as (job, service), contextlib.aclosing(call.rows_of(job, service)) as rows:
             async for row in rows:
                 yield row
@@ -185,41 +142,6 @@ def stream(
         thread.join()
 
 
-@contextlib.contextmanager
-def _errors(given: Collection[str]) -> Iterator[None]:
-    """Convert a `PromptmillError` to one line of text that names the arguments of `bulk`.
-
-    If an argument in `given` sets the key with an invalid value, the text names the argument.
-    """
-
-    def argument(path: re.Match[str]) -> str:
-        name = _ARGUMENTS.get(path[1], path[1])
-        return f"`{name}`" if name in given else path[0]
-
-    try:
-        yield
-    except PromptmillError as error:
-        text = " ".join([error.worded(_argument_of), *getattr(error, "__notes__", ())])
-        if error.code is Code.INVALID_CONFIG:
-            text = _KEY_AT_START.sub(argument, text)
-        shown = PromptmillError(error.code, " ".join(text.split()), "")
-        shown.said = error.said
-        raise shown from None
-
-
-def _argument_of(named: Named) -> str:
-    """Return the argument for a field in an error; `settings={…}` for a configuration key without an argument."""
-    if named.field == "status":
-        return f"`promptmill jobs {named.value}`"
-    key = named.field.rpartition(".")[2]
-    name = _ARGUMENTS.get(key, key)
-    option = table.options().get(name)
-    if option is None or option.keyword is None:
-        return f"`settings={{{named.field!r}: {named.value!r}}}`" if named.value != "" else f"`{named.field}`"
-    value = True if named.value == "" and option.type is bool and option.default is False else named.value
-    return f"`{name}`" if value == "" else f"`{name}={value!r}`"
-
-
 @dataclass
 class _Call:
     """One call: its job, and the result."""
@@ -240,7 +162,7 @@ class _Call:
     def of(cls, rows: Any, output: str | Path | None, options: BulkOptions) -> _Call:
         """Write the rows to a temporary file and return the call. Raises `PromptmillError`."""
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        with _errors([*given, "rows"]), contextlib.ExitStack() as written:
+        with errors_of([*given, "rows"]), contextlib.ExitStack() as written:
             source = _rows_of_program(rows, given)
             check({**given, "output": output}, source.source)
             given |= answer_forms(given)
@@ -255,7 +177,7 @@ class _Call:
             order = {**given, "system_prompt": given.get("system")}
             job = written.enter_context(open_job(source, output, order, configuration, folders, telling=telling))
             for note in job.notes:
-                warnings.warn(worded(note, _argument_of), stacklevel=3)
+                warnings.warn(worded(note, argument_of), stacklevel=3)
             watch = watch_of(show=given.get("progress"))
             return cls(job, configuration, watch, rows, given, written.pop_all())
 
@@ -429,23 +351,3 @@ def _bar(ipython: Any) -> Watch:
             handle.update({"text/plain": text, "text/html": bar}, raw=True)
 
     return show
-
-
-def configuration_of(given: Mapping[str, Any]) -> Configuration:
-    """Return the configuration with the options `given` of `bulk`. Raises `PromptmillError`."""
-    endpoint = {name: given[name] for name in _OF_THE_ENDPOINT if name in given}
-    config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
-    sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}
-    sampling = dict(with_schema(sampling, given.get("schema")))
-    models = given.get("model")
-    model = models if models is None or isinstance(models, str) else next(iter(models), None)
-    if model is None and given.get("student") and endpoint.keys() & {"base_url", "provider"}:
-        model = given.get("sure")  # the only model that gets requests
-
-    def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-        chosen = resolved_config.settings_of(
-            raw, backend=backend, endpoint=endpoint, model=model, sampling=sampling, tier=given.get("tier")
-        )
-        return chosen | {tuple(path.split(".")): value for path, value in settings.items()}
-
-    return Configuration.load(None if config is None else Path(config), backend=backend, values=values)

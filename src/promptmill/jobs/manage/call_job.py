@@ -27,7 +27,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation
 from promptmill.images import load as images
 from promptmill.jobs import disk, door
-from promptmill.jobs.caller import CallWork
+from promptmill.jobs.caller import CallModels, CallWork
 from promptmill.jobs.door import Rows, open_job
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.row import Lines
@@ -35,7 +35,6 @@ from promptmill.jobs.manage import prune
 from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.run.job import Job
-from promptmill.jobs.run.wanted_job import CallModels
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.index import JobFolders

@@ -33,6 +33,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.jobs import disk
+from promptmill.jobs.caller import CallModels
 from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import row_secrets
@@ -43,7 +44,7 @@ from promptmill.jobs.run import steps, validation
 from promptmill.jobs.run.job import Apart, Hooks, Job
 from promptmill.jobs.run.runner import Runner, until_ended
 from promptmill.jobs.run.steps import Change
-from promptmill.jobs.run.wanted_job import CallModels, WantedJob, with_query
+from promptmill.jobs.run.wanted_job import WantedJob, with_query
 from promptmill.jobs.store.database import DamagedError, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders

@@ -14,7 +14,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_RUNNERS
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import door
-from promptmill.jobs.caller import USER, Caller
+from promptmill.jobs.caller import USER, Caller, CallModels
 from promptmill.jobs.door import OpenJob, Rows, open_job, reopened
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.files import InputFiles
@@ -23,7 +23,6 @@ from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.visible_jobs import VisibleJobs
 from promptmill.jobs.run.job import Hooks, Job
-from promptmill.jobs.run.wanted_job import CallModels
 from promptmill.jobs.store import progress, statistics, status, status_words
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.index import JobFolders

@@ -155,19 +155,19 @@ def _locked(folder: Folder) -> Lock | None:
             return lock
 
 
-def _check_output(folder: Folder, wanted: JobSpec, order: JobOrder, there: Stamp | None) -> None:
+def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | None) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the output exists and may not be replaced. `there`: its stamp."""
-    output = wanted.output.path
-    if order.earlier.overwrite or not wanted.output.format or there is None:
+    output = new.output.path
+    if order.earlier.overwrite or not new.output.format or there is None:
         return
     made, begun = folder.result, folder.spec
     has_written = made is not None and made.limit != 0
-    if wanted.fills_input and not has_written:
+    if new.fills_input and not has_written:
         return  # the answers become new columns
     file, member = members.split(output)
     if made is None or not made.is_own(there):
         overwrite = Named("overwrite", text="; {} replaces it")
-        if wanted.keeps_sheets and has_written:  # in any of its sheets
+        if new.keeps_sheets and has_written:  # in any of its sheets
             anew = Named("overwrite", text="; {} writes them again, over those that are there")
             raise input_error(f"{file} has changed since the job wrote its answers into it", anew, ".")
         if member and not has_written and file.suffix.lower() == ".xlsx" and member not in sheet_names(file):
@@ -178,20 +178,20 @@ def _check_output(folder: Folder, wanted: JobSpec, order: JobOrder, there: Stamp
         raise input_error(f"{output} exists and is not this job's own output; {away}", overwrite, ".")
 
 
-def _begun(folder: Folder, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> tuple[JobSpec, Change]:
+def _begun(folder: Folder, new: JobSpec, order: JobOrder, *, fixed: bool) -> tuple[JobSpec, Change]:
     """Begin or resume the job with this order. The caller holds the lock and has opened the database."""
     folder.roll_back()
     since = _last_round(folder.store, order)
-    begun, made, there = folder.spec, folder.result, members.stamp(wanted.output.path)
-    _check_output(folder, wanted, order, there)  # as it is now
-    if wanted.output.format and there is not None and (made is None or not made.is_own(there)):  # it may be replaced
+    begun, made, there = folder.spec, folder.result, members.stamp(new.output.path)
+    _check_output(folder, new, order, there)  # as it is now
+    if new.output.format and there is not None and (made is None or not made.is_own(there)):  # it may be replaced
         made = OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
     if begun is None:
         is_new = folder.store.is_empty  # if it has answers, only the description was damaged
-        targets = map(folder.numbered, wanted.targets)
-        spec = wanted.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
+        targets = map(folder.numbered, new.targets)
+        spec = new.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:
-        spec = resumed(folder, begun, wanted, order, fixed=fixed)
+        spec = resumed(folder, begun, new, order, fixed=fixed)
     spec = spec.model_copy(update={"targets": tuple(spec.plan.counted(spec.targets))})
     if begun is not None and made is not None:
         if made.is_own(there):
@@ -200,7 +200,7 @@ def _begun(folder: Folder, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> 
         is_same = begun.shape == spec.shape and begun.targets == spec.targets
         if earlier.again is not None or earlier.from_job is not None or not spec.is_read or not is_same:
             made = made.model_copy(update={"finished": False})  # until it has the new answers
-    stored = order.model_copy(update={"earlier": Earlier(), "output": wanted.output.path})
+    stored = order.model_copy(update={"earlier": Earlier(), "output": new.output.path})
     values = {"spec": spec, "order": stored, "output": made}
     before = None if begun is None else {name: folder.store.get(name) for name in values}
     folder.put(before=before, **values)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.jobs import disk, members
+from promptmill.jobs.caller import CallModels
 from promptmill.jobs.columns import OURS
 from promptmill.jobs.databases import DATABASES
 from promptmill.jobs.inputs import files as input_files
@@ -36,23 +37,6 @@ from promptmill.system.safe_open import real_path
 _OF_ROWS = " goes with rows, not with a file of whole requests."
 _ADDED = "." + ".0123456789" + ".partial"  # what names of files beside the output add to its name
 _SHOWN_NAME = 40
-
-
-@dataclass(frozen=True, slots=True)
-class CallModels:
-    """The models of a call, whose plans have the call's sampling."""
-
-    plan: ResolvedConfig
-    plans: Mapping[str, ResolvedConfig] = field(default_factory=dict)
-
-    @property
-    def names(self) -> Collection[str]:
-        """The names of models that variants may have."""
-        return self.plans.keys()
-
-    def plan_of(self, name: str) -> ResolvedConfig:
-        """Return the plan of one of `names`."""
-        return self.plans[name]
 
 
 @dataclass(frozen=True, slots=True)
