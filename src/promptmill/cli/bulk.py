@@ -30,7 +30,6 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
 from promptmill.core.feature import part_of
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted
 from promptmill.jobs import members
 from promptmill.jobs.door import OpenJob, Rows, Telling, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
@@ -240,21 +239,9 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
                 f"'price={{input: 1, output: 2}}', says what a million tokens cost in US dollars",
                 wrap=True,
             )
-        if sure := found.get("sure"):
-            say(_sample(sure), wrap=True)
+        if words := job.order.plan.estimate_words(found):
+            say(words, wrap=True)
     return int(found["invalid"] > 0)
-
-
-def _sample(sure: Mapping[str, Any]) -> str:
-    """Return the size and the price of the sample of sure labels, for `--validate`."""
-    model, rows = sure["model"], f"all {counted(sure['rows'], 'row')} at {sure['model']}"
-    alone = f": about {dollars(sure['cost_alone'])} for the prompts" if "cost_alone" in sure else ""
-    if not sure["sampled"]:
-        return f"{rows}{alone}; so few need no sample"
-    cost = f", about {dollars(sure['sample_cost'])} for the prompts at {model}" if "sample_cost" in sure else ""
-    if "taught" in sure:
-        return f"training: {sure['taught']:,} rows, sample: {counted(sure['sampled'], 'row')}{cost}; {rows}{alone}"
-    return f"sample: {counted(sure['sampled'], 'row')} at both models{cost}; {rows}{alone}"
 
 
 def _left_out(found: Mapping[str, Any]) -> str:

@@ -165,7 +165,7 @@ def _run(
         except KeyboardInterrupt:
             now = status.read(job.folder)
             tell(now)
-            if now.get("batch", {}).get("batches"):  # the provider answers them all the same
+            if job.folder.batches:  # the provider answers them all the same
                 code = TRY_AGAIN
                 return code
             raise

@@ -82,6 +82,24 @@ class Format:
     """The name of such files in messages; else the suffix."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A field of the status of jobs. Its functions take a status that has the field."""
+
+    name: str
+    record: str
+    """`"module:type"`: its type. A stored value of another type is left out."""
+    facts: str = ""
+    """`"module:function"`: yields the names and texts of its lines in the summary of a job."""
+    news: str = ""
+    """`"module:function"`: returns lines that are shown once, while the job runs; `[]` as long as there are none."""
+    section: str = ""
+    """`"module:function"`: returns its section of a report, None for none; also takes the curve of the plan."""
+    count: str = ""
+    """`"module:function"`: returns the field, and others, at the end of a run; takes what `Plan.figures` takes. Without
+    it, a plan or a way has the field."""
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """An observer of the calls of a service, which exports them to another program."""
@@ -110,6 +128,7 @@ class Feature:
     ways: Mapping[str, str] = field(default_factory=dict)
     """Ways in which the requests of a round are answered, such as `{"batch": "module:class"}`: each class is a
     `promptmill.jobs.run.ways.Way`."""
+    figures: Sequence[Figure] = ()
     instructions: str = ""
     """A sentence about the tools, for the instructions that an MCP client gets."""
     faces: Sequence[Face] = ()
@@ -159,6 +178,11 @@ def part_of(feature: str, name: str) -> Any:
     if feature not in features():
         raise config_error("", f"This needs the feature {feature!r}, which is not installed or hidden by {WITHOUT}.")
     return part(f"{GROUP}.{feature}.{name}")
+
+
+def figures() -> Mapping[str, Figure]:
+    """Return the fields of the status that features add, by their names."""
+    return {figure.name: figure for feature in features().values() for figure in feature.figures}
 
 
 def format_of(name: str) -> Format | None:

@@ -23,13 +23,13 @@ from typing import NamedTuple
 from promptmill.features.labels.cut import LAST, most_bad
 from promptmill.features.labels.panel import cheap_of, place_of
 from promptmill.features.labels.rule import SureCut, SurePart, SureRule
+from promptmill.features.labels.status import SureExpected, SureSample, SureStatus
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase
-from promptmill.jobs.store.label_figures import label_counts, value_of
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, HAS_QUESTION
-from promptmill.jobs.store.shares import Stratum, shares
+from promptmill.jobs.store.shares import Stratum, label_counts, shares, value_of
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.store.status_record import LabelShare, SureExpected, SureSample, SureStatus
+from promptmill.jobs.store.status_record import LabelShare
 
 
 def sample_status(rule: SureRule) -> SureStatus:

@@ -25,6 +25,7 @@ from promptmill.core.wording import counted, cut, shape
 from promptmill.jobs.columns import OURS
 from promptmill.jobs.inputs import given
 from promptmill.jobs.inputs.questions import distinct
+from promptmill.jobs.store.status_record import shares_of
 
 _AT_ONCE = 1024
 _ANSWERS = ("answer", "error", "finish_reason")
@@ -73,10 +74,9 @@ class BulkResult:
     @property
     def shares(self) -> Mapping[str, Any]:
         """The share of each label if the strong model, or the person who reviewed random rows, had labelled every row,
-        with its 95 % interval: `share`, `low` and `high`. With a schema, by field. Empty for a job without `sure` and
-        review, or whose rows the strong model answered all."""
-        by_field: Mapping[str, Mapping[str, Any]]
-        by_field = self.status.get("shares") or self.status.get("sure", {}).get("shares", {})
+        with its 95 % interval: `share`, `low` and `high`. With a schema, by field. Empty if these are not estimated, or
+        if the strong model answered all rows."""
+        by_field: Mapping[str, Mapping[str, Any]] = shares_of(self.status)
         return by_field.get("", by_field)
 
     def table(self) -> Any:

@@ -34,11 +34,10 @@ from promptmill.jobs.run.shared_beginnings import saved
 from promptmill.jobs.run.steps import Apart
 from promptmill.jobs.run.ways import RoundRun, way_named
 from promptmill.jobs.store import progress as states
-from promptmill.jobs.store import rounds, statistics, stored_batches
+from promptmill.jobs.store import rounds, statistics, status, stored_batches
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, Work
-from promptmill.jobs.store.label_figures import label_figures
 from promptmill.jobs.store.progress import Course, Progress, Watch
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import NEVER, Round
@@ -575,7 +574,7 @@ class Runner:
 
     def _count_values(self) -> None:
         store, spec = self._job.folder.store, self._job.spec
-        self.progress.figures = label_figures(store, spec, self._end) | ways.figures(store, self._job.plan)
+        self.progress.figures = status.figures_of(store, spec, self._end) | ways.figures(store, self._job.plan)
         self.progress.figures["cache_saved"] = round(saved(store, self._job.plan), 6)
 
     def _give_up(self, error: PromptmillError) -> None:

@@ -25,7 +25,6 @@ from promptmill.jobs.members import Stamp
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import Round
-from promptmill.jobs.store.status_record import RunStatus
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Target, Variant
 from promptmill.options.table import Again
 
@@ -272,6 +271,16 @@ class Plan(Stored):
         del store, spec, configs, checked, end
         return {}
 
+    def estimate_words(self, checked: Mapping[str, Any]) -> str:
+        """Return the words for these figures, for a person; `""` without any."""
+        del checked
+        return ""
+
+    def first_cost(self, checked: Mapping[str, Any]) -> float | None:
+        """Return the estimated cost of the rows that are sent before the plan decides; None if it is unknown or 0."""
+        del checked
+        return None
+
     # ---- a run
 
     def work(self, job: RunningJob) -> PlanWork:
@@ -292,12 +301,12 @@ class Plan(Stored):
         del spec, record, beside
         return {}
 
-    def running_figures(self, spec: JobSpec) -> RunStatus:
+    def running_figures(self, spec: JobSpec) -> Mapping[str, Any]:
         """Return the fields of the status that are known from the decisions alone."""
         del spec
         return {}
 
-    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> RunStatus:
+    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, Any]:
         """Return its fields of the status, for the rows below `before`. Blocks. Raises the errors of `JobDatabase`.
 
         `fields`: the fields of the answers whose values are labels.
