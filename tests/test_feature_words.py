@@ -23,32 +23,16 @@ WORDS = {
     "report": r"--report\b|promptmill report\b(?!\">)|part_of\(\"report|arguments\.Report|JobReport",
     "review": r"\breview(?:er|_take)?\b(?! positive)",
     "telemetry": r"\bopentelemetry\b|OTEL_EXPORTER",
-    "ultrarag": r"(?i)ultrarag",
+    "ultrarag": r"(?i)(?<!OpenBMB/)ultrarag",  # a link to its repository is the source of a fact
 }
+GENERATED = {Path("options/keywords.py")}
+"""Python's keywords for editors, which scripts/docs.py writes from the table: they include the options of features."""
 NAMED = {
-    "cli/bulk.py": {"report"},
-    "cli/job_run.py": {"ray", "report"},
-    "cli/options.py": {"labels"},
-    "cli/serve.py": {"install"},
-    "cli/setup.py": {"install"},
-    "cluster/cluster_order.py": {"ray"},
-    "cluster/remote.py": {"ray"},
-    "cluster/replicas.py": {"ray"},
-    "config/loading.py": {"ultrarag"},
-    "http/app.py": {"install"},
-    "jobs/door.py": {"duckdb"},
-    "jobs/manage/bulk_call.py": {"hub", "labels", "ray"},
-    "jobs/manage/detached.py": {"ray"},
     "jobs/run/job_rounds.py": {"batches"},
     "jobs/run/resumption.py": {"batches"},
     "jobs/run/runner.py": {"batches"},
     "jobs/store/database.py": {"batches"},
-    "jobs/store/order.py": {"batches", "ray"},
     "jobs/store/stored_batches.py": {"batches"},
-    "options/check.py": {"labels"},
-    "options/keywords.py": {"labels", "ray"},
-    "server/arguments.py": {"ultrarag"},
-    "server/bulk_tools.py": {"labels", "report"},
 }
 """The files of the core that name features."""
 
@@ -58,7 +42,11 @@ def _names() -> dict[str, set[str]]:
     found = {}
     for file in SOURCE.rglob("*.py"):
         path, text = file.relative_to(SOURCE), file.read_text(encoding="utf-8")
-        if path.parts[0] != "features" and (names := {name for name, words in WORDS.items() if re.search(words, text)}):
+        if (
+            path.parts[0] != "features"
+            and path not in GENERATED
+            and (names := {name for name, words in WORDS.items() if re.search(words, text)})
+        ):
             found[path.as_posix()] = names
     return found
 

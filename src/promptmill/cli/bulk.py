@@ -28,7 +28,6 @@ from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
-from promptmill.core.feature import part_of
 from promptmill.core.money import dollars
 from promptmill.jobs import members
 from promptmill.jobs.door import OpenJob, Rows, Telling, open_job
@@ -161,8 +160,6 @@ def _check(arguments: argparse.Namespace) -> None:
         (arguments.output_format and arguments.output != "-", "--output-format", "goes with `-` as OUTPUT alone."),
     )
     check(_options_of(arguments), "stdin" if "-" in local else Rows(arguments.input).source, "flag")
-    if getattr(arguments, "report", None) is not None:
-        part_of("report", "command:check")(arguments.report)
 
 
 def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argparse.Namespace:

@@ -34,13 +34,13 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.status_record import RunStatus, Status
+from promptmill.options import table
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
 # Assignments that may hold a key, unless the value is a variable's name.
 _SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.compile(r"[\w.]+=\$\{\w+\}")
-_OF_FILES = ("--schema", "--report")  # of a command that is remembered
 # A new job that ends with one of these errors is removed, unless its status has one of `_KEPT`.
 _TYPOS = frozenset({Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY, Code.NOT_FOUND})
 _KEPT = ("done", "prompt_tokens", "cost", "cost_set_aside")
@@ -214,14 +214,15 @@ def warn_of_input(job: Job) -> None:
 
 def remembered_command(given: Sequence[str], configuration: Configuration) -> list[str]:
     """Return a command line for a run from any folder, without keys: a job is resumed with it by its id."""
+    files = {"--schema", *(each.name_on("flag") for each in table.options().values() if each.type is Path)}
     words, kept = iter(given), []
     for word in words:
         option, equals, value = word.partition("=")
-        if option not in {"--set", "--config", *_OF_FILES}:
+        if option not in {"--set", "--config", *files}:
             kept.append(redact(word))
             continue
         value = value if equals else next(words)
-        if option in _OF_FILES or (option == "--choices" and Path(value).is_file()):
+        if option in files - {"--config"} or (option == "--choices" and Path(value).is_file()):
             kept += [option, str(Path(value).absolute())]
         elif option == "--set" and (_SECRET.search(value) is None or _REFERENCE.fullmatch(value)):
             kept += [option, redact(value)]
@@ -273,8 +274,7 @@ async def _job_run(
     as_json: bool,
     quiet: bool,
 ) -> tuple[RunStatus, PromptmillError | None, bool]:
-    create = None if job.order.ray is None else job.order.ray.create
-    service = Service(configuration, plan=job.plan, create=create)
+    service = Service(configuration, plan=job.plan, create=job.order.create)
     try:
         with progress_display(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:
             return await until_ended(Runner(job, service, Hooks(watch=watch, live=live)))

@@ -61,6 +61,17 @@ class Face:
     """`"module:class"`: makes a `promptmill.http.app.OtherApi` of the service."""
 
 
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A further argument of the tool `bulk_control`."""
+
+    option: str
+    """`"module:name"`: its `promptmill.options.option.Option`."""
+    run: str
+    """`"module:function"`: takes the `RunningJobs`, the caller, the job's id and the argument. The tool returns its
+    result under the name of the option."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """A kind of inputs and outputs of jobs: files with a suffix, or URLs with a scheme."""
@@ -123,6 +134,7 @@ class Feature:
     commands: Sequence[Command] = ()
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.app.ToolSocket`."""
+    controls: Sequence[Control] = ()
     plans: Sequence[PlanEntry] = ()
     """If several of a feature ask for a job, the first one gets it; those of two features exclude each other."""
     ways: Mapping[str, str] = field(default_factory=dict)
@@ -138,6 +150,14 @@ class Feature:
     `promptmill.api`."""
 
     observation: Observation | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Parts of the orders of jobs by the option that asks for each, such as `{"lake": "module:class"}`: each class is a
+    `promptmill.jobs.store.order.OrderPart`."""
+    query: str = ""
+    """`"module:function"`: answers queries over files and URLs; takes `JobFolders`, the query and the names of the
+    inputs, and is a context with the `promptmill.jobs.inputs.given.Given` rows."""
+    client_command: str = ""
+    """The command that adds promptmill to an MCP client, for hints."""
     after_job: str = ""
     """`"module:function"`: takes the `promptmill.cli.job_run.EndedJob` of a command."""
 
@@ -170,14 +190,18 @@ def _hidden(without: str) -> Mapping[str, Feature]:
     return MappingProxyType({name: each for name, each in _installed() if name not in _features(without)})
 
 
-def part_of(feature: str, name: str) -> Any:
-    """Return the part `"module:name"` of a feature behind an option of the core.
+def query() -> Any:
+    """Return the function that answers queries over files and URLs. Raises `PromptmillError` (`invalid_config`)."""
+    for each in features().values():
+        if each.query:
+            return part(each.query)
+    raise config_error("", f"Queries over files need a feature that is not installed or hidden by {WITHOUT}.")
 
-    Raises `PromptmillError` (`invalid_config`) if the feature is missing.
-    """
-    if feature not in features():
-        raise config_error("", f"This needs the feature {feature!r}, which is not installed or hidden by {WITHOUT}.")
-    return part(f"{GROUP}.{feature}.{name}")
+
+def client_command() -> str:
+    """Return the command that adds promptmill to an MCP client; `""` without one."""
+    names = (each.client_command for each in features().values())
+    return next((f"promptmill {name}" for name in names if name), "")
 
 
 def figures() -> Mapping[str, Figure]:

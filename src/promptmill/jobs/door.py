@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Named, Words, input_error, redact
-from promptmill.core.feature import part_of
+from promptmill.core.feature import query
 from promptmill.jobs.inputs import remote
 from promptmill.jobs.inputs.given import Given, loose_id, written
 from promptmill.jobs.inputs.remote import RemoteOutput, Say, as_written
@@ -140,7 +140,7 @@ def open_job(
         elif sql is not None and is_query(sql, names):
             urls["input_file"] = redact(", ".join(names) or "a query")
             with telling.waiting(urls["input_file"]):
-                source = opened.enter_context(part_of("duckdb", "query:queried")(folders, sql, names))
+                source = opened.enter_context(query()(folders, sql, names))
             options = {**options, "sql": None}
         elif rows.source == "urls":
             with telling.waiting(redact(names[0])):

@@ -56,6 +56,8 @@ class Argument:
     most: float | None = None
     within: str = ""
     """The argument that has it as a key; it is no argument itself."""
+    also_within: str = ""
+    """The argument that may have it as a key, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,10 @@ class Option:
     goes_with: Sequence[Named] = ()
     """It needs one of these options."""
     goes_without: Sequence[Without] = ()
+    check: str = ""
+    """`"module:function"`: takes its value before a job begins, and raises `PromptmillError`."""
+    only_model: str = ""
+    """The option that names the only model that gets requests, if this one takes the place of `model`."""
     rows: Sequence[str] = ()
     """The sources of rows (`ROWS`) that it is for; `()`: all."""
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LARGEST_PAGE, LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
-from promptmill.core.feature import part_of
+from promptmill.core.feature import features, part
 from promptmill.core.values import JsonDict, json_text
 from promptmill.jobs.store.status_record import Status, schema
 from promptmill.options import table
@@ -137,7 +137,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             openWorldHint=True,
         ),
     )
-    @with_options
+    @with_options(*table.options().values())
     async def bulk_generate(
         ctx: Context,
         *,
@@ -189,11 +189,12 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         it, and answered rows are not sent again.
         """
         values = _sent(options)
-        model, prompt, sure = (values.get(name) for name in ("model", "prompt", "sure"))
+        model, prompt = values.get("model"), values.get("prompt")
         validate = bool(values["validate"])
         models, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
-        from promptmill.jobs.inputs.short_forms import answer_forms  # imported by `jobs`, as is the other one
+        from promptmill.jobs.inputs.short_forms import answer_forms  # imported by `jobs`, as are the others
         from promptmill.jobs.store.order import JobOrder
+        from promptmill.jobs.store.spec import plan_of
 
         try:
             _check_source(input_file, output_file, prompts, files, values)
@@ -204,19 +205,16 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             form = {"schema": None, "choices": None, "system": values.get("system_prompt")}
             form |= answer_forms({**values, "system": form["system"]})
             asked = form["schema"], values.get("sampling_params"), form["choices"]
-            strong = () if sure is None else (sure.get("model"), sure.get("second"))
-            plan, plans = await _plans_of(
-                service, [*models, *(name for name in strong if isinstance(name, str))], asked
-            )
+            others = {way.model for way in plan_of(values, [name or "" for name in models]).ways} - {"", *models}
+            plan, plans = await _plans_of(service, [*models, *others], asked)
             if (input_file or files is not None) and not validate:
                 plan = await service.settled(plan)  # another call could choose an endpoint while the model is open
                 await questions.check_endpoint(ctx, plan)
             cost = None if validate else questions.cost(ctx, plan, values.get("max_cost"), "This job")
-            has_student = sure is not None and sure.get("student")
             values |= {
                 "system_prompt": form["system"],
                 "fields": values.get("fields") is not False,
-                "model": models if models[1:] or (has_student and model is not None) else None,
+                "model": models if models[1:] else None,
                 "limit": values.get("limit") or None,
             }
             if "from_job" in values:
@@ -246,6 +244,8 @@ def add_bulk_tools(socket: ToolSocket) -> None:
 
 def _add_tools_of_a_job(socket: ToolSocket) -> None:
     mcp, service, questions, jobs = socket.mcp, socket.service, socket.questions, socket.jobs
+    further = [(part(each.option), each.run) for feature in features().values() for each in feature.controls]
+    controls = {option.name: run for option, run in further}
 
     @tool(
         mcp,
@@ -365,6 +365,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
             openWorldHint=True,
         ),
     )
+    @with_options(*(option for option, _ in further))
     async def bulk_control(
         ctx: Context,
         *,
@@ -384,7 +385,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
             bool,
             Field(description="Run the job of a call that was stopped or interrupted; false unless given."),
         ] = False,
-        report: arguments.Report = None,
+        **added: Any,
     ) -> JsonDict:
         """Pause or continue a running job, or change its limits, within two seconds; or write its report.
 
@@ -397,6 +398,9 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
             await cost.approve(None, max_cost)
         found = await asyncio.to_thread(functools.partial(running.control, job_id, caller, **changes))
         found = await running.resume_call(job_id, caller) if resume else found
-        if report is None:
-            return dict(found)
-        return {**found, "report": await part_of("report", "call_report:written")(running, caller, job_id, report)}
+        done = {
+            name: await part(controls[name])(running, caller, job_id, value)
+            for name, value in added.items()
+            if value is not None
+        }
+        return {**found, **done}

@@ -22,12 +22,13 @@ from promptmill.cli.main import main
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.features.batches import batch_round
+from promptmill.features.batches.order import BatchOrder
 from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.run.ways import RoundRun
 from promptmill.jobs.store import stored_batches
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.order import BatchOrder, JobOrder
+from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.rounds import Round
 
 ROWS = 40
@@ -283,7 +284,7 @@ def rounds_after(known: list[Round], order: JobOrder, open_ways: set[str]) -> Ro
 
 
 def test_a_batch_round_comes_before_the_live_round_which_takes_its_failures():
-    order = JobOrder(inputs=(Path("/a"),), output=Path("/b"), batch=BatchOrder())
+    order = JobOrder(inputs=(Path("/a"),), output=Path("/b"), parts={"batch": BatchOrder()})
     first = rounds_after([], order, {"batch", "live"})
     assert first == Round(1, "open", "batch", way="batch")
     second = rounds_after([replace(first, done=True)], order, {"live"})

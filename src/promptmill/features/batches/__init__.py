@@ -6,6 +6,7 @@ FEATURE = Feature(
     options="promptmill.features.batches.options:OPTIONS",
     words="rows answered by the Batch API of a provider, at a lower price",
     ways={"batch": "promptmill.features.batches.batch_round:BatchWay"},
+    parts={"batch": "promptmill.features.batches.order:BatchOrder"},
     figures=(
         Figure(
             name="batch",

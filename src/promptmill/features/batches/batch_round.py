@@ -41,12 +41,12 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Request
 from promptmill.features.batches.batch_files import BatchFiles, is_whole, new_key, waits
+from promptmill.features.batches.order import BatchOrder
 from promptmill.features.batches.status import BatchStatus, batch_words
 from promptmill.jobs.run.live import StoreSink, answer_rows
 from promptmill.jobs.run.ways import RoundRun
 from promptmill.jobs.store import statistics, stored_batches
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.order import BatchOrder
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import store_round, stored_rounds
 from promptmill.jobs.store.stored_batches import HAS_REPLY, IN_BATCH, Batch
@@ -112,7 +112,8 @@ class BatchRound:
     def __init__(self, run: RoundRun, *, clock: Clock = Clock()) -> None:
         self._job, self._service, self._progress, self._round = run.job, run.service, run.progress, run.rows.round
         self._rows, self._sink_of, self._clock = run.rows, run.sink_of, clock
-        self._order = run.job.order.batch or BatchOrder()
+        order = run.job.order.parts.get("batch")
+        self._order = order if isinstance(order, BatchOrder) else BatchOrder()
         self._is_cancelled, self._no_room = run.is_cancelled, run.no_room
         self._store = run.job.folder.store
         self._apis: dict[int, BatchApi] = {}

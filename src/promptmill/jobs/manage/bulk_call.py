@@ -84,8 +84,8 @@ def takes_options(function: Callable[P, R]) -> Callable[P, R]:
     def called(*args: P.args, **options: P.kwargs) -> R:
         known = {each.name_on("keyword") for each in table.options().values()}
         for name in set[str](options) - known - {"rows", "output"}:
-            if (feature := table.hidden_options().get(name)) is not None:
-                raise input_error(f"`{name}` needs the feature {feature}, which is hidden here.")
+            if needs := table.needs_hidden(name, "keyword"):
+                raise input_error(f"`{name}` {needs}.")
             meant = did_you_mean(name, [each for each in known if each], "see help(bulk)")
             raise TypeError(f"{function.__name__}() has no argument {name!r}; {meant}")
         try:
@@ -103,7 +103,7 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
 
     `rows`: a column or a table of pandas, polars, pyarrow or `datasets`; a list or any iterable of texts, dicts as in a
     file of rows, or lists of messages; the path of a file, a folder or a pattern, as a text or a `pathlib.Path`; None,
-    with a query that names its files. Both may be URLs, such as "hf://datasets/acme/mails" and "s3://bucket/out.csv".
+    with a query that names its files. Both may be URLs, such as "https://example.com/mails.csv" and "s3://bucket/out.csv".
     `output`: a file to write; with a path as `rows`, the result's `rows` and `answers` are then empty.
 
     Raises `PromptmillError` when the job stops. The answers until then, or until Ctrl-C, are kept: the same call
@@ -286,8 +286,7 @@ class _Call:
         with self.written:  # until the rows are read, at the beginning of the run
             job = await admission.admit_in_thread(self.job.admit)
             self.folder = job.folder
-            create = None if job.order.ray is None else job.order.ray.create
-            service = Service(self.job.configuration, plan=job.plan, create=create)
+            service = Service(self.job.configuration, plan=job.plan, create=job.order.create)
             try:
                 yield job, service
             finally:
@@ -494,8 +493,8 @@ def configuration_of(given: Mapping[str, Any]) -> Configuration:
     sampling = dict(with_schema(sampling, given.get("schema")))
     models = given.get("model")
     model = models if models is None or isinstance(models, str) else next(iter(models), None)
-    if model is None and given.get("student") and endpoint.keys() & {"base_url", "provider"}:
-        model = given.get("sure")  # the only model that gets requests
+    if model is None and endpoint.keys() & {"base_url", "provider"}:
+        model = table.only_model(given)
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
         chosen = resolved_config.settings_of(

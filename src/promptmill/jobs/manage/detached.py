@@ -356,8 +356,7 @@ def _run_job(
 ) -> int:
     """Run a job that was admitted; `lock` is the inherited descriptor of its lock. Return the exit code."""
     configuration = _configuration(plan)
-    create = None if order.ray is None else order.ray.create
-    service = Service(configuration, plan=plan, create=create, is_shared=is_shared)
+    service = Service(configuration, plan=plan, create=order.create, is_shared=is_shared)
     if plan.backend in {*BACKENDS, AUTO}:  # how much another package's backend needs is not known
         runtime.limit_memory(_RUNNER_BYTES)
     held = Lock.take(folder.lock) if lock is None else Lock(lock)

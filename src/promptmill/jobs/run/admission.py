@@ -173,7 +173,7 @@ def admit(
                 raise input_error(f"Job {folder.job_id} is running already; ", status_of)
             opened.callback(lock.release)
             opened.callback(folder.close)
-            order = _with_its_deadline(folder, order)
+            order = _as_begun(folder, order)
             spec, change = _opened(folder, order, lambda: _begun(folder, wanted, order, fixed=fixed))
             folder.control.changed(cancel=False).write(folder.path)
             job = Job(folder, spec, order, plan, lock, change)
@@ -299,16 +299,12 @@ def _without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
     return replace(plan, settings=plan.settings.model_copy(update={"backend_configs": configs}))
 
 
-def _with_its_deadline(folder: Folder, order: JobOrder) -> JobOrder:
-    """Return an order with the `by` of the unfinished job, if it repeats the command: `06:00` has meant that time."""
-    before = folder.order
-    if before is None or before.batch is None or before.batch.by is None or order.batch is None:
+def _as_begun(folder: Folder, order: JobOrder) -> JobOrder:
+    """Return an order; if it repeats the command of the unfinished job, with that job's decisions."""
+    begun = folder.order
+    if begun is None or order.shown.command != begun.shown.command or folder.status.get("state") == progress.FINISHED:
         return order
-    is_repeated = order.batch.by is not None and order.shown.command == before.shown.command
-    if not is_repeated or order.batch.by == before.batch.by or folder.status.get("state") == progress.FINISHED:
-        return order
-    kept = order.batch.model_copy(update={"by": before.batch.by, "is_earlier": True})
-    return order.model_copy(update={"batch": kept})
+    return order.repeated(begun)
 
 
 def _opened(folder: Folder, order: JobOrder, begin: Callable[[], tuple[JobSpec, Change]]) -> tuple[JobSpec, Change]:

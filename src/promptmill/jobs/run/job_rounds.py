@@ -19,7 +19,7 @@ from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.fingerprint import system_prompt_of
 from promptmill.jobs.store.records import SLOT, Record
-from promptmill.jobs.store.rounds import Round, join_of
+from promptmill.jobs.store.rounds import LIVE, Round, join_of
 from promptmill.jobs.store.spec import JobSpec, PlanWork, RunningJob, digest
 from promptmill.jobs.store.stored import Target
 from promptmill.jobs.store.stored_batches import Batch, open_batches
@@ -97,8 +97,8 @@ class JobRounds:
 
     def between(self, round_: Round, delivered: Callable[[Sequence[Record]], None]) -> Between | None:
         """Return the function that delivers answers while a live round runs; None if none may be known."""
-        # with batches, the rows that need another answer go into one
-        return self._copies.between(round_, self._work, delivered, sends=self._job.order.batch is None)
+        # otherwise the rows that need another answer go by that way
+        return self._copies.between(round_, self._work, delivered, sends=self._job.order.way == LIVE)
 
     @property
     def window(self) -> int:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.rounds import DUPLICATE, ONCE, RULES, Round
+from promptmill.jobs.store.rounds import DUPLICATE, LIVE, ONCE, RULES, Round
 from promptmill.jobs.store.spec import Plan
 
 
@@ -62,15 +62,15 @@ def next_round(now: Situation) -> Round | None:
 
 
 def _by_batch(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
-    """Yield the rounds; where the order has `batch`, rows go into a batch first, and then live if it left them open."""
+    """Yield the rounds; rows go by the way of the order first, and then live if it left them open."""
     latest = max((round_.id for round_ in now.rounds if round_.way == "batch"), default=0)
     for round_ in wanted:
         # failures of a batch that may pass are sent again
         live = replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
-        if now.order.batch is None or round_.way != "live" or not now.plan.may_batch(round_):
+        if now.order.way == LIVE or round_.way != LIVE or not now.plan.may_batch(round_):
             yield live
             continue
-        yield replace(round_, way="batch", reason="batch")
+        yield replace(round_, way=now.order.way, reason=now.order.way)
         yield live
 
 

@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import TypeVar
 
 from promptmill.backends import registry
@@ -322,9 +321,7 @@ class Runner:
         if job.spec.output.format == "xlsx":
             await self._do(functools.partial(steps.check_output))
         progress.output.columns = job.spec.output.names or {}
-        if (batch := job.order.batch) is not None and batch.is_earlier and batch.by is not None:
-            at = datetime.fromtimestamp(batch.by).astimezone().isoformat(" ", "minutes")
-            progress.notes.append(f"Open rows are sent live at {at}, the time of the job's first run.")
+        progress.notes += [note for each in job.order.parts.values() for note in each.notes]
         progress.notes += [note for note in columns.notes(job.spec) if note not in progress.notes]
         await self._in_thread(self._limit_rows)
         await self._in_thread(self._note_persons)

@@ -26,6 +26,8 @@ from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT
 
 NEVER = "0"
+LIVE, COPY = "live", "copy"
+"""Ways of rounds: requests are sent now; rows get answers that need no request. Features have others."""
 ANSWERED = "answer.code IS NULL"
 HAS_QUESTION = "row.asked IS NOT NULL AND substr(row.asked, 1, 16) != zeroblob(16)"
 FAILED = "answer.code IS NOT NULL"
@@ -87,9 +89,8 @@ class Round:
     slots: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     since: int = 0
     """The id of the last round before the order that this round belongs to."""
-    way: str = "live"
-    """`live`: requests are sent; `copy`: the rows get answers that need no request, such as the answer of an equal row;
-    another one, such as `batch`: see `run.ways`."""
+    way: str = LIVE
+    """How its rows get their answers, see `run.ways`."""
     model: str = ""
     """The model that answers in place of the target's; `""` for the target's own."""
     done: bool = False

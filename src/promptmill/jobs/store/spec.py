@@ -16,7 +16,7 @@ from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import values
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, unwritable_parameters
-from promptmill.core.feature import features, hidden, part
+from promptmill.core.feature import features, part
 from promptmill.jobs import members
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.row import Style
@@ -393,9 +393,6 @@ def plan_of(options: Mapping[str, Any], models: Sequence[str]) -> Plan:
         raise input_error(Named(asked[0].option), " goes without ", Named(asked[1].option), ": a job has one plan.")
     if asked:
         return asked[0]
-    for name, feature in hidden().items():
-        for option in (option for entry in feature.plans for option in entry.options if options.get(option)):
-            raise input_error(Named(option), f" needs the feature {name}, which is hidden here.")
     return Plan()
 
 
