@@ -27,13 +27,7 @@ WORDS = {
 }
 GENERATED = {Path("options/keywords.py")}
 """Python's keywords for editors, which scripts/docs.py writes from the table: they include the options of features."""
-NAMED = {
-    "jobs/run/job_rounds.py": {"batches"},
-    "jobs/run/resumption.py": {"batches"},
-    "jobs/run/runner.py": {"batches"},
-    "jobs/store/database.py": {"batches"},
-    "jobs/store/stored_batches.py": {"batches"},
-}
+NAMED = {}
 """The files of the core that name features."""
 
 

@@ -51,6 +51,17 @@ class PlanEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class WayEntry:
+    """A way in which the requests of a round are answered."""
+
+    name: str
+    run: str
+    """`"module:class"`: a `promptmill.jobs.run.ways.Way`."""
+    awaited: str
+    """A module with the names of `promptmill.jobs.store.rounds.Awaited`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Face:
     """Another API of the HTTP server, next to MCP. `promptmill serve --no-NAME` leaves it out."""
 
@@ -137,9 +148,7 @@ class Feature:
     controls: Sequence[Control] = ()
     plans: Sequence[PlanEntry] = ()
     """If several of a feature ask for a job, the first one gets it; those of two features exclude each other."""
-    ways: Mapping[str, str] = field(default_factory=dict)
-    """Ways in which the requests of a round are answered, such as `{"batch": "module:class"}`: each class is a
-    `promptmill.jobs.run.ways.Way`."""
+    ways: Sequence[WayEntry] = ()
     figures: Sequence[Figure] = ()
     instructions: str = ""
     """A sentence about the tools, for the instructions that an MCP client gets."""

@@ -12,7 +12,7 @@ with an error, and the next run looks again. Only the user's `by` gives it up, a
 
 Rows without an answer afterwards (expired, cancelled, failed for a reason that may pass) are rows of the live round
 that follows. The chain runs twice: while planning, `Call.exchange` takes the request in place of the network, and while
-storing, it has the reply. `jobs.store.stored_batches` has the states of a batch, in each of which a job may be killed.
+storing, it has the reply. `stored_batches` has the states of a batch, in each of which a job may be killed.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ from promptmill.backends.protocol import Call, Facts, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Request
+from promptmill.features.batches import stored_batches
 from promptmill.features.batches.batch_files import BatchFiles, is_whole, new_key, waits
 from promptmill.features.batches.order import BatchOrder
 from promptmill.features.batches.status import BatchStatus, batch_words
+from promptmill.features.batches.stored_batches import HAS_REPLY, IN_BATCH, Batch
 from promptmill.jobs.run.live import StoreSink, answer_rows
 from promptmill.jobs.run.ways import RoundRun
-from promptmill.jobs.store import statistics, stored_batches
+from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import store_round, stored_rounds
-from promptmill.jobs.store.stored_batches import HAS_REPLY, IN_BATCH, Batch
 
 _LONGEST_POLL_S = 900.0
 _GROWTH = 1.5

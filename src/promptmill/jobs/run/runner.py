@@ -33,7 +33,7 @@ from promptmill.jobs.run.shared_beginnings import saved
 from promptmill.jobs.run.steps import Apart
 from promptmill.jobs.run.ways import RoundRun, way_named
 from promptmill.jobs.store import progress as states
-from promptmill.jobs.store import rounds, statistics, status, stored_batches
+from promptmill.jobs.store import rounds, statistics, status
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, Work
@@ -223,7 +223,8 @@ class Runner:
                 OSError, DamagedError
             ):  # if this fails, the next run finds no rows for the last round
                 rounds.end(job.folder.store)
-                stored_batches.forget_tried(job.folder.store)
+                for way in rounds.awaited(job.folder.store).values():
+                    way.forget(job.folder.store)
         self._keep({"status": self._before} if self._is_refused else self._status())
         with contextlib.suppress(OSError, DamagedError):
             if job.folder.is_open:  # not open if it could not be repaired
@@ -315,7 +316,8 @@ class Runner:
                 self._is_refused = job.change.before is not None
                 raise
             job.load()
-            await self._in_thread(lambda: stored_batches.rebind(job.folder.store, job.spec.targets))
+            for way in rounds.awaited(store).values():
+                await self._in_thread(functools.partial(way.rebind, store, job.spec.targets))
             self._note_kept(bound)
         await self._check_secrets()
         if job.spec.output.format == "xlsx":
@@ -495,9 +497,8 @@ class Runner:
         if limit is None or stats.ledger.budget is not None:
             return
         store = job.folder.store
-        stats.ledger.budget = Budget(
-            limit, progress.cost or 0.0, store.in_flight.most + stored_batches.most_open(store)
-        )
+        awaited = sum(way.most_cost(store) for way in rounds.awaited(store).values())
+        stats.ledger.budget = Budget(limit, progress.cost or 0.0, store.in_flight.most + awaited)
 
     def _most_cost(self, control: Control) -> float | None:
         """Return the most that all runs of the job may spend; None: any amount."""

@@ -77,7 +77,7 @@ def _places() -> dict[str, str]:
     """Return the modules and names of the classes of all ways."""
     return {
         "live": f"{__name__}:Live",
-        **{name: place for feature in features().values() for name, place in feature.ways.items()},
+        **{entry.name: entry.run for feature in features().values() for entry in feature.ways},
     }
 
 

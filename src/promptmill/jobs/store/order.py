@@ -6,10 +6,9 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, TypeAlias
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from promptmill.backends.protocol import Backend
 from promptmill.config.resolved_config import ResolvedConfig
@@ -202,12 +201,22 @@ def _read_part(name: str, value: Any, where: str | None) -> OrderPart:
     if isinstance(value, OrderPart):
         return value
     if where is None:
-        return UnknownPart.model_validate(value if "values" in value else {"name": name, "values": value})
+        return UnknownPart(name=name, values=value)
     kind: type[OrderPart] = part(where)
     return kind.model_validate(value)
 
 
-AnyParts: TypeAlias = Annotated[Mapping[str, SerializeAsAny[OrderPart]], BeforeValidator(_read_parts)]
+def _written_parts(parts: Mapping[str, OrderPart]) -> dict[str, Any]:
+    return {
+        name: each.values if isinstance(each, UnknownPart) else each.model_dump(mode="json")
+        for name, each in parts.items()
+    }
+
+
+AnyParts: TypeAlias = Annotated[
+    Mapping[str, OrderPart], BeforeValidator(_read_parts), PlainSerializer(_written_parts, when_used="json")
+]
+"""The parts of features in an order, by the options that ask for them."""
 
 
 class JobOrder(Stored):
@@ -226,7 +235,7 @@ class JobOrder(Stored):
     earlier: Earlier = Earlier()
     variants: tuple[Variant, ...] = ()
     plan: AnyPlan = Plan()
-    parts: AnyParts = MappingProxyType({})
+    parts: AnyParts = Field({})
     """The parts of features, by the options that ask for them."""
     shown: Shown = Shown()
     owner: str | None = None
