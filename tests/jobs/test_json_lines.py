@@ -88,8 +88,8 @@ def test_the_error_of_an_array_says_what_is_wrong_with_it(ingested, tmp_path, te
 
 def test_the_prompt_may_be_in_a_field_of_another_name():
     reading = rows.RowReader("jsonl", prompt_column="q")
-    asked = reading.read(0, b'{"q": "why", "prompt": "old", "messages": "mine", "max_tokens": 5}')
-    assert (asked[0].as_messages(), asked[1].max_tokens) == ([{"role": "user", "content": "why"}], 5)
-    talk = reading.read(0, b'{"q": [{"role": "user", "content": "a"}]}')[0]
+    asked = reading.request(0, b'{"q": "why", "prompt": "old", "messages": "mine", "max_tokens": 5}')
+    assert (asked.conversation.as_messages(), asked.sampling.max_tokens) == ([{"role": "user", "content": "why"}], 5)
+    talk = reading.request(0, b'{"q": [{"role": "user", "content": "a"}]}').conversation
     assert talk.as_messages() == [{"role": "user", "content": "a"}]
     assert rows.digest("jsonl", b'{"q": "why", "prompt": 1}', "q") == rows.digest("jsonl", b'{"prompt": "why"}')

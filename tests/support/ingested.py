@@ -76,8 +76,9 @@ class Ingested:
     def asked(self) -> list[Any]:
         """What each row asks: the fields of its question, or its problem."""
         (questions,) = questions_of(self.spec.question, self.spec.input.format, self.spec.input.header)
-        lines = (questions.line(row.cells or b"") if row.line is None else row.line for row in self.rows)
-        return [rows.load(line, "") for line in lines]
+        return [
+            questions.asked(row.cells or b"", "") if row.line is None else rows.load(row.line, "") for row in self.rows
+        ]
 
     @property
     def requests(self) -> RowRequests:

@@ -164,12 +164,15 @@ class Questions:
         """Whether any process may compute them, in a time in proportion to the row's size."""
         return self.template is None or isinstance(self.template, PlainTemplate)
 
-    def line(self, cells: bytes) -> bytes:
-        """Return the question of a stored row as JSON. Raises `PromptmillError` as `of` does."""
+    def asked(self, cells: bytes, where: str) -> Any:
+        """Return the question of a stored row as a value of JSON. Raises `PromptmillError` as `of` does."""
         if self.columns is None:
-            return cells if self.template is None else rows.json_line(self.of(rows.load(cells, "")))[:-1]
+            value = rows.load(cells, where)
+            return value if self.template is None or not isinstance(value, dict) else self.of(value)
         values = loads(cells)
-        return question_json(self.of({name: values[at] for at, name in self.columns}))
+        question = self.of({name: values[at] for at, name in self.columns})
+        are_texts = all(type(value) is str for value in question.values())
+        return question if are_texts else rows.load(question_json(question), where)
 
     def of(self, row: JsonObject, blank: set[str] | None = None) -> JsonDict:
         """Return the question of a row, given by its fields. `blank` gets the fields whose places stay blank.
@@ -251,8 +254,11 @@ class RowRequests:
 
     def request(self, n: int, line: bytes | None, cells: bytes, attempts: int = 0) -> Request:
         """Return the request of row `n`. Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the row."""
-        text = self.questions.line(cells) if line is None else question_of(line, self.prompt)
-        request = self.reader.request(n, text, attempts)
+        if line is None:
+            where = self.reader.checked(n, cells)
+            request = self.reader.request_of(n, self.questions.asked(cells, where), attempts)
+        else:
+            request = self.reader.request(n, question_of(line, self.prompt), attempts)
         return request.changed(extra={**request.extra, **self.extra}) if self.extra else request
 
     @property

@@ -50,7 +50,6 @@ AS_UTF8 = "Save the file as UTF-8; if it is from Windows: iconv -f cp1252 -t utf
 _NOT_ASKED = b'{"promptmill:'  # `PROBLEM` or `EMPTY`
 _SAMPLING_NAMES = frozenset(Sampling.model_fields)
 _LONG = 32 * 1024
-_FOR_CHAT = re.compile(rb'"url"\s*:\s*"(/v1)?/chat/completions"')  # inside a text the quotes would be escaped
 _OF_NO_REQUEST = frozenset({"custom_id", "method", "metadata"})
 _NOTHING: JsonObject = {}
 _NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
@@ -129,14 +128,29 @@ class RowReader:
         return digest(self.kind, line, self.prompt_column, row_settings=self.row_settings)
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
-        """Return the request of line `row`. Raises as `read` does."""
+        """Return the request of line `row` (from 0). Raises as `request_of` does."""
+        return self.request_of(row, load(line, self.checked(row, line)), attempts)
+
+    def checked(self, row: int, line: bytes) -> str:
+        """Return the name of line `row`. Raises `PromptmillError` (`invalid_input`) if it may hold too many values."""
+        where = place(self.kind, row)
         if self.limits.values is not None and may_exceed(self.limits.values, line):
-            raise input_error(f"{place(self.kind, row)} may hold more than {self.limits.values:,} values.")
-        other = self._other_request(row, line)
+            raise input_error(f"{where} may hold more than {self.limits.values:,} values.")
+        return where
+
+    def request_of(self, row: int, value: Any, attempts: int = 0) -> Request:
+        """Return the request of the JSON value of line `row`.
+
+        Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the line.
+        """
+        where = place(self.kind, row)
+        if not isinstance(value, dict):
+            raise input_error(f"{where} is {shape(value)}. Write one JSON object per line.")
+        other = self._other_request(value, where)
         if other is not None:
-            body = self._limited_body(other, place(self.kind, row))
+            body = self._limited_body(other, where)
             return Request(row, _NO_CONVERSATION, _NO_SAMPLING, body, attempts, other.path)
-        conversation, sampling, extra = self.read(row, line)
+        conversation, sampling, extra = self._read(value, where)
         return Request(row, conversation, sampling, extra, attempts, required=self._required(sampling, extra))
 
     def _required(self, sampling: Sampling, extra: JsonObject) -> frozenset[str]:
@@ -148,17 +162,13 @@ class RowReader:
         own = sampling.given() | dict(extra)
         return required_of({name: value for name, value in own.items() if value != ours.get(name)})
 
-    def read(self, row: int, line: bytes) -> Asked:
-        """Return conversation, sampling and extra parameters of line `row` (from 0).
-
-        Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the line.
-        """
-        where = place(self.kind, row)
-        if self.models and (other := self._named_model(line)) is not None:
-            conversation, sampling, extra = self.models[other].read(row, line)
+    def _read(self, row: JsonObject, where: str) -> Asked:
+        """Return conversation, sampling and extra parameters of a row."""
+        if self.models and (other := self._named_model(row)) is not None:
+            conversation, sampling, extra = self.models[other]._read(row, where)
             return conversation, sampling, {**extra, "model": other}
         is_plain = self.kind in {"jsonl", "table"}
-        conversation, sampling, extra = self._plain_row(line, where) if is_plain else self._request_line(line, where)
+        conversation, sampling, extra = self._plain_row(row, where) if is_plain else self._whole_request(row, where)
         if folders := self.images.folders:
             conversation = conversation.with_sources(lambda source: from_folder(source, folders))
         if self.kind != "messages":  # a call's were checked before
@@ -201,25 +211,20 @@ class RowReader:
             f"{where}: there is no model {min(named - self.limits.models)[:60]!r}; models here: {known:.500}."
         )
 
-    def _other_request(self, row: int, line: bytes) -> BatchLine | None:
-        """Return the request of a line for a path other than chats; None for a chat, or an unreadable line."""
-        if self.kind == "messages" and line.startswith(b'{"path":'):
-            written = orjson.loads(line)
-            return BatchLine(written["path"], written["extra"])
-        if self.kind != "batch" or not self.paths or _FOR_CHAT.search(line):
+    def _other_request(self, row: JsonObject, where: str) -> BatchLine | None:
+        """Return the request of a row for a path other than chats; None for a chat, or an unreadable row."""
+        if self.kind == "messages" and "path" in row:
+            return BatchLine(row["path"], row["extra"])
+        if self.kind != "batch" or not self.paths:
             return None
-        where = place(self.kind, row)
         try:
-            asked = batch_lines.read(_object(line, where), where)
+            asked = batch_lines.read(row, where)
         except PromptmillError:
             return None
         return asked if asked.path in self.paths else None
 
-    def _plain_row(self, line: bytes, where: str) -> Asked:
+    def _plain_row(self, row: JsonObject, where: str) -> Asked:
         """Read a plain row: a prompt or messages, and optional parameters that override the job's."""
-        row = load(line, where)
-        if not isinstance(row, dict):
-            raise input_error(f"{where} is {shape(row)}. Write one JSON object per line.")
         if PROBLEM in row:
             raise input_error(f"{where}: {row[PROBLEM]}")
         if EMPTY in row:
@@ -240,32 +245,25 @@ class RowReader:
         sampling = self.sampling.model_copy(update=replacing_choices(own)) if own else self.sampling
         return conversation, sampling, {**self.extra, **body} if body else self.extra
 
-    def _request_line(self, line: bytes, where: str) -> Asked:
-        """Read a line that is a whole request. A Batch line contains all of its parameters."""
-        value = _object(line, where)
+    def _whole_request(self, row: JsonObject, where: str) -> Asked:
+        """Read a row that is a whole request. A Batch line contains all of its parameters."""
         if self.kind == "batch":
-            conversation, sampling, extra = _batch(value, where)
+            conversation, sampling, extra = _batch(row, where)
         else:
-            if "problem" in value:
-                raise input_error(f"{where}: {value['problem']}")
-            conversation, sampling, extra = _conversation(value["messages"], where), self.sampling, self.extra
-            if (own := value.get("sampling")) is not None:
-                sampling, extra = Sampling.model_validate(own), value.get("extra", _NOTHING)
+            if "problem" in row:
+                raise input_error(f"{where}: {row['problem']}")
+            conversation, sampling, extra = _conversation(row["messages"], where), self.sampling, self.extra
+            if (own := row.get("sampling")) is not None:
+                sampling, extra = Sampling.model_validate(own), row.get("extra", _NOTHING)
         if sampling.reasoning is None and self.sampling.reasoning is not None:
             sampling = sampling.model_copy(update={"reasoning": self.sampling.reasoning})
         return conversation.with_system(self.system_prompt), sampling, extra
 
-    def _named_model(self, line: bytes) -> str | None:
-        """Return the model that a line names if it is one of `models`, else None."""
-        if b'"model"' not in line or not self.row_settings:
+    def _named_model(self, row: JsonObject) -> str | None:
+        """Return the model that a row names if it is one of `models`, else None."""
+        if not self.row_settings:
             return None
-        try:
-            row = load(line, "")
-        except PromptmillError:  # the reader of the line reports it in full
-            return None
-        asked = row
-        if self.kind == "batch" and isinstance(row, dict):
-            asked = row.get("body") or row.get("params") or row.get("request")
+        asked = row.get("body") if self.kind == "batch" else row
         name = asked.get("model") if isinstance(asked, dict) else None
         return name if isinstance(name, str) and name in self.models else None
 
@@ -332,13 +330,6 @@ def emptiness(value: object) -> str:
 
 def _are_messages(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and "role" in one for one in value)
-
-
-def _object(line: bytes, where: str) -> JsonDict:
-    value = load(line, where)
-    if not isinstance(value, dict):
-        raise input_error(f"{where} is {shape(value)}. Write one JSON object per line.")
-    return value
 
 
 def load(line: bytes, where: str) -> Any:

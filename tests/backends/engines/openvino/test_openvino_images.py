@@ -158,11 +158,11 @@ def test_an_image_broken_behind_its_header_is_the_items_error(desk, engine, pict
 
 
 def test_calls_with_images_and_without_run_beside_each_other_and_end_when_cancelled(desk, engine, source, pictures):
-    endless = [("# and #", ["noise", "tiles"])] * 12
+    endless = [("# and #", ["noise", "tiles"])] * 400  # more than the engine answers meanwhile on any machine
 
     async def beside():
         crowd = desk.call(engine, [])
-        crowd.source.requests = request_of(desk, endless, [900] * 12, pictures, {"ignore_eos": True})
+        crowd.source.requests = request_of(desk, endless, [900] * len(endless), pictures, {"ignore_eos": True})
         task = asyncio.create_task(crowd.run())
         await until(lambda: crowd.stats.in_flight >= 12)
         calls = []
@@ -171,7 +171,7 @@ def test_calls_with_images_and_without_run_beside_each_other_and_end_when_cancel
             call.source.requests = request_of(desk, [asked], [length], pictures, {"ignore_eos": True})
             calls.append(call.run())
         answers = [outcome.text for (outcome,) in await asyncio.gather(*calls)]
-        unfinished = 12 - len(crowd.sink.outcomes)
+        unfinished = len(endless) - len(crowd.sink.outcomes)
         task.cancel()
         await asyncio.wait({task}, timeout=1)
         assert task.cancelled()
