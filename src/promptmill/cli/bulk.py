@@ -93,7 +93,7 @@ def _options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
     models = list(dict.fromkeys(getattr(arguments, "models", None) or [])) or arguments.model
     named = {"prompt": prompts if prompts[1:] else arguments.prompt, "model": models}
-    return vars(arguments) | named | {"recall": dict(getattr(arguments, "recall", None) or ())}
+    return vars(arguments) | named
 
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:

@@ -83,6 +83,8 @@ def _argparse_of(option: Option, flag: Flag, *, several: bool) -> dict[str, Any]
     match flag.action:
         case "append":
             settings |= {"action": "append", "default": []}
+        case "pairs":
+            settings |= {"action": Pairs}
         case "several" if several:
             settings |= {"action": Several}
     return settings | ({"nargs": "?", "const": flag.bare} if flag.bare is not None else {})
@@ -287,6 +289,15 @@ def system_prompt_of(arguments: argparse.Namespace) -> str:
     """Return the system prompt of the options: `--system`, and the definitions of the labels."""
     definitions = "" if arguments.choices is None else arguments.choices.definitions
     return "\n\n".join(filter(None, (arguments.system, definitions)))
+
+
+class Pairs(argparse.Action):
+    """An option that may be repeated, and whose values are a mapping."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: str | None = None) -> None:
+        """Keep a key with its value."""
+        key, value = values
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), key: value})
 
 
 class Several(argparse.Action):

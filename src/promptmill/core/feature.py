@@ -159,7 +159,7 @@ class Feature:
     `promptmill.api`."""
 
     observation: Observation | None = None
-    parts: Mapping[str, str] = field(default_factory=dict)
+    order_parts: Mapping[str, str] = field(default_factory=dict)
     """Parts of the orders of jobs by the option that asks for each, such as `{"lake": "module:class"}`: each class is a
     `promptmill.jobs.store.order.OrderPart`."""
     query: str = ""

@@ -32,7 +32,8 @@ class Flag:
     """The type of its value, or `"module:function"`: reads it, and raises `PromptmillError`; imported at its first
     use."""
     action: str = ""
-    """`append`: each use adds a value. `several`: the first value is `NAME`, all are `NAMEs`. `off`: stores False."""
+    """`append`: each use adds a value. `pairs`: each use adds a key and a value. `several`: the first value
+    is `NAME`, all are `NAMEs`. `off`: stores False."""
     bare: object = None
     """The value of the flag without a word; None: it needs one."""
     stored: str = ""

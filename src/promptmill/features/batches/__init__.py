@@ -12,7 +12,7 @@ FEATURE = Feature(
             "promptmill.features.batches.stored_batches",
         ),
     ),
-    parts={"batch": "promptmill.features.batches.order:BatchOrder"},
+    order_parts={"batch": "promptmill.features.batches.order:BatchOrder"},
     figures=(
         Figure(
             name="batch",

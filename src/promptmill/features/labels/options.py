@@ -133,7 +133,7 @@ OPTIONS = (
             metavar="LABEL=P%",
             words="also: the share of the rows of LABEL that are delivered with it, at least",
             read="promptmill.features.labels.options:share_of_label",
-            action="append",
+            action="pairs",
         ),
         keyword="Mapping[str, float | str] | None",
     ),

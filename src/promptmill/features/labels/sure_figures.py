@@ -139,7 +139,8 @@ class _BeforeCut(NamedTuple):
         """Return the labels in a field. `cheap`: the id of the cheap model's settings."""
         pairs = [(value_of(given, field), value_of(right, field)) for given, right in self.reviewed]
         where = f"answer.settings = {cheap} AND cheap.round >= {self.part.round} AND cheap.round < {self.end}"
-        return Stratum(label_counts(store, field, before, where) + Counter(given for given, _ in pairs), pairs)
+        join = f"JOIN answer AS cheap ON cheap.key = answer.key + {SLOT}"
+        return Stratum(label_counts(store, field, before, where, join) + Counter(given for given, _ in pairs), pairs)
 
 
 def _reviewed(store: JobDatabase, rule: SureRule, part: SurePart) -> Iterator[tuple[Record, Record]]:

@@ -5,5 +5,5 @@ from promptmill.core.feature import Feature
 FEATURE = Feature(
     words="replicas of a model on a Ray cluster",
     options="promptmill.features.ray.options:OPTIONS",
-    parts={"ray": "promptmill.features.ray.ray_cluster:RayCluster"},
+    order_parts={"ray": "promptmill.features.ray.ray_cluster:RayCluster"},
 )

@@ -73,9 +73,8 @@ class BulkResult:
 
     @property
     def shares(self) -> Mapping[str, Any]:
-        """The share of each label if the strong model, or the person who reviewed random rows, had labelled every row,
-        with its 95 % interval: `share`, `low` and `high`. With a schema, by field. Empty if these are not estimated, or
-        if the strong model answered all rows."""
+        """The estimated share of each label among all rows, corrected for wrong labels, with its 95 % interval:
+        `share`, `low` and `high`. With a schema, by field. Empty without an estimate."""
         by_field: Mapping[str, Mapping[str, Any]] = shares_of(self.status)
         return by_field.get("", by_field)
 

@@ -58,16 +58,16 @@ def next_round(now: Situation) -> Round | None:
     if now.order.limits.dedupe:
         wanted = _once(wanted)
     left = [replace(first, rows=way, reason=way, slots=slots, way=way) for way, slots in now.awaited.items()]
-    return next(filter(now.has_rows, itertools.chain(left, _by_batch(wanted, now))), None)
+    return next(filter(now.has_rows, itertools.chain(left, _by_way(wanted, now))), None)
 
 
-def _by_batch(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
+def _by_way(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
     """Yield the rounds; rows go by the way of the order first, and then live if it left them open."""
     latest = max((round_.id for round_ in now.rounds if round_.way not in {LIVE, COPY}), default=0)
     for round_ in wanted:
-        # failures of a batch that may pass are sent again
+        # failures of that way that may pass are sent again
         live = replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
-        if now.order.way == LIVE or round_.way != LIVE or not now.plan.may_batch(round_):
+        if now.order.way == LIVE or round_.way != LIVE or not now.plan.may_wait(round_):
             yield live
             continue
         yield replace(round_, way=now.order.way, reason=now.order.way)

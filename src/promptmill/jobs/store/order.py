@@ -193,7 +193,7 @@ class UnknownPart(OrderPart):
 def _read_parts(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
-    kinds = {name: where for feature in features().values() for name, where in feature.parts.items()}
+    kinds = {name: where for feature in features().values() for name, where in feature.order_parts.items()}
     return {name: _read_part(name, each, kinds.get(name)) for name, each in value.items()}
 
 
@@ -280,7 +280,7 @@ class JobOrder(Stored):
             parts={
                 name: part(where).of(options)
                 for feature in features().values()
-                for name, where in feature.parts.items()
+                for name, where in feature.order_parts.items()
                 if options.get(name)
             },
             reading=Reading.of(**given(sql="sql", encoding="encoding")),

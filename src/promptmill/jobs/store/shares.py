@@ -7,7 +7,7 @@ distributions (with Jeffreys' prior), so it holds for rare labels and few review
 
 A table may have several strata, whose rows were reviewed separately; a stratum may also have right labels alone.
 
-If the right labels are answers of a strong model, these are the shares of the strong model's labels.
+If the right labels are answers of another model, these are the shares of that model's labels.
 """
 
 from __future__ import annotations
@@ -80,10 +80,9 @@ def shares(strata: Sequence[Stratum], certainty: float = 0.95, seed: int = 0) ->
     return found
 
 
-def label_counts(store: JobDatabase, field: str, before: int, where: str) -> Counter[str]:
-    """Count the delivered labels that meet a condition on `answer` and on the `cheap` answer in slot 1."""
+def label_counts(store: JobDatabase, field: str, before: int, where: str, join: str = "") -> Counter[str]:
+    """Count the delivered labels that meet a condition on `answer` and the tables of `join`."""
     value = "answer.text -> ?" if field else "coalesce(answer.text, ?)"
-    join = f"JOIN answer AS cheap ON cheap.key = answer.key + {SLOT}" if "cheap." in where else ""
     rows = f"answer {join} WHERE answer.key < ? AND {ANSWERED} AND {where}"
     counts = Counter[str]()
     query = f"SELECT {value}, count(*) FROM {rows} GROUP BY 1"

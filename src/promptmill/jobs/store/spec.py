@@ -224,8 +224,8 @@ class Plan(Stored):
         del last
         return True
 
-    def may_batch(self, round_: Round) -> bool:
-        """Return whether a live round may go into a batch, which takes up to a day."""
+    def may_wait(self, round_: Round) -> bool:
+        """Return whether a live round may go by the way of the order, whose answers may come much later."""
         del round_
         return True
 
@@ -331,8 +331,8 @@ class Plan(Stored):
         return False
 
     def curve(self, store: JobDatabase) -> list[tuple[float, float]]:
-        """Return points of a curve for the report: a share of rows at the strong model, and the agreement. Raises the
-        errors of `JobDatabase`."""
+        """Return points of a curve for the plan's section of a report, from 0 to 1. Raises the errors of
+        `JobDatabase`."""
         del store
         return []
 
