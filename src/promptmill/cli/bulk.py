@@ -28,9 +28,7 @@ from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
-from promptmill.core.feature import part_of
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted
 from promptmill.jobs import members
 from promptmill.jobs.door import OpenJob, Rows, Telling, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
@@ -42,6 +40,7 @@ from promptmill.jobs.inputs.given import blocks_of_stdin, suffix_of
 from promptmill.jobs.inputs.remote import RemoteOutput, is_elsewhere
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import Shown
 from promptmill.options.check import check
 from promptmill.options.table import groups
 
@@ -95,7 +94,7 @@ def _options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
     models = list(dict.fromkeys(getattr(arguments, "models", None) or [])) or arguments.model
     named = {"prompt": prompts if prompts[1:] else arguments.prompt, "model": models}
-    return vars(arguments) | named | {"recall": dict(getattr(arguments, "recall", None) or ())}
+    return vars(arguments) | named
 
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
@@ -110,7 +109,8 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     with contextlib.ExitStack() as opened:
         try:
             rows = _rows_of(arguments)
-            door = open_job(rows, output, values, configuration, folders, command=command, telling=telling)
+            shown = Shown(command=command)
+            door = open_job(rows, output, values, configuration, folders, shown=shown, telling=telling)
             job = opened.enter_context(door)
         except PromptmillError as error:
             if error.code is not Code.STORAGE or not any(map(is_elsewhere, [*arguments.input, arguments.output])):
@@ -120,14 +120,14 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         for note in job.notes:
             say(worded(note, options.option_of), sys.stderr, wrap=True)
         if job.loose is not None:
-            return _printed(arguments, job, job.loose)
+            return _printed(arguments, configuration, job, job.loose)
         if arguments.validate:
             return _validate(job, as_json=arguments.json)
         if arguments.detach:
-            job = replace(job, configuration=decided(configuration))
+            job = replace(job, models=decided(configuration))
             print_status(job.detach(warn_of_input), as_json=arguments.json)
             return OK
-        code = run(arguments, configuration, job.order, given=job.source)
+        code = run(arguments, configuration, job)
         return code if job.remote is None else _delivered(job.remote, code, folders, arguments)
 
 
@@ -162,8 +162,6 @@ def _check(arguments: argparse.Namespace) -> None:
         (arguments.output_format and arguments.output != "-", "--output-format", "goes with `-` as OUTPUT alone."),
     )
     check(_options_of(arguments), "stdin" if "-" in local else Rows(arguments.input).source, "flag")
-    if getattr(arguments, "report", None) is not None:
-        part_of("report", "command:check")(arguments.report)
 
 
 def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argparse.Namespace:
@@ -187,7 +185,7 @@ def _check_printed(arguments: argparse.Namespace) -> None:
     check_installed(name)
 
 
-def _printed(arguments: argparse.Namespace, job: OpenJob, folder: Folder) -> int:
+def _printed(arguments: argparse.Namespace, configuration: Configuration, job: OpenJob, folder: Folder) -> int:
     """Run a job whose answers go to standard output, in the order of the input. Returns as `run` does.
 
     Rows are printed as they are answered; a table, whose columns depend on all rows, at the end of the job.
@@ -196,7 +194,7 @@ def _printed(arguments: argparse.Namespace, job: OpenJob, folder: Folder) -> int
     name = _printed_name(arguments)
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
         live = LiveOutput(out, name)
-        code = run(arguments, job.configuration, job.order, given=job.source, live=live)
+        code = run(arguments, configuration, job, live=live)
         if (made := folder.result) is not None and made.finished:
             if not live.has_written:
                 with folder.reading() as store, compressed(out, compression_of(name)) as content:
@@ -210,7 +208,7 @@ def _printed(arguments: argparse.Namespace, job: OpenJob, folder: Folder) -> int
 
 def _validate(job: OpenJob, *, as_json: bool) -> int:
     """Print the findings. Returns 0 when every row can be sent, else 1. Raises `PromptmillError` as a job would."""
-    plan, found = job.configuration.plan, job.validate()
+    plan, found = job.plan, job.validate()
     if as_json:
         say(orjson.dumps(found).decode())
     else:
@@ -240,21 +238,9 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
                 f"'price={{input: 1, output: 2}}', says what a million tokens cost in US dollars",
                 wrap=True,
             )
-        if sure := found.get("sure"):
-            say(_sample(sure), wrap=True)
+        if words := job.order.plan.estimate_words(found):
+            say(words, wrap=True)
     return int(found["invalid"] > 0)
-
-
-def _sample(sure: Mapping[str, Any]) -> str:
-    """Return the size and the price of the sample of sure labels, for `--validate`."""
-    model, rows = sure["model"], f"all {counted(sure['rows'], 'row')} at {sure['model']}"
-    alone = f": about {dollars(sure['cost_alone'])} for the prompts" if "cost_alone" in sure else ""
-    if not sure["sampled"]:
-        return f"{rows}{alone}; so few need no sample"
-    cost = f", about {dollars(sure['sample_cost'])} for the prompts at {model}" if "sample_cost" in sure else ""
-    if "taught" in sure:
-        return f"training: {sure['taught']:,} rows, sample: {counted(sure['sampled'], 'row')}{cost}; {rows}{alone}"
-    return f"sample: {counted(sure['sampled'], 'row')} at both models{cost}; {rows}{alone}"
 
 
 def _left_out(found: Mapping[str, Any]) -> str:

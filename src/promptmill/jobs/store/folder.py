@@ -23,7 +23,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -38,6 +38,7 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.salvage import salvage
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
 from promptmill.jobs.store.status_record import CourseRecord, RunStatus, sound
+from promptmill.jobs.store.stored import Target
 
 Model = TypeVar("Model", bound=BaseModel)
 HIDDEN = ".promptmill"
@@ -180,6 +181,10 @@ class Folder:
         }
         self.store.put(**dumped)
 
+    def numbered(self, target: Target) -> Target:
+        """Return a target with the id of its settings in the open database."""
+        return target.model_copy(update={"settings": self.store.settings_id(target.fingerprint)})
+
     def roll_back(self) -> None:
         """Undo the order of the job that is open here, unless its input was read to its end. Raises as `put`."""
         if (before := self.store.get("before")) is not None:
@@ -243,7 +248,8 @@ class Folder:
     @property
     def batches(self) -> list[str]:
         """The provider's ids of its batches whose answers it has not stored, as far as it last knew."""
-        return self.status.get("batch", {}).get("ids", [])
+        found: Mapping[str, Any] = cast("Mapping[str, Any]", self.status).get("batch", {})
+        return [*found.get("ids", ())]
 
     @property
     def course(self) -> CourseRecord:
