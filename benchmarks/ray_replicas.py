@@ -69,7 +69,7 @@ async def one(around: Field, pairs: int) -> list[Row]:
     block = {"base_url": around.slow, "model_name": "bench", "api_key": "x", "concurrency": 64, "num_workers": 1}
     configuration = Configuration({"backend": "openai", "backend_configs": {"openai": block}})
     bare = await _loaded(registry.create, configuration)
-    on_ray = await _loaded(RayCluster("local").create, configuration)
+    on_ray = await _loaded(RayCluster(address="local").create, configuration)
     try:
         await _seconds(on_ray, ROWS), await _seconds(bare, ROWS)
         found = await interleaved(pairs, bare=lambda: _seconds(bare, ROWS), on_ray=lambda: _seconds(on_ray, ROWS))
@@ -89,7 +89,7 @@ async def two(around: Field, pairs: int) -> list[Row]:
     found: dict[str, list[float]] = {}
     for count in (1, 2):
         with every_core(around.outer):  # the cluster's processes may use what this one may
-            backend = await _loaded(RayCluster("local", count).create, configuration)
+            backend = await _loaded(RayCluster(address="local", replicas=count).create, configuration)
         try:
             assert isinstance(backend, Replicas)
             while len(backend.ready) < count:  # `load` waits for the first

@@ -26,8 +26,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # before the first import from this folder
 
 import watchdog
-from all_features import ALL_FEATURES
-from promptmill.core.feature import features
+from all_features import ALL_FEATURES, need
 from simulated_time import SimulatedLoop
 from upstream import Upstream
 
@@ -106,8 +105,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test of features that are missing; a mark without names is for all features."""
     for mark in item.iter_markers("features"):
-        if missing := {*(mark.args or ALL_FEATURES)} - features().keys():
-            pytest.skip(f"needs features: {', '.join(sorted(missing))}")
+        need(*(mark.args or ALL_FEATURES))
 
 
 @pytest.fixture(autouse=True)

@@ -68,12 +68,12 @@ def test_the_format_of_a_name_has_its_suffix_or_its_scheme(installed, monkeypatc
     assert [feature.format_of(name) for name in ("a.csv", "s3://a/b.tab", "tab", "lake:/a")] == [None] * 4
 
 
-def test_an_option_of_a_missing_feature_names_it(installed, monkeypatch):
-    monkeypatch.setenv(WITHOUT, "all")
-    installed(a=Feature(words=""))
+def test_a_query_without_a_feature_that_answers_it_is_refused(installed, monkeypatch):
+    monkeypatch.setenv(WITHOUT, "a")
+    installed(a=Feature(words="", query="module:name"))
 
-    with pytest.raises(PromptmillError, match=rf"the feature 'a', which is not installed or hidden by {WITHOUT}"):
-        feature.part_of("a", "module:name")
+    with pytest.raises(PromptmillError, match=f"need a feature that is not installed or hidden by {WITHOUT}"):
+        feature.query()
 
 
 def test_names_of_features_are_those_of_a_module(installed, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fastmcp import Client
+from fastmcp.exceptions import ToolError
 
 import promptmill
 from promptmill.cli import bulk
@@ -124,3 +125,10 @@ def test_an_option_of_a_hidden_feature_is_refused_with_its_feature(monkeypatch, 
     with pytest.raises(SystemExit):
         _parser().parse_args(["a.csv", "b.csv", "--shuffle", "7"])
     assert "--shuffle needs the feature order, which is hidden here" in capsys.readouterr().err
+
+
+async def test_a_tool_names_the_hidden_feature_of_an_argument(monkeypatch):
+    monkeypatch.setattr(table, "hidden", lambda: {"order": Feature(words="", options=f"{__name__}:OPTIONS")})
+    async with Client(create_server(Service(Configuration({})))) as client:
+        with pytest.raises(ToolError, match="shuffle is not an argument of this tool: it needs the feature order"):
+            await client.call_tool("bulk_generate", {"prompts": ["a"], "shuffle": 7})

@@ -12,7 +12,6 @@ from typing import Any
 from promptmill.cli.main import main
 from promptmill.core.feature import features, part
 from promptmill.jobs.export import answered, output
-from promptmill.jobs.store import stored_batches
 from promptmill.jobs.store.database import JobDatabase
 
 
@@ -54,6 +53,16 @@ def of_labels() -> Iterator[tuple[type, str, tuple[str, str]]]:
         yield student, "_answered", ("before-student", "after-student")
 
 
+def of_batches() -> Iterator[tuple[Any, str, tuple[str, ...]]]:
+    """Yield the points of batches, if that feature is installed."""
+    if "batches" in features():
+        stored = part("promptmill.features.batches.stored_batches")
+        yield stored, "put", ("before-batch", "after-batch")
+        yield stored, "add_rows", ("before-rows", "after-rows")
+        yield stored, "keep_replies", ("before-replies", "after-replies")
+        yield stored, "finish", ("before-finish", "after-finish")
+
+
 if __name__ == "__main__":
     NAME, _, number = sys.argv[1].partition(":")
     NUMBER = int(number or 1)
@@ -61,10 +70,7 @@ if __name__ == "__main__":
         (JobDatabase, "write", ("before-write", "after-write")),
         (JobDatabase, "put", ("before-put", "after-put")),
         *of_labels(),
-        (stored_batches, "put", ("before-batch", "after-batch")),
-        (stored_batches, "add_rows", ("before-rows", "after-rows")),
-        (stored_batches, "keep_replies", ("before-replies", "after-replies")),
-        (stored_batches, "finish", ("before-finish", "after-finish")),
+        *of_batches(),
         (output, "publish", ("before-rename", "after-rename")),
     ):
         setattr(owner, name, passing(getattr(owner, name), *points))

@@ -28,9 +28,7 @@ from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
-from promptmill.core.feature import part_of
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted
 from promptmill.jobs import members
 from promptmill.jobs.door import OpenJob, Rows, Telling, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
@@ -96,7 +94,7 @@ def _options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
     models = list(dict.fromkeys(getattr(arguments, "models", None) or [])) or arguments.model
     named = {"prompt": prompts if prompts[1:] else arguments.prompt, "model": models}
-    return vars(arguments) | named | {"recall": dict(getattr(arguments, "recall", None) or ())}
+    return vars(arguments) | named
 
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
@@ -164,8 +162,6 @@ def _check(arguments: argparse.Namespace) -> None:
         (arguments.output_format and arguments.output != "-", "--output-format", "goes with `-` as OUTPUT alone."),
     )
     check(_options_of(arguments), "stdin" if "-" in local else Rows(arguments.input).source, "flag")
-    if getattr(arguments, "report", None) is not None:
-        part_of("report", "command:check")(arguments.report)
 
 
 def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argparse.Namespace:
@@ -242,21 +238,9 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
                 f"'price={{input: 1, output: 2}}', says what a million tokens cost in US dollars",
                 wrap=True,
             )
-        if sure := found.get("sure"):
-            say(_sample(sure), wrap=True)
+        if words := job.order.plan.estimate_words(found):
+            say(words, wrap=True)
     return int(found["invalid"] > 0)
-
-
-def _sample(sure: Mapping[str, Any]) -> str:
-    """Return the size and the price of the sample of sure labels, for `--validate`."""
-    model, rows = sure["model"], f"all {counted(sure['rows'], 'row')} at {sure['model']}"
-    alone = f": about {dollars(sure['cost_alone'])} for the prompts" if "cost_alone" in sure else ""
-    if not sure["sampled"]:
-        return f"{rows}{alone}; so few need no sample"
-    cost = f", about {dollars(sure['sample_cost'])} for the prompts at {model}" if "sample_cost" in sure else ""
-    if "taught" in sure:
-        return f"training: {sure['taught']:,} rows, sample: {counted(sure['sampled'], 'row')}{cost}; {rows}{alone}"
-    return f"sample: {counted(sure['sampled'], 'row')} at both models{cost}; {rows}{alone}"
 
 
 def _left_out(found: Mapping[str, Any]) -> str:

@@ -33,13 +33,13 @@ from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.status_record import RunStatus, Status
+from promptmill.options import table
 from promptmill.service import choosing
 from promptmill.system import runtime
 
 # Assignments that may hold a key, unless the value is a variable's name.
 _SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.compile(r"[\w.]+=\$\{\w+\}")
 OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
-_OF_FILES = ("--schema", "--report")  # of a command that is remembered
 # A new job that ends with one of these errors is removed, unless its status has one of `_KEPT`.
 _TYPOS = frozenset({Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY, Code.NOT_FOUND})
 _KEPT = ("done", "prompt_tokens", "cost", "cost_set_aside")
@@ -157,7 +157,7 @@ def _run(
         except KeyboardInterrupt:
             now = status.read(job.folder)
             tell(now)
-            if now.get("batch", {}).get("batches"):  # the provider answers them all the same
+            if job.folder.batches:  # the provider answers them all the same
                 code = TRY_AGAIN
                 return code
             raise
@@ -208,14 +208,15 @@ def remembered_step(words: Sequence[str], arguments: argparse.Namespace, configu
 
 def remembered_command(given: Sequence[str], configuration: Configuration) -> list[str]:
     """Return a command line for a run from any folder, without keys: a job is resumed with it by its id."""
+    files = {"--schema", *(each.name_on("flag") for each in table.options().values() if each.type is Path)}
     words, kept = iter(given), []
     for word in words:
         option, equals, value = word.partition("=")
-        if option not in {"--set", "--config", *_OF_FILES}:
+        if option not in {"--set", "--config", *files}:
             kept.append(redact(word))
             continue
         value = value if equals else next(words)
-        if option in _OF_FILES or (option == "--choices" and Path(value).is_file()):
+        if option in files - {"--config"} or (option == "--choices" and Path(value).is_file()):
             kept += [option, str(Path(value).absolute())]
         elif option == "--set" and (_SECRET.search(value) is None or _REFERENCE.fullmatch(value)):
             kept += [option, redact(value)]

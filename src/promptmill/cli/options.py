@@ -83,6 +83,8 @@ def _argparse_of(option: Option, flag: Flag, *, several: bool) -> dict[str, Any]
     match flag.action:
         case "append":
             settings |= {"action": "append", "default": []}
+        case "pairs":
+            settings |= {"action": Pairs}
         case "several" if several:
             settings |= {"action": Several}
     return settings | ({"nargs": "?", "const": flag.bare} if flag.bare is not None else {})
@@ -226,8 +228,8 @@ class Parser(argparse.ArgumentParser):
         message, key = f"unknown option {', '.join(names)}", names[0].lstrip("-").replace("-", "_")
         from promptmill.core.request import Sampling  # pydantic takes a tenth of a second
 
-        if (feature := table.hidden_options().get(key)) is not None:
-            self._leave(f"{names[0]} needs the feature {feature}, which is hidden here")
+        if needs := table.needs_hidden(names[0], "flag"):
+            self._leave(f"{names[0]} {needs}")
         if key in Sampling.model_fields:
             self._leave(f"{message}; `--set sampling_params.{key}=…` sets it")
         self._leave(message + _meant(names[0], self._options, 1))
@@ -287,6 +289,15 @@ def system_prompt_of(arguments: argparse.Namespace) -> str:
     """Return the system prompt of the options: `--system`, and the definitions of the labels."""
     definitions = "" if arguments.choices is None else arguments.choices.definitions
     return "\n\n".join(filter(None, (arguments.system, definitions)))
+
+
+class Pairs(argparse.Action):
+    """An option that may be repeated, and whose values are a mapping."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: str | None = None) -> None:
+        """Keep a key with its value."""
+        key, value = values
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), key: value})
 
 
 class Several(argparse.Action):
@@ -380,8 +391,8 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
         given["choices"] = list(given["choices"].texts)
     endpoint = {key: given[key] for key in _OF_ENDPOINTS & given.keys()}
     model = getattr(arguments, "model", None)
-    if model is None and getattr(arguments, "student", False) and endpoint.keys() & {"base_url", "provider"}:
-        model = arguments.sure  # the only model that gets requests
+    if model is None and endpoint.keys() & {"base_url", "provider"}:
+        model = table.only_model(vars(arguments))
     return resolved_config.settings_of(
         raw,
         backend=arguments.backend,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from promptmill.cli.options import Parser, add_shared, configuration_of
 from promptmill.core.errors import config_error
-from promptmill.core.feature import Face, features, part
+from promptmill.core.feature import Face, client_command, features, part
 from promptmill.system import logs
 
 _LAST_PORT = 65_535
@@ -54,7 +54,7 @@ def add_options(serve: Parser) -> None:
     _add_http_options(serve)
     add_shared(serve)
     serve.show_examples(
-        "promptmill serve                                   # over stdio; `promptmill install` adds it to a client",
+        f"promptmill serve                                   # over stdio{_adds('; `{}` adds it to a client')}",
         "promptmill serve --http 127.0.0.1:8017 --access-log",
         "promptmill serve --http 0.0.0.0:8017 --token-file token.txt --tls-cert cert.pem --tls-key key.pem",
     )
@@ -102,12 +102,17 @@ def _serve(arguments: argparse.Namespace) -> int:
     return _serve_stdio(arguments) if arguments.http is None else _serve_http(arguments)
 
 
+def _adds(words: str) -> str:
+    command = client_command()
+    return words.format(command) if command else ""
+
+
 def _serve_stdio(arguments: argparse.Namespace) -> int:
     _refuse_http_options(arguments)
     if arguments.metrics is not None and not 0 <= arguments.metrics <= _LAST_PORT:
         raise config_error("--metrics", f"{arguments.metrics} is not a port; write a number from 0 to {_LAST_PORT}.")
     if sys.stdin.isatty():
-        print("promptmill: waiting for an MCP client on stdin; `promptmill install` adds it to one.", file=sys.stderr)
+        print(f"promptmill: waiting for an MCP client on stdin{_adds('; `{}` adds it to one')}.", file=sys.stderr)
     configuration = configuration_of(arguments)
     from promptmill.server import process
 

@@ -23,6 +23,7 @@ from promptmill.config.backends import AUTO, EMBEDDED
 from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import FILE_NAME
 from promptmill.core.errors import PromptmillError, config_error, redact
+from promptmill.core.feature import client_command
 from promptmill.core.request import conversation_from_prompt
 from promptmill.core.wording import counted, listed
 from promptmill.service import choosing
@@ -84,7 +85,8 @@ def _init(arguments: argparse.Namespace) -> int:
     if code == 0:
         print(f'\nNext: promptmill generate{option} "What is the capital of France?"')
         print(f"      promptmill bulk{option} prompts.jsonl answers.jsonl")
-        print(f"      promptmill install{option} claude-code   # or another client: install --help")
+        if command := client_command():
+            print(f"      {command}{option} claude-code   # or another client: {command.split()[1]} --help")
     else:
         file.write_text(f"{_unchecked(text)}\n{text}", encoding="utf-8")
         todo = answers.notes or (f"The last line above names the change that {file} needs.",)

@@ -1,11 +1,11 @@
-"""A backend in another process: a worker process of this machine, or a Ray actor.
+"""A backend in another process: a worker process of this machine, or an actor of a cluster.
 
     RemoteBackend ── load, submit, idle, leave, lease ─▶ Replica ─▶ the backend there
                   ◀─ report: outcomes, `most`, `held` ──
 
 Requests go over in batches: `submit` brings all that came since the last one, and each `report` waits until there is
 something to report, every few seconds at the latest. A process that does not report for long is taken for lost. Neither
-end knows how messages get to the other: the links do, in `fan_out` and in the feature `ray`.
+end knows how messages get to the other: the links do, in `fan_out` and in features.
 
 An endpoint has one `Quota`, which leases `concurrency`, `rpm` and `tpm` to the processes that send to it. The account
 of a request, which reserves the cost of each attempt, stays with the driver.

@@ -145,15 +145,16 @@ class Replicas:
         *,
         starts_with_one: bool = False,
         suspected: int = _SUSPECTED,
+        hint: str = "Look at the logs of the replicas.",
     ) -> None:
         """`connect` returns the replicas for `load`, once; `disconnect` is called when all are closed.
 
         `starts_with_one`: the others load once the first has answered, so that a refused key or a wrong address costs
         no more requests than in one process. A request that was on `suspected` replicas when they were lost gets one to
-        itself.
+        itself. `hint`: what helps when replicas are lost.
         """
         self._connect, self._disconnect = connect, disconnect
-        self._starts_with_one, self._suspected = starts_with_one, suspected
+        self._starts_with_one, self._suspected, self._hint = starts_with_one, suspected, hint
         self._replicas: list[_Replica] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._calls: dict[Call, _ReplicaShare] = {}
@@ -249,7 +250,7 @@ class Replicas:
                 self._changed()
             attempts = request.attempts + losses
             if losses_alone >= _CERTAIN:
-                gone = _gone(f"{losses} replicas were lost while they had it.")
+                gone = self._gone(f"{losses} replicas were lost while they had it.")
                 return Failure(gone, attempts, unmetered=losses)
             if request.account is not None and not await request.account.reserve_again():
                 full = PromptmillError(Code.BUDGET, "The budget has no room to send it again.")
@@ -307,7 +308,7 @@ class Replicas:
 
     async def _keep_loaded(self, one: _Replica, report: Callable[[str], None]) -> None:
         """Load a replica, and again whenever it is lost, unless that is of no use."""
-        error = _gone("The replicas end before they answer anything.")
+        error = self._gone("The replicas end before they answer anything.")
         while one.false_starts < _FALSE_STARTS:
             try:
                 await one.backend.load(report)
@@ -345,6 +346,9 @@ class Replicas:
             reason = self._abandoned[-1].message.rstrip(".")
             call.warn(f"{len(self._abandoned)} of {self.count} replicas could not be used: {reason}")
 
+    def _gone(self, problem: str) -> PromptmillError:
+        return PromptmillError(Code.ENGINE_DIED, problem, self._hint)
+
     def _raise_if_none_is_left(self) -> None:
         if self._abandoned and len(self._abandoned) == self.count:
             raise self._abandoned[-1]
@@ -360,7 +364,3 @@ class Replicas:
         change = asyncio.get_running_loop().create_future()
         self._changes.add(change)
         await change
-
-
-def _gone(problem: str) -> PromptmillError:
-    return PromptmillError(Code.ENGINE_DIED, problem, "Look at the logs of the replicas; with Ray, at `ray status`.")

@@ -18,8 +18,6 @@ MOST_VALUES = 300_000
 """JSON values of a request: each takes up to 130 bytes, and blocks the event loop for 0.3 µs while it is parsed."""
 MOST_ROWS = 1000
 """Rows of a page, and items of a call or job with details or a span each: more would hold up everything else."""
-MOST_REVIEWED = 10_000
-"""Rows of a review: a person needs weeks for more, and a page with them takes seconds to open."""
 MOST_SESSIONS = 2000
 """Sessions: a client that disappears leaves one of some 40 KiB behind, for half an hour."""
 MOST_CALL_JOBS = 10_000

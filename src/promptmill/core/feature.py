@@ -51,6 +51,17 @@ class PlanEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class WayEntry:
+    """A way in which the requests of a round are answered."""
+
+    name: str
+    run: str
+    """`"module:class"`: a `promptmill.jobs.run.ways.Way`."""
+    awaited: str
+    """A module with the names of `promptmill.jobs.store.rounds.Awaited`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Face:
     """Another API of the HTTP server, next to MCP. `promptmill serve --no-NAME` leaves it out."""
 
@@ -59,6 +70,17 @@ class Face:
     """The API and its path, for the help of `serve`."""
     app: str
     """`"module:class"`: makes a `promptmill.http.app.OtherApi` of the service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A further argument of the tool `bulk_control`."""
+
+    option: str
+    """`"module:name"`: its `promptmill.options.option.Option`."""
+    run: str
+    """`"module:function"`: takes the `RunningJobs`, the caller, the job's id and the argument. The tool returns its
+    result under the name of the option."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +102,24 @@ class Format:
     extra: str = ""
     title: str = ""
     """The name of such files in messages; else the suffix."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """A field of the status of jobs. Its functions take a status that has the field."""
+
+    name: str
+    record: str
+    """`"module:type"`: its type. A stored value of another type is left out."""
+    facts: str = ""
+    """`"module:function"`: yields the names and texts of its lines in the summary of a job."""
+    news: str = ""
+    """`"module:function"`: returns lines that are shown once, while the job runs; `[]` as long as there are none."""
+    section: str = ""
+    """`"module:function"`: returns its section of a report, None for none; also takes the curve of the plan."""
+    count: str = ""
+    """`"module:function"`: returns the field, and others, at the end of a run; takes what `Plan.figures` takes. Without
+    it, a plan or a way has the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +145,11 @@ class Feature:
     commands: Sequence[Command] = ()
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.app.ToolSocket`."""
+    controls: Sequence[Control] = ()
     plans: Sequence[PlanEntry] = ()
     """If several of a feature ask for a job, the first one gets it; those of two features exclude each other."""
-    ways: Mapping[str, str] = field(default_factory=dict)
-    """Ways in which the requests of a round are answered, such as `{"batch": "module:class"}`: each class is a
-    `promptmill.jobs.run.ways.Way`."""
+    ways: Sequence[WayEntry] = ()
+    figures: Sequence[Figure] = ()
     instructions: str = ""
     """A sentence about the tools, for the instructions that an MCP client gets."""
     faces: Sequence[Face] = ()
@@ -119,6 +159,14 @@ class Feature:
     `promptmill.api`."""
 
     observation: Observation | None = None
+    order_parts: Mapping[str, str] = field(default_factory=dict)
+    """Parts of the orders of jobs by the option that asks for each, such as `{"lake": "module:class"}`: each class is a
+    `promptmill.jobs.store.order.OrderPart`."""
+    query: str = ""
+    """`"module:function"`: answers queries over files and URLs; takes `JobFolders`, the query and the names of the
+    inputs, and is a context with the `promptmill.jobs.inputs.given.Given` rows."""
+    client_command: str = ""
+    """The command that adds promptmill to an MCP client, for hints."""
     after_job: str = ""
     """`"module:function"`: takes the `promptmill.cli.job_run.EndedJob` of a command."""
 
@@ -151,14 +199,23 @@ def _hidden(without: str) -> Mapping[str, Feature]:
     return MappingProxyType({name: each for name, each in _installed() if name not in _features(without)})
 
 
-def part_of(feature: str, name: str) -> Any:
-    """Return the part `"module:name"` of a feature behind an option of the core.
+def query() -> Any:
+    """Return the function that answers queries over files and URLs. Raises `PromptmillError` (`invalid_config`)."""
+    for each in features().values():
+        if each.query:
+            return part(each.query)
+    raise config_error("", f"Queries over files need a feature that is not installed or hidden by {WITHOUT}.")
 
-    Raises `PromptmillError` (`invalid_config`) if the feature is missing.
-    """
-    if feature not in features():
-        raise config_error("", f"This needs the feature {feature!r}, which is not installed or hidden by {WITHOUT}.")
-    return part(f"{GROUP}.{feature}.{name}")
+
+def client_command() -> str:
+    """Return the command that adds promptmill to an MCP client; `""` without one."""
+    names = (each.client_command for each in features().values())
+    return next((f"promptmill {name}" for name in names if name), "")
+
+
+def figures() -> Mapping[str, Figure]:
+    """Return the fields of the status that features add, by their names."""
+    return {figure.name: figure for feature in features().values() for figure in feature.figures}
 
 
 def format_of(name: str) -> Format | None:

@@ -26,6 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from promptmill.core.bounds import MOST_SESSIONS, MOST_SHARED, MOST_VALUES
+from promptmill.core.feature import client_command
 from promptmill.http.address import HostAllowlist
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.http.metrics import TYPE, Metrics
@@ -50,7 +51,7 @@ _TO_PAGES = (
     "Web pages of other origins may not call this server; its operator can allow them: "
     "`promptmill serve --allowed-origin URL`, with a token."
 )
-_TO_VISITORS = "promptmill is running; this address is for MCP clients: promptmill install CLIENT\n"
+_TO_VISITORS = "promptmill is running; this address is for MCP clients"
 _NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or response."
 
 _DIGITS = 18
@@ -321,7 +322,8 @@ def _visitor(scope: Scope) -> Response | None:
     accepted = b",".join(_headers(scope, b"accept")).lower()
     if b"text/event-stream" in accepted or not (b"text/html" in accepted or b"*/*" in accepted):
         return None
-    return PlainTextResponse(_TO_VISITORS, 400 if b"*/*" in accepted else 406)
+    how = f": {command} CLIENT" if (command := client_command()) else ""
+    return PlainTextResponse(f"{_TO_VISITORS}{how}\n", 400 if b"*/*" in accepted else 406)
 
 
 def _headers(scope: Scope, name: bytes) -> list[bytes]:

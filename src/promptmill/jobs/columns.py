@@ -23,7 +23,7 @@ EXTRA_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "top_choices",
 VARIANT, MODEL = "variant", "model"
 """Columns of a job with several answers to each row: the name of the way, and its model."""
 SCORE = "score"
-"""The column of a plan that says how sure an answer is (0 to 1)."""
+"""The column of a plan with the confidence in an answer (0 to 1)."""
 OURS = (*ANSWER_FIELDS, *EXTRA_FIELDS, "row", "surplus_cells")
 """The usual names of the columns that a job adds; `row`, its number, only where rows are not in a file."""
 

@@ -24,7 +24,7 @@ from promptmill.backends.protocol import Call
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, Words, input_error, redact
-from promptmill.core.feature import part_of
+from promptmill.core.feature import query
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.inputs import remote
 from promptmill.jobs.inputs.given import Given, loose_id, written
@@ -218,7 +218,7 @@ def open_job(
         elif caller is None and sql is not None and is_query(sql, names):
             urls["input_file"] = redact(", ".join(names) or "a query")
             with telling.waiting(urls["input_file"]):
-                source = opened.enter_context(part_of("duckdb", "query:queried")(folders, sql, names))
+                source = opened.enter_context(query()(folders, sql, names))
             options = {**options, "sql": None}
         elif caller is None and rows.source == "urls":
             with telling.waiting(redact(names[0])):

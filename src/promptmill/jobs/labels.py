@@ -40,27 +40,27 @@ def _as_set(values: Sequence[Any]) -> list[str]:
 
 
 class Decision(NamedTuple):
-    """The result of a vote."""
+    """The label of a row, from several answers."""
 
     record: Record
     """The first answer with the label that won: in a tie, the first of the labels that are tied; without any answer,
     the first failure."""
     score: float
-    """The share of all votes that have its label, failed votes included."""
+    """The share of all answers that have its label, failures included."""
     is_tie: bool
-    """Whether another label has as many votes."""
+    """Whether another label has as many answers."""
 
 
-def decide(votes: Sequence[Record | None]) -> Decision | None:
-    """Return the decision of the votes on a row; None if no vote has an outcome."""
-    outcomes = [vote for vote in votes if vote is not None]
-    answers = [vote for vote in outcomes if vote.code is None]
+def majority(records: Sequence[Record | None]) -> Decision | None:
+    """Return the label that most answers to a row have; None if none of them has an outcome."""
+    outcomes = [record for record in records if record is not None]
+    answers = [record for record in outcomes if record.code is None]
     if not answers:
         return Decision(outcomes[0], 0.0, is_tie=False) if outcomes else None
     counts = Counter(map(label_of, answers))
     most = max(counts.values())
-    first = next(vote for vote in answers if counts[label_of(vote)] == most)
-    return Decision(first, most / len(votes), is_tie=sum(count == most for count in counts.values()) > 1)
+    first = next(answer for answer in answers if counts[label_of(answer)] == most)
+    return Decision(first, most / len(records), is_tie=sum(count == most for count in counts.values()) > 1)
 
 
 def probability(record: Record) -> float | None:

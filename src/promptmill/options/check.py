@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from promptmill.core.errors import Named, input_error
+from promptmill.core.feature import part
 from promptmill.options import table
 from promptmill.options.option import Face, Option
 
@@ -13,8 +14,8 @@ from promptmill.options.option import Face, Option
 def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") -> None:
     """Raise `PromptmillError` (`invalid_input`) for options that do not go together, or not with their rows.
 
-    `options`: values by names, of which None, False and the default mean an option that is not there; `sure` may be a
-    mapping that has further ones. `rows`: the source of the rows, one of `table.ROWS`; `""`: it is not checked. `face`:
+    `options`: values by names, of which None, False and the default mean an option that is not there. A value may have
+    others, see `Argument.within`. `rows`: the source of the rows, one of `table.ROWS`; `""`: it is not checked. `face`:
     how the error names sources; it has the options as `Named`.
 
     >>> check({"by": "6h"})
@@ -22,9 +23,11 @@ def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") ->
         ...
     promptmill.core.errors.PromptmillError: `by` goes with `batch`.
     """
-    known, sure = table.options(), options.get("sure")
-    if isinstance(sure, Mapping):
-        options = {**options, **{name: value for name, value in sure.items() if name != "model"}}
+    known = table.options()
+    for name, option in known.items():
+        for outer in (option.argument.within, option.argument.also_within) if option.argument is not None else ():
+            if isinstance(inner := options.get(outer), Mapping) and name in inner:
+                options = {**options, name: inner[name]}
     present = {name: options[name] for name, option in known.items() if option.is_set(options.get(name))}
     others = {**present, "output": options["output"]} if options.get("output") is not None else present
     for name in present:
@@ -32,6 +35,9 @@ def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") ->
         if rows and known[name].rows and rows not in known[name].rows:
             *first, last = (words for each in known[name].rows if (words := table.ROWS[each].get(face)))
             raise input_error(Named(name), f" goes with {', '.join(first)}{' or ' if first else ''}{last}.")
+    for name, value in present.items():
+        if known[name].check:
+            part(known[name].check)(value)
 
 
 def _check_others(option: Option, present: Mapping[str, Any]) -> None:

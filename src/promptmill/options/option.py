@@ -32,7 +32,8 @@ class Flag:
     """The type of its value, or `"module:function"`: reads it, and raises `PromptmillError`; imported at its first
     use."""
     action: str = ""
-    """`append`: each use adds a value. `several`: the first value is `NAME`, all are `NAMEs`. `off`: stores False."""
+    """`append`: each use adds a value. `pairs`: each use adds a key and a value. `several`: the first value
+    is `NAME`, all are `NAMEs`. `off`: stores False."""
     bare: object = None
     """The value of the flag without a word; None: it needs one."""
     stored: str = ""
@@ -56,6 +57,8 @@ class Argument:
     most: float | None = None
     within: str = ""
     """The argument that has it as a key; it is no argument itself."""
+    also_within: str = ""
+    """The argument that may have it as a key, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,10 @@ class Option:
     goes_with: Sequence[Named] = ()
     """It needs one of these options."""
     goes_without: Sequence[Without] = ()
+    check: str = ""
+    """`"module:function"`: takes its value before a job begins, and raises `PromptmillError`."""
+    only_model: str = ""
+    """The option that names the only model that gets requests, if this one takes the place of `model`."""
     rows: Sequence[str] = ()
     """The sources of rows (`ROWS`) that it is for; `()`: all."""
 

@@ -533,9 +533,19 @@ def groups() -> list[Group]:
     return [*GROUPS, *added]
 
 
-def hidden_options() -> dict[str, str]:
-    """Return the names of options of hidden features, with the features."""
-    return {option.name: name for name, each in hidden().items() if each.options for option in part(each.options)}
+def needs_hidden(name: str, face: Face) -> str:
+    """Return `needs the feature order, which is hidden here` for an option of a hidden feature by its name on a face;
+    `""` for any other name."""
+    for feature, each in hidden().items():
+        if any(option.name_on(face) == name for option in (part(each.options) if each.options else ())):
+            return f"needs the feature {feature}, which is hidden here"
+    return ""
+
+
+def only_model(given: Mapping[str, Any]) -> str | None:
+    """Return the only model that gets requests, if an option takes the place of `model`, see `Option.only_model`."""
+    names = (each.only_model for each in options().values() if each.only_model and given.get(each.name))
+    return next((given[name] for name in names if isinstance(given.get(name), str)), None)
 
 
 def options() -> dict[str, Option]:

@@ -85,10 +85,6 @@ MaxCost = Annotated[
         "`budget`. Left out: the call has no limit. Requires a known price and `max_tokens`.",
     ),
 ]
-Report = Annotated[
-    str | None,
-    Field(description="Write a report, an HTML page with all rows, to this file; none unless given."),
-]
 CallSampling = Annotated[
     dict[str, Any] | None,
     Field(
@@ -198,7 +194,7 @@ BackendName = Annotated[
     AfterValidator(lambda name: Sent(name) if name else DEFAULT_BACKEND),
     Field(
         description="The backend for all later calls. Left out: the configured one stays, unless "
-        "`backend_configs` names another or an earlier call chose another; then it is `vllm`, as in UltraRAG. "
+        "`backend_configs` names another or an earlier call chose another; then it is `vllm`. "
         "Better name it. `openai`: an OpenAI-compatible endpoint; `openvino`: a model on the CPU of the server's "
         "machine; `hf`: a transformers model there; `vllm`: a vLLM engine on the server's GPUs.",
         examples=["openai"],

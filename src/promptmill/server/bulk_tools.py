@@ -15,7 +15,7 @@ from pydantic import Field
 
 from promptmill.core.bounds import LARGEST_PAGE, LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error, worded
-from promptmill.core.feature import part_of
+from promptmill.core.feature import features, part
 from promptmill.core.values import JsonDict, json_text
 from promptmill.jobs.store.status_record import Status, schema
 from promptmill.options import table
@@ -179,7 +179,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             openWorldHint=True,
         ),
     )
-    @with_options
+    @with_options(*table.options().values())
     async def bulk_generate(
         ctx: Context,
         *,
@@ -231,10 +231,11 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         it, and answered rows are not sent again.
         """
         values = _sent(options)
-        model, prompt, sure = (values.get(name) for name in ("model", "prompt", "sure"))
+        model, prompt = values.get("model"), values.get("prompt")
         validate = bool(values["validate"])
         names, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
-        from promptmill.jobs.inputs.short_forms import answer_forms  # imported by `jobs`
+        from promptmill.jobs.inputs.short_forms import answer_forms  # imported by `jobs`, as is the other one
+        from promptmill.jobs.store.spec import plan_of
 
         try:
             _check_source(input_file, output_file, prompts, files, values)
@@ -245,18 +246,16 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             form = {"schema": None, "choices": None, "system": values.get("system_prompt")}
             form |= answer_forms({**values, "system": form["system"]})
             asked = form["schema"], values.get("sampling_params"), form["choices"]
-            strong = () if sure is None else (sure.get("model"), sure.get("second"))
-            every = [*names, *(name for name in strong if isinstance(name, str))]
-            models = await _models_of_call(service, every, asked)
+            others = {way.model for way in plan_of(values, [name or "" for name in names]).ways} - {"", *names}
+            models = await _models_of_call(service, [*names, *others], asked)
             if (input_file or files is not None) and not validate:
                 await questions.check_endpoint(ctx, models.plan)
             cost = None if validate else questions.cost(ctx, models.plan, values.get("max_cost"), "This job")
-            has_student = sure is not None and sure.get("student")
             rows = await _rows_of(running.paths, input_file, prompts, files, options=values, session=caller.session)
             values |= {
                 "system_prompt": form["system"],
                 "fields": values.get("fields") is not False,
-                "model": names if names[1:] or (has_student and model is not None) else None,
+                "model": names if names[1:] else None,
                 "limit": values.get("limit") or None,
                 "sampling": sampling_of_call(*asked),
             }
@@ -281,6 +280,8 @@ def add_bulk_tools(socket: ToolSocket) -> None:
 
 def _add_tools_of_a_job(socket: ToolSocket) -> None:
     mcp, service, questions, jobs = socket.mcp, socket.service, socket.questions, socket.jobs
+    further = [(part(each.option), each.run) for feature in features().values() for each in feature.controls]
+    controls = {option.name: run for option, run in further}
 
     @tool(
         mcp,
@@ -400,6 +401,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
             openWorldHint=True,
         ),
     )
+    @with_options(*(option for option, _ in further))
     async def bulk_control(
         ctx: Context,
         *,
@@ -419,7 +421,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
             bool,
             Field(description="Run the job of a call that was stopped or interrupted; false unless given."),
         ] = False,
-        report: arguments.Report = None,
+        **added: Any,
     ) -> JsonDict:
         """Pause or continue a running job, or change its limits, within two seconds; or write its report.
 
@@ -432,6 +434,9 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
             await cost.approve(None, max_cost)
         found = await asyncio.to_thread(functools.partial(running.visible.control, job_id, caller, **changes))
         found = await running.resume_call(job_id, caller) if resume else found
-        if report is None:
-            return dict(found)
-        return {**found, "report": await part_of("report", "call_report:written")(running, caller, job_id, report)}
+        done = {
+            name: await part(controls[name])(running, caller, job_id, value)
+            for name, value in added.items()
+            if value is not None
+        }
+        return {**found, **done}

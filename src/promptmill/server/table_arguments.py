@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
@@ -17,25 +18,30 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SHOWN: dict[object, str] = {None: "Null", False: "False"}
 
 
-def with_options(function: F) -> F:
-    """Replace `**options` of a tool's function by an argument for each option of the table, for the tool's schema."""
+def with_options(*options: Option) -> Callable[[F], F]:
+    """Return a decorator that replaces the last parameter `**…` of a tool's function by an argument for each option,
+    for the tool's schema."""
+    return functools.partial(_with_options, options=options)
+
+
+def _with_options(function: F, options: Sequence[Option]) -> F:
     shown = inspect.signature(function)
-    own = [each for each in shown.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    *own, rest = shown.parameters.values()
     made = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, kind, default in _arguments()
+        for name, kind, default in _arguments(options)
     ]
     function.__signature__ = shown.replace(parameters=[*own, *made])  # type: ignore[attr-defined]
     hints = typing.get_type_hints(function, include_extras=True)
-    hints.pop("options")
+    hints.pop(rest.name)
     function.__annotations__ = hints | {each.name: each.annotation for each in made}
     return function
 
 
-def _arguments() -> Iterator[tuple[str, Any, Any]]:
+def _arguments(options: Sequence[Option]) -> Iterator[tuple[str, Any, Any]]:
     """Yield the name, the type and the default of each argument."""
     known = table.options()
-    for option in known.values():
+    for option in options:
         argument = option.argument
         if argument is not None and not argument.within:
             yield argument.name or option.name, _annotation(option, argument, known), option.default

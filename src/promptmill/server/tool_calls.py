@@ -50,6 +50,7 @@ from promptmill.core.wording import did_you_mean, duration, shape
 from promptmill.http import token
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.jobs.caller import Caller
+from promptmill.options import table
 from promptmill.service.observers import Observer
 from promptmill.service.service import Service
 from promptmill.system.logs import CALLS
@@ -396,6 +397,8 @@ def _kinds(argument: JsonObject) -> list[str]:
 
 def _where(name: str, properties: JsonObject) -> str:
     """Return the right place of an unknown argument, or the argument with a similar name."""
+    if "output_file" in properties and (needs := table.needs_hidden(name, "argument")):
+        return f": it {needs}."
     if name in Sampling.model_fields and "sampling_params" in properties:
         return f': it goes into sampling_params, {{"{name}": …}}.'
     if "backend_configs" in properties and any(

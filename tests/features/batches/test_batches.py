@@ -21,13 +21,13 @@ from promptmill.backends.openai.batches.families import AnthropicBatches
 from promptmill.cli.main import main
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
-from promptmill.features.batches import batch_round
+from promptmill.features.batches import batch_round, stored_batches
+from promptmill.features.batches.order import BatchOrder
 from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.run.ways import RoundRun
-from promptmill.jobs.store import stored_batches
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.order import BatchOrder, JobOrder
+from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.rounds import Round
 
 ROWS = 40
@@ -283,7 +283,7 @@ def rounds_after(known: list[Round], order: JobOrder, open_ways: set[str]) -> Ro
 
 
 def test_a_batch_round_comes_before_the_live_round_which_takes_its_failures():
-    order = JobOrder(inputs=(Path("/a"),), output=Path("/b"), batch=BatchOrder())
+    order = JobOrder(inputs=(Path("/a"),), output=Path("/b"), parts={"batch": BatchOrder()})
     first = rounds_after([], order, {"batch", "live"})
     assert first == Round(1, "open", "batch", way="batch")
     second = rounds_after([replace(first, done=True)], order, {"live"})
@@ -649,7 +649,7 @@ def test_a_kill_while_rows_are_planned_leaves_no_batch_without_its_highest_cost(
     def put_until_planned(store: Any, *batches: Any) -> None:
         put(store, *batches)
         if any(batch.state == "planned" for batch in batches):
-            room.append(limit - stored_batches.most_open(store))
+            room.append(limit - stored_batches.most_cost(store))
             raise CutOffError
 
     monkeypatch.setattr(stored_batches, "put", put_until_planned)

@@ -16,7 +16,7 @@ from labellers import label as label_of_model
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.features.labels.votes import Votes
-from promptmill.jobs.labels import Decision, decide
+from promptmill.jobs.labels import Decision, majority
 from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.store.records import FIRST, SLOT, record_of
 from promptmill.jobs.store.rounds import Round
@@ -29,7 +29,7 @@ POINTS = [f"{'before' if n % 2 else 'after'}-write:{n}" for n in (1, 2, 3, 5, 8,
 
 
 def decided(votes: list[Any]) -> Decision:
-    decision = decide(votes)
+    decision = majority(votes)
     assert decision is not None
     return decision
 
@@ -238,7 +238,7 @@ def test_with_sure_the_majority_is_the_cheap_label_and_ties_go_to_the_strong_mod
     labels = bench.answers()
     assert sum(row["answer"] != label_of_model("strong", row["text"])[0] for row in labels) <= 0.12 * rows
     for number, row in enumerate(labels):
-        decision = decide([known.get(number + slot * SLOT) for slot in (1, 2, 3)])
+        decision = majority([known.get(number + slot * SLOT) for slot in (1, 2, 3)])
         if decision is not None and decision.is_tie:
             assert row["sure"] in {"sample", "strong"}
         if row["sure"] == "cheap":

@@ -8,6 +8,7 @@ import sys
 import pytest
 from fastmcp.exceptions import ToolError
 
+from all_features import need
 from bulk_calls import ran
 from foreign_status import WRONG, write_wrong
 from labellers import LABELS, labellers, named
@@ -18,6 +19,7 @@ SURE = ("--prompt", "Is it positive? {{text}}", "--choices", ",".join(LABELS), "
 
 @pytest.fixture
 def sure(bench):
+    need("labels")
     bench.upstream.reply = labellers()
     bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(600)])
     return bench

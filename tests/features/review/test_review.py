@@ -17,6 +17,7 @@ import pytest
 import browser
 import killed
 import promptmill
+from all_features import need
 from labellers import LABELS, label, labellers, named, sent
 from promptmill.core.values import text_of
 from promptmill.jobs.inputs.any_format import objects_in
@@ -41,6 +42,7 @@ def ballots(number: int) -> list[str]:
 
 @pytest.fixture
 def voted(bench):
+    need("labels")
     bench.upstream.reply = choose(
         lambda seen: answer(ballots(int(seen.prompt.rpartition(" ")[2]))[seen.json["seed"] - 1])
     )
@@ -117,6 +119,7 @@ def test_a_workbook_offers_the_labels(voted):
     assert voted.answers()[9]["sure"] == "person"
 
 
+@pytest.mark.features("labels")
 def test_a_sure_job_lists_confident_disagreements_and_rows_near_the_cut(bench):
     rows = 600
     bench.upstream.reply = labellers()
@@ -338,6 +341,7 @@ def test_another_job_takes_the_labels_over(voted):
         assert len(voted.upstream.seen) == (0 if more[0] == "--from" else 3 * ROWS)
 
 
+@pytest.mark.features("labels")
 def test_labels_of_rows_drawn_at_random_tell_the_shares_of_all_rows(bench):
     rows = 600
     bench.upstream.reply = labellers()
@@ -365,6 +369,7 @@ def test_labels_of_rows_drawn_at_random_tell_the_shares_of_all_rows(bench):
     assert "121 labels by a person; not of rows drawn at random" in bench.jobs(bench.folder.job_id).stdout
 
 
+@pytest.mark.features("labels")
 def test_the_labels_of_a_person_count_as_right_in_a_sure_job(bench):
     rows = 600
     bench.upstream.reply = labellers()
@@ -493,6 +498,7 @@ HOSTILE = (
 
 @pytest.fixture
 def hostile(bench):
+    need("labels")
     bench.upstream.reply = choose(lambda seen: answer(LABELS[seen.json["seed"] - 1]))
     bench.write([{"id": n, "text": f"{HOSTILE[n % len(HOSTILE)]} {n}"} for n in range(12)])
     bench.succeed(*LABELLED, *named(bench), "--votes", "3")

@@ -7,6 +7,7 @@ import json
 import pytest
 from fastmcp.exceptions import ToolError
 
+from all_features import need
 from labellers import LABELS as SURE_LABELS
 from replies import answer, choose
 
@@ -17,6 +18,7 @@ ROWS = 20
 @pytest.fixture
 def voted(bench):
     """A bench with a finished job of `ROWS` rows: every fifth row has a tie of three votes; row 5 holds a key."""
+    need("labels")
     bench.upstream.reply = choose(
         lambda seen: answer(SURE_LABELS[seen.json["seed"] - 1 if int(seen.prompt.split()[-1]) % 5 == 4 else 0])
     )

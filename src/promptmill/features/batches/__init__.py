@@ -1,9 +1,23 @@
 """The Batch APIs of providers: a round whose answers come within a day, at a lower price."""
 
-from promptmill.core.feature import Feature
+from promptmill.core.feature import Feature, Figure, WayEntry
 
 FEATURE = Feature(
     options="promptmill.features.batches.options:OPTIONS",
     words="rows answered by the Batch API of a provider, at a lower price",
-    ways={"batch": "promptmill.features.batches.batch_round:BatchWay"},
+    ways=(
+        WayEntry(
+            "batch",
+            "promptmill.features.batches.batch_round:BatchWay",
+            "promptmill.features.batches.stored_batches",
+        ),
+    ),
+    order_parts={"batch": "promptmill.features.batches.order:BatchOrder"},
+    figures=(
+        Figure(
+            name="batch",
+            record="promptmill.features.batches.status:BatchStatus",
+            facts="promptmill.features.batches.status:facts",
+        ),
+    ),
 )

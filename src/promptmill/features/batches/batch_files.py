@@ -13,10 +13,10 @@ from promptmill.backends.batches import BatchApi
 from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
+from promptmill.features.batches import stored_batches
+from promptmill.features.batches.stored_batches import AtProvider, Batch
 from promptmill.jobs import disk
-from promptmill.jobs.store import stored_batches
 from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.stored_batches import AtProvider, Batch
 
 _ROWS_AT_ONCE = 512
 _WAITS = Failure(PromptmillError(Code.BATCHED, "The row waits for a batch."))

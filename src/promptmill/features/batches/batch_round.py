@@ -12,7 +12,7 @@ with an error, and the next run looks again. Only the user's `by` gives it up, a
 
 Rows without an answer afterwards (expired, cancelled, failed for a reason that may pass) are rows of the live round
 that follows. The chain runs twice: while planning, `Call.exchange` takes the request in place of the network, and while
-storing, it has the reply. `jobs.store.stored_batches` has the states of a batch, in each of which a job may be killed.
+storing, it has the reply. `stored_batches` has the states of a batch, in each of which a job may be killed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from promptmill.answering.costs import cost_of_many, price_of
 from promptmill.backends import registry
@@ -39,16 +40,17 @@ from promptmill.backends.protocol import Call, Facts, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Request
+from promptmill.features.batches import stored_batches
 from promptmill.features.batches.batch_files import BatchFiles, is_whole, new_key, waits
+from promptmill.features.batches.order import BatchOrder
+from promptmill.features.batches.status import BatchStatus, batch_words
+from promptmill.features.batches.stored_batches import HAS_REPLY, IN_BATCH, Batch
 from promptmill.jobs.run.live import StoreSink, answer_rows
 from promptmill.jobs.run.ways import RoundRun
-from promptmill.jobs.store import statistics, stored_batches
+from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.order import BatchOrder
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import store_round, stored_rounds
-from promptmill.jobs.store.status_record import BatchStatus, RunStatus
-from promptmill.jobs.store.stored_batches import HAS_REPLY, IN_BATCH, Batch
 
 _LONGEST_POLL_S = 900.0
 _GROWTH = 1.5
@@ -111,7 +113,8 @@ class BatchRound:
     def __init__(self, run: RoundRun, *, clock: Clock = Clock()) -> None:
         self._job, self._service, self._progress, self._round = run.job, run.service, run.progress, run.rows.round
         self._rows, self._sink_of, self._clock = run.rows, run.sink_of, clock
-        self._order = run.job.order.batch or BatchOrder()
+        order = run.job.order.parts.get("batch")
+        self._order = order if isinstance(order, BatchOrder) else BatchOrder()
         self._is_cancelled, self._no_room = run.is_cancelled, run.no_room
         self._store = run.job.folder.store
         self._apis: dict[int, BatchApi] = {}
@@ -585,7 +588,7 @@ class BatchRound:
         """Show the state of the batches."""
         open_ = self._open()
         now = [batch for batch in open_ if batch.state in {"sent", "ended", "fetched"}]
-        self._progress.figures["batch"] = {
+        found: BatchStatus = {
             "batches": len(open_),
             "requests": sum(batch.requests for batch in open_),
             "done": sum(batch.there.done or 0 for batch in now),
@@ -595,6 +598,8 @@ class BatchRound:
             "ids": [batch.there.id for batch in open_ if batch.there.id],
             **({"expires": min(times)} if (times := [one.there.expires for one in now if one.there.expires]) else {}),
         }
+        self._progress.figures["batch"] = found
+        self._progress.awaited = lambda: batch_words(found, time.time())
 
 
 def _unread(batch: Batch, code: Code, text: str, hint: str) -> PromptmillError:
@@ -613,7 +618,7 @@ class BatchWay:
         await BatchRound(round_).run()
 
     @staticmethod
-    def figures(store: JobDatabase, config: ResolvedConfig) -> RunStatus:
+    def figures(store: JobDatabase, config: ResolvedConfig) -> Mapping[str, Any]:
         """Return the answers by batch and live, with their costs."""
         ids = [round_.id for round_ in stored_rounds(store) if round_.way == "batch"]
         by_batch, live = statistics.paid(store, ids)

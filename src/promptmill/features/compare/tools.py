@@ -12,7 +12,6 @@ from pydantic import BeforeValidator, Field
 
 from promptmill.core.bounds import MOST_ROWS
 from promptmill.core.errors import input_error
-from promptmill.server import arguments
 from promptmill.server.results import INLINE, object_schema, objects_schema, page, page_characters, wants_copy
 from promptmill.server.tool_calls import caller_of, tool
 from promptmill.server.tool_socket import SKILL, ToolSocket
@@ -137,7 +136,10 @@ def add(socket: ToolSocket) -> None:
         max_cost: Annotated[
             float | None, Field(ge=0, description="The most US dollars that this judgement may cost, in all its runs.")
         ] = None,
-        report: arguments.Report = None,
+        report: Annotated[
+            str | None,
+            Field(description="Write a report, an HTML page with all rows, to this file; none unless given."),
+        ] = None,
     ) -> ToolResult:
         """Compare answers to the same rows: agreement, and with `gold` accuracy, F1 and paired differences.
 

@@ -3,6 +3,7 @@
 from promptmill.core.feature import Feature, Format
 
 FEATURE = Feature(
+    query="promptmill.features.duckdb.query:queried",
     words="databases of DuckDB, and its queries over files and URLs as rows",
     formats=(
         Format(

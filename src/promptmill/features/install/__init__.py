@@ -3,6 +3,7 @@
 from promptmill.core.feature import Command, Feature
 
 FEATURE = Feature(
+    client_command="install",
     words="adds promptmill to the configuration of MCP clients",
     commands=(
         Command(

@@ -1,6 +1,6 @@
 """One label for each row, chosen from several answers."""
 
-from promptmill.core.feature import Feature, PlanEntry
+from promptmill.core.feature import Feature, Figure, PlanEntry
 
 FEATURE = Feature(
     options="promptmill.features.labels.options:OPTIONS",
@@ -12,5 +12,19 @@ FEATURE = Feature(
             "promptmill.features.labels.sure:Sure",
         ),
         PlanEntry("votes", ("votes",), "promptmill.features.labels.votes:Votes"),
+    ),
+    figures=(
+        Figure(
+            name="sure",
+            record="promptmill.features.labels.status:SureStatus",
+            facts="promptmill.features.labels.status:facts",
+            news="promptmill.features.labels.status:news",
+            section="promptmill.features.labels.status:section",
+        ),
+        Figure(
+            name="votes",
+            record="promptmill.features.labels.status:VoteStatus",
+            facts="promptmill.features.labels.status:vote_facts",
+        ),
     ),
 )

@@ -41,7 +41,15 @@ def _is_other_model(present: Mapping[str, Any]) -> bool:
     return model not in (strong, [strong])
 
 
-def _of_sure(name: str, words: str, flag: Flag, *, keyword: str = "", goes_without: Sequence[Without] = ()) -> Option:
+def _of_sure(
+    name: str,
+    words: str,
+    flag: Flag,
+    *,
+    keyword: str = "",
+    goes_without: Sequence[Without] = (),
+    only_model: str = "",
+) -> Option:
     """Return an option that says how sure labels are; over MCP, a key of `sure`."""
     return Option(
         name,
@@ -52,6 +60,7 @@ def _of_sure(name: str, words: str, flag: Flag, *, keyword: str = "", goes_witho
         keyword=Keyword(type=keyword),
         goes_with=[Named("sure", "MODEL")],
         goes_without=goes_without,
+        only_model=only_model,
     )
 
 
@@ -104,6 +113,7 @@ OPTIONS = (
         "scikit-learn (an extra) labels more of many rows",
         Flag(metavar="scikit-learn", read="promptmill.features.labels.options:student", bare=True),
         keyword='bool | Literal["scikit-learn"]',
+        only_model="sure",
         goes_without=[
             Without("second", _NO_CHEAP),
             Without("votes", _NO_CHEAP),
@@ -123,7 +133,7 @@ OPTIONS = (
             metavar="LABEL=P%",
             words="also: the share of the rows of LABEL that are delivered with it, at least",
             read="promptmill.features.labels.options:share_of_label",
-            action="append",
+            action="pairs",
         ),
         keyword="Mapping[str, float | str] | None",
     ),
@@ -133,7 +143,10 @@ OPTIONS = (
         "so many answers to each row vote; several models take turns; with {sure}, of the cheap model",
         flag=Flag(metavar="N"),
         argument=Argument(
-            words="ask N times, or each of several models in turn; the majority decides", least=2, most=MOST_VOTES
+            words="ask N times, or each of several models in turn; the majority decides",
+            least=2,
+            most=MOST_VOTES,
+            also_within="sure",
         ),
         goes_without=[SEVERAL[1], Without("shard"), Without("dedupe")],
     ),

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from promptmill.features.labels.cut import Place, place
 from promptmill.features.labels.rule import SurePart
-from promptmill.jobs.labels import decide, label_of, probability
+from promptmill.jobs.labels import label_of, majority, probability
 from promptmill.jobs.store.records import Record
 
 Score: TypeAlias = Literal[
@@ -25,7 +25,7 @@ def cheap_of(panel: Sequence[Record | None], kind: Score) -> Record | None:
     """Return the cheap answer of a row: the first of its panel, or the answer that won the vote."""
     if kind != "votes":
         return panel[0]
-    decision = decide(panel)
+    decision = majority(panel)
     return None if decision is None else decision.record
 
 
@@ -51,7 +51,7 @@ def score_of(panel: Sequence[Record | None], kind: Score) -> float | None:
     `panel`: the cheap answer, and the second or the repeats.
     """
     if kind == "votes":
-        decision = decide(panel)
+        decision = majority(panel)
         return None if decision is None or decision.record.code is not None or decision.is_tie else decision.score
     cheap, *others = panel
     if cheap is None or cheap.code is not None:

@@ -263,7 +263,7 @@ class SureRule(Plan):
         del last
         return False
 
-    def may_batch(self, round_: Round) -> bool:
+    def may_wait(self, round_: Round) -> bool:
         """Return whether a round may go into a batch: not the cheap answers, nor the small rounds for which the rest of
         a job waits."""
         return 0 in round_.slots and round_.reason not in {"sample", "train"}

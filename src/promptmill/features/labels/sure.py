@@ -15,6 +15,7 @@ from promptmill.features.labels.cut import errors_allowed
 from promptmill.features.labels.gold_labels import check_unasked, right_labels
 from promptmill.features.labels.panel import cheap_of, place_of, score_of
 from promptmill.features.labels.rule import STUDENT, SurePart, SureRule
+from promptmill.features.labels.status import estimate_words
 from promptmill.features.labels.student import STUDENTS
 from promptmill.features.labels.student_answers import taught_of
 from promptmill.features.labels.sure_figures import sample_status, sure_status
@@ -24,7 +25,6 @@ from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import Doubt, JobSpec, Plan, RunningJob, digest
-from promptmill.jobs.store.status_record import RunStatus
 from promptmill.jobs.store.stored import Question, Target
 
 CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
@@ -115,6 +115,14 @@ class Sure(SureRule):
             sure |= {"sample_cost": cost * (size + taught), "cost_alone": cost * rows}
         return {"sure": sure}
 
+    def estimate_words(self, checked: Mapping[str, Any]) -> str:
+        """Return the size and the price of the sample."""
+        return estimate_words(checked["sure"])
+
+    def first_cost(self, checked: Mapping[str, Any]) -> float | None:
+        """Return the cost of the sample."""
+        return checked["sure"].get("sample_cost") or None
+
     # ---- a run
 
     def work(self, job: RunningJob) -> SureWork:
@@ -155,12 +163,12 @@ class Sure(SureRule):
     def _panel_of(self, part: SurePart, beside: Sequence[Record | None]) -> list[Record | None]:
         return [beside[slot - 1] for slot in self.panel(part.score)]
 
-    def running_figures(self, spec: JobSpec) -> RunStatus:
+    def running_figures(self, spec: JobSpec) -> Mapping[str, Any]:
         """Return the figures of the samples."""
         del spec
         return {"sure": sample_status(self)}
 
-    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> RunStatus:
+    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, Any]:
         """Return the figures of the samples and labels."""
         return {"sure": sure_status(store, spec, self, fields, before)}
 

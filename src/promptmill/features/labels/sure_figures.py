@@ -23,13 +23,13 @@ from typing import NamedTuple
 from promptmill.features.labels.cut import LAST, most_bad
 from promptmill.features.labels.panel import cheap_of, place_of
 from promptmill.features.labels.rule import SureCut, SurePart, SureRule
+from promptmill.features.labels.status import SureExpected, SureSample, SureStatus
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase
-from promptmill.jobs.store.label_figures import label_counts, value_of
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, HAS_QUESTION
-from promptmill.jobs.store.shares import Stratum, shares
+from promptmill.jobs.store.shares import Stratum, label_counts, shares, value_of
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.store.status_record import LabelShare, SureExpected, SureSample, SureStatus
+from promptmill.jobs.store.status_record import LabelShare
 
 
 def sample_status(rule: SureRule) -> SureStatus:
@@ -139,7 +139,8 @@ class _BeforeCut(NamedTuple):
         """Return the labels in a field. `cheap`: the id of the cheap model's settings."""
         pairs = [(value_of(given, field), value_of(right, field)) for given, right in self.reviewed]
         where = f"answer.settings = {cheap} AND cheap.round >= {self.part.round} AND cheap.round < {self.end}"
-        return Stratum(label_counts(store, field, before, where) + Counter(given for given, _ in pairs), pairs)
+        join = f"JOIN answer AS cheap ON cheap.key = answer.key + {SLOT}"
+        return Stratum(label_counts(store, field, before, where, join) + Counter(given for given, _ in pairs), pairs)
 
 
 def _reviewed(store: JobDatabase, rule: SureRule, part: SurePart) -> Iterator[tuple[Record, Record]]:

@@ -19,12 +19,11 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.features.labels.comparable import SCORE, SURE, check_comparable, repeating
 from promptmill.features.labels.options import MOST_VOTES
-from promptmill.jobs.labels import decide, label_in
+from promptmill.jobs.labels import label_in, majority
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Record, copied, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round
 from promptmill.jobs.store.spec import Delivered, Doubt, JobSpec, Plan, PlanWork, RunningJob
-from promptmill.jobs.store.status_record import RunStatus
 from promptmill.jobs.store.stored import Question, Target, Variant
 from promptmill.options.table import Again
 
@@ -114,7 +113,7 @@ class Votes(Plan):
     def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
         """Return who gave the label, and the share of the votes that it has."""
         del spec
-        decision = decide(beside)
+        decision = majority(beside)
         score = None if decision is None else round(decision.score, _DIGITS)
         if record.settings == PERSON:
             return {SURE: A_PERSON, SCORE: score}
@@ -122,7 +121,7 @@ class Votes(Plan):
             return {SURE: None, SCORE: score}
         return {SURE: "tie" if decision.is_tie else "votes", SCORE: score}
 
-    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> RunStatus:
+    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, Any]:
         """Count the rows whose votes are all equal, and the rows with a tie. 1,000,000 rows with 3 votes take 4 s."""
         del spec, fields
         store.define("label", label_in)
@@ -143,7 +142,7 @@ class Votes(Plan):
     def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
         """Return why a person should see a row; None if all votes agree."""
         del spec, record
-        decision = decide(beside)
+        decision = majority(beside)
         if decision is None or decision.score == 1:
             return None
         return Doubt(decision.score, *(("tie", "tie") if decision.is_tie else ("votes differ",)))
@@ -191,7 +190,7 @@ class VoteWork(PlanWork):
             row = [known.get(slot) for slot in self._votes.slots]
             if only_complete and not all(vote is not None and not _is_sent(vote, round_) for vote in row):
                 continue
-            if (decision := decide(row)) is not None:
+            if (decision := majority(row)) is not None:
                 vote = decision.record
                 model = self._votes.models[vote.slot - 1] or spec.model
                 made = spec.targets[0].made(round_.id, model if self._votes.has_several_models else "")

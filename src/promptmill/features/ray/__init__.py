@@ -2,4 +2,8 @@
 
 from promptmill.core.feature import Feature
 
-FEATURE = Feature(words="replicas of a model on a Ray cluster", options="promptmill.features.ray.options:OPTIONS")
+FEATURE = Feature(
+    words="replicas of a model on a Ray cluster",
+    options="promptmill.features.ray.options:OPTIONS",
+    order_parts={"ray": "promptmill.features.ray.ray_cluster:RayCluster"},
+)

@@ -8,8 +8,7 @@ import importlib.util
 import logging
 import os
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from promptmill import __version__
@@ -19,13 +18,13 @@ from promptmill.cluster.remote import LostError, Quota, RemoteBackend, Replica, 
 from promptmill.cluster.replicas import Replicas, create
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
+from promptmill.jobs.store.order import Create, OrderPart
 from promptmill.system.installation import adding
 
 _REACHED_S = 10
 
 
-@dataclass(frozen=True, slots=True)
-class RayCluster:
+class RayCluster(OrderPart):
     """The address of a cluster, the number of replicas on it, and the resources that each takes of its node."""
 
     address: str
@@ -33,7 +32,18 @@ class RayCluster:
     gpus: float = 0
     cpus: float = 1
 
-    async def create(self, plan: ResolvedConfig) -> Backend:
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> RayCluster:
+        """Return the cluster of the options."""
+        names = {"address": "ray", "replicas": "replicas", "gpus": "num_gpus", "cpus": "num_cpus"}
+        return cls(**{field: options[name] for field, name in names.items() if options.get(name) is not None})
+
+    @property
+    def create(self) -> Create:
+        """The function that makes the backend of the job."""
+        return self.connected
+
+    async def connected(self, plan: ResolvedConfig) -> Backend:
         """Return the model of `plan` as replicas, not loaded yet. Raises `PromptmillError`."""
         registry.check_name(plan.backend)
         if importlib.util.find_spec("ray") is None:
@@ -47,7 +57,7 @@ class RayCluster:
             actors = await asyncio.to_thread(self._actors, count)
             return [RemoteBackend(_ActorLink(actor), arguments, quota) for actor in actors]
 
-        return Replicas(connect, _disconnect)
+        return Replicas(connect, _disconnect, hint="Look at the logs of the replicas, and at `ray status`.")
 
     def _actors(self, count: int) -> Sequence[Any]:
         """Connect and start the actors, which Ray places when there is room. Blocks."""

@@ -1,6 +1,6 @@
 """The report of a job: one HTML file with its figures, its course, its failures and its rows."""
 
-from promptmill.core.feature import Command, Feature
+from promptmill.core.feature import Command, Control, Feature
 
 FEATURE = Feature(
     options="promptmill.features.report.options:OPTIONS",
@@ -12,5 +12,6 @@ FEATURE = Feature(
             "promptmill.features.report.command:add_options",
         ),
     ),
+    controls=(Control("promptmill.features.report.options:CONTROL", "promptmill.features.report.call_report:written"),),
     after_job="promptmill.features.report.command:after_job",
 )

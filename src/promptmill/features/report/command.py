@@ -14,7 +14,6 @@ from promptmill.cli.terminal import complain, say
 from promptmill.core.errors import PromptmillError
 from promptmill.features.report import job_page
 from promptmill.jobs.store.index import JobFolders
-from promptmill.pages import page
 from promptmill.system.safe_open import home_expanded
 
 
@@ -39,9 +38,6 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.open:
         made.show()
     return 0
-
-
-check = page.check
 
 
 def after_job(ended: EndedJob) -> None:

@@ -18,7 +18,9 @@ from typing import Any, TypeAlias, cast
 import orjson
 
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.feature import figures, part
 from promptmill.core.money import dollars
+from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted, cut, unescaped
 from promptmill.features.report.job_table import CUT, FAILED, NEAR, PROMPT_NAME, JobTable, variant_names
 from promptmill.images.load import ImageRules, from_folder, is_web, load_image
@@ -31,7 +33,7 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.store.status_record import CourseRecord, FieldResults, LabelShare, Results, Status
+from promptmill.jobs.store.status_record import CourseRecord, FieldResults, LabelShare, Results, Status, shares_of
 from promptmill.jobs.store.status_words import figure, took
 from promptmill.pages import page
 from promptmill.pages.page import MOST_ROWS, Report, when
@@ -91,7 +93,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
             table.add(row)
     rows = table.finished(has_images=bool(pictures.found))
     found |= cast("Status", counts.of_rows())
-    failures, shares = found.get("errors", {}), found.get("shares") or found.get("sure", {}).get("shares", {})
+    failures, shares = found.get("errors", {}), shares_of(found)
     data = {
         **_heading(found),
         "notes": list(found.get("warnings", ())),
@@ -107,7 +109,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
             *(_of_field(table, name, field, shares.get(name, {})) for name, field in results.get("fields", {}).items()),
         ],
         "failures": [(code, count, *_example(code, examples.get(code, ""))) for code, count in failures.items()],
-        "sections": _of_sure(found, curve),
+        "sections": _sections(found, curve),
         "thumbnails": pictures.found,
         "course": (course := folder.course),
         "spreads": _spreads(spread),
@@ -145,25 +147,10 @@ def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Itera
             yield title, column, bars, ""
 
 
-def _of_sure(found: Status, curve: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
-    """Return the section on the labels of a job with `sure`: the promise, the sample by class, and the curve."""
-    sure = found.get("sure", {})
-    if not sure.get("sample", {}).get("drawn"):
-        return []
-    rows = [[label, f"{count:,}", f"{agreeing:,}"] for label, (count, agreeing) in sure["sample"]["classes"].items()]
-    head = [
-        f"right label, {sure['gold']}" if "gold" in sure else f"label by {sure['model']}",
-        "in the sample",
-        f"found by {status_words.cheap_model(sure)}",
-    ]
-    part = {
-        "title": "Sure labels",
-        "lines": status_words.label_lines(sure),
-        "bars": [],
-        "tables": [{"head": head, "rows": rows}],
-    }
-    target = {"curve": curve, "agree": sure["agree"], "share": sure["expected"]["share"]} if curve else {}
-    return [part | target]
+def _sections(found: Mapping[str, Any], curve: Sequence[tuple[float, float]]) -> list[JsonDict]:
+    """Return the sections of features."""
+    parts = (part(figure.section) for figure in figures().values() if figure.section and figure.name in found)
+    return [section for each in parts if (section := each(found, curve)) is not None]
 
 
 def _filters(*, failed: bool, states: int) -> list[Filter]:

@@ -1,4 +1,4 @@
-"""The option of a report."""
+"""The options of a report: of a new job, and of a known one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ OPTIONS = (
         flag=Flag(metavar="FILE"),
         argument=None,
         keyword=None,
+        check="promptmill.pages.page:check",
         goes_without=[
             Without("detach", "; `promptmill report` writes one"),
             Without("validate", "; `promptmill report` writes one"),
         ],
     ),
 )
+CONTROL = Option("report", str, "write a report, an HTML page with all rows, to this file; none unless given")

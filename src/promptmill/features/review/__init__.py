@@ -1,7 +1,9 @@
 """A review: the rows of a job that are worth a person's minute, and the labels that the person gives."""
 
-from promptmill.core.feature import Command, Feature
+from promptmill.core.feature import Command, Feature, Figure
 
+MOST_REVIEWED = 10_000
+"""Rows of a review at most: a person needs weeks for more, and a page with them takes seconds to open."""
 FEATURE = Feature(
     words="the rows that are worth a look, and a person's labels for them",
     commands=(
@@ -13,4 +15,13 @@ FEATURE = Feature(
     ),
     instructions="`review` finds rows that the user should check, `review_take` stores the user's labels.",
     tools="promptmill.features.review.tools:add",
+    figures=(
+        Figure(
+            name="person",
+            record="builtins:int",
+            facts="promptmill.features.review.person:facts",
+            count="promptmill.features.review.person:figures",
+        ),
+        Figure(name="shares", record="promptmill.features.review.person:Shares"),
+    ),
 )

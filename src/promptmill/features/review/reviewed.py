@@ -23,23 +23,23 @@ import orjson
 from promptmill.answers.checker import Checker
 from promptmill.answers.schema import AnswerSchema
 from promptmill.backends.protocol import Completion
-from promptmill.core.bounds import MOST_REVIEWED
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import LONGEST_SHOWN, close_matches, counted, cut, listed
+from promptmill.features.review import MOST_REVIEWED
+from promptmill.features.review.person import random_rows
 from promptmill.jobs import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answered_rows
 from promptmill.jobs.export.text import OwnValues, cell
 from promptmill.jobs.export.workbook_file import clean_text, write_sheet
 from promptmill.jobs.inputs.any_format import objects_in
-from promptmill.jobs.labels import decide, label_in, label_of
+from promptmill.jobs.labels import label_in, label_of, majority
 from promptmill.jobs.manage.job_rows import JobRows
 from promptmill.jobs.run import steps
-from promptmill.jobs.store import progress, statistics
+from promptmill.jobs.store import progress, statistics, status
 from promptmill.jobs.store.database import SET_ASIDE, DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.label_figures import label_figures, random_rows
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Made, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, stored_rounds
@@ -165,7 +165,7 @@ def _candidates(store: JobDatabase, spec: JobSpec) -> Iterator[_Candidate]:
     every = answered_rows(store, spec, lambda _, record: record)
     if spec.is_grid:
         for n, group in itertools.groupby(every, key=lambda answered: answered.row.n):
-            decision = decide([answered.record for answered in group])
+            decision = majority([answered.record for answered in group])
             if decision is not None and decision.record.code is None and decision.score < 1:
                 yield _Candidate(_DISAGREE, decision.score, n, 0, "the answers differ")
         return
@@ -450,5 +450,5 @@ def _written_again(folder: Folder, spec: JobSpec) -> bool:
     end = output.end_of(folder.store, made.limit)
     counts = statistics.counts(folder.store, before=end, skips_empty=spec.question.skip_empty)
     kept = {name: value for name, value in last.items() if name != "shares"}  # they may be unknown now
-    folder.put(status={**kept, **counts.of_rows(), **label_figures(folder.store, spec, end)})
+    folder.put(status={**kept, **counts.of_rows(), **status.figures_of(folder.store, spec, end)})
     return True

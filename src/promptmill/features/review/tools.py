@@ -11,8 +11,8 @@ from mcp_types import ToolAnnotations
 from pydantic import Field
 
 from promptmill.backends.protocol import Call, Facts
-from promptmill.core.bounds import MOST_REVIEWED
 from promptmill.core.values import JsonDict
+from promptmill.features.review import MOST_REVIEWED
 from promptmill.server.results import INLINE, object_schema, objects_schema, page, page_characters, wants_copy
 from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.server.tool_socket import ToolSocket

@@ -55,7 +55,7 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
 
     `rows`: a column or a table of pandas, polars, pyarrow or `datasets`; a list or any iterable of texts, dicts as in a
     file of rows, or lists of messages; the path of a file, a folder or a pattern, as a text or a `pathlib.Path`; None,
-    with a query that names its files. Both may be URLs, such as "hf://datasets/acme/mails" and "s3://bucket/out.csv".
+    with a query that names its files. Both may be URLs, such as "https://example.com/mails.csv" and "s3://bucket/out.csv".
     `output`: a file to write; with a path as `rows`, the result's `rows` and `answers` are then empty.
 
     Raises `PromptmillError` when the job stops. The answers until then, or until Ctrl-C, are kept: the same call

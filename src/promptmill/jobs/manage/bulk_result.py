@@ -25,6 +25,7 @@ from promptmill.core.wording import counted, cut, shape
 from promptmill.jobs.columns import OURS
 from promptmill.jobs.inputs import given
 from promptmill.jobs.inputs.questions import distinct
+from promptmill.jobs.store.status_record import shares_of
 
 _AT_ONCE = 1024
 _ANSWERS = ("answer", "error", "finish_reason")
@@ -72,11 +73,9 @@ class BulkResult:
 
     @property
     def shares(self) -> Mapping[str, Any]:
-        """The share of each label if the strong model, or the person who reviewed random rows, had labelled every row,
-        with its 95 % interval: `share`, `low` and `high`. With a schema, by field. Empty for a job without `sure` and
-        review, or whose rows the strong model answered all."""
-        by_field: Mapping[str, Mapping[str, Any]]
-        by_field = self.status.get("shares") or self.status.get("sure", {}).get("shares", {})
+        """The estimated share of each label among all rows, corrected for wrong labels, with its 95 % interval:
+        `share`, `low` and `high`. With a schema, by field. Empty without an estimate."""
+        by_field: Mapping[str, Mapping[str, Any]] = shares_of(self.status)
         return by_field.get("", by_field)
 
     def table(self) -> Any:

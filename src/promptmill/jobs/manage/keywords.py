@@ -43,8 +43,8 @@ def takes_options(function: Callable[P, R]) -> Callable[P, R]:
     def called(*args: P.args, **options: P.kwargs) -> R:
         known = {each.name_on("keyword") for each in table.options().values()}
         for name in set[str](options) - known - {"rows", "output"}:
-            if (feature := table.hidden_options().get(name)) is not None:
-                raise input_error(f"`{name}` needs the feature {feature}, which is hidden here.")
+            if needs := table.needs_hidden(name, "keyword"):
+                raise input_error(f"`{name}` {needs}.")
             meant = did_you_mean(name, [each for each in known if each], "see help(bulk)")
             raise TypeError(f"{function.__name__}() has no argument {name!r}; {meant}")
         try:
@@ -99,8 +99,8 @@ def configuration_of(given: Mapping[str, Any]) -> Configuration:
     sampling = dict(with_schema(sampling, given.get("schema")))
     models = given.get("model")
     model = models if models is None or isinstance(models, str) else next(iter(models), None)
-    if model is None and given.get("student") and endpoint.keys() & {"base_url", "provider"}:
-        model = given.get("sure")  # the only model that gets requests
+    if model is None and endpoint.keys() & {"base_url", "provider"}:
+        model = table.only_model(given)
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
         chosen = resolved_config.settings_of(

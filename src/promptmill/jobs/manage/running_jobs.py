@@ -156,7 +156,7 @@ class RunningJobs:
         """Call `approve` with the costs that are known: the estimate and the highest cost of the rows that an earlier
         job of these files has not answered, and the cost of the sample, if there will be one."""
         estimated, most, left = checked.get("estimated_cost"), checked.get("most_cost"), 1.0
-        sample = checked.get("sure", {}).get("sample_cost") or None
+        sample = order.plan.first_cost(checked)
         if order.earlier.again != "all":
             folder = self.folders.of(order.output)
             found = await asyncio.to_thread(lambda: folder.status)

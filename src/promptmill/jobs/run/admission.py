@@ -61,7 +61,7 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
                 raise input_error(f"Job {folder.job_id} is running already; ", status_of)
             opened.callback(lock.release)
             opened.callback(folder.close)
-            order = _with_its_deadline(folder, order)
+            order = _as_begun(folder, order)
             spec, change = _opened(folder, order, lambda: _begun(folder, new, order, fixed=wanted.is_fixed))
             folder.control.changed(cancel=False).write(folder.path)
             change = replace(change, disk_share=CALL_DISK_SHARE) if wanted.is_of_call else change
@@ -108,16 +108,12 @@ def _without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
     return replace(plan, settings=plan.settings.model_copy(update={"backend_configs": configs}))
 
 
-def _with_its_deadline(folder: Folder, order: JobOrder) -> JobOrder:
-    """Return an order with the `by` of the unfinished job, if it repeats the command: `06:00` has meant that time."""
-    before = folder.order
-    if before is None or before.batch is None or before.batch.by is None or order.batch is None:
+def _as_begun(folder: Folder, order: JobOrder) -> JobOrder:
+    """Return an order; if it repeats the command of the unfinished job, with that job's decisions."""
+    begun = folder.order
+    if begun is None or order.shown.command != begun.shown.command or folder.status.get("state") == progress.FINISHED:
         return order
-    is_repeated = order.batch.by is not None and order.shown.command == before.shown.command
-    if not is_repeated or order.batch.by == before.batch.by or folder.status.get("state") == progress.FINISHED:
-        return order
-    kept = order.batch.model_copy(update={"by": before.batch.by, "is_earlier": True})
-    return order.model_copy(update={"batch": kept})
+    return order.repeated(begun)
 
 
 def _opened(folder: Folder, order: JobOrder, begin: Callable[[], tuple[JobSpec, Change]]) -> tuple[JobSpec, Change]:

@@ -114,8 +114,7 @@ class Job:
 
     def service(self, configuration: Configuration, *, is_shared: bool = False) -> Service:
         """Return a service for this job alone, which the caller closes. `is_shared`: see `Service`."""
-        create = None if self.order.ray is None else self.order.ray.create
-        return Service(configuration, plan=self.plan, create=create, is_shared=is_shared)
+        return Service(configuration, plan=self.plan, create=self.order.create, is_shared=is_shared)
 
     def close(self) -> None:
         """Close the database and release the lock."""

@@ -19,10 +19,9 @@ from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.fingerprint import system_prompt_of
 from promptmill.jobs.store.records import SLOT, Record
-from promptmill.jobs.store.rounds import Round, join_of
+from promptmill.jobs.store.rounds import COPY, LIVE, Round, join_of
 from promptmill.jobs.store.spec import JobSpec, PlanWork, RunningJob, digest
 from promptmill.jobs.store.stored import Target
-from promptmill.jobs.store.stored_batches import Batch, open_batches
 
 
 class Open(NamedTuple):
@@ -84,8 +83,10 @@ class JobRounds:
     def _found(self, known: Sequence[Round]) -> Round | None:
         job, plan = self._job, self._job.spec.plan
         slots = len(job.spec.targets)
-        batched = tuple(sorted({batch.slot for batch in self._open_batches() if batch.slot < slots}))
-        return next_round(Situation(job.order, plan, known, job.change.since, slots, self._has_rows, batched))
+        store = job.folder.store
+        by_way = {way: sorted(each.slots(store)) for way, each in rounds.awaited(store).items()}
+        awaited = {way: here for way, all_ in by_way.items() if (here := tuple(slot for slot in all_ if slot < slots))}
+        return next_round(Situation(job.order, plan, known, job.change.since, slots, self._has_rows, awaited))
 
     def open_in(self, round_: Round) -> list[Open]:
         """Return the open rows of a round, which `next` has returned, for each of its slots."""
@@ -97,8 +98,8 @@ class JobRounds:
 
     def between(self, round_: Round, delivered: Callable[[Sequence[Record]], None]) -> Between | None:
         """Return the function that delivers answers while a live round runs; None if none may be known."""
-        # with batches, the rows that need another answer go into one
-        return self._copies.between(round_, self._work, delivered, sends=self._job.order.batch is None)
+        # otherwise the rows that need another answer go by that way
+        return self._copies.between(round_, self._work, delivered, sends=self._job.order.way == LIVE)
 
     @property
     def window(self) -> int:
@@ -141,10 +142,10 @@ class JobRounds:
         self._duplicates.prepare(round_)
         self._work.prepare(round_)
         rows = sum(self._find_open(round_, slot).rows for slot in round_.slots)
-        return rows > 0 or (round_.way == "batch" and bool(self._open_batches()))
-
-    def _open_batches(self) -> list[Batch]:
-        return open_batches(self._job.folder.store)
+        if rows or round_.way in {LIVE, COPY}:
+            return rows > 0
+        way = rounds.awaited(self._job.folder.store).get(round_.way)
+        return way is not None and bool(way.slots(self._job.folder.store))
 
     def _find_open(self, round_: Round, slot: int) -> Open:
         """Find the open rows of a round in a slot, and remember the result."""

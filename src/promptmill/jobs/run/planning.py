@@ -6,7 +6,7 @@
 of an order, each only if it has rows:
 
 1. the last round, if it was interrupted
-2. `batched`: the rows of batches that another order left open, which collects their answers
+2. the rows whose answers are awaited since another order, by their way, which collects them
 3. `again …`: the rows that the order sends again
 4. `first`: the rows without an answer, and failures of earlier runs that may pass
 
@@ -20,11 +20,11 @@ copies an outcome to the others.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.rounds import DUPLICATE, ONCE, RULES, Round
+from promptmill.jobs.store.rounds import COPY, DUPLICATE, LIVE, ONCE, RULES, Round
 from promptmill.jobs.store.spec import Plan
 
 
@@ -42,14 +42,14 @@ class Situation:
     """The number of answers to each row."""
     has_rows: Callable[[Round], bool]
     """Whether some row of the job meets the rule of a round."""
-    batched: tuple[int, ...] = ()
-    """The slots with batches that are not done."""
+    awaited: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """The slots of requests whose answers are awaited, by way."""
 
 
 def next_round(now: Situation) -> Round | None:
     """Return the next round of a job, None if every row is done."""
     rounds = now.rounds
-    may_resume = bool(rounds) and (rounds[-1].way == "batch" or not now.batched)
+    may_resume = bool(rounds) and (rounds[-1].way in now.awaited or not now.awaited)
     if may_resume and not rounds[-1].done and _is_resumed(rounds[-1], now) and now.has_rows(rounds[-1]):
         return rounds[-1]
     reason = now.order.shown.reason
@@ -57,20 +57,20 @@ def next_round(now: Situation) -> Round | None:
     wanted = now.plan.next(first, now.order.earlier.again)
     if now.order.limits.dedupe:
         wanted = _once(wanted)
-    left = [replace(first, rows="batched", reason="batch", slots=now.batched, way="batch")] if now.batched else []
-    return next(filter(now.has_rows, itertools.chain(left, _by_batch(wanted, now))), None)
+    left = [replace(first, rows=way, reason=way, slots=slots, way=way) for way, slots in now.awaited.items()]
+    return next(filter(now.has_rows, itertools.chain(left, _by_way(wanted, now))), None)
 
 
-def _by_batch(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
-    """Yield the rounds; where the order has `batch`, rows go into a batch first, and then live if it left them open."""
-    latest = max((round_.id for round_ in now.rounds if round_.way == "batch"), default=0)
+def _by_way(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
+    """Yield the rounds; rows go by the way of the order first, and then live if it left them open."""
+    latest = max((round_.id for round_ in now.rounds if round_.way not in {LIVE, COPY}), default=0)
     for round_ in wanted:
-        # failures of a batch that may pass are sent again
+        # failures of that way that may pass are sent again
         live = replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
-        if now.order.batch is None or round_.way != "live" or not now.plan.may_batch(round_):
+        if now.order.way == LIVE or round_.way != LIVE or not now.plan.may_wait(round_):
             yield live
             continue
-        yield replace(round_, way="batch", reason="batch")
+        yield replace(round_, way=now.order.way, reason=now.order.way)
         yield live
 
 

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.jobs.store import progress, statistics
+from promptmill.jobs.store import progress, rounds, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
 from promptmill.jobs.store.stored import Target
-from promptmill.jobs.store.stored_batches import open_batches
 
 SEND_ALL = Named("again", "all")
 OTHER_WAYS = (
@@ -67,7 +66,8 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
         if changed and (fixed or not (order.earlier.keep or sends_all)):
             raise _settings_conflict(begun, before, wanted, target, changed, fixed=fixed)
         targets.append(_target_now(folder, before, target, changed, sends_all=sends_all))
-    _check_batches(folder, begun, targets)
+    for way in rounds.awaited(folder.store).values():
+        way.check(folder.store, begun.job_id, targets)
     if (begun.is_grid or wanted.is_grid) and not sends_all:
         _check_places(begun, targets)
     spec = wanted.model_copy(
@@ -120,23 +120,13 @@ def _with_other_prompt(target: Target) -> Target:
     return target.model_copy(update={"changed": tuple(sorted({*target.changed, "prompt"}))})
 
 
-def _check_batches(folder: Folder, begun: JobSpec, targets: Sequence[Target]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if a batch at the provider was made with settings that do not count."""
-    for batch in open_batches(folder.store):
-        is_there = batch.state != "planning"
-        if is_there and (batch.slot >= len(targets) or batch.settings not in targets[batch.slot].counted):
-            raise input_error(
-                f"Job {begun.job_id} has a batch at the provider that was made with other settings, and its answers "
-                f"are paid. `promptmill jobs {begun.job_id} --resume` stores them; then repeat this. Or name another "
-                "output."
-            )
-
-
 def _has_nothing(folder: Folder) -> bool:
     """Return whether the open job has no answers and no costs, so that sending all rows loses nothing."""
     last = folder.status
     paid = any(last.get(name) for name in ("cost", "cost_set_aside", "prompt_tokens", "completion_tokens"))
-    has_answers = folder.store.page(0, ANSWERED, size=1) or open_batches(folder.store)
+    has_answers = folder.store.page(0, ANSWERED, size=1) or any(
+        way.slots(folder.store) for way in rounds.awaited(folder.store).values()
+    )
     return not paid and last.get("state") not in progress.ALIVE and not has_answers
 
 

@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import TypeVar
 
 from promptmill.backends import registry
@@ -32,11 +31,10 @@ from promptmill.jobs.run.live import OpenRows, StoreSink
 from promptmill.jobs.run.shared_beginnings import saved
 from promptmill.jobs.run.ways import RoundRun, way_named
 from promptmill.jobs.store import progress as states
-from promptmill.jobs.store import rounds, statistics, stored_batches
+from promptmill.jobs.store import rounds, statistics, status
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, Work
-from promptmill.jobs.store.label_figures import label_figures
 from promptmill.jobs.store.progress import Course, Progress
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import NEVER, Round
@@ -209,7 +207,8 @@ class Runner:
                 OSError, DamagedError
             ):  # if this fails, the next run finds no rows for the last round
                 rounds.end(job.folder.store)
-                stored_batches.forget_tried(job.folder.store)
+                for way in rounds.awaited(job.folder.store).values():
+                    way.forget(job.folder.store)
         self._keep({"status": self._before} if self._is_refused else self._status())
         with contextlib.suppress(OSError, DamagedError):
             if job.folder.is_open:  # not open if it could not be repaired
@@ -301,15 +300,14 @@ class Runner:
                 self._is_refused = job.change.before is not None
                 raise
             job.load()
-            await self._in_thread(lambda: stored_batches.rebind(job.folder.store, job.spec.targets))
+            for way in rounds.awaited(store).values():
+                await self._in_thread(functools.partial(way.rebind, store, job.spec.targets))
             self._note_kept(bound)
         await self._check_secrets()
         if job.spec.output.format == "xlsx":
             await self._do(functools.partial(steps.check_output))
         progress.output.columns = job.spec.output.names or {}
-        if (batch := job.order.batch) is not None and batch.is_earlier and batch.by is not None:
-            at = datetime.fromtimestamp(batch.by).astimezone().isoformat(" ", "minutes")
-            progress.notes.append(f"Open rows are sent live at {at}, the time of the job's first run.")
+        progress.notes += [note for each in job.order.parts.values() for note in each.notes]
         progress.notes += [note for note in columns.notes(job.spec) if note not in progress.notes]
         await self._in_thread(self._limit_rows)
         await self._in_thread(self._note_persons)
@@ -483,9 +481,8 @@ class Runner:
         if limit is None or stats.ledger.budget is not None:
             return
         store = job.folder.store
-        stats.ledger.budget = Budget(
-            limit, progress.cost or 0.0, store.in_flight.most + stored_batches.most_open(store)
-        )
+        awaited = sum(way.most_cost(store) for way in rounds.awaited(store).values())
+        stats.ledger.budget = Budget(limit, progress.cost or 0.0, store.in_flight.most + awaited)
 
     def _most_cost(self, control: Control) -> float | None:
         """Return the most that all runs of the job may spend; None: any amount."""
@@ -559,7 +556,7 @@ class Runner:
 
     def _count_values(self) -> None:
         store, spec = self._job.folder.store, self._job.spec
-        self.progress.figures = label_figures(store, spec, self._end) | ways.figures(store, self._job.plan)
+        self.progress.figures = status.figures_of(store, spec, self._end) | ways.figures(store, self._job.plan)
         self.progress.figures["cache_saved"] = round(saved(store, self._job.plan), 6)
 
     def _give_up(self, error: PromptmillError) -> None:

@@ -57,7 +57,7 @@ def saved(store: JobDatabase, plan: ResolvedConfig) -> float:
     """Return the dollars that the provider's cache has saved; 0 if the price is unknown. Blocks."""
     if (price := price_of(plan)) is None:
         return 0.0
-    batches = [round_.id for round_ in stored_rounds(store) if round_.way == "batch"]
+    batches = [round_.id for round_ in stored_rounds(store) if round_.way == BATCH]
     amount = 0.0
     for paid, tier in zip(statistics.paid(store, batches), (BATCH, tier_of(plan.settings.extra_params)), strict=True):
         if (usage := paid.usage).cached_tokens:

@@ -65,7 +65,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         cost: dict[str, float | None] = {}
         if len(sums) == len(every):
             cost = _cost(sums, found, spec.question.prompts)
-            if order.batch is not None and all(one.price.batch is not None for one in sums):
+            if order.way == BATCH and all(one.price.batch is not None for one in sums):
                 by_batch = _cost(sums, found, spec.question.prompts, by_batch=True)
                 cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
         return {**found, **cost, **more}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from promptmill.backends.protocol import Call
 from promptmill.config.resolved_config import ResolvedConfig
@@ -15,7 +15,6 @@ from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.progress import Progress
 from promptmill.jobs.store.rounds import stored_rounds
-from promptmill.jobs.store.status_record import RunStatus
 from promptmill.service.service import Service
 
 
@@ -45,7 +44,7 @@ class Way(Protocol):
         ...
 
     @staticmethod
-    def figures(store: JobDatabase, config: ResolvedConfig) -> RunStatus:
+    def figures(store: JobDatabase, config: ResolvedConfig) -> Mapping[str, Any]:
         """Return the figures of a job that has rounds of this way. Blocks. Raises the errors of `JobDatabase`."""
         ...
 
@@ -60,7 +59,7 @@ class Live:
         await answer_rows(round_.service, round_.rows, round_.sink_of(StoreSink, stats), stats, round_.job.plan)
 
     @staticmethod
-    def figures(store: JobDatabase, config: ResolvedConfig) -> RunStatus:
+    def figures(store: JobDatabase, config: ResolvedConfig) -> Mapping[str, Any]:
         """Return no figures."""
         del store, config
         return {}
@@ -78,13 +77,13 @@ def _places() -> dict[str, str]:
     """Return the modules and names of the classes of all ways."""
     return {
         "live": f"{__name__}:Live",
-        **{name: place for feature in features().values() for name, place in feature.ways.items()},
+        **{entry.name: entry.run for feature in features().values() for entry in feature.ways},
     }
 
 
-def figures(store: JobDatabase, config: ResolvedConfig) -> RunStatus:
+def figures(store: JobDatabase, config: ResolvedConfig) -> dict[str, Any]:
     """Return the figures of the ways in which a job was answered. Blocks. Raises the errors of `JobDatabase`."""
-    found: RunStatus = {}
+    found = dict[str, Any]()
     for name in {round_.way for round_ in stored_rounds(store)} & _places().keys():
         found |= way_named(name).figures(store, config)
     return found

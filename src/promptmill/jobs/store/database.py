@@ -8,7 +8,7 @@
     row       the rows of the input, see `Row`; `row_next` holds them while the input is read again
     settings  id → JSON: the settings with which answers were made
     round     id → JSON: the rounds of the job, see `rounds`; `chosen` has the rows that were drawn for a round
-    batch     id → JSON: the batches at a provider; `batched` has their rows, see `stored_batches`
+    batch     id → JSON: the batches at a provider; `batched` has their rows, see the way that sent them
     edited    the blocks of rows that have changed since the output was written, see `export.output`
     answer    the current record of a row, by its key; see `records.Record` for the columns
     spare     the same columns: paid answers without a row, because the row was edited or has a newer answer; and

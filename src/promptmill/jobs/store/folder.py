@@ -23,7 +23,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -248,7 +248,8 @@ class Folder:
     @property
     def batches(self) -> list[str]:
         """The provider's ids of its batches whose answers it has not stored, as far as it last knew."""
-        return self.status.get("batch", {}).get("ids", [])
+        found: Mapping[str, Any] = cast("Mapping[str, Any]", self.status).get("batch", {})
+        return [*found.get("ids", ())]
 
     @property
     def course(self) -> CourseRecord:

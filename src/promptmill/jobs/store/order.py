@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, TypeAlias
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
-from promptmill.cluster.cluster_order import ClusterOrder
+from promptmill.backends.protocol import Backend
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
+from promptmill.core.feature import features, part
+from promptmill.jobs.store.rounds import LIVE
 from promptmill.jobs.store.spec import AnyPlan, Plan, plan_of
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Variant
 from promptmill.options.table import Again
 
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_TIME_OF_DAY = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
-_DAY_S = 86_400
+Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 _FIRST_ROWS = 20  # a percentage of failures is not checked before this many rows
 
 
@@ -115,70 +114,6 @@ class Earlier(Stored):
     """Whether a file at `output` that the job did not make is replaced."""
 
 
-class BatchOrder(Stored):
-    """The options for answers by the provider's Batch API, see `features.batches`."""
-
-    by: float | None = Field(None, ge=0, le=10**11)
-    """The Unix time at which open rows are sent live; None: when the batch has ended."""
-    poll: float | None = Field(None, ge=0.1, le=86_400)
-    """Seconds between two looks at the batch; None: growing from 30 s to 15 minutes."""
-    keep_files: bool = False
-    """Whether the files stay at the provider."""
-    is_earlier: bool = False
-    """Whether `by` is from an earlier run of the same command, which the job has not finished."""
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any], now: datetime) -> BatchOrder | None:
-        """Return the order of the options `batch`, `by`, `poll` and `keep_files`; None without `batch`. `now` is a
-        local time.
-
-        Raises `PromptmillError` (`invalid_input`).
-        """
-        given = {name: options[name] for name in ("by", "poll", "keep_files") if options.get(name)}
-        if not options.get("batch"):
-            return None
-        if "by" in given:
-            given["by"] = _deadline(str(given["by"]), now)
-        if "poll" in given and not 0.1 <= (poll := _seconds("poll", str(given["poll"]))) <= _DAY_S:
-            raise input_error(Named("poll"), f" {poll:g} s is not between 0.1 s and a day.")
-        return cls(**given | ({"poll": poll} if "poll" in given else {}))
-
-
-def _seconds(name: str, text: str) -> float:
-    """Return a duration such as `90`, `90s`, `5m`, `6h` or `1d` in seconds. Raises `PromptmillError`."""
-    found = _DURATION.fullmatch(text.strip())
-    if found is None:
-        raise input_error(Named(name), f" {text[:20]!r} is not a duration such as 30s, 5m or 6h.")
-    return float(found[1]) * _UNITS[found[2] or "s"]
-
-
-def _deadline(text: str, now: datetime) -> float:
-    """Return the Unix time of a duration (`6h`), a time of day (`06:00`, the next one), or a date and time.
-
-    Raises `PromptmillError` (`invalid_input`), also for a time that has passed.
-
-    >>> noon = datetime.fromisoformat("2026-03-01T12:00:00+00:00")
-    >>> [(_deadline(text, noon) - noon.timestamp()) / 3600 for text in ("90m", "06:00", "13:00", "2026-03-02")]
-    [1.5, 18.0, 1.0, 12.0]
-    """
-    text = text.strip()
-    if _DURATION.fullmatch(text) and not text.isdecimal():
-        return now.timestamp() + _seconds("by", text)
-    try:
-        if _TIME_OF_DAY.fullmatch(text):
-            at = time.fromisoformat(text.zfill(5))
-            then = now.replace(hour=at.hour, minute=at.minute, second=at.second, microsecond=0)
-            return (then if then > now else then + timedelta(days=1)).timestamp()
-        then = datetime.fromisoformat(text)
-    except ValueError:
-        known = " is no time such as 06:00, 2026-03-01T06:00 or 6h (from now)."
-        raise input_error(Named("by"), f" {text[:30]!r}", known) from None
-    then = then if then.tzinfo is not None else then.replace(tzinfo=now.tzinfo)
-    if then <= now:
-        raise input_error(Named("by"), f" {text[:30]} has passed.")
-    return then.timestamp()
-
-
 class Reading(Stored):
     """Options for reading the input."""
 
@@ -211,6 +146,79 @@ class Shown(Stored):
     """The reason of the rounds that send rows without an answer."""
 
 
+class OrderPart(Stored):
+    """The part of an order that a feature reads from its options: how, or where, the rows are answered."""
+
+    way: ClassVar[str] = LIVE
+    """The way of the first round that sends rows; what it leaves open is sent live."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> OrderPart:
+        """Return the part for the options of `bulk`. Raises `PromptmillError` (`invalid_input`)."""
+        del options
+        return cls()
+
+    @property
+    def create(self) -> Create | None:
+        """The function that makes the backend of the job, in place of promptmill's own."""
+        return None
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Remarks for the user."""
+        return ()
+
+    def repeated(self, begun: OrderPart) -> OrderPart:
+        """Return the part of a command that is repeated; `begun` is that of the unfinished job."""
+        del begun
+        return self
+
+
+class UnknownPart(OrderPart):
+    """The part of a feature that is missing. The job can be read, and not run."""
+
+    name: str
+    values: Mapping[str, Any]
+
+    @property
+    def create(self) -> Create:
+        """A function that raises `PromptmillError` (`invalid_input`)."""
+
+        async def refuse(_: ResolvedConfig) -> Backend:
+            raise input_error("The job was begun with ", Named(self.name), ", whose feature is not installed.")
+
+        return refuse
+
+
+def _read_parts(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    kinds = {name: where for feature in features().values() for name, where in feature.order_parts.items()}
+    return {name: _read_part(name, each, kinds.get(name)) for name, each in value.items()}
+
+
+def _read_part(name: str, value: Any, where: str | None) -> OrderPart:
+    if isinstance(value, OrderPart):
+        return value
+    if where is None:
+        return UnknownPart(name=name, values=value)
+    kind: type[OrderPart] = part(where)
+    return kind.model_validate(value)
+
+
+def _written_parts(parts: Mapping[str, OrderPart]) -> dict[str, Any]:
+    return {
+        name: each.values if isinstance(each, UnknownPart) else each.model_dump(mode="json")
+        for name, each in parts.items()
+    }
+
+
+AnyParts: TypeAlias = Annotated[
+    Mapping[str, OrderPart], BeforeValidator(_read_parts), PlainSerializer(_written_parts, when_used="json")
+]
+"""The parts of features in an order, by the options that ask for them."""
+
+
 class JobOrder(Stored):
     """One job, and how to run it this time."""
 
@@ -227,10 +235,8 @@ class JobOrder(Stored):
     earlier: Earlier = Earlier()
     variants: tuple[Variant, ...] = ()
     plan: AnyPlan = Plan()
-    batch: BatchOrder | None = None
-    """Whether rows are answered by the provider's Batch API, and how; None: live."""
-    ray: ClusterOrder | None = None
-    """The Ray cluster that answers; None: this machine."""
+    parts: AnyParts = Field({})
+    """The parts of features, by the options that ask for them."""
     shown: Shown = Shown()
     owner: str | None = None
     """The owner of a job whose rows came in a call, see `Caller`; None for files, which all clients share."""
@@ -269,13 +275,27 @@ class JobOrder(Stored):
                 **given(rows="limit", max_cost="max_cost", shard="shard", dedupe="dedupe"),
             ),
             earlier=Earlier(**given(again="again", keep="keep", from_job="from_job", overwrite="overwrite")),
-            ray=_cluster(**given(address="ray", replicas="replicas", gpus="num_gpus", cpus="num_cpus")),
             variants=variants,
             plan=plan,
-            batch=BatchOrder.of(options, datetime.now().astimezone()),
+            parts={
+                name: part(where).of(options)
+                for feature in features().values()
+                for name, where in feature.order_parts.items()
+                if options.get(name)
+            },
             reading=Reading.of(**given(sql="sql", encoding="encoding")),
             **given(system_prompt="system_prompt", sampling="sampling"),
         )
+
+    @property
+    def way(self) -> str:
+        """The way of the first round that sends rows, see `OrderPart.way`."""
+        return next((each.way for each in self.parts.values() if each.way != LIVE), LIVE)
+
+    @property
+    def create(self) -> Create | None:
+        """The function that makes the backend of the job; None: promptmill's own."""
+        return next((each.create for each in self.parts.values() if each.create is not None), None)
 
     @property
     def cut(self) -> Shard | None:
@@ -292,6 +312,11 @@ class JobOrder(Stored):
     def whole_output(self) -> Path:
         """The output that joins all shards."""
         return self.output if self.limits.shard is None else self.output.with_name(PART.sub("", self.output.name))
+
+    def repeated(self, begun: JobOrder) -> JobOrder:
+        """Return the order of a command that is repeated; `begun` is that of the unfinished job."""
+        parts = {name: each.repeated(begun.parts[name]) for name, each in self.parts.items() if name in begun.parts}
+        return self.model_copy(update={"parts": {**self.parts, **parts}})
 
     def with_limits(self, **changes: Any) -> JobOrder:
         """Return the order with other values of `limits`."""
@@ -315,8 +340,3 @@ def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, .
         for model in models
         for at, name in enumerate(prompts)
     )
-
-
-def _cluster(address: str | None = None, replicas: int = 1, gpus: float = 0, cpus: float = 1) -> ClusterOrder | None:
-    """Return the Ray cluster at `address`; None without an address."""
-    return None if address is None else ClusterOrder(address, replicas, gpus, cpus)

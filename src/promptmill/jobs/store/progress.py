@@ -10,11 +10,10 @@ from typing import Any, TypeAlias, cast
 
 from promptmill import __version__
 from promptmill.backends.protocol import Call
-from promptmill.core.wording import counted
 from promptmill.jobs.store import statistics, status_record
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.statistics import JobCounts, quantile
-from promptmill.jobs.store.status_record import BatchStatus, CourseRecord, RunNote, RunStatus
+from promptmill.jobs.store.status_record import CourseRecord, RunNote, RunStatus
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
@@ -48,8 +47,10 @@ class Progress:
         self.total: int | None = None
         self.notes: list[str] = []
         self.output = OutputProgress()
-        self.figures: RunStatus = {}
+        self.figures: dict[str, Any] = {}
         """Figures of the job's answers: those of its plan and ways while it runs, all when the output is written."""
+        self.awaited: Callable[[], str] = lambda: ""
+        """Returns what the current round waits for while it sends nothing, in words."""
         self.earlier = EarlierRuns(earlier or {})
         self._times = _Times(clock)
 
@@ -129,7 +130,7 @@ class Progress:
         if self.is_paused:
             remaining = self.stats.in_flight
             return f"paused, after {remaining:,} in flight" if remaining else "paused"
-        return self.stats.waiting or batch_words(self.figures.get("batch", {}), time.time()) or self._last_rows()
+        return self.stats.waiting or self.awaited() or self._last_rows()
 
     def _last_rows(self) -> str:
         """Return the number and wait of the last rows, as text; `""` until all of them have been in flight for 2 s."""
@@ -181,23 +182,6 @@ class Progress:
             status |= {name: count for name, count in earlier.status.items() if name in status_record.COUNTS}
         known = {name: value for name, value in status.items() if value is not None or name in {"total", "eta_s"}}
         return cast("RunStatus", known)
-
-
-def batch_words(batch: BatchStatus, now: float) -> str:
-    """Return the state of batches in words; `""` without any.
-
-    >>> batch_words({"batches": 1, "requests": 5000, "done": 1200, "said": "in_progress", "expires": 7200.0}, 0.0)
-    'one batch of 5,000 requests (in_progress, 1,200 done, expires in 2 h)'
-    """
-    if not (count := batch.get("batches", 0)):
-        return ""
-    which = "one batch" if count == 1 else f"{count:,} batches"
-    said = [batch.get("said", "")]
-    if batch.get("done"):
-        said.append(f"{batch['done']:,} done")
-    if left := batch.get("expires", 0.0) - now if batch.get("expires") else 0.0:
-        said.append(f"expires in {left / 3600:.0f} h" if left >= 5400 else f"expires in {max(0.0, left) / 60:.0f} min")
-    return f"{which} of {counted(batch['requests'], 'request')} ({', '.join(filter(None, said))})"
 
 
 Watch: TypeAlias = Callable[[Progress], None]

@@ -13,19 +13,23 @@ rule once its answer is stored, and the rule selects the same remaining rows aft
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import orjson
 from pydantic import Field, TypeAdapter
 
+from promptmill.core.errors import Named, input_error
 from promptmill.core.feature import features, part
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT
+from promptmill.jobs.store.stored import Target
 
 NEVER = "0"
+LIVE, COPY = "live", "copy"
+"""Ways of rounds: requests are sent now; rows get answers that need no request. Features have others."""
 ANSWERED = "answer.code IS NULL"
 HAS_QUESTION = "row.asked IS NOT NULL AND substr(row.asked, 1, 16) != zeroblob(16)"
 FAILED = "answer.code IS NOT NULL"
@@ -38,16 +42,6 @@ _ORDERED = {
     "again truncated": f"({TRUNCATED} AND answer.round <= {{since}})",
     "again all": f"(answer.key IS NULL OR (answer.round <= {{since}} AND answer.settings != {PERSON}))",
 }
-_TRIED = """EXISTS (
-    SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status = 0
-    AND (batch = 0 OR batch IN (SELECT id FROM batch WHERE value ->> '$.state' = 'done'))
-)"""
-_BATCHED = f"""EXISTS (
-    SELECT 1 FROM batched JOIN batch ON batch.id = batched.batch
-    WHERE batched.key = row.n + {{base}} AND batch.value ->> '$.state' != 'done' AND (
-        answer.key IS NULL OR (answer.round < batch.value ->> '$.round' AND answer.settings != {PERSON})
-    )
-)"""
 # `IN (SELECT …)` would list all keys again for each page: 17 instead of 2 s of CPU for 200,000 duplicates
 _IS_WAITING = "EXISTS (SELECT 1 FROM temp.equal WHERE key = row.n + {base} AND key != first)"
 _IS_DUPLICATE = "EXISTS (SELECT 1 FROM temp.equal WHERE key = row.n + {base} AND is_known)"
@@ -56,21 +50,75 @@ RULES: Mapping[str, str] = MappingProxyType(
         **_ORDERED,
         **{f"{name}{ONCE}": f"{rule} AND NOT {_IS_WAITING}" for name, rule in _ORDERED.items()},
         **{f"{name}{DUPLICATE}": _IS_DUPLICATE for name in _ORDERED},
-        "batched": _BATCHED,
     }
 )
 """The rows of a round, by the name of the rule: a condition on `row` and the row's `answer` in a slot, if any.
 
 `since` is the id of the last round before the order, `settings` the ids whose answers count, `base` the key of the
 slot's first row. Rules that end in `ONCE` or `DUPLICATE` divide the rows of the rule before that by their questions;
-the temporary tables are from `run.copies`. A plan adds its own rules, see `spec.Plan`.
+the temporary tables are from `run.copies`. A plan adds its own rules, see `spec.Plan`, and
+a way the one with its name, see `Awaited`.
 """
 
 
+class Awaited(Protocol):
+    """The requests of a way whose answers are awaited, in the database of a job. Its functions block, and raise the
+    errors of `JobDatabase`."""
+
+    RULE: str
+    """The condition of rows whose answers are awaited, as in `RULES`."""
+    TRIED: str
+    """The condition of rows that it did not answer, and that are sent live now."""
+
+    def slots(self, store: JobDatabase) -> Collection[int]:
+        """Return the slots of requests whose answers are awaited."""
+        ...
+
+    def check(self, store: JobDatabase, job_id: str, targets: Sequence[Target]) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if answers are awaited that would not count for `targets`."""
+        ...
+
+    def most_cost(self, store: JobDatabase) -> float:
+        """Return the highest possible cost of the requests whose answers are awaited."""
+        ...
+
+    def rebind(self, store: JobDatabase, targets: Sequence[Target]) -> None:
+        """Give each awaited answer the row that asks its question now. `targets`: by slot."""
+        ...
+
+    def forget(self, store: JobDatabase) -> None:
+        """Forget the rows of `TRIED`: the job has finished, and a later order may send them by this way."""
+        ...
+
+
+def awaited(store: JobDatabase) -> dict[str, Awaited]:
+    """Return the ways of features by which rounds of a job went, by name.
+
+    Raises the errors of `JobDatabase`, and `PromptmillError` (`invalid_input`) if the feature of a round that is not
+    done is missing.
+    """
+    found = dict[str, Awaited]()
+    for round_ in stored_rounds(store):
+        if round_.way in {LIVE, COPY}:
+            continue
+        if (way := _awaited(round_.way)) is not None:
+            found[round_.way] = way
+        elif not round_.done:
+            raise input_error(Named(round_.way), " needs a feature that is not installed.")
+    return found
+
+
+def _awaited(way: str) -> Awaited | None:
+    entries = (entry for feature in features().values() for entry in feature.ways)
+    return next((part(entry.awaited) for entry in entries if entry.name == way), None)
+
+
 def rule_of(rows: str) -> str:
-    """Return the rule with this name, of the core or of a plan; `NEVER` if there is none."""
+    """Return the rule with this name, of the core, a way or a plan; `NEVER` if there is none."""
     if (rule := RULES.get(rows)) is not None:
         return rule
+    if (way := _awaited(rows)) is not None:
+        return way.RULE
     entries = (entry for feature in features().values() for entry in feature.plans)
     return next((rule for entry in entries if (rule := part(entry.plan).rules.get(rows)) is not None), NEVER)
 
@@ -87,9 +135,8 @@ class Round:
     slots: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     since: int = 0
     """The id of the last round before the order that this round belongs to."""
-    way: str = "live"
-    """`live`: requests are sent; `copy`: the rows get answers that need no request, such as the answer of an equal row;
-    another one, such as `batch`: see `run.ways`."""
+    way: str = LIVE
+    """How its rows get their answers, see `run.ways`."""
     model: str = ""
     """The model that answers in place of the target's; `""` for the target's own."""
     done: bool = False
@@ -108,7 +155,8 @@ class Round:
     def condition(self, settings: Iterable[int], slot: int = 0) -> str:
         """Return the condition of its rows in a slot; `settings` are the ids whose answers count there."""
         ids = ", ".join(str(int(each)) for each in settings)
-        rule = f"({rule_of(self.rows)}) AND NOT {_TRIED}" if self.way == "batch" else rule_of(self.rows)
+        way = None if self.way in {LIVE, COPY} else _awaited(self.way)
+        rule = rule_of(self.rows) if way is None else f"({rule_of(self.rows)}) AND NOT {way.TRIED}"
         return rule.format(since=int(self.since), settings=ids, base=int(slot) * SLOT)
 
 
@@ -126,7 +174,8 @@ def _round(id_: int, text: str) -> Round:
         found = _ROUND.validate_python({"id": id_, **orjson.loads(text)})
     except (TypeError, ValueError):
         found = None
-    return Round(id_, "open", "", done=True) if found is None or rule_of(found.rows) is NEVER else found
+    is_known = found is not None and (rule_of(found.rows) is not NEVER or found.way not in {LIVE, COPY})
+    return found if found is not None and is_known else Round(id_, "open", "", done=True)
 
 
 def store_round(store: JobDatabase, round_: Round) -> None:

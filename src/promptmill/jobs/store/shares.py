@@ -7,15 +7,21 @@ distributions (with Jeffreys' prior), so it holds for rare labels and few review
 
 A table may have several strata, whose rows were reviewed separately; a stratum may also have right labels alone.
 
-If the right labels are answers of a strong model, these are the shares of the strong model's labels.
+If the right labels are answers of another model, these are the shares of that model's labels.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from promptmill.core.values import json_text, read_json
+from promptmill.jobs.labels import label_in
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.records import SLOT, Record
+from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.statistics import chance
 from promptmill.jobs.store.status_record import LabelShare
 
@@ -32,7 +38,7 @@ class Stratum:
     """For each reviewed row the machine's label, and the right one; None: all labels of the machine are right."""
 
     def groups(self, label: str) -> Iterator[tuple[int, int, int]]:
-        """Yield, of the rows that the machine gives a label and of the others: the rows without a review, and the
+        """Yield, of the rows that the machine gives a label and of the others: the unreviewed rows, and the
         reviewed rows that have the label and that do not."""
         with_label = self.machine.get(label, 0)
         if self.reviewed is None:
@@ -72,3 +78,36 @@ def shares(strata: Sequence[Stratum], certainty: float = 0.95, seed: int = 0) ->
             counted=machine[label] / rows,
         )
     return found
+
+
+def label_counts(store: JobDatabase, field: str, before: int, where: str, join: str = "") -> Counter[str]:
+    """Count the delivered labels that meet a condition on `answer` and the tables of `join`."""
+    value = "answer.text -> ?" if field else "coalesce(answer.text, ?)"
+    rows = f"answer {join} WHERE answer.key < ? AND {ANSWERED} AND {where}"
+    counts = Counter[str]()
+    query = f"SELECT {value}, count(*) FROM {rows} GROUP BY 1"
+    for text, count in store.read(query, f'$."{field}"', min(before, SLOT)):
+        counts[_plain(text) if field else text.strip()] += count
+    return counts
+
+
+def value_of(record: Record, field: str) -> str:
+    """Return a field of an answer as a text, or the whole answer for `""`."""
+    return value_in(record.text, field)
+
+
+def value_in(text: str, field: str) -> str:
+    """Return a field of an answer's text as a text, or the whole answer for `""`."""
+    if not field:
+        return label_in(text)
+    try:
+        value = read_json(text)
+    except json.JSONDecodeError:
+        return ""
+    return _plain(json_text(value.get(field)) if isinstance(value, dict) else None)
+
+
+def _plain(text: str | None) -> str:
+    """Return a JSON value as a text: a string without its quotes."""
+    value = None if text is None else read_json(text)
+    return value if isinstance(value, str) else (text or "null")

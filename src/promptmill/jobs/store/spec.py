@@ -16,7 +16,7 @@ from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import values
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, unwritable_parameters
-from promptmill.core.feature import features, hidden, part
+from promptmill.core.feature import features, part
 from promptmill.jobs import members
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.row import Style
@@ -25,7 +25,6 @@ from promptmill.jobs.members import Stamp
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import Round
-from promptmill.jobs.store.status_record import RunStatus
 from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Target, Variant
 from promptmill.options.table import Again
 
@@ -225,8 +224,8 @@ class Plan(Stored):
         del last
         return True
 
-    def may_batch(self, round_: Round) -> bool:
-        """Return whether a live round may go into a batch, which takes up to a day."""
+    def may_wait(self, round_: Round) -> bool:
+        """Return whether a live round may go by the way of the order, whose answers may come much later."""
         del round_
         return True
 
@@ -272,6 +271,16 @@ class Plan(Stored):
         del store, spec, configs, checked, end
         return {}
 
+    def estimate_words(self, checked: Mapping[str, Any]) -> str:
+        """Return the words for these figures, for a person; `""` without any."""
+        del checked
+        return ""
+
+    def first_cost(self, checked: Mapping[str, Any]) -> float | None:
+        """Return the estimated cost of the rows that are sent before the plan decides; None if it is unknown or 0."""
+        del checked
+        return None
+
     # ---- a run
 
     def work(self, job: RunningJob) -> PlanWork:
@@ -292,12 +301,12 @@ class Plan(Stored):
         del spec, record, beside
         return {}
 
-    def running_figures(self, spec: JobSpec) -> RunStatus:
+    def running_figures(self, spec: JobSpec) -> Mapping[str, Any]:
         """Return the fields of the status that are known from the decisions alone."""
         del spec
         return {}
 
-    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> RunStatus:
+    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, Any]:
         """Return its fields of the status, for the rows below `before`. Blocks. Raises the errors of `JobDatabase`.
 
         `fields`: the fields of the answers whose values are labels.
@@ -322,8 +331,8 @@ class Plan(Stored):
         return False
 
     def curve(self, store: JobDatabase) -> list[tuple[float, float]]:
-        """Return points of a curve for the report: a share of rows at the strong model, and the agreement. Raises the
-        errors of `JobDatabase`."""
+        """Return points of a curve for the plan's section of a report, from 0 to 1. Raises the errors of
+        `JobDatabase`."""
         del store
         return []
 
@@ -384,9 +393,6 @@ def plan_of(options: Mapping[str, Any], models: Sequence[str]) -> Plan:
         raise input_error(Named(asked[0].option), " goes without ", Named(asked[1].option), ": a job has one plan.")
     if asked:
         return asked[0]
-    for name, feature in hidden().items():
-        for option in (option for entry in feature.plans for option in entry.options if options.get(option)):
-            raise input_error(Named(option), f" needs the feature {name}, which is hidden here.")
     return Plan()
 
 

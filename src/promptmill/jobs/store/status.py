@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+from promptmill.core.feature import figures, part
 from promptmill.jobs.store import statistics
-from promptmill.jobs.store.database import DamagedError
+from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.in_flight import InFlight
 from promptmill.jobs.store.progress import ALIVE, INTERRUPTED, STARTING
@@ -88,6 +89,26 @@ def asked(folder: Folder) -> Status:
     if order is not None and order.shown.command:
         found["command"] = shlex.join(["promptmill", *order.shown.command])
     return found
+
+
+def figures_of(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, Any]:
+    """Return the figures of the answers to the rows below `before`: `results`, and those of the plan and of features.
+    Blocks.
+
+    Raises the errors of `JobDatabase`.
+    """
+    results = statistics.results(store, before, by_field=spec.output.answer_schema is not None)
+    labels, found = _labelled_fields(results), {"results": results}
+    for figure in figures().values():
+        found |= part(figure.count)(store, spec, labels, before) if figure.count else {}
+    return {**found, **spec.plan.figures(store, spec, labels, before)}
+
+
+def _labelled_fields(results: Results) -> list[str]:
+    """Return the fields whose values are labels; `[""]` if the answers are labels."""
+    if fields := results.get("fields"):
+        return [name for name, field in fields.items() if field.get("values")]
+    return [""] if results.get("values") else []
 
 
 def read_all(folders: Iterable[Folder], is_shown: Callable[[JobSpec], bool] = lambda _: True) -> list[Status]:

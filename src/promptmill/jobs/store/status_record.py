@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from typing_extensions import TypedDict
 
 from promptmill.core.errors import Code
+from promptmill.core.feature import Figure, figures, part
 from promptmill.core.values import JsonDict
 
 T = TypeVar("T")
@@ -74,108 +75,6 @@ class LabelShare(TypedDict):
     """The share of the labels as they were given, uncorrected."""
 
 
-class SureSample(TypedDict, total=False):
-    """The samples of a job with `sure`; the counts are sums over all of them."""
-
-    drawn: int
-    """Rows of the samples; 0: the strong model answers all rows."""
-    taught: int
-    """Rows that trained the student; only with a student."""
-    agreed: int
-    """Rows of the samples in which both models agree; with right labels, in which the cheap model is right."""
-    gold: int
-    """Rows with a right label, from which the sample was drawn; only with right labels."""
-    right: int
-    """Rows of the sample in which the strong model is right; only with right labels."""
-    score: str
-    """The order of the cheap answers, see `SurePart.score`."""
-    classes: dict[str, list[int]]
-    """By label: sampled rows that have it by the strong model, or rightly, and how many the cheap model finds."""
-    unguarded: list[str]
-    """The labels of which the sample has too few rows to guard them."""
-
-
-class SureExpected(TypedDict, total=False):
-    """The estimates from the samples."""
-
-    pays: bool
-    """Whether the cheap model answers rows beyond the samples."""
-    share: float
-    """The share of rows that the strong model answers, or would answer if it paid."""
-    agree: float
-    """The estimated share of delivered labels that agree with the strong model, or are right."""
-    alone: float
-    """The share of the strong model's labels that are right, at least; only with right labels."""
-    cost: float
-    cost_alone: float
-    """The cost of all rows at the strong model alone."""
-
-
-class SureStatus(TypedDict, total=False):
-    """The labels of a job with `sure`."""
-
-    model: str
-    """The strong model."""
-    gold: str
-    """The column of the right labels, if the promise is about them."""
-    agree: float
-    certainty: float
-    rows: int
-    """The rows that the promise is about."""
-    here: int
-    """The rows that the input or the limit has left of `rows`, if it has fewer."""
-    sample: SureSample
-    """Missing until the first sample is decided."""
-    expected: SureExpected
-    """Missing until the first sample is decided."""
-    cheap: int
-    """Delivered labels of the cheap model, or of the student."""
-    strong: int
-    """Delivered labels of the strong model, including the sample's."""
-    factor: float
-    """With a student: labels for each label of the strong model, 1 if the student gave none."""
-    shares: dict[str, dict[str, LabelShare]]
-    """By field (`""`: the whole answer) and label: its share, as the strong model would give it to every row."""
-
-
-class BatchStatus(TypedDict, total=False):
-    """The batches of a job at the provider."""
-
-    batches: int
-    """The number of batches that are not done."""
-    requests: int
-    done: int
-    """Finished requests, as far as the provider says."""
-    said: str
-    """The provider's own words for their states."""
-    ids: list[str]
-    """The provider's own ids."""
-    expires: float
-    """When the first of them expires: Unix time."""
-    by_batch: int
-    """When the job has ended: the rows answered by batch."""
-    live: int
-    """The other answered rows."""
-    cost: float
-    """The cost of the rows answered by batch."""
-    live_cost: float
-    """The cost of the other rows."""
-    live_price: float
-    """The cost that the rows answered by batch would have had live."""
-
-
-class VoteStatus(TypedDict, total=False):
-    """The votes of a job with `votes`."""
-
-    votes: int
-    """The votes on each row."""
-    rows: int
-    """Rows with a decision."""
-    unanimous: int
-    """Rows whose votes are all equal."""
-    ties: int
-
-
 class _State(TypedDict, total=False):
     state: Annotated[
         str,
@@ -195,18 +94,10 @@ class _State(TypedDict, total=False):
     updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]
 
 
-class _Labels(TypedDict, total=False):
+class _Answers(TypedDict, total=False):
     columns: dict[str, str]
     """The unusual names of output columns, by their usual names."""
     results: Results
-    sure: SureStatus
-    batch: BatchStatus
-    votes: VoteStatus
-    person: int
-    """Delivered labels of a person."""
-    shares: dict[str, dict[str, LabelShare]]
-    """By field and label: its share, as the person would give it to every row; only if those rows are drawn at
-    random."""
 
 
 class _Rows(TypedDict, total=False):
@@ -256,8 +147,8 @@ class _Flow(TypedDict, total=False):
     eta_s: Annotated[float | None, Field(description="Estimated seconds left; null if unknown.")]
 
 
-class RunStatus(_State, _Labels, _Rows, _Requests, _Flow, total=False):
-    """The part of a status that a runner writes."""
+class RunStatus(_State, _Answers, _Rows, _Requests, _Flow, total=False):
+    """The part of a status that a runner writes. It also has the figures of features, see `feature.Figure`."""
 
     __pydantic_config__ = _KNOWN  # type: ignore[misc]
 
@@ -319,13 +210,30 @@ def schema(record: type[Any]) -> JsonDict:
 
 
 def sound(stored: Mapping[str, Any], record: type[T]) -> T:
-    """Return the fields of a stored record that are known and valid, because a job's folder may come from anywhere."""
+    """Return the fields of a stored record that are known and valid, because a job's folder may come from anywhere.
+    A status may have figures of features."""
     wrong: set[object] = set()
     try:
         _checker(record).validate_python(stored, strict=True)
     except ValidationError as error:
         wrong = {problem["loc"][0] for problem in error.errors(include_url=False, include_input=False)}
+        if record is RunStatus:
+            wrong -= {name for name, figure in figures().items() if name in wrong and _is_valid(stored[name], figure)}
     return cast("T", {name: value for name, value in stored.items() if name not in wrong})
+
+
+def _is_valid(value: object, figure: Figure) -> bool:
+    try:
+        _checker(part(figure.record)).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def shares_of(found: Mapping[str, Any]) -> Mapping[str, Mapping[str, LabelShare]]:
+    """Return the shares of labels in a status by field: those of a person, else those of a plan."""
+    of_plan = (value.get("shares") for value in found.values() if isinstance(value, Mapping))
+    return found.get("shares") or next(filter(None, of_plan), {})
 
 
 _checker: Callable[[object], TypeAdapter[Any]] = cache(TypeAdapter)

@@ -11,12 +11,13 @@ from types import MappingProxyType
 from typing import Any, TextIO, cast
 
 from promptmill.config.backends import EMBEDDED
+from promptmill.core.feature import figures, part
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, duration
 from promptmill.jobs.store import status_record
 from promptmill.jobs.store.order import PART
-from promptmill.jobs.store.progress import FINISHED, MERGING, RUNNING, STOPPED, Progress, Watch, batch_words
-from promptmill.jobs.store.status_record import BatchStatus, LabelShare, Results, RunStatus, Status, SureStatus
+from promptmill.jobs.store.progress import FINISHED, MERGING, RUNNING, STOPPED, Progress, Watch
+from promptmill.jobs.store.status_record import LabelShare, Results, RunStatus, Status
 
 LISTED_LABELS = 12
 """The labels that a summary for a terminal lists."""
@@ -53,18 +54,8 @@ def summary(
         rows = f"  rows      {times(found)}{line(found)}"
         lines = [f"{files}: {state} after {effort(found)}{why}", rows]
     errors = found.get("errors", {})
-    if (sure := found.get("sure")) and sure.get("sample", {}).get("drawn"):
-        lines += _sure(sure)
-    lines += _shares(sure.get("shares", {}), sure["model"]) if sure else []
-    if votes := found.get("votes"):
-        unanimous = f"{votes['unanimous']:,} of {counted(votes['rows'], 'row')} have {votes['votes']} equal votes"
-        lines += _labelled(("votes", f"{unanimous}, {votes['ties']:,} a tie"))
-    if persons := found.get("person"):
-        unknown = "" if found.get("shares") else "; not of rows drawn at random, so they tell no shares of all rows"
-        lines += _labelled(("person", f"{counted(persons, 'label')} by a person{unknown}"))
-        lines += _shares(found.get("shares", {}), "the person")
     lines += _labelled(
-        ("batch", batch_line(found.get("batch", {}))),
+        *_figures(found),
         ("answers", _answers(found)),
         ("errors", ", ".join(f"{count:,} {code}" for code, count in errors.items())),
     )
@@ -110,26 +101,20 @@ def _counted(found: Status, over: str, remedies: Mapping[str, str]) -> Iterator[
             yield name, mark.line(number) + (f"; {remedies[name]}" if name in remedies else "")
 
 
-def _sure(sure: SureStatus) -> list[str]:
-    """Return the promise about the labels, and the sample by class, where a rare class may be lost."""
-    lines = _labelled(("sure", "\n            ".join(label_lines(sure))))
-    if not sure["expected"]["pays"]:
-        return lines
-    width = max(5, *(len(_value(label)) for label in sure["sample"]["classes"]))
-    cheap = f"found by {cheap_model(sure)}"
-    lines.append(f"            {'class':{width}}  in the sample  {cheap}")
-    for label, (rows, found) in list(sure["sample"]["classes"].items())[:LISTED_LABELS]:
-        lines.append(f"            {_value(label):{width}}  {rows:13,}  {found:{len(cheap)},}")
-    if (more := len(sure["sample"]["classes"]) - LISTED_LABELS) > 0:
-        lines.append(f"            and {more:,} more")
-    return lines
+def _figures(found: Status) -> Iterator[tuple[str, str]]:
+    """Yield the lines about the figures of features."""
+    for figure in figures().values():
+        if figure.facts and figure.name in found:
+            yield from ((name, text.replace("\n", f"\n{' ' * 12}")) for name, text in part(figure.facts)(found))
 
 
-def _shares(by_field: Mapping[str, Mapping[str, LabelShare]], giver: str) -> list[str]:
-    """Return the shares of the labels, corrected for errors. `giver`: whose labels count as right."""
-    texts = [f"{_value(field)}: {shares(its)}" if field else shares(its) for field, its in by_field.items() if its]
-    lines = _labelled(*(("shares", text) for text in texts))
-    return [*lines, f"            as {giver} would label every row"] if lines else []
+def share_lines(found: Mapping[str, Mapping[str, LabelShare]], giver: str) -> Iterator[tuple[str, str]]:
+    """Yield the lines about shares of labels by field. `giver`: whose labels count as right."""
+    texts = [f"{one_line(field)}: {shares(its)}" if field else shares(its) for field, its in found.items() if its]
+    for text in texts[:-1]:
+        yield "shares", text
+    if texts:
+        yield "shares", f"{texts[-1]}\nas {giver} would label every row"
 
 
 def _labelled(*facts: tuple[str, str]) -> list[str]:
@@ -159,9 +144,9 @@ def _answers(found: Status) -> str:
         return ""
     truncated = f", {found['truncated']:,} cut off" if found.get("truncated") else ""
     if fields := what.get("fields"):
-        return "; ".join(f"{_value(name)}: {_field(field)}" for name, field in fields.items()) + truncated
+        return "; ".join(f"{one_line(name)}: {_field(field)}" for name, field in fields.items()) + truncated
     if values := what.get("values"):
-        named = [f"{_value(value)} {count:,}" for value, count in values.items()]
+        named = [f"{one_line(value)} {count:,}" for value, count in values.items()]
         others = what["different"] - len(values)
         return ", ".join([*named, *([counted(others, "other answer")] if others else [])]) + truncated
     return f"{what['different']:,} different, {lengths(what)}{truncated}"
@@ -170,11 +155,11 @@ def _answers(found: Status) -> str:
 def _field(field: status_record.FieldResults) -> str:
     """Return the values of a field: `positive 12, negative 8`, or the range of its numbers and their mean."""
     if values := field.get("values"):
-        return ", ".join(f"{_value(value)} {count:,}" for value, count in values.items())
+        return ", ".join(f"{one_line(value)} {count:,}" for value, count in values.items())
     return span(field)
 
 
-def _value(value: str) -> str:
+def one_line(value: str) -> str:
     """Return a short answer in one line, in quotes where its end would not be clear."""
     value = " ".join(value.split())
     return f'"{value}"' if not value or "," in value or value[-1].isdigit() else value
@@ -207,86 +192,13 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
 
 
 def news(progress: Progress, told: set[str]) -> list[str]:
-    """Return the lines about the sample of a job with `sure`, once it is decided, unless they are `told`; note them."""
-    sure = progress.figures.get("sure", {})
-    lines = sample_lines(sure) if "sample" in sure and progress.state == RUNNING and "sample" not in told else []
-    told |= {"sample"} if lines else set()
+    """Return the lines about figures of features that are not `told` yet; note the names of these figures."""
+    found, lines = progress.figures, list[str]()
+    for name in found.keys() & figures().keys() - told if progress.state == RUNNING else ():
+        if (where := figures()[name].news) and (new := part(where)(found)):
+            lines += new
+            told.add(name)
     return lines
-
-
-def sample_lines(sure: SureStatus) -> list[str]:
-    """Return the figures of a job's sample as texts, with the expected cost."""
-    model, rows, sample, expected = sure["model"], sure["rows"], sure["sample"], sure["expected"]
-    if not sample["drawn"]:
-        return [f"{model} answers all {counted(rows, 'row')}: a sample does not pay for so few"]
-    agreed = f"{sample['agreed']:,} agree ({sample['agreed'] / sample['drawn'] * 100:.0f} %)"
-    asked = f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked at both models"
-    lines = [f"{asked}, {agreed}"]
-    if "gold" in sure:
-        rightly = sample["right"], sample["agreed"]
-        right, cheap = (f"{count:,} ({count / sample['drawn'] * 100:.0f} %)" for count in rightly)
-        lines = [f"{asked}: {model} right on {right}, the cheap model on {cheap}"]
-        if sample["gold"] < rows:
-            known = f"{counted(sample['gold'], 'row')} with a right label in `{sure['gold']}`"
-            lines.append(f"the {known} must be a random choice of all rows")
-    if "taught" in sample:
-        lines = [
-            f"a student learned from {counted(sample['taught'], 'answer')} of {model}",
-            f"sample: {sample['drawn']:,} of the other {rows - sample['taught']:,} rows, {agreed}",
-        ]
-    elif sample["score"] == "equal":
-        lines.append("all rows have the same score, as the cheap model tells no probabilities; a second model helps")
-    if labels := ", ".join(sample["unguarded"]):
-        lines.append(f"the sample has too few rows of {labels} for a promise about them")
-    alone = expected.get("cost_alone")
-    costs = "" if alone is None else f": {dollars(expected['cost'])} instead of {dollars(alone)}"
-    share = f"{expected['share'] * 100:.0f} % of the rows"
-    if "gold" in sure and expected["alone"] < sure["agree"]:
-        return [*lines, f"nothing is promised: {model} alone is too often wrong; the other rows are not answered"]
-    if expected["pays"]:
-        return [*lines, f"about {share} will be answered by {model}{costs}"]
-    return [*lines, f"did not pay: {share} would go to {model} anyway; it answers all rows"]
-
-
-def cheap_model(sure: SureStatus) -> str:
-    """Return the words for what takes the place of the strong model."""
-    return "the student" if "taught" in sure["sample"] else "the cheap model"
-
-
-def label_lines(sure: SureStatus) -> list[str]:
-    """Return the figures of a job's sample and labels as texts, with the promise and its limits."""
-    lines = sample_lines(sure)
-    pays, is_of_truth = sure["expected"]["pays"], "gold" in sure
-    if "cheap" not in sure or not (pays or is_of_truth):  # the job has not finished, or has strong labels alone
-        return lines
-    factor = f": {sure['factor']:.3g} times fewer paid calls" if "factor" in sure else ""
-    givers = f"{sure['cheap']:,} labels by {cheap_model(sure)}, {sure['strong']:,} by {sure['model']}{factor}"
-    lines = [*(lines[:-1] if pays else lines), givers]
-    if "here" in sure:
-        made = f"the promise was made for the {sure['rows']:,} rows that it had when its samples were drawn"
-        return [*lines, f"the input has changed: {made}, not for the {sure['here']:,} rows of now alone"]
-    agree, certainty = (f"{share * 100:.4g} %" for share in (sure["agree"], sure["certainty"]))
-    promised, estimated = f"promised, with {certainty} certainty", f"estimated {sure['expected']['agree'] * 100:.1f} %"
-    how = f"are right, as `{sure['gold']}` says" if is_of_truth else f"agree with {sure['model']}"
-    more = "" if is_of_truth else "that the labels are true; "
-    lines.append(f"{promised}: {agree} of the labels or more {how}; {estimated}")
-    return [*lines, f"not promised: {more}{agree} of each class, or of rows added later"]
-
-
-def batch_line(batch: BatchStatus) -> str:
-    """Return the rows answered by batch and live, with their costs; before the job has ended, the batches.
-
-    >>> batch_line({"by_batch": 9940, "live": 60, "cost": 3.1, "live_price": 6.2, "live_cost": 0.04})
-    '9,940 of 10,000 by batch at $3.10 (live: $6.20), 60 live at $0.040'
-    """
-    if "by_batch" not in batch:
-        words = batch_words(batch, time.time())
-        return f"{words} at the provider: {', '.join(batch.get('ids', ()))}" if words else ""
-    at, live = "", f", {batch['live']:,} live" if batch["live"] else ""
-    if "cost" in batch:
-        at = f" at {dollars(batch['cost'])} (live: {dollars(batch['live_price'])})"
-        live += f" at {dollars(batch['live_cost'])}" if live else ""
-    return f"{batch['by_batch']:,} of {batch['by_batch'] + batch['live']:,} by batch{at}{live}"
 
 
 def share(found: LabelShare) -> str:

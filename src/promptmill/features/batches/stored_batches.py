@@ -22,8 +22,9 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from promptmill.backends.batches import Reply
+from promptmill.core.errors import input_error
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.store.records import PERSON, SLOT
 from promptmill.jobs.store.rounds import join_of
 from promptmill.jobs.store.stored import Stored, Target
 
@@ -35,6 +36,17 @@ HAS_REPLY = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base} AN
 """The condition of rows with a reply that was not yet read."""
 
 
+# the names of `promptmill.jobs.store.rounds.Awaited`
+TRIED = """EXISTS (
+    SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status = 0
+    AND (batch = 0 OR batch IN (SELECT id FROM batch WHERE value ->> '$.state' = 'done'))
+)"""
+RULE = f"""EXISTS (
+    SELECT 1 FROM batched JOIN batch ON batch.id = batched.batch
+    WHERE batched.key = row.n + {{base}} AND batch.value ->> '$.state' != 'done' AND (
+        answer.key IS NULL OR (answer.round < batch.value ->> '$.round' AND answer.settings != {PERSON})
+    )
+)"""
 _DONE = "SELECT id FROM batch WHERE value ->> '$.state' = 'done'"
 
 
@@ -116,6 +128,23 @@ def stored_batches(store: JobDatabase, where: str = "1") -> list[Batch]:
 def open_batches(store: JobDatabase) -> list[Batch]:
     """Return the batches that are not done."""
     return stored_batches(store, "value ->> '$.state' != 'done'")
+
+
+def slots(store: JobDatabase) -> set[int]:
+    """Return the slots of batches that are not done."""
+    return {batch.slot for batch in open_batches(store)}
+
+
+def check(store: JobDatabase, job_id: str, targets: Sequence[Target]) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if a batch at the provider was made with settings that do not count."""
+    for batch in open_batches(store):
+        is_there = batch.state != "planning"
+        if is_there and (batch.slot >= len(targets) or batch.settings not in targets[batch.slot].counted):
+            raise input_error(
+                f"Job {job_id} has a batch at the provider that was made with other settings, and its answers "
+                f"are paid. `promptmill jobs {job_id} --resume` stores them; then repeat this. Or name another "
+                "output."
+            )
 
 
 def put(store: JobDatabase, *batches: Batch) -> None:
@@ -210,12 +239,12 @@ def mark_tried(store: JobDatabase, slot: int, condition: str) -> None:
     store.change((f"{mark} SELECT 0, row.n + {base}, row.n + {base}, 0 FROM {join_of(slot)} WHERE {rows}", [()]))
 
 
-def forget_tried(store: JobDatabase) -> None:
+def forget(store: JobDatabase) -> None:
     """Forget which rows a batch did not answer: the job has finished, and a later order may send them by batch."""
     store.change((f"DELETE FROM batched WHERE status = 0 AND (batch = 0 OR batch IN ({_DONE}))", [()]))
 
 
-def most_open(store: JobDatabase) -> float:
+def most_cost(store: JobDatabase) -> float:
     """Return the highest possible cost of the batches whose answers are not known."""
     return sum(batch.most for batch in open_batches(store))
 

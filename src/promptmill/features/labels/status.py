@@ -1,0 +1,209 @@
+"""The fields of labels in a job's status, and their words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from promptmill.core.money import dollars
+from promptmill.core.values import JsonDict
+from promptmill.core.wording import counted
+from promptmill.jobs.store.status_record import LabelShare
+from promptmill.jobs.store.status_words import LISTED_LABELS, one_line, share_lines
+
+
+class SureSample(TypedDict, total=False):
+    """The samples of a job with `sure`; the counts are sums over all of them."""
+
+    drawn: int
+    """Rows of the samples; 0: the strong model answers all rows."""
+    taught: int
+    """Rows that trained the student; only with a student."""
+    agreed: int
+    """Rows of the samples in which both models agree; with right labels, in which the cheap model is right."""
+    gold: int
+    """Rows with a right label, from which the sample was drawn; only with right labels."""
+    right: int
+    """Rows of the sample in which the strong model is right; only with right labels."""
+    score: str
+    """The order of the cheap answers, see `SurePart.score`."""
+    classes: dict[str, list[int]]
+    """By label: sampled rows that have it by the strong model, or rightly, and how many the cheap model finds."""
+    unguarded: list[str]
+    """The labels of which the sample has too few rows to guard them."""
+
+
+class SureExpected(TypedDict, total=False):
+    """The estimates from the samples."""
+
+    pays: bool
+    """Whether the cheap model answers rows beyond the samples."""
+    share: float
+    """The share of rows that the strong model answers, or would answer if it paid."""
+    agree: float
+    """The estimated share of delivered labels that agree with the strong model, or are right."""
+    alone: float
+    """The share of the strong model's labels that are right, at least; only with right labels."""
+    cost: float
+    cost_alone: float
+    """The cost of all rows at the strong model alone."""
+
+
+class SureStatus(TypedDict, total=False):
+    """The labels of a job with `sure`."""
+
+    model: str
+    """The strong model."""
+    gold: str
+    """The column of the right labels, if the promise is about them."""
+    agree: float
+    certainty: float
+    rows: int
+    """The rows that the promise is about."""
+    here: int
+    """The rows that the input or the limit has left of `rows`, if it has fewer."""
+    sample: SureSample
+    """Missing until the first sample is decided."""
+    expected: SureExpected
+    """Missing until the first sample is decided."""
+    cheap: int
+    """Delivered labels of the cheap model, or of the student."""
+    strong: int
+    """Delivered labels of the strong model, including the sample's."""
+    factor: float
+    """With a student: labels for each label of the strong model, 1 if the student gave none."""
+    shares: dict[str, dict[str, LabelShare]]
+    """By field (`""`: the whole answer) and label: its share, as the strong model would give it to every row."""
+
+
+class VoteStatus(TypedDict, total=False):
+    """The votes of a job with `votes`."""
+
+    votes: int
+    """The votes on each row."""
+    rows: int
+    """Rows with a decision."""
+    unanimous: int
+    """Rows whose votes are all equal."""
+    ties: int
+
+
+def sample_lines(sure: SureStatus) -> list[str]:
+    """Return the figures of a job's sample as texts, with the expected cost."""
+    model, rows, sample, expected = sure["model"], sure["rows"], sure["sample"], sure["expected"]
+    if not sample["drawn"]:
+        return [f"{model} answers all {counted(rows, 'row')}: a sample does not pay for so few"]
+    agreed = f"{sample['agreed']:,} agree ({sample['agreed'] / sample['drawn'] * 100:.0f} %)"
+    asked = f"sample: {sample['drawn']:,} of {counted(rows, 'row')} asked at both models"
+    lines = [f"{asked}, {agreed}"]
+    if "gold" in sure:
+        rightly = sample["right"], sample["agreed"]
+        right, cheap = (f"{count:,} ({count / sample['drawn'] * 100:.0f} %)" for count in rightly)
+        lines = [f"{asked}: {model} right on {right}, the cheap model on {cheap}"]
+        if sample["gold"] < rows:
+            known = f"{counted(sample['gold'], 'row')} with a right label in `{sure['gold']}`"
+            lines.append(f"the {known} must be a random choice of all rows")
+    if "taught" in sample:
+        lines = [
+            f"a student learned from {counted(sample['taught'], 'answer')} of {model}",
+            f"sample: {sample['drawn']:,} of the other {rows - sample['taught']:,} rows, {agreed}",
+        ]
+    elif sample["score"] == "equal":
+        lines.append("all rows have the same score, as the cheap model tells no probabilities; a second model helps")
+    if labels := ", ".join(sample["unguarded"]):
+        lines.append(f"the sample has too few rows of {labels} for a promise about them")
+    alone = expected.get("cost_alone")
+    costs = "" if alone is None else f": {dollars(expected['cost'])} instead of {dollars(alone)}"
+    share = f"{expected['share'] * 100:.0f} % of the rows"
+    if "gold" in sure and expected["alone"] < sure["agree"]:
+        return [*lines, f"nothing is promised: {model} alone is too often wrong; the other rows are not answered"]
+    if expected["pays"]:
+        return [*lines, f"about {share} will be answered by {model}{costs}"]
+    return [*lines, f"did not pay: {share} would go to {model} anyway; it answers all rows"]
+
+
+def cheap_model(sure: SureStatus) -> str:
+    """Return the words for what takes the place of the strong model."""
+    return "the student" if "taught" in sure["sample"] else "the cheap model"
+
+
+def label_lines(sure: SureStatus) -> list[str]:
+    """Return the figures of a job's sample and labels as texts, with the promise and its limits."""
+    lines = sample_lines(sure)
+    pays, is_of_truth = sure["expected"]["pays"], "gold" in sure
+    if "cheap" not in sure or not (pays or is_of_truth):  # the job has not finished, or has strong labels alone
+        return lines
+    factor = f": {sure['factor']:.3g} times fewer paid calls" if "factor" in sure else ""
+    givers = f"{sure['cheap']:,} labels by {cheap_model(sure)}, {sure['strong']:,} by {sure['model']}{factor}"
+    lines = [*(lines[:-1] if pays else lines), givers]
+    if "here" in sure:
+        made = f"the promise was made for the {sure['rows']:,} rows that it had when its samples were drawn"
+        return [*lines, f"the input has changed: {made}, not for the {sure['here']:,} rows of now alone"]
+    agree, certainty = (f"{share * 100:.4g} %" for share in (sure["agree"], sure["certainty"]))
+    promised, estimated = f"promised, with {certainty} certainty", f"estimated {sure['expected']['agree'] * 100:.1f} %"
+    how = f"are right, as `{sure['gold']}` says" if is_of_truth else f"agree with {sure['model']}"
+    more = "" if is_of_truth else "that the labels are true; "
+    lines.append(f"{promised}: {agree} of the labels or more {how}; {estimated}")
+    return [*lines, f"not promised: {more}{agree} of each class, or of rows added later"]
+
+
+def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the promise about the labels with the sample by class, where a rare class may be lost, and the shares."""
+    sure: SureStatus = found["sure"]
+    if sure.get("sample", {}).get("drawn"):
+        yield "sure", "\n".join([*label_lines(sure), *(_classes(sure) if sure["expected"]["pays"] else ())])
+    yield from share_lines(sure.get("shares", {}), sure["model"])
+
+
+def _classes(sure: SureStatus) -> Iterator[str]:
+    classes = sure["sample"]["classes"]
+    width = max(5, *(len(one_line(label)) for label in classes))
+    cheap = f"found by {cheap_model(sure)}"
+    yield f"{'class':{width}}  in the sample  {cheap}"
+    for label, (rows, agreed) in list(classes.items())[:LISTED_LABELS]:
+        yield f"{one_line(label):{width}}  {rows:13,}  {agreed:{len(cheap)},}"
+    if (more := len(classes) - LISTED_LABELS) > 0:
+        yield f"and {more:,} more"
+
+
+def news(found: Mapping[str, Any]) -> list[str]:
+    """Return the lines about the sample of a running job, once it is decided."""
+    sure: SureStatus = found["sure"]
+    return sample_lines(sure) if "sample" in sure else []
+
+
+def section(found: Mapping[str, Any], curve: Sequence[tuple[float, float]]) -> JsonDict | None:
+    """Return the section of a report: the promise, the sample by class, and the curve of agreement."""
+    sure: SureStatus = found["sure"]
+    if not sure.get("sample", {}).get("drawn"):
+        return None
+    rows = [[label, f"{count:,}", f"{agreed:,}"] for label, (count, agreed) in sure["sample"]["classes"].items()]
+    head = [
+        f"right label, {sure['gold']}" if "gold" in sure else f"label by {sure['model']}",
+        "in the sample",
+        f"found by {cheap_model(sure)}",
+    ]
+    target = {"curve": curve, "agree": sure["agree"], "share": sure["expected"]["share"]} if curve else {}
+    tables = [{"head": head, "rows": rows}]
+    return {"title": "Sure labels", "lines": label_lines(sure), "bars": [], "tables": tables, **target}
+
+
+def estimate_words(sure: Mapping[str, Any]) -> str:
+    """Return the size and the price of the sample, for a validation."""
+    model, rows = sure["model"], f"all {counted(sure['rows'], 'row')} at {sure['model']}"
+    alone = f": about {dollars(sure['cost_alone'])} for the prompts" if "cost_alone" in sure else ""
+    if not sure["sampled"]:
+        return f"{rows}{alone}; so few need no sample"
+    cost = f", about {dollars(sure['sample_cost'])} for the prompts at {model}" if "sample_cost" in sure else ""
+    if "taught" in sure:
+        return f"training: {sure['taught']:,} rows, sample: {counted(sure['sampled'], 'row')}{cost}; {rows}{alone}"
+    return f"sample: {counted(sure['sampled'], 'row')} at both models{cost}; {rows}{alone}"
+
+
+def vote_facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield how many rows have equal votes, and how many have a tie."""
+    votes: VoteStatus = found["votes"]
+    unanimous = f"{votes['unanimous']:,} of {counted(votes['rows'], 'row')} have {votes['votes']} equal votes"
+    yield "votes", f"{unanimous}, {votes['ties']:,} a tie"
