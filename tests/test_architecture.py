@@ -136,6 +136,24 @@ def test_no_files_import_each_other_late_imports_included():
     assert not after, "each of these imports another one, which imports it or one of them"
 
 
+def test_jobs_are_started_through_their_door_alone():
+    """The other end of its `detach` is the process of `jobs.manage.detached`, which runs the admitted job."""
+    behind = {f"promptmill.jobs.run.{name}" for name in ("admission", "runner", "validation")}
+    importers = {
+        module
+        for module, file in MODULES.items()
+        if any(name in behind or name.rpartition(".")[0] in behind for name in _imports(file))
+    }
+    assert importers == {"jobs.door", "jobs.manage.detached"}
+    assert {module for module, file in MODULES.items() if _makes_orders(file)} == {"jobs.door"}
+
+
+def _makes_orders(file: Path) -> bool:
+    """Return whether a file calls `JobOrder` or `JobOrder.of`."""
+    made = (node.func for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    return bool({"JobOrder", "JobOrder.of"} & {ast.unparse(function) for function in made})
+
+
 def test_importing_prints_nothing():
     code = "import promptmill.server, promptmill.server.process, promptmill.cli.generate"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)

@@ -25,8 +25,8 @@ from promptmill.cli import bulk
 from promptmill.cli.options import Parser
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import BESIDE, Sampling
+from promptmill.jobs.door import OpenJob
 from promptmill.jobs.manage import bulk_result
-from promptmill.jobs.run import admission
 from promptmill.options.keywords import BulkOptions
 from replies import answer, by_prompt, choose, status
 from upstream import Upstream
@@ -493,12 +493,14 @@ async def test_a_job_is_closed_if_its_caller_is_cancelled_while_it_is_admitted()
     loop = asyncio.get_running_loop()
     job: Any = SimpleNamespace(close=closed.set)
 
-    def admit() -> Any:
-        loop.call_soon_threadsafe(admitting.cancel)
-        admitted.wait()
-        return job
+    class Slow(OpenJob):
+        def admit(self, **_: Any) -> Any:
+            loop.call_soon_threadsafe(admitting.cancel)
+            admitted.wait()
+            return job
 
-    admitting = asyncio.ensure_future(admission.admit_in_thread(admit))
+    nothing: Any = None
+    admitting = asyncio.ensure_future(Slow(nothing, nothing, nothing).admitted())
     with pytest.raises(asyncio.CancelledError):
         await admitting
     assert not closed.is_set()

@@ -18,9 +18,9 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import conversation_from_prompt
 from promptmill.jobs.caller import Caller, CallWork
+from promptmill.jobs.door import OpenJob
 from promptmill.jobs.manage import prune
 from promptmill.jobs.manage.call_job import write
-from promptmill.jobs.run import admission
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -136,12 +136,12 @@ def test_what_a_killed_job_left_beside_its_output_goes_with_it(bench):
 def test_a_job_that_begins_while_old_ones_are_removed_is_never_among_them(bench):
     bench.prompts(3)
     folders = JobFolders.from_environ()
-    plan = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m"}}}).plan
+    models = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m"}}})
     order = JobOrder(inputs=(bench.input,), output=bench.output)
     removing = subprocess.Popen([sys.executable, "-c", REMOVING, str(folders.root)])
     try:
         for _ in range(60):
-            job = admission.admit(order, plan, folders)
+            job = OpenJob(order, models, folders).admit()
             try:
                 time.sleep(0.0003)
                 assert job.folder.alive
@@ -158,7 +158,7 @@ def test_jobs_that_are_removed_or_begun_anew_at_that_moment_are_listed_or_not(be
     _finished(bench, "stays", 0)
     folders = JobFolders.from_environ()
     bench.prompts(3)
-    plan = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m"}}}).plan
+    models = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m"}}})
     orders = [
         JobOrder(inputs=(bench.input,), output=bench.path / f"{at}.jsonl", earlier=Earlier(overwrite=True))
         for at in range(2)
@@ -169,7 +169,7 @@ def test_jobs_that_are_removed_or_begun_anew_at_that_moment_are_listed_or_not(be
         while not ended.is_set():
             for order in orders:
                 with contextlib.suppress(PromptmillError):  # the other thread has files open that were removed
-                    admission.admit(order, plan, folders).close()
+                    OpenJob(order, models, folders).admit().close()
             shutil.rmtree(folders.of(orders[1].output.resolve()).path, ignore_errors=True)
 
     with ThreadPoolExecutor(1) as pool:

@@ -22,7 +22,7 @@ from promptmill.cli import main as cli
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs import disk
-from promptmill.jobs.run import admission
+from promptmill.jobs.door import OpenJob
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.system import frames
@@ -75,7 +75,7 @@ def test_a_disk_that_is_full_while_the_input_is_read_is_named_with_the_remedy(be
     found = json.loads(bench.run("--json", preexec_fn=limited(300_000)).stdout)
     assert found["reason"].startswith(f"The job's file {bench.folder.database} cannot be used: ")
     assert "Free space there" in found["reason"]
-    with mock.patch("promptmill.jobs.run.admission.ingest", side_effect=OSError(28, "No space left on device")):
+    with mock.patch("promptmill.jobs.run.steps.ingest", side_effect=OSError(28, "No space left on device")):
         found = json.loads(bench.run("--json").stdout)  # of a temporary file, which has no name
     assert f"The job's folder {bench.folder.path} cannot be used: no space left" in found["reason"]
 
@@ -399,10 +399,10 @@ def test_a_job_is_found_by_its_id_where_the_users_folder_cannot_be_written(tmp_p
     (tmp_path / "home").write_text("a file, so that nothing can be made below it")
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
     block = {"base_url": "http://127.0.0.1:9/v1", "model_name": "m"}
-    plan = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
+    models = Configuration({"backend": "openai", "backend_configs": {"openai": block}})
     folders = JobFolders(tmp_path / "home" / "jobs", beside_outputs=True)
     order = JobOrder(inputs=(tmp_path / "in.jsonl",), output=tmp_path / "out.jsonl")
-    job = admission.admit(order, plan, folders)
+    job = OpenJob(order, models, folders).admit()
     job.close()
     assert folders.find(job.spec.job_id).path == job.folder.path
 

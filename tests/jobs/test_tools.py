@@ -40,6 +40,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
 from promptmill.core.request import Request, conversation_from_prompt
 from promptmill.jobs.caller import USER, CallWork
+from promptmill.jobs.door import OpenJob
 from promptmill.jobs.manage import call_job, detached
 from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs
@@ -364,11 +365,12 @@ async def test_a_job_that_is_cancelled_while_it_starts_ends(bench, tools):
 async def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(bench, closing):
     bench.prompts(20)
     bench.folder.path.mkdir(parents=True)
-    service = closing(Service(openai_configuration(bench.upstream.url)))
-    board = RunningJobs(service, lambda: FileRule((bench.path,)))
+    configuration = openai_configuration(bench.upstream.url)
+    board = RunningJobs(closing(Service(configuration)), lambda: FileRule((bench.path,)))
     other = Lock.take(bench.folder.lock)
     assert other is not None
-    starting = asyncio.ensure_future(board.start(JobOrder(inputs=(bench.input,), output=bench.output)))
+    order = JobOrder(inputs=(bench.input,), output=bench.output)
+    starting = asyncio.ensure_future(board.start(OpenJob(order, configuration, board.folders), USER))
     await asyncio.sleep(0.1)  # it waits for the lock
     starting.cancel()
     await asyncio.wait({starting})
@@ -643,7 +645,7 @@ async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engi
     bench.output = bench.path / "out.jsonl"
     assert [row["answer_1"] for row in bench.answers()] == ["local: Say a", "local: Say b"]
     looks = ["_check_columns"] if suffix in {"parquet", "xlsx"} else []
-    assert steps == [*looks, "ingest", "check_secrets", "export", *looks]
+    assert steps == [*looks, "read_input", "check_secrets", "export", *looks]
 
 
 @pytest.mark.parametrize("answered", [False, True])
@@ -1345,7 +1347,7 @@ async def test_a_query_is_read_in_its_call_and_ends_with_it(mails, tools, monkey
         return await done_apart(call, *arguments, **options)
 
     async def refused(call: Any, *arguments: Any, **options: Any) -> Any:
-        if call.func.__name__ == "ingest":
+        if call.func.__name__ == "read_input":
             raise input_error("`sql` takes more than 300 s, the most of a call.")
         return await done_apart(call, *arguments, **options)
 
@@ -1357,7 +1359,7 @@ async def test_a_query_is_read_in_its_call_and_ends_with_it(mails, tools, monkey
         assert (await call("bulk_status"))["jobs"] == []
         monkeypatch.setattr(detached, "done_apart", noted)
         job = await call("bulk_generate", **_MAILS, sql="select body from inbox")
-        assert steps == ["_check_columns", "ingest"]
+        assert steps == ["_check_columns", "read_input"]
         await ended(call, job["job_id"], "finished")
 
 

@@ -22,12 +22,15 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.images.load import ImageRules, load_image
 from promptmill.jobs import disk
+from promptmill.jobs.caller import USER, CallModels
+from promptmill.jobs.door import Rows, open_job
 from promptmill.jobs.export import output
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.whole_files import WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.prune import prune
 from promptmill.jobs.run import admission, validation
+from promptmill.jobs.run.wanted_job import WantedJob
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.stored import Question
@@ -358,7 +361,7 @@ async def test_the_rows_of_a_call_take_half_of_the_free_disk_at_most(closing, up
         seen.append(step.keywords["change"].disk_share)
         raise PromptmillError(Code.STORAGE, "The disk is full.")
 
-    monkeypatch.setattr(detached.Apart, "__call__", apart)
+    monkeypatch.setattr(detached.OtherProcess, "__call__", apart)
     blocks = {"openai": {"base_url": upstream.url, "model_name": "m"}, "hf": {"model_name_or_path": "m"}}
     service = closing(Service(Configuration({"backend": backend, "backend_configs": blocks})))
     async with Client(create_server(service)) as client:
@@ -489,11 +492,12 @@ def plan(upstream):
 @posix
 def test_an_input_that_becomes_a_link_while_its_job_is_admitted_is_not_opened(swapped, plan):
     with pytest.raises(PromptmillError, match="is not a regular file"):
-        admission.admit(swapped, plan, JobFolders.from_environ())
+        admission.admit(WantedJob(swapped, CallModels(plan), JobFolders.from_environ()))
+    of_call = WantedJob(swapped, CallModels(plan), JobFolders.from_environ(), is_of_call=True)
     with pytest.raises(PromptmillError, match="became a link"):
-        admission.admit(swapped, plan, JobFolders.from_environ(), are_paths_resolved=True)
+        admission.admit(of_call)
     with pytest.raises(PromptmillError, match="became a link"):
-        validation.check(plan, swapped, JobFolders.from_environ(), are_paths_resolved=True)
+        validation.check(of_call)
 
 
 @pytest.mark.rule("F3")
@@ -526,7 +530,19 @@ def test_an_input_of_a_call_that_becomes_a_folder_is_not_read(work_folder, plan)
     (given / "b.jsonl").write_text('{"prompt": "hi"}\n')
     order = JobOrder(inputs=(given,), output=work_folder / "out.jsonl")
     with pytest.raises(PromptmillError, match="became a link or a folder"):
-        admission.admit(order, plan, JobFolders.from_environ(), are_paths_resolved=True)
+        admission.admit(WantedJob(order, CallModels(plan), JobFolders.from_environ(), is_of_call=True))
+
+
+@pytest.mark.rule("F26")
+@pytest.mark.parametrize(
+    ("name", "options"), [("s3://bucket/in.csv", {}), ("in.csv", {"sql": "select * from 'https://acme.com/in.csv'"})]
+)
+def test_the_door_fetches_nothing_for_a_call(tmp_path, name, options):
+    models = Configuration({})
+    with open_job(Rows([name]), tmp_path / "out.csv", options, models, JobFolders(tmp_path), caller=USER) as job:
+        assert job.source is None
+    with pytest.raises(PromptmillError):
+        job.admit()
 
 
 @pytest.mark.rule("F12")

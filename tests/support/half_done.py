@@ -7,11 +7,9 @@ from typing import Any
 
 from promptmill.backends.protocol import Completion, Outcome, Usage
 from promptmill.config.loading import Configuration
-from promptmill.jobs.run import admission, steps
+from promptmill.jobs.door import OpenJob
 from promptmill.jobs.store import progress, rounds
 from promptmill.jobs.store.database import Work
-from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.records import record_of
 from promptmill.jobs.store.rounds import Round
 
@@ -27,11 +25,11 @@ def answers(first: int, end: int) -> dict[int, Outcome]:
 def leaving(outcomes: Mapping[int, Outcome]) -> Callable[..., int]:
     """Return what takes the place of `promptmill.cli.bulk.run`: it leaves the job with these outcomes."""
 
-    def run(_arguments: Any, configuration: Configuration, order: JobOrder, **_: Any) -> int:
-        job = admission.admit(order, configuration.plan, JobFolders.from_environ())
+    def run(_arguments: Any, _configuration: Configuration, opened: OpenJob, **_: Any) -> int:
+        job = opened.admit()
         try:
             if (files := job.unread()) is not None:
-                steps.reading(job, files)(Work(), job.folder)
+                job.reading(files)(Work(), job.folder)
                 job.load()
             store, again = job.folder.store, job.order.earlier.again
             asked = {row.n: row.asked for row in store.rows()}

@@ -11,10 +11,11 @@ from typing import Any
 from job_specs import spec_of
 from promptmill.backends.protocol import Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.run.admission import Change, _last_round
+from promptmill.jobs.run.admission import _last_round
 from promptmill.jobs.run.copies import Duplicates
 from promptmill.jobs.run.job_rounds import JobRounds
 from promptmill.jobs.run.live import OpenRow, OpenRows
+from promptmill.jobs.run.steps import Change
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import Earlier, JobOrder, Limits

@@ -40,6 +40,7 @@ from promptmill.jobs.inputs.given import blocks_of_stdin, suffix_of
 from promptmill.jobs.inputs.remote import RemoteOutput, is_elsewhere
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import Shown
 from promptmill.options.check import check
 from promptmill.options.table import groups
 
@@ -108,7 +109,8 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     with contextlib.ExitStack() as opened:
         try:
             rows = _rows_of(arguments)
-            door = open_job(rows, output, values, configuration, folders, command=command, telling=telling)
+            shown = Shown(command=command)
+            door = open_job(rows, output, values, configuration, folders, shown=shown, telling=telling)
             job = opened.enter_context(door)
         except PromptmillError as error:
             if error.code is not Code.STORAGE or not any(map(is_elsewhere, [*arguments.input, arguments.output])):
@@ -118,14 +120,14 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         for note in job.notes:
             say(worded(note, options.option_of), sys.stderr, wrap=True)
         if job.loose is not None:
-            return _printed(arguments, job, job.loose)
+            return _printed(arguments, configuration, job, job.loose)
         if arguments.validate:
             return _validate(job, as_json=arguments.json)
         if arguments.detach:
-            job = replace(job, configuration=decided(configuration))
+            job = replace(job, models=decided(configuration))
             print_status(job.detach(warn_of_input), as_json=arguments.json)
             return OK
-        code = run(arguments, configuration, job.order, given=job.source)
+        code = run(arguments, configuration, job)
         return code if job.remote is None else _delivered(job.remote, code, folders, arguments)
 
 
@@ -183,7 +185,7 @@ def _check_printed(arguments: argparse.Namespace) -> None:
     check_installed(name)
 
 
-def _printed(arguments: argparse.Namespace, job: OpenJob, folder: Folder) -> int:
+def _printed(arguments: argparse.Namespace, configuration: Configuration, job: OpenJob, folder: Folder) -> int:
     """Run a job whose answers go to standard output, in the order of the input. Returns as `run` does.
 
     Rows are printed as they are answered; a table, whose columns depend on all rows, at the end of the job.
@@ -192,7 +194,7 @@ def _printed(arguments: argparse.Namespace, job: OpenJob, folder: Folder) -> int
     name = _printed_name(arguments)
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
         live = LiveOutput(out, name)
-        code = run(arguments, job.configuration, job.order, given=job.source, live=live)
+        code = run(arguments, configuration, job, live=live)
         if (made := folder.result) is not None and made.finished:
             if not live.has_written:
                 with folder.reading() as store, compressed(out, compression_of(name)) as content:
@@ -206,7 +208,7 @@ def _printed(arguments: argparse.Namespace, job: OpenJob, folder: Folder) -> int
 
 def _validate(job: OpenJob, *, as_json: bool) -> int:
     """Print the findings. Returns 0 when every row can be sent, else 1. Raises `PromptmillError` as a job would."""
-    plan, found = job.configuration.plan, job.validate()
+    plan, found = job.plan, job.validate()
     if as_json:
         say(orjson.dumps(found).decode())
     else:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from promptmill.cli import options
@@ -20,27 +21,25 @@ from promptmill.config.parameter_file import is_shipped
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.feature import features, part
 from promptmill.core.wording import counted
+from promptmill.jobs import door
+from promptmill.jobs.door import OpenJob
 from promptmill.jobs.export.live_output import LiveOutput
+from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs.any_format import image_column
-from promptmill.jobs.inputs.files import opened
-from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.manage import prune
-from promptmill.jobs.run import admission
-from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.resumption import OTHER_WAYS, ChangedError
-from promptmill.jobs.run.runner import Hooks, Runner, until_ended
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.status_record import RunStatus, Status
 from promptmill.options import table
 from promptmill.service import choosing
-from promptmill.service.service import Service
 from promptmill.system import runtime
 
 # Assignments that may hold a key, unless the value is a variable's name.
 _SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.compile(r"[\w.]+=\$\{\w+\}")
+OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
 # A new job that ends with one of these errors is removed, unless its status has one of `_KEPT`.
 _TYPOS = frozenset({Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY, Code.NOT_FOUND})
 _KEPT = ("done", "prompt_tokens", "cost", "cost_set_aside")
@@ -61,31 +60,28 @@ class EndedJob:
 def run(
     arguments: argparse.Namespace,
     configuration: Configuration,
-    order: JobOrder,
+    opened: OpenJob,
     *,
-    given: Given | None = None,
     live: LiveOutput | None = None,
-    fixed: bool = False,
     is_step: bool = False,
 ) -> int:
     """Run a job in the foreground, or resume it, as the options `json` and `quiet` say.
 
-    `given`: see `admission.admit`. `live` gets the answers while it runs, and stderr all else. `fixed`: see
-    `admission.admit`. `is_step`: the job is a part of another command, which has stdout; of a job that finishes, only
-    the progress is shown.
+    `live` gets the answers while it runs, and stderr all else. `is_step`: run inside another command; print progress
+    only, because that command owns stdout.
 
     At a terminal, the user decides whether answers stay after a change of settings, prompt or input.
 
     Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later. Raises
-    `PromptmillError` as `admission.admit`.
+    `PromptmillError` as `OpenJob.admit`.
     """
     while True:
         try:
-            return _run(arguments, configuration, order, given=given, live=live, fixed=fixed, is_step=is_step)
+            return _run(arguments, configuration, opened, live=live, is_step=is_step)
         except ChangedError as error:
             if is_step or live is not None or arguments.json or not _is_terminal():
                 raise _with_command(error, arguments) from None
-            order = _chosen(error, order)
+            opened = replace(opened, order=_chosen(error, opened.order))
 
 
 def _is_terminal() -> bool:
@@ -128,18 +124,14 @@ def _free_name(path: Path) -> Path:
 def _run(
     arguments: argparse.Namespace,
     configuration: Configuration,
-    order: JobOrder,
+    opened: OpenJob,
     *,
-    given: Given | None,
     live: LiveOutput | None,
-    fixed: bool,
     is_step: bool,
 ) -> int:
     """Do what `run` does. Raises `ChangedError`."""
     configuration, as_json, on_stderr = decided(configuration), arguments.json, live is not None or is_step
-    folders = JobFolders.from_environ()
-    plans = admission.plans_of(order, configuration)
-    job = admission.admit(order, configuration.plan, folders, given=given, plans=plans, fixed=fixed)
+    job = replace(opened, models=configuration).admit()
     quiet = getattr(arguments, "quiet", False)
     if not quiet:
         note_once(configuration.plan)
@@ -148,7 +140,7 @@ def _run(
         if is_step and now["state"] == progress.FINISHED and not now.get("failed"):
             return
         now = {**now, "alive": False}
-        print_status(now, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=again, quiet=quiet)
+        print_status(now, job.folder, opened.order, as_json=as_json, on_stderr=on_stderr, again=again, quiet=quiet)
 
     code: int | None = None
     try:
@@ -174,7 +166,7 @@ def _run(
         if error is not None:
             ended = ended | {"reason": _reason(error, arguments, configuration)}
         if _is_typo(error, job, ended):
-            _remove(job, folders)
+            prune.forget(job.folder, opened.folders)
         if as_json or job.folder.path.exists():
             tell({**about, **ended}, again=error is None or error.retryable)
         else:
@@ -185,12 +177,6 @@ def _run(
         if job.folder.database.exists():
             _call_features(EndedJob(arguments, job.folder, on_stderr, code))
         job.close()
-
-
-def _remove(job: Job, folders: JobFolders) -> None:
-    job.folder.close()
-    folders.unregister(job.folder)
-    prune.remove(job.folder)
 
 
 def decided(configuration: Configuration) -> Configuration:
@@ -206,10 +192,18 @@ def warn_of_input(job: Job) -> None:
     is_sent = spec.question.image_column is not None or job.finished
     if is_sent or not spec.input.is_file or not spec.input.parts[0].path.exists():
         return
-    files = opened(spec.input.parts[:1], encoding=spec.input.encoding)
+    files = input_files.opened(spec.input.parts[:1], encoding=spec.input.encoding)
     if column := image_column(files, spec.input.format, only_existing=True):
         unsent = f"the cells of {column} are paths of images, but no image is sent"
         say(f"warning: {unsent}; to send them: --image-column {column}", sys.stderr, wrap=True)
+
+
+def remembered_step(words: Sequence[str], arguments: argparse.Namespace, configuration: Configuration) -> list[str]:
+    """Return the command line for a job of another command: `words`, and the options of the model."""
+    given = {name: getattr(arguments, name) for name in OF_THE_MODEL}
+    options_ = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
+    sets = [word for value in arguments.set for word in ("--set", value)]
+    return remembered_command(["bulk", *words, *options_, *sets], configuration)
 
 
 def remembered_command(given: Sequence[str], configuration: Configuration) -> list[str]:
@@ -274,9 +268,6 @@ async def _job_run(
     as_json: bool,
     quiet: bool,
 ) -> tuple[RunStatus, PromptmillError | None, bool]:
-    service = Service(configuration, plan=job.plan, create=job.order.create)
-    try:
+    async with contextlib.aclosing(job.service(configuration)) as service:
         with progress_display(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:
-            return await until_ended(Runner(job, service, Hooks(watch=watch, live=live)))
-    finally:
-        await service.aclose()
+            return await door.until_signal(job, service, Hooks(watch=watch, live=live))

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 import orjson
 
@@ -20,13 +20,13 @@ from promptmill.cli.options import Parser, add_shared, configuration_of, refuse
 from promptmill.cli.terminal import OK, SOME_FAILED, say
 from promptmill.core.errors import config_error, without_controls
 from promptmill.core.wording import counted
+from promptmill.jobs.door import reopened
 from promptmill.jobs.export.join import join
 from promptmill.jobs.export.live_output import export
 from promptmill.jobs.manage import prune
 from promptmill.jobs.store import progress, status, status_words
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.status_record import Status
 
 _CANCEL_WAIT_S = 3.0
@@ -225,14 +225,10 @@ def _export(job: Folder, target: Path, *, everything: bool, as_json: bool) -> in
 def _resume(arguments: argparse.Namespace) -> int:
     """Resume a job in the foreground by its id, with its last order. Returns as `run` does."""
     job = _named(arguments.job_id, "to go on with")
-    spec, order = job.known_spec(), job.order
-    inputs = order.inputs if order is not None and order.inputs[1:] else (spec.input.path,)
-    now = {"inputs": inputs, "output": spec.output.path}  # where they are now
-    order = JobOrder(**now) if order is None else order.model_copy(update=now)
-    if arguments.retry_failed:
-        order = order.with_earlier(again="failed")
-    arguments = remembered(arguments, order.shown.command)
-    return run(arguments, configuration_of(arguments), order, fixed=True)
+    again: Literal["failed"] | None = "failed" if arguments.retry_failed else None
+    arguments = remembered(arguments, () if job.order is None else job.order.shown.command)
+    configuration = configuration_of(arguments)
+    return run(arguments, configuration, reopened(job, configuration, JobFolders.from_environ(), again=again))
 
 
 def _forget(age: str, *, unfinished: bool, as_json: bool) -> int:

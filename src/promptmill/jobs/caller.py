@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from promptmill.backends.protocol import Call
@@ -24,6 +24,23 @@ class Caller(NamedTuple):
 
 USER = Caller()
 """The user of this machine, over stdio."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallModels:
+    """The models of a call, whose plans have the call's sampling."""
+
+    plan: ResolvedConfig
+    plans: Mapping[str, ResolvedConfig] = field(default_factory=dict)
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of models that variants may have."""
+        return self.plans.keys()
+
+    def plan_of(self, name: str) -> ResolvedConfig:
+        """Return the plan of one of `names`."""
+        return self.plans[name]
 
 
 @dataclass(frozen=True, slots=True)

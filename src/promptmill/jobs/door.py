@@ -1,43 +1,57 @@
-"""The door of jobs: rows from anywhere and the options of a job become an order with its rows.
+"""The door of jobs: rows from anywhere and the options of a job become a job that can be run.
 
-paths, URLs, a query, blocks of bytes ─▶ `open_job` ─▶ `OpenJob`: admit, detach, validate
+    `open_job`: paths, URLs, a query, rows ─┐              ┌─▶ validate
+    `reopened`: the folder of a job ────────┴─▶ `OpenJob` ─┼─▶ detach ─▶ a process of its own
+                                                           └─▶ admit ─▶ `Job` ─▶ `run`, `until_signal`
+
+The command line, the tools, Python and features start jobs here and nowhere else (`tests/test_architecture.py`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from promptmill.backends.protocol import Call
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import Named, Words, input_error, redact
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Named, PromptmillError, Words, input_error, redact
 from promptmill.core.feature import query
+from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.inputs import remote
 from promptmill.jobs.inputs.given import Given, loose_id, written
 from promptmill.jobs.inputs.remote import RemoteOutput, Say, as_written
+from promptmill.jobs.inputs.row_secrets import check_encoding
 from promptmill.jobs.inputs.sql_table import is_query
-from promptmill.jobs.inputs.whole_files import written_whole
+from promptmill.jobs.inputs.whole_files import OwnFiles, WholeFiles, are_asked_whole
 from promptmill.jobs.manage import detached
-from promptmill.jobs.run import admission, steps
-from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run import admission, runner
+from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
+from promptmill.jobs.run.runner import Runner
+from promptmill.jobs.run.wanted_job import WantedJob
 from promptmill.jobs.store import status
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Shown
 from promptmill.jobs.store.spec import digest
-from promptmill.jobs.store.status_record import Status
+from promptmill.jobs.store.status_record import RunStatus, Status
+from promptmill.service.service import Service
+from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import home_expanded, real_path
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a job as the user names them."""
+    """The rows of a job as the user names them, or the rows themselves."""
 
     names: Sequence[str] = ()
     """Paths, patterns or URLs; `()` for a query that names its files."""
@@ -45,10 +59,22 @@ class Rows:
     """The rows themselves, in place of names."""
     suffix: str = ".jsonl"
     """The format of `blocks`."""
+    written: Given | None = None
+    """The rows in a file of ours, in place of names."""
+    rule: FileRule | None = None
+    """The rule for `names` that a call sends: the content of each file is a row."""
+    name: str = "rows"
+    """The name of rows without a file of the user, in messages and ids."""
+    owned_by: str | None = None
+    """Equal rows of two owners are two jobs; None: one."""
+    job_id: str = ""
+    """The id of a job without an output; `""`: made of rows, question and settings."""
 
     @property
     def source(self) -> str:
         """The source, one of `options.table.ROWS`."""
+        if self.blocks is not None:
+            return "values"
         return "urls" if any(map(remote.is_elsewhere, self.names)) else "paths" if self.names else "query"
 
 
@@ -69,43 +95,93 @@ SILENT = Telling()
 
 
 @dataclass(frozen=True, slots=True)
-class OpenJob:
+class OpenJob(WantedJob):
     """A job before its admission."""
 
-    order: JobOrder
-    configuration: Configuration
-    folders: JobFolders
-    source: Given | None = None
-    """The rows that are in no file of the user; None for files."""
     loose: Folder | None = None
     """The folder of a job without an output."""
     remote: RemoteOutput | None = None
     """The output by URL."""
-    notes: Sequence[Words] = ()
-    """Remarks about the rows for the user."""
+    files: WholeFiles | None = None
+    """The files of which each is a row."""
 
-    def admit(self) -> Job:
-        """Return the admitted job, which the caller closes. Raises as `admission.admit`."""
-        plans = admission.plans_of(self.order, self.configuration)
-        return admission.admit(self.order, self.configuration.plan, self.folders, given=self.source, plans=plans)
+    @property
+    def notes(self) -> Sequence[Words]:
+        """Remarks about the rows for the user."""
+        if self.files is None:
+            return ()
+        raw = [f"Warning: {self.files.raw}."] if self.files.raw else []
+        return [*self.files.left_out, *self.files.forms, *raw]
+
+    def admit(self, *, are_columns_checked: bool = False) -> Job:
+        """Return the admitted job, which the caller closes. Blocks. Raises as `admission.admit`."""
+        return admission.admit(self, are_columns_checked=are_columns_checked)
+
+    async def admitted(self, *, are_columns_checked: bool = False) -> Job:
+        """Do the same as `admit` in a thread. If the caller is cancelled meanwhile, the job is closed."""
+
+        def let_go(done: asyncio.Future[Job]) -> None:
+            if not done.cancelled() and not done.exception():
+                done.result().close()
+
+        admit = functools.partial(self.admit, are_columns_checked=are_columns_checked)
+        admitting = asyncio.ensure_future(asyncio.to_thread(admit))
+        try:
+            return await asyncio.shield(admitting)
+        except asyncio.CancelledError:
+            admitting.add_done_callback(let_go)
+            raise
 
     def validate(self) -> dict[str, Any]:
         """Return the findings in the rows, and an estimate. Sends nothing. Raises as `admit`."""
         from promptmill.jobs.run.validation import check  # imports the readers of images
 
-        plans = admission.plans_of(self.order, self.configuration)
-        return check(self.configuration.plan, self.order, self.folders, given=self.source, plans=plans)
+        return check(self)
 
     def detach(self, seen: Callable[[Job], None]) -> Status:
         """Start the job in a process of its own and return its status. `seen` gets it first. Raises as `admit`."""
         with contextlib.closing(self.admit()) as job:
             seen(job)
             if self.source is not None and (files := job.unread()) is not None:
-                steps.reading(job, files)(Work(), job.folder)
+                job.reading(files)(Work(), job.folder)
             if not job.finished:
                 status.write_starting(job.folder)
                 detached.start(job)
         return status.read(job.folder)
+
+
+async def run(
+    job: Job, service: Service, hooks: Hooks = NO_HOOKS, *, stats: Call | None = None, apart: Apart | None = None
+) -> PromptmillError | None:
+    """Run an admitted job in this process until it ends; return the error that stopped it early. See `Runner`."""
+    running = Runner(job, service, hooks, stats=stats, apart=apart)
+    await running.run()
+    return running.error
+
+
+async def until_signal(job: Job, service: Service, hooks: Hooks) -> tuple[RunStatus, PromptmillError | None, bool]:
+    """Run an admitted job, the only one of this process, until it ends, SIGTERM or Ctrl-C. See `runner.until_ended`."""
+    return await runner.until_ended(Runner(job, service, hooks))
+
+
+def reopened(
+    folder: Folder,
+    models: Configuration | CallModels,
+    folders: JobFolders,
+    *,
+    again: Literal["failed"] | None = None,
+    is_of_call: bool = False,
+) -> OpenJob:
+    """Return the job in `folder` with its last order; its files are where they are now. `again`: rows to send again.
+
+    Raises `PromptmillError` if there is no such job.
+    """
+    spec, order = folder.known_spec(), folder.order
+    inputs = order.inputs if order is not None and order.inputs[1:] else (spec.input.path,)
+    now = {"inputs": inputs, "output": spec.output.path}
+    order = JobOrder(**now) if order is None else order.model_copy(update=now)
+    order = order.with_earlier(again=again)
+    return OpenJob(order, models, folders, is_fixed=not is_of_call, is_of_call=is_of_call)
 
 
 @contextlib.contextmanager
@@ -113,19 +189,21 @@ def open_job(
     rows: Rows,
     output: str | Path | None,
     options: Mapping[str, Any],
-    configuration: Configuration,
+    models: Configuration | CallModels,
     folders: JobFolders,
     *,
-    command: Sequence[str] = (),
+    shown: Shown | None = None,
+    caller: Caller | None = None,
     telling: Telling = SILENT,
 ) -> Iterator[OpenJob]:
     """Yield the job of `rows` and `options`, see `JobOrder.of`; temporary files of its rows are removed at the end.
 
-    `output`: a path or a URL; None for a job without an output. `command`: the command line, without keys.
+    `output`: a path or a URL; None for a job without an output. `shown`: the command line without keys, and the reason
+    for the requests. `caller`: of a call, which names files of this machine alone, by resolved paths. Blocks.
 
     Raises `PromptmillError`.
     """
-    names, sql, urls = rows.names, options.get("sql"), dict[str, str]()
+    names, sql, urls, shown = rows.names, options.get("sql"), dict[str, str](), shown or Shown()
     target, uploaded = Path("-") if output is None else home_expanded(output).absolute(), None
     if output is not None and remote.is_elsewhere(str(output)):
         uploaded = RemoteOutput.of(folders, str(output))
@@ -134,35 +212,54 @@ def open_job(
                 uploaded.check(may_replace=bool(options.get("overwrite")))
         target, urls["output_file"] = uploaded.local, redact(uploaded.url)
     with contextlib.ExitStack() as opened:
-        paths, source = list[Path](), None
+        paths, source = list[Path](), rows.written
         if rows.blocks is not None:
-            source = opened.enter_context(written(folders, rows.blocks, rows.suffix))
-        elif sql is not None and is_query(sql, names):
+            source = opened.enter_context(written(folders, rows.blocks, rows.suffix, rows.name))
+        elif caller is None and sql is not None and is_query(sql, names):
             urls["input_file"] = redact(", ".join(names) or "a query")
             with telling.waiting(urls["input_file"]):
                 source = opened.enter_context(query()(folders, sql, names))
             options = {**options, "sql": None}
-        elif rows.source == "urls":
+        elif caller is None and rows.source == "urls":
             with telling.waiting(redact(names[0])):
-                pinned, known = _pinned(names, folders.of(real_path(target)), command, telling.warn)
+                pinned, known = _pinned(names, folders.of(real_path(target)), shown.command, telling.warn)
                 urls["input_file"] = as_written(pinned)
                 source = opened.enter_context(remote.fetched(folders, pinned, telling.say, known))
-        else:
+        elif rows.rule is None:
             paths = [home_expanded(name).absolute() for name in names]
-        order = _order(options, paths or [Path("rows")], target, folders)
-        shown = Shown(command=[*command], urls=urls, input=as_written(names))
-        order, notes = order.model_copy(update={"shown": shown}), list[Words]()
-        if paths:
-            has_schema, pdf = configuration.plan.has_schema, options.get("pdf")
-            each = options.get("each")
-            order, source, of_files = written_whole(order, folders, each, opened, as_pdf=pdf, has_schema=has_schema)
-            notes += of_files
+        order = _order(options, paths or [Path(rows.name)], target, folders)
+        if caller is not None:
+            check_encoding(order.reading.encoding)
+        shown = shown.model_copy(update={"urls": urls, "input": as_written(names)})
+        order, files = order.model_copy(update={"shown": shown}), _whole_files(order, paths, rows, options, models.plan)
+        if files is not None:
+            source = opened.enter_context(written(folders, files.lines(), ".jsonl", files.name))
+            order = files.asked(order)
+        if source is not None:
+            order = order.model_copy(update={"inputs": (Path(source.name),)})
+        if source is not None and rows.owned_by is not None:
+            source = source._replace(key=digest(source.key, rows.owned_by))
+        if caller is not None and (source is not None or output is None):
+            order = order.model_copy(update={"owner": caller.owner})
         loose = None
         if output is None:
             key = source or Given((), digest([str(path) for path in paths]))
-            loose = folders.loose(loose_id(key, configuration.plan, order))
+            loose = folders.loose(rows.job_id or loose_id(key, models.plan, order))
             order = order.model_copy(update={"output": loose.answers})
-        yield OpenJob(order, configuration, folders, source, loose, uploaded, notes)
+        is_of_call = caller is not None
+        yield OpenJob(order, models, folders, source, loose=loose, remote=uploaded, files=files, is_of_call=is_of_call)
+
+
+def _whole_files(
+    order: JobOrder, paths: Sequence[Path], rows: Rows, options: Mapping[str, Any], plan: ResolvedConfig
+) -> WholeFiles | None:
+    """Return the files of which each is a row; None if their rows are the rows. Raises `PromptmillError`."""
+    asked = order.question, options.get("pdf"), order.reading.encoding
+    if rows.rule is not None:
+        return WholeFiles(rows.names, rows.rule, *asked, has_schema=plan.has_schema)
+    if paths and are_asked_whole(paths, options.get("each")):
+        return OwnFiles(paths, order.output, *asked, has_schema=plan.has_schema)
+    return None
 
 
 def _pinned(names: Sequence[str], folder: Folder, command: Sequence[str], warn: Say) -> tuple[list[str], str]:
@@ -177,8 +274,9 @@ def _pinned(names: Sequence[str], folder: Folder, command: Sequence[str], warn: 
 
 
 def _order(options: Mapping[str, Any], inputs: Sequence[Path], output: Path, folders: JobFolders) -> JobOrder:
-    if options.get("from_job") is not None:
-        options = {**options, "from_job": folders.at(str(options["from_job"])).database}
+    if (earlier := options.get("from_job")) is not None:
+        folder = earlier if isinstance(earlier, Folder) else folders.at(str(earlier))
+        options = {**options, "from_job": folder.database}
     try:
         return JobOrder.of(inputs, output, options)
     except ValidationError as error:

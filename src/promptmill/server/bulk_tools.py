@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastmcp import Context
 from fastmcp.exceptions import ResourceError
@@ -14,9 +13,8 @@ from fastmcp.tools import ToolResult
 from mcp_types import ToolAnnotations
 from pydantic import Field
 
-from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LARGEST_PAGE, LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
-from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error, worded
 from promptmill.core.feature import features, part
 from promptmill.core.values import JsonDict, json_text
 from promptmill.jobs.store.status_record import Status, schema
@@ -38,6 +36,11 @@ from promptmill.server.tool_calls import caller_of, tool
 from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import plan_of_call, sampling_of_call
 from promptmill.service.service import Service
+
+if TYPE_CHECKING:
+    from promptmill.jobs.caller import CallModels
+    from promptmill.jobs.door import OpenJob, Rows
+    from promptmill.jobs.manage.call_paths import CallPaths
 
 _ENVELOPE = 4 << 10
 _OTHER_ARGUMENTS = {"status": "bulk_status", "system_prompt": "`system_prompt`", "prompts": "`prompts`"}
@@ -110,16 +113,55 @@ def _models_of(model: str | list[str] | None, prompt: str | dict[str, str] | Non
     return models
 
 
-async def _plans_of(
-    service: Service, models: Sequence[str | None], asked: tuple[Any, Any, Any]
-) -> tuple[ResolvedConfig, dict[str, ResolvedConfig]]:
-    """Return the plan of a job, and the plans of its models that the configuration names, if there are several.
+async def _rows_of(
+    paths: CallPaths,
+    input_file: str,
+    prompts: Sequence[Any] | None,
+    files: list[str] | None,
+    *,
+    options: Mapping[str, Any],
+    session: str,
+) -> Rows:
+    """Return the rows of a call. Equal rows of two sessions are two jobs: no client may learn what another one asks.
+
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    from promptmill.jobs.door import Rows  # imported by `jobs`, as are the next ones
+    from promptmill.jobs.inputs.given import lines_of
+    from promptmill.jobs.inputs.whole_files import RowFiles
+
+    if prompts is not None:
+        if not prompts:
+            raise input_error("`prompts` is an empty list; send at least one prompt.")
+        return Rows(blocks=lines_of(prompts, "text" if "prompt" in options else "prompt", "prompts"), owned_by=session)
+    if files is None:
+        return Rows([str(paths.allowed(input_file, "input_file"))])
+    if options.get("each") != "line":
+        return Rows(files, rule=paths.rule, owned_by=session)
+    return Rows(await asyncio.to_thread(lambda: [*map(str, RowFiles(files, paths.rule).paths())]))
+
+
+async def _models_of_call(service: Service, names: Sequence[str | None], asked: tuple[Any, Any, Any]) -> CallModels:
+    """Return the models of a job: the first one, and those that the configuration names, if there are several.
 
     `asked`: the last arguments of `plan_of_call`, which raises the same errors.
     """
-    plan, *others = [await plan_of_call(service, await service.job_plan(name), *asked) for name in models]
-    named = zip(models, (plan, *others), strict=True)
-    return plan, {name: own for name, own in named if others and name is not None and name in service.offered}
+    from promptmill.jobs.caller import CallModels
+
+    plan, *others = [await plan_of_call(service, await service.job_plan(name), *asked) for name in names]
+    named = zip(names, (plan, *others), strict=True)
+    plans = {name: own for name, own in named if others and name is not None and name in service.offered}
+    return CallModels(await service.settled(plan), plans)
+
+
+def _about_files(job: OpenJob) -> JsonDict:
+    """Return the entries about the files of a call: how many, and which are left out."""
+    if (found := job.files) is None:
+        return {}
+    left_out = [worded(reason, argument_name) for reason in found.left_out]
+    pdf = "".join(worded(form, argument_name) for form in found.forms)
+    about = {"left_out": left_out, "raw": found.raw, "pdf": pdf}
+    return {"files": found.count, **{name: value for name, value in about.items() if value}}
 
 
 def add_bulk_tools(socket: ToolSocket) -> None:
@@ -191,48 +233,42 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         values = _sent(options)
         model, prompt = values.get("model"), values.get("prompt")
         validate = bool(values["validate"])
-        models, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
-        from promptmill.jobs.inputs.short_forms import answer_forms  # imported by `jobs`, as are the others
-        from promptmill.jobs.store.order import JobOrder
+        names, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
+        from promptmill.jobs.inputs.short_forms import answer_forms  # imported by `jobs`, as is the other one
         from promptmill.jobs.store.spec import plan_of
 
         try:
             _check_source(input_file, output_file, prompts, files, values)
             if values["overwrite"] and output_file and not validate:
-                foreign = await asyncio.to_thread(running.foreign_output, output_file)
+                foreign = await asyncio.to_thread(running.visible.foreign_output, output_file)
                 if foreign is not None:
                     await questions.check_replacing(ctx, *foreign)
             form = {"schema": None, "choices": None, "system": values.get("system_prompt")}
             form |= answer_forms({**values, "system": form["system"]})
             asked = form["schema"], values.get("sampling_params"), form["choices"]
-            others = {way.model for way in plan_of(values, [name or "" for name in models]).ways} - {"", *models}
-            plan, plans = await _plans_of(service, [*models, *others], asked)
+            others = {way.model for way in plan_of(values, [name or "" for name in names]).ways} - {"", *names}
+            models = await _models_of_call(service, [*names, *others], asked)
             if (input_file or files is not None) and not validate:
-                plan = await service.settled(plan)  # another call could choose an endpoint while the model is open
-                await questions.check_endpoint(ctx, plan)
-            cost = None if validate else questions.cost(ctx, plan, values.get("max_cost"), "This job")
+                await questions.check_endpoint(ctx, models.plan)
+            cost = None if validate else questions.cost(ctx, models.plan, values.get("max_cost"), "This job")
+            rows = await _rows_of(running.paths, input_file, prompts, files, options=values, session=caller.session)
             values |= {
                 "system_prompt": form["system"],
                 "fields": values.get("fields") is not False,
-                "model": models if models[1:] else None,
+                "model": names if names[1:] else None,
                 "limit": values.get("limit") or None,
+                "sampling": sampling_of_call(*asked),
             }
             if "from_job" in values:
-                values["from_job"] = (await asyncio.to_thread(running.find, values["from_job"], caller)).database
-            sampling = sampling_of_call(*asked)
-            order = JobOrder.of([Path(input_file or "rows")], Path(output_file), values, sampling=sampling)
-            started = await running.start(
-                order,
-                prompts=prompts,
-                files=files,
-                each=values.get("each"),
-                as_pdf=values.get("pdf"),
-                validate=validate,
-                plan=plan,
-                plans=plans,
-                approve=None if cost is None else cost.approve,
-                caller=caller,
-            )
+                values["from_job"] = await asyncio.to_thread(running.visible.find, values["from_job"], caller)
+            output = running.paths.allowed(output_file, "output_file") if output_file else None
+            async with running.opened(rows, output, values, models, caller) as job:
+                about = {"files": len(rows.names)} if values.get("each") == "line" else _about_files(job)
+                if "raw" in about and values.get("each") is None and not validate:  # before anything is sent
+                    anyway = Named("each", "file", "; {} sends them all the same")
+                    raise input_error(f"Nothing was sent yet; tell the user: {about['raw']}", anyway, ".")
+                approve = None if cost is None else cost.approve
+                started = await running.start(job, caller, approve, validate=validate) | about
         except PromptmillError as error:
             if error.code is Code.INVALID_INPUT:  # it names fields of the order
                 raise input_error(error.worded(_argument_of)) from None
@@ -314,8 +350,8 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         Returns `rows`, `state`, and `next_offset`: null at the end. Rows without an outcome are left out; until
         `state` is `finished`, read again later, with the number of the last row before them as `offset`.
         """
-        results = functools.partial((await jobs()).results, with_input=with_input)
-        found = await asyncio.to_thread(results, job_id, offset, limit, only, caller_of(ctx, service))
+        results = functools.partial((await jobs()).visible.results, with_input=with_input)
+        found = await asyncio.to_thread(results, job_id, caller_of(ctx, service), offset, limit, only)
         characters = page_characters(ctx) if max_characters == PAGE_CHARACTERS else max_characters
         found = await asyncio.to_thread(page, found, characters, copies=1)
         if (most := most_bytes(ctx, service.plan)) is not None:
@@ -331,8 +367,8 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
     )
     async def answers(ctx: Context, job_id: str, offset: int = 0) -> str:
         try:
-            caller = caller_of(ctx, service)
-            found = await asyncio.to_thread((await jobs()).results, job_id, max(0, offset), MOST_ROWS, "all", caller)
+            results = (await jobs()).visible.results
+            found = await asyncio.to_thread(results, job_id, caller_of(ctx, service), max(0, offset), MOST_ROWS)
         except PromptmillError as error:
             raise ResourceError(str(error)) from None
         found = page(found, min(most_bytes(ctx, service.plan) or LARGEST_PAGE, LARGEST_PAGE) - _ENVELOPE, copies=1)
@@ -396,7 +432,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         changes = {name: value for name, value in wanted if value is not None}
         if max_cost is not None and (cost := questions.cost(ctx, service.plan, max_cost, "This job")) is not None:
             await cost.approve(None, max_cost)
-        found = await asyncio.to_thread(functools.partial(running.control, job_id, caller, **changes))
+        found = await asyncio.to_thread(functools.partial(running.visible.control, job_id, caller, **changes))
         found = await running.resume_call(job_id, caller) if resume else found
         done = {
             name: await part(controls[name])(running, caller, job_id, value)

@@ -196,7 +196,7 @@ class Tasks(ServerExtension):
 
         def found() -> _Task | None:
             try:
-                task = _Task(running_jobs.find(task_id, _caller(ctx)))
+                task = _Task(running_jobs.visible.find(task_id, _caller(ctx)))
             except PromptmillError:
                 return None
             return None if not task.note or task.is_expired else task

@@ -17,7 +17,7 @@ from promptmill.features.compare import comparison_text, words
 from promptmill.features.compare import figures as figures_
 from promptmill.features.compare.figures import Judgement
 from promptmill.features.compare.files import LETTERS, ComparedFile, ComparedRows, ComparisonOrder, NoCommonRowError
-from promptmill.features.compare.judge import VERDICTS, JudgeOrder, Pairs, job_of, judgement_of
+from promptmill.features.compare.judge import VERDICTS, JudgeOrder, Pairs, judgement_of
 from promptmill.features.compare.values import Tolerance
 from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
 from promptmill.jobs.store.index import JobFolders
@@ -165,18 +165,19 @@ def compare(
 
 def _judgement(pairs: Pairs, asked: JudgeOrder, options: Mapping[str, Any], folders: JobFolders) -> Judgement:
     """Have a job judge the pairs. Raises `PromptmillError` if it stops early; the verdicts so far are kept."""
-    from promptmill.jobs.manage import bulk_call  # most comparisons have no judge
+    from promptmill.jobs.manage import bulk_call, keywords  # most comparisons have no judge
     from promptmill.service import choosing
     from promptmill.system import runtime
 
     given = {name: value for name, value in options.items() if value is not None}
-    configuration = bulk_call.configuration_of({**given, "choices": [*VERDICTS]})
+    configuration = keywords.configuration_of({**given, "choices": [*VERDICTS]})
     if configuration.plan.is_open:
         configuration = runtime.run_anywhere(choosing.decided(configuration))
     plan = configuration.plan
     if pairs.others:
-        with job_of(pairs, asked, plan, folders) as (order, source):
-            bulk_call.run_job(order, source, configuration, folders, progress=given.get("progress"))
+        watch = bulk_call.watch_of(show=given.get("progress"))
+        with asked.opened(pairs.rows(asked.settings(plan)), configuration, folders) as job:
+            runtime.run_anywhere(bulk_call.run_job(job, configuration, watch))
     return judgement_of(pairs, asked, plan.model, folders.loose(pairs.job_id(asked.settings(plan))))
 
 

@@ -14,7 +14,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.cli import job_run
-from promptmill.cli.job_run import remembered_command
+from promptmill.cli.job_run import OF_THE_MODEL, remembered_step
 from promptmill.cli.options import Parser, add_shared, amount, at_least_one, configuration_of, explained, option_of
 from promptmill.cli.terminal import OK, columns, say
 from promptmill.core.errors import Code, PromptmillError, config_error
@@ -27,13 +27,11 @@ from promptmill.jobs import disk
 from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import Shown
 from promptmill.pages import page as report_page
 from promptmill.system.safe_open import home_expanded
 
 _ROWS = 5
-_OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
-_JUDGING = ("limit", "max_cost", "again", "set", *_OF_THE_MODEL)
+_JUDGING = ("limit", "max_cost", "again", "set", *OF_THE_MODEL)
 
 
 def add_options(compare: Parser) -> None:
@@ -152,19 +150,12 @@ def _judgement(
         registry.check_key(configuration.plan)
         configuration = job_run.decided(configuration)
         plan, pairs, code = configuration.plan, Pairs.of(rows, asked.limit), OK
-        shown = Shown(command=remembered_command(_command(arguments), configuration))
+        words_ = ["pairs", "verdicts", f"--choices={','.join(judge.VERDICTS)}"]
+        command = remembered_step(words_, arguments, configuration)
         if pairs.others:
-            with judge.job_of(pairs, asked, plan, folders, shown) as (order, given):
-                code = job_run.run(arguments, configuration, order, given=given, is_step=True)
+            with asked.opened(pairs.rows(asked.settings(plan)), configuration, folders, command=command) as job:
+                code = job_run.run(arguments, configuration, job, is_step=True)
     except PromptmillError as error:
         raise explained(error, arguments, configuration) from None
     folder = folders.loose(pairs.job_id(asked.settings(plan)))
     return judge.judgement_of(pairs, asked, plan.model, folder), code
-
-
-def _command(arguments: argparse.Namespace) -> list[str]:
-    """Return the part of the judge's command line that decides about the model and its answers."""
-    given = {name: getattr(arguments, name) for name in _OF_THE_MODEL}
-    words_ = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-    sets = [word for value in arguments.set for word in ("--set", value)]
-    return ["bulk", "pairs", "verdicts", f"--choices={','.join(judge.VERDICTS)}", *words_, *sets]

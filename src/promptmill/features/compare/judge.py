@@ -7,8 +7,8 @@ Python programs and a server's calls each run it as they run other jobs.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,20 +16,20 @@ from typing import Any, Literal
 
 import orjson
 
+from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, config_error
 from promptmill.features.compare.figures import TIE, Judgement, at_random
 from promptmill.features.compare.files import ComparedRows
-from promptmill.jobs.inputs import given
-from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.caller import Caller, CallModels
+from promptmill.jobs.door import OpenJob, Rows, open_job
 from promptmill.jobs.store import status
 from promptmill.jobs.store.fingerprint import fingerprint
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import Earlier, JobOrder, Limits, Shown
+from promptmill.jobs.store.order import Shown
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import digest
-from promptmill.jobs.store.stored import Question, Variant
 
 VERDICTS = ("first", "second", TIE)
 """The answers of the judge."""
@@ -48,7 +48,7 @@ _QUESTION = """{task}<first-{tag}>
 Which answer is better by the criterion: first, second, or is it a tie?"""
 NAME = "verdicts"
 """The name of the judge's rows."""
-_ORDERS = ("in order", "swapped")
+_PROMPTS = {"in order": "{{in_order}}", "swapped": "{{swapped}}"}
 _FACTS = ("job_id", "model", "cost", "cost_set_aside", "seconds", "requests", "prompt_tokens", "completion_tokens")
 
 
@@ -91,27 +91,32 @@ class JudgeOrder:
         """Return the digests of the judge's settings; `plan`: the plan of its model."""
         return fingerprint(plan, self.system_prompt, "jsonl")
 
-    def job(self, job_id: str, folders: JobFolders, shown: Shown | None = None) -> JobOrder:
-        """Return the order of the judge's job."""
-        folder = folders.loose(job_id)
-        return JobOrder(
-            inputs=(folder.prompts,),
-            output=folder.answers,
-            question=Question(templates=("{{in_order}}", "{{swapped}}")),
-            system_prompt=self.system_prompt,
-            limits=Limits(max_cost=self.max_cost),
-            # other answers to most rows are no mistake: a file may have been made again
-            earlier=Earlier(again=self.again, keep=True),
-            variants=tuple(Variant(name=name, prompt=at) for at, name in enumerate(_ORDERS)),
-            shown=(shown or Shown()).model_copy(update={"reason": "judge"}),
-        )
+    def opened(
+        self,
+        rows: Rows,
+        models: Configuration | CallModels,
+        folders: JobFolders,
+        *,
+        command: Sequence[str] = (),
+        caller: Caller | None = None,
+    ) -> AbstractContextManager[OpenJob]:
+        """Open the judge's job, see `open_job`; `rows` are those of `Pairs`. Raises `PromptmillError`."""
+        options = {
+            "prompt": _PROMPTS,
+            "system_prompt": self.system_prompt,
+            "max_cost": self.max_cost,
+            "again": self.again,
+            "keep": True,  # other answers to most rows are no mistake: a file may have been made again
+        }
+        shown = Shown(command=[*command], reason="judge")
+        return open_job(rows, None, options, models, folders, shown=shown, caller=caller)
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """The pairs of different answers that a judge gets."""
 
-    rows: ComparedRows
+    compared: ComparedRows
     others: Mapping[int, Sequence[int]]
     """By the row: the files whose answer is not the first file's."""
     named: str
@@ -152,6 +157,10 @@ class Pairs:
         """Yield the rows of the judge's job, which are read in one order and sent in another."""
         return (line for _, _, line in self._lines())
 
+    def rows(self, settings: Mapping[str, Any]) -> Rows:
+        """Return the rows of the judge's job. `settings`: see `JudgeOrder.settings`."""
+        return Rows(blocks=self.lines(), name=NAME, job_id=self.job_id(settings))
+
     def job_id(self, settings: Mapping[str, Any], session: str = "") -> str:
         """Return the id of the judge's job. `session`: of a client that shares the server, which has jobs of its own.
 
@@ -160,8 +169,8 @@ class Pairs:
         return f"{NAME}-{digest(self.named, settings, *filter(None, [session]))}"
 
     def _lines(self) -> Iterator[tuple[tuple[int, int], Mapping[str, str], bytes]]:
-        texts = [self.rows.texts(file) for file in range(len(self.rows.files))]
-        task = dict(self.rows.read(self.others))
+        texts = [self.compared.texts(file) for file in range(len(self.compared.files))]
+        task = dict(self.compared.read(self.others))
         for at, other in self.places:
             yield (at, other), task[at], _line(task[at], texts[0][at], texts[other][at], _tag(self.named))
 
@@ -185,15 +194,6 @@ def _line(own: Mapping[str, str], one: str, other: str, tag: str) -> bytes:
         "swapped": _QUESTION.format(task=task, first=other, second=one, tag=tag),
     }
     return orjson.dumps(questions, option=orjson.OPT_APPEND_NEWLINE)
-
-
-@contextlib.contextmanager
-def job_of(
-    pairs: Pairs, asked: JudgeOrder, plan: ResolvedConfig, folders: JobFolders, shown: Shown | None = None
-) -> Iterator[tuple[JobOrder, Given]]:
-    """Give the order of the judge's job and its rows. Raises `PromptmillError`."""
-    with given.written(folders, pairs.lines(), ".jsonl", NAME) as source:
-        yield asked.job(pairs.job_id(asked.settings(plan)), folders, shown), source
 
 
 def judgement_of(pairs: Pairs, asked: JudgeOrder, model: str, folder: Folder) -> Judgement:

@@ -27,7 +27,8 @@ from promptmill.features.compare.call import order_of, rows_of
 from promptmill.features.compare.figures import Judgement
 from promptmill.features.compare.files import ComparedRows
 from promptmill.features.compare.judge import NAME, JudgeOrder, Pairs, judgement_of
-from promptmill.jobs.caller import Caller
+from promptmill.jobs.caller import Caller, CallModels
+from promptmill.jobs.door import Rows
 from promptmill.jobs.inputs import given
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.formats import SUFFIXES, plain
@@ -74,7 +75,11 @@ async def compared(
     if secret := find_field(named):
         raise input_error(f"The column {secret} {MAY_HOLD_SECRETS}, by its name.")
     paths = [
-        str(jobs.output_of(name, caller) if ID.fullmatch(name) and "." not in name else jobs.allowed(name, "files"))
+        str(
+            jobs.visible.output_of(name, caller)
+            if ID.fullmatch(name) and "." not in name
+            else jobs.paths.allowed(name, "files")
+        )
         for name in files
     ]
     right, is_file = (None, False) if gold is None else _resolved(jobs, gold)
@@ -82,12 +87,12 @@ async def compared(
         _compare,
         files=paths,
         gold=right,
-        may_read_gold=is_file or not jobs.rule.is_guarded,
+        may_read_gold=is_file or not jobs.paths.rule.is_guarded,
         options=options,
         most=rows,
-        report=None if report is None else jobs.allowed_page(report),
+        report=None if report is None else jobs.paths.allowed_page(report),
         folders=jobs.folders,
-        rule=jobs.rule,
+        rule=jobs.paths.rule,
     )
     shown = ", ".join(Path(path).name for path in paths)
     if judge is None:
@@ -98,8 +103,9 @@ async def compared(
         found = await jobs.apart(partial(call.func, **call.keywords, judging=judging), shown, _MODULE)
         job_id, key = found.pop("job")
         if key:
-            order, source = judge.asked.job(job_id, jobs.folders), Given([Part(file)], key, NAME)
-            now = await jobs.start_given(order, source, judge.plan, judge.approve, caller)
+            pairs = Rows(written=Given([Part(file)], key, NAME), name=NAME, job_id=job_id)
+            with judge.asked.opened(pairs, CallModels(judge.plan), jobs.folders, caller=caller) as job:
+                now = await jobs.start(job, caller, judge.approve)
             found["judge"] |= {name: now[name] for name in _PROGRESS if name in now}
     return found
 
@@ -124,7 +130,7 @@ def _resolved(jobs: RunningJobs, gold: str) -> tuple[str, bool]:
     Raises `PromptmillError` (`invalid_input`) for a file that the rule on files refuses.
     """
     path, colon, column = gold.rpartition(":")
-    allowed = [str(jobs.allowed(text, "gold")) for text in (path, gold) if _has_known_suffix(text)]
+    allowed = [str(jobs.paths.allowed(text, "gold")) for text in (path, gold) if _has_known_suffix(text)]
     if not allowed:
         return gold, False
     return allowed[-1] if _has_known_suffix(gold) else f"{allowed[0]}{colon}{column}", True

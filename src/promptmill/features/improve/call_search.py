@@ -29,15 +29,14 @@ from promptmill.features.improve.gold import Gold, GoldRow
 from promptmill.features.improve.improvement import gold_in, system_of
 from promptmill.features.improve.search import search
 from promptmill.features.improve.search_jobs import JobSteps, StepModel, longest_of
-from promptmill.jobs.caller import Caller
-from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.caller import Caller, CallModels
+from promptmill.jobs.door import OpenJob
 from promptmill.jobs.inputs.row_secrets import check_encoding
 from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.running_jobs import Approve, RunningJobs
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.database import Work
-from promptmill.jobs.store.order import Earlier, JobOrder
 from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
 
@@ -101,7 +100,7 @@ class CallSearch:
         """
         order = self._order
         check_encoding(order.encoding)
-        path = self._jobs.allowed(order.input_file, "input_file")
+        path = self._jobs.paths.allowed(order.input_file, "input_file")
         for model in (order.model, order.strong):
             registry.check_key(model.plan)
         call = partial(
@@ -111,7 +110,7 @@ class CallSearch:
             prompt=order.prompt,
             labels=list(order.labels.texts),
             encoding=order.encoding,
-            rule=self._jobs.rule,
+            rule=self._jobs.paths.rule,
         )
         gold = await self._jobs.apart(call, path.name, _MODULE)
         searching = asyncio.ensure_future(asyncio.to_thread(self._search, gold))
@@ -136,12 +135,12 @@ class CallSearch:
         order = self._order
         steps = JobSteps(
             self._jobs.folders,
-            StepModel(order.model.plan, partial(self._run, order.model)),
-            StepModel(order.strong.plan, partial(self._run, order.strong)),
+            StepModel(CallModels(order.model.plan), partial(self._run, order.model)),
+            StepModel(CallModels(order.strong.plan), partial(self._run, order.strong)),
             system_of(order.system_prompt, order.labels),
             order.max_cost,
-            Earlier(again=order.again),
-            self._caller.owner,
+            order.again,
+            self._caller,
         )
         found = search(gold, order.prompt, steps, system=steps.system_prompt, tell=self._tell)
         found["candidates"] = [one | {"prompt": cut(one["prompt"], LONGEST_SHOWN)} for one in found["candidates"]]
@@ -150,15 +149,15 @@ class CallSearch:
     def _tell(self, text: str) -> None:
         self._step, self._counts = text, ""
 
-    def _run(self, model: CallModel, order: JobOrder, source: Given) -> None:
-        asyncio.run_coroutine_threadsafe(self._ran(model, order, source), self._loop).result()
+    def _run(self, model: CallModel, job: OpenJob) -> None:
+        asyncio.run_coroutine_threadsafe(self._ran(model, job), self._loop).result()
 
-    async def _ran(self, model: CallModel, order: JobOrder, source: Given) -> None:
+    async def _ran(self, model: CallModel, job: OpenJob) -> None:
         """Run the job of a step to its end."""
         if self._is_cancelled:
             raise asyncio.CancelledError
-        self._job, self._job_id = asyncio.current_task(), order.output.parent.name
-        now = await self._jobs.start_given(order, source, model.plan, model.approve, self._caller)
+        self._job, self._job_id = asyncio.current_task(), job.order.output.parent.name
+        now = await self._jobs.start(job, self._caller, model.approve)
         while now["alive"] or now["state"] in progress.ALIVE:  # the search opens its database
             if self._is_late:
                 raise asyncio.CancelledError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.cli import options
-from promptmill.cli.job_run import decided, remembered_command, run
+from promptmill.cli.job_run import decided, remembered_step, run
 from promptmill.cli.options import (
     Parser,
     add_choices,
@@ -33,13 +32,11 @@ from promptmill.features.improve import search_text as words
 from promptmill.features.improve.improvement import gold_in, write_prompt
 from promptmill.features.improve.search import GAIN, search
 from promptmill.features.improve.search_jobs import JobSteps, StepModel, longest_of
-from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.door import OpenJob
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import Earlier, JobOrder
 from promptmill.system.safe_open import home_expanded
 
-_OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
 _OWN = {"--gold", "--prompt", "--prompt-file", "--strong", "--output", "-o", "--max-cost", "--again"}
 """Options with a value that the command `bulk` does not get."""
 _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
@@ -97,13 +94,14 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     for one in (configuration, strong):
         registry.check_key(one.plan)
 
-    def step(its: Configuration, order: JobOrder, given: Given) -> None:
-        is_new = not steps.spent and not steps.folders.of(order.output).path.exists()
+    def step(its: Configuration, job: OpenJob) -> None:
+        folder = steps.folders.of(job.order.output)
+        is_new = not steps.spent and not folder.path.exists()
         if is_new and target.exists() and not arguments.overwrite:  # an earlier run may have written it
             raise config_error("--output", f"{target} exists; name another file, or --overwrite replaces it.")
         shown = argparse.Namespace(**{**vars(arguments), "json": False, "report": None})
-        code = run(shown, its, order, given=given, is_step=True)
-        if steps.folders.of(order.output).status.get("state") != progress.FINISHED:
+        code = run(shown, its, job, is_step=True)
+        if folder.status.get("state") != progress.FINISHED:
             raise _StoppedError(code)
 
     def tell(text: str) -> None:
@@ -111,8 +109,11 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
             say(text, sys.stderr, wrap=True)
 
     def asked(its: Configuration, given: argparse.Namespace) -> StepModel:
-        command = remembered_command(_command_of_step(given, _OF_THE_MODEL), its)
-        return StepModel(its.plan, partial(step, its), command)
+        words_ = ["rows", "answers"]
+        if given.choices is not None:
+            choices = orjson.dumps(list(given.choices.texts)).decode()
+            words_ += ["--set", f"sampling_params.choices={choices}"]
+        return StepModel(its, partial(step, its), remembered_step(words_, given, its))
 
     steps = JobSteps(
         JobFolders.from_environ(),
@@ -120,7 +121,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         asked(strong, of_strong),
         options.system_prompt_of(arguments),
         arguments.max_cost,
-        Earlier(again=arguments.again),
+        arguments.again,
     )
     try:
         found = search(gold, prompt, steps, system=steps.system_prompt, tell=tell)
@@ -172,16 +173,6 @@ def _told(steps: JobSteps, code: int) -> int:
     if code in {TRY_AGAIN, TERMINATED}:
         complain(f"the search stopped: {spent}the same command resumes it, and pays for no answer again.")
     return code if code != OK else TRY_AGAIN
-
-
-def _command_of_step(arguments: argparse.Namespace, names: Sequence[str]) -> list[str]:
-    """Return a command line with which `promptmill jobs --resume` resumes a step."""
-    given = {name: getattr(arguments, name) for name in names}
-    words_ = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-    sets = [word for value in arguments.set for word in ("--set", value)]
-    if arguments.choices is not None:
-        sets += ["--set", f"sampling_params.choices={orjson.dumps(list(arguments.choices.texts)).decode()}"]
-    return ["bulk", "rows", "answers", *words_, *sets]
 
 
 def _bulk_command(arguments: argparse.Namespace, target: str) -> list[str]:

@@ -19,13 +19,12 @@ from promptmill.features.improve.search import WORSE, YOURS, search
 from promptmill.features.improve.search_jobs import JobSteps, StepModel, longest_of
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.any_format import objects_in
-from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.row_secrets import check_rows
 from promptmill.jobs.inputs.short_forms import Labels, labels_of
-from promptmill.jobs.manage.bulk_call import configuration_of, run_order, watch_of
+from promptmill.jobs.manage.bulk_call import run_job, watch_of
 from promptmill.jobs.manage.bulk_result import lines_of
+from promptmill.jobs.manage.keywords import configuration_of
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import Earlier, JobOrder
 from promptmill.options.keywords import ModelOptions
 from promptmill.system import runtime
 from promptmill.system.call_files import FileRule
@@ -108,10 +107,7 @@ def improve(
         limit = longest_of(configuration.plan, max_cost)
 
         def asked(its: Configuration) -> StepModel:
-            def run(order: JobOrder, source: Given) -> None:
-                runtime.run_anywhere(run_order(order, source, its, folders, watch))
-
-            return StepModel(its.plan, run)
+            return StepModel(its, lambda job: runtime.run_anywhere(run_job(job, its, watch)))
 
         steps = JobSteps(
             folders,
@@ -119,7 +115,7 @@ def improve(
             asked(configuration_of(of_strong | {"model": strong, "max_tokens": limit})),
             system_of(given.get("system"), labels),
             max_cost,
-            Earlier(again=given.get("again")),
+            given.get("again"),
         )
         with _file_of(rows) as path:
             found = gold_in(path, gold, prompt, labels.texts, encoding=given.get("encoding"))

@@ -8,29 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeAlias
+from typing import Literal
 
 import orjson
 
+from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.improve.candidates import SYSTEM
 from promptmill.features.improve.gold import GoldRow
-from promptmill.jobs.inputs import given
-from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.caller import Caller, CallModels
+from promptmill.jobs.door import OpenJob, Rows, open_job
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
-from promptmill.jobs.store.order import Earlier, JobOrder, Limits, Shown
+from promptmill.jobs.store.order import Shown
 from promptmill.jobs.store.rounds import ANSWERED
-from promptmill.jobs.store.spec import digest
-from promptmill.jobs.store.stored import Question, Variant
 
-Run: TypeAlias = Callable[[JobOrder, Given], object]
-"""Runs a job to its end, which may be a job that is done; raises if it stops before."""
 _LONGEST_PROMPT = 4096  # tokens
 _SEEN, _WRITTEN, _HELD_OUT = "improve-seen", "improve-candidates", "improve-held-out"
 
@@ -46,8 +42,9 @@ def longest_of(plan: ResolvedConfig, max_cost: float | None) -> int | None:
 class StepModel:
     """A model of the search, and the function that runs its jobs."""
 
-    plan: ResolvedConfig
-    run: Run
+    models: Configuration | CallModels
+    run: Callable[[OpenJob], object]
+    """Runs a job to its end, which may be a job that is done; raises if it stops before."""
     command: Sequence[str] = ()
     """The command by which one of its jobs is resumed by its id."""
 
@@ -61,9 +58,10 @@ class JobSteps:
     strong: StepModel
     system_prompt: str
     max_cost: float | None = None
-    earlier: Earlier = field(default_factory=Earlier)
-    owner: str = ""
-    """The owner of the jobs, see `Caller`: another owner's equal search has jobs of its own."""
+    again: Literal["failed"] | None = None
+    """The rows to send again."""
+    caller: Caller | None = None
+    """The caller of the search: another owner's equal search has jobs of its own."""
     spent: JsonDict = field(default_factory=dict)
     """The sums of the jobs so far."""
 
@@ -106,27 +104,23 @@ class JobSteps:
         is_written = name == _WRITTEN
         model = self.strong if is_written else self.model
         left = None if self.max_cost is None else max(0.0, self.max_cost - self.spent.get("cost", 0.0))
-        variants = tuple(Variant(name=str(at), prompt=at) for at in range(len(prompts))) if len(prompts) > 1 else ()
-        order = JobOrder(
-            inputs=(Path(name),),
-            output=Path(name),
-            question=Question(templates=tuple(prompts)),
-            system_prompt=SYSTEM if is_written else self.system_prompt,
-            limits=Limits(max_cost=left),
-            earlier=self.earlier,
-            variants=variants,
-            shown=Shown(command=list(model.command), reason="improve"),
-        )
+        options = {
+            "prompt": {str(at): text for at, text in enumerate(prompts)} if len(prompts) > 1 else prompts[0],
+            "system_prompt": SYSTEM if is_written else self.system_prompt,
+            "max_cost": left,
+            "again": self.again,
+        }
         lines = (orjson.dumps(row, default=str, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
-        with given.written(self.folders, lines, ".jsonl", name) as file:
-            source = file._replace(key=digest(file.key, self.owner)) if self.owner else file
-            job_id = given.loose_id(source, model.plan, order)
-            folder = self.folders.loose(job_id)
+        owner = None if self.caller is None else self.caller.owner or None
+        shown, asked = Shown(command=[*model.command], reason="improve"), Rows(blocks=lines, name=name, owned_by=owner)
+        door = open_job(asked, None, options, model.models, self.folders, shown=shown, caller=self.caller)
+        with door as job:
+            assert job.loose is not None
             try:
-                model.run(order.model_copy(update={"output": folder.answers}), source)
+                model.run(job)
             finally:
-                self._count(folder)
-        return folder
+                self._count(job.loose)
+            return job.loose
 
     def _count(self, folder: Folder) -> None:
         if folder.spec is None:

@@ -46,7 +46,8 @@ from promptmill.features.openai_server.endpoints import Endpoints
 from promptmill.features.openai_server.object_store import Listing, Stored
 from promptmill.features.openai_server.stored_files import MONTH, OUTPUT, FileObject, StoredFiles, checked, listed
 from promptmill.jobs import disk
-from promptmill.jobs.caller import Caller
+from promptmill.jobs.caller import Caller, CallModels
+from promptmill.jobs.door import Rows
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.manage.running_jobs import RunningJobs
@@ -54,7 +55,6 @@ from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock, is_held
-from promptmill.jobs.store.order import JobOrder
 
 _log = logging.getLogger(__name__)
 _WINDOW_S = 86_400
@@ -261,9 +261,11 @@ class BatchRuns:
     async def _resume(self, batch: Batch, owner: str) -> None:
         folder, lines = self._job(batch.id), self._place(batch.id) / INPUT
         plan = await self._endpoints.settled_plan(batch.model or "")
-        order = JobOrder(inputs=(Path("batch"),), output=folder.answers)
+        jobs, caller = self._jobs(), Caller("", owner)
         source = Given([Part(lines)] if lines.exists() else [], batch.id, "batch")
-        await self._jobs().start_given(order, source, plan, None, Caller("", owner))
+        rows = Rows(written=source, name="batch", job_id=folder.job_id)
+        async with jobs.opened(rows, None, {}, CallModels(plan), caller) as job:
+            await jobs.start(job, caller)
         lines.unlink(missing_ok=True)  # the job has the rows
 
     async def _finalize(self, batch: Batch, owner: str) -> None:

@@ -25,7 +25,7 @@ async def written(jobs: RunningJobs, caller: Caller, job_id: str, report: str) -
 
     Raises `PromptmillError`, also for a file that exists and is not an earlier report of this job.
     """
-    target, folder = jobs.allowed_page(report), jobs.find(job_id, caller)
+    target, folder = jobs.paths.allowed_page(report), jobs.visible.find(job_id, caller)
     return await jobs.apart(partial(_write, path=folder.path, target=target), folder.job_id, _MODULE)
 
 

@@ -52,8 +52,8 @@ async def reviewed(
     if rows is not None and sample is not None:
         raise input_error("`rows` goes without `sample`.")
     suffixes = (*review_page.PAGES, review_page.WORKBOOK)
-    target = None if output_file is None else jobs.allowed_of(output_file, "output_file", suffixes)
-    folder = jobs.find(job_id, caller)
+    target = None if output_file is None else jobs.paths.allowed_of(output_file, "output_file", suffixes)
+    folder = jobs.visible.find(job_id, caller)
     call = partial(
         _review,
         path=folder.path,
@@ -61,7 +61,7 @@ async def reviewed(
         at_random=sample is not None,
         labels=_labels(choices),
         target=target,
-        rule=jobs.rule,
+        rule=jobs.paths.rule,
     )
     return await jobs.apart(call, folder.job_id, _MODULE)
 
@@ -81,10 +81,10 @@ async def taken(
     """
     if (file is None) == (decisions is None):
         raise input_error("Give one of `take` and `decisions`.")
-    folder, labels = jobs.find(job_id, caller), _labels(choices)
+    folder, labels = jobs.visible.find(job_id, caller), _labels(choices)
     store = partial(_take, path=folder.path, labels=labels)
     if decisions is None:
-        source = jobs.allowed(file or "", "take")
+        source = jobs.paths.allowed(file or "", "take")
         return await jobs.apart(partial(store.func, **store.keywords, decisions=source), source.name, _MODULE)
     lines = (orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in decisions)
     with given.written(jobs.folders, lines, ".jsonl", "decisions") as rows:

@@ -45,8 +45,6 @@ from promptmill.core.wording import counted
 from promptmill.images import pdf
 from promptmill.jobs.inputs.files import IMAGES, all_files, is_several
 from promptmill.jobs.inputs.formats import OF_CALLS, SUFFIXES, plain
-from promptmill.jobs.inputs.given import Given, written
-from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.stored import Question
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
@@ -109,32 +107,6 @@ def _question_of(question: Question, as_pdf: PdfForm | None, *, has_pdfs: bool, 
             templates = tuple(f"{text}\n\n{{{{content}}}}" for text in templates)
     images = {"image_column": "images"} if "images" in fields else {}
     return question.model_copy(update={"prompt_only": fields, "templates": templates, **images})
-
-
-def written_whole(
-    order: JobOrder,
-    folders: JobFolders,
-    each: str | None,
-    opened: contextlib.ExitStack,
-    *,
-    as_pdf: PdfForm | None = None,
-    has_schema: bool = False,
-) -> tuple[JobOrder, Given | None, Sequence[Words]]:
-    """Return an order, its rows, and notes for the user (omitted files, forms of PDFs, a warning of raw files). Rows:
-    None if a row is not a file; otherwise valid until `opened` closes. `has_schema`: whether the answers have one.
-
-    Raises `PromptmillError` (`invalid_input`, `storage`).
-    """
-    if not are_asked_whole(order.inputs, each):
-        return order, None, ()
-    first = order.inputs[0]
-    name = first.name if len(order.inputs) == 1 and not _MAGIC.search(first.name) else first.parent.name
-    found = OwnFiles(order.inputs, order.output, order.question, as_pdf, order.reading.encoding, has_schema=has_schema)
-    source = opened.enter_context(written(folders, found.lines(), ".jsonl", name or "files"))
-    reading = order.reading.model_copy(update={"encoding": None})  # the lines are UTF-8
-    order = order.model_copy(update={"question": found.question, "inputs": (Path(source.name),), "reading": reading})
-    raw = [f"Warning: {found.raw}."] if found.raw else []
-    return order, source, [*found.left_out, *found.forms, *raw]
 
 
 class FoundFiles:
@@ -309,6 +281,16 @@ class WholeFiles(FoundFiles):
         self._raw: Counter[str] = Counter()
 
     @property
+    def name(self) -> str:
+        """The name of the rows in messages."""
+        return "rows"
+
+    def asked(self, order: JobOrder) -> JobOrder:
+        """Return the order with the question about each file; the lines are UTF-8."""
+        reading = order.reading.model_copy(update={"encoding": None})
+        return order.model_copy(update={"question": self.question, "reading": reading})
+
+    @property
     def forms(self) -> list[Words]:
         """A note on the forms in which the pages of PDFs are sent, unless the user chose them."""
         parts = ", ".join(f"{counted(count, 'page')} {form}" for form, count in self._pages.items())
@@ -440,6 +422,13 @@ class OwnFiles(WholeFiles):
     ) -> None:
         self._given, self._output = given, output
         super().__init__([], FileRule(), question, as_pdf, encoding, has_schema=has_schema)
+
+    @property
+    def name(self) -> str:
+        """The name of the only file or folder, else of the folder around the files."""
+        first = self._given[0]
+        name = first.name if len(self._given) == 1 and not _MAGIC.search(first.name) else first.parent.name
+        return name or "files"
 
     def _each(self) -> Iterator[tuple[Path, bool]]:
         here = Path.cwd()

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import html
-import inspect
 import os
 import queue
-import re
 import shutil
 import sys
 import threading
@@ -23,78 +20,33 @@ import warnings
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, Unpack
+from typing import Any, Unpack
 
-from promptmill.answers.schema import with_schema
-from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import Code, Named, PromptmillError, input_error, worded
-from promptmill.core.request import BESIDE, Sampling
-from promptmill.core.wording import did_you_mean
-from promptmill.jobs.door import OpenJob, Rows, Telling, open_job
+from promptmill.core.errors import Code, PromptmillError, input_error, worded
+from promptmill.jobs import door
+from promptmill.jobs.door import SILENT, OpenJob, Rows, Telling, open_job
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
 from promptmill.jobs.export.output import end_of
 from promptmill.jobs.export.text import AnswerValues, OwnValues
-from promptmill.jobs.inputs import remote
-from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.short_forms import answer_forms
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
-from promptmill.jobs.run import admission
-from promptmill.jobs.run.admission import Job
+from promptmill.jobs.manage.keywords import argument_of, configuration_of, errors_of, takes_options
+from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.planning import resent
-from promptmill.jobs.run.runner import Hooks, Runner
 from promptmill.jobs.store import progress, statistics, status, status_words
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.progress import Progress, Watch
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.options import pages, table
 from promptmill.options.check import check
 from promptmill.options.keywords import BulkOptions
 from promptmill.service.service import Service
 from promptmill.system import runtime
-from promptmill.system.safe_open import home_expanded
 
-P = ParamSpec("P")
-R = TypeVar("R")
 _KEPT = "The answers so far are kept: the same call resumes the job."
-_OF_THE_ENDPOINT = ("base_url", "provider", "api_key", "api_key_env", "concurrency")
-_ARGUMENTS = {
-    **{key.rpartition(".")[2]: each.name for group in table.GROUPS for each in group.options for key in each.keys},
-    "prompt_template": "prompt",
-    "input": "rows",
-    "default_model": "model",
-    "system_prompt": "system",
-    "rows": "limit",  # of `Limits`
-}
-"""The arguments of fields and keys that have other names."""
-_KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
-
-
-def takes_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Add the options to the help of a function, raise `TypeError` for an unknown one, and shorten its errors.
-
-    The text of a `PromptmillError` is complete, and a traceback of our code would fill a notebook's screen.
-    """
-
-    @functools.wraps(function)
-    def called(*args: P.args, **options: P.kwargs) -> R:
-        known = {each.name_on("keyword") for each in table.options().values()}
-        for name in set[str](options) - known - {"rows", "output"}:
-            if needs := table.needs_hidden(name, "keyword"):
-                raise input_error(f"`{name}` {needs}.")
-            meant = did_you_mean(name, [each for each in known if each], "see help(bulk)")
-            raise TypeError(f"{function.__name__}() has no argument {name!r}; {meant}")
-        try:
-            return function(*args, **options)
-        except PromptmillError as error:
-            raise error.with_traceback(None) from None
-
-    called.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{pages.listing(table.groups())}"
-    return called
 
 
 @takes_options
@@ -118,27 +70,15 @@ async def bulk_async(rows: Any, output: str | Path | None = None, **options: Unp
     return await _answered(await asyncio.to_thread(_Call.of, rows, output, options))
 
 
-def run_job(
-    order: JobOrder,
-    source: Given,
-    configuration: Configuration,
-    folders: JobFolders,
-    *,
-    progress: bool | Callable[[Mapping[str, Any]], object] | None = None,
-) -> None:
-    """Run the job of an order to its end. `progress`: see `bulk`. Raises `PromptmillError` if it stops early."""
-    written, watch = contextlib.ExitStack(), watch_of(show=progress)
-    call = _Call(None, {}, OpenJob(order, configuration, folders, source), written, watch)
-    runtime.run_anywhere(_run(call))
-
-
-async def _run(call: _Call) -> None:
+async def run_job(opened: OpenJob, configuration: Configuration, watch: Watch | None) -> None:
+    """Run or resume a job. Raises `PromptmillError` if it stops early."""
+    call = _Call(opened, configuration, watch)
     async with call.admitted() as (job, service):
         await call.run(job, service)
 
 
 async def _answered(call: _Call) -> BulkResult:
-    with _errors(call.given):
+    with errors_of(call.given):
         async with call.admitted() as (job, service):
             await call.run(job, service)
         await asyncio.to_thread(call.upload)
@@ -155,7 +95,7 @@ async def stream_async(
 
 
 async def _rows_of(call: _Call) -> AsyncGenerator[dict[str, Any], None]:
-    with _errors(call.given):
+    with errors_of(call.given):
         async with call.admitted() as (job, service), contextlib.aclosing(call.rows_of(job, service)) as rows:
             async for row in rows:
                 yield row
@@ -202,61 +142,18 @@ def stream(
         thread.join()
 
 
-async def run_order(
-    order: JobOrder, source: Given, configuration: Configuration, folders: JobFolders, watch: Watch | None = None
-) -> None:
-    """Run or resume the job of an order whose rows are `source`. Raises `PromptmillError` if it stops early."""
-    call = _Call(None, {}, OpenJob(order, configuration, folders, source), contextlib.ExitStack(), watch)
-    async with call.admitted() as (job, service):
-        await call.run(job, service)
-
-
-@contextlib.contextmanager
-def _errors(given: Collection[str]) -> Iterator[None]:
-    """Convert a `PromptmillError` to one line of text that names the arguments of `bulk`.
-
-    If an argument in `given` sets the key with an invalid value, the text names the argument.
-    """
-
-    def argument(path: re.Match[str]) -> str:
-        name = _ARGUMENTS.get(path[1], path[1])
-        return f"`{name}`" if name in given else path[0]
-
-    try:
-        yield
-    except PromptmillError as error:
-        text = " ".join([error.worded(_argument_of), *getattr(error, "__notes__", ())])
-        if error.code is Code.INVALID_CONFIG:
-            text = _KEY_AT_START.sub(argument, text)
-        shown = PromptmillError(error.code, " ".join(text.split()), "")
-        shown.said = error.said
-        raise shown from None
-
-
-def _argument_of(named: Named) -> str:
-    """Return the argument for a field in an error; `settings={…}` for a configuration key without an argument."""
-    if named.field == "status":
-        return f"`promptmill jobs {named.value}`"
-    key = named.field.rpartition(".")[2]
-    name = _ARGUMENTS.get(key, key)
-    option = table.options().get(name)
-    if option is None or option.keyword is None:
-        return f"`settings={{{named.field!r}: {named.value!r}}}`" if named.value != "" else f"`{named.field}`"
-    value = True if named.value == "" and option.type is bool and option.default is False else named.value
-    return f"`{name}`" if value == "" else f"`{name}={value!r}`"
-
-
 @dataclass
 class _Call:
     """One call: its job, and the result."""
 
-    rows: Any
-    given: Mapping[str, Any]
-    """The options of the call that are not None."""
     job: OpenJob
-    written: contextlib.ExitStack
-    """Removes the temporary file of the rows."""
+    configuration: Configuration
     watch: Watch | None
+    rows: Any = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """The options of the call that are not None."""
+    written: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    """Removes the temporary file of the rows."""
     folder: Folder | None = None
     """The job's folder, after admission."""
     status: Mapping[str, Any] = field(default_factory=dict)
@@ -265,50 +162,48 @@ class _Call:
     def of(cls, rows: Any, output: str | Path | None, options: BulkOptions) -> _Call:
         """Write the rows to a temporary file and return the call. Raises `PromptmillError`."""
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        with _errors([*given, "rows"]), contextlib.ExitStack() as written:
-            check({**given, "output": output}, _source_of(rows))
+        with errors_of([*given, "rows"]), contextlib.ExitStack() as written:
+            source = _rows_of_program(rows, given)
+            check({**given, "output": output}, source.source)
             given |= answer_forms(given)
             configuration = configuration_of(given)
             state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
             folders = JobFolders.from_environ(state)
-            if isinstance(rows, str) and _source_of(rows) == "paths" and " " in rows and "*" not in rows:
-                _check_path(rows)
+            is_name = source.source == "paths" and isinstance(rows, str)
+            if is_name and " " in rows and "*" not in rows and not Path(rows).exists():
+                text = "rows is one text, and no file has this name; send a list to have it answered: [text]."
+                raise input_error(text)
             telling = Telling(warn=lambda text: warnings.warn(text, stacklevel=3))
             order = {**given, "system_prompt": given.get("system")}
-            door = open_job(_input_of(rows, given), output, order, configuration, folders, telling=telling)
-            job = written.enter_context(door)
+            job = written.enter_context(open_job(source, output, order, configuration, folders, telling=telling))
             for note in job.notes:
-                warnings.warn(worded(note, _argument_of), stacklevel=3)
-            return cls(rows, given, job, written.pop_all(), watch_of(show=given.get("progress")))
+                warnings.warn(worded(note, argument_of), stacklevel=3)
+            watch = watch_of(show=given.get("progress"))
+            return cls(job, configuration, watch, rows, given, written.pop_all())
 
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncGenerator[tuple[Job, Service]]:
-        with self.written:  # until the rows are read, at the beginning of the run
-            job = await admission.admit_in_thread(self.job.admit)
+        # the rows stay until they are read, at the beginning of the run
+        with self.written, contextlib.closing(await self.job.admitted()) as job:
             self.folder = job.folder
-            service = Service(self.job.configuration, plan=job.plan, create=job.order.create)
-            try:
+            async with contextlib.aclosing(job.service(self.configuration)) as service:
                 yield job, service
-            finally:
-                job.close()
-                await service.aclose()
 
     async def run(self, job: Job, service: Service, **hooks: Any) -> None:
         """Run the job to its end. `hooks`: fields of `Hooks`. Raises `PromptmillError` if the job stops early."""
         if job.finished:
             self.status = status.read(job.folder)
             return
-        runner = Runner(job, service, Hooks(watch=self.watch, **hooks))
         try:
-            await runner.run()
+            error = await door.run(job, service, Hooks(watch=self.watch, **hooks))
         finally:
             self.status = status.read(job.folder)
             for note in self.status.get("warnings", ()):
                 warnings.warn(note, stacklevel=2)
-        if runner.error is not None:
+        if error is not None:
             if self.status.get("done"):
-                runner.error.add_note(_KEPT)
-            raise runner.error
+                error.add_note(_KEPT)
+            raise error
         if self.status["state"] != progress.FINISHED:
             raise PromptmillError(Code.SHUTDOWN, f"The job ended as {self.status['state']}.", _KEPT)
 
@@ -360,7 +255,7 @@ class _Call:
     def upload(self) -> None:
         """Write the output to its URL, if it has one. Raises `PromptmillError`."""
         if self.job.remote is not None and self.folder is not None:
-            self.job.remote.deliver(self.folder, _silent)
+            self.job.remote.deliver(self.folder, SILENT.say)
 
     def result(self) -> BulkResult:
         """Return the result, and remove the job if it has no output file."""
@@ -408,42 +303,15 @@ async def _pages(store: JobDatabase, where: str) -> AsyncGenerator[list[Record],
         first = page[-1].key + 1
 
 
-def _paths(rows: object) -> list[Path]:
-    """Return the paths that `rows` names; `[]` if `rows` has the rows themselves."""
-    if isinstance(rows, str | Path):
-        return [home_expanded(rows).absolute()]
-    if isinstance(rows, list) and rows and all(isinstance(row, Path) for row in rows):
-        return [home_expanded(row).absolute() for row in rows]
-    return []
-
-
-def _source_of(rows: object) -> str:
-    """Return the source of the rows, one of `options.table.ROWS`."""
+def _rows_of_program(rows: object, given: Mapping[str, Any]) -> Rows:
+    """Return the rows of a call: the paths or URLs that it names, the rows themselves, or none with a query."""
     if rows is None:
-        return "query"
-    if isinstance(rows, str | Path) and remote.is_elsewhere(str(rows)):
-        return "urls"
-    return "paths" if _paths(rows) else "values"
-
-
-def _check_path(name: str) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a text that is no file but perhaps a prompt."""
-    if not Path(name).exists():
-        raise input_error("rows is one text, and no file has this name; send a list to have it answered: [text].")
-
-
-def _input_of(rows: object, given: Mapping[str, Any]) -> Rows:
-    """Return the rows of a call, for the door of jobs."""
-    match _source_of(rows):
-        case "query":
-            return Rows()
-        case "values":
-            return Rows(blocks=lines_of(rows, "text" if "prompt" in given else "prompt"))
-    return Rows([str(rows)] if isinstance(rows, str | Path) else [str(path) for path in _paths(rows)])
-
-
-def _silent(text: str) -> None:
-    del text
+        return Rows()
+    if isinstance(rows, str | Path):
+        return Rows([str(rows)])
+    if isinstance(rows, list) and rows and all(isinstance(row, Path) for row in rows):
+        return Rows([str(row) for row in rows])
+    return Rows(blocks=lines_of(rows, "text" if "prompt" in given else "prompt"))
 
 
 def watch_of(*, show: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:
@@ -483,23 +351,3 @@ def _bar(ipython: Any) -> Watch:
             handle.update({"text/plain": text, "text/html": bar}, raw=True)
 
     return show
-
-
-def configuration_of(given: Mapping[str, Any]) -> Configuration:
-    """Return the configuration with the options `given` of `bulk`. Raises `PromptmillError`."""
-    endpoint = {name: given[name] for name in _OF_THE_ENDPOINT if name in given}
-    config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
-    sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}
-    sampling = dict(with_schema(sampling, given.get("schema")))
-    models = given.get("model")
-    model = models if models is None or isinstance(models, str) else next(iter(models), None)
-    if model is None and endpoint.keys() & {"base_url", "provider"}:
-        model = table.only_model(given)
-
-    def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-        chosen = resolved_config.settings_of(
-            raw, backend=backend, endpoint=endpoint, model=model, sampling=sampling, tier=given.get("tier")
-        )
-        return chosen | {tuple(path.split(".")): value for path, value in settings.items()}
-
-    return Configuration.load(None if config is None else Path(config), backend=backend, values=values)

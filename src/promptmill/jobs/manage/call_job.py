@@ -26,20 +26,18 @@ from promptmill.backends.protocol import Call, Counts, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation
 from promptmill.images import load as images
-from promptmill.jobs import disk
-from promptmill.jobs.caller import CallWork
+from promptmill.jobs import disk, door
+from promptmill.jobs.caller import CallModels, CallWork
+from promptmill.jobs.door import Rows, open_job
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.row import Lines
 from promptmill.jobs.manage import prune
 from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs
-from promptmill.jobs.run import admission
-from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.runner import Runner
+from promptmill.jobs.run.job import Job
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder, Limits
 from promptmill.jobs.store.records import record_of
 from promptmill.service.driver import settle
 from promptmill.service.list_call import ListSink
@@ -140,11 +138,11 @@ class DeadlineCall:
 
     async def _run_of(self, job: Job, place: Place) -> PromptmillError:
         """Run the job until its end or the limit. Return the error of items without an outcome."""
-        runner = Runner(job, self._service, stats=self._work.stats)
-        run = self._run = asyncio.ensure_future(runner.run())
+        run = self._run = asyncio.ensure_future(door.run(job, self._service, stats=self._work.stats))
         await asyncio.wait({run}, timeout=self._left_s)
         if run.done() and not self._is_task_required:
-            return runner.error or PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
+            error = None if run.cancelled() or run.exception() else run.result()
+            return error or PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
         return await self._deferred(job, lambda: _make_durable(job), lambda: self._running_jobs.adopt(job, run, place))
 
     async def _put_off(self, job: Job, place: Place) -> PromptmillError:
@@ -205,18 +203,18 @@ def write(
     `PromptmillError` (`storage`) and removes its files then.
     """
     job_id = f"call-{secrets.token_hex(8)}"  # it cannot be guessed: clients with the same token may know of each other
-    folder, budget = folders.loose(job_id), work.stats.ledger.budget
-    limits = Limits(max_cost=None if budget is None else budget.limit)
-    order = JobOrder(inputs=(Path("call"),), output=folder.answers, limits=limits, owner=work.caller.owner)
+    folder, budget, rows = folders.loose(job_id), work.stats.ledger.budget, Rows(name="call", job_id=job_id)
+    options = {"max_cost": None if budget is None else budget.limit}
     failed = {row: Failure(item) for row, item in enumerate(work.items) if isinstance(item, PromptmillError)}
     outcomes = failed | {**outcomes}
     job = None
     try:
         prune.make_room(folders)
-        job = admission.admit(order, work.plan, folders)
+        with open_job(rows, None, options, CallModels(work.plan), folders, caller=work.caller) as opened:
+            job = opened.admit()
         job.folder.put(status={"state": progress.STARTING}, task=task)
-        rows = outcomes if settled else range(len(work.items))
-        spec, _ = ingest(job.folder.store, job.spec, Lines(_lines(work, rows)), Work())
+        items = outcomes if settled else range(len(work.items))
+        spec, _ = ingest(job.folder.store, job.spec, Lines(_lines(work, items)), Work())
         job.put(spec.model_copy(update={"settled": settled}))
         made = spec.targets[0].made(1)
         job.folder.store.write([record_of(row, outcome, made=made) for row, outcome in outcomes.items()])

@@ -33,6 +33,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.jobs import disk
+from promptmill.jobs.caller import CallModels
 from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import row_secrets
@@ -40,9 +41,10 @@ from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run import steps, validation
-from promptmill.jobs.run.admission import Change, Job
-from promptmill.jobs.run.order_files import with_query
-from promptmill.jobs.run.runner import Hooks, Runner, until_ended
+from promptmill.jobs.run.job import Apart, Hooks, Job
+from promptmill.jobs.run.runner import Runner, until_ended
+from promptmill.jobs.run.steps import Change
+from promptmill.jobs.run.wanted_job import WantedJob, with_query
 from promptmill.jobs.store.database import DamagedError, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -109,9 +111,10 @@ def start(job: Job, ended: Callable[[], None] = lambda: None, *, is_shared: bool
     threading.Thread(target=wait, name=f"job {job.spec.job_id}", daemon=True).start()
 
 
-async def validated(plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: Given | None) -> dict[str, Any]:
-    """Return the findings of `validation.check`, which another process makes. Raises as `done_apart`."""
-    call = functools.partial(_check, plan=plan, order=order, folders=folders, given=given)
+async def validated(wanted: WantedJob) -> dict[str, Any]:
+    """Return the findings of `validation.check`, which another process makes for a call. Raises as `done_apart`."""
+    plan, order = wanted.plan, wanted.order
+    call = functools.partial(_check, plan=plan, order=order, folders=wanted.folders, given=wanted.source)
     return await done_apart(call, order.inputs[0].name, _environment(plan))
 
 
@@ -120,7 +123,7 @@ async def check_columns(order: JobOrder, rule: FileRule) -> None:
     await done_apart(functools.partial(_check_columns, order=order, rule=rule.without_secrets), order.inputs[0].name)
 
 
-class Apart(steps.Apart):
+class OtherProcess(Apart):
     """Has another process do the steps of a job; meanwhile the job's database belongs to that process."""
 
     def __init__(self, places: asyncio.Semaphore) -> None:
@@ -274,8 +277,8 @@ def _check(_: Work, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, 
     service = Service(_configuration(plan), plan=plan)
     named = {variant.model for variant in order.variants} & {*service.offered}
     plans = {name: service.plan_of(name).with_sampling(order.sampling).capped for name in named}
-    may_name = service.row_models(plan)
-    return validation.check(plan, order, folders, may_name, given=given, plans=plans, are_paths_resolved=True)
+    wanted = WantedJob(order, CallModels(plan, plans), folders, given, is_of_call=True)
+    return validation.check(wanted, service.row_models(plan))
 
 
 def _check_columns(_: Work, order: JobOrder, rule: FileRule) -> None:
@@ -292,7 +295,7 @@ _STEPS: Mapping[str, Callable[..., object]] = MappingProxyType(
     {
         step.__name__: step
         for step in (
-            *(_check, _check_columns, steps.try_out, steps.ingest),
+            *(_check, _check_columns, steps.try_out, steps.read_input),
             *(steps.check_output, steps.check_secrets, steps.export),
         )
     }
@@ -356,7 +359,6 @@ def _run_job(
 ) -> int:
     """Run a job that was admitted; `lock` is the inherited descriptor of its lock. Return the exit code."""
     configuration = _configuration(plan)
-    service = Service(configuration, plan=plan, create=order.create, is_shared=is_shared)
     if plan.backend in {*BACKENDS, AUTO}:  # how much another package's backend needs is not known
         runtime.limit_memory(_RUNNER_BYTES)
     held = Lock.take(folder.lock) if lock is None else Lock(lock)
@@ -372,7 +374,8 @@ def _run_job(
         except (PromptmillError, OSError, DamagedError) as error:
             print(f"promptmill: {redact(str(error))}", file=sys.stderr)
             return 2
-        runtime.run(_run(Job(folder, spec, order, plan, held, change, most_cost=most_cost), service))
+        job = Job(folder, spec, order, plan, held, change, most_cost=most_cost)
+        runtime.run(_run(job, job.service(configuration, is_shared=is_shared)))
     return 0
 
 

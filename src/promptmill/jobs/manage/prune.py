@@ -148,6 +148,13 @@ def remove(folder: Folder) -> None:
             folder.remove()
 
 
+def forget(folder: Folder, folders: JobFolders) -> None:
+    """Remove a job that its order would have begun; the caller holds its lock."""
+    folder.close()
+    folders.unregister(folder)
+    remove(folder)
+
+
 def _last_change(path: Path) -> float:
     """Return when the job was last at work; looking at it or taking the lock does not count."""
     folder = Folder(path)

@@ -1,83 +1,59 @@
-"""The jobs that a server runs for its callers, in this process or in another one, and the jobs that they may see."""
+"""The jobs that a server runs for its callers, in this process or in another one."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.bounds import LONGEST_PATH, MOST_RUNNERS
-from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error, worded
-from promptmill.jobs import members
-from promptmill.jobs.caller import USER, Caller
-from promptmill.jobs.databases import SQLITE
-from promptmill.jobs.ingest import CALL_DISK_SHARE
-from promptmill.jobs.inputs import files as input_files
+from promptmill.core.bounds import MOST_RUNNERS
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.jobs import door
+from promptmill.jobs.caller import USER, Caller, CallModels
+from promptmill.jobs.door import OpenJob, Rows, open_job, reopened
 from promptmill.jobs.inputs import formats
-from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs.files import InputFiles
-from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.inputs.row_secrets import OTHERWISE, check_encoding
-from promptmill.jobs.inputs.whole_files import PdfForm, RowFiles, WholeFiles
 from promptmill.jobs.manage import detached, prune
 from promptmill.jobs.manage.call_limits import Place, Places
-from promptmill.jobs.manage.job_rows import Only, results_page
-from promptmill.jobs.run import admission, steps
-from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.order_files import check_name
-from promptmill.jobs.run.runner import Hooks, Runner
+from promptmill.jobs.manage.call_paths import CallPaths
+from promptmill.jobs.manage.visible_jobs import VisibleJobs
+from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.store import progress, statistics, status, status_words
 from promptmill.jobs.store.database import DamagedError
-from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.index import JobFolders, no_job
+from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.spec import JobSpec, digest
 from promptmill.jobs.store.status_record import Status
 from promptmill.service.service import Service
-from promptmill.system.call_files import FileRule, RefusedError
-from promptmill.system.safe_open import OutsideError, home_expanded
+from promptmill.system.call_files import FileRule
 
 T = TypeVar("T")
 _WAIT_S = 1.0
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # as a path it has a single slash; a drive has a single letter
 Approve: TypeAlias = Callable[[float | None, float | None, float | None], Awaitable[None]]
 """Gets the estimated and the highest cost of a job (None: unknown). It raises to prevent the job."""
 
 
 class RunningJobs:
-    """The jobs that a server starts for its callers, and this user's jobs that the callers may see.
-
-    A job that runs in this process ends with the service.
-    """
+    """The jobs that a server starts for its callers. A job that runs in this process ends with the service."""
 
     def __init__(self, service: Service, rule: Callable[[], FileRule], folders: JobFolders | None = None) -> None:
         """`rule` gives the rule for the files that are read and written; `folders` is where jobs live."""
-        self._service, self._rule = service, rule
-        self.folders = folders or JobFolders.from_environ()
-        self._own: dict[str, str] = {}
-        """Jobs of callers of this process whose files are ours, and the session of each."""
+        self._service = service
+        self.folders, self.paths = folders or JobFolders.from_environ(), CallPaths(rule)
+        self.visible = VisibleJobs(self.folders, self.paths)
         self._here: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, asyncio.Task[None]] = {}
         """The jobs of calls that wait for a place, or are about to run in it."""
         self._validating = asyncio.Semaphore(MOST_RUNNERS // 2)
         self._places = asyncio.Semaphore(MOST_RUNNERS // 2)
-        self._apart = detached.Apart(self._places)
+        self._apart = detached.OtherProcess(self._places)
         self._runners = 0
         """Processes that run jobs for this one."""
         self.places = Places.of_process(is_shared=service.is_shared)
-
-    @property
-    def rule(self) -> FileRule:
-        """The rule for the files that calls read and write."""
-        return self._rule()
 
     def status(self, job_id: str | None, limit: int = 20, caller: Caller = USER) -> dict[str, Any]:
         """Return the status of one job, or the newest as `{"jobs": […], "more": how many there are besides}`.
@@ -85,100 +61,52 @@ class RunningJobs:
         Jobs on rows that came in a call are listed for their session only. A job that waits for a place
         has the state `starting`.
         """
-        if job_id is not None:
-            found = status.read(self.find(job_id, caller))
-            return {**found, **({"state": progress.STARTING} if found["job_id"] in self._waiting else {})}
-        jobs = status.read_all(self.folders.all(), partial(self._is_listed, caller=caller))
-        return {"jobs": jobs[:limit], "more": max(0, len(jobs) - limit)}
+        if job_id is None:
+            return self.visible.newest(limit, caller)
+        found = status.read(self.visible.find(job_id, caller))
+        return {**found, **({"state": progress.STARTING} if found["job_id"] in self._waiting else {})}
+
+    @contextlib.asynccontextmanager
+    async def opened(
+        self, rows: Rows, output: str | Path | None, options: Mapping[str, Any], models: CallModels, caller: Caller
+    ) -> AsyncGenerator[OpenJob]:
+        """Give the job of a call, as `open_job` does in a thread. `CallPaths` has checked its paths.
+
+        Raises `PromptmillError`.
+        """
+        door_ = open_job(rows, output, options, models, self.folders, caller=caller)
+        job = await asyncio.to_thread(door_.__enter__)
+        try:
+            yield job
+        finally:
+            await asyncio.to_thread(door_.__exit__, None, None, None)
 
     async def start(
-        self,
-        order: JobOrder,
-        *,
-        prompts: Sequence[Any] | None = None,
-        files: Sequence[str] | None = None,
-        each: Literal["file", "line"] | None = None,
-        as_pdf: PdfForm | None = None,
-        validate: bool = False,
-        plan: ResolvedConfig | None = None,
-        plans: Mapping[str, ResolvedConfig] = MappingProxyType({}),
-        approve: Approve | None = None,
-        caller: Caller = USER,
+        self, opened: OpenJob, caller: Caller, approve: Approve | None = None, *, validate: bool = False
     ) -> dict[str, Any]:
-        """Start the job of `order`, or resume it, and return at once with its status.
+        """Start the job of a call, or resume it, and return at once with its status.
 
-        The paths of `order` are as the call named them, relative or absolute; `.` means no output. `prompts`
-        are rows in place of an input file. So are `files`, of which each is a row, its content or its image for the
-        prompt alone; with `each` "line", their rows are the rows. Without an output, their answers are in the job's
-        database. The same rows resume the same job for the same `caller` only, because no client may learn what another
-        one asks.
+        `approve` gets the cost of the rows that have no answer yet. `validate` starts nothing and returns the findings
+        in the rows instead.
 
-        `plan`: the plan of the call, if it changes settings of the configuration. `plans`: see `admission.admit`.
-
-        `validate` starts nothing and returns the findings in the file instead. `approve` gets the cost of the rows
-        that have no answer yet.
-
-        On the openai backend a process of its own runs it; otherwise it runs on this server's engine. Raises
-        `PromptmillError` (`invalid_input`) for what `admission` and the rule on files refuse.
+        On the openai backend a process of its own runs the job; otherwise it runs on this server's engine. Raises
+        `PromptmillError` (`invalid_input`) for what `admission` refuses.
         """
-        check_encoding(order.reading.encoding)
-        async with contextlib.AsyncExitStack() as opened:
-            if prompts is not None:
-                if not prompts:
-                    raise input_error("`prompts` is an empty list; send at least one prompt.")
-                lines = given_rows.lines_of(prompts, "text" if order.question.templates else "prompt", "prompts")
-                source, notes = await self._given(lines, caller, opened), dict[str, Any]()
-            elif files is not None and each == "line":
-                paths = await asyncio.to_thread(RowFiles(files, self.rule).paths)
-                order, source, notes = order.model_copy(update={"inputs": tuple(paths)}), None, {"files": len(paths)}
-            elif files is not None:
-                order, source, notes = await self._whole_files(
-                    order, files, as_pdf, caller, opened, has_schema=(plan or self._service.plan).has_schema
-                )
-                if "raw" in notes and each is None and not validate:  # before anything is sent
-                    anyway = Named("each", "file", "; {} sends them all the same")
-                    raise input_error(f"Nothing was sent yet; tell the user: {notes['raw']}", anyway, ".")
-            else:
-                source, notes = None, {}
-            plan = await self._service.settled(plan or self._service.plan)
-            order = self._resolved(order, source, caller, are_inputs_resolved=files is not None)
-            if source is not None and order.output == Path():
-                job_id = given_rows.loose_id(source, plan, order)
-                order = order.model_copy(update={"output": self.folders.loose(job_id).answers})
-                self._own[job_id] = caller.session
-            found = await self._started(order, source, plan, plans, approve=approve, validate=validate)
-            return found | notes
-
-    async def start_given(
-        self, order: JobOrder, source: Given, plan: ResolvedConfig, approve: Approve | None, caller: Caller
-    ) -> dict[str, Any]:
-        """Start the job of rows that the server wrote for a call, without an output; or resume it. See `start`."""
-        self._own[order.output.parent.name] = caller.session
-        return await self._started(order.model_copy(update={"owner": caller.owner}), source, plan, approve=approve)
-
-    async def _started(
-        self,
-        order: JobOrder,
-        source: Given | None,
-        plan: ResolvedConfig,
-        plans: Mapping[str, ResolvedConfig] = MappingProxyType({}),
-        *,
-        approve: Approve | None,
-        validate: bool = False,
-    ) -> dict[str, Any]:
-        """Start the job of an order whose paths are resolved. See `start`."""
+        order, source = opened.order, opened.source
+        if opened.loose is not None:
+            self.visible.add(opened.loose.job_id, caller.session)
         running = await asyncio.to_thread(self._running, order)
         if running is not None and not validate:
             return dict(running)
         if validate or approve is not None:
             async with self._validating:
-                checked = await detached.validated(plan, order, self.folders, source)
+                checked = await detached.validated(opened)
             if validate:
                 message = "Nothing was sent and no job was made."
                 return {"job_id": "", "state": "validated", "message": message} | checked
             assert approve is not None
             await self._approved(approve, order, checked)
-        job = await self._admitted(order, plan, source, plans)
+        job = await opened.admitted(are_columns_checked=source is None and await self._are_columns_checked(opened))
         with contextlib.ExitStack() as held:
             held.callback(job.close)
             if job.finished:
@@ -200,63 +128,16 @@ class RunningJobs:
         Raises `PromptmillError` (`invalid_input`). Then the job is as it was before the call, or gone if it was new.
         """
         try:
-            if is_trial:
-                await self._apart(steps.trial(job, files), job, lambda _: None)
-            else:
-                await self._apart(steps.reading(job, files), job, lambda _: None)
+            step: partial[Any] = job.trial(files) if is_trial else job.reading(files)
+            await self._apart(step, job, lambda _: None)
+            if not is_trial:
                 job.load()
         except BaseException:
             if job.change.before is None and job.folder.store.is_empty:
-                job.folder.close()
-                self.folders.unregister(job.folder)
-                prune.remove(job.folder)
+                prune.forget(job.folder, self.folders)
             else:
                 job.folder.roll_back()
             raise
-
-    async def _whole_files(
-        self,
-        order: JobOrder,
-        files: Sequence[str],
-        as_pdf: PdfForm | None,
-        caller: Caller,
-        opened: contextlib.AsyncExitStack,
-        *,
-        has_schema: bool,
-    ) -> tuple[JobOrder, Given, dict[str, Any]]:
-        """Return an order, its rows, each of which is a file, and notes: how many, which are left out."""
-        encoding = order.reading.encoding
-        find = partial(WholeFiles, files, self.rule, order.question, as_pdf, encoding, has_schema=has_schema)
-        found = await asyncio.to_thread(find)
-        source = await self._given(found.lines(), caller, opened)
-        left_out = [worded(reason, argument_name) for reason in found.left_out]
-        notes: dict[str, Any] = {"files": found.count, **({"left_out": left_out} if left_out else {})}
-        if found.raw:
-            notes["raw"] = found.raw
-        if found.forms:
-            notes["pdf"] = worded(found.forms[0], argument_name)
-        reading = order.reading.model_copy(update={"encoding": None})  # the lines are UTF-8
-        return order.model_copy(update={"question": found.question, "reading": reading}), source, notes
-
-    async def _given(self, lines: Iterator[bytes], caller: Caller, opened: contextlib.AsyncExitStack) -> Given:
-        """Return rows that came in a call, in a file as long as `opened` is."""
-        writing = given_rows.written(self.folders, lines, ".jsonl")
-        source = await asyncio.to_thread(writing.__enter__)
-        opened.push_async_callback(asyncio.to_thread, writing.__exit__, None, None, None)
-        return source._replace(key=digest(source.key, caller.session))
-
-    def _resolved(
-        self, order: JobOrder, source: Given | None, caller: Caller, *, are_inputs_resolved: bool
-    ) -> JobOrder:
-        """Return an order with the resolved paths of the files that a call names. Raises `PromptmillError`."""
-        changes: dict[str, Any] = {}
-        if source is None and not are_inputs_resolved:
-            changes["inputs"] = (self.allowed(str(order.inputs[0]), "input_file"),)
-        if source is not None:
-            changes["owner"] = caller.owner
-        if source is None or order.output != Path():
-            changes["output"] = self.allowed(str(order.output), "output_file")
-        return order.model_copy(update=changes)
 
     def _running(self, order: JobOrder) -> Status | None:
         """Return the status of the job of an order if a process runs it as this order says. Blocks."""
@@ -301,7 +182,7 @@ class RunningJobs:
 
     async def resume_call(self, job_id: str, caller: Caller) -> Status:
         """Resume the job of a call; return its status. Raises `PromptmillError` like `resume`."""
-        folder, spec = self._found(job_id, caller)
+        folder, spec = self.visible.found(job_id, caller)
         if not spec.of_call:
             raise input_error(f"Job {job_id} is not the job of a call; call bulk_generate as before to resume it.")
         note = folder.task or {}
@@ -330,11 +211,10 @@ class RunningJobs:
             if self._service.state == "closed":
                 return
             folder = self.folders.find(job_id)
-            order = folder.order
-            if order is None:
+            if folder.order is None:
                 raise input_error(f"Job {job_id} has no order to resume.")
-            order = order.model_copy(update={"output": folder.known_spec().output.path})
-            job = await self._admitted(order, await self._service.settled(plan), None)
+            models = CallModels(await self._service.settled(plan))
+            job = await reopened(folder, models, self.folders, is_of_call=True).admitted()
             held.callback(job.close)
             if not job.finished and not await asyncio.to_thread(_dies_again, job):
                 held.pop_all()
@@ -412,11 +292,12 @@ class RunningJobs:
 
         return ended
 
-    async def _are_columns_checked(self, order: JobOrder, plan: ResolvedConfig) -> bool:
+    async def _are_columns_checked(self, opened: OpenJob) -> bool:
         """Check the columns of a Parquet file, workbook or query in another process.
 
         A crafted file can end its reader, and a query may compute for ever.
         """
+        order = opened.order
         path = order.inputs[0]
         kind = formats.format_by_suffix(path, "input_file") if path.is_absolute() else ""
         if kind not in {"parquet", "xlsx", "sql"}:
@@ -424,29 +305,8 @@ class RunningJobs:
         folder = self.folders.of(order.target)
         if kind == "sql" or await asyncio.to_thread(lambda: folder.spec) is None:
             async with self._places:
-                await detached.check_columns(order, plan.file_rule)
+                await detached.check_columns(order, opened.plan.file_rule)
         return True
-
-    async def _admitted(
-        self,
-        order: JobOrder,
-        plan: ResolvedConfig,
-        given: Given | None,
-        plans: Mapping[str, ResolvedConfig] = MappingProxyType({}),
-    ) -> Job:
-        admit = partial(
-            admission.admit,
-            order,
-            plan,
-            self.folders,
-            given=given,
-            plans=plans,
-            are_columns_checked=given is None and await self._are_columns_checked(order, plan),
-            are_paths_resolved=True,
-        )
-        job = await admission.admit_in_thread(admit)
-        job.change = replace(job.change, disk_share=CALL_DISK_SHARE)
-        return job
 
     async def apart(self, call: partial[T], name: str, module: str) -> T:
         """Return the result of a step of `module` in a process of its own. Raises as `detached.done_apart` does."""
@@ -458,7 +318,7 @@ class RunningJobs:
 
         `also_interrupted`: also if it runs nowhere now, so that its task is not resumed.
         """
-        folder, spec = self._found(job_id, caller)
+        folder, spec = self.visible.found(job_id, caller)
         if (waiting := self._waiting.get(spec.job_id)) is not None:
             waiting.cancel()
         if folder.request_cancel(even_if_it_runs_nowhere=also_interrupted or waiting is not None):
@@ -474,7 +334,7 @@ class RunningJobs:
         async def run() -> None:
             with job.folder.log.open("a") as log:
                 hooks = Hooks(watch=status_words.progress_lines(job.spec.job_id, log))
-                await Runner(job, self._service, hooks, apart=None if job.spec.of_call else self._apart).run()
+                await door.run(job, self._service, hooks, apart=None if job.spec.of_call else self._apart)
 
         task = asyncio.ensure_future(run())
         self.adopt(job, task, place)
@@ -499,148 +359,7 @@ class RunningJobs:
     def _show(self, job_id: str) -> None:
         """Let `status` list a call's job, if this server has only one client."""
         if not self._service.is_shared:
-            self._own[job_id] = ""
-
-    def results(
-        self,
-        job_id: str,
-        offset: int,
-        limit: int,
-        only: Only = "all",
-        caller: Caller = USER,
-        *,
-        with_input: bool = True,
-    ) -> dict[str, Any]:
-        """Return answered rows after the first `offset` rows, in input order; also before the job's end. Blocks.
-
-        `only`: only answered rows, or only failed ones. `with_input`: with all fields of the input rows, not only those
-        that identify them.
-
-        `next_offset` is the next page's, None at the end of the input; rows without an answer yet are left out.
-        """
-        folder, _ = self._found(job_id, caller)
-        return results_page(folder, self.rule, offset, limit, only, with_input=with_input)
-
-    def output_of(self, job_id: str, caller: Caller) -> Path:
-        """Return the output of a job that its caller may see. Raises `PromptmillError` (`invalid_input`). Blocks."""
-        _, spec = self._found(job_id, caller)
-        if self._is_loose(spec):
-            raise input_error(f"Job {job_id} has no output file; run it with `output_file`.")
-        return spec.output.path
-
-    def control(self, job_id: str, caller: Caller = USER, **changes: Any) -> Status:
-        """Pause or continue a job, or change its limits; `changes` are fields of `Control`. Blocks.
-
-        A change takes effect within two seconds, and holds for later runs. Raises `PromptmillError` (`invalid_input`).
-        """
-        folder = self.find(job_id, caller)
-        folder.change_control(**changes)
-        return status.read(folder)
-
-    def find(self, job_id: str, caller: Caller) -> Folder:
-        """Return the folder of a job that its caller may see, by its id or its output.
-
-        Raises `PromptmillError` (`invalid_input`).
-        """
-        return self._found(job_id, caller)[0]
-
-    def _found(self, job_id: str, caller: Caller) -> tuple[Folder, JobSpec]:
-        folder = self.folders.named(job_id)
-        spec = folder.known_spec()  # read once: its folder could be another one by the second time
-        if not self._is_owner(spec, caller):
-            raise no_job(job_id)
-        if not self._may_see(spec):
-            if job_id != spec.job_id:  # or a client could find out which files other folders have
-                raise no_job(job_id)
-            raise input_error(f"Job {job_id} has files outside the folders that may be used here, or other such files.")
-        return folder, spec
-
-    def _is_listed(self, spec: JobSpec, caller: Caller) -> bool:
-        if self._is_loose(spec):
-            return self._own.get(spec.job_id) == caller.session
-        return self._is_owner(spec, caller) and self._may_see(spec)
-
-    @staticmethod
-    def _is_owner(spec: JobSpec, caller: Caller) -> bool:
-        """Return whether a job is its caller's. A job on files is everybody's."""
-        return spec.origin.owner is None or spec.origin.owner == caller.owner
-
-    def _may_see(self, spec: JobSpec) -> bool:
-        paths = [*(part.path for part in spec.input.parts if spec.input.is_file)]
-        if not self._is_loose(spec):
-            paths.append(spec.output.path)
-        return all(map(self._passes, paths))
-
-    def allowed(self, text: str, name: str) -> Path:
-        """Return the resolved path of a file of rows that a call names in its argument `name`.
-
-        Raises `PromptmillError` (`invalid_input`) for a file that the rule on files refuses.
-        """
-        real = self._resolved_path(text, name)
-        kind = formats.format_by_suffix(real, name)
-        is_database = (name, kind) == ("input_file", "sql") and members.file_of(real).suffix.lower() in SQLITE
-        if kind not in formats.OF_CALLS and not is_database:
-            usable = ".jsonl, .csv, .tsv, .parquet, .xlsx" + (", .db" if name == "input_file" else "")
-            whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
-            raise input_error(
-                f"{name} is a {formats.plain(real).suffix} file; use one of {usable} here: others may be a "
-                f"program's{whole}"
-            )
-        if input_files.is_several(real):
-            raise input_error(f"{name} is a folder or a pattern; name a file.")
-        return real
-
-    def allowed_page(self, text: str) -> Path:
-        """Return the resolved path of an HTML file that a call names as its `report`. Raises as `allowed` does."""
-        return self.allowed_of(text, "report", (".html",))
-
-    def allowed_of(self, text: str, name: str, suffixes: Sequence[str]) -> Path:
-        """Return the resolved path of a file to write that has one of the `suffixes`. Raises as `allowed` does."""
-        real = self._resolved_path(text, name)
-        if real.suffix.lower() not in suffixes:
-            raise input_error(f"{name} is no {' or '.join(suffixes)} file; name one, such as answers{suffixes[0]}.")
-        return real
-
-    def _resolved_path(self, text: str, name: str) -> Path:
-        if len(text) > LONGEST_PATH:
-            raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
-        if _URL.match(text):
-            raise input_error(f"{name} is a URL; a call reads and writes files of this machine alone.")
-        rule, path = self.rule, home_expanded(text)
-        try:
-            file, member = members.split(path)
-            real = rule.resolved(file)
-            real = real.with_name(f"{real.name}#{member}") if member else real
-        except (OSError, ValueError, RuntimeError):
-            raise input_error(f"{name} is not a usable path.") from None
-        except OutsideError:
-            raise input_error(f"{name} is outside {rule.words}. Use a file inside.") from None
-        except RefusedError as error:
-            raise input_error(
-                f"{name} {error}. {OTHERWISE if name == 'input_file' else 'Name another file.'}"
-            ) from None
-        check_name(real)
-        return real
-
-    def foreign_output(self, text: str) -> tuple[Path, members.Stamp] | None:
-        """Return the file at a job's output that the job did not make, and its stamp; None if there is none. Blocks.
-
-        Raises as `allowed` does.
-        """
-        output = self.allowed(text, "output_file")
-        there, made = members.stamp(output), self.folders.of(output).result
-        return None if there is None or (made is not None and made.is_own(there)) else (output, there)
-
-    def _passes(self, path: Path) -> bool:
-        try:
-            self.rule.check(path)
-        except (OutsideError, RefusedError):
-            return False
-        return True
-
-    def _is_loose(self, spec: JobSpec) -> bool:
-        """Return whether the answers of a job are in no file: its rows came in a call."""
-        return self.folders.owner(spec.output.path) is not None
+            self.visible.add(job_id, "")
 
 
 def _report(job_id: str, work: asyncio.Task[Any]) -> None:

@@ -45,11 +45,6 @@ class ChangedError(PromptmillError):
     """The order would send most rows again, because the settings, the prompt or the input have changed."""
 
 
-def with_settings(folder: Folder, target: Target) -> Target:
-    """Return a target with the id of its settings in the open job's database."""
-    return target.model_copy(update={"settings": folder.store.settings_id(target.fingerprint)})
-
-
 def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> JobSpec:
     """Combine the stored job `begun` with the `wanted` one. Raises `PromptmillError` (`invalid_input`)."""
     sends_all = order.earlier.again == "all" or _has_nothing(folder)
@@ -65,7 +60,7 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
     for at, target in enumerate(wanted.targets):
         before = by_name.get(target.name)
         if before is None or (before.prompt != target.prompt and at >= len(begun.targets)):
-            targets.append(with_settings(folder, target))
+            targets.append(folder.numbered(target))
             continue
         changed = _changed_settings(before, target, folder)
         if changed and (fixed or not (order.earlier.keep or sends_all)):
@@ -114,7 +109,7 @@ def _target_now(folder: Folder, before: Target, target: Target, changed: Sequenc
     if not changed:
         kept = ("fingerprint", "sampling", "settings", "kept", "changed", "extra")
         return target.model_copy(update={name: getattr(before, name) for name in kept})
-    found = with_settings(folder, target)
+    found = folder.numbered(target)
     if sends_all:
         return found
     ids = tuple(sorted({*before.kept, before.settings} - {found.settings}))

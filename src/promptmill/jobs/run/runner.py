@@ -7,8 +7,8 @@ import contextlib
 import functools
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from promptmill.backends import registry
@@ -23,21 +23,19 @@ from promptmill.core.wording import counted
 from promptmill.jobs import columns, disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError
-from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.run import steps, ways
-from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.copies import Duplicates
+from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
 from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
 from promptmill.jobs.run.live import OpenRows, StoreSink
 from promptmill.jobs.run.shared_beginnings import saved
-from promptmill.jobs.run.steps import Apart
 from promptmill.jobs.run.ways import RoundRun, way_named
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import rounds, statistics, status
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, Work
-from promptmill.jobs.store.progress import Course, Progress, Watch
+from promptmill.jobs.store.progress import Course, Progress
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import NEVER, Round
 from promptmill.jobs.store.spec import UNREAD, OutputRecord
@@ -69,20 +67,6 @@ class _JobStopped(Exception):  # noqa: N818 (how a run ends early; it never leav
         self.error = error
 
 
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """Functions of the run's owner that the run calls."""
-
-    watch: Watch | None = None
-    """Called with the progress several times a second."""
-    before_answers: Callable[[], Awaitable[None]] | None = None
-    """Awaited before the first row is sent."""
-    recorded: Callable[[Sequence[int]], None] | None = None
-    """Called with the keys of recorded rows."""
-    live: LiveOutput | None = None
-    """Writes rows while the job runs."""
-
-
 class Runner:
     """One run of an admitted job. The caller creates and closes the job and the service."""
 
@@ -90,7 +74,7 @@ class Runner:
         self,
         job: Job,
         service: Service,
-        hooks: Hooks = Hooks(),
+        hooks: Hooks = NO_HOOKS,
         *,
         stats: Call | None = None,
         apart: Apart | None = None,
@@ -309,7 +293,7 @@ class Runner:
                 self._show()
             store.in_flight.settle()
             try:
-                bound = await self._do(steps.reading(job, files))
+                bound = await self._do(job.reading(files))
             except PromptmillError:
                 # then the same command is refused again, and the previous command resumes the job
                 job.folder.roll_back()

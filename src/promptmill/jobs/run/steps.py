@@ -6,51 +6,92 @@ template or a foreign file may take any amount of memory and time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Protocol, TypeVar
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from promptmill.core.errors import PromptmillError
+from promptmill.jobs import columns
 from promptmill.jobs.export import join, output
+from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import row_secrets
+from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.members import Stamp
-from promptmill.jobs.run.admission import Change, Job
+from promptmill.jobs.run.resumption import check_bound
+from promptmill.jobs.store import binding
 from promptmill.jobs.store.binding import Bound
-from promptmill.jobs.store.database import Work
+from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.order import Earlier
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
 from promptmill.system.call_files import FileRule
 
-T = TypeVar("T")
+
+class _TriedError(Exception):
+    """Undoes a reading that would be accepted."""
 
 
-class Apart(Protocol):
-    """Runs a step in another process."""
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The effect of an order on the rows and answers that a job already has."""
 
-    async def __call__(self, step: partial[T], job: Job, note: Callable[[int], None]) -> T:
-        """Return the result of a job's step. `note` is called with the number of rows so far. Raises the step's
-        errors."""
-        ...
+    before: JobSpec | None
+    """The job before the order."""
+    earlier: Earlier
+    since: int
+    """The id of the last round before the order."""
+    disk_share: float = 1.0
+    """The share of the free disk space that the rows may take."""
 
+    def read(
+        self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work, *, is_trial: bool = False
+    ) -> tuple[JobSpec, Bound]:
+        """Read the input into the database and bind the answers to its rows. Return the job and the counts. Blocks.
 
-def reading(job: Job, files: InputFiles) -> partial[Bound]:
-    """Return the step that reads the input of a job. The caller must load the job again after it."""
-    return partial(ingest, spec=job.spec, parts=files.parts, change=job.change)
+        Raises the errors of `ingest` and `check_bound`; then nothing changes.
+        """
 
+        def check(bound: Bound) -> None:
+            if self.before is not None and not (self.earlier.keep or self.earlier.again == "all"):
+                check_bound(self.before, spec, bound)
+            if is_trial:
+                raise _TriedError
 
-def trial(job: Job, files: InputFiles) -> partial[None]:
-    """Return the step that finds out whether the reading of an input is refused, and changes nothing."""
-    return partial(try_out, spec=job.spec, parts=files.parts, change=job.change)
+        with self._other() as other:
+            bind = functools.partial(binding.bind, check=check, other=other, since=self.since)
+            own = columns.own_names(self.before) if self.before is not None and spec.fills_input else ()
+            return ingest(
+                store, spec, input_of(files, spec.input.format, own), work, files, bind=bind, disk_share=self.disk_share
+            )
+
+    def rebind(self, store: JobDatabase, spec: JobSpec, work: Work) -> Bound:
+        """Bind the answers of another job to the rows in the database. Blocks. Raises the errors of `JobDatabase`."""
+        binding.begin(store)
+        store.put(stretches_next=store.get("stretches"))
+        with self._other() as other:
+            return binding.bind(store, spec, replaced=range(0), other=other, since=self.since, halt=work.halt)
+
+    @contextlib.contextmanager
+    def _other(self) -> Iterator[JobDatabase | None]:
+        """Open the database of the job whose answers are also used; None without such a job."""
+        if self.earlier.from_job is None:
+            yield None
+            return
+        with contextlib.closing(JobDatabase(self.earlier.from_job)) as other:
+            yield other
 
 
 def try_out(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> None:
-    """Raise the errors of `ingest`. Blocks."""
-    change.try_out(folder.store, spec, input_files.opened(parts, known=True, encoding=spec.input.encoding), work)
+    """Raise the errors of `read_input`, and change nothing. Blocks."""
+    files = input_files.opened(parts, known=True, encoding=spec.input.encoding)
+    with contextlib.suppress(_TriedError):
+        change.read(folder.store, spec, files, work, is_trial=True)
 
 
-def ingest(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> Bound:
+def read_input(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> Bound:
     """Read the input and store the changed job. Later changes of the input do not affect the output. Blocks. Raises the
     errors of `Change.read`.
     """

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 from typing import Any
 
 from promptmill.answering.costs import BATCH, Price, Prices, most_of, price_of, tier_of
@@ -24,12 +23,9 @@ from promptmill.jobs.ingest import CALL_DISK_SHARE, ingest
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.formats import row_kind
-from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.run import admission
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
-from promptmill.jobs.run.order_files import OrderFiles
+from promptmill.jobs.run.wanted_job import OrderFiles, WantedJob, spec_of
 from promptmill.jobs.store.database import JobDatabase, Work
-from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.spec import JobSpec, Origin
 
@@ -37,28 +33,20 @@ _SHOWN = 20
 _BYTES_PER_TOKEN = 4  # English text; less accurate for other scripts
 
 
-def check(
-    plan: ResolvedConfig,
-    order: JobOrder,
-    folders: JobFolders,
-    may_name: frozenset[str] | None = None,
-    *,
-    given: Given | None = None,
-    plans: Mapping[str, ResolvedConfig] = MappingProxyType({}),
-    are_paths_resolved: bool = False,
-) -> dict[str, Any]:
+def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str, Any]:
     """Return the counts `rows`, `invalid` and `images`, the first `problems`, and an estimate of tokens.
 
     The estimate includes the system prompt, but not images or the additions of a chat template. `may_name`: see
-    `RowReader`. `given`, `are_paths_resolved`: see `OrderFiles.of`. `plans`: see `admission.admit`.
+    `RowReader`.
     """
+    order, plan, plans = wanted.order, wanted.plan, wanted.plans
     if order.cut is not None:
         raise input_error("Validate the whole input, without ", Named("shard"), ".")
-    files = OrderFiles.of(order, folders, given, are_resolved=are_paths_resolved, is_anew=True)
+    files = OrderFiles.of(wanted, is_anew=True)
     with contextlib.ExitStack() as opened:
         folder = Path(opened.enter_context(TemporaryDirectory()))
         store = opened.enter_context(contextlib.closing(JobDatabase(folder / "job.db", write=True)))
-        spec = admission.spec_of("", files, plan, order, plans)
+        spec = spec_of("", files, wanted)
         assert files.input is not None
         share = CALL_DISK_SHARE if plan.file_rule.is_guarded else 1.0
         spec, _ = ingest(store, spec, input_of(files.input, spec.input.format), Work(), disk_share=share)

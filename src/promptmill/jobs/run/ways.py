@@ -10,7 +10,7 @@ from promptmill.backends.protocol import Call
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.feature import features, part
-from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.job import Job
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.progress import Progress

@@ -38,6 +38,7 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.salvage import salvage
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
 from promptmill.jobs.store.status_record import CourseRecord, RunStatus, sound
+from promptmill.jobs.store.stored import Target
 
 Model = TypeVar("Model", bound=BaseModel)
 HIDDEN = ".promptmill"
@@ -179,6 +180,10 @@ class Folder:
             for name, value in values.items()
         }
         self.store.put(**dumped)
+
+    def numbered(self, target: Target) -> Target:
+        """Return a target with the id of its settings in the open database."""
+        return target.model_copy(update={"settings": self.store.settings_id(target.fingerprint)})
 
     def roll_back(self) -> None:
         """Undo the order of the job that is open here, unless its input was read to its end. Raises as `put`."""

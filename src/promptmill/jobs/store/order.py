@@ -242,12 +242,12 @@ class JobOrder(Stored):
     """The owner of a job whose rows came in a call, see `Caller`; None for files, which all clients share."""
 
     @classmethod
-    def of(cls, inputs: Iterable[Path], output: Path, options: Mapping[str, Any], **more: Any) -> JobOrder:
+    def of(cls, inputs: Iterable[Path], output: Path, options: Mapping[str, Any]) -> JobOrder:
         """Return the order for the `options` of `promptmill.bulk`, which `options.check` has accepted. None means the
         default.
 
         `prompt` may also be a mapping of names to templates, and `model` a list: then each model answers each prompt
-        for each row.
+        for each row. `sampling`: the sampling parameters of a call.
 
         Raises `ValidationError`, and `PromptmillError` (`invalid_config`, `invalid_input`).
         """
@@ -284,8 +284,7 @@ class JobOrder(Stored):
                 if options.get(name)
             },
             reading=Reading.of(**given(sql="sql", encoding="encoding")),
-            **given(system_prompt="system_prompt"),
-            **more,
+            **given(system_prompt="system_prompt", sampling="sampling"),
         )
 
     @property

@@ -1,0 +1,92 @@
+"""The paths of a call: its files are inside the folders of the rule on files, and none is a program's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from promptmill.core.bounds import LONGEST_PATH
+from promptmill.core.errors import input_error
+from promptmill.jobs import members
+from promptmill.jobs.databases import SQLITE
+from promptmill.jobs.inputs import files as input_files
+from promptmill.jobs.inputs import formats
+from promptmill.jobs.inputs.row_secrets import OTHERWISE
+from promptmill.jobs.run.wanted_job import check_name
+from promptmill.system.call_files import FileRule, RefusedError
+from promptmill.system.safe_open import OutsideError, home_expanded
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # as a path it has a single slash; a drive has a single letter
+
+
+class CallPaths:
+    """Resolves and checks the paths of calls."""
+
+    def __init__(self, rule: Callable[[], FileRule]) -> None:
+        """`rule` gives the rule for the files that are read and written; it may change."""
+        self._rule = rule
+
+    @property
+    def rule(self) -> FileRule:
+        """The rule for the files that calls read and write."""
+        return self._rule()
+
+    def allowed(self, text: str, name: str) -> Path:
+        """Return the resolved path of a file of rows that a call names in its argument `name`.
+
+        Raises `PromptmillError` (`invalid_input`) for a file that the rule on files refuses.
+        """
+        real = self._resolved_path(text, name)
+        kind = formats.format_by_suffix(real, name)
+        is_database = (name, kind) == ("input_file", "sql") and members.file_of(real).suffix.lower() in SQLITE
+        if kind not in formats.OF_CALLS and not is_database:
+            usable = ".jsonl, .csv, .tsv, .parquet, .xlsx" + (", .db" if name == "input_file" else "")
+            whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
+            raise input_error(
+                f"{name} is a {formats.plain(real).suffix} file; use one of {usable} here: others may be a "
+                f"program's{whole}"
+            )
+        if input_files.is_several(real):
+            raise input_error(f"{name} is a folder or a pattern; name a file.")
+        return real
+
+    def allowed_page(self, text: str) -> Path:
+        """Return the resolved path of an HTML file that a call names as its `report`. Raises as `allowed` does."""
+        return self.allowed_of(text, "report", (".html",))
+
+    def allowed_of(self, text: str, name: str, suffixes: Sequence[str]) -> Path:
+        """Return the resolved path of a file to write that has one of the `suffixes`. Raises as `allowed` does."""
+        real = self._resolved_path(text, name)
+        if real.suffix.lower() not in suffixes:
+            raise input_error(f"{name} is no {' or '.join(suffixes)} file; name one, such as answers{suffixes[0]}.")
+        return real
+
+    def _resolved_path(self, text: str, name: str) -> Path:
+        if len(text) > LONGEST_PATH:
+            raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
+        if _URL.match(text):
+            raise input_error(f"{name} is a URL; a call reads and writes files of this machine alone.")
+        rule, path = self.rule, home_expanded(text)
+        try:
+            file, member = members.split(path)
+            real = rule.resolved(file)
+            real = real.with_name(f"{real.name}#{member}") if member else real
+        except (OSError, ValueError, RuntimeError):
+            raise input_error(f"{name} is not a usable path.") from None
+        except OutsideError:
+            raise input_error(f"{name} is outside {rule.words}. Use a file inside.") from None
+        except RefusedError as error:
+            raise input_error(
+                f"{name} {error}. {OTHERWISE if name == 'input_file' else 'Name another file.'}"
+            ) from None
+        check_name(real)
+        return real
+
+    def passes(self, path: Path) -> bool:
+        """Return whether the rule permits a file."""
+        try:
+            self.rule.check(path)
+        except (OutsideError, RefusedError):
+            return False
+        return True

@@ -1,0 +1,111 @@
+"""The keyword arguments of `promptmill.bulk`: their help, the configuration that they make, errors that name them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from promptmill.answers.schema import with_schema
+from promptmill.config import resolved_config
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.request import BESIDE, Sampling
+from promptmill.core.wording import did_you_mean
+from promptmill.options import pages, table
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_OF_THE_ENDPOINT = ("base_url", "provider", "api_key", "api_key_env", "concurrency")
+_ARGUMENTS = {
+    **{key.rpartition(".")[2]: each.name for group in table.GROUPS for each in group.options for key in each.keys},
+    "prompt_template": "prompt",
+    "input": "rows",
+    "default_model": "model",
+    "system_prompt": "system",
+    "rows": "limit",  # of `Limits`
+}
+"""The arguments of fields and keys that have other names."""
+_KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
+
+
+def takes_options(function: Callable[P, R]) -> Callable[P, R]:
+    """Add the options to the help of a function, raise `TypeError` for an unknown one, and shorten its errors.
+
+    The text of a `PromptmillError` is complete, and a traceback of our code would fill a notebook's screen.
+    """
+
+    @functools.wraps(function)
+    def called(*args: P.args, **options: P.kwargs) -> R:
+        known = {each.name_on("keyword") for each in table.options().values()}
+        for name in set[str](options) - known - {"rows", "output"}:
+            if needs := table.needs_hidden(name, "keyword"):
+                raise input_error(f"`{name}` {needs}.")
+            meant = did_you_mean(name, [each for each in known if each], "see help(bulk)")
+            raise TypeError(f"{function.__name__}() has no argument {name!r}; {meant}")
+        try:
+            return function(*args, **options)
+        except PromptmillError as error:
+            raise error.with_traceback(None) from None
+
+    called.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{pages.listing(table.groups())}"
+    return called
+
+
+@contextlib.contextmanager
+def errors_of(given: Collection[str]) -> Iterator[None]:
+    """Convert a `PromptmillError` to one line of text that names the arguments of `bulk`.
+
+    If an argument in `given` sets the key with an invalid value, the text names the argument.
+    """
+
+    def argument(path: re.Match[str]) -> str:
+        name = _ARGUMENTS.get(path[1], path[1])
+        return f"`{name}`" if name in given else path[0]
+
+    try:
+        yield
+    except PromptmillError as error:
+        text = " ".join([error.worded(argument_of), *getattr(error, "__notes__", ())])
+        if error.code is Code.INVALID_CONFIG:
+            text = _KEY_AT_START.sub(argument, text)
+        shown = PromptmillError(error.code, " ".join(text.split()), "")
+        shown.said = error.said
+        raise shown from None
+
+
+def argument_of(named: Named) -> str:
+    """Return the argument for a field in an error; `settings={…}` for a configuration key without an argument."""
+    if named.field == "status":
+        return f"`promptmill jobs {named.value}`"
+    key = named.field.rpartition(".")[2]
+    name = _ARGUMENTS.get(key, key)
+    option = table.options().get(name)
+    if option is None or option.keyword is None:
+        return f"`settings={{{named.field!r}: {named.value!r}}}`" if named.value != "" else f"`{named.field}`"
+    value = True if named.value == "" and option.type is bool and option.default is False else named.value
+    return f"`{name}`" if value == "" else f"`{name}={value!r}`"
+
+
+def configuration_of(given: Mapping[str, Any]) -> Configuration:
+    """Return the configuration with the options `given` of `bulk`. Raises `PromptmillError`."""
+    endpoint = {name: given[name] for name in _OF_THE_ENDPOINT if name in given}
+    config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
+    sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}
+    sampling = dict(with_schema(sampling, given.get("schema")))
+    models = given.get("model")
+    model = models if models is None or isinstance(models, str) else next(iter(models), None)
+    if model is None and endpoint.keys() & {"base_url", "provider"}:
+        model = table.only_model(given)
+
+    def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+        chosen = resolved_config.settings_of(
+            raw, backend=backend, endpoint=endpoint, model=model, sampling=sampling, tier=given.get("tier")
+        )
+        return chosen | {tuple(path.split(".")): value for path, value in settings.items()}
+
+    return Configuration.load(None if config is None else Path(config), backend=backend, values=values)

@@ -1,0 +1,155 @@
+"""An admitted job: this process holds its lock, and its database is open. And what the owner of a run gives it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from promptmill.config.loading import Configuration
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import input_error
+from promptmill.jobs import members
+from promptmill.jobs.export.live_output import LiveOutput
+from promptmill.jobs.inputs import files as input_files
+from promptmill.jobs.inputs.files import InputFiles
+from promptmill.jobs.run import steps
+from promptmill.jobs.run.steps import Change
+from promptmill.jobs.store import progress
+from promptmill.jobs.store.binding import Bound
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.progress import Watch
+from promptmill.jobs.store.spec import JobSpec
+from promptmill.service.service import Service
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Job:
+    """A job that this process may run: its folder is locked, and its database is open."""
+
+    folder: Folder
+    spec: JobSpec
+    order: JobOrder
+    plan: ResolvedConfig
+    """The job's model and settings; later changes of the configuration do not affect them."""
+    lock: Lock
+    change: Change
+    input: InputFiles | None = None
+    """Files that admission found new or changed, and that the run must read."""
+    most_cost: float | None = None
+    """The most that all runs of the job may spend of the server's budget; None: any amount."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job is done and its status is `finished`."""
+        return self.has_output and self.folder.status.get("state") == progress.FINISHED
+
+    @property
+    def has_output(self) -> bool:
+        """Whether the output exists, was made by this job, and has all rows of the order."""
+        result, spec, earlier = self.folder.result, self.spec, self.order.earlier
+        if result is None or earlier.again is not None or not spec.is_read or earlier.from_job is not None:
+            return False
+        is_there = not spec.output.format or result.is_still(members.stamp(spec.output.path))
+        return result.finished and result.holds(self.order.limits.rows) and is_there
+
+    def put(self, spec: JobSpec, **values: Any) -> None:
+        """Store the job, together with other values. Raises the errors of `JobDatabase`."""
+        self.spec = spec
+        self.folder.put(spec=spec, **values)
+
+    def load(self) -> None:
+        """Load the stored job. Raises `PromptmillError` if it was removed."""
+        self.spec = self.folder.known_spec()
+
+    def unread(self, halt: threading.Event | None = None) -> InputFiles | None:
+        """Return the files of the input if they were not read, or have changed since; else None. Blocks.
+
+        Raises the errors of `changed_files`.
+        """
+        known, self.input = self.input, None
+        files = known or self.changed_files(halt)
+        if files is None:
+            self.folder.put(before=None)
+        return files
+
+    def changed_files(self, halt: threading.Event | None = None) -> InputFiles | None:
+        """Return the user's files if they must be read, see `unread`. Same size and time means unchanged. Blocks.
+
+        Raises `PromptmillError`, `OSError`, `HaltedError`.
+        """
+        spec = self.spec
+        if not spec.input.is_file:
+            if not spec.is_read:
+                raise input_error(f"The rows of job {spec.job_id} were not read to their end; run it with its rows.")
+            return None
+        if not all(part.path.exists() for part in spec.input.parts) and spec.is_read:
+            return None  # after it was read, the input may be deleted
+        if _is_own_work(self.folder, spec):
+            return None
+        files = input_files.opened(spec.input.parts, known=self.change.before is not None, encoding=spec.input.encoding)
+        size, version = files.stamp()
+        if spec.is_read and (size, version) == (spec.input.size, spec.input.version):
+            return None
+        digest = files.sha256(halt)
+        is_same = spec.is_read and digest == spec.input.sha256
+        self.spec = spec.with_input(size=size, version=version, sha256=digest)
+        if is_same:
+            self.put(self.spec, before=None)
+        return None if is_same else files
+
+    def reading(self, files: InputFiles) -> partial[Bound]:
+        """Return the step that reads the input. The caller must load the job again after it."""
+        return partial(steps.read_input, spec=self.spec, parts=files.parts, change=self.change)
+
+    def trial(self, files: InputFiles) -> partial[None]:
+        """Return the step that finds out whether the reading of an input is refused, and changes nothing."""
+        return partial(steps.try_out, spec=self.spec, parts=files.parts, change=self.change)
+
+    def service(self, configuration: Configuration, *, is_shared: bool = False) -> Service:
+        """Return a service for this job alone, which the caller closes. `is_shared`: see `Service`."""
+        return Service(configuration, plan=self.plan, create=self.order.create, is_shared=is_shared)
+
+    def close(self) -> None:
+        """Close the database and release the lock."""
+        self.folder.close()
+        self.lock.release()
+
+
+class Apart(Protocol):
+    """Runs a step in another process."""
+
+    async def __call__(self, step: partial[T], job: Job, note: Callable[[int], None]) -> T:
+        """Return the result of a job's step. `note` is called with the number of rows so far. Raises the step's
+        errors."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Functions of the run's owner that the run calls."""
+
+    watch: Watch | None = None
+    """Called with the progress several times a second."""
+    before_answers: Callable[[], Awaitable[None]] | None = None
+    """Awaited before the first row is sent."""
+    recorded: Callable[[Sequence[int]], None] | None = None
+    """Called with the keys of recorded rows."""
+    live: LiveOutput | None = None
+    """Writes rows while the job runs."""
+
+
+NO_HOOKS: Hooks = Hooks()
+
+
+def _is_own_work(folder: Folder, spec: JobSpec) -> bool:
+    """Return whether the input is the workbook with the answers that this job wrote, unchanged."""
+    made = folder.result
+    is_written = made is not None and made.limit != 0 and spec.fills_input and spec.is_read
+    return is_written and made is not None and made.is_still(members.stamp(spec.output.path))

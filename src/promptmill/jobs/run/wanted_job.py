@@ -1,0 +1,296 @@
+"""The job that an order wants: its rows and models, its files with checked paths, and its description."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from promptmill.answers.schema import schema_of
+from promptmill.backends import registry
+from promptmill.config.loading import Configuration
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import LONGEST_COLUMN
+from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.jobs import disk, members
+from promptmill.jobs.caller import CallModels
+from promptmill.jobs.columns import OURS
+from promptmill.jobs.databases import DATABASES
+from promptmill.jobs.inputs import files as input_files
+from promptmill.jobs.inputs import formats
+from promptmill.jobs.inputs.any_format import format_of_input, image_column
+from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.template import check_names_some, places_in, template_of
+from promptmill.jobs.store.fingerprint import fingerprint, plain_sampling
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.spec import WHOLE_REQUESTS, InputSpec, JobSpec, Origin, OutputSpec
+from promptmill.jobs.store.stored import Target
+from promptmill.system.safe_open import real_path
+
+_OF_ROWS = " goes with rows, not with a file of whole requests."
+_ADDED = "." + ".0123456789" + ".partial"  # what names of files beside the output add to its name
+_SHOWN_NAME = 40
+
+
+@dataclass(frozen=True, slots=True)
+class WantedJob:
+    """An order with the rows and the models of its job, before the admission."""
+
+    order: JobOrder
+    models: Configuration | CallModels
+    folders: JobFolders
+    source: Given | None = None
+    """The rows that are in no file of the user; None for files."""
+    is_fixed: bool = False
+    """Whether the settings may not differ from the first run's, even if no row has an answer yet."""
+    is_of_call: bool = False
+    """Whether a call wants it: its paths were resolved and checked before, so none may be a link now; and its rows may
+    fill only a part of the disk."""
+
+    @property
+    def plan(self) -> ResolvedConfig:
+        """The plan of the model that answers, unless a variant names another one."""
+        return self.models.plan
+
+    @property
+    def plans(self) -> dict[str, ResolvedConfig]:
+        """The plans of the models that the variants name. Raises `PromptmillError`."""
+        named = {variant.model for variant in self.order.variants} & {*self.models.names}
+        return {name: self.models.plan_of(name) for name in named}
+
+
+@dataclass(frozen=True, slots=True)
+class OrderFiles:
+    """The files of an order. Links are followed only once, so later changes of links do not affect the job."""
+
+    source: Path
+    """The input; a relative path is only a name, for rows that are not in files of the user."""
+    target: Path
+    folder: Folder
+    """The folder of the job with this output; it may not exist."""
+    is_loose: bool
+    """Whether the job has no output file."""
+    input: InputFiles | None = None
+    """The files of the input; None if the rows are only in the database."""
+
+    @classmethod
+    def of(cls, wanted: WantedJob, *, is_anew: bool = False) -> OrderFiles:
+        """Return the files of a job. `is_anew`: the input must exist even if the job has read it.
+
+        Raises `PromptmillError` (`invalid_input`, `missing_dependency`).
+        """
+        order, folders, given = wanted.order, wanted.folders, wanted.source
+        target = real_path(order.target)
+        folder, is_loose = folders.of(target), folders.owner(target) is not None
+        if not is_loose:
+            check_name(target, is_output=True)
+            _check_is_text(target)
+        is_known = not is_anew and folder.database.exists()
+        source, parts = _input_of(order, target, given, folder if is_known else None)
+        is_named = bool(parts) and given is None
+        named = [target, *(part.path for part in parts if is_named)]
+        expected = [order.target, *(members.file_of(path) for path in order.inputs if is_named)]
+        if wanted.is_of_call and named != expected:
+            raise input_error("Input or output became a link or a folder while the job was started.")
+        for part in parts:
+            _check_is_text(part.path)
+            formats.format_by_suffix(part.path, "input file")
+        if not is_loose:
+            _check_output(order, target, parts)
+            formats.format_by_suffix(order.whole_output, "output file")
+            formats.check_installed(order.whole_output)
+        opened = input_files.opened(parts, known=is_known, encoding=order.reading.encoding) if parts else None
+        return cls(source, target, folder, is_loose, opened)
+
+
+def _input_of(order: JobOrder, target: Path, given: Given | None, folder: Folder | None) -> tuple[Path, Sequence[Part]]:
+    """Return the path and the files of an input; no files if one was deleted but the job in `folder` has the rows.
+
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    if given is not None:
+        return Path(given.name), with_query(given.parts, order)
+    if not order.inputs[0].is_absolute():  # the order that began the job passed the rows
+        return order.inputs[0], ()
+    for path in order.inputs:
+        check_name(path)
+    is_read = folder is not None and _has_read(folder, order.inputs)
+    try:
+        parts = with_query(input_files.find(order.inputs, target), order)
+    except PromptmillError:
+        if not is_read:
+            raise
+        parts = ()
+    if not parts or (is_read and not all(part.path.exists() for part in parts)):
+        return real_path(order.inputs[0]), ()
+    is_file = not parts[0].columns and not members.split(order.inputs[0])[1]
+    return parts[0].path if is_file else real_path(order.inputs[0]), parts
+
+
+def with_query(parts: Sequence[Part], order: JobOrder) -> Sequence[Part]:
+    """Add the query of an order, and its limit, to the databases of an input. Raises `PromptmillError` for other
+    files.
+    """
+    if (sql := order.reading.sql) is None:
+        return parts
+    if any(part.member or part.path.suffix.lower() not in DATABASES for part in parts):
+        raise input_error(Named("sql"), " goes with a database, without a table: mails.db.")
+    most = order.limits.rows if order.limits.shard is None else None
+    return [replace(part, query=sql, most_rows=most) for part in parts]
+
+
+def _has_read(folder: Folder, inputs: Sequence[Path]) -> bool:
+    known, order = folder.spec, folder.order
+    if known is None or not known.is_read or known.input.path != real_path(inputs[0]):
+        return False
+    return not inputs[1:] or (order is not None and order.inputs == inputs)  # a missing file may be a misspelt name
+
+
+def _check_output(order: JobOrder, target: Path, parts: Sequence[Part]) -> None:
+    if any(part.path == members.file_of(target) and not _may_hold_both(part, target) for part in parts):
+        raise input_error("Input and output are the same file; name another output.")
+    if target.is_dir():
+        raise input_error(
+            f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
+        )
+    if not target.parent.is_dir():
+        raise input_error(f"There is no folder {target.parent} for the output; create it first.")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
+
+
+def _may_hold_both(part: Part, target: Path) -> bool:
+    """Return whether a file may be both input and output: for another table, or a workbook that gets answer columns."""
+    if members.is_table(target):
+        return members.split(target)[1] != part.member
+    return part.path.suffix.lower() == ".xlsx"
+
+
+def check_name(path: Path, *, is_output: bool = False) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a name that is too long for the file system."""
+    try:
+        (path.with_name(path.name + _ADDED) if is_output else path).lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            shown = path.name if len(path.name) > _SHOWN_NAME else str(path)
+            room = ", as the job's own files beside it have longer names" if is_output else ""
+            raise input_error(f"The name {shown[:_SHOWN_NAME]}… is too long; use a shorter one{room}.") from None
+
+
+def _check_is_text(path: Path) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a path that is not UTF-8, which a job cannot store."""
+    shown = str(path).encode("utf-8", "replace").decode()
+    if shown != str(path):
+        raise input_error(f"{shown} has a name that is not UTF-8 text; rename it.")
+
+
+def _check_fields(order: JobOrder, input_format: str) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for fields that are invalid or cannot be combined."""
+    _ = order.limits.failures, order.cut
+    question = order.question
+    if input_format in WHOLE_REQUESTS:
+        given = {
+            "prompt_column": question.column is not None,
+            "answer_column": order.form.column != "answer",
+            "prompt": bool(question.templates),
+        }
+        for name in filter(given.get, given):
+            raise input_error(Named(name), _OF_ROWS)
+    for text in question.templates:
+        template_of(text, places_in(text))  # any place may be a column
+    if order.plan.chooses and input_format in WHOLE_REQUESTS:
+        raise input_error(Named(order.plan.option), _OF_ROWS)
+    _check_answer_column(order.form.column)
+
+
+def _check_answer_column(name: str) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a name that the column of the answers cannot have."""
+    field = Named("answer_column")
+    if name in OURS and name != "answer":
+        raise input_error(field, f": {name} is the name of another column of the output; choose another name.")
+    if not name.strip() or not name.isprintable():
+        raise input_error(field, ": give the column a name of printable characters.")
+    if len(name) > LONGEST_COLUMN:  # each row of the output repeats it
+        raise input_error(field, f" has {len(name):,} characters; a name has at most {LONGEST_COLUMN}.")
+
+
+def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec | None = None) -> JobSpec:
+    """Return the description of a job. `known`: the stored job, if any. Raises `PromptmillError`."""
+    order, plan, source = wanted.order, wanted.plan, files.input
+    facts: dict[str, Any] = {"format": "messages"}
+    if source is not None:
+        facts = {"format": format_of_input(source)}
+        if files.source.is_absolute():
+            facts["files"] = tuple(part for part in source.parts if part.columns or part.within)
+            facts["size"], facts["version"] = source.stamp()
+    elif known is not None:
+        facts = {name: getattr(known.input, name) for name in ("format", "files", "size", "version")}
+    input_format = facts["format"]
+    _check_fields(order, input_format)
+    if order.question.image_column is None:
+        for text in order.question.templates:
+            check_names_some(text, lambda: "" if source is None else image_column(source, input_format))
+    order.plan.check(plan, order.question)
+    output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format)
+    if order.limits.shard is not None and input_format == "messages":
+        raise input_error(Named("shard"), " goes with files of rows, not with a call's.")
+    return JobSpec(
+        job_id=job_id,
+        created=int(time.time()),
+        input=InputSpec(path=files.source, encoding=order.reading.encoding, **facts),
+        question=order.question,
+        output=OutputSpec(
+            path=files.target,
+            format=output_format,
+            form=order.form,
+            answer_schema=None if input_format in WHOLE_REQUESTS else _schema_of(plan),
+            shard=order.limits.shard,
+        ),
+        targets=_targets_of(wanted, input_format),
+        plan=order.plan,
+        backend=plan.backend,
+        model=plan.model,
+        provider=registry.provider_of(plan),
+        origin=Origin(owner=order.owner, working_folder=Path.cwd()),
+    )
+
+
+def _targets_of(wanted: WantedJob, input_format: str) -> tuple[Target, ...]:
+    """Return the targets of each row: a single target, or one for each variant."""
+    order, plan, plans = wanted.order, wanted.plan, wanted.plans
+    if not order.variants:
+        found = fingerprint(plan, order.system_prompt, input_format)
+        return (Target(fingerprint=found, sampling=plain_sampling(plan)),)
+    targets = [
+        Target(
+            name=variant.name,
+            model=variant.model,
+            prompt=variant.prompt,
+            fingerprint=fingerprint(
+                own := plans.get(variant.model, plan),
+                order.system_prompt,
+                input_format,
+                "" if variant.model in plans else variant.model,
+            ),
+            sampling=plain_sampling(own),
+        )
+        for variant in order.variants
+    ]
+    return tuple(order.plan.target(slot, target, plans.get(target.model, plan)) for slot, target in enumerate(targets))
+
+
+def _schema_of(plan: ResolvedConfig) -> dict[str, Any] | None:
+    sampling = plan.settings.sampling_params
+    wanted = None if sampling.choices is not None else sampling.response_format
+    schema = None if wanted is None else schema_of(wanted)
+    return None if schema is None else dict(schema)
