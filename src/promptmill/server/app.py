@@ -22,12 +22,12 @@ from mcp.server.caching import CacheHint
 from mcp.shared.exceptions import MCPError
 from pydantic import BaseModel, SecretStr
 
-from promptmill import __version__
 from promptmill.config.own_secrets import SECRET_NAME, secrets_in
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import USUAL_KEYS
 from promptmill.core.errors import redact
 from promptmill.core.feature import features, part
+from promptmill.core.version import __version__
 from promptmill.server.bulk_tools import add_bulk_tools
 from promptmill.server.tasks import Tasks
 from promptmill.server.tool_calls import CallLog, PlainArguments
