@@ -51,7 +51,8 @@ class Argument:
     """Its name, if it is not the option's."""
     words: str = ""
     """Its description, if a call has other values than Python, or a language model needs more."""
-    examples: Sequence[Any] = ()
+    is_common: bool = False
+    """Whether the list of tools shows it; else it is a key of `options` there."""
     least: float | None = None
     most: float | None = None
     within: str = ""

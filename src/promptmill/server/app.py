@@ -29,27 +29,24 @@ from promptmill.config.settings import USUAL_KEYS
 from promptmill.core.errors import redact
 from promptmill.core.feature import features, part
 from promptmill.server.bulk_tools import add_bulk_tools
+from promptmill.server.listed_tools import SKILL
 from promptmill.server.tasks import Tasks
 from promptmill.server.tool_calls import CallLog, PlainArguments
-from promptmill.server.tool_socket import SKILL, ToolSocket
+from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import add_answer_tools, add_engine_tools
 from promptmill.service.observers import Observer
 from promptmill.service.service import Service
 
 _ANSWERING = """\
 promptmill answers prompts with a language model of its own. Nothing has to be prepared.
-- One prompt, or up to about 50 independent ones: `generate`, all of them in one list. With images: \
-`multimodal_generate`. One conversation of several turns: `multiturn_generate`. Answers come in `ans_ls`, in the order \
-of the prompts; a failed item has the answer "" and an entry in `errors`.
-- A file, a folder, or more than about 50 prompts: `bulk_generate`, so that rows and answers stay out of this \
-conversation. First with `validate` to see the number of rows, tokens and the price; then without it. Then \
-`bulk_status` every few seconds until `state` is `finished`. `output_file` has all answers; `bulk_results` reads some, \
-`bulk_control` pauses or limits a running job, `bulk_cancel` ends it.{features}
-- A result with a `job_id` reached the time limit: do not send the unanswered prompts again, read their answers with \
-`bulk_results`.
-- Fixed labels: `choices`. Fields to extract: `schema`. Both work in all these tools.
-The resource promptmill://status shows model, calls in progress and configuration; promptmill://models the models to \
-choose from with `model`.\
+- Up to about 50 independent prompts: `generate`, all in one list. With images: `multimodal_generate`. A conversation: \
+`multiturn_generate`.
+- A file, a folder, or more prompts: `bulk_generate`, so that rows and answers stay out of this conversation. First \
+with `validate`, for the number of rows and the price; then without it. Then `bulk_status` with `wait_s: 60` until \
+`state` is `finished`. `output_file` has all answers; `bulk_status` with `read` shows some.{features}
+- A result with a `job_id` reached the time limit: do not send its prompts again, read them with `bulk_status`.
+- Fixed labels: `choices`. Facts to extract: `schema`, or `fields` in bulk_generate.
+promptmill://models lists the models for `model`, promptmill://status what is loaded.\
 """
 _CHOOSING = """
 `generation_init` only to change backend, model or sampling, before the other calls. \
@@ -245,8 +242,8 @@ Answer this question for each row of the file {file} with promptmill: {question}
 `prompt` that asks the question and names the columns that it needs as {{{{column}}}}. Use `choices` if the answers \
 are a few labels, `schema` if they are fields.
 2. Report the number of rows, the problems, `estimated_cost` and `most_cost`, and ask whether to start.
-3. Make the same call without `validate`, then call `bulk_status` every few seconds until `state` is `finished`.
-4. Show the first five answers with `bulk_results`, the number of failed rows with their reasons, and the path of the \
+3. Make the same call without `validate`, then call `bulk_status` with `wait_s: 60` until `state` is `finished`.
+4. Show the first five answers with `bulk_status` and `read`, the number of failed rows with their reasons, and the path of the \
 output. The resource {skill} explains more.\
 """
 

@@ -70,7 +70,6 @@ OPTIONS = (
             "with right labels of random rows, which makes `agree` the share of right labels, `second`, another cheap "
             "model, `student`: true, a classifier that takes the place of the cheap model "
             '("scikit-learn", an extra, labels more rows), and `recall` by label',
-            examples=[{"model": "good-1", "agree": 0.95}],
         ),
         keyword=Keyword(type="str | None"),
         goes_without=[
