@@ -31,7 +31,7 @@ async def test_null_for_an_optional_argument_is_its_default(talk):
     turns = await talk("multiturn_generate", messages=[{"role": "user", "content": "a"}], system_prompt=None)
     init = await talk("generation_init", backend_configs={}, sampling_params={}, extra_params=None, backend=None)
     status = await talk("bulk_status", job_id=None)
-    missing = await talk("bulk_results", job_id="x", offset=None, limit=None)
+    missing = await talk("bulk_status", read="all", job_id="x", offset=None, limit=None)
     results, missing = [generated, with_images, turns, init, status], text(missing)
     assert not [text(result) for result in results if result.is_error]
     assert "x" in missing

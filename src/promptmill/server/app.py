@@ -243,8 +243,8 @@ Answer this question for each row of the file {file} with promptmill: {question}
 are a few labels, `schema` if they are fields.
 2. Report the number of rows, the problems, `estimated_cost` and `most_cost`, and ask whether to start.
 3. Make the same call without `validate`, then call `bulk_status` with `wait_s: 60` until `state` is `finished`.
-4. Show the first five answers with `bulk_status` and `read`, the number of failed rows with their reasons, and the path of the \
-output. The resource {skill} explains more.\
+4. Show the first five answers with `bulk_status` and `read`, the number of failed rows with their reasons, and the \
+path of the output. The resource {skill} explains more.\
 """
 
 

@@ -6,8 +6,6 @@ A call may have every argument at its top level, too: the schema of a tool itsel
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
-
 from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict, JsonObject
 
@@ -74,7 +72,7 @@ def _short(argument: JsonObject) -> JsonDict:
                 short[name] = _short(inner)
             case "properties", dict():
                 short[name] = {field: _short(of) for field, of in inner.items()}
-    kinds: list[Any] = [_short(kind) for kind in short.pop("anyOf", ()) if kind != {"type": "null"}]
+    kinds = [_short(kind) for kind in short.pop("anyOf", ()) if kind != {"type": "null"}]
     if len(kinds) == 1:
-        return kinds[0] | short
+        return {**kinds[0], **short}
     return short | ({"anyOf": kinds} if kinds else {})

@@ -376,8 +376,8 @@ def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str, m
         Code.OMITTED,
         f"The answers of items {which} of {len(outcomes)} are left out: the result is too large for one message.",
         f"Do not send the prompts again: all answers are kept as job {kept_id}. Read the rest with bulk_status and "
-        f'{{"job_id": "{kept_id}", "offset": {offset}, "max_characters": {most}}}, where `index` is the prompt\'s '
-        f"place, or the resource {uri}.",
+        f'{{"job_id": "{kept_id}", "read": "all", "offset": {offset}, "max_characters": {most}}}, where `index` is the '
+        f"prompt's place, or the resource {uri}.",
     )
 
 
