@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import jsonschema
 import pytest
 
 from replies import answer, attempts, by_prompt, choose, late, status

@@ -6,6 +6,7 @@ A call may have every argument at its top level, too: the schema of a tool itsel
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+
 from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict, JsonObject
 
