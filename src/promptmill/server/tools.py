@@ -68,7 +68,7 @@ def add_answer_tools(socket: ToolSocket) -> None:
         conversation multiturn_generate, for a file bulk_generate.
         """
         stats = _stats(len(prompt_ls), max_cost)
-        plan = await plan_of_call(service, await service.job_plan(model), schema, sampling_params, choices)
+        plan = await plan_of_call(service, await service.call_plan(model), schema, sampling_params, choices)
         items = await arguments.conversations(prompt_ls)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
@@ -96,7 +96,7 @@ def add_answer_tools(socket: ToolSocket) -> None:
     ) -> ToolResult:
         """Answer prompts about images, with a model that reads images. Returns the same as `generate`."""
         stats = _stats(len(prompt_ls), max_cost)
-        plan = await plan_of_call(service, await service.job_plan(model), schema, sampling_params, choices)
+        plan = await plan_of_call(service, await service.call_plan(model), schema, sampling_params, choices)
         settings = plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
         items = await arguments.conversations_with_images(prompt_ls, multimodal_path, tag, position)
@@ -121,7 +121,7 @@ def add_answer_tools(socket: ToolSocket) -> None:
     ) -> ToolResult:
         """Answer one conversation; the server keeps no history. Returns the same as `generate`."""
         conversation = await arguments.conversation(messages)
-        plan = await plan_of_call(service, await service.job_plan(model), schema, sampling_params, choices)
+        plan = await plan_of_call(service, await service.call_plan(model), schema, sampling_params, choices)
         return await answers.of(ctx, [conversation], _stats(1, max_cost), system_prompt, plan)
 
 
@@ -191,7 +191,13 @@ async def plan_of_call(
 
     def changed() -> ResolvedConfig:
         changes = sampling_of_call(schema, sampling_params, choices)
-        return plan.with_sampling(changes).within_limits(changes)
+        try:
+            return plan.with_sampling(changes).within_limits(changes)
+        except PromptmillError as error:
+            if not choices:
+                raise
+            named = error.message.replace("sampling_params.choices", "choices")
+            raise PromptmillError(error.code, named, error.hint) from None
 
     if not is_longer([sampling_params, schema, choices], _SHORT_SETTINGS):
         return changed()
