@@ -53,6 +53,8 @@ class Argument:
     """Its description, if a call has other values than Python, or a language model needs more."""
     is_common: bool = False
     """Whether the list of tools shows it; else it is a key of `options` there."""
+    form: str = ""
+    """What the list shows behind the name of such a key, for a value that the name does not tell."""
     least: float | None = None
     most: float | None = None
     within: str = ""

@@ -261,19 +261,20 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         offset: Annotated[int, Field(ge=0, description="Rows to skip: `next_offset` of the page before.")] = 0,
         limit: Annotated[int | None, Field(ge=1, le=MOST_ROWS, description="Most rows, 50, or most jobs, 20.")] = None,
         with_input: Annotated[
-            bool, Field(description="rows with all fields of the input", json_schema_extra=RARE)
+            bool, Field(description="rows with all fields of the input", json_schema_extra={RARE: ""})
         ] = False,
         max_characters: Annotated[
-            int, Field(ge=1000, description="length of a page of rows", json_schema_extra=RARE)
+            int, Field(ge=1000, description="length of a page of rows", json_schema_extra={RARE: ""})
         ] = PAGE_CHARACTERS,
         concurrency: Annotated[
-            int | None, Field(ge=1, description="most requests in flight from now on", json_schema_extra=RARE)
+            int | None, Field(ge=1, description="most requests in flight from now on", json_schema_extra={RARE: ""})
         ] = None,
         max_cost: Annotated[
-            float | None, Field(ge=0, description="most US dollars of all runs of the job", json_schema_extra=RARE)
+            float | None,
+            Field(ge=0, description="most US dollars of all runs of the job", json_schema_extra={RARE: ""}),
         ] = None,
         report: Annotated[
-            str | None, Field(description="write a report, an HTML page, to this file", json_schema_extra=RARE)
+            str | None, Field(description="write a report, an HTML page, to this file", json_schema_extra={RARE: ""})
         ] = None,
     ) -> ToolResult:
         """Report how far a job is, wait for its end, read its answers, pause or end it; without `job_id`: the newest

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict, JsonObject
 
-RARE = {"rare": True}
-"""Marks an argument, as pydantic's `json_schema_extra`, that the list shows as a key of `options`."""
+RARE = "rare"
+"""Marks the schema of an argument that the list shows as a key of `options`, with the form of its value."""
 OPTIONS = "options"
 SKILL = "skill://promptmill/SKILL.md"
 _UNREAD = frozenset({"default", "examples", "title"})
@@ -36,7 +36,8 @@ def listed(schemas: Mapping[str, JsonObject]) -> dict[str, JsonDict]:
             elif words[1]:
                 seen.add(words)
         if rare:
-            properties[OPTIONS] = {"type": "object", "description": f"Rarely needed, see {SKILL}: {', '.join(rare)}."}
+            keys = ", ".join(f"{name} {schema['properties'][name][RARE]}".rstrip() for name in rare)
+            properties[OPTIONS] = {"type": "object", "description": f"Rarely needed, see {SKILL}: {keys}."}
         shown[tool] = {"type": "object", "properties": properties, "additionalProperties": False}
         if schema.get("required"):
             shown[tool]["required"] = schema["required"]
@@ -45,7 +46,7 @@ def listed(schemas: Mapping[str, JsonObject]) -> dict[str, JsonDict]:
 
 def rare_names(schema: JsonObject) -> Iterator[str]:
     """Yield the names of a tool's rare arguments."""
-    return (name for name, argument in schema.get("properties", {}).items() if "rare" in argument)
+    return (name for name, argument in schema.get("properties", {}).items() if RARE in argument)
 
 
 def unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:

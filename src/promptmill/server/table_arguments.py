@@ -46,6 +46,6 @@ def _annotation(option: Option, argument: Argument, known: dict[str, Option]) ->
         description=sentence(option.words_on("argument", known)),
         ge=argument.least,
         le=argument.most,
-        json_schema_extra=None if argument.is_common else dict(RARE),
+        json_schema_extra=None if argument.is_common else {RARE: argument.form},
     )
     return Annotated[kind, field]

@@ -96,34 +96,36 @@ def add(socket: ToolSocket) -> None:
         report: arguments.Report = None,
         field: Annotated[
             list[str] | None,
-            Field(description="the columns, or fields of answers, to compare", json_schema_extra=RARE),
+            Field(description="the columns, or fields of answers, to compare", json_schema_extra={RARE: ""}),
         ] = None,
         tolerance: Annotated[
             str | None,
             BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
-            Field(description="numbers that differ by no more, 0.01 or 1%, are the same", json_schema_extra=RARE),
+            Field(description="numbers that differ by no more, 0.01 or 1%, are the same", json_schema_extra={RARE: ""}),
         ] = None,
         id: Annotated[  # noqa: A002 (a tool's argument)
             str | None,
-            Field(description="the column that identifies rows, `id` or the shared ones", json_schema_extra=RARE),
+            Field(description="the column that identifies rows, `id` or the shared ones", json_schema_extra={RARE: ""}),
         ] = None,
         rows: Annotated[
             int,
-            Field(ge=0, le=MOST_ROWS, description="most rows that differ to return, 10", json_schema_extra=RARE),
+            Field(ge=0, le=MOST_ROWS, description="most rows that differ to return, 10", json_schema_extra={RARE: ""}),
         ] = 10,
-        judge: Annotated[str | None, Field(description="the judge, named as `model`", json_schema_extra=RARE)] = None,
+        judge: Annotated[
+            str | None, Field(description="the judge, named as `model`", json_schema_extra={RARE: ""})
+        ] = None,
         sampling_params: Annotated[
-            dict[str, Any] | None, Field(description="of the judge", json_schema_extra=RARE)
+            dict[str, Any] | None, Field(description="of the judge", json_schema_extra={RARE: ""})
         ] = None,
         limit: Annotated[
-            int | None, Field(ge=1, description="judge only N rows, drawn at random", json_schema_extra=RARE)
+            int | None, Field(ge=1, description="judge only N rows, drawn at random", json_schema_extra={RARE: ""})
         ] = None,
         again: Annotated[
-            Literal["failed", "all"] | None, Field(description="judge these pairs again", json_schema_extra=RARE)
+            Literal["failed", "all"] | None, Field(description="judge these pairs again", json_schema_extra={RARE: ""})
         ] = None,
         max_cost: Annotated[
             float | None,
-            Field(ge=0, description="most US dollars of the judgement, in all its runs", json_schema_extra=RARE),
+            Field(ge=0, description="most US dollars of the judgement, in all its runs", json_schema_extra={RARE: ""}),
         ] = None,
     ) -> ToolResult:
         """Compare answers to the same rows: agreement, accuracy by `gold`, whether a difference may be chance.

@@ -68,14 +68,18 @@ def add(socket: ToolSocket) -> None:
         max_cost: Annotated[
             float | None, Field(ge=0, description="Most US dollars of the whole search, in all calls.")
         ] = None,
-        system_prompt: Annotated[str, Field(description="system prompt of every row", json_schema_extra=RARE)] = "",
+        system_prompt: Annotated[
+            str, Field(description="system prompt of every row", json_schema_extra={RARE: ""})
+        ] = "",
         encoding: Annotated[
-            str | None, Field(description="of a .csv that is not UTF-8, such as cp1252", json_schema_extra=RARE)
+            str | None, Field(description="of a .csv that is not UTF-8, such as cp1252", json_schema_extra={RARE: ""})
         ] = None,
         sampling_params: Annotated[
-            dict[str, Any] | None, Field(description="of `model`", json_schema_extra=RARE)
+            dict[str, Any] | None, Field(description="of `model`", json_schema_extra={RARE: ""})
         ] = None,
-        again: Annotated[_Failed | None, Field(description="send failed rows again", json_schema_extra=RARE)] = None,
+        again: Annotated[
+            _Failed | None, Field(description="send failed rows again", json_schema_extra={RARE: ""})
+        ] = None,
     ) -> ToolResult:
         """Let `strong` write better prompts from the mistakes on labelled rows, and test the best one on held-out rows.
 

@@ -65,6 +65,7 @@ OPTIONS = (
             words="a strong model; {model} answers where both surely agree, MODEL all other rows",
         ),
         argument=Argument(
+            form='{"model": the strong one, "agree": 0.95}',
             words="with `choices` or `schema`: `model` is a strong model; the cheap one answers where both surely "
             "agree. `agree` (0.95) of the labels or more agree with it, with `certainty` (0.95); also `gold`, a column "
             "with right labels of random rows, which makes `agree` the share of right labels, `second`, another cheap "

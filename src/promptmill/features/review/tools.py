@@ -75,7 +75,7 @@ def add(socket: ToolSocket) -> None:
         ] = None,
         choices: Annotated[
             list[str] | None,
-            Field(description="all labels, also those that are no answer", json_schema_extra=RARE),
+            Field(description="all labels, also those that are no answer", json_schema_extra={RARE: ""}),
         ] = None,
     ) -> ToolResult:
         """Find the rows of a job that a person should check, the most doubtful first; show them to the user.
