@@ -74,36 +74,6 @@ def _arguments(properties):
     return {*properties, *re.findall(r"(\w+)(?: \{[^}]*\})?[,.]", rare)} - {"options"}
 
 
-def _arguments(properties):
-    """Return the names of a tool's arguments, also of those that are keys of `options`."""
-    rare = properties.get("options", {}).get("description", "").partition(": ")[2]
-    return {*properties, *re.findall(r"(\w+)(?: \{[^}]*\})?[,.]", rare)} - {"options"}
-
-
-def _arguments(properties):
-    """Return the names of a tool's arguments, also of those that are keys of `options`."""
-    rare = properties.get("options", {}).get("description", "").partition(": ")[2]
-    return {*properties, *re.findall(r"(\w+)(?: \{[^}]*\})?[,.]", rare)} - {"options"}
-
-
-def _arguments(properties):
-    """Return the names of a tool's arguments, also of those that are keys of `options`."""
-    rare = properties.get("options", {}).get("description", "").partition(": ")[2]
-    return {*properties, *re.findall(r"(\w+)(?: \{[^}]*\})?[,.]", rare)} - {"options"}
-
-
-def _arguments(properties):
-    """Return the names of a tool's arguments, also of those that are keys of `options`."""
-    rare = properties.get("options", {}).get("description", "").partition(": ")[2]
-    return {*properties, *re.findall(r"(\w+)(?: \{[^}]*\})?[,.]", rare)} - {"options"}
-
-
-def _arguments(properties):
-    """Return the names of a tool's arguments, also of those that are keys of `options`."""
-    rare = properties.get("options", {}).get("description", "").partition(": ")[2]
-    return {*properties, *re.findall(r"(\w+)(?: \{[^}]*\})?[,.]", rare)} - {"options"}
-
-
 def test_every_key_of_the_configuration_on_the_page_exists():
     keys = column("bulk", 4)
     for key in keys:
