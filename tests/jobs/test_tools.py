@@ -976,8 +976,8 @@ async def test_pdfs_are_asked_as_text_or_as_images_of_their_pages(bench, tools):
 
 
 async def test_a_call_sends_raw_mails_only_if_it_says_so(bench, tools):
-    (bench.path / "a.eml").write_text("From: a@example.org\n\nHello")
-    asked = {"files": ["*.eml"], "prompt": "{{content}}"}
+    (bench.path / "a.mbox").write_text("From: a@example.org\n\nHello")
+    asked = {"files": ["*.mbox"], "prompt": "{{content}}"}
     warning = "1 mail is sent raw, with MIME, base64 and tags"
     async with tools() as call:
         assert warning in (await call("bulk_generate", **asked, validate=True))["raw"]

@@ -43,6 +43,7 @@ from promptmill.core.secret_text import find_assigned
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
 from promptmill.images import pdf
+from promptmill.jobs.inputs import documents
 from promptmill.jobs.inputs.files import IMAGES, all_files, is_several
 from promptmill.jobs.inputs.formats import OF_CALLS, SUFFIXES, plain
 from promptmill.jobs.inputs.given import Given, written
@@ -62,10 +63,10 @@ _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
 _LOOKED_AT = 1000  # files of a folder that are searched for a table
 _MAGIC = re.compile(r"[*?\[]")
 _TOO_LARGE = f"is larger than {LARGEST_TEXT >> 20} MiB"
-# Files that are sent with all that their programs write beside the text; the noun, the suffixes, the beginning.
+# Texts that are sent with all that their programs write beside the text; the noun, the suffixes, the beginning.
 _RAW = (
-    ("mail", {".eml", ".emlx", ".mbox", ".mht", ".mhtml"}, re.compile(r"(?im)^(?:mime-version|received): ")),
-    ("web page", {".html", ".htm", ".xhtml"}, re.compile(r"(?i)\A\s*<(?:!doctype html|html)\b")),
+    ("mail", {".mbox"}, re.compile(r"(?im)^(?:mime-version|received): ")),
+    ("web page", frozenset[str](), re.compile(r"(?i)\A\s*<(?:!doctype html|html)\b")),
     ("RTF file", {".rtf"}, re.compile(r"\A\{\\rtf")),
 )
 _SHOWN = 20
@@ -86,7 +87,7 @@ def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
     if each is not None:
         return each == "file"
     if len(given) == 1 and not is_several(given[0]):
-        return given[0].suffix.lower() in {*IMAGES, pdf.SUFFIX}
+        return given[0].suffix.lower() in {*IMAGES, pdf.SUFFIX, *documents.READERS}
     found = itertools.islice(itertools.chain.from_iterable(map(all_files, given)), _LOOKED_AT)
     kinds = {SUFFIXES.get(plain(path).suffix.lower(), "") for path in found}
     return bool(kinds) and kinds <= {"txt", "", "sql"}  # Windows keeps `Thumbs.db` among pictures
@@ -321,7 +322,8 @@ class WholeFiles(FoundFiles):
             return ""
         files = " and ".join(counted(count, noun) for noun, count in self._raw.items())
         are = "is" if self._raw.total() == 1 else "are"
-        return f"{files} {are} sent raw, with MIME, base64 and tags, which all cost tokens; save the text of each first"
+        cost = "with MIME, base64 and tags, which all cost tokens"
+        return f"{files} {are} sent raw, {cost}; save them as .eml, .html or .docx, whose text is sent"
 
     def lines(self) -> Iterator[bytes]:
         """Yield a line for each file, in the order of `names`. Raises `PromptmillError` (`invalid_input`)."""
@@ -406,21 +408,31 @@ class WholeFiles(FoundFiles):
     def _text_row(self, path: Path) -> JsonDict:
         """Return the row of a text. Raises `PromptmillError`; its message is the predicate of a sentence ("is not
         text")."""
-        if path.suffix.lower() in IMAGES:
+        suffix = path.suffix.lower()
+        if suffix in IMAGES:
             raise input_error("is an image; a prompt without {{content}} asks about each image")
-        data = self._read(path, LARGEST_TEXT + 1)
-        if len(data) > LARGEST_TEXT:
-            raise input_error(_TOO_LARGE)
+        read = documents.READERS.get(suffix)
+        most = LARGEST_TEXT if read is None else LARGEST_FILE
+        data = self._read(path, most + 1)
+        if len(data) > most:
+            raise input_error(f"is larger than {most >> 20} MiB")
         self._check_secrets(path, data)
+        text = self._decoded(data) if read is None else read(data)
+        if len(text) > LARGEST_TEXT:
+            raise input_error(f"has more than {LARGEST_TEXT >> 20} million characters")
+        self._check_secrets(path.with_suffix(".txt") if read else path, text.encode("utf-8", "replace"))
+        if read is None:
+            start = text[:LONGEST_SEARCHED]
+            self._raw.update(noun for noun, names, known in _RAW if suffix in names or known.search(start))
+        return {"content": text}
+
+    def _decoded(self, data: bytes) -> str:
         text = None
         for encoding in ("utf-8-sig", *self._encodings):  # text in another encoding is hardly ever valid UTF-8
             with contextlib.suppress(ValueError):
                 text = data.decode(encoding)
                 if "\0" not in text:
-                    self._check_secrets(path, text.encode("utf-8", "replace"))
-                    suffix, start = path.suffix.lower(), text[:LONGEST_SEARCHED]
-                    self._raw.update(noun for noun, names, known in _RAW if suffix in names or known.search(start))
-                    return {"content": text}
+                    return text
         is_text = text is None and (b"\0" not in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)))
         raise input_error(*parts_of(self._not_utf8 if is_text else "is not text"))
 
