@@ -43,7 +43,7 @@ from promptmill.core.secret_text import find_assigned
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
 from promptmill.images import pdf
-from promptmill.jobs.inputs import documents
+from promptmill.jobs.inputs import documents, encodings
 from promptmill.jobs.inputs.files import IMAGES, all_files, is_several
 from promptmill.jobs.inputs.formats import OF_CALLS, SUFFIXES, plain
 from promptmill.jobs.inputs.given import Given, written
@@ -299,9 +299,7 @@ class WholeFiles(FoundFiles):
         """
         super().__init__(names, rule)
         self._as_pdf = as_pdf
-        self._encodings = [encoding] if encoding else []
-        windows = ("is not UTF-8 text (", Named("encoding", "cp1252"), " reads text of Windows)")
-        self._not_utf8: Words = f"is not UTF-8 text or {encoding}" if encoding else windows
+        self._encoding = encoding
         has_pdfs = any(path.suffix.lower() == pdf.SUFFIX for path in self._files)
         self.question = _question_of(question, as_pdf, has_pdfs=has_pdfs, has_schema=has_schema)
         """The question about each file."""
@@ -427,14 +425,19 @@ class WholeFiles(FoundFiles):
         return {"content": text}
 
     def _decoded(self, data: bytes) -> str:
-        text = None
-        for encoding in ("utf-8-sig", *self._encodings):  # text in another encoding is hardly ever valid UTF-8
-            with contextlib.suppress(ValueError):
+        marked = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
+        for encoding in filter(None, (marked, "utf-8-sig", self._encoding)):
+            with contextlib.suppress(ValueError):  # text in another encoding is hardly ever valid UTF-8
                 text = data.decode(encoding)
                 if "\0" not in text:
                     return text
-        is_text = text is None and (b"\0" not in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)))
-        raise input_error(*parts_of(self._not_utf8 if is_text else "is not text"))
+        if b"\0" in data:
+            raise input_error("is not text")
+        if self._encoding:
+            raise input_error(f"is not UTF-8 text or {self._encoding}")
+        raise input_error(
+            "is not UTF-8 text", encodings.remedy(data[: encodings.SAMPLE])._replace(text=" ({} reads it)")
+        )
 
 
 class OwnFiles(WholeFiles):
