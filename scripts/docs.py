@@ -5,6 +5,7 @@ A test compares them.
 
 from __future__ import annotations
 
+import asyncio
 import textwrap
 import types
 import typing
@@ -17,10 +18,14 @@ from pydantic_core import PydanticUndefined
 
 from promptmill.backends.openai.dialects.anthropic import DEFAULT_TOKENS
 from promptmill.backends.openai.providers import PROFILES, READ
+from promptmill.config.loading import Configuration
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.options import pages
 from promptmill.options.table import groups
+from promptmill.server.app import create_server
+from promptmill.server.listed_tools import rare_names
+from promptmill.service.service import Service
 
 _WRAPPER = textwrap.TextWrapper(120, break_long_words=False, break_on_hyphens=False)
 DOCS = Path(__file__).parent.parent / "docs"
@@ -211,9 +216,23 @@ def provider_rows() -> str:
 
 
 def skill() -> str:
-    """Return the skill that the server offers to agents: a section of docs/agents.md, with a head."""
+    """Return the skill that the server offers to agents: a section of docs/agents.md, with a head and the options."""
     page = (DOCS / "agents.md").read_text(encoding="utf-8")
-    return SKILL_HEAD + page.partition("<!-- skill -->\n")[2].partition("<!-- end of skill -->")[0]
+    section = page.partition("<!-- skill -->\n")[2].partition("<!-- end of skill -->")[0]
+    return SKILL_HEAD + section + asyncio.run(_options())
+
+
+async def _options() -> str:
+    """Return the arguments of the tools that are keys of `options`."""
+    lines = ["**`options`** has the rare arguments of a tool, such as `\"options\": {\"dedupe\": true}`:\n"]
+    for tool in await create_server(Service(Configuration({}))).list_tools(run_middleware=False):
+        if rare := [*rare_names(tool.parameters)]:
+            lines.append(f"\n{tool.name}:\n")
+        for name in rare:
+            words = tool.parameters["properties"][name]["description"].removesuffix(".")
+            line = f"`{name}`: {words[:1].lower()}{words[1:]}"
+            lines.append(textwrap.fill(line, 120, initial_indent="* ", subsequent_indent="  ", break_on_hyphens=False))
+    return "\n".join(lines) + "\n"
 
 
 def names() -> str:

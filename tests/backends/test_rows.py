@@ -10,12 +10,16 @@ import pytest
 from promptmill.backends.rows import RowImages, RowLimits, RowReader
 from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.errors import PromptmillError
-from promptmill.core.request import ImagePart, Sampling, TextPart
+from promptmill.core.request import ImagePart, Request, Sampling, TextPart
 
 
 def read(kind: str, row: Any, **options: Any) -> Any:
-    """Return the request of a row, given as JSON or text."""
-    return RowReader(kind, **options).read(6, row if isinstance(row, bytes) else json.dumps(row).encode())
+    """Return conversation, sampling and extra parameters of a row, given as JSON or text."""
+    return parts_of(RowReader(kind, **options).request(6, row if isinstance(row, bytes) else json.dumps(row).encode()))
+
+
+def parts_of(request: Request) -> tuple[Any, Any, Any]:
+    return request.conversation, request.sampling, request.extra
 
 
 def test_images_replace_the_tag():
@@ -100,11 +104,11 @@ def test_an_unsupported_batch_line_is_an_error(change, code, said):
 
 def test_a_reader_adds_the_settings_that_a_line_lacks_and_can_be_sent_to_another_process():
     reading = pickle.loads(pickle.dumps(RowReader("jsonl", Sampling(temperature=0), {"x": 1}, "Be brief.")))
-    conversation, sampling, extra = reading.read(0, b'{"prompt": "a"}')
+    conversation, sampling, extra = parts_of(reading.request(0, b'{"prompt": "a"}'))
     assert [message.role for message in conversation.messages] == ["system", "user"]
     assert (sampling.temperature, extra) == (0, {"x": 1})
     batch = RowReader("batch", Sampling(temperature=0), {"x": 1})
-    _, sampling, extra = batch.read(0, json.dumps(BATCH).encode())
+    _, sampling, extra = parts_of(batch.request(0, json.dumps(BATCH).encode()))
     assert sampling.temperature == 0.5
     assert "x" not in extra
 
@@ -139,11 +143,13 @@ def test_an_image_of_another_shape_is_that_rows_error(image):
 def test_a_rows_own_parameters_override_the_jobs():
     reader = RowReader("jsonl", Sampling(temperature=0.5, top_p=0.9), {"logit_bias": {}}, "Be brief.")
     row = {"prompt": "a", "temperature": 0, "stop": "x", "model": "b", "tools": [{}], "system": "Be long.", "id": 3}
-    conversation, sampling, extra = reader.read(0, json.dumps(row).encode())
+    conversation, sampling, extra = parts_of(reader.request(0, json.dumps(row).encode()))
     assert sampling.given() == {"temperature": 0, "top_p": 0.9, "stop": ["x"]}
     assert dict(extra) == {"logit_bias": {}, "model": "b", "tools": [{}]}
     assert conversation.as_messages()[0] == {"role": "system", "content": "Be long."}
-    same = reader.read(1, b'{"prompt": "a", "temperature": null, "seed": NaN, "stop": "", "n": 1, "reasoning": "hm"}')
+    same = parts_of(
+        reader.request(1, b'{"prompt": "a", "temperature": null, "seed": NaN, "stop": "", "n": 1, "reasoning": "hm"}')
+    )
     assert same[1] is reader.sampling
     assert same[2] is reader.extra
 

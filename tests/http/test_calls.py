@@ -147,8 +147,8 @@ async def test_a_program_with_an_agent_string_of_its_own_loses_no_answer(server,
         found = await session.call_tool("generate", {"prompt_ls": prompts}, progress_callback=_nobody)
         answers = found.structured_content["ans_ls"]
         if job_id := found.structured_content.get("kept_job_id"):
-            arguments = {"job_id": job_id, "offset": answers.index(""), "max_characters": 1_000_000}
-            page = await session.call_tool("bulk_results", arguments)
+            arguments = {"job_id": job_id, "read": "all", "offset": answers.index(""), "max_characters": 1_000_000}
+            page = await session.call_tool("bulk_status", arguments)
             answers = [*filter(None, answers), *(row["answer"] for row in page.structured_content["rows"])]
     assert answers == ["y" * 100_000] * 12
 

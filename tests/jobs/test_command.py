@@ -66,8 +66,15 @@ def test_validate_refuses_a_shard_and_an_output_that_cannot_be(bench):
     assert "without --shard" in bench.fail("--validate", "--shard", "1/2")
     bench.output = bench.input
     assert "the same file" in bench.fail("--validate")
-    bench.output = bench.path / "gone" / "out.jsonl"
-    assert "There is no folder" in bench.fail("--validate")
+    bench.output = bench.input / "out.jsonl"
+    assert "cannot be written into" in bench.fail("--validate")
+
+
+def test_the_folder_of_an_output_is_made(bench):
+    bench.prompts(2)
+    bench.output = bench.path / "new" / "year" / "out.jsonl"
+    bench.run()
+    assert len(bench.output.read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(

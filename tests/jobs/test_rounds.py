@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from promptmill.backends.protocol import Completion, Outcome
+from promptmill.core.errors import PromptmillError
+from promptmill.core.feature import WITHOUT
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT, Made, record_of
-from promptmill.jobs.store.rounds import RULES, Round, join_of, store_round, stored_rounds
+from promptmill.jobs.store.rounds import RULES, Round, awaited, join_of, store_round, stored_rounds
 from rounds_bench import FINAL, PASSING
 
 ANSWER, TRUNCATED = Completion("a", "stop"), Completion("a", "length")
@@ -88,3 +92,21 @@ def test_a_damaged_round_counts_as_done_and_keeps_its_place(store, value):
     store_round(store, Round(1, "open", "first"))
     store.change(("INSERT INTO round VALUES (2, ?)", [(value,)]))
     assert [(round_.id, round_.done) for round_ in stored_rounds(store)] == [(1, False), (2, True)]
+
+
+def test_a_round_by_the_way_of_a_missing_feature_is_an_error_until_it_is_done(store, monkeypatch):
+    monkeypatch.setenv(WITHOUT, "all")
+    asked = Round(1, "open", "batch", way="batch")
+    store_round(store, asked)
+    with pytest.raises(PromptmillError, match="`batch` needs a feature that is not installed"):
+        awaited(store)
+    store_round(store, replace(asked, done=True))
+    assert awaited(store) == {}
+
+
+@pytest.mark.features("batches")
+def test_a_batch_is_awaited_although_its_round_is_damaged(store):
+    assert awaited(store) == {}
+    store.change(('INSERT INTO batch VALUES (1, \'{"state": "sent", "key": "a", "round": 1}\')', [()]))
+    store.change(("INSERT INTO round VALUES (1, 'damaged')", [()]))
+    assert [way.slots(store) for way in awaited(store).values()] == [{0}]

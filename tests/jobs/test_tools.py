@@ -89,19 +89,19 @@ async def test_a_job_is_started_watched_read_and_found_again(bench, tools):
         job_id = started["job_id"]
         found = await ended(call, job_id, "finished")
         assert (found["done"], found["failed"], found["total"]) == (120, 0, 120)
-        page = await call("bulk_results", job_id=job_id, offset=100, limit=15)
+        page = await call("bulk_status", read="all", job_id=job_id, offset=100, limit=15)
         assert [row["id"] for row in page["rows"]] == [row["id"] for row in rows[100:115]]
         assert page["rows"][0]["answer"] == "echo: prompt 100"
         assert "prompt" not in page["rows"][0], "the client has that"
         assert page["next_offset"] == 115
-        last = await call("bulk_results", job_id=job_id, offset=115)
+        last = await call("bulk_status", read="all", job_id=job_id, offset=115)
         assert (len(last["rows"]), last["next_offset"]) == (5, None)
-        assert (await call("bulk_results", job_id=job_id, offset=5000))["rows"] == []
+        assert (await call("bulk_status", read="all", job_id=job_id, offset=5000))["rows"] == []
         again = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         assert again["message"] == "The job is finished already."
         assert [job["job_id"] for job in (await call("bulk_status"))["jobs"]] == [job_id]
         assert (await call("bulk_status", job_id="out.jsonl"))["job_id"] == job_id
-        assert (await call("bulk_results", job_id="out.jsonl", limit=1))["job_id"] == job_id
+        assert (await call("bulk_status", read="all", job_id="out.jsonl", limit=1))["job_id"] == job_id
         with pytest.raises(ToolError, match=r"There is no job 'in\.jsonl'"):
             await call("bulk_status", job_id="in.jsonl")
         with pytest.raises(ToolError, match="There is no job"):  # looked up, it would say which accounts exist
@@ -172,11 +172,11 @@ async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench, tools)
         assert not bench.upstream.seen
         job_id = (await call("bulk_generate", **files, limit=4))["job_id"]
         assert (await ended(call, job_id, "finished"))["done"] == 4
-        failed = await call("bulk_results", job_id=job_id, only="failed")
+        failed = await call("bulk_status", read="failed", job_id=job_id)
         assert [(row["row"], row["error"]["code"]) for row in failed["rows"]] == [(2, "bad_request")]
-        answers = await call("bulk_results", job_id=job_id, only="answers")
+        answers = await call("bulk_status", read="answers", job_id=job_id)
         assert [row["row"] for row in answers["rows"]] == [1, 3, 4]
-        page = await call("bulk_results", job_id=job_id, max_characters=2000)
+        page = await call("bulk_status", read="all", job_id=job_id, max_characters=2000)
         assert ([row["row"] for row in page["rows"]], page["next_offset"]) == ([1, 2], 2)
         bench.upstream.reply = answer()
         await call("bulk_generate", **files, again="failed", dedupe=True, max_failures="0")
@@ -241,7 +241,7 @@ async def test_a_page_leaves_out_logprobs_of_megabytes_and_says_where_they_are(b
     async with tools() as call:
         files = {"input_file": str(bench.input), "output_file": str(bench.output)}
         found = await ran(call, **files, sampling_params={"logprobs": True})
-        page = await call("bulk_results", job_id=found["job_id"])
+        page = await call("bulk_status", read="all", job_id=found["job_id"])
     long, short = page["rows"]
     assert (long["answer"], short["answer"]) == ("yes", "yes")
     assert "logprobs" not in long
@@ -255,10 +255,10 @@ async def test_a_page_has_a_limited_number_of_values_and_any_offset(bench, tools
     every = {"with_input": True, "max_characters": 100_000_000}
     async with tools() as call:
         job_id = (await ran(call))["job_id"]
-        first = await call("bulk_results", job_id=job_id, **every)
-        second = await call("bulk_results", job_id=job_id, offset=first["next_offset"], **every)
-        last = await call("bulk_results", job_id=job_id, offset=4, **every)
-        behind = await call("bulk_results", job_id=job_id, offset=2**70)
+        first = await call("bulk_status", read="all", job_id=job_id, **every)
+        second = await call("bulk_status", read="all", job_id=job_id, offset=first["next_offset"], **every)
+        last = await call("bulk_status", read="all", job_id=job_id, offset=4, **every)
+        behind = await call("bulk_status", read="all", job_id=job_id, offset=2**70)
     assert [len(row["more"]) for row in first["rows"]] == [200_000, 200_000]
     assert [len(row.get("more", "")) for row in second["rows"]] == [5, 0]
     assert second["rows"][1]["answer"] == "echo: a"
@@ -274,8 +274,8 @@ async def test_a_page_is_what_the_model_behind_the_client_sees_whole(bench, tool
     for name in ("codex-mcp-client", "claude-code", "mcp"):
         async with tools(client_info=Implementation(name=name, version="9.9.9")) as call:
             job_id = (await ran(call))["job_id"]
-            page = await call("bulk_results", job_id=job_id)
-            asked = await call("bulk_results", job_id=job_id, max_characters=20_000)
+            page = await call("bulk_status", read="all", job_id=job_id)
+            asked = await call("bulk_status", read="all", job_id=job_id, max_characters=20_000)
         found[name] = len(json.dumps(page["rows"], separators=(",", ":"))), len(asked["rows"])
     assert 7_000 < found["codex-mcp-client"][0] < 9_500
     assert found["claude-code"] == found["mcp"]
@@ -300,16 +300,16 @@ async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(benc
     async with tools() as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         page = await polled(
-            lambda: call("bulk_results", job_id=job_id, limit=20, with_input=True), lambda page: page["rows"]
+            lambda: call("bulk_status", read="all", job_id=job_id, limit=20, with_input=True), lambda page: page["rows"]
         )
         assert page["state"] == "running"
         assert all(row["answer"] == f"echo: {row['prompt']}" for row in page["rows"])
         with pytest.raises(ToolError, match="is running already"):
             await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", again="all")
-        found = await call("bulk_cancel", job_id=job_id)
+        found = await call("bulk_status", action="cancel", job_id=job_id)
         assert (found["state"], found["alive"]) == ("cancelled", False)
         await until(lambda: bench.upstream.in_flight == 0)
-        assert (await call("bulk_cancel", job_id=job_id))["state"] == "cancelled"
+        assert (await call("bulk_status", action="cancel", job_id=job_id))["state"] == "cancelled"
         bench.upstream.reply = answer()
         await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         await ended(call, job_id, "finished")
@@ -330,7 +330,7 @@ async def test_a_page_reads_no_rows_behind_the_last_answer(bench, tools, monkeyp
     async with tools() as call:
         job_id = (await ran(call, limit=2))["job_id"]
         monkeypatch.setattr(JobDatabase, "row_page", watched)
-        page = await call("bulk_results", job_id=job_id)
+        page = await call("bulk_status", read="all", job_id=job_id)
     assert (len(page["rows"]), page["next_offset"]) == (2, None)
     assert last == [1]
 
@@ -357,7 +357,7 @@ async def test_a_job_that_is_cancelled_while_it_starts_ends(bench, tools):
     bench.prompts(20)
     async with tools() as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        await call("bulk_cancel", job_id=job_id)
+        await call("bulk_status", action="cancel", job_id=job_id)
         await ended(call, job_id, "cancelled")
         # its last word is written before its lock is let go
         await polled(lambda: call("bulk_status", job_id=job_id), lambda found: not found["alive"])
@@ -415,7 +415,7 @@ async def test_files_outside_the_roots_are_refused(bench, tools, tmp_path):
                     await call("bulk_generate", input_file=source, output_file=target, again=again)
         assert (await call("bulk_status"))["jobs"] == []
         with pytest.raises(ToolError, match="no job"):
-            await call("bulk_results", job_id="../../../etc")
+            await call("bulk_status", read="all", job_id="../../../etc")
     assert bench.output.read_text() == "precious"
     assert not bench.upstream.seen
 
@@ -433,7 +433,7 @@ async def test_files_outside_the_roots_are_refused(bench, tools, tmp_path):
 async def test_a_page_that_cannot_be_is_refused_in_words(tools, arguments, said):
     async with tools() as call:
         with pytest.raises(ToolError) as refused:
-            await call("bulk_results", job_id="x", **arguments)
+            await call("bulk_status", read="all", job_id="x", **arguments)
         assert str(refused.value) == said
 
 
@@ -451,7 +451,7 @@ async def test_a_call_takes_up_what_the_shell_began_and_the_other_way_round(benc
     async with tools() as call:
         started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         await polled(lambda: call("bulk_status", job_id=started["job_id"]), lambda found: found.get("done", 0) >= 300)
-        await call("bulk_cancel", job_id=started["job_id"])
+        await call("bulk_status", action="cancel", job_id=started["job_id"])
     bench.succeed(apart=True)  # a process of its own, because a loop runs here
     assert len(bench.upstream.seen) <= 500 + 64
     assert len(bench.answers()) == 600
@@ -461,12 +461,12 @@ async def test_rows_over_mcp_have_the_names_of_the_file_s_columns(bench, tools):
     bench.write([{"prompt": "a", "answer": 72, "row": "r", "id": "x"}, {"prompt": "b"}])
     async with tools() as call:
         started = await ran(call)
-        found = await call("bulk_results", job_id=started["job_id"])
+        found = await call("bulk_status", read="all", job_id=started["job_id"])
         assert found["columns"] == {"answer": "answer_1", "row": "row_1"}
         first, second = found["rows"]
         assert (first["row_1"], first["id"], first["answer_1"], second["answer_1"]) == (1, "x", "echo: a", "echo: b")
         assert not {"answer", "row", "prompt"} & first.keys()
-        (first, _) = (await call("bulk_results", job_id=started["job_id"], with_input=True))["rows"]
+        (first, _) = (await call("bulk_status", read="all", job_id=started["job_id"], with_input=True))["rows"]
         assert (first["row"], first["answer"], first["answer_1"]) == ("r", 72, "echo: a")
         assert {name: bench.answers()[0][name] for name in ("answer", "answer_1")} == {
             "answer": 72,
@@ -506,7 +506,7 @@ async def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench, 
     service = _local()
     async with tools(service) as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        await polled(lambda: call("bulk_results", job_id=job_id, limit=20), lambda page: page["rows"])
+        await polled(lambda: call("bulk_status", read="all", job_id=job_id, limit=20), lambda page: page["rows"])
         await service.aclose()
         found = await ended(call, job_id, "interrupted")
         assert 0 < found["done"] < 150
@@ -572,7 +572,9 @@ async def test_a_row_of_very_many_values_is_not_read_on_the_way_to_a_local_engin
     bench.write([{"prompt": "a", "more": [0] * 300_001}, {"prompt": "b", "more": [0] * 1000}])
     async with tools(_local()) as call:
         job_id = (await ran(call))["job_id"]
-        pages = [await call("bulk_results", job_id=job_id, offset=at, limit=1, with_input=True) for at in range(2)]
+        pages = [
+            await call("bulk_status", read="all", job_id=job_id, offset=at, limit=1, with_input=True) for at in range(2)
+        ]
     (first,), (second,) = (found["rows"] for found in pages)
     assert "line 1 may hold more than 300,000 values" in first["error"]["message"]
     assert (second["answer"], len(second["more"])) == ("local: b", 1000)
@@ -613,7 +615,7 @@ async def test_a_template_for_a_local_engine_that_computes_for_ever_ends_with_it
         files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
         job_id = (await call("bulk_generate", **files, prompt=endless))["job_id"]
         await until(detached_children)
-        await call("bulk_cancel", job_id=job_id)
+        await call("bulk_status", action="cancel", job_id=job_id)
         await ended(call, job_id, "cancelled")
     assert gone(detached_children())
 
@@ -736,7 +738,7 @@ async def test_answers_stand_beside_the_rows_that_asked_for_them_when_the_input_
     async with tools() as call:
         job_id = (await ran(call))["job_id"]
         bench.write([{"prompt": "another question"}, {"prompt": "prompt 0"}])
-        rows = (await call("bulk_results", job_id=job_id, with_input=True))["rows"]
+        rows = (await call("bulk_status", read="all", job_id=job_id, with_input=True))["rows"]
     assert [(row["prompt"], row["answer"]) for row in rows] == [(f"prompt {at}", f"echo: prompt {at}") for at in (0, 1)]
 
 
@@ -787,10 +789,10 @@ async def test_rows_of_a_file_are_asked_with_a_template(bench, tools):
             "bulk_generate", **files, prompt="Rate: {{text}} {{stars}}", choices=["echo: Rate: good 5", "no"]
         )
         await ended(call, job["job_id"], "finished")
-        rows = (await call("bulk_results", job_id=job["job_id"], only="answers"))["rows"]
+        rows = (await call("bulk_status", read="answers", job_id=job["job_id"]))["rows"]
         assert [row["answer"] for row in rows] == ["echo: Rate: good 5"]
         job = await ran(call, input_file="in.csv", output_file="2.csv", prompt_column="text")
-        rows = (await call("bulk_results", job_id=job["job_id"]))["rows"]
+        rows = (await call("bulk_status", read="all", job_id=job["job_id"]))["rows"]
         assert [row["answer"] for row in rows] == ["echo: good", "echo: bad"]
 
 
@@ -798,7 +800,7 @@ async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench, tools):
     prompts = ["a", {"prompt": "b", "id": 7}, [{"role": "user", "content": "c"}]]
     async with tools() as call:
         job = await ran(call, prompts=prompts)
-        rows = (await call("bulk_results", job_id=job["job_id"]))["rows"]
+        rows = (await call("bulk_status", read="all", job_id=job["job_id"]))["rows"]
         assert [(row.get("id"), row["answer"]) for row in rows] == [
             (None, "echo: a"),
             (7, "echo: b"),
@@ -813,14 +815,14 @@ async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench, tools):
         tools() as call
     ):  # another client, to which the answers that are in no file of its folders are not listed
         assert [Path(found["output_file"]).name for found in (await call("bulk_status"))["jobs"]] == ["out.jsonl"]
-        assert len((await call("bulk_results", job_id=job["job_id"]))["rows"]) == 3
+        assert len((await call("bulk_status", read="all", job_id=job["job_id"]))["rows"]) == 3
 
 
 async def test_a_row_may_have_a_column_called_role(bench, tools):
     async with tools() as call:
         rows = [{"role": "engineer", "content": "builds"}, {"role": "nurse", "content": "cares"}]
         found = await ran(call, prompts=rows, prompt="What does {{role}} do?")
-        page = await call("bulk_results", job_id=found["job_id"])
+        page = await call("bulk_status", read="all", job_id=found["job_id"])
     assert [row["answer"] for row in page["rows"]] == ["echo: What does engineer do?", "echo: What does nurse do?"]
 
 
@@ -954,9 +956,9 @@ async def test_pages_follow_each_other_where_the_input_has_a_column_of_our_name(
     bench.write([{"prompt": text * 600, "row": "mine"} for text in "ab"])
     async with tools() as call:
         await ran(call)
-        page = await call("bulk_results", job_id=bench.output.name, max_characters=1000)
+        page = await call("bulk_status", read="all", job_id=bench.output.name, max_characters=1000)
         assert ([row["row_1"] for row in page["rows"]], page["next_offset"]) == ([1], 1)
-        last = await call("bulk_results", job_id=bench.output.name, offset=1)
+        last = await call("bulk_status", read="all", job_id=bench.output.name, offset=1)
         assert [row["row_1"] for row in last["rows"]] == [2]
 
 
@@ -977,8 +979,8 @@ async def test_pdfs_are_asked_as_text_or_as_images_of_their_pages(bench, tools):
 
 
 async def test_a_call_sends_raw_mails_only_if_it_says_so(bench, tools):
-    (bench.path / "a.eml").write_text("From: a@example.org\n\nHello")
-    asked = {"files": ["*.eml"], "prompt": "{{content}}"}
+    (bench.path / "a.mbox").write_text("From: a@example.org\n\nHello")
+    asked = {"files": ["*.mbox"], "prompt": "{{content}}"}
     warning = "1 mail is sent raw, with MIME, base64 and tags"
     async with tools() as call:
         assert warning in (await call("bulk_generate", **asked, validate=True))["raw"]
@@ -1035,7 +1037,7 @@ async def test_files_are_asked_one_by_one_without_their_content_in_any_result(be
             "is larger than 1 MiB": ("1 file left out", {"large.md"}),
         }
         found = await ended(call, job["job_id"], "finished")
-        page = await call("bulk_results", job_id=job["job_id"], with_input=True)
+        page = await call("bulk_status", read="all", job_id=job["job_id"], with_input=True)
     assert [row["path"] for row in page["rows"]] == ["docs/a.md", "docs/more/b.md"]
     assert page["rows"][0]["answer"] == "echo: Sum up docs/a.md: the text of a"
     sent = [seen.json["messages"][-1]["content"] for seen in bench.upstream.seen]
@@ -1054,7 +1056,7 @@ async def test_each_image_of_a_folder_is_asked_about_by_a_prompt_without_the_con
         job = await call("bulk_generate", files=["pictures"], prompt="Describe the picture.")
         assert job["files"] == 2
         await ended(call, job["job_id"], "finished")
-        page = await call("bulk_results", job_id=job["job_id"], with_input=True)
+        page = await call("bulk_status", read="all", job_id=job["job_id"], with_input=True)
     assert [seen.json["messages"][-1]["content"][-1]["type"] for seen in bench.upstream.seen] == ["image_url"] * 2
     assert [row["path"] for row in page["rows"]] == ["pictures/a.png", "pictures/b.png"]
     assert "base64" not in json.dumps(page)
@@ -1086,7 +1088,7 @@ async def test_a_server_runs_a_limited_number_of_jobs(tools, monkeypatch):
         assert len(ends) == 3
 
 
-@pytest.mark.parametrize("tool", ["bulk_generate", "bulk_status", "bulk_results", "bulk_cancel"])
+@pytest.mark.parametrize("tool", ["bulk_generate", "bulk_status"])
 async def test_the_modules_of_jobs_are_imported_off_the_event_loop(tools, monkeypatch, tool):
     imported: dict[str, int] = {}
     import_module = importlib.import_module
@@ -1126,7 +1128,7 @@ async def test_each_row_is_asked_by_several_models_and_prompts(table, tools, mod
     async with tools(Service(configuration)) as call:
         found = await ran(call, **_TABLE, model=models, prompt=prompts, limit=2, sampling_params={"temperature": 0})
         assert (found["done"], found["failed"]) == (8, 0)
-        page = await call("bulk_results", job_id=found["job_id"], with_input=True)
+        page = await call("bulk_status", read="all", job_id=found["job_id"], with_input=True)
     asked = {(row["variant"], row["answer"]) for row in page["rows"]}
     names = [(model, prompt) for model in models for prompt in prompts]
     assert asked == {(f"{model}/{prompt}", f"{model} {prompt.capitalize()}:") for model, prompt in names}
@@ -1199,11 +1201,11 @@ async def test_empty_rows_are_left_out_or_fail(bench, tools):
     async with tools() as call:
         rows = [{"prompt": "a"}, {"prompt": ""}]
         found = await ran(call, prompts=rows)
-        (failed,) = (await call("bulk_results", job_id=found["job_id"], only="failed"))["rows"]
+        (failed,) = (await call("bulk_status", read="failed", job_id=found["job_id"]))["rows"]
         assert "leave such rows out" in failed["error"]["message"]
         found = await ran(call, prompts=rows, skip_empty=True)
         assert found["failed"] == 0
-        assert len((await call("bulk_results", job_id=found["job_id"]))["rows"]) == 1
+        assert len((await call("bulk_status", read="all", job_id=found["job_id"]))["rows"]) == 1
 
 
 async def test_several_labels_definitions_and_fields_are_forms_of_an_answer(table, tools):
@@ -1211,7 +1213,7 @@ async def test_several_labels_definitions_and_fields_are_forms_of_an_answer(tabl
     asked = {**_TABLE, "prompt": "A {{text}}", "limit": 1}
     async with tools() as call:
         await ran(call, **asked, choices={"a": "the first", "b": ""}, choices_many=True)
-        (row,) = (await call("bulk_results", job_id="out.csv"))["rows"]
+        (row,) = (await call("bulk_status", read="all", job_id="out.csv"))["rows"]
         assert json.loads(row["answer"]) == {"labels": ["a"]}
         system, _ = table.upstream.seen[0].json["messages"]
         assert system["content"] == "The labels:\n- a: the first\n- b"
@@ -1240,7 +1242,7 @@ async def test_the_rows_of_a_folder_s_files_are_asked_one_by_one(bench, tools):
         job = await call("bulk_generate", files=["parts"], **asked)
         assert job["files"] == 2
         await ended(call, job["job_id"], "finished")
-        page = await call("bulk_results", job_id=job["job_id"], with_input=True)
+        page = await call("bulk_status", read="all", job_id=job["job_id"], with_input=True)
         assert [(row["source_file"], row["text"]) for row in page["rows"]] == [
             ("a.csv", "one"),
             ("a.csv", "two"),
@@ -1384,5 +1386,5 @@ async def test_a_page_of_a_grid_says_which_model_gave_each_answer(bench, tools):
     bench.prompts(1)
     async with tools() as call:
         job = await ran(call, model=["one", "two"])
-        rows = (await call("bulk_results", job_id=job["job_id"]))["rows"]
+        rows = (await call("bulk_status", read="all", job_id=job["job_id"]))["rows"]
     assert [(row["model"], row["variant"]) for row in rows] == [("one", "one"), ("two", "two")]

@@ -556,7 +556,7 @@ async def test_a_page_of_the_operators_own_job_shows_no_row_with_secrets(folder,
     await bulk_async(folder / "in.jsonl", folder / "out.jsonl", base_url=upstream.url, model="m")
     async with serve() as talk:
         (job,) = (await talk("bulk_status")).structured_content["jobs"]
-        page = await talk("bulk_results", job_id=job["job_id"], with_input=True)
+        page = await talk("bulk_status", read="all", job_id=job["job_id"], with_input=True)
         answers = await talk.client.read_resource(f"promptmill://jobs/{job['job_id']}/answers")
     for said in (str(page.structured_content["rows"]), answers[0].text):
         assert "hunter2" not in said

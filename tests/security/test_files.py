@@ -218,6 +218,7 @@ def test_large_images_are_refused_before_they_are_decoded(tmp_path, picture):
     assert "larger than 256 MiB" in _refusal(huge)
 
 
+USES = ({}, {"read": "all"}, {"action": "cancel"})
 ATTACK = """
 import asyncio, sys, threading
 import psutil
@@ -348,7 +349,7 @@ async def test_a_template_for_a_local_engine_takes_no_memory_of_the_server(closi
         template = "{{ 'a' * (3 * 10 ** 9 if text == 'x' else 1) }}{{text}}"
         job = await talk("bulk_generate", prompts=["x", "y"], prompt=template)
         job_id = (await talk.ended(job.structured_content["job_id"]))["job_id"]
-        first, second = (await talk("bulk_results", job_id=job_id)).structured_content["rows"]
+        first, second = (await talk("bulk_status", read="all", job_id=job_id)).structured_content["rows"]
     assert "more memory than the job has" in first["error"]["message"]
     assert second["answer"] == "ay"
 
@@ -550,9 +551,9 @@ def test_the_door_fetches_nothing_for_a_call(tmp_path, name, options):
 @pytest.mark.parametrize(
     "job_id", ["..", "../..", "../../etc", "/etc", ".", "", "a/../../b", "a\0b", "a\nb", "x" * 5000]
 )
-@pytest.mark.parametrize("tool", ["bulk_status", "bulk_results", "bulk_cancel"])
-async def test_a_job_id_is_no_path(talk, work_folder, tool, job_id):
-    assert "There is no job" in await talk.error(tool, job_id=job_id)
+@pytest.mark.parametrize("use", USES)
+async def test_a_job_id_is_no_path(talk, work_folder, use, job_id):
+    assert "There is no job" in await talk.error("bulk_status", job_id=job_id, **use)
 
 
 @pytest.mark.rule("F12")
@@ -586,7 +587,10 @@ async def test_what_somebody_writes_into_a_jobs_database_opens_no_other_file(ser
         job.close()
         async with serve() as talk:
             assert "hunter2" not in str(
-                (await talk("bulk_results", job_id=spec.job_id), await talk("bulk_status", job_id=spec.job_id))
+                (
+                    await talk("bulk_status", read="all", job_id=spec.job_id),
+                    await talk("bulk_status", job_id=spec.job_id),
+                )
             ), change
     assert secret.read_text() == '{"prompt": "hunter2"}\n'
 
@@ -677,7 +681,7 @@ async def test_a_job_folder_that_another_user_planted_is_not_read(
     elsewhere.mkdir()
     (elsewhere / "secrets.jsonl").write_text('{"prompt": "secret"}\n' * 2)
     async with serve() as talk:
-        assert (await talk("bulk_results", job_id=job_id)).structured_content["rows"]
+        assert (await talk("bulk_status", read="all", job_id=job_id)).structured_content["rows"]
         if planted == "owner":
             monkeypatch.setattr(os, "geteuid", lambda: 12345)
         elif planted in {"folder", "hidden"}:
@@ -688,8 +692,8 @@ async def test_a_job_folder_that_another_user_planted_is_not_read(
             aside = (folder / planted).rename(elsewhere / planted)
             (folder / planted).symlink_to(aside)
         before = {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")}
-        for tool in ("bulk_status", "bulk_results", "bulk_cancel"):
-            assert "There is no job" in await talk.error(tool, job_id=job_id)
+        for use in USES:
+            assert "There is no job" in await talk.error("bulk_status", job_id=job_id, **use)
         assert (await talk("bulk_status")).structured_content["jobs"] == []
         said = await talk.error("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         assert "is not this job's own output" in said
@@ -709,8 +713,8 @@ async def test_jobs_of_other_folders_are_not_shown(serve, shell, work_folder, tm
     other.mkdir()
     monkeypatch.chdir(other)
     async with serve() as talk:
-        for tool in ("bulk_status", "bulk_results", "bulk_cancel"):
-            assert "outside the folders" in await talk.error(tool, job_id=job.job_id)
+        for use in USES:
+            assert "outside the folders" in await talk.error("bulk_status", job_id=job.job_id, **use)
         assert (await talk("bulk_status")).structured_content["jobs"] == []
 
 

@@ -30,10 +30,10 @@ def _tries(job_id, folder):
     database, answers = str(folder.database), str(folder.answers)
     return (
         ("bulk_status", {"job_id": job_id}),
-        ("bulk_results", {"job_id": job_id}),
-        ("bulk_results", {"job_id": job_id, "with_input": True}),
-        ("bulk_cancel", {"job_id": job_id}),
-        ("bulk_control", {"job_id": job_id, "resume": True}),
+        ("bulk_status", {"read": "all", "job_id": job_id}),
+        ("bulk_status", {"read": "all", "job_id": job_id, "with_input": True}),
+        ("bulk_status", {"action": "cancel", "job_id": job_id}),
+        ("bulk_status", {"job_id": job_id, "action": "continue"}),
         ("bulk_generate", {"input_file": database, "output_file": answers}),
         ("bulk_generate", {"files": [database], "prompt": "{{content}}"}),
     )
@@ -82,8 +82,8 @@ async def test_the_job_of_a_task_is_its_owners_for_every_tool(served, upstream, 
         monkeypatch.setattr(tool_calls, "owner_of", lambda _: "")
         monkeypatch.setattr(tasks, "owner_of", lambda _: "")
         assert (await talk("bulk_status", job_id=job_id)).structured_content["state"] == "running"
-        assert len((await talk("bulk_results", job_id=job_id, limit=200)).structured_content["rows"]) == 99
-        assert (await talk("bulk_cancel", job_id=job_id)).structured_content["state"] == "cancelled"
+        assert len((await talk("bulk_status", read="all", job_id=job_id, limit=200)).structured_content["rows"]) == 99
+        assert (await talk("bulk_status", action="cancel", job_id=job_id)).structured_content["state"] == "cancelled"
 
 
 @pytest.mark.rule("H10")
@@ -105,14 +105,14 @@ async def test_so_is_every_job_on_what_came_in_a_call(served, upstream, tmp_path
         job_id = tasking.handles[0].task_id if tasking.handles else found.get("kept_job_id") or found["job_id"]
         if kind not in {"deferred", "too large"}:
             await talk.ended(job_id)
-        assert (await talk("bulk_results", job_id=job_id)).structured_content["rows"]
+        assert (await talk("bulk_status", read="all", job_id=job_id)).structured_content["rows"]
         folder = JobFolders.from_environ().find(job_id)
         async with served("second") as (other, _):
             for tried, arguments in _tries(job_id, folder):
                 said = await other.error(tried, **arguments)
                 assert "secret" not in said, tried
         monkeypatch.setattr(tool_calls, "owner_of", lambda _: "first")
-        await talk("bulk_cancel", job_id=job_id)
+        await talk("bulk_status", action="cancel", job_id=job_id)
 
 
 @pytest.mark.rule("H10")
@@ -125,7 +125,9 @@ async def test_jobs_on_files_are_everybodys_who_may_use_the_files(served, upstre
         await talk.ended(job_id)
     async with served("second") as (other, _):
         assert [job["job_id"] for job in (await other("bulk_status")).structured_content["jobs"]] == [job_id]
-        assert (await other("bulk_results", job_id=job_id)).structured_content["rows"][0]["answer"] == "echo: a"
+        assert (await other("bulk_status", read="all", job_id=job_id)).structured_content["rows"][0][
+            "answer"
+        ] == "echo: a"
 
 
 @pytest.mark.rule("H10")
@@ -159,9 +161,10 @@ def test_over_http_the_token_is_the_owner_and_over_stdio_the_user(upstream, tmp_
         session = first.session(bearer)
         job_id = session.call("generate", prompt_ls=["secret 0", "secret 1"])["structuredContent"]["job_id"]
         other = second.session({"Authorization": f"Bearer {TOKEN[::-1]}"})
-        for tool in ("bulk_status", "bulk_results", "bulk_cancel"):
-            said = other.call(tool, job_id=job_id)
+        uses: tuple[dict[str, Any], ...] = ({}, {"read": "all"}, {"action": "cancel"})
+        for use in uses:
+            said = other.call("bulk_status", job_id=job_id, **use)
             assert "There is no job" in said["content"][0]["text"]
         again = first.session(bearer)
         eventually(lambda: again.call("bulk_status", job_id=job_id)["structuredContent"]["done"] == 1)
-        assert again.call("bulk_cancel", job_id=job_id)["structuredContent"]["state"] == "cancelled"
+        assert again.call("bulk_status", action="cancel", job_id=job_id)["structuredContent"]["state"] == "cancelled"

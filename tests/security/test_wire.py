@@ -135,9 +135,14 @@ def tool_calls(wild, text):
             "max_failures": text | wild,
             "validate": st.booleans() | wild,
         },
-        "bulk_status": {"job_id": text | WORDS | wild, "limit": number},
-        "bulk_results": {"job_id": text | WORDS | wild, "offset": number, "limit": number, "only": text | wild},
-        "bulk_cancel": {"job_id": text | WORDS | wild},
+        "bulk_status": {
+            "job_id": text | WORDS | wild,
+            "offset": number,
+            "limit": number,
+            "read": st.sampled_from(["all", "failed"]) | text | wild,
+            "action": st.sampled_from(["cancel", "pause"]) | text | wild,
+            "options": wild,
+        },
     }
     by_tool = [
         st.tuples(

@@ -6,6 +6,7 @@ from fastmcp import Client
 
 from fakes import openai_configuration
 from piped import Piped
+from promptmill.core.errors import PromptmillError
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from sure import sure
@@ -57,3 +58,10 @@ def test_serve_locked_is_how_to_start_one(upstream, tmp_path):
         assert not HIDDEN & {tool["name"] for tool in tools}
         assert server.result(server.call("vllm_shutdown"))["isError"]
         assert server.answers("hi") == ["echo: hi"]
+
+
+async def test_only_the_named_tools_are_served(upstream):
+    server = create_server(Service(openai_configuration(upstream.url)), tools=["generate", "bulk_status"])
+    assert [tool.name for tool in await server.list_tools()] == ["generate", "bulk_status"]
+    with pytest.raises(PromptmillError, match=r"--tools: did you mean generate\?"):
+        create_server(Service(openai_configuration(upstream.url)), tools=["generat"])

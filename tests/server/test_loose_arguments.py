@@ -31,7 +31,7 @@ async def test_null_for_an_optional_argument_is_its_default(talk):
     turns = await talk("multiturn_generate", messages=[{"role": "user", "content": "a"}], system_prompt=None)
     init = await talk("generation_init", backend_configs={}, sampling_params={}, extra_params=None, backend=None)
     status = await talk("bulk_status", job_id=None)
-    missing = await talk("bulk_results", job_id="x", offset=None, limit=None)
+    missing = await talk("bulk_status", read="all", job_id="x", offset=None, limit=None)
     results, missing = [generated, with_images, turns, init, status], text(missing)
     assert not [text(result) for result in results if result.is_error]
     assert "x" in missing
@@ -130,3 +130,29 @@ async def test_an_empty_schema_is_no_schema(talk):
     assert await talk.answers("yes", schema="{}", model="", choices=[]) == ["echo: yes"]
     job = await talk("bulk_generate", prompts=["yes"], schema={}, choices=["yes", "no"], validate=True)
     assert job.structured_content["state"] == "validated"
+
+
+async def test_choices_may_be_one_text_with_commas(talk, upstream):
+    await talk("generate", prompt_ls=["a"], choices="good, bad; both")
+    assert '["good", "bad", "both"]' in json.dumps(upstream.seen[-1].json)
+
+
+async def test_wrong_choices_are_named_as_the_call_names_them(talk):
+    said = await talk.error("generate", prompt_ls=["a"], choices=["same", "same"])
+    assert said.startswith("choices: should be at least two")
+
+
+async def test_a_folder_as_input_names_the_argument_for_folders(talk, tmp_path):
+    (tmp_path / "texts").mkdir()
+    said = await talk.error("bulk_generate", input_file="texts", output_file="out.csv", prompt="{{content}}")
+    assert "name folders and patterns in `files`" in said
+
+
+async def test_a_file_elsewhere_names_the_setting_that_allows_it(talk, tmp_path):
+    said = await talk.error("bulk_generate", input_file=str(tmp_path.parent / "x.csv"), output_file="out.csv")
+    assert f'`allowed_roots: ["{tmp_path.parent}"]`' in said
+
+
+async def test_a_single_call_takes_any_model_of_the_endpoint(talk, upstream):
+    await talk("generate", prompt_ls=["a"], model="other-1")
+    assert upstream.seen[-1].json["model"] == "other-1"

@@ -43,7 +43,7 @@ async def _finished(talking, job_id, *states):
 async def _rows(talking, job_id, page=7):
     rows, offset = [], 0
     while offset is not None:
-        found = (await talking("bulk_results", job_id=job_id, offset=offset, limit=page)).structured_content
+        found = (await talking("bulk_status", read="all", job_id=job_id, offset=offset, limit=page)).structured_content
         rows += found["rows"]
         offset = found["next_offset"]
     return rows
@@ -77,7 +77,7 @@ async def test_nothing_is_lost_and_nothing_is_asked_twice(serve, upstream):
     assert json.loads(text(result)) == found
     assert result.meta["job_id"] == found["job_id"]
     assert found["job_id"] in result.content[1].text
-    assert "bulk_results" in result.content[1].text
+    assert "bulk_status" in result.content[1].text
 
     assert len(early) < 120
     assert [row["row"] - 1 for row in rows] == [row["index"] for row in rows] == list(range(120))
@@ -175,17 +175,17 @@ async def test_a_client_that_cancels_before_the_limit_ends_all(serve, upstream):
     await until(lambda: not _folders())  # the last write of its job is made in a thread
 
 
-async def test_bulk_cancel_ends_the_rest_and_bulk_control_resumes_it(serve, upstream):
+async def test_an_action_ends_the_rest_and_another_resumes_it(serve, upstream):
     upstream.reply = by_prompt({"stuck": hang()}, late(0.05, answer()))
     async with serve(top=LIMIT) as talk:
         result = await talk("generate", prompt_ls=["a", "stuck", "b"])
         job_id = result.structured_content["job_id"]
-        cancelled = (await talk("bulk_cancel", job_id=job_id)).structured_content
+        cancelled = (await talk("bulk_status", action="cancel", job_id=job_id)).structured_content
         await until(lambda: upstream.in_flight == 0)
         ended = await _finished(talk, job_id, "cancelled")
         upstream.reply = answer()
         assert (ended["input_file"], ended["output_file"]) == ("call", None)
-        again = await talk("bulk_control", job_id=job_id, resume=True)
+        again = await talk("bulk_status", job_id=job_id, action="continue")
         assert again.structured_content["job_id"] == job_id, text(again)
         await _finished(talk, job_id)
         rows = await _rows(talk, job_id)
@@ -264,7 +264,7 @@ async def test_images_are_found_from_anywhere_and_only_where_the_call_might_look
                 ["http://host.invalid/x.png"],
             ],
         )
-        await talk("bulk_cancel", job_id=result.structured_content["job_id"])
+        await talk("bulk_status", action="cancel", job_id=result.structured_content["job_id"])
         await _finished(talk, result.structured_content["job_id"], "cancelled")
     (path,) = _folders()
     with Folder(path).reading() as store:
@@ -328,7 +328,7 @@ async def test_an_engine_that_is_shut_down_leaves_the_rest_to_be_resumed():
         job_id = result.structured_content["job_id"]
         await talk("vllm_shutdown")
         await _finished(talk, job_id, "interrupted")
-        again = await talk("bulk_control", job_id=job_id, resume=True)
+        again = await talk("bulk_status", job_id=job_id, action="continue")
         assert not again.is_error, text(again)
         await _finished(talk, job_id)
         rows = await _rows(talk, job_id)
@@ -405,7 +405,7 @@ async def test_progress_ends_with_what_is_done(serve, upstream):
     async with serve(top=LIMIT) as talk:
         arguments = {"prompt_ls": ["a", "b", "stuck"]}
         result = await talk.client.call_tool("generate", arguments, progress_handler=heard)
-        await talk("bulk_cancel", job_id=result.structured_content["job_id"])
+        await talk("bulk_status", action="cancel", job_id=result.structured_content["job_id"])
         await _finished(talk, result.structured_content["job_id"], "cancelled")
         at_its_end = len(told)
     numbers = [progress for progress, _, _ in told]

@@ -16,6 +16,7 @@ from pydantic import ConfigDict
 from fakes import openai_configuration
 from piped import Piped
 from promptmill.server import create_server
+from promptmill.server.listed_tools import SKILL
 from promptmill.server.tasks import EXTENSION as TASKS
 from promptmill.service.service import Service
 from server_process import written
@@ -157,7 +158,7 @@ async def test_no_client_cuts_a_description_or_the_instructions(upstream, locked
     assert max(len(sure(text).encode()) for text in [server.instructions, *told.values()]) <= 2048
     named = set(
         re.findall(
-            r"`(\w*generate|bulk_\w+|compare|review|review_take|improve|generation_init|vllm_shutdown)`",
+            r"`(\w*generate|bulk_\w+|compare|review|improve|generation_init|vllm_shutdown)`",
             sure(server.instructions),
         )
     )
@@ -166,6 +167,44 @@ async def test_no_client_cuts_a_description_or_the_instructions(upstream, locked
 
 async def test_long_results_reach_the_model_of_claude_code_and_not_a_file(tools):
     limits = {name: (tool.meta or {}).get("anthropic/maxResultSizeChars") for name, tool in tools.items()}
-    long = {"generate", "multimodal_generate", "bulk_results", "compare", "review", "improve"}
+    long = {"generate", "multimodal_generate", "bulk_status", "compare", "review", "improve"}
     assert {name for name, limit in limits.items() if limit} == long & tools.keys()
     assert {limit for limit in limits.values() if limit} == {500_000}
+
+
+async def test_a_model_reads_little_before_it_does_anything(tools):
+    """Counted over the wire: name, description and input schema of each tool, as JSON."""
+    read = {
+        name: len(json.dumps([name, tool.description, tool.input_schema], ensure_ascii=False, separators=(",", ":")))
+        for name, tool in tools.items()
+    }
+    assert sum(read.values()) + 40 * len(read) <= 12_000, read  # 40: the names of the three
+    reference = ["generation_init", "generate", "multimodal_generate", "multiturn_generate", "vllm_shutdown"]
+    assert sum(read[name] + 40 for name in reference) <= 5_500, read
+
+
+async def test_rare_arguments_are_keys_of_options_which_the_skill_lists(talk, tools):
+    (skill,) = await talk.client.read_resource(SKILL)
+    for tool in tools.values():
+        words = tool.input_schema["properties"].get("options", {}).get("description", "")
+        for key in re.findall(r"(\w+)(?: \{[^}]*\})?[,.]", words.partition(": ")[2]):
+            assert f"* `{key}`: " in skill.text, (tool.name, key)
+
+
+@pytest.mark.parametrize(
+    ("sent", "problem"),
+    [
+        ({"options": {"dedup": True}}, "did you mean dedupe"),
+        ({"validate": True, "options": {"validate": True}}, "`validate` stands in `options`, too"),
+        ({"options": ["dedupe"]}, "`options` is an object"),
+        ({"options": {"dedupe": "perhaps"}}, "dedupe"),
+    ],
+)
+async def test_a_wrong_key_of_options_is_named(talk, sent, problem):
+    assert problem in await talk.error("bulk_generate", prompts=["a"], **sent)
+
+
+async def test_options_may_be_a_text_or_stand_beside_the_others(talk):
+    for sent in ({"options": '{"dedupe": true}'}, {"options": {"dedupe": True}}, {"dedupe": True}, {"options": None}):
+        result = await talk("bulk_generate", prompts=["a", "a"], validate=True, **sent)
+        assert not result.is_error, result

@@ -44,9 +44,9 @@ async def test_a_result_that_is_too_large_comes_as_its_first_answers_a_link_and_
     async with serving(configuration) as talk:
         result = await talk("generate", prompt_ls=prompts)
         link = result.content[-1]
-        page = await talk("bulk_results", job_id=result.structured_content["kept_job_id"], limit=1000)
-        (hint,) = map(json.loads, re.findall(r"bulk_results and (\{.*?\})", text(result)))
-        longer = await talk("bulk_results", **hint)
+        page = await talk("bulk_status", read="all", job_id=result.structured_content["kept_job_id"], limit=1000)
+        (hint,) = map(json.loads, re.findall(r"bulk_status and (\{.*?\})", text(result)))
+        longer = await talk("bulk_status", **hint)
         rows = await _read_all(talk, str(link.uri))
     structured = result.structured_content
     (omitted,) = structured["errors"]
@@ -73,7 +73,7 @@ async def test_a_failure_is_kept_as_it_is_and_not_sent_again(configuration, upst
         result = await talk("generate", prompt_ls=[f"prompt {number}" for number in range(30)])
         sent = len(upstream.seen)
         job_id = result.structured_content["kept_job_id"]
-        page = await talk("bulk_results", job_id=job_id, offset=7, limit=1)
+        page = await talk("bulk_status", read="all", job_id=job_id, offset=7, limit=1)
     (row,) = page.structured_content["rows"]
     assert (row["error"]["code"], row["error"]["retryable"]) == ("server_error", True)
     assert page.structured_content["state"] == "finished"
@@ -219,7 +219,7 @@ def test_over_http_only_an_event_of_a_slow_call_has_a_limit(served, upstream, ag
     assert max(map(len, response.body.split(b"\n"))) < 1 << 20
     assert result["structuredContent"]["ans_ls"] == [*ALL[:9], "", "", ""]
     job = result["structuredContent"]["kept_job_id"]
-    rows = session.call("bulk_results", job_id=job, offset=9)["structuredContent"]
+    rows = session.call("bulk_status", read="all", job_id=job, offset=9)["structuredContent"]
     assert rows["rows"][0]["answer"] == "x" * 100_000
     response, result = _over_http(session, 21, *FEW[:9], progress=True)
     assert result["structuredContent"] == {"ans_ls": ALL[:9]}

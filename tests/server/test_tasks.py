@@ -125,7 +125,7 @@ async def test_its_state_counts_the_answered_prompts_and_cancel_ends_it(served, 
 
 async def test_wrong_arguments_are_reported_at_once(served, upstream):
     async with served() as (client, tasking):
-        for wrong in ({"prompt_ls": 5}, {"prompt_ls": MANY, "max_cost": -1}, {"prompt_ls": MANY, "model": "none"}):
+        for wrong in ({"prompt_ls": 5}, {"prompt_ls": MANY, "max_cost": -1}, {"prompt_ls": MANY, "choices": {}}):
             result = await client.call_tool("generate", wrong, raise_on_error=False)
             assert result.is_error
     assert tasking.handles == []
@@ -160,7 +160,7 @@ async def test_a_result_that_is_too_large_names_the_task_as_the_job_with_all_ans
         result = await client.call_tool("generate", {"prompt_ls": [f"{prompt} {'x' * 2000}" for prompt in MANY]})
         job_id, found = tasking.handles[0].task_id, result.structured_content
         shown = sum(map(bool, found["ans_ls"]))
-        rest = await client.call_tool("bulk_results", {"job_id": job_id, "offset": shown, "limit": 1})
+        rest = await client.call_tool("bulk_status", {"read": "all", "job_id": job_id, "offset": shown, "limit": 1})
     assert found["kept_job_id"] == job_id
     assert 0 < shown < len(MANY)
     assert [row["index"] for row in rest.structured_content["rows"]] == [shown]

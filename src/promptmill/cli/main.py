@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from promptmill import __version__
 from promptmill.cli.options import Parser, configuration_of, option_of
 from promptmill.cli.terminal import OK, SOME_FAILED, USAGE, LostOutputError, complain, flush, say
 from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT, Command, features, part
+from promptmill.core.version import __version__
 from promptmill.core.wording import did_you_mean
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second

@@ -28,6 +28,12 @@ def add_options(serve: Parser) -> None:
         action="store_true",
         help="leave out generation_init and vllm_shutdown: your configuration counts, whatever a client wants",
     )
+    group.add_argument(
+        "--tools",
+        metavar="NAMES",
+        default="",
+        help="only these tools, such as generate,bulk_generate,bulk_status; a model reads the list before each task",
+    )
     group = serve.add_argument_group("logs and metrics")
     group.add_argument(
         "--access-log",
@@ -117,7 +123,9 @@ def _serve_stdio(arguments: argparse.Namespace) -> int:
     from promptmill.server import process
 
     _log(arguments)
-    return process.serve_stdio(configuration, locked=arguments.locked, metrics_port=arguments.metrics)
+    return process.serve_stdio(
+        configuration, locked=arguments.locked, tools=_tools(arguments), metrics_port=arguments.metrics
+    )
 
 
 def _serve_http(arguments: argparse.Namespace) -> int:
@@ -147,7 +155,11 @@ def _serve_http(arguments: argparse.Namespace) -> int:
         environ=os.environ,
     ) as bound:
         wanted = [face for face in _faces() if not getattr(arguments, f"no_{face.name}")]
-        return process.serve_http(configuration, bound, [part(face.app) for face in wanted])
+        return process.serve_http(configuration, bound, [part(face.app) for face in wanted], _tools(arguments))
+
+
+def _tools(arguments: argparse.Namespace) -> list[str]:
+    return [name.strip() for name in arguments.tools.split(",") if name.strip()]
 
 
 def _log(arguments: argparse.Namespace) -> None:

@@ -17,7 +17,6 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Protocol, cast
 
-from promptmill import __version__
 from promptmill.backends import registry
 from promptmill.backends.protocol import (
     Backend,
@@ -37,6 +36,7 @@ from promptmill.cluster.replicas import Replicas
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
+from promptmill.core.version import __version__
 from promptmill.system import frames, subprocesses
 from promptmill.system.runtime import usable_cores
 

@@ -25,7 +25,6 @@ from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from promptmill import __version__
 from promptmill.backends import registry
 from promptmill.backends.protocol import (
     Backend,
@@ -43,6 +42,7 @@ from promptmill.cluster.replicas import changed_block
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.request import Request
+from promptmill.core.version import __version__
 from promptmill.images.load import HeldImage, encode_held
 
 _SILENCE_S = 60.0

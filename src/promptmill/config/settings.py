@@ -487,7 +487,7 @@ class Settings(_Money, _Answers, _Prompts, _Models):
         None,
         gt=0,
         description="Seconds after which a call returns the answers so far; the rest continues as a job, which "
-        "`bulk_results` reads. For clients that give up after a minute.",
+        "`bulk_status` reads. For clients that give up after a minute.",
     )
     max_result_bytes: int | None = Field(
         None,

@@ -52,7 +52,10 @@ class Argument:
     """Its name, if it is not the option's."""
     words: str = ""
     """Its description, if a call has other values than Python, or a language model needs more."""
-    examples: Sequence[Any] = ()
+    is_common: bool = False
+    """Whether the list of tools shows it; else it is a key of `options` there."""
+    form: str = ""
+    """What the list shows behind the name of such a key, for a value that the name does not tell."""
     least: float | None = None
     most: float | None = None
     within: str = ""

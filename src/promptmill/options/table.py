@@ -67,9 +67,9 @@ PROMPTS = (
             is_common=True,
         ),
         argument=Argument(
-            words="template of the prompts; {{name}} means the row's field of that name; without it, the rows hold "
-            'their prompts; several, {"short": "…", "long": "…"}, are each asked of each row',
-            examples=["Is this review positive? {{text}}"],
+            words="what to ask of each row: {{column}} is its cell, {{content}} a file's text; several by name, "
+            '{"short": "…", "long": "…"}, are each asked',
+            is_common=True,
         ),
         keyword=Keyword(type="str | Mapping[str, str] | None"),
         goes_without=[Without("prompt_column", "; name the column in the prompt: {{column}}")],
@@ -94,11 +94,7 @@ PROMPTS = (
         "system prompt above every row",
         "",
         flag=Flag(metavar="TEXT", is_common=True),
-        argument=Argument(
-            "system_prompt",
-            words="system prompt for every prompt of this call; without it, the configured one",
-            examples=["Answer in one word."],
-        ),
+        argument=Argument("system_prompt", words="system prompt of every row", is_common=True),
         keyword=Keyword(type="str | None"),
     ),
     Option(
@@ -193,7 +189,7 @@ ANSWERS = (
             one_of="form",
             is_common=True,
         ),
-        argument=Argument(words="every answer is exactly one of these texts; an object also defines each text"),
+        argument=Argument(words="every answer is one of these; an object also defines them", is_common=True),
         keyword=Keyword(type="str | Path | Sequence[str] | Mapping[str, str] | None"),
         keys=["sampling_params.choices"],
         goes_without=[Without("schema"), _FIELDS],
@@ -203,18 +199,7 @@ ANSWERS = (
         dict[str, Any],
         "a JSON Schema that every answer must satisfy",
         flag=Flag(metavar="FILE", read=Path, one_of="form", is_common=True),
-        argument=Argument(
-            words="JSON Schema that every answer must satisfy; answers are then JSON texts; describe fields with "
-            "`description`, and set `additionalProperties: false`",
-            examples=[
-                {
-                    "type": "object",
-                    "properties": {"city": {"type": "string"}, "population": {"type": "integer"}},
-                    "required": ["city", "population"],
-                    "additionalProperties": False,
-                }
-            ],
-        ),
+        argument=Argument(words="JSON Schema of every answer", is_common=True),
         keyword=Keyword(type="AnswerType | str | Path | None"),
         keys=["sampling_params.response_format"],
         goes_without=[_FIELDS],
@@ -239,6 +224,7 @@ ANSWERS = (
             one_of="form",
             is_common=True,
         ),
+        argument=Argument(words="facts to extract, as columns: name,amount:number,day:date,size:S|M|L", is_common=True),
         keyword=Keyword(type="bool | str"),
     ),
     Option(
@@ -314,8 +300,7 @@ MODEL = (
             is_common=True,
         ),
         argument=Argument(
-            words="a name from promptmill://models; without several there, also a model of its endpoint; several, as "
-            "a list, each answer each row, and the column `variant` tells them apart",
+            words="from promptmill://models, or any of its endpoint; a list: each answers each row", is_common=True
         ),
         keyword=Keyword(type="str | Sequence[str] | None"),
         keys=[f"{_ENDPOINT}model_name", "backend_configs.hf.model_name_or_path"],
@@ -389,11 +374,9 @@ SAMPLING = (
     Option(
         "sampling_params",
         dict[str, Any],
-        "sampling parameters that override the configured ones in this call; names: temperature, top_p, max_tokens, "
-        "stop, seed and the like, and OpenAI's tools, tool_choice, logprobs; top_choices: 3 gives probabilities of "
-        "`choices`; rarely needed",
+        "sampling parameters in place of the configured ones: temperature, max_tokens, top_p, stop, seed and the like, "
+        "and OpenAI's tools, tool_choice, logprobs; top_choices: 3 gives probabilities of `choices`",
         flag=None,
-        argument=Argument(examples=[{"temperature": 0, "max_tokens": 256}]),
         keyword=None,
     ),
     _sampling("top_p", float, "only the likeliest tokens that have this probability together"),
@@ -421,7 +404,7 @@ LIMITS = (
         int,
         "only the first N rows; later, without it, the others",
         flag=Flag(metavar="N", is_common=True),
-        argument=Argument(least=0),
+        argument=Argument(words="only the first N rows", is_common=True, least=0),
     ),
     Option(
         "sample",
@@ -437,9 +420,7 @@ LIMITS = (
         "most dollars that all runs of the job may spend",
         flag=Flag(metavar="AMOUNT", read="promptmill.options.reading:amount", is_common=True),
         argument=Argument(
-            words="spending limit of this job in US dollars; rows beyond it fail with code `budget`; requires a known "
-            "price and `max_tokens`",
-            least=0,
+            words="most US dollars of the whole job; needs a known price and `max_tokens`", is_common=True, least=0
         ),
         keys=["max_cost"],
     ),
@@ -448,7 +429,7 @@ LIMITS = (
         str,
         "stop when more rows than this have failed",
         flag=Flag(metavar="N|P%"),
-        argument=Argument(examples=["100", "5%"]),
+        argument=Argument(words="stop when more rows than this have failed: 100 or 5%"),
         keyword=Keyword(type="int | str | None"),
     ),
     Option("dedupe", bool, "send identical rows at temperature 0 once", False),
@@ -470,6 +451,7 @@ RUN = (
         "check the rows, estimate the price; send nothing",
         False,
         flag=Flag(is_common=True),
+        argument=Argument(words="only check the rows and estimate the price", is_common=True),
         keyword=None,
     ),
     Option(
@@ -487,8 +469,7 @@ RUN = (
         "send these rows again; their answers stay until the new ones are there",
         flag=Flag(is_common=True),
         argument=Argument(
-            words="rows of an earlier job of these files to send again: the failed ones, those cut off at max_tokens, "
-            "or all; the old answers stay until the new ones arrive"
+            words="send these rows of an earlier job again; old answers stay until the new ones arrive", is_common=True
         ),
     ),
     Option("keep", bool, "count answers made under other settings, which later rows note", False),

@@ -24,9 +24,9 @@ from typing import Any
 
 import orjson
 
-from promptmill import __version__
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.values import JsonDict
+from promptmill.core.version import __version__
 from promptmill.core.wording import counted, cut
 from promptmill.jobs import disk
 from promptmill.pages.page_rows import PageRows

@@ -18,38 +18,42 @@ from fastmcp import FastMCP
 from fastmcp.apps.config import UI_EXTENSION_ID
 from fastmcp.server.extensions import MethodBinding, ServerExtension
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
+from fastmcp.tools import Tool
 from mcp.server.caching import CacheHint
 from mcp.shared.exceptions import MCPError
 from pydantic import BaseModel, SecretStr
 
-from promptmill import __version__
+from promptmill.config.backends import AUTO, EMBEDDED
 from promptmill.config.own_secrets import SECRET_NAME, secrets_in
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import USUAL_KEYS
-from promptmill.core.errors import redact
+from promptmill.core.errors import config_error, redact
 from promptmill.core.feature import features, part
+from promptmill.core.version import __version__
+from promptmill.core.wording import did_you_mean
 from promptmill.server.bulk_tools import add_bulk_tools
+from promptmill.server.listed_tools import SKILL
 from promptmill.server.tasks import Tasks
 from promptmill.server.tool_calls import CallLog, PlainArguments
-from promptmill.server.tool_socket import SKILL, ToolSocket
+from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import add_answer_tools, add_engine_tools
+from promptmill.service import choosing
 from promptmill.service.observers import Observer
 from promptmill.service.service import Service
 
 _ANSWERING = """\
 promptmill answers prompts with a language model of its own. Nothing has to be prepared.
-- One prompt, or up to about 50 independent ones: `generate`, all of them in one list. With images: \
-`multimodal_generate`. One conversation of several turns: `multiturn_generate`. Answers come in `ans_ls`, in the order \
-of the prompts; a failed item has the answer "" and an entry in `errors`.
-- A file, a folder, or more than about 50 prompts: `bulk_generate`, so that rows and answers stay out of this \
-conversation. First with `validate` to see the number of rows, tokens and the price; then without it. Then \
-`bulk_status` every few seconds until `state` is `finished`. `output_file` has all answers; `bulk_results` reads some, \
-`bulk_control` pauses or limits a running job, `bulk_cancel` ends it.{features}
-- A result with a `job_id` reached the time limit: do not send the unanswered prompts again, read their answers with \
-`bulk_results`.
-- Fixed labels: `choices`. Fields to extract: `schema`. Both work in all these tools.
-The resource promptmill://status shows model, calls in progress and configuration; promptmill://models the models to \
-choose from with `model`.\
+- Up to about 50 independent prompts: `generate`, all in one list. With images: `multimodal_generate`. A conversation: \
+`multiturn_generate`.
+- A file, a folder, or more prompts: `bulk_generate`, so that rows and answers stay out of this conversation. First \
+with `validate`, for the number of rows and the price; then without it. Then `bulk_status` with `wait_s: 60` until \
+`state` is `finished`. `output_file` has all answers; `bulk_status` with `read` shows some.{features}
+- A result with a `job_id` reached the time limit: do not send its prompts again, read them with `bulk_status`.
+- Fixed labels: `choices`. Facts to extract: `schema`, or `fields` in bulk_generate.
+promptmill://models lists the models for `model`, promptmill://status what is loaded.\
+"""
+_TOY = f"""
+Without a configured model, {EMBEDDED} answers, a toy: `warnings` say so, and so should you.\
 """
 _CHOOSING = """
 `generation_init` only to change backend, model or sampling, before the other calls. \
@@ -101,25 +105,33 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
     sdk_server.cache_hints = dict.fromkeys(_NEVER_CHANGE, _FRESH)
 
 
-def _instructions(*, locked: bool) -> str:
+def _instructions(service: Service, *, locked: bool) -> str:
+    may_be_a_toy = choosing.is_embedded(service.plan) or service.plan.backend == AUTO
     more = "".join(f" {feature.instructions}" for feature in features().values() if feature.instructions)
-    return _ANSWERING.replace("{features}", more) + ("" if locked else _CHOOSING)
+    return _ANSWERING.replace("{features}", more) + (_TOY if may_be_a_toy else "") + ("" if locked else _CHOOSING)
 
 
 def create_server(
-    service: Service, *, locked: bool = False, observer: Observer | None = None, secrets: Iterable[str] = ()
+    service: Service,
+    *,
+    locked: bool = False,
+    tools: Sequence[str] = (),
+    observer: Observer | None = None,
+    secrets: Iterable[str] = (),
 ) -> FastMCP:
     """Return the app over `service`, which the caller created and closes. From now on it restricts files for clients.
 
-    `locked` leaves out the tools that change the model of the server, so that only the operator chooses it. `observer`
-    gets each call of a tool. `secrets` are the server's further secrets, besides keys in configuration and
-    environment: no file that contains one is sent.
+    `locked` leaves out the tools that change the model of the server, so that only the operator chooses it. `tools`:
+    the only ones that clients get; `()` for all. `observer` gets each call of a tool. `secrets` are the server's
+    further secrets, besides keys in configuration and environment: no file that contains one is sent.
+
+    Raises `PromptmillError` (`invalid_config`) for an unknown name of `tools`.
     """
     service.serve_clients(secrets)
     mcp = FastMCP(
         "promptmill",
         version=__version__,
-        instructions=_instructions(locked=locked),
+        instructions=_instructions(service, locked=locked),
         mask_error_details=True,
         website_url=_WEBSITE,
         icons=[_icon()],
@@ -135,12 +147,24 @@ def create_server(
     for feature in features().values():
         if feature.tools:
             part(feature.tools)(socket)
+    _keep(mcp, tools)
     mcp.add_extension(long_calls := Tasks(service, socket.running_jobs))
     mcp._mcp_server.middleware.append(long_calls.in_old_form)
     _add_status(mcp, service)
     _add_skill(mcp)
     _announce_what_is_there(mcp)
     return mcp
+
+
+def _keep(mcp: FastMCP, tools: Sequence[str]) -> None:
+    """Remove all tools but these, `()` for all. Raises `PromptmillError` (`invalid_config`) for an unknown name."""
+    known = [tool.name for tool in mcp.local_provider._components.values() if isinstance(tool, Tool)]
+    for name in tools:
+        if name not in known:
+            raise config_error("--tools", did_you_mean(name, known, f"there is no tool {name!r}; {', '.join(known)}."))
+    for name in known if tools else ():
+        if name not in tools:
+            mcp.local_provider.remove_tool(name)
 
 
 def _add_status(mcp: FastMCP, service: Service) -> None:
@@ -245,9 +269,9 @@ Answer this question for each row of the file {file} with promptmill: {question}
 `prompt` that asks the question and names the columns that it needs as {{{{column}}}}. Use `choices` if the answers \
 are a few labels, `schema` if they are fields.
 2. Report the number of rows, the problems, `estimated_cost` and `most_cost`, and ask whether to start.
-3. Make the same call without `validate`, then call `bulk_status` every few seconds until `state` is `finished`.
-4. Show the first five answers with `bulk_results`, the number of failed rows with their reasons, and the path of the \
-output. The resource {skill} explains more.\
+3. Make the same call without `validate`, then call `bulk_status` with `wait_s: 60` until `state` is `finished`.
+4. Show the first five answers with `bulk_status` and `read`, the number of failed rows with their reasons, and the \
+path of the output. The resource {skill} explains more.\
 """
 
 

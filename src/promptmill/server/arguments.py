@@ -28,157 +28,72 @@ from promptmill.core.wording import shape
 
 T = TypeVar("T")
 _SHORT = 20_000  # characters, or values, of prompts that take a millisecond to read
-_PART = {
-    "type": "object",
-    "description": '{"type": "text", "text": "…"} or {"type": "image_url", "image_url": {"url": "…"}}.',
-    "additionalProperties": True,
-}
-_CONTENT = {
-    "description": "The text; or a list of parts.",
-    "anyOf": [{"type": "string"}, {"type": "array", "items": _PART}, {"type": "object", "additionalProperties": True}],
-}
 _TURN = {
     "type": "object",
-    "properties": {
-        "role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]},
-        "content": _CONTENT,
-    },
+    "properties": {"role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]}},
     "required": ["role"],
-    "additionalProperties": True,
 }
 
 
-def a_list(*, of: dict[str, Any], description: str, examples: list[Any]) -> WithJsonSchema:
+def a_list(*, of: dict[str, Any], description: str) -> WithJsonSchema:
     """Return the schema of a list, which pydantic only passes on."""
-    return WithJsonSchema({"type": "array", "items": of, "description": description, "examples": examples})
+    return WithJsonSchema({"type": "array", "items": of, "description": description})
 
 
 Prompts = Annotated[
     Any,  # messages are accepted too, but strict function calling refuses a schema with `anyOf`
-    a_list(
-        of={"type": "string"},
-        description="The prompts: a list, also for a single one. Each is answered separately. A chat message "
-        "with `content` is accepted too.",
-        examples=[["What is the capital of France?", "Translate to German: Good morning!"]],
-    ),
+    a_list(of={"type": "string"}, description="One text per answer."),
 ]
-SystemPrompt = Annotated[
-    str,
-    Field(
-        description="System prompt for every prompt of this call. Leave it out to use the configured one.",
-        examples=["Answer in one word."],
-    ),
-]
+SystemPrompt = Annotated[str, Field(description="System prompt of every prompt.")]
 ModelName = Annotated[
-    str | None,
-    Field(
-        description="The name of the server's model to use, from promptmill://models. Leave it out to use the "
-        "default model.",
-        examples=["default"],
-    ),
+    str | None, Field(description="From promptmill://models, or any of its endpoint; left out: the default.")
 ]
 MaxCost = Annotated[
-    float | None,
-    Field(
-        ge=0,
-        description="Spending limit of this call in US dollars; prompts beyond it fail with code "
-        "`budget`. Left out: the call has no limit. Requires a known price and `max_tokens`.",
-    ),
+    float | None, Field(ge=0, description="Most US dollars of the call; needs a known price and `max_tokens`.")
 ]
 CallSampling = Annotated[
     dict[str, Any] | None,
     Field(
-        description="Sampling parameters that override the configured ones in this call; leave it out to change none. "
-        "Names: temperature, top_p, max_tokens, stop, seed and the like, and OpenAI's tools, tool_choice, logprobs; "
-        "top_choices: 3 gives probabilities of `choices`. Rarely needed.",
-        examples=[{"temperature": 0, "max_tokens": 256}],
+        description="Rarely needed: temperature, max_tokens, stop, seed, tools, logprobs, …; top_choices: 3 gives "
+        "probabilities of `choices`."
     ),
 ]
-Choices = Annotated[
-    list[str] | None,
-    Field(
-        description="A short form of `schema`, instead of it: every answer is exactly one of these texts, such "
-        'as ["positive", "negative"]. Leave it out for free text.',
-    ),
-]
+Choices = Annotated[list[str] | None, Field(description="Every answer is exactly one of these.")]
 AnswerSchema = Annotated[
-    dict[str, Any] | None,
-    Field(
-        description="JSON Schema that every answer must satisfy; answers are then JSON texts. Leave it out for free "
-        "text. Describe fields with `description`, and set `additionalProperties: false`.",
-        examples=[
-            {
-                "type": "object",
-                "properties": {"city": {"type": "string"}, "population": {"type": "integer"}},
-                "required": ["city", "population"],
-                "additionalProperties": False,
-            }
-        ],
-    ),
+    dict[str, Any] | None, Field(description="JSON Schema of every answer, which is then a JSON text.")
 ]
 Images = Annotated[
     Any,
     a_list(
         of={"type": "array", "items": {"type": "string"}},
-        description="A list of images for each prompt, in the order of `prompt_ls` and of the same length; "
-        "[] for a prompt without images. An image is a path on the server's machine (absolute is best), or a file:, "
-        "http(s): or data: URL. PNG, JPEG, WebP, GIF, AVIF, BMP, TIFF or ICO.",
-        examples=[[["/home/ada/chart.png"]], [["https://example.com/a.jpg", "b.webp"], []]],
+        description="For each prompt, in their order, the list of its images, [] for none: paths on the server's "
+        "machine, http(s): or data: URLs.",
     ),
 ]
 ImageTag = Annotated[
     str | None,
-    Field(
-        description="The text that marks the place of an image, if the prompts contain such marks. A prompt's k-th tag "
-        "is replaced by its k-th image, so it needs one tag per image. Left out: images follow the text.",
-        examples=["<image>"],
-    ),
+    Field(description="A text in the prompts, such as <image>, that the images replace in turn; else they follow."),
 ]
 Messages = Annotated[
     Any,
-    a_list(
-        of=_TURN,
-        description="One conversation, oldest turn first; the last turn is answered. The first turn may be a system "
-        "turn.",
-        examples=[
-            [
-                {"role": "user", "content": "My name is Ada."},
-                {"role": "assistant", "content": "Hello, Ada!"},
-                {"role": "user", "content": "What is my name?"},
-            ]
-        ],
-    ),
+    a_list(of=_TURN, description="All turns, oldest first; the last is answered. `content`: a text or OpenAI's parts."),
 ]
 BackendConfigs = Annotated[
     dict[str, Any],
     Field(
-        description="Settings by backend name, which override the configured ones key by key; {} changes none. Keys of "
-        "`openai`: model_name, base_url, api_key_env (the variable that holds the key), concurrency, retries, rpm, "
-        "tpm, timeout, …; of `hf`: model_name_or_path, device, batch_size, dtype, …; of `openvino`: "
-        "model_name_or_path, threads, precision, …; of `vllm`: model_name_or_path, gpu_ids, gpu_memory_utilization and "
-        "any engine argument.",
-        examples=[
-            {"openai": {"model_name": "Qwen/Qwen3-8B", "base_url": "http://localhost:8000/v1"}},
-            {"hf": {"model_name_or_path": "smollm2-135m-instruct"}},
-            {},
-        ],
+        description="Settings by backend, over the configured ones; {} changes none. `openai`: model_name, base_url, "
+        "api_key_env (the variable with the key), concurrency, rpm, tpm, …; `hf`, `openvino`, `vllm`: "
+        "model_name_or_path and the engine's arguments."
     ),
 ]
 SamplingParams = Annotated[
     dict[str, Any],
     Field(
-        description="Sampling parameters; {} keeps the configured ones, any other object replaces all of them. "
-        f"Names: {', '.join(Sampling.model_fields)}.",
-        examples=[{"temperature": 0, "max_tokens": 256}, {}],
+        description=f"{{}} keeps the configured ones, another object replaces all: {', '.join(Sampling.model_fields)}."
     ),
 ]
 ExtraParams = Annotated[
-    dict[str, Any] | None,
-    Field(
-        description="Further parameters, passed unchanged to the engine or in the request body. Rarely needed; left "
-        "out or {}: the configured ones apply.",
-        examples=[{"chat_template_kwargs": {"enable_thinking": False}}],
-    ),
+    dict[str, Any] | None, Field(description="Passed unchanged to the engine or into the request's body.")
 ]
 
 
@@ -193,19 +108,9 @@ BackendName = Annotated[
     str,
     AfterValidator(lambda name: Sent(name) if name else DEFAULT_BACKEND),
     Field(
-        description="The backend for all later calls. Left out: the configured one stays, unless "
-        "`backend_configs` names another or an earlier call chose another; then it is `vllm`. "
-        "Better name it. `openai`: an OpenAI-compatible endpoint; `openvino`: a model on the CPU of the server's "
-        "machine; `hf`: a transformers model there; `vllm`: a vLLM engine on the server's GPUs.",
-        examples=["openai"],
+        description="Better name it: left out, the configured one stays, or `vllm` if `backend_configs` or an earlier "
+        "call chose another. `openai`: an endpoint; the others run on the server's machine.",
         json_schema_extra={"enum": sorted(BACKENDS)},
-    ),
-]
-JobId = Annotated[
-    str,
-    Field(
-        description="The `job_id` from the result of bulk_generate, or of a call that reached its time limit.",
-        examples=["prompts-1f0c9a7b2e"],
     ),
 ]
 

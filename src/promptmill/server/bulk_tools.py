@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,14 +14,17 @@ from fastmcp.tools import ToolResult
 from mcp_types import ToolAnnotations
 from pydantic import Field
 
+from promptmill.backends.protocol import Call, Facts
 from promptmill.core.bounds import LARGEST_PAGE, LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error, worded
 from promptmill.core.feature import features, part
 from promptmill.core.values import JsonDict, json_text
+from promptmill.jobs.caller import Caller
 from promptmill.jobs.store.status_record import Status, schema
 from promptmill.options import table
 from promptmill.options.check import check
 from promptmill.server import arguments
+from promptmill.server.listed_tools import RARE
 from promptmill.server.results import (
     INLINE,
     PAGE_CHARACTERS,
@@ -32,7 +36,7 @@ from promptmill.server.results import (
     wants_copy,
 )
 from promptmill.server.table_arguments import with_options
-from promptmill.server.tool_calls import caller_of, tool
+from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import plan_of_call, sampling_of_call
 from promptmill.service.service import Service
@@ -41,35 +45,30 @@ if TYPE_CHECKING:
     from promptmill.jobs.caller import CallModels
     from promptmill.jobs.door import OpenJob, Rows
     from promptmill.jobs.manage.call_paths import CallPaths
+    from promptmill.jobs.manage.running_jobs import RunningJobs
 
 _ENVELOPE = 4 << 10
+_LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # programs end a call after a minute
+_MOST_LISTED, _MOST_READ = 20, 50
 _OTHER_ARGUMENTS = {"status": "bulk_status", "system_prompt": "`system_prompt`", "prompts": "`prompts`"}
 _STATUS = schema(Status)
-_ROWS = object_schema(
+_SEVERAL = object_schema(
     {
-        "job_id": {"type": "string"},
-        "state": _STATUS["state"],
-        "done": _STATUS["done"],
-        "total": _STATUS["total"],
+        **_STATUS,
         "rows": objects_schema(
-            "Each has `row`, its number from 1 (in the job of a call: `index`, the prompt's place), `answer`, "
-            '"" for a failed row, and `error`, with `code` and `message` for a failed row, else null.'
+            "With `read`. Each has `row`, its number from 1 (in the job of a call: `index`, the prompt's place), "
+            '`answer`, "" for a failed row, and `error`, with `code` and `message` for a failed row, else null. Rows '
+            "without an outcome are left out."
         ),
         "columns": {
             "type": "object",
             "additionalProperties": {"type": "string"},
             "description": "The names in place of `answer`, `error`, … if input rows have fields with these names.",
         },
-        "next_offset": {**_STATUS["total"], "description": "Offset of the next page; null at the end."},
-    },
-    "job_id",
-    "state",
-    "rows",
-    "next_offset",
+        "next_offset": {**_STATUS["total"], "description": "With `read`: offset of the next page; null at the end."},
+        "jobs": {"type": "array", "items": {"$ref": "#"}, "description": "Without `job_id`: the newest jobs."},
+    }
 )
-_SEVERAL = object_schema(
-    {**_STATUS, "jobs": {"type": "array", "items": {"$ref": "#"}}}
-)  # each has the schema of a single one
 
 
 def _argument_of(named: Named) -> str | None:
@@ -186,49 +185,33 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         input_file: Annotated[
             str,
             Field(
-                description="A file on the server's machine, inside its folders: .csv, .xlsx, .parquet, .jsonl, or .db "
-                "(SQLite), whose rows hold `prompt` or `messages`, unless `prompt` or `prompt_column` is given. "
-                "`book.xlsx#Sheet`, `mails.db#table`. .jsonl may have "
-                '{"prompt": "…", "images": ["a.png"]} or OpenAI Batch API requests. Left out: `prompts` are the rows.',
-                examples=["reviews.csv"],
+                description="A table on the server's machine: .csv, .xlsx (book.xlsx#Sheet), .parquet, .jsonl, "
+                ".db (shop.db#table)."
             ),
         ] = "",
         output_file: Annotated[
             str,
             Field(
-                description="The file for the answers, .csv, .xlsx, .parquet, .jsonl; it must be new. Written at the "
-                "job's end, in input order: each input row plus `answer`, `error`, `usage`, `finish_reason`. May be "
-                "left out only without `input_file`; read the answers with bulk_results then.",
-                examples=["answers.csv"],
+                description="New .csv, .xlsx, .parquet or .jsonl: each row plus `answer`, or a column per field, and "
+                "`error`. Only for `input_file`, else optional."
             ),
         ] = "",
         prompts: Annotated[
-            Any,
-            arguments.a_list(
-                of={"type": "string"},
-                description="The prompts, if `input_file` is left out; with `prompt`, texts for its {{text}}.",
-                examples=[["What is the capital of France?", "What is the capital of Peru?"]],
-            ),
+            Any, arguments.a_list(of={"type": "string"}, description="Instead of `input_file`: the rows, as texts.")
         ] = None,
         files: Annotated[
             list[str] | None,
             Field(
-                description="Paths, folders or patterns of texts, images or PDFs inside the server's folders, if "
-                "`input_file` is left out: `prompt` goes out for each text, with {{content}} and {{path}}; without "
-                "{{content}}, for each image. Contents are sent to the model and not returned. Hidden files and those "
-                "that may hold secrets are left out.",
-                examples=[["docs/**/*.md"]],
+                description="Instead of `input_file`: folders, paths or patterns of texts, images or PDFs, each a row; "
+                "their contents go to the model and are not returned."
             ),
         ] = None,
         **options: Any,
     ) -> ToolResult:
-        """Answer every row of a file, prompt of a list, or file of a folder, in the background.
+        """Answer every row of a table, or every file of a folder, in the background; for more than about 50 prompts.
 
-        Returns `job_id` and `state` at once.
-
-        Use it for many prompts, and for rows in a file. Then call bulk_status every few seconds until
-        `state` is `finished`; bulk_results reads the answers so far. The job survives crashes: the same call resumes
-        it, and answered rows are not sent again.
+        Returns `job_id` at once; then bulk_status. First with `validate` when there are many rows: it counts rows,
+        tokens and price and sends nothing. The same call resumes a stopped job and pays for nothing twice.
         """
         values = _sent(options)
         model, prompt = values.get("model"), values.get("prompt")
@@ -286,72 +269,76 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
     @tool(
         mcp,
         output_schema=_SEVERAL,
-        annotations=ToolAnnotations(title="Progress of jobs", readOnlyHint=True, openWorldHint=False),
+        meta=INLINE,
+        annotations=ToolAnnotations(
+            title="Progress and answers of jobs",
+            readOnlyHint=False,  # `action`
+            destructiveHint=False,
+            idempotentHint=True,
+            openWorldHint=True,
+        ),
     )
+    @with_options(*(option for option, _ in further))
     async def bulk_status(
         ctx: Context,
-        job_id: Annotated[
-            str | None,
-            Field(
-                description="The job's id, or its output file. Left out: the newest jobs, as a list `jobs`.",
-                examples=["prompts-1f0c9a7b2e"],
-            ),
-        ] = None,
-        limit: Annotated[
-            int,
-            Field(ge=1, le=MOST_ROWS, description="The largest number of jobs to list; 20 unless given."),
-        ] = 20,
-    ) -> JsonDict:
-        """Report a job's progress: `state`, rows `done` and `failed` of `total`, `errors` by code, time left `eta_s`.
-
-        Jobs that are `starting`, `running` or `merging` need no further call. `finished` is final. To resume a job that
-        is `stopped` (see `reason`), `cancelled` or `interrupted`, call bulk_generate as before; for the job of another
-        tool's call, bulk_control with `resume`.
-        """
-        return await asyncio.to_thread((await jobs()).status, job_id, limit, caller_of(ctx, service))
-
-    @tool(
-        mcp,
-        output_schema=_ROWS,
-        meta=INLINE,
-        annotations=ToolAnnotations(title="Read a job's answers", readOnlyHint=True, openWorldHint=False),
-    )
-    async def bulk_results(
-        ctx: Context,
         *,
-        job_id: arguments.JobId,
-        offset: Annotated[
-            int,
-            Field(ge=0, description="The number of rows to skip, 0 unless given; `next_offset` for the next page."),
+        job_id: Annotated[str | None, Field(description="Its id or output file.")] = None,
+        wait_s: Annotated[
+            int, Field(ge=0, le=_LONGEST_WAIT_S, description="Wait for the job's end so long, at most 60.")
         ] = 0,
-        limit: Annotated[
-            int,
-            Field(ge=1, le=MOST_ROWS, description="The largest number of rows to return; 50 unless given."),
-        ] = 50,
+        action: Annotated[
+            Literal["pause", "continue", "cancel"] | None,
+            Field(description="Do this first; `continue` also resumes the stopped job of a call."),
+        ] = None,
+        read: Annotated[
+            Literal["answers", "failed", "all"] | None, Field(description="Also return these rows.")
+        ] = None,
+        offset: Annotated[int, Field(ge=0, description="Rows to skip: `next_offset` of the page before.")] = 0,
+        limit: Annotated[int | None, Field(ge=1, le=MOST_ROWS, description="Most rows, 50, or most jobs, 20.")] = None,
         with_input: Annotated[
-            bool,
-            Field(description="Also return the fields of the input rows; false unless given."),
+            bool, Field(description="rows with all fields of the input", json_schema_extra={RARE: ""})
         ] = False,
-        only: Annotated[
-            Literal["all", "answers", "failed"],
-            Field(description="Return only `failed` rows, or only rows with `answers`; `all` unless given."),
-        ] = "all",
         max_characters: Annotated[
-            int,
-            Field(
-                ge=1000,
-                description="Length of a page; further rows are on the next page. 40,000 unless given; less for a "
-                "client that cuts longer results.",
-            ),
+            int, Field(ge=1000, description="length of a page of rows", json_schema_extra={RARE: ""})
         ] = PAGE_CHARACTERS,
+        concurrency: Annotated[
+            int | None, Field(ge=1, description="most requests in flight from now on", json_schema_extra={RARE: ""})
+        ] = None,
+        max_cost: Annotated[
+            float | None,
+            Field(ge=0, description="most US dollars of all runs of the job", json_schema_extra={RARE: ""}),
+        ] = None,
+        **added: Any,
     ) -> ToolResult:
-        """Read a job's answers page by page, in input order, also while it runs.
+        """Report how far a job is, wait for its end, read its answers, pause or end it; without `job_id`: the newest
+        jobs.
 
-        Returns `rows`, `state`, and `next_offset`: null at the end. Rows without an outcome are left out; until
-        `state` is `finished`, read again later, with the number of the last row before them as `offset`.
+        A `stopped` job has a `reason`, and the same bulk_generate resumes it.
         """
-        results = functools.partial((await jobs()).visible.results, with_input=with_input)
-        found = await asyncio.to_thread(results, job_id, caller_of(ctx, service), offset, limit, only)
+        running, caller = await jobs(), caller_of(ctx, service)
+        if job_id is None:
+            if any(value is not None for value in (action, read, concurrency, max_cost, *added.values())):
+                raise input_error("`job_id` is missing: name the job.")
+            found = await asyncio.to_thread(running.status, None, limit or _MOST_LISTED, caller)
+            return ToolResult(structured_content=found)
+        wanted = (("concurrency", concurrency), ("max_cost", max_cost))
+        changes = {name: value for name, value in wanted if value is not None}
+        if max_cost is not None and (cost := questions.cost(ctx, service.plan, max_cost, "This job")) is not None:
+            await cost.approve(None, max_cost)
+        if changes:
+            await asyncio.to_thread(functools.partial(running.visible.control, job_id, caller, **changes))
+        if action is not None:
+            await _acted(running, job_id, caller, action)
+        work = _awaited(running, job_id, caller, wait_s)
+        found = await with_progress(ctx, service, Call(Facts()), work, lambda: "waiting for the job")
+        for name, value in added.items():
+            if value is not None:
+                found[name] = await part(controls[name])(running, caller, job_id, value)
+        if read is None:
+            return ToolResult(structured_content=found)
+        results = functools.partial(running.visible.results, with_input=with_input)
+        rows = await asyncio.to_thread(results, job_id, caller, offset, limit or _MOST_READ, read)
+        found = found | rows  # the rows' `state` is the newer one
         characters = page_characters(ctx) if max_characters == PAGE_CHARACTERS else max_characters
         found = await asyncio.to_thread(page, found, characters, copies=1)
         if (most := most_bytes(ctx, service.plan)) is not None:
@@ -376,67 +363,28 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         found["next"] = None if after is None else f"promptmill://jobs/{job_id}/answers?offset={after}"
         return json_text(found)
 
-    @tool(
-        mcp,
-        output_schema=object_schema(_STATUS, "job_id", "state"),
-        annotations=ToolAnnotations(
-            title="End a job", readOnlyHint=False, destructiveHint=False, idempotentHint=True, openWorldHint=False
-        ),
+
+async def _acted(running: RunningJobs, job_id: str, caller: Caller, action: str) -> None:
+    """Pause, continue or end a job."""
+    from promptmill.jobs.store.progress import ALIVE  # imported by `jobs`
+
+    if action == "cancel":
+        await running.cancel(job_id, caller)
+        return
+    found = await asyncio.to_thread(
+        functools.partial(running.visible.control, job_id, caller, paused=action == "pause")
     )
-    async def bulk_cancel(ctx: Context, job_id: arguments.JobId) -> JsonDict:
-        """End a running job. Its answers are kept and can be read; bulk_generate with the same files resumes it.
+    if action == "continue" and found["state"] not in {*ALIVE, "finished"}:
+        await running.resume_call(job_id, caller)
 
-        Returns the same as bulk_status.
-        """
-        return dict(await (await jobs()).cancel(job_id, caller_of(ctx, service)))
 
-    @tool(
-        mcp,
-        output_schema=object_schema(_STATUS, "job_id", "state"),
-        annotations=ToolAnnotations(
-            title="Pause, resume, limit or report a job",
-            readOnlyHint=False,
-            destructiveHint=False,
-            idempotentHint=True,
-            openWorldHint=True,
-        ),
-    )
-    @with_options(*(option for option, _ in further))
-    async def bulk_control(
-        ctx: Context,
-        *,
-        job_id: arguments.JobId,
-        paused: Annotated[
-            bool | None,
-            Field(description="True: send no further rows. False: send them again. Unchanged unless given."),
-        ] = None,
-        concurrency: Annotated[
-            int | None, Field(ge=1, description="The most requests in flight at a time. Unchanged unless given.")
-        ] = None,
-        max_cost: Annotated[
-            float | None,
-            Field(ge=0, description="The most US dollars that all runs of the job may spend. Unchanged unless given."),
-        ] = None,
-        resume: Annotated[
-            bool,
-            Field(description="Run the job of a call that was stopped or interrupted; false unless given."),
-        ] = False,
-        **added: Any,
-    ) -> JsonDict:
-        """Pause or continue a running job, or change its limits, within two seconds; or write its report.
+async def _awaited(running: RunningJobs, job_id: str, caller: Caller, wait_s: int) -> JsonDict:
+    """Return the status of a job at its end, or after `wait_s` seconds."""
+    from promptmill.jobs.store.progress import ALIVE
 
-        Returns the same as bulk_status, and the `file` and `rows` of a `report`.
-        """
-        running, caller = await jobs(), caller_of(ctx, service)
-        wanted = (("paused", paused), ("concurrency", concurrency), ("max_cost", max_cost))
-        changes = {name: value for name, value in wanted if value is not None}
-        if max_cost is not None and (cost := questions.cost(ctx, service.plan, max_cost, "This job")) is not None:
-            await cost.approve(None, max_cost)
-        found = await asyncio.to_thread(functools.partial(running.visible.control, job_id, caller, **changes))
-        found = await running.resume_call(job_id, caller) if resume else found
-        done = {
-            name: await part(controls[name])(running, caller, job_id, value)
-            for name, value in added.items()
-            if value is not None
-        }
-        return {**found, **done}
+    end = time.monotonic() + wait_s
+    while True:
+        found = await asyncio.to_thread(running.status, job_id, caller=caller)
+        if found["state"] not in ALIVE or found.get("paused") or (left := end - time.monotonic()) <= 0:
+            return dict(found)
+        await asyncio.sleep(min(_LOOK_S, left))

@@ -38,30 +38,33 @@ def serve_stdio(
     configuration: Configuration,
     *,
     locked: bool = False,
+    tools: Sequence[str] = (),
     metrics_port: int | None = None,
     extend: Callable[[FastMCP, Service], None] = lambda _server, _service: None,
 ) -> int:
     """Serve over stdio until stdin ends (exit code 0) or a signal arrives (128 + its number).
 
     Does not return after either.
-    `metrics_port`: serve metrics on loopback there, too. `extend` may add tools to the server before it answers.
+    `locked` and `tools`: see `create_server`. `metrics_port`: serve metrics on loopback there, too. `extend` may add
+    tools to the server before it answers.
     """
     for name in _ENDING_SIGNALS:  # during the import of FastMCP nothing runs that needs a shutdown
         if (number := getattr(signal, name, None)) is not None:
             signal.signal(number, lambda got, _frame: os._exit(128 + got))
-    return run(_serve_stdio(configuration, extend, locked=locked, metrics_port=metrics_port))
+    return run(_serve_stdio(configuration, extend, locked=locked, tools=tools, metrics_port=metrics_port))
 
 
 def serve_http(
     configuration: Configuration,
     bound: BoundServer,
     others: Sequence[Callable[[Service, frozenset[str]], OtherApi]] = (),
+    tools: Sequence[str] = (),
 ) -> int:
     """Serve over HTTP until a signal arrives (exit code 128 + its number; it does not return then).
 
     `others` make the APIs that are served next to MCP.
     """
-    return run(_serve_http(configuration, bound, others))
+    return run(_serve_http(configuration, bound, others, tools))
 
 
 async def _serve_stdio(
@@ -69,6 +72,7 @@ async def _serve_stdio(
     extend: Callable[[FastMCP, Service], None],
     *,
     locked: bool,
+    tools: Sequence[str],
     metrics_port: int | None,
 ) -> int:
     from promptmill.server import create_server
@@ -76,7 +80,7 @@ async def _serve_stdio(
 
     service = Service(configuration)
     observer = exporting(service)
-    server = create_server(service, locked=locked, observer=observer)
+    server = create_server(service, locked=locked, tools=tools, observer=observer)
     extend(server, service)
     pages = None if metrics_port is None else _serve_metrics(service, metrics_port)
     stay_responsive()
@@ -136,7 +140,10 @@ async def _tidy(service: Service, answered: Callable[[], int]) -> None:
 
 
 async def _serve_http(
-    configuration: Configuration, bound: BoundServer, others: Sequence[Callable[[Service, frozenset[str]], OtherApi]]
+    configuration: Configuration,
+    bound: BoundServer,
+    others: Sequence[Callable[[Service, frozenset[str]], OtherApi]],
+    tools: Sequence[str],
 ) -> int:
     signals = _Signals()
     from promptmill.http.app import App
@@ -148,7 +155,7 @@ async def _serve_http(
     observer = exporting(service)
     rules = bound.rules
     secrets = [each.secret.get_secret_value() for each in (rules.token, *rules.others) if each is not None]
-    server = create_server(service, locked=True, observer=observer, secrets=secrets)
+    server = create_server(service, locked=True, tools=tools, observer=observer, secrets=secrets)
     apis = [made(service, rules.hosts.origins) for made in others]
     app = App(server, rules, Metrics(service), others=apis)
     connections = descriptors(8192) // 2  # the other half is for files and endpoints

@@ -98,12 +98,12 @@ ANSWERS: JsonDict = {
         "job_id": {
             "type": "string",
             "description": "Only if the time limit was reached: the job that answers the items with code `deferred`; "
-            "read their answers with bulk_results.",
+            "read their answers with bulk_status.",
         },
         "kept_job_id": {
             "type": "string",
             "description": "Only if the result was too large for one message: the job that has all answers, "
-            "also the omitted ones (code `omitted`); read them with bulk_results.",
+            "also the omitted ones (code `omitted`); read them with bulk_status.",
         },
     },
     "required": ["ans_ls"],
@@ -178,7 +178,7 @@ def _goes_on(outcomes: Sequence[Outcome], job_id: str | None) -> list[str]:
     left = list_call.deferred(outcomes)
     words = (
         f"{left} of {len(outcomes)} prompts are not answered yet; do not send them again. Job {job_id} answers them: "
-        f'call bulk_results with {{"job_id": "{job_id}"}} for the answers so far, until its `state` is '
+        f'call bulk_status with {{"job_id": "{job_id}", "read": "all"}} for the answers so far, until its `state` is '
         "`finished`. `index` in a row is the prompt's place in `prompt_ls`."
     )
     return [words]
@@ -375,9 +375,9 @@ def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str, m
     return PromptmillError(
         Code.OMITTED,
         f"The answers of items {which} of {len(outcomes)} are left out: the result is too large for one message.",
-        f"Do not send the prompts again: all answers are kept as job {kept_id}. Read the rest with bulk_results and "
-        f'{{"job_id": "{kept_id}", "offset": {offset}, "max_characters": {most}}}, where `index` is the prompt\'s '
-        f"place, or the resource {uri}.",
+        f"Do not send the prompts again: all answers are kept as job {kept_id}. Read the rest with bulk_status and "
+        f'{{"job_id": "{kept_id}", "read": "all", "offset": {offset}, "max_characters": {most}}}, where `index` is the '
+        f"prompt's place, or the resource {uri}.",
     )
 
 

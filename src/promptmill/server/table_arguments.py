@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
@@ -13,9 +12,9 @@ from pydantic import Field
 
 from promptmill.options import table
 from promptmill.options.option import Argument, Option, sentence
+from promptmill.server.listed_tools import RARE
 
 F = TypeVar("F", bound=Callable[..., Any])
-_SHOWN: dict[object, str] = {None: "Null", False: "False"}
 
 
 def with_options(*options: Option) -> Callable[[F], F]:
@@ -49,13 +48,10 @@ def _arguments(options: Sequence[Option]) -> Iterator[tuple[str, Any, Any]]:
 
 def _annotation(option: Option, argument: Argument, known: dict[str, Option]) -> Any:
     kind: Any = option.type if option.default is not None else option.type | None  # type: ignore[operator]
-    words = option.words_on("argument", known)
-    default = _SHOWN.get(option.default) or json.dumps(option.default)
-    left_out = "" if option.default == "" or "unless given" in words else f" {default} unless given."
     field = Field(
-        description=f"{sentence(words)}{left_out}",
-        examples=[*argument.examples] or None,
+        description=sentence(option.words_on("argument", known)),
         ge=argument.least,
         le=argument.most,
+        json_schema_extra=None if argument.is_common else {RARE: argument.form},
     )
     return Annotated[kind, field]

@@ -15,7 +15,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -25,13 +25,14 @@ from fastmcp.exceptions import ResourceError, ToolError, ValidationError
 from fastmcp.prompts.base import PromptResult
 from fastmcp.resources import ResourceResult
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
-from fastmcp.tools import InputRequiredToolResult, ToolResult
+from fastmcp.tools import InputRequiredToolResult, Tool, ToolResult
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
     INVALID_PARAMS,
     CallToolRequestParams,
     GetPromptRequestParams,
     InputRequiredResult,
+    ListToolsRequest,
     ReadResourceRequestParams,
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
@@ -51,6 +52,7 @@ from promptmill.http import token
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.jobs.caller import Caller
 from promptmill.options import table
+from promptmill.server.listed_tools import OPTIONS, listed, unpacked
 from promptmill.service.observers import Observer
 from promptmill.service.service import Service
 from promptmill.system.logs import CALLS
@@ -230,6 +232,16 @@ class PlainArguments(Middleware):
 
     def __init__(self) -> None:
         self._schemas: dict[str, JsonDict] = {}
+        self._listed: dict[str, JsonDict] = {}
+
+    async def on_list_tools(
+        self, context: MiddlewareContext[ListToolsRequest], call_next: CallNext[ListToolsRequest, Sequence[Tool]]
+    ) -> Sequence[Tool]:
+        """Return the tools with short schemas."""
+        tools = await call_next(context)
+        if self._listed.keys() != {tool.name for tool in tools}:
+            self._listed = listed({tool.name: tool.parameters for tool in tools})
+        return [tool.model_copy(update={"parameters": self._listed[tool.name]}) for tool in tools]
 
     async def on_call_tool(
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
@@ -239,6 +251,12 @@ class PlainArguments(Middleware):
         if len(arguments) > 50:
             raise CodedToolError(f"The call has {len(arguments)} arguments; see the tool's input schema.")
         schema = await self._schema(context)
+        try:
+            if isinstance(options := arguments.get(OPTIONS), str):
+                arguments = {**arguments, OPTIONS: _parsed(OPTIONS, options, ["object"])}
+            arguments = unpacked(arguments, schema)
+        except PromptmillError as error:
+            raise CodedToolError(str(error), error.code) from None
         backend = arguments.get("backend")
         name = backend.strip().lower() if isinstance(backend, str) else AUTO
         if name != AUTO and "backend" in schema.get("properties", {}):
@@ -246,7 +264,8 @@ class PlainArguments(Middleware):
                 check_name(name)
             except PromptmillError as error:
                 raise CodedToolError(redact(str(error)), error.code) from None
-        foreign = [name for name in arguments if name in _NOT_OURS - schema.get("properties", {}).keys()]
+        properties = {} if "chatInput" in arguments else schema.get("properties", {})
+        foreign = [name for name in arguments if name in _NOT_OURS - properties.keys()]
         arguments = _as_meant({name: arguments[name] for name in arguments if name not in foreign}, schema)
         if wrong := _wrong_names_and_kinds(arguments, schema):
             raise CodedToolError(wrong)
@@ -306,23 +325,26 @@ class PlainArguments(Middleware):
 def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
     """Return arguments as language models mean them: `null` is the default of an optional argument.
 
-    For a list or an object they also send its JSON as a text, for a list also its only text or object. `schema` has
-    the name `answer_schema`, too, as in earlier releases. Raises `CodedToolError` for a text that may hold more than
-    300,000 values: 60 MB of them would take 2 GB and 15 seconds.
+    For a list or an object they also send its JSON as a text, for a list also its only text or object, for `choices`
+    a text with commas. `schema` has the name `answer_schema`, too.
+
+    Raises `CodedToolError` for a text that may hold more than 300,000 values: 60 MB of them would take 2 GB and 15
+    seconds.
     """
     properties, required = schema.get("properties", {}), schema.get("required", ())
     meant: JsonDict = {}
     if "schema" in properties and None in (schemas := [arguments.get(name) for name in _SCHEMA]):
         named = {name: value for name, value in arguments.items() if name not in _SCHEMA}
         arguments = named | {"schema": next((value for value in schemas if value is not None), None)}
-    for name, value in arguments.items():
-        kinds = _kinds(properties.get(name, {}))
+    for name, value_ in arguments.items():
+        value, kinds = value_, _kinds(properties.get(name, {}))
         if value is None and name in properties and name not in required:
             continue
         if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"} and kinds:
-            meant[name] = _in_list(_parsed(name, value, kinds), kinds)
-        else:
-            meant[name] = _in_list(value, kinds)
+            value = _parsed(name, value, kinds)
+        if name == "choices" and isinstance(value, str):
+            value = [text.strip() for text in re.split("[,;\n]", value) if text.strip()]
+        meant[name] = _in_list(value, kinds)
     return meant
 
 

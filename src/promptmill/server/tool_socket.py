@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
 
 
-SKILL = "skill://promptmill/SKILL.md"
 _ARGUMENTS = MappingProxyType(
     {
         "file": "A file of rows on the server's machine: .csv, .jsonl, …",

@@ -61,16 +61,14 @@ def add_answer_tools(socket: ToolSocket) -> None:
         choices: arguments.Choices = None,
         max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
-        """Answer independent text prompts with the server's model: all of them in one call, answered concurrently.
+        """Answer independent prompts now, all of them in one call.
 
-        Returns `ans_ls`: one answer per prompt, in the order of the prompts. A prompt that fails has the answer "" and
-        an entry in `errors` with the reason; the other prompts are still answered. A result with a `job_id` reached the
-        time limit: its prompts with code `deferred` continue in the background, and bulk_results(job_id) returns their
-        answers. For images use multimodal_generate, for a conversation of several turns multiturn_generate, for a file
-        bulk_generate.
+        Returns `ans_ls` in the order of the prompts; a failed one is "" and has an entry in `errors`. With a `job_id`,
+        the others continue in the background: read them with bulk_status. For images multimodal_generate, for a
+        conversation multiturn_generate, for a file bulk_generate.
         """
         stats = _stats(len(prompt_ls), max_cost)
-        plan = await plan_of_call(service, service.offered_plan(model), schema, sampling_params, choices)
+        plan = await plan_of_call(service, await service.call_plan(model), schema, sampling_params, choices)
         items = await arguments.conversations(prompt_ls)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
@@ -96,12 +94,9 @@ def add_answer_tools(socket: ToolSocket) -> None:
         choices: arguments.Choices = None,
         max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
-        """Answer prompts about images: `multimodal_path[i]` holds the images of `prompt_ls[i]`, for each prompt a list.
-
-        Needs a model that reads images. Returns `ans_ls`, `errors` and `job_id` like `generate`.
-        """
+        """Answer prompts about images, with a model that reads images. Returns the same as `generate`."""
         stats = _stats(len(prompt_ls), max_cost)
-        plan = await plan_of_call(service, service.offered_plan(model), schema, sampling_params, choices)
+        plan = await plan_of_call(service, await service.call_plan(model), schema, sampling_params, choices)
         settings = plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
         items = await arguments.conversations_with_images(prompt_ls, multimodal_path, tag, position)
@@ -124,12 +119,9 @@ def add_answer_tools(socket: ToolSocket) -> None:
         choices: arguments.Choices = None,
         max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
-        """Answer the last turn of one conversation. The server keeps no history: send all turns every time.
-
-        Returns `ans_ls` with that one answer; `errors` and `job_id` as in `generate`.
-        """
+        """Answer one conversation; the server keeps no history. Returns the same as `generate`."""
         conversation = await arguments.conversation(messages)
-        plan = await plan_of_call(service, service.offered_plan(model), schema, sampling_params, choices)
+        plan = await plan_of_call(service, await service.call_plan(model), schema, sampling_params, choices)
         return await answers.of(ctx, [conversation], _stats(1, max_cost), system_prompt, plan)
 
 
@@ -150,11 +142,9 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         extra_params: arguments.ExtraParams = None,
         backend: arguments.BackendName = arguments.DEFAULT_BACKEND,
     ) -> ToolResult:
-        """Choose backend, model and sampling for all later calls, and load the model.
+        """Choose backend, model and sampling for all later calls, and load the model. Not needed before the others.
 
-        Not needed before `generate`: the first call loads the configured model. Call it only to change something. It
-        returns nothing, and only when the model is ready; loading may take minutes. An unchanged model stays loaded, so
-        a change of sampling alone takes no time. If the call fails, the earlier model continues to answer.
+        Returns nothing, when the model is ready; this may take minutes. If it fails, the earlier model stays.
         """
         kept = not isinstance(backend, arguments.Sent) and _stays(service, backend_configs)
         chosen = service.plan.backend if kept else str(backend)
@@ -170,11 +160,7 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         ),
     )
     async def vllm_shutdown() -> None:
-        """Unload the model that runs on the server's machine (`vllm`, `hf` or `openvino`), which frees its memory.
-
-        Running calls end with the answers so far. Does nothing on the `openai` backend. A later call loads
-        the model again. Returns nothing.
-        """
+        """Unload the model that runs on the server's machine; a later call loads it again. Returns nothing."""
         await service.shutdown_engine()
 
 
@@ -205,7 +191,13 @@ async def plan_of_call(
 
     def changed() -> ResolvedConfig:
         changes = sampling_of_call(schema, sampling_params, choices)
-        return plan.with_sampling(changes).within_limits(changes)
+        try:
+            return plan.with_sampling(changes).within_limits(changes)
+        except PromptmillError as error:
+            if not choices:
+                raise
+            named = error.message.replace("sampling_params.choices", "choices")
+            raise PromptmillError(error.code, named, error.hint) from None
 
     if not is_longer([sampling_params, schema, choices], _SHORT_SETTINGS):
         return changed()

@@ -131,6 +131,17 @@ class Service:
             raise unknown_model(name, self.offered, where)
         return plan.with_model(name)
 
+    async def call_plan(self, name: str | None) -> ResolvedConfig:
+        """Return the plan of a call on the model that a client names: the loaded backend is asked for it by its name.
+
+        Raises like `job_plan`.
+        """
+        plan = await self.job_plan(name)
+        if not name or name in {*self.offered, DEFAULT}:
+            return plan
+        extra = {**plan.settings.extra_params, "model": name}
+        return replace(plan, settings=plan.settings.model_copy(update={"extra_params": extra}))
+
     def widen(self, plan: ResolvedConfig, most: int) -> None:
         """Allow so many requests in flight to the model of `plan`, if it is loaded and limits them itself."""
         model = self._models.get(plan.name)
@@ -153,6 +164,7 @@ class Service:
                 found.append(about | {"state": "unusable", "reason": str(error)})
                 continue
             about |= {"backend": plan.backend, "model": plan.model or None, "state": self.state_of(name)}
+            about |= {"note": choosing.TOY} if choosing.is_embedded(plan) else {}
             found.append(about | ({"fallback": plan.fallback} if plan.fallback else {}))
         return found
 
@@ -364,6 +376,8 @@ class Service:
             if of_job is not None and name == of_job.name and not of_job.is_same_model(loaded.plan):
                 raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
             call.chosen = call.chosen or loaded.plan.chosen
+            if choosing.is_embedded(loaded.plan):
+                call.warn(choosing.TOY)
             try:
                 return loaded, loaded.enter(call, run)
             except PromptmillError as error:

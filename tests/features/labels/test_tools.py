@@ -65,7 +65,7 @@ async def test_labels_may_be_sure_over_mcp_and_results_say_how_sure(bench, tools
         with pytest.raises(ToolError, match=r"`sure\.agree` '2' is not a share"):
             await ran(call, **order, sure={"model": "strong", "agree": 2})
         job = await ran(call, **order, sure={"model": "strong"})
-        (row, *_) = (await call("bulk_results", job_id=job["job_id"]))["rows"]
+        (row, *_) = (await call("bulk_status", read="all", job_id=job["job_id"]))["rows"]
     assert job["sure"]["expected"]["pays"]
     assert (row["id"], row["answer"], row["score_1"], "score" in row) == ("r0", "yes", 1.0, False)
     assert row["sure"] in {"cheap", "sample"}
@@ -89,7 +89,7 @@ async def test_votes_decide_over_mcp(bench, tools):
     bench.prompts(2)
     async with tools() as call:
         job = await ran(call, model=["one", "two", "three"], votes=3, choices=["yes", "no"])
-        rows = (await call("bulk_results", job_id=job["job_id"]))["rows"]
+        rows = (await call("bulk_status", read="all", job_id=job["job_id"]))["rows"]
     assert [(row["answer"], row["sure"], row["score"]) for row in rows] == [("no", "votes", 0.6667)] * 2
 
 

@@ -1,4 +1,4 @@
-"""The report of a job as the tool `bulk_control` writes it, and for jobs with sure labels."""
+"""The report of a job as the tool `bulk_status` writes it, and for jobs with sure labels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_an_agent_writes_the_report_of_a_job(bench, tools, tmp_path):
     bench.prompts(3)
     async with tools() as call:
         found = await ran(call, input_file="in.jsonl", output_file="out.jsonl")
-        shown = await call("bulk_control", job_id=found["job_id"], report="out.report.html")
+        shown = await call("bulk_status", job_id=found["job_id"], report="out.report.html")
         page = bench.path / "out.report.html"
         assert shown["report"] == {"file": str(page), "rows": 3, "total": 3}
         assert shown["state"] == "finished"
@@ -45,7 +45,7 @@ async def test_an_agent_writes_the_report_of_a_job(bench, tools, tmp_path):
             (".hidden.html", "report is hidden"),
         ):
             with pytest.raises(ToolError, match=problem):
-                await call("bulk_control", job_id="out.jsonl", report=report)
+                await call("bulk_status", job_id="out.jsonl", report=report)
         assert (bench.path / "both.html").read_bytes() == both
 
 

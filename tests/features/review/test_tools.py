@@ -1,4 +1,4 @@
-"""The tools `review` and `review_take`, over the in-memory client."""
+"""The tool `review`, over the in-memory client."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ async def test_an_agent_shows_the_rows_and_hands_in_the_labels_of_its_user(voted
         assert KEY not in json.dumps(found)
         assert (row["row"], row["text"], row["why"], row["score"]) == (10, "review 9", "tie", 0.3333)
         decided = [{"row": 10, "key": row["key"], "label": SURE_LABELS[2]}]
-        taken = await call("review_take", job_id=found["job_id"], decisions=decided)
+        taken = await call("review", job_id=found["job_id"], decisions=decided)
         assert taken == {"job_id": found["job_id"], "taken": 1, "changed": 1, "taken_back": 0, "written": True}
         assert (voted.answers()[9]["answer"], voted.answers()[9]["sure"]) == (SURE_LABELS[2], "person")
-        again = await call("review_take", job_id=found["job_id"], decisions=decided)
+        again = await call("review", job_id=found["job_id"], decisions=decided)
         assert (again["taken"], again["changed"]) == (0, 0)
         rest = await call("review", job_id="out.jsonl")
         assert [row["row"] for row in rest["rows"]] == [5, 15, 20]
@@ -59,7 +59,7 @@ async def test_a_review_is_written_for_the_user_with_all_rows(voted, tools, name
         written = (voted.path / name).read_bytes()
         assert name.endswith(".xlsx") or KEY.encode() in written
         if name.endswith(".html"):
-            assert f"review_take: job_id {found['job_id']}, take ".encode() in written
+            assert f"review: job_id {found['job_id']}, take ".encode() in written
             return
         with pytest.raises(ToolError, match="exists, perhaps with a person's labels"):
             await call("review", job_id="out.jsonl", output_file=name)
@@ -72,8 +72,8 @@ async def test_the_labels_in_a_file_are_taken(voted, tools):
         decided = f"row,label,key\n10,{SURE_LABELS[1]},{keys[10]}\n15,odd,{keys[15]}\n"
         (voted.path / "decisions.csv").write_text(decided)
         with pytest.raises(ToolError, match=r"No answer of the job has the label 'odd'.*`choices"):
-            await call("review_take", job_id="out.jsonl", take="decisions.csv")
-        taken = await call("review_take", job_id="out.jsonl", take="decisions.csv", choices=["odd", "even"])
+            await call("review", job_id="out.jsonl", take="decisions.csv")
+        taken = await call("review", job_id="out.jsonl", take="decisions.csv", choices=["odd", "even"])
         assert taken["taken"] == 2
     assert [voted.answers()[n]["answer"] for n in (9, 14)] == [SURE_LABELS[1], "odd"]
 
@@ -87,12 +87,11 @@ async def test_a_review_uses_only_the_files_and_arguments_that_a_call_may_use(vo
             ("review", {"output_file": "review.sh"}, r"output_file is no \.html or "),
             ("review", {"output_file": ".hidden.html"}, "output_file is hidden"),
             ("review", {"rows": 3, "sample": 3}, "`rows` goes without `sample`"),
-            ("review_take", {"take": str(outside)}, "take is outside"),
-            ("review_take", {}, "one of `take` and `decisions`"),
-            ("review_take", {"take": "x.csv", "decisions": []}, "one of `take` and `decisions`"),
-            ("review_take", {"decisions": [{"row": 99, "label": "neutral", "key": ""}]}, "no answered row '99'"),
+            ("review", {"take": str(outside)}, "take is outside"),
+            ("review", {"take": "x.csv", "decisions": []}, "one of `take` and `decisions`"),
+            ("review", {"decisions": [{"row": 99, "label": "neutral", "key": ""}]}, "no answered row '99'"),
             (
-                "review_take",
+                "review",
                 {"decisions": [{"row": 10, "label": "neutral"}]},
                 "has no columns `row`, `label` and `key`",
             ),

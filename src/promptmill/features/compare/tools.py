@@ -12,9 +12,10 @@ from pydantic import BeforeValidator, Field
 
 from promptmill.core.bounds import MOST_ROWS
 from promptmill.core.errors import input_error
+from promptmill.server.listed_tools import RARE, SKILL
 from promptmill.server.results import INLINE, object_schema, objects_schema, page, page_characters, wants_copy
 from promptmill.server.tool_calls import caller_of, tool
-from promptmill.server.tool_socket import SKILL, ToolSocket
+from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import plan_of_call
 
 _COMPARISON = object_schema(
@@ -77,75 +78,61 @@ def add(socket: ToolSocket) -> None:
         ctx: Context,
         *,
         files: Annotated[
-            list[str],
-            Field(
-                description="Two or more outputs of the same rows, or ids of their jobs; one with `gold` or `by`.",
-                examples=[["labels-a.csv", "labels-b.csv"]],
-            ),
+            list[str], Field(description="Outputs of the same rows, or ids of their jobs; one with `gold` or `by`.")
         ],
         gold: Annotated[
+            str | None, Field(description="The right answers of some rows: a column, a file, or `FILE:COLUMN`.")
+        ] = None,
+        by: Annotated[
+            str | None, Field(description="The column that tells answers in one file apart, such as `variant`.")
+        ] = None,
+        criterion: Annotated[
             str | None,
             Field(
-                description="The right answers of all or some rows: a column of any of the files, a file, or "
-                "`FILE:COLUMN`. None unless given.",
-                examples=["label", "gold.csv"],
+                description="What is better, such as: is the better summary. A model then judges each pair, in a job."
             ),
+        ] = None,
+        report: Annotated[
+            str | None, Field(description="Also write a report, an HTML page of all rows, to this file.")
         ] = None,
         field: Annotated[
             list[str] | None,
-            Field(
-                description="The columns, or fields of the answers, to compare; left out: all fields, or the answers."
-            ),
-        ] = None,
-        by: Annotated[
-            str | None,
-            Field(description="The column that divides the rows of one file, such as `variant`; none unless given."),
+            Field(description="the columns, or fields of answers, to compare", json_schema_extra={RARE: ""}),
         ] = None,
         tolerance: Annotated[
             str | None,
             BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
-            Field(description="Numbers that differ by no more are the same; 0 unless given.", examples=["0.01", "1%"]),
+            Field(description="numbers that differ by no more, 0.01 or 1%, are the same", json_schema_extra={RARE: ""}),
         ] = None,
         id: Annotated[  # noqa: A002 (a tool's argument)
-            str | None, Field(description="The column that identifies rows; left out: `id`, or the shared columns.")
+            str | None,
+            Field(description="the column that identifies rows, `id` or the shared ones", json_schema_extra={RARE: ""}),
         ] = None,
         rows: Annotated[
             int,
-            Field(ge=0, le=MOST_ROWS, description="The largest number of rows that differ to return; 10 unless given."),
+            Field(ge=0, le=MOST_ROWS, description="most rows that differ to return, 10", json_schema_extra={RARE: ""}),
         ] = 10,
-        criterion: Annotated[
-            str | None,
-            Field(
-                description="What makes an answer better, such as: is the better summary. Then a model judges each "
-                "pair of different answers, in both orders, as a job in the background. Nothing is sent unless given."
-            ),
-        ] = None,
         judge: Annotated[
-            str | None,
-            Field(description="The judge's name, as `model` of bulk_generate; the default model if left out."),
+            str | None, Field(description="the judge, named as `model`", json_schema_extra={RARE: ""})
         ] = None,
         sampling_params: Annotated[
-            dict[str, Any] | None, Field(description="Of the judge, such as temperature; as configured if left out.")
+            dict[str, Any] | None, Field(description="of the judge", json_schema_extra={RARE: ""})
         ] = None,
         limit: Annotated[
-            int | None, Field(ge=1, description="Judge only N rows, drawn at random; all unless given.")
+            int | None, Field(ge=1, description="judge only N rows, drawn at random", json_schema_extra={RARE: ""})
         ] = None,
         again: Annotated[
-            Literal["failed", "all"] | None, Field(description="Judge these pairs again; none unless given.")
+            Literal["failed", "all"] | None, Field(description="judge these pairs again", json_schema_extra={RARE: ""})
         ] = None,
         max_cost: Annotated[
-            float | None, Field(ge=0, description="The most US dollars that this judgement may cost, in all its runs.")
-        ] = None,
-        report: Annotated[
-            str | None,
-            Field(description="Write a report, an HTML page with all rows, to this file; none unless given."),
+            float | None,
+            Field(ge=0, description="most US dollars of the judgement, in all its runs", json_schema_extra={RARE: ""}),
         ] = None,
     ) -> ToolResult:
-        """Compare answers to the same rows: agreement, and with `gold` accuracy, F1 and paired differences.
+        """Compare answers to the same rows: agreement, accuracy by `gold`, whether a difference may be chance.
 
-        Returns the figures, and in `rows` the first rows whose answers differ. With `criterion`, `judge` has the
-        verdicts so far, and `job_id` and `state` of their job: call bulk_status until it is `finished`, then make the
-        same call without `again`, which pays for no verdict twice.
+        Returns the figures and the first `rows` that differ. With `criterion`, wait for the job of `judge` with
+        bulk_status, and make the same call again: it pays for no verdict twice.
         """
         from promptmill.features.compare import sandboxed  # imported by the first use: most servers compare nothing
         from promptmill.features.compare.judge import VERDICTS, JudgeOrder

@@ -9,8 +9,8 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from promptmill import __version__
 from promptmill.core.money import dollars
+from promptmill.core.version import __version__
 from promptmill.features.hub.hub import SCHEME
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder

@@ -12,7 +12,7 @@ from pydantic import Field, WithJsonSchema
 from promptmill.backends.protocol import Call, Facts
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
-from promptmill.server import arguments
+from promptmill.server.listed_tools import RARE
 from promptmill.server.results import INLINE, object_schema, objects_schema, wants_copy
 from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.server.tool_socket import ToolSocket
@@ -57,42 +57,34 @@ def add(socket: ToolSocket) -> None:
     async def improve(
         ctx: Context,
         *,
-        input_file: Annotated[
-            str,
-            Field(
-                description="A file of rows, at least 100 of them with right labels; .csv, .xlsx, .parquet, .jsonl or "
-                ".db, as for bulk_generate.",
-                examples=["reviews.csv"],
-            ),
-        ],
-        gold: Annotated[str, Field(description="The column of the right labels.", examples=["label"])],
-        prompt: Annotated[str, Field(description="The prompt to improve.", examples=["Is it positive? {{text}}"])],
+        input_file: Annotated[str, Field(description="A table as for bulk_generate, with 100 labelled rows or more.")],
+        gold: Annotated[str, Field(description="The column of the right labels.")],
+        prompt: Annotated[str, Field(description="The prompt to improve: Is it positive? {{text}}")],
         choices: Annotated[
-            list[str] | dict[str, str],
-            Field(description="The labels; an object also defines each of them.", examples=[["positive", "negative"]]),
+            list[str] | dict[str, str], Field(description="The labels; an object also defines each of them.")
         ],
-        strong: Annotated[
-            str, Field(description="The model that writes better prompts, named as `model`.", examples=["good-1"])
-        ],
-        model: Annotated[
-            str | None,
-            Field(description="The model that labels the rows, as in bulk_generate; the default model if left out."),
-        ] = None,
-        system_prompt: arguments.SystemPrompt = "",
-        encoding: Annotated[str | None, Field(description="Of a .csv that is not UTF-8, such as cp1252.")] = None,
-        sampling_params: Annotated[
-            dict[str, Any] | None, Field(description="Of `model`, such as max_tokens; as configured if left out.")
-        ] = None,
+        strong: Annotated[str, Field(description="The model that writes better prompts.")],
+        model: Annotated[str | None, Field(description="The model that labels the rows.")] = None,
         max_cost: Annotated[
-            float | None, Field(ge=0, description="The most US dollars that the whole search may cost, in all calls.")
+            float | None, Field(ge=0, description="Most US dollars of the whole search, in all calls.")
         ] = None,
-        again: Annotated[_Failed | None, Field(description="Send failed rows again; none unless given.")] = None,
+        system_prompt: Annotated[
+            str, Field(description="system prompt of every row", json_schema_extra={RARE: ""})
+        ] = "",
+        encoding: Annotated[
+            str | None, Field(description="of a .csv that is not UTF-8, such as cp1252", json_schema_extra={RARE: ""})
+        ] = None,
+        sampling_params: Annotated[
+            dict[str, Any] | None, Field(description="of `model`", json_schema_extra={RARE: ""})
+        ] = None,
+        again: Annotated[
+            _Failed | None, Field(description="send failed rows again", json_schema_extra={RARE: ""})
+        ] = None,
     ) -> ToolResult:
-        """Have the model `strong` write better prompts from the mistakes on labelled rows, and test the best of them.
+        """Let `strong` write better prompts from the mistakes on labelled rows, and test the best one on held-out rows.
 
-        Half of the rows choose the best prompt, and half decide: `outcome` is `gain`, `cannot tell` or `worse`. Takes
-        minutes, and some twelve requests for each row. The same call resumes a search that was cancelled, stopped or
-        killed, and pays for no answer twice. Use the `prompt` of a `gain` in bulk_generate.
+        `outcome` is `gain`, `cannot tell` or `worse`. Takes minutes and some twelve requests a row; while `state` is
+        `running`, make the same call again: it pays for no answer twice.
         """
         from promptmill.features.improve.call_search import CallModel, CallSearch, SearchOrder, strong_plan
         from promptmill.jobs.inputs.short_forms import labels_of

@@ -74,12 +74,12 @@ OPTIONS = (
             words="a strong model; {model} answers where both surely agree, MODEL all other rows",
         ),
         argument=Argument(
+            form='{"model": the strong one, "agree": 0.95}',
             words="with `choices` or `schema`: `model` is a strong model; the cheap one answers where both surely "
             "agree. `agree` (0.95) of the labels or more agree with it, with `certainty` (0.95); also `gold`, a column "
             "with right labels of random rows, which makes `agree` the share of right labels, `second`, another cheap "
             "model, `student`: true, a classifier that takes the place of the cheap model "
             '("scikit-learn", an extra, labels more rows), and `recall` by label',
-            examples=[{"model": "good-1", "agree": 0.95}],
         ),
         keyword=Keyword(type="str | None"),
         goes_without=[

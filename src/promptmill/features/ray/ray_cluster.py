@@ -11,13 +11,13 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promptmill import __version__
 from promptmill.backends import registry
 from promptmill.backends.protocol import Backend
 from promptmill.cluster.remote import LostError, Quota, RemoteBackend, Replica, environment_of, part_of
 from promptmill.cluster.replicas import Replicas, create
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
+from promptmill.core.version import __version__
 from promptmill.jobs.store.order import Create, OrderPart
 from promptmill.system.installation import adding
 

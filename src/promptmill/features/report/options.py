@@ -21,4 +21,4 @@ OPTIONS = (
         ],
     ),
 )
-CONTROL = Option("report", str, "write a report, an HTML page with all rows, to this file; none unless given")
+CONTROL = Option("report", str, "write a report, an HTML page, to this file")

@@ -13,7 +13,7 @@ FEATURE = Feature(
             "promptmill.features.review.command:add_options",
         ),
     ),
-    instructions="`review` finds rows that the user should check, `review_take` stores the user's labels.",
+    instructions="`review` finds rows that the user should check, and stores the user's labels.",
     tools="promptmill.features.review.tools:add",
     figures=(
         Figure(

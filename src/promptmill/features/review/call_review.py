@@ -122,7 +122,7 @@ def _call(found: Review) -> str:
     """Return the call that takes the decisions of a page; of several answers to each row, it measures them."""
     saved = review_page.saved_as(found)
     if found.can_take:
-        return f"review_take: job_id {found.job_id}, take {saved}"
+        return f"review: job_id {found.job_id}, take {saved}"
     return f"compare: files {found.job_id}, by {VARIANT}, gold {saved}:{LABEL}"
 
 

@@ -1,4 +1,4 @@
-"""The tools `review` and `review_take`: a person reviews the rows of a job."""
+"""The tool `review`: a person reviews the rows of a job."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from mcp_types import ToolAnnotations
 from pydantic import Field
 
 from promptmill.backends.protocol import Call, Facts
-from promptmill.core.values import JsonDict
+from promptmill.core.errors import input_error
 from promptmill.features.review import MOST_REVIEWED
+from promptmill.server.listed_tools import RARE
 from promptmill.server.results import INLINE, object_schema, objects_schema, page, page_characters, wants_copy
 from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.server.tool_socket import ToolSocket
@@ -28,33 +29,17 @@ _REVIEW = object_schema(
             "The most doubtful row first: `row`, its number from 1, `answer`, `why` and `score`, `label`, if the user "
             "gave one, the fields of the input, the other answers to it, and `key`, which identifies its question."
         ),
-    },
-    "job_id",
-    "count",
-    "rows",
-)
-_TAKEN = object_schema(
-    {
-        "job_id": {"type": "string"},
-        "taken": {"type": "integer", "description": "New labels."},
+        "taken": {"type": "integer", "description": "New labels that were stored."},
         "changed": {"type": "integer", "description": "New labels that differ from the answer."},
         "taken_back": {"type": "integer", "description": "Labels whose rows have their earlier answer again."},
         "written": {"type": "boolean", "description": "Whether the output has them; else the job's next run does it."},
     },
     "job_id",
-    "taken",
-    "changed",
-    "taken_back",
-    "written",
 )
-_Job = Annotated[str, Field(description="The job's id, or its output file.", examples=["labels.csv"])]
-_Labels = Annotated[
-    list[str] | None, Field(description="All labels, also without an answer; the labels of the answers unless given.")
-]
 
 
 def add(socket: ToolSocket) -> None:
-    """Add the tools to the app."""
+    """Add the tool to the app."""
     mcp, service, jobs = socket.mcp, socket.service, socket.jobs
 
     @tool(
@@ -62,93 +47,54 @@ def add(socket: ToolSocket) -> None:
         output_schema=_REVIEW,
         meta=INLINE,
         annotations=ToolAnnotations(
-            title="Rows worth a person's minute", readOnlyHint=False, destructiveHint=False, openWorldHint=False
+            title="Rows worth a person's minute",
+            readOnlyHint=False,
+            destructiveHint=True,  # with labels, the output's answers are replaced; the job keeps them
+            openWorldHint=False,
         ),
     )
     async def review(
         ctx: Context,
         *,
-        job_id: _Job,
-        rows: Annotated[
-            int | None, Field(ge=1, le=MOST_REVIEWED, description="The number of rows; 50 unless given.")
-        ] = None,
+        job_id: Annotated[str, Field(description="Its id or output file.")],
+        rows: Annotated[int | None, Field(ge=1, le=MOST_REVIEWED, description="Most rows, 50.")] = None,
         sample: Annotated[
-            int | None,
-            Field(
-                ge=1,
-                le=MOST_REVIEWED,
-                description="N rows drawn at random instead, for the `gold` of `compare`; none unless given.",
-            ),
+            int | None, Field(ge=1, le=MOST_REVIEWED, description="Rows drawn at random instead, as `gold` of compare.")
         ] = None,
-        choices: _Labels = None,
         output_file: Annotated[
-            str | None,
-            Field(
-                description="Also write all rows to this file: .html, a page for the user that saves the decisions as "
-                "a .csv; or a new .xlsx with a column `label` to fill in. None unless given.",
-                examples=["review.html"],
-            ),
-        ] = None,
-    ) -> ToolResult:
-        """Find the rows of a job whose labels a person should check: ties, models that disagree, low scores, failures.
-
-        Returns `rows`, the most doubtful first. Show them to the user, or give the user the `output_file`; then call
-        review_take with the user's labels. Nothing is sent to a model.
-        """
-        from promptmill.features.review import call_review  # imported by the first use: most servers review nothing
-
-        reviewing = call_review.reviewed(
-            await jobs(),
-            caller_of(ctx, service),
-            job_id,
-            rows=rows,
-            sample=sample,
-            choices=choices,
-            output_file=output_file,
-        )
-        found = await with_progress(ctx, service, Call(Facts()), reviewing, lambda: "reading the rows")
-        found = await asyncio.to_thread(page, found, page_characters(ctx), copies=1)
-        return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", found)
-
-    @tool(
-        mcp,
-        output_schema=_TAKEN,
-        annotations=ToolAnnotations(
-            title="Take a person's labels",
-            readOnlyHint=False,
-            destructiveHint=True,  # the output's answers are replaced; the job keeps them
-            idempotentHint=True,
-            openWorldHint=False,
-        ),
-    )
-    async def review_take(
-        ctx: Context,
-        *,
-        job_id: _Job,
-        take: Annotated[
-            str | None,
-            Field(
-                description="The file of a review with the labels filled in; or `decisions`.",
-                examples=["labels.decisions.csv"],
-            ),
+            str | None, Field(description="Also write all of them: .html, a page for the user, or .xlsx to fill in.")
         ] = None,
         decisions: Annotated[
             list[dict[str, Any]] | None,
             Field(
-                description="The user's labels, if they are in no file: `row` and `key` as in the review, and `label`; "
-                "`-` takes an earlier label back.",
-                examples=[[{"row": 3, "key": "5f0c9a7b2e11", "label": "yes"}]],
+                description="The user's labels: `row` and `key` of this tool's rows, and `label`; `-` takes it back."
             ),
         ] = None,
-        choices: _Labels = None,
-    ) -> JsonDict:
-        """Store the labels that the user gave to rows of a job, and write the job's output again. Never make them up.
+        take: Annotated[
+            str | None, Field(description="The same from a file that this tool wrote, filled in by the user.")
+        ] = None,
+        choices: Annotated[
+            list[str] | None,
+            Field(description="all labels, also those that are no answer", json_schema_extra={RARE: ""}),
+        ] = None,
+    ) -> ToolResult:
+        """Find the rows of a job that a person should check, the most doubtful first; show them to the user.
 
-        All labels are checked before the first is stored. No later run replaces them.
+        With `decisions` or `take`, store the user's labels in the job and its output. Never make labels up. Sends
+        nothing to a model.
         """
-        from promptmill.features.review import call_review
+        from promptmill.features.review import call_review  # imported by the first use: most servers review nothing
 
-        taking = call_review.taken(
-            await jobs(), caller_of(ctx, service), job_id, file=take, decisions=decisions, choices=choices
+        running, caller = await jobs(), caller_of(ctx, service)
+        if decisions is not None or take is not None:
+            if (rows, sample, output_file) != (None,) * 3:
+                raise input_error("`decisions` and `take` go without `rows`, `sample` and `output_file`.")
+            taking = call_review.taken(running, caller, job_id, file=take, decisions=decisions, choices=choices)
+            taken = await with_progress(ctx, service, Call(Facts()), taking, lambda: "writing the output")
+            return ToolResult(structured_content=taken)
+        reviewing = call_review.reviewed(
+            running, caller, job_id, rows=rows, sample=sample, choices=choices, output_file=output_file
         )
-        return await with_progress(ctx, service, Call(Facts()), taking, lambda: "writing the output")
+        found = await with_progress(ctx, service, Call(Facts()), reviewing, lambda: "reading the rows")
+        found = await asyncio.to_thread(page, found, page_characters(ctx), copies=1)
+        return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", found)

@@ -29,11 +29,11 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from promptmill import __version__
 from promptmill.backends.protocol import Completion, Histogram, Outcome, Sink
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_ROWS
 from promptmill.core.errors import Code, redact
+from promptmill.core.version import __version__
 from promptmill.service.metrics import CALLS, Labels, ModelLabels, durations, samples, series
 from promptmill.service.service import Counted, Service
 from promptmill.system.logs import announce

@@ -60,15 +60,15 @@ def format_of_input(files: InputFiles) -> str:
             raise input_error(
                 f"The input file {path.name} is {marked} text, not ", Named("encoding", files.encoding), "."
             )
-    if (
-        files.encoding is None and kind not in _BINARY and (name := _utf_16(start))
-    ):  # Excel's "Unicode text" and `>` in some shells write UTF-16
+    if files.encoding is None and kind not in _BINARY and (name := _utf_16(start)):  # without a mark, or no table
         reads = Named("encoding", name, "; {} reads it") if kind in CELLS else "; save it as UTF-8"
         raise input_error(f"The input file {path.name} is UTF-16 text", reads, ".")
     if kind not in _BINARY and (found := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
         once_more = found.startswith("compressed") and compression_of(path)
         what = "compressed twice; decompress it once" if once_more else found.format(path.name)
         raise input_error(f"The input file {path.name} is {what}.")
+    if kind == "txt" and files.encoding == "utf-16" and _has_tabs(files):
+        return "tsv"  # what Excel calls "Unicode text"
     if kind != "jsonl":
         return kind
     objects = list(itertools.islice(first_objects(files), 2))
@@ -157,6 +157,12 @@ def image_column(files: InputFiles, input_format: str, *, only_existing: bool = 
                 if not only_existing or any(is_file(folder / cell) for folder in folders):
                     return name
     return ""
+
+
+def _has_tabs(files: InputFiles) -> bool:
+    """Return whether the first line of UTF-16 text has columns."""
+    with files.stream() as stream:
+        return "\t" in stream.read(1 << 16).decode("utf-16", "replace").partition("\n")[0]
 
 
 def _utf_16(start: bytes) -> str:

@@ -24,6 +24,7 @@ from promptmill.backends.questions import NOT_UTF8
 from promptmill.core import values
 from promptmill.core.bounds import LONGEST_HEADER, LONGEST_ROW, MOST_LINES, TOO_LONG
 from promptmill.core.errors import Named, input_error
+from promptmill.jobs.inputs import encodings
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.row import WHOLE, Column, Extent, InputRow, Stretch, Style, Window, digest_of, numbered
 
@@ -34,7 +35,6 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a delimiter inside separates noth
 # lines are read again. Among those, a cell may have only this many lines; otherwise a file of such quotes would be read
 # thousands of times.
 _MOST_DOUBTFUL_LINES = 32
-WINDOWS = "cp1252"
 """The likely encoding of files that are not UTF-8. It equals Latin-1 for printable text."""
 _PIECE = 1 << 18  # bytes: some thousand rows, so that the overhead of a piece is small
 _LONGEST_PIECE = 4 << 20  # bytes; a piece of this size may end within quotes, and is then parsed line by line
@@ -134,9 +134,11 @@ class CellTable:
                 yield Stretch(found, page.extent, page.digest)
         if wrong and not self._is_utf8:
             count = "a row is" if wrong == 1 else f"{wrong:,} rows are"
+            with self._files.stream() as stream:
+                sample = stream.read(encodings.SAMPLE)
             raise input_error(
                 f"The input is not UTF-8 text: {count} in another encoding, the first in line {first_wrong}",
-                Named("encoding", WINDOWS, "; {} reads text of Windows and Excel, and Latin-1"),
+                encodings.remedy(sample),
                 Named("encoding", "utf-8", "; with {} such a row is a failure"),
                 ".",
             )

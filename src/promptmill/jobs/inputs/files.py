@@ -25,7 +25,7 @@ from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.jobs.databases import DATABASES
 from promptmill.jobs.disk import why
-from promptmill.jobs.inputs.formats import SUFFIXES, check_installed, compression_of, plain
+from promptmill.jobs.inputs.formats import CELLS, SUFFIXES, check_installed, compression_of, plain
 from promptmill.jobs.members import file_of, log_of, split
 from promptmill.jobs.store.database import HaltedError
 from promptmill.system.safe_open import NoFileError, OutsideError, open_regular, real_path
@@ -230,7 +230,10 @@ def opened(parts: Sequence[Part], *, known: bool = False, encoding: str | None =
     source = parts[0].path
     check_installed(*(part.path for part in parts))
     try:
-        return InputFiles(parts, encoding)
+        files = InputFiles(parts, encoding)
+        if encoding is None and SUFFIXES.get(plain(source).suffix.lower()) in CELLS and _is_utf_16(files):
+            files.encoding = "utf-16"  # its mark leaves no doubt
+        return files
     except (NoFileError, OutsideError):  # OutsideError: the path has just become a link
         raise input_error(f"{source} is not a regular file.") from None
     except FileNotFoundError as error:
@@ -238,6 +241,11 @@ def opened(parts: Sequence[Part], *, known: bool = False, encoding: str | None =
         raise missing(Path(error.filename or source), gone) from None
     except OSError as error:
         raise input_error(f"{source} cannot be read: {why(error)}.") from None
+
+
+def _is_utf_16(files: InputFiles) -> bool:
+    with files.stream() as stream:
+        return stream.read(2) in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}
 
 
 def missing(file: Path, remedy: str = "Check the path.") -> PromptmillError:

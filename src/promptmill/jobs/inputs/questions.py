@@ -10,7 +10,8 @@ from promptmill.backends.rows import CONTENT, IMAGES, NAMES
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import close_matches
-from promptmill.jobs.inputs.cells import WINDOWS, is_utf8, readable
+from promptmill.jobs.inputs import encodings
+from promptmill.jobs.inputs.cells import is_utf8, readable
 from promptmill.jobs.inputs.formats import CELLS, TABLES
 from promptmill.jobs.inputs.template import ROW, check_names, mistyped_names_named, template_of
 from promptmill.jobs.store.stored import Question
@@ -41,7 +42,7 @@ def _of_template(
 ) -> Questions:
     names = ["text", *header] if input_format == "txt" else header
     if input_format in TABLES and not text.isascii() and not all(map(is_utf8, header)):
-        raise _no_utf8_header()
+        raise _no_utf8_header(header)
     with mistyped_names_named(text, names):
         template = template_of(text, names)
         if input_format in TABLES:
@@ -79,7 +80,7 @@ def _of_columns(question: Question, input_format: str, header: Sequence[str], re
     _check_once(meant, read)
     if not _PROMPTS & {*meant}:
         if not all(map(is_utf8, header)):
-            raise _no_utf8_header()
+            raise _no_utf8_header(header)
         hint = Named("prompt_column", text=" {} names the one with the prompts.")
         raise input_error(f"The input has no column `prompt` or `messages`; its columns: {_listed(header)}.", hint)
     columns = sorted((name, at) for at, name in enumerate(meant) if name in read)  # moved columns change nothing
@@ -91,9 +92,9 @@ def _of_columns(question: Question, input_format: str, header: Sequence[str], re
     )
 
 
-def _no_utf8_header() -> PromptmillError:
-    windows = Named("encoding", WINDOWS, "; {} reads text of Windows and Excel, and Latin-1")
-    return input_error("The first line of the input is not UTF-8 text", windows, ".")
+def _no_utf8_header(header: Sequence[str]) -> PromptmillError:
+    remedy = encodings.remedy(",".join(header).encode("utf-8", "surrogateescape"))
+    return input_error("The first line of the input is not UTF-8 text", remedy, ".")
 
 
 def columns_of(questions: Sequence[Questions]) -> list[tuple[int, str]]:

@@ -43,6 +43,7 @@ from promptmill.core.secret_text import find_assigned
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
 from promptmill.images import pdf
+from promptmill.jobs.inputs import documents, encodings
 from promptmill.jobs.inputs.files import IMAGES, all_files, is_several
 from promptmill.jobs.inputs.formats import OF_CALLS, SUFFIXES, plain
 from promptmill.jobs.store.order import JobOrder
@@ -60,10 +61,10 @@ _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
 _LOOKED_AT = 1000  # files of a folder that are searched for a table
 _MAGIC = re.compile(r"[*?\[]")
 _TOO_LARGE = f"is larger than {LARGEST_TEXT >> 20} MiB"
-# Files that are sent with all that their programs write beside the text; the noun, the suffixes, the beginning.
+# Texts that are sent with all that their programs write beside the text; the noun, the suffixes, the beginning.
 _RAW = (
-    ("mail", {".eml", ".emlx", ".mbox", ".mht", ".mhtml"}, re.compile(r"(?im)^(?:mime-version|received): ")),
-    ("web page", {".html", ".htm", ".xhtml"}, re.compile(r"(?i)\A\s*<(?:!doctype html|html)\b")),
+    ("mail", {".mbox"}, re.compile(r"(?im)^(?:mime-version|received): ")),
+    ("web page", frozenset[str](), re.compile(r"(?i)\A\s*<(?:!doctype html|html)\b")),
     ("RTF file", {".rtf"}, re.compile(r"\A\{\\rtf")),
 )
 _SHOWN = 20
@@ -84,7 +85,7 @@ def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
     if each is not None:
         return each == "file"
     if len(given) == 1 and not is_several(given[0]):
-        return given[0].suffix.lower() in {*IMAGES, pdf.SUFFIX}
+        return given[0].suffix.lower() in {*IMAGES, pdf.SUFFIX, *documents.READERS}
     found = itertools.islice(itertools.chain.from_iterable(map(all_files, given)), _LOOKED_AT)
     kinds = {SUFFIXES.get(plain(path).suffix.lower(), "") for path in found}
     return bool(kinds) and kinds <= {"txt", "", "sql"}  # Windows keeps `Thumbs.db` among pictures
@@ -270,9 +271,7 @@ class WholeFiles(FoundFiles):
         """
         super().__init__(names, rule)
         self._as_pdf = as_pdf
-        self._encodings = [encoding] if encoding else []
-        windows = ("is not UTF-8 text (", Named("encoding", "cp1252"), " reads text of Windows)")
-        self._not_utf8: Words = f"is not UTF-8 text or {encoding}" if encoding else windows
+        self._encoding = encoding
         has_pdfs = any(path.suffix.lower() == pdf.SUFFIX for path in self._files)
         self.question = _question_of(question, as_pdf, has_pdfs=has_pdfs, has_schema=has_schema)
         """The question about each file."""
@@ -303,7 +302,8 @@ class WholeFiles(FoundFiles):
             return ""
         files = " and ".join(counted(count, noun) for noun, count in self._raw.items())
         are = "is" if self._raw.total() == 1 else "are"
-        return f"{files} {are} sent raw, with MIME, base64 and tags, which all cost tokens; save the text of each first"
+        cost = "with MIME, base64 and tags, which all cost tokens"
+        return f"{files} {are} sent raw, {cost}; save them as .eml, .html or .docx, whose text is sent"
 
     def lines(self) -> Iterator[bytes]:
         """Yield a line for each file, in the order of `names`. Raises `PromptmillError` (`invalid_input`)."""
@@ -388,23 +388,38 @@ class WholeFiles(FoundFiles):
     def _text_row(self, path: Path) -> JsonDict:
         """Return the row of a text. Raises `PromptmillError`; its message is the predicate of a sentence ("is not
         text")."""
-        if path.suffix.lower() in IMAGES:
+        suffix = path.suffix.lower()
+        if suffix in IMAGES:
             raise input_error("is an image; a prompt without {{content}} asks about each image")
-        data = self._read(path, LARGEST_TEXT + 1)
-        if len(data) > LARGEST_TEXT:
-            raise input_error(_TOO_LARGE)
+        read = documents.READERS.get(suffix)
+        most = LARGEST_TEXT if read is None else LARGEST_FILE
+        data = self._read(path, most + 1)
+        if len(data) > most:
+            raise input_error(f"is larger than {most >> 20} MiB")
         self._check_secrets(path, data)
-        text = None
-        for encoding in ("utf-8-sig", *self._encodings):  # text in another encoding is hardly ever valid UTF-8
-            with contextlib.suppress(ValueError):
+        text = self._decoded(data) if read is None else read(data)
+        if len(text) > LARGEST_TEXT:
+            raise input_error(f"has more than {LARGEST_TEXT >> 20} million characters")
+        self._check_secrets(path.with_suffix(".txt") if read else path, text.encode("utf-8", "replace"))
+        if read is None:
+            start = text[:LONGEST_SEARCHED]
+            self._raw.update(noun for noun, names, known in _RAW if suffix in names or known.search(start))
+        return {"content": text}
+
+    def _decoded(self, data: bytes) -> str:
+        marked = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
+        for encoding in filter(None, (marked, "utf-8-sig", self._encoding)):
+            with contextlib.suppress(ValueError):  # text in another encoding is hardly ever valid UTF-8
                 text = data.decode(encoding)
                 if "\0" not in text:
-                    self._check_secrets(path, text.encode("utf-8", "replace"))
-                    suffix, start = path.suffix.lower(), text[:LONGEST_SEARCHED]
-                    self._raw.update(noun for noun, names, known in _RAW if suffix in names or known.search(start))
-                    return {"content": text}
-        is_text = text is None and (b"\0" not in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)))
-        raise input_error(*parts_of(self._not_utf8 if is_text else "is not text"))
+                    return text
+        if b"\0" in data:
+            raise input_error("is not text")
+        if self._encoding:
+            raise input_error(f"is not UTF-8 text or {self._encoding}")
+        raise input_error(
+            "is not UTF-8 text", encodings.remedy(data[: encodings.SAMPLE])._replace(text=" ({} reads it)")
+        )
 
 
 class OwnFiles(WholeFiles):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +39,9 @@ class CallPaths:
         Raises `PromptmillError` (`invalid_input`) for a file that the rule on files refuses.
         """
         real = self._resolved_path(text, name)
+        if input_files.is_several(real):
+            folders = "name folders and patterns in `files`" if name == "input_file" else "name a file"
+            raise input_error(f"{name} is a folder or a pattern; {folders}.")
         kind = formats.format_by_suffix(real, name)
         is_database = (name, kind) == ("input_file", "sql") and members.file_of(real).suffix.lower() in SQLITE
         if kind not in formats.OF_CALLS and not is_database:
@@ -47,8 +51,6 @@ class CallPaths:
                 f"{name} is a {formats.plain(real).suffix} file; use one of {usable} here: others may be a "
                 f"program's{whole}"
             )
-        if input_files.is_several(real):
-            raise input_error(f"{name} is a folder or a pattern; name a file.")
         return real
 
     def allowed_page(self, text: str) -> Path:
@@ -75,7 +77,10 @@ class CallPaths:
         except (OSError, ValueError, RuntimeError):
             raise input_error(f"{name} is not a usable path.") from None
         except OutsideError:
-            raise input_error(f"{name} is outside {rule.words}. Use a file inside.") from None
+            raise input_error(
+                f"{name} is outside {rule.words}. Use a file inside, or whoever runs the server allows its folder: "
+                f"`allowed_roots: [{json.dumps(str(path.parent))}]` in parameter.yaml."
+            ) from None
         except RefusedError as error:
             raise input_error(
                 f"{name} {error}. {OTHERWISE if name == 'input_file' else 'Name another file.'}"

@@ -300,8 +300,7 @@ class Runner:
                 self._is_refused = job.change.before is not None
                 raise
             job.load()
-            for way in rounds.awaited(store).values():
-                await self._in_thread(functools.partial(way.rebind, store, job.spec.targets))
+            await self._in_thread(self._rebind_awaited)
             self._note_kept(bound)
         await self._check_secrets()
         if job.spec.output.format == "xlsx":
@@ -368,6 +367,11 @@ class Runner:
         if targets is not None:
             self._job.put(spec.model_copy(update={"targets": tuple(targets)}))
         return targets is not None
+
+    def _rebind_awaited(self) -> None:
+        store = self._job.folder.store  # another one since the input was read
+        for way in rounds.awaited(store).values():
+            way.rebind(store, self._job.spec.targets)
 
     def _duplicates(self) -> Duplicates | None:
         job = self._job

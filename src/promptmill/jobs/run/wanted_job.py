@@ -160,9 +160,8 @@ def _check_output(order: JobOrder, target: Path, parts: Sequence[Part]) -> None:
         raise input_error(
             f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
         )
-    if not target.parent.is_dir():
-        raise input_error(f"There is no folder {target.parent} for the output; create it first.")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:

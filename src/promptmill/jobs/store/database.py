@@ -289,7 +289,12 @@ class JobDatabase:
     @property
     def is_empty(self) -> bool:
         """Whether the job has no record, and no batch at a provider."""
-        return not self.page(0, size=1) and not self.read("SELECT 1 FROM batch LIMIT 1")
+        return not self.page(0, size=1) and not self.has_batches
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether the job has or had a batch at a provider."""
+        return bool(self.read("SELECT 1 FROM batch LIMIT 1"))
 
     # ---- the file
 

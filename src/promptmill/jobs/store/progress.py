@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
-from promptmill import __version__
 from promptmill.backends.protocol import Call
+from promptmill.core.version import __version__
 from promptmill.jobs.store import statistics, status_record
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.statistics import JobCounts, quantile

@@ -97,15 +97,13 @@ def awaited(store: JobDatabase) -> dict[str, Awaited]:
     Raises the errors of `JobDatabase`, and `PromptmillError` (`invalid_input`) if the feature of a round that is not
     done is missing.
     """
-    found = dict[str, Awaited]()
-    for round_ in stored_rounds(store):
-        if round_.way in {LIVE, COPY}:
-            continue
-        if (way := _awaited(round_.way)) is not None:
-            found[round_.way] = way
-        elif not round_.done:
-            raise input_error(Named(round_.way), " needs a feature that is not installed.")
-    return found
+    entries = {entry.name: entry for feature in features().values() for entry in feature.ways}
+    by_way = [round_ for round_ in stored_rounds(store) if round_.way not in {LIVE, COPY}]
+    if missing := [round_.way for round_ in by_way if round_.way not in entries and not round_.done]:
+        raise input_error(Named(missing[0]), " needs a feature that is not installed.")
+    # with a batch, every way is asked: a damaged round has lost the name of its way
+    used = entries.keys() if store.has_batches else {round_.way for round_ in by_way}
+    return {name: part(entry.awaited) for name, entry in entries.items() if name in used}
 
 
 def _awaited(way: str) -> Awaited | None:

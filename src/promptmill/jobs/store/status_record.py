@@ -160,7 +160,7 @@ class Status(RunStatus, total=False):
     input_file: Annotated[str, Field(description="The file of the rows.")]
     output_file: Annotated[
         str | None,
-        Field(description="Complete when the state is `finished`; null if bulk_results has the answers."),
+        Field(description="Complete when the state is `finished`; null if bulk_status has the answers."),
     ]
     model: str
     """The model; several models are separated by commas."""

@@ -1,0 +1,80 @@
+"""The tools as `tools/list` gives them: a language model reads all of them before it does anything, so they are short.
+
+A call may have every argument at its top level, too: the schema of a tool itself has all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from promptmill.core.errors import input_error
+from promptmill.core.values import JsonDict, JsonObject
+
+RARE = "rare"
+"""Marks the schema of an argument that the list shows as a key of `options`, with the form of its value."""
+OPTIONS = "options"
+SKILL = "skill://promptmill/SKILL.md"
+_UNREAD = frozenset({"default", "examples", "title"})
+
+
+def listed(schemas: Mapping[str, JsonObject]) -> dict[str, JsonDict]:
+    """Return the input schemas of all tools as the list shows them: types and words, and rare arguments in `options`.
+
+    The words of an argument stand once: the same argument of a later tool has only its type.
+    """
+    seen = set[tuple[str, str]]()
+    shown = {}
+    for tool, schema in schemas.items():
+        properties, rare = {}, [*rare_names(schema)]
+        for name, argument in schema.get("properties", {}).items():
+            if name in rare:
+                continue
+            properties[name] = _short(argument)
+            words = name, argument.get("description", "")
+            if words in seen:
+                del properties[name]["description"]
+            elif words[1]:
+                seen.add(words)
+        if rare:
+            keys = ", ".join(f"{name} {schema['properties'][name][RARE]}".rstrip() for name in rare)
+            properties[OPTIONS] = {"type": "object", "description": f"Rarely needed, see {SKILL}: {keys}."}
+        shown[tool] = {"type": "object", "properties": properties, "additionalProperties": False}
+        if schema.get("required"):
+            shown[tool]["required"] = schema["required"]
+    return shown
+
+
+def rare_names(schema: JsonObject) -> Iterator[str]:
+    """Yield the names of a tool's rare arguments."""
+    return (name for name, argument in schema.get("properties", {}).items() if RARE in argument)
+
+
+def unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:
+    """Return the arguments of a call with the keys of `options` among them. Raises `PromptmillError`."""
+    given = arguments.get(OPTIONS)
+    if OPTIONS in schema.get("properties", {}) or not any(rare_names(schema)) or OPTIONS not in arguments:
+        return dict(arguments)
+    if given is not None and not isinstance(given, dict):
+        raise input_error('`options` is an object, such as {"', next(rare_names(schema)), '": …}.')
+    rest = {name: value for name, value in arguments.items() if name != OPTIONS}
+    if twice := sorted(rest.keys() & (given or {}).keys()):
+        raise input_error(f"`{twice[0]}` stands in `options`, too; send it once.")
+    return rest | (given or {})
+
+
+def _short(argument: JsonObject) -> JsonDict:
+    short: JsonDict = {
+        name: value
+        for name, value in argument.items()
+        if name not in _UNREAD and not (name == "additionalProperties" and value is True)
+    }
+    for name, inner in short.items():
+        match name, inner:
+            case "items", dict():
+                short[name] = _short(inner)
+            case "properties", dict():
+                short[name] = {field: _short(of) for field, of in inner.items()}
+    kinds = [_short(kind) for kind in short.pop("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) == 1:
+        return {**kinds[0], **short}
+    return short | ({"anyOf": kinds} if kinds else {})

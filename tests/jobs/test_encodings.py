@@ -1,0 +1,49 @@
+"""Tables in other encodings: the error names the encoding, with a line in it as a proof."""
+
+import pytest
+
+from promptmill.jobs.inputs.encodings import remedy
+
+TABLES = {
+    "gb18030": ("id,评论", "1,鞋子的尺码太小了"),
+    "big5": ("id,評論", "1,鞋子的尺碼太小了"),
+    "shift_jis": ("id,レビュー", "1,靴のサイズが小さい"),
+    "euc_kr": ("id,리뷰", "1,신발 사이즈가 작다"),
+    "cp1251": ("id,отзыв", "1,обувь мала, размер не тот"),
+    "cp1252": ("id,text", "1,Die Größe fällt schön aus"),
+    "cp1250": ("id,text", "1,Žluťoučký kůň úpěl ďábelské ódy"),
+}
+
+
+@pytest.mark.parametrize("encoding", TABLES)
+@pytest.mark.parametrize("rows", [1, 500])
+def test_the_encoding_is_named_with_a_line_that_proves_it(encoding, rows):
+    header, row = TABLES[encoding]
+    said = remedy("\n".join([header, *[row] * rows]).encode(encoding))
+    assert said.value == encoding
+    proof = row if header.isascii() else header
+    assert said.text.format("X") == f'; X reads line {1 + header.isascii()} as "{proof}"'
+
+
+def test_a_table_in_another_encoding_is_refused_with_its_name_and_read_with_it(bench):
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_bytes("id,text\n1,鞋子的尺码太小了\n2,{很好}\n".encode("gb18030"))
+    said = " ".join(bench.fail("--prompt", "{{text}}").split())
+    assert '--encoding gb18030 reads line 2 as "1,鞋子的尺码太小了"' in said
+    bench.run("--prompt", "{{text}}", "--encoding", "gb18030")
+    assert {seen.prompt for seen in bench.upstream.seen} == {"鞋子的尺码太小了", "{很好}"}
+
+
+@pytest.mark.parametrize("name", ["in.txt", "in.csv", "in.tsv"])
+def test_what_excel_calls_unicode_text_is_read_as_the_table_that_it_is(bench, name):
+    bench.input, bench.output = bench.path / name, bench.path / "out.csv"
+    bench.input.write_bytes("id\tGröße\r\n1\tzu klein\r\n2\tgut\r\n".encode("utf-16"))
+    bench.run("--prompt", "{{Größe}}")
+    assert {seen.prompt for seen in bench.upstream.seen} == {"zu klein", "gut"}
+
+
+def test_lines_in_utf16_without_tabs_are_prompts(bench):
+    bench.input, bench.output = bench.path / "in.txt", bench.path / "out.csv"
+    bench.input.write_bytes("eins\r\nzwei\r\n".encode("utf-16"))
+    bench.run()
+    assert {seen.prompt for seen in bench.upstream.seen} == {"eins", "zwei"}
