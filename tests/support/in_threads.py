@@ -19,7 +19,7 @@ import pytest
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs import disk
 from promptmill.jobs.manage import detached
-from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.job import Job
 from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
