@@ -58,7 +58,7 @@ def test_the_value_of_an_unknown_option_is_not_shown(refused):
         (["serve", "--token-env", "A", "--token-file", "b"], "--token-file: not allowed with argument --token-env"),
         (["bulk", "--prompt-colum", "text"], "did you mean --prompt-column?"),
         (["bulk", "--", "--prompt-colum"], "the following arguments are required: OUTPUT"),
-        (["join", "a", "b"], "'b' is an argument too many"),
+        (["jobs", "a", "b"], "'b' is an argument too many"),
         pytest.param(
             ["install"], "the following arguments are required: CLIENT", marks=pytest.mark.features("install")
         ),

@@ -171,7 +171,7 @@ def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argpars
     parser = Parser("promptmill bulk")
     add_options(parser)
     before = parser.parse_args(command[1:])
-    own = {name: value for name, value in vars(arguments).items() if value not in (None, [])}
+    own = {name: value for name, value in vars(arguments).items() if value is not False and value not in (None, [])}
     return argparse.Namespace(**{**vars(before), **own, "set": [*before.set, *arguments.set], "json": arguments.json})
 
 

@@ -1,4 +1,4 @@
-"""`promptmill init` and `check`: write a configuration from three questions, and try one stage by stage."""
+"""`promptmill init`: write a configuration from three questions; and a trial of a configuration, stage by stage."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Answers(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def add_init_options(parser: Parser) -> None:
-    """Add the options of `promptmill init`."""
+def add_options(parser: Parser) -> None:
+    """Add the options of the command."""
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the file to write; default: parameter.yaml")
     parser.add_argument("--force", action="store_true", help="replace the file if there is one")
     add_shared(parser)
@@ -77,10 +77,10 @@ def _init(arguments: argparse.Namespace) -> int:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise config_error("", f"{file} cannot be written: {error.strerror}.") from None
-    say(f"{file} is written; `promptmill check` tries it:\n", wrap=True)
+    say(f"{file} is written; `promptmill models --check` tries it:\n", wrap=True)
     sys.stdout.flush()
     checked = argparse.Namespace(config=file, backend=None, set=arguments.set, json=False)
-    code = _check(checked, configuration_of(checked))
+    code = check(checked, configuration_of(checked))
     option = "" if file == Path(FILE_NAME) else f" --config {file}"
     if code == 0:
         print(f'\nNext: promptmill generate{option} "What is the capital of France?"')
@@ -90,7 +90,7 @@ def _init(arguments: argparse.Namespace) -> int:
     else:
         file.write_text(f"{_unchecked(text)}\n{text}", encoding="utf-8")
         todo = answers.notes or (f"The last line above names the change that {file} needs.",)
-        say("\n" + "\n".join((*todo, f"Then `promptmill check{option}` tries it again.")), wrap=True)
+        say("\n" + "\n".join((*todo, f"Then `promptmill models --check{option}` tries it again.")), wrap=True)
     return code
 
 
@@ -159,7 +159,7 @@ def _provider(arguments: argparse.Namespace, likely: str) -> Answers:
         name = _ask("The provider", likely, "--provider", among=tuple(rows))
     key_env = arguments.key_env or rows.get(name, ("", ""))[1]
     model = arguments.model or _ask("The model", "", "--model")
-    block = [("provider", name, "`promptmill providers` lists them"), ("model_name", model, "")]
+    block = [("provider", name, "`promptmill models --providers` lists them"), ("model_name", model, "")]
     if name in rows and not rows[name][0]:  # each customer has an address there
         block.append(("base_url", _ask("Its address", "", "--base-url"), "the address of your resource"))
     notes: tuple[str, ...] = ()
@@ -241,18 +241,7 @@ sampling_params:
 """
 
 
-def add_check_options(parser: Parser) -> None:
-    """Add the options of `promptmill check`."""
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    add_shared(parser)
-    parser.show_examples(
-        "promptmill check                                     # the configuration in use",
-        "promptmill check --base-url localhost:11434 --model qwen3:8b",
-    )
-    parser.set_defaults(command=_check)
-
-
-def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
+def check(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Try the configuration, with a one-token call at the end. Returns 0, or 2 if a stage fails.
 
     `arguments` are the command line's, with `json`.

@@ -83,6 +83,20 @@ class Control:
     result under the name of the option."""
 
 
+@dataclass(frozen=True, slots=True)
+class JobAction:
+    """An action of the command `jobs` on one job."""
+
+    names: Sequence[str]
+    """The arguments of which one asks for it, as argparse stores them. The first names it."""
+    purpose: str
+    """What the job is named for, such as `to report`."""
+    options: str
+    """`"module:function"`: adds its options to the group of argparse that it takes."""
+    run: str
+    """`"module:function"`: takes the job's `Folder` and the arguments, and returns the exit code."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """A kind of inputs and outputs of jobs: files with a suffix, or URLs with a scheme."""
@@ -143,6 +157,9 @@ class Feature:
     options: str = ""
     """`"module:name"`: a sequence of `promptmill.options.option.Option`, options of a job."""
     commands: Sequence[Command] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Commands of the last release, and the command lines that replace them."""
+    job_actions: Sequence[JobAction] = ()
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.app.ToolSocket`."""
     controls: Sequence[Control] = ()

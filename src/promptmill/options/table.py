@@ -317,7 +317,7 @@ MODEL = (
     Option(
         "provider",
         str,
-        "a provider that `promptmill providers` lists",
+        "a provider that `promptmill models --providers` lists",
         flag=Flag(metavar="NAME", is_common=True),
         argument=None,
         keys=[f"{_ENDPOINT}provider"],
@@ -436,7 +436,7 @@ LIMITS = (
     Option(
         "shard",
         str,
-        "only this part of the rows, 3/16; the command `join` puts the parts together",
+        "only this part of the rows, 3/16; `promptmill jobs OUTPUT --join` puts the parts together",
         flag=Flag(metavar="I/N"),
         argument=None,
         rows=[_PATHS],
