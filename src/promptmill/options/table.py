@@ -143,6 +143,14 @@ FILES = (
         rows=[_PATHS, _FILE, _FILES, _STDIN, _URLS, _QUERY],
     ),
     Option(
+        "header_row",
+        int,
+        "the line, or the row of the sheet, with the columns of CSV, TSV or a workbook, if titles are above it",
+        flag=Flag(metavar="N", read=int),
+        argument=Argument(least=1),
+        rows=[_PATHS, _FILE, _FILES, _STDIN, _URLS],
+    ),
+    Option(
         "input_format",
         str,
         "format of standard input, unless it is JSON: txt, csv.gz, …",

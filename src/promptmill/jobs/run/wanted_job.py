@@ -106,7 +106,7 @@ class OrderFiles:
             _check_output(order, target, parts)
             formats.format_by_suffix(order.whole_output, "output file")
             formats.check_installed(order.whole_output)
-        opened = input_files.opened(parts, known=is_known, encoding=order.reading.encoding) if parts else None
+        opened = input_files.opened(parts, known=is_known, reading=order.reading) if parts else None
         return cls(source, target, folder, is_loose, opened)
 
 
@@ -246,7 +246,9 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
     return JobSpec(
         job_id=job_id,
         created=int(time.time()),
-        input=InputSpec(path=files.source, encoding=order.reading.encoding, **facts),
+        input=InputSpec(
+            path=files.source, encoding=order.reading.encoding, header_row=order.reading.header_row, **facts
+        ),
         question=order.question,
         output=OutputSpec(
             path=files.target,

@@ -49,6 +49,7 @@ class InputSpec(Stored):
     """The files of a folder, a pattern or several paths; empty if `path` is the only file."""
     format: str
     encoding: str | None = None
+    header_row: int | None = None
     size: int = 0
     version: int = 0
     """A number that changes with the content, see `InputFiles.stamp`."""
