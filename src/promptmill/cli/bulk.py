@@ -142,7 +142,7 @@ def _rows_of(arguments: argparse.Namespace) -> Rows:
 
 
 def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of a command with prompts by their names, and with the texts in files."""
+    """Return the options of a command by their names, with the prompts in files read."""
     values = _options_of(arguments)
     if isinstance(values["prompt"], list):
         values["prompt"] = _named_prompts(values["prompt"])

@@ -289,7 +289,7 @@ _READERS: Mapping[object, Callable[[str], Any]] = {
 
 
 def system_prompt_of(arguments: argparse.Namespace) -> str:
-    """Return the system prompt of the options: `--system`, and the definitions of the labels."""
+    """Return the system prompt: the text of `--system`, then the definitions of the labels."""
     definitions = "" if arguments.choices is None else arguments.choices.definitions
     return "\n\n".join(filter(None, (arguments.system, definitions)))
 

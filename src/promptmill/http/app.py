@@ -98,7 +98,7 @@ class OtherApi(Protocol):
 
 
 class Pages:
-    """The pages for monitoring: `/healthz`, `/readyz` and `/metrics`. An app of its own for a server over stdio."""
+    """The pages for monitoring: `/healthz`, `/readyz` and `/metrics`. Over stdio, they are a separate app."""
 
     def __init__(self, rules: Rules, metrics: Metrics) -> None:
         self._rules, self._metrics = rules, metrics

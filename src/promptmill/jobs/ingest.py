@@ -232,7 +232,7 @@ class _Reader:
 
     def finished(self) -> JobSpec:
         """Return the job with its columns, once all rows were read."""
-        if self._is_whole:  # else the rows that have the columns may not be among those that were read
+        if self._is_whole:  # otherwise a column may occur only in rows that were not read
             self._names.check_templates(self._questions)
         return self._names.named().with_input(fields=self._fields, style=self._source.style, blank=dict(self._blank))
 

@@ -1,6 +1,6 @@
 """The table of all options of a job.
 
-An option is one entry: every face makes its flag, argument or keyword from it. The place that uses it reads it by its
+An option is one entry: every face makes its flag, argument or keyword from it. The code that uses it reads it by its
 name, mostly `jobs.store.order.JobOrder.of`. The list of a feature moves into its folder as it is (`Feature.options`).
 """
 

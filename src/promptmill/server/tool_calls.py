@@ -527,7 +527,7 @@ def caller_of(ctx: Context, service: Service) -> Caller:
 
 
 def session_of(ctx: Context) -> str:
-    """Return the name of a client's session; of one without sessions (2026-07-28), its token and address."""
+    """Return the id of a client's session; in a protocol without sessions (2026-07-28), its owner and address."""
     request = None if ctx.request_context is None else ctx.request_context.request
     if request is None:
         return ""

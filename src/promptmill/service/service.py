@@ -117,7 +117,7 @@ class Service:
         return self.plan_of(name)
 
     async def job_plan(self, name: str | None, where: str = "model") -> ResolvedConfig:
-        """Return the plan of a job on the model that a client names: an offered one, or any that its rows may name.
+        """Return the plan of a job on the model that a client names: an offered model, or one that rows may name.
 
         `where` is the argument that names it. Raises like `plan_of`.
         """

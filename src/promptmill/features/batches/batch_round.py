@@ -333,7 +333,7 @@ class BatchRound:
 
     @property
     def _is_looking(self) -> bool:
-        """Whether a batch is being looked for. A second batch of its size could be taken for it."""
+        """Whether a batch is being looked for. A second batch of the same size could be mistaken for it."""
         return any(other.state == "creating" for other in self._open())
 
     def _waits_for_cache(self, batch: Batch) -> bool:

@@ -1,4 +1,4 @@
-"""The tool `compare`: the answers to the same rows, as figures."""
+"""The tool `compare`: figures that compare answers to the same rows."""
 
 from __future__ import annotations
 

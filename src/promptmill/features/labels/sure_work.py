@@ -77,7 +77,7 @@ class _Sampled:
 
     @property
     def agrees(self) -> bool:
-        """Whether the cheap model has this label."""
+        """Whether the cheap model gave this label."""
         return self.label is not None and _label(self.cheap) == self.label
 
     @property

@@ -46,7 +46,7 @@ class Votes(Plan):
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Votes | None:
-        """Return the votes of the option `votes`; the models take turns. None without the option."""
+        """Return the votes for the option `votes`, from each model in turn. None without the option."""
         if (count := options.get("votes")) is None:
             return None
         if isinstance(count, bool) or not isinstance(count, int) or not 2 <= count <= MOST_VOTES:

@@ -18,9 +18,9 @@ resumed after a pause, until its time is over.
 The state is in `objects.db` alone. The server that holds the batch's lock runs it; any server cancels it there.
 
 **Repeated POSTs.** OpenAI's clients repeat a POST whose reply was lost, without a key, but with a count in the header
-`x-stainless-retry-count`. Such a repeat finds the batch of the same token and parameters that is at most 20 minutes
-old; a request without the header, one of at most a minute; a first attempt (`0`) makes a new batch, as does one
-after a cancel.
+`x-stainless-retry-count`. Such a repeat gets the batch of the same token and parameters if it is at most 20 minutes
+old; a request without the header, if it is at most a minute old. A first attempt (`0`) makes a new batch, as does
+one after a cancel.
 """
 
 from __future__ import annotations

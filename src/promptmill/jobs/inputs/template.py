@@ -39,7 +39,7 @@ from promptmill.core.wording import close_matches, did_you_mean, mended
 
 ROW = "row"
 """The variable that holds all fields of a row: `row["my column"]`."""
-_ALIKE = 0.7  # the similarity of two names: `a - b` is not a misspelt `a`
+_ALIKE = 0.7  # the least similarity of a misspelling: `a - b` is none of `a`
 _CELL = "promptmill_cell"  # a filter
 _PLACES = "promptmill places"  # a variable that no template can name
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a placeholder that is not closed

@@ -42,7 +42,7 @@ class JobRounds:
         self, job: Job, duplicates: Duplicates | None = None, end: int = SLOT, work: Work | None = None
     ) -> None:
         """`duplicates`: None unless the order has `dedupe`. `end`: the number of the first row beyond the order's
-        limit. `work` follows and halts the plan's long work."""
+        limit. `work` reports on the plan's long work and halts it."""
         self._job = job
         self._end = end
         store, spec_now = job.folder.store, lambda: job.spec

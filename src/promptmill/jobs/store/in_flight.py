@@ -70,7 +70,7 @@ class InFlight:
                 self._free.append(at)
 
     def sent(self, key: int, choice: int, most: float) -> None:
-        """Note a request for the row of `key`, which can cost `most`."""
+        """Note a sent request for the row of `key`; it costs at most `most`."""
         row = key & (LAST_KEY_OF_ROW - 1)
         at = self._places.get(row)
         if at is not None:

@@ -127,7 +127,7 @@ class PlanWork:
         yield from ()
 
     def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
-        """Yield the answers that rows of `meanwhile` get while a round runs, and the rows that need another one."""
+        """Yield answers for the rows that meet `meanwhile`, and the rows that need another answer, during a round."""
         del round_, pages
         yield from ()
 
@@ -235,7 +235,7 @@ class Plan(Stored):
         """Raise `PromptmillError` (`invalid_input`) for settings or prompts that the plan cannot work with."""
 
     def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
-        """Return the target of a slot with the plan's additions."""
+        """Return `target` with what the plan adds to it for a slot."""
         del slot, config
         return target
 
