@@ -181,7 +181,7 @@ class Feature:
     `promptmill.jobs.store.order.OrderPart`."""
     query: str = ""
     """`"module:function"`: answers queries over files and URLs; takes `JobFolders`, the query and the names of the
-    inputs, and is a context with the `promptmill.jobs.inputs.given.Given` rows."""
+    inputs, and is a context with the `promptmill.jobs.inputs.input_rows.InputRows` rows."""
     client_command: str = ""
     """The command that adds promptmill to an MCP client, for hints."""
     after_job: str = ""

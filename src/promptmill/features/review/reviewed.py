@@ -41,7 +41,7 @@ from promptmill.jobs.store import progress, statistics, status
 from promptmill.jobs.store.database import SET_ASIDE, DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
-from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Made, Record, record_of
+from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, stored_rounds
 from promptmill.jobs.store.spec import JobSpec
 
@@ -322,7 +322,7 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
     new = [(n, label) for n, label in wanted if label and not _has(before.get(n), label)]
     back = [before[n] for n, label in wanted if not label and before[n].settings == PERSON]
     _check_labels(spec, decisions, new, known)
-    made_by = Made(PERSON, max((each.id for each in stored_rounds(store)), default=0))
+    made_by = Provenance(PERSON, max((each.id for each in stored_rounds(store)), default=0))
     records = [
         record_of(n, Completion(label, "stop", answered_by=A_PERSON), before[n].asked, made_by) for n, label in new
     ]

@@ -450,7 +450,7 @@ class JobSpec(Stored):
     model: str
     provider: str = ""
     """The name of the provider, for metrics."""
-    settled: bool = False
+    all_answered: bool = False
     """Whether the call that the job belongs to has ended. Then no row is sent again, not even a failed row."""
     plan: AnyPlan = Plan()
     """Which rows are sent next, and which answer a row gets."""
