@@ -138,6 +138,7 @@ class RemoteOutput:
         """Return the output at `url`. The same URL always has the same local file. Raises `PromptmillError`."""
         if (found := format_of(url)) is not None and not found.store:
             path = home_expanded(url).absolute()
+            _writer(path)
             return ConvertedOutput.at(folders, str(path), f"{path.stem}.jsonl")
         return _store_of(url).output(folders, url)
 
@@ -203,17 +204,23 @@ class RemoteOutput:
         return _version(fs, path) if fs.exists(path) else None
 
 
+def _writer(path: Path) -> Any:
+    """Return the function that writes a file in a feature's format. Raises `PromptmillError` (`invalid_input`)."""
+    found = format_of(path.name)
+    if found is None or not found.write:
+        raise input_error(f"{path.name} can be read, not written; name another output.")
+    return part(found.write)
+
+
 class ConvertedOutput(RemoteOutput):
     """A file in the format of a feature, which is written from the job's rows."""
 
     def _upload(self, folder: Folder) -> None:
         del folder
-        target, found = Path(self.url), format_of(self.url)
-        if found is None or not found.write:
-            raise input_error(f"{target.name} can be read, not written; name another output.")
+        target = Path(self.url)
         beside = target.with_name(f".{target.stem}.partial{target.suffix}")
         try:
-            part(found.write)(objects_in(self.local), beside)
+            _writer(target)(objects_in(self.local), beside)
             disk.replace(beside, target)
         finally:
             beside.unlink(missing_ok=True)
