@@ -25,6 +25,10 @@ class UnreadableAnswerError(ValueError):
     """An answer is not JSON, because the model answered without the schema."""
 
 
+class Labels(list[str]):
+    """Several labels of an answer. A cell has them as `service; price`, JSON and Parquet as a list."""
+
+
 class SchemaColumns:
     """The columns of answers with the schema `schema`."""
 
@@ -62,11 +66,19 @@ class SchemaColumns:
             return changed
         del changed["answer"]
         if isinstance(value, Mapping):
-            changed |= {key: value.get(name) for key, name in self.names.items()}
+            changed |= {key: self._field(name, value.get(name)) for key, name in self.names.items()}
         elif value is not None:
             problem = f"The answer was made without the schema, so its fields are not known: {str(value)[:_SHOWN]}"
             changed["error"] = {"code": "invalid_answer", "message": problem, "retryable": False, "attempts": 0}
         return changed
+
+    def _field(self, name: str, value: Any) -> Any:
+        """Return the value of a field; `Labels` for a list of choices, unless one of them would look like two."""
+        choices = _resolved(self._fields[name].get("items"), self._schema).get("enum")
+        if not isinstance(choices, list) or not isinstance(value, list) or not all(each in choices for each in value):
+            return value
+        is_clear = all(isinstance(each, str) and ";" not in each for each in choices)
+        return Labels(value) if is_clear else value
 
     def arrow_type(self, key: str) -> Any:
         """Return the Arrow type of the column `key`. Values of several types become JSON texts."""
