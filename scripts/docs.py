@@ -224,7 +224,7 @@ def skill() -> str:
 
 async def _options() -> str:
     """Return the arguments of the tools that are keys of `options`."""
-    lines = ["**`options`** has the rare arguments of a tool, such as `\"options\": {\"dedupe\": true}`:\n"]
+    lines = ['**`options`** has the rare arguments of a tool, such as `"options": {"dedupe": true}`:\n']
     for tool in await create_server(Service(Configuration({}))).list_tools(run_middleware=False):
         if rare := [*rare_names(tool.parameters)]:
             lines.append(f"\n{tool.name}:\n")
