@@ -109,7 +109,7 @@ PROMPTS = (
         "with {prompt} or {prompt_column}: rows also set their model, sampling and system prompt",
         False,
     ),
-    Option("skip_empty", bool, "leave out rows that ask nothing; else they fail", False),
+    Option("skip_empty", bool, "leave out rows with an empty cell; else they fail", False),
 )
 FILES = (
     Option(

@@ -349,6 +349,8 @@ class Doubt(NamedTuple):
     words: str
     kind: Literal["", "tie", "disagree"] = ""
     """Ties are worth the most, then models that disagree."""
+    score_words: str = ""
+    """The score for people, such as `2 of 3 votes`, where it is no probability."""
 
 
 class UnknownPlan(Plan):
