@@ -48,14 +48,14 @@ COMMANDS = (
 )
 """The commands of the core, in the order of the help; the commands of features follow."""
 _RENAMED = {
-    "show": "jobs JOB --rows",
-    "join": "jobs OUTPUT --join",
-    "cache": "jobs --cache",
-    "check": "models --check",
-    "providers": "models --providers",
-    "help": "--help",
+    "show": "`promptmill jobs JOB --rows`",
+    "join": "`promptmill jobs OUTPUT --join`",
+    "cache": "`promptmill jobs --cache`",
+    "check": "`promptmill models --check`",
+    "providers": "`promptmill models --providers`",
+    "help": "`promptmill --help`",
 }
-"""Commands of the last release, and the command lines that replace them."""
+"""Commands of the last release, and those that replace them, in backticks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given[:1] == ["--list-models"]:
         given[0] = "models"
     if now := _renamed(given[:1]):
-        complain(f"`promptmill {given[0]}` is now `promptmill {now}`.")
+        complain(f"`promptmill {given[0]}` is now {now}.")
         return USAGE
     parser = parser_of(given)
     arguments = parser.parse_args(given)
@@ -158,7 +158,7 @@ def parser_of(words: Collection[str] | None = None) -> argparse.ArgumentParser:
 
 
 def _renamed(command: Sequence[str]) -> str:
-    """Return the command line that replaces a command of the last release; `""` for other words."""
+    """Return the command that replaces one of the last release, in backticks; `""` for other words."""
     names = _RENAMED | {name: now for feature in features().values() for name, now in feature.renamed.items()}
     return next((names[name] for name in command if name in names), "")
 

@@ -159,7 +159,7 @@ class Feature:
     """`"module:name"`: a sequence of `promptmill.options.option.Option`, options of a job."""
     commands: Sequence[Command] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """Commands of the last release, and the command lines that replace them."""
+    """Commands of the last release, and those that replace them, in backticks."""
     job_actions: Sequence[JobAction] = ()
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.app.ToolSocket`."""

@@ -152,8 +152,8 @@ def did_you_mean(
 
     >>> did_you_mean("temprature", ["temperature", "seed"])
     'did you mean temperature?'
-    >>> did_you_mean("--labels", ["--limit", "--choices"])
-    'did you mean --choices?'
+    >>> did_you_mean("labels", ["limit", "choices"])
+    'did you mean choices?'
     """
     known = list(known)
     near = [meant] if (meant := synonym(name, known)) else close_matches(name, known, most, likeness)
