@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import ipaddress
+import itertools
 import os
 import socket
 import sys
@@ -48,6 +49,7 @@ C = TypeVar("C", bound="Closes")
 _LOCAL_NAMES = {"localhost", "", None}
 _FOREIGN = ("_API_KEY", "_proxy", "_PROXY", "_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _ENDS_S = 10.0
+_TEST = itertools.count()
 
 
 def _is_local(host: object) -> bool:
@@ -109,13 +111,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _sealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _sealed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No proxies, keys, certificates or configuration from outside, and no sockets to other machines."""
     for name in list(os.environ):
         if name.endswith(_FOREIGN) or name.startswith(("PROMPTMILL_", "OTEL_", "TRACEPARENT")):
             monkeypatch.delenv(name)
     for folder in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):  # the cache stays: the converted model lies there
-        monkeypatch.setenv(folder, str(tmp_path / folder.lower()))
+        monkeypatch.setenv(folder, str(tmp_path_factory.getbasetemp() / folder.lower() / str(next(_TEST))))
     connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
 
     def sealed_connect(self: socket.socket, address: Any) -> None:
@@ -133,6 +135,18 @@ def _sealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(socket.socket, "connect", sealed_connect)
     monkeypatch.setattr(socket.socket, "connect_ex", sealed_connect_ex)
     monkeypatch.setattr(socket, "getaddrinfo", sealed_getaddrinfo)
+
+
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run detached jobs and steps of jobs in threads, but for a test that is marked `processes`."""
+    if sys.platform == "win32" or request.node.get_closest_marker("processes"):
+        yield
+        return
+    from in_threads import in_threads
+
+    with in_threads(monkeypatch):
+        yield
 
 
 def _is_simulated(request: pytest.FixtureRequest) -> bool:

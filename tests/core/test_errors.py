@@ -28,19 +28,19 @@ def test_every_error_class_of_the_module_is_ours():
     assert classes == [PromptmillError], "a new error class needs its own round trip below"
 
 
-@pytest.mark.parametrize("code", list(Code))
 @pytest.mark.parametrize("hint", [None, "", "do this"])
-def test_every_error_survives_pickle(code, hint):
-    error = PromptmillError(code, "it broke", hint)
-    again = pickle.loads(pickle.dumps(error))
-    assert type(again) is PromptmillError
-    assert (again.code, again.message, again.hint, again.retryable, str(again)) == (
-        error.code,
-        error.message,
-        error.hint,
-        error.retryable,
-        str(error),
-    )
+def test_every_error_survives_pickle(hint):
+    for code in Code:
+        error = PromptmillError(code, "it broke", hint)
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is PromptmillError
+        assert (again.code, again.message, again.hint, again.retryable, str(again)) == (
+            error.code,
+            error.message,
+            error.hint,
+            error.retryable,
+            str(error),
+        )
 
 
 def test_an_error_with_names_survives_pickle():

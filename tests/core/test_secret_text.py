@@ -66,9 +66,9 @@ def test_own_keys_are_found_as_json_escapes_them():
 
 
 @pytest.mark.parametrize("before", ["\n", "\r\n", "\t", "\b", "\f", "\x1f", "C:\\", "a\\\n"])
-@pytest.mark.parametrize("key", [*KEYS, "npm_abcdefghijklmnop0123"])
-def test_a_key_is_found_behind_whitespace_that_json_escapes(key, before):
-    assert SecretFinder().find(json.dumps({"text": f"mine:{before}{key}"}).encode())
+def test_a_key_is_found_behind_whitespace_that_json_escapes(before):
+    for key in [*KEYS, "npm_abcdefghijklmnop0123"]:
+        assert SecretFinder().find(json.dumps({"text": f"mine:{before}{key}"}).encode()), key
 
 
 @pytest.mark.parametrize("own", ["pass\\new+key_42", "pass\\\\tab+key_42"])

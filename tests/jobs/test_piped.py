@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from forked import started
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.status import read as status_of
 from replies import answer, by_prompt, late, status
@@ -22,14 +23,17 @@ from waiting import eventually
 def piped(bench: Any, data: bytes, *arguments: str, source: str = "-", target: str = "-") -> Any:
     """Run `promptmill bulk` over pipes."""
     command, state = command_of(bench, arguments, source, target)
-    return subprocess.run(command, input=data, capture_output=True, cwd=bench.path, env=state, check=False, timeout=60)
+    pipe = subprocess.PIPE
+    with started(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=bench.path, env=state) as process:
+        out, err = process.communicate(data, timeout=60)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def start_piped(bench: Any, data: bytes, *arguments: str) -> Any:
     """Start `promptmill bulk` over pipes, with all of its input."""
     command, state = command_of(bench, arguments, "-", "-")
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=bench.path, env=state)
+    process = started(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=bench.path, env=state)
     assert process.stdin is not None
     process.stdin.write(data)
     process.stdin.close()

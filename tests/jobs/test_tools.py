@@ -79,6 +79,7 @@ async def lock_of(bench: Any) -> Lock:
     return taken[0]
 
 
+@pytest.mark.processes
 async def test_a_job_is_started_watched_read_and_found_again(bench, tools):
     rows = bench.prompts(120)
     async with tools() as call:
@@ -498,6 +499,7 @@ class Echo(FakeBackend):
         return Completion(f"local: {request.conversation.messages[-1].content}", "stop")
 
 
+@pytest.mark.processes
 async def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench, tools):
     bench.prompts(150)
 
@@ -605,6 +607,7 @@ def detached_children() -> list[psutil.Process]:
     return below(detached.__name__)
 
 
+@pytest.mark.processes
 async def test_a_template_for_a_local_engine_that_computes_for_ever_ends_with_its_job(bench, tools):
     bench.write([{"text": "a"}])
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{text}}"
@@ -617,7 +620,8 @@ async def test_a_template_for_a_local_engine_that_computes_for_ever_ends_with_it
     assert gone(detached_children())
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet", "xlsx"])
+@pytest.mark.processes
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
 async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engine(bench, tools, suffix, monkeypatch):
     steps: list[str] = []
     done_apart = detached.done_apart
@@ -631,12 +635,8 @@ async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engi
     source = bench.path / f"in.{suffix}"
     if suffix == "parquet":
         parquet.write_table(rows, source)
-    elif suffix == "csv":
-        source.write_text("text,answer\na,x\nb,y\n")
-    elif suffix == "xlsx":
-        pd.DataFrame(rows.to_pylist()).to_excel(source, index=False)
     else:
-        bench.write(rows.to_pylist())
+        source.write_text("text,answer\na,x\nb,y\n")
     async with tools(_local()) as call:
         files = {"input_file": source.name, "output_file": "out.jsonl"}
         started = await call("bulk_generate", **files, prompt="Say {{text}}")
@@ -646,7 +646,7 @@ async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engi
             await call("bulk_generate", **refused)
     bench.output = bench.path / "out.jsonl"
     assert [row["answer_1"] for row in bench.answers()] == ["local: Say a", "local: Say b"]
-    looks = ["_check_columns"] if suffix in {"parquet", "xlsx"} else []
+    looks = ["_check_columns"] if suffix == "parquet" else []
     assert steps == [*looks, "read_input", "check_secrets", "export", *looks]
 
 
@@ -743,6 +743,7 @@ async def test_answers_stand_beside_the_rows_that_asked_for_them_when_the_input_
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux limits a process's memory")
+@pytest.mark.processes
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl.gz", "rows.csv.gz", "list.parquet"])
 async def test_a_small_file_of_large_rows_costs_the_server_no_memory(bench, tools, name):
@@ -1071,7 +1072,7 @@ async def test_a_column_of_images_is_sent_with_a_prompt(bench, tools):
     assert [part["type"] for part in content] == ["text", "image_url"]
 
 
-async def test_a_server_runs_a_limited_number_of_jobs_in_processes_of_their_own(tools, monkeypatch):
+async def test_a_server_runs_a_limited_number_of_jobs(tools, monkeypatch):
     ends: list[Callable[[], None]] = []
     monkeypatch.setattr("promptmill.jobs.manage.running_jobs.MOST_RUNNERS", 2)
     monkeypatch.setattr(detached, "start", lambda _job, ended, **_: ends.append(ended))
@@ -1263,6 +1264,7 @@ def mails(bench: Any) -> Any:
     return bench
 
 
+@pytest.mark.processes
 async def test_a_grid_that_a_kill_cut_off_is_resumed_by_the_same_call(table, tools):
     held = asyncio.Event()
     table.upstream.reply = choose(
@@ -1283,6 +1285,7 @@ async def test_a_grid_that_a_kill_cut_off_is_resumed_by_the_same_call(table, too
 _MAILS = {"input_file": "mails.db", "output_file": "out.csv", "prompt": "A {{body}}"}
 
 
+@pytest.mark.processes
 async def test_a_query_and_a_table_of_a_database_are_rows(mails, tools):
     async with tools() as call:
         found = await ran(call, **_MAILS, sql="select id, body from inbox where id > 1")

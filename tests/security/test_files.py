@@ -332,6 +332,7 @@ def shell(upstream, tmp_path):
 
 
 @pytest.mark.rule("F19")
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system limits a process's memory")
 async def test_a_template_for_a_local_engine_takes_no_memory_of_the_server(closing):
     class Echo(FakeBackend):

@@ -20,6 +20,7 @@ from fastmcp import Client
 import half_done
 import killed
 from fakes import KEY, openai_configuration
+from forked import started
 from ingested import Ingested
 from promptmill.backends.protocol import Outcome
 from promptmill.cli import main as cli
@@ -74,10 +75,10 @@ class Bench:
     ) -> subprocess.Popen[str]:
         """Start `promptmill bulk`; `killed_at` is a point where it ends itself with SIGKILL."""
         python, *command = self.command(*arguments, **block)
-        process = subprocess.Popen(
+        process = started(
             [python, killed.__file__, killed_at, *command[2:]] if killed_at else [python, *command],
             cwd=self.path,
-            preexec_fn=preexec_fn,  # noqa: PLW1509 (it calls setrlimit and nothing else)
+            preexec_fn=preexec_fn,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -12,7 +12,7 @@ from typing import Any
 import openai
 from openai.types import Batch, FileObject
 
-from served import TOKEN, Served
+from served import TOKEN, Asked, Served
 from server_process import written
 from waiting import eventually
 
@@ -21,18 +21,18 @@ ENDED = {"completed", "failed", "expired", "cancelled"}
 
 
 @contextlib.contextmanager
-def servers(folder: Path, url: str) -> Iterator[Callable[..., Served]]:
+def servers(folder: Path, url: str, kind: Callable[..., Any] = Served) -> Iterator[Callable[..., Any]]:
     """Yield a function that starts a server; each one after the first finds the state of those before it."""
     with contextlib.ExitStack() as started:
 
-        def start(top: dict[str, Any] | None = None, *arguments: str, **block: Any) -> Served:
+        def start(top: dict[str, Any] | None = None, *arguments: str, **block: Any) -> Any:
             environ = {"PROMPTMILL_STATE": str(folder / "state"), "PROMPTMILL_HTTP_TOKEN": TOKEN}
-            return started.enter_context(Served(written(folder, url, top, **block), *arguments, environ=environ))
+            return started.enter_context(kind(written(folder, url, top, **block), *arguments, environ=environ))
 
         yield start
 
 
-def client_of(server: Served, token: str = TOKEN, **options: Any) -> openai.OpenAI:
+def client_of(server: Asked, token: str = TOKEN, **options: Any) -> openai.OpenAI:
     """Return a client that repeats nothing, unless `options` say so."""
     given = {"timeout": 20, "max_retries": 0} | options
     return openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key=token, **given)

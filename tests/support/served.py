@@ -7,18 +7,29 @@ with Served(file) as server:            # `promptmill serve --http 127.0.0.1:0 -
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import itertools
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from unittest import mock
 
+from promptmill.cli import main as cli
+from promptmill.server import process
+from promptmill.system import logs, runtime
 from server_process import ServerProcess
 from waiting import PATIENCE_S, eventually
 
@@ -48,44 +59,13 @@ class Answer:
         return str(self.json["error"]["message"])
 
 
-class Served(ServerProcess):
-    """A server and its address."""
+class Asked:
+    """An address of a server, and requests to it."""
 
-    def __init__(
-        self,
-        config: Path,
-        *arguments: str,
-        listen: str = "127.0.0.1:0",
-        environ: dict[str, str] | None = None,
-        descriptors: int | None = None,
-    ) -> None:
-        """`descriptors`: the limit of its open files, if it is not the usual one."""
-        command = [sys.executable, "-m", "promptmill", "serve", "--config", str(config), "--http", listen, *arguments]
-        if descriptors is not None:
-            command = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh", *command]
-        super().__init__(command, stdin=subprocess.DEVNULL, environ=environ)
-        try:
-            eventually(lambda: _GREETING.search(self.said()) or self.process.poll() is not None)
-            found = _GREETING.search(self.said())
-            assert found, f"it did not start: {self.said()}"
-        except BaseException:
-            self._leave()
-            raise
-        self.port = int(found[3])
-        self.url = f"{found[1]}://127.0.0.1:{self.port}/mcp"
-
-    def __enter__(self) -> Served:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._leave()
-
-    def _leave(self) -> None:
-        self.kill()
-        assert self.process.stdout is not None
-        printed = self.process.stdout.read()
-        self.errors.close()
-        assert printed == b"", "nothing belongs on stdout"
+    def __init__(self, url: str) -> None:
+        """`url` is that of MCP."""
+        self.url = url
+        self.port = int(url.rsplit(":", maxsplit=1)[-1].removesuffix("/mcp"))
 
     def ask(
         self,
@@ -124,10 +104,105 @@ class Served(ServerProcess):
         return Session(self, headers or {})
 
 
+class Served(ServerProcess, Asked):
+    """A server and its address."""
+
+    def __init__(
+        self,
+        config: Path,
+        *arguments: str,
+        listen: str = "127.0.0.1:0",
+        environ: dict[str, str] | None = None,
+        descriptors: int | None = None,
+    ) -> None:
+        """`descriptors`: the limit of its open files, if it is not the usual one."""
+        command = [sys.executable, "-m", "promptmill", "serve", "--config", str(config), "--http", listen, *arguments]
+        if descriptors is not None:
+            command = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh", *command]
+        ServerProcess.__init__(self, command, stdin=subprocess.DEVNULL, environ=environ)
+        try:
+            eventually(lambda: _GREETING.search(self.said()) or self.process.poll() is not None)
+            found = _GREETING.search(self.said())
+            assert found, f"it did not start: {self.said()}"
+        except BaseException:
+            self._leave()
+            raise
+        Asked.__init__(self, f"{found[1]}://127.0.0.1:{found[3]}/mcp")
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self.kill()
+        assert self.process.stdout is not None
+        printed = self.process.stdout.read()
+        self.errors.close()
+        assert printed == b"", "nothing belongs on stdout"
+
+
+class ServedHere(Asked):
+    """A server in a thread of this process, where a start takes no time. No signal can end it."""
+
+    def __init__(self, config: Path, *arguments: str, environ: dict[str, str] | None = None) -> None:
+        greeted, ends = Future[str](), Future[Callable[[], object]]()
+
+        class Signals:
+            def __init__(self) -> None:
+                self.received, self.hurry, ended = [int(signal.SIGTERM)], asyncio.Event(), asyncio.Event()
+                self._ended = ended
+                ends.set_result(partial(asyncio.get_running_loop().call_soon_threadsafe, ended.set))
+
+            async def wait_for_one_or(self, _: object) -> None:
+                await self._ended.wait()
+
+        def serve() -> None:
+            with contextlib.suppress(_LeftError):
+                cli.main(["serve", "--config", str(config), "--http", "127.0.0.1:0", *arguments])
+
+        self._thread = threading.Thread(target=serve, daemon=True)
+        self._environ = mock.patch.dict(os.environ, environ or {})
+        self._environ.start()
+        with (
+            mock.patch.multiple(process, _Signals=Signals, announce=greeted.set_result, stay_responsive=int),
+            mock.patch.object(runtime, "start_quickly"),
+            mock.patch.object(logs, "to_stderr"),
+        ):
+            self._thread.start()
+            found = _GREETING.search(greeted.result(PATIENCE_S))
+        assert found is not None
+        self._end = ends.result()
+        super().__init__(f"{found[1]}://127.0.0.1:{found[3]}/mcp")
+
+    def __enter__(self) -> ServedHere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.is_alive():
+            self.kill()
+
+    def kill(self) -> None:
+        """End it, as far as a thread can be: it closes what it has opened, and its jobs go on."""
+        with mock.patch.object(process, "_leave", _leave):
+            self._end()
+            self._thread.join()
+        self._environ.stop()
+
+
+class _LeftError(Exception):
+    pass
+
+
+def _leave(*_: object) -> NoReturn:
+    raise _LeftError
+
+
 class Session:
     """A session with the server, over plain requests."""
 
-    def __init__(self, server: Served, headers: dict[str, str]) -> None:
+    def __init__(self, server: Asked, headers: dict[str, str]) -> None:
         self._server = server
         self._ids = itertools.count(1)
         self.headers = _ACCEPT | headers

@@ -15,6 +15,7 @@ import psutil
 import yaml
 
 from fakes import KEY
+from forked import started
 from processtable import gone
 from waiting import PATIENCE_S, eventually
 
@@ -35,7 +36,7 @@ class ServerProcess:
 
     def __init__(self, command: Sequence[str], *, stdin: int, environ: dict[str, str] | None = None) -> None:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        self.process = subprocess.Popen(
+        self.process = started(
             command, stdin=stdin, stdout=subprocess.PIPE, stderr=self.errors, env=dict(os.environ) | (environ or {})
         )
 

@@ -9,7 +9,7 @@ No client may learn another client's requests from a report. So for several clie
 backend: a hit counts as a request and has the usage and the warnings of the first answer, and all functions around it
 check, count and charge it like any other. A report shows no difference; only the time does. Equal requests of two calls
 are both sent, because the wait for another call's request looks different from that for the endpoint. Only requests at
-temperature 0 are cached, because the different answers to two requests show that neither is a hit. The two places hold
+temperature 0 are cached, because at others equal answers to two requests would reveal a hit. The two places hold
 different answers, checked and unchecked ones, and never find each other's.
 
 All processes of one user share one cache file, which is bounded in size and age and readable by that user only.

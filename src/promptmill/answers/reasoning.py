@@ -252,7 +252,7 @@ def _begins_in_channel(text: str) -> bool:
 def _place_of(mark: str, text: str) -> int:
     """Return the position of a closing mark that is not quoted or part of prose; the length of `text` without one.
 
-    A regular expression takes twenty times as long and blocks the event loop.
+    A regular expression would take twenty times as long and block the event loop.
     """
     place = text.find(mark)
     while place >= 0:

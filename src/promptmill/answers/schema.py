@@ -549,7 +549,7 @@ def _written(value: Any) -> str:
 
 
 class _DoubtError(Exception):
-    """A text may mean more than the values in it; the message is the problem of the answer."""
+    """A text may say more than the values read from it; the message states the answer's problem."""
 
 
 def _candidates(text: str) -> Iterator[tuple[Any, int, int]]:

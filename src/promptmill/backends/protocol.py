@@ -240,7 +240,7 @@ class Step:
 class Choice:
     """The choice of `backend: auto`: `values` by the paths of their keys, empty if nothing of it works.
 
-    `against`: the reasons against the candidates before it. `keyless`: no key of the environment goes there.
+    `against`: the reasons against the candidates before it. `keyless`: no key from the environment is sent.
     """
 
     values: Mapping[str, Any]
@@ -492,7 +492,7 @@ class Call:
     begin as the one before belongs to another attempt."""
 
     def park(self) -> AbstractContextManager[None]:
-        """Free the place of a request while it waits for a time."""
+        """Free the place of a request while it waits out a back-off."""
         return _Wait(self.waits, "parked")
 
     def hold(self) -> AbstractContextManager[None]:

@@ -38,7 +38,7 @@ from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.export.output import end_of, write_rows
 from promptmill.jobs.export.text import Form
 from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output
-from promptmill.jobs.inputs.given import blocks_of_stdin, suffix_of
+from promptmill.jobs.inputs.input_rows import blocks_of_stdin, suffix_of
 from promptmill.jobs.inputs.remote import RemoteOutput, is_elsewhere
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -144,7 +144,7 @@ def _rows_of(arguments: argparse.Namespace) -> Rows:
 
 
 def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of a command with prompts by their names, and with the texts in files."""
+    """Return the options of a command by their names, with the prompts in files read."""
     values = _options_of(arguments)
     if isinstance(values["prompt"], list):
         values["prompt"] = _named_prompts(values["prompt"])

@@ -150,7 +150,7 @@ def _quoted(prompt: str) -> str:
 
 
 def _refuse_mistaken(prompts: Sequence[str], *, images: bool) -> None:
-    """Raise `PromptmillError` for a prompt that is empty, as of an unset shell variable, or the name of a file."""
+    """Raise `PromptmillError` for an empty prompt (an unset shell variable), or one that is a file's name."""
     if not images and any(not prompt.strip() for prompt in prompts):
         raise config_error("", "the prompt is empty; a shell variable in it may not be set.")
     if len(prompts) != 1 or "\n" in (file := prompts[0]):

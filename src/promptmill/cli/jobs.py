@@ -232,7 +232,7 @@ def _failures(job: Folder, *, as_json: bool) -> int:
 def _follow(job: Folder, *, as_json: bool) -> int:
     told = ""
     while (found := status.read(job))["alive"]:
-        line = f"{found['state']}, {status_words.line(found)}"
+        line = f"{status_words.in_words(found['state'])}, {status_words.line(found)}"
         if line != told and not as_json:
             print(line, file=sys.stderr, flush=True)
         told = line
@@ -260,7 +260,10 @@ def _watch(folders: JobFolders) -> None:
                     shown.pop(path, None)
                 if not found or not found[0]["alive"]:  # the last status is shown from now on
                     del running[path]
-            said = {job["job_id"]: f"{job['state']}, {status_words.line(job)}" for job in shown.values()}
+            said = {
+                job["job_id"]: f"{status_words.in_words(job['state'])}, {status_words.line(job)}"
+                for job in shown.values()
+            }
             lines = {job_id: f"{job_id}: {text}" for job_id, text in said.items()}
             if board is not None:
                 text = "\n".join(lines.values()) or "no job is running; Ctrl-C ends this board"

@@ -107,7 +107,7 @@ _VARIABLES = tuple(
         *("BASE_URL", "MODEL", "API_KEY", "TORCH_INDEX", WITHOUT.removeprefix("PROMPTMILL_")),
     )
 )
-_NEAR = 0.88  # above the similarity of PROMPTMILL_PROVIDER, a plausible name in a user's file
+_NEAR = 0.88  # so high that PROMPTMILL_PROVIDER, which a user's file may use, is no misspelling
 
 
 def _misspelled(environ: Mapping[str, str]) -> list[str]:

@@ -42,7 +42,7 @@ _OF_THIS_MACHINE = "http://127.0.0.1"
 _LOOK_S = 0.2
 
 
-class Answers(NamedTuple):
+class SetupAnswers(NamedTuple):
     """The content of the new file. `block` holds the keys of the backend's block: `(key, value, comment)`."""
 
     backend: str
@@ -109,7 +109,7 @@ def _is_unchecked(file: Path) -> bool:
     return first == _unchecked(text)
 
 
-def _answers_from(arguments: argparse.Namespace) -> Answers:
+def _answers_from(arguments: argparse.Namespace) -> SetupAnswers:
     server = provider = ""
     if arguments.base_url:
         where = "1"
@@ -126,12 +126,12 @@ def _answers_from(arguments: argparse.Namespace) -> Answers:
         url = arguments.base_url or _ask("Its address", server or _LOCAL, "--base-url")
         model = arguments.model or _model_at(url)
         named = [] if model == _ONLY else [("model_name", model, "")]
-        return Answers("openai", [("base_url", url, "the server's address"), *named])
+        return SetupAnswers("openai", [("base_url", url, "the server's address"), *named])
     if where == "2":
         return _provider(arguments, provider or "openai")
     backend = arguments.backend or choosing.local_engine()
     model = arguments.model or _ask("The model: a folder, a model hub name, or", EMBEDDED, "--model")
-    return Answers(backend, [("model_name_or_path", model, "a folder, a model hub name, or the embedded model")])
+    return SetupAnswers(backend, [("model_name_or_path", model, "a folder, a model hub name, or the embedded model")])
 
 
 def _model_at(url: str) -> str:
@@ -147,7 +147,7 @@ def _model_at(url: str) -> str:
     return _ask("The model", names[0], f"--model: {has}")
 
 
-def _provider(arguments: argparse.Namespace, likely: str) -> Answers:
+def _provider(arguments: argparse.Namespace, likely: str) -> SetupAnswers:
     rows = {
         row.provider: (row.base_url, row.key_env)
         for row in registry.providers()
@@ -167,7 +167,7 @@ def _provider(arguments: argparse.Namespace, likely: str) -> Answers:
         block.append(("api_key_env", key_env, "the environment variable that holds your key"))
         if not os.environ.get(key_env):
             notes = (f"`export {key_env}=…` gives promptmill your key.",)
-    return Answers("openai", block, notes)
+    return SetupAnswers("openai", block, notes)
 
 
 def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = (), unasked: str | None = None) -> str:
@@ -210,7 +210,7 @@ def _line_for(asked: str) -> str:
     return line
 
 
-def written(answers: Answers) -> str:
+def written(answers: SetupAnswers) -> str:
     """Return the text of the configuration file."""
     import yaml
 

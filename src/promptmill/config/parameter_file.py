@@ -106,7 +106,7 @@ def is_shipped(file: Path) -> bool:
 
 
 def parsed(text: str, duplicates: list[str] | None = None) -> Any:
-    """Return the value of YAML text. `duplicates` collects sentences about duplicate keys, which are else an error.
+    """Return the value of YAML text. `duplicates` collects messages about duplicate keys; if None, these are an error.
 
     Raises `yaml.YAMLError`, `ValueError` (an invalid date), `RecursionError`, `PromptmillError`.
     """

@@ -62,6 +62,10 @@ class Code(StrEnum):
     INTERNAL = "internal"
 
 
+READS_IMAGES = "Choose a model that reads images, or leave the images out."
+"""The hint for images that a model cannot take; correcting them helps nothing."""
+
+
 class _Trait(NamedTuple):
     retryable: bool
     hint: str

@@ -74,7 +74,7 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A further argument of the tool `bulk_control`."""
+    """A further argument of the tool `bulk_status`."""
 
     option: str
     """`"module:name"`: its `promptmill.options.option.Option`."""
@@ -104,7 +104,8 @@ class Format:
     names: Sequence[str]
     """Suffixes and schemes, such as `".yaml"` and `"lake://"`."""
     read: str = ""
-    """`"module:function"`: takes the path of a file and yields its rows, which are mappings."""
+    """`"module:function"`: takes the path of a file and yields its rows, which are mappings. Raises `PromptmillError`
+    (`invalid_input`) for a file that is not of the format. Folders, patterns and compressed files do not reach it."""
     write: str = ""
     """`"module:function"`: takes rows and the path of a new file, and writes them."""
     store: str = ""
@@ -181,7 +182,7 @@ class Feature:
     `promptmill.jobs.store.order.OrderPart`."""
     query: str = ""
     """`"module:function"`: answers queries over files and URLs; takes `JobFolders`, the query and the names of the
-    inputs, and is a context with the `promptmill.jobs.inputs.given.Given` rows."""
+    inputs, and is a context with the `promptmill.jobs.inputs.input_rows.InputRows` rows."""
     client_command: str = ""
     """The command that adds promptmill to an MCP client, for hints."""
     after_job: str = ""

@@ -1,8 +1,8 @@
 """Text that gives access: keys, tokens and passwords, recognised by their form or known as the server's own.
 
 `redact` (in `errors`) removes such text from messages, and more: any word after "bearer", the user of any URL. A
-message loses nothing by that. `SecretFinder` decides whether a file may be sent, and a file is not refused for a word:
-it finds private keys, and those texts for `redact` that are random or passwords.
+message loses nothing by that. `SecretFinder` decides whether a file may be sent, and must not refuse it for a word:
+it finds private keys, and of the texts for `redact` only random ones and passwords.
 
 A file of rows may have gigabytes, so each form has a pattern that begins with a rare letter, which Python's `re` finds
 at memory speed: 0.6 s per gigabyte and pattern, against 14 s for one pattern that begins with any of the prefixes. Only

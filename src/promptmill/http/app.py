@@ -97,8 +97,8 @@ class OtherApi(Protocol):
         ...
 
 
-class Pages:
-    """The pages for monitoring: `/healthz`, `/readyz` and `/metrics`. An app of its own for a server over stdio."""
+class MonitoringPages:
+    """The pages for monitoring: `/healthz`, `/readyz` and `/metrics`. Over stdio, they are a separate app."""
 
     def __init__(self, rules: Rules, metrics: Metrics) -> None:
         self._rules, self._metrics = rules, metrics
@@ -165,7 +165,7 @@ class Pages:
         self._closing = True
 
 
-class App(Pages):
+class App(MonitoringPages):
     """The tools of a FastMCP server under `/mcp`, and the pages for monitoring."""
 
     def __init__(

@@ -7,8 +7,8 @@ job keeps in the job's database, whichever process runs the job:
                                                                  ├──▶ text
     jobs of this user        job.db of each ──▶ thread, 5 s ─────┘
 
-So the rows of detached jobs count, before and after a restart of the server. Rows are gauges: they are the databases'
-rows, and fall when a job is removed or sends its failed rows again. Requests, tokens and cost of jobs never
+So the rows of detached jobs count, before and after a restart of the server. Rows are gauges: they count rows in the
+databases, and fall when a job is removed or sends its failed rows again. Requests, tokens and cost of jobs never
 fall during the life of a server: a removed job's stay.
 
 No label has a value from a prompt. Of the models, the first fifty have a label of their own; the rest is `other`.
@@ -72,7 +72,7 @@ class Metrics:
 
     @property
     def not_ready(self) -> str:
-        """The reason for which a call would wait now, else `""`. The next call loads a model that failed to load."""
+        """The reason why a call would wait now, else `""`. The next call loads a model that failed to load."""
         state = self._service.state
         return state if state in {"loading", "closed"} else ""
 

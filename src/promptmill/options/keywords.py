@@ -23,7 +23,7 @@ class PromptOptions(TypedDict, total=False):
     row_settings: bool
     """With `prompt` or `prompt_column`: rows also set their model, sampling and system prompt."""
     skip_empty: bool
-    """Leave out rows that ask nothing; else they fail."""
+    """Leave out rows with an empty cell; else they fail."""
 
 
 class FileOptions(TypedDict, total=False):
@@ -37,6 +37,8 @@ class FileOptions(TypedDict, total=False):
     """The query that gives the rows: of a database, or of the files that it names."""
     encoding: str | None
     """Encoding of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …"""
+    header_row: int | None
+    """The line, or the row of the sheet, with the columns of CSV, TSV or a workbook, if titles are above it."""
     overwrite: bool
     """Replace the output even if the job did not make it."""
     state: str | Path | None

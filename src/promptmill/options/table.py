@@ -1,6 +1,6 @@
 """The table of all options of a job.
 
-An option is one entry: every face makes its flag, argument or keyword from it. The place that uses it reads it by its
+An option is one entry: every face makes its flag, argument or keyword from it. The code that uses it reads it by its
 name, mostly `jobs.store.order.JobOrder.of`. The list of a feature moves into its folder as it is (`Feature.options`).
 """
 
@@ -109,7 +109,7 @@ PROMPTS = (
         "with {prompt} or {prompt_column}: rows also set their model, sampling and system prompt",
         False,
     ),
-    Option("skip_empty", bool, "leave out rows that ask nothing; else they fail", False),
+    Option("skip_empty", bool, "leave out rows with an empty cell; else they fail", False),
 )
 FILES = (
     Option(
@@ -141,6 +141,14 @@ FILES = (
         "encoding of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …",
         flag=Flag(metavar="NAME"),
         rows=[_PATHS, _FILE, _FILES, _STDIN, _URLS, _QUERY],
+    ),
+    Option(
+        "header_row",
+        int,
+        "the line, or the row of the sheet, with the columns of CSV, TSV or a workbook, if titles are above it",
+        flag=Flag(metavar="N", read=int),
+        argument=Argument(least=1),
+        rows=[_PATHS, _FILE, _FILES, _STDIN, _URLS],
     ),
     Option(
         "input_format",

@@ -126,7 +126,7 @@ async def _rows_of(
     Raises `PromptmillError` (`invalid_input`).
     """
     from promptmill.jobs.door import Rows  # imported by `jobs`, as are the next ones
-    from promptmill.jobs.inputs.given import lines_of
+    from promptmill.jobs.inputs.input_rows import lines_of
     from promptmill.jobs.inputs.whole_files import RowFiles
 
     if prompts is not None:
@@ -150,7 +150,7 @@ async def _models_of_call(service: Service, names: Sequence[str | None], asked: 
     plan, *others = [await plan_of_call(service, await service.job_plan(name), *asked) for name in names]
     named = zip(names, (plan, *others), strict=True)
     plans = {name: own for name, own in named if others and name is not None and name in service.offered}
-    return CallModels(await service.settled(plan), plans)
+    return CallModels(await service.resolved_plan(plan), plans)
 
 
 def _about_files(job: OpenJob) -> JsonDict:
@@ -329,7 +329,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
             await asyncio.to_thread(functools.partial(running.visible.control, job_id, caller, **changes))
         if action is not None:
             await _acted(running, job_id, caller, action)
-        work = _awaited(running, job_id, caller, wait_s)
+        work = _awaited(running, job_id, caller, wait_s, goes_on=action == "continue")
         found = await with_progress(ctx, service, Call(Facts()), work, lambda: "waiting for the job")
         for name, value in added.items():
             if value is not None:
@@ -378,13 +378,14 @@ async def _acted(running: RunningJobs, job_id: str, caller: Caller, action: str)
         await running.resume_call(job_id, caller)
 
 
-async def _awaited(running: RunningJobs, job_id: str, caller: Caller, wait_s: int) -> JsonDict:
-    """Return the status of a job at its end, or after `wait_s` seconds."""
+async def _awaited(running: RunningJobs, job_id: str, caller: Caller, wait_s: int, *, goes_on: bool) -> JsonDict:
+    """Return the status of a job at its end, at its pause unless it `goes_on`, or after `wait_s` seconds."""
     from promptmill.jobs.store.progress import ALIVE
 
     end = time.monotonic() + wait_s
     while True:
         found = await asyncio.to_thread(running.status, job_id, caller=caller)
-        if found["state"] not in ALIVE or found.get("paused") or (left := end - time.monotonic()) <= 0:
+        is_paused = found.get("paused") and not goes_on
+        if found["state"] not in ALIVE or is_paused or (left := end - time.monotonic()) <= 0:
             return dict(found)
         await asyncio.sleep(min(_LOOK_S, left))

@@ -73,7 +73,7 @@ class ToolSocket:
         return self.running_jobs()
 
     def add_prompt(self, function: Callable[..., str], title: str, description: str) -> None:
-        """Add a prompt, a command of clients, whose arguments are files, questions and models."""
+        """Add a prompt, which clients show as a command; it takes files, questions and models."""
         prompt = Prompt.from_function(function, title=title, description=description)
         for argument in prompt.arguments or ():  # FastMCP adds a JSON schema to a description in the signature
             argument.description = _ARGUMENTS[argument.name]

@@ -97,7 +97,7 @@ class ListSink(Sink):
     def _shared(self, failure: Failure) -> Failure:
         """Return `failure` with the error of an earlier one with the same words: all items may fail alike.
 
-        If too many errors each say something else, further ones share an error without their message.
+        If too many errors have different messages, the further ones share an error without a message.
         """
         error = failure.error
         kind = error.code, str(error)

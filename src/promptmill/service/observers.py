@@ -51,7 +51,7 @@ def exporting(service: Service, environ: Mapping[str, str] = os.environ) -> Obse
 
 @contextlib.asynccontextmanager
 async def exported(service: Service, environ: Mapping[str, str] = os.environ) -> AsyncIterator[None]:
-    """Observe what `service` does in the block, and export the rest at its end."""
+    """Observe what `service` does in the block, and export what is left when it ends."""
     module = _module(environ)
     async with contextlib.nullcontext() if module is None else module.exported(service, environ):
         yield

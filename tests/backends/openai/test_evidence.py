@@ -76,26 +76,21 @@ def check(row: dict[str, Any], found: Completion | RetryDecision) -> None:
         assert found.wait_s == pytest.approx(row["wait_s"], abs=2 if "$NOW" in str(row) else 0.01)
 
 
-@pytest.mark.parametrize("row", _ROWS, ids=lambda row: f"{row['provider']}-{row['status']}-{row['means']}")
-def test_a_body_that_a_provider_really_sends_is_understood(row):
-    check(row, read(row))
+def test_a_body_that_a_provider_really_sends_is_understood():
+    for row in _ROWS:
+        check(row, read(row))
 
 
-@pytest.mark.parametrize(
-    "row",
-    [row for row in _ROWS if not row.get("host") and not (row["provider"] == "sensenova" and row["status"] != 429)],
-    ids=lambda row: f"{row['provider']}-{row['status']}-{row['means']}",
-)
-def test_it_is_understood_through_a_gateway_of_another_name(row):
-    check(row, read(row, PLAIN))
+def test_it_is_understood_through_a_gateway_of_another_name():
+    for row in _ROWS:
+        if not row.get("host") and not (row["provider"] == "sensenova" and row["status"] != 429):
+            check(row, read(row, PLAIN))
 
 
-_NATIVE = [row for row in _ROWS if row["provider"] in {"anthropic", "gemini"}]
-
-
-@pytest.mark.parametrize("row", _NATIVE, ids=lambda row: f"{row['provider']}-{row['status']}-{row['means']}")
-def test_it_means_the_same_to_an_endpoint_in_the_providers_own_dialect(row):
-    check(row, read(row, dialect=row["provider"]))
+def test_it_means_the_same_to_an_endpoint_in_the_providers_own_dialect():
+    for row in _ROWS:
+        if row["provider"] in {"anthropic", "gemini"}:
+            check(row, read(row, dialect=row["provider"]))
 
 
 def test_the_evidence_is_broad_and_each_of_it_has_a_source():

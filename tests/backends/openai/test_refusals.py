@@ -45,7 +45,7 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
         (400, b'{"error": {"message": "max_tokens is too large: 100000. This model supports at most 16384 tokens."}}',
          "Lower `max_tokens`."),
         # vLLM, entrypoints/chat_utils.py
-        (400, b'{"object": "error", "message": "qwen is not a multimodal model", "code": 400}', "accepts images"),
+        (400, b'{"object": "error", "message": "qwen is not a multimodal model", "code": 400}', "reads images"),
         # nginx, ngx_http_special_response.c
         (400, b"<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>", "https://"),
         # Go, net/http/server.go

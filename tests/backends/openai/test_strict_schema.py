@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Literal
 
 import pytest
@@ -87,13 +88,14 @@ def test_a_recursive_schema_whose_root_is_a_reference_keeps_an_object_at_its_roo
     assert strict["properties"]["value"] == {"type": "integer"}
 
 
-@pytest.mark.parametrize(
-    "shape", [shape for shape in SHAPES if strict_form(shape.schema)], ids=lambda shape: shape.name
-)
-def test_examples_of_the_strict_form_are_examples_of_the_schema(shape):
-    strict, schema = compile_schema(sure(strict_form(shape.schema))), compile_schema(shape.schema)
-    import json
+def test_examples_of_the_strict_form_are_examples_of_the_schema():
+    for shape in SHAPES:
+        if strict_form(shape.schema):
+            _check_examples(shape)
 
+
+def _check_examples(shape):
+    strict, schema = compile_schema(sure(strict_form(shape.schema))), compile_schema(shape.schema)
     for instance in (shape.good, shape.bad):
         text = json.dumps(instance)
         assert bool(schema.check(text).problem) or not strict.check(text).problem or instance == shape.good

@@ -463,7 +463,7 @@ def test_a_batch_that_is_missing_at_the_given_time_is_charged_and_its_rows_are_s
     interrupt_waiting(tmp_path, server)
     Simulated(server).patch(monkeypatch)
     server.batches.clear()
-    status = bulk(tmp_path, server, by="1m").status
+    status = bulk(tmp_path, server, by="1m", poll="30s").status
     assert answers(tmp_path) == {f"text {n}": answer_to(f"Say text {n}") for n in range(ROWS)}
     assert status["cost"] > dollars_billed(server) + ROWS * 20 * 5e-6  # the longest answers, by batch
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ import pytest
 from pyarrow import parquet
 
 import fake_hub
+import promptmill
 from fake_hub import TOKEN, FakeHub, Repo
 from promptmill.core.errors import PromptmillError
 from promptmill.features.hub import hub
 from promptmill.features.hub.hub import Dataset, output_place
 
 pytest.importorskip("huggingface_hub")
+from huggingface_hub import HfFileSystem, constants
+
 _PROMPT = ("--prompt", "Say {{body}}")
 _IN, _OUT = "hf://datasets/acme/mails", "hf://datasets/ada/labels"
 
@@ -46,18 +49,27 @@ def server(bench: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
             "PROMPTMILL_STATE": str(bench.path / "state"),
         }.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        # huggingface_hub read its variables when it was imported
+        for constant, read in {
+            "ENDPOINT": found.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{found.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+            "HF_TOKEN_PATH": str(bench.path / "hf" / "token"),
+            "HF_HUB_CACHE": str(bench.path / "hf" / "hub"),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            monkeypatch.setattr(constants, constant, read)
+        HfFileSystem.clear_instance_cache()
         yield found
 
 
-def _bulk(bench: Any, source: str, target: str, *arguments: str, code: int = 0, killed_at: str = "") -> str:
-    """Run `promptmill bulk` as a process, because huggingface_hub reads its variables when it is imported."""
+def _bulk(bench: Any, source: str, target: str, *arguments: str, code: int = 0) -> str:
+    """Run `promptmill bulk`; return what it said."""
     bench.input, bench.output = source, target
-    process = bench.start(*_PROMPT, *arguments, killed_at=killed_at)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, err + out
-    assert TOKEN not in err + out
-    return err + out
+    done = bench.run(*_PROMPT, *arguments)
+    assert done.returncode == code, done.stderr + done.stdout
+    assert TOKEN not in done.stderr + done.stdout
+    return str(done.stderr + done.stdout)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -184,39 +196,24 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch):
         hub.pinned(_IN, "", print)
 
 
-_PYTHON = """
-import promptmill, sys
-options = {"prompt": "Say {{body}}", "model": "m", "base_url": sys.argv[1], "api_key": "k"}
-print(promptmill.bulk("hf://datasets/acme/mails", **options).answers)
-promptmill.bulk("hf://datasets/acme/mails", "hf://datasets/ada/labels/out.csv", **options)
-"""
+def _asked(bench: Any) -> dict[str, Any]:
+    return {"prompt": "Say {{body}}", "model": "m", "base_url": bench.upstream.url, "api_key": "k"}
 
 
 def test_datasets_are_inputs_and_outputs_of_python(bench, server):
-    done = subprocess.run(
-        [sys.executable, "-c", _PYTHON, bench.upstream.url], cwd=bench.path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "['echo: Say a', 'echo: Say b']\n"
+    assert promptmill.bulk(_IN, **_asked(bench)).answers == ["echo: Say a", "echo: Say b"]
+    promptmill.bulk(_IN, f"{_OUT}/out.csv", **_asked(bench))
     labels = server.repos["ada/labels"]
     assert labels.files["out.csv"].splitlines()[1].startswith(b"0,a,echo: Say a")
     assert f"| input | {_IN}@{server.repos['acme/mails'].sha()} |" in labels.files["README.md"].decode()
 
 
-_AT_A_REVISION = """
-import promptmill, sys
-options = {"prompt": "Say {{body}}", "model": "m", "base_url": sys.argv[1], "api_key": "k"}
-promptmill.bulk(sys.argv[2], "out.jsonl", **options)
-"""
-
-
 def test_python_reads_the_commit_with_which_a_job_began_and_another_revision_at_its_own(bench, server):
-    def ran(url):
-        arguments = [sys.executable, "-c", _AT_A_REVISION, bench.upstream.url, url]
-        done = subprocess.run(arguments, cwd=bench.path, capture_output=True, text=True, check=True)
-        return "has changed: the job reads commit" in done.stderr, [
-            row["body"] for row in _lines(bench.path / "out.jsonl")
-        ]
+    def ran(url: str) -> tuple[bool, list[str]]:
+        with warnings.catch_warnings(record=True) as told:
+            promptmill.bulk(url, bench.path / "out.jsonl", **_asked(bench))
+        said = any("has changed: the job reads commit" in str(warning.message) for warning in told)
+        return said, [row["body"] for row in _lines(bench.path / "out.jsonl")]
 
     assert ran(_IN) == (False, ["a", "b"])
     server.repos["acme/mails"].commit({"data/train-00000-of-00001.parquet": _parquet("a", "b", "c")})

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 
 from openai_clients import client_of
-from served import TOKEN, Served
+from served import TOKEN, ServedHere
 from server_process import written
 
 
@@ -21,14 +21,16 @@ def _running(lasting, tmp_path_factory):
     top = {"models": {"org/name": {"openai": {"base_url": lasting.url, "model_name": "small"}}}}
     folder = tmp_path_factory.mktemp("openai")
     environ = {"PROMPTMILL_HTTP_TOKEN": TOKEN, "PROMPTMILL_STATE": str(folder / "state")}
-    with Served(written(folder, lasting.url, top), environ=environ) as served:
-        yield served
+    with ServedHere(written(folder, lasting.url, top), environ=environ) as served:
+        yield served, environ["PROMPTMILL_STATE"]
 
 
 @pytest.fixture
-def server(_running, upstream):
+def server(_running, upstream, monkeypatch):
     """A server with a token."""
-    return _running
+    served, state = _running
+    monkeypatch.setenv("PROMPTMILL_STATE", state)  # each test begins without these variables
+    return served
 
 
 @pytest.fixture

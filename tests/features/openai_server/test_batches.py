@@ -24,7 +24,7 @@ from openai_clients import CHAT, changed, client_of, ended, line, results, serve
 from promptmill.features.openai_server import batch_rows
 from promptmill.features.openai_server.batch_rows import FileCheck
 from replies import answer, choose, hang, late, raw, status
-from served import BEARER, TOKEN
+from served import BEARER, TOKEN, Served, ServedHere
 from upstream import Upstream
 from waiting import PATIENCE_S, eventually
 
@@ -34,8 +34,10 @@ ON_ITS_WAY_S = 1.0
 
 
 @pytest.fixture
-def serve(tmp_path, upstream):
-    with servers(tmp_path, upstream.url) as start:
+def serve(request, tmp_path, upstream):
+    with servers(
+        tmp_path, upstream.url, Served if request.node.get_closest_marker("processes") else ServedHere
+    ) as start:
         yield start
 
 
@@ -45,6 +47,7 @@ def models_of(upstream: Upstream, options: Mapping[str, Any] = MappingProxyType(
     return {"models": {name: {"openai": {"model_name": model} | block} for name, model in named.items()}}
 
 
+@pytest.mark.processes
 def test_a_batch_is_answered_and_its_files_have_openais_shape(tmp_path, serve):
     client = client_of(serve())
     batch = started(client, [line(f"r{n}", f"hi {n}", max_tokens=9) for n in range(5)], metadata={"a": "b"})
@@ -307,6 +310,7 @@ def lines_of(port: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.thorough
+@pytest.mark.processes
 def test_a_batch_whose_model_is_no_longer_configured_can_be_cancelled(serve, upstream):
     upstream.reply = choose(lambda seen: answer() if seen.prompt == "quick" else hang())
     server = serve(models_of(upstream, one="a", two="b"))
@@ -480,6 +484,7 @@ def test_the_limits_of_clients_hold_for_rows(serve, upstream):
     assert [seen.json["max_tokens"] for seen in upstream.seen] == [10]
 
 
+@pytest.mark.processes
 def test_batches_that_were_killed_resume_by_themselves(serve, upstream):
     upstream.reply = choose(lambda seen: hang() if seen.attempt == 1 and seen.prompt == "x3" else answer())
     server = serve()
@@ -493,6 +498,7 @@ def test_batches_that_were_killed_resume_by_themselves(serve, upstream):
     assert Counter(seen.prompt for seen in upstream.seen) == {f"x{n}": 1 + (n == 3) for n in range(6)}
 
 
+@pytest.mark.processes
 @pytest.mark.thorough
 def test_after_twenty_kills_nothing_is_lost_and_only_requests_in_flight_are_sent_twice(serve, upstream):
     models, rows = ("a", "b", "c"), 60
@@ -527,6 +533,7 @@ def test_after_twenty_kills_nothing_is_lost_and_only_requests_in_flight_are_sent
     assert all(age < ON_ITS_WAY_S for age in ages)
 
 
+@pytest.mark.processes
 @pytest.mark.thorough
 def test_a_batch_of_200_mb_takes_less_than_300_mb_of_memory(tmp_path, serve, upstream):
     lines, size = 50_000, 200 << 20

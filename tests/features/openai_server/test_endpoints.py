@@ -11,7 +11,7 @@ import pytest
 from openai_clients import client_of, ended, line, results, started, text_of
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import check_left_out, required_of
-from served import TOKEN, Served
+from served import TOKEN, ServedHere
 from server_process import written
 
 pytestmark = pytest.mark.http
@@ -26,10 +26,10 @@ def _started(lasting, tmp_path_factory):
         @functools.cache
         def start(top_k=None):
             folder = tmp_path_factory.mktemp("openais")
-            environ = {"PROMPTMILL_HTTP_TOKEN": TOKEN, "PROMPTMILL_STATE": str(folder / "state")}
+            environ = {"PROMPTMILL_HTTP_TOKEN": TOKEN}
             top = {} if top_k is None else {"sampling_params": {"top_k": top_k}}
             return client_of(
-                started.enter_context(Served(written(folder, lasting.url, top, provider="openai"), environ=environ))
+                started.enter_context(ServedHere(written(folder, lasting.url, top, provider="openai"), environ=environ))
             )
 
         yield start

@@ -26,7 +26,7 @@ from promptmill.features.openai_server.batch_rows import FileCheck
 from promptmill.features.openai_server.batch_runs import BatchRuns
 from promptmill.features.openai_server.object_store import Listing, ObjectStore, Stored
 from promptmill.features.openai_server.stored_files import Expiry, StoredFiles, checked
-from served import BEARER, TOKEN, Served
+from served import BEARER, TOKEN, ServedHere
 from waiting import eventually, until
 
 pytestmark = pytest.mark.http
@@ -35,12 +35,12 @@ DAY_S = 86_400
 
 @pytest.fixture
 def serve(tmp_path, upstream):
-    with servers(tmp_path, upstream.url) as start:
+    with servers(tmp_path, upstream.url, ServedHere) as start:
         yield start
 
 
 @pytest.fixture
-def own_server(serve) -> Served:
+def own_server(serve) -> ServedHere:
     """A server with a state of its own."""
     return serve()
 
@@ -151,7 +151,7 @@ def test_a_body_that_is_no_form_is_refused(tmp_path, own_server):
 
 def test_a_token_is_needed_and_sees_its_own_files_alone(tmp_path, upstream, own_server):
     assert own_server.ask("GET", "/v1/files").status == 401
-    with servers(tmp_path, upstream.url) as serve:
+    with servers(tmp_path, upstream.url, ServedHere) as serve:
         client = client_of(own_server)
         file = client.files.create(file=("a", b"{}"), purpose="batch")
         changed(tmp_path, "UPDATE object SET owner = 'another' WHERE id = ?", file.id)

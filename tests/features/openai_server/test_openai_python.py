@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from openai_clients import client_of
 from replies import answer, attempts, deltas, drip, hang, raw, sse, status
-from served import BEARER, TOKEN, Served
+from served import BEARER, TOKEN, ServedHere
 from server_process import written
 from waiting import eventually
 
@@ -54,7 +54,7 @@ def test_several_answers_keep_their_own_choices(client, upstream):
 
 def test_several_answers_are_streamed_whatever_the_form_of_their_number(tmp_path, server, upstream):
     body = {"messages": HI, "stream": True}
-    with Served(written(tmp_path, upstream.url, {"sampling_params": {"n": 2}})) as of_two:
+    with ServedHere(written(tmp_path, upstream.url, {"sampling_params": {"n": 2}})) as of_two:
         for asked, n in ((server, 2.0), (server, "2"), (of_two, None)):
             reply = _post(asked, body | {"n": n})
             assert reply.body.endswith(b"data: [DONE]\n\n")
@@ -345,7 +345,7 @@ def test_a_refused_endpoint_is_not_asked_again_by_the_client(server, upstream):
 
 
 def test_the_client_s_system_prompt_takes_the_place_of_the_configured_one(tmp_path, upstream):
-    with Served(written(tmp_path, upstream.url, {"system_prompt": "ours"})) as server:
+    with ServedHere(written(tmp_path, upstream.url, {"system_prompt": "ours"})) as server:
         for messages, expected in ((HI, "ours"), ([{"role": "system", "content": "mine"}, *HI], "mine")):
             assert _post(server, {"messages": messages}, headers={}).status == 200
             assert upstream.seen[-1].json["messages"][0] == {"role": "system", "content": expected}
@@ -359,7 +359,7 @@ def test_a_client_uses_only_the_models_and_tokens_that_the_operator_allows(tmp_p
         "models": {"fast": model("small"), "dear": model("large")},
         "client_limits": {"models": ["fast"], "max_tokens": 50},
     }
-    with Served(written(tmp_path, upstream.url, top)) as server:
+    with ServedHere(written(tmp_path, upstream.url, top)) as server:
         listed = server.ask("GET", "/v1/models").json
         assert [model["id"] for model in listed["data"]] == ["default", "fast"]
         for name, expected in (("fast", 200), ("small", 200), ("dear", 404), ("large", 404)):
@@ -370,7 +370,7 @@ def test_a_client_uses_only_the_models_and_tokens_that_the_operator_allows(tmp_p
 
 
 def test_the_api_can_be_switched_off(tmp_path, upstream):
-    with Served(written(tmp_path, upstream.url), "--no-openai") as server:
+    with ServedHere(written(tmp_path, upstream.url), "--no-openai") as server:
         assert server.ask("GET", "/v1/models").status == 404
         assert server.session().answers("hi") == ["echo: hi"]
 

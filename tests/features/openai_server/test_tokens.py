@@ -15,7 +15,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.http.listen_options import check_tokens
 from promptmill.http.token import Token, configured
-from served import BEARER, TOKEN, Served
+from served import BEARER, TOKEN, ServedHere
 from server_process import written
 
 pytestmark = pytest.mark.http
@@ -28,7 +28,7 @@ def clients(tmp_path, upstream):
     """Clients of one server: of its own token, of team a (the model `small` alone), and of team b (all models)."""
     own = {"small": {"openai": {"base_url": upstream.url, "model_name": "small-1"}}}
     tokens = {"a": {"token": TEAMS["a"], "models": ["small"]}, "b": {"token": TEAMS["b"]}}
-    with servers(tmp_path, upstream.url) as start, contextlib.ExitStack() as opened:
+    with servers(tmp_path, upstream.url, ServedHere) as start, contextlib.ExitStack() as opened:
         server = start({"models": own, "client_limits": {"tokens": tokens}})
         clients = [client_of(server), *(client_of(server, token) for token in TEAMS.values())]
         yield [opened.enter_context(contextlib.closing(client)) for client in clients]
@@ -87,7 +87,7 @@ def test_files_of_two_tokens_do_not_meet(clients):
 def test_further_tokens_open_neither_mcp_nor_the_metrics(tmp_path, upstream):
     top = {"client_limits": {"tokens": {"a": {"token": TEAMS["a"]}}}}
     environ = {"PROMPTMILL_HTTP_TOKEN": "the-token-of-the-server"}
-    with Served(written(tmp_path, upstream.url, top), environ=environ) as server:
+    with ServedHere(written(tmp_path, upstream.url, top), environ=environ) as server:
         bearer = {"authorization": f"Bearer {TEAMS['a']}"}
         assert server.ask("GET", "/v1/models", bearer).status == 200
         assert server.ask("POST", "/mcp", bearer, b"{}").status == 401
@@ -126,7 +126,7 @@ def test_two_equal_tokens_are_a_wrong_configuration(own):
 
 
 def test_without_a_token_a_page_of_another_port_is_refused_and_no_page_reads_a_reply(tmp_path, upstream):
-    with Served(written(tmp_path, upstream.url)) as server:
+    with ServedHere(written(tmp_path, upstream.url)) as server:
         own, other = f"http://127.0.0.1:{server.port}", "http://127.0.0.1:3000"
         body = json.dumps({"messages": HI}).encode()
         for origin, status in ((own, 200), (other, 403), (other.replace("127.0.0.1", "localhost"), 403)):
@@ -139,7 +139,7 @@ def test_without_a_token_a_page_of_another_port_is_refused_and_no_page_reads_a_r
 
 
 def test_without_a_token_all_clients_have_one_share_of_the_files(tmp_path, upstream):
-    with Served(written(tmp_path, upstream.url), environ={"PROMPTMILL_STATE": str(tmp_path / "state")}) as server:
+    with ServedHere(written(tmp_path, upstream.url), environ={"PROMPTMILL_STATE": str(tmp_path / "state")}) as server:
         first, second = (client_of(server, token) for token in ("any", "word"))
         with first, second:
             file = first.files.create(file=("a", b"{}"), purpose="evals")
@@ -150,7 +150,7 @@ def test_without_a_token_all_clients_have_one_share_of_the_files(tmp_path, upstr
 def page_server(tmp_path, upstream):
     """A server with a token, and the origin of a page that may call it."""
     page, environ = "http://localhost:3000", {"PROMPTMILL_HTTP_TOKEN": TOKEN}
-    with Served(written(tmp_path, upstream.url), "--allowed-origin", page, environ=environ) as server:
+    with ServedHere(written(tmp_path, upstream.url), "--allowed-origin", page, environ=environ) as server:
         yield server, {"Origin": page}
 
 

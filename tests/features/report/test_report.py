@@ -69,10 +69,17 @@ def test_a_report_counts_by_model_and_by_prompt(bench):
     grid = ("--model", "small", "--model", "good", "--prompt", "ask=Is {{id}} good?", "--prompt", "rate=Rate {{id}}")
     bench.fail(*grid, "--report", "r.html", code=1)
     data, rows = written(bench.path / "r.html")
-    bars = {title: bars for title, _, bars, _ in data["counts"]}
+    bars = {title: [bar[:3] for bar in bars] for title, _, bars, _ in data["counts"]}
     assert bars["Answers by model"] == [["small", 6, ""], ["good", 3, "3 failed"]]
     assert bars["Answers by prompt"] == [["ask", 6, ""], ["rate", 3, "3 failed"]]
-    assert bars["Answers"] == [["yes", 9, ""]]
+    assert bars["yes"] == [
+        ["small/ask", 3, ""],
+        ["small/rate", 3, ""],
+        ["good/ask", 3, ""],
+        ["good/rate", 0, ""],
+    ]
+    where = {"answer": "yes", "model": "small", "prompt name": "rate"}
+    assert next(bars for title, _, bars, _ in data["counts"] if title == "yes")[1][3] == where
     assert column(data, rows, "prompt name")[:4] == ["ask", "rate"] * 2
     facts = dict(data["run"])
     assert (facts["Prompt ask"], facts["Prompt rate"]) == ("Is {{id}} good?", "Rate {{id}}")

@@ -182,7 +182,7 @@ def _from_words(text: str, now: float) -> float | None:
 
 
 def _from_resets(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the wait for the most exhausted of the limits whose reset the headers name."""
+    """Return the wait until the most exhausted limit resets, as the headers say."""
     lower = {name.lower(): value for name, value in headers.items()}
     if found := re.search(r"\b(?:t|reset)=(\d+)", lower.get("ratelimit", "")):
         return float(found[1])

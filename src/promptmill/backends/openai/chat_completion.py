@@ -170,7 +170,7 @@ def can_go_on(value: Any) -> bool:
     """Return whether files, frames and results can hold `value`: it is valid JSON and not nested too deeply."""
     try:
         text = orjson.dumps(value)
-        # levels of nesting; deeper values are measured, because each encoder on their way has its own limit
+        # at most 32 levels, because later encoders have limits; with more brackets, the depth is measured
         if text.count(b"{") + text.count(b"[") <= 32:
             return True
         for _ in range(254 - 32):  # wrapped until orjson's limit is ours

@@ -23,7 +23,7 @@ _WAITS = Failure(PromptmillError(Code.BATCHED, "The row waits for a batch."))
 
 
 def waits(request: Request) -> Failure:
-    """Return the failure of a request whose reply comes by batch, or live after it."""
+    """Return the failure of a request that waits for a batch, or to be sent live after it."""
     return Failure(_WAITS.error, request.attempts) if request.attempts else _WAITS
 
 

@@ -54,7 +54,7 @@ class BatchOrder(OrderPart):
         return (f"Open rows are sent live at {at}, the time of the job's first run.",)
 
     def repeated(self, begun: OrderPart) -> OrderPart:
-        """Return the order with the `by` of the unfinished job: `06:00` has meant that time."""
+        """Return the order with the `by` of the unfinished job: `06:00` still means the same day."""
         if not isinstance(begun, BatchOrder) or begun.by is None or self.by in {None, begun.by}:
             return self
         return self.model_copy(update={"by": begun.by, "is_earlier": True})

@@ -23,7 +23,7 @@ from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
 from promptmill.jobs.store.index import JobFolders
 from promptmill.options.keywords import ModelOptions, SamplingOptions
 
-_SHOWN_ROWS = 10  # in a notebook, as `BulkResult` shows them
+_SHOWN_ROWS = 10  # in a notebook, as many as `BulkResult` shows
 _WIDTH = 100  # characters
 
 

@@ -468,7 +468,7 @@ def _places(files: Sequence[ComparedFile], scans: Sequence[_Scan], identity: _Id
 
 
 def _read(file: ComparedFile, scan: _Scan, fields: Sequence[str]) -> tuple[list[list[str]], ComparedFile]:
-    """Return the fields of each answer, and `file` with their cost. Raises `PromptmillError` (`invalid_input`)."""
+    """Return each answer's fields, and `file` with the answers' cost. Raises `PromptmillError` (`invalid_input`)."""
     values, costs, giver = list[list[str]](), list[float](), "answered_by"
     for row in file.rows():
         values.append([file.value_of(row, name) for name in fields])
@@ -522,7 +522,7 @@ class ComparedColumn:
 
     @property
     def is_exact(self) -> bool:
-        """Whether two values are the same only if their texts are."""
+        """Whether only values with equal texts count as the same."""
         return self.kind != "number" or not self.tolerance.amount
 
     def same(self, value: str, other: str) -> bool:

@@ -1,4 +1,4 @@
-"""The search for a better prompt by a Python program: `promptmill.improve`."""
+"""`promptmill.improve`: searches for a better prompt from a Python program."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ With right labels for the sampled rows, the promise is about truth: more than E 
 with a chance of 1 - certainty at most. A row is bad if the strong model is wrong, or if it is before the cut and only
 the cheap model is wrong. Each wrong delivered answer is on a bad row. The further down the cut is, the more rows are
 bad, and the errors of the strong model are bad wherever it is: in the argument above they come first in the order. A
-sampled row may be wrong, too, so E + 1 bad rows are too many. Let t be the first place with which E + 1 rows are bad.
+sampled row may be wrong, too, so E + 1 bad rows are too many. Let t be the first cut for which E + 1 rows are bad.
 Too many answers are wrong only if the cut is behind t, so only if at most c of these E + 1 rows are in the sample
 (`allowed_right`). So if the strong model is wrong on s rows of the sample, the cut is at the (c-s+1)-th row on which
 only the cheap model is wrong. If s > c, nothing can be promised, not even if the strong model answers all rows. If only
@@ -93,8 +93,8 @@ def allowed(rows: int, drawn: int, wrong: int, certainty: float) -> int:
 
 
 def allowed_of_class(drawn: int, recall: float, certainty: float) -> int:
-    """Return c for one class. `drawn` rows of the sample have it by the strong model: how many of them may have another
-    cheap answer before the cut, so that at least `recall` of the rows of this class are delivered with it?
+    """Return c for one class, which the strong model gives to `drawn` rows of the sample: at most c of them may have
+    another cheap answer before the cut, so that at least `recall` of the rows of this class are delivered with it.
 
     With several targets, take the surest of their cuts, each at the certainty 1 - (1 - certainty) / number of targets.
     -1 means that the sample has too few rows of the class.

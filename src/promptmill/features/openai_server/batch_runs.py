@@ -18,9 +18,9 @@ resumed after a pause, until its time is over.
 The state is in `objects.db` alone. The server that holds the batch's lock runs it; any server cancels it there.
 
 **Repeated POSTs.** OpenAI's clients repeat a POST whose reply was lost, without a key, but with a count in the header
-`x-stainless-retry-count`. Such a repeat finds the batch of the same token and parameters that is at most 20 minutes
-old; a request without the header, one of at most a minute; a first attempt (`0`) makes a new batch, as does one
-after a cancel.
+`x-stainless-retry-count`. Such a repeat gets the batch of the same token and parameters if it is at most 20 minutes
+old; a request without the header, if it is at most a minute old. A first attempt (`0`) makes a new batch, as does
+one after a cancel.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from promptmill.jobs import disk
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import Rows
 from promptmill.jobs.inputs.files import Part
-from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.database import DamagedError
@@ -260,9 +260,9 @@ class BatchRuns:
 
     async def _resume(self, batch: Batch, owner: str) -> None:
         folder, lines = self._job(batch.id), self._place(batch.id) / INPUT
-        plan = await self._endpoints.settled_plan(batch.model or "")
+        plan = await self._endpoints.resolved_plan(batch.model or "")
         jobs, caller = self._jobs(), Caller("", owner)
-        source = Given([Part(lines)] if lines.exists() else [], batch.id, "batch")
+        source = InputRows([Part(lines)] if lines.exists() else [], batch.id, "batch")
         rows = Rows(written=source, name="batch", job_id=folder.job_id)
         async with jobs.opened(rows, None, {}, CallModels(plan), caller) as job:
             await jobs.start(job, caller)

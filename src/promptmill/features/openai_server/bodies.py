@@ -58,7 +58,7 @@ _DEFAULTS: dict[str, Any] = {
     "tool_choice": "auto",
     "tools": [],
     "top_logprobs": 0,
-    # vLLM's own; a file for `vllm run-batch` that its classes wrote has all of them
+    # vLLM's own fields; a `vllm run-batch` file that its classes wrote has all of them
     **dict.fromkeys(("add_generation_prompt", "include_reasoning", "skip_special_tokens"), True),
     "spaces_between_special_tokens": True,
     **dict.fromkeys(("add_special_tokens", "continue_final_message", "echo", "ignore_eos"), False),

@@ -6,7 +6,7 @@
 
 Export is off, and nothing of OpenTelemetry's SDK is imported, unless its standard variables name an exporter. Its
 providers are not the global ones: spans of libraries, whose exceptions may quote a prompt or a key, are not exported.
-Ours hold numbers, codes, and the names of providers, models and tools, never a text of a call or an answer.
+Our spans hold numbers, codes, and the names of providers, models and tools, never the text of a call or an answer.
 
 Names, units and bounds of `gen_ai.…` follow the semantic conventions for generative AI
 (github.com/open-telemetry/semantic-conventions-genai: docs/gen-ai/gen-ai-metrics.md and gen-ai-spans.md, whose status

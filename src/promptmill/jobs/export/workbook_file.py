@@ -377,7 +377,7 @@ def _with_last(data: bytes, parent: str, child: str) -> bytes:
 
 
 def _with_dates(data: bytes) -> tuple[bytes, list[int]]:
-    """Return the formats of cells with those of a day and of a time, and their numbers; none if there is no list."""
+    """Return the styles with a date and a date-time format added, and the numbers of these; none without a list."""
     found = re.search(rb"<((?:[\w.-]+:)?)cellXfs(?:\s[^<>]*)?>", data)
     end = -1 if found is None else data.find(b"</%bcellXfs" % found[1], found.end())
     if found is None or end < 0:

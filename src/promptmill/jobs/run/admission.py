@@ -142,7 +142,7 @@ def _locked(folder: Folder) -> Lock | None:
         try:
             folder.make()
             lock = Lock.take(folder.lock)
-        except (FileNotFoundError, FileExistsError):  # an old job of these files is removed at this moment
+        except (FileNotFoundError, FileExistsError):  # an old job of these files is just being removed
             tries -= 1
             if not tries:
                 raise

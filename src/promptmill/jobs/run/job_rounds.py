@@ -42,7 +42,7 @@ class JobRounds:
         self, job: Job, duplicates: Duplicates | None = None, end: int = SLOT, work: Work | None = None
     ) -> None:
         """`duplicates`: None unless the order has `dedupe`. `end`: the number of the first row beyond the order's
-        limit. `work` follows and halts the plan's long work."""
+        limit. `work` reports on the plan's long work and halts it."""
         self._job = job
         self._end = end
         store, spec_now = job.folder.store, lambda: job.spec
@@ -67,7 +67,7 @@ class JobRounds:
         """Store and return the next round; None if no row is open."""
         job = self._job
         store, spec = job.folder.store, job.spec
-        if spec.settled and job.order.earlier.again is None:
+        if spec.all_answered and job.order.earlier.again is None:
             return None
         known = rounds.stored_rounds(store)
         self._work.begin(known[-1].id + 1 if known else 1)

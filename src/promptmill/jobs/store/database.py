@@ -168,7 +168,7 @@ class JobDatabase:
 
     @property
     def in_flight(self) -> InFlight:
-        """The ledger of the requests in flight, for the only writer."""
+        """The ledger of the requests in flight; only the writer has it."""
         assert self._in_flight is not None, "it is open for reading"
         return self._in_flight
 

@@ -49,6 +49,7 @@ class InputSpec(Stored):
     """The files of a folder, a pattern or several paths; empty if `path` is the only file."""
     format: str
     encoding: str | None = None
+    header_row: int | None = None
     size: int = 0
     version: int = 0
     """A number that changes with the content, see `InputFiles.stamp`."""
@@ -127,7 +128,7 @@ class PlanWork:
         yield from ()
 
     def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
-        """Yield the answers that rows of `meanwhile` get while a round runs, and the rows that need another one."""
+        """Yield answers for the rows that meet `meanwhile`, and the rows that need another answer, during a round."""
         del round_, pages
         yield from ()
 
@@ -235,7 +236,7 @@ class Plan(Stored):
         """Raise `PromptmillError` (`invalid_input`) for settings or prompts that the plan cannot work with."""
 
     def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
-        """Return the target of a slot with the plan's additions."""
+        """Return `target` with what the plan adds to it for a slot."""
         del slot, config
         return target
 
@@ -348,6 +349,8 @@ class Doubt(NamedTuple):
     words: str
     kind: Literal["", "tie", "disagree"] = ""
     """Ties are worth the most, then models that disagree."""
+    score_words: str = ""
+    """The score for people, such as `2 of 3 votes`, where it is no probability."""
 
 
 class UnknownPlan(Plan):
@@ -449,7 +452,7 @@ class JobSpec(Stored):
     model: str
     provider: str = ""
     """The name of the provider, for metrics."""
-    settled: bool = False
+    all_answered: bool = False
     """Whether the call that the job belongs to has ended. Then no row is sent again, not even a failed row."""
     plan: AnyPlan = Plan()
     """Which rows are sent next, and which answer a row gets."""

@@ -221,7 +221,7 @@ class Decoder(DecodeLoop):
     def _make_room(self, running: Counter[int]) -> int:
         """Pause a row of the run with the most for a run with at least two fewer, or none; return the places freed.
 
-        A run without a place gets one from any row that has had its quantum, so that many runs take turns.
+        A run without a place takes that of a row that has used up its quantum, so that many runs take turns.
         """
         fewest = self._schedule.fewest_running(running)
         if fewest is None:

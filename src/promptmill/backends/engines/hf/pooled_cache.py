@@ -94,7 +94,7 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
 
     @property
     def mask(self) -> torch.Tensor:
-        """The used columns of each row, `(rows, columns)`, 1 where a token is."""
+        """The mask of the used columns, `(rows, columns)`: 1 where a row has a token."""
         return self._mask[: self._window.rows, self._window.start : self._window.end]
 
     def add(self, content: KeysValues) -> None:

@@ -147,7 +147,7 @@ class BatchConnection:
         return (await self.repeated(lambda: self.once(method, path, body, query=query, largest=largest)))[0]
 
     async def repeated(self, attempt: Callable[[], Awaitable[T]], look: Callable[[], Awaitable[T]] | None = None) -> T:
-        """Return the result of `attempt`, repeated with waits; after an unclear failure that of `look`, if it has one.
+        """Repeat `attempt` with waits and return its result, or what `look` finds after an unclear failure.
 
         Raises `PromptmillError`.
         """

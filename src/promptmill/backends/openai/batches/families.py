@@ -128,7 +128,7 @@ class MistralBatches(Batches):
 class AnthropicBatches(Batches):
     """Anthropic's (platform.claude.com/docs/en/build-with-claude/batch-processing, anthropic 2.12.0).
 
-    Its counts are all in `processing` until it ends; `ended` is its only final state.
+    Until a batch ends, `processing` counts all its requests; `ended` is the only final state.
     """
 
     JOBS, FILES = "/messages/batches", ""
@@ -221,7 +221,7 @@ class GeminiBatches(Batches):
 
     @override
     def line(self, custom_id: str, body: bytes) -> bytes:
-        # with its schema in the form that works in batches
+        # in batches, a schema only works in the older form
         if b'"responseJsonSchema"' in body:
             request = orjson.loads(body)
             config = request.get("generationConfig", {})

@@ -125,7 +125,7 @@ class EndpointState:
         *,
         throttle: LoopThrottle | None = None,
     ) -> None:
-        """While this process is what limits the rate, by the load that `throttle` measures, the limit does not grow."""
+        """The limit does not grow while `throttle` measures that this process, not the endpoint, limits the rate."""
         self.endpoint = endpoint
         self.encoder = encoder
         limit = AdaptiveLimit(settings.concurrency, adaptive=settings.adaptive)
