@@ -192,7 +192,7 @@ def test_a_job_stops_at_its_budget_and_goes_on_with_a_larger_one(job, upstream, 
 
 
 def test_what_a_job_will_cost_is_said_before_it_begins(job, upstream, capsys):
-    assert main([*job, "--validate"]) == 0
+    assert main([*job, "--dry-run"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert 200 * 20 * 100 / 1_000_000 + found["estimated_cost"] < found["most_cost"] < 1
     assert not upstream.seen
@@ -202,7 +202,7 @@ def test_what_a_line_with_several_answers_will_cost_has_each_of_them(job, tmp_pa
     body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 20, "n": 100}
     line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
     (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n")
-    assert main([*job, "--validate"]) == 0
+    assert main([*job, "--dry-run"]) == 0
     assert json.loads(capsys.readouterr().out)["most_cost"] > 100 * 20 * 100 / 1_000_000
 
 

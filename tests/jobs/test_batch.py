@@ -94,7 +94,7 @@ def test_a_custom_id_that_stands_there_twice_is_told(bench):
     lines = batch("a", "b", "c", "d")
     lines[2]["custom_id"] = lines[3]["custom_id"] = "id-0"
     bench.write(lines)
-    result = bench.run("--validate", "--json")
+    result = bench.run("--dry-run", "--json")
     assert result.returncode == 1
     assert json.loads(result.stdout)["problems"] == [
         f"line {at} has the custom_id of line 1; give each line its own." for at in (3, 4)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from promptmill.jobs.columns import OURS
+from promptmill.jobs.inputs.any_format import objects_in
 from replies import answer
 from tables import read_rows, write_rows
 
@@ -84,6 +85,38 @@ def test_the_column_of_the_answers_can_be_named_and_named_anew_without_a_request
     assert len(bench.upstream.seen) == 1
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.jsonl", "out.parquet", "out.xlsx"])
+def test_an_output_gets_the_chosen_columns_without_a_request(bench, name):
+    bench.output = bench.path / name
+    bench.write([{"id": 1, "prompt": "a"}, {"id": 2, "prompt": ""}])
+
+    def names() -> list[str]:
+        return list(next(iter(objects_in(bench.output))))
+
+    bench.run("--columns", "answer, error")
+    assert names() == ["id", "prompt", "answer", "error"]
+    bench.run("--columns", "answer")
+    assert names() == ["id", "prompt", "answer"]
+    bench.run()
+    assert names() == ["id", "prompt", "answer", "error", "usage", "finish_reason"]
+    assert len(bench.upstream.seen) == 1
+
+
+def test_the_fields_of_an_answer_are_chosen_as_the_answer(bench):
+    bench.output = bench.path / "out.csv"
+    bench.upstream.reply = answer('{"name": "Ann", "n": 1}')
+    bench.write([{"prompt": "a"}])
+    bench.succeed("--schema", "name,n:int", "--columns", "answer")
+    assert list(next(iter(objects_in(bench.output)))) == ["prompt", "name", "n"]
+
+
+def test_a_chosen_column_that_no_output_has_is_refused_at_once(bench):
+    bench.prompts(1)
+    assert "--columns: there is no column 'anser'; did you mean answer?" in bench.fail("--columns", "anser")
+    assert "finish_reason" in bench.fail("--columns", "zzz")
+    assert not bench.upstream.seen
+
+
 @pytest.mark.parametrize("name", ["usage", "error", "", "a\nb"])
 def test_a_name_that_cannot_be_that_of_the_answers_is_refused_at_once(bench, name):
     bench.prompts(1)
@@ -131,7 +164,7 @@ def test_rows_that_are_data_set_nothing(bench, suffix, option):
 @pytest.mark.parametrize("option", [[], ["--prompt", "{{prompt}}", "--row-settings"]])
 def test_rows_that_are_requests_set_what_they_name_and_the_summary_says_which(bench, suffix, option):
     table(bench, [{"prompt": "a", "model": "other", "temperature": 0.5, "seed": ""}], suffix)
-    result = bench.run("--validate", *option)
+    result = bench.run("--dry-run", *option)
     assert "Read as settings of each row: `model`" in " ".join(result.stdout.split())
     found = bench.succeed(*option)
     (seen,) = bench.upstream.seen
@@ -163,7 +196,7 @@ def test_a_cell_that_holds_nothing_is_an_error_or_left_out(bench, suffix, option
     found = bench.succeed("--skip-empty", *option)
     assert (found["skipped"], found["done"], found["errors"], len(bench.upstream.seen)) == (empty, empty + 1, {}, 1)
     assert [row["text"] for row in read_rows(bench.output)] == ["a"]
-    assert bench.run("--validate", "--skip-empty", *option).returncode == 0
+    assert bench.run("--dry-run", "--skip-empty", *option).returncode == 0
     assert json.loads(bench.jobs(str(bench.output), "--failed", "--json").stdout)["failed"] == []
 
 
@@ -173,7 +206,7 @@ def test_a_row_is_left_out_only_if_all_of_its_cells_are_empty_and_a_note_counts_
     answers = [("a", "b"), ("a", ""), ("", "b"), ("", ""), ("c", "")]
     table(bench, [{"good": good, "bad": bad} for good, bad in answers], suffix)
     note = "Empty cells leave their places in the prompt blank: `bad` in 2 rows, `good` in 1 row."
-    assert note in " ".join(bench.run("--validate", "--skip-empty", "--prompt", prompt).stdout.split())
+    assert note in " ".join(bench.run("--dry-run", "--skip-empty", "--prompt", prompt).stdout.split())
     found = bench.succeed("--skip-empty", "--prompt", prompt)
     assert (found["skipped"], found["warnings"]) == (1, [note])
     assert sorted(seen.prompt for seen in bench.upstream.seen) == [" / b", "a / ", "a / b", "c / "]

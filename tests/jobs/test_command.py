@@ -29,7 +29,7 @@ def test_validate_checks_every_row_and_spends_nothing(bench):
             '{"prompt": "\\ud800"}',
         ]
     )
-    result = bench.run("--validate", "--json")
+    result = bench.run("--dry-run", "--json")
     assert result.returncode == 1
     found = json.loads(result.stdout)
     assert (found["rows"], found["invalid"], found["images"]) == (5, 3, 2)
@@ -51,23 +51,23 @@ def test_validate_checks_every_row_and_spends_nothing(bench):
 )
 def test_validate_refuses_what_the_job_refuses(bench, options, said):
     bench.prompts(2)
-    for checked in ([], ["--validate"]):
+    for checked in ([], ["--dry-run"]):
         assert said in bench.fail(*options, *checked)
 
 
 def test_validate_counts_repeated_ids_within_the_limit(bench):
     bench.write([{"prompt": "a", "id": 1}, {"prompt": "b", "id": 2}, {"prompt": "c", "id": "1"}])
-    assert "repeated ids in all: 1" in bench.run("--validate").stdout
-    assert "repeated" not in bench.run("--validate", "--limit", "2").stdout
+    assert "repeated ids in all: 1" in bench.run("--dry-run").stdout
+    assert "repeated" not in bench.run("--dry-run", "--limit", "2").stdout
 
 
 def test_validate_refuses_a_shard_and_an_output_that_cannot_be(bench):
     bench.prompts(2)
-    assert "without --shard" in bench.fail("--validate", "--shard", "1/2")
+    assert "without --shard" in bench.fail("--dry-run", "--shard", "1/2")
     bench.output = bench.input
-    assert "the same file" in bench.fail("--validate")
+    assert "the same file" in bench.fail("--dry-run")
     bench.output = bench.input / "out.jsonl"
-    assert "cannot be written into" in bench.fail("--validate")
+    assert "cannot be written into" in bench.fail("--dry-run")
 
 
 def test_the_folder_of_an_output_is_made(bench):
@@ -87,9 +87,41 @@ def test_the_folder_of_an_output_is_made(bench):
 def test_validate_for_a_provider_says_the_cost_or_how_to_give_the_price(bench, options, said):
     bench.write([{"prompt": f"x{row}"} for row in (1, 2, 3)])
     bench.settings = {"model_name": "gpt-5-mini"}
-    shown = bench.run("--validate", "--provider", "openai", *options, base_url=[]).stdout
+    shown = bench.run("--dry-run", "--provider", "openai", *options, base_url=[]).stdout
     assert "about 3 prompt tokens" in shown
     assert said in shown
+
+
+def test_a_dry_run_shows_three_finished_prompts_and_a_few_lines_of_each(bench):
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    long = "\n".join(f"line {number}" for number in range(1, 11))
+    bench.input.write_text(f'text\ntea\n"{long}"\n{"x" * 400}\nfourth\n')
+    options = ("--prompt", "Is it good? {{text}}", "--system", "Be brief.", "--dry-run")
+    shown = bench.run(*options).stdout
+    assert shown.startswith(
+        "prompt 1:\n  Be brief.\n\n  Is it good? tea\n\nprompt 2:\n  Be brief.\n\n  Is it good? line 1\n"
+    )
+    assert "\n  line 4\n  … 6 more lines\n\nprompt 3:" in shown
+    assert f"\n  Is it good? {'x' * 287}…\n" in shown
+    assert "fourth" not in shown
+    assert json.loads(bench.run(*options, "--json").stdout)["prompts"][0] == "Be brief.\n\nIs it good? tea"
+    assert not bench.upstream.seen
+    assert not bench.output.exists()
+
+
+def test_a_flag_of_the_last_release_is_answered_with_its_new_name(bench):
+    bench.prompts(1)
+    assert "`--validate` is now `--dry-run`" in bench.fail("--validate")
+
+
+def test_a_schema_is_a_file_or_fields_in_one_line(bench):
+    bench.prompts(1)
+    bench.upstream.reply = answer('{"name": "Ann", "amount": 2.5, "n": 1, "old": true}')
+    bench.succeed("--schema", "name:str,amount:float,n:int,old:bool")
+    (row,) = bench.answers()
+    assert row["answer"] == {"name": "Ann", "amount": 2.5, "n": 1, "old": True}
+    assert "missing.json cannot be read" in bench.fail("--schema", "missing.json")
+    assert "There is no type 'money'" in bench.fail("--schema", "amount:money")
 
 
 def test_the_failed_rows_of_a_job_are_listed(bench):

@@ -341,7 +341,7 @@ def test_a_header_that_is_not_utf8_is_refused(bench):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("id,pr\xe9sentation\n1,hello\n", encoding="latin-1")
     assert '--encoding cp1252 reads line 1 as "id,pr\xe9sentation"' in bench.fail()
-    assert '--encoding cp1252 reads line 1 as "id,pr\xe9sentation"' in bench.fail("--validate")
+    assert '--encoding cp1252 reads line 1 as "id,pr\xe9sentation"' in bench.fail("--dry-run")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -352,7 +352,7 @@ def test_utf16_is_refused_before_anything_is_spent(bench, suffix, encoding):
     bench.input.write_text(text, encoding=encoding)
     remedy = f"--encoding {encoding} reads it" if suffix == ".csv" else "save it as UTF-8"
     assert f"is UTF-16 text; {remedy}" in bench.fail()
-    assert f"is UTF-16 text; {remedy}" in bench.fail("--validate")
+    assert f"is UTF-16 text; {remedy}" in bench.fail("--dry-run")
     assert not bench.upstream.seen
 
 

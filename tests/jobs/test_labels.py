@@ -295,7 +295,7 @@ def test_a_check_names_the_columns_that_the_fields_of_a_schema_get(bench):
     schema.write_text('{"type": "object", "properties": {"mood": {"type": "string"}}, "required": ["mood"]}')
     bench.upstream.reply = answer('{"mood": "good"}')
     options = ("--prompt", "{{text}}", "--schema", str(schema))
-    (note,) = json.loads(bench.run(*options, "--validate", "--json").stdout)["notes"]
+    (note,) = json.loads(bench.run(*options, "--dry-run", "--json").stdout)["notes"]
     assert note.endswith("those of the job are called `mood_1`.")
     assert note in bench.succeed(*options)["warnings"]
 

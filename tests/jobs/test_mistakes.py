@@ -148,7 +148,7 @@ def test_a_file_of_one_row_with_a_list_in_it_is_no_object_around_rows(bench, row
     "arguments",
     [
         *(["bulk", "NAME.jsonl", "o.jsonl"], ["bulk", "in.jsonl", "NAME.jsonl"], ["bulk", "in.jsonl/NAME", "o.jsonl"]),
-        *(["bulk", "--validate", "in.jsonl", "NAME.jsonl"], ["bulk", "--validate", "NAME.jsonl", "o.jsonl"]),
+        *(["bulk", "--dry-run", "in.jsonl", "NAME.jsonl"], ["bulk", "--dry-run", "NAME.jsonl", "o.jsonl"]),
         *(["jobs", "NAME.jsonl", "--join"], ["models", "--check", "--config", "NAME"]),
         ["generate", "a", "--config", "NAME/x.yaml"],
     ],
@@ -310,7 +310,7 @@ def test_a_table_that_cannot_be_asked_leaves_no_job(bench, text, said):
 
 def test_a_template_that_no_row_can_fill_leaves_no_job(bench):
     bench.write([{"text": "a"}])
-    for checked in ([], ["--validate"]):
+    for checked in ([], ["--dry-run"]):
         assert "did you mean text?" in bench.fail("--prompt", "Say {{txt}}", *checked)
     assert not bench.folder.path.exists()
 

@@ -130,10 +130,10 @@ def test_the_bar_shows_answered_failed_retried_rate_cost_of_budget_and_time_left
     timed.stats.counts.retries, timed.stats.counts.cost, timed.stats.ledger.budget = 3, 0.016, Budget(5.0)
     timed.counts.fail("timeout", 2)
     wide = (
-        "50 % 998 of 2,000 answered, 2 failed, 0:10 left, 100.0 rows/s, $0.016 of $5.00, 16 of 16 in flight, 3 retried"
+        "50 % 998 of 2,000 answered, 2 failed, $0.016 of $5.00, 0:10 left, 100.0 rows/s, 16 of 16 in flight, 3 retried"
     )
     assert _line(timed, 111) == wide
-    assert _line(timed, 71) == "50 % 998 of 2,000 answered, 2 failed, 0:10 left, 100.0 rows/s"
+    assert _line(timed, 71) == "50 % 998 of 2,000 answered, 2 failed, $0.016 of $5.00, 0:10 left"
     assert _line(timed, 31) == "50 % 998 of 2,000 answered"
     timed.counts.done = 1_999
     assert _line(timed, 111).startswith("99 % ")

@@ -31,7 +31,7 @@ def test_a_job_over_a_folder_goes_on_and_finds_out_what_changed(bench):
 def test_validate_notes_rows_that_repeat_an_id(bench, name):
     bench.input = bench.path / name
     write_rows(bench.input, [{"prompt": prompt, "id": own} for prompt, own in zip("abc", "xyx", strict=True)])
-    checked = json.loads(bench.run("--validate", "--json").stdout)
+    checked = json.loads(bench.run("--dry-run", "--json").stdout)
     assert checked["invalid"] == 0
     (note,) = [note for note in checked["notes"] if "`id`" in note]
     assert re.fullmatch(r"(\w+) 3 has the `id` of \1 1; repeated ids in all: 1\.", note)

@@ -146,7 +146,7 @@ def test_a_warning_of_mails_and_web_pages_comes_before_anything_is_sent(bench):
     bench.input.mkdir()
     for name, text in RAW.items():
         (bench.input / name).write_text(text)
-    said = " ".join(bench.run("--prompt", "Extract: {{content}}", "--validate").stderr.split())
+    said = " ".join(bench.run("--prompt", "Extract: {{content}}", "--dry-run").stderr.split())
     warning = "Warning: 2 mails and 1 RTF file and 1 web page are sent raw, with MIME, base64 and tags"
     assert warning in said
     assert not bench.upstream.seen

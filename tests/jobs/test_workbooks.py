@@ -104,7 +104,7 @@ def test_formulas_that_no_program_has_computed_are_noted(bench, book):
     bench.input = Path(f"{book}#Mails")
     said = bench.run(*_PROMPT)
     assert formulas in said.stdout
-    assert formulas in bench.run(*_PROMPT, "--validate").stdout
+    assert formulas in bench.run(*_PROMPT, "--dry-run").stdout
     assert formulas in bench.status()["warnings"][0]
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
 from promptmill.core.money import dollars
+from promptmill.core.wording import cut
 from promptmill.jobs import members
 from promptmill.jobs.door import OpenJob, Rows, Telling, open_job
 from promptmill.jobs.export.answered import answered_rows, every_answer
@@ -46,6 +48,7 @@ from promptmill.options.table import groups
 
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _SAID_EVERY_S = 10.0
+_LINES_SHOWN, _LINE_SHOWN = 6, 300  # of each prompt of a dry run: three fit on a screen
 _NAMED = re.compile(r"([\w.-]{1,40})=(.*)", re.DOTALL)
 
 
@@ -67,11 +70,10 @@ def add_options(bulk: Parser) -> None:
     bulk.shorten([str(each.name_on("flag")) for each in options_ if each.flag is not None and each.flag.is_common])
     bulk.show_examples(
         "promptmill bulk in.csv out.csv --prompt 'Good? {{text}}' --choices yes,no",
+        "promptmill bulk in.csv out.csv --prompt '{{text}}' --schema name,amount:number",
         "promptmill bulk mails/ topics.csv --prompt 'What is it about? {{content}}'",
-        "promptmill bulk scans/*.pdf out.csv --fields vendor,total:number,day:date",
         "promptmill bulk pictures/ captions.csv --prompt 'Describe the picture.'",
-        "promptmill bulk in.csv out.csv --prompt 'Good? {{text}}' -m small-1 -m good-1",
-        "promptmill bulk in.csv out.csv --limit 20  # later, without --limit: the rest",
+        "promptmill bulk in.csv out.csv --again failed  # without it: the other rows",
     )
     bulk.set_defaults(command=_run)
 
@@ -157,7 +159,7 @@ def _check(arguments: argparse.Namespace) -> None:
     refuse(
         (local and len(local) < len(arguments.input), "INPUT", "name either files or URLs."),
         (is_elsewhere(arguments.output) and arguments.detach, "OUTPUT", "a URL goes without --detach."),
-        ("-" in names and (later or arguments.shard), "", "`-` goes without --detach, --validate and --shard."),
+        ("-" in names and (later or arguments.shard), "", "`-` goes without --detach, --dry-run and --shard."),
         ("-" in local and arguments.input[1:], "", "`-` goes without further inputs."),
         (arguments.output_format and arguments.output != "-", "--output-format", "goes with `-` as OUTPUT alone."),
     )
@@ -212,6 +214,8 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
     if as_json:
         say(orjson.dumps(found).decode())
     else:
+        for number, prompt in enumerate(found["prompts"], 1):
+            say(f"prompt {number}:\n{textwrap.indent(_shortened(prompt), '  ')}\n")
         for problem in found["problems"]:
             say(problem)
         if found["invalid"] > len(found["problems"]):
@@ -241,6 +245,13 @@ def _validate(job: OpenJob, *, as_json: bool) -> int:
         if words := job.order.plan.estimate_words(found):
             say(words, wrap=True)
     return int(found["invalid"] > 0)
+
+
+def _shortened(prompt: str) -> str:
+    """Return the first lines of a prompt."""
+    lines = prompt.splitlines()
+    more = [f"… {len(lines) - _LINES_SHOWN:,} more lines"] if len(lines) > _LINES_SHOWN else []
+    return "\n".join([*(cut(line, _LINE_SHOWN) for line in lines[:_LINES_SHOWN]), *more])
 
 
 def _left_out(found: Mapping[str, Any]) -> str:

@@ -105,7 +105,7 @@ def _failed(found: Status, examples: Mapping[str, str]) -> list[str]:
     if Code.EMPTY_PROMPT in errors:
         lines.append("  --skip-empty leaves empty rows out of the output")
     if errors.keys() & {*_OF_THE_FILE, Code.INVALID_IMAGE} and found["failed"] > 1:
-        lines.append("  (--validate in its place lists them and sends nothing)")
+        lines.append("  (--dry-run in its place lists them and sends nothing)")
     return lines
 
 

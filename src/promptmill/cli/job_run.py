@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import os
 import re
 import shlex
 import sys
@@ -208,7 +209,8 @@ def remembered_step(words: Sequence[str], arguments: argparse.Namespace, configu
 
 def remembered_command(given: Sequence[str], configuration: Configuration) -> list[str]:
     """Return a command line for a run from any folder, without keys: a job is resumed with it by its id."""
-    files = {"--schema", *(each.name_on("flag") for each in table.options().values() if each.type is Path)}
+    texts_or_files = {"--choices", "--schema"}
+    files = {*texts_or_files, *(each.name_on("flag") for each in table.options().values() if each.type is Path)}
     words, kept = iter(given), []
     for word in words:
         option, equals, value = word.partition("=")
@@ -216,7 +218,9 @@ def remembered_command(given: Sequence[str], configuration: Configuration) -> li
             kept.append(redact(word))
             continue
         value = value if equals else next(words)
-        if option in files - {"--config"} or (option == "--choices" and Path(value).is_file()):
+        if option in texts_or_files and not os.path.isfile(value):  # noqa: PTH113 (a long text is no path)
+            kept += [option, redact(value)]
+        elif option in files - {"--config"}:
             kept += [option, str(Path(value).absolute())]
         elif option == "--set" and (_SECRET.search(value) is None or _REFERENCE.fullmatch(value)):
             kept += [option, redact(value)]

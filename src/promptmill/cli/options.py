@@ -228,6 +228,8 @@ class Parser(argparse.ArgumentParser):
         message, key = f"unknown option {', '.join(names)}", names[0].lstrip("-").replace("-", "_")
         from promptmill.core.request import Sampling  # pydantic takes a tenth of a second
 
+        if now := table.renamed(names[0]):
+            self._leave(f"`{names[0]}` is now `{now}`")
         if needs := table.needs_hidden(names[0], "flag"):
             self._leave(f"{names[0]} {needs}")
         if key in Sampling.model_fields:

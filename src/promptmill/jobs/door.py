@@ -90,6 +90,7 @@ class Telling:
     """The context in which the store behind a URL is waited for."""
 
 
+_PROMPTS_SHOWN = 3  # of a check: enough to see a template filled in
 SILENT = Telling()
 """Shows nothing."""
 
@@ -136,7 +137,7 @@ class OpenJob(WantedJob):
         """Return the findings in the rows, and an estimate. Sends nothing. Raises as `admit`."""
         from promptmill.jobs.run.validation import check  # imports the readers of images
 
-        return check(self)
+        return check(self, prompts=_PROMPTS_SHOWN)
 
     def detach(self, seen: Callable[[Job], None]) -> Status:
         """Start the job in a process of its own and return its status. `seen` gets it first. Raises as `admit`."""

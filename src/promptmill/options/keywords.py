@@ -23,7 +23,7 @@ class PromptOptions(TypedDict, total=False):
     row_settings: bool
     """With `prompt` or `prompt_column`: rows also set their model, sampling and system prompt."""
     skip_empty: bool
-    """Leave out rows that ask nothing; else they fail."""
+    """Leave out rows with an empty cell; else they fail."""
 
 
 class FileOptions(TypedDict, total=False):
@@ -51,7 +51,7 @@ class AnswerOptions(TypedDict, total=False):
     choices: str | Path | Sequence[str] | Mapping[str, str] | None
     """Every answer is one of these texts; an object or a file also defines them."""
     schema: AnswerType | str | Path | None
-    """A JSON Schema that every answer must satisfy."""
+    """A JSON Schema that every answer must satisfy; a file, or fields in one line: name,amount:number,day:date."""
     response_format: Mapping[str, Any] | None
     """`schema` in OpenAI's form."""
     fields: bool | str
@@ -60,6 +60,8 @@ class AnswerOptions(TypedDict, total=False):
     """With `choices`: any number of them."""
     answer_column: str
     """The column of the answers; `answer_1` if the rows have a column `answer`."""
+    columns: Sequence[str] | None
+    """Only these columns of the job: answer,error."""
     n: int | None
     """Answers to each row."""
     reasoning: Literal["separate", "inline"] | None

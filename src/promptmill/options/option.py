@@ -42,6 +42,8 @@ class Flag:
     """Flags with the same text here exclude each other."""
     is_common: bool = False
     """Whether the short help shows it."""
+    was: str = ""
+    """Its name in the last release, such as `--old`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,14 @@ def amount(text: str) -> float:
     return number(text, "write 5 or 5.00, without a sign (a shell reads $5 as a variable of its own)", "5.00")
 
 
+def names(text: str) -> list[str]:
+    """Return names that commas separate."""
+    found = [name.strip() for name in text.split(",")]
+    if not all(found):
+        raise input_error("write names with commas, such as answer,error")
+    return found
+
+
 def variable(text: str) -> str:
     """Return the name of an environment variable."""
     if looks_like_key(text):

@@ -205,8 +205,14 @@ ANSWERS = (
     Option(
         "schema",
         dict[str, Any],
-        "a JSON Schema that every answer must satisfy",
-        flag=Flag(metavar="FILE", read=Path, one_of="form", is_common=True),
+        "a JSON Schema that every answer must satisfy; a file, or fields in one line: name,amount:number,day:date",
+        flag=Flag(
+            metavar="FILE|FIELDS",
+            words="a file with the JSON Schema of every answer, or fields in one line: name,amount:number",
+            read="promptmill.jobs.inputs.short_forms:named_schema",
+            one_of="form",
+            is_common=True,
+        ),
         argument=Argument(words="JSON Schema of every answer", is_common=True),
         keyword=Keyword(type="AnswerType | str | Path | None"),
         keys=["sampling_params.response_format"],
@@ -226,11 +232,10 @@ ANSWERS = (
         "{schema} in one line: name,amount:number,day:date; False: a JSON text, not a column for each field",
         flag=Flag(
             metavar="A,B:TYPE,…",
-            words="the same in one line: name,amount:number,day:date",
+            words="{schema} in one line: name,amount:number,day:date",
             read="promptmill.jobs.inputs.short_forms:schema_of_fields",
             stored="schema",
             one_of="form",
-            is_common=True,
         ),
         argument=Argument(words="facts to extract, as columns: name,amount:number,day:date,size:S|M|L", is_common=True),
         keyword=Keyword(type="bool | str"),
@@ -250,6 +255,13 @@ ANSWERS = (
         "the column of the answers; `answer_1` if the rows have a column `answer`",
         "answer",
         flag=Flag(metavar="NAME"),
+    ),
+    Option(
+        "columns",
+        list[str],
+        "only these columns of the job: answer,error",
+        flag=Flag(metavar="A,B,…", read="promptmill.options.reading:names", is_common=True),
+        keyword=Keyword(type="Sequence[str] | None"),
     ),
     _sampling("n", int, "answers to each row"),
     Option(
@@ -458,7 +470,13 @@ RUN = (
         bool,
         "check the rows, estimate the price; send nothing",
         False,
-        flag=Flag(is_common=True),
+        flag=Flag(
+            "dry-run",
+            words="check the rows, show three finished prompts and the price; send nothing",
+            stored="validate",
+            was="--validate",
+            is_common=True,
+        ),
         argument=Argument(words="only check the rows and estimate the price", is_common=True),
         keyword=None,
     ),
@@ -529,6 +547,12 @@ def needs_hidden(name: str, face: Face) -> str:
         if any(option.name_on(face) == name for option in (part(each.options) if each.options else ())):
             return f"needs the feature {feature}, which is hidden here"
     return ""
+
+
+def renamed(flag: str) -> str:
+    """Return the new name of a flag of the last release; `""` for any other name."""
+    flags = {option.flag.was: option.name_on("flag") for option in options().values() if option.flag is not None}
+    return (flag and flags.get(flag)) or ""
 
 
 def only_model(given: Mapping[str, Any]) -> str | None:

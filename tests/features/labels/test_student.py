@@ -279,7 +279,7 @@ def test_rows_that_fail_at_the_strong_model_train_nothing(student):
 
 
 def test_validate_and_the_summary_say_what_it_takes(student):
-    done = student.run(*STUDENT, *named(student), "--validate")
+    done = student.run(*STUDENT, *named(student), "--dry-run")
     assert "training: 200 rows, sample: " in done.stdout
     assert not student.upstream.seen
     done = student.run(*STUDENT, *named(student))

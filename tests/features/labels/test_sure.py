@@ -300,7 +300,7 @@ def test_another_promise_needs_another_output(sure):
 
 
 def test_validate_tells_the_size_of_the_sample_and_its_price(sure):
-    done = sure.run(*SURE, *named(sure), "--validate")
+    done = sure.run(*SURE, *named(sure), "--dry-run")
     assert "sample: 83 rows at both models, about $" in done.stdout
     assert not sure.upstream.seen
 
@@ -464,7 +464,7 @@ def test_right_labels_that_cannot_serve_are_refused(sure, options, problem):
 
 @pytest.mark.parametrize("validate", [True, False])
 def test_too_few_right_labels_or_other_ones_are_told_before_anything_is_sent(sure, validate):
-    more = ("--validate",) if validate else ()
+    more = ("--dry-run",) if validate else ()
     write_gold(sure, right=30)
     done = sure.run(*GOLD, *named(sure), *more)
     assert "needs right labels for 54 of them at least, and `label` has 30" in done.stderr + done.stdout

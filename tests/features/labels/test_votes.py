@@ -173,7 +173,7 @@ def test_more_votes_later_keep_those_that_there_are(voters):
 
 def test_the_estimate_counts_all_votes(voters):
     def estimate(*more: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(voters.run(*VOTES, *named(voters), *more, "--validate", "--json").stdout)
+        found: dict[str, Any] = json.loads(voters.run(*VOTES, *named(voters), *more, "--dry-run", "--json").stdout)
         return found
 
     one, three = estimate(), estimate("--votes", "3")

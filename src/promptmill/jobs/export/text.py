@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -85,8 +85,9 @@ class OwnValues:
 class AnswerValues:
     """The answers' columns in an output, and a row's values for them."""
 
-    def __init__(self, spec: JobSpec, extra: Iterable[str] = ()) -> None:
-        """`extra`: the optional fields that at least one answer has."""
+    def __init__(self, spec: JobSpec, extra: Iterable[str] = (), chosen: Collection[str] = ()) -> None:
+        """`extra`: the optional fields that at least one answer has. `chosen`: the columns that are left; `()`: all."""
+        self._chosen = frozenset(chosen)
         self._spec, self._renamed = spec, spec.output.names or {}
         self.schema = schema = columns.schema_columns(spec)
         self._variants = columns.variant_fields(spec)
@@ -96,21 +97,26 @@ class AnswerValues:
             names = {**schema.names, **{name: name for name in usual if name != "answer"}}
         order = [*self._variants, *names]
         order[order.index("error") : order.index("error")] = spec.plan.fields
-        names = {key: names.get(key, key) for key in order}
+        names = {key: names.get(key, key) for key in order if self._has(key)}
         self.names = {key: self._renamed.get(key, name) for key, name in names.items()}
         """The names of a table's columns, by their keys."""
         self._is_usual = schema is None and not self._variants and not spec.plan.fields
         """Whether the record has all values of a row."""
 
+    def _has(self, key: str) -> bool:
+        """Return whether the output has a column; those that tell several answers to a row apart are always left."""
+        is_field = self.schema is not None and key in self.schema.names
+        return not self._chosen or key in self._variants or ("answer" if is_field else key) in self._chosen
+
     def in_json(self, answered: AnsweredRow) -> JsonDict:
         """Return the fields of a row of JSON, by their names in the output."""
-        if self._is_usual:
+        if self._is_usual and not self._chosen:
             return answer_fields(answered.record, self._renamed)
         fields = answer_fields(answered.record)
         if self.schema is not None:
             fields = self.schema.in_json(fields)
         fields = {**self._variant(answered), **fields, **self._marks(answered)}
-        return {self._renamed.get(name, name): value for name, value in fields.items()}
+        return {self._renamed.get(name, name): value for name, value in fields.items() if self._has(name)}
 
     def in_table(self, answered: AnsweredRow) -> JsonDict:
         """Return the values of a row of a table, by the keys of their columns."""
@@ -161,7 +167,7 @@ class Form:
         self.own = OwnValues(spec)
         is_table = output_format in TABLES  # only the columns of a table depend on all rows
         extra = {name for store in stores for name in statistics.extra_fields(store)} if is_table else ()
-        self.answers = AnswerValues(spec, extra)
+        self.answers = AnswerValues(spec, extra, spec.output.form.columns)
 
     def stored(self) -> Iterator[Row]:
         """Yield all rows, without their answers."""

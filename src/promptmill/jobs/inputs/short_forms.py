@@ -7,6 +7,7 @@ labels.csv ─▶ the labels, and a text for the system prompt that defines them
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +33,10 @@ _TYPES: Mapping[str, JsonDict] = MappingProxyType(
         "list": {"type": "array", "items": {"type": "string"}},
     }
 )
+_OTHER_NAMES: Mapping[str, str] = MappingProxyType(
+    {"string": "text", "str": "text", "int": "integer", "float": "number", "bool": "boolean"}
+)
+"""Names of types in JSON Schema and in Python."""
 _LABELS = ("label", "labels", "choice", "name", "class", "category")
 _DEFINITIONS = ("definition", "description", "meaning", "text", "explanation")
 _WITH_HEADER = (".csv", ".tsv", ".xlsx")
@@ -52,7 +57,7 @@ def schema_of_fields(text: str) -> JsonDict:
 
     A field is `NAME`, `NAME:TYPE` or `NAME:one|of|these`. A `?` at its end means that it may be null.
 
-    >>> schema_of_fields("customer,amount:number?")["properties"]
+    >>> schema_of_fields("customer:str,amount:float?")["properties"]
     {'customer': {'type': 'string'}, 'amount': {'type': ['number', 'null']}}
     """
     fields: dict[str, JsonDict] = {}
@@ -71,11 +76,21 @@ def _type(kind: str, *, is_optional: bool) -> JsonDict:
     if "|" in kind:
         options: list[str | None] = [option.strip() for option in kind.split("|")]
         return {"enum": [*options, *([None] if is_optional else [])]}
-    known = _TYPES.get(kind)
+    known = _TYPES.get(_OTHER_NAMES.get(kind, kind))
     if known is None:
         types = f"the types are {', '.join(_TYPES)}, and a|b|c for one of several texts."
         raise input_error(f"There is no type {kind[:40]!r}; {did_you_mean(kind, _TYPES, types)}")
     return {**known, "type": [known["type"], "null"]} if is_optional else dict(known)
+
+
+def named_schema(text: str) -> Path | JsonDict:
+    """Return the file that a text names, if it exists or ends with `.json`; else the schema of the fields in the text.
+
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    path = home_expanded(text)
+    is_file = text.lower().endswith(".json") or text.startswith("{") or os.path.exists(path)  # noqa: PTH110 (long texts)
+    return path if is_file else schema_of_fields(text)
 
 
 def schema_in(path: Path) -> JsonDict:
@@ -104,7 +119,9 @@ def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     `options.check` has accepted the options. Raises `PromptmillError`.
     """
     long: dict[str, Any] = {}
-    if isinstance(schema := given.get("schema"), str | Path):
+    if isinstance(schema := given.get("schema"), str):
+        schema = named_schema(schema)
+    if isinstance(schema, Path):
         schema = schema_in(home_expanded(schema))
     if "schema" in given:
         long["schema"] = schema or None

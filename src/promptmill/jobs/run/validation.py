@@ -15,6 +15,7 @@ from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Request, TextPart, check_encodable
+from promptmill.core.wording import LONGEST_SHOWN, cut
 from promptmill.images import load as images
 from promptmill.jobs import columns
 from promptmill.jobs.export.batch_output import Ids
@@ -33,11 +34,11 @@ _SHOWN = 20
 _BYTES_PER_TOKEN = 4  # English text; less accurate for other scripts
 
 
-def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str, Any]:
+def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts: int = 0) -> dict[str, Any]:
     """Return the counts `rows`, `invalid` and `images`, the first `problems`, and an estimate of tokens.
 
     The estimate includes the system prompt, but not images or the additions of a chat template. `may_name`: see
-    `RowReader`.
+    `RowReader`. `prompts`: so many finished prompts are among the findings.
     """
     order, plan, plans = wanted.order, wanted.plan, wanted.plans
     if order.cut is not None:
@@ -56,7 +57,9 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None) -> dict[str
         answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
         every = [answering[name] for name in models]
         sums = [_Most(one, price) for one in every if (price := price_of(one)) is not None]
-        found = {"format": spec.input.format} | _check_rows(store, spec, plan, order, sums, may_name=may_name)
+        found = {"format": spec.input.format} | _check_rows(
+            store, spec, plan, order, sums, may_name=may_name, prompts=prompts
+        )
         found["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             found["notes"].append(note)
@@ -104,8 +107,10 @@ def _check_rows(
     sums: Sequence[_Most],
     *,
     may_name: frozenset[str] | None,
+    prompts: int,
 ) -> dict[str, Any]:
-    """Return the counts of all rows, and their costs in `sums`."""
+    """Return the counts of all rows, the first prompts, and the costs of all rows in `sums`."""
+    shown: list[str] = []
     count = invalid = skipped = pictures = tokens = 0
     problems: list[str] = []
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
@@ -124,6 +129,8 @@ def _check_rows(
                 conversation = request.conversation
                 tokens += -(-_bytes(conversation) // _BYTES_PER_TOKEN)
                 pictures += len(conversation.images)
+                if len(shown) < prompts:
+                    shown.append("\n\n".join(cut(text, LONGEST_SHOWN) for text in conversation.texts))
                 _check_payload(conversation, rules, where)
             for most, makers in zip(sums, others, strict=True):
                 same = made if most.plan is plan else [one.request(row.n, row.line, row.cells or b"") for one in makers]
@@ -148,6 +155,7 @@ def _check_rows(
         "invalid": invalid,
         **({"skipped": skipped} if skipped else {}),
         "images": pictures,
+        **({"prompts": shown} if prompts else {}),
         "estimated_prompt_tokens": tokens,
         "problems": problems,
     }

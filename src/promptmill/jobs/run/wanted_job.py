@@ -16,9 +16,10 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.wording import did_you_mean
 from promptmill.jobs import disk, members
 from promptmill.jobs.caller import CallModels
-from promptmill.jobs.columns import OURS
+from promptmill.jobs.columns import ANSWER_FIELDS, EXTRA_FIELDS, OURS
 from promptmill.jobs.databases import DATABASES
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
@@ -203,6 +204,7 @@ def _check_fields(order: JobOrder, input_format: str) -> None:
         given = {
             "prompt_column": question.column is not None,
             "answer_column": order.form.column != "answer",
+            "columns": bool(order.form.columns),
             "prompt": bool(question.templates),
         }
         for name in filter(given.get, given):
@@ -212,6 +214,11 @@ def _check_fields(order: JobOrder, input_format: str) -> None:
     if order.plan.chooses and input_format in WHOLE_REQUESTS:
         raise input_error(Named(order.plan.option), _OF_ROWS)
     _check_answer_column(order.form.column)
+    known = (*ANSWER_FIELDS, *EXTRA_FIELDS, *order.plan.fields)
+    for name in order.form.columns:
+        if name not in known:
+            meant = did_you_mean(name, known, f"the columns: {', '.join(known)}.")
+            raise input_error(Named("columns"), f": there is no column {name[:40]!r}; {meant}")
 
 
 def _check_answer_column(name: str) -> None:

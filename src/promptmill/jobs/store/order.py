@@ -272,7 +272,7 @@ class JobOrder(Stored):
                 **given(column="prompt_column", image_column="image_column"),
                 **given(row_settings="row_settings", skip_empty="skip_empty", sample="sample"),
             ),
-            form=AnswerForm(**given(column="answer_column", fields="fields")),
+            form=AnswerForm(**given(column="answer_column", fields="fields", columns="columns")),
             limits=Limits(
                 max_failures=None if failures is None else str(failures),
                 **given(rows="limit", max_cost="max_cost", shard="shard", dedupe="dedupe"),

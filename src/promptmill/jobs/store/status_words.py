@@ -230,21 +230,21 @@ def parts(status: RunStatus) -> list[str]:
     """Return the progress of a job in a few texts, the most important first."""
     total, is_running = status.get("total"), status.get("state") == RUNNING
     waiting = status.get("waiting") if is_running else ""
+    of = "" if (most := status.get("max_cost")) is None else f" of {dollars(most)}"
     found = [
         waiting or "",
         f"{status.get('answered', 0):,}{'' if total is None else f' of {total:,}'} answered",
         f"{status.get('failed', 0):,} failed",
+        "" if (cost := status.get("cost")) is None else f"{dollars(cost)}{of}",
     ]
     if status.get("state") == MERGING and "written" in status:
         found.append(f"{status['written']:,} written")
     elif is_running and not waiting:
-        eta_s, most = status.get("eta_s"), status.get("max_cost")
-        of = "" if most is None else f" of {dollars(most)}"
+        eta_s = status.get("eta_s")
         of_window = f" of {window}" if (window := status.get("window")) is not None else ""
         found += [
             "" if eta_s is None else f"{duration(eta_s)} left",
             f"{status['rows_per_second']:,.1f} rows/s",
-            "" if (cost := status.get("cost")) is None else f"{dollars(cost)}{of}",
             f"{status['in_flight']}{of_window} in flight",
             f"{status['refused']} refused" if status.get("refused") else "",
             f"{status['retries']:,} retried" if status.get("retries") else "",

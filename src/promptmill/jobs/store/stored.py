@@ -62,6 +62,8 @@ class AnswerForm(Stored):
     fields: bool = True
     """For answers with a schema: whether fields become columns (in JSON: objects). Otherwise an answer is a JSON
     text."""
+    columns: tuple[str, ...] = ()
+    """The columns of the job in the output, by their usual names; `()`: all."""
 
 
 class Variant(Stored):
