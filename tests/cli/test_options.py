@@ -57,8 +57,11 @@ def test_the_value_of_an_unknown_option_is_not_shown(refused):
         (["generate", "--top-p", "1", "Hi"], "unknown option --top-p; `--set sampling_params.top_p=…` sets it"),
         (["serve", "--token-env", "A", "--token-file", "b"], "--token-file: not allowed with argument --token-env"),
         (["bulk", "--prompt-colum", "text"], "did you mean --prompt-column?"),
+        (["bulk", "a.csv", "b.csv", "--labels", "a,b"], "did you mean --choices?"),
+        (["bulk", "a.csv", "b.csv", "--instructions", "Hi"], "did you mean --system?"),
+        (["bulk", "--file", "a.csv"], "INPUT has no option: `promptmill bulk INPUT OUTPUT …`"),
         (["bulk", "--", "--prompt-colum"], "the following arguments are required: OUTPUT"),
-        (["join", "a", "b"], "'b' is an argument too many"),
+        (["jobs", "a", "b"], "'b' is an argument too many"),
         pytest.param(
             ["install"], "the following arguments are required: CLIENT", marks=pytest.mark.features("install")
         ),

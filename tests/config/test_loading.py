@@ -484,6 +484,8 @@ def test_a_tilde_in_the_environments_path_is_the_home_folder(tmp_path, monkeypat
         ("concurrency: 8", "concurrency: unknown key; it belongs below backend_configs.openai."),
         ("backend_configs: {openai: {system_prompt: x}}", "it belongs at the top level of the file"),
         ("backend_configs: {openai: {model: x}}", "openai.model: unknown key; did you mean model_name?"),
+        ("backend_configs: {openai: {token: x}}", "openai.token: unknown key; did you mean api_key?"),
+        ("system: Hi", "system: unknown key; did you mean system_prompt?"),
         ("backend_configs: {hf: {model: x}}", "hf.model: unknown key; did you mean model_name_or_path?"),
         ("backend: vllm\nmodel: x", "for hf, vllm and openvino it is `model_name_or_path`."),
         (

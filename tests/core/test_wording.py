@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import promptmill
-from promptmill.core.wording import close_matches
+from promptmill.core.wording import close_matches, did_you_mean, synonym
 
 
 def test_a_name_that_is_written_wrongly_finds_the_nearest_ones():
     assert close_matches("temprature", ["temperature", "top_p"]) == ["temperature"]
     assert close_matches("LABEL", ["text", "Label", "label"], n=1) == ["Label"]
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "meant"),
+    [
+        ("file", ["input_file", "output_file"], "input_file"),
+        ("labels", ["model", "choices"], "choices"),
+        ("--labels", ["--label-column", "--choices"], "--choices"),
+        ("labels", ["files", "gold"], "gold"),
+        ("system", ["system_prompt"], "system_prompt"),
+        ("Instructions", ["system", "prompt"], "system"),
+        ("max-new-tokens", ["max_tokens"], "max_tokens"),
+        ("labels", ["model"], ""),
+        ("temperature", ["choices"], ""),
+    ],
+)
+def test_a_name_that_means_the_same_is_found(name, known, meant):
+    assert synonym(name, known) == meant
+    assert not meant or did_you_mean(name, known) == f"did you mean {meant}?"
 
 
 def test_a_name_of_megabytes_and_a_list_of_millions_are_not_compared():

@@ -343,7 +343,7 @@ def test_an_error_is_one_line_with_the_names_of_the_arguments(options, rows, giv
 def test_an_error_of_an_earlier_job_names_the_argument_with_its_value(options, tmp_path):
     output = tmp_path / "out.jsonl"
     promptmill.bulk(["a"], output, temperature=0, **options)
-    with pytest.raises(PromptmillError, match=r"`again='all'` sends every row again; `keep=True` keeps"):
+    with pytest.raises(PromptmillError, match=r"`again='all'` asks all rows again; `keep=True` keeps"):
         promptmill.bulk(["a"], output, temperature=1, **options)
 
 
@@ -401,6 +401,8 @@ def test_a_shard_is_one_of_files_with_an_output(options, upstream, tmp_path):
 
 
 def test_an_unknown_option_is_named(options):
+    with pytest.raises(TypeError, match="'labels'; did you mean choices"):
+        promptmill.bulk(["a"], labels=["x"])  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="'temprature'; did you mean temperature") as caught:
         promptmill.bulk(["a"], temprature=1, **options)  # type: ignore[call-arg]
     assert isinstance(caught.value, PromptmillError)

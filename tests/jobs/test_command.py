@@ -198,7 +198,7 @@ def test_the_summary_tells_what_happened(bench):
     assert said["errors"] == "1 bad_request"
     assert said["requests"] == "4, 0 of them retries"
     assert said["tokens"] == "6 in, 9 out"
-    assert said["latency"].startswith("p50 0.0")
+    assert said["latency"].startswith("half of the answers within 0.0")
     assert said["output"] == str(bench.output)
 
 

@@ -84,7 +84,7 @@ def test_an_input_that_loses_most_answers_is_refused_unless_it_is_meant(bench: A
     bench.write([{"prompt": f"other {at}"} for at in range(30)] + rows[:10])
     said = bench.fail()
     assert "keeps 10 of the 40 answers of job" in said
-    assert "--keep keeps the answers that there are, and sends the other rows" in said
+    assert "--keep keeps the old answers, and asks the other rows" in said
     assert (bench.output.read_bytes(), len(bench.upstream.seen)) == (made, 40)
     changed = bench.input.read_text()
     bench.input.write_text(text)

@@ -38,4 +38,4 @@ def column(data: dict[str, Any], rows: dict[str, Any], name: str) -> list[Any]:
 def counts_of(data: dict[str, Any], title: str = "") -> dict[str, int]:
     """Return the numbers of the bars with this title."""
     (bars,) = (bars for name, _, bars, _ in data["counts"] if name == title)
-    return {name: count for name, count, _ in bars}
+    return {name: count for name, count, *_ in bars}

@@ -15,7 +15,7 @@ from typing import TextIO, cast
 import orjson
 
 from promptmill.cli.terminal import SHORTEST_BAR, progress_bar, say
-from promptmill.core.errors import Code, without_controls
+from promptmill.core.errors import READS_IMAGES, Code, without_controls
 from promptmill.core.money import dollars
 from promptmill.core.wording import cut
 from promptmill.jobs import members
@@ -64,7 +64,9 @@ def print_status(
     is_good = found["state"] == states.FINISHED and not found.get("failed")
     mark = "✓ " if is_good and stream.isatty() and "utf" in stream.encoding.lower() else ""
     go_on = _go_on(found, output=not on_stderr) if again else []
-    text = status_words.summary(found, examples=examples, remedies=_remedies(found), go_on=go_on, output=not on_stderr)
+    text = status_words.summary(
+        found, examples=examples, remedies=_remedies(found, examples), go_on=go_on, output=not on_stderr
+    )
     say(mark + (text.partition("\n")[0] if quiet else text), stream, wrap=True)
 
 
@@ -81,16 +83,18 @@ def _go_on(found: Status, *, output: bool) -> list[str]:
     ]
 
 
-def _remedies(found: Status) -> dict[str, str]:
-    """Return what helps against rows of a count, by its name."""
-    failed = {"failed": "\n".join(_failed(found))} if found.get("failed") else {}
+def _remedies(found: Status, examples: Mapping[str, str]) -> dict[str, str]:
+    """Return what helps against rows of a count, by its name. `examples`: a message for each code of failures."""
+    failed = {"failed": "\n".join(_failed(found, examples))} if found.get("failed") else {}
     return {"truncated": "--again truncated --max-tokens N sends them again", **failed}
 
 
-def _failed(found: Status) -> list[str]:
+def _failed(found: Status, examples: Mapping[str, str]) -> list[str]:
     """Return remedies for failed rows: rows with errors in the file need a correction, others can be sent again."""
     errors = found.get("errors", {})
     lines, name = [], Path(found["input_file"]).name
+    if any(READS_IMAGES in text for text in examples.values()):
+        return ["  -m NAME --keep --again failed sends the failed rows to a model that reads images"]
     if Code.INVALID_IMAGE in errors:  # a row does not change with the file that it names
         lines.append(f"  correct the images, or their paths in {name}; --again failed then sends the failed rows again")
     elif not errors.keys() <= _OF_THE_FILE:
@@ -162,7 +166,7 @@ def _line(progress: Progress, width: int) -> str:
     """Return how far a job is in at most `width` characters: the less important is left out."""
     found = progress.as_dict()
     share = f"{found['done'] * 100 // found['total']} % " if found["total"] else ""  # of 999 rows of 1,000 not 100
-    doing = progress.activity or ("" if progress.state == states.RUNNING else progress.state)
+    doing = progress.activity or ("" if progress.state == states.RUNNING else status_words.in_words(progress.state))
     first, *others = [*([doing] if doing else []), *status_words.parts(found)]
     text = first if doing or found.get("waiting") else f"{share}{first}"
     for part in others:
@@ -219,7 +223,7 @@ def _row(one: Status) -> dict[str, tuple[str, str]]:
         rows = f"{done:,}/" * (done != total) + f"{asked:,} \N{MULTIPLICATION SIGN} {len(one['variants'])}"
     cells = {
         "job": (one["job_id"], ""),
-        "state": (one["state"], _STYLES.get(one["state"], "")),
+        "state": (status_words.in_words(one["state"]), _STYLES.get(one["state"], "")),
         "rows": (rows, ""),
         "failed": (f"{failed:,}", "red" if failed else "dim"),
         "cost": ("" if cost is None else dollars(cost), ""),

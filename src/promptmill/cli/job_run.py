@@ -93,15 +93,15 @@ def _with_command(error: ChangedError, arguments: argparse.Namespace) -> Promptm
     if arguments.given[:1] != ["bulk"] or arguments.json:
         return error
     command = f"promptmill {redact(shlex.join(arguments.given))} --again all"
-    return PromptmillError(error.code, [*error.parts, f" `{command}` sends every row again."], OTHER_WAYS)
+    return PromptmillError(error.code, [*error.parts, f" `{command}` asks all rows again."], OTHER_WAYS)
 
 
 def _chosen(error: ChangedError, order: JobOrder) -> JobOrder:
     """Return the order that the user chooses at the terminal. Raises `error` if the user chooses none."""
     other = _free_name(order.output)
     say(error.worded(lambda _: None).partition(". ")[0] + ".", sys.stderr, wrap=True)
-    say("  a  send every row again", sys.stderr, wrap=True)
-    say("  k  keep the answers that there are, and send the other rows", sys.stderr, wrap=True)
+    say("  a  ask all rows again", sys.stderr, wrap=True)
+    say("  k  keep the old answers, and ask the other rows", sys.stderr, wrap=True)
     say(f"  o  write another output: {other.name}", sys.stderr, wrap=True)
     print("a, k or o (Enter ends the command): ", end="", file=sys.stderr, flush=True)
     match input().strip().lower()[:1]:

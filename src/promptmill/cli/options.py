@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from promptmill.cli.terminal import complain, say
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error, redact
 from promptmill.core.feature import part
-from promptmill.core.wording import cut, did_you_mean
+from promptmill.core.wording import cut, did_you_mean, synonym
 from promptmill.options import table
 from promptmill.options.check import check
 from promptmill.options.option import Flag, Option
@@ -232,6 +232,9 @@ class Parser(argparse.ArgumentParser):
             self._leave(f"{names[0]} {needs}")
         if key in Sampling.model_fields:
             self._leave(f"{message}; `--set sampling_params.{key}=…` sets it")
+        places = {action.dest: str(action.metavar or action.dest) for action in self._get_positional_actions()}
+        if meant := synonym(key, places):
+            self._leave(f"{message}; {places[meant]} has no option: `{self.prog} {' '.join(places.values())} …`")
         self._leave(message + _meant(names[0], self._options, 1))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
 from promptmill.config.settings import BackendConfigs, Settings
 from promptmill.core.request import Sampling
-from promptmill.core.wording import close_matches, shape
+from promptmill.core.wording import close_matches, shape, synonym
 
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?(?:[eE][+-]?\d{1,2})?")
 _BRANCH = re.compile(r"str|bool|int|float|(list|dict)\[.*\]")
@@ -19,18 +19,12 @@ _MODEL = (
     "is `model_name_or_path`."
 )
 _OLLAMA = "Ollama is an endpoint: `backend: openai` and `backend_configs: {openai: {base_url: localhost:11434}}`."
-# Names of other programs → our hint.
+# Keys of other programs without one of ours that means the same → our hint.
 _ALIASES = {
-    **dict.fromkeys(("api_base", "base", "endpoint", "url", "openai_api_base"), "did you mean base_url?"),
-    **dict.fromkeys(("openai_api_key", "key"), "did you mean api_key?"),
     "model_list": (
         "this key is LiteLLM's. Write `models: {NAME: {backend: openai, backend_configs: {openai: {base_url: …, "
         "model_name: …, api_key_env: …}}}}`."
     ),
-    "max_new_tokens": "did you mean sampling_params.max_tokens?",
-    "max_concurrency": "did you mean concurrency?",
-    "max_workers": "did you mean num_workers?",
-    "max_retries": "did you mean retries?",
     "tensor_parallel": "did you mean gpu_ids, or tensor_parallel_size of vllm?",
     "ollama": _OLLAMA,
 }
@@ -140,5 +134,14 @@ def unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
     meant = {name: name for name in known}
     if model is not Sampling:
         meant = {name: f"sampling_params.{name}" for name in Sampling.model_fields} | meant
+    if same := synonym(str(key), meant) or synonym(str(key), _of_blocks()):
+        return f"unknown key; did you mean {meant.get(same, same)}?"
     near = close_matches(str(key), meant, n=1)
     return "unknown key; " + (f"did you mean {meant[near[0]]}?" if near else f"known keys: {', '.join(known)}.")
+
+
+def _of_blocks() -> Iterator[str]:
+    """Yield the keys of all blocks of `backend_configs`."""
+    for field in BackendConfigs.model_fields.values():
+        if (block := _model_in(field.annotation)) is not None:
+            yield from block.model_fields

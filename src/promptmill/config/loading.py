@@ -27,7 +27,7 @@ from promptmill.config.settings import Settings
 from promptmill.core.errors import Named, PromptmillError, config_error
 from promptmill.core.request import Sampling
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.core.wording import close_matches, listed, shape
+from promptmill.core.wording import close_matches, listed, shape, synonym
 from promptmill.system.call_files import FileRule
 from promptmill.system.state import private_folders
 
@@ -355,8 +355,6 @@ _CLIENT_OPTIONS = {
 _BODY = "extra_body"
 # In `extra_params` the endpoint defines the meaning of `enable_thinking` and `reasoning`.
 _STAY = frozenset({"enable_thinking", "reasoning", "response_format"})
-# Names too different from ours for a close match: transformers, Ollama, llama.cpp, OpenAI's Responses API.
-_MEANT = dict.fromkeys(("max_new_tokens", "num_predict", "n_predict", "max_output_tokens"), "max_tokens")
 
 
 def _move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False) -> tuple[JsonDict, list[str]]:
@@ -413,7 +411,7 @@ def _nearest(name: str) -> str:
 def _listed(names: Iterable[str]) -> str:
     shown = []
     for name in names:
-        near = _nearest(name) or _MEANT.get(name, "")
+        near = _nearest(name) or synonym(name, _SAMPLING)
         shown.append(f"{name:.60}" + (f" (did you mean {near}?)" if near else ""))
     return listed(shown, 8) + (" is" if len(shown) == 1 else " are")
 

@@ -14,6 +14,30 @@ LONGEST_SHOWN = 2_000
 MOST_SHOWN = 50
 """Columns, fields or values in one table: more are no table that a person reads."""
 _ALIKE = 0.5  # difflib's ratio, the share of letters in common: below it, any two short names look alike
+_SYNONYMS = (
+    (("input_file", "files", "input", "rows"), "file path filename csv data dataset infile"),
+    (("output_file", "output"), "out outfile outputs target destination save_to results_file"),
+    (("prompt", "prompt_ls"), "prompts question questions query template task text prompt_template instruction"),
+    (("prompt_column",), "column text_column input_column question_column"),
+    (("system_prompt", "system"), "instructions system_message system_instruction"),
+    (("choices",), "label labels class classes category categories enum allowed_values"),
+    (("gold",), "label labels truth ground_truth expected reference"),
+    (("schema",), "json_schema output_schema answer_schema response_schema response_model"),
+    (("fields",), "extract"),
+    (("model", "model_name", "model_name_or_path"), "models model_id llm deployment"),
+    (("base_url",), "api_base base endpoint url openai_api_base openai_base_url"),
+    (("api_key",), "openai_api_key key token api_token"),
+    (("max_tokens",), "max_new_tokens max_output_tokens max_completion_tokens num_predict n_predict max_length"),
+    (("concurrency",), "max_concurrency parallel parallelism threads max_parallel"),
+    (("num_workers",), "max_workers"),
+    (("retries",), "max_retries num_retries"),
+    (("max_cost",), "budget max_budget cost_limit max_price"),
+    (("limit",), "max_rows n_rows nrows head"),
+    (("overwrite",), "force"),
+    (("criterion",), "criteria rubric"),
+    (("job_id",), "job"),
+)
+"""Our names of a thing, and what other programs, and people at their first try, call it."""
 _ESCAPES = re.compile(r"(?<!\\)(?:\\u[0-9a-fA-F]{4})+")
 # in pieces, because no other thread runs while one is replaced
 _SURROGATES = re.compile("(?:[\ud800-\udbff][\udc00-\udfff]?|[\udc00-\udfff]){1,10000}")
@@ -124,13 +148,26 @@ def _joined(surrogates: re.Match[str]) -> str:
 def did_you_mean(
     name: str, known: Iterable[str], otherwise: str = "", *, likeness: float = _ALIKE, most: int = 1
 ) -> str:
-    """Return a question with up to `most` of the names `known` that look like `name`; `otherwise` if none does.
+    """Return a question with the synonym of `name`, or up to `most` names that look like it; else `otherwise`.
 
     >>> did_you_mean("temprature", ["temperature", "seed"])
     'did you mean temperature?'
+    >>> did_you_mean("--labels", ["--limit", "--choices"])
+    'did you mean --choices?'
     """
-    near = close_matches(name, known, most, likeness)
+    known = list(known)
+    near = [meant] if (meant := synonym(name, known)) else close_matches(name, known, most, likeness)
     return f"did you mean {' or '.join(near)}?" if near else otherwise
+
+
+def synonym(name: str, known: Iterable[str]) -> str:
+    """Return the one of the names `known` that means the same as `name`, as in `_SYNONYMS`; `""` if none does."""
+    plain = {one.lstrip("-").replace("-", "_"): one for one in known}
+    wanted = name.lower().lstrip("-").replace("-", "_")
+    for ours, theirs in _SYNONYMS:
+        if (wanted in ours or wanted in theirs.split()) and (meant := next((one for one in ours if one in plain), "")):
+            return plain[meant]
+    return ""
 
 
 def close_matches(name: str, known: Iterable[str], n: int = 3, cutoff: float = _ALIKE) -> list[str]:

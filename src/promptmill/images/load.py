@@ -155,8 +155,8 @@ def encode_held(source: HeldImage) -> bytes:
     """Return an image in memory as the bytes of a file. Blocks. Raises `PromptmillError`."""
     try:
         return encoded(source.image)
-    except Exception as error:  # noqa: BLE001 (Pillow's encoders raise many kinds of errors)
-        raise _unusable(f"The image in memory cannot be encoded ({type(error).__name__}).") from None
+    except Exception:  # noqa: BLE001 (Pillow's encoders raise many kinds of errors)
+        raise _unusable("The image in memory cannot be encoded.") from None
 
 
 def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
@@ -311,8 +311,8 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
             f"{name} has far more pixels than `max_image_pixels` ({rules.max_pixels}) or Pillow's own limit.",
             "Make it smaller.",
         ) from None
-    except Exception as error:  # noqa: BLE001 (Pillow's decoders raise many kinds of errors)
-        raise _unusable(f"{name} is a broken image ({type(error).__name__}).") from None
+    except Exception:  # noqa: BLE001 (Pillow's decoders raise many kinds of errors)
+        raise _unusable(f"{name} is a broken image: it cannot be opened.") from None
 
 
 def _kind(image: Image) -> str:

@@ -201,8 +201,8 @@ class _Reading:
             return {"problem": "is damaged"}
         except MemoryError:
             return {"problem": "takes too much memory to read"}
-        except Exception as error:  # noqa: BLE001 (no file may end the process)
-            return {"problem": f"cannot be read ({type(error).__name__})"}
+        except Exception:  # noqa: BLE001 (no file may end the process)
+            return {"problem": "cannot be opened"}
 
     def _open(self) -> None:
         self._close()

@@ -47,6 +47,8 @@ class Decision(NamedTuple):
     the first failure."""
     score: float
     """The share of all answers that have its label, failures included."""
+    votes: int
+    """The number of these answers."""
     is_tie: bool
     """Whether another label has as many answers."""
 
@@ -56,11 +58,11 @@ def majority(records: Sequence[Record | None]) -> Decision | None:
     outcomes = [record for record in records if record is not None]
     answers = [record for record in outcomes if record.code is None]
     if not answers:
-        return Decision(outcomes[0], 0.0, is_tie=False) if outcomes else None
+        return Decision(outcomes[0], 0.0, 0, is_tie=False) if outcomes else None
     counts = Counter(map(label_of, answers))
     most = max(counts.values())
     first = next(answer for answer in answers if counts[label_of(answer)] == most)
-    return Decision(first, most / len(records), is_tie=sum(count == most for count in counts.values()) > 1)
+    return Decision(first, most / len(records), most, is_tie=sum(count == most for count in counts.values()) > 1)
 
 
 def probability(record: Record) -> float | None:

@@ -23,7 +23,7 @@ class PromptOptions(TypedDict, total=False):
     row_settings: bool
     """With `prompt` or `prompt_column`: rows also set their model, sampling and system prompt."""
     skip_empty: bool
-    """Leave out rows that ask nothing; else they fail."""
+    """Leave out rows with an empty cell; else they fail."""
 
 
 class FileOptions(TypedDict, total=False):
@@ -86,7 +86,7 @@ class ModelOptions(TypedDict, total=False):
     base_url: str | Sequence[str] | None
     """An OpenAI-compatible endpoint, such as localhost:11434."""
     provider: str | None
-    """A provider that `promptmill providers` lists."""
+    """A provider that `promptmill models --providers` lists."""
     api_key: str | Sequence[str] | None
     """The endpoint's key, better by `api_key_env`."""
     api_key_env: str | None
@@ -151,7 +151,7 @@ class LimitOptions(TypedDict, total=False):
     dedupe: bool
     """Send identical rows at temperature 0 once."""
     shard: str | None
-    """Only this part of the rows, 3/16; the command `join` puts the parts together."""
+    """Only this part of the rows, 3/16; `promptmill jobs OUTPUT --join` puts the parts together."""
 
 
 class JobOptions(TypedDict, total=False):

@@ -109,7 +109,7 @@ PROMPTS = (
         "with {prompt} or {prompt_column}: rows also set their model, sampling and system prompt",
         False,
     ),
-    Option("skip_empty", bool, "leave out rows that ask nothing; else they fail", False),
+    Option("skip_empty", bool, "leave out rows with an empty cell; else they fail", False),
 )
 FILES = (
     Option(
@@ -325,7 +325,7 @@ MODEL = (
     Option(
         "provider",
         str,
-        "a provider that `promptmill providers` lists",
+        "a provider that `promptmill models --providers` lists",
         flag=Flag(metavar="NAME", is_common=True),
         argument=None,
         keys=[f"{_ENDPOINT}provider"],
@@ -444,7 +444,7 @@ LIMITS = (
     Option(
         "shard",
         str,
-        "only this part of the rows, 3/16; the command `join` puts the parts together",
+        "only this part of the rows, 3/16; `promptmill jobs OUTPUT --join` puts the parts together",
         flag=Flag(metavar="I/N"),
         argument=None,
         rows=[_PATHS],

@@ -47,7 +47,7 @@ from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import Sampling
 from promptmill.core.values import JsonDict, JsonObject, read_json
-from promptmill.core.wording import did_you_mean, duration, shape
+from promptmill.core.wording import did_you_mean, duration, shape, synonym
 from promptmill.http import token
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.jobs.caller import Caller
@@ -421,8 +421,11 @@ def _where(name: str, properties: JsonObject) -> str:
     """Return the right place of an unknown argument, or the argument with a similar name."""
     if "output_file" in properties and (needs := table.needs_hidden(name, "argument")):
         return f": it {needs}."
-    if name in Sampling.model_fields and "sampling_params" in properties:
-        return f': it goes into sampling_params, {{"{name}": …}}.'
+    if meant := synonym(name, properties):
+        return f"; did you mean {meant}?"
+    sampling = name if name in Sampling.model_fields else synonym(name, Sampling.model_fields)
+    if sampling and "sampling_params" in properties:
+        return f': it goes into sampling_params, {{"{sampling}": …}}.'
     if "backend_configs" in properties and any(
         name in block.annotation.model_fields
         for block in BackendConfigs.model_fields.values()

@@ -45,7 +45,7 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
         (400, b'{"error": {"message": "max_tokens is too large: 100000. This model supports at most 16384 tokens."}}',
          "Lower `max_tokens`."),
         # vLLM, entrypoints/chat_utils.py
-        (400, b'{"object": "error", "message": "qwen is not a multimodal model", "code": 400}', "accepts images"),
+        (400, b'{"object": "error", "message": "qwen is not a multimodal model", "code": 400}', "reads images"),
         # nginx, ngx_http_special_response.c
         (400, b"<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>", "https://"),
         # Go, net/http/server.go
@@ -66,7 +66,7 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
         (400, b'{"error": {"message": "404, message=\'Not Found\', url=\'http://h/a.png\'", "code": 400}}',
          "could not download the image"),
         (404, _NGINX, f"The request went to {_URL}. Another program, such as a web interface"),
-        (404, b'{"detail": "Not Found"}', "`promptmill check` looks for the API"),  # FastAPI
+        (404, b'{"detail": "Not Found"}', "`promptmill models --check` looks for the API"),  # FastAPI
         # Anthropic, anthropics/anthropic-sdk-python#1185; Google, bethington/ghidra-mcp#440
         (400, b'{"error": {"message": "The compiled grammar is too large, which would cause performance issues."}}',
          "cannot enforce so large a schema"),

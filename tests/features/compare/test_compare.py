@@ -8,6 +8,7 @@ import datetime as dt
 import json
 import os
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -170,7 +171,54 @@ def test_the_text_fits_a_narrow_terminal(bench, width):
     lines = text.decode().splitlines()
     assert process.wait(timeout=30) == 0, lines
     assert max(map(len, lines)) <= width
-    assert sum("precision" in line for line in lines) == (6 if width == 40 else 1), lines
+    assert sum("precision" in line for line in lines) == (7 if width == 40 else 2), lines
+    assert lines[0].split() == ["variant", "right"]
+
+
+def test_a_comparison_begins_with_a_table_in_which_the_best_are_marked(bench):
+    files = [
+        write_rows(bench.path / f"{name}.csv", labelled(300, right, at))
+        for at, (name, right) in enumerate((("weak", 0.5), ("good", 0.94), ("as-good", 0.95)))
+    ]
+    found = figures(bench, *files, "--gold", "label")
+    marks = {file["name"]: file["among_best"] for file in found["gold"]["files"]}
+    assert marks == {"A": False, "B": True, "C": True}
+    best = max(found["gold"]["files"], key=lambda file: file["accuracy"])["name"]
+    text = compare(bench, *files, "--gold", "label")
+    table, after = text.split("\n\n", 1)
+    assert after.startswith("300 rows, matched by text, label\n")
+    head, *rows = table.splitlines()
+    assert head.split() == ["variant", "right"]
+    ends = {row[0]: row.partition(")")[2].strip() for row in rows}
+    assert ends == {name: "" if name == "A" else "best" if name == best else "may be as good" for name in "ABC"}
+    assert compare(bench, *files, "--gold", "label", "--quiet") == table + "\n"
+
+
+def test_the_pairs_of_several_files_are_lines_without_their_tables(bench):
+    files = [write_rows(bench.path / f"{name}.csv", labelled(30, 0.8, at)) for at, name in enumerate("abc")]
+    text = compare(bench, *files, "--gold", "label")
+    assert "\u2193" not in text
+    assert re.search(
+        r"\nA and B agree in [\d.]+ % of 30 rows; agreement beyond chance 0.\d\d of 1\nA and C agree", text
+    )
+    assert "\nB minus A: " in text
+    assert "no difference is shown" not in text
+    assert "  agreement beyond chance: Cohen's kappa\n" in text
+    assert "\n--report FILE has the tables of all labels and pairs\n" in text
+    assert "\u2193" in compare(bench, *files[:2])
+
+
+def test_names_of_variants_have_thirty_characters(bench):
+    names = [f"a-model-with-a-long-name/{kind}" for kind in ("short", "asked", "with-examples")]
+    rows = [
+        {"id": at, "variant": name, "answer": "x" if at % 3 else name, "label": "x"}
+        for at in range(20)
+        for name in names
+    ]
+    grid = write_rows(bench.path / "grid.jsonl", rows)
+    table = compare(bench, grid, "--by", "variant", "--gold", "label", "--quiet")
+    shown = [row.partition("  ")[0] for row in table.splitlines()[1:]]
+    assert shown == [names[0], names[1], f"{names[2][:29]}\N{HORIZONTAL ELLIPSIS}"]
 
 
 def test_the_table_is_bounded_to_the_commonest_answers(bench):
@@ -413,6 +461,7 @@ def test_the_fields_of_answers_are_compared_one_by_one(bench):
     assert shares("--tolerance", "0.01") == {"all": 0.75, "customer": 0.75, "amount": 1, "items": 1}
     assert shares("--tolerance", "1%")["amount"] == 1
     text = compare(bench, a, b)
+    assert "A and B agree in all fields in 50.0 % of 4 rows" in text
     assert "customer 75.0 % (similarity 0.75) \N{MIDDLE DOT} amount 75.0 % \N{MIDDLE DOT} items 100.0 %" in text
     assert "  similarity: mean F1" in text
     assert "\nmail 2 (row 3)\n" in text
@@ -546,7 +595,10 @@ def test_cost_and_time_of_jobs_and_the_cost_of_a_point(bench):
     assert difference["cost"] == pytest.approx(dear["cost"] - cheap["cost"])
     assert difference["cost_per_point"] == pytest.approx(difference["cost"] / 12.5)
     text = compare(bench, *ids, "--gold", "label")
-    assert "A  cheap.csv: 40 answered in " in text
+    head, one, _, _, facts, *_ = text.splitlines()
+    assert head.split() == ["variant", "model", "right", "cost", "time"]
+    assert one.startswith("A cheap.csv  cheap ")
+    assert facts == "40 rows, matched by text, label", "the model is in the table"
     assert " for each point gained\n" in text
     backwards = figures(bench, bench.path / "dear.csv", bench.path / "cheap.csv", "--gold", "label")
     assert backwards["gold"]["differences"][0]["cost_per_point"] == pytest.approx(difference["cost_per_point"])
@@ -627,7 +679,8 @@ def test_several_models_are_one_job_that_ends_with_the_comparison(bench):
     done = grid(bench, *options)
     assert "in.csv → out.csv: 12 rows × 2 variants: 24 answered in" in done.stdout  # noqa: RUF001 (a product)
     assert "settings of each row" not in done.stdout  # no column of the user is one
-    assert "\nweak: 12 answered" in done.stdout
+    assert re.search(r"\nvariant +answered +cost\nweak +12 +\$[\d.]+\ngood +12\n", done.stdout)
+    assert "\n12 rows, matched by text, label; all in out.csv\n" in done.stdout
     assert "weak and good agree in 50.0 % of 12 rows" in done.stdout
     with bench.output.open(newline="") as file:
         found = list(csv.DictReader(file))

@@ -52,10 +52,10 @@ def test_the_page_of_a_comparison_has_the_figures_of_its_text(bench):
     figures = json.loads(compared(bench, files, *options, "--json"))
     data, rows = written(bench.path / "r.html")
     printed = [line.strip() for line in text.splitlines()]
-    agreement, gold, _, judge = data["sections"]
+    _, labels, _, judge, agreement = data["sections"]
+    assert [part["folded"] for part in data["sections"]] == [False, False, False, False, True]
     assert judge["title"] == "judged by test-model: is right"
     for part in data["sections"]:
-        assert part["lines"]
         assert part["title"] in printed
         assert not {line.strip() for line in part["lines"]} - set(printed)
     assert any(line.startswith("B wins ") or ", B wins " in line for line in judge["lines"])
@@ -67,10 +67,16 @@ def test_the_page_of_a_comparison_has_the_figures_of_its_text(bench):
     }
     changes = {(one["from"], one["to"]): f"{one['rows']:,}" for one in figures["pairs"][0]["changes"]}
     assert {pair: count for pair, count in cells.items() if count != "·"} == changes
-    assert [row[3] for row in gold["tables"][0]["rows"][:2]] == [
+    assert [row[3] for row in labels["tables"][0]["rows"][:2]] == [
         f"{file['classes'][0]['precision']:.2f}" for file in figures["gold"]["files"]
     ]
-    assert [value for _, value, _ in data["tiles"]] == ["66.7 %", "88.9 %", "6\N{EN DASH}27"]
+    assert data["tiles"] == []
+    overview = data["overview"]
+    assert overview["head"] == ["variant", "answered", "right", "better than A", ""]
+    assert [[row[0], row[2][:6], *row[3:]] for row in overview["rows"]] == [
+        ["A a.jsonl", "66.7 %", "", ""],
+        ["B b.jsonl", "88.9 %", "27 to 6", "best"],
+    ]
     assert figures["judge"]["pairs"][0]["wins"] == [6, 27]
     assert [one["name"] for one in data["rows"]["columns"]] == ["text", "A", "B", "label", "judge"]
     assert [cells[3] for cells in rows["cells"]] == ["row 3", "maybe", "yes", "yes", "B is better"]
@@ -81,7 +87,7 @@ def test_the_page_of_a_comparison_has_the_figures_of_its_text(bench):
     assert counts["differ"] == figures["differ"]
     assert [counts["wrongA"], counts["wrongB"]] == [90 - file["right"] for file in figures["gold"]["files"]]
     assert [counts["betterA"], counts["betterB"]] == [6, 27]
-    assert dict(data["run"])["A"] == f"{bench.path}/a.jsonl\n90 answered"
+    assert dict(data["run"])["A"] == f"file: {bench.path}/a.jsonl"
 
 
 def test_the_page_of_a_comparison_of_one_file_and_one_of_very_many_rows(bench, monkeypatch):
@@ -89,7 +95,10 @@ def test_the_page_of_a_comparison_of_one_file_and_one_of_very_many_rows(bench, m
     del files["b.jsonl"]
     compared(bench, files, "--gold", "label")
     data, _ = written(bench.path / "r.html")
-    assert [part["title"] for part in data["sections"]] == ["right, by label"]
+    assert [part["title"] for part in data["sections"]] == [
+        "right, by label",
+        "precision, recall and F1 of 2 labels",
+    ]
     assert [key for key, *_ in data["rows"]["filters"]] == ["wrong"]
     monkeypatch.setattr(comparison_page, "MOST_ROWS", 50)
     (bench.path / "r.html").unlink()

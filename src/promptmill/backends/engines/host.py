@@ -30,7 +30,7 @@ from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, 
 from promptmill.config.loading import TRUST_SWITCH
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LARGEST_FILE
-from promptmill.core.errors import Code, PromptmillError, config_error, input_error
+from promptmill.core.errors import READS_IMAGES, Code, PromptmillError, config_error, input_error
 from promptmill.core.request import ImagePart, Message, Request, TextPart, check_encodable
 from promptmill.core.wording import did_you_mean
 from promptmill.images.load import ImageCache, ImageFile, ImageRules, WebImages
@@ -354,7 +354,7 @@ class EngineShare(FixedShare):
             raise PromptmillError(
                 Code.UNSUPPORTED,
                 "The prompt comes with images, and this model reads only text.",
-                "Load a model that reads images, or choose another backend.",
+                READS_IMAGES,
             )
         if conversation.has_audio:
             raise PromptmillError(

@@ -235,9 +235,9 @@ def _decode(encoded: str, place: int) -> Image:
             simplefilter("ignore")  # about the size, which the server has checked
             with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
                 return _on_white(image)
-    except (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError):
         raise PromptmillError(
-            Code.INVALID_IMAGE, f"Image {place} of the prompt is broken ({type(error).__name__}).", "Make it again."
+            Code.INVALID_IMAGE, f"Image {place} of the prompt is broken: it cannot be opened.", "Make it again."
         ) from None
 
 

@@ -10,6 +10,7 @@ from collections.abc import Container
 from typing import NamedTuple
 
 from promptmill.backends.openai.error_body import ErrorBody
+from promptmill.core.errors import READS_IMAGES
 
 
 class Hint(NamedTuple):
@@ -89,7 +90,7 @@ HINTS = (
             r"not (?:a )?multimodal|(?:not|n't) (?:support|accept|have) (?:image|vision|multimodal)"
             r"|(?:image|vision).{0,40}not supported|no endpoints found that support image"
         ),
-        "Choose a model that accepts images, or leave the images out.",
+        READS_IMAGES,
     ),
     Hint(
         _REFUSED,  # LM Studio's, Ollama's words

@@ -63,6 +63,7 @@ def add_options(compare: Parser) -> None:
         "--rows", type=at_least_one, default=_ROWS, metavar="N", help=f"show so many rows that differ; else {_ROWS}"
     )
     group.add_argument("--json", action="store_true", help="print all figures as JSON")
+    group.add_argument("--quiet", action="store_true", help="print the first table alone")
     group.add_argument("--report", type=Path, metavar="FILE", help="write all of it, and the rows, to one HTML file")
     group.add_argument("--open", action="store_true", help="with --report: show it in the browser")
     group = compare.add_argument_group("a judge", "a model says which of two different answers is better")
@@ -100,8 +101,12 @@ def _run(arguments: argparse.Namespace) -> int:
         raise PromptmillError(Code.STORAGE, f"{error.filename} cannot be read: {disk.why(error)}.", "") from None
     if arguments.json:
         say(orjson.dumps(found).decode())
+    elif arguments.quiet:
+        say("\n".join(words.overview(found).lines(columns(sys.stdout))))
     else:
         say("\n".join(comparison_text.lines(found, columns(sys.stdout))), wrap=True)
+        if len(found["files"]) > 2 and arguments.report is None:
+            say("\n--report FILE has the tables of all labels and pairs", wrap=True)
         if words.is_free_text(found) and judgement is None:
             say("`--judge MODEL --criterion 'is the better summary'` says which is better", wrap=True)
     return code

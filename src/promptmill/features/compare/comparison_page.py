@@ -36,9 +36,9 @@ def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement:
         "state": "comparison",
         "mood": "blue",
         "summary": f"{words.matched(found)}; {differ}",
-        "tiles": list(_tiles(found)),
+        "overview": words.overview(found),
         "sections": sections,
-        "run": [(file["name"], _made(file, total)) for file in files],
+        "run": list(_made(found)),
         "footnotes": list(words.methods(found, sections)),
     }
     try:
@@ -48,25 +48,19 @@ def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement:
     return Report(target, len(shown.number), total)
 
 
-def _tiles(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    right = {file["name"]: file for file in found.get("gold", {}).get("files", ())}
+def _made(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield where the answers are, and how they were made: first what all files share, then what is a file's own."""
+    shared = words.shared(found)
+    if shared:
+        yield "all", _facts(shared)
     for file in found["files"]:
-        label = file["title"] if file["name"] == file["title"] else f"{file['name']} {file['title']}"
-        made = words.made(file, found["rows"])
-        if file["name"] in right:
-            yield label, words.percent(right[file["name"]]["accuracy"]), f"right; {made}"
-        else:
-            yield label, f"{file['answered']:,}", made.partition(" ")[2]
-    if "judge" in found:
-        for pair in found["judge"]["pairs"]:
-            wins = "\N{EN DASH}".join(f"{count:,}" for count in pair["wins"])
-            yield f"Judged, {' and '.join(pair['of'])}", wins, f"better answers; {pair['ties']:,} ties"
+        own = {name: text for name, text in words.facts_of(file).items() if name not in shared}
+        if own:
+            yield file["name"], _facts(own)
 
 
-def _made(file: Mapping[str, Any], total: int) -> str:
-    """Return where the answers of a file are, and how they were made: its command, model, prompt and sampling."""
-    facts = [f"{name}: {cut(text, LONGEST_SHOWN)}" for name, text in file.get("made", {}).items()]
-    return "\n".join([file["file"], words.made(file, total), *facts])
+def _facts(facts: Mapping[str, str]) -> str:
+    return "\n".join(f"{name}: {cut(text, LONGEST_SHOWN)}" for name, text in facts.items())
 
 
 def _rows(found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]]) -> PageRows:

@@ -8,20 +8,30 @@ from typing import Any
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut
 from promptmill.features.compare import words
+from promptmill.features.compare.values import LABEL
 
 _CLASSES = 8
+_NAME = 8  # characters of the names of texts, at least
+
+
+def overview_lines(found: JsonObject, width: int) -> Iterator[str]:
+    """Yield the table of all files, and what they share."""
+    yield from words.overview(found).lines(width)
+    yield from ("", f"{words.matched(found)}{words.made_alike(found)}")
 
 
 def lines(found: JsonObject, width: int) -> Iterator[str]:
     """Yield the figures of a comparison and the rows that differ; tables, headings and rows have `width` characters."""
-    for file in found["files"]:
-        yield cut(words.headline(file, found["rows"]), width)
-    yield words.matched(found)
+    yield from overview_lines(found, width)
     sections = list(words.sections(found, width=width, classes=_CLASSES))
     for section in sections:
+        if section.folded:
+            continue
         yield from ("", section.title, *section.lines)
         for table in section.tables:
             yield from table.lines(width)
+    if folded := [section.title for section in sections if section.folded]:
+        yield from ("", *folded)
     if notes := list(words.methods(found, sections)):
         yield ""
         yield from (f"  {note}" for note in notes)
@@ -41,9 +51,10 @@ def _rows(found: JsonObject, width: int) -> Iterator[str]:
         said = {"judge": words.said(row)} if "verdicts" in row else {}
         own = {name: text for name, text in row["own"].items() if " ".join(text.split()) != row["heading"]}
         answers = {**gold, **row["answers"]}
+        size = max(_NAME, min(LABEL, width // 3, max(map(len, row["answers"]))))
         texts = {**own, **{name: _in_a_line(answer, row) for name, answer in answers.items()}, **said}
         for name, text in texts.items():
-            yield cut(f"{'':9} {cut(name, 8):8} {' '.join(text.split()) or '(no answer)'}", width)
+            yield cut(f"{'':9} {cut(name, size):{size}} {' '.join(text.split()) or '(no answer)'}", width)
 
 
 def _in_a_line(answer: Any, row: JsonObject) -> str:

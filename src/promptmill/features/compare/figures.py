@@ -218,7 +218,8 @@ def _against(rows: ComparedRows) -> dict[str, Any]:
         for column in rows.columns
         if any(column.right)
     ]
-    files = [{"name": file.label, **_share(own)} for file, own in zip(rows.files, hits, strict=True)]
+    shares = zip(rows.files, hits, _among_best(hits), strict=True)
+    files = [{"name": file.label, **_share(own), **best} for file, own, best in shares]
     return found | {"files": files, "fields": fields, "differences": _differences(rows, hits)}
 
 
@@ -236,8 +237,9 @@ def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, Any
     are_labels = column.is_exact and _are_labels(truth, len(truth))
     classes = [value for value, _ in Counter(truth).most_common()] if are_labels else []
     of_files = []
-    for file, own, is_right, all_values in zip(rows.files, every, hits, column.values, strict=True):
-        found: dict[str, Any] = {"name": file.label, **_share(is_right)}
+    each = zip(rows.files, every, hits, column.values, _among_best(hits), strict=True)
+    for file, own, is_right, all_values, best in each:
+        found: dict[str, Any] = {"name": file.label, **_share(is_right), **best}
         if classes:
             by_class = _by_class(truth, own, classes)
             found["macro_f1"] = sum(one["f1"] for one in by_class) / len(by_class)
@@ -274,6 +276,22 @@ def _share(hits: Sequence[bool]) -> dict[str, Any]:
     return {"right": right, "accuracy": right / len(hits), "interval": wilson(right, len(hits))}
 
 
+def _among_best(hits: Sequence[Sequence[bool]]) -> list[dict[str, bool]]:
+    """Return of each of several files whether it is the best, or its difference from the best may be chance."""
+    best = max(hits, key=sum)
+    lows = [paired_interval(*_both_right(best, own))[0] for own in hits]
+    return [
+        {"among_best": sum(own) == sum(best) or low <= 0} if len(hits) > 1 else {}
+        for own, low in zip(hits, lows, strict=True)
+    ]
+
+
+def _both_right(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[int, int, int, int]:
+    """Return how many rows both have right, the first alone, the second alone, and neither."""
+    table = Counter(zip(ours, theirs, strict=True))
+    return table[True, True], table[True, False], table[False, True], table[False, False]
+
+
 def _differences(rows: ComparedRows, hits: Sequence[Sequence[bool]]) -> list[dict[str, Any]]:
     first, *others = zip(rows.files, hits, strict=True)
     return [_difference(*first, *other, len(rows.places)) for other in others]
@@ -299,10 +317,7 @@ def _difference(
 
     `rows`: the number of rows that the files share, with right answers or not.
     """
-    table = Counter(zip(theirs, ours, strict=True))
-    both, only_other, only_one, neither = (
-        table[it] for it in ((True, True), (True, False), (False, True), (False,) * 2)
-    )
+    both, only_other, only_one, neither = _both_right(theirs, ours)
     found = {"of": [one.label, other.label], **_paired(both, only_other, only_one, neither)}
     found["only_right"] = [only_one, only_other]
     before, after = one.about.get("cost"), other.about.get("cost")

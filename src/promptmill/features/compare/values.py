@@ -18,7 +18,7 @@ import orjson
 from promptmill.core.errors import Named, input_error
 
 Kind: TypeAlias = Literal["text", "number", "list"]
-LABEL = 24
+LABEL = 30
 """Characters of a value that heads a column or a line."""
 SIMILARITY = "mean F1 of the words in common, or of the items of lists (SQuAD)"
 # "007" is a name, not a number; more digits than this are no measurement

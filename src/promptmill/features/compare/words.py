@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from promptmill.core.money import dollars
@@ -18,6 +19,8 @@ from promptmill.jobs.store.status_record import RunStatus
 
 DIFFERS = "\N{NOT EQUAL TO} "
 """Marks a field in which answers differ."""
+BEST, NOT_WORSE = "best", "may be as good"
+BEYOND_CHANCE, LABEL_MEAN = "agreement beyond chance", "mean over the labels"
 _SHOWN_VALUES = 12  # of a cross-tabulation
 _SHORTEST_NAME = 8  # characters in the first column of a table
 
@@ -54,7 +57,7 @@ class Table:
         for row in (self.head, *self.rows):
             first, *others = (cut(cell, size) for cell, size in zip(row, widths, strict=True))
             cells = (cell.rjust(size) for cell, size in zip(others, widths[1:], strict=True))
-            yield "  ".join([first.ljust(widths[0]), *cells])
+            yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
 
     def _texts(self, width: int) -> Iterator[str]:
         for first, *others in self.rows:
@@ -70,9 +73,11 @@ class Section:
     """Figures that belong together: lines of text, shares with the ends of their intervals, and tables."""
 
     title: str
-    lines: Sequence[str]
+    lines: Sequence[str] = ()
     bars: Sequence[tuple[str, float, float, float]] = ()
     tables: Sequence[Table] = ()
+    folded: bool = False
+    """Whether the page opens it at a click, and a text shows its title alone: others have the figures that decide."""
 
 
 def sections(
@@ -83,27 +88,29 @@ def sections(
     `width`: characters of a cross-tabulation. `classes`: the most classes. `columns`: the column of the page that has
     the answers of a file.
     """
-    for pair in found["pairs"]:
-        title, *lines = agreed(pair, found)
-        bars = [(field["field"], *_span(field, "agreement")) for field in pair.get("fields", ())]
-        bars += [("all fields" if bars else "agree", *_span(pair, "agreement"))] if "interval" in pair else []
-        has_table = bool(pair.get("changes")) and pair["agree"] < pair["rows"]
-        yield Section(title, lines, bars, [_crossed(pair, width, columns or {})] if has_table else [])
-    if gold := found.get("gold"):
-        yield _right(gold, classes)
+    gold, judge, several = found.get("gold"), found.get("judge"), len(found["files"]) > 2
+    if gold:
+        yield from _right(gold, classes, several=several)
         for difference in gold["differences"]:
             title, *lines = differs(difference)
-            yield Section(title, lines)
-    if judge := found.get("judge"):
+            yield Section(title, lines, folded=several)
+    if judge:
         lines = [line for pair in judge["pairs"] for line in judged(pair)]
         if tagged := judge.get("tagged"):
             pairs = counted(tagged, "pair")
             lines.append(f"{pairs} not judged: an answer contains the tag that ends the answers for the judge")
         title = f"judged by {judge['model']}: {' '.join(judge['criterion'].split())}"
         yield Section(title, [*lines, price(judge)])
+    for pair in found["pairs"]:
+        title, *lines = agreed(pair, found)
+        bars = [(field["field"], *_span(field, "agreement")) for field in pair.get("fields", ())]
+        bars += [("all fields" if bars else "agree", *_span(pair, "agreement"))] if "interval" in pair else []
+        has_table = bool(pair.get("changes")) and pair["agree"] < pair["rows"]
+        tables = [_crossed(pair, width, columns or {})] if has_table else []
+        yield Section(title, lines, bars, tables, folded=several or bool(gold or judge))
 
 
-def _right(gold: JsonObject, most: int) -> Section:
+def _right(gold: JsonObject, most: int, *, several: bool) -> Iterator[Section]:
     fields, files = gold.get("fields", ()), gold["files"]
     bars = [
         (f"{field['field']}, {file['name']}", *_span(file, "accuracy")) for field in fields for file in field["files"]
@@ -111,8 +118,10 @@ def _right(gold: JsonObject, most: int) -> Section:
     bars += [(cut(group["name"], LABEL), *_span(group, "accuracy")) for group in gold.get("groups", ())]
     bars += [(f"{'all fields, ' if fields else ''}{file['name']}", *_span(file, "accuracy")) for file in files]
     lines = [have_right(gold), *spelled(gold), *right_lines(gold), *share_lines(gold), *differs_by_field(gold)]
-    if "classes" not in files[0]:
-        return Section(f"right, by {gold['column']}{'' if fields else ', word for word'}", lines, bars)
+    by_label = "classes" in files[0]
+    yield Section(f"right, by {gold['column']}{'' if by_label or fields else ', word for word'}", lines, bars)
+    if not by_label:
+        return
     rows = []
     for same in zip(*(file["classes"][:most] for file in files), strict=True):
         for file, one in zip(files, same, strict=True):
@@ -121,7 +130,8 @@ def _right(gold: JsonObject, most: int) -> Section:
     if (more := len(files[0]["classes"]) - most) > 0:
         rows.append([f"… {more:,} more", *[""] * 5])
     table = Table(["class", "rows", "", "precision", "recall", "F1"], rows)
-    return Section(f"right, by {gold['column']}", lines, bars, [table])
+    labels = counted(len(files[0]["classes"]), "label")
+    yield Section(f"precision, recall and F1 of {labels}", tables=[table], folded=several)
 
 
 def _span(figure: JsonObject, name: str) -> tuple[float, float, float]:
@@ -150,23 +160,70 @@ def _crossed(pair: JsonObject, width: int, columns: Mapping[str, str]) -> Table:
     return table
 
 
-def made(file: JsonObject, rows: int) -> str:
-    """Return how a file was made: `40 answered in 1.8 s by good-1, $0.004`."""
-    parts = [f"{file['answered']:,} answered"]
-    if missing := rows - file["answered"]:
-        parts.append(f"{missing:,} not")
-    said = ", ".join(parts)
-    if "seconds" in file:
-        said += f" in {status_words.took(file['seconds'])}"
-    if file.get("model"):
-        said += f" by {file['model']}"
-    return said + (f", {dollars(file['cost'])}" if file.get("cost") is not None else "")
+def overview(found: JsonObject) -> Table:
+    """Return the table that a comparison begins with: a line for each file, and a word at those that are the best."""
+    files, gold, judge = found["files"], found.get("gold", {}), found.get("judge", {})
+    right = {file["name"]: file for file in gold.get("files", ())}
+    wins = {pair["of"][1]: pair["wins"] for pair in judge.get("pairs", ())}
+    best = max((file["accuracy"] for file in right.values()), default=0)
+    all_answered = all(file["answered"] == found["rows"] for file in files)
+    own_model = "" if "model" in shared(found) else "model"
+    rows = []
+    for file in files:
+        share, won = right.get(file["name"]), wins.get(file["name"])
+        rows.append(
+            {
+                "variant": named(file),
+                own_model: file.get("model", ""),
+                "answered": "" if right and all_answered else f"{file['answered']:,}",
+                "right in all fields" if "fields" in gold else "right": "" if share is None else _with_interval(share),
+                f"better than {files[0]['name']}": f"{won[1]:,} to {won[0]:,}" if won else "",
+                "cost": "" if file.get("cost") is None else dollars(file["cost"]),
+                "time": status_words.took(file["seconds"]) if "seconds" in file else "",
+                " ": _standing(share, best) if share else "",
+            }
+        )
+    head = [name for name in rows[0] if name and any(row[name] for row in rows)]
+    return Table([name.strip() for name in head], [[row[name] for name in head] for row in rows])
 
 
-def headline(file: JsonObject, rows: int) -> str:
-    """Return the name of a file, its title, and how it was made."""
-    title = "" if file["name"] == file["title"] else f"  {file['title']}"
-    return f"{file['name']}{title}: {made(file, rows)}"
+def named(file: JsonObject) -> str:
+    """Return the name of a file in the text, and its title: `A labels-a.csv`."""
+    title = "" if file["name"] == file["title"] else f" {file['title']}"
+    return cut(f"{file['name']}{title}", LABEL)
+
+
+def facts_of(file: JsonObject) -> dict[str, str]:
+    """Return where a file is, and how it was made: its command, model, prompt and sampling."""
+    return {"file": file["file"], **file.get("made", {})}
+
+
+def shared(found: JsonObject) -> dict[str, str]:
+    """Return the facts of how a file was made that all files share: their file, command, model, prompt, …"""
+    facts = [facts_of(file) for file in found["files"]]
+    models = {file["model"] for file in found["files"] if file.get("model")}
+    same = {name: text for name, text in facts[0].items() if all(one.get(name) == text for one in facts)}
+    one_model = {"model": models.pop()} if len(models) == 1 and "model" not in facts[0] else {}
+    return same | one_model if len(facts) > 1 else {}
+
+
+def made_alike(found: JsonObject) -> str:
+    """Return the file and the model that all files share: `; all in labels.csv, by good-1`."""
+    facts = shared(found)
+    file = f"in {Path(facts['file']).name}" if "file" in facts else ""
+    made = ", ".join(filter(None, (file, f"by {facts['model']}" if "model" in facts else "")))
+    return f"; all {made}" if made else ""
+
+
+def _with_interval(share: JsonObject) -> str:
+    low, high = (f"{100 * end:.1f}" for end in share["interval"])
+    return f"{percent(share['accuracy'])} ({low}\N{EN DASH}{high})"
+
+
+def _standing(share: JsonObject, best: float) -> str:
+    if not share.get("among_best"):
+        return ""
+    return BEST if share["accuracy"] == best else NOT_WORSE
 
 
 def matched(found: JsonObject) -> str:
@@ -190,9 +247,9 @@ def agreed(pair: JsonObject, found: JsonObject) -> Iterator[str]:
         return
     both = f" that both answered (of {rows:,})" if pair["rows"] < rows else ""
     if "fields" in pair:
-        yield f"{one} and {other} agree, of {counted(pair['rows'], 'row')}{both}:"
+        share = percent(pair["agreement"])
+        yield f"{one} and {other} agree in all fields in {share} of {counted(pair['rows'], 'row')}{both}"
         yield by_field((field["field"], field["agreement"], field) for field in pair["fields"])
-        yield f"all fields {percent(pair['agreement'])}"
         return
     if "similarity" in pair and not _is_label_like(pair):
         differ = f"{pair['rows'] - pair['agree']:,} of {pair['rows']:,} differ{both}"
@@ -202,11 +259,10 @@ def agreed(pair: JsonObject, found: JsonObject) -> Iterator[str]:
                 low, middle, high = file["characters"]
                 yield f"{file['name']}  median length {middle:,} characters ({low:,} to {high:,})"
         return
-    yield f"{one} and {other} agree in {percent(pair['agreement'])} of {counted(pair['rows'], 'row')}{both}"
+    beyond = f"; {BEYOND_CHANCE} {pair['kappa']:.2f} of 1" if pair.get("kappa") is not None else ""
+    yield f"{one} and {other} agree in {percent(pair['agreement'])} of {counted(pair['rows'], 'row')}{both}{beyond}"
     if "mean_difference" in pair:
         yield f"mean difference {pair['mean_difference']:.4g}"
-    if pair.get("kappa") is not None:
-        yield f"Cohen's kappa {pair['kappa']:.2f}: 1 is full agreement, 0 that of chance"
 
 
 def is_free_text(found: JsonObject) -> bool:
@@ -255,11 +311,15 @@ def spelled(gold: JsonObject) -> Iterator[str]:
 def right_of(file: JsonObject) -> str:
     """Return how many answers of a file are right."""
     low, high = (percent(one) for one in file["interval"])
-    f1 = f", macro F1 {file['macro_f1']:.2f}" if "macro_f1" in file else ""
+    return f"{percent(file['accuracy'])} ({file['right']:,}; 95 % interval {low} to {high}){_nearness(file)}"
+
+
+def _nearness(file: JsonObject) -> str:
+    f1 = f", {LABEL_MEAN} {file['macro_f1']:.2f}" if "macro_f1" in file else ""
     near = f", similarity {file['similarity']:.2f}" if "similarity" in file else ""
     if "mean_difference" in file:
         near = f", mean difference {file['mean_difference']:.4g}"
-    return f"{percent(file['accuracy'])} ({file['right']:,}; 95 % interval {low} to {high}){f1}{near}"
+    return f1 + near
 
 
 def right_lines(gold: JsonObject) -> Iterator[str]:
@@ -268,9 +328,8 @@ def right_lines(gold: JsonObject) -> Iterator[str]:
         if fields := gold.get("fields"):
             ours = ((field["field"], field["files"][at]["accuracy"], field["files"][at]) for field in fields)
             yield f"{file['name']}  {by_field(ours)}"
-            yield f"{file['name']}  all fields {right_of(file)}"
         else:
-            yield f"{file['name']}  {right_of(file)}"
+            yield f"{file['name']}  {file['right']:,} right{_nearness(file)}"
     for group in gold.get("groups", ()):
         yield f"{cut(group['name'], LABEL) or '(empty)'}: {right_of(group)} of {counted(group['rows'], 'row')}"
 
@@ -369,7 +428,13 @@ def methods(found: JsonObject, shown: Iterable[Section]) -> Iterator[str]:
         yield f"interval: {INTERVAL}"
         yield f"p: {TEST}"
     if gold:
-        yield f"interval of a share: {SHARE_INTERVAL}"
+        yield f"interval of a share: 95 %, {SHARE_INTERVAL}"
+    if any(NOT_WORSE in row for row in overview(found).rows):
+        yield f"{NOT_WORSE}: the interval of its difference from the best one holds 0"
+    if any("macro_f1" in file for part in (gold, *gold.get("fields", ())) for file in part.get("files", ())):
+        yield f"{LABEL_MEAN}: macro F1"
+    if any(BEYOND_CHANCE in section.title for section in shown):
+        yield f"{BEYOND_CHANCE}: Cohen's kappa"
     if gold and any(share_lines(gold)):
         yield "shares: corrected for the labels' errors, see docs/review.md"
     if any("similarity " in line for section in shown for line in (section.title, *section.lines)):

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
+from promptmill.core.wording import counted
 from promptmill.features.labels.comparable import SCORE, SURE, check_comparable, repeating
 from promptmill.features.labels.options import MOST_VOTES
 from promptmill.jobs.labels import label_in, majority
@@ -145,7 +146,10 @@ class Votes(Plan):
         decision = majority(beside)
         if decision is None or decision.score == 1:
             return None
-        return Doubt(decision.score, *(("tie", "tie") if decision.is_tie else ("votes differ",)))
+        votes = f"{decision.votes} of {counted(len(beside), 'vote')}"
+        if decision.is_tie:
+            return Doubt(decision.score, "tie", "tie", votes)
+        return Doubt(decision.score, "votes differ", score_words=votes)
 
     def names(self, models: Sequence[str]) -> list[str]:
         """Return the names of the answers: the models, or `vote 1`, … if a model has several votes."""

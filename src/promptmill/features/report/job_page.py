@@ -42,12 +42,13 @@ from promptmill.pages.page_rows import Filter
 _SEED = 1
 _BINS = 24
 _SHOWN_SHARE = 0.99  # a histogram ends there, for one answer may take a hundred times as long
-Bars: TypeAlias = tuple[str, str, list[tuple[str, int, str]], str]
+Bar: TypeAlias = tuple[str, int, str] | tuple[str, int, str, dict[str, str]]
+"""A value, its number, a remark, and the columns with their values that it filters by, if not by the value alone."""
+Bars: TypeAlias = tuple[str, str, list[Bar], str]
 """A title, the column whose values are counted, the values with their numbers and a remark, and a sentence."""
 _MOST_IMAGES, _IMAGE_SIDE = 200, 160
 _PICTURES = 1_000_000  # characters of all thumbnails
 _SHARES = "Each is the share among the strong model's labels if it answered every row, with its interval."
-_QUANTILES = {"median": 50, "p95": 95}
 
 
 def default_path(folder: Folder) -> Path:
@@ -84,6 +85,12 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         examples, spread = statistics.examples(store), statistics.spread(store)
         counts = statistics.counts(store, skips_empty=skips_empty)
         made_in, by_slot = _rounds(store), statistics.slots(store) if spec.is_grid else {}
+        fields: Mapping[str, Mapping[str, Any]] = results.get("fields") or {"": results}
+        labels = {
+            name: statistics.values_by_slot(store, name) if spec.is_grid else {}
+            for name, part in fields.items()
+            if "values" in part and not part.get("is_list")  # a bar of a variant counts rows with one label
+        }
         curve = spec.plan.curve(store)
         where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
         total = store.count(where)
@@ -101,12 +108,13 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         "answers": _of_answers(results),
         "counts": [
             *_of_variants(spec, by_slot),
+            *([] if "fields" in results or by_slot else _of_values(table, results, shares.get("", {}))),
             *(
-                []
-                if "fields" in results
-                else _of_values("Answers" if by_slot else "", table, results, shares.get("", {}))
+                _of_field(table, name, field, shares.get(name, {}))
+                for name, field in results.get("fields", {}).items()
+                if not by_slot or "values" not in field
             ),
-            *(_of_field(table, name, field, shares.get(name, {})) for name, field in results.get("fields", {}).items()),
+            *_of_labels(spec, table, results, labels),
         ],
         "failures": [(code, count, *_example(code, examples.get(code, ""))) for code, count in failures.items()],
         "sections": _sections(found, curve),
@@ -143,7 +151,9 @@ def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Itera
             for at, count in enumerate(by_slot.get(slot, (0, 0)) if name else ()):
                 sums[name][at] += count
         if sums:
-            bars = [(name, done, f"{failed:,} failed" if failed else "") for name, (done, failed) in sums.items()]
+            bars: list[Bar] = [
+                (name, done, f"{failed:,} failed" if failed else "") for name, (done, failed) in sums.items()
+            ]
             yield title, column, bars, ""
 
 
@@ -169,7 +179,11 @@ def _heading(found: Status) -> dict[str, str]:
     reason = f": {found['reason']}" if found.get("reason") else ""
     running = "; the job was running when this report was made" if is_alive else ""
     summary = f"{status_words.outcome(found, of)}{reason}{running}"
-    return {"state": state, "mood": moods.get(state, "blue" if is_alive else "warn"), "summary": summary}
+    return {
+        "state": status_words.in_words(state),
+        "mood": moods.get(state, "blue" if is_alive else "warn"),
+        "summary": summary,
+    }
 
 
 def _tiles(found: Status) -> list[tuple[str, str, str]]:
@@ -209,16 +223,32 @@ def _of_answers(results: Results) -> str:
     return f"{kinds}{more}; {status_words.lengths(results)}."
 
 
-def _of_values(title: str, table: JobTable, results: Results, shares: Mapping[str, LabelShare]) -> Iterator[Bars]:
+def _of_labels(
+    spec: JobSpec, table: JobTable, results: Results, labels: Mapping[str, Mapping[str, Mapping[int, int]]]
+) -> Iterator[Bars]:
+    """Yield for each label how many answers of each variant have it. `labels`: these counts, by field and value."""
+    if not spec.is_grid:
+        return
+    for field, counts in labels.items():
+        column = table.name_of(FIELD + field if field else "answer")
+        for value in (results["fields"][field] if field else results)["values"]:
+            by_slot, bars = counts.get(value, {}), list[Bar]()
+            for slot in range(spec.delivered):
+                where = {table.name_of(key): name for key, name in variant_names(spec, slot).items()}
+                bars.append((spec.targets[slot].name, by_slot.get(slot, 0), "", {column: unescaped(value), **where}))
+            yield f"{field}: {value}" if field else unescaped(value), column, bars, ""
+
+
+def _of_values(table: JobTable, results: Results, shares: Mapping[str, LabelShare]) -> Iterator[Bars]:
     if values := results.get("values"):
-        bars = [(unescaped(value), count, _remark(shares, value)) for value, count in values.items()]
-        yield title, table.name_of("answer"), bars, _SHARES if shares else ""
+        bars: list[Bar] = [(unescaped(value), count, _remark(shares, value)) for value, count in values.items()]
+        yield "", table.name_of("answer"), bars, _SHARES if shares else ""
 
 
 def _of_field(table: JobTable, name: str, field: FieldResults, shares: Mapping[str, LabelShare]) -> Bars:
     column = table.name_of(FIELD + name)
     if "values" in field:
-        bars = [(value, count, _remark(shares, value)) for value, count in field["values"].items()]
+        bars: list[Bar] = [(value, count, _remark(shares, value)) for value, count in field["values"].items()]
         return name, column, bars, _SHARES if shares else ""
     return name, column, [], status_words.span(field)
 
@@ -253,15 +283,14 @@ def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]
     counts = [0] * bins
     for value in ordered:
         counts[min(bins - 1, int(bins * value / to))] += 1
-    shown = {name: statistics.quantile(ordered, percent) or 0 for name, percent in _QUANTILES.items()}
-    words = ", ".join(f"{name} {figure(value)}" for name, value in shown.items())
+    half, most = (figure(statistics.quantile(ordered, percent) or 0) for percent in (50, 95))
     return {
         "title": title,
         "unit": unit,
         "to": to,
         "counts": counts,
         "beyond": ordered[-1] > to,
-        "words": f"{words}, longest {figure(ordered[-1])} {unit}",
+        "words": f"half up to {half}, 95 % up to {most}, longest {figure(ordered[-1])} {unit}",
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict
 from promptmill.features.review import reviewed
-from promptmill.jobs.inputs import given
+from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.short_forms import labels_of
 from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
 from promptmill.jobs.manage.keywords import errors_of

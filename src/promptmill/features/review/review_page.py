@@ -48,7 +48,7 @@ def _write_page(target: Path, found: Review, command: str) -> Report:
             {
                 "number": row.number,
                 "why": row.why,
-                "score": row.score,
+                "score": row.score_words,
                 "answer": cut(row.answer, LONGEST_CELL),
                 "label": row.label,
                 "own": [[name, cut(text, LONGEST_CELL)] for name, text in row.own.items() if text],

@@ -41,7 +41,7 @@ from promptmill.jobs.store import progress, statistics, status
 from promptmill.jobs.store.database import SET_ASIDE, DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
-from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Made, Record, record_of
+from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, stored_rounds
 from promptmill.jobs.store.spec import JobSpec
 
@@ -78,6 +78,8 @@ class ReviewRow:
     """The prompt, if it is a single text."""
     own: Mapping[str, str]
     """The columns of the input."""
+    score_words: str
+    """The score for people: `2 of 3 votes`, `score 0.61`."""
     label: str = ""
     """The person's label, if the row has one."""
     answers: Mapping[str, str] = field(default_factory=dict)
@@ -121,6 +123,7 @@ class _Candidate(NamedTuple):
     n: int
     slot: int
     why: str
+    score_words: str = ""
 
 
 def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_random: bool = False) -> Review:
@@ -167,7 +170,8 @@ def _candidates(store: JobDatabase, spec: JobSpec) -> Iterator[_Candidate]:
         for n, group in itertools.groupby(every, key=lambda answered: answered.row.n):
             decision = majority([answered.record for answered in group])
             if decision is not None and decision.record.code is None and decision.score < 1:
-                yield _Candidate(_DISAGREE, decision.score, n, 0, "the answers differ")
+                words = f"{decision.votes} of {counted(spec.delivered, 'answer')}"
+                yield _Candidate(_DISAGREE, decision.score, n, 0, "the answers differ", words)
         return
     for answered in every:
         if (found := _candidate(spec, answered)) is not None:
@@ -181,7 +185,9 @@ def _candidate(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
     if record.code is not None:
         return _Candidate(_FAILED, 0.0, n, 0, f"failed: {record.code}")
     doubt = spec.plan.doubt(spec, record, answered.beside)
-    return None if doubt is None else _Candidate(_KINDS[doubt.kind], doubt.score, n, 0, doubt.words)
+    if doubt is None:
+        return None
+    return _Candidate(_KINDS[doubt.kind], doubt.score, n, 0, doubt.words, doubt.score_words)
 
 
 def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> Iterator[ReviewRow]:
@@ -201,14 +207,16 @@ def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> It
             if other.code is None and (slot or spec.is_grid)
         }
         values = own.of(row.answered.row)
+        score = None if candidate.kind in {_FAILED, _DRAWN} else round(abs(candidate.score), 4)
         yield ReviewRow(
             row.number,
             candidate.why,
             "" if record.code is not None else record.text,
-            None if candidate.kind in {_FAILED, _DRAWN} else round(abs(candidate.score), 4),
+            score,
             _key_of(record),
             "\n\n".join(text for _, text in row.asked),
             {name: cell(value) for name, value in values.items()},
+            candidate.score_words or ("" if score is None else f"score {score}"),
             record.text if record.settings == PERSON else "",
             others,
         )
@@ -325,7 +333,7 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
     before = {record.row: record for record in store.records_at([n for n, _ in wanted])}
     new = [(n, label) for n, label in wanted if label and not _has(before.get(n), label)]
     back = [before[n] for n, label in wanted if not label and before[n].settings == PERSON]
-    made_by = Made(PERSON, max((each.id for each in stored_rounds(store)), default=0))
+    made_by = Provenance(PERSON, max((each.id for each in stored_rounds(store)), default=0))
     records = [
         record_of(n, Completion(label, "stop", answered_by=A_PERSON), before[n].asked, made_by) for n, label in new
     ]

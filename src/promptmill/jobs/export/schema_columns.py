@@ -21,7 +21,7 @@ _SHOWN = 200
 _KINDS = {"string": str, "integer": int, "number": float, "boolean": bool}
 
 
-class UnreadableError(ValueError):
+class UnreadableAnswerError(ValueError):
     """An answer is not JSON, because the model answered without the schema."""
 
 
@@ -49,7 +49,7 @@ class SchemaColumns:
             return changed | {"answer": None if self._by_field else ""}
         try:
             value = self._read(found["answer"]) if found["answer"] else None
-        except UnreadableError:
+        except UnreadableAnswerError:
             return changed
         changed["answer"] = value if self._by_field else self._written(value)
         if "answers" in found:
@@ -122,13 +122,13 @@ class SchemaColumns:
             try:
                 value = _loaded(split_marked(text)[1])
             except ValueError:
-                raise UnreadableError from None
+                raise UnreadableAnswerError from None
         return _ordered(value, self._schema, self._schema, DEEPEST)
 
     def _one_of_several(self, text: str) -> Any:
         try:
             value = self._read(text) if text else None
-        except UnreadableError:
+        except UnreadableAnswerError:
             return text
         return value if self._by_field else self._written(value)
 

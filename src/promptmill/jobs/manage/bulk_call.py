@@ -341,7 +341,7 @@ def _bar(ipython: Any) -> Watch:
 
     def show(now: Progress) -> None:
         counts = now.as_dict()
-        text = f"{counts['state']}, {status_words.line(counts)}"
+        text = f"{status_words.in_words(counts['state'])}, {status_words.line(counts)}"
         if shown != [text]:
             shown[:] = [text]
             total = counts.get("total")

@@ -38,7 +38,7 @@ from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import format_of_input, input_of
-from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.inputs.questions import questions_in
 from promptmill.jobs.run import steps, validation
 from promptmill.jobs.run.job import Apart, Hooks, Job
@@ -272,7 +272,9 @@ class _Watched(threading.Event):
         return super().is_set()
 
 
-def _check(_: Work, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: Given | None) -> dict[str, Any]:
+def _check(
+    _: Work, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: InputRows | None
+) -> dict[str, Any]:
     runtime.limit_computing(_VALIDATION_S)
     service = Service(_configuration(plan), plan=plan)
     named = {variant.model for variant in order.variants} & {*service.offered}

@@ -60,7 +60,7 @@ def takes_options(function: Callable[P, R]) -> Callable[P, R]:
         for name in set[str](options) - known - {"rows", "output"}:
             if needs := table.needs_hidden(name, "keyword"):
                 raise input_error(f"`{name}` {needs}.")
-            meant = did_you_mean(name, [each for each in known if each], "see help(bulk)")
+            meant = did_you_mean(name, ["rows", "output", *(each for each in known if each)], "see help(bulk)")
             raise ArgumentError(Code.INVALID_INPUT, f"{function.__name__}() has no argument {name!r}; {meant}", "")
         try:
             return function(*args, **options)

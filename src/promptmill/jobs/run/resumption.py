@@ -19,11 +19,11 @@ from promptmill.jobs.store.stored import Target
 
 SEND_ALL = Named("again", "all")
 OTHER_WAYS = (
-    Named("keep", text="{} keeps the answers that there are, and sends the other rows; "),
+    Named("keep", text="{} keeps the old answers, and asks the other rows; "),
     "another output leaves this one as it is.",
 )
 """The choices of a user who does not want to send every row again; see `ChangedError`."""
-_WAYS = (SEND_ALL, " sends every row again; ", *OTHER_WAYS)
+_WAYS = (SEND_ALL, " asks all rows again; ", *OTHER_WAYS)
 _AS_READ = (
     "size",
     "version",

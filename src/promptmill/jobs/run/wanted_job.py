@@ -24,7 +24,7 @@ from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.any_format import format_of_input, image_column
 from promptmill.jobs.inputs.files import InputFiles, Part
-from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.inputs.template import check_names_some, places_in, template_of
 from promptmill.jobs.store.fingerprint import fingerprint, plain_sampling
 from promptmill.jobs.store.folder import Folder
@@ -46,7 +46,7 @@ class WantedJob:
     order: JobOrder
     models: Configuration | CallModels
     folders: JobFolders
-    source: Given | None = None
+    source: InputRows | None = None
     """The rows that are in no file of the user; None for files."""
     is_fixed: bool = False
     """Whether the settings may not differ from the first run's, even if no row has an answer yet."""
@@ -110,7 +110,9 @@ class OrderFiles:
         return cls(source, target, folder, is_loose, opened)
 
 
-def _input_of(order: JobOrder, target: Path, given: Given | None, folder: Folder | None) -> tuple[Path, Sequence[Part]]:
+def _input_of(
+    order: JobOrder, target: Path, given: InputRows | None, folder: Folder | None
+) -> tuple[Path, Sequence[Part]]:
     """Return the path and the files of an input; no files if one was deleted but the job in `folder` has the rows.
 
     Raises `PromptmillError` (`invalid_input`).

@@ -284,7 +284,7 @@ class JobOrder(Stored):
                 name: part(where).of(options)
                 for feature in features().values()
                 for name, where in feature.order_parts.items()
-                if options.get(name)
+                if (value := options.get(name)) is not None and value is not False
             },
             reading=Reading.of(**given(sql="sql", encoding="encoding", header_row="header_row")),
             **given(system_prompt="system_prompt", sampling="sampling"),

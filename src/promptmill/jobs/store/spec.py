@@ -349,6 +349,8 @@ class Doubt(NamedTuple):
     words: str
     kind: Literal["", "tie", "disagree"] = ""
     """Ties are worth the most, then models that disagree."""
+    score_words: str = ""
+    """The score for people, such as `2 of 3 votes`, where it is no probability."""
 
 
 class UnknownPlan(Plan):
@@ -450,7 +452,7 @@ class JobSpec(Stored):
     model: str
     provider: str = ""
     """The name of the provider, for metrics."""
-    settled: bool = False
+    all_answered: bool = False
     """Whether the call that the job belongs to has ended. Then no row is sent again, not even a failed row."""
     plan: AnyPlan = Plan()
     """Which rows are sent next, and which answer a row gets."""

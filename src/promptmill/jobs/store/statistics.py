@@ -27,6 +27,7 @@ _SHORT_VALUE = 40  # characters
 _LONG_VALUE = 1000  # characters; a longer answer is grouped by its digest
 _SAMPLES = 65_536  # answers for the histograms of a report
 _IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # 0: a copy of another answer
+_TRIMMED = "trim(text, char(9, 10, 13, 32))"
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
 # a plan that chooses has other answers next to the delivered ones, which cost
 DELIVERED = f"""answer.key < coalesce((
@@ -205,7 +206,7 @@ def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = Fals
     `_fields`. 1,000,000 rows take 1 to 2 s, and the fields as long again; SQLite sorts them on disk.
     """
     store.define("digest", _digest)
-    text = "trim(text, char(9, 10, 13, 32))"
+    text = _TRIMMED
     value = f"CASE WHEN length(text) > {_LONG_VALUE} THEN digest({text}) ELSE {text} END"
     # materialized, or SQLite would sort the texts themselves
     grouped = f"""
@@ -326,6 +327,21 @@ def rounds(store: JobDatabase) -> dict[int, int]:
     """Return how many answers and failures each round has made, by its id."""
     query = "SELECT round, count(*) FROM (SELECT round FROM answer UNION ALL SELECT round FROM spare) GROUP BY round"
     return dict(store.read(query))
+
+
+def values_by_slot(store: JobDatabase, field: str = "") -> dict[str, dict[int, int]]:
+    """Return how many answers of each slot have each value, as texts: of a field, or the answer itself."""
+    value, values = _TRIMMED, list[str]()
+    if field:
+        value = "CASE json_type(text, ?1) WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE text ->> ?1 END"
+        values = [f'$."{field}"']
+    where = f"{DELIVERED} AND {ANSWERED}{f' AND {_IS_OBJECT}' if field else ''}"
+    found: dict[str, dict[int, int]] = {}
+    for text, slot, rows in store.read(
+        f"SELECT {value}, key / {SLOT}, count(*) FROM answer WHERE {where} GROUP BY 1, 2", *values
+    ):
+        found.setdefault(str(text), {})[slot] = rows
+    return found
 
 
 def slots(store: JobDatabase) -> dict[int, tuple[int, int]]:

@@ -25,6 +25,7 @@ _LINE_EVERY_S = 5.0
 _SHORT_S = 100
 _SHORT_TEXT = 400
 _FEWEST_FOR_P99 = 100  # rows
+_WITHIN = {"p50": "half of the answers within", "p95": "95 %", "p99": "99 %"}
 _COMMIT = re.compile(r"(@[0-9a-f]{8})[0-9a-f]{32}\b")  # of a dataset
 
 
@@ -52,7 +53,7 @@ def summary(
     else:
         why = f": {reason}" if reason else ""
         rows = f"  rows      {times(found)}{line(found)}"
-        lines = [f"{files}: {state} after {effort(found)}{why}", rows]
+        lines = [f"{files}: {in_words(state)} after {effort(found)}{why}", rows]
     errors = found.get("errors", {})
     lines += _labelled(
         *_figures(found),
@@ -86,6 +87,11 @@ def summary(
     elif state != FINISHED and not found.get("alive"):
         lines += go_on or ["  what is answered is kept"]
     return "\n".join(lines)
+
+
+def in_words(name: str) -> str:
+    """Return the state of a job for people."""
+    return "writing the output" if name == MERGING else name
 
 
 def counts(found: RunStatus) -> Iterator[tuple[str, status_record.Count, int]]:
@@ -127,7 +133,7 @@ def _latency(found: Status) -> str:
         return ""
     # the 99th percentile of few rows would be the slowest row
     names = [name for name in latency if name != "p99" or found.get("done", 0) >= _FEWEST_FOR_P99]
-    return ", ".join(f"{name} {figure(float(f'{latency[name]:.2g}'))} s" for name in names)
+    return ", ".join(f"{_WITHIN[name]} {figure(float(f'{latency[name]:.2g}'))} s" for name in names)
 
 
 def title(found: Status) -> str:
@@ -182,8 +188,9 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
         now, waits = time.monotonic(), waited or bool(progress.waiting)
         if progress.state != state or now - written >= _LINE_EVERY_S or waits != waited:
             written, state, waited = now, progress.state, waits
-            doing = f" ({progress.activity})" if progress.activity else ""
-            lines.append(f"{time.strftime('%H:%M:%S')} {job_id}: {state}{doing}, {line(progress.as_dict())}")
+            activity = progress.activity if progress.state != MERGING else ""
+            doing = f"{in_words(progress.state)} ({activity})" if activity else in_words(progress.state)
+            lines.append(f"{time.strftime('%H:%M:%S')} {job_id}: {doing}, {line(progress.as_dict())}")
         with contextlib.suppress(OSError):  # a full disk or a closed stream must not end a job
             for text in lines:
                 print(text, file=stream, flush=True)
