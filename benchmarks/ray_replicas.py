@@ -16,7 +16,7 @@ from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends import registry
 from promptmill.backends.protocol import Backend, Call, Completion, Facts, Outcome, Source, Usage
-from promptmill.cluster.remote import RemoteBackend, Report
+from promptmill.cluster.remote import RemoteBackend, ReplicaReport
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
@@ -109,7 +109,7 @@ class _Simulated:
 
     def __init__(self) -> None:
         self._reports: asyncio.Queue[bytes] = asyncio.Queue()
-        self._reports.put_nowait(pickle.dumps(Report([], 64)))
+        self._reports.put_nowait(pickle.dumps(ReplicaReport([], 64)))
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Answer what is submitted, and return the next answers."""
@@ -120,7 +120,7 @@ class _Simulated:
             answers: list[tuple[int, Outcome | PromptmillError]] = [
                 (request.key, Completion("Paris", "stop", Usage(20, 2), latency_s=0.05)) for request in orders.requests
             ]
-            self._reports.put_nowait(pickle.dumps(Report(answers, 64)))
+            self._reports.put_nowait(pickle.dumps(ReplicaReport(answers, 64)))
         return None
 
     def kill(self, *, again: bool) -> None:

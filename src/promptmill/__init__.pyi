@@ -4,6 +4,7 @@ from promptmill.features.compare.call import Comparison as Comparison
 from promptmill.features.compare.call import compare as compare
 from promptmill.features.improve.improvement import Improvement as Improvement
 from promptmill.features.improve.improvement import improve as improve
+from promptmill.features.review.call import review as review
 from promptmill.jobs.manage.bulk_call import bulk as bulk
 from promptmill.jobs.manage.bulk_call import bulk_async as bulk_async
 from promptmill.jobs.manage.bulk_call import stream as stream

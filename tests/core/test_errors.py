@@ -9,6 +9,7 @@ import pytest
 
 from promptmill.core import errors
 from promptmill.core.errors import (
+    ArgumentError,
     Code,
     Named,
     PromptmillError,
@@ -25,15 +26,16 @@ def test_every_error_class_of_the_module_is_ours():
         for value in vars(errors).values()
         if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == errors.__name__
     ]
-    assert classes == [PromptmillError], "a new error class needs its own round trip below"
+    assert classes == [PromptmillError, ArgumentError], "a new error class needs its own round trip below"
 
 
+@pytest.mark.parametrize("kind", [PromptmillError, ArgumentError])
 @pytest.mark.parametrize("hint", [None, "", "do this"])
-def test_every_error_survives_pickle(hint):
+def test_every_error_survives_pickle(hint, kind):
     for code in Code:
-        error = PromptmillError(code, "it broke", hint)
+        error = kind(code, "it broke", hint)
         again = pickle.loads(pickle.dumps(error))
-        assert type(again) is PromptmillError
+        assert type(again) is type(error)
         assert (again.code, again.message, again.hint, again.retryable, str(again)) == (
             error.code,
             error.message,

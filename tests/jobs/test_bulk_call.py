@@ -401,9 +401,71 @@ def test_a_shard_is_one_of_files_with_an_output(options, upstream, tmp_path):
 
 def test_an_unknown_option_is_named(options):
     with pytest.raises(TypeError, match="'labels'; did you mean choices"):
-        promptmill.bulk(["a"], labels=["x"])
-    with pytest.raises(TypeError, match="'temprature'; did you mean temperature"):
+        promptmill.bulk(["a"], labels=["x"])  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="'temprature'; did you mean temperature") as caught:
         promptmill.bulk(["a"], temprature=1, **options)  # type: ignore[call-arg]
+    assert isinstance(caught.value, PromptmillError)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"prompt": []}, "`prompt` is a list; send texts in it."),
+        ({"prompt": ["a", 1]}, "`prompt` is a list; send texts in it."),
+        ({"prompt": 5}, "`prompt` is a number"),
+        ({"model": 5}, "`model` is a number"),
+        ({"settings": 5}, "`settings` is a number"),
+        ({"output": 5}, "`output` is a number"),
+        ({"fields": []}, "'' is no field"),
+        ({"fields": {"a,b": str}}, "'a,b' is no name of a field"),
+        ({"fields": {"a": object}}, "a has no type"),
+        ({"fields": {"a": "money"}}, "There is no type 'money'"),
+    ],
+)
+def test_every_wrong_value_is_a_promptmill_error(options, wrong, said):
+    with pytest.raises(PromptmillError, match=re.escape(said)):
+        promptmill.bulk(["a"], **{**options, **wrong})
+
+
+def test_a_list_of_prompts_is_several_prompts_named_by_their_texts(options, upstream):
+    rows = [{"text": "a"}, {"text": "b"}]
+    found = promptmill.bulk(rows, prompt=["Sum up {{text}}", "Translate {{text}} into French and Dutch"], **options)
+    assert found.variants == ["Sum up {{text}}", "Translate {{text}} into Frenc…"]
+    assert [row["answer"] for row in found.rows][:2] == ["echo: Sum up a", "echo: Translate a into French and Dutch"]
+    alike = ["Write about this {{text}} at length in prose", "Write about this {{text}} at length in verse"]
+    assert promptmill.bulk(rows, prompt=alike, **options).variants == ["1", "2"]
+    assert promptmill.bulk(rows, prompt=["Sum up {{text}}"], **options).answers == ["echo: Sum up a", "echo: Sum up b"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "schema"),
+    [
+        (["name", "amount:number"], {"name": "string", "amount": "number"}),
+        ({"amount": float, "due": "date", "n": int, "ok": bool}, None),
+        ({"size": ["S", "M"]}, {"size": ["S", "M"]}),
+    ],
+)
+def test_fields_are_a_list_or_a_dict_of_types(options, upstream, fields, schema):
+    upstream.reply = answer("{}")
+    promptmill.bulk([{"text": "a"}], prompt="{{text}}", fields=fields, settings={"schema_retries": 0}, **options)
+    sent = upstream.seen[0].json["response_format"]["json_schema"]["schema"]["properties"]
+    expected = schema or {"amount": "number", "due": "string", "n": "integer", "ok": "boolean"}
+    assert {name: field.get("type", field.get("enum")) for name, field in sent.items()} == expected
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
+def test_a_table_has_each_row_once_for_each_variant(options, library):
+    columns = {"text": ["a", "", "b"], "k": [1, 2, 3]}
+    module = pytest.importorskip(library)
+    table = module.table(columns) if library == "pyarrow" else module.DataFrame(columns)
+    prompts = {"short": "S {{text}}", "long": "L {{text}}"}
+    found = promptmill.bulk(table, prompt=prompts, skip_empty=True, **options).table()
+    names = ("k", "variant", "answer")
+    assert [list(found[name]) if library != "pyarrow" else found[name].to_pylist() for name in names] == [
+        [1, 1, 3, 3],
+        ["short", "long", "short", "long"],
+        ["echo: S a", "echo: L a", "echo: S b", "echo: L b"],
+    ]
 
 
 def test_answers_of_a_pydantic_class_are_its_instances(options, upstream):

@@ -193,6 +193,10 @@ def worded(words: Words, name: Callable[[Named], str | None]) -> str:
     return "".join(found)
 
 
+class ArgumentError(PromptmillError, TypeError):
+    """A function of ours has no such argument. It is a `TypeError`, as for every function of Python."""
+
+
 def input_error(*message: str | Named, hint: str = "") -> PromptmillError:
     """Return the error of a caller's mistake in an argument; `message` includes the remedy."""
     return PromptmillError(Code.INVALID_INPUT, message, hint)

@@ -12,7 +12,7 @@ from promptmill.answers.schema import AnswerType
 class PromptOptions(TypedDict, total=False):
     """Options: prompt."""
 
-    prompt: str | Mapping[str, str] | None
+    prompt: str | Sequence[str] | Mapping[str, str] | None
     """What to ask of each row, such as 'Classify: {{text}}'; several, by name, are each asked."""
     prompt_column: str | None
     """The column with the prompts, in place of `prompt`; `prompt` unless given."""
@@ -54,7 +54,7 @@ class AnswerOptions(TypedDict, total=False):
     """A JSON Schema that every answer must satisfy; a file, or fields in one line: name,amount:number,day:date."""
     response_format: Mapping[str, Any] | None
     """`schema` in OpenAI's form."""
-    fields: bool | str
+    fields: bool | str | Sequence[str] | Mapping[str, str | type | Sequence[str]]
     """`schema` in one line: name,amount:number,day:date; False: a JSON text, not a column for each field."""
     choices_many: bool
     """With `choices`: any number of them."""

@@ -71,7 +71,7 @@ PROMPTS = (
             '{"short": "…", "long": "…"}, are each asked',
             is_common=True,
         ),
-        keyword=Keyword(type="str | Mapping[str, str] | None"),
+        keyword=Keyword(type="str | Sequence[str] | Mapping[str, str] | None"),
         goes_without=[Without("prompt_column", "; name the column in the prompt: {{column}}")],
     ),
     Option(
@@ -238,7 +238,7 @@ ANSWERS = (
             one_of="form",
         ),
         argument=Argument(words="facts to extract, as columns: name,amount:number,day:date,size:S|M|L", is_common=True),
-        keyword=Keyword(type="bool | str"),
+        keyword=Keyword(type="bool | str | Sequence[str] | Mapping[str, str | type | Sequence[str]]"),
     ),
     Option(
         "no_fields",

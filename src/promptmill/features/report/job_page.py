@@ -85,10 +85,11 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         examples, spread = statistics.examples(store), statistics.spread(store)
         counts = statistics.counts(store, skips_empty=skips_empty)
         made_in, by_slot = _rounds(store), statistics.slots(store) if spec.is_grid else {}
+        fields: Mapping[str, Mapping[str, Any]] = results.get("fields") or {"": results}
         labels = {
             name: statistics.values_by_slot(store, name) if spec.is_grid else {}
-            for name, part in (results.get("fields") or {"": results}).items()
-            if "values" in part
+            for name, part in fields.items()
+            if "values" in part and not part.get("is_list")  # a bar of a variant counts rows with one label
         }
         curve = spec.plan.curve(store)
         where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"

@@ -31,7 +31,7 @@ from promptmill.jobs.export.output import end_of
 from promptmill.jobs.export.text import AnswerValues, OwnValues
 from promptmill.jobs.inputs.short_forms import answer_forms
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
-from promptmill.jobs.manage.keywords import argument_of, configuration_of, errors_of, takes_options
+from promptmill.jobs.manage.keywords import argument_of, configuration_of, errors_of, option_forms, takes_options
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.planning import resent
 from promptmill.jobs.store import progress, statistics, status, status_words
@@ -163,6 +163,7 @@ class _Call:
         """Write the rows to a temporary file and return the call. Raises `PromptmillError`."""
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         with errors_of([*given, "rows"]), contextlib.ExitStack() as written:
+            given |= option_forms({**given, "output": output or ""})
             source = _rows_of_program(rows, given)
             check({**given, "output": output}, source.source)
             given |= answer_forms(given)
@@ -261,22 +262,20 @@ class _Call:
         """Return the result, and remove the job if it has no output file."""
         assert self.folder is not None
         spec, shown = self.folder.known_spec(), []
-        left_out: list[int] = []  # rows without a prompt, with `skip_empty`, or beyond `limit` or `sample`
+        numbers: list[int] = []
         if self.job.loose is not None or self.job.source is not None:
-            form, expected = _Form(spec), 0
+            form = _Form(spec)
             with self.folder.reading() as store:
                 end = end_of(store, self.job.order.limits.rows)
                 for each in answered_rows(store, spec, outcomes_so_far, 0, end):
-                    left_out += range(expected, each.row.n)
-                    expected = each.row.n + 1
+                    numbers.append(each.row.n)
                     shown.append(form.values(each))
-                left_out += range(expected, store.row_count())
         self.forget()
         output = None if self.job.loose is not None else spec.output.path
         names = spec.output.names or {}
         schema = self.given.get("schema")
         variants = [target.name for target in spec.targets] if spec.is_grid else []
-        return BulkResult(self.status, shown, names, output, self.rows, schema, left_out, variants)
+        return BulkResult(self.status, shown, names, output, self.rows, schema, numbers, variants)
 
     def forget(self) -> None:
         if self.job.loose is not None and self.folder is not None:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import html
 import io
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from promptmill.backends import rows as rows_
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, shape
-from promptmill.jobs.columns import OURS
+from promptmill.jobs.columns import OURS, VARIANT
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.questions import distinct
 from promptmill.jobs.store.status_record import shares_of
@@ -44,8 +44,9 @@ class BulkResult:
     output: Path | None = None
     given: Any = None
     answer_schema: AnswerType | None = None
-    left_out: Sequence[int] = ()
-    """Rows without a prompt, with `skip_empty`, and rows that `limit` or `sample` left out."""
+    numbers: Sequence[int] = ()
+    """The index of each row among the given rows: `skip_empty`, `limit` and `sample` leave rows out, and with variants
+    a row is there several times."""
     variants: Sequence[str] = ()
     """The names of the variants (models and prompts) if each row has several answers. Field `variant` has the name."""
 
@@ -82,13 +83,16 @@ class BulkResult:
         """Return the caller's table (of pandas, polars, pyarrow or `datasets`) with answer columns added.
 
         If the rows are a single column, it becomes the first column of a table. With a schema, each field of the
-        answers is a column.
+        answers is a column. With several models or prompts, each row is there once for each of them, whose name is in
+        `variant`.
         """
-        if self.variants:
-            raise input_error("Each row has several answers; `rows` of the result has one item for each of them.")
         answers = self.columns.get("answer", "answer")
         found: dict[str, _Column] = {}
+        if self.variants:
+            called = self.columns.get(VARIANT, VARIANT)
+            found[called] = _Column([row[called] for row in self.rows])
         as_text = any(row[answers] and isinstance(row[answers], str) for row in self.rows)  # `fields` is False
+        of_schema = None
         if self.answer_schema is not None and not as_text:
             from promptmill.jobs.export.schema_columns import SchemaColumns  # other results do not need it
 
@@ -97,10 +101,10 @@ class BulkResult:
             for key, name in of_schema.names.items():
                 values = [of_schema.arrow_value(key, one.get(name)) for one in objects]
                 found[self.columns.get(key, name)] = _Column(values, functools.partial(of_schema.arrow_type, key))
-        for name in _ANSWERS[1:] if found else _ANSWERS:
+        for name in _ANSWERS[1:] if of_schema is not None else _ANSWERS:
             called = self.columns.get(name, name)
             found[called] = _Column([_cell(row.get(called)) for row in self.rows])
-        return _joined(self.given, found, self.left_out)
+        return _joined(self.given, found, self.numbers)
 
     def _repr_html_(self) -> str:
         """Return the result as HTML for a notebook: the counts and the first rows, without external resources."""
@@ -210,16 +214,13 @@ class _Column(NamedTuple):
 def _joined(
     rows: Any,
     columns: Mapping[str, _Column],
-    left_out: Collection[int] = (),
+    numbers: Sequence[int],
 ) -> Any:
-    """Add `columns` to the table `rows`; return a table of the same kind.
-
-    `left_out`: the indexes of rows to remove, because they have no answer.
-    """
+    """Add `columns` to the rows `numbers` of the table `rows`; return a table of the same kind."""
     if _is_column(rows):
         rows = rows.to_frame()
-    if left_out:
-        rows = _without(rows, set(left_out))
+    if hasattr(rows, "__len__") and [*range(len(rows))] != numbers:
+        rows = _taken(rows, numbers)
     if hasattr(rows, "add_column") and hasattr(rows, "features"):
         for name, column in columns.items():
             rows = rows.add_column(name, column.values)
@@ -240,13 +241,14 @@ def _joined(
     raise input_error("The rows are not a table; `rows` of the result has them with their answers.")
 
 
-def _without(rows: Any, left_out: Collection[int]) -> Any:
-    kept = [at for at in range(len(rows)) if at not in left_out]
+def _taken(rows: Any, numbers: Sequence[int]) -> Any:
     if hasattr(rows, "iloc"):
-        return rows.iloc[kept]
+        return rows.iloc[numbers]
     if hasattr(rows, "features"):  # of `datasets`
-        return rows.select(kept)
-    return rows.take(kept) if hasattr(rows, "append_column") else rows[kept]  # pyarrow, polars
+        return rows.select(numbers)
+    if hasattr(rows, "append_column"):  # pyarrow
+        return rows.take(numbers)
+    return rows[numbers] if hasattr(rows, "with_columns") else rows  # polars, or no table
 
 
 def _cells(values: Iterable[Any], tag: str) -> str:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import functools
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 from promptmill.answers.schema import with_schema
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.errors import ArgumentError, Code, Named, PromptmillError, input_error
 from promptmill.core.request import BESIDE, Sampling
-from promptmill.core.wording import did_you_mean
+from promptmill.core.wording import cut, did_you_mean, shape
 from promptmill.options import pages, table
 
 P = ParamSpec("P")
@@ -30,11 +32,24 @@ _ARGUMENTS = {
     "rows": "limit",  # of `Limits`
 }
 """The arguments of fields and keys that have other names."""
+_FIELD_TYPES = MappingProxyType(
+    {
+        str: "text",
+        int: "integer",
+        float: "number",
+        bool: "boolean",
+        list: "list",
+        dt.date: "date",
+        dt.datetime: "time",
+    }
+)
+_KINDS = {"prompt": (Sequence, Mapping), "model": (Sequence,), "settings": (Mapping,), "output": (Path,)}
+_LONGEST_NAME = 30  # characters of the name of a prompt, which each row of the output repeats
 _KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
 
 
 def takes_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Add the options to the help of a function, raise `TypeError` for an unknown one, and shorten its errors.
+    """Add the options to the help of a function, raise `ArgumentError` for an unknown one, and shorten its errors.
 
     The text of a `PromptmillError` is complete, and a traceback of our code would fill a notebook's screen.
     """
@@ -46,7 +61,7 @@ def takes_options(function: Callable[P, R]) -> Callable[P, R]:
             if needs := table.needs_hidden(name, "keyword"):
                 raise input_error(f"`{name}` {needs}.")
             meant = did_you_mean(name, ["rows", "output", *(each for each in known if each)], "see help(bulk)")
-            raise TypeError(f"{function.__name__}() has no argument {name!r}; {meant}")
+            raise ArgumentError(Code.INVALID_INPUT, f"{function.__name__}() has no argument {name!r}; {meant}", "")
         try:
             return function(*args, **options)
         except PromptmillError as error:
@@ -89,6 +104,56 @@ def argument_of(named: Named) -> str:
         return f"`settings={{{named.field!r}: {named.value!r}}}`" if named.value != "" else f"`{named.field}`"
     value = True if named.value == "" and option.type is bool and option.default is False else named.value
     return f"`{name}`" if value == "" else f"`{name}={value!r}`"
+
+
+def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that only Python has in another form, in the form of all faces: a list of prompts, and a list
+    or a dict of fields. Raises `PromptmillError`.
+
+    >>> option_forms({"prompt": ["Is {{x}} so?", "Why {{x}}?"], "fields": {"amount": float, "due": "date"}})
+    {'prompt': {'Is {{x}} so?': 'Is {{x}} so?', 'Why {{x}}?': 'Why {{x}}?'}, 'fields': 'amount:number,due:date'}
+    """
+    found: dict[str, Any] = {}
+    for name, kinds in _KINDS.items():
+        if not isinstance(given.get(name, ""), (str, *kinds)):
+            raise input_error(f"`{name}` is {shape(given[name])}, which it cannot be; see help(bulk).")
+    prompts, fields = given.get("prompt"), given.get("fields")
+    if isinstance(prompts, Sequence) and not isinstance(prompts, str):
+        if not prompts or not all(isinstance(text, str) for text in prompts):
+            raise input_error("`prompt` is a list; send texts in it.")
+        names = [cut(" ".join(text.split()), _LONGEST_NAME) for text in prompts]
+        if len({*names}) < len(names):
+            names = [str(at) for at in range(1, len(names) + 1)]
+        found["prompt"] = dict(zip(names, prompts, strict=True)) if len(names) > 1 else prompts[0]
+    if isinstance(fields, Mapping):
+        found["fields"] = ",".join(f"{_field_name(name)}:{_field_type(name, kind)}" for name, kind in fields.items())
+    elif isinstance(fields, Sequence) and not isinstance(fields, str):
+        found["fields"] = ",".join(map(str, fields))
+    return found
+
+
+def _field_name(name: object) -> str:
+    if not isinstance(name, str) or set(name) & set(",:?"):
+        raise input_error(
+            f"`fields`: {str(name)[:40]!r} is no name of a field; write it without , : and ?, or as `schema`."
+        )
+    return name
+
+
+def _field_type(name: str, kind: object) -> str:
+    if isinstance(kind, str):
+        return kind
+    if isinstance(kind, type) and kind in _FIELD_TYPES:
+        return _FIELD_TYPES[kind]
+    if (
+        isinstance(kind, Sequence)
+        and kind
+        and all(isinstance(each, str) and not set(each) & set(",|?") for each in kind)
+    ):
+        return "|".join(kind)
+    raise input_error(
+        f'`fields`: {name} has no type; use a text such as "date", a list of texts, str, int, float or bool.'
+    )
 
 
 def configuration_of(given: Mapping[str, Any]) -> Configuration:
