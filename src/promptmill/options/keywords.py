@@ -23,7 +23,7 @@ class PromptOptions(TypedDict, total=False):
     row_settings: bool
     """With `prompt` or `prompt_column`: rows also set their model, sampling and system prompt."""
     skip_empty: bool
-    """Leave out rows that ask nothing; else they fail."""
+    """Leave out rows with an empty cell; else they fail."""
 
 
 class FileOptions(TypedDict, total=False):
