@@ -22,7 +22,7 @@ from benchmarks.jobs_store import report
 from benchmarks.measure import Row
 from promptmill.backends.protocol import Completion, Usage
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.records import Made, record_of
+from promptmill.jobs.store.records import Provenance, record_of
 from promptmill.jobs.store.rounds import Round, store_round
 
 _ANSWER = Completion("Paris is the capital of France, on the river Seine.", "stop", Usage(24, 12), latency_s=0.5)
@@ -61,7 +61,7 @@ def _answer(database: Path, first: int, end: int) -> None:
         store_round(store, Round(1, "open", "first"))
         for at in range(first, end, _AT_ONCE):
             rows = store.rows(at, min(at + _AT_ONCE, end) - 1)
-            store.write([record_of(row.n, _ANSWER, row.asked, Made(round=1)) for row in rows])
+            store.write([record_of(row.n, _ANSWER, row.asked, Provenance(round=1)) for row in rows])
         store.sync()
 
 

@@ -145,7 +145,7 @@ def providers() -> str:
         [
             "# A provider, with your key",
             "Set the key in the provider's variable (see the table below), and name the provider and the model:",
-            "```\nexport MISTRAL_API_KEY=…\npromptmill check --provider mistral --model mistral-small-latest\n"
+            "```\nexport MISTRAL_API_KEY=…\npromptmill models --check --provider mistral --model mistral-small-latest\n"
             'promptmill generate --provider mistral --model mistral-small-latest "What is the capital of France?"\n'
             "promptmill bulk prompts.jsonl answers.jsonl --provider mistral --model mistral-small-latest\n```",
             "In a configuration file, which `promptmill init` writes after three questions:",
@@ -165,7 +165,7 @@ def providers() -> str:
             f"requires a longest answer: without `max_tokens` it is {DEFAULT_TOKENS:,} tokens, and {2 * DEFAULT_TOKENS:,} where the model "
             "thinks. Schemas are enforced by the provider as far as its subset goes, and the rest is described in words; "
             "every answer is checked here all the same.",
-            "`promptmill check` works in stages (configuration, URL, connection, TLS, key, models, a one-token call). It tries each "
+            "`promptmill models --check` works in stages (configuration, URL, connection, TLS, key, models, a one-token call). It tries each "
             "stage once, takes at most 15 s, and stops at the first failure with a specific hint: TLS on a plain "
             "port, an untrusted certificate and how to trust it, the correct path, the nearest names of an unknown model.",
             "`backend: auto` uses the first of these that works: the endpoint of the `openai` block, a server on "
@@ -179,7 +179,7 @@ def providers() -> str:
             "up in 1:48 (patience)`, or `waiting for api.example.com since 0:14, next try in 8 s; gives up in 1:46 (patience)`: "
             "an endpoint that has answered nothing for `patience` seconds is no longer used.",
             "\n".join(rows),
-            "`promptmill providers` lists them, too, and shows which keys are set. The supported parameters of each provider: "
+            "`promptmill models --providers` lists them, too, and shows which keys are set. The supported parameters of each provider: "
             "[provider-rows.md](maintainers/provider-rows.md). This page is written by `scripts/docs.py`.",
         ]
     )

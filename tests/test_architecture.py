@@ -164,7 +164,10 @@ def test_the_names_of_the_wire_live_and_die_in_the_server():
     texts = {module: file.read_text(encoding="utf-8") for module, file in MODULES.items()}
     users = {module for module, text in texts.items() if re.search(r"prompt_ls|ans_ls|multimodal_path", text)}
     # the shell prints the same JSON as the server sends, for programs that read either
-    assert {module for module in users if not module.startswith(("server", "features.ultrarag"))} == {"cli.generate"}
+    assert {module for module in users if not module.startswith(("server", "features.ultrarag"))} == {
+        "cli.generate",
+        "core.wording",  # what people call them
+    }
 
 
 def test_only_the_command_line_names_its_options():

@@ -60,7 +60,7 @@ def test_a_package_adds_a_format_and_a_command(run, tmp_path, upstream):
     assert len(upstream.seen) == sent, "a finished job sends nothing"
     assert "answer: in 2 rows" in run("yaml-fields", "out.yml")
     assert "acme" in run("features")
-    assert json.loads(run("show", "out.yml", "--json"))["total"] == 2
+    assert json.loads(run("jobs", "out.yml", "--rows", "--json"))["total"] == 2
 
 
 def test_an_output_of_another_program_is_not_replaced(run, tmp_path, upstream):

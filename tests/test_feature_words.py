@@ -20,7 +20,7 @@ WORDS = {
     "labels": r"\bsure\b|\bvotes?\b|\bstudents?\b|features\.labels|strong model|\bcheap\b|\brecall\b|[`\"]gold[`\"]",
     "openai_server": r"openai_server|OpenAIPaths",
     "ray": r"\b[Rr]ay\b|RayCluster",
-    "report": r"--report\b|promptmill report\b(?!\">)|part_of\(\"report|arguments\.Report|JobReport",
+    "report": r"--report\b|--html\b|promptmill report\b(?!\">)|part_of\(\"report|arguments\.Report|JobReport",
     "review": r"\breview(?:er|_take)?\b(?! positive)",
     "telemetry": r"\bopentelemetry\b|OTEL_EXPORTER",
     "ultrarag": r"(?i)(?<!OpenBMB/)ultrarag",  # a link to its repository is the source of a fact

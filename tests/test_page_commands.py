@@ -128,7 +128,7 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     (tmp_path / "gold.csv").write_text("text,label\ngood,positive\nbad,negative\n")
     job = ""
     for name in ("labels.csv", "labels-a.csv", "labels-b.csv"):
-        if command.startswith(("compare", "show")):
+        if command.startswith("compare") or "--rows" in command:
             (tmp_path / name.replace("labels", "summaries")).write_text(f"text,answer\ngood,{name}\n")
             (tmp_path / name).write_text("text,label,answer\ngood,positive,positive\nbad,negative,positive\n")
             (tmp_path / "labels.csv").write_text("text,variant,answer\ngood,a,positive\ngood,b,positive\n")
@@ -163,18 +163,18 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
             if f"-o {name}" not in command:
                 reviewed.save(tmp_path / name)
         (tmp_path / "JOB.decisions.csv").write_text(f"row,label,key,text\n1,positive,{key},good\n")
-    if command.startswith(("jobs", "join", "report", "show")):
-        part = ["--shard", "1/1"] if command.startswith("join") else ["--limit", "5"]
+    if command.startswith("jobs"):
+        part = ["--shard", "1/1"] if "--join" in command else ["--limit", "5"]
         done = run("bulk", "prompts.jsonl", "answers.jsonl", *part, "--json")
         assert done.returncode == 0, done.stderr
         job = json.loads(done.stdout)["job_id"]
     fill = {
-        "JOB_ID": job,
+        "JOB": job,
         "ID": job,
         "AGE": "7d",
         "INPUT": "prompts.jsonl",
         "IN": "prompts.jsonl",
-        "OUTPUT": "out.jsonl",
+        "OUTPUT": "answers.jsonl" if "--join" in command else "out.jsonl",
     }
     fill |= {"OUT": "out.jsonl", "PROMPT": "Say yes", "/path/to/parameter.yaml": "parameter.yaml"}
     fill |= dict.fromkeys(("localhost:11434", "localhost:8080"), upstream.url)

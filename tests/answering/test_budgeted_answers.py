@@ -267,7 +267,7 @@ async def test_what_was_on_its_way_when_a_call_was_cancelled_is_charged_to_its_b
     await asyncio.wait({call})
     worst = (20 * PRICE["output"] + 200 * PRICE["input"]) / 1_000_000
     assert 20 * PRICE["output"] / 1_000_000 < budget.spent < 2 * worst, "the one that was sent, not those that waited"
-    assert budget.is_settled
+    assert budget.nothing_reserved
 
 
 def test_rows_say_what_they_cost(job, upstream, tmp_path, capsys):
@@ -472,7 +472,7 @@ async def test_a_twin_is_charged_beside_the_request_that_it_overtakes(opened, up
     await _ask(opened({}, concurrency=4, hedge=True), 60, stats)
     answered = sum(_charged_of(seen) for seen in upstream.seen if seen.number != 40)
     assert budget.spent - answered > 20 * PRICE["output"] / 1_000_000
-    assert budget.is_settled
+    assert budget.nothing_reserved
 
 
 def _charged_of(seen):

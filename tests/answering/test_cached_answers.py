@@ -236,7 +236,7 @@ async def test_the_command_line_shows_and_clears_the_cache(in_turn, tmp_path, ca
     path = str(tmp_path / "answers.sqlite")
     config = tmp_path / "p.yaml"
     config.write_text(json.dumps({"cache": path}))
-    assert main(["cache", "--config", str(config), "--json"]) == 0
+    assert main(["jobs", "--cache", "--config", str(config), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) | {"bytes": 0, "oldest_s": 0} == {
         "in_use": True,
         "path": path,
@@ -244,7 +244,7 @@ async def test_the_command_line_shows_and_clears_the_cache(in_turn, tmp_path, ca
         "bytes": 0,
         "oldest_s": 0,
     }
-    assert main(["cache", "--config", str(config), "--clear"]) == 0
+    assert main(["jobs", "--cache", "--config", str(config), "--clear"]) == 0
     assert capsys.readouterr().out.startswith("1 answer forgotten\n0 answers")
 
 

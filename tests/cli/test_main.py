@@ -192,8 +192,25 @@ def test_without_a_command_the_help_is_printed(promptmill):
     assert "generate" in out
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("show", "jobs JOB --rows"),
+        ("join", "jobs OUTPUT --join"),
+        ("cache", "jobs --cache"),
+        ("check", "models --check"),
+        ("providers", "models --providers"),
+        ("help", "--help"),
+        pytest.param("report", "jobs JOB --html", marks=pytest.mark.features("report")),
+    ],
+)
+def test_a_command_of_the_last_release_is_answered_with_its_new_name(promptmill, old, new):
+    code, out, err = promptmill(old, "x", "--any", config=None)
+    assert (code, out, err) == (2, "", f"error: `promptmill {old}` is now `promptmill {new}`.\n")
+
+
 def test_help_shows_a_commands_own_options(promptmill):
-    code, out, _ = promptmill("help", "bulk", config=None)
+    code, out, _ = promptmill("bulk", "--help", "all", config=None)
     assert code == 0
     assert "--again {failed,truncated,all}" in out
 
@@ -265,7 +282,7 @@ def test_answers_that_the_disk_does_not_take_are_printed(promptmill):
 def test_a_full_disk_behind_stdout_is_told_in_words():
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "promptmill", "providers"],
+            [sys.executable, "-m", "promptmill", "models", "--providers"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -281,7 +298,7 @@ def test_a_full_disk_behind_stdout_is_told_in_words():
 def test_a_narrow_terminal_gets_the_providers_without_urls(promptmill, monkeypatch, width, has_urls):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr("promptmill.cli.listings.columns", lambda _: width)
-    code, out, _ = promptmill("providers", config=None)
+    code, out, _ = promptmill("models", "--providers", config=None)
     assert (code, "openai       https://" in out) == (0, has_urls)
     assert "OPENAI_API_KEY (" in out
     if width > 12:
@@ -369,7 +386,7 @@ def test_the_file_named_goes_before_the_environment(promptmill, tmp_path, monkey
 # Mistakes
 
 
-@pytest.mark.parametrize("command", [["serve"], ["generate", "x"], ["check"]])
+@pytest.mark.parametrize("command", [["serve"], ["generate", "x"], ["models", "--check"]])
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -389,7 +406,7 @@ def test_a_wrong_configuration_is_exit_code_two_with_a_message(promptmill, tmp_p
     assert said in err
 
 
-@pytest.mark.parametrize("command", [["serve"], ["generate", "x"], ["check"]])
+@pytest.mark.parametrize("command", [["serve"], ["generate", "x"], ["models", "--check"]])
 def test_a_missing_file_is_exit_code_two_with_its_whole_path(promptmill, tmp_path, command):
     code, out, err = promptmill(*command, config=tmp_path / "nowhere.yaml")
     assert (code, out) == (2, "")
@@ -414,9 +431,9 @@ def test_a_wrong_use_is_exit_code_two(promptmill, arguments):
         ('backend_configs.openai.api_key="hunter2\\nx"', "backend_configs.openai.api_key"),
     ],
 )
-@pytest.mark.parametrize("command", ["generate", "check"])
+@pytest.mark.parametrize("command", [["generate", "x"], ["models", "--check"]])
 def test_settings_that_cannot_work_are_exit_code_two(promptmill, command, setting, said):
-    code, out, err = promptmill(command, "--set", setting, *(["x"] if command == "generate" else []))
+    code, out, err = promptmill(*command, "--set", setting)
     assert code == 2
     assert said in out + err
     assert "hunter2" not in out + err
@@ -425,7 +442,7 @@ def test_settings_that_cannot_work_are_exit_code_two(promptmill, command, settin
 def test_a_wrong_setting_is_told_with_the_file_and_its_line(promptmill, tmp_path):
     text = "backend: openai\nbackend_configs:\n  openai:\n    model_name: m\n    base_url:\n"
     (tmp_path / "own.yaml").write_text(text)
-    for command in (["generate", "x"], ["check"]):
+    for command in (["generate", "x"], ["models", "--check"]):
         code, out, err = promptmill(*command, config=tmp_path / "own.yaml")
         assert code == 2
         assert "own.yaml, line 5: backend_configs.openai.base_url: is missing" in out + err
@@ -451,7 +468,7 @@ def test_a_wrong_value_of_an_option_is_told_by_the_options_name(promptmill):
 
 def test_check_warns_about_an_empty_answer(promptmill, upstream):
     upstream.reply = answer("")
-    code, out, _ = promptmill("check")
+    code, out, _ = promptmill("models", "--check")
     assert code == 0
     assert "warn  answer: the answer is empty" in out
 
@@ -460,7 +477,7 @@ def test_check_warns_about_an_empty_answer(promptmill, upstream):
 
 
 def test_check_says_what_it_tried(promptmill, tmp_path, upstream):
-    code, out, err = promptmill("check")
+    code, out, err = promptmill("models", "--check")
     assert (code, err) == (0, "")
     assert str(tmp_path / "mine.yaml") in out
     assert "openai, m" in out
@@ -470,7 +487,7 @@ def test_check_says_what_it_tried(promptmill, tmp_path, upstream):
 
 def test_check_says_what_is_wrong_for_machines_too(promptmill, upstream):
     upstream.reply = status(401, "bad key")
-    code, out, _ = promptmill("check", "--json")
+    code, out, _ = promptmill("models", "--check", "--json")
     found = json.loads(out)
     assert code == 2
     assert not found["ok"]
@@ -489,7 +506,7 @@ def test_check_says_what_is_wrong_for_machines_too(promptmill, upstream):
 )
 def test_check_names_the_trouble(promptmill, upstream, reply, said):
     upstream.reply = reply
-    code, out, _ = promptmill("check")
+    code, out, _ = promptmill("models", "--check")
     assert code == 2
     assert "FAIL" in out
     assert said in out
@@ -497,13 +514,13 @@ def test_check_names_the_trouble(promptmill, upstream, reply, said):
 
 def test_check_finds_nobody_there(promptmill, upstream):
     upstream.vanish(None)
-    code, out, _ = promptmill("check")
+    code, out, _ = promptmill("models", "--check")
     assert code == 2
     assert str(upstream.port) in out
 
 
 def test_check_says_in_json_that_a_configuration_is_good(promptmill):
-    code, out, _ = promptmill("check", "--json")
+    code, out, _ = promptmill("models", "--check", "--json")
     assert code == 0
     assert json.loads(out)["ok"]
 
@@ -713,4 +730,4 @@ def test_models_of_an_endpoint_are_listed(promptmill, upstream, monkeypatch):
     assert promptmill("models", "--base-url", upstream.url)[1].split() == ["gpt-5.5", "qwen3"]
     assert json.loads(promptmill("models", "--base-url", upstream.url, "--json")[1])[1] == {"name": "qwen3"}
     code, _, err = promptmill("models", "--base-url", "localhost:9")
-    assert (code, err.splitlines()[-1]) == (2, "  promptmill check --base-url localhost:9")
+    assert (code, err.splitlines()[-1]) == (2, "  promptmill models --check --base-url localhost:9")

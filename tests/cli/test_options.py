@@ -61,7 +61,7 @@ def test_the_value_of_an_unknown_option_is_not_shown(refused):
         (["bulk", "a.csv", "b.csv", "--instructions", "Hi"], "did you mean --system?"),
         (["bulk", "--file", "a.csv"], "INPUT has no option: `promptmill bulk INPUT OUTPUT …`"),
         (["bulk", "--", "--prompt-colum"], "the following arguments are required: OUTPUT"),
-        (["join", "a", "b"], "'b' is an argument too many"),
+        (["jobs", "a", "b"], "'b' is an argument too many"),
         pytest.param(
             ["install"], "the following arguments are required: CLIENT", marks=pytest.mark.features("install")
         ),

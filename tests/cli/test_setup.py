@@ -124,7 +124,7 @@ def test_what_is_wrong_is_said_and_the_way_on(init, upstream):
     upstream.reply = html(404)
     code, out, _ = init("--base-url", upstream.url, "--model", "no # such: model", "-o", "other.yaml")
     assert code == 2
-    assert "Then `promptmill check --config other.yaml` tries it again." in out
+    assert "Then `promptmill models --check --config other.yaml` tries it again." in out
 
 
 def test_a_file_whose_check_failed_does_not_block_the_next_init_until_it_is_edited(init, tmp_path, upstream):
@@ -152,7 +152,7 @@ def test_what_works_is_the_default(init, upstream, monkeypatch, found, default):
 
     monkeypatch.setattr("promptmill.cli.setup.choosing.around", around)
     monkeypatch.setattr("promptmill.cli.setup._ask", ask)
-    monkeypatch.setattr("promptmill.cli.setup._check", lambda *_: 0)
+    monkeypatch.setattr("promptmill.cli.setup.check", lambda *_: 0)
     assert init()[0] == 0
     assert asked[0] == ("1, 2 or 3", default)
     expected = {"1": ("Its address", upstream.url), "2": ("The provider", "mistral"), "3": asked[1]}

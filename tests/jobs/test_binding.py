@@ -14,7 +14,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.store import binding, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import HaltedError, JobDatabase
-from promptmill.jobs.store.records import SLOT, Made, record_of
+from promptmill.jobs.store.records import SLOT, Provenance, record_of
 from promptmill.jobs.store.stored import Target
 
 FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=2)
@@ -28,7 +28,7 @@ def asked(question: str) -> bytes:
 
 def fill(store: JobDatabase, questions: Sequence[str], settings: int = 0, slot: int = 0) -> None:
     """Record an answer for each question, which says who asked."""
-    made = Made(settings)
+    made = Provenance(settings)
     store.write(
         [record_of(n + slot * SLOT, Completion(f"{one} {n}"), asked(one), made) for n, one in enumerate(questions)]
     )

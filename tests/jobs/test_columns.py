@@ -96,7 +96,7 @@ def test_shards_agree_on_the_names_though_only_one_has_such_a_field(bench):
     bench.upstream.reply = answer("x")
     for shard in ("1/2", "2/2"):
         bench.succeed("--shard", shard)
-    command = [sys.executable, "-m", "promptmill", "join", str(bench.output)]
+    command = [sys.executable, "-m", "promptmill", "jobs", str(bench.output), "--join"]
     assert bench.here(command).returncode == 0
     assert [row["answer_1"] for row in bench.answers()] == ["x", "x", "x"]
     assert bench.answers()[2]["answer"] == 1

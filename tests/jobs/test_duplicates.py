@@ -5,7 +5,7 @@ from dataclasses import replace
 from promptmill.backends.protocol import Completion, Usage
 from promptmill.jobs.run.copies import Copies, Duplicates
 from promptmill.jobs.store import statistics
-from promptmill.jobs.store.records import SLOT, Made, record_of
+from promptmill.jobs.store.records import SLOT, Provenance, record_of
 from promptmill.jobs.store.rounds import Round, join_of
 from promptmill.jobs.store.stored import Target
 from rounds_bench import PASSING, RoundsBench, order_of
@@ -24,7 +24,7 @@ def test_rows_with_other_answers_each_time_are_all_sent(store):
 def test_rows_are_equal_within_a_slot_by_the_question_of_its_own_prompt(store):
     targets = [Target(settings=1), Target(prompt=1, settings=2), Target(settings=3)]
     bench = RoundsBench(store, ["ax", "bx", "ay"], targets)
-    store.write([record_of(2 * SLOT, Completion("a"), None, Made(9))])  # of settings that do not count
+    store.write([record_of(2 * SLOT, Completion("a"), None, Provenance(9))])  # of settings that do not count
     of_all = replace(ONCE, slots=(0, 1, 2))
     Duplicates(store, bench.spec, lambda *_: True).prepare(of_all)
     found = {slot: [row.n for row in bench.open_rows(of_all) if row.slot == slot] for slot in of_all.slots}
@@ -35,8 +35,8 @@ def test_a_copied_answer_costs_nothing_and_what_it_replaces_still_counts(store):
     bench = RoundsBench(store, "aaa")
     (asked,) = {row.asked for row in store.rows()}
     new = replace(PAID, text="new")
-    store.write([record_of(0, new, asked, Made(0, 2)), record_of(1, PAID, asked, Made(0, 1))])
-    store.write([record_of(2, replace(PASSING, attempts=3), asked, Made(0, 1))])
+    store.write([record_of(0, new, asked, Provenance(0, 2)), record_of(1, PAID, asked, Provenance(0, 1))])
+    store.write([record_of(2, replace(PASSING, attempts=3), asked, Provenance(0, 1))])
     copying = Round(3, "again all duplicate", "duplicate", since=1, way="copy")
     duplicates = Duplicates(store, bench.spec, lambda *_: True)
     duplicates.prepare(copying)

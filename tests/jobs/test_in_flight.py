@@ -61,7 +61,7 @@ def test_a_killed_run_leaves_its_requests_to_the_next_one(path, ledger):
     assert following.charged_again == {3: 1}
     following.recorded([3])
     assert following.requests_lost == 302, "they were sent, whatever came of them"
-    following.settle()
+    following.clear()
     assert (following.most, following.lost, following.requests_lost) == (0, {}, 302)
     following.close()
     last = InFlight(path)

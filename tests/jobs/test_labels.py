@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from promptmill.backends.protocol import Completion
+from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.inputs.short_forms import schema_of_many
 from replies import answer, by_prompt, choose, status
 from tables import read_rows
 
@@ -331,3 +333,53 @@ def test_images_of_a_parquet_file_are_paths_bytes_or_both(bench):
     assert len(sent) == 3
     bench.output = bench.path / "none.csv"
     assert "--image-column path" in bench.run("--prompt", "Describe {{path}}.").stderr
+
+
+LABELS = {0: ["service", "price"], 1: ["price"], 2: []}
+
+
+@pytest.fixture
+def labelled(bench):
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("id,text\n0,a\n1,b\n2,c\n")
+    bench.upstream.reply = by_prompt(
+        {text: answer(json.dumps({"labels": LABELS[at]})) for at, text in enumerate("abc")}
+    )
+    return bench
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "xlsx"])
+def test_several_labels_are_a_cell_with_all_of_them(labelled, suffix):
+    labelled.output = labelled.path / f"out.{suffix}"
+    labelled.succeed("--prompt", "{{text}}", "--choices", "service,price,other", "--choices-many")
+    rows = [*objects_in(labelled.output)]
+    assert [row["labels"] or "" for row in rows] == ["service; price", "price", ""]
+
+
+def test_several_labels_stay_a_list_in_json_and_parquet(labelled):
+    for suffix in ("jsonl", "parquet"):
+        labelled.output = labelled.path / f"out.{suffix}"
+        labelled.succeed("--prompt", "{{text}}", "--choices", "service,price,other", "--choices-many")
+        rows = [*objects_in(labelled.output)]
+        assert [(row.get("answer") or row)["labels"] for row in rows] == [*LABELS.values()]
+
+
+def test_labels_that_a_semicolon_would_not_tell_apart_stay_json(bench):
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("text\na\n")
+    bench.upstream.reply = answer('{"labels": ["a; b", "c"]}')
+    bench.succeed("--prompt", "{{text}}", "--schema", str(_many_of(bench, "a; b", "c")))
+    assert [row["labels"] for row in objects_in(bench.output)] == ['["a; b","c"]']
+
+
+def _many_of(bench, *labels):
+    path = bench.path / "schema.json"
+    path.write_text(json.dumps(schema_of_many(labels)))
+    return path
+
+
+def test_the_summary_counts_labels_and_not_combinations(labelled):
+    options = ("--prompt", "{{text}}", "--choices", "service,price,other", "--choices-many")
+    assert "answers   labels: price 2, service 1\n" in labelled.run(*options).stdout
+    found = labelled.succeed(*options)
+    assert found["results"]["fields"] == {"labels": {"values": {"price": 2, "service": 1}, "is_list": True}}

@@ -18,7 +18,7 @@ from promptmill.jobs import disk
 from promptmill.jobs.run.live import OpenRow, OpenRows, RowSource, StoreSink
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.order import FailureLimit
-from promptmill.jobs.store.records import SLOT, Made, record_of
+from promptmill.jobs.store.records import SLOT, Provenance, record_of
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.statistics import JobCounts
 from promptmill.jobs.store.stored import Target
@@ -39,7 +39,7 @@ class World:
         self,
         limit: str | None = None,
         recorded: Callable[[Sequence[int]], None] | None = None,
-        made: Sequence[Made] = (Made(),),
+        made: Sequence[Provenance] = (Provenance(),),
     ) -> StoreSink:
         """Return a sink."""
         return StoreSink(
@@ -125,9 +125,9 @@ async def test_no_row_is_taken_once_there_are_enough(rows):
 
 async def test_the_slots_of_a_row_are_sent_one_after_the_other(rows):
     world = World(rows.store)
-    rows.store.write([record_of(1, Completion("a")), record_of(SLOT + 2, Completion("b"), made=Made(settings=7))])
+    rows.store.write([record_of(1, Completion("a")), record_of(SLOT + 2, Completion("b"), made=Provenance(settings=7))])
     targets = (Target(name="x"), Target(name="y", settings=7))
-    sink = world.sink(made=(Made(), Made(settings=7)))
+    sink = world.sink(made=(Provenance(), Provenance(settings=7)))
     found = await keys(world.source(rows, sink, targets=targets, among=range(5)))
     assert found == [0, SLOT, SLOT + 1, 2, 3, SLOT + 3, 4, SLOT + 4]
     assert len(await keys(world.source(rows, sink, targets=targets))) == 2 * 9998 - 2
@@ -140,7 +140,7 @@ async def test_the_slots_of_a_row_are_sent_one_after_the_other(rows):
 
 async def test_an_answer_of_other_settings_is_no_answer_of_a_row(rows):
     world = World(rows.store)
-    rows.store.write([record_of(row, Completion("a"), made=Made(settings=row)) for row in range(4)])
+    rows.store.write([record_of(row, Completion("a"), made=Provenance(settings=row)) for row in range(4)])
     source = world.source(rows, world.sink(), targets=(Target(settings=1, kept=(3,)),))
     assert [request.key for request in await source.take(3)] == [0, 2, 4]
     await source.aclose()
@@ -315,7 +315,7 @@ async def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path
 
 
 async def test_a_record_has_the_question_of_its_row_and_the_note_of_its_slot(world):
-    sink = world.sink(made=(Made(1, 5), Made(2, 5, ["model"])))
+    sink = world.sink(made=(Provenance(1, 5), Provenance(2, 5, ["model"])))
     for key in (3, SLOT + 3):
         sink.taken[key] = taken()._replace(n=3, slot=key // SLOT, asked=bytes([key // SLOT] * 16))
         await put(sink, key, Completion("a"))

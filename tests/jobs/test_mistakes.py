@@ -149,7 +149,8 @@ def test_a_file_of_one_row_with_a_list_in_it_is_no_object_around_rows(bench, row
     [
         *(["bulk", "NAME.jsonl", "o.jsonl"], ["bulk", "in.jsonl", "NAME.jsonl"], ["bulk", "in.jsonl/NAME", "o.jsonl"]),
         *(["bulk", "--validate", "in.jsonl", "NAME.jsonl"], ["bulk", "--validate", "NAME.jsonl", "o.jsonl"]),
-        *(["join", "NAME.jsonl"], ["check", "--config", "NAME"], ["generate", "a", "--config", "NAME/x.yaml"]),
+        *(["jobs", "NAME.jsonl", "--join"], ["models", "--check", "--config", "NAME"]),
+        ["generate", "a", "--config", "NAME/x.yaml"],
     ],
 )
 @pytest.mark.parametrize("length", [300, 5000])
@@ -267,9 +268,16 @@ def test_rows_on_stdin_are_no_files_to_choose_from(bench):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["out.jsonl", "--all"], "--all: goes with --export FILE, or without JOB_ID."),
+        (["out.jsonl", "--all"], "--all: goes with --export FILE, or without JOB."),
+        (["out.jsonl", "--rows", "--cancel"], "--rows: goes without --cancel."),
+        (["out.jsonl", "--cancel", "--failed"], "--cancel: goes without --failed."),
+        (["out.jsonl", "--full"], "--full: goes with --rows alone."),
+        (["out.jsonl", "--cache"], "--cache: is the cache of all jobs; leave out JOB."),
+        (["--clear"], "--clear: goes with --cache alone."),
+        (["--rows"], "--rows: needs a job, its output or a file of rows"),
+        (["--join"], "--join: needs the output"),
         (["--unfinished"], "--unfinished: goes with --prune AGE alone."),
-        (["out.jsonl", "--prune", "7d"], "--prune: forgets all jobs older than AGE; leave out JOB_ID."),
+        (["out.jsonl", "--prune", "7d"], "--prune: forgets all jobs older than AGE; leave out JOB."),
         (["--follow"], "name the job to follow; `promptmill jobs` lists them."),
     ],
 )

@@ -217,7 +217,7 @@ def _kept_call(folders, number, *, is_finished=True):
     items = [conversation_from_prompt(f"prompt {number}", "")]
     plan = openai_configuration("http://127.0.0.1:9/v1").plan
     work = CallWork(items, Call(), "", plan, Caller("a client"))
-    job = write(work, folders, {0: Completion("yes")}, settled=True)
+    job = write(work, folders, {0: Completion("yes")}, all_answered=True)
     made = OutputRecord(size=0, mtime_ns=0, limit=None, finished=True)
     job.folder.put(output=made, status={"state": "finished" if is_finished else "interrupted", "updated": number})
     job.close()

@@ -9,7 +9,7 @@ import pytest
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.records import SLOT, Made, Record, record_of
+from promptmill.jobs.store.records import SLOT, Provenance, Record, record_of
 
 ANSWER = Completion('h\u00e4llo "x"\n\u2028\0', "length", Usage(3, 4), "hm", ({"id": "1"},), attempts=2, latency_s=0.25)
 FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=3, latency_s=1e-05, usage=Usage(1, 0))
@@ -17,7 +17,7 @@ FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=3, latenc
 
 def stored(store: JobDatabase, outcome: Outcome) -> Record:
     """Return the record of an outcome, from the database."""
-    store.write([record_of(7 + SLOT, outcome, bytes(16), Made(3, 4))])
+    store.write([record_of(7 + SLOT, outcome, bytes(16), Provenance(3, 4))])
     record = store.record(7 + SLOT)
     assert record is not None
     assert (record.row, record.slot, record.asked, record.settings, record.round) == (7, 1, bytes(16), 3, 4)

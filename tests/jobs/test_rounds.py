@@ -10,24 +10,24 @@ from promptmill.backends.protocol import Completion, Outcome
 from promptmill.core.errors import PromptmillError
 from promptmill.core.feature import WITHOUT
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.records import SLOT, Made, record_of
+from promptmill.jobs.store.records import SLOT, Provenance, record_of
 from promptmill.jobs.store.rounds import RULES, Round, awaited, join_of, store_round, stored_rounds
 from rounds_bench import FINAL, PASSING
 
 ANSWER, TRUNCATED = Completion("a", "stop"), Completion("a", "length")
 SINCE, NOW = 4, 5
 EQUAL = "CREATE TEMP TABLE equal (key INTEGER, first INTEGER, is_known INTEGER)"
-STATES: list[tuple[str, Outcome | None, Made]] = [
-    ("missing", None, Made()),
-    ("answer", ANSWER, Made(0, 1)),
-    ("of other settings", ANSWER, Made(7, 1)),
-    ("truncated", TRUNCATED, Made(0, SINCE)),
-    ("truncated now", TRUNCATED, Made(0, NOW)),
-    ("final", FINAL, Made(0, SINCE)),
-    ("final now", FINAL, Made(0, NOW)),
-    ("passing", PASSING, Made(0, SINCE)),
-    ("passing now", PASSING, Made(0, NOW)),
-    ("answer now", ANSWER, Made(0, NOW)),
+STATES: list[tuple[str, Outcome | None, Provenance]] = [
+    ("missing", None, Provenance()),
+    ("answer", ANSWER, Provenance(0, 1)),
+    ("of other settings", ANSWER, Provenance(7, 1)),
+    ("truncated", TRUNCATED, Provenance(0, SINCE)),
+    ("truncated now", TRUNCATED, Provenance(0, NOW)),
+    ("final", FINAL, Provenance(0, SINCE)),
+    ("final now", FINAL, Provenance(0, NOW)),
+    ("passing", PASSING, Provenance(0, SINCE)),
+    ("passing now", PASSING, Provenance(0, NOW)),
+    ("answer now", ANSWER, Provenance(0, NOW)),
 ]
 
 
@@ -56,7 +56,7 @@ def test_a_rule_selects_rows_by_their_answer_in_the_slot(store, rows, slot, expe
         if outcome is not None:
             store.write([record_of(n + slot * SLOT, outcome, None, made)])
         others = (n + other * SLOT for other in range(3) if other != slot)  # which would select no row
-        store.write([record_of(key, ANSWER, None, Made(0, NOW)) for key in others])
+        store.write([record_of(key, ANSWER, None, Provenance(0, NOW)) for key in others])
     store.change(
         (EQUAL, [()]),
         (
@@ -71,7 +71,7 @@ def test_a_rule_selects_rows_by_their_answer_in_the_slot(store, rows, slot, expe
 @pytest.mark.parametrize("outcome", [ANSWER, TRUNCATED, FINAL, PASSING])
 def test_a_row_leaves_every_rule_once_its_round_has_recorded_it(store, rows, outcome):
     store.change(("INSERT INTO row VALUES (0, NULL, NULL, '')", [()]), (EQUAL, [()]))
-    store.write([record_of(0, outcome, None, Made(0, NOW))])
+    store.write([record_of(0, outcome, None, Provenance(0, NOW))])
     assert selected(store, rows, 0) == []
 
 

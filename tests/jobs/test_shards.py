@@ -12,8 +12,8 @@ import pytest
 
 
 def join(bench: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `promptmill join` on the bench's output."""
-    command = [sys.executable, "-m", "promptmill", "join", str(bench.output), *arguments]
+    """Run `promptmill jobs OUTPUT --join` on the bench's output."""
+    command = [sys.executable, "-m", "promptmill", "jobs", str(bench.output), "--join", *arguments]
     return bench.here(command)
 
 

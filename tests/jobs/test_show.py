@@ -1,4 +1,4 @@
-"""`promptmill show`: rows of a job and of any other file."""
+"""`promptmill jobs JOB --rows`: rows of a job and of any other file."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from waiting import eventually
 
 
 def shown(bench: Any, *arguments: str, code: int = 0) -> str:
-    """Return what `promptmill show` prints."""
-    done = bench.here([sys.executable, "-m", "promptmill", "show", *arguments])
+    """Return what `promptmill jobs JOB --rows` prints."""
+    done = bench.here([sys.executable, "-m", "promptmill", "jobs", arguments[0], "--rows", *arguments[1:]])
     assert done.returncode == code, done.stderr
     return str(done.stdout if code == 0 else done.stderr)
 
@@ -88,7 +88,7 @@ def test_a_changed_or_deleted_input_leaves_questions_and_answers(bench, is_delet
         bench.input.unlink()
     else:
         bench.input.write_text("{}\n")
-    done = bench.here([sys.executable, "-m", "promptmill", "show", str(bench.output)])
+    done = bench.here([sys.executable, "-m", "promptmill", "jobs", str(bench.output), "--rows"])
     assert (done.returncode, done.stderr) == (0, "")
     for at in range(3):
         assert f"row {at + 1}\n  prompt  prompt {at}\n  answer  echo: prompt {at}\n" in done.stdout
@@ -125,7 +125,7 @@ def test_a_terminal_gets_a_pager_and_no_control_sequences(bench):
     bench.succeed()
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "PAGER": "sed s/^/P/", "LINES": "12", "COLUMNS": "60"}
-    command = [sys.executable, "-m", "promptmill", "show", str(bench.output)]
+    command = [sys.executable, "-m", "promptmill", "jobs", str(bench.output), "--rows"]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=bench.path)
     os.close(theirs)
     text = b""

@@ -48,7 +48,7 @@ def needs(feature: str, options: dict[str, Any], said: str) -> Any:
         needs(
             "report",
             {"report": "r.html", "validate": True},
-            "--report goes without --validate; `promptmill report`",
+            "--report goes without --validate; `promptmill jobs JOB --html`",
         ),
         ({"prompt": "a", "prompt_column": "b"}, "--prompt goes without --prompt-column; name the column in the"),
     ],

@@ -50,7 +50,7 @@ async def test_a_model_that_the_endpoint_lacks_is_told_with_those_it_has(talk, u
     assert text(result).endswith(
         "The endpoint has qwen3-8b: name one with `model_name` (in the configuration, or by generation_init)."
     )
-    assert "promptmill check" not in text(result)
+    assert "promptmill models --check" not in text(result)
     assert codes(result) == {0: "not_found"}
 
 

@@ -8,7 +8,7 @@ import pytest
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.service import list_call
-from promptmill.service.driver import settle
+from promptmill.service.driver import record_outcome
 from promptmill.service.list_call import ListSink
 
 GOOD = Completion("Paris.", "stop", Usage(5, 2), attempts=2, latency_s=0.5)
@@ -220,9 +220,9 @@ async def test_values_that_thousands_of_prompts_share_are_measured_once(monkeypa
 async def test_the_answer_that_fills_a_list_counts():
     sink, stats = ListSink(3, 10_000, most=2_000), Call()
     large = Completion("x" * 3_000)
-    settle(0, GOOD, sink, stats)
+    record_outcome(0, GOOD, sink, stats)
     with pytest.raises(PromptmillError):
-        settle(1, large, sink, stats)
+        record_outcome(1, large, sink, stats)
     outcomes = sink.result(PromptmillError(Code.INTERNAL, "no room"))
     assert [isinstance(outcome, Completion) for outcome in outcomes] == [True, True, False]
     assert stats.counts.done == 2

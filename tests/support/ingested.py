@@ -59,7 +59,9 @@ class Ingested:
     def files(self) -> input_files.InputFiles:
         """The files of the input, as they are now."""
         parts = input_files.find([self.folder / name for name in self._given], self.target)
-        return input_files.opened(parts, encoding=self.encoding)
+        found = input_files.opened(parts)
+        found.encoding = self.encoding or found.encoding
+        return found
 
     def read(self) -> None:
         """Read the input, again if it was read before."""

@@ -88,10 +88,10 @@ class BudgetedAnswers:
         """Answer a request within the budgets of the process and the call."""
         budgets = [budget for budget in (self._budget, call.ledger.budget) if budget is not None]
         if call.ledger.deferred is not None:
-            return self._settled(request, call, budgets, call.ledger.deferred)
+            return self._charged(request, call, budgets, call.ledger.deferred)
         return self._within_budget(request, call, budgets) if budgets else self._priced(request, call)
 
-    async def _settled(
+    async def _charged(
         self, request: Request, call: Call, budgets: Sequence[Budget], deferred: Callable[[int], float]
     ) -> Outcome:
         """Answer a request of a batch, whose highest cost was set aside when the batch was planned."""
@@ -165,7 +165,7 @@ class BudgetedAnswers:
                 outcome = await self._following(replace(request, account=account), call)
             except BaseException:
                 cut_off = account.open * worst
-                account.settle(cut_off)
+                account.charge(cut_off)
                 call.cut_off(cut_off)
                 raise
             if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED:
@@ -173,7 +173,7 @@ class BudgetedAnswers:
                 return replace(outcome, cost=worst)
             spent, unmetered = billed(outcome)
             charged = charge(spent, price, tiers) + unmetered * worst
-            account.settle(charged)
+            account.charge(charged)
             call.charge(request, charged)
             cost, usage = cost + charged, usage + outcome.usage
             if not isinstance(outcome, Failure) or outcome.error.code is not Code.BUDGET:
@@ -191,7 +191,7 @@ class BudgetedAnswers:
         `advise` is called while the budget is full, for the first request in line.
         """
         if account.reserved:  # other requests wait already
-            account.settle(0.0)
+            account.charge(0.0)
         with call.hold():
             async with self._line:
                 while not account.reserve():
@@ -253,7 +253,7 @@ class _BudgetAccount(Account):
         for place, budget in enumerate(self._budgets):
             if not budget.reserve(self.worst):
                 for before in self._budgets[:place]:
-                    before.settle(self.worst, 0.0)
+                    before.charge(self.worst, 0.0)
                 return False
         self.reserved += self.worst
         return True
@@ -271,10 +271,10 @@ class _BudgetAccount(Account):
         """Reserve the cost of another request; return False if a budget does not allow it."""
         return self.reserve()
 
-    def settle(self, cost: float) -> None:
+    def charge(self, cost: float) -> None:
         """Charge `cost`, and release the rest of the reservation."""
         for budget in self._budgets:
-            budget.settle(self.reserved, cost)
+            budget.charge(self.reserved, cost)
         self.reserved = 0.0
 
     def defer(self) -> None:
@@ -289,7 +289,7 @@ class _BudgetAccount(Account):
 
     async def changed(self) -> None:
         """Wait until a reservation is released."""
-        full = next(budget for budget in self._budgets if not budget.is_settled)
+        full = next(budget for budget in self._budgets if not budget.nothing_reserved)
         await full.changed()
 
 

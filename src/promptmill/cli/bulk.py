@@ -36,7 +36,7 @@ from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.export.output import end_of, write_rows
 from promptmill.jobs.export.text import Form
 from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output
-from promptmill.jobs.inputs.given import blocks_of_stdin, suffix_of
+from promptmill.jobs.inputs.input_rows import blocks_of_stdin, suffix_of
 from promptmill.jobs.inputs.remote import RemoteOutput, is_elsewhere
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -171,7 +171,7 @@ def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argpars
     parser = Parser("promptmill bulk")
     add_options(parser)
     before = parser.parse_args(command[1:])
-    own = {name: value for name, value in vars(arguments).items() if value not in (None, [])}
+    own = {name: value for name, value in vars(arguments).items() if value is not False and value not in (None, [])}
     return argparse.Namespace(**{**vars(before), **own, "set": [*before.set, *arguments.set], "json": arguments.json})
 
 

@@ -192,7 +192,7 @@ def warn_of_input(job: Job) -> None:
     is_sent = spec.question.image_column is not None or job.finished
     if is_sent or not spec.input.is_file or not spec.input.parts[0].path.exists():
         return
-    files = input_files.opened(spec.input.parts[:1], encoding=spec.input.encoding)
+    files = input_files.opened(spec.input.parts[:1], reading=spec.input)
     if column := image_column(files, spec.input.format, only_existing=True):
         unsent = f"the cells of {column} are paths of images, but no image is sent"
         say(f"warning: {unsent}; to send them: --image-column {column}", sys.stderr, wrap=True)

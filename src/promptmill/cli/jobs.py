@@ -1,4 +1,4 @@
-"""`promptmill jobs`: how far jobs are, and what to do with one; `promptmill join`: one output of all shards."""
+"""`promptmill jobs`: how far jobs are, and what to do with one."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TextIO
 
 import orjson
 
+from promptmill.cli import show
 from promptmill.cli.bulk import remembered
 from promptmill.cli.job_display import print_jobs, print_status
 from promptmill.cli.job_run import run
+from promptmill.cli.listings import show_cache
 from promptmill.cli.options import Parser, add_shared, configuration_of, refuse
 from promptmill.cli.terminal import OK, SOME_FAILED, say
 from promptmill.core.errors import config_error, without_controls
+from promptmill.core.feature import JobAction, features, part
 from promptmill.core.wording import counted
 from promptmill.jobs.door import reopened
 from promptmill.jobs.export.join import join
@@ -32,6 +35,11 @@ from promptmill.jobs.store.status_record import Status
 _CANCEL_WAIT_S = 3.0
 _FOLLOW_S = 1.0
 _FAILURES_SHOWN = 20
+_ACTIONS = (
+    *("follow", "watch", "rows", "cancel", "resume", "retry_failed", "pause", "unpause"),
+    *("export", "join", "prune", "cache"),
+)
+"""The actions of which a command has one at most."""
 _LIVE = ("concurrency", "max_cost")
 _NEWEST = 20  # jobs that are listed
 _WATCH_S = 2.0  # a look takes some milliseconds, and the board may use one percent of a core
@@ -39,25 +47,35 @@ _LISTED_EVERY = 5  # looks between two for new jobs
 _LINE_EVERY_S = 5.0
 
 
-def add_jobs_options(jobs: Parser) -> None:
+def add_options(jobs: Parser) -> None:
     """Add the options of the command."""
-    jobs.add_argument("job_id", nargs="?", metavar="JOB_ID", help="one job, or its output; the newest 20 without it")
-    group = jobs.add_argument_group("what to do", "without any of these: show how far jobs are")
-    doing = group.add_mutually_exclusive_group()
-    doing.add_argument("--cancel", action="store_true", help="end the job; what is answered is kept")
-    doing.add_argument("--resume", action="store_true", help="go on with the job, here")
-    doing.add_argument("--retry-failed", action="store_true", help="send the rows that failed again, here")
-    doing.add_argument("--pause", action="store_true", help="send no further rows until --unpause")
-    doing.add_argument("--unpause", action="store_true", help="send rows again")
-    doing.add_argument("--watch", action="store_true", help="a board of all running jobs, until Ctrl-C")
-    doing.add_argument("--export", type=Path, metavar="FILE", help="write the answers there are to FILE")
-    doing.add_argument("--follow", action="store_true", help="show how far a job is until it ends")
-    doing.add_argument(
-        "--failed", action="store_true", help="only jobs that failed or have failed rows; with JOB_ID its failed rows"
+    jobs.add_argument("job_id", nargs="?", metavar="JOB", help="one job, or its output; the newest 20 without it")
+    looking = jobs.add_argument_group("look", "without any action: show how far jobs are")
+    looking.add_argument("--follow", action="store_true", help="show how far a job is until it ends")
+    looking.add_argument("--watch", action="store_true", help="a board of all running jobs, until Ctrl-C")
+    show.add_options(looking)
+    looking.add_argument(
+        "--failed",
+        action="store_true",
+        help="only jobs that failed or have failed rows; with JOB its failed rows; with --rows these first",
     )
-    doing.add_argument("--prune", metavar="AGE", help="forget finished jobs older than AGE (30m, 12h, 7d, 2w)")
-    group.add_argument("--all", action="store_true", help="all jobs; with --export: failed and unanswered rows as well")
-    group.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could still go on")
+    for action in _added():
+        part(action.options)(looking)
+    acting = jobs.add_argument_group("act on a job")
+    acting.add_argument("--cancel", action="store_true", help="end the job; what is answered is kept")
+    acting.add_argument("--resume", action="store_true", help="go on with the job, here")
+    acting.add_argument("--retry-failed", action="store_true", help="send the rows that failed again, here")
+    acting.add_argument("--pause", action="store_true", help="send no further rows until --unpause")
+    acting.add_argument("--unpause", action="store_true", help="send rows again")
+    acting.add_argument("--export", type=Path, metavar="FILE", help="write the answers there are to FILE")
+    acting.add_argument("--join", action="store_true", help="write OUTPUT from the parts that `bulk --shard I/N` made")
+    acting.add_argument("--overwrite", action="store_true", help="with --join: replace OUTPUT, if it is there")
+    every = jobs.add_argument_group("all jobs")
+    every.add_argument("--all", action="store_true", help="list all jobs; with --export: also rows without an answer")
+    every.add_argument("--prune", metavar="AGE", help="forget finished jobs older than AGE (30m, 12h, 7d, 2w)")
+    every.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could still go on")
+    every.add_argument("--cache", action="store_true", help="show the size of the cache of answers")
+    every.add_argument("--clear", action="store_true", help="with --cache: forget all of its answers")
     jobs.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
     jobs.add_argument("--json", action="store_true", help="print the result as JSON")
     add_shared(jobs)
@@ -65,6 +83,7 @@ def add_jobs_options(jobs: Parser) -> None:
         "promptmill jobs                                      # how far all jobs are",
         "promptmill jobs labels-ee43615806 --follow",
         "promptmill jobs labels-ee43615806 --retry-failed     # with the command that the job remembers",
+        "promptmill jobs labels.csv --rows                    # five of its rows",
         "promptmill jobs labels-ee43615806 --export so-far.csv",
         "promptmill jobs --prune 30d",
         "promptmill jobs labels-ee43615806 --set concurrency=50 --set max_cost=20    # of a job that runs elsewhere",
@@ -73,18 +92,37 @@ def add_jobs_options(jobs: Parser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    job_id, is_pruned = arguments.job_id, arguments.prune is not None
+    job_id, is_pruned, shows_rows = arguments.job_id, arguments.prune is not None, arguments.rows is not None
     refuse(
-        (arguments.all and arguments.export is None and job_id, "--all", "goes with --export FILE, or without JOB_ID."),
+        (arguments.all and arguments.export is None and job_id, "--all", "goes with --export FILE, or without JOB."),
         (arguments.unfinished and not is_pruned, "--unfinished", "goes with --prune AGE alone."),
-        (is_pruned and job_id, "--prune", "forgets all jobs older than AGE; leave out JOB_ID."),
+        (is_pruned and job_id, "--prune", "forgets all jobs older than AGE; leave out JOB."),
+        (arguments.full and not shows_rows, "--full", "goes with --rows alone."),
+        (arguments.seed is not None and not shows_rows, "--seed", "goes with --rows alone."),
+        (arguments.overwrite and not arguments.join, "--overwrite", "goes with --join alone."),
+        (arguments.clear and not arguments.cache, "--clear", "goes with --cache alone."),
+        (arguments.cache and job_id, "--cache", "is the cache of all jobs; leave out JOB."),
     )
+    _check_actions(arguments)
     if is_pruned:
         return _forget(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
+    if arguments.cache:
+        return show_cache(arguments, configuration_of(arguments))
     if arguments.watch:
         with contextlib.suppress(KeyboardInterrupt):
             _watch(JobFolders.from_environ())
         return OK
+    return _of_one_job(arguments)
+
+
+def _of_one_job(arguments: argparse.Namespace) -> int:
+    for action in _added():
+        if _is_asked(arguments, action.names):
+            return int(part(action.run)(_named(arguments.job_id, action.purpose), arguments))
+    if arguments.rows is not None:
+        return show.show(arguments)
+    if arguments.join:
+        return _join(arguments)
     if arguments.resume or arguments.retry_failed:
         return _resume(arguments)
     if arguments.pause or arguments.unpause or arguments.set:
@@ -103,6 +141,27 @@ def _run(arguments: argparse.Namespace) -> int:
         return _failures(job, as_json=arguments.json)
     print_status(status.read(job) | status.asked(job), job, as_json=arguments.json)
     return OK
+
+
+def _added() -> Iterator[JobAction]:
+    """Yield the actions of features."""
+    for feature in features().values():
+        yield from feature.job_actions
+
+
+def _is_asked(arguments: argparse.Namespace, names: Iterable[str]) -> bool:
+    return any(getattr(arguments, name) not in {None, False} for name in names)
+
+
+def _check_actions(arguments: argparse.Namespace) -> None:
+    """Raise `PromptmillError` (`invalid_config`) for two actions."""
+    asked = [name for name in _ACTIONS if _is_asked(arguments, [name])]
+    asked += [action.names[0] for action in _added() if _is_asked(arguments, action.names)]
+    if arguments.failed and asked != ["rows"]:
+        asked.append("failed")
+    if asked[1:]:
+        first, second = (f"--{name.replace('_', '-')}" for name in asked[:2])
+        raise config_error(first, f"goes without {second}.")
 
 
 def _named(job_id: str | None, purpose: str = "") -> Folder:
@@ -245,18 +304,10 @@ def _forget(age: str, *, unfinished: bool, as_json: bool) -> int:
     return OK
 
 
-def add_join_options(parser: Parser) -> None:
-    """Add the options of the command."""
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="as it was named for the shards")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT, if it is there")
-    parser.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(unconfigured=_join)
-
-
 def _join(arguments: argparse.Namespace) -> int:
     """Make one output of the parts of all shards. Returns 0 when all rows are answered, 1 when not."""
-    output: Path = arguments.output
+    refuse((arguments.job_id is None, "--join", "needs the output: promptmill jobs OUTPUT --join."))
+    output = Path(arguments.job_id)
     was_there = output.exists() and not arguments.overwrite
     counts = join(
         JobFolders.from_environ(), output, overwrite=arguments.overwrite, passed=_written_lines(output.name, sys.stderr)

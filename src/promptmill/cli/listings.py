@@ -1,4 +1,4 @@
-"""`promptmill models`, `providers` and `cache`: lists of models and providers, and the cache of answers."""
+"""`promptmill models` and `features`: lists of models, providers and features; and the size of the cache of answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import orjson
 
 from promptmill.answering.cached import AnswerCache, path_of
 from promptmill.backends import registry
-from promptmill.cli.options import Parser, add_endpoint, add_shared
+from promptmill.cli.options import Parser, add_shared
+from promptmill.cli.setup import check
 from promptmill.cli.terminal import columns, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import config_error
@@ -41,9 +42,30 @@ def _show_features(_arguments: argparse.Namespace) -> int:
 
 def add_models_options(parser: Parser) -> None:
     """Add the options of `promptmill models`."""
-    add_shared(parser, answering=False)
-    add_endpoint(parser)
-    parser.add_argument("--json", action="store_true", help="as JSON")
+    group = parser.add_argument_group("what to do", "without any of these: list the models that --model NAME knows")
+    doing = group.add_mutually_exclusive_group()
+    doing.add_argument(
+        "--check",
+        dest="command",
+        action="store_const",
+        const=check,
+        help="try configuration, endpoint, key and model, with a one-token call",
+    )
+    doing.add_argument(
+        "--providers",
+        dest="unconfigured",
+        action="store_const",
+        const=_show_providers,
+        default=argparse.SUPPRESS,
+        help="list the providers for --provider NAME, and their keys",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_shared(parser)
+    parser.show_examples(
+        "promptmill models                                    # of the configuration in use",
+        "promptmill models --check --base-url localhost:11434 --model qwen3:8b",
+        "promptmill models --providers",
+    )
     parser.set_defaults(command=_show_models)
 
 
@@ -56,7 +78,7 @@ def _show_models(arguments: argparse.Namespace, configuration: Configuration) ->
         names = runtime.run(choosing.models_at(configuration.plan))
         if not names:
             option = f"--base-url {arguments.base_url}" if arguments.base_url else f"--provider {arguments.provider}"
-            raise config_error(option, f"there is no list of models. Run: promptmill check {option}")
+            raise config_error(option, f"there is no list of models. Run: promptmill models --check {option}")
         say(orjson.dumps([{"name": name} for name in names]).decode() if arguments.json else "\n".join(names))
         return 0
     service = Service(configuration)
@@ -73,12 +95,6 @@ def _show_models(arguments: argparse.Namespace, configuration: Configuration) ->
         fallback = f", then {', '.join(model['fallback'])}" if "fallback" in model else ""
         say(f"{name:{width}} {model['backend']:9} {model['model'] or 'no model named'}{fallback}", wrap=True)
     return 0
-
-
-def add_providers_options(parser: Parser) -> None:
-    """Add the options of `promptmill providers`."""
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.set_defaults(unconfigured=_show_providers)
 
 
 def _show_providers(arguments: argparse.Namespace) -> int:
@@ -108,15 +124,7 @@ def _batches(row: registry.Listed) -> str:
     return f", batches{saved}" if row.batches else ""
 
 
-def add_cache_options(parser: Parser) -> None:
-    """Add the options of `promptmill cache`."""
-    add_shared(parser, answering=False)
-    parser.add_argument("--clear", action="store_true", help="forget all of it")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(command=_show_cache)
-
-
-def _show_cache(arguments: argparse.Namespace, configuration: Configuration) -> int:
+def show_cache(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Print the size of the configuration's cache, after clearing it with `--clear`. Returns 0.
 
     Raises `PromptmillError` (`storage`).

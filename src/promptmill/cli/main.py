@@ -23,23 +23,18 @@ if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
 COMMANDS = (
     Command("serve", "serve MCP over stdio, or over HTTP with --http", "promptmill.cli.serve:add_options"),
     Command("generate", "answer prompts and print the answers", "promptmill.cli.generate:add_options"),
-    Command("bulk", "answer a file of prompts into another; goes on after a crash", "promptmill.cli.bulk:add_options"),
     Command(
-        "join", "make one output of the parts that `bulk --shard I/N` made", "promptmill.cli.jobs:add_join_options"
+        "bulk", "answer each row of a table into another; resumes after a crash", "promptmill.cli.bulk:add_options"
     ),
-    Command("jobs", "how far jobs are; go on with one, forget old ones", "promptmill.cli.jobs:add_jobs_options"),
     Command(
-        "show", "show some rows of a job or a file, each prompt above its answer", "promptmill.cli.show:add_options"
+        "jobs",
+        "show progress, rows and failures of jobs; resume, export or forget one",
+        "promptmill.cli.jobs:add_options",
     ),
-    Command("cache", "what the cache of answers holds", "promptmill.cli.listings:add_cache_options"),
-    Command("models", "list the models that --model NAME knows", "promptmill.cli.listings:add_models_options"),
     Command(
-        "providers",
-        "list the providers for `provider: NAME`, and their keys",
-        "promptmill.cli.listings:add_providers_options",
+        "models", "list models and providers; try endpoint, key and model", "promptmill.cli.listings:add_models_options"
     ),
-    Command("check", "try configuration, endpoint, key and model", "promptmill.cli.setup:add_check_options"),
-    Command("init", "ask three questions, write parameter.yaml, check it", "promptmill.cli.setup:add_init_options"),
+    Command("init", "ask three questions, write parameter.yaml, check it", "promptmill.cli.setup:add_options"),
     Command(
         "completion",
         "print a script that completes commands, options, files, jobs and models with Tab",
@@ -52,6 +47,15 @@ COMMANDS = (
     ),
 )
 """The commands of the core, in the order of the help; the commands of features follow."""
+_RENAMED = {
+    "show": "jobs JOB --rows",
+    "join": "jobs OUTPUT --join",
+    "cache": "jobs --cache",
+    "check": "models --check",
+    "providers": "models --providers",
+    "help": "--help",
+}
+"""Commands of the last release, and the command lines that replace them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else list(argv)
     if given[:1] == ["--list-models"]:
         given[0] = "models"
+    if now := _renamed(given[:1]):
+        complain(f"`promptmill {given[0]}` is now `promptmill {now}`.")
+        return USAGE
     parser = parser_of(given)
     arguments = parser.parse_args(given)
     arguments.given = given
@@ -140,24 +147,20 @@ def commands() -> list[Command]:
 
 def parser_of(words: Collection[str] | None = None) -> argparse.ArgumentParser:
     """Return the parser of the command line; only the commands in `words` get their options (None: all)."""
-    parser = Parser("promptmill", description="Text-generation engines as MCP tools.")
+    parser = Parser("promptmill", description="A table in, a table with a model's answers out.")
     parser.add_argument("-v", "-V", "--version", action="version", version=f"promptmill {__version__}")
     added = parser.add_subparsers(metavar="COMMAND")
     for command in commands():
         parsing = added.add_parser(command.name, help=command.words)
         if words is None or command.name in words:
             part(command.options)(parsing)
-    helping = added.add_parser("help", help="what a command does and takes")
-    helping.add_argument("words", nargs="*", metavar="COMMAND")
-    helping.set_defaults(unconfigured=lambda arguments: _help(parser, arguments.words))
     return parser
 
 
-def _help(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
-    if words:
-        parser.parse_args([*words, "--help"])
-    parser.print_help()
-    return OK
+def _renamed(command: Sequence[str]) -> str:
+    """Return the command line that replaces a command of the last release; `""` for other words."""
+    names = _RENAMED | {name: now for feature in features().values() for name, now in feature.renamed.items()}
+    return next((names[name] for name in command if name in names), "")
 
 
 if __name__ == "__main__":

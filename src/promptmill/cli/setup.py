@@ -1,4 +1,4 @@
-"""`promptmill init` and `check`: write a configuration from three questions, and try one stage by stage."""
+"""`promptmill init`: write a configuration from three questions; and a trial of a configuration, stage by stage."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _OF_THIS_MACHINE = "http://127.0.0.1"
 _LOOK_S = 0.2
 
 
-class Answers(NamedTuple):
+class SetupAnswers(NamedTuple):
     """The content of the new file. `block` holds the keys of the backend's block: `(key, value, comment)`."""
 
     backend: str
@@ -50,8 +50,8 @@ class Answers(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def add_init_options(parser: Parser) -> None:
-    """Add the options of `promptmill init`."""
+def add_options(parser: Parser) -> None:
+    """Add the options of the command."""
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the file to write; default: parameter.yaml")
     parser.add_argument("--force", action="store_true", help="replace the file if there is one")
     add_shared(parser)
@@ -77,10 +77,10 @@ def _init(arguments: argparse.Namespace) -> int:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise config_error("", f"{file} cannot be written: {error.strerror}.") from None
-    say(f"{file} is written; `promptmill check` tries it:\n", wrap=True)
+    say(f"{file} is written; `promptmill models --check` tries it:\n", wrap=True)
     sys.stdout.flush()
     checked = argparse.Namespace(config=file, backend=None, set=arguments.set, json=False)
-    code = _check(checked, configuration_of(checked))
+    code = check(checked, configuration_of(checked))
     option = "" if file == Path(FILE_NAME) else f" --config {file}"
     if code == 0:
         print(f'\nNext: promptmill generate{option} "What is the capital of France?"')
@@ -90,7 +90,7 @@ def _init(arguments: argparse.Namespace) -> int:
     else:
         file.write_text(f"{_unchecked(text)}\n{text}", encoding="utf-8")
         todo = answers.notes or (f"The last line above names the change that {file} needs.",)
-        say("\n" + "\n".join((*todo, f"Then `promptmill check{option}` tries it again.")), wrap=True)
+        say("\n" + "\n".join((*todo, f"Then `promptmill models --check{option}` tries it again.")), wrap=True)
     return code
 
 
@@ -109,7 +109,7 @@ def _is_unchecked(file: Path) -> bool:
     return first == _unchecked(text)
 
 
-def _answers_from(arguments: argparse.Namespace) -> Answers:
+def _answers_from(arguments: argparse.Namespace) -> SetupAnswers:
     server = provider = ""
     if arguments.base_url:
         where = "1"
@@ -126,12 +126,12 @@ def _answers_from(arguments: argparse.Namespace) -> Answers:
         url = arguments.base_url or _ask("Its address", server or _LOCAL, "--base-url")
         model = arguments.model or _model_at(url)
         named = [] if model == _ONLY else [("model_name", model, "")]
-        return Answers("openai", [("base_url", url, "the server's address"), *named])
+        return SetupAnswers("openai", [("base_url", url, "the server's address"), *named])
     if where == "2":
         return _provider(arguments, provider or "openai")
     backend = arguments.backend or choosing.local_engine()
     model = arguments.model or _ask("The model: a folder, a model hub name, or", EMBEDDED, "--model")
-    return Answers(backend, [("model_name_or_path", model, "a folder, a model hub name, or the embedded model")])
+    return SetupAnswers(backend, [("model_name_or_path", model, "a folder, a model hub name, or the embedded model")])
 
 
 def _model_at(url: str) -> str:
@@ -147,7 +147,7 @@ def _model_at(url: str) -> str:
     return _ask("The model", names[0], f"--model: {has}")
 
 
-def _provider(arguments: argparse.Namespace, likely: str) -> Answers:
+def _provider(arguments: argparse.Namespace, likely: str) -> SetupAnswers:
     rows = {
         row.provider: (row.base_url, row.key_env)
         for row in registry.providers()
@@ -159,7 +159,7 @@ def _provider(arguments: argparse.Namespace, likely: str) -> Answers:
         name = _ask("The provider", likely, "--provider", among=tuple(rows))
     key_env = arguments.key_env or rows.get(name, ("", ""))[1]
     model = arguments.model or _ask("The model", "", "--model")
-    block = [("provider", name, "`promptmill providers` lists them"), ("model_name", model, "")]
+    block = [("provider", name, "`promptmill models --providers` lists them"), ("model_name", model, "")]
     if name in rows and not rows[name][0]:  # each customer has an address there
         block.append(("base_url", _ask("Its address", "", "--base-url"), "the address of your resource"))
     notes: tuple[str, ...] = ()
@@ -167,7 +167,7 @@ def _provider(arguments: argparse.Namespace, likely: str) -> Answers:
         block.append(("api_key_env", key_env, "the environment variable that holds your key"))
         if not os.environ.get(key_env):
             notes = (f"`export {key_env}=…` gives promptmill your key.",)
-    return Answers("openai", block, notes)
+    return SetupAnswers("openai", block, notes)
 
 
 def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = (), unasked: str | None = None) -> str:
@@ -210,7 +210,7 @@ def _line_for(asked: str) -> str:
     return line
 
 
-def written(answers: Answers) -> str:
+def written(answers: SetupAnswers) -> str:
     """Return the text of the configuration file."""
     import yaml
 
@@ -241,18 +241,7 @@ sampling_params:
 """
 
 
-def add_check_options(parser: Parser) -> None:
-    """Add the options of `promptmill check`."""
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    add_shared(parser)
-    parser.show_examples(
-        "promptmill check                                     # the configuration in use",
-        "promptmill check --base-url localhost:11434 --model qwen3:8b",
-    )
-    parser.set_defaults(command=_check)
-
-
-def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
+def check(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Try the configuration, with a one-token call at the end. Returns 0, or 2 if a stage fails.
 
     `arguments` are the command line's, with `json`.

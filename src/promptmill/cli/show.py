@@ -1,4 +1,4 @@
-"""`promptmill show`: some rows of a job, each prompt above its answer, or some rows of any file of rows.
+"""`promptmill jobs JOB --rows`: some rows of a job, each prompt above its answer, or some rows of any file of rows.
 
 The rows of a job come from its database, so that they are there while it runs. A file that no job made is
 read once.
@@ -20,9 +20,9 @@ from typing import Any
 
 import orjson
 
-from promptmill.cli.options import Parser, at_least_one
+from promptmill.cli.options import at_least_one
 from promptmill.cli.terminal import columns, say
-from promptmill.core.errors import Code, PromptmillError, without_controls
+from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.values import JsonObject, json_text
 from promptmill.core.wording import LONGEST_SHOWN, counted
 from promptmill.jobs import disk
@@ -43,16 +43,18 @@ _HIDDEN = frozenset({"usage", "finish_reason", "cost"})
 _LESS = "-X"  # leaves the rows on the screen
 
 
-def add_options(show: Parser) -> None:
-    """Add the options of the command."""
-    show.add_argument("what", metavar="FILE|JOB", help="a job, its output, or any file of rows")
-    show.add_argument("--rows", type=at_least_one, default=_ROWS, metavar="N", help=f"so many rows; else {_ROWS}")
-    show.add_argument("--seed", type=int, metavar="N", help="the same rows each time; printed with the rows")
-    show.add_argument("--failed", action="store_true", help="rows that failed first")
-    show.add_argument("--full", action="store_true", help="texts of more than 2,000 characters, too")
-    show.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
-    show.add_argument("--json", action="store_true", help="print the rows as JSON")
-    show.set_defaults(unconfigured=_run)
+def add_options(options: argparse._ActionsContainer) -> None:
+    """Add the action to the command `jobs`."""
+    options.add_argument(
+        "--rows",
+        type=at_least_one,
+        nargs="?",
+        const=_ROWS,
+        metavar="N",
+        help=f"some rows at random, else {_ROWS}, each prompt above its answer; also of any file of rows",
+    )
+    options.add_argument("--seed", type=int, metavar="N", help="with --rows: the same rows each time")
+    options.add_argument("--full", action="store_true", help="with --rows: texts of more than 2,000 characters, too")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +69,20 @@ class _Sample:
     """Of a job with several answers to each row: ` to 300 rows`."""
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def show(arguments: argparse.Namespace) -> int:
+    """Print some rows of a job or a file. Returns 0. Raises `PromptmillError`."""
+    if arguments.job_id is None:
+        raise config_error("--rows", "needs a job, its output or a file of rows: promptmill jobs out.csv --rows.")
     seed = secrets.randbelow(_SEEDS) if arguments.seed is None else arguments.seed
-    folder = JobFolders.from_environ().maker(arguments.what)
+    folder = JobFolders.from_environ().maker(arguments.job_id)
     try:
         if folder is None:
-            sample = _of_file(home_expanded(arguments.what), arguments.rows, seed, failed_first=arguments.failed)
+            sample = _of_file(home_expanded(arguments.job_id), arguments.rows, seed, failed_first=arguments.failed)
         else:
             sample = _of_job(folder, arguments.rows, seed, failed_first=arguments.failed)
     except (OSError, DamagedError) as error:
         why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
-        raise PromptmillError(Code.STORAGE, f"{arguments.what} cannot be read: {why}.", "") from None
+        raise PromptmillError(Code.STORAGE, f"{arguments.job_id} cannot be read: {why}.", "") from None
     if arguments.json:
         found = {**sample.about, "total": sample.total, "seed": seed, "rows": [row.values for row in sample.rows]}
         say(orjson.dumps(found, default=str).decode())

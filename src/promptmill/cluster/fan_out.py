@@ -31,7 +31,7 @@ from promptmill.backends.protocol import (
     Widening,
 )
 from promptmill.cluster import replicas
-from promptmill.cluster.remote import LostError, Quota, RemoteBackend, Report, environment_of, part_of
+from promptmill.cluster.remote import LostError, Quota, RemoteBackend, ReplicaReport, environment_of, part_of
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
@@ -253,7 +253,7 @@ class ProcessLink:
             await asyncio.gather(self._hearing, return_exceptions=True)
 
 
-def packed(found: Report | PromptmillError | None) -> Any:
+def packed(found: ReplicaReport | PromptmillError | None) -> Any:
     """Return the result of a `Replica`'s method in the form of JSON."""
     if isinstance(found, PromptmillError):
         return ["error", frames.packed_error(found)]
@@ -273,13 +273,13 @@ def _packed_outcome(outcome: Outcome | PromptmillError) -> list[Any]:
     return ["failure", [frames.packed_error(outcome.error), *fields], *bill]
 
 
-def unpacked(found: Any) -> Report | PromptmillError | None:
+def unpacked(found: Any) -> ReplicaReport | PromptmillError | None:
     """Return the result that `packed` wrote."""
     match found:
         case ["error", error]:
             return frames.unpacked_error(error)
         case ["report", outcomes, *rest]:
-            return Report([(number, _unpacked_outcome(*fields)) for number, *fields in outcomes], *rest)
+            return ReplicaReport([(number, _unpacked_outcome(*fields)) for number, *fields in outcomes], *rest)
     return None
 
 

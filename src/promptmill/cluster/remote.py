@@ -71,7 +71,7 @@ class LostError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ReplicaReport:
     """The news of the other end since its last report."""
 
     outcomes: list[tuple[int, Outcome | PromptmillError]]
@@ -192,7 +192,7 @@ class Replica:
         finally:
             del self._reserving[number]
 
-    async def report(self) -> Report:
+    async def report(self) -> ReplicaReport:
         """Return the news, as soon as there is some; an empty report every few seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ALIVE_S):
@@ -206,7 +206,7 @@ class Replica:
         reserving, self._to_reserve = self._to_reserve, []
         most, flow = 1 if share is None else share.most, call.flow
         where = "" if flow is None else flow.where
-        return Report(outcomes, most, call.waits.held, refused, warnings, reserving, call.waiting, where)
+        return ReplicaReport(outcomes, most, call.waits.held, refused, warnings, reserving, call.waiting, where)
 
     async def idle(self) -> None:
         """Decide: all requests that are left wait for others."""
@@ -320,7 +320,7 @@ class RemoteBackend:
         """`arguments` are for `Replica.load`, `facts` are of its calls; it can use `wanted` places of `quota`."""
         self._link, self._arguments, self._quota, self._facts = link, arguments, quota, facts or Facts()
         self._wanted = wanted
-        self.last = Report([], 1)
+        self.last = ReplicaReport([], 1)
         """The newest report."""
         self._shares: dict[Call, _RemoteShare] = {}
         self._open: dict[int, _Open] = {}
@@ -341,7 +341,7 @@ class RemoteBackend:
             raise error
         if self._quota is not None and not await self._quota.join(self, self._wanted):
             raise _lost()
-        self.last = Report([], 1)
+        self.last = ReplicaReport([], 1)
         self._serving = asyncio.create_task(self._serve())
 
     def enter(self, call: Call) -> _RemoteShare:
@@ -451,13 +451,13 @@ class RemoteBackend:
         while True:
             try:
                 async with asyncio.timeout(_SILENCE_S):
-                    report: Report = await self._link.call("report")
+                    report: ReplicaReport = await self._link.call("report")
             except TimeoutError:
                 self._link.kill(again=True)
                 raise LostError from None
             await self._take(report)
 
-    async def _take(self, report: Report) -> None:
+    async def _take(self, report: ReplicaReport) -> None:
         has_changed = _most(report) != _most(self.last)
         self.last = report
         for call in self._shares:
@@ -482,7 +482,7 @@ class RemoteBackend:
         self.decide_if_idle()
 
 
-def _most(report: Report) -> int:
+def _most(report: ReplicaReport) -> int:
     """Return the most requests to send: the places of the backend, the held ones, and a few that wait there.
 
     All of them count as sent, and a kill charges them, so the queue is short.

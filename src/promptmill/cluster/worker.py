@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.cluster.fan_out import packed
-from promptmill.cluster.remote import Replica, Report
+from promptmill.cluster.remote import Replica, ReplicaReport
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system import frames
 from promptmill.system.runtime import run, stay_responsive
@@ -53,7 +53,7 @@ def _frame(number: int, found: Any) -> bytes:
 
 def _sendable(outcome: Any) -> Any:
     try:
-        frames.packed({"found": packed(Report([(0, outcome)], 0))})
+        frames.packed({"found": packed(ReplicaReport([(0, outcome)], 0))})
     except TypeError:
         wrong = PromptmillError(Code.BAD_RESPONSE, "The answer contains a value that JSON cannot represent.")
         attempts = outcome.attempts if isinstance(outcome, Completion | Failure) else 1

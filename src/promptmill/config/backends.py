@@ -39,7 +39,7 @@ class BackendRecord:
     choice: str = ""
     """The module that finds the model if the configuration names none."""
     diagnosis: str = ""
-    """The module that tests the endpoints stage by stage for `promptmill check`."""
+    """The module that tests the endpoints stage by stage for `promptmill models --check`."""
     takes_images: bool = True
     """Whether any of its models reads images. If not, items with images are refused before they reach it."""
     weighs_choices: bool = False

@@ -86,7 +86,8 @@ class _EndpointAddress(Block):
 
     provider: str | None = Field(
         None,
-        description="A known provider or server, see `promptmill providers`; its address is the default of `base_url`.",
+        description="A known provider or server, see `promptmill models --providers`; its address is the default of "
+        "`base_url`.",
     )
     dialect: Literal["openai", "responses", "anthropic", "gemini"] | None = Field(
         None,

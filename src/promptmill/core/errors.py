@@ -80,7 +80,9 @@ _TRAITS: dict[Code, _Trait] = {
     Code.UNAUTHORIZED: _Trait(False, "Check the API key of this endpoint and its permissions."),
     Code.INSUFFICIENT_QUOTA: _Trait(False, "Top up the account or use another key."),
     Code.BUDGET: _Trait(True, "Raise `max_cost` and send these items again, or resume the job."),
-    Code.NOT_FOUND: _Trait(False, "Check `base_url` and `model_name`; `promptmill check` lists the available models."),
+    Code.NOT_FOUND: _Trait(
+        False, "Check `base_url` and `model_name`; `promptmill models --check` lists the available models."
+    ),
     Code.BAD_REQUEST: _Trait(False, "The endpoint does not accept this request: correct the cause named above."),
     Code.CONTEXT_LENGTH: _Trait(False, "Shorten the prompt, lower `max_tokens`, or use a model with a longer context."),
     Code.REQUEST_TOO_LARGE: _Trait(

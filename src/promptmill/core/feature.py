@@ -74,13 +74,27 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A further argument of the tool `bulk_control`."""
+    """A further argument of the tool `bulk_status`."""
 
     option: str
     """`"module:name"`: its `promptmill.options.option.Option`."""
     run: str
     """`"module:function"`: takes the `RunningJobs`, the caller, the job's id and the argument. The tool returns its
     result under the name of the option."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobAction:
+    """An action of the command `jobs` on one job."""
+
+    names: Sequence[str]
+    """The arguments of which one asks for it, as argparse stores them. The first names it."""
+    purpose: str
+    """What the job is named for, such as `to report`."""
+    options: str
+    """`"module:function"`: adds its options to the group of argparse that it takes."""
+    run: str
+    """`"module:function"`: takes the job's `Folder` and the arguments, and returns the exit code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +104,8 @@ class Format:
     names: Sequence[str]
     """Suffixes and schemes, such as `".yaml"` and `"lake://"`."""
     read: str = ""
-    """`"module:function"`: takes the path of a file and yields its rows, which are mappings."""
+    """`"module:function"`: takes the path of a file and yields its rows, which are mappings. Raises `PromptmillError`
+    (`invalid_input`) for a file that is not of the format. Folders, patterns and compressed files do not reach it."""
     write: str = ""
     """`"module:function"`: takes rows and the path of a new file, and writes them."""
     store: str = ""
@@ -143,6 +158,9 @@ class Feature:
     options: str = ""
     """`"module:name"`: a sequence of `promptmill.options.option.Option`, options of a job."""
     commands: Sequence[Command] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Commands of the last release, and the command lines that replace them."""
+    job_actions: Sequence[JobAction] = ()
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.app.ToolSocket`."""
     controls: Sequence[Control] = ()
@@ -164,7 +182,7 @@ class Feature:
     `promptmill.jobs.store.order.OrderPart`."""
     query: str = ""
     """`"module:function"`: answers queries over files and URLs; takes `JobFolders`, the query and the names of the
-    inputs, and is a context with the `promptmill.jobs.inputs.given.Given` rows."""
+    inputs, and is a context with the `promptmill.jobs.inputs.input_rows.InputRows` rows."""
     client_command: str = ""
     """The command that adds promptmill to an MCP client, for hints."""
     after_job: str = ""

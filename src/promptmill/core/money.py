@@ -27,7 +27,7 @@ class Budget:
         self._reserved += amount
         return True
 
-    def settle(self, reserved: float, spent: float) -> None:
+    def charge(self, reserved: float, spent: float) -> None:
         """Release the amount `reserved` and count the amount `spent`."""
         self._reserved = max(0.0, self._reserved - reserved)
         self.spent += spent
@@ -63,7 +63,7 @@ class Budget:
         return self.spent + self.set_aside + amount <= self.limit + _CLOSE
 
     @property
-    def is_settled(self) -> bool:
+    def nothing_reserved(self) -> bool:
         """Whether no amount is reserved."""
         return self._reserved <= _CLOSE
 

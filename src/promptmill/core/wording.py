@@ -17,7 +17,7 @@ _ALIKE = 0.5  # difflib's ratio, the share of letters in common: below it, any t
 _SYNONYMS = (
     ("input_file files input rows", "file path filename csv data dataset infile"),
     ("output_file output", "out outfile outputs target destination save_to results_file"),
-    ("prompt", "prompts question questions query template task text prompt_template instruction"),
+    ("prompt prompt_ls", "prompts question questions query template task text prompt_template instruction"),
     ("prompt_column", "column text_column input_column question_column"),
     ("system_prompt system", "instructions system_message system_instruction"),
     ("choices", "label labels class classes category categories enum allowed_values"),

@@ -97,7 +97,7 @@ class OtherApi(Protocol):
         ...
 
 
-class Pages:
+class MonitoringPages:
     """The pages for monitoring: `/healthz`, `/readyz` and `/metrics`. Over stdio, they are a separate app."""
 
     def __init__(self, rules: Rules, metrics: Metrics) -> None:
@@ -165,7 +165,7 @@ class Pages:
         self._closing = True
 
 
-class App(Pages):
+class App(MonitoringPages):
     """The tools of a FastMCP server under `/mcp`, and the pages for monitoring."""
 
     def __init__(

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from promptmill.core.bounds import LARGEST_HEAD
 from promptmill.core.errors import Named, config_error
-from promptmill.http.app import Pages
+from promptmill.http.app import MonitoringPages
 
 _KEEP_ALIVE_S = 75  # longer than clients' pools keep a connection, so that they never reuse one that we have closed
 
@@ -42,7 +42,7 @@ class Listener(uvicorn.Server):
 
 
 def listener(
-    app: Pages,
+    app: MonitoringPages,
     *,
     connections: int,
     tls: ssl.SSLContext | None,

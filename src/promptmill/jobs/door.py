@@ -27,7 +27,7 @@ from promptmill.core.errors import Named, PromptmillError, Words, input_error, r
 from promptmill.core.feature import query
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.inputs import remote
-from promptmill.jobs.inputs.given import Given, loose_id, written
+from promptmill.jobs.inputs.input_rows import InputRows, loose_id, written
 from promptmill.jobs.inputs.remote import RemoteOutput, Say, as_written
 from promptmill.jobs.inputs.row_secrets import check_encoding
 from promptmill.jobs.inputs.sql_table import is_query
@@ -59,7 +59,7 @@ class Rows:
     """The rows themselves, in place of names."""
     suffix: str = ".jsonl"
     """The format of `blocks`."""
-    written: Given | None = None
+    written: InputRows | None = None
     """The rows in a file of ours, in place of names."""
     rule: FileRule | None = None
     """The rule for `names` that a call sends: the content of each file is a row."""
@@ -243,7 +243,7 @@ def open_job(
             order = order.model_copy(update={"owner": caller.owner})
         loose = None
         if output is None:
-            key = source or Given((), digest([str(path) for path in paths]))
+            key = source or InputRows((), digest([str(path) for path in paths]))
             loose = folders.loose(rows.job_id or loose_id(key, models.plan, order))
             order = order.model_copy(update={"output": loose.answers})
         is_of_call = caller is not None

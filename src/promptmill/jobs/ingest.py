@@ -28,7 +28,7 @@ from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.files import InputFiles, check_ratio
 from promptmill.jobs.inputs.formats import TABLES, row_kind
 from promptmill.jobs.inputs.json_lines import is_array
-from promptmill.jobs.inputs.questions import columns_of, distinct, questions_of
+from promptmill.jobs.inputs.questions import columns_of, distinct, questions_in
 from promptmill.jobs.inputs.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
 from promptmill.jobs.inputs.template import check_names, special_columns
 from promptmill.jobs.store import binding, statistics
@@ -194,7 +194,7 @@ class _Reader:
         seen = _fields_of(first[:_LOOKED_AT])
         fields = {name for text in spec.question.templates for name in special_columns(text, seen)}
         self._fields = tuple(sorted(fields.union(self._fields)))
-        self._questions = questions_of(spec.question, spec.input.format, self._source.header or self._fields)
+        self._questions = questions_in(spec.question, spec.input.format, self._source, self._fields)
         self._columns = columns_of(self._questions)
         self._stores_questions = not all(one.is_plain for one in self._questions) or (
             len(self._questions) > 1 or bool(spec.question.prompt_only)

@@ -37,6 +37,8 @@ class FileOptions(TypedDict, total=False):
     """The query that gives the rows: of a database, or of the files that it names."""
     encoding: str | None
     """Encoding of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …"""
+    header_row: int | None
+    """The line, or the row of the sheet, with the columns of CSV, TSV or a workbook, if titles are above it."""
     overwrite: bool
     """Replace the output even if the job did not make it."""
     state: str | Path | None
@@ -84,7 +86,7 @@ class ModelOptions(TypedDict, total=False):
     base_url: str | Sequence[str] | None
     """An OpenAI-compatible endpoint, such as localhost:11434."""
     provider: str | None
-    """A provider that `promptmill providers` lists."""
+    """A provider that `promptmill models --providers` lists."""
     api_key: str | Sequence[str] | None
     """The endpoint's key, better by `api_key_env`."""
     api_key_env: str | None
@@ -149,7 +151,7 @@ class LimitOptions(TypedDict, total=False):
     dedupe: bool
     """Send identical rows at temperature 0 once."""
     shard: str | None
-    """Only this part of the rows, 3/16; the command `join` puts the parts together."""
+    """Only this part of the rows, 3/16; `promptmill jobs OUTPUT --join` puts the parts together."""
 
 
 class JobOptions(TypedDict, total=False):

@@ -143,6 +143,14 @@ FILES = (
         rows=[_PATHS, _FILE, _FILES, _STDIN, _URLS, _QUERY],
     ),
     Option(
+        "header_row",
+        int,
+        "the line, or the row of the sheet, with the columns of CSV, TSV or a workbook, if titles are above it",
+        flag=Flag(metavar="N", read=int),
+        argument=Argument(least=1),
+        rows=[_PATHS, _FILE, _FILES, _STDIN, _URLS],
+    ),
+    Option(
         "input_format",
         str,
         "format of standard input, unless it is JSON: txt, csv.gz, …",
@@ -317,7 +325,7 @@ MODEL = (
     Option(
         "provider",
         str,
-        "a provider that `promptmill providers` lists",
+        "a provider that `promptmill models --providers` lists",
         flag=Flag(metavar="NAME", is_common=True),
         argument=None,
         keys=[f"{_ENDPOINT}provider"],
@@ -436,7 +444,7 @@ LIMITS = (
     Option(
         "shard",
         str,
-        "only this part of the rows, 3/16; the command `join` puts the parts together",
+        "only this part of the rows, 3/16; `promptmill jobs OUTPUT --join` puts the parts together",
         flag=Flag(metavar="I/N"),
         argument=None,
         rows=[_PATHS],

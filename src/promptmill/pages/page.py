@@ -41,7 +41,7 @@ _HEAD = 4096  # bytes, within which an earlier report has the mark
 _TEMPLATE = Path(__file__).with_name("rows.html")
 _HEAD_TEMPLATE = Path(__file__).with_name("head.html")  # of every page: its head and its colours
 _PARTS = dict.fromkeys(("notes", "counts", "failures", "sections", "spreads", "footnotes"), ())
-_EMPTY = {**_PARTS, "tiles": (), "overview": None, "answers": "", "thumbnails": {}, "course": {}}
+_EMPTY: dict[str, Any] = {**_PARTS, "tiles": (), "overview": None, "answers": "", "thumbnails": {}, "course": {}}
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 

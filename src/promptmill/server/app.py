@@ -161,7 +161,7 @@ def _keep(mcp: FastMCP, tools: Sequence[str]) -> None:
     known = [tool.name for tool in mcp.local_provider._components.values() if isinstance(tool, Tool)]
     for name in tools:
         if name not in known:
-            raise config_error("--tools", did_you_mean(name, known, f"there is no tool {name!r}; {', '.join(known)}."))
+            raise config_error("tools", did_you_mean(name, known, f"there is no tool {name!r}; {', '.join(known)}."))
     for name in known if tools else ():
         if name not in tools:
             mcp.local_provider.remove_tool(name)

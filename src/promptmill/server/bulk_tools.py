@@ -126,7 +126,7 @@ async def _rows_of(
     Raises `PromptmillError` (`invalid_input`).
     """
     from promptmill.jobs.door import Rows  # imported by `jobs`, as are the next ones
-    from promptmill.jobs.inputs.given import lines_of
+    from promptmill.jobs.inputs.input_rows import lines_of
     from promptmill.jobs.inputs.whole_files import RowFiles
 
     if prompts is not None:
@@ -150,7 +150,7 @@ async def _models_of_call(service: Service, names: Sequence[str | None], asked: 
     plan, *others = [await plan_of_call(service, await service.job_plan(name), *asked) for name in names]
     named = zip(names, (plan, *others), strict=True)
     plans = {name: own for name, own in named if others and name is not None and name in service.offered}
-    return CallModels(await service.settled(plan), plans)
+    return CallModels(await service.resolved_plan(plan), plans)
 
 
 def _about_files(job: OpenJob) -> JsonDict:

@@ -109,7 +109,7 @@ async def _serve_stdio(
 def _serve_metrics(service: Service, port: int) -> asyncio.Task[None] | None:
     """Serve the pages for monitoring on loopback; None if the port is in use, as by the server of another session."""
     from promptmill.http.address import Address, HostAllowlist
-    from promptmill.http.app import Pages, Rules
+    from promptmill.http.app import MonitoringPages, Rules
     from promptmill.http.listener import listener
     from promptmill.http.metrics import Metrics
 
@@ -120,7 +120,7 @@ def _serve_metrics(service: Service, port: int) -> asyncio.Task[None] | None:
         _, _, reason = str(error).partition(": ")  # without the name of the option
         announce(f"metrics are not served: {reason}")
         return None
-    pages = Pages(Rules(HostAllowlist(address, sockets), None, 0), Metrics(service))
+    pages = MonitoringPages(Rules(HostAllowlist(address, sockets), None, 0), Metrics(service))
     announce(f"serving metrics at http://127.0.0.1:{sockets[0].getsockname()[1]}/metrics")
     return asyncio.ensure_future(listener(pages, connections=_SCRAPERS, tls=None).serve(sockets))
 

@@ -167,7 +167,7 @@ class CostQuestion:
             )
         self.questions.add(self.session, -before)
 
-    def settle(self, cost: float) -> None:
+    def charge(self, cost: float) -> None:
         """Replace the highest cost of the call by its real cost."""
         if self.counted:
             self.questions.add(self.session, cost - self.counted)

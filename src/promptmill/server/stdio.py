@@ -163,7 +163,7 @@ class _Client:
         self.sent += 1
         if isinstance(item.message, mcp_types.JSONRPCResponse | mcp_types.JSONRPCError):
             self.answered_at = time.monotonic()
-            self._settle(item.message.id)
+            self._end(item.message.id)
 
     def expect(self, message: mcp_types.JSONRPCMessage) -> None:
         """Note a message of the client: a request gets an answer, unless the client cancels it."""
@@ -171,9 +171,9 @@ class _Client:
             self.unanswered.add(message.id)
             self.all_answered.clear()
         elif isinstance(message, mcp_types.JSONRPCNotification) and message.method == "notifications/cancelled":
-            self._settle((message.params or {}).get("requestId"))
+            self._end((message.params or {}).get("requestId"))
 
-    def _settle(self, request_id: Any) -> None:
+    def _end(self, request_id: Any) -> None:
         if isinstance(request_id, int | str):
             self.unanswered.discard(request_id)
         if not self.unanswered:

@@ -260,7 +260,7 @@ class _Answers:
             result, job_id = await self._answered(ctx, work)
         finally:
             if cost is not None and job_id is None:  # else the job may cost the rest
-                cost.settle(stats.counts.cost or 0.0)
+                cost.charge(stats.counts.cost or 0.0)
         return result
 
     async def _answered(self, ctx: Context, work: CallWork) -> tuple[ToolResult, str | None]:
@@ -283,7 +283,7 @@ class _Answers:
         await asyncio.to_thread(_import_jobs)
         from promptmill.jobs.manage.call_job import DeadlineCall
 
-        plan = await service.settled(plan)  # a job stores its backend and model
+        plan = await service.resolved_plan(plan)  # a job stores its backend and model
         task = None if task_s is None else tasks.task_of(ctx, len(work.items), plan)
         call = DeadlineCall(service, self._running_jobs(), replace(work, plan=plan), limit_s, task)
         try:

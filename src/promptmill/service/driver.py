@@ -1,7 +1,7 @@
 """The driver: takes a call's requests from a source, passes them to `answer`, and puts the outcomes into a sink.
 
 It keeps `share.most` answers in flight, each with one worker: a worker takes a request, awaits its answer, settles the
-outcome (see `settle`), and takes the next request. A request can wait in one of three ways:
+outcome (see `record_outcome`), and takes the next request. A request can wait in one of three ways:
 
     for a place at an endpoint    its worker waits too, because a place is free soon
     for a time (`Call.park`)      another worker starts in its place, while fewer than 2 x `most` requests are parked
@@ -29,7 +29,7 @@ _MOST_HELD = 1024
 """The driver takes no request while this many are held, so that memory stays bounded while they wait for a slow one."""
 
 
-def settle(key: int, outcome: Outcome, sink: Sink, call: Call) -> Awaitable[None] | None:
+def record_outcome(key: int, outcome: Outcome, sink: Sink, call: Call) -> Awaitable[None] | None:
     """Put the outcome of item `key` into the sink and count it. No other function counts outcomes.
 
     Returns the awaitable of `put`. Not a coroutine: one that calls another takes 5,000 instructions.
@@ -127,7 +127,7 @@ class Driver:
                     break
                 request = fresh.popleft()
                 outcome = await self._answer(request, call)
-                if (taken := settle(request.key, outcome, sink, call)) is not None:
+                if (taken := record_outcome(request.key, outcome, sink, call)) is not None:
                     await taken
                 self._open -= 1
                 if self._short:

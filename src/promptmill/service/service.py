@@ -21,7 +21,7 @@ from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget
 from promptmill.core.request import Conversation, Request
 from promptmill.service import choosing
-from promptmill.service.driver import Driver, settle
+from promptmill.service.driver import Driver, record_outcome
 from promptmill.service.fallback import NotLoadedError, Router
 from promptmill.service.list_call import ListSink, ListSource
 from promptmill.service.model import Create, Loaded, Model, Models
@@ -193,7 +193,7 @@ class Service:
                     model.plan = await choosing.with_model(model.plan)
         return model.plan
 
-    async def settled(self, plan: ResolvedConfig) -> ResolvedConfig:
+    async def resolved_plan(self, plan: ResolvedConfig) -> ResolvedConfig:
         """Return the plan of a call with its own sampling; `decided` resolves an open backend or model."""
         if not plan.is_open:
             return plan
@@ -270,7 +270,9 @@ class Service:
         try:
             with self._counted(plan, stats, sink) as observed:
                 for index, item in enumerate(items):
-                    if isinstance(item, PromptmillError) and (taken := settle(index, Failure(item), observed, stats)):
+                    if isinstance(item, PromptmillError) and (
+                        taken := record_outcome(index, Failure(item), observed, stats)
+                    ):
                         await taken
                 if stats.counts.done == len(items):
                     return None

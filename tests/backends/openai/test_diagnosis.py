@@ -1,4 +1,4 @@
-"""`promptmill check` tries an endpoint stage by stage, with one attempt each, and gives fitting hints."""
+"""`promptmill models --check` tries an endpoint stage by stage, with one attempt each, and gives fitting hints."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
         (400, b'{"error": {"message": "404, message=\'Not Found\', url=\'http://h/a.png\'", "code": 400}}',
          "could not download the image"),
         (404, _NGINX, f"The request went to {_URL}. Another program, such as a web interface"),
-        (404, b'{"detail": "Not Found"}', "`promptmill check` looks for the API"),  # FastAPI
+        (404, b'{"detail": "Not Found"}', "`promptmill models --check` looks for the API"),  # FastAPI
         # Anthropic, anthropics/anthropic-sdk-python#1185; Google, bethington/ghidra-mcp#440
         (400, b'{"error": {"message": "The compiled grammar is too large, which would cause performance issues."}}',
          "cannot enforce so large a schema"),

@@ -7,7 +7,7 @@ import pytest
 from promptmill.backends.protocol import Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.records import SLOT, Made, record_of
+from promptmill.jobs.store.records import SLOT, Provenance, record_of
 from promptmill.jobs.store.rounds import Round, join_of
 
 ANSWER, FAILURE = Completion("a", "stop"), Failure(PromptmillError(Code.BAD_REQUEST, "No."), attempts=1)
@@ -35,21 +35,23 @@ def selected(store: JobDatabase, rule: str, slot: int = 0) -> list[int]:
 @pytest.mark.parametrize("outcome", [ANSWER, FAILURE])
 def test_a_row_leaves_a_rule_once_its_round_has_recorded_it(rows, rule, expected, outcome: Outcome):
     assert selected(rows, rule) == expected
-    rows.write([record_of(n, outcome, None, Made(0, NOW)) for n in range(3)])
+    rows.write([record_of(n, outcome, None, Provenance(0, NOW)) for n in range(3)])
     assert selected(rows, rule) == []
 
 
 def test_answers_of_other_settings_are_no_labels_of_the_sample(rows):
-    rows.write([record_of(0, ANSWER, None, Made(7, 1))])
+    rows.write([record_of(0, ANSWER, None, Provenance(7, 1))])
     assert selected(rows, "chosen") == [0]
 
 
 def test_a_cheap_model_answers_rows_without_a_label(rows):
-    rows.write([record_of(0, ANSWER, None, Made(0, 1)), record_of(1 + SLOT, ANSWER, None, Made(0, 1))])
+    rows.write([record_of(0, ANSWER, None, Provenance(0, 1)), record_of(1 + SLOT, ANSWER, None, Provenance(0, 1))])
     assert selected(rows, "cheap", 1) == [2]
 
 
 def test_a_newer_vote_decides_again(rows):
-    rows.write([record_of(0, ANSWER, None, Made(0, 2)), record_of(1, ANSWER, None, Made(0, 2))])
-    rows.write([record_of(0 + SLOT, ANSWER, None, Made(0, 1)), record_of(1 + 2 * SLOT, ANSWER, None, Made(0, 3))])
+    rows.write([record_of(0, ANSWER, None, Provenance(0, 2)), record_of(1, ANSWER, None, Provenance(0, 2))])
+    rows.write(
+        [record_of(0 + SLOT, ANSWER, None, Provenance(0, 1)), record_of(1 + 2 * SLOT, ANSWER, None, Provenance(0, 3))]
+    )
     assert selected(rows, "voted") == [1]

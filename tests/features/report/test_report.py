@@ -1,4 +1,4 @@
-"""`promptmill report` and `bulk --report`: one HTML file of a job."""
+"""`promptmill jobs JOB --html` and `bulk --report`: one HTML file of a job."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from waiting import eventually
 
 
 def reported(bench: Any, *arguments: str, code: int = 0) -> str:
-    """Return what `promptmill report` prints."""
-    done = bench.here([sys.executable, "-m", "promptmill", "report", *arguments])
+    """Return what `promptmill jobs` prints."""
+    done = bench.here([sys.executable, "-m", "promptmill", "jobs", *arguments])
     assert done.returncode == code, done.stderr
     return str(done.stdout if code == 0 else done.stderr)
 
@@ -53,7 +53,7 @@ def test_a_job_with_several_models_is_listed_and_reported_with_all_of_them(bench
     assert column(data, rows, "model") == ["small", "good"] * 4
     assert counts_of(data, "Answers by model") == {"small": 4, "good": 4}
     assert dict(data["run"])["Model"].startswith("small, good (")
-    shown = bench.here([sys.executable, "-m", "promptmill", "show", str(bench.output), "--rows", "8"]).stdout
+    shown = bench.here([sys.executable, "-m", "promptmill", "jobs", str(bench.output), "--rows=8"]).stdout
     assert shown.startswith("in.jsonl → out.jsonl: 8 of 8 answers to 4 rows\n")
     assert shown.count("model   small") == shown.count("model   good") == 4
     listed = bench.jobs(bench.folder.job_id).stdout
@@ -159,7 +159,7 @@ def test_a_report_has_letters_where_answers_and_rows_have_escapes(bench):
     assert column(data, rows, "name") == ["René"]
     assert column(data, rows, "tags_1") == ['["é"]']
     assert "u00e9" not in (bench.path / "s.html").read_text()
-    shown = bench.here([sys.executable, "-m", "promptmill", "show", str(bench.output)]).stdout
+    shown = bench.here([sys.executable, "-m", "promptmill", "jobs", str(bench.output), "--rows"]).stdout
     assert "René" in shown
 
 
@@ -199,12 +199,14 @@ def test_a_report_while_the_job_runs_and_one_in_place_of_it(bench):
     bench.prompts(200)
     bench.start()
     eventually(lambda: len(bench.records()) == 50 and bench.folder.status["state"] == "running")
-    assert reported(bench, str(bench.output)).strip().endswith(f"report of 50 rows: {bench.output}.report.html")
+    assert (
+        reported(bench, str(bench.output), "--html").strip().endswith(f"report of 50 rows: {bench.output}.report.html")
+    )
     data, rows = written(Path(f"{bench.output}.report.html"))
     assert data["state"] == "running"
     assert "the job was running" in data["summary"]
     assert len(rows["state"]) == 50
-    found = json.loads(reported(bench, bench.folder.job_id, "--json"))
+    found = json.loads(reported(bench, bench.folder.job_id, "--html", "--json"))
     assert found == {"file": f"{bench.output}.report.html", "rows": 50, "total": 50}
 
 
@@ -216,19 +218,19 @@ def test_a_file_that_is_no_report_stays_and_nothing_is_sent(bench):
     assert "goes without --detach" in bench.fail("--report", "r.html", "--detach", code=2)
     assert not bench.upstream.seen
     bench.succeed()
-    assert "exists and is no report" in reported(bench, str(bench.output), "-o", "notes.html", code=2)
+    assert "exists and is no report" in reported(bench, str(bench.output), "--html", "notes.html", code=2)
     assert (bench.path / "notes.html").read_text() == "mine"
-    assert "There is no job" in reported(bench, "nothing", code=2)
+    assert "There is no job" in reported(bench, "nothing", "--html", code=2)
 
 
 def test_the_report_of_another_job_stays(bench):
     bench.prompts(3)
     bench.succeed("--report", "r.html")
     before = (bench.path / "r.html").read_bytes()
-    reported(bench, str(bench.output), "-o", "r.html")
+    reported(bench, str(bench.output), "--html", "r.html")
     bench.output = bench.path / "other.jsonl"
     bench.succeed()
-    said = reported(bench, str(bench.output), "-o", "r.html", code=2)
+    said = reported(bench, str(bench.output), "--html", "r.html", code=2)
     assert "is the report of 'in.jsonl → out.jsonl'; name another file" in said
     assert len((bench.path / "r.html").read_bytes()) == pytest.approx(len(before), rel=0.1)
 

@@ -52,7 +52,7 @@ async def test_an_agent_writes_the_report_of_a_job(bench, tools, tmp_path):
 def test_the_report_has_the_promise_the_classes_and_the_curve(sure):
     sure.succeed(*SURE, *named(sure))
     report = sure.path / "report.html"
-    done = sure.here(["promptmill", "report", str(sure.output), "--output", str(report)])
+    done = sure.here(["promptmill", "jobs", str(sure.output), "--html", str(report)])
     assert done.returncode == 0, done.stderr
     text = report.read_text()
     assert "Sure labels" in text
@@ -75,5 +75,5 @@ def test_a_job_whose_status_is_damaged_has_a_report(bench, value):
     bench.prompts(2)
     bench.succeed()
     write_wrong(bench.folder.database, value)
-    done = bench.here([sys.executable, "-m", "promptmill", "report", str(bench.output)])
+    done = bench.here([sys.executable, "-m", "promptmill", "jobs", str(bench.output), "--html"])
     assert done.returncode == 0, done.stderr

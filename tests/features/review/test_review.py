@@ -312,7 +312,7 @@ def test_a_person_labels_rows_of_a_plain_job_and_rows_that_failed(bench):
     rows = table(bench)
     assert [(row["row"], row["why"]) for row in rows] == [("4", "failed: content_filter")]
     decide(bench, {4: "negative", 5: "neutral"})
-    assert "the label 'negative' of row 4" in reviewed(bench, "--take", "decisions.csv", code=2).stderr
+    assert "has the label 'negative'; did you mean" in reviewed(bench, "--take", "decisions.csv", code=2).stderr
     assert not spare(bench)
     reviewed(bench, "--take", "decisions.csv", "--choices", ",".join(LABELS))
     labels = bench.answers()
@@ -400,16 +400,44 @@ def test_the_labels_of_a_person_count_as_right_in_a_sure_job(bench):
 @pytest.mark.parametrize(
     ("labels", "problem"),
     [
-        ({10: "neutrl"}, "No answer of the job has the label 'neutrl' of row 10; did you mean neutral?"),
-        ({999: "neutral"}, "the job has no answered row '999'"),
+        ({10: "neutrl"}, "no answer of the job has the label 'neutrl'; did you mean neutral?"),
+        ({999: "neutral"}, "the job has no answered row '999'."),
     ],
 )
-def test_wrong_decisions_change_nothing(voted, labels, problem):
+def test_the_good_lines_are_taken_and_the_wrong_ones_are_named(voted, labels, problem):
     before = (voted.path / "out.jsonl").read_bytes()
-    decide(voted, {1: "neutral", **labels})
-    assert problem in reviewed(voted, "--take", "decisions.csv", code=2).stderr
-    assert (voted.path / "out.jsonl").read_bytes() == before
+    decide(voted, labels)
+    assert f"Row 1 of decisions.csv: {problem}" in reviewed(voted, "--take", "decisions.csv", code=2).stderr
+    assert (voted.path / "out.jsonl").read_bytes() == before, "no line is right"
     assert not spare(voted)
+    decide(voted, {20: "neutral", **labels, 30: "negative"})
+    found = reviewed(voted, "--take", "decisions.csv", code=1)
+    assert found.stdout.startswith("2 labels taken")
+    assert "1 line refused" in found.stdout
+    assert found.stderr.strip() == f"Row 2 of decisions.csv: {problem}"
+    assert [voted.answers()[n]["answer"] for n in (19, 29)] == ["neutral", "negative"]
+
+
+@pytest.mark.parametrize("text", ["Neutral ", "NEUTRAL", " neutral"])
+def test_a_label_may_differ_in_its_case_and_in_blanks(voted, text):
+    reviewed(voted, "--take", str(decide(voted, {10: text})))
+    assert voted.answers()[9]["answer"] == "neutral"
+
+
+def test_a_label_in_another_case_that_could_be_two_is_refused(voted):
+    decide(voted, {10: "NEUTRAL", 20: "Neutral"})
+    said = reviewed(voted, "--take", "decisions.csv", "--choices", "neutral,Neutral", code=1)
+    assert "no answer of the job has the label 'NEUTRAL'" in said.stderr
+    assert voted.answers()[19]["answer"] == "Neutral"
+
+
+def test_the_first_of_two_labels_of_a_row_is_taken(voted):
+    decide(voted, {10: "neutral", 20: "neutral"})
+    with (voted.path / "decisions.csv").open("a") as file:
+        file.write((voted.path / "decisions.csv").read_text().splitlines()[1].replace("neutral", "negative") + "\n")
+    said = reviewed(voted, "--take", "decisions.csv", code=1)
+    assert said.stderr.strip() == "Row 3 of decisions.csv: row 10 has another label above."
+    assert voted.answers()[9]["answer"] == "neutral"
 
 
 def test_decisions_about_other_questions_are_refused(voted):
@@ -562,7 +590,7 @@ async def test_keys_choose_labels_and_the_saved_decisions_are_taken(hostile):
         (order[1], 'odd, "label"'),
         (order[3], names[2]),
     ]
-    assert "No answer of the job has the label" in reviewed(hostile, "--take", str(saved[0]), code=2).stderr
+    assert "no answer of the job has the label" in reviewed(hostile, "--take", str(saved[0]), code=1).stderr
     (hostile.path / "more.csv").write_text('label\n"odd, ""label"""\nanother\n', encoding="utf-8")
     reviewed(hostile, "--take", str(saved[0]), "--choices", "more.csv")
     delivered = hostile.answers()

@@ -71,10 +71,15 @@ async def test_the_labels_in_a_file_are_taken(voted, tools):
         keys = {row["row"]: row.get("key") for row in (await call("review", job_id="out.jsonl"))["rows"]}
         decided = f"row,label,key\n10,{SURE_LABELS[1]},{keys[10]}\n15,odd,{keys[15]}\n"
         (voted.path / "decisions.csv").write_text(decided)
-        with pytest.raises(ToolError, match=r"No answer of the job has the label 'odd'.*`choices"):
-            await call("review", job_id="out.jsonl", take="decisions.csv")
+        taken = await call("review", job_id="out.jsonl", take="decisions.csv")
+        assert taken["taken"] == 1
+        assert taken["refused"][0].startswith("Row 2 of decisions.csv: no answer of the job has the label 'odd'; ")
+        (voted.path / "odd.csv").write_text(f"row,label,key\n15,odd,{keys[15]}\n")
+        with pytest.raises(ToolError, match=r"no answer of the job has the label 'odd'.*`choices"):
+            await call("review", job_id="out.jsonl", take="odd.csv")
         taken = await call("review", job_id="out.jsonl", take="decisions.csv", choices=["odd", "even"])
-        assert taken["taken"] == 2
+        assert taken["taken"] == 1
+        assert "refused" not in taken
     assert [voted.answers()[n]["answer"] for n in (9, 14)] == [SURE_LABELS[1], "odd"]
 
 

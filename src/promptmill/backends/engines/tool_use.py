@@ -227,7 +227,7 @@ def _schema_of_calls(schemas: Tools, *, single: bool) -> JsonDict:
     return schema | ({"maxItems": 1} if single else {}) | ({"$defs": shared} if shared else {})
 
 
-class UnreadableError(Exception):
+class UnreadableCallError(Exception):
     """The text has the mark of a call, but no readable call."""
 
 
@@ -239,7 +239,7 @@ class Form(NamedTuple):
     marks: tuple[str, ...]
     """Marks that may be special tokens; decoding must keep them, or the calls cannot be found."""
     read: Callable[[str, Tools], Found]
-    """Returns the calls in a text. Raises `UnreadableError`, `ValueError`, `KeyError` or `TypeError`."""
+    """Returns the calls in a text. Raises `UnreadableCallError`, `ValueError`, `KeyError` or `TypeError`."""
     before_reasoning: bool = False
     """Whether calls are read before reasoning is split off, because both are channels (Harmony)."""
 
@@ -264,7 +264,7 @@ def _between(
         text = text.replace(lone, opening + lone, 1) if is_lone else text
         calls = [call for block in blocks.findall(text) for call in body(block.strip(), tools)]
         if is_lone and any(name not in tools for name, _ in calls):
-            raise UnreadableError
+            raise UnreadableCallError
         rest = blocks.sub("", text)
         for mark in around:
             rest = rest.replace(mark, "")
@@ -291,7 +291,7 @@ def _tagged(block: str, tools: Tools) -> list[tuple[str, object]]:
         return [(name, _typed(_closed(_PARAMETER, body), tools.get(name, {}))) for name, body in functions]
     name = re.match(r"[\w.-]+", block)
     if name is None:
-        raise UnreadableError
+        raise UnreadableCallError
     pairs = [(key or other, value or text, end or last) for key, value, end, other, text, last in _KEYED.findall(block)]
     return [(name[0], _typed([(key, value) for key, value, closing in pairs if closing], tools.get(name[0], {})))]
 
@@ -328,7 +328,7 @@ def _gemma(block: str, tools: Tools) -> list[tuple[str, object]]:
     """Read `call:name{key:<|"|>text<|"|>,other:1}`."""
     call = _GEMMA_CALL.match(block)
     if call is None:
-        raise UnreadableError
+        raise UnreadableCallError
     arguments, _ = json.JSONDecoder().raw_decode(_GEMMA_WORD.sub(_gemma_word, call[2]))
     schema = tools.get(call[1], {})
     properties = schema.get("properties") or {}
@@ -354,7 +354,7 @@ def _minimax(text: str, tools: Tools) -> Found:
     open_elements: list[tuple[str, list[tuple[str, Any]], str]] = []
     for piece in pieces:
         if (found := _MINIMAX_PIECE.match(piece)) is None:
-            raise UnreadableError
+            raise UnreadableCallError
         closing, tag, name, content = found.groups()
         if not closing:
             open_elements.append((name or tag, [], content))
@@ -393,7 +393,7 @@ def _name_and_arguments(call: JsonObject) -> tuple[str, object]:
     call = inner if isinstance(inner, dict) else call
     name = call.get("name") or call.get("tool_name") or inner
     if not isinstance(name, str):
-        raise UnreadableError
+        raise UnreadableCallError
     return name, next((call[key] for key in ("arguments", "parameters", "args") if key in call), {})
 
 
@@ -466,7 +466,7 @@ def _mistral(text: str, _: Tools) -> Found:
         elif found := _MISTRAL.fullmatch(piece):
             calls.append((found[1], json.loads(found[2])))
         else:
-            raise UnreadableError
+            raise UnreadableCallError
     return before, calls
 
 
@@ -493,7 +493,7 @@ def _pythonic(block: str, _: Tools) -> list[tuple[str, object]]:
     calls: list[tuple[str, object]] = []
     for call in tree.elts if isinstance(tree, ast.List) else [tree]:
         if not isinstance(call, ast.Call) or call.args:
-            raise UnreadableError
+            raise UnreadableCallError
         arguments = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg is not None}
         calls.append((ast.unparse(call.func), arguments))
     return calls
@@ -511,10 +511,10 @@ def _alone(text: str, tools: Tools) -> Found:
     found = _BARE.fullmatch(bare)
     try:
         calls = _json_calls(found[1] if found else bare)
-    except (UnreadableError, ValueError, KeyError, TypeError, AttributeError):
+    except (UnreadableCallError, ValueError, KeyError, TypeError, AttributeError):
         calls = _pythonic(bare, tools)
     if any(name not in tools for name, _ in calls):
-        raise UnreadableError
+        raise UnreadableCallError
     return "", calls
 
 
@@ -630,7 +630,7 @@ def read_calls(text: str, form: Form, tools: Tools) -> tuple[str, list[JsonDict]
     try:
         rest, calls = form.read(text, tools)
         found = [_call_of(name, arguments) for name, arguments in calls]
-    except (UnreadableError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, RecursionError):
+    except (UnreadableCallError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, RecursionError):
         return text, []
     return (rest.strip(), found) if found else (text, [])
 

@@ -1,4 +1,4 @@
-"""`promptmill check`: try each endpoint of a configuration, stage by stage, and report what works."""
+"""`promptmill models --check`: try each endpoint of a configuration, stage by stage, and report what works."""
 
 from __future__ import annotations
 

@@ -263,7 +263,7 @@ def with_scheme_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillEr
     else:
         hint = (
             "It has never answered: does it speak plain HTTP, not TLS? Then write http:// instead of https:// in "
-            "`base_url`; `promptmill check` finds out."
+            "`base_url`; `promptmill models --check` finds out."
         )
     return PromptmillError(error.code, error.message, hint)
 
@@ -283,11 +283,10 @@ def wrong_address(endpoint: Endpoint) -> str:
     if path.endswith(f"/v1{COMPLETIONS}") and not twice:
         return (
             f"The request went to {redact(url)}. Another program, such as a web interface, may answer there; "
-            "`promptmill check` looks for the API at other paths."
+            "`promptmill models --check` looks for the API at other paths."
         )
-    return (
-        f"The request went to {redact(url)}.{twice} A `base_url` usually ends in /v1; `promptmill check` looks for it."
-    )
+    looks = "`promptmill models --check` looks for it."
+    return f"The request went to {redact(url)}.{twice} A `base_url` usually ends in /v1; {looks}"
 
 
 def _redirected(location: str, endpoint: Endpoint) -> str | None:

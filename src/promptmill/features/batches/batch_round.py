@@ -542,12 +542,12 @@ class BatchRound:
             return stored_batches.reply_to(self._store, batch, request.key) or waits(request)
 
         def deferred(key: int) -> float:
-            freed = each if key not in settled else 0.0
-            settled.add(key)
+            freed = each if key not in deferred_keys else 0.0
+            deferred_keys.add(key)
             left[0] -= freed
             return freed
 
-        settled: set[int] = set()
+        deferred_keys: set[int] = set()
         rows = replace(
             self._rows,
             round=replace(self._round, slots=(batch.slot,)),

@@ -29,10 +29,10 @@ from promptmill.features.compare.files import ComparedRows
 from promptmill.features.compare.judge import NAME, JudgeOrder, Pairs, judgement_of
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import Rows
-from promptmill.jobs.inputs import given
+from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.formats import SUFFIXES, plain
-from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.running_jobs import Approve, RunningJobs
 from promptmill.jobs.store.database import Work
@@ -103,7 +103,7 @@ async def compared(
         found = await jobs.apart(partial(call.func, **call.keywords, judging=judging), shown, _MODULE)
         job_id, key = found.pop("job")
         if key:
-            pairs = Rows(written=Given([Part(file)], key, NAME), name=NAME, job_id=job_id)
+            pairs = Rows(written=InputRows([Part(file)], key, NAME), name=NAME, job_id=job_id)
             with judge.asked.opened(pairs, CallModels(judge.plan), jobs.folders, caller=caller) as job:
                 now = await jobs.start(job, caller, judge.approve)
             found["judge"] |= {name: now[name] for name in _PROGRESS if name in now}

@@ -141,7 +141,7 @@ def add(socket: ToolSocket) -> None:
         asked, judged = JudgeOrder.of(judging, compares_several=len(files) > 1 or by is not None), None
         if asked is not None:
             plan = await plan_of_call(service, await service.job_plan(judge, "judge"), None, sampling_params, VERDICTS)
-            plan = await service.settled(plan)
+            plan = await service.resolved_plan(plan)
             await questions.check_endpoint(ctx, plan)
             cost = questions.cost(ctx, plan, max_cost, "This judgement")
             judged = sandboxed.Judge(asked, plan, None if cost is None else cost.approve)

@@ -24,7 +24,7 @@ from promptmill.jobs.databases import quoted
 from promptmill.jobs.inputs import remote
 from promptmill.jobs.inputs.files import Part, missing
 from promptmill.jobs.inputs.formats import check_installed, plain
-from promptmill.jobs.inputs.given import Given, temporary_folder
+from promptmill.jobs.inputs.input_rows import InputRows, temporary_folder
 from promptmill.jobs.members import file_of
 from promptmill.jobs.store.index import JobFolders
 from promptmill.system.safe_open import home_expanded
@@ -51,7 +51,7 @@ _ROWS = '"rows"."main"."rows"'
 
 
 @contextlib.contextmanager
-def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[Given]:
+def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[InputRows]:
     """Evaluate a query and yield its rows. `sources`: the INPUT, which may be empty. Blocks.
 
     Raises `PromptmillError` (`invalid_input`, `missing_dependency`, `storage`).
@@ -71,7 +71,7 @@ def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[G
             connection.execute(f"CREATE TABLE {_ROWS} AS {query}")
             columns = connection.execute(f"DESCRIBE {_ROWS}").fetchall()
             key = hashlib.sha256(repr([sql, sources, columns, stamp(connection, _ROWS)]).encode()).hexdigest()
-        yield Given([Part(file)], key, "query")
+        yield InputRows([Part(file)], key, "query")
 
 
 def _select(connection: Any, sql: str) -> str:

@@ -98,7 +98,7 @@ def add(socket: ToolSocket) -> None:
         writing = strong_plan(await service.job_plan(strong, "strong"), labelling, max_cost)
 
         async def checked(plan: ResolvedConfig) -> CallModel:
-            plan = await service.settled(plan)
+            plan = await service.resolved_plan(plan)
             await questions.check_endpoint(ctx, plan)
             cost = questions.cost(ctx, plan, max_cost, "This step of the search")
             return CallModel(plan, None if cost is None else cost.approve)

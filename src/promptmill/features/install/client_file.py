@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from promptmill.core.errors import config_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
-from promptmill.features.install.file_steps import Step, backup_of, keep, put_back, remove, write
+from promptmill.features.install.file_steps import FileStep, backup_of, keep, put_back, remove, write
 
 # VS Code's files may have comments, and commas after the last member.
 _COMMENT = re.compile(r'"(?:[^"\\]|\\.)*+"?|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
@@ -26,7 +26,7 @@ _DECODER = json.JSONDecoder()
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def install(file: Path, key: str, name: str, added: JsonObject) -> list[Step]:
+def install(file: Path, key: str, name: str, added: JsonObject) -> list[FileStep]:
     """Return the steps that put `added` under `name` into the object `key` of `file`; none if it is there already.
 
     Other fields of an existing entry, such as a timeout, stay; `env` is merged. Raises `PromptmillError` when the file
@@ -64,7 +64,7 @@ def entry_in(file: Path, key: str, name: str) -> JsonObject:
     return found if isinstance(found, dict) else {}
 
 
-def undo(file: Path, key: str, name: str) -> list[Step]:
+def undo(file: Path, key: str, name: str) -> list[FileStep]:
     """Return the steps that undo `install`: restore the earlier entry or remove it; none without an entry.
 
     Raises like `install`.
@@ -96,7 +96,7 @@ def _read(file: Path, key: str, suffix: str = "") -> _File:
     raise config_error("", f"{file}: {problem}. Nothing was changed; correct the file first.")
 
 
-def _rewrite(file: Path, found: _File, name: str, entry: JsonObject | None, words: str = "") -> Step:
+def _rewrite(file: Path, found: _File, name: str, entry: JsonObject | None, words: str = "") -> FileStep:
     """Return the step that writes `entry` under `name`; None removes the entry.
 
     Raises `PromptmillError` when another value would change.

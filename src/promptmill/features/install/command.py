@@ -32,7 +32,7 @@ from promptmill.core.errors import PromptmillError, config_error, looks_like_key
 from promptmill.core.feature import features
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.features.install import client_file
-from promptmill.features.install.file_steps import Step, keep_at, make_folder, put_back, remove, write
+from promptmill.features.install.file_steps import FileStep, keep_at, make_folder, put_back, remove, write
 from promptmill.system.call_files import holds_everything
 from promptmill.system.safe_open import home_expanded
 
@@ -319,7 +319,7 @@ def _ultrarag(arguments: argparse.Namespace) -> int:
     return _apply(install_launcher(checkout), "It is installed already.", arguments)
 
 
-def _apply(steps: Sequence[Step], otherwise: str, arguments: argparse.Namespace) -> int:
+def _apply(steps: Sequence[FileStep], otherwise: str, arguments: argparse.Namespace) -> int:
     for step in steps:
         print(f"would {step.words}" if arguments.dry_run else step.words)
         if not arguments.dry_run:
@@ -364,7 +364,7 @@ def client_entry(
     return found
 
 
-def install_launcher(checkout: Path) -> list[Step]:
+def install_launcher(checkout: Path) -> list[FileStep]:
     """Return the steps that put our launcher, which starts this Python, into `checkout`; none if it is there already.
 
     Raises `PromptmillError` when `checkout` is not a checkout of UltraRAG.
@@ -375,7 +375,7 @@ def install_launcher(checkout: Path) -> list[Step]:
     return steps if launcher.read_bytes() == ours else [*steps, write(launcher, ours)]
 
 
-def undo_launcher(checkout: Path) -> list[Step]:
+def undo_launcher(checkout: Path) -> list[FileStep]:
     """Return the steps that restore the checkout's own generation server; none if it is there already.
 
     Raises `PromptmillError` when `checkout` is not a checkout of UltraRAG, or when there is no copy of its server.

@@ -19,7 +19,7 @@ _SUFFIX = ".before-promptmill"
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class FileStep:
     """One change: `words` for people, `act` does it and may raise `OSError`."""
 
     words: str
@@ -31,41 +31,41 @@ def backup_of(file: Path) -> Path:
     return file.with_name(file.name + _SUFFIX)
 
 
-def keep(file: Path) -> list[Step]:
+def keep(file: Path) -> list[FileStep]:
     """Copy `file`, if it exists, to its backup. The first copy stays: it is the original from before promptmill."""
     if not file.exists() or (copy := backup_of(file)).exists():
         return []
-    return [Step(f"keep the original as {copy}", lambda: _copy(file, copy))]
+    return [FileStep(f"keep the original as {copy}", lambda: _copy(file, copy))]
 
 
-def keep_at(copy: Path, file: Path) -> Step:
+def keep_at(copy: Path, file: Path) -> FileStep:
     """Copy `file` to `copy`, over an earlier copy: for a file that `put_back` restores completely."""
-    return Step(f"keep the original as {copy}", lambda: _write(copy, file.read_bytes()))
+    return FileStep(f"keep the original as {copy}", lambda: _write(copy, file.read_bytes()))
 
 
-def put_back(file: Path, copy: Path) -> Step:
+def put_back(file: Path, copy: Path) -> FileStep:
     """Restore `file` from its copy and remove the copy."""
 
     def act() -> None:
         _write(file, copy.read_bytes())
         copy.unlink()
 
-    return Step(f"restore {file}", act)
+    return FileStep(f"restore {file}", act)
 
 
-def write(file: Path, content: bytes, words: str = "") -> Step:
+def write(file: Path, content: bytes, words: str = "") -> FileStep:
     """Replace the content of `file`; its permissions stay."""
-    return Step(words or f"write {file}", lambda: _write(file, content))
+    return FileStep(words or f"write {file}", lambda: _write(file, content))
 
 
-def make_folder(folder: Path) -> Step:
+def make_folder(folder: Path) -> FileStep:
     """Make `folder`, for this user alone."""
-    return Step(f"make the folder {folder}", lambda: make_private(folder))
+    return FileStep(f"make the folder {folder}", lambda: make_private(folder))
 
 
-def remove(file: Path) -> Step:
+def remove(file: Path) -> FileStep:
     """Remove `file`."""
-    return Step(f"remove {file}", file.unlink)
+    return FileStep(f"remove {file}", file.unlink)
 
 
 def _copy(file: Path, copy: Path) -> None:

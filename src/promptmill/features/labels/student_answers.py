@@ -24,7 +24,7 @@ from promptmill.features.labels.rule import STUDENT
 from promptmill.features.labels.student import Classifier
 from promptmill.jobs.labels import label_of
 from promptmill.jobs.store.database import PAGE, JobDatabase, Row
-from promptmill.jobs.store.records import PERSON, SLOT, Made, Record, record_of
+from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round, stored_rounds
 from promptmill.jobs.store.spec import RunningJob, digest
 
@@ -79,11 +79,11 @@ class StudentAnswers:
         return self._job.store
 
     def _answer(self, numbers: Sequence[int], round_: int) -> Iterator[Sequence[Record]]:
-        made = Made(self._job.spec.targets[1].settings, round_, (), STUDENT)
+        made = Provenance(self._job.spec.targets[1].settings, round_, (), STUDENT)
         for rows in self._rows(numbers):
             yield self._answered(rows, made)
 
-    def _answered(self, rows: Sequence[Row], made: Made) -> list[Record]:
+    def _answered(self, rows: Sequence[Row], made: Provenance) -> list[Record]:
         _, student, answers = self._learn()
         outcomes: dict[int, Completion | Failure] = {}
         texts = dict[int, str]()

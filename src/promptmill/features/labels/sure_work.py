@@ -34,7 +34,7 @@ from promptmill.features.labels.student import STUDENTS
 from promptmill.features.labels.student_answers import StudentAnswers, taught_of
 from promptmill.jobs.labels import label_of
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase, Row
-from promptmill.jobs.store.records import SLOT, Made, Record, copied, record_of
+from promptmill.jobs.store.records import SLOT, Provenance, Record, copied, record_of
 from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
 from promptmill.jobs.store.spec import Delivered, JobSpec, PlanWork, RunningJob, digest
 
@@ -393,7 +393,7 @@ class SureWork(PlanWork):
     def _deliver(self, round_: Round, cheap: Iterable[Record]) -> list[Record]:
         target, of_cheap = self._spec.targets[:2]
         model = STUDENT if self._rule.student else of_cheap.model or self._spec.model
-        made = Made(of_cheap.settings, round_.id, target.changed, model)
+        made = Provenance(of_cheap.settings, round_.id, target.changed, model)
         return [record_of(record.row, _delivered(record), record.asked, made) for record in cheap]
 
     def _is_complete(self, cheap: Record) -> bool:

@@ -49,7 +49,7 @@ from promptmill.jobs import disk
 from promptmill.jobs.caller import Caller, CallModels
 from promptmill.jobs.door import Rows
 from promptmill.jobs.inputs.files import Part
-from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.database import DamagedError
@@ -260,9 +260,9 @@ class BatchRuns:
 
     async def _resume(self, batch: Batch, owner: str) -> None:
         folder, lines = self._job(batch.id), self._place(batch.id) / INPUT
-        plan = await self._endpoints.settled_plan(batch.model or "")
+        plan = await self._endpoints.resolved_plan(batch.model or "")
         jobs, caller = self._jobs(), Caller("", owner)
-        source = Given([Part(lines)] if lines.exists() else [], batch.id, "batch")
+        source = InputRows([Part(lines)] if lines.exists() else [], batch.id, "batch")
         rows = Rows(written=source, name="batch", job_id=folder.job_id)
         async with jobs.opened(rows, None, {}, CallModels(plan), caller) as job:
             await jobs.start(job, caller)

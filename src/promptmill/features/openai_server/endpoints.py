@@ -123,10 +123,10 @@ class Endpoints:
         """Whether clients may name several models, so that a row of a job has to name its own."""
         return len(self._usable("")) > 1
 
-    async def settled_plan(self, name: str) -> ResolvedConfig:
+    async def resolved_plan(self, name: str) -> ResolvedConfig:
         """Return the plan of a job on a model; its lines have been checked. Raises as `plan_of`, and
         `PromptmillError`."""
-        return await self._service.settled(self.plan_of(name, ""))
+        return await self._service.resolved_plan(self.plan_of(name, ""))
 
     async def asked(self, path: str, body: JsonDict, owner: str, client: str = "-") -> Asked:
         """Return the request that `body` makes of its model. Raises `ApiError`."""

@@ -1,15 +1,17 @@
 """The report of a job: one HTML file with its figures, its course, its failures and its rows."""
 
-from promptmill.core.feature import Command, Control, Feature
+from promptmill.core.feature import Control, Feature, JobAction
 
 FEATURE = Feature(
     options="promptmill.features.report.options:OPTIONS",
     words="one HTML file of a job: figures, course, failures and rows",
-    commands=(
-        Command(
-            "report",
-            "write all of a job into one HTML file, to browse and search",
+    renamed={"report": "jobs JOB --html"},
+    job_actions=(
+        JobAction(
+            ("html", "open"),
+            "to report",
             "promptmill.features.report.command:add_options",
+            "promptmill.features.report.command:written",
         ),
     ),
     controls=(Control("promptmill.features.report.options:CONTROL", "promptmill.features.report.call_report:written"),),

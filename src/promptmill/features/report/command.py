@@ -1,4 +1,4 @@
-"""`promptmill report`, and the report at the end of `bulk --report FILE`."""
+"""`promptmill jobs JOB --html`, and the report at the end of `bulk --report FILE`."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ from pathlib import Path
 import orjson
 
 from promptmill.cli.job_run import EndedJob
-from promptmill.cli.options import Parser
 from promptmill.cli.terminal import complain, say
 from promptmill.core.errors import PromptmillError
 from promptmill.features.report import job_page
-from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.folder import Folder
 from promptmill.system.safe_open import home_expanded
 
-
-def add_options(report: Parser) -> None:
-    """Add the options of the command."""
-    report.add_argument("job", metavar="JOB", help="a job, or its output")
-    report.add_argument("-o", "--output", type=Path, metavar="FILE", help="the HTML file; else OUTPUT.report.html")
-    report.add_argument("--open", action="store_true", help="show it in the browser")
-    report.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
-    report.add_argument("--json", action="store_true", help="print the result as JSON")
-    report.set_defaults(unconfigured=_run)
+_BESIDE = Path()
+"""`--html` without a file: next to the output."""
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    folder = JobFolders.from_environ().at(arguments.job)
-    given: Path | None = arguments.output
-    made = job_page.write(folder, job_page.default_path(folder) if given is None else home_expanded(given))
+def add_options(options: argparse._ActionsContainer) -> None:
+    """Add the options of the action to the command `jobs`."""
+    options.add_argument(
+        "--html",
+        type=Path,
+        nargs="?",
+        const=_BESIDE,
+        metavar="FILE",
+        help="write all of the job into one HTML file, to browse and search; else OUTPUT.report.html",
+    )
+    options.add_argument("--open", action="store_true", help="with --html, or alone: show the HTML file in the browser")
+
+
+def written(folder: Folder, arguments: argparse.Namespace) -> int:
+    """Write the report of a job, and print its path. Returns 0."""
+    given: Path = arguments.html or _BESIDE
+    made = job_page.write(folder, job_page.default_path(folder) if given == _BESIDE else home_expanded(given))
     if arguments.json:
         say(orjson.dumps(made.as_dict()).decode())
     else:

@@ -16,8 +16,8 @@ OPTIONS = (
         keyword=None,
         check="promptmill.pages.page:check",
         goes_without=[
-            Without("detach", "; `promptmill report` writes one"),
-            Without("validate", "; `promptmill report` writes one"),
+            Without("detach", "; `promptmill jobs JOB --html` writes one"),
+            Without("validate", "; `promptmill jobs JOB --html` writes one"),
         ],
     ),
 )

@@ -22,7 +22,7 @@ from promptmill.features.review import review_page
 from promptmill.features.review.reviewed import LABEL, ROW, ROWS, Review, ReviewRow, review, take
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.columns import VARIANT
-from promptmill.jobs.inputs import given
+from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.short_forms import labels_of
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.running_jobs import RunningJobs

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 
 import orjson
 
 from promptmill.cli.options import Parser, at_least_one, refuse
-from promptmill.cli.terminal import OK, say
+from promptmill.cli.terminal import OK, SOME_FAILED, say
 from promptmill.core.errors import input_error
 from promptmill.core.wording import counted
 from promptmill.features.review import review_page
@@ -60,7 +61,9 @@ def _run(arguments: argparse.Namespace) -> int:
             say(orjson.dumps(taken.as_dict()).decode())
         else:
             say(f"{taken}.")
-        return OK
+            for problem in taken.refused:
+                say(problem, sys.stderr, wrap=True)
+        return SOME_FAILED if taken.refused else OK
     given = _default(folder) if arguments.output is None else home_expanded(arguments.output)
     suffix = given.suffix.lower()
     if suffix not in {*review_page.PAGES, review_page.WORKBOOK}:

@@ -12,7 +12,7 @@ import asyncio
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from promptmill.answers.schema import AnswerSchema
 from promptmill.backends.protocol import Completion
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.core.wording import LONGEST_SHOWN, close_matches, counted, cut, listed
+from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, close_matches, counted, cut, listed
 from promptmill.features.review import MOST_REVIEWED
 from promptmill.features.review.person import random_rows
 from promptmill.jobs import disk, members
@@ -41,7 +41,7 @@ from promptmill.jobs.store import progress, statistics, status
 from promptmill.jobs.store.database import SET_ASIDE, DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
-from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Made, Record, record_of
+from promptmill.jobs.store.records import A_PERSON, PERSON, SLOT, Provenance, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, stored_rounds
 from promptmill.jobs.store.spec import JobSpec
 
@@ -274,28 +274,32 @@ class Taken:
     """Labels whose rows have their earlier outcome again."""
     is_written: bool
     """Whether the output has them; otherwise the job is not finished."""
+    refused: Sequence[str] = ()
+    """The lines of the file that were not taken, with the reasons."""
 
     def as_dict(self) -> JsonDict:
         """Return the counts as programs get them."""
         counts = {"taken": self.taken, "changed": self.changed, "taken_back": self.taken_back}
-        return {**counts, "written": self.is_written}
+        refused = {"refused": [*self.refused[:MOST_SHOWN]]} if self.refused else {}
+        return {**counts, "written": self.is_written, **refused}
 
     def __str__(self) -> str:
         changed = f", {self.changed:,} of them {'changes' if self.changed == 1 else 'change'} the answer"
         later = "" if self.is_written else "; the next run of the job writes the output"
         back = f", {counted(self.taken_back, 'label')} taken back" if self.taken_back else ""
-        return f"{counted(self.taken, 'label')} taken{changed if self.taken else ''}{back}{later}"
+        refused = f", {counted(len(self.refused), 'line')} refused" if self.refused else ""
+        return f"{counted(self.taken, 'label')} taken{changed if self.taken else ''}{back}{refused}{later}"
 
 
 def take(folder: Folder, decisions: Path, labels: Sequence[str] = ()) -> Taken:
     """Store the labels of a person in a job, and write its output again. `labels`: further labels.
 
     `decisions` has the columns `row` (from 1), `label` and `key` of a review. `-`, or no label, takes the label of a
-    row back, which then has its earlier outcome; other rows without a label are passed over. All labels are checked
-    before the first is stored. A killed call has stored all labels or none; then the same call, or the job's next run,
-    writes the output.
+    row back, which then has its earlier outcome; other rows without a label are passed over. Labels may differ from
+    the job's in upper and lower case. All are checked before the first is stored; the result names those that cannot be
+    taken. A killed call has stored all others or none; then the same call, or the job's next run, writes the output.
 
-    Raises `PromptmillError`.
+    Raises `PromptmillError`, also if no line of the file can be taken.
     """
     folder.known_spec()
     lock = Lock.take(folder.lock)
@@ -325,12 +329,11 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
     if there is not None and (made is None or not made.is_own(there)):
         raise input_error(f"{spec.output.path} has changed since the job wrote it; move it away, and take them again.")
     known = [] if spec.output.answer_schema is not None else [*labels, *_labels_in(store)]
-    wanted = _decided(store, decisions, known)
+    wanted, refused = _decided(store, spec, decisions, known)
     before = {record.row: record for record in store.records_at([n for n, _ in wanted])}
     new = [(n, label) for n, label in wanted if label and not _has(before.get(n), label)]
     back = [before[n] for n, label in wanted if not label and before[n].settings == PERSON]
-    _check_labels(spec, decisions, new, known)
-    made_by = Made(PERSON, max((each.id for each in stored_rounds(store)), default=0))
+    made_by = Provenance(PERSON, max((each.id for each in stored_rounds(store)), default=0))
     records = [
         record_of(n, Completion(label, "stop", answered_by=A_PERSON), before[n].asked, made_by) for n, label in new
     ]
@@ -341,7 +344,7 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
         failures = f"{SET_ASIDE} AND code IS NOT NULL", [(key,) for key in keys]
         store.write(records, keys, failures, *_restored(store, back))
     changed = sum(before[n].code is not None or label_of(before[n]) != label_in(label) for n, label in new)
-    return Taken(len(records), changed, len(back), _written_again(folder, spec))
+    return Taken(len(records), changed, len(back), _written_again(folder, spec), refused)
 
 
 def _restored(store: JobDatabase, back: Sequence[Record]) -> Iterator[tuple[str, Sequence[tuple[Any, ...]]]]:
@@ -376,61 +379,90 @@ def _has(record: Record | None, label: str) -> bool:
     return record is not None and record.settings == PERSON and label_of(record) == label_in(label)
 
 
-def _decided(store: JobDatabase, decisions: Path, known: Sequence[str]) -> list[tuple[int, str]]:
-    """Return the number (from 0) of each row with a decision, and its label, `""` to take it back.
+class _Decision(NamedTuple):
+    where: str
+    """The line of the file, for a message."""
+    n: int
+    label: str
 
-    `known`: labels, of which one may be `-`. Raises `PromptmillError`.
+
+def _decided(
+    store: JobDatabase, spec: JobSpec, decisions: Path, known: Sequence[str]
+) -> tuple[list[tuple[int, str]], list[str]]:
+    """Return the number (from 0) of each row with a decision, and its label, `""` to take it back; and the problems of
+    the lines that cannot be taken.
+
+    `known`: labels, of which one may be `-`. Raises `PromptmillError`, also if no line can be taken.
     """
-    found: dict[int, str] = {}
+    read, refused = list[_Decision](), list[str]()
     try:
         for at, row in enumerate(objects_in(decisions), 1):
-            where = f"Row {at} of {decisions.name}"
             if not row.keys() >= {ROW, LABEL, KEY}:
                 raise input_error(f"{decisions} has no columns `{ROW}`, `{LABEL}` and `{KEY}`, as a review has.")
-            label, key = _text(row[LABEL]).strip(), _text(row[KEY]).strip()
-            number = _text(row[ROW]).strip().removesuffix(".0")
-            n = int(number) - 1 if number.isdecimal() else -1
-            record = store.record(n) if n >= 0 else None
-            if not label and (record is None or record.settings != PERSON or key != _key_of(record)):
-                continue  # it has no label to take back
-            if record is None:
-                raise input_error(f"{where}: the job has no answered row {number[:20]!r}.")
-            if key != _key_of(record):
-                if not key:
-                    raise input_error(f"{where}: row {number} has no `{KEY}`; copy it from the review.")
-                raise input_error(f"{where}: row {number} of the job has another question now; make a new review.")
-            if label == NO_LABEL and label not in known:
-                label = ""
-            if found.setdefault(n, label) != label:
-                raise input_error(f"{where}: row {number} has another label above.")
+            where = f"Row {at} of {decisions.name}"
+            try:
+                read += _decision(store, where, row, known)
+            except PromptmillError as error:
+                refused.append(error.message)
     except OSError as error:
         raise PromptmillError(Code.STORAGE, f"{decisions} cannot be read: {disk.why(error)}.", "") from None
-    return sorted(found.items())
+    labels = _known_labels(spec, {each.label for each in read}, known)
+    found: dict[int, str] = {}
+    unknown = list[str]()
+    for where, n, text in read:
+        label, problem = labels[text]
+        if problem:
+            refused.append(f"{where}: {problem}")
+            unknown.append(text)
+        elif found.setdefault(n, label) != label:
+            refused.append(f"{where}: row {n + 1:,} has another label above.")
+    if refused and not found:
+        allowed = Named("choices", ",".join([*known[:8], *unknown])[:200], " To allow it: {}.")
+        raise input_error(refused[0], *([allowed] if unknown and known else ()))
+    return sorted(found.items()), refused
+
+
+def _decision(store: JobDatabase, where: str, row: JsonObject, known: Sequence[str]) -> list[_Decision]:
+    """Return the decision of a line of the file, `[]` if it has none. Raises `PromptmillError`."""
+    label, key = _text(row[LABEL]).strip(), _text(row[KEY]).strip()
+    number = _text(row[ROW]).strip().removesuffix(".0")
+    n = int(number) - 1 if number.isdecimal() else -1
+    record = store.record(n) if n >= 0 else None
+    if not label and (record is None or record.settings != PERSON or key != _key_of(record)):
+        return []  # it has no label to take back
+    if record is None:
+        raise input_error(f"{where}: the job has no answered row {number[:20]!r}.")
+    if key != _key_of(record):
+        if not key:
+            raise input_error(f"{where}: row {number} has no `{KEY}`; copy it from the review.")
+        raise input_error(f"{where}: row {number} of the job has another question now; make a new review.")
+    return [_Decision(where, n, "" if label == NO_LABEL and label not in known else label)]
 
 
 def _text(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
-def _check_labels(spec: JobSpec, decisions: Path, new: Sequence[tuple[int, str]], known: Sequence[str]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a label that is not `known`, or that does not fit the schema."""
+def _known_labels(spec: JobSpec, texts: Collection[str], known: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return the label that each text means, and its problem: no label is `known`, or it does not fit the schema."""
     if spec.output.answer_schema is not None:
-        problems = asyncio.run(_problems(spec.output.answer_schema, {label for _, label in new}))
-        for n, label in new:
-            if problem := problems.get(label):
-                raise input_error(f"The label of row {n + 1:,} in {decisions.name} does not fit the schema: {problem}.")
-        return
-    if not known:  # the answers are texts
-        return
-    for n, label in new:
-        if label_in(label) not in known:
-            near = close_matches(label, known, n=1)
+        problems = asyncio.run(_problems(spec.output.answer_schema, filter(None, texts)))
+        return {
+            text: (text, f"the label does not fit the schema: {why}." if (why := problems.get(text)) else "")
+            for text in texts
+        }
+    found: dict[str, tuple[str, str]] = {}
+    for text in texts:
+        alike = [label for label in known if label.casefold() == text.casefold()]
+        if not text or not known or label_in(text) in known:  # without labels, the answers are texts
+            found[text] = text, ""
+        elif len(alike) == 1:
+            found[text] = alike[0], ""
+        else:
+            near = close_matches(text, known, n=1)
             meant = f"did you mean {near[0]:.60}?" if near else f"there are {listed(known)}."
-            raise input_error(
-                f"No answer of the job has the label {label[:60]!r} of row {n + 1:,}; {meant} To allow it: ",
-                Named("choices", ",".join([*known[:8], label])[:200]),
-                ".",
-            )
+            found[text] = "", f"no answer of the job has the label {text[:60]!r}; {meant}"
+    return found
 
 
 async def _problems(schema: JsonObject, labels: Iterable[str]) -> dict[str, str]:

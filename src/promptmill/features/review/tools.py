@@ -32,6 +32,11 @@ _REVIEW = object_schema(
         "taken": {"type": "integer", "description": "New labels that were stored."},
         "changed": {"type": "integer", "description": "New labels that differ from the answer."},
         "taken_back": {"type": "integer", "description": "Labels whose rows have their earlier answer again."},
+        "refused": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Labels that were not stored, with the reasons: show them to the user.",
+        },
         "written": {"type": "boolean", "description": "Whether the output has them; else the job's next run does it."},
     },
     "job_id",

@@ -21,8 +21,12 @@ _SHOWN = 200
 _KINDS = {"string": str, "integer": int, "number": float, "boolean": bool}
 
 
-class UnreadableError(ValueError):
+class UnreadableAnswerError(ValueError):
     """An answer is not JSON, because the model answered without the schema."""
+
+
+class Labels(list[str]):
+    """Several labels of an answer. A cell has them as `service; price`, JSON and Parquet as a list."""
 
 
 class SchemaColumns:
@@ -45,7 +49,7 @@ class SchemaColumns:
             return changed | {"answer": None if self._by_field else ""}
         try:
             value = self._read(found["answer"]) if found["answer"] else None
-        except UnreadableError:
+        except UnreadableAnswerError:
             return changed
         changed["answer"] = value if self._by_field else self._written(value)
         if "answers" in found:
@@ -62,11 +66,19 @@ class SchemaColumns:
             return changed
         del changed["answer"]
         if isinstance(value, Mapping):
-            changed |= {key: value.get(name) for key, name in self.names.items()}
+            changed |= {key: self._field(name, value.get(name)) for key, name in self.names.items()}
         elif value is not None:
             problem = f"The answer was made without the schema, so its fields are not known: {str(value)[:_SHOWN]}"
             changed["error"] = {"code": "invalid_answer", "message": problem, "retryable": False, "attempts": 0}
         return changed
+
+    def _field(self, name: str, value: Any) -> Any:
+        """Return the value of a field; `Labels` for a list of choices, unless one of them would look like two."""
+        choices = _resolved(self._fields[name].get("items"), self._schema).get("enum")
+        if not isinstance(choices, list) or not isinstance(value, list) or not all(each in choices for each in value):
+            return value
+        is_clear = all(isinstance(each, str) and ";" not in each for each in choices)
+        return Labels(value) if is_clear else value
 
     def arrow_type(self, key: str) -> Any:
         """Return the Arrow type of the column `key`. Values of several types become JSON texts."""
@@ -110,13 +122,13 @@ class SchemaColumns:
             try:
                 value = _loaded(split_marked(text)[1])
             except ValueError:
-                raise UnreadableError from None
+                raise UnreadableAnswerError from None
         return _ordered(value, self._schema, self._schema, DEEPEST)
 
     def _one_of_several(self, text: str) -> Any:
         try:
             value = self._read(text) if text else None
-        except UnreadableError:
+        except UnreadableAnswerError:
             return text
         return value if self._by_field else self._written(value)
 

@@ -23,6 +23,7 @@ from promptmill.jobs import columns
 from promptmill.jobs.columns import ANSWER_FIELDS, EXTRA_FIELDS, MODEL, VARIANT, answer_fields
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.batch_output import batch_output
+from promptmill.jobs.export.schema_columns import Labels
 from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.formats import CELLS, TABLES
 from promptmill.jobs.inputs.questions import distinct
@@ -281,9 +282,11 @@ def _usage_cell(prompt_tokens: int, completion_tokens: int) -> str:
 
 
 def cell(value: Any) -> str:
-    """Return a value as a CSV cell: a text unchanged, bytes as base64, other values as JSON."""
+    """Return a value as a CSV cell: a text unchanged, labels joined, bytes as base64, other values as JSON."""
     if value is None:
         return ""
+    if isinstance(value, Labels):
+        return "; ".join(value)
     if isinstance(value, str):
         return value
     if isinstance(value, float) and not math.isfinite(value):

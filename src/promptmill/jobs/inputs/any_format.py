@@ -19,13 +19,14 @@ from promptmill.jobs.inputs.cells import CellTable
 from promptmill.jobs.inputs.files import IMAGES, InputFiles, find, opened
 from promptmill.jobs.inputs.formats import CELLS, TABLES, compression_of, format_by_suffix
 from promptmill.jobs.inputs.json_lines import JsonLines, first_objects, is_array
-from promptmill.jobs.inputs.questions import check_first_objects, distinct, questions_of
+from promptmill.jobs.inputs.questions import check_first_objects, distinct, questions_in
 from promptmill.jobs.inputs.row import Input
 from promptmill.jobs.inputs.sql_table import SqlTable
 from promptmill.jobs.store.stored import Question
 from promptmill.system.safe_open import is_file
 
 _FIRST_ROWS = 20
+_HEADED = frozenset({"csv", "tsv", "xlsx"})
 _BINARY = frozenset({"parquet", "xlsx", "sql"})
 # First bytes of other files with the suffix of a text file.
 _SIGNS = MappingProxyType(
@@ -54,6 +55,8 @@ def format_of_input(files: InputFiles) -> str:
         start = stream.read(4)
     if files.encoding is not None and kind not in CELLS:
         raise input_error(Named("encoding"), f" goes with {', '.join(sorted(CELLS))} files; {kind} has its own.")
+    if files.header_row is not None and kind not in _HEADED:
+        raise input_error(Named("header_row"), f" goes with CSV, TSV and workbooks, not with {kind}.")
     if files.encoding is not None and not codecs.lookup(files.encoding).name.startswith("utf"):
         marked = "UTF-8" if start.startswith(codecs.BOM_UTF8) else _utf_16(start).upper()
         if marked:  # in another encoding, its letters would be others
@@ -82,7 +85,7 @@ def format_of_input(files: InputFiles) -> str:
 def check_columns(question: Question, input_format: str, files: InputFiles) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the input lacks a column of the prompt."""
     if input_format in TABLES:
-        questions_of(question, input_format, input_of(files, input_format).header)
+        questions_in(question, input_format, input_of(files, input_format))
     elif input_format == "jsonl" and len(files.parts) == 1:
         check_first_objects(question, first_objects(files))
 
@@ -130,7 +133,8 @@ def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
         yield from map(dict, part(found.read)(path))
         return
     try:
-        files = opened(find([path.absolute()], path), encoding=encoding)
+        files = opened(find([path.absolute()], path))
+        files.encoding = encoding or files.encoding
         yield from objects_of(input_of(files, format_of_input(files)))
     except PromptmillError as error:
         if encoding is None and any(isinstance(part, Named) and part.field == "encoding" for part in error.parts):

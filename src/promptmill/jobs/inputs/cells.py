@@ -30,6 +30,7 @@ from promptmill.jobs.inputs.row import WHOLE, Column, Extent, InputRow, Stretch,
 
 _DELIMITERS = ",;\t|"
 _SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # a first line that names the delimiter, for Excel
+_END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a \r at the end may be half of a \r\n
 _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a delimiter inside separates nothing
 # A cell of more than `MOST_LINES` lines is taken for an unclosed quote. Its first line becomes the row, and the other
 # lines are read again. Among those, a cell may have only this many lines; otherwise a file of such quotes would be read
@@ -84,13 +85,18 @@ class CellTable:
         self._kind = kind
         self._is_utf8 = files.encoding is not None
         """Whether a cell has proved that the input is UTF-8, or the user has named the encoding."""
+        self.header_row = files.header_row or 1
         self._headers: list[_Header] = []
-        for at, part in enumerate(files.parts):
-            with files.stream(at) as stream:
-                self._headers.append(self._header(_Pieces(stream, files.encoding, LONGEST_HEADER), part.path.name))
+        above = list[str]()
+        for at in range(len(files.parts)):
+            header, texts = self._header(at, files.header_row)
+            self._headers.append(header)
+            above += texts
         if not any(header.names for header in self._headers):
-            raise input_error(f"{files.parts[0].path.name} has no header: its first line, with the columns, is empty.")
-        self.style = Style(self._headers[0].delimiter, _wants_bom(files))
+            name, line = files.parts[0].path.name, "first line" if self.header_row == 1 else f"line {self.header_row}"
+            other = Named("header_row", text="; {} names another line")
+            raise input_error(f"{name} has no header: its {line}, with the columns, is empty", other, ".")
+        self.style = Style(self._headers[0].delimiter, _wants_bom(files), above=tuple(above))
         known: dict[Column, None] = {}
         for header, part in zip(self._headers, files.parts, strict=True):
             known |= dict.fromkeys((*numbered(header.names), *numbered(part.columns)))
@@ -143,9 +149,20 @@ class CellTable:
                 ".",
             )
 
-    def _header(self, pieces: _Pieces, name: str) -> _Header:
+    def header_at(self, row: int) -> Sequence[str]:
+        """Return the columns of the first file if this line named them; see `Headed`."""
+        return self._header(0, row)[0].names
+
+    def _header(self, at: int, row: int | None) -> tuple[_Header, list[str]]:
+        """Return the header of file number `at`, and the texts above it. `row`: its line, if the user names it."""
         if self._kind == "txt":
-            return _Header(["prompt"], "")
+            return _Header(["prompt"], ""), []
+        with self._files.stream(at) as stream:
+            pieces = _Pieces(stream, self._files.encoding, LONGEST_HEADER, row)
+            header = self._first_of(pieces, self._files.parts[at].path.name)
+        return header, [cell for cells in csv.reader(pieces.above, delimiter=header.delimiter) for cell in cells]
+
+    def _first_of(self, pieces: _Pieces, name: str) -> _Header:
         lines = itertools.chain.from_iterable(io.StringIO(piece.text, newline="") for piece in pieces)
         first = next(lines, "")
         likely = max(_DELIMITERS, key=(count := _count_of(first)))
@@ -166,7 +183,7 @@ class CellTable:
     def _pages(self, at: int, window: Window) -> Iterator[_Page]:
         delimiter = self._headers[at].delimiter
         with self._files.stream(at) as stream:
-            pieces = _Pieces(stream, self._files.encoding, LONGEST_ROW, window)
+            pieces = _Pieces(stream, self._files.encoding, LONGEST_ROW, self._files.header_row, window)
             for piece in pieces:
                 text, extent = piece.text, piece.extent
                 digest = digest_of(piece.data) if self._files.is_plain else b""
@@ -224,8 +241,10 @@ class _Piece(NamedTuple):
 
 
 class _Pieces:
-    def __init__(self, stream: IO[bytes], encoding: str | None, longest: int, window: Window = WHOLE) -> None:
-        """`longest`: the most bytes of a line."""
+    def __init__(
+        self, stream: IO[bytes], encoding: str | None, longest: int, header_row: int | None, window: Window = WHOLE
+    ) -> None:
+        """`longest`: the most bytes of a line. `header_row`: the line with the columns; None: the first one."""
         self._encoding, self._longest = encoding, longest
         self._read = stream.read
         if encoding is not None and codecs.lookup(encoding).name != "utf-8":
@@ -242,17 +261,24 @@ class _Pieces:
         if self._at:
             stream.seek(self._at)
         self._begins = not self._at
+        self._lines_above = (header_row or 1) - 1
         self.delimiter = ""
         """The delimiter that the file's first line (`sep=;`) names; known after the first piece."""
+        self.above: Sequence[str] = ()
+        """The lines above the header; known after the first piece."""
         self._rest = b""
 
     def __iter__(self) -> Iterator[_Piece]:
+        above = self._above() if self._begins else b""
         while data := self._next():
             text, skipped = data, 0
             if self._begins:
-                text = data.removeprefix(rows.BOM)
-                if named := _SEP.match(text):
-                    self.delimiter, text, skipped = named[1].decode(), text[named.end() :], 1
+                named = _SEP.match((above or data).removeprefix(rows.BOM))
+                self.delimiter = named[1].decode() if named else ""
+                skipped = self._lines_above or bool(named)
+                if not above:
+                    text = data.removeprefix(rows.BOM)[named.end() if named else 0 :]
+                data = above + data
             ends = text.count(b"\n") + (text.count(b"\r") - text.count(b"\r\n") if b"\r" in text else 0)
             extent = Extent(len(data), 0, skipped + ends)  # `skipped` lines are not in the text
             piece = _Piece(data, text.decode("utf-8", "surrogateescape"), self._line + skipped, self._begins, extent)
@@ -264,6 +290,22 @@ class _Pieces:
         """Yield the lines of `piece` and of all pieces after it."""
         for each in itertools.chain([piece], self):
             yield from io.StringIO(each.text, newline="")
+
+    def _above(self) -> bytes:
+        """Read the lines above the header, whose quotes need not be even."""
+        data = b""
+        while self._lines_above:
+            block = self._block()
+            data += block
+            ends = [found.end() for found in itertools.islice(_END.finditer(data), self._lines_above)]
+            if len(ends) == self._lines_above or not block:
+                self._rest, data = data[ends[-1] if ends else 0 :], data[: ends[-1] if ends else 0]
+                self.above = data.decode("utf-8", "replace").splitlines()
+                return data
+            if len(data) > LONGEST_HEADER:
+                field = Named("header_row", self._lines_above + 1)
+                raise input_error(field, f": the text above {_too_long(LONGEST_HEADER)}.")
+        return data
 
     def _next(self) -> bytes:
         """Return the next whole lines, with an even number of quotes: with an odd one, a cell would be cut."""

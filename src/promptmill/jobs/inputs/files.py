@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO, Any, Protocol
 from urllib.parse import unquote
 
 from promptmill.core.bounds import MOST_RATIO
@@ -146,13 +146,27 @@ def _partitions(folders: Sequence[str]) -> Mapping[str, str]:
     return {unquote(name): unquote(value) for name, _, value in pairs if value != "__HIVE_DEFAULT_PARTITION__"}
 
 
+class ReadBy(Protocol):
+    """How a text or a table is read."""
+
+    @property
+    def encoding(self) -> str | None:
+        """The encoding of the text; None: UTF-8."""
+        ...
+
+    @property
+    def header_row(self) -> int | None:
+        """The line of a file, or the row of a sheet, with the columns, from 1; None: the first one."""
+        ...
+
+
 class InputFiles:
     """The files of an input, opened one after the other."""
 
-    def __init__(self, parts: Sequence[Part], encoding: str | None = None) -> None:
-        """`encoding`: the encoding of the text; None: UTF-8. Raises `OSError`, `NoFileError`, `OutsideError`."""
+    def __init__(self, parts: Sequence[Part], encoding: str | None = None, header_row: int | None = None) -> None:
+        """`encoding`, `header_row`: see `ReadBy`. Raises `OSError`, `NoFileError`, `OutsideError`."""
         self.parts = tuple(parts)
-        self.encoding = encoding
+        self.encoding, self.header_row = encoding, header_row
         for part in parts[:1]:
             os.close(open_regular(part.path, (part.path,)))
         for part in parts[1:]:
@@ -222,7 +236,7 @@ def _with_log(path: Path) -> list[Path]:
     return [path, log] if log is not None and log.is_file() and log.stat().st_size else [path]
 
 
-def opened(parts: Sequence[Part], *, known: bool = False, encoding: str | None = None) -> InputFiles:
+def opened(parts: Sequence[Part], *, known: bool = False, reading: ReadBy | None = None) -> InputFiles:
     """Return the files of an input. `known`: an earlier run of the job has read them.
 
     Raises `PromptmillError` (`invalid_input`, `missing_dependency`).
@@ -230,8 +244,8 @@ def opened(parts: Sequence[Part], *, known: bool = False, encoding: str | None =
     source = parts[0].path
     check_installed(*(part.path for part in parts))
     try:
-        files = InputFiles(parts, encoding)
-        if encoding is None and SUFFIXES.get(plain(source).suffix.lower()) in CELLS and _is_utf_16(files):
+        files = InputFiles(parts) if reading is None else InputFiles(parts, reading.encoding, reading.header_row)
+        if files.encoding is None and SUFFIXES.get(plain(source).suffix.lower()) in CELLS and _is_utf_16(files):
             files.encoding = "utf-16"  # its mark leaves no doubt
         return files
     except (NoFileError, OutsideError):  # OutsideError: the path has just become a link

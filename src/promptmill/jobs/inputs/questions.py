@@ -13,9 +13,11 @@ from promptmill.core.wording import close_matches
 from promptmill.jobs.inputs import encodings
 from promptmill.jobs.inputs.cells import is_utf8, readable
 from promptmill.jobs.inputs.formats import CELLS, TABLES
+from promptmill.jobs.inputs.row import Headed, Input
 from promptmill.jobs.inputs.template import ROW, check_names, mistyped_names_named, template_of
 from promptmill.jobs.store.stored import Question
 
+_LOOKED_AT = 21  # rows, with the header: a report has fewer lines above its table
 _PROMPTS = frozenset({"prompt", "messages"})
 # Common names of the field with the prompt; errors suggest the first of these that the rows have.
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
@@ -35,6 +37,32 @@ def questions_of(question: Question, input_format: str, names: Sequence[str]) ->
         return [_of_columns(question, input_format, names, read)]
     fields = read - _PROMPTS
     return [_of_template(text, question, input_format, names, fields) for text in question.templates]
+
+
+def questions_in(question: Question, input_format: str, source: Input, fields: Sequence[str] = ()) -> list[Questions]:
+    """Return the questions of an input, see `questions_of`. `fields`: of objects that the templates name.
+
+    If a later row has the columns, the error shows it.
+    """
+    try:
+        return questions_of(question, input_format, source.header or fields)
+    except PromptmillError as error:
+        if not isinstance(source, Headed):
+            raise
+        below = ((row, source.header_at(row)) for row in range(source.header_row + 1, source.header_row + _LOOKED_AT))
+        found = next((row for row in below if _fits(question, input_format, row[1])), None)
+        if found is None:
+            raise
+        shown = f" ({_listed(found[1])})."
+        raise input_error(*error.parts, f" Row {found[0]} has it: ", Named("header_row", found[0]), shown) from None
+
+
+def _fits(question: Question, input_format: str, names: Sequence[str]) -> bool:
+    try:
+        questions_of(question, input_format, names)
+    except PromptmillError:
+        return False
+    return True
 
 
 def _of_template(
@@ -179,4 +207,4 @@ def _check_once(names: Sequence[str], read: Collection[str]) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(readable(name)[:40] for name in names[:10]) or "none"
+    return ", ".join(readable(name)[:40] for name in [*filter(None, names)][:10]) or "none"

@@ -27,7 +27,7 @@ from promptmill.core.values import JsonDict
 from promptmill.jobs import disk
 from promptmill.jobs.inputs import files
 from promptmill.jobs.inputs.any_format import objects_in
-from promptmill.jobs.inputs.given import Given, lines_of, root_of, temporary_folder, written
+from promptmill.jobs.inputs.input_rows import InputRows, lines_of, root_of, temporary_folder, written
 from promptmill.jobs.members import stamp
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -72,7 +72,7 @@ def as_written(urls: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "") -> Iterator[Given]:
+def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "") -> Iterator[InputRows]:
     """Download the objects at `urls` (which may be patterns), or convert files; yield the copies.
 
     Raises `PromptmillError`.
@@ -92,7 +92,7 @@ def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "")
         digest = hashlib.sha256(orjson.dumps([[url, path, key] for _, path, key, url in objects])).hexdigest()
         name = posixpath.basename(objects[0][1] if is_single else urls[0].rstrip("/")) or "rows"
     if digest == known:
-        yield Given((), digest, name)
+        yield InputRows((), digest, name)
         return
     with temporary_folder(folders) as place:
         names = [place / posixpath.relpath(path, common or ".") for _, path, *_ in objects]
@@ -100,7 +100,7 @@ def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "")
             for (fs, path, key, url), target in zip(objects, names, strict=True):
                 _fetch(fs, path, key, url, target, place=place, say=say)
         parts = [files.Part(names[0])] if is_single else files.find([place], place / "output")
-        yield Given(parts, digest, name)
+        yield InputRows(parts, digest, name)
 
 
 def _fetch(fs: Any, path: str, key: str, url: str, target: Path, *, place: Path, say: Say) -> None:
@@ -138,6 +138,7 @@ class RemoteOutput:
         """Return the output at `url`. The same URL always has the same local file. Raises `PromptmillError`."""
         if (found := format_of(url)) is not None and not found.store:
             path = home_expanded(url).absolute()
+            _writer(path)
             return ConvertedOutput.at(folders, str(path), f"{path.stem}.jsonl")
         return _store_of(url).output(folders, url)
 
@@ -203,17 +204,23 @@ class RemoteOutput:
         return _version(fs, path) if fs.exists(path) else None
 
 
+def _writer(path: Path) -> Any:
+    """Return the function that writes a file in a feature's format. Raises `PromptmillError` (`invalid_input`)."""
+    found = format_of(path.name)
+    if found is None or not found.write:
+        raise input_error(f"{path.name} can be read, not written; name another output.")
+    return part(found.write)
+
+
 class ConvertedOutput(RemoteOutput):
     """A file in the format of a feature, which is written from the job's rows."""
 
     def _upload(self, folder: Folder) -> None:
         del folder
-        target, found = Path(self.url), format_of(self.url)
-        if found is None or not found.write:
-            raise input_error(f"{target.name} can be read, not written; name another output.")
+        target = Path(self.url)
         beside = target.with_name(f".{target.stem}.partial{target.suffix}")
         try:
-            part(found.write)(objects_in(self.local), beside)
+            _writer(target)(objects_in(self.local), beside)
             disk.replace(beside, target)
         finally:
             beside.unlink(missing_ok=True)
@@ -286,7 +293,7 @@ def filesystem(protocol: str) -> Any:
 
 
 @contextlib.contextmanager
-def _converted(folders: JobFolders, names: Sequence[str], found: Format) -> Iterator[Given]:
+def _converted(folders: JobFolders, names: Sequence[str], found: Format) -> Iterator[InputRows]:
     """Yield the rows of files in the format of a feature."""
     if not found.read:
         raise input_error(f"{names[0]} can be written, not read; name another input.")

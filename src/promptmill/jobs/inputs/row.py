@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from promptmill.core.values import JsonObject
 
@@ -83,6 +83,8 @@ class Style(NamedTuple):
     """The number of rows of a workbook that are hidden, as by a filter."""
     short_line: int = 0
     """The first line of a CSV file with fewer cells than the header; 0: there is none."""
+    above: tuple[str, ...] = ()
+    """The texts above the row that the user names as the header."""
 
 
 Column: TypeAlias = tuple[str, int]
@@ -120,6 +122,20 @@ class Input(Protocol):
         `window` begins and ends between two stretches. Raises `OSError`, and `PromptmillError` (`invalid_input`) for
         content that does not match the file's format.
         """
+        ...
+
+
+@runtime_checkable
+class Headed(Protocol):
+    """A table whose columns are named in one of its rows, which titles may precede."""
+
+    @property
+    def header_row(self) -> int:
+        """The line, or the row of the sheet, with the columns in the first file, from 1."""
+        ...
+
+    def header_at(self, row: int) -> Sequence[str]:
+        """Return the columns that the first file had if this row named them; empty behind the end."""
         ...
 
 

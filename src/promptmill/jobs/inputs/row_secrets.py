@@ -26,6 +26,7 @@ from promptmill.jobs.inputs.cells import CellTable
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.formats import CELLS, format_by_suffix
 from promptmill.jobs.inputs.json_lines import first_objects
+from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.inputs.sql_table import blocks_of_tables, columns_of_tables
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.spec import InputSpec
@@ -60,8 +61,11 @@ def check_beginning(files: InputFiles, rule: FileRule) -> None:
         if marks and blocks[0] and not blocks[0].startswith(marks):  # other text would become random characters
             raise input_error(f"{part.path.name} has no byte-order mark of ", Named("encoding", files.encoding), ".")
     kind = format_of_input(files)
-    names = CellTable(files, kind).header if kind in CELLS else _names_of_texts(first_objects(files))
-    _check_names(files.parts[0].path.name, names)
+    if kind in CELLS:
+        table = CellTable(files, kind)
+        check_columns(files.parts[0].path.name, table.header, table.style, rule)
+    else:
+        _check_names(files.parts[0].path.name, _names_of_texts(first_objects(files)))
 
 
 def check_encoding(encoding: str | None) -> None:
@@ -84,18 +88,18 @@ def _codec(encoding: str | None) -> str:
     return codecs.lookup(encoding or "utf-8").name
 
 
-def check_columns(file: str, header: Sequence[str], arrow_schema: str, rule: FileRule) -> None:
+def check_columns(file: str, header: Sequence[str], style: Style, rule: FileRule) -> None:
     """Raise `PromptmillError` (`invalid_input`) if a column of a table, or a field inside it, has the name of a secret.
 
-    `arrow_schema`: see `Style`.
+    A text above the header counts as a column: else a later row in the place of the header would hide the names.
     """
     if not rule.is_guarded:
         return
-    _check_names(file, header)
-    if arrow_schema:
+    _check_names(file, [*header, *style.above])
+    if style.arrow_schema:
         from promptmill.jobs.inputs.parquet import unpacked_schema  # imported where it is needed
 
-        _check_names(file, _names_in(unpacked_schema(arrow_schema)))
+        _check_names(file, _names_in(unpacked_schema(style.arrow_schema)))
 
 
 def check(store: JobDatabase, source: InputSpec, rule: FileRule, work: Work) -> None:
@@ -106,7 +110,7 @@ def check(store: JobDatabase, source: InputSpec, rule: FileRule, work: Work) -> 
     if not rule.is_guarded:
         return
     name = source.path.name
-    check_columns(name, source.header, source.style.arrow_schema, rule)
+    check_columns(name, source.header, source.style, rule)
     for part in source.parts:
         if part.query:
             _check_tables(part.path, rule)

@@ -17,6 +17,7 @@ import atexit
 import contextlib
 import datetime as dt
 import io
+import itertools
 import os
 import re
 import threading
@@ -64,6 +65,8 @@ class Sheet:
     """The indices of columns with cells that are merged over several rows."""
     hidden: int
     """The number of rows with values that are hidden, as by a filter."""
+    above: list[str] = field(default_factory=list)
+    """The texts above the row that the user names as the header."""
     rows: list[str] = field(default_factory=list)
     """The rows below the header, each a JSON array; `""` for an empty one."""
 
@@ -75,11 +78,13 @@ class SheetReader:
         self._turn = threading.Lock()
         self._helper = subprocesses.Helper(__name__, _REPLY_S)
 
-    def read(self, content: IO[bytes], file: str, wanted: str) -> Sheet:
-        """Return the sheet `wanted`, or the only one. Raises `PromptmillError` (`invalid_input`)."""
+    def read(self, content: IO[bytes], file: str, wanted: str, header_row: int | None = None) -> Sheet:
+        """Return the sheet `wanted`, or the only one. `header_row`: the row with the columns, from 1, if the user names
+        it. Raises `PromptmillError` (`invalid_input`)."""
         with self._turn:
             size = content.seek(0, os.SEEK_END)
-            sheet = Sheet(**self._reply({"size": size, "file": file, "sheet": wanted}, file, content))
+            question = {"size": size, "file": file, "sheet": wanted, "header_row": header_row or 0}
+            sheet = Sheet(**self._reply(question, file, content))
             while len(sheet.rows) < sheet.count:
                 sheet.rows += self._reply({"first": len(sheet.rows)}, file)["rows"]
             return sheet
@@ -120,7 +125,7 @@ class _Reading:
             return {"rows": self._page(asked["first"])}
         content, file = incoming.read(asked["size"]), asked["file"]
         try:
-            sheet = _read(content, file, asked["sheet"])
+            sheet = _read(content, file, asked["sheet"], asked["header_row"])
         except PromptmillError as error:
             return {"problem": error.message}
         except MemoryError:
@@ -141,8 +146,11 @@ class _Reading:
         return page
 
 
-def _read(content: bytes, file: str, wanted: str) -> Sheet:
-    """Return a sheet. Raises `PromptmillError` (`invalid_input`), and other errors of the reader."""
+def _read(content: bytes, file: str, wanted: str, header_row: int) -> Sheet:
+    """Return a sheet. `header_row`: the row with the columns, from 1; 0: the first one with a value.
+
+    Raises `PromptmillError` (`invalid_input`), and other errors of the reader.
+    """
     import python_calamine
 
     _check(content, file)
@@ -169,9 +177,12 @@ def _read(content: bytes, file: str, wanted: str) -> Sheet:
     grid = workbook.get_sheet_by_name(full[0])
     look = _look_at(stream, full[0]) if zipfile.is_zipfile(stream) else _Look({}, [])
     rows = _rows(grid, look)
-    found = next(((row, cells) for row, cells in rows if any(value is not None for value in cells)), None)
-    if found is None:
-        raise empty
+    above = [cells for _, cells in itertools.islice(rows, header_row - 1 if header_row else 0)]
+    found = next(((row, cells) for row, cells in rows if header_row or any(value is not None for value in cells)), None)
+    if found is None or not any(value is not None for value in found[1]):
+        raise (
+            input_error(f"Row {header_row} of {file} is empty; name the one with the columns.") if header_row else empty
+        )
     first, header = found
     texts = [values.dumps(cells).decode() if any(value is not None for value in cells) else "" for _, cells in rows]
     below = range(first + 1, first + 1 + len(texts))
@@ -184,6 +195,7 @@ def _read(content: bytes, file: str, wanted: str) -> Sheet:
         sorted({column for row in below for column in look.errors.get(row, ())}),
         sorted({left for (top, left), (end, _) in grid.merged_cell_ranges or () if end > top and end in below}),
         sum(1 for row in look.hidden if row in below and texts[row - below.start]),
+        [values.text_of(value) for cells in above for value in cells if value is not None],
         texts,
     )
 

@@ -44,6 +44,8 @@ _CELL = "promptmill_cell"  # a filter
 _PLACES = "promptmill places"  # a variable that no template can name
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a placeholder that is not closed
 _PLACE = re.compile(r"\{\{(-?)([^{}]+?)(-?)\}\}")  # a `-` removes the white space around the placeholder
+_WORDS = re.compile(r"[^\W\d]\w*(?:[ -]\w+)+")  # a name such as `mail body` or `mail-body`
+_OPERATORS = frozenset({"and", "else", "if", "in", "is", "not", "or"})
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
 _LONGEST, _MOST_PARTS = 1_000_000, 5_000  # Python compiles a template in one step, which cannot be interrupted
 
@@ -125,8 +127,8 @@ def _with_columns(text: str, special: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def mistyped_names_named(text: str, columns: Sequence[str]) -> Iterator[None]:
-    """If the block raises the error of a template and a placeholder is almost a column's name, raise an error that
-    names the column.
+    """If the block raises the error of a template and a placeholder is words, or almost a column's name, raise an error
+    that names the column.
 
     Otherwise `{{mail boddy}}` would be an invalid expression, and `{{mail-boddy}}` a difference of two unknown names.
     """
@@ -141,7 +143,8 @@ def mistyped_names_named(text: str, columns: Sequence[str]) -> Iterator[None]:
                 rf"{re.escape(column)}(?: *[^\w ]| +(?:or|and|if|in)\b)", unknown
             ):
                 raise input_error(PROMPT, f': in an expression, write row["{column}"] for the column.') from None
-        if unknown and close_matches(unknown, known, 1, _ALIKE):
+        is_text = _WORDS.fullmatch(unknown) and not _OPERATORS & {*unknown.split()}
+        if is_text or (unknown and close_matches(unknown, known, 1, _ALIKE)):
             check_names([unknown], columns)
         raise error from None
 

@@ -27,21 +27,32 @@ class SheetTable:
         style = Style()
         for at, part in enumerate(files.parts):
             with files.stream(at, seekable=True) as stream:
-                sheet = READER.read(stream, part.path.name, part.member)
+                sheet = READER.read(stream, part.path.name, part.member, files.header_row)
             names = _named(sheet.header)
             own = {column: place for place, column in enumerate(numbered(names)) if column[0] not in without}
-            self._sheets.append((own, sheet.rows, part))
+            self._sheets.append((sheet, own, part))
             known |= dict.fromkeys((*own, *numbered(part.columns)))
             style = _joined(style, sheet, [name if name not in without else "" for name in names])
+        self.header_row = self._sheets[0][0].header_row + 1
         self._columns = list(known)
         self.header = [name for name, _ in known]
         self.style = style
+
+    def header_at(self, row: int) -> Sequence[str]:
+        """Return the columns of the first file if this row of the sheet named them; see `Headed`."""
+        cells = self._sheets[0][0].rows[row - self.header_row - 1 : row - self.header_row]
+        return (
+            ["" if value is None else values.text_of(value) for value in values.loads(cells[0].encode())]
+            if cells and cells[0]
+            else []
+        )
 
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
         """Yield the rows; see `Input`. A sheet is never read from the middle."""
         del window
         before = 0
-        for own, rows, part in self._sheets:
+        for sheet, own, part in self._sheets:
+            rows = sheet.rows
             taken = [(own.get(column), part.columns.get(column[0])) for column in self._columns]
             is_whole = [place for place, _ in taken] == [*range(len(own))]
             for first in range(0, len(rows), _AT_ONCE):
@@ -83,6 +94,7 @@ def _joined(style: Style, sheet: Sheet, names: Sequence[str]) -> Style:
         sheet=sheet.name,
         header_row=sheet.header_row,
         uncomputed=of(sheet.uncomputed, style.uncomputed),
+        above=(*style.above, *sheet.above),
         errors=of(sheet.errors, style.errors),
         merged=of(sheet.merged, style.merged),
         hidden=style.hidden + sheet.hidden,

@@ -23,7 +23,7 @@ from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, shape
 from promptmill.jobs.columns import OURS
-from promptmill.jobs.inputs import given
+from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.questions import distinct
 from promptmill.jobs.store.status_record import shares_of
 

@@ -39,7 +39,7 @@ from promptmill.jobs.store import progress
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.records import record_of
-from promptmill.service.driver import settle
+from promptmill.service.driver import record_outcome
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service, too_long
 from promptmill.system.call_files import FileRule, RefusedError
@@ -113,7 +113,7 @@ class DeadlineCall:
         sink = ListSink(len(work.items))
         for index, item in enumerate(work.items):
             if isinstance(item, PromptmillError):
-                settle(index, Failure(item), sink, work.stats)
+                record_outcome(index, Failure(item), sink, work.stats)
         unanswered = await self._run_of(job, place) if place.entry.is_set() else await self._put_off(job, place)
         if self._run is not None:
             for record in await asyncio.to_thread(job.folder.store.sound_records):
@@ -193,13 +193,13 @@ def write(
     folders: JobFolders,
     outcomes: Mapping[int, Outcome] = MappingProxyType({}),
     *,
-    settled: bool = False,
+    all_answered: bool = False,
     task: Mapping[str, Any] | None = None,
 ) -> Job:
     """Write a call as a job that this user alone can read, and open it. Blocks.
 
-    `outcomes` are of the items that have one; items without a request have failed. `settled`: the job has these items
-    alone. The job survives the end of this process, but a power loss only after `_make_durable`. Raises
+    `outcomes` are of the items that have one; items without a request have failed. `all_answered`: the job has these
+    items alone. The job survives the end of this process, but a power loss only after `_make_durable`. Raises
     `PromptmillError` (`storage`) and removes its files then.
     """
     job_id = f"call-{secrets.token_hex(8)}"  # it cannot be guessed: clients with the same token may know of each other
@@ -213,9 +213,9 @@ def write(
         with open_job(rows, None, options, CallModels(work.plan), folders, caller=work.caller) as opened:
             job = opened.admit()
         job.folder.put(status={"state": progress.STARTING}, task=task)
-        items = outcomes if settled else range(len(work.items))
+        items = outcomes if all_answered else range(len(work.items))
         spec, _ = ingest(job.folder.store, job.spec, Lines(_lines(work, items)), Work())
-        job.put(spec.model_copy(update={"settled": settled}))
+        job.put(spec.model_copy(update={"settled": all_answered}))
         made = spec.targets[0].made(1)
         job.folder.store.write([record_of(row, outcome, made=made) for row, outcome in outcomes.items()])
     except BaseException as error:
@@ -251,7 +251,7 @@ async def keep(running_jobs: RunningJobs, work: CallWork, outcomes: Sequence[Out
         for index, outcome in enumerate(outcomes)
         if not (isinstance(outcome, Failure) and outcome.error.code is Code.DEFERRED)
     }
-    writing = asyncio.to_thread(write, work, running_jobs.folders, outcomes_of, settled=True)
+    writing = asyncio.to_thread(write, work, running_jobs.folders, outcomes_of, all_answered=True)
     job = await asyncio.shield(asyncio.ensure_future(writing))
     await asyncio.wait({running_jobs.run_here(job)})  # which finds every row answered, and writes the output
     return job.spec.job_id

@@ -38,8 +38,8 @@ from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import format_of_input, input_of
-from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.inputs.questions import questions_of
+from promptmill.jobs.inputs.input_rows import InputRows
+from promptmill.jobs.inputs.questions import questions_in
 from promptmill.jobs.run import steps, validation
 from promptmill.jobs.run.job import Apart, Hooks, Job
 from promptmill.jobs.run.runner import Runner, until_ended
@@ -272,7 +272,9 @@ class _Watched(threading.Event):
         return super().is_set()
 
 
-def _check(_: Work, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: Given | None) -> dict[str, Any]:
+def _check(
+    _: Work, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: InputRows | None
+) -> dict[str, Any]:
     runtime.limit_computing(_VALIDATION_S)
     service = Service(_configuration(plan), plan=plan)
     named = {variant.model for variant in order.variants} & {*service.offered}
@@ -284,11 +286,11 @@ def _check(_: Work, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, 
 def _check_columns(_: Work, order: JobOrder, rule: FileRule) -> None:
     runtime.limit_computing(_STUCK_S)
     parts = with_query(input_files.find(order.inputs, order.output), order)
-    files = input_files.opened(parts, encoding=order.reading.encoding)
+    files = input_files.opened(parts, reading=order.reading)
     kind = format_of_input(files)
     source = input_of(files, kind)
-    row_secrets.check_columns(files.parts[0].path.name, source.header, source.style.arrow_schema, rule)
-    questions_of(order.question, kind, source.header)
+    row_secrets.check_columns(files.parts[0].path.name, source.header, source.style, rule)
+    questions_in(order.question, kind, source)
 
 
 _STEPS: Mapping[str, Callable[..., object]] = MappingProxyType(

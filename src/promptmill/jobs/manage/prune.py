@@ -15,7 +15,7 @@ from promptmill.core.bounds import LARGEST_CALL_JOBS, MOST_CALL_JOBS
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import disk
 from promptmill.jobs.export import output
-from promptmill.jobs.inputs import given
+from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders

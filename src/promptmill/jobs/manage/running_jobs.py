@@ -213,7 +213,7 @@ class RunningJobs:
             folder = self.folders.find(job_id)
             if folder.order is None:
                 raise input_error(f"Job {job_id} has no order to resume.")
-            models = CallModels(await self._service.settled(plan))
+            models = CallModels(await self._service.resolved_plan(plan))
             job = await reopened(folder, models, self.folders, is_of_call=True).admitted()
             held.callback(job.close)
             if not job.finished and not await asyncio.to_thread(_dies_again, job):

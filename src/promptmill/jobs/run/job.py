@@ -93,7 +93,7 @@ class Job:
             return None  # after it was read, the input may be deleted
         if _is_own_work(self.folder, spec):
             return None
-        files = input_files.opened(spec.input.parts, known=self.change.before is not None, encoding=spec.input.encoding)
+        files = input_files.opened(spec.input.parts, known=self.change.before is not None, reading=spec.input)
         size, version = files.stamp()
         if spec.is_read and (size, version) == (spec.input.size, spec.input.version):
             return None

@@ -67,7 +67,7 @@ class JobRounds:
         """Store and return the next round; None if no row is open."""
         job = self._job
         store, spec = job.folder.store, job.spec
-        if spec.settled and job.order.earlier.again is None:
+        if spec.all_answered and job.order.earlier.again is None:
             return None
         known = rounds.stored_rounds(store)
         self._work.begin(known[-1].id + 1 if known else 1)

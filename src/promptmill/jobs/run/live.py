@@ -21,12 +21,12 @@ from promptmill.jobs import disk
 from promptmill.jobs.run.shared_beginnings import beginnings, in_groups
 from promptmill.jobs.store.database import PAGE, DamagedError, JobDatabase, check_rows, limited
 from promptmill.jobs.store.order import FailureLimit
-from promptmill.jobs.store.records import FIRST, SLOT, Made, record_of
+from promptmill.jobs.store.records import FIRST, SLOT, Provenance, record_of
 from promptmill.jobs.store.rounds import Round, join_of
 from promptmill.jobs.store.spec import PlanWork
 from promptmill.jobs.store.statistics import JobCounts
 from promptmill.jobs.store.stored import Target
-from promptmill.service.driver import settle
+from promptmill.service.driver import record_outcome
 from promptmill.service.service import Service
 
 _NO_QUESTION = bytes(16)
@@ -230,7 +230,7 @@ class RowSource(Source):
                     requests.append(await asyncio.to_thread(self._request, row) if is_large else self._request(row))
                 except PromptmillError as error:
                     outcome = Failure(error, row.attempts)
-                    settle(row.key, outcome, self._sink.without_request, self._call)
+                    record_outcome(row.key, outcome, self._sink.without_request, self._call)
         return requests
 
     async def aclose(self) -> None:
@@ -305,7 +305,7 @@ class StoreSink(Sink):
         failure_limit: FailureLimit | None = None,
         delivered: int = SLOT,
         failing: int = SLOT,
-        made: Sequence[Made] = (FIRST,),
+        made: Sequence[Provenance] = (FIRST,),
         recorded: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
         """`no_room` is called with the error of a row that the budget cannot pay; then the run takes no more rows.

@@ -36,6 +36,8 @@ _AS_READ = (
     "blank",
 )
 """The fields of `InputSpec` that are known after the input was read."""
+_READ_BY = ("format", "encoding", "header_row")
+"""The fields of `InputSpec` that say how the input is read."""
 _ASKED = ("templates", "column", "image_column", "row_settings")
 """The fields of `Question` that make a row's prompt."""
 _FEWEST = 20  # answers; losing fewer costs almost nothing
@@ -82,7 +84,7 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
     spec = spec.model_copy(update={"input": now.model_copy(update=facts)})
     is_same_reading = (
         begun.question == wanted.question
-        and (known.format, known.encoding) == (now.format, now.encoding)
+        and all(getattr(known, name) == getattr(now, name) for name in _READ_BY)
         and [target.name for target in begun.targets] == [target.name for target in wanted.targets]
     )
     if is_same_reading:

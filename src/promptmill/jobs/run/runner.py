@@ -291,7 +291,7 @@ class Runner:
             if lost := store.in_flight.most:  # requests whose rows may have changed
                 progress.earlier.charge(lost)
                 self._show()
-            store.in_flight.settle()
+            store.in_flight.clear()
             try:
                 bound = await self._do(job.reading(files))
             except PromptmillError:

@@ -86,7 +86,7 @@ class Change:
 
 def try_out(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> None:
     """Raise the errors of `read_input`, and change nothing. Blocks."""
-    files = input_files.opened(parts, known=True, encoding=spec.input.encoding)
+    files = input_files.opened(parts, known=True, reading=spec.input)
     with contextlib.suppress(_TriedError):
         change.read(folder.store, spec, files, work, is_trial=True)
 
@@ -95,7 +95,7 @@ def read_input(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Par
     """Read the input and store the changed job. Later changes of the input do not affect the output. Blocks. Raises the
     errors of `Change.read`.
     """
-    files = input_files.opened(parts, known=True, encoding=spec.input.encoding)
+    files = input_files.opened(parts, known=True, reading=spec.input)
     spec, bound = change.read(folder.store, spec, files, work)
     made = folder.result
     folder.put(spec=spec, before=None, output=made and made.model_copy(update={"finished": False}))

@@ -24,7 +24,7 @@ from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.any_format import format_of_input, image_column
 from promptmill.jobs.inputs.files import InputFiles, Part
-from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.input_rows import InputRows
 from promptmill.jobs.inputs.template import check_names_some, places_in, template_of
 from promptmill.jobs.store.fingerprint import fingerprint, plain_sampling
 from promptmill.jobs.store.folder import Folder
@@ -46,7 +46,7 @@ class WantedJob:
     order: JobOrder
     models: Configuration | CallModels
     folders: JobFolders
-    source: Given | None = None
+    source: InputRows | None = None
     """The rows that are in no file of the user; None for files."""
     is_fixed: bool = False
     """Whether the settings may not differ from the first run's, even if no row has an answer yet."""
@@ -106,11 +106,13 @@ class OrderFiles:
             _check_output(order, target, parts)
             formats.format_by_suffix(order.whole_output, "output file")
             formats.check_installed(order.whole_output)
-        opened = input_files.opened(parts, known=is_known, encoding=order.reading.encoding) if parts else None
+        opened = input_files.opened(parts, known=is_known, reading=order.reading) if parts else None
         return cls(source, target, folder, is_loose, opened)
 
 
-def _input_of(order: JobOrder, target: Path, given: Given | None, folder: Folder | None) -> tuple[Path, Sequence[Part]]:
+def _input_of(
+    order: JobOrder, target: Path, given: InputRows | None, folder: Folder | None
+) -> tuple[Path, Sequence[Part]]:
     """Return the path and the files of an input; no files if one was deleted but the job in `folder` has the rows.
 
     Raises `PromptmillError` (`invalid_input`).
@@ -246,7 +248,9 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
     return JobSpec(
         job_id=job_id,
         created=int(time.time()),
-        input=InputSpec(path=files.source, encoding=order.reading.encoding, **facts),
+        input=InputSpec(
+            path=files.source, encoding=order.reading.encoding, header_row=order.reading.header_row, **facts
+        ),
         question=order.question,
         output=OutputSpec(
             path=files.target,

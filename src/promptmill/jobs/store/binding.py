@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from sqlite3 import Connection
 
 from promptmill.jobs.store.database import COLUMNS, LAST_KEY, PUT_SPARE, ROW_NEXT, JobDatabase, bound
-from promptmill.jobs.store.records import PERSON, SLOT, Made, Record, copied, record_of
+from promptmill.jobs.store.records import PERSON, SLOT, Provenance, Record, copied, record_of
 from promptmill.jobs.store.spec import JobSpec
 
 _DIGEST = 16
@@ -191,7 +191,7 @@ def _borrow(connection: Connection, other: JobDatabase, spec: JobSpec, since: in
         ):
             if record.settings == PERSON and spec.is_grid:  # only its models give answers
                 continue
-            made = Made(PERSON, since) if record.settings == PERSON else spec.targets[record.slot].made(since)
+            made = Provenance(PERSON, since) if record.settings == PERSON else spec.targets[record.slot].made(since)
             own = record_of(record.key, copied(record.outcome()), record.asked, made)
             connection.execute(PUT_SPARE, (-1 - record.key, *bound(own)))
 

@@ -60,7 +60,7 @@ class InFlight:
         """The entries of rows whose requests earlier runs left in flight."""
         self.charged_again: dict[int, int] = {}
         """For each of these rows, the number of requests that this run has charged."""
-        self._settled = self._get(0).requests
+        self._cleared = self._get(0).requests
         for at in range(1, len(self._map) // _ENTRY.size):
             entry = self._get(at)
             if entry.row > 0:
@@ -110,22 +110,22 @@ class InFlight:
         """Forget rows that have a record now."""
         for row in rows:
             if row in self.lost:
-                self._settled += self.lost.pop(row).requests
+                self._cleared += self.lost.pop(row).requests
                 self.charged_again.pop(row, None)
-                self._put(0, _Entry(requests=self._settled))
+                self._put(0, _Entry(requests=self._cleared))
             if (at := self._places.pop(row, None)) is not None:
                 self._map[at * _ENTRY.size : (at + 1) * _ENTRY.size] = _FREE
                 self._free.append(at)
             self._open.pop(row, None)
 
-    def settle(self) -> None:
+    def clear(self) -> None:
         """Forget all rows. Their requests still count."""
         self.recorded(tuple(self._places))
 
     @property
     def requests_lost(self) -> int:
         """The number of requests of earlier runs that are in no record."""
-        return self._settled + sum(entry.requests for entry in self.lost.values())
+        return self._cleared + sum(entry.requests for entry in self.lost.values())
 
     @property
     def most(self) -> float:

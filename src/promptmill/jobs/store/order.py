@@ -121,16 +121,19 @@ class Reading(Stored):
     """A query, if the input is a database; its result gives the rows of the job."""
     encoding: str | None = None
     """The encoding of CSV, TSV or text, such as `cp1252`; None for UTF-8, which is checked."""
+    header_row: int | None = Field(None, ge=1)
+    """The line of a file, or the row of a sheet, with the columns, from 1; None: the first one."""
 
     @classmethod
-    def of(cls, sql: str | None = None, encoding: str | None = None) -> Reading:
-        """Return the options. Raises `PromptmillError` (`invalid_input`) for an unknown encoding."""
+    def of(cls, sql: str | None = None, encoding: str | None = None, header_row: int | None = None) -> Reading:
+        """Return the options. Raises `ValidationError`, and `PromptmillError` (`invalid_input`) for an unknown
+        encoding."""
         try:
             "".encode(encoding or "utf-8")
         except (LookupError, ValueError):
             known = " is no encoding; use cp1252, utf-16, latin-1, …"
             raise input_error(Named("encoding"), f": {str(encoding)[:20]!r}{known}") from None
-        return cls(sql=sql, encoding=encoding)
+        return cls(sql=sql, encoding=encoding, header_row=header_row)
 
 
 class Shown(Stored):
@@ -281,9 +284,9 @@ class JobOrder(Stored):
                 name: part(where).of(options)
                 for feature in features().values()
                 for name, where in feature.order_parts.items()
-                if options.get(name)
+                if (value := options.get(name)) is not None and value is not False
             },
-            reading=Reading.of(**given(sql="sql", encoding="encoding")),
+            reading=Reading.of(**given(sql="sql", encoding="encoding", header_row="header_row")),
             **given(system_prompt="system_prompt", sampling="sampling"),
         )
 

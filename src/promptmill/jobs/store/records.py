@@ -24,7 +24,7 @@ A_PERSON = "person"
 _FURTHER_TOKENS = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens")
 
 
-class Made(NamedTuple):
+class Provenance(NamedTuple):
     """The facts about a round that each of its records stores."""
 
     settings: int = 0
@@ -35,7 +35,7 @@ class Made(NamedTuple):
     """The model that answered instead of the target's model; `""` if the target's model answered."""
 
 
-FIRST = Made()
+FIRST = Provenance()
 
 
 class Record(NamedTuple):
@@ -117,7 +117,7 @@ class Record(NamedTuple):
         )
 
 
-def record_of(key: int, outcome: Outcome, asked: bytes | None = None, made: Made = FIRST) -> Record:
+def record_of(key: int, outcome: Outcome, asked: bytes | None = None, made: Provenance = FIRST) -> Record:
     """Return a record of `outcome` with this key. Half a surrogate pair becomes the replacement character."""
     fields = _fields(outcome, made)
     try:
@@ -139,7 +139,7 @@ def copied(outcome: Outcome, attempts: int = 0) -> Outcome:
     return replace(outcome, usage=NO_USAGE, attempts=attempts, latency_s=0.0, details=details, cost=cost)
 
 
-def _fields(outcome: Outcome, made: Made) -> tuple[Any, ...]:
+def _fields(outcome: Outcome, made: Provenance) -> tuple[Any, ...]:
     usage = outcome.usage
     spent = (
         outcome.attempts,

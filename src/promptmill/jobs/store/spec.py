@@ -49,6 +49,7 @@ class InputSpec(Stored):
     """The files of a folder, a pattern or several paths; empty if `path` is the only file."""
     format: str
     encoding: str | None = None
+    header_row: int | None = None
     size: int = 0
     version: int = 0
     """A number that changes with the content, see `InputFiles.stamp`."""
@@ -451,7 +452,7 @@ class JobSpec(Stored):
     model: str
     provider: str = ""
     """The name of the provider, for metrics."""
-    settled: bool = False
+    all_answered: bool = False
     """Whether the call that the job belongs to has ended. Then no row is sent again, not even a failed row."""
     plan: AnyPlan = Plan()
     """Which rows are sent next, and which answer a row gets."""

@@ -58,13 +58,21 @@ _FIRST_ANSWERS = 256
 _KINDS = MappingProxyType(
     {
         frozenset({"text"}): "text",
+        frozenset({"array"}): "list",
         **dict.fromkeys((frozenset({"true"}), frozenset({"false"}), frozenset({"true", "false"})), "boolean"),
         **dict.fromkeys((frozenset({"integer"}), frozenset({"real"}), frozenset({"integer", "real"})), "number"),
     }
 )
 # The limit allows null and one value more than is shown, which reveals that there are too many values.
 _VALUES = f"SELECT * FROM (SELECT {{0}}, f{{0}}, count(*), 0 FROM answers GROUP BY f{{0}} LIMIT {_SHOWN_VALUES + 2})"
+_ITEMS = f"""
+    SELECT * FROM (
+        SELECT {{0}}, value, count(*), 0 FROM answers, json_each(CASE WHEN json_valid(f{{0}}) THEN f{{0}} END)
+        WHERE json_each.type = 'text' GROUP BY value LIMIT {_SHOWN_VALUES + 2}
+    )
+"""
 _NUMBERS = "SELECT {0}, min(f{0}), max(f{0}), avg(f{0}) FROM answers WHERE typeof(f{0}) IN ('integer', 'real')"
+_COUNTED = MappingProxyType({"number": _NUMBERS, "text": _VALUES, "boolean": _VALUES, "list": _ITEMS})
 ALL_ROWS = SLOT
 
 
@@ -224,8 +232,8 @@ def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = Fals
 def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
     """Count the values of each field, for answers that are JSON objects.
 
-    A field with a few short values gets `values`, the number of rows by value. A field with numbers gets `min`, `max`
-    and `mean`. Other fields are left out; the first answers are enough to recognize most of them.
+    A field with a few short values, or lists of them, gets `values`, the number of rows by value. A field with numbers
+    gets `min`, `max` and `mean`. Other fields are left out; the first answers are enough to recognize most of them.
     """
     every = f"FROM answer WHERE {_IS_BEFORE} AND {DELIVERED} AND {ANSWERED} AND {_IS_OBJECT}"
     first = f"SELECT text {every} LIMIT {_FIRST_ANSWERS}"
@@ -236,16 +244,14 @@ def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
     kinds: dict[str, str] = {}
     for name, types, different in store.read(grouped, before):
         kind = _KINDS.get(frozenset(types.split(",")) - {"null"}, "")
-        if kind and '"' not in name and (kind == "number" or different <= _SHOWN_VALUES):
+        if kind and '"' not in name and (kind in {"number", "list"} or different <= _SHOWN_VALUES):
             kinds[name] = kind
     kinds = dict(list(kinds.items())[:20])
     if not kinds:
         return {}
     columns = ", ".join(f"json_extract(text, ?) AS f{at}" for at in range(len(kinds)))
     answers = f"SELECT {columns} {every}"
-    counted = " UNION ALL ".join(
-        (_NUMBERS if kind == "number" else _VALUES).format(at) for at, kind in enumerate(kinds.values())
-    )
+    counted = " UNION ALL ".join(_COUNTED[kind].format(at) for at, kind in enumerate(kinds.values()))
     paths = [f'$."{name}"' for name in kinds]
     groups: dict[int, list[tuple[Any, ...]]] = {}
     for at, *group in store.read(f"WITH answers AS MATERIALIZED ({answers}) {counted}", *paths, before):
@@ -264,9 +270,10 @@ def _field(kind: str, groups: Sequence[tuple[Any, ...]]) -> FieldResults:
     if not values or len(values) > _SHOWN_VALUES or max(len(value) for value, _ in values) > _SHORT_VALUE:
         return {}
     missing = [("null", count) for value, count, _ in groups if value is None]
-    if all(count == 1 for _, count in values) and len(values + missing) > 1:
+    if kind != "list" and all(count == 1 for _, count in values) and len(values + missing) > 1:
         return {}
-    return {"values": dict(sorted(values, key=lambda pair: (-pair[1], pair[0])) + missing)}
+    found: FieldResults = {"values": dict(sorted(values, key=lambda pair: (-pair[1], pair[0])) + missing)}
+    return found | {"is_list": True} if kind == "list" else found
 
 
 def _digest(text: str) -> str:

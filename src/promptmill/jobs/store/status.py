@@ -107,7 +107,7 @@ def figures_of(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, Any]
 def _labelled_fields(results: Results) -> list[str]:
     """Return the fields whose values are labels; `[""]` if the answers are labels."""
     if fields := results.get("fields"):
-        return [name for name, field in fields.items() if field.get("values")]
+        return [name for name, field in fields.items() if field.get("values") and not field.get("is_list")]
     return [""] if results.get("values") else []
 
 

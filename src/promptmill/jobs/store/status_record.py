@@ -50,6 +50,8 @@ class FieldResults(TypedDict, total=False):
     """The values of one field of the answers: the number of rows for each value, or the range of its numbers."""
 
     values: dict[str, int]
+    is_list: bool
+    """Whether a row may have several of the values."""
     min: float
     max: float
     mean: float

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from promptmill.jobs.store.records import Made
+from promptmill.jobs.store.records import Provenance
 
 
 class Stored(BaseModel):
@@ -112,6 +112,6 @@ class Target(Stored):
         own = {"model": model, "settings": settings, "kept": tuple(sorted({*self.kept, self.settings}))}
         return counted, self.model_copy(update=own)
 
-    def made(self, round_: int, model: str = "") -> Made:
+    def made(self, round_: int, model: str = "") -> Provenance:
         """Return the note for the records of a round. `model`: see `Round.model`."""
-        return Made(self.settings, round_, self.changed, model)
+        return Provenance(self.settings, round_, self.changed, model)

@@ -21,14 +21,14 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     """
     path = find(options, channel.progress)
     # openvino, only now that there is something to load
-    from promptmill.backends.engines.openvino.pipeline import Decoder, Row, load_model
+    from promptmill.backends.engines.openvino.pipeline import PipelineDecoder, Row, load_model
     from promptmill.backends.engines.openvino.prompt import PromptBuilder
 
     model = load_model(path, options, channel.progress)
     waiting: WaitingRows[Row] = WaitingRows()
     prompts = PromptBuilder(model, refuse_unsupported=options["unsupported"] == "error")
     intake = Intake(prompts.row, waiting, channel)
-    decoder = Decoder(model, waiting, channel)
+    decoder = PipelineDecoder(model, waiting, channel)
     channel.route(intake.handle)
     channel.send({"type": "loaded", "window": 2 * model.rows, "images": model.reads_images})
     decoder.run()

@@ -236,7 +236,7 @@ def _special(tokenizer: Any) -> dict[str, int]:
     return {name: number for (name, number), text in zip(marked, texts, strict=True) if not text}
 
 
-class Decoder:
+class PipelineDecoder:
     """Keeps the pipeline full of rows; the pipeline decides which of them each step computes."""
 
     def __init__(self, model: Model, waiting: WaitingRows[Row], channel: Channel) -> None:

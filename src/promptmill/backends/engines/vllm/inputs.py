@@ -65,7 +65,7 @@ class Prepared:
     """The probabilities of its choices, and how many to report, if requested."""
 
 
-class PromptBuilder:
+class VllmPrompts:
     """Turns submitted requests into prompts, with the model's own template and defaults."""
 
     def __init__(self, engine: AsyncLLM, options: JsonObject) -> None:

@@ -27,7 +27,7 @@ from promptmill.answers.chances import Chances
 from promptmill.backends.engines import growing_answer
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.submission import refuse, warn_of_left_out
-from promptmill.backends.engines.vllm.inputs import Prepared, PromptBuilder
+from promptmill.backends.engines.vllm.inputs import Prepared, VllmPrompts
 from promptmill.backends.engines.vllm.startup import unfit_parser
 from promptmill.core.errors import Code, PromptmillError, first_line, input_error
 from promptmill.system.frames import Frame, packed_error
@@ -56,7 +56,7 @@ class RequestRunner:
         """`options` are the `vllm` block of the configuration."""
         self._engine = engine
         self._channel = channel
-        self._prompts = PromptBuilder(engine, options)
+        self._prompts = VllmPrompts(engine, options)
         self._embedder = Embedder(engine, options)
         self._reading = AnswerParser(engine, options.get("reasoning_parser"))
         rows: int = engine.vllm_config.scheduler_config.max_num_seqs

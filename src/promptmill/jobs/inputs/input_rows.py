@@ -34,7 +34,7 @@ _SNIFFED = 4096
 _BLOCK = 1 << 20
 
 
-class Given(NamedTuple):
+class InputRows(NamedTuple):
     """Rows from standard input, from a program, or from a URL."""
 
     parts: Sequence[Part]
@@ -46,7 +46,7 @@ class Given(NamedTuple):
 
 
 @contextlib.contextmanager
-def written(folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str = "rows") -> Iterator[Given]:
+def written(folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str = "rows") -> Iterator[InputRows]:
     """Write blocks of bytes to a temporary file with `suffix`, and yield its rows. Raises `PromptmillError`
     (`storage`)."""
     content = hashlib.sha256(suffix.encode())
@@ -56,7 +56,7 @@ def written(folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str
             for block in blocks:
                 content.update(block)
                 out.write(block)
-        yield Given([Part(file)], content.hexdigest(), name)
+        yield InputRows([Part(file)], content.hexdigest(), name)
 
 
 @contextlib.contextmanager
@@ -85,7 +85,7 @@ def root_of(folders: JobFolders) -> Path:
     return folders.root.parent / GIVEN
 
 
-def loose_id(given: Given, plan: ResolvedConfig, order: JobOrder) -> str:
+def loose_id(given: InputRows, plan: ResolvedConfig, order: JobOrder) -> str:
     """Return the id of a job without an output file. Equal rows, questions and settings have the same id."""
     settings = fingerprint(plan, order.system_prompt, "jsonl")
     question = order.question.model_dump(mode="json")
