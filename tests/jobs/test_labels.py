@@ -12,7 +12,7 @@ from PIL import Image
 from promptmill.backends.protocol import Completion
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.short_forms import schema_of_many
-from replies import answer, by_prompt, choose
+from replies import answer, by_prompt, choose, status
 from tables import read_rows
 
 
@@ -203,6 +203,15 @@ def test_a_column_of_images_goes_with_a_constant_prompt(bench):
         "Describe the picture."
     }
     assert len({part["image_url"]["url"] for content in contents for part in content if "image_url" in part}) == 2
+
+
+def test_the_advice_for_pictures_that_a_model_cannot_read_is_another_model(bench):
+    bench.upstream.reply = choose(lambda seen: status(400, "this model does not support image input"))
+    (bench.path / "a.png").write_bytes(picture(0))
+    bench.write([{"path": "a.png"}, {"path": "gone.png"}])
+    shown = bench.fail("--prompt", "Describe the picture.", "--image-column", "path", code=1)
+    assert "-m NAME --keep --again failed sends the failed rows to a model that reads images" in shown
+    assert "correct the images" not in shown
 
 
 def test_the_advice_for_an_image_that_is_missing_sends_its_row_once_it_is_there(bench):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -61,6 +62,10 @@ def test_a_job_whose_output_is_written_says_how_far_that_is(progress):
     progress.pass_row(512)
     assert status_words.line(progress.as_dict()) == "2,000 of 2,000 answered, 0 failed, 512 written"
     assert _line(progress, 120) == "writing the output, 2,000 of 2,000 answered, 0 failed, 512 written"
+    screen = io.StringIO()
+    status_words.progress_lines("j", screen)(progress)
+    assert " j: writing the output, 2,000 of 2,000 answered" in screen.getvalue()
+    assert progress.as_dict()["state"] == "merging", "the name for programs"
 
 
 class Clock:

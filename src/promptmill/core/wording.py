@@ -15,27 +15,27 @@ MOST_SHOWN = 50
 """Columns, fields or values in one table: more are no table that a person reads."""
 _ALIKE = 0.5  # difflib's ratio, the share of letters in common: below it, any two short names look alike
 _SYNONYMS = (
-    (("input_file", "files", "input", "rows"), "file path filename csv data dataset infile"),
-    (("output_file", "output"), "out outfile outputs target destination save_to results_file"),
-    (("prompt", "prompt_ls"), "prompts question questions query template task text prompt_template instruction"),
-    (("prompt_column",), "column text_column input_column question_column"),
-    (("system_prompt", "system"), "instructions system_message system_instruction"),
-    (("choices",), "label labels class classes category categories enum allowed_values"),
-    (("gold",), "label labels truth ground_truth expected reference"),
-    (("schema",), "json_schema output_schema answer_schema response_schema response_model"),
-    (("fields",), "extract"),
-    (("model", "model_name", "model_name_or_path"), "models model_id llm deployment"),
-    (("base_url",), "api_base base endpoint url openai_api_base openai_base_url"),
-    (("api_key",), "openai_api_key key token api_token"),
-    (("max_tokens",), "max_new_tokens max_output_tokens max_completion_tokens num_predict n_predict max_length"),
-    (("concurrency",), "max_concurrency parallel parallelism threads max_parallel"),
-    (("num_workers",), "max_workers"),
-    (("retries",), "max_retries num_retries"),
-    (("max_cost",), "budget max_budget cost_limit max_price"),
-    (("limit",), "max_rows n_rows nrows head"),
-    (("overwrite",), "force"),
-    (("criterion",), "criteria rubric"),
-    (("job_id",), "job"),
+    ("input_file files input rows", "file path filename csv data dataset infile"),
+    ("output_file output", "out outfile outputs target destination save_to results_file"),
+    ("prompt prompt_ls", "prompts question questions query template task text prompt_template instruction"),
+    ("prompt_column", "column text_column input_column question_column"),
+    ("system_prompt system", "instructions system_message system_instruction"),
+    ("choices", "label labels class classes category categories enum allowed_values"),
+    ("gold gold_file", "label labels truth ground_truth expected reference"),
+    ("schema", "json_schema output_schema answer_schema response_schema response_model"),
+    ("fields", "extract"),
+    ("model model_name model_name_or_path", "models model_id llm deployment"),
+    ("base_url", "api_base base endpoint url openai_api_base openai_base_url"),
+    ("api_key", "openai_api_key key token api_token"),
+    ("max_tokens", "max_new_tokens max_output_tokens max_completion_tokens num_predict n_predict max_length"),
+    ("concurrency", "max_concurrency parallel parallelism threads max_parallel"),
+    ("num_workers", "max_workers"),
+    ("retries", "max_retries num_retries"),
+    ("max_cost", "budget max_budget cost_limit max_price"),
+    ("limit", "max_rows n_rows nrows head"),
+    ("overwrite", "force"),
+    ("criterion", "criteria rubric"),
+    ("job_id", "job"),
 )
 """Our names of a thing, and what other programs, and people at their first try, call it."""
 _ESCAPES = re.compile(r"(?<!\\)(?:\\u[0-9a-fA-F]{4})+")
@@ -165,7 +165,8 @@ def synonym(name: str, known: Iterable[str]) -> str:
     plain = {one.lstrip("-").replace("-", "_"): one for one in known}
     wanted = name.lower().lstrip("-").replace("-", "_")
     for ours, theirs in _SYNONYMS:
-        if (wanted in ours or wanted in theirs.split()) and (meant := next((one for one in ours if one in plain), "")):
+        meant = next((one for one in ours.split() if one in plain), "")
+        if meant and wanted in f"{ours} {theirs}".split():
             return plain[meant]
     return ""
 

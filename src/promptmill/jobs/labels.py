@@ -47,7 +47,7 @@ class Decision(NamedTuple):
     the first failure."""
     score: float
     """The share of all answers that have its label, failures included."""
-    votes: int
+    agree: int
     """The number of these answers."""
     is_tie: bool
     """Whether another label has as many answers."""

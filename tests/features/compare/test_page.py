@@ -166,6 +166,12 @@ async def test_a_browser_shows_a_comparison_side_by_side_and_runs_nothing(hostil
         await page.run("document.querySelector('dialog [aria-label=close]').click()")
         await page.run("search.value = 'ONERROR'; search.dispatchEvent(new Event('input'))")
         await page.until(f"document.getElementById('count').textContent !== '{differ}'")
+        assert await page.run("document.querySelectorAll('details.fold[open]').length") == 0
+        assert await page.run("document.querySelector('td button').closest('details.fold') !== null")
+        await page.run("document.querySelectorAll('details.fold').forEach(fold => fold.open = true)")
+        await page.look(390, 844, "light")
+        assert await page.run("document.documentElement.scrollWidth") <= 390
+        assert await page.run("document.querySelector('td button').closest('.scroll').scrollWidth") > 390
         await page.run("document.querySelector('td button').click()")
         assert re.fullmatch(r"\d+ of 42 rows", await page.run("document.getElementById('count').textContent"))
         assert not await page.run("'hacked' in window")

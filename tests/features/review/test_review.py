@@ -274,6 +274,13 @@ def test_a_table_has_the_labels_that_the_rows_have(voted):
     assert page.count('"label":"neutral"') == 1
 
 
+def test_the_page_shows_how_many_votes_a_label_has(voted):
+    reviewed(voted)
+    page = (voted.path / "out.jsonl.review.html").read_text(encoding="utf-8")
+    assert '"score":"1 of 3 votes"' in page
+    assert '"score":"2 of 3 votes"' in page
+
+
 def test_a_dash_that_is_a_label_stays_one(voted):
     reviewed(voted, "--take", str(decide(voted, {10: "-"})), "--choices=-,+")
     assert voted.answers()[9]["answer"] == "-"

@@ -146,7 +146,7 @@ class Votes(Plan):
         decision = majority(beside)
         if decision is None or decision.score == 1:
             return None
-        votes = f"{decision.votes} of {counted(len(beside), 'vote')}"
+        votes = f"{decision.agree} of {counted(len(beside), 'vote')}"
         if decision.is_tie:
             return Doubt(decision.score, "tie", "tie", votes)
         return Doubt(decision.score, "votes differ", score_words=votes)

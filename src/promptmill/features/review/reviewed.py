@@ -170,7 +170,7 @@ def _candidates(store: JobDatabase, spec: JobSpec) -> Iterator[_Candidate]:
         for n, group in itertools.groupby(every, key=lambda answered: answered.row.n):
             decision = majority([answered.record for answered in group])
             if decision is not None and decision.record.code is None and decision.score < 1:
-                words = f"{decision.votes} of {counted(spec.delivered, 'answer')}"
+                words = f"{decision.agree} of {counted(spec.delivered, 'answer')}"
                 yield _Candidate(_DISAGREE, decision.score, n, 0, "the answers differ", words)
         return
     for answered in every:

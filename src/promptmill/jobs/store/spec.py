@@ -350,7 +350,7 @@ class Doubt(NamedTuple):
     kind: Literal["", "tie", "disagree"] = ""
     """Ties are worth the most, then models that disagree."""
     score_words: str = ""
-    """The score for people, such as `2 of 3 votes`, where it is no probability."""
+    """The score for people, such as `2 of 3`, where it is no probability."""
 
 
 class UnknownPlan(Plan):
