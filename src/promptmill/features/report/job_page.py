@@ -87,7 +87,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         made_in, by_slot = _rounds(store), statistics.slots(store) if spec.is_grid else {}
         labels = {
             name: statistics.values_by_slot(store, name) if spec.is_grid else {}
-            for name, part in (results.get("fields") or {"": results}).items()
+            for name, part in cast("Mapping[str, Results]", results.get("fields") or {"": results}).items()
             if "values" in part
         }
         curve = spec.plan.curve(store)
