@@ -357,7 +357,7 @@ def test_only_files_inside_the_allowed_folders_are_read(picture, tmp_path):
     rules = ImageRules(FileRule((inside.resolve(),)))
     assert load_image(str(inside / "a.png"), rules).data
     for escape in (outside / "a.png", inside / ".." / "inside-not" / "a.png", picture):
-        assert "outside the folders of `allowed_roots`" in _problem(str(escape), rules)
+        assert "outside the folders that agents may use (`allowed_roots`" in _problem(str(escape), rules)
     assert "outside" in _problem((outside / "a.png").as_uri(), rules)
 
 

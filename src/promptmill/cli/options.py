@@ -438,10 +438,10 @@ def note_once(plan: ResolvedConfig) -> None:
     import platformdirs
 
     from promptmill.backends import registry
-    from promptmill.service import choosing
+    from promptmill.service.model import is_embedded
 
     notes = [f"{host} receives the key in {variable}." for host, variable in registry.keys_sent(plan)]
-    if choosing.is_embedded(plan):
+    if is_embedded(plan):
         notes.append(
             f"{plan.model} is a small model to try promptmill with; --base-url or --provider gives better answers."
         )

@@ -251,12 +251,8 @@ class PlainArguments(Middleware):
         if len(arguments) > 50:
             raise CodedToolError(f"The call has {len(arguments)} arguments; see the tool's input schema.")
         schema = await self._schema(context)
-        try:
-            if isinstance(options := arguments.get(OPTIONS), str):
-                arguments = {**arguments, OPTIONS: _parsed(OPTIONS, options, ["object"])}
-            arguments = unpacked(arguments, schema)
-        except PromptmillError as error:
-            raise CodedToolError(str(error), error.code) from None
+        if OPTIONS in arguments:
+            arguments = _unpacked(arguments, schema)
         backend = arguments.get("backend")
         name = backend.strip().lower() if isinstance(backend, str) else AUTO
         if name != AUTO and "backend" in schema.get("properties", {}):
@@ -320,6 +316,16 @@ class PlainArguments(Middleware):
                 return {}
             self._schemas[name] = tool.parameters
         return self._schemas[name]
+
+
+def _unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:
+    """Return arguments with the keys of `options`, an object or its JSON, among them. Raises `CodedToolError`."""
+    if isinstance(options := arguments[OPTIONS], str):
+        arguments = {**arguments, OPTIONS: _parsed(OPTIONS, options, ["object"])}
+    try:
+        return unpacked(arguments, schema)
+    except PromptmillError as error:
+        raise CodedToolError(str(error), error.code) from None
 
 
 def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:

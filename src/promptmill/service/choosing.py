@@ -94,15 +94,6 @@ def is_installed(engine: str) -> bool:
     return any(name == engine and importlib.util.find_spec(package) for name, package in _ENGINES)
 
 
-TOY = f"{EMBEDDED} is a toy to try promptmill with: choose another model for real work."
-"""A warning of every call that the embedded model answers."""
-
-
-def is_embedded(plan: ResolvedConfig) -> bool:
-    """Return whether the embedded model answers."""
-    return plan.record.is_engine and plan.model == EMBEDDED
-
-
 def _embedded(configuration: Configuration, choice: Choice) -> Choice:
     """Return the choice if no endpoint works: an engine on this machine with the embedded model."""
     engine = local_engine()

@@ -40,6 +40,9 @@ _STOPPING_S = 1.0  # for stopped calls and a stopped load to end, before the bac
 # Loading makes two copies, or bfloat16 on disk becomes float32; the rest is for activations and cache.
 _MEMORY_PER_WEIGHT = 2.5
 
+TOY = f"{EMBEDDED} is a toy to try promptmill with: choose another model for real work."
+"""A warning of every call that the embedded model answers."""
+
 
 class Models:
     """The models of a process by name, each made when it is first needed. The engines among them share the machine."""
@@ -252,6 +255,8 @@ class Loaded:
 
     def __init__(self, plan: ResolvedConfig, model: Model) -> None:
         self.plan, self.model = plan, model
+        self.warning = TOY if is_embedded(plan) else ""
+        """The warning of each call that it answers."""
         self.activity = ""
         self.last_used = time.monotonic()
         self.predecessor: Loaded | None = None
@@ -447,3 +452,8 @@ def _weights(model: str) -> int:
     if model == EMBEDDED:
         return embedded_model.WEIGHTS_BYTES
     return hardware.weights(Path(model))
+
+
+def is_embedded(plan: ResolvedConfig) -> bool:
+    """Return whether the embedded model answers."""
+    return plan.record.is_engine and plan.model == EMBEDDED

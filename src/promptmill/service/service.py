@@ -24,7 +24,7 @@ from promptmill.service import choosing
 from promptmill.service.driver import Driver, record_outcome
 from promptmill.service.fallback import NotLoadedError, Router
 from promptmill.service.list_call import ListSink, ListSource
-from promptmill.service.model import Create, Loaded, Model, Models
+from promptmill.service.model import TOY, Create, Loaded, Model, Models, is_embedded
 
 _DRAIN_S = 30.0
 _FEW = 10_000  # items that are examined on the event loop
@@ -164,7 +164,7 @@ class Service:
                 found.append(about | {"state": "unusable", "reason": str(error)})
                 continue
             about |= {"backend": plan.backend, "model": plan.model or None, "state": self.state_of(name)}
-            about |= {"note": choosing.TOY} if choosing.is_embedded(plan) else {}
+            about |= {"note": TOY} if is_embedded(plan) else {}
             found.append(about | ({"fallback": plan.fallback} if plan.fallback else {}))
         return found
 
@@ -378,8 +378,8 @@ class Service:
             if of_job is not None and name == of_job.name and not of_job.is_same_model(loaded.plan):
                 raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
             call.chosen = call.chosen or loaded.plan.chosen
-            if choosing.is_embedded(loaded.plan):
-                call.warn(choosing.TOY)
+            if loaded.warning:
+                call.warn(loaded.warning)
             try:
                 return loaded, loaded.enter(call, run)
             except PromptmillError as error:

@@ -134,14 +134,14 @@ class FileRule:
 
     @property
     def words(self) -> str:
-        """The places of files, for errors: "the folders of `allowed_roots` (/data)"."""
+        """The places of files, for errors: "the folders that agents may use (`allowed_roots`: /data)"."""
         if self.started_in:
             return (
-                f"the folders of `allowed_roots`: none is set, and {self.started_in}, where the server was started, is "
-                "too much to allow"
+                f"the folders that agents may use: no `allowed_roots` is set, and {self.started_in}, where the server "
+                "started, is too much to allow"
             )
         shown = ", ".join(map(str, self.roots or ())) or "none"
-        return f"the folders of `allowed_roots` ({shown})"
+        return f"the folders that agents may use (`allowed_roots`: {shown})"
 
 
 def holds_everything(folder: Path) -> bool:

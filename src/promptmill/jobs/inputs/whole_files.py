@@ -221,7 +221,7 @@ class FoundFiles:
             with os.fdopen(self._rule.open(path), "rb") as file:
                 yield file
         except OutsideError:
-            raise input_error("leads outside the folders of `allowed_roots`") from None
+            raise input_error("leads outside the folders that agents may use (`allowed_roots`)") from None
         except RefusedError as error:
             raise input_error(str(error)) from None
         except (NoFileError, FileNotFoundError):
