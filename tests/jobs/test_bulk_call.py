@@ -402,11 +402,7 @@ def test_a_shard_is_one_of_files_with_an_output(options, upstream, tmp_path):
 def test_an_unknown_option_is_named(options):
     with pytest.raises(TypeError, match="'labels'; did you mean choices"):
         promptmill.bulk(["a"], labels=["x"])  # type: ignore[call-arg]
-<<<<<<< HEAD
     with pytest.raises(TypeError, match="'temprature'; did you mean temperature") as caught:
-=======
-    with pytest.raises(TypeError, match="'temprature'; did you mean temperature"):
->>>>>>> looks
         promptmill.bulk(["a"], temprature=1, **options)  # type: ignore[call-arg]
     assert isinstance(caught.value, PromptmillError)
 

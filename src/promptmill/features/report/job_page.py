@@ -88,13 +88,8 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         fields: Mapping[str, Mapping[str, Any]] = results.get("fields") or {"": results}
         labels = {
             name: statistics.values_by_slot(store, name) if spec.is_grid else {}
-<<<<<<< HEAD
             for name, part in fields.items()
             if "values" in part and not part.get("is_list")  # a bar of a variant counts rows with one label
-=======
-            for name, part in cast("Mapping[str, Results]", results.get("fields") or {"": results}).items()
-            if "values" in part
->>>>>>> looks
         }
         curve = spec.plan.curve(store)
         where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
