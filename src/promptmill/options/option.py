@@ -43,7 +43,7 @@ class Flag:
     is_common: bool = False
     """Whether the short help shows it."""
     was: str = ""
-    """Its name in the last release, such as `--old`."""
+    """Its name in the last release, such as `old`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -474,7 +474,7 @@ RUN = (
             "dry-run",
             words="check the rows, show three finished prompts and the price; send nothing",
             stored="validate",
-            was="--validate",
+            was="validate",
             is_common=True,
         ),
         argument=Argument(words="only check the rows and estimate the price", is_common=True),
@@ -551,7 +551,7 @@ def needs_hidden(name: str, face: Face) -> str:
 
 def renamed(flag: str) -> str:
     """Return the new name of a flag of the last release; `""` for any other name."""
-    flags = {option.flag.was: option.name_on("flag") for option in options().values() if option.flag is not None}
+    flags = {f"--{option.flag.was}": option.name_on("flag") for option in options().values() if option.flag is not None}
     return (flag and flags.get(flag)) or ""
 
 

@@ -26,7 +26,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.system.installation import adding
 
 _SHOWN_HEADERS = ("From", "To", "Cc", "Subject", "Date")
-_CHARSET = re.compile(rb"""(?i)<meta[^>]+charset\s*=\s*["']?\s*([\w-]+)""")
+_CHARSET = re.compile(rb"""(?i)<meta\b[^<>]{1,200}?charset ?= ?["']?([\w-]+)""")
 _HIDDEN = frozenset({"script", "style", "template", "noscript", "svg", "head"})
 _READ = frozenset({"title", "pre"})
 _BLOCKS = frozenset(
