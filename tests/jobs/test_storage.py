@@ -149,13 +149,6 @@ def test_an_output_folder_that_cannot_be_written_is_said_before_anything_is_spen
     assert not bench.folder.path.exists()
 
 
-def test_an_output_folder_that_is_not_there_is_said(bench):
-    bench.prompts(3)
-    bench.output = bench.path / "nowhere" / "out.jsonl"
-    assert "create it first" in bench.fail()
-    assert not bench.upstream.seen
-
-
 def half_done(bench: Any, rows: int = 300) -> None:
     """Have a job of `rows` rows that was killed after half of them."""
     bench.prompts(rows)

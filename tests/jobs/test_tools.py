@@ -402,7 +402,7 @@ async def test_files_outside_the_roots_are_refused(bench, tools, tmp_path):
             ("mine.txt", "o.jsonl", "others may be a program's; `files` sends whole texts"),
             ("in.jsonl", "out.jsonl", "is not this job's own output"),
             ("gone.jsonl", "o.jsonl", "There is no input file"),
-            ("in.jsonl", ".", "output_file work has no suffix"),
+            ("in.jsonl", ".", "output_file is a folder or a pattern; name a file"),
             ("in.jsonl\0", "o.jsonl", "not a usable path"),
             ("x" * 300 + ".jsonl", "o.jsonl", "The name xxx.* is too long"),
             ("in.jsonl", "x" * 300 + ".jsonl", "The name xxx.* is too long"),

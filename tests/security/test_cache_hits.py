@@ -174,7 +174,7 @@ def test_a_job_reports_a_hit_like_a_new_request(sharing, upstream, folder, order
             return client.call("bulk_status", job_id=started)["structuredContent"]
 
         eventually(lambda: status()["state"] in {"finished", "stopped"})
-        row = client.call("bulk_status", read="all", job_id=started)["structuredContent"]
+        row = client.call("bulk_status", read="all", job_id=started)["structuredContent"]["rows"]
         found = {key: value for key, value in status().items() if not re.search("_at$|_s$|eta|bytes", key)}
         found["results"] = json.loads(json.dumps(found["results"]).replace(prompt, "…")) if "results" in found else None
         return _facts(found), row

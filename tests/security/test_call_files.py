@@ -584,9 +584,9 @@ async def test_a_server_in_a_folder_that_holds_everything_allows_no_file(tmp_pat
             {"files": [str(home / "in.csv")]},
         ):
             said = await talk.error("bulk_generate", **asked, prompt="{{text}}")
-            assert f"`allowed_roots`: none is set, and {place}, where the server was started, is too much" in said
+            assert f"no `allowed_roots` is set, and {place}, where the server started, is too much" in said
         result = await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[[str(home / "a.png")]])
-        assert "none is set" in result.structured_content["errors"][0]["message"]
+        assert "no `allowed_roots` is set" in result.structured_content["errors"][0]["message"]
         assert (await talk.answers("no file")) == ["echo: no file"]
     upstream.seen.clear()
     async with serve(top={"allowed_roots": [str(home)]}) as talk:
@@ -605,9 +605,9 @@ async def test_a_server_whose_folder_was_removed_answers_and_allows_no_file(tmp_
         assert await talk.answers("no file") == ["echo: no file"]
         for name in (str(tmp_path / "in.csv"), "in.csv"):
             for source in ({"files": [name]}, {"input_file": name, "output_file": "out.csv"}):
-                assert "`allowed_roots`: none is set" in await talk.error("bulk_generate", **source, prompt="{{text}}")
+                assert "no `allowed_roots` is set" in await talk.error("bulk_generate", **source, prompt="{{text}}")
         result = await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[[str(tmp_path / "in.csv")]])
-        assert "`allowed_roots`: none is set" in text(result)
+        assert "no `allowed_roots` is set" in text(result)
 
 
 # The operator's own programs

@@ -551,8 +551,9 @@ def needs_hidden(name: str, face: Face) -> str:
 
 def renamed(flag: str) -> str:
     """Return the new name of a flag of the last release; `""` for any other name."""
-    flags = {f"--{option.flag.was}": option.name_on("flag") for option in options().values() if option.flag is not None}
-    return (flag and flags.get(flag)) or ""
+    every = options().values()
+    names = {f"--{each.flag.was}": each.name_on("flag") for each in every if each.flag is not None and each.flag.was}
+    return names.get(flag) or ""
 
 
 def only_model(given: Mapping[str, Any]) -> str | None:
