@@ -25,6 +25,7 @@ def test_a_process_that_computes_in_one_operation_is_ended_by_the_system():
     assert done.returncode == -signal.SIGPROF
 
 
+@pytest.mark.processes
 async def test_a_runner_may_go_on_computing_until_its_job_is_cancelled(tmp_path, monkeypatch):
     limits: list[float] = []
     looked = asyncio.Event()
