@@ -84,7 +84,7 @@ class Soak:
         if job_id := (result.structured_content or {}).get("job_id"):
             self.made["deferred"] += 1
             await self._until_ended(job_id)
-            page = await self._call("bulk_results", "results", job_id=job_id, limit=1000)
+            page = await self._call("bulk_status", "results", job_id=job_id, read="all", limit=1000)
             for row in page.structured_content["rows"]:
                 self._compare(prompts[row["index"]], row["answer"], failed=row["error"] is not None)
 
@@ -118,10 +118,10 @@ class Soak:
             return
         job_id = started.structured_content["job_id"]
         if self._chance.random() < 0.3:
-            await self._call("bulk_cancel", "bulk_cancel", job_id=job_id)
+            await self._call("bulk_status", "cancel", job_id=job_id, action="cancel")
             return
         await self._until_ended(job_id)
-        page = await self._call("bulk_results", "results", job_id=job_id)
+        page = await self._call("bulk_status", "results", job_id=job_id, read="all")
         for row in page.structured_content["rows"]:
             self._compare(row["prompt"], row["answer"], failed=row["error"] is not None)
 

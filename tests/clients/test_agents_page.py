@@ -145,9 +145,9 @@ class Reader:
         self.results[:] = [json.loads(output) for output in outputs]
         tools = dict(self.api.tools(seen.json))
         said = json.dumps(seen.json.get("instructions", "")) + json.dumps(seen.json["input"])
-        (start,) = set(re.findall(r"A file, a folder, or more than about \d+ prompts: `(\w+)`", said))
-        (status,) = set(re.findall(r"Then `(\w+)` every few seconds until `state` is `finished`", said))
-        (read,) = set(re.findall(r"`output_file` has all answers; `(\w+)` reads some", said))
+        (start,) = set(re.findall(r"A file, a folder, or more prompts: `(\w+)`", said))
+        (status,) = set(re.findall(r"Then `(\w+)` with `wait_s: 60` until `state` is `finished`", said))
+        (read,) = set(re.findall(r"`output_file` has all answers; `(\w+)` with `read` shows some", said))
         last = self.results[-1] if self.results else {}
         if not self.results:
             name, arguments = start, self.arguments | {"validate": True}
@@ -156,8 +156,9 @@ class Reader:
         elif "rows" in last:
             return self.api.say(self.closing)
         else:
-            name = read if last["state"] == "finished" else status
-            arguments = {"job_id": last["job_id"]}
+            has_ended = last["state"] == "finished"
+            name = read if has_ended else status
+            arguments = {"job_id": last["job_id"], **({"read": "all"} if has_ended else {"wait_s": 60})}
         jsonschema_rs.validate(dict(tools[name]), arguments)
         return self.api.call(name, arguments)
 

@@ -99,7 +99,7 @@ def test_langchain_gets_answers_and_errors(sdk1, server, calm, upstream):
 def test_pydantic_ai_gets_answers_and_errors(sdk1, server, calm, upstream):
     found = _driven(sdk1, "pydantic_ai_agent", server, calm)
     _checked(found, upstream)
-    when = r"more than about 50 prompts: `bulk_generate`"
+    when = r"a folder, or more prompts: `bulk_generate`"
     assert re.search(when, found["instructions"]), "its model reads when to use each tool"
     assert found["partly"]["ans_ls"] == ["echo: hi", ""]
     assert REASON in found["failed"]

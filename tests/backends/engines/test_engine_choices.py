@@ -9,6 +9,7 @@ from promptmill.answers.schema import Choices
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration
 from promptmill.core.request import conversation_from_prompt
+from promptmill.service.model import TOY
 from promptmill.service.service import Service
 
 pytestmark = pytest.mark.engine
@@ -114,7 +115,7 @@ async def test_a_call_with_few_tokens_gets_choices(backend, closing):
     items = [conversation_from_prompt(f"Is it good? {text}", "") for text in ("I love it!", "I hate it.")]
     outcomes = await service.generate(items, call, plan=plan)
     assert all(isinstance(outcome, Completion) and outcome.text in MOODS for outcome in outcomes)
-    assert (call.counts.repaired, call.counts.asked_again, call.warnings) == (0, 0, {})
+    assert (call.counts.repaired, call.counts.asked_again, call.warnings) == (0, 0, {TOY: None})
 
 
 @pytest.mark.thorough

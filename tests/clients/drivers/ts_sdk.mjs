@@ -33,7 +33,7 @@ for (const prompts of sizes.split(",").map(Number)) {
   let characters = answers.reduce((sum, answer) => sum + answer.length, 0);
   let offset = omitted?.index;
   while (kept !== undefined && offset !== null) {
-    const page = (await call("bulk_results", { job_id: kept, offset, limit: 1000 })).structuredContent;
+    const page = (await call("bulk_status", { job_id: kept, read: "all", offset, limit: 1000 })).structuredContent;
     characters += page.rows.reduce((sum, row) => sum + row.answer.length, 0);
     offset = page.next_offset;
   }
