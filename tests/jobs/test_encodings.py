@@ -47,3 +47,10 @@ def test_lines_in_utf16_without_tabs_are_prompts(bench):
     bench.input.write_bytes("eins\r\nzwei\r\n".encode("utf-16"))
     bench.run()
     assert {seen.prompt for seen in bench.upstream.seen} == {"eins", "zwei"}
+
+
+def test_a_short_header_is_no_proof_of_its_encoding(bench):
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_bytes("id,评论\n1,鞋子的尺码太小了\n2,质量很好\n".encode("gb18030"))
+    said = " ".join(bench.fail("--prompt", "{{评论}}").split())
+    assert '--encoding gb18030 reads line 1 as "id,评论"' in said

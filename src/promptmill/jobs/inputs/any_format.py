@@ -15,6 +15,7 @@ from promptmill.core import values
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.feature import format_of, part
 from promptmill.core.values import JsonObject
+from promptmill.jobs.inputs import encodings
 from promptmill.jobs.inputs.cells import CellTable
 from promptmill.jobs.inputs.files import IMAGES, InputFiles, find, opened
 from promptmill.jobs.inputs.formats import CELLS, TABLES, compression_of, format_by_suffix
@@ -85,9 +86,22 @@ def format_of_input(files: InputFiles) -> str:
 def check_columns(question: Question, input_format: str, files: InputFiles) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the input lacks a column of the prompt."""
     if input_format in TABLES:
-        questions_in(question, input_format, input_of(files, input_format))
+        try:
+            questions_in(question, input_format, input_of(files, input_format))
+        except PromptmillError as error:
+            raise _of_beginning(error, files) from None
     elif input_format == "jsonl" and len(files.parts) == 1:
         check_first_objects(question, first_objects(files))
+
+
+def _of_beginning(error: PromptmillError, files: InputFiles) -> PromptmillError:
+    """Return an error; in one about the encoding with that of the file's beginning, as a header is too short."""
+    if not any(isinstance(each, Named) and each.field == "encoding" for each in error.parts):
+        return error
+    with files.stream() as stream:
+        named = encodings.remedy(stream.read(encodings.SAMPLE))
+    parts = (named if isinstance(each, Named) and each.field == "encoding" else each for each in error.parts)
+    return input_error(*parts)
 
 
 def input_of(files: InputFiles, input_format: str, without: Collection[str] = ()) -> Input:
