@@ -1,6 +1,7 @@
 """Mails, web pages and Word documents: their text is sent, without MIME, base64 and tags."""
 
 import base64
+import os
 import zipfile
 from email.message import EmailMessage
 
@@ -8,6 +9,7 @@ import docx
 import pytest
 
 from promptmill.core.errors import PromptmillError
+from promptmill.jobs.inputs import documents
 from promptmill.jobs.inputs.documents import mail_text, page_text, word_text
 
 
@@ -118,7 +120,6 @@ def test_a_single_mail_is_one_row(bench):
 
 
 def test_the_text_of_a_mail_with_a_key_is_not_sent_for_a_call(tmp_path):
-    pytest.importorskip("promptmill.jobs.inputs.whole_files")
     from promptmill.jobs.inputs.whole_files import WholeFiles
     from promptmill.jobs.store.stored import Question
     from promptmill.system.call_files import FileRule
@@ -130,3 +131,15 @@ def test_the_text_of_a_mail_with_a_key_is_not_sent_for_a_call(tmp_path):
     files = WholeFiles([str(tmp_path / "a.eml")], FileRule((tmp_path.resolve(),)), question)
     with pytest.raises(PromptmillError, match="may hold secrets"):
         list(files.lines())
+
+
+def test_a_document_that_cannot_be_read_fails_alone_in_a_process_of_its_own():
+    with pytest.raises(PromptmillError, match="is no Word document"):
+        documents.text_of(".docx", b"junk")
+    reader = documents._HELPER.pid
+    assert reader not in {None, os.getpid()}
+    documents._HELPER.kill()
+    assert documents.text_of(".eml", _mail()).endswith("Die Größe passt nicht.")
+    assert documents.text_of(".html", b"x" * 100) == "x" * 100
+    with pytest.raises(PromptmillError, match="more than 1 million characters"):
+        documents.text_of(".html", b"x" * (1 << 20) + b"y")

@@ -104,7 +104,7 @@ MOST_FILES = 10_000
 LARGEST_WORKBOOK = 512 << 20
 """Bytes of XML in a workbook: a sheet is read whole, into five times its size. A million short rows have 100 MB."""
 WORKBOOK_MEMORY = 4 << 30
-"""The memory of the process that reads workbooks: a few kilobytes can describe a grid of any size."""
+"""The memory of the processes that read workbooks and documents: a few kilobytes can describe a grid of any size."""
 LARGEST_TEXT = 1 << 20
 """Bytes of a text file that is sent whole, and characters of a PDF's text: no model reads more."""
 MOST_PDF_PAGES = 100

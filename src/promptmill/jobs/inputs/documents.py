@@ -1,5 +1,8 @@
 """The text of mails, web pages and Word documents, as a person reads it: without MIME, base64 and tags.
 
+**The attacker** is the author of a document. **The harm**: its parser takes memory or time without end. So a process of
+its own, which is used again, reads them; it is ended then, and that document alone fails.
+
 >>> mail_text(b"Subject: Hi\\n\\nText")
 'Subject: Hi\\n\\nText'
 >>> page_text(b"<p>One &amp; two</p><script>x</script><p>three")
@@ -8,6 +11,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import email
 import email.policy
@@ -19,12 +23,16 @@ from collections.abc import Callable, Mapping
 from email.message import EmailMessage
 from html.parser import HTMLParser
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
-from promptmill.core.bounds import LARGEST_FILE
+from promptmill.core.bounds import LARGEST_FILE, LARGEST_TEXT, WORKBOOK_MEMORY
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.system import frames, subprocesses
 from promptmill.system.installation import adding
 
+_COMPUTING_S = 60.0  # of processor time: a page of 100 MiB takes half of it
+_REPLY_S = 180.0  # on the clock, for a busy machine
+_WORD = ".docx"
 _SHOWN_HEADERS = ("From", "To", "Cc", "Subject", "Date")
 _CHARSET = re.compile(rb"""(?i)<meta\b[^<>]{1,200}?charset ?= ?["']?([\w-]+)""")
 _HIDDEN = frozenset({"script", "style", "template", "noscript", "svg", "head"})
@@ -128,10 +136,8 @@ class _Reader(HTMLParser):
 def word_text(data: bytes) -> str:
     """Return the text of a Word document, its tables with a tab between cells.
 
-    Raises `PromptmillError` (`missing_dependency`, `invalid_input`); its message is the predicate of a sentence.
+    Raises `PromptmillError` (`invalid_input`); its message is the predicate of a sentence.
     """
-    if importlib.util.find_spec("docx") is None:
-        raise PromptmillError(Code.MISSING_DEPENDENCY, "needs python-docx", adding("files"))
     import docx
     from docx.table import Table
 
@@ -153,11 +159,53 @@ def word_text(data: bytes) -> str:
     return "\n".join(parts).strip()
 
 
-READERS: Mapping[str, Callable[[bytes], str]] = MappingProxyType(
+_READERS: Mapping[str, Callable[[bytes], str]] = MappingProxyType(
     {
         **dict.fromkeys((".eml", ".emlx", ".mht", ".mhtml"), mail_text),
         **dict.fromkeys((".html", ".htm", ".xhtml"), page_text),
-        ".docx": word_text,
+        _WORD: word_text,
     }
 )
-"""The readers of documents, by suffix."""
+SUFFIXES = frozenset(_READERS)
+"""The suffixes of documents."""
+_HELPER = subprocesses.Helper(__name__, _REPLY_S)
+atexit.register(_HELPER.end)
+
+
+def text_of(suffix: str, data: bytes) -> str:
+    """Return the text of a document with this suffix. Blocks.
+
+    Raises `PromptmillError` (`missing_dependency`, `invalid_input`); its message is the predicate of a sentence.
+    """
+    if suffix == _WORD and importlib.util.find_spec("docx") is None:
+        raise PromptmillError(Code.MISSING_DEPENDENCY, "needs python-docx", adding("files"))
+    try:
+        reply = _HELPER.ask(frames.packed({"suffix": suffix, "size": len(data)}), io.BytesIO(data))
+    except OSError:
+        raise input_error("cannot be read, as no process for it starts") from None
+    if reply is None:
+        raise input_error("takes too much time or memory to read, or is damaged")
+    if "problem" in reply:
+        raise input_error(reply["problem"])
+    return str(reply["text"])
+
+
+def _reply(asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:
+    """Answer the parent; `incoming` has the document."""
+    data = incoming.read(asked["size"])
+    try:
+        text = _READERS[asked["suffix"]](data)
+    except PromptmillError as error:
+        return {"problem": error.message}
+    if len(text) > LARGEST_TEXT:
+        return {"problem": f"has more than {LARGEST_TEXT >> 20} million characters"}
+    return {"text": text.encode("utf-8", "replace").decode()}
+
+
+def main() -> None:
+    """Serve the process that started this one."""
+    subprocesses.serve_parent(_reply, (), memory=WORKBOOK_MEMORY, computing_s=_COMPUTING_S)
+
+
+if __name__ == "__main__":
+    main()

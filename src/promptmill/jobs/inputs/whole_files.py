@@ -85,7 +85,7 @@ def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
     if each is not None:
         return each == "file"
     if len(given) == 1 and not is_several(given[0]):
-        return given[0].suffix.lower() in {*IMAGES, pdf.SUFFIX, *documents.READERS}
+        return given[0].suffix.lower() in {*IMAGES, pdf.SUFFIX, *documents.SUFFIXES}
     found = itertools.islice(itertools.chain.from_iterable(map(all_files, given)), _LOOKED_AT)
     kinds = {SUFFIXES.get(plain(path).suffix.lower(), "") for path in found}
     return bool(kinds) and kinds <= {"txt", "", "sql"}  # Windows keeps `Thumbs.db` among pictures
@@ -391,17 +391,15 @@ class WholeFiles(FoundFiles):
         suffix = path.suffix.lower()
         if suffix in IMAGES:
             raise input_error("is an image; a prompt without {{content}} asks about each image")
-        read = documents.READERS.get(suffix)
-        most = LARGEST_TEXT if read is None else LARGEST_FILE
+        is_document = suffix in documents.SUFFIXES
+        most = LARGEST_FILE if is_document else LARGEST_TEXT
         data = self._read(path, most + 1)
         if len(data) > most:
             raise input_error(f"is larger than {most >> 20} MiB")
         self._check_secrets(path, data)
-        text = self._decoded(data) if read is None else read(data)
-        if len(text) > LARGEST_TEXT:
-            raise input_error(f"has more than {LARGEST_TEXT >> 20} million characters")
-        self._check_secrets(path.with_suffix(".txt") if read else path, text.encode("utf-8", "replace"))
-        if read is None:
+        text = documents.text_of(suffix, data) if is_document else self._decoded(data)
+        self._check_secrets(path.with_suffix(".txt") if is_document else path, text.encode("utf-8", "replace"))
+        if not is_document:
             start = text[:LONGEST_SEARCHED]
             self._raw.update(noun for noun, names, known in _RAW if suffix in names or known.search(start))
         return {"content": text}
