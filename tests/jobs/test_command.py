@@ -73,6 +73,8 @@ def test_validate_refuses_a_shard_and_an_output_that_cannot_be(bench):
 def test_the_folder_of_an_output_is_made(bench):
     bench.prompts(2)
     bench.output = bench.path / "new" / "year" / "out.jsonl"
+    bench.run("--dry-run")
+    assert not bench.output.parent.parent.exists()
     bench.run()
     assert len(bench.output.read_text().splitlines()) == 2
 

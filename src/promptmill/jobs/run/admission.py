@@ -45,6 +45,8 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
     registry.check_name(plan.backend)
     files = OrderFiles.of(wanted)
     folder = files.folder
+    if not files.is_loose:
+        files.target.parent.mkdir(parents=True, exist_ok=True)
     if files.input is not None and given is None:
         row_secrets.check_beginning(files.input, plan.file_rule)
     with contextlib.ExitStack() as opened:

@@ -163,9 +163,8 @@ def _check_output(order: JobOrder, target: Path, parts: Sequence[Part]) -> None:
         raise input_error(
             f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
         )
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target.parent):
+    try:  # admission makes the folders that are missing
+        with tempfile.TemporaryFile(dir=next(folder for folder in target.parents if folder.exists())):
             pass
     except OSError as error:
         raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
