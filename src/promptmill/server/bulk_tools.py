@@ -193,7 +193,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
             str,
             Field(
                 description="New .csv, .xlsx, .parquet or .jsonl: each row plus `answer`, or a column per field, and "
-                "`error`. Only for `input_file`, else optional."
+                "`error`. Needed with `input_file`."
             ),
         ] = "",
         prompts: Annotated[

@@ -51,15 +51,16 @@ def rare_names(schema: JsonObject) -> Iterator[str]:
 
 def unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:
     """Return the arguments of a call with the keys of `options` among them. Raises `PromptmillError`."""
-    given = arguments.get(OPTIONS)
-    if OPTIONS in schema.get("properties", {}) or not any(rare_names(schema)) or OPTIONS not in arguments:
-        return dict(arguments)
-    if given is not None and not isinstance(given, dict):
-        raise input_error('`options` is an object, such as {"', next(rare_names(schema)), '": …}.')
+    rare = next(rare_names(schema), "")
+    if not rare:
+        return dict(arguments)  # an unknown argument, as any other one
+    options = {} if arguments[OPTIONS] is None else arguments[OPTIONS]
+    if not isinstance(options, dict):
+        raise input_error(f'`options` is an object, such as {{"{rare}": …}}.')
     rest = {name: value for name, value in arguments.items() if name != OPTIONS}
-    if twice := sorted(rest.keys() & (given or {}).keys()):
+    if twice := sorted(rest.keys() & options.keys()):
         raise input_error(f"`{twice[0]}` stands in `options`, too; send it once.")
-    return rest | (given or {})
+    return rest | options
 
 
 def _short(argument: JsonObject) -> JsonDict:

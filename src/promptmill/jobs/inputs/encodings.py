@@ -21,9 +21,8 @@ def remedy(data: bytes) -> Named:
     from charset_normalizer import from_bytes  # imported where it is needed
 
     best = from_bytes(data, cp_isolation=list(_KNOWN)).best()
-    encoding = (
-        _USUAL if best is None or best.encoding not in _KNOWN or _decoded(data, _USUAL) == str(best) else best.encoding
-    )
+    is_usual = best is None or best.encoding not in _KNOWN or _decoded(data, _USUAL) == str(best)
+    encoding = _USUAL if best is None or is_usual else best.encoding
     for number, line in enumerate(data.splitlines(), 1):
         text = _decoded(line, encoding)
         if not line.isascii() and text:
