@@ -14,6 +14,10 @@ from replies import answer
 from served import messages
 from waiting import eventually
 
+_RESPONSE = jsonrpc_message_adapter.validate_python({"jsonrpc": "2.0", "id": 1, "result": {}})
+_PROGRESS = jsonrpc_message_adapter.validate_python(
+    {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": 1, "progress": 1}}
+)
 _ID = re.compile(rb"^id: (\S+)", re.MULTILINE)
 
 
@@ -89,8 +93,36 @@ async def test_a_session_cannot_ask_for_the_events_of_another():
         sent.append(event)
 
     assert await other.replay_events_after(first, send) is None
-    assert await mine.replay_events_after(first, send) == "1"
+    following = asyncio.ensure_future(mine.replay_events_after(first, send))
+    await asyncio.sleep(0)
     assert sent == []
+    await other.store_event("1", _RESPONSE)
+    await mine.store_event("2", _RESPONSE)
+    await asyncio.sleep(0.01)
+    assert sent == []
+    await mine.store_event("1", _RESPONSE)
+    assert await following is None
+    assert [event.message for event in sent] == [_RESPONSE]
+
+
+async def test_a_resumed_stream_is_followed_until_its_response_and_ends_with_its_session():
+    sent = []
+
+    async def send(event):
+        sent.append(event)
+        if event.message is _PROGRESS:  # stored while the client is sent what it missed
+            await events.store_event("1", _RESPONSE)
+
+    events = SessionEvents(Events())
+    first = await events.store_event("1", None)
+    await events.store_event("1", _PROGRESS)
+    assert await events.replay_events_after(first, send) is None
+    assert [event.message for event in sent] == [_PROGRESS, _RESPONSE]
+    assert await events.replay_events_after(sent[-1].event_id, send) is None, "nothing comes after the response"
+    unanswered = await events.store_event("2", None)
+    events.is_over = lambda: True
+    assert await events.replay_events_after(unanswered, send) is None
+    assert len(sent) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,17 @@ import hashlib
 import itertools
 import secrets
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import orjson
-from mcp.server.streamable_http import EventCallback, EventMessage, EventStore, StreamableHTTPServerTransport
+from mcp.server.streamable_http import (
+    GET_STREAM_KEY,
+    EventCallback,
+    EventMessage,
+    EventStore,
+    StreamableHTTPServerTransport,
+)
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types import JSONRPCError, JSONRPCMessage, JSONRPCResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +35,7 @@ _EACH = 1024  # bytes of an event beside its JSON
 # Closing the connection is also how a client cancels a call, and then the work has to stop within a second.
 _RUNS_ON_S = 0.7
 _KEPT_S = 60.0
+_LOOKS_S = 1.0  # between two looks at whether the session has ended
 _UNIQUE = 16  # shortest id that two clients do not choose by chance
 _IDENTIFYING = (b"authorization", b"accept", b"mcp-protocol-version", b"user-agent")
 
@@ -55,7 +63,12 @@ class Sessions(StreamableHTTPSessionManager):
     def _admit_session(self, requestor: Any) -> StreamableHTTPServerTransport | None:
         if self.max_sessions is not None and len(self._server_instances) >= self.max_sessions:
             self._end_the_idlest()
-        return super()._admit_session(requestor)
+        transport = super()._admit_session(requestor)
+        if transport is not None:
+            events = transport._event_store
+            assert isinstance(events, SessionEvents)
+            events.is_over = lambda: transport.is_terminated
+        return transport
 
     def _end_the_idlest(self) -> None:
         idle = [
@@ -106,30 +119,53 @@ class Events:
         found = [(name, later.message) for name, later in younger if later.stream == event.stream]
         return event.stream, [(name, message) for name, message in found if message is not None]
 
+    def is_answer(self, event_id: str) -> bool:
+        """Return whether an event is the response that ends its stream."""
+        event = self._events.get(event_id)
+        return event is not None and isinstance(event.message, JSONRPCResponse | JSONRPCError)
+
 
 class SessionEvents(EventStore):
     """One session's view of `Events`: its ids give access to its own events only."""
 
     def __init__(self, events: Events) -> None:
+        self.is_over: Callable[[], bool] = lambda: False  # whether the session has ended
         self._events = events
         self._session = secrets.token_hex(8)
         self._numbers = itertools.count(1)
+        self._added = asyncio.Event()
 
     async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
         """Keep an event of a stream of the session; return its id."""
         event_id = f"{self._session}-{next(self._numbers)}"
         self._events.add(event_id, f"{self._session}:{stream_id}", message)
+        self._added.set()
+        self._added = asyncio.Event()
         return event_id
 
     async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
-        """Send the later events of the event's stream; return the stream, None when the session has no such event."""
-        found = self._events.after(last_event_id) if last_event_id.startswith(f"{self._session}-") else None
-        if found is None:
+        """Send the later events of the event's stream; return the stream, None if nothing more will be sent.
+
+        The stream of a request is followed here until its response. The SDK would listen for new events only after
+        this function has returned, and a response stored in between would reach nobody.
+        """
+        if not last_event_id.startswith(f"{self._session}-"):
             return None
-        stream, events = found
-        for event_id, message in events:
-            await send_callback(EventMessage(message, event_id))
-        return stream.removeprefix(f"{self._session}:")
+        last = last_event_id
+        while not self._events.is_answer(last) and not self.is_over():
+            added = self._added
+            if (later := self._events.after(last)) is None:
+                return None
+            stream, events = later
+            for event_id, message in events:
+                await send_callback(EventMessage(message, event_id))
+                last = event_id
+            if stream == f"{self._session}:{GET_STREAM_KEY}":
+                return GET_STREAM_KEY
+            if not events:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(added.wait(), _LOOKS_S)
+        return None
 
 
 def _size(message: JSONRPCMessage | None) -> int:
