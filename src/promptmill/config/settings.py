@@ -58,7 +58,10 @@ _REMOTE_CODE = "Run Python code that comes with the model. Only the operator may
 class Block(BaseModel):
     """A group of keys; an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    # built when first used: the whole of the settings builds its blocks once more, as parts of itself
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -75,6 +75,9 @@ async def _serve_stdio(
     tools: Sequence[str],
     metrics_port: int | None,
 ) -> int:
+    from promptmill.server import wire_models
+
+    wire_models.build_late()
     from promptmill.server import create_server
     from promptmill.server.stdio import StdioServer
 

@@ -21,18 +21,19 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from promptmill.answering.chain import Chain
 from promptmill.backends import registry
 from promptmill.backends.engines import embedded_model, hardware
 from promptmill.backends.protocol import Answer, Backend, Call, Share, Stoppable
-from promptmill.cluster import fan_out
 from promptmill.config.backends import EMBEDDED
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import OpenVINOSettings
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
+
+if TYPE_CHECKING:
+    from promptmill.answering.chain import Chain
 
 Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 
@@ -44,6 +45,12 @@ TOY = f"{EMBEDDED} is a toy to try promptmill with: choose another model for rea
 """A warning of every call that the embedded model answers."""
 
 
+async def _create(plan: ResolvedConfig) -> Backend:
+    from promptmill.cluster import fan_out
+
+    return await fan_out.create(plan)
+
+
 class Models:
     """The models of a process by name, each made when it is first needed. The engines among them share the machine."""
 
@@ -52,7 +59,7 @@ class Models:
 
         `drain_s` limits how long calls continue on a model that is swapped. `is_shared`: several clients call.
         """
-        self.create, self.drain_s, self.budget, self.is_shared = create or fan_out.create, drain_s, budget, is_shared
+        self.create, self.drain_s, self.budget, self.is_shared = create or _create, drain_s, budget, is_shared
         self._by_name: dict[str, Model] = {}
         self._turn = asyncio.Lock()
         self._loading: list[Loaded] = []
@@ -300,6 +307,8 @@ class Loaded:
     async def _load(self, after: Loaded | None) -> None:
         models = self.model.models
         try:
+            from promptmill.answering.chain import Chain  # for a model, not for a server's start
+
             backend = await models.create(self.plan)
             while after is not None:
                 before = after.predecessor  # `after` was to replace it, and may not have done so yet
