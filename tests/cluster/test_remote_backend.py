@@ -213,3 +213,21 @@ async def test_another_version_at_the_other_end_is_an_error():
     backend = RemoteBackend(Here(), (None, None, {}, "0.0.1"))
     with pytest.raises(PromptmillError, match=r"the driver 0\.0\.1; install the same on every node"):
         await backend.load(lambda _: None)
+
+
+async def test_the_other_end_counts_its_answers_so_that_it_reports_no_silent_endpoint():
+    answered: list[int] = []
+
+    class Counting(FakeBackend):
+        async def answer(self, request: Request, call: Call) -> Outcome:
+            answered.append(call.counts.done)  # an endpoint whose count stays the same for long is reported as silent
+            return Completion("")
+
+    backend = remote(Counting())
+    await backend.load(lambda _: None)
+    call = Call()
+    backend.enter(call)
+    for key in range(3):
+        await backend.answer(Request(key, conversation_from_prompt("a", "x"), Sampling()), call)
+    assert answered == [0, 1, 2]
+    await backend.aclose()
