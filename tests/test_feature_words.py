@@ -13,6 +13,7 @@ WORDS = {
     "batches": r"features\.batches|batch_round|stored_batches|\bBatch(?:Order|Status|Plan)\b",
     "compare": r"[`\"]compare[`\"]|\bComparison\b|promptmill compare|\bjudge\b",
     "datastudio": r"(?i)datastudio",
+    "documents": r"features\.documents|--split\b|\bmerge_prompt\b",
     "duckdb": r"(?i)duckdb",
     "hub": r"hf://|DatasetCard|dataset_card",
     "improve": r"[`\"]improve[`\"]|promptmill improve|\bImprove[A-Z]\w+",

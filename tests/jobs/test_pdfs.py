@@ -47,7 +47,7 @@ def test_the_text_of_a_pdf_is_the_content_or_comes_behind_the_prompt(bench, invo
     said = bench.run("--prompt", "Extract the invoice.").stderr
     assert "PDFs: 3 pages sent as text;" in said
     assert _asked(bench) == [
-        ("Extract the invoice.\n\nInvoice 1\n\nTotal 10", 0),
+        ("Extract the invoice.\n\nInvoice 1\n\f\nTotal 10", 0),
         ("Extract the invoice.\n\nInvoice 2", 0),
     ]
     assert [{*row} for row in bench.answers()] == [{"path", "answer", "error", "usage", "finish_reason"}] * 2
@@ -84,14 +84,14 @@ def test_a_scanned_page_between_pages_of_text_is_sent_as_image(bench):
     bench.input = pages_of(bench.path / "mixed.pdf", _letter, _scanned, _letter)
     said = " ".join(bench.run("--prompt", "Extract: {{content}}").stderr.split())
     assert "PDFs: 2 pages sent as text, 1 page sent as image (scan or drawing);" in said
-    assert _asked(bench) == [("Extract: Dear Ann\n\n(page 2: in the images)\n\nDear Ann", 1)]
+    assert _asked(bench) == [("Extract: Dear Ann\n\f\n(page 2: in the images)\n\f\nDear Ann", 1)]
 
 
 def test_a_scan_that_is_sent_as_text_alone_is_counted(bench):
     bench.input = pages_of(bench.path / "mixed.pdf", _letter, _scanned)
     said = " ".join(bench.run("--prompt", "Extract: {{content}}", "--pdf", "text").stderr.split())
     assert "PDFs: 1 page of a scan or drawing sent without the image; --pdf" in said
-    assert _asked(bench) == [("Extract: Dear Ann\n\nScanned with an app", 0)]
+    assert _asked(bench) == [("Extract: Dear Ann\n\f\nScanned with an app", 0)]
 
 
 def _letter(canvas: Any) -> None:
@@ -253,7 +253,7 @@ def test_a_pdf_of_libreoffice_has_its_text(bench):
 def test_python_asks_about_pdfs_too(bench, invoices):
     options = {"model": "m", "base_url": bench.upstream.url, "api_key": "none", "progress": False}
     result = promptmill.bulk(str(invoices), prompt="Extract: {{content}}", pdf="text", **options)
-    assert result.answers == ["echo: Extract: Invoice 1\n\nTotal 10", "echo: Extract: Invoice 2"]
+    assert result.answers == ["echo: Extract: Invoice 1\n\f\nTotal 10", "echo: Extract: Invoice 2"]
 
 
 def test_a_pdf_with_more_pages_than_a_request_carries_is_left_out(bench, invoices):

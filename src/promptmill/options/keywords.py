@@ -182,6 +182,20 @@ class BatchesOptions(TypedDict, total=False):
     """With `batch`: leave the files at the provider."""
 
 
+class DocumentsOptions(TypedDict, total=False):
+    """Options: documents."""
+
+    split: int | Literal["auto"] | None
+    """Rows with a longer text are read in pieces of so many tokens, whose answers are merged; `auto`: of as many as
+    the model takes; see docs/documents.md."""
+    overlap: int | None
+    """Tokens that a piece repeats of the piece before it."""
+    merge: Literal["ask", "first", "sum"] | None
+    """If pieces have different values for a field: `ask` the model (the default), `first`, or the `sum` of numbers."""
+    merge_prompt: str | None
+    """The request that makes one answer of the answers of the pieces."""
+
+
 class LabelsOptions(TypedDict, total=False):
     """Options: labels."""
 
@@ -227,6 +241,7 @@ class BulkOptions(
     LimitOptions,
     JobOptions,
     BatchesOptions,
+    DocumentsOptions,
     LabelsOptions,
     RayOptions,
     total=False,

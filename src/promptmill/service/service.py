@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from promptmill.backends.protocol import Call, Counts, Failure, Outcome, Share, Sink, Source, Stoppable
+from promptmill.backends.protocol import Answer, Call, Counts, Failure, Outcome, Share, Sink, Source, Stoppable
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig, unknown_model
@@ -287,17 +287,25 @@ class Service:
             return error
         return None
 
-    async def run(self, source: Source, sink: Sink, stats: Call, of_job: ResolvedConfig | None = None) -> None:
+    async def run(
+        self,
+        source: Source,
+        sink: Sink,
+        stats: Call,
+        of_job: ResolvedConfig | None = None,
+        *,
+        around: Callable[[Answer], Answer] | None = None,
+    ) -> None:
         """Answer the requests of `source`, without `call_timeout`; `sink` gets the outcomes.
 
         `of_job` is the plan of a job: a model that was loaded in its place gets no row, because files may not be
-        allowed there.
+        allowed there. `around` returns a function around the model's `answer`, which may send several requests for one.
 
         Raises `PromptmillError` when the model cannot be loaded or no request can continue.
         """
         plan = self.plan_of(None if of_job is None else of_job.name)
         with self._counted(plan, stats, sink) as observed:
-            await self._run(plan, source, observed, stats, of_job)
+            await self._run(plan, source, observed, stats, of_job, around=around)
 
     async def shutdown_engine(self) -> None:
         """Unload the engines to free their memory; endpoints use none. A later call loads the engines again."""
@@ -340,23 +348,31 @@ class Service:
         return self._models.add(name, configuration.plan_of(name))
 
     async def _run(
-        self, plan: ResolvedConfig, source: Source, sink: Sink, call: Call, of_job: ResolvedConfig | None = None
+        self,
+        plan: ResolvedConfig,
+        source: Source,
+        sink: Sink,
+        call: Call,
+        of_job: ResolvedConfig | None = None,
+        *,
+        around: Callable[[Answer], Answer] | None = None,
     ) -> None:
         """Run a call on the model of `plan`, the models that its requests name, and their fallbacks.
 
         Raises `NotLoadedError`, or the error that ended the run.
         """
         driver, enter = Driver(source, sink, call), partial(self._enter, of_job=of_job)
+        around = around or (lambda answer: answer)
         if plan.fallback or len(self.models) > 1:
             router = Router(plan.name, self.plan_of, frozenset({*self.offered, DEFAULT}), enter, call)
             try:
-                await driver.run(router.answer, router)
+                await driver.run(around(router.answer), router)
             finally:
                 await router.aclose()
             return
         model, share = await enter(plan.name, call, driver.stoppable)
         try:
-            await driver.run(model.answer, share)
+            await driver.run(around(model.answer), share)
         except PromptmillError as error:
             model.note(error)
             raise

@@ -57,7 +57,7 @@ def add(socket: ToolSocket) -> None:
     async def improve(
         ctx: Context,
         *,
-        input_file: Annotated[str, Field(description="A table as for bulk_generate, with 100 labelled rows or more.")],
+        input_file: Annotated[str, Field(description="A table with 100 labelled rows or more.")],
         gold: Annotated[str, Field(description="The column of the right labels.")],
         prompt: Annotated[str, Field(description="The prompt to improve: Is it positive? {{text}}")],
         choices: Annotated[

@@ -383,7 +383,8 @@ class WholeFiles(FoundFiles):
                 form = "with pictures sent as text alone" if page.has_pictures else "sent as text"
                 texts.append(page.text)
             forms[form] += is_auto or page.is_image
-        return "\n\n".join(filter(None, texts)) if has_text else "", images, +forms
+        # a form feed ends each page, as in the output of pdftotext: so a place in the text has a page
+        return "\n\f\n".join(texts) if has_text else "", images, +forms
 
     def _text_row(self, path: Path) -> JsonDict:
         """Return the row of a text. Raises `PromptmillError`; its message is the predicate of a sentence ("is not

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from promptmill.backends.protocol import Answer
 from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowImages, RowLimits, RowReader
 from promptmill.config.resolved_config import ResolvedConfig
@@ -100,6 +101,10 @@ class JobRounds:
         """Return the function that delivers answers while a live round runs; None if none may be known."""
         # otherwise the rows that need another answer go by that way
         return self._copies.between(round_, self._work, delivered, sends=self._job.order.way == LIVE)
+
+    def around(self, answer: Answer) -> Answer:
+        """Return the plan's function around `answer`, see `spec.PlanWork`."""
+        return self._work.around(answer)
 
     @property
     def window(self) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
-from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Sink, Source, sum_of
+from promptmill.backends.protocol import Answer, Call, Completion, Failure, Outcome, Sink, Source, sum_of
 from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
@@ -53,8 +53,17 @@ _ENDS_UNSENT = frozenset(
 )
 
 
-async def answer_rows(service: Service, rows: OpenRows, sink: StoreSink, stats: Call, plan: ResolvedConfig) -> None:
-    """Answer every open row of a round. The model of `plan` answers the rows that name none.
+async def answer_rows(
+    service: Service,
+    rows: OpenRows,
+    sink: StoreSink,
+    stats: Call,
+    plan: ResolvedConfig,
+    *,
+    around: Callable[[Answer], Answer] | None = None,
+) -> None:
+    """Answer every open row of a round. The model of `plan` answers the rows that name none. `around`: see
+    `PlanWork.around`.
 
     Raises `PromptmillError`, the error that ends the run, and `DamagedError`.
     """
@@ -65,7 +74,7 @@ async def answer_rows(service: Service, rows: OpenRows, sink: StoreSink, stats: 
         keep_raw=rows.requests[0].reader.keep_raw,
         size=rows.store.path.stat().st_size,
     )
-    answering = asyncio.ensure_future(service.run(source, sink, stats, plan))
+    answering = asyncio.ensure_future(service.run(source, sink, stats, plan, around=around))
     sink.on_error = answering.cancel
     try:
         await answering

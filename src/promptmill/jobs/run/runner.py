@@ -443,6 +443,7 @@ class Runner:
                 sink_of,
                 is_cancelled=lambda: self._stopped is not None and self._stopped.state == states.CANCELLED,
                 no_room=self._end_without_room,
+                around=job_rounds.around,
             )
             await way_named(round_.way).run(run)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Answer, Call
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.feature import features, part
@@ -33,6 +33,8 @@ class RoundRun:
     """Returns whether the user has cancelled the job."""
     no_room: Callable[[PromptmillError], None]
     """Is called with the error of a row that the budget can never pay."""
+    around: Callable[[Answer], Answer]
+    """The plan's function around `answer`, see `spec.PlanWork`."""
 
 
 class Way(Protocol):
@@ -56,7 +58,8 @@ class Live:
     async def run(round_: RoundRun) -> None:
         """Answer every open row."""
         stats = round_.progress.stats
-        await answer_rows(round_.service, round_.rows, round_.sink_of(StoreSink, stats), stats, round_.job.plan)
+        sink = round_.sink_of(StoreSink, stats)
+        await answer_rows(round_.service, round_.rows, sink, stats, round_.job.plan, around=round_.around)
 
     @staticmethod
     def figures(store: JobDatabase, config: ResolvedConfig) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 import orjson
 from pydantic import BeforeValidator, Field, PlainSerializer
 
+from promptmill.backends.protocol import Answer
 from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import values
@@ -118,6 +119,10 @@ class PlanWork:
     def advance(self) -> bool:
         """Decide something when no round has rows; return whether other rounds may have rows now."""
         return False
+
+    def around(self, answer: Answer) -> Answer:
+        """Return a function around `answer` for the rows of live rounds; it may send several requests for one."""
+        return answer
 
     def prepare(self, round_: Round) -> None:
         """Fill the temporary tables that the rule of a round uses."""

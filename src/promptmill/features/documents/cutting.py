@@ -1,0 +1,122 @@
+"""Cuts a text into pieces that a model can read, at the ends of its pages, sections, paragraphs or sentences.
+
+    text ─▶ [Piece(0, 3980), Piece(3800, 7990), …]      each at most `size` tokens, `overlap` of them repeated
+
+Tokens are estimated: the tokenizers of endpoints are unknown. A text in a language with an alphabet has a token for
+about four characters, other writing one for each character; the estimate adds a tenth.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+LEAST = 50
+"""The fewest tokens of a piece."""
+_LETTERS = 4  # characters of ASCII for a token
+_MARGIN = 1.1
+_ENDS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"\f",
+        r"\n(?=\s*(?:#{1,6} |(?:Chapter|Section|Article|Part|§) ?[\dIVX]|\d+(?:\.\d+)*\.? [A-Z]))",  # before a heading
+        r"\n\s*\n",
+        r"\n",
+        r"[.!?]['\")\]]*\s|[\u3002\uff01\uff1f]",
+        r"\s",
+    )
+)
+"""Where a piece may end, the best places first."""
+PAGE = "\f"
+"""The character that ends a page, see `jobs.inputs.whole_files`."""
+
+
+class Piece(NamedTuple):
+    """A part of a text: the characters `start` to `end - 1`."""
+
+    start: int
+    end: int
+
+    def of(self, text: str) -> str:
+        """Return its text."""
+        return text[self.start : self.end]
+
+    def halves(self, text: str) -> list[Piece]:
+        """Return it in two pieces, cut near the middle."""
+        size = self.end - self.start
+        at = _end(text, self.start + size * 5 // 16, self.start + max(1, size * 9 // 16))
+        return [Piece(self.start, at), Piece(at, self.end)]
+
+
+def tokens(text: str) -> int:
+    """Return an estimate of the tokens of a text, rather too many than too few.
+
+    >>> tokens("four" * 100), tokens("字" * 100)
+    (110, 110)
+    """
+    ascii_only = len(text.encode("ascii", "ignore")) if not text.isascii() else len(text)
+    return math.ceil(round((ascii_only / _LETTERS + len(text) - ascii_only) * _MARGIN, 6))
+
+
+def pieces(text: str, size: int, overlap: int = 0) -> Iterator[Piece]:
+    """Yield the pieces of a text, of at most `size` tokens each by the estimate; `overlap` tokens are repeated.
+
+    >>> [piece.of("One two. Three four.") for piece in pieces("One two. Three four.", 4)]
+    ['One two. ', 'Three four.']
+    """
+    start = 0
+    while start < len(text):
+        limit = start + _characters(text, start, size)
+        if limit >= len(text):
+            yield Piece(start, len(text))
+            return
+        end = _end(text, start, limit)
+        yield Piece(start, end)
+        start = max(start + 1, end - _characters_before(text, end, overlap)) if overlap else end
+
+
+def place(text: str, piece: Piece) -> str:
+    """Return the place of a piece for people: its pages, or its characters in a text without pages.
+
+    >>> place("one\\ftwo\\fthree", Piece(4, 9))
+    'pages 2 to 3'
+    """
+    if PAGE not in text:
+        return f"characters {piece.start + 1:,} to {piece.end:,}"
+    first = 1 + text.count(PAGE, 0, piece.start)
+    last = first + text.count(PAGE, piece.start, max(piece.start, piece.end - 1))
+    return f"page {first}" if first == last else f"pages {first} to {last}"
+
+
+def place_of(text: str, piece: Piece, value: str) -> str:
+    """Return the place of a value: its own page or characters if the piece has its words, else the piece's place."""
+    words = [re.escape(word) for word in value.split()]
+    pattern = r"\s+".join(words)
+    found = re.compile(pattern, re.IGNORECASE).search(text, piece.start, piece.end) if 0 < len(words) <= 30 else None
+    return place(text, piece if found is None else Piece(*found.span()))
+
+
+def _characters(text: str, start: int, size: int) -> int:
+    """Return how many characters from `start` have at most `size` tokens."""
+    at = min(len(text) - start, math.floor(size * _LETTERS / _MARGIN))
+    while at > 1 and tokens(text[start : start + at]) > size:
+        at = max(1, at * size // (tokens(text[start : start + at]) + 1))
+    return max(1, at)
+
+
+def _characters_before(text: str, end: int, size: int) -> int:
+    start = max(0, end - math.floor(size * _LETTERS / _MARGIN))
+    space = text.find(" ", start, end)
+    return end - (start if space < 0 else space + 1)
+
+
+def _end(text: str, start: int, limit: int) -> int:
+    """Return where a piece ends that may have the characters to `limit - 1`: in its last half, at the best place."""
+    least = start + (limit - start) // 2
+    for pattern in _ENDS:
+        ends = [found.end() for found in pattern.finditer(text, least, limit) if found.end() > start]
+        if ends:
+            return ends[-1]
+    return limit

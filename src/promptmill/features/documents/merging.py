@@ -1,0 +1,173 @@
+"""Makes one answer of the answers of pieces, by the types of the schema.
+
+    lists        joined, without duplicates
+    one value    if all pieces that have one agree
+    several      a conflict, which a last request decides; or the first one, or the sum of numbers
+    objects      field by field
+
+A field that no piece has is null, or an empty list. `Merged.sources` has the place of each value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from promptmill.core.values import JsonDict, JsonObject
+
+_MISSING = frozenset({"", "null", "none", "n/a", "unknown", "not specified", "not found", "not mentioned"})
+"""Texts of models that have no value, in lower case."""
+
+
+class Found(NamedTuple):
+    """A value that a piece has."""
+
+    piece: int
+    value: Any
+
+
+@dataclass(slots=True)
+class Merged:
+    """The merged value of a schema."""
+
+    value: Any = None
+    sources: Any = None
+    """The place of a value, a list of them for a list, by field for an object; None without a value."""
+    conflicts: dict[str, list[Found]] = field(default_factory=dict)
+    """The different values of a field, by its path, such as `party.name`; `""` for a value that is no object."""
+
+
+def nullable(schema: JsonObject) -> JsonDict:
+    """Return a schema for the answer about a piece: what the piece does not say may be null.
+
+    >>> nullable({"type": "object", "properties": {"n": {"type": "number"}, "l": {"type": "array"}}})
+    {'type': 'object', 'properties': {'n': {'anyOf': [{'type': 'number'}, {'type': 'null'}]}, 'l': {'type': 'array'}}}
+    """
+    if (fields := schema.get("properties")) and _is(schema, "object"):
+        return {**schema, "properties": {name: nullable(each) for name, each in fields.items()}}
+    if _is(schema, "array"):
+        return {name: value for name, value in schema.items() if name != "minItems"}
+    if "enum" in schema:
+        return dict(schema) if None in schema["enum"] else {**schema, "enum": [*schema["enum"], None]}
+    if "null" in _types(schema) or "$ref" in schema:
+        return dict(schema)
+    return {"anyOf": [dict(schema), {"type": "null"}]}
+
+
+def merged(schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any]) -> Merged:
+    """Return the merged value of what the pieces have found. `how`: `ask`, `first` or `sum`.
+
+    `place` returns the place of a value.
+    """
+    return _merged("", schema, found, how, place)
+
+
+def _merged(path: str, schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any]) -> Merged:
+    fields = schema.get("properties")
+    if fields and (_is(schema, "object") or all(isinstance(one.value, Mapping) for one in found)):
+        whole = Merged({}, {})
+        for name, own in fields.items():
+            values = [
+                Found(one.piece, one.value[name])
+                for one in found
+                if isinstance(one.value, Mapping) and name in one.value
+            ]
+            part = _merged(f"{path}.{name}".lstrip("."), own, values, how, place)
+            whole.value[name] = part.value
+            if part.sources is not None:
+                whole.sources[name] = part.sources
+            whole.conflicts |= part.conflicts
+        return whole
+    if _is(schema, "array") or (found and all(isinstance(one.value, list) for one in found)):
+        return _joined(found, place)
+    return _one(path, schema, found, how, place)
+
+
+def _joined(found: Sequence[Found], place: Callable[[Found], Any]) -> Merged:
+    items: dict[str, Found] = {}
+    for one in found:
+        for item in one.value if isinstance(one.value, list) else ():
+            if not _is_missing(item):
+                items.setdefault(_key(item), Found(one.piece, item))
+    return Merged([one.value for one in items.values()], [place(one) for one in items.values()] or None)
+
+
+def _one(path: str, schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any]) -> Merged:
+    different: dict[str, Found] = {}
+    found = [one for one in found if one.value in schema.get("enum", ()) or not _is_missing(one.value)]
+    for one in found:
+        if one.value is not None:
+            different.setdefault(_key(one.value), one)
+    values = list(different.values())
+    if not values:
+        return Merged()
+    numbers = [one.value for one in found if isinstance(one.value, int | float) and not isinstance(one.value, bool)]
+    if how == "sum" and numbers and all(isinstance(one.value, int | float) for one in values):
+        return Merged(sum(numbers), [place(one) for one in found])
+    if len(values) == 1 or how == "first":
+        return Merged(values[0].value, place(values[0]))
+    return Merged(values[0].value, [place(one) for one in values], {path: values})
+
+
+def vote(labels: Sequence[Found]) -> tuple[str | None, list[str]]:
+    """Return the label that most pieces have, and None with the labels in question for a tie.
+
+    >>> vote([Found(0, "a"), Found(1, "b"), Found(2, "a")])
+    ('a', [])
+    """
+    counts = Counter(one.value for one in labels).most_common()
+    best = [label for label, count in counts if count == counts[0][1]]
+    return (best[0], []) if len(best) == 1 else (None, best)
+
+
+def schema_of_conflicts(schema: JsonObject, paths: Sequence[str]) -> JsonDict:
+    """Return the schema of an object with these fields alone, each under its path."""
+    fields = {path: _at(schema, path) for path in paths}
+    return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+
+
+def decided(value: Any, decisions: JsonObject) -> Any:
+    """Return the merged value with the decisions of the last request, by path."""
+    if "" in decisions:
+        return decisions[""]
+    whole = json.loads(json.dumps(value))
+    for path, one in decisions.items():
+        *parents, name = path.split(".")
+        at = whole
+        for parent in parents:
+            at = at[parent]
+        at[name] = one
+    return whole
+
+
+def _at(schema: JsonObject, path: str) -> JsonDict:
+    for name in filter(None, path.split(".")):
+        schema = schema["properties"][name]
+    return dict(schema)
+
+
+def _types(schema: JsonObject) -> Sequence[Any]:
+    kind = schema.get("type", ())
+    return [kind] if isinstance(kind, str) else kind
+
+
+def _is(schema: JsonObject, kind: str) -> bool:
+    return kind in _types(schema)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() in _MISSING)
+
+
+def _key(value: Any) -> str:
+    """Return the same text for values that mean the same: spaces, letter case and `1.0` do not tell them apart."""
+    if isinstance(value, str):
+        return "text " + " ".join(value.split()).casefold()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, Mapping):
+        return json.dumps({name: _key(each) for name, each in value.items()}, sort_keys=True)
+    return json.dumps(value)

@@ -1,0 +1,127 @@
+"""The plan of documents: a row with a long text is read in pieces.
+
+    row ─▶ pieces ─▶ an answer about each ─▶ merged ─▶ the row's answer
+             │              │                  └ fields with different values ─▶ a last request
+             │              └ stored in the job's database: after a kill, only the others are sent
+             └ one that the model refuses as too long is cut in two
+
+A row that is short enough is sent as it is. The requests of a row go through the same functions as all others, so each
+has its price, its retries and its place in the ledger; they share the row's key and differ in `choice`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from promptmill.backends.protocol import Answer
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Named, input_error
+from promptmill.core.wording import counted
+from promptmill.features.documents.cutting import LEAST, tokens
+from promptmill.features.documents.reading import SOURCES, How
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec, Plan, PlanWork, RunningJob
+from promptmill.jobs.store.stored import Question
+
+AUTO = "auto"
+
+
+class Split(Plan):
+    """Rows with a long text are read in pieces, and one answer is merged."""
+
+    name: ClassVar[str] = "split"
+    fields: ClassVar[Sequence[str]] = (SOURCES,)
+    size: int | None = Field(None, ge=LEAST)
+    """The tokens of a piece; None: as many as the model takes, which is found by trying."""
+    overlap: int = Field(0, ge=0)
+    """The tokens that a piece repeats of the one before it."""
+    merge: Literal["ask", "first", "sum"] = "ask"
+    merge_prompt: str = ""
+    """The request that makes one answer of those of the pieces; `""`: promptmill's own."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Split | None:
+        """Return the plan for the option `split`; None without it. Raises `PromptmillError` (`invalid_input`)."""
+        del models
+        if (size := options.get("split")) is None:
+            return None
+        if size != AUTO and (isinstance(size, bool) or not isinstance(size, int) or size < LEAST):
+            raise input_error(Named("split"), f" is {str(size)[:20]}; write tokens, {LEAST} or more, or {AUTO}.")
+        overlap = options.get("overlap") or 0
+        if not isinstance(overlap, int) or overlap < 0 or (size != AUTO and overlap > size // 2):
+            raise input_error(Named("overlap"), f" is {str(overlap)[:20]}; write tokens, half a piece at most.")
+        merge, prompt = options.get("merge") or "ask", options.get("merge_prompt") or ""
+        return cls(size=None if size == AUTO else size, overlap=overlap, merge=merge, merge_prompt=prompt)
+
+    def check(self, config: ResolvedConfig, question: Question) -> None:
+        """Raise `PromptmillError` (`invalid_input`) for a job with several answers to a request."""
+        del question
+        if (config.settings.sampling_params.n or 1) > 1:
+            raise input_error(Named("split"), " goes without ", Named("n"), ".")
+
+    def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
+        """Return the plan. Raises `PromptmillError` (`invalid_input`) if rows have answers of other pieces."""
+        if sends_all or begun == self:
+            return self
+        was = f"pieces of {begun.size or AUTO}" if isinstance(begun, Split) else "whole rows"
+        raise input_error(
+            f"Job {job_id} was begun with {was}, and its answers are paid. Keep that, send all rows again with ",
+            Named("again", "all"),
+            ", or name another output.",
+        )
+
+    def estimate(
+        self,
+        store: JobDatabase,
+        spec: JobSpec,
+        configs: Mapping[str, ResolvedConfig],
+        checked: Mapping[str, Any],
+        *,
+        end: int,
+    ) -> Mapping[str, Any]:
+        """Return the number of long rows and of their pieces, from the sizes of their texts."""
+        del configs, checked
+        if self.size is None or spec.input.format in WHOLE_REQUESTS:
+            return {}
+        rows = pieces = 0
+        query = "SELECT max(length(cells), coalesce(length(line), 0)) AS size FROM row WHERE n < ? AND size > ?"
+        each = max(1, self.size - self.overlap)
+        for (length,) in store.read(query, end, self.size * 3):
+            if (count := tokens("x" * length)) > self.size:
+                rows, pieces = rows + 1, pieces + -(-count // each)
+        return {"split": {"rows": rows, "pieces": pieces}}
+
+    def estimate_words(self, checked: Mapping[str, Any]) -> str:
+        """Return the words for these figures."""
+        if (found := checked.get("split")) is None:
+            return ""
+        return f"{counted(found['rows'], 'row')} longer than a piece: about {counted(found['pieces'], 'piece')}"
+
+    def work(self, job: RunningJob) -> SplitWork:
+        """Return the reading of one run."""
+        return SplitWork(job, self)
+
+    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
+        """Return the place of each value in the document; None for a row that was sent whole."""
+        del spec, beside
+        return {SOURCES: (record.extras.get("details") or {}).get(SOURCES)}
+
+
+class SplitWork(PlanWork):
+    """The reading of one run."""
+
+    def __init__(self, job: RunningJob, plan: Split) -> None:
+        self._job, self._plan = job, plan
+
+    def around(self, answer: Answer) -> Answer:
+        """Return the function that reads long rows in pieces."""
+        if self._job.spec.input.format in WHOLE_REQUESTS:
+            return answer
+        from promptmill.features.documents.long_rows import LongRows
+
+        how = How(self._plan.size, self._plan.overlap, self._plan.merge, self._plan.merge_prompt)
+        return LongRows(answer, self._job, how).answer

@@ -1,0 +1,233 @@
+"""Rows longer than the model's window: pieces, the merged answer, its sources; kills, failures and refusals."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+from long_texts import document, reader
+from promptmill.features.documents.cutting import pieces, tokens
+from promptmill.features.documents.merging import Found, merged, nullable
+from replies import answer, choose, status
+
+ASKED = ("--prompt", "List the parties. {{text}}")
+
+
+def write(bench: Any, *texts: str) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    with bench.input.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "text"])
+        rows.writerows(enumerate(texts))
+
+
+def out(bench: Any) -> list[dict[str, str]]:
+    with bench.output.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_forty_facts_on_151_pages_are_all_found_once_with_their_pages(bench):
+    text, pages = document(151, 40)
+    bench.upstream.reply = reader()
+    write(bench, text, "Party X pays 1 euros.")
+    bench.succeed(*ASKED, "--fields", "party:list", "--split", "1500")
+    long, short = out(bench)
+    found = json.loads(long["party"])
+    assert sorted(found) == sorted(pages)
+    assert json.loads(long["sources"])["party"] == [f"page {pages[name]}" for name in found]
+    assert (json.loads(short["party"]), short["sources"]) == (["X"], "")
+    assert all(tokens(seen.prompt) < 1700 for seen in bench.upstream.seen)
+
+
+def test_auto_learns_the_window_from_the_refusals_of_the_first_row(bench):
+    text, places = document(12, 5)
+    bench.upstream.reply = reader()
+    write(bench, text, text.replace("Page", "PAGE"))
+    bench.succeed(*ASKED, "--fields", "party:list", "--split", "auto", concurrency=1)
+    assert [sorted(json.loads(row["party"])) for row in out(bench)] == [sorted(places)] * 2
+    refused = [seen for seen in bench.upstream.seen if len(seen.prompt) / 4 > 2000]
+    assert len([seen for seen in refused if "PAGE" in seen.prompt]) <= 1, "the second row is cut as the first one was"
+
+
+def test_values_that_differ_are_decided_by_a_last_request_or_as_the_user_says(bench):
+    text, _ = document(12, 3, seed=3)
+    said: list[float] = []
+
+    def pick(seen: Any) -> Any:
+        schema = seen.json["response_format"]["json_schema"]["schema"]
+        if "gave different values" in seen.prompt:
+            return answer(json.dumps({"amount": 7.0}))
+        return answer(_amount(seen, schema))
+
+    def _amount(seen: Any, schema: Any) -> str:
+        assert "null" in json.dumps(schema), "a piece may lack the value"
+        at = [name for name in ("P0", "P1", "P2") if f"Party {name} " in seen.prompt]
+        found = float(f"{at[0][1]}00") + 1 if at else None
+        said.append(found or 0)
+        return json.dumps({"amount": found})
+
+    bench.upstream.reply = choose(pick)
+    write(bench, text)
+    bench.succeed(*ASKED, "--fields", "amount:number", "--split", "1000")
+    (row,) = out(bench)
+    assert float(row["amount"]) == 7.0
+    assert len(json.loads(row["sources"])["amount"]) >= 2
+    last = bench.upstream.seen[-1].prompt
+    assert "gave different values" in last
+    assert '"from": "page' in last
+
+    bench.output = bench.path / "first.csv"
+    bench.succeed(*ASKED, "--fields", "amount:number", "--split", "1000", "--merge", "first")
+    (row,) = out(bench)
+    assert float(row["amount"]) in {1.0, 101.0, 201.0}
+    bench.output = bench.path / "sum.csv"
+    said.clear()
+    bench.succeed(*ASKED, "--fields", "amount:number", "--split", "1000", "--merge", "sum")
+    (row,) = out(bench)
+    assert float(row["amount"]) == sum(said)
+
+
+def test_a_label_is_voted_by_the_pieces_and_a_tie_is_asked(bench):
+    text, _ = document(9, 0)
+
+    def pick(seen: Any) -> Any:
+        if "gave different values" in seen.prompt:
+            return answer("sale")
+        return answer("sale" if "Page 1." in seen.prompt or "Page 5." in seen.prompt else "rent")
+
+    bench.upstream.reply = choose(pick)
+    write(bench, text)
+    bench.succeed(*ASKED, "--choices", "sale,rent,other", "--split", "500")
+    (row,) = out(bench)
+    assert row["answer"] == "rent"
+    assert "page 1" not in json.loads(row["sources"])
+
+
+def test_a_text_is_written_by_a_last_request_with_the_merge_prompt(bench):
+    text, _ = document(6, 0)
+    bench.upstream.reply = choose(
+        lambda seen: answer("whole" if seen.prompt.startswith("Join:") else f"part {seen.number}")
+    )
+    write(bench, text)
+    bench.succeed(*ASKED, "--split", "800", "--merge-prompt", "Join:")
+    (row,) = out(bench)
+    assert row["answer"] == "whole"
+    assert json.loads(row["sources"])[0].startswith("page")
+    assert "[page" in bench.upstream.seen[-1].prompt
+    assert "part 1" in bench.upstream.seen[-1].prompt
+
+
+def test_failed_pieces_are_named_and_the_next_run_sends_only_them(bench):
+    text, places = document(20, 8)
+    bench.upstream.reply = choose(lambda seen: status(400) if "Page 7." in seen.prompt else reader())
+    write(bench, text)
+    bench.run(*ASKED, "--fields", "party:list", "--split", "700")
+    (row,) = out(bench)
+    assert "1 of" in row["error"]
+    assert "page" in row["error"]
+    sent = len(bench.upstream.seen)
+    bench.upstream.reply = reader()
+    bench.succeed(*ASKED, "--fields", "party:list", "--split", "700", "--again", "failed")
+    (row,) = out(bench)
+    assert sorted(json.loads(row["party"])) == sorted(places)
+    assert len(bench.upstream.seen) == sent + 1
+
+
+def test_a_piece_that_is_refused_as_too_long_is_cut_in_two_once(bench):
+    text, places = document(8, 6)
+    bench.upstream.reply = reader(900)
+    write(bench, text)
+    bench.succeed(*ASKED, "--fields", "party:list", "--split", "1500")
+    (row,) = out(bench)
+    assert sorted(json.loads(row["party"])) == sorted(places)
+    bench.upstream.reply, bench.output = reader(300), bench.path / "short.csv"
+    bench.run(*ASKED, "--fields", "party:list", "--split", "1500")
+    (row,) = out(bench)
+    assert "pieces failed" in row["error"]
+    assert "--split" not in row["party"]
+
+
+def test_other_pieces_than_the_job_began_with_are_refused(bench):
+    text, _ = document(5, 2)
+    bench.upstream.reply = reader()
+    write(bench, text)
+    bench.succeed(*ASKED, "--fields", "party:list", "--split", "1500")
+    assert "pieces of 1500" in bench.fail(*ASKED, "--fields", "party:list", "--split", "600")
+    bench.succeed(*ASKED, "--fields", "party:list", "--split", "600", "--again", "all")
+
+
+def test_a_dry_run_counts_the_pieces_and_sends_nothing(bench):
+    text, _ = document(30, 2)
+    write(bench, text, "short")
+    said = bench.run(*ASKED, "--fields", "party:list", "--split", "1000", "--dry-run").stdout
+    assert "1 row longer than a piece" in " ".join(said.split())
+    assert not bench.upstream.seen
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--split", "10"], "50 or more"),
+        (["--split", "1000", "--overlap", "800"], "half a piece at most"),
+        (["--overlap", "8"], "--split"),
+        (["--split", "1000", "--n", "2"], "--n"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_a_request(bench, words, said):
+    write(bench, "text")
+    assert said in bench.fail(*ASKED, *words)
+    assert not bench.upstream.seen
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("point", [f"{side}-write:{n}" for n in (1, 2, 4) for side in ("before", "after")])
+def test_a_killed_job_sends_no_stored_piece_again(bench, point):
+    texts = [document(20, 6, seed=seed)[0] for seed in range(3)]
+    bench.upstream.reply = reader()
+    write(bench, *texts)
+    command = (*ASKED, "--fields", "party:list", "--split", "900")
+    bench.start(*command, killed_at=point, concurrency=4).wait()
+    bench.succeed(*command, concurrency=4)
+    expected = [sorted(document(20, 6, seed=seed)[1]) for seed in range(3)]
+    assert [sorted(json.loads(row["party"])) for row in out(bench)] == expected
+    prompts = [seen.prompt for seen in bench.upstream.seen]
+    assert len(prompts) - len({*prompts}) <= 4, "at most the requests in flight are sent twice"
+
+
+def test_pieces_cover_the_text_within_their_size_and_repeat_the_overlap():
+    text, _ = document(7, 3)
+    for size in (60, 333, 2000):
+        cut = list(pieces(text, size))
+        assert "".join(piece.of(text) for piece in cut) == text
+        assert all(tokens(piece.of(text)) <= size for piece in cut)
+    cut = list(pieces(text, 300, 50))
+    assert all(0 < before.end - after.start < 300 for before, after in itertools.pairwise(cut))
+
+
+def test_values_are_merged_by_their_types():
+    schema = {
+        "type": "object",
+        "properties": {
+            "names": {"type": "array", "items": {"type": "string"}},
+            "end": {"type": "string", "format": "date"},
+            "kind": {"enum": ["unknown", "lease"]},
+            "seller": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+    found = [
+        Found(0, {"names": ["Ann ", "Bo"], "end": "2030-01-01", "kind": "unknown", "seller": {"city": "Rome"}}),
+        Found(1, {"names": ["ann", "Cy"], "end": "unknown", "kind": None, "seller": {"city": "rome "}}),
+        Found(2, {"names": None, "end": "2031-01-01"}),
+    ]
+    whole = merged(schema, found, "ask", lambda one: one.piece)
+    assert whole.value["names"] == ["Ann ", "Bo", "Cy"]
+    assert whole.sources["names"] == [0, 0, 1]
+    assert (whole.value["kind"], whole.value["seller"]) == ("unknown", {"city": "Rome"})
+    assert {path: [one.value for one in values] for path, values in whole.conflicts.items()} == {
+        "end": ["2030-01-01", "2031-01-01"]
+    }
+    assert "null" in json.dumps(nullable(schema)["properties"]["end"])
