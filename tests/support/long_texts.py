@@ -10,7 +10,7 @@ from typing import Any
 from replies import answer, choose, status
 from upstream import Reply, Seen
 
-FACT = re.compile(r"Party (\w+) pays (\d+) euros")
+FACT = re.compile(r"Party\s+(\w+)\s+pays\s+(\d+)\s+euros")
 _WORDS = ("agreement", "term", "notice", "party", "shall", "may", "within", "days", "consent", "clause", "law")
 _TOO_LONG = "This model's maximum context length is 2000 tokens. Please reduce the length of the messages."
 

@@ -99,6 +99,8 @@ class Completion:
     """Requests without reported usage that may be billed all the same."""
     spent: tuple[Spent, ...] = ()
     """The usage of each attempt with a reported one, if there were several; `usage` is their sum."""
+    made_of: int = 1
+    """The number of answers from which it was made, such as those about the parts of a text."""
 
     @property
     def is_metered(self) -> bool:
@@ -109,7 +111,7 @@ class Completion:
     @property
     def wanted(self) -> int:
         """The requested number of answers, which is the number of requests without retries."""
-        return len(self.answers) or 1
+        return len(self.answers) or self.made_of
 
     @property
     def unanswered(self) -> PromptmillError | None:

@@ -261,8 +261,18 @@ def _with(outcome: Outcome, others: Sequence[Outcome]) -> Outcome:
     for other in others:
         usage, cost = usage + other.usage, sum_of(cost, other.cost)
         attempts, unmetered = attempts + other.attempts, unmetered + other.unmetered
-    latency_s = max(one.latency_s for one in (outcome, *others))
-    return replace(outcome, usage=usage, cost=cost, attempts=attempts, unmetered=unmetered, latency_s=latency_s)
+    every = (outcome, *others)
+    latency_s, sent = max(one.latency_s for one in every), sum(one.attempts > 0 for one in every)
+    sums: dict[str, Any] = {
+        "usage": usage,
+        "cost": cost,
+        "attempts": attempts,
+        "unmetered": unmetered,
+        "latency_s": latency_s,
+    }
+    if isinstance(outcome, Failure):
+        return replace(outcome, **sums, wanted=max(1, sent))
+    return replace(outcome, **sums, made_of=max(1, sent))
 
 
 def _value(text: str) -> Any:

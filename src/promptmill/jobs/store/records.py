@@ -114,6 +114,7 @@ class Record(NamedTuple):
             extras.get("answered_by", ""),
             extras.get("cost"),
             tuple(extras.get("answers", ())),
+            made_of=extras.get("wanted", 1),
         )
 
 
