@@ -108,6 +108,8 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     for name in ("17", "18"):
         (tmp_path / "invoices").mkdir(exist_ok=True)
         pdf_of_texts(tmp_path / "invoices" / f"2026-{name}.pdf", [f"Invoice 2026-{name}"])
+    (tmp_path / "contracts").mkdir()
+    pdf_of_texts(tmp_path / "contracts" / "small.pdf", ["Ann pays 128.50"])
     book = openpyxl.Workbook()
     book.active.title = "Mails"
     for row in (["id", "mail body"], [1, "My parcel has not arrived."], [2, "You charged me twice."]):
@@ -144,6 +146,8 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         upstream.reply = answer('{"number": "2026-17", "customer": "Anna Berg", "total": 128.5}')
         if "--pdf images" in command:
             upstream.reply = answer('{"number": "2026-17", "total": 128.5}')
+    if "contracts" in command:
+        upstream.reply = answer('{"party": ["Ann"], "amount": 128.5, "end": "2030-01-31"}')
     if command.startswith("review"):
         upstream.reply = answer("positive")
         asked = "--prompt", "Is it good? {{text}}", "--choices", "positive,negative"

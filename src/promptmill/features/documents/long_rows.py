@@ -46,15 +46,15 @@ class LongRows:
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; a short one is passed on."""
-        messages = request.conversation.messages
+        messages, size = request.conversation.messages, self._size
         text = messages[-1].content if messages else None
         if not isinstance(text, str) or request.path:
             return self._answer(request, call)
-        if self._size is None:
+        if size is None:
             return self._tried(request, text, call)
-        if len(text) <= self._size or tokens(text) <= self._size:
+        if len(text) <= size or tokens(text) <= size:
             return self._answer(request, call)
-        return self._read(request, text, call, self._size)
+        return self._read(request, text, call, size)
 
     async def _tried(self, request: Request, text: str, call: Call) -> Outcome:
         """Send a row whole. If the model refuses it as too long, read it and later rows in pieces."""

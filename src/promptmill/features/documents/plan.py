@@ -108,7 +108,7 @@ class Split(Plan):
     def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
         """Return the place of each value in the document; None for a row that was sent whole."""
         del spec, beside
-        return {SOURCES: (record.extras.get("details") or {}).get(SOURCES)}
+        return {SOURCES: None if record.more is None else (record.extras.get("details") or {}).get(SOURCES)}
 
 
 class SplitWork(PlanWork):
