@@ -195,7 +195,8 @@ def test_a_killed_job_sends_no_stored_piece_again(bench, point):
     expected = [sorted(document(20, 6, seed=seed)[1]) for seed in range(3)]
     assert [sorted(json.loads(row["party"])) for row in out(bench)] == expected
     prompts = [seen.prompt for seen in bench.upstream.seen]
-    assert len(prompts) - len({*prompts}) <= 4, "at most the requests in flight are sent twice"
+    # four in flight at the endpoint, and those whose answers were about to be stored
+    assert len(prompts) - len({*prompts}) <= 16
 
 
 def test_pieces_cover_the_text_within_their_size_and_repeat_the_overlap():
