@@ -10,6 +10,7 @@ from all_features import ALL_FEATURES
 
 SOURCE = Path(promptmill.__file__).parent
 WORDS = {
+    "app": r"features\.app|mcp-app|ui://promptmill",
     "batches": r"features\.batches|batch_round|stored_batches|\bBatch(?:Order|Status|Plan)\b",
     "compare": r"[`\"]compare[`\"]|\bComparison\b|promptmill compare|\bjudge\b",
     "datastudio": r"(?i)datastudio",

@@ -16,7 +16,10 @@ from typing import Any
 import aiohttp
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
-_OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0")
+_OPTIONS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0"),
+    "--disable-features=IsolateSandboxedIframes",  # a sandboxed frame is then a part of its page's target
+)
 
 
 class Page:
@@ -26,6 +29,8 @@ class Page:
         self.complaints: list[str] = []
         """Errors and warnings of the console, and exceptions."""
         self.requests: list[str] = []
+        self.frame: int | None = None
+        """The context of the scripts in the page's frame."""
         self._socket = socket
         self._number = 0
         self._loaded = asyncio.Event()
@@ -40,6 +45,9 @@ class Page:
                 self._waiting.pop(found["id"]).set_result(found)
             elif name == "Network.requestWillBeSent":
                 self.requests.append(about["request"]["url"])
+            elif name == "Runtime.executionContextCreated":
+                where = about["context"]
+                self.frame = where["id"] if where["origin"] in {"", "null", "://"} else self.frame
             elif name == "Page.loadEventFired":
                 self._loaded.set()
             elif name == "Runtime.exceptionThrown":
@@ -59,13 +67,24 @@ class Page:
 
     async def open(self, file: Path) -> None:
         """Load a file."""
+        await self.visit(file.as_uri())
+
+    async def visit(self, url: str) -> None:
+        """Load a page."""
         self._loaded.clear()
-        await self.send("Page.navigate", url=file.as_uri())
+        await self.send("Page.navigate", url=url)
         await self._loaded.wait()
 
-    async def run(self, script: str) -> Any:
+    async def inside(self, script: str) -> Any:
+        """Wait until an expression in the page's frame has a value that is true, and return it."""
+        while self.frame is None or not (value := await self.run(script, contextId=self.frame)):
+            await asyncio.sleep(0.02)
+        return value
+
+    async def run(self, script: str, **where: Any) -> Any:
         """Return the value of an expression."""
-        found = await self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        asked = {"expression": script, "returnByValue": True, "awaitPromise": True, **where}
+        found = await self.send("Runtime.evaluate", **asked)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 

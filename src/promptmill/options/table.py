@@ -94,7 +94,7 @@ PROMPTS = (
         "system prompt above every row",
         "",
         flag=Flag(metavar="TEXT", is_common=True),
-        argument=Argument("system_prompt", words="system prompt of every row", is_common=True),
+        argument=Argument("system_prompt", words="that of every row", is_common=True),
         keyword=Keyword(type="str | None"),
     ),
     Option(

@@ -1,0 +1,8 @@
+"""The job inside the chat: a page that hosts of MCP Apps show next to the result of a tool."""
+
+from promptmill.core.feature import Feature
+
+FEATURE = Feature(
+    words="the job inside the chat: a live page in Claude, ChatGPT, VS Code and other hosts of MCP Apps",
+    tools="promptmill.features.app.tools:add",
+)

@@ -1,0 +1,132 @@
+"""The job inside the chat: what hosts of MCP Apps learn, and the page in a real browser, in a sandboxed frame."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from fastmcp import Client
+from fastmcp.apps.config import UI_EXTENSION_ID
+from mcp.client import advertise
+
+import browser
+from all_features import need
+from app_host import hosting
+from fakes import openai_configuration
+from labellers import LABELS
+from promptmill.features.app.page import html
+from promptmill.features.app.tools import ADDRESS, TOOLS
+from promptmill.server import create_server
+from promptmill.service.service import Service
+from replies import answer, choose, late, status
+
+HOSTILE = "<img src=x onerror='window.hacked=1'> <script>window.hacked=1</script> javascript:alert(1) \x07"
+
+
+@pytest.fixture
+def client(bench, closing, monkeypatch) -> Any:
+    """Make clients of one server, whose working directory is the bench's."""
+    monkeypatch.chdir(bench.path)
+    server = create_server(closing(Service(openai_configuration(bench.upstream.url))))
+    return lambda **options: Client(server, **options)
+
+
+async def test_only_a_host_of_such_pages_learns_of_the_page(client):
+    async with client() as plain, client(extensions=[advertise(UI_EXTENSION_ID)]) as host:
+        without, tools = await plain.list_tools(), await host.list_tools()
+        assert not any("ui" in (tool.meta or {}) for tool in without)
+        named = {tool.name for tool in tools if (tool.meta or {}).get("ui") == {"resourceUri": ADDRESS}}
+        assert named == TOOLS & {tool.name for tool in tools}
+        assert "bulk_status" in named
+        (page,) = await host.read_resource(ADDRESS)
+        assert page.mime_type == "text/html;profile=mcp-app"
+
+
+def test_the_page_is_one_small_file_that_makes_no_request():
+    page = html()
+    assert len(page.encode()) <= 60_000
+    assert "{{" not in page
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    assert policy[1].startswith("default-src 'none'; script-src 'sha256-")
+    assert "innerHTML" not in page
+
+
+@pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
+async def test_a_job_is_shown_live_paused_and_its_hostile_rows_do_nothing(bench, client):
+    bench.write([{"prompt": f"row {n}"} if n != 3 else {"prompt": HOSTILE + "y" * 300_000} for n in range(600)])
+    replies = {"row 7": status(400, HOSTILE)}
+    bench.upstream.reply = late(
+        0.02, choose(lambda seen: replies.get(seen.prompt) or answer(HOSTILE if "onerror" in seen.prompt else "fine"))
+    )
+    async with client() as host, hosting(host, ADDRESS, theme="dark") as url, browser.opened() as page:
+        await page.visit(url)
+        await page.until("window.ready")
+        asked = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
+        started = (await host.call_tool("bulk_generate", asked)).structured_content
+        result = json.dumps({"content": [], "structuredContent": started})
+        await page.run(f"window.notify('ui/notifications/tool-result', {result})")
+        await page.inside("document.querySelectorAll('#table tbody tr:not(.space)').length > 2")
+        await page.inside("(document.getElementById('hold').click(), true)")
+        await page.inside("['paused', 'finished'].includes(document.getElementById('state').textContent)")
+        if await page.run("document.getElementById('state').textContent === 'paused'", contextId=page.frame):
+            await page.inside("(document.getElementById('hold').click(), true)")
+        await page.inside("document.getElementById('state').textContent === 'finished'")
+        await page.inside("document.getElementById('count').textContent.startsWith('600')")
+        assert await page.inside("document.getElementById('facts').textContent") == "599 of 600 answered · 1 failed"
+        first = "document.querySelector('#table tbody tr:not(.space)').textContent"
+        assert "window.hacked=1" in await page.inside(first), "the failed row is the first, with its words"
+        assert await page.inside("String(window.hacked) + document.documentElement.dataset.theme") == "undefineddark"
+        assert await page.run("window.hacked") is None
+        assert {re.sub(r"^http://[^/]*", "", each) for each in page.requests} <= {"/", "/app", "/call", "/favicon.ico"}
+
+
+@pytest.fixture
+def doubtful(bench):
+    """A bench with a finished job of six rows, whose three votes all differ."""
+    need("labels", "review")
+    bench.upstream.reply = choose(lambda seen: answer(LABELS[seen.json["seed"] - 1]))
+    bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(6)])
+    asked = ("--prompt", "Is it positive? {{text}}", "--choices", ",".join(LABELS))
+    bench.succeed(*asked, "--votes", "3", "--set", "sampling_params.seed=0")
+    return bench
+
+
+@pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
+async def test_labels_of_a_person_are_stored_from_the_page(doubtful, client):
+    async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
+        await page.visit(url)
+        await page.until("window.ready")
+        found = (await host.call_tool("bulk_status", {"job_id": "out.jsonl"})).structured_content
+        result = json.dumps({"content": [], "structuredContent": found})
+        await page.run(f"window.notify('ui/notifications/tool-result', {result})")
+        await page.inside("!document.getElementById('unsure').hidden")
+        await page.inside("(document.getElementById('unsure').click(), true)")
+        await page.inside("document.querySelectorAll('#review section').length === 6")
+        last = "[...document.querySelectorAll('#review section')].slice(0, 3).map(part => part.querySelector('.labels')"
+        label = await page.inside("document.querySelector('#review .labels').lastChild.textContent")
+        await page.inside(f"({last}.lastChild.click()), true)")
+        await page.inside("(document.querySelector('#review > button').click(), true)")
+        await page.inside("document.getElementById('note').textContent === '3 labels are stored.'")
+    assert [row["sure"] for row in doubtful.answers()].count("person") == 3
+    assert [row["answer"] for row in doubtful.answers() if row["sure"] == "person"] == [label] * 3
+
+
+@pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
+async def test_a_comparison_is_its_table_and_the_rows_that_differ(bench, client):
+    need("compare")
+    for name, answers in (("a.csv", "xyz"), ("b.csv", "xxz")):
+        rows = "".join(f"{n},{text}\n" for n, text in enumerate(answers))
+        (bench.path / name).write_text(f"id,answer\n{rows}")
+    async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
+        await page.visit(url)
+        await page.until("window.ready")
+        found = (await host.call_tool("compare", {"files": ["a.csv", "b.csv"]})).structured_content
+        result = json.dumps({"content": [], "structuredContent": found})
+        await page.run(f"window.notify('ui/notifications/tool-result', {result})")
+        assert await page.inside("document.getElementById('facts').textContent") == "1 of 3 rows differ"
+        assert "66.7 %" in await page.inside("document.querySelector('.overview').textContent")
+        row = await page.inside("document.querySelector('#table tbody tr:not(.space)').textContent")
+        assert row.startswith("2")
