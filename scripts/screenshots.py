@@ -1,9 +1,9 @@
-"""Make docs/report-*.webp and docs/compare-*.webp: what a browser shows of real runs against an endpoint on loopback.
+"""Make docs/report-*.webp, docs/compare-*.webp and docs/chat-*.webp: real runs against an endpoint on loopback.
 
     .venv/bin/python scripts/screenshots.py
 
 300 reviews are labelled by two models, a good one and one that errs more often, and compared with the right answers.
-Chromium shows the report and the comparison in light and dark colours. Those of a desktop become the pictures of
+Chromium shows the report, the comparison and the job inside a chat in light and dark colours. Those of a desktop become the pictures of
 README; those of a phone are in build/screenshots, to look at. An error on the console of a page ends the script, and
 so does a picture above 150 kB. Needs Chromium: `CHROMIUM=PATH`, else `chromium` on PATH. Linux and macOS.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import io
 import json
 import os
 import random
@@ -23,6 +24,7 @@ import threading
 from pathlib import Path
 
 from aiohttp import web
+from fastmcp import Client
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,6 +169,47 @@ def shown(page: Path, size: tuple[int, int], scheme: int, to: Path) -> None:
         image.crop((0, 0, width, height)).save(to)
 
 
+async def chat(folder: Path) -> None:
+    """Make the pictures of a job inside a chat, while it runs: the host is that of the tests."""
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
+    import browser
+    from app_host import hosting
+    from promptmill.config.loading import Configuration
+    from promptmill.features.app.tools import ADDRESS
+    from promptmill.server import create_server
+    from promptmill.service.service import Service
+
+    write_rows(folder)
+    block = {"base_url": endpoint(), "model_name": "good-1", "api_key": "none", "concurrency": 12}
+    price = {"input": 0.3, "output": 1.2}
+    settings = {"backend": "openai", "backend_configs": {"openai": block}, "price": price}
+    service = Service(Configuration({**settings, "allowed_roots": [str(folder)]}))
+    async with Client(create_server(service)) as client, browser.opened() as page:
+        for scheme in SCHEMES:
+            asked = {"input_file": str(folder / "reviews.csv"), "output_file": str(folder / f"labels-{scheme}.csv")}
+            started = await client.call_tool("bulk_generate", {**asked, "prompt": PROMPT, "fields": FIELDS})
+            async with hosting(client, ADDRESS, theme=scheme) as url:
+                await page.look(1000, 720, scheme)
+                await page.visit(url)
+                await page.until("window.ready")
+                result = json.dumps({"content": [], "structuredContent": started.structured_content})
+                await page.run(f"window.notify('ui/notifications/tool-result', {result})")
+                await page.inside("document.getElementById('bar').value > 120")
+                keep(await page.picture(), f"chat-{scheme}")
+                await page.inside("document.getElementById('state').textContent === 'finished'")
+    await service.aclose()
+
+
+def keep(png: bytes, name: str) -> None:
+    """Store a picture of the docs."""
+    to = ROOT / "docs" / f"{name}.webp"
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGB").save(to, quality=80, method=6)
+    if to.stat().st_size > MOST_BYTES:
+        raise SystemExit(f"{to.name} has {to.stat().st_size} bytes")
+    print(f"{to.name}: {to.stat().st_size:,} bytes")
+
+
 def main() -> None:
     """Make all pictures."""
     shutil.rmtree(OUT, ignore_errors=True)
@@ -179,12 +222,9 @@ def main() -> None:
                     picture = OUT / f"{kind}-{device}-{scheme}.png"
                     shown(page, size, number, picture)
                     if device == "desktop":
-                        to = ROOT / "docs" / f"{kind}-{scheme}.webp"
-                        with Image.open(picture) as image:
-                            image.convert("RGB").save(to, quality=80, method=6)
-                        if to.stat().st_size > MOST_BYTES:
-                            raise SystemExit(f"{to.name} has {to.stat().st_size} bytes")
-                        print(f"{to.name}: {to.stat().st_size:,} bytes")
+                        keep(picture.read_bytes(), f"{kind}-{scheme}")
+    with tempfile.TemporaryDirectory() as name:
+        asyncio.run(chat(Path(name)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from aiohttp import web
 from fastmcp import Client
 
 _PAGE = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<style>body {{ margin: 0 }} iframe {{ border: 0; width: 100%; height: 720px }}</style>
+<style>body {{ margin: 0 }} iframe {{ display: block; border: 0; width: 100%; height: 720px }}</style>
 <iframe sandbox="allow-scripts"></iframe>
 <script>
 const frame = document.querySelector("iframe"), context = {context};
