@@ -982,7 +982,7 @@ async def test_pdfs_are_asked_as_text_or_as_images_of_their_pages(bench, tools):
         with pytest.raises(ToolError, match='`pdf: "images"`, the prompt has no'):
             await call("bulk_generate", files=["a.pdf"], prompt="{{content}}", pdf="images")
     asked = [seen.json["messages"][-1]["content"] for seen in bench.upstream.seen]
-    assert asked[0] == "Extract.\n\nInvoice 1\n\nTotal 10"
+    assert asked[0] == "Extract.\n\nInvoice 1\n\f\nTotal 10"
     assert [part["type"] for part in asked[1]].count("image_url") == 2
 
 

@@ -114,7 +114,7 @@ class Record(NamedTuple):
             extras.get("answered_by", ""),
             extras.get("cost"),
             tuple(extras.get("answers", ())),
-            made_of=extras.get("wanted", 1),
+            made_of=1 if "answers" in extras else extras.get("wanted", 1),
         )
 
 
