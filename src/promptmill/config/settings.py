@@ -180,7 +180,10 @@ class OpenAISettings(_EndpointPatience, _EndpointLimits, _EndpointAddress):
     )
     dedupe: bool = Field(False, description="Send identical requests of a call only once, if their temperature is 0.")
     num_workers: int | None = Field(
-        None, ge=1, le=256, description="Worker processes for large calls; default: one per core, at most 8."
+        None,
+        ge=1,
+        le=256,
+        description="Worker processes for large calls; default: one per 256 requests in flight, at most 8 or the cores.",
     )
     worker_concurrency: int | None = Field(
         None, ge=1, description="Requests in flight per worker; default: `concurrency` divided among the workers."
