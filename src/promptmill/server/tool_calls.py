@@ -396,7 +396,7 @@ def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
         kind = "array" if isinstance(value, list) else "object" if isinstance(value, dict) else ""
         if name not in properties:
             lines.append(f"{name:.100} is not an argument of this tool{_where(name, properties)}")
-        elif len({*kinds} - {"null"}) > 1 and _json_type(value) not in kinds:
+        elif len({*kinds} - {"null"}) > 1 and _json_types(value).isdisjoint(kinds):
             wanted = " or ".join(_WANTED.get(each, each) for each in kinds if each != "null")
             lines.append(f"{name} is {shape(value)}; send {wanted}.")
         elif kinds and kind not in kinds and (kind or kinds == ["array"]):
@@ -405,17 +405,19 @@ def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
     return " ".join([*lines[:5], *more])
 
 
-def _json_type(value: object) -> str:
+def _json_types(value: object) -> set[str]:
     match value:
         case bool():
-            return "boolean"
-        case int() | float():
-            return "number"
+            return {"boolean"}
+        case int():
+            return {"integer", "number"}
+        case float():
+            return {"number"}
         case str():
-            return "string"
+            return {"string"}
         case list():
-            return "array"
-    return "object"
+            return {"array"}
+    return {"object"}
 
 
 def _kinds(argument: JsonObject) -> list[str]:

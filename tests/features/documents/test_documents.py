@@ -232,3 +232,16 @@ def test_values_are_merged_by_their_types():
         "end": ["2030-01-01", "2031-01-01"]
     }
     assert "null" in json.dumps(nullable(schema)["properties"]["end"])
+
+
+async def test_a_call_of_the_tool_splits_by_a_number_or_auto(bench, tools):
+    text, places = document(12, 6)
+    bench.upstream.reply = reader()
+    bench.write([{"text": text}])
+    asked = {"input_file": "in.jsonl", "prompt": "List the parties. {{text}}", "fields": "party:list"}
+    async with tools() as call:
+        for split in (700, "auto"):
+            made = await call("bulk_generate", **asked, output_file=f"out-{split}.jsonl", options={"split": split})
+            found = await call("bulk_status", job_id=made["job_id"], wait_s=20, read="answers")
+            assert sorted(json.loads(found["rows"][0]["answer"])["party"]) == sorted(places)
+            assert found["rows"][0]["sources"]["party"][0].startswith("page")
