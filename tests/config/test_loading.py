@@ -498,6 +498,7 @@ def test_a_tilde_in_the_environments_path_is_the_home_folder(tmp_path, monkeypat
             "model_list: unknown key; this key is LiteLLM's. Write `models: {NAME: {backend:",
         ),
         ('sampling_params: {temperature: "0,7"}', "should be a number, not '0,7'; write 0.7."),
+        ('sampling_params: {max_tokens: "4,000"}', "should be a whole number, not '4,000'; write 4000."),
         ("sampling_params: {max_tokens: 1e3}", "should be a whole number, not '1e3'; write 1000."),
         ("sampling_params: {max_tokens: many}", "should be a whole number, not a text."),
         ("backend_configs: {ollama: {model: x}}", "Ollama is an endpoint: `backend: openai`"),

@@ -13,6 +13,7 @@ from promptmill.core.request import Sampling
 from promptmill.core.wording import close_matches, shape, synonym
 
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?(?:[eE][+-]?\d{1,2})?")
+_THOUSANDS = re.compile(r"-?\d{1,3},\d{3}")
 _BRANCH = re.compile(r"str|bool|int|float|(list|dict)\[.*\]")
 _MODEL = (
     "the model is named below its backend: `backend_configs: {openai: {model_name: …}}`; for hf, vllm and openvino it "
@@ -71,7 +72,8 @@ def _got(value: object, kind: str) -> str:
     """Return the kind of the wrong value; for a text that looks like a number, the number to write."""
     if not isinstance(value, str) or not kind.startswith(("int", "float")) or not _NUMBER.fullmatch(value):
         return f", not {shape(value)}"
-    number = float(value.replace(",", "."))
+    thousands = kind.startswith("int") and _THOUSANDS.fullmatch(value)
+    number = float(value.replace(",", "" if thousands else "."))
     if kind.startswith("int") and not number.is_integer():
         return f", not {value}"
     return f", not {value!r}; write {number:.0f}" if number.is_integer() else f", not {value!r}; write {number!r}"
