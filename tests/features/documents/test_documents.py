@@ -245,3 +245,18 @@ async def test_a_call_of_the_tool_splits_by_a_number_or_auto(bench, tools):
             found = await call("bulk_status", job_id=made["job_id"], wait_s=20, read="answers")
             assert sorted(json.loads(found["rows"][0]["answer"])["party"]) == sorted(places)
             assert found["rows"][0]["sources"]["party"][0].startswith("page")
+
+
+def test_a_full_budget_ends_a_row_and_more_money_pays_for_its_other_pieces_alone(bench):
+    texts = [document(20, 6, seed=seed) for seed in range(3)]
+    bench.upstream.reply = reader()
+    write(bench, *(text for text, _ in texts))
+    price = ("--set", "price={input: 1000, output: 1000}", "--set", "sampling_params.max_tokens=20")
+    command = (*ASKED, "--fields", "party:list", "--split", "900", *price)
+    assert "no room" in bench.run(*command, "--max-cost", "8", concurrency=4).stdout
+    status = bench.succeed(*command, "--max-cost", "100", concurrency=4)
+    prompts = [seen.prompt for seen in bench.upstream.seen]
+    assert len(prompts) == len({*prompts})
+    tokens_sent = status["prompt_tokens"] + status["completion_tokens"]
+    assert status["cost"] == pytest.approx(tokens_sent / 1000)
+    assert status["retries"] == 0

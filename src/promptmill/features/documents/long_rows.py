@@ -82,8 +82,10 @@ class LongRows:
             size = max(LEAST, size // 2)
         if self._how.size is None:
             self._size = min(self._size or size, size)
-        outcome = await reading.whole(read)
-        return replace(outcome, attempts=outcome.attempts + request.attempts)
+        outcome, earlier = await reading.whole(read), request.attempts
+        if isinstance(outcome, Failure):
+            return replace(outcome, attempts=outcome.attempts + earlier, wanted=outcome.wanted + earlier)
+        return replace(outcome, attempts=outcome.attempts + earlier, made_of=outcome.made_of + earlier)
 
     def _cut(self, document: Document, size: int) -> list[Piece]:
         """Return the pieces of a document. A prompt that takes most of a piece leaves it a quarter."""
