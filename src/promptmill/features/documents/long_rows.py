@@ -23,7 +23,7 @@ from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import RunningJob
 
 _MOST_PIECES = 2000  # of a row
-_PLACE = re.compile(r"\{\{.*?\}\}", re.DOTALL)
+_PLACE = re.compile(r"\{\{[^{}]*\}\}")
 
 
 class _Forms(NamedTuple):
