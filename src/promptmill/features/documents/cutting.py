@@ -21,8 +21,8 @@ _ENDS = tuple(
     re.compile(pattern)
     for pattern in (
         r"\f",
-        r"\n(?=\s*(?:#{1,6} |(?:Chapter|Section|Article|Part|§) ?[\dIVX]|\d+(?:\.\d+)*\.? [A-Z]))",  # before a heading
-        r"\n\s*\n",
+        r"\n(?=[ \t]*(?:#{1,6} |(?:Chapter|Section|Article|Part|§) ?[\dIVX]|\d+(?:\.\d+)*\.? [A-Z]))",  # before a heading
+        r"\n[ \t\r]*\n",
         r"\n",
         r"[.!?]['\")\]]*\s|[\u3002\uff01\uff1f]",
         r"\s",
