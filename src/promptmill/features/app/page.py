@@ -17,7 +17,7 @@ from promptmill.core.version import __version__
 
 _APP = Path(__file__).with_name("app.html")
 _PAGES = Path(pages.__file__).parent
-_COLOURS = re.compile(r":root \{([^{}]*-{2}page:[^{}]*)\}")
+_COLOURS = re.compile(r":root \{([^{}]*)\}")
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 

@@ -21,14 +21,14 @@ _ENDS = tuple(
     re.compile(pattern)
     for pattern in (
         r"\f",
-        r"\n(?=[ \t]*(?:#{1,6} |(?:Chapter|Section|Article|Part|§) ?[\dIVX]|\d+(?:\.\d+)*\.? [A-Z]))",  # before a heading
+        r"\n(?=[ \t]*(?:#{1,6} |(?:Chapter|Section|Article|Part|§) ?[\dIVX]|\d+(?:\.\d+)*\.? [A-Z]))",
         r"\n[ \t\r]*\n",
         r"\n",
         r"[.!?]['\")\]]*\s|[\u3002\uff01\uff1f]",
         r"\s",
     )
 )
-"""Where a piece may end, the best places first."""
+"""Where a piece may end, the best places first: after a page, before a heading, after a paragraph, …"""
 PAGE = "\f"
 """The character that ends a page, see `jobs.inputs.whole_files`."""
 
