@@ -181,7 +181,7 @@ def _hostile(pattern: re.Pattern[Any]) -> list[Callable[[int], str]]:
 
 
 def _repeated(start: str, unit: str, end: str, length: int) -> str:
-    return start + unit * (length // len(unit)) + end
+    return start + unit * -(-length // len(unit)) + end  # of a long one not less than once
 
 
 def _growth(search: Callable[[Any], Any], make: Callable[[int], str], *, raw: bool) -> float:
