@@ -212,10 +212,10 @@ class _SeveralAnswers:
         """Return the parameters for a single answer."""
         seed = None if sampling.seed is None else sampling.seed + place
         changes = {"n": None, "seed": seed}
-        return _once(self._single, sampling, lambda: sampling.model_copy(update=changes), 0 if seed is None else place)
+        return once(self._single, sampling, lambda: sampling.model_copy(update=changes), 0 if seed is None else place)
 
 
-def _once(
+def once(
     made: dict[tuple[int, int], tuple[Sampling, T]], sampling: Sampling, make: Callable[[], T], place: int = 0
 ) -> T:
     """Return the result of `make` in `made`: the same object for all requests with the same `sampling` and `place`."""
@@ -284,7 +284,7 @@ class _StructuredAnswers:
         """Answer a request; one without a schema is passed on."""
         sampling = request.sampling
         if sampling.choices is not None:
-            changed, choices = _once(self._choices, sampling, lambda: _with_schema(sampling))
+            changed, choices = once(self._choices, sampling, lambda: _with_schema(sampling))
             request = request.changed(sampling=changed)
             if self._is_endpoint and TOP_CHOICES in request.extra:
                 return self._with_chances(request, call, choices)

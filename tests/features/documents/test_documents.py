@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from long_texts import document, reader
-from promptmill.features.documents.cutting import pieces, tokens
-from promptmill.features.documents.merging import Found, merged, nullable
+from promptmill.features.documents.cutting import Piece, pieces, place_of, tokens
+from promptmill.features.documents.merging import Found, decided, merged, nullable, schema_of_conflicts
 from replies import answer, choose, status
 
 ASKED = ("--prompt", "List the parties. {{text}}")
@@ -229,7 +229,7 @@ def test_values_are_merged_by_their_types():
     assert whole.sources["names"] == [0, 0, 1]
     assert (whole.value["kind"], whole.value["seller"]) == ("unknown", {"city": "Rome"})
     assert {path: [one.value for one in values] for path, values in whole.conflicts.items()} == {
-        "end": ["2030-01-01", "2031-01-01"]
+        ("end",): ["2030-01-01", "2031-01-01"]
     }
     assert "null" in json.dumps(nullable(schema)["properties"]["end"])
 
@@ -260,3 +260,75 @@ def test_a_full_budget_ends_a_row_and_more_money_pays_for_its_other_pieces_alone
     tokens_sent = status["prompt_tokens"] + status["completion_tokens"]
     assert status["cost"] == pytest.approx(tokens_sent / 1000)
     assert status["retries"] == 0
+
+
+def test_all_rows_again_sends_all_pieces_again(bench):
+    text, _ = document(8, 3)
+    bench.upstream.reply = reader()
+    write(bench, text)
+    command = (*ASKED, "--fields", "party:list", "--split", "900")
+    bench.succeed(*command)
+    sent = len(bench.upstream.seen)
+    bench.succeed(*command, "--again", "all")
+    assert len(bench.upstream.seen) == 2 * sent
+
+
+def test_the_requests_for_refused_pieces_count(bench):
+    text, _ = document(8, 6)
+    bench.upstream.reply = reader(900)
+    write(bench, text)
+    for split in ("1500", "auto"):
+        bench.output = bench.path / f"{split}.csv"
+        bench.upstream.seen.clear()
+        status = bench.succeed(*ASKED, "--fields", "party:list", "--split", split)
+        assert (status["requests"], status["retries"]) == (len(bench.upstream.seen), 0)
+
+
+def test_a_prompt_without_a_place_is_no_part_of_the_document(bench):
+    bench.write([{"prompt": document(8, 3)[0]}])
+    bench.upstream.reply = reader()
+    bench.succeed("--fields", "party:list", "--split", "900")
+    bench.output = bench.path / "loop.jsonl"
+    bench.write([{"text": document(8, 3)[0]}])
+    bench.succeed("--prompt", "{% if true %}{{ text | upper }}{% endif %}", "--fields", "party:list", "--split", "900")
+
+
+def test_whole_requests_are_refused(bench):
+    body = {"model": "test-model", "messages": [{"role": "user", "content": "a"}]}
+    bench.write([{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}])
+    assert "whole requests" in bench.run("--split", "900").stdout + bench.run("--split", "900").stderr
+    assert not bench.upstream.seen
+
+
+def test_pieces_of_writing_without_an_alphabet_repeat_the_overlap_and_no_more():
+    text = "\u5408\u540c\u6761\u6b3e\u3002" * 400
+    cut = list(pieces(text, 100, 50))
+    assert len(cut) < 3 * len(list(pieces(text, 100)))
+    assert all(after.start > before.start + 20 for before, after in itertools.pairwise(cut))
+
+
+def test_a_number_is_found_as_a_whole_word_alone():
+    text = "In 2021 all was well.\fOf 1 euro each."
+    assert place_of(text, Piece(0, len(text)), "1") == "page 2"
+    assert place_of(text, Piece(0, len(text)), "202") == "pages 1 to 2"
+
+
+def test_a_text_that_means_no_value_is_kept_where_no_piece_has_another():
+    schema = {"type": "object", "properties": {"allergies": {"type": "string"}}}
+    same = [Found(0, {"allergies": "none"}), Found(1, {"allergies": None})]
+    assert merged(schema, same, "ask", lambda one: one.piece).value == {"allergies": "none"}
+    other = [*same, Found(2, {"allergies": "nuts"})]
+    assert merged(schema, other, "ask", lambda one: one.piece).value == {"allergies": "nuts"}
+
+
+def test_names_with_stops_and_shared_definitions_are_decided():
+    schema = {
+        "type": "object",
+        "properties": {"net.sum": {"$ref": "#/$defs/amount"}, "of": {"type": "object", "properties": {"a": {}}}},
+        "$defs": {"amount": {"type": "number"}},
+    }
+    found = [Found(at, {"net.sum": at, "of": {"a": at}}) for at in range(2)]
+    whole = merged(schema, found, "ask", lambda one: one.piece)
+    asked = schema_of_conflicts(schema, whole.conflicts)
+    assert (set(asked["properties"]), asked["$defs"]) == ({"net.sum", "of.a"}, schema["$defs"])
+    assert decided(whole, {"net.sum": 7, "of.a": 8}) == {"net.sum": 7, "of": {"a": 8}}

@@ -28,7 +28,7 @@ _ENDS = tuple(
         r"\s",
     )
 )
-"""Where a piece may end, the best places first: after a page, before a heading, after a paragraph, …"""
+"""The places at which a piece may end, the best ones first: after a page, before a heading, after a paragraph, …"""
 PAGE = "\f"
 """The character that ends a page, see `jobs.inputs.whole_files`."""
 
@@ -56,8 +56,13 @@ def tokens(text: str) -> int:
     >>> tokens("four" * 100), tokens("字" * 100)
     (110, 110)
     """
-    ascii_only = len(text.encode("ascii", "ignore")) if not text.isascii() else len(text)
-    return math.ceil(round((ascii_only / _LETTERS + len(text) - ascii_only) * _MARGIN, 6))
+    letters = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
+    return estimate(letters, len(text) - letters)
+
+
+def estimate(letters: int, others: int = 0) -> int:
+    """Return an estimate of the tokens of so many characters of ASCII, and so many others."""
+    return math.ceil(round((letters / _LETTERS + others) * _MARGIN, 6))
 
 
 def pieces(text: str, size: int, overlap: int = 0) -> Iterator[Piece]:
@@ -74,7 +79,7 @@ def pieces(text: str, size: int, overlap: int = 0) -> Iterator[Piece]:
             return
         end = _end(text, start, limit)
         yield Piece(start, end)
-        start = max(start + 1, end - _characters_before(text, end, overlap)) if overlap else end
+        start = _repeated_from(text, start, end, overlap) if overlap else end
 
 
 def place(text: str, piece: Piece) -> str:
@@ -93,8 +98,8 @@ def place(text: str, piece: Piece) -> str:
 def place_of(text: str, piece: Piece, value: str) -> str:
     """Return the place of a value: its own page or characters if the piece has its words, else the piece's place."""
     words = [re.escape(word) for word in value.split()]
-    pattern = r"\s+".join(words)
-    found = re.compile(pattern, re.IGNORECASE).search(text, piece.start, piece.end) if 0 < len(words) <= 30 else None
+    whole = r"(?<![0-9A-Za-z])" + r"\s+".join(words) + r"(?![0-9A-Za-z])"  # the 1 of 21 is no 1
+    found = re.compile(whole, re.IGNORECASE).search(text, piece.start, piece.end) if 0 < len(words) <= 30 else None
     return place(text, piece if found is None else Piece(*found.span()))
 
 
@@ -106,10 +111,11 @@ def _characters(text: str, start: int, size: int) -> int:
     return max(1, at)
 
 
-def _characters_before(text: str, end: int, size: int) -> int:
-    start = max(0, end - math.floor(size * _LETTERS / _MARGIN))
-    space = text.find(" ", start, end)
-    return end - (start if space < 0 else space + 1)
+def _repeated_from(text: str, start: int, end: int, overlap: int) -> int:
+    """Return where the piece after `start` to `end - 1` begins: with its last words, about `overlap` tokens."""
+    characters = (end - start) * overlap // max(1, tokens(text[start:end]))
+    space = text.find(" ", end - characters, end)
+    return max(start + 1, end - characters if space < 0 else space + 1)
 
 
 def _end(text: str, start: int, limit: int) -> int:

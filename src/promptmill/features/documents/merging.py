@@ -10,16 +10,19 @@ A field that no piece has is null, or an empty list. `Merged.sources` has the pl
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from promptmill.core.values import JsonDict, JsonObject
 
 _MISSING = frozenset({"", "null", "none", "n/a", "unknown", "not specified", "not found", "not mentioned"})
-"""Texts of models that have no value, in lower case."""
+"""Texts, in lower case, that are no value where another piece has one."""
+Path: TypeAlias = tuple[str, ...]
+"""The names of a field and of the objects around it; `()` for a value that is no object."""
 
 
 class Found(NamedTuple):
@@ -36,12 +39,12 @@ class Merged:
     value: Any = None
     sources: Any = None
     """The place of a value, a list of them for a list, by field for an object; None without a value."""
-    conflicts: dict[str, list[Found]] = field(default_factory=dict)
-    """The different values of a field, by its path, such as `party.name`; `""` for a value that is no object."""
+    conflicts: dict[Path, list[Found]] = field(default_factory=dict)
+    """The different values of a field."""
 
 
 def nullable(schema: JsonObject) -> JsonDict:
-    """Return a schema for the answer about a piece: what the piece does not say may be null.
+    """Return a schema for the answer about a piece, in which each field may be null.
 
     >>> nullable({"type": "object", "properties": {"n": {"type": "number"}, "l": {"type": "array"}}})
     {'type': 'object', 'properties': {'n': {'anyOf': [{'type': 'number'}, {'type': 'null'}]}, 'l': {'type': 'array'}}}
@@ -52,20 +55,20 @@ def nullable(schema: JsonObject) -> JsonDict:
         return {name: value for name, value in schema.items() if name != "minItems"}
     if "enum" in schema:
         return dict(schema) if None in schema["enum"] else {**schema, "enum": [*schema["enum"], None]}
-    if "null" in _types(schema) or "$ref" in schema:
+    if "null" in _types(schema):
         return dict(schema)
     return {"anyOf": [dict(schema), {"type": "null"}]}
 
 
 def merged(schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any]) -> Merged:
-    """Return the merged value of what the pieces have found. `how`: `ask`, `first` or `sum`.
+    """Return the merged value of the values of the pieces. `how`: `ask`, `first` or `sum`.
 
     `place` returns the place of a value.
     """
-    return _merged("", schema, found, how, place)
+    return _merged((), schema, found, how, place)
 
 
-def _merged(path: str, schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any]) -> Merged:
+def _merged(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any]) -> Merged:
     fields = schema.get("properties")
     if fields and (_is(schema, "object") or all(isinstance(one.value, Mapping) for one in found)):
         whole = Merged({}, {})
@@ -75,7 +78,7 @@ def _merged(path: str, schema: JsonObject, found: Sequence[Found], how: str, pla
                 for one in found
                 if isinstance(one.value, Mapping) and name in one.value
             ]
-            part = _merged(f"{path}.{name}".lstrip("."), own, values, how, place)
+            part = _merged((*path, name), own, values, how, place)
             whole.value[name] = part.value
             if part.sources is not None:
                 whole.sources[name] = part.sources
@@ -95,12 +98,12 @@ def _joined(found: Sequence[Found], place: Callable[[Found], Any]) -> Merged:
     return Merged([one.value for one in items.values()], [place(one) for one in items.values()] or None)
 
 
-def _one(path: str, schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any]) -> Merged:
+def _one(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any]) -> Merged:
     different: dict[str, Found] = {}
-    found = [one for one in found if one.value in schema.get("enum", ()) or not _is_missing(one.value)]
+    stated = [one for one in found if one.value is not None]
+    found = [one for one in stated if one.value in schema.get("enum", ()) or not _is_missing(one.value)] or stated
     for one in found:
-        if one.value is not None:
-            different.setdefault(_key(one.value), one)
+        different.setdefault(_key(one.value), one)
     values = list(different.values())
     if not values:
         return Merged()
@@ -123,28 +126,30 @@ def vote(labels: Sequence[Found]) -> tuple[str | None, list[str]]:
     return (best[0], []) if len(best) == 1 else (None, best)
 
 
-def schema_of_conflicts(schema: JsonObject, paths: Sequence[str]) -> JsonDict:
-    """Return the schema of an object with these fields alone, each under its path."""
-    fields = {path: _at(schema, path) for path in paths}
-    return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+def schema_of_conflicts(schema: JsonObject, paths: Iterable[Path]) -> JsonDict:
+    """Return the schema of an object with these fields alone, each under its `name_of`."""
+    fields = {name_of(path): _at(schema, path) for path in paths}
+    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    return {**shared, "type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
 
 
-def decided(value: Any, decisions: JsonObject) -> Any:
-    """Return the merged value with the decisions of the last request, by path."""
-    if "" in decisions:
-        return decisions[""]
-    whole = json.loads(json.dumps(value))
-    for path, one in decisions.items():
-        *parents, name = path.split(".")
-        at = whole
-        for parent in parents:
-            at = at[parent]
-        at[name] = one
-    return whole
+def name_of(path: Path) -> str:
+    """Return the name of a field in the last request, such as `party.name`."""
+    return ".".join(path) or "value"
 
 
-def _at(schema: JsonObject, path: str) -> JsonDict:
-    for name in filter(None, path.split(".")):
+def decided(merged_: Merged, decisions: JsonObject) -> Any:
+    """Return the merged value with the decisions of the last request."""
+    whole = json.loads(json.dumps({"value": merged_.value}))
+    for path in merged_.conflicts:
+        if (name := name_of(path)) in decisions:
+            *parents, last = ("value", *path)
+            functools.reduce(dict.__getitem__, parents, whole)[last] = decisions[name]
+    return whole["value"]
+
+
+def _at(schema: JsonObject, path: Path) -> JsonDict:
+    for name in path:
         schema = schema["properties"][name]
     return dict(schema)
 

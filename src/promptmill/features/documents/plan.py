@@ -11,17 +11,16 @@ has its price, its retries and its place in the ledger; they share the row's key
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
-
-from pydantic import Field
+from typing import Any, ClassVar
 
 from promptmill.backends.protocol import Answer
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import counted
-from promptmill.features.documents.cutting import LEAST, tokens
-from promptmill.features.documents.reading import SOURCES, How
+from promptmill.features.documents.cutting import LEAST, estimate
+from promptmill.features.documents.row_reading import SOURCES, How
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec, Plan, PlanWork, RunningJob
@@ -35,13 +34,7 @@ class Split(Plan):
 
     name: ClassVar[str] = "split"
     fields: ClassVar[Sequence[str]] = (SOURCES,)
-    size: int | None = Field(None, ge=LEAST)
-    """The tokens of a piece; None: as many as the model takes, which is found by trying."""
-    overlap: int = Field(0, ge=0)
-    """The tokens that a piece repeats of the one before it."""
-    merge: Literal["ask", "first", "sum"] = "ask"
-    merge_prompt: str = ""
-    """The request that makes one answer of those of the pieces; `""`: promptmill's own."""
+    how: How
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Split | None:
@@ -55,7 +48,7 @@ class Split(Plan):
         if not isinstance(overlap, int) or overlap < 0 or (size != AUTO and overlap > size // 2):
             raise input_error(Named("overlap"), f" is {str(overlap)[:20]}; write tokens, half a piece at most.")
         merge, prompt = options.get("merge") or "ask", options.get("merge_prompt") or ""
-        return cls(size=None if size == AUTO else size, overlap=overlap, merge=merge, merge_prompt=prompt)
+        return cls(how=How(size=None if size == AUTO else size, overlap=overlap, merge=merge, merge_prompt=prompt))
 
     def check(self, config: ResolvedConfig, question: Question) -> None:
         """Raise `PromptmillError` (`invalid_input`) for a job with several answers to a request."""
@@ -67,7 +60,7 @@ class Split(Plan):
         """Return the plan. Raises `PromptmillError` (`invalid_input`) if rows have answers of other pieces."""
         if sends_all or begun == self:
             return self
-        was = f"pieces of {begun.size or AUTO}" if isinstance(begun, Split) else "whole rows"
+        was = f"pieces of {begun.how.size or AUTO}" if isinstance(begun, Split) else "whole rows"
         raise input_error(
             f"Job {job_id} was begun with {was}, and its answers are paid. Keep that, send all rows again with ",
             Named("again", "all"),
@@ -84,15 +77,15 @@ class Split(Plan):
         end: int,
     ) -> Mapping[str, Any]:
         """Return the number of long rows and of their pieces, from the sizes of their texts."""
-        del configs, checked
-        if self.size is None or spec.input.format in WHOLE_REQUESTS:
+        del spec, configs, checked
+        if (size := self.how.size) is None:
             return {}
         rows = pieces = 0
         query = "SELECT max(length(cells), coalesce(length(line), 0)) AS size FROM row WHERE n < ? AND size > ?"
-        each = max(1, self.size - self.overlap)
-        for (length,) in store.read(query, end, self.size * 3):
-            if (count := tokens("x" * length)) > self.size:
-                rows, pieces = rows + 1, pieces + -(-count // each)
+        each = max(1, size - self.how.overlap)
+        for (length,) in store.read(query, end, size * 3):
+            if (count := estimate(length)) > size:
+                rows, pieces = rows + 1, pieces + math.ceil(count / each)
         return {"split": {"rows": rows, "pieces": pieces}}
 
     def estimate_words(self, checked: Mapping[str, Any]) -> str:
@@ -117,11 +110,14 @@ class SplitWork(PlanWork):
     def __init__(self, job: RunningJob, plan: Split) -> None:
         self._job, self._plan = job, plan
 
+    def begin(self, round_: int) -> None:
+        """Raise `PromptmillError` (`invalid_input`) for rows that are whole requests."""
+        del round_
+        if self._job.spec.input.format in WHOLE_REQUESTS:
+            raise input_error(Named("split"), " goes without rows that are whole requests, as those of a Batch file.")
+
     def around(self, answer: Answer) -> Answer:
         """Return the function that reads long rows in pieces."""
-        if self._job.spec.input.format in WHOLE_REQUESTS:
-            return answer
         from promptmill.features.documents.long_rows import LongRows
 
-        how = How(self._plan.size, self._plan.overlap, self._plan.merge, self._plan.merge_prompt)
-        return LongRows(answer, self._job, how).answer
+        return LongRows(answer, self._job, self._plan.how).answer

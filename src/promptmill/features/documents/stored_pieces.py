@@ -12,7 +12,7 @@ from promptmill.jobs.store.database import JobDatabase
 
 
 class StoredPieces:
-    """The stored answers, by what was asked: values of the table `job`. The methods block."""
+    """The stored answers, each under the name of its question, as values of the table `job`. The methods block."""
 
     def __init__(self, store: JobDatabase) -> None:
         self._store = store

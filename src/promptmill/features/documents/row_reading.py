@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import orjson
+from pydantic import Field
 
 from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Failure, Outcome, sum_of
 from promptmill.core.errors import Code, PromptmillError
@@ -16,11 +19,12 @@ from promptmill.core.request import Conversation, Message, Request, Sampling
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted
 from promptmill.features.documents import merging
-from promptmill.features.documents.cutting import Piece, place, place_of
+from promptmill.features.documents.cutting import LEAST, Piece, place, place_of
 from promptmill.features.documents.merging import Found
 from promptmill.features.documents.stored_pieces import StoredPieces, name_of
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import RunningJob
+from promptmill.jobs.store.stored import Stored
 
 SOURCES = "sources"
 """The column with the place of each value."""
@@ -32,17 +36,17 @@ _DECIDE = "The document was read in parts, which gave different values. Decide f
 _JOIN = "The document was read in parts. Make one answer for the whole document of the answers about its parts:"
 
 
-class How(NamedTuple):
+class How(Stored):
     """How long rows are read."""
 
-    size: int | None
-    """The tokens of a piece; None: as many as the model takes."""
-    overlap: int
+    size: int | None = Field(None, ge=LEAST)
+    """The tokens of a piece; None: as many as the model takes, which is found by trying."""
+    overlap: int = Field(0, ge=0)
     """The tokens that a piece repeats of the one before it."""
-    merge: str
-    """What becomes of different values of a field: `ask`, `first` or `sum`."""
-    merge_prompt: str
-    """The request that makes one answer of those of the pieces; `""`: promptmill's own."""
+    merge: Literal["ask", "first", "sum"] = "ask"
+    """The way to choose among different values of a field."""
+    merge_prompt: str = ""
+    """The request for one answer, made of the answers about the pieces; `""`: promptmill's own."""
 
 
 class Document(NamedTuple):
@@ -51,6 +55,8 @@ class Document(NamedTuple):
     before: str
     text: str
     after: str
+    replaces: int | None = None
+    """The round of the answer that is replaced, whose pieces do not count; None without an answer."""
 
 
 class Form(NamedTuple):
@@ -83,35 +89,28 @@ class Reading:
     send: Answer
     job: RunningJob
     how: How
-    stored: StoredPieces
     request: Request
     call: Call
     document: Document
     form: Form
+    sent: list[Outcome] = field(default_factory=list)
+    """The outcomes of all its requests, and the stored answers that it used."""
 
-    async def read(self, cut: Sequence[Piece], *, is_tried: bool) -> list[Read | Refused] | None:
-        """Send the pieces, several at a time; return their outcomes, in order.
+    async def read(self, cut: Sequence[Piece], first: Read | Refused | None = None) -> list[Read | Refused]:
+        """Send the pieces, several at a time, and return their outcomes, in order. `first`: of the first piece, if it
+        was sent before.
 
-        A failure that concerns all rows, or a full budget, ends it. `is_tried`: the first piece is sent alone, and if
-        the model refuses it as too long, the result is None.
+        A failure that concerns all rows, or a full budget, ends it.
         """
-        found: dict[int, list[Read | Refused]] = {}
-        if is_tried:
-            first = await self._sent(cut[0], 1)
-            if _is_too_long(first):
-                return None
-            found[0] = [first]
+        found: dict[int, list[Read | Refused]] = {} if first is None else {0: [first]}
         waiting = iter([(at, piece) for at, piece in enumerate(cut) if at not in found])
-        has_ended = False
 
         async def work() -> None:
-            nonlocal has_ended
             try:
                 for at, piece in waiting:
-                    if has_ended:
-                        return
                     found[at] = await self._whole_or_halves(piece, 1 + 2 * at)
-                    has_ended = has_ended or any(isinstance(one, Refused) and _ends(one.failure) for one in found[at])
+                    if any(isinstance(one, Refused) and _ends(one.failure) for one in found[at]):
+                        deque(waiting, maxlen=0)  # the others find nothing more to send
             finally:
                 self.call.waits.forked -= 1
                 self.call.waits.freed()
@@ -130,56 +129,74 @@ class Reading:
 
     async def _whole_or_halves(self, piece: Piece, choice: int) -> list[Read | Refused]:
         """Send a piece; in two halves if the model refuses it as too long."""
-        found = await self._sent(piece, choice)
-        if not _is_too_long(found) or piece.end - piece.start < 2:
+        found = await self.one(piece, choice)
+        if not is_too_long(found) or piece.end - piece.start < 2:
             return [found]
-        return [
-            await self._sent(half, number)
-            for half, number in zip(piece.halves(self.document.text), (choice, choice + 1), strict=True)
-        ]
+        halves = piece.halves(self.document.text)
+        return [await self.one(half, number) for half, number in zip(halves, (choice, choice + 1), strict=True)]
 
-    async def _sent(self, piece: Piece, choice: int) -> Read | Refused:
+    async def one(self, piece: Piece, choice: int = 1) -> Read | Refused:
         """Return the stored answer about a piece, or send a request and store its answer."""
-        request, document = self.request, self.document
+        request, document, stored = self.request, self.document, StoredPieces(self.job.store)
         where = place(document.text, piece)
         only = _ANY if self.form.schema is None else _FIELDS
         about = f"[{where[0].upper()}{where[1:]} of a document. {only}]\n"
         text = f"{document.before}{about}{piece.of(document.text)}{document.after}"
         settings = self.job.spec.targets[request.key // SLOT].fingerprint
         before = [(each.role, str(each.content)) for each in request.conversation.messages[:-1]]
-        asked = name_of(text, before, settings, dict(request.extra), self.form.schema)
+        asked = name_of(text, before, settings, dict(request.extra), self.form.schema, document.replaces)
         is_lost = request.key in self.job.store.in_flight.lost
-        if (known := await asyncio.to_thread(self.stored.get, asked, is_lost=is_lost)) is not None:
+        if (known := await asyncio.to_thread(stored.get, asked, is_lost=is_lost)) is not None:
+            self.sent.append(known)
             return Read(piece, known)
         outcome = await self._answer(text, self.form.of_piece, choice)
         if isinstance(outcome, Failure):
             return Refused(piece, outcome)
-        await asyncio.to_thread(self.stored.put, asked, outcome)
+        await asyncio.to_thread(stored.put, asked, outcome)
         return Read(piece, outcome)
 
     async def _answer(self, text: str, sampling: Sampling, choice: int) -> Outcome:
         *before, last = self.request.conversation.messages
         conversation = Conversation((*before, Message(last.role, text, last.extra)))
         changes = {"conversation": conversation, "sampling": sampling, "choice": choice}
-        return await self.send(self.request.changed(**changes, attempts=0, shared=None), self.call)
+        outcome = await self.send(self.request.changed(**changes, attempts=0, shared=None), self.call)
+        self.sent.append(outcome)
+        return outcome
 
     async def whole(self, found: Sequence[Read | Refused]) -> Outcome:
-        """Return the outcome of the row, with the usage, cost and attempts of all its requests."""
+        """Return the outcome of the row, with the figures of all its requests."""
+        return self.summed(await self._made(found))
+
+    async def _made(self, found: Sequence[Read | Refused]) -> Outcome:
         read = [one for one in found if isinstance(one, Read)]
         refused = [one for one in found if isinstance(one, Refused)]
-        outcomes: list[Outcome] = [*(one.answer for one in read), *(one.failure for one in refused)]
-        ended = next((one.failure for one in refused if _ends(one.failure)), None)
-        if ended is not None:
-            return _with(replace(ended, attempts=0, cost=None, usage=NO_USAGE, unmetered=0), outcomes)
         if refused:
-            return _with(self._failure(refused, len(found)), outcomes)
+            ended = [one.failure for one in refused if _ends(one.failure)]
+            return ended[0] if ended else self._failure(refused, len(found))
         if self.request.sampling.choices is not None:
-            return _with(await self._label(read), outcomes)
+            return await self._label(read)
         if self.form.schema is not None:
-            return _with(await self._fields(read, self.form.schema), outcomes)
+            return await self._fields(read, self.form.schema)
         if self.how.merge == "first":
-            return _with(_made(read[0].answer.text, [self._place(read[0])]), outcomes)
-        return _with(await self._decided(read, self.request.sampling, _JOIN), outcomes)
+            return _answer_of(read[0].answer.text, [self._place(read[0])])
+        return await self._decided(read, self.request.sampling, _JOIN)
+
+    def summed(self, outcome: Outcome) -> Outcome:
+        """Return an outcome with the usage, cost and attempts of all requests, and the longest time."""
+        usage, cost, earlier = NO_USAGE, None, self.request.attempts
+        for one in self.sent:
+            usage, cost = usage + one.usage, sum_of(cost, one.cost)
+        attempts = earlier + sum(one.attempts for one in self.sent)
+        made_of = max(1, earlier + sum(one.attempts > 0 for one in self.sent))
+        changed = functools.partial(
+            replace,
+            usage=usage,
+            cost=cost,
+            attempts=attempts,
+            unmetered=sum(one.unmetered for one in self.sent),
+            latency_s=max((one.latency_s for one in self.sent), default=0.0),
+        )
+        return changed(outcome, wanted=made_of) if isinstance(outcome, Failure) else changed(outcome, made_of=made_of)
 
     def _failure(self, refused: Sequence[Refused], count: int) -> Failure:
         errors = [f"{self._place(one)}: {one.failure.error.message}" for one in refused]
@@ -194,7 +211,7 @@ class Reading:
         if label is None:
             sampling = self.request.sampling.model_copy(update={"choices": tuple(tied)})
             return await self._decided(read, sampling, _DECIDE)
-        return _made(label, [self._place(one) for one in read if one.answer.text == label])
+        return _answer_of(label, [self._place(one) for one in read if one.answer.text == label])
 
     async def _fields(self, read: Sequence[Read], schema: JsonObject) -> Outcome:
         """Return the fields of all pieces; different values of one are decided by a request."""
@@ -205,16 +222,16 @@ class Reading:
 
         merged = await asyncio.to_thread(merging.merged, schema, found, self.how.merge, source)
         if not merged.conflicts:
-            return _made(json.dumps(merged.value, ensure_ascii=False), merged.sources)
+            return _answer_of(json.dumps(merged.value, ensure_ascii=False), merged.sources)
         values = {
-            path: [{"from": source(one), "value": one.value} for one in different]
+            merging.name_of(path): [{"from": source(one), "value": one.value} for one in different]
             for path, different in merged.conflicts.items()
         }
-        sampling = with_schema(self.request.sampling, merging.schema_of_conflicts(schema, [*merged.conflicts]))
+        sampling = with_schema(self.request.sampling, merging.schema_of_conflicts(schema, merged.conflicts))
         decision = await self._decided(read, sampling, _DECIDE, values)
         if isinstance(decision, Failure):
             return decision
-        whole = merging.decided(merged.value, _value(decision.text) or {})
+        whole = merging.decided(merged, _value(decision.text) or {})
         return replace(decision, text=json.dumps(whole, ensure_ascii=False), details={SOURCES: merged.sources})
 
     async def _decided(
@@ -242,7 +259,8 @@ def with_schema(sampling: Sampling, schema: JsonObject) -> Sampling:
     return sampling.model_copy(update={"response_format": wanted})
 
 
-def _is_too_long(one: Read | Refused) -> bool:
+def is_too_long(one: Read | Refused) -> bool:
+    """Return whether the model refused a piece as too long."""
     return isinstance(one, Refused) and one.failure.error.code is Code.CONTEXT_LENGTH
 
 
@@ -251,28 +269,8 @@ def _ends(failure: Failure) -> bool:
     return failure.concerns_all or failure.error.code is Code.BUDGET
 
 
-def _made(text: str, sources: Any) -> Completion:
-    return Completion(text, "stop", attempts=0, details={SOURCES: sources})
-
-
-def _with(outcome: Outcome, others: Sequence[Outcome]) -> Outcome:
-    """Return an outcome with the usage, cost and attempts of others added, and the longest time."""
-    usage, cost, attempts, unmetered = outcome.usage, outcome.cost, outcome.attempts, outcome.unmetered
-    for other in others:
-        usage, cost = usage + other.usage, sum_of(cost, other.cost)
-        attempts, unmetered = attempts + other.attempts, unmetered + other.unmetered
-    every = (outcome, *others)
-    latency_s, sent = max(one.latency_s for one in every), sum(one.attempts > 0 for one in every)
-    sums: dict[str, Any] = {
-        "usage": usage,
-        "cost": cost,
-        "attempts": attempts,
-        "unmetered": unmetered,
-        "latency_s": latency_s,
-    }
-    if isinstance(outcome, Failure):
-        return replace(outcome, **sums, wanted=max(1, sent))
-    return replace(outcome, **sums, made_of=max(1, sent))
+def _answer_of(text: str, sources: Any) -> Completion:
+    return Completion(text, "stop", details={SOURCES: sources})
 
 
 def _value(text: str) -> Any:
@@ -285,4 +283,6 @@ def _value(text: str) -> Any:
 def _words(value: Any) -> str:
     if isinstance(value, dict):
         return next((words for each in value.values() if isinstance(each, str) and (words := _words(each))), "")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return value if isinstance(value, str) else json.dumps(value)
