@@ -146,8 +146,8 @@ class SessionEvents(EventStore):
     async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
         """Send the later events of the event's stream; return the stream, None if nothing more will be sent.
 
-        The stream of a request is followed here until its response. The SDK would listen for new events only after
-        this function has returned, and a response stored in between would reach nobody.
+        The stream of a request is followed here until its response. The SDK listens for new events only after
+        this function has returned: a response that is stored in between would not be sent.
         """
         if not last_event_id.startswith(f"{self._session}-"):
             return None

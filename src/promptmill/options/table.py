@@ -94,7 +94,7 @@ PROMPTS = (
         "system prompt above every row",
         "",
         flag=Flag(metavar="TEXT", is_common=True),
-        argument=Argument("system_prompt", words="that of every row", is_common=True),
+        argument=Argument("system_prompt", words="system prompt of every row", is_common=True),
         keyword=Keyword(type="str | None"),
     ),
     Option(
@@ -495,7 +495,7 @@ RUN = (
         "send these rows again; their answers stay until the new ones are there",
         flag=Flag(is_common=True),
         argument=Argument(
-            words="send these rows of an earlier job again; old answers stay until the new ones arrive", is_common=True
+            words="send these rows of an earlier job again; old answers stay until new ones arrive", is_common=True
         ),
     ),
     Option("keep", bool, "count answers made under other settings, which later rows note", False),

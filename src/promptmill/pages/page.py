@@ -38,8 +38,10 @@ _SPARE = 1_000  # for the words on rows that have no room
 _LEAST = 100_000  # bytes of deflated rows, whatever else there is
 _MARK = b'<meta name="generator" content="promptmill report">'
 _HEAD = 4096  # bytes, within which an earlier report has the mark
-_TEMPLATE = Path(__file__).with_name("rows.html")
-_HEAD_TEMPLATE = Path(__file__).with_name("head.html")  # of every page: its head and its colours
+TEMPLATE = Path(__file__).with_name("rows.html")
+"""The page of a report."""
+HEAD = Path(__file__).with_name("head.html")
+"""The head of every page, with its colours."""
 _PARTS = dict.fromkeys(("notes", "counts", "failures", "sections", "spreads", "footnotes"), ())
 _EMPTY: dict[str, Any] = {**_PARTS, "tiles": (), "overview": None, "answers": "", "thumbnails": {}, "course": {}}
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
@@ -108,12 +110,12 @@ def filled(title: str, data: Mapping[str, Any], rows: PageRows, total: int, so_f
 
 
 def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
-    return html_of(_TEMPLATE, title, {**_EMPTY, **data}, packed)
+    return html_of(TEMPLATE.read_text(encoding="utf-8"), title, {**_EMPTY, **data}, packed)
 
 
-def html_of(file: Path, title: str, data: Mapping[str, Any], packed: bytes = b"") -> bytes:
+def html_of(template: str, title: str, data: Mapping[str, Any], packed: bytes = b"") -> bytes:
     """Return the page of a template with its data, and with deflated rows if it has them."""
-    template = file.read_text(encoding="utf-8").replace("{{head}}", _HEAD_TEMPLATE.read_text(encoding="utf-8"))
+    template = template.replace("{{head}}", HEAD.read_text(encoding="utf-8"))
     styles = " ".join(_source(part.partition("</style>")[0]) for part in template.split("<style>")[1:])
     script = template.rpartition("<script>")[2].partition("</script>")[0]
     policy = f"default-src 'none'; script-src {_source(script)}; style-src {styles}; img-src data:"

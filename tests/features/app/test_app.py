@@ -16,7 +16,7 @@ from all_features import need
 from app_host import hosting
 from fakes import openai_configuration
 from labellers import LABELS
-from promptmill.features.app.page import html
+from promptmill.features.app.chat_page import html
 from promptmill.features.app.tools import ADDRESS, TOOLS
 from promptmill.server import create_server
 from promptmill.service.service import Service

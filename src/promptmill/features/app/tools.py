@@ -10,7 +10,6 @@ from fastmcp.apps.config import UI_EXTENSION_ID, UI_MIME_TYPE
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import Tool
 
-from promptmill.features.app.page import html
 from promptmill.server.tool_socket import ToolSocket
 
 ADDRESS = "ui://promptmill/job.html"
@@ -30,6 +29,8 @@ def add(socket: ToolSocket) -> None:
         meta={"ui": {"csp": {}, "prefersBorder": True}},
     )
     async def page() -> str:
+        from promptmill.features.app.chat_page import html  # a server's start does not need it
+
         return await asyncio.to_thread(html)
 
     socket.mcp.add_middleware(_Named())

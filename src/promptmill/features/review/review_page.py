@@ -60,7 +60,7 @@ def _write_page(target: Path, found: Review, command: str) -> Report:
         ],
     }
     try:
-        page.put(target, page.html_of(_TEMPLATE, title, data))
+        page.put(target, page.html_of(_TEMPLATE.read_text(encoding="utf-8"), title, data))
     except OSError as error:
         raise PromptmillError(Code.STORAGE, f"The page {target} cannot be written: {disk.why(error)}.", "") from None
     return Report(target, len(found.rows), len(found.rows))
