@@ -8,7 +8,6 @@ import re
 from typing import Any
 
 import pytest
-from fastmcp.apps.config import UI_EXTENSION_ID
 from mcp import MCPError
 from mcp_types import INVALID_PARAMS, EmptyResult, Request, Result, SetLevelRequest, SetLevelRequestParams
 from PIL import Image
@@ -16,7 +15,6 @@ from pydantic import ConfigDict
 
 from fakes import openai_configuration
 from piped import Piped
-from promptmill.core.feature import features
 from promptmill.server import create_server
 from promptmill.server.listed_tools import SKILL
 from promptmill.server.tasks import EXTENSION as TASKS
@@ -46,9 +44,7 @@ async def test_a_tool_that_sends_images_away_is_not_called_read_only(tools):
 async def test_nothing_is_announced_that_is_not_there(talk):
     announced = talk.client.server_capabilities.model_dump(exclude_none=True)
     lists = {"tools": {}, "prompts": {}, "resources": {}}
-    pages = {UI_EXTENSION_ID: {}} if "app" in features() else {}
-    extensions = {SKILLS: {}, TASKS: {}, **pages}
-    assert announced == lists | {"extensions": extensions}, "the lists never change while the server runs"
+    assert announced == lists | {"extensions": {SKILLS: {}, TASKS: {}}}, "the lists never change while the server runs"
     with pytest.raises(MCPError, match="Method not found"):
         await talk.client.session.send_request(SetLevelRequest(params=SetLevelRequestParams(level="info")), EmptyResult)
 

@@ -87,13 +87,11 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
     """
     sdk_server = mcp._mcp_server
     del sdk_server._request_handlers[_ABSENT]  # the SDK derives the capabilities from these handlers
-    has_pages = any(str(getattr(one, "uri", "")).startswith("ui://") for one in mcp.local_provider._components.values())
-    unused = set() if has_pages else {UI_EXTENSION_ID}
     whole = sdk_server.get_capabilities
 
     def capabilities(*arguments: Any, **options: Any) -> mcp_types.ServerCapabilities:
         found = whole(*arguments, **options)
-        extensions = {name: what for name, what in (found.extensions or {}).items() if name not in unused}
+        extensions = {name: what for name, what in (found.extensions or {}).items() if name != UI_EXTENSION_ID}
         lists = {
             "tools": mcp_types.ToolsCapability(),
             "prompts": mcp_types.PromptsCapability(),

@@ -37,6 +37,8 @@ async def test_only_a_host_of_such_pages_learns_of_the_page(client):
     async with client() as plain, client(extensions=[advertise(UI_EXTENSION_ID)]) as host:
         without, tools = await plain.list_tools(), await host.list_tools()
         assert not any("ui" in (tool.meta or {}) for tool in without)
+        assert ADDRESS not in {str(one.uri) for one in await plain.list_resources()}
+        assert ADDRESS in {str(one.uri) for one in await host.list_resources()}
         named = {tool.name for tool in tools if (tool.meta or {}).get("ui") == {"resourceUri": ADDRESS}}
         assert named == TOOLS & {tool.name for tool in tools}
         assert "bulk_status" in named

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import mcp_types
 from fastmcp.apps.config import UI_EXTENSION_ID, UI_MIME_TYPE
+from fastmcp.resources import Resource
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import Tool
 
@@ -37,7 +39,16 @@ def add(socket: ToolSocket) -> None:
 
 
 class _Named(Middleware):
-    """Names the page in the list of tools, for a host that shows such pages."""
+    """Lists the page, and names it in the list of tools, for a host that shows such pages."""
+
+    async def on_list_resources(
+        self,
+        context: MiddlewareContext[mcp_types.ListResourcesRequest],
+        call_next: CallNext[mcp_types.ListResourcesRequest, Sequence[Resource]],
+    ) -> Sequence[Resource]:
+        """Return the resources."""
+        found = await call_next(context)
+        return found if _shows_pages(context) else [one for one in found if str(one.uri) != ADDRESS]
 
     async def on_list_tools(
         self,
@@ -45,10 +56,13 @@ class _Named(Middleware):
         call_next: CallNext[mcp_types.ListToolsRequest, Sequence[Tool]],
     ) -> Sequence[Tool]:
         """Return the tools."""
-        tools, fastmcp = await call_next(context), context.fastmcp_context
-        if fastmcp is None or not fastmcp.client_supports_extension(UI_EXTENSION_ID):
-            return tools
-        return [_with_page(tool) if tool.name in TOOLS else tool for tool in tools]
+        tools = await call_next(context)
+        return [_with_page(tool) if tool.name in TOOLS else tool for tool in tools] if _shows_pages(context) else tools
+
+
+def _shows_pages(context: MiddlewareContext[Any]) -> bool:
+    host = context.fastmcp_context
+    return host is not None and host.client_supports_extension(UI_EXTENSION_ID)
 
 
 def _with_page(tool: Tool) -> Tool:
