@@ -13,6 +13,7 @@ functions follow it in this module.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -189,24 +190,12 @@ class _SeveralAnswers:
         return self._following(request, call)
 
     async def _each(self, request: Request, n: int, call: protocol.Call) -> protocol.Outcome:
-        async def one(place: int) -> protocol.Outcome:
-            try:
-                sampling = self._single_sampling(request.sampling, place)
-                earlier = 0 if place else request.attempts  # only once, because the attempts are summed up
-                return await self._following(request.changed(sampling=sampling, attempts=earlier, choice=place), call)
-            finally:
-                call.waits.forked -= 1
-                call.waits.freed()
+        def one(place: int) -> Awaitable[protocol.Outcome]:
+            sampling = self._single_sampling(request.sampling, place)
+            earlier = 0 if place else request.attempts  # only once, because the attempts are summed up
+            return self._following(request.changed(sampling=sampling, attempts=earlier, choice=place), call)
 
-        call.waits.forked += n - 1  # one worker waits for all n requests
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(place)) for place in range(n)]
-        except BaseExceptionGroup as found:
-            raise found.exceptions[0] from None
-        finally:
-            call.waits.forked += 1
-        return _joined([task.result() for task in tasks], call)
+        return _joined(await together([functools.partial(one, place) for place in range(n)], call), call)
 
     def _single_sampling(self, sampling: Sampling, place: int) -> Sampling:
         """Return the parameters for a single answer."""
@@ -224,6 +213,27 @@ def once(
             made.clear()
         made[id(sampling), place] = sampling, make()
     return made[id(sampling), place][1]
+
+
+async def together(parts: Sequence[Callable[[], Awaitable[T]]], call: protocol.Call) -> list[T]:
+    """Run the parts of one answer at once and return their results. Raises the first error and ends the others."""
+
+    async def one(part: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await part()
+        finally:
+            call.waits.forked -= 1
+            call.waits.freed()
+
+    call.waits.forked += len(parts) - 1  # one worker of the driver waits for all of them
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(part)) for part in parts]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    finally:
+        call.waits.forked += 1
+    return [task.result() for task in tasks]
 
 
 def _joined(found: Sequence[protocol.Outcome], call: protocol.Call) -> protocol.Outcome:

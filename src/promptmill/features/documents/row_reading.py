@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 from pydantic import Field
 
+from promptmill.answering.chain import together
 from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Failure, Outcome, sum_of
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Message, Request, Sampling
@@ -106,25 +107,12 @@ class Reading:
         waiting = iter([(at, piece) for at, piece in enumerate(cut) if at not in found])
 
         async def work() -> None:
-            try:
-                for at, piece in waiting:
-                    found[at] = await self._whole_or_halves(piece, 1 + 2 * at)
-                    if any(isinstance(one, Refused) and _ends(one.failure) for one in found[at]):
-                        deque(waiting, maxlen=0)  # the others find nothing more to send
-            finally:
-                self.call.waits.forked -= 1
-                self.call.waits.freed()
+            for at, piece in waiting:
+                found[at] = await self._whole_or_halves(piece, 1 + 2 * at)
+                if any(isinstance(one, Refused) and _ends(one.failure) for one in found[at]):
+                    deque(waiting, maxlen=0)  # the others find nothing more to send
 
-        width = min(len(cut), _AT_ONCE)
-        self.call.waits.forked += width - 1  # the driver's worker waits for them
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(width):
-                    group.create_task(work())
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        finally:
-            self.call.waits.forked += 1
+        await together([work] * min(len(cut), _AT_ONCE), self.call)
         return [one for at in sorted(found) for one in found[at]]
 
     async def _whole_or_halves(self, piece: Piece, choice: int) -> list[Read | Refused]:
