@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,12 @@ def test_a_failure_comes_back_with_its_costs(store):
     assert isinstance(found, Failure)
     assert (found.error.code, found.attempts, found.latency_s, found.usage) == (Code.TIMEOUT, 3, 1e-05, Usage(1, 0))
     assert (record.text, record.retryable, record.more) == (str(FAILURE.error), 1, None)
+
+
+def test_a_failure_comes_back_with_the_part_of_an_answer_that_there_is(store):
+    found = stored(store, replace(FAILURE, part="a", details={"sources": ["page 1"]})).outcome()
+    assert isinstance(found, Failure)
+    assert (found.part, found.details) == ("a", {"sources": ["page 1"]})
 
 
 def test_half_a_surrogate_pair_becomes_the_replacement_character(store):

@@ -153,6 +153,10 @@ class Failure:
     """As for a `Completion`."""
     spent: tuple[Spent, ...] = ()
     """As for a `Completion`."""
+    part: str = ""
+    """The part of an answer that there is all the same, in the form of an answer; an output has it with the error."""
+    details: Mapping[str, Any] | None = None
+    """As for a `Completion`."""
 
     def __post_init__(self) -> None:
         """Release the frames of the call that raised `error`."""

@@ -35,7 +35,7 @@ def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({}
     """
     failed = record.code is not None
     fields: dict[str, Any] = {
-        "answer": "" if failed else record.text,
+        "answer": record.extras.get("part", "") if failed else record.text,
         "error": {
             "code": record.code,
             "message": record.text,

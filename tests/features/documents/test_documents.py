@@ -121,20 +121,72 @@ def test_a_text_is_written_by_a_last_request_with_the_merge_prompt(bench):
     assert "part 1" in bench.upstream.seen[-1].prompt
 
 
-def test_failed_pieces_are_named_and_the_next_run_sends_only_them(bench):
+def test_failed_pieces_are_named_the_others_kept_and_the_next_run_sends_only_the_failed(bench):
     text, places = document(20, 8)
-    bench.upstream.reply = choose(lambda seen: status(400) if "Page 7." in seen.prompt else reader())
+    lost = next(iter(places.values()))
+    bench.upstream.reply = choose(lambda seen: status(400) if f"Page {lost}." in seen.prompt else reader())
     write(bench, text)
     bench.run(*ASKED, "--fields", "party:list", "--split", "700")
     (row,) = out(bench)
-    assert "1 of" in row["error"]
-    assert "page" in row["error"]
+    assert row["error"].startswith("bad_request: 1 of ")
+    assert f"page {lost}" in row["error"]
+    kept = json.loads(row["party"])
+    assert {name for name, page in places.items() if page != lost} >= {*kept} > set()
+    assert json.loads(row["sources"])["party"] == [f"page {places[name]}" for name in kept]
     sent = len(bench.upstream.seen)
     bench.upstream.reply = reader()
     bench.succeed(*ASKED, "--fields", "party:list", "--split", "700", "--again", "failed")
     (row,) = out(bench)
-    assert sorted(json.loads(row["party"])) == sorted(places)
+    assert (sorted(json.loads(row["party"])), row["error"]) == (sorted(places), "")
     assert len(bench.upstream.seen) == sent + 1
+
+
+def test_a_row_with_a_failed_piece_asks_nothing_more_and_leaves_open_what_differs(bench):
+    text, _ = document(9, 0)
+    amounts = {1: 7, 5: 8}
+
+    def pick(seen: Any) -> Any:
+        if "Page 9." in seen.prompt:
+            return status(400)
+        amount = next((value for page, value in amounts.items() if f"Page {page}." in seen.prompt), None)
+        return answer(json.dumps({"amount": amount, "party": ["Ann"]}))
+
+    bench.upstream.reply = choose(pick)
+    bench.write([{"text": text}])
+    bench.run(*ASKED, "--fields", "amount:number,party:list", "--split", "500")
+    (row,) = bench.answers()
+    assert row["error"]["code"] == "bad_request"
+    assert row["answer"] == {"amount": None, "party": ["Ann"]}
+    assert [place.split()[-1] for place in row["sources"]["amount"]] == ["1", "5"]
+    assert not [seen for seen in bench.upstream.seen if "gave different values" in seen.prompt]
+
+
+@pytest.mark.parametrize("split", ["800", "auto"])
+def test_a_text_with_a_failed_piece_or_last_request_has_the_texts_of_the_pieces(bench, split):
+    text, _ = document(9, 0)
+
+    def reply(refused: str) -> Any:
+        def pick(seen: Any) -> Any:
+            if len(seen.prompt) > 4000:
+                return status(400, code="context_length_exceeded")
+            return status(400) if refused in seen.prompt else answer(f"part {seen.number}")
+
+        return choose(pick)
+
+    bench.upstream.reply = reply("Page 9.")
+    write(bench, text)
+    command = (*ASKED, "--split", split, "--merge-prompt", "Join:")
+    bench.run(*command)
+    (row,) = out(bench)
+    assert row["error"].startswith("bad_request: 1 of ")
+    assert row["answer"].startswith("[page")
+    assert "\npart " in row["answer"]
+    parts = row["answer"].count("part ")
+    bench.upstream.reply = reply("Join:")
+    bench.run(*command, "--again", "failed")
+    (row,) = out(bench)
+    assert row["error"].startswith("bad_request: 127")
+    assert row["answer"].count("part ") == parts + 1
 
 
 def test_a_piece_that_is_refused_as_too_long_is_cut_in_two_once(bench):

@@ -17,16 +17,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling
 from promptmill.features.documents import merging
 from promptmill.features.documents.cutting import LEAST, Piece, pieces, tokens
-from promptmill.features.documents.row_reading import (
-    Document,
-    Form,
-    How,
-    Read,
-    Reading,
-    Refused,
-    is_too_long,
-    with_schema,
-)
+from promptmill.features.documents.row_reading import Asked, Document, Form, How, Reading, with_schema
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import RunningJob
 
@@ -77,14 +68,14 @@ class LongRows:
             return reading.summed(Failure(PromptmillError(Code.INVALID_INPUT, problem, "Divide it into several rows.")))
         return await reading.whole(await reading.read(cut, first))
 
-    async def _learned(self, reading: Reading, size: int) -> tuple[list[Piece], Read | Refused]:
+    async def _learned(self, reading: Reading, size: int) -> tuple[list[Piece], Asked]:
         """Find the size that the model takes, by the first piece of a row. Return the pieces of that size, and the
         outcome of the first one."""
         while True:
             size = max(LEAST, size)
             cut = self._cut(reading.document, size)
             first = await reading.one(cut[0])
-            if size == LEAST or not is_too_long(first):
+            if size == LEAST or not first.is_too_long:
                 self._size = min(self._size or size, size)
                 return cut, first
             size //= 2

@@ -40,7 +40,7 @@ class Merged:
     sources: Any = None
     """The place of a value, a list of them for a list, by field for an object; None without a value."""
     conflicts: dict[Path, list[Found]] = field(default_factory=dict)
-    """The different values of a field."""
+    """The different values of a field, which is None in `value`."""
 
 
 def nullable(schema: JsonObject) -> JsonDict:
@@ -112,18 +112,17 @@ def _one(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place
         return Merged(sum(numbers), [place(one) for one in found])
     if len(values) == 1 or how == "first":
         return Merged(values[0].value, place(values[0]))
-    return Merged(values[0].value, [place(one) for one in values], {path: values})
+    return Merged(None, [place(one) for one in values], {path: values})
 
 
-def vote(labels: Sequence[Found]) -> tuple[str | None, list[str]]:
-    """Return the label that most pieces have, and None with the labels in question for a tie.
+def vote(labels: Sequence[str]) -> list[str]:
+    """Return the label that most pieces have; several for a tie.
 
-    >>> vote([Found(0, "a"), Found(1, "b"), Found(2, "a")])
-    ('a', [])
+    >>> vote(["a", "b", "a"])
+    ['a']
     """
-    counts = Counter(one.value for one in labels).most_common()
-    best = [label for label, count in counts if count == counts[0][1]]
-    return (best[0], []) if len(best) == 1 else (None, best)
+    counts = Counter(labels)
+    return [label for label, count in counts.items() if count == max(counts.values())]
 
 
 def schema_of_conflicts(schema: JsonObject, paths: Iterable[Path]) -> JsonDict:

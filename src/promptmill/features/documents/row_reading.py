@@ -6,7 +6,7 @@ import asyncio
 import functools
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +21,7 @@ from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted
 from promptmill.features.documents import merging
 from promptmill.features.documents.cutting import LEAST, Piece, place, place_of
-from promptmill.features.documents.merging import Found
+from promptmill.features.documents.merging import Found, Merged
 from promptmill.features.documents.stored_pieces import StoredPieces, name_of
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import RunningJob
@@ -69,18 +69,34 @@ class Form(NamedTuple):
     """The parameters of the request for a piece, whose fields may be null."""
 
 
-class Read(NamedTuple):
-    """A piece that was answered."""
+class Asked(NamedTuple):
+    """A piece, and the answer about it or its failure."""
 
     piece: Piece
-    answer: Completion
+    outcome: Outcome
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether the model refused it as too long."""
+        return isinstance(self.outcome, Failure) and self.outcome.error.code is Code.CONTEXT_LENGTH
+
+    @property
+    def ends(self) -> bool:
+        """Whether its failure ends the row, whatever the other pieces say."""
+        failure = self.outcome
+        return isinstance(failure, Failure) and (failure.concerns_all or failure.error.code is Code.BUDGET)
 
 
-class Refused(NamedTuple):
-    """A piece without an answer."""
+class Draft(NamedTuple):
+    """The answer that the pieces give without the last request."""
 
-    piece: Piece
-    failure: Failure
+    text: str
+    sources: Any
+    sampling: Sampling | None = None
+    """The parameters of the last request; None if nothing is left to decide."""
+    question: str = ""
+    merged: Merged | None = None
+    """The fields, of which the last request gets those that differ; None if it gets the whole answer."""
 
 
 @dataclass(slots=True)
@@ -97,33 +113,33 @@ class Reading:
     sent: list[Outcome] = field(default_factory=list)
     """The outcomes of all its requests, and the stored answers that it used."""
 
-    async def read(self, cut: Sequence[Piece], first: Read | Refused | None = None) -> list[Read | Refused]:
+    async def read(self, cut: Sequence[Piece], first: Asked | None = None) -> list[Asked]:
         """Send the pieces, several at a time, and return their outcomes, in order. `first`: of the first piece, if it
         was sent before.
 
         A failure that concerns all rows, or a full budget, ends it.
         """
-        found: dict[int, list[Read | Refused]] = {} if first is None else {0: [first]}
+        found = {} if first is None else {0: [first]}
         waiting = iter([(at, piece) for at, piece in enumerate(cut) if at not in found])
 
         async def work() -> None:
             for at, piece in waiting:
                 found[at] = await self._whole_or_halves(piece, 1 + 2 * at)
-                if any(isinstance(one, Refused) and _ends(one.failure) for one in found[at]):
+                if any(one.ends for one in found[at]):
                     deque(waiting, maxlen=0)  # the others find nothing more to send
 
         await together([work] * min(len(cut), _AT_ONCE), self.call)
         return [one for at in sorted(found) for one in found[at]]
 
-    async def _whole_or_halves(self, piece: Piece, choice: int) -> list[Read | Refused]:
+    async def _whole_or_halves(self, piece: Piece, choice: int) -> list[Asked]:
         """Send a piece; in two halves if the model refuses it as too long."""
         found = await self.one(piece, choice)
-        if not is_too_long(found) or piece.end - piece.start < 2:
+        if not found.is_too_long or piece.end - piece.start < 2:
             return [found]
         halves = piece.halves(self.document.text)
         return [await self.one(half, number) for half, number in zip(halves, (choice, choice + 1), strict=True)]
 
-    async def one(self, piece: Piece, choice: int = 1) -> Read | Refused:
+    async def one(self, piece: Piece, choice: int = 1) -> Asked:
         """Return the stored answer about a piece, or send a request and store its answer."""
         request, document, stored = self.request, self.document, StoredPieces(self.job.store)
         where = place(document.text, piece)
@@ -136,12 +152,11 @@ class Reading:
         is_lost = request.key in self.job.store.in_flight.lost
         if (known := await asyncio.to_thread(stored.get, asked, is_lost=is_lost)) is not None:
             self.sent.append(known)
-            return Read(piece, known)
+            return Asked(piece, known)
         outcome = await self._answer(text, self.form.of_piece, choice)
-        if isinstance(outcome, Failure):
-            return Refused(piece, outcome)
-        await asyncio.to_thread(stored.put, asked, outcome)
-        return Read(piece, outcome)
+        if isinstance(outcome, Completion):
+            await asyncio.to_thread(stored.put, asked, outcome)
+        return Asked(piece, outcome)
 
     async def _answer(self, text: str, sampling: Sampling, choice: int) -> Outcome:
         *before, last = self.request.conversation.messages
@@ -151,23 +166,26 @@ class Reading:
         self.sent.append(outcome)
         return outcome
 
-    async def whole(self, found: Sequence[Read | Refused]) -> Outcome:
-        """Return the outcome of the row, with the figures of all its requests."""
-        return self.summed(await self._made(found))
+    async def whole(self, found: Sequence[Asked]) -> Outcome:
+        """Return the outcome of the row, with the figures of all its requests.
 
-    async def _made(self, found: Sequence[Read | Refused]) -> Outcome:
-        read = [one for one in found if isinstance(one, Read)]
-        refused = [one for one in found if isinstance(one, Refused)]
-        if refused:
-            ended = [one.failure for one in refused if _ends(one.failure)]
-            return ended[0] if ended else self._failure(refused, len(found))
-        if self.request.sampling.choices is not None:
-            return await self._label(read)
-        if self.form.schema is not None:
-            return await self._fields(read, self.form.schema)
-        if self.how.merge == "first":
-            return _answer_of(read[0].answer.text, [self._place(read[0])])
-        return await self._decided(read, self.request.sampling, _JOIN)
+        A row with a failed piece fails. Nothing more is asked for it; it keeps what the other pieces say.
+        """
+        if ended := [one.outcome for one in found if one.ends]:
+            return self.summed(ended[0])
+        read = [(one.piece, one.outcome) for one in found if isinstance(one.outcome, Completion)]
+        draft = await asyncio.to_thread(self._draft, read) if read else Draft("", None)
+        if len(read) < len(found):
+            outcome: Outcome = self._failure(found)
+        elif draft.sampling is None:
+            outcome = Completion(draft.text, "stop")
+        else:
+            outcome = await self._answer(draft.question, draft.sampling, 0)
+        if isinstance(outcome, Failure):
+            outcome = replace(outcome, part=draft.text)
+        elif draft.merged is not None:
+            outcome = replace(outcome, text=_json(merging.decided(draft.merged, _value(outcome.text) or {})))
+        return self.summed(replace(outcome, details={SOURCES: draft.sources}))
 
     def summed(self, outcome: Outcome) -> Outcome:
         """Return an outcome with the usage, cost and attempts of all requests, and the longest time."""
@@ -186,58 +204,54 @@ class Reading:
         )
         return changed(outcome, wanted=made_of) if isinstance(outcome, Failure) else changed(outcome, made_of=made_of)
 
-    def _failure(self, refused: Sequence[Refused], count: int) -> Failure:
-        errors = [f"{self._place(one)}: {one.failure.error.message}" for one in refused]
+    def _failure(self, found: Sequence[Asked]) -> Failure:
+        refused = [(one.piece, one.outcome.error) for one in found if isinstance(one.outcome, Failure)]
+        errors = [f"{self._place(piece)}: {error.message}" for piece, error in refused]
         more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-        message = f"{len(errors)} of {counted(count, 'piece')} failed: {'; '.join(errors[:_SHOWN])}{more}"
+        message = f"{len(errors)} of {counted(len(found), 'piece')} failed: {'; '.join(errors[:_SHOWN])}{more}"
         remedy = "The others are stored: the next run of the row sends only these."
-        return Failure(PromptmillError(refused[0].failure.error.code, message, remedy))
+        return Failure(PromptmillError(refused[0][1].code, message, remedy))
 
-    async def _label(self, read: Sequence[Read]) -> Outcome:
-        """Return the label of most pieces; a tie is asked."""
-        label, tied = merging.vote([Found(at, one.answer.text) for at, one in enumerate(read)])
-        if label is None:
-            sampling = self.request.sampling.model_copy(update={"choices": tuple(tied)})
-            return await self._decided(read, sampling, _DECIDE)
-        return _answer_of(label, [self._place(one) for one in read if one.answer.text == label])
+    def _draft(self, read: Sequence[tuple[Piece, Completion]]) -> Draft:
+        """Return the answer of the pieces that were answered."""
+        sampling, schema = self.request.sampling, self.form.schema
+        places = [self._place(piece) for piece, _ in read]
+        said = "\n\n".join(f"[{where}]\n{answer.text}" for where, (_, answer) in zip(places, read, strict=True))
+        if sampling.choices is not None:
+            best = merging.vote([answer.text for _, answer in read])
+            if len(best) == 1:
+                return Draft(best[0], [self._place(piece) for piece, answer in read if answer.text == best[0]])
+            return Draft("", places, sampling.model_copy(update={"choices": tuple(best)}), self._last(_DECIDE, said))
+        if schema is not None:
+            return self._fields(read, schema)
+        if self.how.merge == "first":
+            return Draft(read[0][1].text, places[:1])
+        return Draft(said, places, sampling, self._last(_JOIN, said))
 
-    async def _fields(self, read: Sequence[Read], schema: JsonObject) -> Outcome:
-        """Return the fields of all pieces; different values of one are decided by a request."""
-        found = [Found(at, _value(one.answer.text)) for at, one in enumerate(read)]
+    def _fields(self, read: Sequence[tuple[Piece, Completion]], schema: JsonObject) -> Draft:
+        """Return the fields of all pieces; those with different values are empty, and the last request has them."""
 
         def source(one: Found) -> str:
-            return place_of(self.document.text, read[one.piece].piece, _words(one.value))
+            return place_of(self.document.text, read[one.piece][0], _words(one.value))
 
-        merged = await asyncio.to_thread(merging.merged, schema, found, self.how.merge, source)
+        found = [Found(at, _value(answer.text)) for at, (_, answer) in enumerate(read)]
+        merged = merging.merged(schema, found, self.how.merge, source)
         if not merged.conflicts:
-            return _answer_of(json.dumps(merged.value, ensure_ascii=False), merged.sources)
+            return Draft(_json(merged.value), merged.sources)
         values = {
             merging.name_of(path): [{"from": source(one), "value": one.value} for one in different]
             for path, different in merged.conflicts.items()
         }
         sampling = with_schema(self.request.sampling, merging.schema_of_conflicts(schema, merged.conflicts))
-        decision = await self._decided(read, sampling, _DECIDE, values)
-        if isinstance(decision, Failure):
-            return decision
-        whole = merging.decided(merged, _value(decision.text) or {})
-        return replace(decision, text=json.dumps(whole, ensure_ascii=False), details={SOURCES: merged.sources})
+        return Draft(_json(merged.value), merged.sources, sampling, self._last(_DECIDE, _json(values)), merged)
 
-    async def _decided(
-        self, read: Sequence[Read], sampling: Sampling, words: str, values: Mapping[str, Any] | None = None
-    ) -> Outcome:
-        """Send the last request, about the answers of all pieces, or about `values`."""
-        document = self.document
-        asked = self.how.merge_prompt or f"{words}\n\nThe request was: {document.before} … {document.after}"
-        said = "\n\n".join(f"[{self._place(one)}]\n{one.answer.text}" for one in read)
-        if values is not None:
-            said = json.dumps(values, ensure_ascii=False)
-        outcome = await self._answer(f"{asked}\n\n{said}", sampling, 0)
-        if isinstance(outcome, Failure):
-            return outcome
-        return replace(outcome, details={SOURCES: [self._place(one) for one in read]})
+    def _last(self, words: str, said: str) -> str:
+        """Return the last request, about what the pieces said."""
+        asked = f"{words}\n\nThe request was: {self.document.before} … {self.document.after}"
+        return f"{self.how.merge_prompt or asked}\n\n{said}"
 
-    def _place(self, one: Read | Refused) -> str:
-        return place(self.document.text, one.piece)
+    def _place(self, piece: Piece) -> str:
+        return place(self.document.text, piece)
 
 
 def with_schema(sampling: Sampling, schema: JsonObject) -> Sampling:
@@ -247,18 +261,8 @@ def with_schema(sampling: Sampling, schema: JsonObject) -> Sampling:
     return sampling.model_copy(update={"response_format": wanted})
 
 
-def is_too_long(one: Read | Refused) -> bool:
-    """Return whether the model refused a piece as too long."""
-    return isinstance(one, Refused) and one.failure.error.code is Code.CONTEXT_LENGTH
-
-
-def _ends(failure: Failure) -> bool:
-    """Return whether a failure ends the row, whatever the other pieces say."""
-    return failure.concerns_all or failure.error.code is Code.BUDGET
-
-
-def _answer_of(text: str, sources: Any) -> Completion:
-    return Completion(text, "stop", details={SOURCES: sources})
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _value(text: str) -> Any:

@@ -45,7 +45,7 @@ class SchemaColumns:
     def in_json(self, found: JsonObject) -> JsonDict:
         """Convert the fields from `columns.answer_fields` for a row of JSON."""
         changed = dict(found)
-        if found["error"] is not None:
+        if found["error"] is not None and not found["answer"]:
             return changed | {"answer": None if self._by_field else ""}
         try:
             value = self._read(found["answer"]) if found["answer"] else None

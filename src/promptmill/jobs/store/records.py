@@ -54,7 +54,7 @@ class Record(NamedTuple):
     """The answer, or the message of the failure."""
     reasoning: str | None
     more: str | None
-    """JSON with optional fields: `tool_calls`, `logprobs`, `top_choices`, `details`, …; for a failure, `response`."""
+    """JSON with optional fields: `tool_calls`, `logprobs`, `details`, …; for a failure, `response`, `part`, …."""
     asked: bytes | None
     """The digest of the question (see `rows.digest`), which links a moved row to its answer; None without a
     question."""
@@ -98,7 +98,14 @@ class Record(NamedTuple):
             error = PromptmillError(Code(self.code), self.text, "")
             error.said = extras.get("response")
             return Failure(
-                error, self.attempts, self.latency_s, usage, cost=extras.get("cost"), wanted=extras.get("wanted", 1)
+                error,
+                self.attempts,
+                self.latency_s,
+                usage,
+                cost=extras.get("cost"),
+                wanted=extras.get("wanted", 1),
+                part=extras.get("part", ""),
+                details=extras.get("details"),
             )
         return Completion(
             self.text,
@@ -153,10 +160,14 @@ def _fields(outcome: Outcome, made: Provenance) -> tuple[Any, ...]:
         more["tokens"] = {name: count for name in _FURTHER_TOKENS if (count := getattr(usage, name))}
     if outcome.wanted > 1:
         more["wanted"] = outcome.wanted
+    if outcome.details is not None:
+        more["details"] = outcome.details
     if not isinstance(outcome, Completion):
         error = outcome.error
         if error.said is not None:
             more["response"] = error.said
+        if outcome.part:
+            more["part"] = outcome.part
         text = _json(more) if more else None
         return (*spent, str(error.code), int(error.retryable), None, str(error), None, text)
     if made.changed:
@@ -167,8 +178,6 @@ def _fields(outcome: Outcome, made: Provenance) -> tuple[Any, ...]:
         more["logprobs"] = outcome.logprobs
     if outcome.top_choices is not None:
         more["top_choices"] = outcome.top_choices
-    if outcome.details is not None:
-        more["details"] = outcome.details
     if outcome.answers:
         more["answers"] = outcome.answers
     if model := outcome.answered_by or made.model:
