@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import byte_model
 from long_texts import document, reader
 from promptmill.features.documents.cutting import Piece, pieces, place_of, tokens
 from promptmill.features.documents.merging import Found, decided, merged, nullable, schema_of_conflicts
+from promptmill.features.documents.token_counts import count_of
 from replies import answer, choose, status
 
 ASKED = ("--prompt", "List the parties. {{text}}")
@@ -384,3 +387,44 @@ def test_names_with_stops_and_shared_definitions_are_decided():
     asked = schema_of_conflicts(schema, whole.conflicts)
     assert (set(asked["properties"]), asked["$defs"]) == ({"net.sum", "of.a"}, schema["$defs"])
     assert decided(whole, {"net.sum": 7, "of.a": 8}) == {"net.sum": 7, "of": {"a": 8}}
+
+
+@pytest.mark.thorough
+def test_an_engine_reads_pieces_of_the_size_that_its_own_tokenizer_counts(bench):
+    byte_model.save(bench.path / "model")  # a token for each byte, four times as many as the estimate; a window of 512
+    bench.write([{"text": "The rent is due each May. " * 60}, {"text": "The rent is due."}])
+    engine = {"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": str(bench.path / "model")}}}
+    config = bench.path / "engine.yaml"
+    config.write_text(json.dumps(engine))
+    command = bench.command("--prompt", "{{text}}", "--choices", "rent,sale", "--split", "300")
+    command[command.index("--config") + 1] = str(config)
+    done = bench.here(command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    long, short = bench.answers()
+    assert {long["error"], short["error"], short["sources"]} == {None}
+    assert long["usage"]["prompt_tokens"] > 60 * 26
+    assert all(place.startswith("characters") for place in long["sources"])
+
+
+def test_the_tokenizer_of_a_model_in_the_cache_of_the_hub_counts_and_other_models_have_the_estimate(
+    tmp_path, monkeypatch
+):
+    tokenizers = pytest.importorskip("tokenizers")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = tmp_path / "models--acme--words"
+    (model / "snapshots/1").mkdir(parents=True)
+    (model / "refs").mkdir()
+    (model / "refs/main").write_text("1")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(model / "snapshots/1/tokenizer.json"))
+
+    def job(*names: str, is_engine: bool = True) -> Any:
+        config = SimpleNamespace(model=names[0], record=SimpleNamespace(is_engine=is_engine))
+        targets = [SimpleNamespace(model=name) for name in names]
+        return SimpleNamespace(config=config, spec=SimpleNamespace(targets=targets))
+
+    text = "The rent is due " * 100
+    assert count_of(job("acme/words"))(text) == 400
+    others = [job("acme/words", is_engine=False), job("acme/words", "b"), job("acme/b"), job("no name"), job(__file__)]
+    assert [count_of(other)(text) for other in others] == [tokens(text)] * 5

@@ -2,21 +2,24 @@
 
     text ─▶ [Piece(0, 3980), Piece(3800, 7990), …]      each at most `size` tokens, `overlap` of them repeated
 
-Tokens are estimated: the tokenizers of endpoints are unknown. A text in a language with an alphabet has a token for
-about four characters, other writing one for each character; the estimate adds a tenth.
+Tokens are estimated where the model's tokenizer is not at hand, such as an endpoint's. A text in a language with an
+alphabet has a token for about four characters, other writing one for each character; the estimate adds a tenth.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias
 
+Count: TypeAlias = Callable[[str], int]
+"""Returns the tokens of a text."""
 LEAST = 50
 """The fewest tokens of a piece."""
 _LETTERS = 4  # characters of ASCII for a token
 _MARGIN = 1.1
+_LONGEST = 8  # characters for a token: no usual text has more of them
 _ENDS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -65,21 +68,26 @@ def estimate(letters: int, others: int = 0) -> int:
     return math.ceil(round((letters / _LETTERS + others) * _MARGIN, 6))
 
 
-def pieces(text: str, size: int, overlap: int = 0) -> Iterator[Piece]:
-    """Yield the pieces of a text, of at most `size` tokens each by the estimate; `overlap` tokens are repeated.
+def fits(text: str, size: int, count: Count = tokens) -> bool:
+    """Return whether a text has at most `size` tokens. A very long one is not counted."""
+    return len(text) <= size * _LONGEST and count(text) <= size
+
+
+def pieces(text: str, size: int, overlap: int = 0, count: Count = tokens) -> Iterator[Piece]:
+    """Yield the pieces of a text, of at most `size` tokens each; `overlap` tokens are repeated.
 
     >>> [piece.of("One two. Three four.") for piece in pieces("One two. Three four.", 4)]
     ['One two. ', 'Three four.']
     """
     start = 0
     while start < len(text):
-        limit = start + _characters(text, start, size)
+        limit = start + _characters(text, start, size, count)
         if limit >= len(text):
             yield Piece(start, len(text))
             return
         end = _end(text, start, limit)
         yield Piece(start, end)
-        start = _repeated_from(text, start, end, overlap) if overlap else end
+        start = _repeated_from(text, start, end, overlap / max(1, count(text[start:end]))) if overlap else end
 
 
 def place(text: str, piece: Piece) -> str:
@@ -103,19 +111,19 @@ def place_of(text: str, piece: Piece, value: str) -> str:
     return place(text, piece if found is None else Piece(*found.span()))
 
 
-def _characters(text: str, start: int, size: int) -> int:
+def _characters(text: str, start: int, size: int, count: Count) -> int:
     """Return how many characters from `start` have at most `size` tokens."""
-    at = min(len(text) - start, math.floor(size * _LETTERS / _MARGIN))
-    while at > 1 and tokens(text[start : start + at]) > size:
-        at = max(1, at * size // (tokens(text[start : start + at]) + 1))
-    return max(1, at)
+    at = min(len(text) - start, size * _LONGEST)
+    while at > 1 and (found := count(text[start : start + at])) > size:
+        at = max(1, at * size // (found + 1))
+    return at
 
 
-def _repeated_from(text: str, start: int, end: int, overlap: int) -> int:
-    """Return where the piece after `start` to `end - 1` begins: with its last words, about `overlap` tokens."""
-    characters = (end - start) * overlap // max(1, tokens(text[start:end]))
-    space = text.find(" ", end - characters, end)
-    return max(start + 1, end - characters if space < 0 else space + 1)
+def _repeated_from(text: str, start: int, end: int, part: float) -> int:
+    """Return where the piece after `start` to `end - 1` begins: with its last words, this part of it."""
+    at = end - int((end - start) * part)
+    space = text.find(" ", at, end)
+    return max(start + 1, at if space < 0 else space + 1)
 
 
 def _end(text: str, start: int, limit: int) -> int:

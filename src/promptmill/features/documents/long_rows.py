@@ -16,8 +16,9 @@ from promptmill.backends.protocol import Answer, Call, Completion, Failure, Outc
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling
 from promptmill.features.documents import merging
-from promptmill.features.documents.cutting import LEAST, Piece, pieces, tokens
+from promptmill.features.documents.cutting import LEAST, Count, Piece, fits, pieces, tokens
 from promptmill.features.documents.row_reading import Asked, Document, Form, How, Reading, with_schema
+from promptmill.features.documents.token_counts import count_of
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import RunningJob
 
@@ -32,6 +33,8 @@ class LongRows:
         self._answer, self._job, self._how = answer, job, how
         self._size = how.size
         """The tokens of a piece; None until the model has refused a whole text."""
+        self._count: Count | None = None
+        self._counting = asyncio.Lock()
         self._forms: dict[tuple[int, int], tuple[Sampling, Form]] = {}
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -42,7 +45,7 @@ class LongRows:
             return self._answer(request, call)
         if size is None:
             return self._tried(request, text, call)
-        if len(text) <= size or tokens(text) <= size:
+        if len(text) <= size or (not self._job.config.record.is_engine and fits(text, size)):
             return self._answer(request, call)
         return self._read(request, text, call)
 
@@ -56,34 +59,39 @@ class LongRows:
 
     async def _read(self, request: Request, text: str, call: Call, *refused: Failure) -> Outcome:
         """Read a row in pieces. `refused`: the failure of the whole row, if it was sent."""
+        async with self._counting:
+            if (count := self._count) is None:
+                count = self._count = await asyncio.to_thread(count_of, self._job)
+        if self._size is not None and not refused and await asyncio.to_thread(fits, text, self._size, count):
+            return await self._answer(request, call)
         document = await asyncio.to_thread(self._document, request.key, text)
         form = once(self._forms, request.sampling, lambda: _form(request.sampling))
         reading = Reading(self._answer, self._job, self._how, request, call, document, form, [*refused])
         if self._size is None:
-            cut, first = await self._learned(reading, tokens(text) // 2)
+            cut, first = await self._learned(reading, tokens(text) // 2, count)
         else:
-            cut, first = self._cut(document, self._size), None
+            cut, first = await asyncio.to_thread(self._cut, document, self._size, count), None
         if len(cut) > _MOST_PIECES:
             problem = f"The row has {len(cut):,} pieces, more than {_MOST_PIECES:,}."
             return reading.summed(Failure(PromptmillError(Code.INVALID_INPUT, problem, "Divide it into several rows.")))
         return await reading.whole(await reading.read(cut, first))
 
-    async def _learned(self, reading: Reading, size: int) -> tuple[list[Piece], Asked]:
+    async def _learned(self, reading: Reading, size: int, count: Count) -> tuple[list[Piece], Asked]:
         """Find the size that the model takes, by the first piece of a row. Return the pieces of that size, and the
         outcome of the first one."""
         while True:
             size = max(LEAST, size)
-            cut = self._cut(reading.document, size)
+            cut = await asyncio.to_thread(self._cut, reading.document, size, count)
             first = await reading.one(cut[0])
             if size == LEAST or not first.is_too_long:
                 self._size = min(self._size or size, size)
                 return cut, first
             size //= 2
 
-    def _cut(self, document: Document, size: int) -> list[Piece]:
+    def _cut(self, document: Document, size: int, count: Count) -> list[Piece]:
         """Return the pieces of a document. A prompt that takes most of a piece leaves it a quarter."""
-        own = max(size - tokens(document.before + document.after), size // 4)
-        return list(pieces(document.text, own, min(self._how.overlap, own // 2)))
+        own = max(size - count(document.before + document.after), size // 4)
+        return list(pieces(document.text, own, min(self._how.overlap, own // 2), count))
 
     def _document(self, key: int, message: str) -> Document:
         """Return the long text of a row and the prompt around it. Blocks."""
