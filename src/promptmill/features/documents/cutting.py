@@ -2,7 +2,7 @@
 
     text ─▶ [Piece(0, 3980), Piece(3800, 7990), …]      each at most `size` tokens, `overlap` of them repeated
 
-Tokens are estimated where the model's tokenizer is not at hand, such as an endpoint's. A text in a language with an
+Tokens are counted by the model's own tokenizer if it is an engine's, else estimated. A text in a language with an
 alphabet has a token for about four characters, other writing one for each character; the estimate adds a tenth.
 """
 
@@ -11,12 +11,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+from pydantic import Field
+
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.jobs.store.stored import Stored
 
 Count: TypeAlias = Callable[[str], int]
 """Returns the tokens of a text."""
 LEAST = 50
 """The fewest tokens of a piece."""
+_TOKENIZER = "tokenizer.json"
 _LETTERS = 4  # characters of ASCII for a token
 _MARGIN = 1.1
 _LONGEST = 8  # characters for a token: no usual text has more of them
@@ -34,6 +41,19 @@ _ENDS = tuple(
 """The places at which a piece may end, the best ones first: after a page, before a heading, after a paragraph, …"""
 PAGE = "\f"
 """The character that ends a page, see `jobs.inputs.whole_files`."""
+
+
+class How(Stored):
+    """How long rows are cut, and the answers about their pieces merged."""
+
+    size: int | None = Field(None, ge=LEAST)
+    """The tokens of a piece; None: as many as the model takes, which is found by trying."""
+    overlap: int = Field(0, ge=0)
+    """The tokens that a piece repeats of the one before it."""
+    merge: Literal["ask", "first", "sum"] = "ask"
+    """The way to choose among different values of a field."""
+    merge_prompt: str = ""
+    """The request for one answer, made of the answers about the pieces; `""`: promptmill's own."""
 
 
 class Piece(NamedTuple):
@@ -66,6 +86,38 @@ def tokens(text: str) -> int:
 def estimate(letters: int, others: int = 0) -> int:
     """Return an estimate of the tokens of so many characters of ASCII, and so many others."""
     return math.ceil(round((letters / _LETTERS + others) * _MARGIN, 6))
+
+
+def count_of(config: ResolvedConfig) -> Count:
+    """Return the function that counts the tokens of a text. Blocks.
+
+    A model without the tokenizer's file, such as a GGUF file, has the estimate.
+    """
+    if not config.record.is_engine or (file := _tokenizer_file(config.model)) is None:
+        return tokens
+    try:
+        from tokenizers import Tokenizer
+
+        own = Tokenizer.from_file(str(file))
+    except Exception:  # noqa: BLE001 (the package raises plain exceptions, and may be missing)
+        return tokens
+    own.no_truncation()
+    own.no_padding()
+    return lambda text: len(own.encode(text, add_special_tokens=False))
+
+
+def _tokenizer_file(model: str) -> Path | None:
+    """Return the tokenizer of a model's folder, or of a model in the hub's cache; None if there is none."""
+    if Path(model).exists():
+        file = Path(model) / _TOKENIZER
+        return file if file.is_file() else None
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model, _TOKENIZER)
+    except (ImportError, ValueError):  # no name of the hub
+        return None
+    return Path(found) if isinstance(found, str) else None
 
 
 def fits(text: str, size: int, count: Count = tokens) -> bool:

@@ -1,57 +1,80 @@
-"""A function around `answer`: a row with a long text is read in pieces, any other is passed on."""
+"""Long rows: a request for each piece of the text, and one answer made of their answers; a short row is passed on."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import hashlib
+import json
 import re
-from collections.abc import Awaitable
-from dataclasses import replace
-from typing import Any
+from collections import deque
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import orjson
 
-from promptmill.answering.chain import once
+from promptmill.answering.chain import once, together
 from promptmill.answers.schema import schema_of
-from promptmill.backends.protocol import Answer, Call, Completion, Failure, Outcome
-from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Request, Sampling
-from promptmill.features.documents import merging
-from promptmill.features.documents.cutting import LEAST, Count, Piece, fits, pieces, tokens
-from promptmill.features.documents.row_reading import Asked, Document, Form, How, Reading, with_schema
-from promptmill.features.documents.token_counts import count_of
+from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Failure, Outcome, Usage, sum_of
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.request import Conversation, Message, Request, Sampling
+from promptmill.core.values import JsonObject
+from promptmill.core.wording import counted, mended
+from promptmill.features.documents import cutting, merging
+from promptmill.features.documents.cutting import LEAST, Count, How, Piece
+from promptmill.features.documents.merging import SOURCES, Found, Merged
 from promptmill.jobs.store.records import SLOT
-from promptmill.jobs.store.spec import RunningJob
+from promptmill.jobs.store.spec import WHOLE_REQUESTS, PlanWork, RunningJob
 
 _MOST_PIECES = 2000  # of a row: a size that was mistyped, 50 for 5000, would pay for thousands of requests
+_AT_ONCE = 16  # pieces of a row in flight
+_SHOWN = 5  # failed pieces that an error names
 _PLACE = re.compile(r"\{\{[^{}]*\}\}")
+_ANY = "Answer from this part alone."
+_FIELDS = "Fill in only what this part says: null, or an empty list, for everything else."
+_DECIDE = "The document was read in parts, which gave different values. Decide from these answers:"
+_JOIN = "The document was read in parts. Make one answer for the whole document of the answers about its parts:"
 
 
-class LongRows:
-    """Reads the long rows of a job."""
+class LongRows(PlanWork):
+    """Reads the long rows of a job, in one run."""
 
-    def __init__(self, answer: Answer, job: RunningJob, how: How) -> None:
-        self._answer, self._job, self._how = answer, job, how
+    def __init__(self, job: RunningJob, how: How) -> None:
+        self._job, self._how = job, how
+        self._send: Answer
         self._size = how.size
         """The tokens of a piece; None until the model has refused a whole text."""
         self._count: Count | None = None
         self._counting = asyncio.Lock()
-        self._forms: dict[tuple[int, int], tuple[Sampling, Form]] = {}
+        self._of_pieces: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
+
+    def begin(self, round_: int) -> None:
+        """Raise `PromptmillError` (`invalid_input`) for rows that are whole requests."""
+        del round_
+        if self._job.spec.input.format in WHOLE_REQUESTS:
+            raise input_error(Named("split"), " goes without rows that are whole requests, as those of a Batch file.")
+
+    def around(self, answer: Answer) -> Answer:
+        """Return the function that reads long rows in pieces."""
+        self._send = answer
+        return self.answer
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; a short one is passed on."""
         messages, size = request.conversation.messages, self._size
         text = messages[-1].content if messages else None
         if not isinstance(text, str):
-            return self._answer(request, call)
+            return self._send(request, call)
         if size is None:
             return self._tried(request, text, call)
-        if len(text) <= size or (not self._job.config.record.is_engine and fits(text, size)):
-            return self._answer(request, call)
+        if len(text) <= size or (not self._job.config.record.is_engine and cutting.fits(text, size)):
+            return self._send(request, call)
         return self._read(request, text, call)
 
     async def _tried(self, request: Request, text: str, call: Call) -> Outcome:
         """Send a row whole. If the model refuses it as too long, read it and later rows in pieces."""
-        outcome = await self._answer(request, call)
+        outcome = await self._send(request, call)
         if isinstance(outcome, Completion) or outcome.error.code is not Code.CONTEXT_LENGTH:
             return outcome
         refused = replace(outcome, attempts=outcome.attempts - request.attempts)  # those of earlier runs count once
@@ -61,14 +84,16 @@ class LongRows:
         """Read a row in pieces. `refused`: the failure of the whole row, if it was sent."""
         async with self._counting:
             if (count := self._count) is None:
-                count = self._count = await asyncio.to_thread(count_of, self._job)
-        if self._size is not None and not refused and await asyncio.to_thread(fits, text, self._size, count):
-            return await self._answer(request, call)
+                several = len({target.model for target in self._job.spec.targets}) > 1
+                count = cutting.tokens if several else await asyncio.to_thread(cutting.count_of, self._job.config)
+                self._count = count
+        if self._size is not None and not refused and await asyncio.to_thread(cutting.fits, text, self._size, count):
+            return await self._send(request, call)
         document = await asyncio.to_thread(self._document, request.key, text)
-        form = once(self._forms, request.sampling, lambda: _form(request.sampling))
-        reading = Reading(self._answer, self._job, self._how, request, call, document, form, [*refused])
+        of_piece = once(self._of_pieces, request.sampling, lambda: _of_piece(request.sampling))
+        reading = Reading(self._send, self._job, self._how, request, call, document, of_piece, [*refused])
         if self._size is None:
-            cut, first = await self._learned(reading, tokens(text) // 2, count)
+            cut, first = await self._learned(reading, cutting.tokens(text) // 2, count)
         else:
             cut, first = await asyncio.to_thread(self._cut, document, self._size, count), None
         if len(cut) > _MOST_PIECES:
@@ -91,7 +116,7 @@ class LongRows:
     def _cut(self, document: Document, size: int, count: Count) -> list[Piece]:
         """Return the pieces of a document. A prompt that takes most of a piece leaves it a quarter."""
         own = max(size - count(document.before + document.after), size // 4)
-        return list(pieces(document.text, own, min(self._how.overlap, own // 2), count))
+        return list(cutting.pieces(document.text, own, min(self._how.overlap, own // 2), count))
 
     def _document(self, key: int, message: str) -> Document:
         """Return the long text of a row and the prompt around it. Blocks."""
@@ -110,12 +135,247 @@ class LongRows:
         return Document("", message, "", replaces)
 
 
-def _form(sampling: Sampling) -> Form:
+class Document(NamedTuple):
+    """The last message of a row: a long text, and the prompt around it."""
+
+    before: str
+    text: str
+    after: str
+    replaces: int | None = None
+    """The round of the answer that is replaced, whose pieces do not count; None without an answer."""
+
+    def place(self, piece: Piece) -> str:
+        """Return the place of a piece."""
+        return cutting.place(self.text, piece)
+
+
+class Asked(NamedTuple):
+    """A piece, and the answer about it or its failure."""
+
+    piece: Piece
+    outcome: Outcome
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether the model refused it as too long."""
+        return isinstance(self.outcome, Failure) and self.outcome.error.code is Code.CONTEXT_LENGTH
+
+    @property
+    def ends(self) -> bool:
+        """Whether its failure ends the row, whatever the other pieces say."""
+        failure = self.outcome
+        return isinstance(failure, Failure) and (failure.concerns_all or failure.error.code is Code.BUDGET)
+
+
+class Draft(NamedTuple):
+    """The answer that the pieces give without the last request."""
+
+    text: str
+    sources: Any
+    sampling: Sampling | None = None
+    """The parameters of the last request; None if nothing is left to decide."""
+    question: str = ""
+    merged: Merged | None = None
+    """The fields, of which the last request gets those that differ; None if it gets the whole answer."""
+
+
+@dataclass(slots=True)
+class Reading:
+    """The reading of one row."""
+
+    send: Answer
+    job: RunningJob
+    how: How
+    request: Request
+    call: Call
+    document: Document
+    of_piece: Sampling
+    """The parameters of the request for a piece, whose fields may be null."""
+    sent: list[Outcome] = field(default_factory=list)
+    """The outcomes of all its requests, and the stored answers that it used."""
+
+    @property
+    def schema(self) -> JsonObject | None:
+        """The schema of the answer; None for a text or a label."""
+        return schema_of(self.request.sampling.response_format)
+
+    async def read(self, cut: Sequence[Piece], first: Asked | None = None) -> list[Asked]:
+        """Send the pieces, several at a time, and return their outcomes, in order. `first`: of the first piece, if it
+        was sent before.
+
+        A failure that concerns all rows, or a full budget, ends it.
+        """
+        found = {} if first is None else {0: [first]}
+        waiting = iter([(at, piece) for at, piece in enumerate(cut) if at not in found])
+
+        async def work() -> None:
+            for at, piece in waiting:
+                found[at] = await self._whole_or_halves(piece, 1 + 2 * at)
+                if any(one.ends for one in found[at]):
+                    deque(waiting, maxlen=0)  # the others find nothing more to send
+
+        await together([work] * min(len(cut), _AT_ONCE), self.call)
+        return [one for at in sorted(found) for one in found[at]]
+
+    async def _whole_or_halves(self, piece: Piece, choice: int) -> list[Asked]:
+        """Send a piece; in two halves if the model refuses it as too long."""
+        found = await self.one(piece, choice)
+        if not found.is_too_long or piece.end - piece.start < 2:
+            return [found]
+        halves = piece.halves(self.document.text)
+        return [await self.one(half, number) for half, number in zip(halves, (choice, choice + 1), strict=True)]
+
+    async def one(self, piece: Piece, choice: int = 1) -> Asked:
+        """Return the stored answer about a piece, or send a request and store its answer."""
+        request, document, store = self.request, self.document, self.job.store
+        where = document.place(piece)
+        only = _ANY if self.schema is None else _FIELDS
+        about = f"[{where[0].upper()}{where[1:]} of a document. {only}]\n"
+        text = f"{document.before}{about}{piece.of(document.text)}{document.after}"
+        settings = self.job.spec.targets[request.key // SLOT].fingerprint
+        before = [(each.role, str(each.content)) for each in request.conversation.messages[:-1]]
+        name = _name_of(text, before, settings, dict(request.extra), self.schema, document.replaces)
+        if (known := await asyncio.to_thread(store.get, name)) is not None:
+            # its cost was charged when it was sent; its tokens count only if no record has them
+            usage = Usage(*known["usage"]) if request.key in store.in_flight.lost else NO_USAGE
+            answer = Completion(known["text"], known["finish_reason"], usage, attempts=0)
+            self.sent.append(answer)
+            return Asked(piece, answer)
+        outcome = await self._answer(text, self.of_piece, choice)
+        if isinstance(outcome, Completion):
+            used = outcome.usage
+            counts = used.prompt_tokens, used.completion_tokens, used.cached_tokens
+            kept = {"text": mended(outcome.text), "finish_reason": outcome.finish_reason, "usage": counts}
+            await asyncio.to_thread(functools.partial(store.put, **{name: kept}))
+        return Asked(piece, outcome)
+
+    async def _answer(self, text: str, sampling: Sampling, choice: int) -> Outcome:
+        *before, last = self.request.conversation.messages
+        conversation = Conversation((*before, Message(last.role, text, last.extra)))
+        changes = {"conversation": conversation, "sampling": sampling, "choice": choice}
+        outcome = await self.send(self.request.changed(**changes, attempts=0, shared=None), self.call)
+        self.sent.append(outcome)
+        return outcome
+
+    async def whole(self, found: Sequence[Asked]) -> Outcome:
+        """Return the outcome of the row, with the figures of all its requests.
+
+        A row with a failed piece fails. Nothing more is asked for it; it keeps what the other pieces say.
+        """
+        if ended := [one.outcome for one in found if one.ends]:
+            return self.summed(ended[0])
+        read = [(one.piece, one.outcome) for one in found if isinstance(one.outcome, Completion)]
+        draft = await asyncio.to_thread(self._draft, read) if read else Draft("", None)
+        if len(read) < len(found):
+            outcome: Outcome = self._failure(found)
+        elif draft.sampling is None:
+            outcome = Completion(draft.text, "stop")
+        else:
+            outcome = await self._answer(draft.question, draft.sampling, 0)
+        if isinstance(outcome, Failure):
+            outcome = replace(outcome, part=draft.text)
+        elif draft.merged is not None:
+            outcome = replace(outcome, text=_json(merging.decided(draft.merged, _value(outcome.text) or {})))
+        return self.summed(replace(outcome, details={SOURCES: draft.sources}))
+
+    def summed(self, outcome: Outcome) -> Outcome:
+        """Return an outcome with the usage, cost and attempts of all requests, and the longest time."""
+        sent, earlier = self.sent, self.request.attempts
+        requests = max(1, earlier + sum(one.attempts > 0 for one in sent))
+        changes: dict[str, Any] = {
+            "usage": sum((one.usage for one in sent), NO_USAGE),
+            "cost": functools.reduce(sum_of, (one.cost for one in sent), None),
+            "attempts": earlier + sum(one.attempts for one in sent),
+            "unmetered": sum(one.unmetered for one in sent),
+            "latency_s": max((one.latency_s for one in sent), default=0.0),
+            "wanted" if isinstance(outcome, Failure) else "made_of": requests,
+        }
+        return replace(outcome, **changes)
+
+    def _failure(self, found: Sequence[Asked]) -> Failure:
+        refused = [(one.piece, one.outcome.error) for one in found if isinstance(one.outcome, Failure)]
+        errors = [f"{self.document.place(piece)}: {error.message}" for piece, error in refused]
+        more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
+        message = f"{len(errors)} of {counted(len(found), 'piece')} failed: {'; '.join(errors[:_SHOWN])}{more}"
+        remedy = "The others are stored: the next run of the row sends only these."
+        return Failure(PromptmillError(refused[0][1].code, message, remedy))
+
+    def _draft(self, read: Sequence[tuple[Piece, Completion]]) -> Draft:
+        """Return the answer of the pieces that were answered."""
+        sampling, schema = self.request.sampling, self.schema
+        places = [self.document.place(piece) for piece, _ in read]
+        said = "\n\n".join(f"[{where}]\n{answer.text}" for where, (_, answer) in zip(places, read, strict=True))
+        if sampling.choices is not None:
+            best = merging.vote([answer.text for _, answer in read])
+            if len(best) == 1:
+                return Draft(best[0], [self.document.place(piece) for piece, answer in read if answer.text == best[0]])
+            return Draft("", places, sampling.model_copy(update={"choices": tuple(best)}), self._last(_DECIDE, said))
+        if schema is not None:
+            return self._fields(read, schema)
+        if self.how.merge == "first":
+            return Draft(read[0][1].text, places[:1])
+        return Draft(said, places, sampling, self._last(_JOIN, said))
+
+    def _fields(self, read: Sequence[tuple[Piece, Completion]], schema: JsonObject) -> Draft:
+        """Return the fields of all pieces; those with different values are empty, and the last request has them."""
+
+        def source(one: Found) -> str:
+            return cutting.place_of(self.document.text, read[one.piece][0], _words(one.value))
+
+        found = [Found(at, _value(answer.text)) for at, (_, answer) in enumerate(read)]
+        merged = merging.merged(schema, found, self.how.merge, source)
+        if not merged.conflicts:
+            return Draft(_json(merged.value), merged.sources)
+        values = {
+            merging.name_of(path): [{"from": source(one), "value": one.value} for one in different]
+            for path, different in merged.conflicts.items()
+        }
+        sampling = _with_schema(self.request.sampling, merging.schema_of_conflicts(schema, merged.conflicts))
+        return Draft(_json(merged.value), merged.sources, sampling, self._last(_DECIDE, _json(values)), merged)
+
+    def _last(self, words: str, said: str) -> str:
+        """Return the last request, about what the pieces said."""
+        asked = f"{words}\n\nThe request was: {self.document.before} … {self.document.after}"
+        return f"{self.how.merge_prompt or asked}\n\n{said}"
+
+
+def _with_schema(sampling: Sampling, schema: JsonObject) -> Sampling:
+    block = {"name": "answer", **(sampling.response_format or {}).get("json_schema", {})}
+    wanted = {"type": "json_schema", "json_schema": {**block, "schema": dict(schema)}}
+    return sampling.model_copy(update={"response_format": wanted})
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _value(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return next((words for each in value.values() if isinstance(each, str) and (words := _words(each))), "")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _of_piece(sampling: Sampling) -> Sampling:
     schema = schema_of(sampling.response_format)
-    return Form(schema, sampling if schema is None else with_schema(sampling, merging.nullable(schema)))
+    return sampling if schema is None else _with_schema(sampling, merging.nullable(schema))
 
 
 def _texts(cells: bytes | None) -> list[str]:
     value: Any = orjson.loads(cells) if cells else []
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [each for each in values if isinstance(each, str)]
+
+
+def _name_of(*asked: Any) -> str:
+    """Return the name of a stored answer: the same for the same question to the same model, with the same settings."""
+    text = json.dumps(asked, sort_keys=True, default=str)
+    return f"piece {hashlib.sha256(text.encode()).hexdigest()[:32]}"

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from promptmill.core.values import JsonDict, JsonObject
 
+SOURCES = "sources"
+"""The column with the place of each value."""
 _MISSING = frozenset({"", "null", "none", "n/a", "unknown", "not specified", "not found", "not mentioned"})
 """Texts, in lower case, that are no value where another piece has one."""
 Path: TypeAlias = tuple[str, ...]
@@ -60,30 +62,31 @@ def nullable(schema: JsonObject) -> JsonDict:
     return {"anyOf": [dict(schema), {"type": "null"}]}
 
 
-def merged(schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any]) -> Merged:
+def merged(
+    schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any], path: Path = ()
+) -> Merged:
     """Return the merged value of the values of the pieces. `how`: `ask`, `first` or `sum`.
 
-    `place` returns the place of a value.
+    `place` returns the place of a value. `path`: of a field, whose values these are.
     """
-    return _merged((), schema, found, how, place)
-
-
-def _merged(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any]) -> Merged:
     fields = schema.get("properties")
     if fields and (_is(schema, "object") or all(isinstance(one.value, Mapping) for one in found)):
-        whole = Merged({}, {})
-        for name, own in fields.items():
-            values = [
-                Found(one.piece, one.value[name])
-                for one in found
-                if isinstance(one.value, Mapping) and name in one.value
-            ]
-            part = _merged((*path, name), own, values, how, place)
-            whole.value[name] = part.value
-            if part.sources is not None:
-                whole.sources[name] = part.sources
-            whole.conflicts |= part.conflicts
-        return whole
+        objects = [one for one in found if isinstance(one.value, Mapping)]
+        parts = {
+            name: merged(
+                own,
+                [Found(one.piece, one.value[name]) for one in objects if name in one.value],
+                how,
+                place,
+                (*path, name),
+            )
+            for name, own in fields.items()
+        }
+        return Merged(
+            {name: part.value for name, part in parts.items()},
+            {name: part.sources for name, part in parts.items() if part.sources is not None},
+            {at: values for part in parts.values() for at, values in part.conflicts.items()},
+        )
     if _is(schema, "array") or (found and all(isinstance(one.value, list) for one in found)):
         return _joined(found, place)
     return _one(path, schema, found, how, place)
@@ -127,7 +130,7 @@ def vote(labels: Sequence[str]) -> list[str]:
 
 def schema_of_conflicts(schema: JsonObject, paths: Iterable[Path]) -> JsonDict:
     """Return the schema of an object with these fields alone, each under its `name_of`."""
-    fields = {name_of(path): _at(schema, path) for path in paths}
+    fields = {name_of(path): functools.reduce(lambda at, name: at["properties"][name], path, schema) for path in paths}
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     return {**shared, "type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
 
@@ -145,12 +148,6 @@ def decided(merged_: Merged, decisions: JsonObject) -> Any:
             *parents, last = ("value", *path)
             functools.reduce(dict.__getitem__, parents, whole)[last] = decisions[name]
     return whole["value"]
-
-
-def _at(schema: JsonObject, path: Path) -> JsonDict:
-    for name in path:
-        schema = schema["properties"][name]
-    return dict(schema)
 
 
 def _types(schema: JsonObject) -> Sequence[Any]:

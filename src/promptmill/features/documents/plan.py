@@ -15,15 +15,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from promptmill.backends.protocol import Answer
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import counted
-from promptmill.features.documents.cutting import LEAST, estimate
-from promptmill.features.documents.row_reading import SOURCES, How
+from promptmill.features.documents.cutting import LEAST, How, estimate
+from promptmill.features.documents.merging import SOURCES
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record
-from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec, Plan, PlanWork, RunningJob
+from promptmill.jobs.store.spec import JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.stored import Question
 
 AUTO = "auto"
@@ -94,30 +93,13 @@ class Split(Plan):
             return ""
         return f"{counted(found['rows'], 'row')} longer than a piece: about {counted(found['pieces'], 'piece')}"
 
-    def work(self, job: RunningJob) -> SplitWork:
+    def work(self, job: RunningJob) -> PlanWork:
         """Return the reading of one run."""
-        return SplitWork(job, self)
+        from promptmill.features.documents.long_rows import LongRows
+
+        return LongRows(job, self.how)
 
     def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
         """Return the place of each value in the document; None for a row that was sent whole."""
         del spec, beside
         return {SOURCES: None if record.more is None else (record.extras.get("details") or {}).get(SOURCES)}
-
-
-class SplitWork(PlanWork):
-    """The reading of one run."""
-
-    def __init__(self, job: RunningJob, plan: Split) -> None:
-        self._job, self._plan = job, plan
-
-    def begin(self, round_: int) -> None:
-        """Raise `PromptmillError` (`invalid_input`) for rows that are whole requests."""
-        del round_
-        if self._job.spec.input.format in WHOLE_REQUESTS:
-            raise input_error(Named("split"), " goes without rows that are whole requests, as those of a Batch file.")
-
-    def around(self, answer: Answer) -> Answer:
-        """Return the function that reads long rows in pieces."""
-        from promptmill.features.documents.long_rows import LongRows
-
-        return LongRows(answer, self._job, self._plan.how).answer
