@@ -425,3 +425,22 @@ def test_the_tokenizer_of_a_model_in_the_cache_of_the_hub_counts_and_other_model
     assert count_of(config("acme/words"))(text) == 400
     others = [config("acme/words", is_engine=False), config("acme/b"), config("no name"), config(__file__)]
     assert [count_of(other)(text) for other in others] == [tokens(text)] * 4
+
+
+def test_a_later_run_reads_pieces_of_the_size_that_the_first_one_learned(bench):
+    texts = [document(12, 5)[0], document(17, 9, seed=4)[0]]
+    bench.upstream.reply = choose(lambda seen: status(400) if _is_page_7(seen.prompt, texts[1]) else reader())
+    write(bench, *texts)
+    command = (*ASKED, "--fields", "party:list", "--split", "auto")
+    bench.run(*command, concurrency=1)
+    assert [bool(row["error"]) for row in out(bench)] == [False, True]
+    sent = len(bench.upstream.seen)
+    bench.upstream.reply = reader()
+    bench.succeed(*command, "--again", "failed")
+    assert sorted(json.loads(out(bench)[1]["party"])) == sorted(document(17, 9, seed=4)[1])
+    assert len(bench.upstream.seen) == sent + 1
+
+
+def _is_page_7(prompt: str, text: str) -> bool:
+    page = text.split("\f")[6].strip()
+    return len(prompt) < 8000 and page in prompt

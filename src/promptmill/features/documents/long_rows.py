@@ -46,7 +46,7 @@ class LongRows(PlanWork):
         self._size = how.size
         """The tokens of a piece; None until the model has refused a whole text."""
         self._count: Count | None = None
-        self._counting = asyncio.Lock()
+        self._learning = asyncio.Lock()
         self._of_pieces: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
 
     def begin(self, round_: int) -> None:
@@ -54,6 +54,13 @@ class LongRows(PlanWork):
         del round_
         if self._job.spec.input.format in WHOLE_REQUESTS:
             raise input_error(Named("split"), " goes without rows that are whole requests, as those of a Batch file.")
+        if self._size is None and (known := self._job.store.get(self._learned_by)) is not None:
+            self._size = known["tokens"]
+
+    @property
+    def _learned_by(self) -> str:
+        """The name under which the size is stored that these models take: other pieces would be paid again."""
+        return _name_of([target.fingerprint for target in self._job.spec.targets])
 
     def around(self, answer: Answer) -> Answer:
         """Return the function that reads long rows in pieces."""
@@ -82,26 +89,30 @@ class LongRows(PlanWork):
 
     async def _read(self, request: Request, text: str, call: Call, *refused: Failure) -> Outcome:
         """Read a row in pieces. `refused`: the failure of the whole row, if it was sent."""
-        async with self._counting:
+        document = await asyncio.to_thread(self._document, request.key, text)
+        of_piece = once(self._of_pieces, request.sampling, lambda: _of_piece(request.sampling))
+        reading = Reading(self._send, self._job, self._how, request, call, document, of_piece, [*refused])
+        with call.hold():  # for the row that learns the size
+            await self._learning.acquire()
+        try:
             if (count := self._count) is None:
                 several = len({target.model for target in self._job.spec.targets}) > 1
                 count = cutting.tokens if several else await asyncio.to_thread(cutting.count_of, self._job.config)
                 self._count = count
-        if self._size is not None and not refused and await asyncio.to_thread(cutting.fits, text, self._size, count):
-            return await self._send(request, call)
-        document = await asyncio.to_thread(self._document, request.key, text)
-        of_piece = once(self._of_pieces, request.sampling, lambda: _of_piece(request.sampling))
-        reading = Reading(self._send, self._job, self._how, request, call, document, of_piece, [*refused])
-        if self._size is None:
-            cut, first = await self._learned(reading, cutting.tokens(text) // 2, count)
-        else:
-            cut, first = await asyncio.to_thread(self._cut, document, self._size, count), None
+            if (size := self._size) is None:
+                cut, first = await self._learned(reading, cutting.tokens(text) // 2, count)
+        finally:
+            self._learning.release()
+        if size is not None:
+            if not refused and await asyncio.to_thread(cutting.fits, text, size, count):
+                return await self._send(request, call)
+            cut, first = await asyncio.to_thread(self._cut, document, size, count), None
         if len(cut) > _MOST_PIECES:
             problem = f"The row has {len(cut):,} pieces, more than {_MOST_PIECES:,}."
             return reading.summed(Failure(PromptmillError(Code.INVALID_INPUT, problem, "Divide it into several rows.")))
         return await reading.whole(await reading.read(cut, first))
 
-    async def _learned(self, reading: Reading, size: int, count: Count) -> tuple[list[Piece], Asked]:
+    async def _learned(self, reading: Reading, size: int, count: Count) -> tuple[list[Piece], Asked | None]:
         """Find the size that the model takes, by the first piece of a row. Return the pieces of that size, and the
         outcome of the first one."""
         while True:
@@ -109,7 +120,10 @@ class LongRows(PlanWork):
             cut = await asyncio.to_thread(self._cut, reading.document, size, count)
             first = await reading.one(cut[0])
             if size == LEAST or not first.is_too_long:
-                self._size = min(self._size or size, size)
+                if isinstance(first.outcome, Completion):
+                    self._size = size
+                    kept = {self._learned_by: {"tokens": size}}
+                    await asyncio.to_thread(functools.partial(self._job.store.put, **kept))
                 return cut, first
             size //= 2
 
