@@ -92,6 +92,8 @@ async def test_a_job_is_shown_live_paused_and_its_hostile_rows_do_nothing(bench,
         assert "window.hacked=1" in await page.inside(first), "the failed row is the first, with its words"
         assert await page.inside("String(window.hacked) + document.documentElement.dataset.theme") == "undefineddark"
         assert await page.run("window.hacked") is None
+        pictures = f"window.calls.filter(each => each.name === '{PICTURES}').length"
+        assert await page.run(pictures) <= 1, "a job without images is asked for pictures once"
         assert {re.sub(r"^http://[^/]*", "", each) for each in page.requests} <= {"/", "/app", "/call", "/favicon.ico"}
 
 
@@ -130,6 +132,24 @@ async def test_pictures_are_small_and_of_files_that_calls_may_read(pictured, cli
         with pytest.raises(ToolError, match="There is no job"):
             await host.call_tool(PICTURES, {"job_id": "other.csv", "rows": [1]})
     assert len(pictured.upstream.seen) == before, "no image is fetched"
+
+
+@pytest.fixture
+def conversed(bench):
+    """A bench with a finished job of two rows, which have the same image in a message and as a file."""
+    Image.new("RGB", (40, 20), "red").save(bench.path / "red.png")
+    held = f"data:image/png;base64,{base64.b64encode((bench.path / 'red.png').read_bytes()).decode()}"
+    parts = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": held}}]
+    bench.write([{"messages": [{"role": "user", "content": parts}]}, {"prompt": "And it?", "image": "red.png"}])
+    bench.succeed()
+    return bench
+
+
+async def test_rows_of_requests_have_the_pictures_of_their_messages(conversed, client):
+    async with client() as host:
+        found = (await host.call_tool(PICTURES, {"job_id": "out.jsonl", "rows": [1, 2]})).structured_content
+    assert {"messages", "image"} <= {*found["columns"]}
+    assert found["pictures"]["1"] == found["pictures"]["2"]
 
 
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
