@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import json
+import os
 import re
 from typing import Any
 
 import pytest
 from fastmcp import Client
 from fastmcp.apps.config import UI_EXTENSION_ID
+from fastmcp.exceptions import ToolError
 from mcp.client import advertise
+from PIL import Image
 
 import browser
 from all_features import need
 from app_host import hosting
 from fakes import openai_configuration
 from labellers import LABELS
+from promptmill.features.app import MOST_PICTURES
 from promptmill.features.app.chat_page import html
-from promptmill.features.app.tools import ADDRESS, TOOLS
+from promptmill.features.app.tools import ADDRESS, PICTURES, TOOLS
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, choose, late, status
@@ -42,6 +49,9 @@ async def test_only_a_host_of_such_pages_learns_of_the_page(client):
         named = {tool.name for tool in tools if (tool.meta or {}).get("ui") == {"resourceUri": ADDRESS}}
         assert named == TOOLS & {tool.name for tool in tools}
         assert "bulk_status" in named
+        assert PICTURES not in {tool.name for tool in without}
+        (own,) = [tool for tool in tools if tool.name == PICTURES]
+        assert (own.meta or {})["ui"] == {"visibility": ["app"]}, "the host hides it from the model"
         (page,) = await host.read_resource(ADDRESS)
         assert page.mime_type == "text/html;profile=mcp-app"
 
@@ -82,7 +92,81 @@ async def test_a_job_is_shown_live_paused_and_its_hostile_rows_do_nothing(bench,
         assert "window.hacked=1" in await page.inside(first), "the failed row is the first, with its words"
         assert await page.inside("String(window.hacked) + document.documentElement.dataset.theme") == "undefineddark"
         assert await page.run("window.hacked") is None
+        pictures = f"window.calls.filter(each => each.name === '{PICTURES}').length"
+        assert await page.run(pictures) <= 1, "a job without images is asked for pictures once"
         assert {re.sub(r"^http://[^/]*", "", each) for each in page.requests} <= {"/", "/app", "/call", "/favicon.ico"}
+
+
+@pytest.fixture
+def pictured(bench, tmp_path_factory):
+    """A bench with a finished job of the command line, whose rows have images inside and outside its folder."""
+    outside = tmp_path_factory.mktemp("elsewhere") / "secret.png"
+    Image.new("RGB", (40, 20), "blue").save(outside)
+    (bench.path / "link.png").symlink_to(outside)
+    noise = Image.frombytes("RGB", (900, 900), os.urandom(3 * 900 * 900)).resize((160, 160), Image.Resampling.NEAREST)
+    noise.save(bench.path / "noise.png")
+    held = f"data:image/png;base64,{base64.b64encode((bench.path / 'noise.png').read_bytes()).decode()}"
+    sources = ["noise.png", str(outside), "link.png", "gone.png", f"{bench.upstream.url}/a.png", held]
+    bench.write(["path", *(f'"{each}"' for each in sources)], "in.csv")
+    bench.output = bench.path / "out.csv"
+    bench.fail("--prompt", "Describe it.", "--image-column", "path", code=1)
+    assert [row["error"] == "" for row in csv.DictReader(bench.output.open())] == [True, True, True, False, True, True]
+    return bench
+
+
+async def test_pictures_are_small_and_of_files_that_calls_may_read(pictured, client):
+    before = len(pictured.upstream.seen)
+    async with client(extensions=[advertise(UI_EXTENSION_ID)]) as host:
+        result = await host.call_tool(PICTURES, {"job_id": "out.csv", "rows": [9, 6, 5, 4, 3, 2, 1]})
+        found = result.structured_content
+        assert sorted(found["pictures"]) == ["1", "6"]
+        assert found["columns"] == ["path"]
+        for picture in found["pictures"].values():
+            assert len(f"data:image/jpeg;base64,{picture}") <= 8 << 10
+            with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
+                assert (image.format, image.size) == ("JPEG", (112, 112)), "a size smaller"
+        assert "".join(part.text for part in result.content) == "The pictures are in the structured content."
+        for rows in ([*range(1, MOST_PICTURES + 2)], [0], []):
+            with pytest.raises(ToolError, match="rows"):
+                await host.call_tool(PICTURES, {"job_id": "out.csv", "rows": rows})
+        with pytest.raises(ToolError, match="There is no job"):
+            await host.call_tool(PICTURES, {"job_id": "other.csv", "rows": [1]})
+    assert len(pictured.upstream.seen) == before, "no image is fetched"
+
+
+@pytest.fixture
+def conversed(bench):
+    """A bench with a finished job of two rows, which have the same image in a message and as a file."""
+    Image.new("RGB", (40, 20), "red").save(bench.path / "red.png")
+    held = f"data:image/png;base64,{base64.b64encode((bench.path / 'red.png').read_bytes()).decode()}"
+    parts = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": held}}]
+    bench.write([{"messages": [{"role": "user", "content": parts}]}, {"prompt": "And it?", "image": "red.png"}])
+    bench.succeed()
+    return bench
+
+
+async def test_rows_of_requests_have_the_pictures_of_their_messages(conversed, client):
+    async with client() as host:
+        found = (await host.call_tool(PICTURES, {"job_id": "out.jsonl", "rows": [1, 2]})).structured_content
+    assert {"messages", "image"} <= {*found["columns"]}
+    assert found["pictures"]["1"] == found["pictures"]["2"]
+
+
+@pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
+async def test_the_table_shows_the_pictures_of_its_rows(pictured, client):
+    async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
+        await page.visit(url)
+        await page.until("window.ready")
+        found = (await host.call_tool("bulk_status", {"job_id": "out.csv"})).structured_content
+        result = json.dumps({"content": [], "structuredContent": found})
+        await page.run(f"window.notify('ui/notifications/tool-result', {result})")
+        images = "[...document.querySelectorAll('#table td img')]"
+        await page.inside(f"{images}.length === 2 && {images}.every(each => each.naturalWidth > 0)")
+        shown = await page.inside(f"{images}.map(each => each.closest('tr').firstChild.textContent).join()")
+        assert shown == "6,1"
+        assert "[image]" in await page.inside(f"{images}[0].parentNode.title")
+        await page.inside(f"({images}[0].click(), document.querySelector('dialog img').naturalWidth > 0)")
+        assert not [each for each in page.complaints if "Content Security" in each or "exception" in each]
 
 
 @pytest.fixture

@@ -6,3 +6,5 @@ FEATURE = Feature(
     words="the job inside the chat: a live page in Claude, ChatGPT, VS Code and other hosts of MCP Apps",
     tools="promptmill.features.app.tools:add",
 )
+MOST_PICTURES = 32
+"""Pictures of a call: the rows of a frame of 720 pixels, and those near it."""

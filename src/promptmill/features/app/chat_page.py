@@ -11,9 +11,12 @@ import re
 from pathlib import Path
 
 from promptmill.core.version import __version__
+from promptmill.features.app import MOST_PICTURES
 from promptmill.pages.page import HEAD, TEMPLATE, html_of
 
 _APP = Path(__file__).with_name("app.html")
+_CHARTS = "// --- the course over time"
+"""With this line of the script begin the charts of a report, which the page has not."""
 _COLOURS = re.compile(r":root \{([^{}]*)\}")
 
 
@@ -25,7 +28,8 @@ def html() -> str:
     parts = {
         "styles": _between(rows, "<style>", "</style>"),
         "themes": f':root[data-theme="light"] {{{light}}}\n:root[data-theme="dark"] {{{dark}}}',
-        "table": f"function beginTable() {{{_between(rows, '<script>', '</script>')}\nreturn take;\n}}",
+        "table": _between(rows, "<script>", _CHARTS),
+        "most_pictures": str(MOST_PICTURES),
         "version": __version__,
     }
     for name, text in parts.items():

@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import mcp_types
+from fastmcp import Context
 from fastmcp.apps.config import UI_EXTENSION_ID, UI_MIME_TYPE
 from fastmcp.resources import Resource
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
-from fastmcp.tools import Tool
+from fastmcp.tools import Tool, ToolResult
+from mcp_types import ToolAnnotations
+from pydantic import Field
 
+from promptmill.features.app import MOST_PICTURES
+from promptmill.server.results import object_schema
+from promptmill.server.tool_calls import caller_of, tool
 from promptmill.server.tool_socket import ToolSocket
 
 ADDRESS = "ui://promptmill/job.html"
 TOOLS = frozenset({"bulk_generate", "bulk_status", "compare"})
-"""The tools whose results the page shows. It calls `bulk_status` and `review` itself."""
+"""The tools whose results the page shows. It calls `bulk_status`, `review` and `job_pictures` itself."""
+PICTURES = "job_pictures"
+_FOUND = object_schema(
+    {
+        "job_id": {"type": "string"},
+        "columns": {"type": "array", "items": {"type": "string"}, "description": "Columns that may name the images."},
+        "pictures": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "By the number of the row: a JPEG in base64.",
+        },
+    },
+    "job_id",
+)
 
 
 def add(socket: ToolSocket) -> None:
@@ -35,11 +54,37 @@ def add(socket: ToolSocket) -> None:
 
         return await asyncio.to_thread(html)
 
+    @tool(
+        socket.mcp,
+        output_schema=_FOUND,
+        meta={"ui": {"visibility": ["app"]}},  # the host hides it from the model
+        annotations=ToolAnnotations(
+            title="Pictures of the rows of a job",
+            readOnlyHint=True,
+            idempotentHint=True,
+            openWorldHint=False,
+        ),
+    )
+    async def job_pictures(
+        ctx: Context,
+        *,
+        job_id: Annotated[str, Field(description="Its id or output file.")],
+        rows: Annotated[
+            list[Annotated[int, Field(ge=1, le=1 << 53)]],
+            Field(min_length=1, max_length=MOST_PICTURES, description="The numbers of the rows."),
+        ],
+    ) -> ToolResult:
+        """Return small pictures of the images of rows, for the page alone."""
+        from promptmill.features.app import pictures  # by the first use: most servers show none
+
+        found = await pictures.pictures(await socket.jobs(), caller_of(ctx, socket.service), job_id, rows)
+        return ToolResult("The pictures are in the structured content.", found)
+
     socket.mcp.add_middleware(_Named())
 
 
 class _Named(Middleware):
-    """Lists the page, and names it in the list of tools, for a host that shows such pages."""
+    """Lists the page and its own tool, and names it in the list of tools, for a host that shows such pages."""
 
     async def on_list_resources(
         self,
@@ -57,7 +102,9 @@ class _Named(Middleware):
     ) -> Sequence[Tool]:
         """Return the tools."""
         tools = await call_next(context)
-        return [_with_page(tool) if tool.name in TOOLS else tool for tool in tools] if _shows_pages(context) else tools
+        if _shows_pages(context):
+            return [_with_page(one) if one.name in TOOLS else one for one in tools]
+        return [one for one in tools if one.name != PICTURES]
 
 
 def _shows_pages(context: MiddlewareContext[Any]) -> bool:

@@ -5,10 +5,7 @@ job.db: status, course, counts, rows with their answers ─▶ data ─▶ `rows
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import functools
-import io
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +20,8 @@ from promptmill.core.money import dollars
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted, cut, unescaped
 from promptmill.features.report.job_table import CUT, FAILED, NEAR, PROMPT_NAME, JobTable, variant_names
-from promptmill.images.load import ImageRules, from_folder, is_web, load_image
+from promptmill.images.load import ImageRules, from_folder
+from promptmill.images.thumbnails import thumbnail
 from promptmill.jobs import disk
 from promptmill.jobs.columns import MODEL
 from promptmill.jobs.export.schema_columns import FIELD
@@ -46,7 +44,7 @@ Bar: TypeAlias = tuple[str, int, str] | tuple[str, int, str, dict[str, str]]
 """A value, its number, a remark, and the columns with their values that it filters by, if not by the value alone."""
 Bars: TypeAlias = tuple[str, str, list[Bar], str]
 """A title, the column whose values are counted, the values with their numbers and a remark, and a sentence."""
-_MOST_IMAGES, _IMAGE_SIDE = 200, 160
+_MOST_IMAGES = 200
 _PICTURES = 1_000_000  # characters of all thumbnails
 _SHARES = "Each is the share among the strong model's labels if it answered every row, with its interval."
 
@@ -330,23 +328,10 @@ class _Thumbnails:
     def of(self, rows: Iterable[JobRow]) -> Iterator[JobRow]:
         """Yield the rows, whose images are looked at."""
         for row in rows:
-            has_image = row.images and not row.error and not is_web(row.images[0]) and str(row.number) not in self.found
+            has_image = row.images and not row.error and str(row.number) not in self.found
             if has_image and len(self.found) < _MOST_IMAGES and self._room > 0:
-                with contextlib.suppress(PromptmillError, OSError):  # it is not there any more
-                    image = load_image(from_folder(row.images[0], self._folders), self._rules)
-                    picture = base64.b64encode(_small(image.data)).decode()
-                    self._room -= len(picture)
-                    if self._room >= 0:
-                        self.found[str(row.number)] = picture
+                picture = thumbnail(from_folder(row.images[0], self._folders), self._rules)
+                self._room -= len(picture or "")
+                if picture is not None and self._room >= 0:
+                    self.found[str(row.number)] = picture
             yield row
-
-
-def _small(data: bytes) -> bytes:
-    from PIL import Image
-
-    made = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        image.draft("RGB", (_IMAGE_SIDE, _IMAGE_SIDE))
-        image.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
-        image.convert("RGB").save(made, "JPEG", quality=60)
-    return made.getvalue()

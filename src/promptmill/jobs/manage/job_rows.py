@@ -84,6 +84,15 @@ class JobRows:
                     rows = {row.n: row for row in self._store.rows_at(further)}
                 yield self._row(record, rows.get(number))
 
+    def images(self, numbers: Iterable[int]) -> Iterator[tuple[int, Sequence[str]]]:
+        """Yield those of the rows with these numbers, from 1, that have images, with the sources of these."""
+        wanted = sorted({number - 1 for number in numbers})
+        while self._requests and wanted and (some := self._store.rows_at(wanted)):
+            for row in some:
+                if images := self._question(row, 0)[2]:
+                    yield row.n + 1, images
+            wanted = [number for number in wanted if number > some[-1].n]
+
     def _row(self, record: Record, row: Row | None) -> JobRow:
         number, spec = record.row + 1, self._spec
         asked, prompt, images = ([], None, ()) if row is None else self._question(row, spec.targets[record.slot].prompt)

@@ -1,0 +1,63 @@
+"""The thumbnails of a job's rows for the page: a process of its own, with limited memory and time, makes them.
+
+The job's own process may read any image that its user may; for the page of a call, the rule for the files of calls
+counts, and no image is fetched from the web.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from promptmill.backends.rows import IMAGES
+from promptmill.core.values import JsonDict
+from promptmill.images.load import ImageRules, from_folder
+from promptmill.images.thumbnails import thumbnail
+from promptmill.jobs.caller import Caller
+from promptmill.jobs.manage import detached
+from promptmill.jobs.manage.job_rows import JobRows
+from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.store.database import Work
+from promptmill.jobs.store.folder import Folder
+from promptmill.system import runtime
+from promptmill.system.call_files import FileRule
+
+_MODULE = "promptmill.features.app.pictures"
+_COMPUTING_S = 60  # 32 images of 89 megapixels take 40 s
+_LARGEST = 8_000
+"""Characters of a thumbnail: with the head of its `data:` URL, it has 8 KB."""
+
+
+async def pictures(jobs: RunningJobs, caller: Caller, job_id: str, rows: Sequence[int]) -> JsonDict:
+    """Return the thumbnails of the first images of rows, by their numbers, and the columns that may name images.
+
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    folder = jobs.visible.find(job_id, caller)
+    call = partial(_pictures, path=folder.path, rows=list(rows), rule=jobs.paths.rule.without_secrets)
+    return await jobs.apart(call, folder.job_id, _MODULE)
+
+
+def _pictures(_: Work, *, path: Path, rows: list[int], rule: FileRule) -> JsonDict:
+    runtime.limit_computing(_COMPUTING_S)
+    folder, rules = Folder(path), ImageRules(rule)
+    with folder.reading() as store:
+        spec = folder.spec_in(store)
+        found = {
+            str(number): thumbnail(from_folder(images[0], spec.image_folders), rules, _LARGEST)
+            for number, images in JobRows(store, spec).images(rows)
+        }
+    column = spec.question.image_column
+    return {
+        "job_id": folder.job_id,
+        "columns": [column] if column else [*IMAGES, "messages"],
+        "pictures": {number: picture for number, picture in found.items() if picture is not None},
+    }
+
+
+_STEPS = {_pictures.__name__: _pictures}
+
+if __name__ == "__main__":
+    sys.exit(detached.main(_STEPS))
