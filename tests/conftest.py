@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))  # before the first i
 
 import watchdog
 from all_features import ALL_FEATURES, need
+from parsed_tools import parse_once
 from simulated_time import SimulatedLoop
 from upstream import Upstream
 
@@ -102,6 +103,7 @@ class _SealedSimulatedLoop(_Sealed, SimulatedLoop):  # type: ignore[misc]
 
 def pytest_configure(config: pytest.Config) -> None:
     watchdog.watch(config)
+    parse_once()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
