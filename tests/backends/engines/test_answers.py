@@ -139,12 +139,12 @@ def test_no_special_token_is_ever_in_an_answer(desk, engine):
 
 
 def test_answers_are_cut_exactly_before_the_first_stop_string(desk, engine):
-    (whole,) = desk.texts(engine, QUESTIONS[:1], ENDLESS, max_tokens=16)
+    (whole,) = desk.texts(engine, QUESTIONS[:1], ENDLESS, max_tokens=8)
     stop = whole[7:11]
-    outcome, other = desk.ask(engine, QUESTIONS[:1] * 2, ENDLESS, max_tokens=16, stop=([stop], ["\0"]))
+    outcome, other = desk.ask(engine, QUESTIONS[:1] * 2, ENDLESS, max_tokens=8, stop=([stop], ["\0"]))
     assert outcome.text == whole[: whole.index(stop)]
     assert outcome.finish_reason == "stop"
-    assert outcome.usage.completion_tokens < 16
+    assert outcome.usage.completion_tokens < 8
     assert other.text == whole
 
 
@@ -185,20 +185,25 @@ def test_without_max_tokens_an_answer_ends_by_itself(desk, engine):
     assert (outcome.text, outcome.finish_reason) == ('"yes"', "stop")
 
 
+TURNS = [
+    {"role": "system", "content": "You answer in one short sentence."},
+    {"role": "user", "content": "My name is Zelda. Remember it."},
+    {"role": "assistant", "content": "I will remember it, Zelda."},
+    {"role": "user", "content": "What is my name?\nAnswer in one word."},
+]
+
+
+def test_parts_and_developers_are_texts_and_system_messages(desk, engine):
+    in_parts = [{"type": "text", "text": text} for text in TURNS[-1]["content"].splitlines()]
+    developer = {"role": "developer", "content": TURNS[0]["content"]}
+    in_other_words = [developer, *TURNS[1:3], {"role": "user", "content": in_parts}]
+    whole, parts, last = desk.texts(engine, [TURNS, in_other_words, TURNS[3:]], max_tokens=12)
+    assert whole == parts != last
+
+
+@pytest.mark.thorough
 def test_a_conversation_of_several_turns_is_read_whole(desk, engine, is_greedy):
-    turns = [
-        {"role": "system", "content": "You answer in one short sentence."},
-        {"role": "user", "content": "My name is Zelda. Remember it."},
-        {"role": "assistant", "content": "I will remember it, Zelda."},
-        {"role": "user", "content": "What is my name?\nAnswer in one word."},
-    ]
-    in_parts = [{"type": "text", "text": text} for text in turns[-1]["content"].splitlines()]
-    developer = {"role": "developer", "content": turns[0]["content"]}
-    whole, parts = desk.texts(
-        engine, [turns, [developer, *turns[1:3], {"role": "user", "content": in_parts}]], max_tokens=12
-    )
-    assert whole == parts
-    assert is_greedy(turns, whole)
+    assert is_greedy(TURNS, *desk.texts(engine, [TURNS], max_tokens=12))
 
 
 @pytest.mark.thorough

@@ -15,7 +15,7 @@ from tiny_vlm import COLOURS, picture, tiny_vlm
 from waiting import eventually
 
 # The first test of a clean clone trains the model: 60 s of a CPU, minutes on a busy machine.
-pytestmark = [pytest.mark.engine, pytest.mark.stdio, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.stdio, pytest.mark.thorough, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def _written(folder, backend, model, **top):
     return file
 
 
-@pytest.fixture(scope="module", params=["hf", pytest.param("openvino", marks=pytest.mark.thorough)])
+@pytest.fixture(scope="module", params=["hf", "openvino"])
 def backend(request):
     if request.param == "openvino":
         pytest.importorskip("openvino_genai")
@@ -78,7 +78,6 @@ def _answers(result):
     return result["structuredContent"]["ans_ls"]
 
 
-@pytest.mark.thorough
 def test_without_a_tag_images_follow_the_text_in_their_order(ask):
     asked = [("here", ["red", "blue"]), ("here", ["blue", "red"]), ("", ["green", "black", "white", "orange"])]
     assert _answers(ask(asked)) == ["here red blue", "here blue red", "green black white orange"]
@@ -159,7 +158,6 @@ def test_prompt_tokens_include_the_images(ask, backend):
     assert with_one == without + 4 + (backend == "openvino")  # which puts a line's end behind an image
 
 
-@pytest.mark.thorough
 def test_a_job_reads_images_too(server, pictures):
     rows = [("one", "red"), ("two", "blue"), ("here", "nowhere")]
     lines = [{"id": text, "prompt": text, "images": [str(pictures / f"{colour}.png")]} for text, colour in rows]
@@ -172,7 +170,6 @@ def test_a_job_reads_images_too(server, pictures):
     assert found["here"]["error"]["code"] == "invalid_image"
 
 
-@pytest.mark.thorough
 async def test_the_client_of_fastmcp_sees_the_same(config, pictures):
     from fastmcp import Client
     from fastmcp.client.transports import StdioTransport

@@ -7,7 +7,7 @@ import hf_parts as hf
 from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code
 
-pytestmark = hf.NEEDED
+pytestmark = [hf.NEEDED, pytest.mark.thorough]
 
 
 CHANNELS = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>"]
@@ -24,7 +24,6 @@ def harmony(engines, speaker):
     return engines(speaker(HARMONY, CHANNELS))
 
 
-@pytest.mark.thorough
 def test_the_channels_of_gpt_oss_are_told_apart(desk, harmony):
     (outcome,) = desk.ask(harmony, ["?"], max_tokens=100)
     assert (outcome.reasoning, outcome.text, outcome.finish_reason) == ("A city is meant.", "It is Paris.", "stop")
@@ -47,13 +46,11 @@ def test_a_thought_on_a_channel_that_is_cut_is_all_reasoning(desk, harmony):
     assert "A city is meant.".startswith(outcome.reasoning)
 
 
-@pytest.mark.thorough
 def test_a_stop_string_cuts_the_answer_on_its_channel(desk, harmony):
     (outcome,) = desk.ask(harmony, ["?"], max_tokens=100, stop=["Par"])
     assert (outcome.reasoning, outcome.text, outcome.finish_reason) == ("A city is meant.", "It is ", "stop")
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(("opening", "closing"), [("<think>", "</think>"), ("<longcat_think>", "</longcat_think>")])
 def test_tags_that_are_special_tokens_are_seen_and_others_stay_hidden(desk, make_engine, speaker, opening, closing):
     model = speaker(f"{opening}A city is meant.{closing}It is <tool>Paris.", [opening, closing, "<tool>"])
@@ -66,7 +63,6 @@ def test_a_stop_string_ends_the_answer_and_not_the_reasoning(desk, harmony):
     assert (outcome.reasoning, outcome.text, outcome.finish_reason) == ("A city is meant.", "It ", "stop")
 
 
-@pytest.mark.thorough
 def test_an_answer_that_ends_within_its_reasoning_is_an_error(desk, make_engine, speaker):
     (outcome,) = desk.ask(make_engine(speaker("<think>A city.", TAGS)), ["?"], max_tokens=100)
     assert isinstance(outcome, Failure)
@@ -74,7 +70,6 @@ def test_an_answer_that_ends_within_its_reasoning_is_an_error(desk, make_engine,
     assert outcome.usage.completion_tokens > 0
 
 
-@pytest.mark.thorough
 def test_the_reasoning_and_the_call_of_gemma_4_are_read(desk, make_engine, tools):
     marks = ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", '<|"|>']
     said = '<|channel>thought\nHm.\n<channel|><|tool_call>call:weather{city:<|"|>Rome<|"|>}<tool_call|>'
@@ -86,7 +81,6 @@ def test_the_reasoning_and_the_call_of_gemma_4_are_read(desk, make_engine, tools
 
 
 @pytest.mark.parametrize("stop", [(), ("meant",)])
-@pytest.mark.thorough
 def test_inline_reasoning_stays_in_the_text_with_its_marks(desk, make_engine, speaker, stop):
     model = speaker("<think>A city is meant.</think>It is <tool>Paris.", TAGS)
     (outcome,) = desk.ask(make_engine(model), ["?"], max_tokens=100, stop=list(stop), reasoning="inline")

@@ -11,7 +11,7 @@ import hf_parts as hf
 from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code
 
-pytestmark = [pytest.mark.engine, hf.NEEDED]
+pytestmark = [pytest.mark.engine, pytest.mark.thorough, hf.NEEDED]
 
 
 def _calls(outcome) -> list[tuple[str, dict]]:
@@ -37,7 +37,6 @@ def test_a_text_is_shown_while_it_grows_and_no_part_of_a_call_is(desk, calling, 
         assert all(outcome.text.startswith(growing.text) for growing in shown)
 
 
-@pytest.mark.thorough
 def test_a_model_calls_a_tool_and_goes_on_with_its_result(desk, calling, tools):
     asked = {"tools": tools}
     rome, both, none = desk.ask(calling, ["Rome?", "Both?", "Hi?"], asked, max_tokens=200)
@@ -95,7 +94,6 @@ def test_a_model_whose_template_knows_no_tools_says_so(desk, tiny_engine, tools)
     assert outcome.text
 
 
-@pytest.mark.thorough
 def test_the_openvino_engine_calls_tools(desk, engine_of, make_engine, tools, tmp_path):
     openvino = pytest.importorskip("openvino")
     pytest.importorskip("openvino_tokenizers")  # whose import teaches OpenVINO its operations

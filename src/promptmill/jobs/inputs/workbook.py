@@ -75,10 +75,10 @@ def _named(header: Sequence[str]) -> list[str]:
     >>> _named(["id", "", "column_2"])
     ['id', 'column_2_', 'column_2']
     """
-    names = []
+    names, used = [], set(header)  # a sheet may have 16,384 columns
     for at, name in enumerate(header, 1):
         new = name or f"column_{at}"
-        while not name and new in header:
+        while not name and new in used:
             new += "_"
         names.append(new)
     return names
