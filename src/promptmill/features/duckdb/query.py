@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
-from promptmill.features.duckdb.database import SUFFIX, connected, literal, stamp
+from promptmill.features.duckdb.duckdb_tables import SUFFIX, connected, literal, stamp
 from promptmill.jobs.databases import quoted
 from promptmill.jobs.inputs import remote
 from promptmill.jobs.inputs.files import Part, missing
