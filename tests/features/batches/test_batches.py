@@ -16,8 +16,8 @@ import pytest
 import promptmill
 from batch_server import BatchServer, answer_to
 from promptmill.backends.batches import BatchUnclearError
-from promptmill.backends.openai.batches.api import Batches as OpenAIBatches
 from promptmill.backends.openai.batches.families import AnthropicBatches
+from promptmill.backends.openai.batches.openai_batches import Batches as OpenAIBatches
 from promptmill.cli.main import main
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget

@@ -17,7 +17,7 @@ from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, endpoints
 from promptmill.backends.openai.providers import LOCAL, PLAIN
 from promptmill.backends.openai.refusals import SPOKE_TLS, with_key_hint
 from promptmill.backends.openai.reply import read_response, with_reasoning_apart
-from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.openai.route import proxy_of, trust_of_environment
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Step

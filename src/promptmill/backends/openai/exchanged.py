@@ -11,7 +11,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.http_connection import Headers, HttpResponse
 from promptmill.backends.openai.reply import answer_in
-from promptmill.backends.openai.request import ImageEncoder, RequestEncoder
+from promptmill.backends.openai.request_body import ImageEncoder, RequestEncoder
 from promptmill.backends.openai.sender import left_out
 from promptmill.backends.protocol import Call, Exchange, Failure, FixedShare, Outcome
 from promptmill.core.errors import Code, PromptmillError

@@ -16,7 +16,7 @@ from promptmill.backends.openai.failures import FailureKind, RetryDecision, clas
 from promptmill.backends.openai.http_connection import HttpResponse
 from promptmill.backends.openai.limit.endpoint_state import EndpointState, Permit
 from promptmill.backends.openai.reply import answer_in, other_answer_in
-from promptmill.backends.openai.request import Head, ImageEncoder
+from promptmill.backends.openai.request_body import Head, ImageEncoder
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import NO_USAGE, Call, Completion, Spent, Usage
 from promptmill.core.errors import Code, PromptmillError

@@ -171,12 +171,12 @@ def compare(
 
 def _judgement(pairs: Pairs, asked: JudgeOrder, options: Mapping[str, Any], folders: JobFolders) -> Judgement:
     """Have a job judge the pairs. Raises `PromptmillError` if it stops early; the verdicts so far are kept."""
-    from promptmill.jobs.manage import bulk_call, keywords  # most comparisons have no judge
+    from promptmill.jobs.manage import bulk_call, bulk_keywords  # most comparisons have no judge
     from promptmill.service import choosing
     from promptmill.system import runtime
 
     given = {name: value for name, value in options.items() if value is not None}
-    configuration = keywords.configuration_of({**given, "choices": [*VERDICTS]})
+    configuration = bulk_keywords.configuration_of({**given, "choices": [*VERDICTS]})
     if configuration.plan.is_open:
         configuration = runtime.run_anywhere(choosing.decided(configuration))
     plan = configuration.plan

@@ -26,7 +26,7 @@ from promptmill.jobs.export.batch_output import batch_output
 from promptmill.jobs.export.schema_columns import Labels
 from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.formats import CELLS, TABLES
-from promptmill.jobs.inputs.questions import distinct
+from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec

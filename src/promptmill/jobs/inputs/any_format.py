@@ -20,7 +20,7 @@ from promptmill.jobs.inputs.cells import CellTable
 from promptmill.jobs.inputs.files import IMAGES, InputFiles, find, opened
 from promptmill.jobs.inputs.formats import CELLS, TABLES, compression_of, format_by_suffix
 from promptmill.jobs.inputs.json_lines import JsonLines, first_objects, is_array
-from promptmill.jobs.inputs.questions import check_first_objects, distinct, questions_in
+from promptmill.jobs.inputs.question_columns import check_first_objects, distinct, questions_in
 from promptmill.jobs.inputs.row import Input
 from promptmill.jobs.inputs.sql_table import SqlTable
 from promptmill.jobs.store.stored import Question

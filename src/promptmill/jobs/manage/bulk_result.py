@@ -24,7 +24,7 @@ from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, shape
 from promptmill.jobs.columns import OURS, VARIANT
 from promptmill.jobs.inputs import input_rows as given
-from promptmill.jobs.inputs.questions import distinct
+from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.jobs.store.status_record import shares_of
 
 _AT_ONCE = 1024

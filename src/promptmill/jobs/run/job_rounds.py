@@ -11,7 +11,7 @@ from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowImages, RowLimits, RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.jobs.inputs.formats import row_kind
-from promptmill.jobs.inputs.questions import questions_of
+from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.run.copies import Copies, Duplicates
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.run.live import Between
