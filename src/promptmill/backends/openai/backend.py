@@ -542,8 +542,8 @@ class _Attribution:
 
     def release(self) -> None:
         """Decide on all held failures: they concern all items if they ended the call or the endpoint."""
-        found, self._held = self._held, []
-        for held in found:
+        held_requests, self._held = self._held, []
+        for held in held_requests:
             health = held.permit.endpoint_state.health
             _decide(held, concerns_all=bool(self.ended or health.blocked or health.suspected))
 
