@@ -31,7 +31,7 @@ from promptmill.core.request import Request
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.files import InputFiles, Part
-from promptmill.jobs.inputs.questions import questions_of
+from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import JobDatabase, Work

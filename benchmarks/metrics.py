@@ -23,7 +23,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.bounds import MOST_ROWS
 from promptmill.core.request import Conversation, Message
 from promptmill.features.telemetry.telemetry import Telemetry
-from promptmill.http.metrics import Metrics
+from promptmill.http.prometheus import Metrics
 from promptmill.jobs.store.index import JobFolders
 from promptmill.service.service import Counted, Service
 

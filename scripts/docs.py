@@ -23,8 +23,8 @@ from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.options import pages
 from promptmill.options.table import groups
-from promptmill.server.app import create_server
 from promptmill.server.listed_tools import rare_names
+from promptmill.server.mcp_app import create_server
 from promptmill.service.service import Service
 
 _WRAPPER = textwrap.TextWrapper(120, break_long_words=False, break_on_hyphens=False)

@@ -16,7 +16,7 @@ import yaml
 
 from promptmill.cli.main import parser_of
 from promptmill.config.loading import Configuration
-from promptmill.http.metrics import FAMILIES, full_name
+from promptmill.http.prometheus import FAMILIES, full_name
 from sure import sure
 
 ROOT = Path(__file__).parents[1]

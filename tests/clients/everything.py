@@ -35,7 +35,7 @@ from PIL import Image
 from promptmill.config.loading import Configuration
 from promptmill.http.app import App, Rules
 from promptmill.http.listener import listener
-from promptmill.http.metrics import Metrics
+from promptmill.http.prometheus import Metrics
 from promptmill.server.tasks import Tasks
 from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import add_answer_tools

@@ -10,7 +10,7 @@ from fakes import openai_configuration
 from promptmill.http.address import Address, HostAllowlist
 from promptmill.http.app import App, HttpError, Rules, read_body
 from promptmill.http.listener import listener
-from promptmill.http.metrics import Metrics
+from promptmill.http.prometheus import Metrics
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from promptmill.system.memory import Memory

@@ -8,7 +8,7 @@ import pytest
 
 from promptmill.cli.options import option_of
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.manage.keywords import argument_of as keyword_of
+from promptmill.jobs.manage.bulk_keywords import argument_of as keyword_of
 from promptmill.options.check import check
 from promptmill.server.bulk_tools import _argument_of
 

@@ -9,7 +9,7 @@ import pytest
 from fakes import openai_configuration
 from promptmill.http.address import HostAllowlist
 from promptmill.http.app import App, Rules
-from promptmill.http.metrics import Metrics
+from promptmill.http.prometheus import Metrics
 from promptmill.server import create_server
 from promptmill.service.service import Service
 

@@ -8,7 +8,7 @@ import pytest
 
 from fakes import KEY
 from promptmill.config.loading import Configuration, Overrides
-from promptmill.server.app import describe
+from promptmill.server.mcp_app import describe
 from promptmill.service.service import Service
 from replies import answer, attempts, by_prompt, hang, status
 from waiting import until

@@ -14,7 +14,7 @@ from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.any_format import format_of_input, input_of
-from promptmill.jobs.inputs.questions import questions_of
+from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.store.database import JobDatabase, Row, Work
 from promptmill.jobs.store.records import record_of
 from promptmill.jobs.store.spec import InputSpec, JobSpec, OutputSpec

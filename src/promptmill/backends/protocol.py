@@ -352,10 +352,10 @@ class Histogram:
         return self._with(other, operator.sub)
 
     def _with(self, other: Histogram, together: Callable[[Any, Any], Any]) -> Histogram:
-        found = Histogram(self.bounds)
-        found.counts = [*map(together, self.counts, other.counts)]
-        found.total = together(self.total, other.total)
-        return found
+        combined = Histogram(self.bounds)
+        combined.counts = [*map(together, self.counts, other.counts)]
+        combined.total = together(self.total, other.total)
+        return combined
 
 
 class Durations(defaultdict[str, Histogram]):

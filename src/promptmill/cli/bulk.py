@@ -39,7 +39,7 @@ from promptmill.jobs.export.output import end_of, write_rows
 from promptmill.jobs.export.text import Form
 from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output
 from promptmill.jobs.inputs.input_rows import blocks_of_stdin, suffix_of
-from promptmill.jobs.inputs.remote import RemoteOutput, is_elsewhere
+from promptmill.jobs.inputs.remote_files import RemoteOutput, is_elsewhere
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Shown

@@ -281,11 +281,11 @@ def read_by(reader: str) -> Callable[[str], Any]:
     return read
 
 
-amount = read_by("promptmill.options.reading:amount")
+amount = read_by("promptmill.options.flag_values:amount")
 """Reads an amount of money of an option's value."""
 _READERS: Mapping[object, Callable[[str], Any]] = {
     int: at_least_one,
-    float: read_by("promptmill.options.reading:number"),
+    float: read_by("promptmill.options.flag_values:number"),
     Path: Path,
 }
 

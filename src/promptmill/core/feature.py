@@ -109,7 +109,7 @@ class Format:
     write: str = ""
     """`"module:function"`: takes rows and the path of a new file, and writes them."""
     store: str = ""
-    """`"module:class"`: a `promptmill.jobs.inputs.remote.Store` of the URLs with a scheme."""
+    """`"module:class"`: a `promptmill.jobs.inputs.remote_files.Store` of the URLs with a scheme."""
     database: str = ""
     """`"module:class"`: a `promptmill.jobs.databases.Database`, whose tables are inputs and outputs."""
     packages: Sequence[str] = ()
@@ -162,7 +162,7 @@ class Feature:
     """Commands of the last release, and those that replace them, in backticks."""
     job_actions: Sequence[JobAction] = ()
     tools: str = ""
-    """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.app.ToolSocket`."""
+    """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.mcp_app.ToolSocket`."""
     controls: Sequence[Control] = ()
     plans: Sequence[PlanEntry] = ()
     """If several of a feature ask for a job, the first one gets it; those of two features exclude each other."""

@@ -29,7 +29,7 @@ from promptmill.core.bounds import MOST_SESSIONS, MOST_SHARED, MOST_VALUES
 from promptmill.core.feature import client_command
 from promptmill.http.address import HostAllowlist
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
-from promptmill.http.metrics import TYPE, Metrics
+from promptmill.http.prometheus import TYPE, Metrics
 from promptmill.http.sessions import IDLE_S, LostCalls, Sessions, is_lone_call
 from promptmill.http.token import Token
 from promptmill.system.memory import Held, Memory

@@ -88,10 +88,10 @@ class Database:
 
 def database_of(file: Path) -> Database:
     """Return the kind of the database in a file with a suffix of `DATABASES`."""
-    found = format_of(file.name)
-    if found is None or not found.database:
+    file_format = format_of(file.name)
+    if file_format is None or not file_format.database:
         return Database()
-    database: Database = part(found.database)()
+    database: Database = part(file_format.database)()
     return database
 
 

@@ -70,18 +70,18 @@ def check_private_folder(path: Path) -> None:
     with os.scandir(path) as entries:
         for entry in entries:
             try:
-                found = entry.stat(follow_symlinks=False)
+                entry_stat = entry.stat(follow_symlinks=False)
             except FileNotFoundError:  # it was removed since
                 continue
-            if stat.S_ISLNK(found.st_mode) or found.st_uid != os.geteuid():
+            if stat.S_ISLNK(entry_stat.st_mode) or entry_stat.st_uid != os.geteuid():
                 raise ForeignError(Path(entry.path))
 
 
 def _check_owner(path: Path) -> None:
     if sys.platform == "win32":
         return
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    folder_stat = path.lstat()
+    if not stat.S_ISDIR(folder_stat.st_mode) or folder_stat.st_uid != os.geteuid():
         raise ForeignError(path)
 
 

@@ -26,9 +26,9 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, Words, input_error, redact
 from promptmill.core.feature import query
 from promptmill.jobs.caller import Caller, CallModels
-from promptmill.jobs.inputs import remote
+from promptmill.jobs.inputs import remote_files
 from promptmill.jobs.inputs.input_rows import InputRows, loose_id, written
-from promptmill.jobs.inputs.remote import RemoteOutput, Say, as_written
+from promptmill.jobs.inputs.remote_files import RemoteOutput, Say, as_written
 from promptmill.jobs.inputs.row_secrets import check_encoding
 from promptmill.jobs.inputs.sql_table import is_query
 from promptmill.jobs.inputs.whole_files import OwnFiles, WholeFiles, are_asked_whole
@@ -75,7 +75,7 @@ class Rows:
         """The source, one of `options.table.ROWS`."""
         if self.blocks is not None:
             return "values"
-        return "urls" if any(map(remote.is_elsewhere, self.names)) else "paths" if self.names else "query"
+        return "urls" if any(map(remote_files.is_elsewhere, self.names)) else "paths" if self.names else "query"
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,7 @@ def open_job(
     """
     names, sql, urls, shown = rows.names, options.get("sql"), dict[str, str](), shown or Shown()
     target, uploaded = Path("-") if output is None else home_expanded(output).absolute(), None
-    if output is not None and remote.is_elsewhere(str(output)):
+    if output is not None and remote_files.is_elsewhere(str(output)):
         uploaded = RemoteOutput.of(folders, str(output))
         if not options.get("validate"):
             with telling.waiting(redact(str(output))):
@@ -225,7 +225,7 @@ def open_job(
             with telling.waiting(redact(names[0])):
                 pinned, known = _pinned(names, folders.of(real_path(target)), shown.command, telling.warn)
                 urls["input_file"] = as_written(pinned)
-                source = opened.enter_context(remote.fetched(folders, pinned, telling.say, known))
+                source = opened.enter_context(remote_files.fetched(folders, pinned, telling.say, known))
         elif rows.rule is None:
             paths = [home_expanded(name).absolute() for name in names]
         order = _order(options, paths or [Path(rows.name)], target, folders)
@@ -271,7 +271,7 @@ def _pinned(names: Sequence[str], folder: Folder, command: Sequence[str], warn: 
     before, order = folder.spec, folder.order
     is_same = order is not None and before is not None and before.is_read and order.shown.command == [*command]
     known = before.input.sha256 if before is not None and is_same and command else ""
-    return remote.pinned(names, folder, warn), known
+    return remote_files.pinned(names, folder, warn), known
 
 
 def _order(options: Mapping[str, Any], inputs: Sequence[Path], output: Path, folders: JobFolders) -> JobOrder:

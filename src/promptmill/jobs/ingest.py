@@ -28,7 +28,7 @@ from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.files import InputFiles, check_ratio
 from promptmill.jobs.inputs.formats import TABLES, row_kind
 from promptmill.jobs.inputs.json_lines import is_array
-from promptmill.jobs.inputs.questions import columns_of, distinct, questions_in
+from promptmill.jobs.inputs.question_columns import columns_of, distinct, questions_in
 from promptmill.jobs.inputs.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
 from promptmill.jobs.inputs.template import check_names, special_columns
 from promptmill.jobs.store import binding, statistics

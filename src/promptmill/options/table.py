@@ -260,7 +260,7 @@ ANSWERS = (
         "columns",
         list[str],
         "only these columns of the job: answer,error",
-        flag=Flag(metavar="A,B,…", read="promptmill.options.reading:names", is_common=True),
+        flag=Flag(metavar="A,B,…", read="promptmill.options.flag_values:names", is_common=True),
         keyword=Keyword(type="Sequence[str] | None"),
     ),
     _sampling("n", int, "answers to each row"),
@@ -355,7 +355,7 @@ MODEL = (
         "api_key_env",
         str,
         "the environment variable that holds the endpoint's key",
-        flag=Flag("key-env", metavar="NAME", read="promptmill.options.reading:variable"),
+        flag=Flag("key-env", metavar="NAME", read="promptmill.options.flag_values:variable"),
         argument=None,
         keys=[f"{_ENDPOINT}api_key_env"],
     ),
@@ -438,7 +438,7 @@ LIMITS = (
         "max_cost",
         float,
         "most dollars that all runs of the job may spend",
-        flag=Flag(metavar="AMOUNT", read="promptmill.options.reading:amount", is_common=True),
+        flag=Flag(metavar="AMOUNT", read="promptmill.options.flag_values:amount", is_common=True),
         argument=Argument(
             words="most US dollars of the whole job; needs a known price and `max_tokens`", is_common=True, least=0
         ),

@@ -11,7 +11,7 @@ import orjson
 
 from promptmill.core.bounds import MOST_NAMES
 from promptmill.core.wording import MOST_SHOWN, counted, cut
-from promptmill.jobs.inputs.questions import distinct
+from promptmill.jobs.inputs.question_columns import distinct
 
 LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # of a text, at most
 OWN = "own."

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from promptmill.system import logs
 
 if TYPE_CHECKING:
-    from promptmill.server.app import create_server
+    from promptmill.server.mcp_app import create_server
 
 __all__ = ["create_server"]
 
@@ -18,6 +18,6 @@ def __getattr__(name: str) -> Any:
     """Import FastMCP, which takes a second, only when a server is created."""
     if name != "create_server":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from promptmill.server.app import create_server
+    from promptmill.server.mcp_app import create_server
 
     return create_server

@@ -114,7 +114,7 @@ def _serve_metrics(service: Service, port: int) -> asyncio.Task[None] | None:
     from promptmill.http.address import Address, HostAllowlist
     from promptmill.http.app import MonitoringPages, Rules
     from promptmill.http.listener import listener
-    from promptmill.http.metrics import Metrics
+    from promptmill.http.prometheus import Metrics
 
     address = Address("127.0.0.1", port)
     try:
@@ -151,7 +151,7 @@ async def _serve_http(
     signals = _Signals()
     from promptmill.http.app import App
     from promptmill.http.listener import listener
-    from promptmill.http.metrics import Metrics
+    from promptmill.http.prometheus import Metrics
     from promptmill.server import create_server
 
     service = Service(configuration, is_shared=True)

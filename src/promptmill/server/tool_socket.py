@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fastmcp import FastMCP
 from fastmcp.prompts import Prompt
 
-from promptmill.server.questions import Questions
+from promptmill.server.elicitation import Questions
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
 

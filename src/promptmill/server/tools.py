@@ -25,7 +25,7 @@ from promptmill.core.money import Budget
 from promptmill.core.request import Conversation, Request, is_longer
 from promptmill.jobs.caller import CallWork
 from promptmill.server import arguments, tasks
-from promptmill.server.questions import Questions
+from promptmill.server.elicitation import Questions
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, INLINE, result_of
 from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.server.tool_socket import ToolSocket

@@ -1,6 +1,6 @@
 """The counts of a service's calls as families of series: one source, which `/metrics` and OpenTelemetry render.
 
-Service.calls ──▶ samples ──▶ series ──┬──▶ text for Prometheus    (`http.metrics`)
+Service.calls ──▶ samples ──▶ series ──┬──▶ text for Prometheus    (`http.prometheus`)
                                        └──▶ points for OTLP        (a feature)
 """
 

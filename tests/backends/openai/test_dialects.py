@@ -23,7 +23,7 @@ from promptmill.backends.openai.endpoint import Endpoint, endpoints
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.providers import PLAIN, profile_named
 from promptmill.backends.openai.reply import read_response
-from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.openai.schema_forms import closed_form, google_form, openapi_form
 from promptmill.backends.protocol import Call, Completion, Facts, Growing, Usage
 from promptmill.config.loading import Configuration

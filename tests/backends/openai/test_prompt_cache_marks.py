@@ -9,7 +9,7 @@ import pytest
 
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.core.request import (
     Conversation,
     ImagePart,

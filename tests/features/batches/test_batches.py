@@ -16,13 +16,13 @@ import pytest
 import promptmill
 from batch_server import BatchServer, answer_to
 from promptmill.backends.batches import BatchUnclearError
-from promptmill.backends.openai.batches.api import Batches as OpenAIBatches
 from promptmill.backends.openai.batches.families import AnthropicBatches
+from promptmill.backends.openai.batches.openai_batches import Batches as OpenAIBatches
 from promptmill.cli.main import main
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
 from promptmill.features.batches import batch_round, stored_batches
-from promptmill.features.batches.order import BatchOrder
+from promptmill.features.batches.batch_order import BatchOrder
 from promptmill.jobs.run.planning import Situation, next_round
 from promptmill.jobs.run.ways import RoundRun
 from promptmill.jobs.store.database import JobDatabase

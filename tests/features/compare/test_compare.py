@@ -24,8 +24,8 @@ import promptmill
 from fakes import KEY
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import text_of
+from promptmill.features.compare.compared_files import ComparedFile
 from promptmill.features.compare.figures import _difference
-from promptmill.features.compare.files import ComparedFile
 from promptmill.features.compare.paired_proportions import kappa, mcnemar, paired_interval, wilson
 from promptmill.features.compare.words import Table
 from replies import answer, choose, status

@@ -15,7 +15,7 @@ from fastmcp.exceptions import ToolError
 
 import promptmill
 from promptmill.core.errors import PromptmillError, redact
-from promptmill.jobs.inputs import remote
+from promptmill.jobs.inputs import remote_files
 
 duckdb = pytest.importorskip("duckdb")
 _PROMPT = ("--prompt", "Say {{body}}")
@@ -240,7 +240,7 @@ def test_a_url_that_a_query_compares_is_not_opened(bench, database):
 
 
 def test_a_query_reads_urls_by_fsspec(bench):
-    fs = remote.filesystem("memory")
+    fs = remote_files.filesystem("memory")
     fs.pipe_file("/mails.csv", b"id,body\n1,tea\n2,milk\n")
     try:
         _query(bench, "select * from 'memory://mails.csv' where id = 2", "out.jsonl")

@@ -137,10 +137,10 @@ def _loaded(arguments: Any) -> Any:
 
 
 def _object(arguments: Any) -> Any:
-    found = _loaded(arguments)
-    if isinstance(found, dict):
-        return found
-    return {} if found is None else {"arguments": found}
+    value = _loaded(arguments)
+    if isinstance(value, dict):
+        return value
+    return {} if value is None else {"arguments": value}
 
 
 def text_turn(message: JsonObject) -> JsonDict:

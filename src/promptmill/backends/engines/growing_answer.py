@@ -84,8 +84,8 @@ class AnswerForm:
         before, after = (text[:place], text[place + len(answer) :]) if place >= 0 else ("", "")
         if tools is not None:
             answer, calls = tools.read(answer)
-        found = {"text": before + answer + after, "reasoning": None if self.inline else reasoning}
-        return found | ({"tool_calls": calls} if calls else {})
+        fields = {"text": before + answer + after, "reasoning": None if self.inline else reasoning}
+        return fields | ({"tool_calls": calls} if calls else {})
 
     def preview(self, text: str) -> Frame:
         """Return `text` and `reasoning` of an unfinished answer, up to its tool calls."""
@@ -216,7 +216,7 @@ def _whole_text(tokens: Sequence[int], decode: _Decode) -> str:
 
 
 def outcome_fields(
-    found: dict[str, Any],
+    answer: dict[str, Any],
     *,
     reason: str | None,
     ended: bool,
@@ -225,17 +225,17 @@ def outcome_fields(
     prompt_tokens: int,
     tokens: int,
 ) -> Frame:
-    """Return the fields of an `outcome` message about `found`, the parts of the answer.
+    """Return the fields of an `outcome` message about `answer`, the parts of the answer.
 
     `ended`: the last token only marks the end and is not part of the answer.
     """
     if logprobs is not None:
-        found = found | {"logprobs": {"content": logprobs[:-1] if ended else logprobs}}
+        answer = answer | {"logprobs": {"content": logprobs[:-1] if ended else logprobs}}
     if chances is not None:
         added, most = chances
-        found = found | {"top_choices": added.likeliest(most)}
-    called = "tool_calls" in found and reason == "stop"
-    return {**found, "finish_reason": "tool_calls" if called else reason, "usage": [prompt_tokens, tokens]}
+        answer = answer | {"top_choices": added.likeliest(most)}
+    called = "tool_calls" in answer and reason == "stop"
+    return {**answer, "finish_reason": "tool_calls" if called else reason, "usage": [prompt_tokens, tokens]}
 
 
 def logprob_entry(

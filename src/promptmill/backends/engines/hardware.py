@@ -40,8 +40,8 @@ def free_memory() -> int | None:
 
 def weights(folder: Path, kinds: Sequence[str] = ("*.safetensors", "*.bin", "*.gguf")) -> int:
     """Return the bytes of a model's weight files, of the first of `kinds` that its folder has; 0 without any."""
-    found = ([*folder.glob(kind)] for kind in kinds)
-    return sum(file.stat().st_size for file in next(filter(None, found), []))
+    files_by_kind = ([*folder.glob(kind)] for kind in kinds)
+    return sum(file.stat().st_size for file in next(filter(None, files_by_kind), []))
 
 
 def _psutil() -> Any:

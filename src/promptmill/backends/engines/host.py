@@ -140,8 +140,8 @@ class EngineHost:
             for arrived, _ in self._open.values():
                 if not arrived.done():
                     arrived.set_result(_shut_down() if self._closed else message)
-        elif (found := self._open.get(message["id"])) is not None:
-            arrived, call = found
+        elif (entry := self._open.get(message["id"])) is not None:
+            arrived, call = entry
             if message["type"] == "outcome" and not arrived.done():
                 arrived.set_result(message)
             elif message["type"] == "preview" and call.preview is not None:

@@ -154,11 +154,11 @@ def _in_folder(folder: Path, gguf_file: str | None, form: Format) -> Location:
         return Location(str(folder), gguf_file)
     if any((folder / file).is_file() for file in form.files):
         return Location(str(folder))
-    found = sorted(file.name for file in folder.glob("*.gguf"))
-    if len(found) == 1:
-        return Location(str(folder), found[0])
-    if found:
-        raise load_failure(f"{folder.absolute()} holds {len(found)} GGUF files; give the path of one.")
+    names = sorted(file.name for file in folder.glob("*.gguf"))
+    if len(names) == 1:
+        return Location(str(folder), names[0])
+    if names:
+        raise load_failure(f"{folder.absolute()} holds {len(names)} GGUF files; give the path of one.")
     raise load_failure(f"{folder.absolute()} holds no {form.files[0]}, so it is not a model folder.", _NAME_IT)
 
 
@@ -278,8 +278,8 @@ def in_known_words(text: str, *, trusted: bool) -> PromptmillError | None:
             "The model comes with Python code, which runs only if the operator allows it.",
             "If you trust its author, set `trust_remote_code: true` in the configuration file.",
         )
-    found = next((words for sign, words in _KNOWN.items() if sign in text), None)
-    return load_failure(*found) if found else None
+    explanation = next((words for sign, words in _KNOWN.items() if sign in text), None)
+    return load_failure(*explanation) if explanation else None
 
 
 def missing_package(error: Exception | str, extra: str) -> PromptmillError:

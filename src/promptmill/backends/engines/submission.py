@@ -59,8 +59,8 @@ def longest_answer(sampling: Mapping[str, Any], extra: Mapping[str, Any]) -> int
         if (value := extra.get(name)) is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            found = "less than 1" if isinstance(value, int) and not isinstance(value, bool) else shape(value)
-            raise input_error(f"extra_params.{name} is {found}; send a whole number, at least 1.")
+            given_form = "less than 1" if isinstance(value, int) and not isinstance(value, bool) else shape(value)
+            raise input_error(f"extra_params.{name} is {given_form}; send a whole number, at least 1.")
         return value
     return None
 
@@ -187,28 +187,28 @@ def check_length(text: str, context: int | None, encode: Callable[[str], Sequenc
     Tokenizing megabytes takes seconds and gigabytes of memory.
     """
     if context is not None and len(text) > (enough := context * CHARACTERS_PER_TOKEN):
-        found = len(encode(text[:enough]))
-        if found > context:
-            raise too_long(f"at least {found}", context)
+        count = len(encode(text[:enough]))
+        if count > context:
+            raise too_long(f"at least {count}", context)
 
 
-def too_long(found: str, context: int, unit: str = "tokens", *, images: bool = False) -> PromptmillError:
-    """Return the error for a prompt of `found` units and a model with a context of `context` tokens."""
+def too_long(size: str, context: int, unit: str = "tokens", *, images: bool = False) -> PromptmillError:
+    """Return the error for a prompt of `size` units and a model with a context of `context` tokens."""
     counted = ", images included" if images else ""
     return PromptmillError(
         Code.CONTEXT_LENGTH,
-        f"The prompt has {found} {unit}{counted}; the model takes {context} tokens, prompt and answer together.",
+        f"The prompt has {size} {unit}{counted}; the model takes {context} tokens, prompt and answer together.",
         "Send fewer or smaller images, or less text." if images else None,
     )
 
 
-def check_tokens(count: int, context: int | None, found: str = "", *, images: bool) -> None:
+def check_tokens(count: int, context: int | None, description: str = "", *, images: bool) -> None:
     """Raise `PromptmillError` for a prompt of `count` tokens that leaves no room for an answer, or is empty.
 
-    `found` describes the number, where it is not exact.
+    `description` describes the number, where it is not exact.
     """
     if context is not None and count >= context:
-        raise too_long(found or str(count), context, images=images)
+        raise too_long(description or str(count), context, images=images)
     if not count:
         raise input_error("The prompt is empty, and the model's format adds nothing to it; send some text.")
 
@@ -258,10 +258,10 @@ def mark_in_text(mark: str) -> PromptmillError:
     )
 
 
-def misplaced_images(found: int, images: int) -> PromptmillError:
-    """Return the error for a prompt with `images` images of which the chat template kept `found`."""
+def misplaced_images(kept: int, images: int) -> PromptmillError:
+    """Return the error for a prompt with `images` images of which the chat template kept `kept`."""
     return PromptmillError(
         Code.UNSUPPORTED,
-        f"The model's chat template has a place for {found} of the prompt's {images} images.",
+        f"The model's chat template has a place for {kept} of the prompt's {images} images.",
         "Put the images into user turns, or use another model.",
     )

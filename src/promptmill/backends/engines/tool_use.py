@@ -315,9 +315,9 @@ def _xtml(block: str, tools: Tools) -> list[tuple[str, object]]:
 
 def _declared(pattern: re.Pattern[str], body: str, schema: JsonObject) -> JsonDict:
     """Return the arguments that `pattern` finds: names, attributes, texts and closing marks."""
-    found = [(name, attributes, text) for name, attributes, text, closing in pattern.findall(body) if closing]
-    texts = {html.unescape(name): text for name, attributes, text in found if _IS_TEXT.search(attributes)}
-    others = [(html.unescape(name), text) for name, attributes, text in found if not _IS_TEXT.search(attributes)]
+    closed = [(name, attributes, text) for name, attributes, text, closing in pattern.findall(body) if closing]
+    texts = {html.unescape(name): text for name, attributes, text in closed if _IS_TEXT.search(attributes)}
+    others = [(html.unescape(name), text) for name, attributes, text in closed if not _IS_TEXT.search(attributes)]
     return texts | _typed(others, schema)
 
 
@@ -341,10 +341,10 @@ def _gemma(block: str, tools: Tools) -> list[tuple[str, object]]:
     return [(call[1], arguments | _typed(plain, schema))]
 
 
-def _gemma_word(found: re.Match[str]) -> str:
-    bare = (found[3] or "").strip()
-    is_key = found.string[found.end() : found.end() + 1] == ":"
-    return bare if not is_key and _JSON_WORD.fullmatch(bare) else json.dumps(bare if found[1] is None else found[2])
+def _gemma_word(match: re.Match[str]) -> str:
+    bare = (match[3] or "").strip()
+    is_key = match.string[match.end() : match.end() + 1] == ":"
+    return bare if not is_key and _JSON_WORD.fullmatch(bare) else json.dumps(bare if match[1] is None else match[2])
 
 
 def _minimax(text: str, tools: Tools) -> Found:
@@ -353,9 +353,9 @@ def _minimax(text: str, tools: Tools) -> Found:
     calls: list[tuple[str, object]] = []
     open_elements: list[tuple[str, list[tuple[str, Any]], str]] = []
     for piece in pieces:
-        if (found := _MINIMAX_PIECE.match(piece)) is None:
+        if (match := _MINIMAX_PIECE.match(piece)) is None:
             raise UnreadableCallError
-        closing, tag, name, content = found.groups()
+        closing, tag, name, content = match.groups()
         if not closing:
             open_elements.append((name or tag, [], content))
             continue
@@ -383,8 +383,8 @@ def _json_calls(text: str, _: Tools | None = None) -> list[tuple[str, object]]:
     while at < len(text):
         value, at = decoder.raw_decode(text, at)
         calls += [_name_and_arguments(call) for call in (value if isinstance(value, list) else [value])]
-        if found := _BETWEEN_CALLS.match(text, at):
-            at = found.end()
+        if separator := _BETWEEN_CALLS.match(text, at):
+            at = separator.end()
     return calls
 
 
@@ -463,8 +463,8 @@ def _mistral(text: str, _: Tools) -> Found:
     for piece in pieces:
         if piece.lstrip()[:1] in {"[", "{"}:
             calls += _json_calls(piece.strip())
-        elif found := _MISTRAL.fullmatch(piece):
-            calls.append((found[1], json.loads(found[2])))
+        elif match := _MISTRAL.fullmatch(piece):
+            calls.append((match[1], json.loads(match[2])))
         else:
             raise UnreadableCallError
     return before, calls
@@ -508,9 +508,9 @@ def _python_or_json(block: str, tools: Tools) -> list[tuple[str, object]]:
 def _alone(text: str, tools: Tools) -> Found:
     """Read an answer that consists only of calls of known tools, in JSON or Python syntax."""
     bare = _AROUND.sub("", text.strip()).strip()
-    found = _BARE.fullmatch(bare)
+    match = _BARE.fullmatch(bare)
     try:
-        calls = _json_calls(found[1] if found else bare)
+        calls = _json_calls(match[1] if match else bare)
     except (UnreadableCallError, ValueError, KeyError, TypeError, AttributeError):
         calls = _pythonic(bare, tools)
     if any(name not in tools for name, _ in calls):
@@ -629,10 +629,10 @@ def read_calls(text: str, form: Form, tools: Tools) -> tuple[str, list[JsonDict]
         return text, []
     try:
         rest, calls = form.read(text, tools)
-        found = [_call_of(name, arguments) for name, arguments in calls]
+        tool_calls = [_call_of(name, arguments) for name, arguments in calls]
     except (UnreadableCallError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, RecursionError):
         return text, []
-    return (rest.strip(), found) if found else (text, [])
+    return (rest.strip(), tool_calls) if tool_calls else (text, [])
 
 
 def _call_of(name: str, arguments: object) -> JsonDict:

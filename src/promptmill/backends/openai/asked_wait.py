@@ -77,14 +77,14 @@ def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str, now: float
     `payload` is the parsed body, `text` its words, `now` the time in seconds since 1970.
     """
     now = time.time() if now is None else now
-    for found in (
+    for wait in (
         _retry_after_s(headers, now),
         _from_fields(payload, now),
         _from_words(text, now),
         _from_resets(headers, now),
     ):
-        if found and found < _NONSENSE_S:
-            return found
+        if wait and wait < _NONSENSE_S:
+            return wait
     return 0.0 if "Retry-After" in headers or "retry-after-ms" in headers else None
 
 
@@ -158,23 +158,23 @@ def _span_s(value: Any, unit_s: float | None, now: float) -> float | None:
     text = str(value).strip()
     if _SPAN.fullmatch(text):
         return _span_sum_s(text)
-    if found := _CLOCK.fullmatch(text):
-        return _clock_s(found)
+    if match := _CLOCK.fullmatch(text):
+        return _clock_s(match)
     return _until_s(text, now)
 
 
 def _from_words(text: str, now: float) -> float | None:
     waits: list[float] = []
     for pattern in (_SPAN, _CLOCK, _DATE):
-        for found in pattern.finditer(text):
-            before, behind = text[max(0, found.start() - _NEAR) : found.start()], text[found.end() : found.end() + 24]
+        for match in pattern.finditer(text):
+            before, behind = text[max(0, match.start() - _NEAR) : match.start()], text[match.end() : match.end() + 24]
             if not (_ASKING.search(_SENTENCE_ENDS.split(before)[-1]) or _ASKING_BEHIND.match(behind)):
                 continue
             if pattern is _SPAN:
-                waits.append(_span_sum_s(found[0]))
+                waits.append(_span_sum_s(match[0]))
             elif pattern is _CLOCK:  # else a time of day
-                waits += [_clock_s(found)] if before.endswith((" in ", " after ")) else []
-            elif (wait := _until_s(found[0], now, local=not text.isascii())) is not None:
+                waits += [_clock_s(match)] if before.endswith((" in ", " after ")) else []
+            elif (wait := _until_s(match[0], now, local=not text.isascii())) is not None:
                 waits.append(wait)
     if not waits and (bare := _BARE.search(text)):
         waits.append(float(bare[1]))
@@ -184,8 +184,8 @@ def _from_words(text: str, now: float) -> float | None:
 def _from_resets(headers: Mapping[str, str], now: float) -> float | None:
     """Return the wait until the most exhausted limit resets, as the headers say."""
     lower = {name.lower(): value for name, value in headers.items()}
-    if found := re.search(r"\b(?:t|reset)=(\d+)", lower.get("ratelimit", "")):
-        return float(found[1])
+    if match := re.search(r"\b(?:t|reset)=(\d+)", lower.get("ratelimit", "")):
+        return float(match[1])
     nearest: tuple[float, float] | None = None
     for name, value in lower.items():
         matched = _RESET.fullmatch(name)
@@ -201,10 +201,10 @@ def _from_resets(headers: Mapping[str, str], now: float) -> float | None:
 
 def _until_s(text: str, now: float, *, local: bool = False) -> float | None:
     """Return the seconds until `text`, which must be only a date. `local`: without a zone it is in China's time."""
-    found = _DATE.fullmatch(text.strip())
-    if found is None:
+    match = _DATE.fullmatch(text.strip())
+    if match is None:
         return None
-    clean = " ".join(part for part in found[0].upper().split() if part != "AT")
+    clean = " ".join(part for part in match[0].upper().split() if part != "AT")
     for zone in ("UTC", "GMT", "Z"):
         if clean.endswith(zone):
             clean = clean.removesuffix(zone).rstrip() + "+00:00"
@@ -226,8 +226,8 @@ def _unit_s(unit: str) -> float:
     return _UNITS.get(unit) or _UNITS[unit.removesuffix("s")]
 
 
-def _clock_s(found: re.Match[str]) -> float:
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+def _clock_s(match: re.Match[str]) -> float:
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 

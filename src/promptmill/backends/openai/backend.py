@@ -36,7 +36,7 @@ from promptmill.backends.openai.limit.endpoint_state import (
 )
 from promptmill.backends.openai.limit.limiter import CallFlow, ConcurrencyShare, Limiter
 from promptmill.backends.openai.refusals import with_key_hint, with_scheme_hint, with_wait_hint
-from promptmill.backends.openai.request import ImageEncoder, RequestEncoder
+from promptmill.backends.openai.request_body import ImageEncoder, RequestEncoder
 from promptmill.backends.openai.route import proxy_of
 from promptmill.backends.openai.sender import NOTHING, Billed, Item, Sender
 from promptmill.backends.openai.transport import LoopThrottle, Pool, room_for_connections
@@ -542,8 +542,8 @@ class _Attribution:
 
     def release(self) -> None:
         """Decide on all held failures: they concern all items if they ended the call or the endpoint."""
-        found, self._held = self._held, []
-        for held in found:
+        held_requests, self._held = self._held, []
+        for held in held_requests:
             health = held.permit.endpoint_state.health
             _decide(held, concerns_all=bool(self.ended or health.blocked or health.suspected))
 

@@ -73,20 +73,20 @@ def _split_parts(content: Any) -> tuple[str, str]:
 
 def _reasoning(message: JsonObject) -> str | None:
     for name in _REASONING:
-        if found := _optional(message.get(name)):
-            return found
+        if text := _optional(message.get(name)):
+            return text
     for name in ("reasoning_details", "thinking_blocks"):
         details = message.get(name)
-        if isinstance(details, list) and (found := "".join(_details(details))):
-            return found
+        if isinstance(details, list) and (text := "".join(_details(details))):
+            return text
     inner = message.get("provider_specific_fields")
     return _reasoning(inner) if isinstance(inner, dict) else None
 
 
 def _details(details: list[Any]) -> Iterator[str]:
     for detail in details:
-        if isinstance(detail, dict) and (found := _optional(detail)):
-            yield found
+        if isinstance(detail, dict) and (text := _optional(detail)):
+            yield text
 
 
 def _optional(value: Any) -> str | None:
@@ -157,8 +157,8 @@ def details_of(payload: JsonObject, choice: JsonObject, message: JsonObject) -> 
 
     None if there are none, or if they are nested too deeply for a file.
     """
-    found = {"body": _rest(payload, _PAYLOAD), "choice": _rest(choice, _CHOICE), "message": _rest(message, _MESSAGE)}
-    kept = {name: value for name, value in found.items() if value}
+    extras = {"body": _rest(payload, _PAYLOAD), "choice": _rest(choice, _CHOICE), "message": _rest(message, _MESSAGE)}
+    kept = {name: value for name, value in extras.items() if value}
     return kept if can_go_on(kept) else None
 
 

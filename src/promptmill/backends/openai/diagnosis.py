@@ -17,7 +17,7 @@ from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, endpoints
 from promptmill.backends.openai.providers import LOCAL, PLAIN
 from promptmill.backends.openai.refusals import SPOKE_TLS, with_key_hint
 from promptmill.backends.openai.reply import read_response, with_reasoning_apart
-from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.openai.route import proxy_of, trust_of_environment
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Step
@@ -116,12 +116,12 @@ class _Trial:
             stage.failed(failures.tls_error(self._endpoint, error))
             return False
         except OSError as error:
-            found = failures.classify_exception(error, self._endpoint).error
-            if context is not None and found.code is Code.CONNECTION_LOST and await self._speaks_plain_http():
-                found = failures.plain_port(self._endpoint)
-            if context is not None and found.code is not Code.TLS:
+            problem = failures.classify_exception(error, self._endpoint).error
+            if context is not None and problem.code is Code.CONNECTION_LOST and await self._speaks_plain_http():
+                problem = failures.plain_port(self._endpoint)
+            if context is not None and problem.code is not Code.TLS:
                 stage.begin("connection")
-            stage.failed(found)
+            stage.failed(problem)
             return False
         try:
             seconds = time.monotonic() - started
@@ -181,18 +181,18 @@ class _Trial:
         started = time.monotonic()
         try:
             response = await self._pool.send(head.endpoint, encoder.encode(head, conversation, {}))
-            found: Any = read_response(response.status, response.headers, response.content(), endpoint)
+            outcome: Any = read_response(response.status, response.headers, response.content(), endpoint)
         except (failures.TransportError, PromptmillError, OSError, ValueError) as error:
-            found = failures.classify_exception(error, endpoint)
+            outcome = failures.classify_exception(error, endpoint)
         seconds = time.monotonic() - started
-        if isinstance(found, failures.RetryDecision):
-            if _REASONING_STARTED in found.error.message:
+        if isinstance(outcome, failures.RetryDecision):
+            if _REASONING_STARTED in outcome.error.message:
                 stage.ok(f"{model} started to reason after {seconds:.2f} s; it needs a larger `max_tokens` than 1")
                 return
-            hinted = with_key_hint(endpoint, found.error, found.status)
-            stage.failed(await self._with_hint(hinted, found, model))
+            hinted = with_key_hint(endpoint, outcome.error, outcome.status)
+            stage.failed(await self._with_hint(hinted, outcome, model))
             return
-        answer = with_reasoning_apart(found)
+        answer = with_reasoning_apart(outcome)
         tokens = answer.usage.completion_tokens
         stage.ok(f"{counted(tokens, 'token')} in {seconds:.2f} s")
         if answer.is_empty and not answer.reasoning and answer.finish_reason != "length":

@@ -140,8 +140,8 @@ async def choose(
         groups.insert(0, ([_candidate(configuration, "the endpoint of the configuration", {})], _PROVIDER_S))
     async with connected(configuration.plan) as pool:
         for candidates, limit_s in groups:
-            found = await asyncio.gather(*(_ask(pool, candidate, limit_s, environ) for candidate in candidates))
-            for candidate, answer in zip(candidates, found, strict=True):
+            answers = await asyncio.gather(*(_ask(pool, candidate, limit_s, environ) for candidate in candidates))
+            for candidate, answer in zip(candidates, answers, strict=True):
                 choice = _judge(candidate, answer, block.model_name, against)
                 if choice is not None:
                     return choice
@@ -156,10 +156,10 @@ async def around(
     """Return the address of a server on this machine that answers, and a provider whose key is set; `""` for none."""
     servers = _local(configuration, environ, profiles)
     async with connected(configuration.plan) as pool:
-        found = await asyncio.gather(*(_ask(pool, server, _LOCAL_S, environ) for server in servers))
+        answers = await asyncio.gather(*(_ask(pool, server, _LOCAL_S, environ) for server in servers))
     urls = [
         server.values["base_url"][0]
-        for server, answer in zip(servers, found, strict=True)
+        for server, answer in zip(servers, answers, strict=True)
         if not isinstance(answer, PromptmillError)
     ]
     names = [provider.name for provider in _providers(configuration, environ, profiles)]
@@ -190,7 +190,7 @@ def _judge(
 def _local(
     configuration: Configuration, environ: Mapping[str, str], profiles: Sequence[ProviderProfile]
 ) -> list[_Candidate]:
-    found = []
+    candidates = []
     for profile in profiles:
         if profile.public or not profile.base_url:
             continue
@@ -198,8 +198,8 @@ def _local(
         if profile.name == "ollama" and (named := environ.get("OLLAMA_HOST", "").strip()):
             url = _ollama_url(named)
         values = {"base_url": [url], "provider": profile.name, **_NOTHING_OF_ANOTHER}
-        found.append(_candidate(configuration, profile.name, values, is_local=True))
-    return found
+        candidates.append(_candidate(configuration, profile.name, values, is_local=True))
+    return candidates
 
 
 def _ollama_url(named: str) -> str:
@@ -306,10 +306,10 @@ async def _models(pool: Pool, endpoint: Endpoint) -> ModelList:
         if entries is None:
             raise _no_list(endpoint, status)
         return ModelList(tuple(ListedModel(name, _context(entry)) for entry in entries if (name := _name(entry))))
-    found = await _own(pool, endpoint, base, entries or [])
-    if entries is None and not found.models:
+    own_models = await _own(pool, endpoint, base, entries or [])
+    if entries is None and not own_models.models:
         raise _no_list(endpoint, status)
-    return found
+    return own_models
 
 
 def _no_list(endpoint: Endpoint, status: int) -> PromptmillError:
@@ -342,8 +342,8 @@ async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[Json
     if isinstance(version := _field(ollama, "version"), str):
         tags, running = await asyncio.gather(native("/api/tags"), native("/api/ps"))
         return ModelList(_of_ollama(models, tags, running), f"Ollama {version:.20}")
-    if (found := _entries(studio)) and any("state" in entry for entry in found):
-        return ModelList(_of_lm_studio(found), "LM Studio")
+    if (studio_models := _entries(studio)) and any("state" in entry for entry in studio_models):
+        return ModelList(_of_lm_studio(studio_models), "LM Studio")
     if isinstance(_field(info, "model_id"), str):
         context = _count(_field(info, "max_total_tokens"))
         served = models or [ListedModel(_short(str(_field(info, "model_id"))))]
@@ -373,13 +373,13 @@ def _of_lm_studio(entries: Sequence[JsonObject]) -> tuple[ListedModel, ...]:
 
 def _entries(payload: Any) -> list[JsonObject] | None:
     """Return the entries of a list of models: OpenAI's and Anthropic's form, Google's, or Together's, the bare list."""
-    found = payload.get("data", payload.get("models")) if isinstance(payload, dict) else payload
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else None
+    entries = payload.get("data", payload.get("models")) if isinstance(payload, dict) else payload
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else None
 
 
 def _listed(payload: Any) -> list[Any]:
-    found = _field(payload, "models")
-    return found if isinstance(found, list) else []
+    models = _field(payload, "models")
+    return models if isinstance(models, list) else []
 
 
 def _name(entry: JsonObject) -> str:

@@ -191,11 +191,11 @@ def _endpoint(
             key, source = configured, "`api_key` of the configuration"
         else:
             note = f"The configured key is not sent to an endpoint that only the call named: {_SWITCHES}."
-    elif found := _from_environment(settings, plan, environ, host_profile):
+    elif key_and_source := _from_environment(settings, plan, environ, host_profile):
         if plan.keyless:
             note = "No key is sent to a server that `backend: auto` found: name it as `base_url` to send one."
         elif for_environment:
-            key, source = found
+            key, source = key_and_source
         else:
             note = f"The key in the environment is not sent to an endpoint that only the call named: {_SWITCHES}."
     own = settings.headers if named or "headers" in plan.from_call else {}
@@ -453,7 +453,7 @@ def _straightened(url: str) -> str:
     url = "".join(url.strip(_AROUND).split())
     url = re.sub(r"https?://(?=https?(?::/|//))", "", url, count=1)
     if not re.match(r"https?:\d+(/|$)", url):  # a host called http
-        url = _SCHEME.sub(lambda found: f"{found[1].lower()}://", url, count=1)
+        url = _SCHEME.sub(lambda match: f"{match[1].lower()}://", url, count=1)
     name, colon, rest = url.partition("://")
     if colon and name.lower() not in {"http", "https"}:
         near = close_matches(name.lower(), ("https", "http"), n=1, cutoff=0.6)

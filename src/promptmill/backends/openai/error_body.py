@@ -137,14 +137,14 @@ def _message(value: Any) -> str:
     """Return the message of a body; it may be nested, such as FastAPI's list of errors and their locations."""
     if isinstance(value, dict):
         inner = _message(value.get("inner"))  # read once: twice on each level would double the time of each level
-        found = next((text for name in _MESSAGES if (text := _message(value.get(name)))), "")
-        if not found:
+        message = next((text for name in _MESSAGES if (text := _message(value.get(name)))), "")
+        if not message:
             nested = ("base_resp", "header", "response", "inner", "body")
             texts = (inner if name == "inner" else _message(value.get(name)) for name in nested)
-            found = next(filter(None, texts), "")
+            message = next(filter(None, texts), "")
         raw = value.get("metadata")
         more = _message(raw.get("raw")) if isinstance(raw, dict) else inner
-        return f"{found}: {more}" if found and more and more != found else found or more
+        return f"{message}: {more}" if message and more and more != message else message or more
     if isinstance(value, list):
         return "; ".join(filter(None, map(_message, value[:20])))
     return value[:LONGEST_SEARCHED].strip() if isinstance(value, str) else ""

@@ -11,7 +11,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.http_connection import Headers, HttpResponse
 from promptmill.backends.openai.reply import answer_in
-from promptmill.backends.openai.request import ImageEncoder, RequestEncoder
+from promptmill.backends.openai.request_body import ImageEncoder, RequestEncoder
 from promptmill.backends.openai.sender import left_out
 from promptmill.backends.protocol import Call, Exchange, Failure, FixedShare, Outcome
 from promptmill.core.errors import Code, PromptmillError
@@ -44,15 +44,15 @@ class ExchangedAnswers(FixedShare):
     async def answer(self, request: Request) -> Outcome:
         """Return the outcome of one request: the reply to it, or the failure that `exchange` has in its place."""
         try:
-            found = await self._exchange(request, self._body)
+            reply = await self._exchange(request, self._body)
         except PromptmillError as error:
             if error.code is Code.STORAGE:  # of the job's folder, which every request needs
                 raise
             return Failure(error, request.attempts)
-        if isinstance(found, Failure):
-            return found
+        if isinstance(reply, Failure):
+            return reply
         self._call.counts.requests += 1
-        response = HttpResponse(found.status, Headers({}), found.body)
+        response = HttpResponse(reply.status, Headers({}), reply.body)
         inline = request.sampling.reasoning == "inline"
         answer = answer_in(response, self._endpoint, keep_raw=self._call.facts.keep_raw, inline=inline)
         if isinstance(answer, RetryDecision):

@@ -93,8 +93,8 @@ class ProviderProfile:
     def cause_of(self, body: ErrorBody) -> Cause | None:
         """Return the cause that this provider's own codes and phrases give for an error body, or None."""
         codes = [*(f"{name}={number}" for name, number in body.numbers.items()), *body.codes]
-        if found := next((cause for code in codes if (cause := self.codes.get(code))), None):
-            return found
+        if known := next((cause for code in codes if (cause := self.codes.get(code))), None):
+            return known
         return next((cause for phrase, cause in self.phrases.items() if phrase in body.text), None)
 
 
@@ -620,13 +620,13 @@ _TELLING = len("code=12345")
 
 def _agreed() -> Mapping[str, Cause]:
     """Return the codes whose meaning no two profiles dispute and that are too long to be ambiguous."""
-    found: dict[str, Cause] = {}
+    causes: dict[str, Cause] = {}
     differing: set[str] = set()
     for profile in PROFILES:
         for code, cause in profile.codes.items():
-            if found.setdefault(code, cause) is not cause or len(code) < _TELLING:
+            if causes.setdefault(code, cause) is not cause or len(code) < _TELLING:
                 differing.add(code)
-    return MappingProxyType({code: cause for code, cause in found.items() if code not in differing})
+    return MappingProxyType({code: cause for code, cause in causes.items() if code not in differing})
 
 
 # The profile of every unlisted host: parameters are sent unchanged. It may be a gateway, which passes on the codes of
@@ -666,8 +666,8 @@ def profile_named(name: str) -> ProviderProfile:
 def profile_of(name: str) -> ProviderProfile:
     """Return the profile for `provider: NAME`, aliases included. Raises `KeyError` that suggests a known name."""
     wanted = name.strip().lower()
-    found = profile_named(_ALIASES.get(wanted, wanted))
-    if found is PLAIN or found is LOCAL:
+    named = profile_named(_ALIASES.get(wanted, wanted))
+    if named is PLAIN or named is LOCAL:
         known = [profile.name for profile in PROFILES]
         raise KeyError(did_you_mean(wanted, [*known, *_ALIASES], f"known providers: {', '.join(known)}."))
-    return found
+    return named

@@ -84,8 +84,8 @@ def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, Any]:
     inner = payload.get("error", payload) if isinstance(payload, dict) else None
     if not isinstance(inner, dict):
         inner = payload if isinstance(payload, dict) else {}
-    found = {name: inner[name] for name in _ERROR_FIELDS if isinstance(inner.get(name), str | int)}
-    shown = {"message": body.shown} | found
+    fields = {name: inner[name] for name in _ERROR_FIELDS if isinstance(inner.get(name), str | int)}
+    shown = {"message": body.shown} | fields
     return {
         name: redact(without_controls(value[:LONGEST_SEARCHED]), endpoint.secrets)[:400]
         if isinstance(value, str)
@@ -160,12 +160,12 @@ def _cause(status: int, body: ErrorBody, wait_s: float | None) -> Cause:
         return _first(body, Cause.CONTEXT) or Cause.TOO_LARGE
     if 300 <= status < 400:
         return Cause.INPUT
-    found = _first(
+    cause = _first(
         body, Cause.FILTER, Cause.CONTEXT, Cause.TOO_LARGE, Cause.QUOTA, Cause.MODEL, Cause.KEY, Cause.RATE, Cause.BUSY
     )
-    if found is None and status == 451:
+    if cause is None and status == 451:
         return Cause.FILTER
-    return found or (Cause.INPUT if status else Cause.BUSY)
+    return cause or (Cause.INPUT if status else Cause.BUSY)
 
 
 def _limit(body: ErrorBody, wait_s: float | None) -> Cause:
@@ -189,10 +189,10 @@ def _server_error(status: int, body: ErrorBody) -> Cause:
         return Cause.CONTEXT
     if _coded(body, Cause.FILTER):
         return Cause.FILTER
-    found = _first(body, Cause.TOO_LARGE, Cause.QUOTA, Cause.KEY)
-    if found is None and status == 500 and error_body.WORDS[Cause.MODEL].search(body.words):
+    cause = _first(body, Cause.TOO_LARGE, Cause.QUOTA, Cause.KEY)
+    if cause is None and status == 500 and error_body.WORDS[Cause.MODEL].search(body.words):
         return Cause.MODEL
-    return found or Cause.BUSY
+    return cause or Cause.BUSY
 
 
 def _first(body: ErrorBody, *causes: Cause) -> Cause | None:

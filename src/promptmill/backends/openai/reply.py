@@ -75,12 +75,12 @@ def answer_in(
     content = _content(response, endpoint) if response.encoding else response.body
     if isinstance(content, RetryDecision):
         return content
-    found = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw)
-    if isinstance(found, RetryDecision):
-        return _with_proxy(found, response)
+    reading = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw)
+    if isinstance(reading, RetryDecision):
+        return _with_proxy(reading, response)
     if inline:
-        return found
-    return with_reasoning_apart(found) if may_have_marks(found.text) else found
+        return reading
+    return with_reasoning_apart(reading) if may_have_marks(reading.text) else reading
 
 
 def with_reasoning_apart(completion: Completion) -> Completion:
@@ -96,8 +96,8 @@ def other_answer_in(response: HttpResponse, endpoint: Endpoint) -> Completion | 
     content = _content(response, endpoint)
     if isinstance(content, RetryDecision):
         return content
-    found = read_other_response(response.status, response.headers, content, endpoint)
-    return _with_proxy(found, response) if isinstance(found, RetryDecision) else found
+    reading = read_other_response(response.status, response.headers, content, endpoint)
+    return _with_proxy(reading, response) if isinstance(reading, RetryDecision) else reading
 
 
 def _with_proxy(decision: RetryDecision, response: HttpResponse) -> RetryDecision:
@@ -202,8 +202,8 @@ def _read_other_form(
 
 def _translated(payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint) -> JsonDict:
     """Return a reply in the endpoint's dialect as a chat completion; any other object unchanged, such as an error."""
-    found = None if "choices" in payload else DIALECTS[endpoint.dialect].completion(payload, headers)
-    return payload if found is None else found
+    translated = None if "choices" in payload else DIALECTS[endpoint.dialect].completion(payload, headers)
+    return payload if translated is None else translated
 
 
 def _refused(status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint) -> RetryDecision:
@@ -327,8 +327,8 @@ def read_payload(
         text, reasoning, tool_calls = _contents(message)
         if (tool_calls or logprobs) and not chat_completion.can_go_on((tool_calls, logprobs)):
             raise _ShapeError("tool calls or `logprobs` that JSON cannot represent")
-    except _ShapeError as found:
-        return replace(_unreadable(endpoint, str(found), b""), **spent)
+    except _ShapeError as problem:
+        return replace(_unreadable(endpoint, str(problem), b""), **spent)
     if not text and not tool_calls:
         if refusal := message.get("refusal"):
             text = chat_completion.text_of(refusal)
@@ -465,11 +465,11 @@ def _text(body: bytes) -> str:
     return body[:4096].decode("utf-8", "replace")
 
 
-def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> RetryDecision:
+def _unreadable(endpoint: Endpoint, problem: str, body: bytes) -> RetryDecision:
     page = body.lstrip()[:1] == b"<"
     error = PromptmillError(
         Code.BAD_RESPONSE,
-        f"{endpoint.name} answered with {_page(body) if page else found}.",
+        f"{endpoint.name} answered with {_page(body) if page else problem}.",
         wrong_address(endpoint) if page else None,
     )
     # a proxy may have put its page in the place of an answer, which is billed

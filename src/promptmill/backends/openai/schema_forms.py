@@ -93,10 +93,10 @@ def strict_form(schema: JsonObject) -> JsonDict | None:
     keywords that strict mode lacks are only described in words.
     """
     try:
-        found = _node(_with_root(schema))
+        node = _node(_with_root(schema))
     except (_InexpressibleError, RecursionError):
         return None
-    return found if found.get("type") == "object" and "anyOf" not in found else None
+    return node if node.get("type") == "object" and "anyOf" not in node else None
 
 
 def _with_root(schema: JsonObject) -> JsonObject:
@@ -251,12 +251,12 @@ def _in_subset(schema: JsonObject, subset: _Subset) -> JsonDict | None:
         definitions = {name: inner for group in _DEFINITIONS for name, inner in (node.get(group) or {}).items()}
         if subset.closes and any(_reaches(name, inner, definitions, set()) for name, inner in definitions.items()):
             return None
-        found = _within({key: value for key, value in node.items() if key not in _DEFINITIONS}, subset)
+        subset_form = _within({key: value for key, value in node.items() if key not in _DEFINITIONS}, subset)
         if definitions:
-            found["$defs"] = {name: _within(inner, subset) for name, inner in definitions.items()}
+            subset_form["$defs"] = {name: _within(inner, subset) for name, inner in definitions.items()}
     except (_InexpressibleError, RecursionError, AttributeError, TypeError):
         return None
-    return found
+    return subset_form
 
 
 def _reaches(name: str, node: Any, definitions: JsonObject, seen: set[str]) -> bool:
@@ -290,8 +290,8 @@ def _within(schema: Any, subset: _Subset) -> JsonDict:
     node: JsonDict = {}
     words = []
     for key, value in schema.items():
-        if (found := _keyword(key, value, subset)) is not None:
-            node |= found
+        if (keywords := _keyword(key, value, subset)) is not None:
+            node |= keywords
         elif key not in _SILENT:
             words.append(f"{key}: {value}")
     if words:

@@ -16,7 +16,7 @@ from promptmill.backends.openai.failures import FailureKind, RetryDecision, clas
 from promptmill.backends.openai.http_connection import HttpResponse
 from promptmill.backends.openai.limit.endpoint_state import EndpointState, Permit
 from promptmill.backends.openai.reply import answer_in, other_answer_in
-from promptmill.backends.openai.request import Head, ImageEncoder
+from promptmill.backends.openai.request_body import Head, ImageEncoder
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import NO_USAGE, Call, Completion, Spent, Usage
 from promptmill.core.errors import Code, PromptmillError
@@ -159,26 +159,28 @@ class Sender:
             return classify_exception(error, endpoint)
         keep_raw = call.facts.keep_raw
         if response.is_soon_read:
-            found = answer_in(response, endpoint, keep_raw=keep_raw, inline=inline)
+            reading = answer_in(response, endpoint, keep_raw=keep_raw, inline=inline)
         else:
-            found = await self._pool.read_apart(answer_in, response, endpoint, keep_raw=keep_raw, inline=inline)
-        if isinstance(found, RetryDecision):
-            corrected = encoder.is_corrected(head, found.error.message)
+            reading = await self._pool.read_apart(answer_in, response, endpoint, keep_raw=keep_raw, inline=inline)
+        if isinstance(reading, RetryDecision):
+            corrected = encoder.is_corrected(head, reading.error.message)
             if corrected or (preview is not None and response.status in {400, 422}):
                 call.preview = preview if corrected else None  # it may be the streaming that is refused
                 call.ledger.not_billed(request)
                 return await self.send(item, endpoint_state, prepared)
-            return found
+            return reading
         if response.headers.any_zero():
             _note_limit(response, endpoint_state)
-        if found.reasoning and not inline and (problem := found.unanswered):
-            kind = FailureKind.TRANSIENT if found.finish_reason is None else FailureKind.ITEM
-            return RetryDecision(kind, problem, usage=found.usage, tier=found.tier, unmetered=not found.is_metered)
-        if endpoint.profile.cuts_prompts and (warning := _cut_prompt(request.conversation, found, endpoint)):
+        if reading.reasoning and not inline and (problem := reading.unanswered):
+            kind = FailureKind.TRANSIENT if reading.finish_reason is None else FailureKind.ITEM
+            return RetryDecision(
+                kind, problem, usage=reading.usage, tier=reading.tier, unmetered=not reading.is_metered
+            )
+        if endpoint.profile.cuts_prompts and (warning := _cut_prompt(request.conversation, reading, endpoint)):
             call.warn(warning)
             warnings += (warning,)
-        found.warnings = warnings
-        return found
+        reading.warnings = warnings
+        return reading
 
     async def aclose(self) -> None:
         """Stop reading images."""
@@ -195,12 +197,12 @@ class Sender:
             response = await self._pool.send(endpoint, body, fresh=item.stale)
         except Exception as error:  # noqa: BLE001 (as above)
             return classify_exception(error, endpoint)
-        found = await self._pool.read_apart(other_answer_in, response, endpoint)
-        if isinstance(found, Completion):
+        reading = await self._pool.read_apart(other_answer_in, response, endpoint)
+        if isinstance(reading, Completion):
             _note_limit(response, endpoint_state)
-        elif found.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
-            return replace(found, kind=FailureKind.ITEM)  # it lacks this route, but may have the route of chats
-        return found
+        elif reading.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
+            return replace(reading, kind=FailureKind.ITEM)  # it lacks this route, but may have the route of chats
+        return reading
 
 
 def left_out(head: Head, endpoint: Endpoint, request: Request, call: Call, *, is_error: bool) -> tuple[str, ...]:

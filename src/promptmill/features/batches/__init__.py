@@ -12,12 +12,12 @@ FEATURE = Feature(
             "promptmill.features.batches.stored_batches",
         ),
     ),
-    order_parts={"batch": "promptmill.features.batches.order:BatchOrder"},
+    order_parts={"batch": "promptmill.features.batches.batch_order:BatchOrder"},
     figures=(
         Figure(
             name="batch",
-            record="promptmill.features.batches.status:BatchStatus",
-            facts="promptmill.features.batches.status:facts",
+            record="promptmill.features.batches.batch_status:BatchStatus",
+            facts="promptmill.features.batches.batch_status:facts",
         ),
     ),
 )

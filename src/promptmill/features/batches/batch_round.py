@@ -42,8 +42,8 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Request
 from promptmill.features.batches import stored_batches
 from promptmill.features.batches.batch_files import BatchFiles, is_whole, new_key, waits
-from promptmill.features.batches.order import BatchOrder
-from promptmill.features.batches.status import BatchStatus, batch_words
+from promptmill.features.batches.batch_order import BatchOrder
+from promptmill.features.batches.batch_status import BatchStatus, batch_words
 from promptmill.features.batches.stored_batches import HAS_REPLY, IN_BATCH, Batch
 from promptmill.jobs.run.live import StoreSink, answer_rows
 from promptmill.jobs.run.ways import RoundRun

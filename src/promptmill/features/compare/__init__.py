@@ -14,8 +14,8 @@ FEATURE = Feature(
     instructions="`compare` compares outputs of the same rows.",
     tools="promptmill.features.compare.tools:add",
     names={
-        "Comparison": "promptmill.features.compare.call:Comparison",
-        "compare": "promptmill.features.compare.call:compare",
+        "Comparison": "promptmill.features.compare.comparison:Comparison",
+        "compare": "promptmill.features.compare.comparison:compare",
     },
     after_job="promptmill.features.compare.after_job:show",
 )

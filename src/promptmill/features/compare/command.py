@@ -19,9 +19,9 @@ from promptmill.cli.options import Parser, add_shared, amount, at_least_one, con
 from promptmill.cli.terminal import OK, columns, say
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.features.compare import comparison_page, comparison_text, figures, judge, words
-from promptmill.features.compare.call import order_of, rows_of
+from promptmill.features.compare.compared_files import ComparedFile, ComparedRows, ComparisonOrder
+from promptmill.features.compare.comparison import order_of, rows_of
 from promptmill.features.compare.figures import Judgement
-from promptmill.features.compare.files import ComparedFile, ComparedRows, ComparisonOrder
 from promptmill.features.compare.judge import JudgeOrder, Pairs
 from promptmill.jobs import disk
 from promptmill.jobs.columns import VARIANT

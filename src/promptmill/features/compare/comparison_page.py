@@ -9,8 +9,8 @@ from typing import Any
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, cut
 from promptmill.features.compare import figures, words
+from promptmill.features.compare.compared_files import ComparedRows
 from promptmill.features.compare.figures import CONTRADICTION, Judgement
-from promptmill.features.compare.files import ComparedRows
 from promptmill.jobs import disk
 from promptmill.pages import page
 from promptmill.pages.page import MOST_ROWS, Report

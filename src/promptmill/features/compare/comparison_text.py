@@ -8,7 +8,7 @@ from typing import Any
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut
 from promptmill.features.compare import words
-from promptmill.features.compare.values import LABEL
+from promptmill.features.compare.answer_values import LABEL
 
 _CLASSES = 8
 _NAME = 8  # characters of the names of texts, at least

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from promptmill.core.errors import input_error
-from promptmill.features.compare.files import ComparedColumn, ComparedFile, ComparedRows, heading_of
+from promptmill.features.compare.answer_values import SIMILARITY, similarity
+from promptmill.features.compare.compared_files import ComparedColumn, ComparedFile, ComparedRows, heading_of
 from promptmill.features.compare.paired_proportions import INTERVAL, TEST, kappa, mcnemar, paired_interval, wilson
-from promptmill.features.compare.values import SIMILARITY, similarity
 from promptmill.jobs.store.shares import Stratum, shares
 from promptmill.jobs.store.status_record import LabelShare
 

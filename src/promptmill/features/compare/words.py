@@ -11,9 +11,9 @@ from typing import Any, cast
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut
+from promptmill.features.compare.answer_values import LABEL, SIMILARITY
 from promptmill.features.compare.figures import CONTRADICTION, HALF, TIE, commonest, tabulated
 from promptmill.features.compare.paired_proportions import INTERVAL, SHARE_INTERVAL, TEST
-from promptmill.features.compare.values import LABEL, SIMILARITY
 from promptmill.jobs.store import status_words
 from promptmill.jobs.store.status_record import RunStatus
 

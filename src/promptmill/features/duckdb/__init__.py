@@ -8,7 +8,7 @@ FEATURE = Feature(
     formats=(
         Format(
             names=(".duckdb",),
-            database="promptmill.features.duckdb.database:DuckDb",
+            database="promptmill.features.duckdb.duckdb_tables:DuckDb",
             packages=("duckdb", "pyarrow"),
             extra="duckdb",
             title="Queries of DuckDB and its",

@@ -19,9 +19,9 @@ from types import MappingProxyType
 from typing import Any
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
-from promptmill.features.duckdb.database import SUFFIX, connected, literal, stamp
+from promptmill.features.duckdb.duckdb_tables import SUFFIX, connected, literal, stamp
 from promptmill.jobs.databases import quoted
-from promptmill.jobs.inputs import remote
+from promptmill.jobs.inputs import remote_files
 from promptmill.jobs.inputs.files import Part, missing
 from promptmill.jobs.inputs.formats import check_installed, plain
 from promptmill.jobs.inputs.input_rows import InputRows, temporary_folder
@@ -65,7 +65,7 @@ def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[I
                 raise input_error(Named("sql"), " goes with one database.")
             for scheme in dict.fromkeys([*_READ.findall(sql), *map(_scheme_of, sources)]):
                 if scheme and scheme.lower() not in _OF_DUCKDB:  # with the credentials of INPUT by URL
-                    connection.register_filesystem(remote.filesystem(scheme.lower()))
+                    connection.register_filesystem(remote_files.filesystem(scheme.lower()))
             for name in sources:
                 _open(connection, name)
             connection.execute(f"CREATE TABLE {_ROWS} AS {query}")
@@ -83,7 +83,7 @@ def _select(connection: Any, sql: str) -> str:
 
 
 def _scheme_of(name: str) -> str:
-    return name.partition("://")[0] if remote.is_url(name) else ""
+    return name.partition("://")[0] if remote_files.is_url(name) else ""
 
 
 def _is_database(name: str) -> bool:
@@ -97,9 +97,9 @@ def _is_duckdb(path: Path) -> bool:
 def _open(connection: Any, name: str) -> None:
     """Make the tables of an INPUT visible to the query."""
     path = home_expanded(name)
-    if not remote.is_url(name) and plain(path).suffix.lower() in {SUFFIX, *_READERS} and not path.is_file():
+    if not remote_files.is_url(name) and plain(path).suffix.lower() in {SUFFIX, *_READERS} and not path.is_file():
         raise missing(path)
-    place = literal(name if remote.is_url(name) else str(path))
+    place = literal(name if remote_files.is_url(name) else str(path))
     if _is_database(name):
         kind = "READ_ONLY" if _is_duckdb(path) else "TYPE postgres, READ_ONLY"
         connection.execute(f"ATTACH {place} AS source ({kind})")

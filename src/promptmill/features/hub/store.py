@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from promptmill.features.hub import dataset_card, hub
-from promptmill.jobs.inputs.remote import RemoteOutput, Say, Store
+from promptmill.jobs.inputs.remote_files import RemoteOutput, Say, Store
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 

@@ -22,8 +22,8 @@ from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.row_secrets import check_rows
 from promptmill.jobs.inputs.short_forms import Labels, labels_of
 from promptmill.jobs.manage.bulk_call import run_job, watch_of
+from promptmill.jobs.manage.bulk_keywords import configuration_of
 from promptmill.jobs.manage.bulk_result import lines_of
-from promptmill.jobs.manage.keywords import configuration_of
 from promptmill.jobs.store.index import JobFolders
 from promptmill.options.keywords import ModelOptions
 from promptmill.system import runtime

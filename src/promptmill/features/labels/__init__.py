@@ -16,15 +16,15 @@ FEATURE = Feature(
     figures=(
         Figure(
             name="sure",
-            record="promptmill.features.labels.status:SureStatus",
-            facts="promptmill.features.labels.status:facts",
-            news="promptmill.features.labels.status:news",
-            section="promptmill.features.labels.status:section",
+            record="promptmill.features.labels.label_status:SureStatus",
+            facts="promptmill.features.labels.label_status:facts",
+            news="promptmill.features.labels.label_status:news",
+            section="promptmill.features.labels.label_status:section",
         ),
         Figure(
             name="votes",
-            record="promptmill.features.labels.status:VoteStatus",
-            facts="promptmill.features.labels.status:vote_facts",
+            record="promptmill.features.labels.label_status:VoteStatus",
+            facts="promptmill.features.labels.label_status:vote_facts",
         ),
     ),
 )

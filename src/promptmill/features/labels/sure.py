@@ -13,9 +13,9 @@ from promptmill.core.request import TOP_CHOICES
 from promptmill.features.labels.comparable import SCORE, SURE, check_comparable, repeating
 from promptmill.features.labels.cut import errors_allowed
 from promptmill.features.labels.gold_labels import check_unasked, right_labels
+from promptmill.features.labels.label_status import estimate_words
 from promptmill.features.labels.panel import cheap_of, place_of, score_of
 from promptmill.features.labels.rule import STUDENT, SurePart, SureRule
-from promptmill.features.labels.status import estimate_words
 from promptmill.features.labels.student import STUDENTS
 from promptmill.features.labels.student_answers import taught_of
 from promptmill.features.labels.sure_figures import sample_status, sure_status

@@ -21,9 +21,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from promptmill.features.labels.cut import LAST, most_bad
+from promptmill.features.labels.label_status import SureExpected, SureSample, SureStatus
 from promptmill.features.labels.panel import cheap_of, place_of
 from promptmill.features.labels.rule import SureCut, SurePart, SureRule
-from promptmill.features.labels.status import SureExpected, SureSample, SureStatus
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, HAS_QUESTION

@@ -15,7 +15,7 @@ FEATURE = Feature(
     ),
     instructions="`review` finds rows that the user should check, and stores the user's labels.",
     tools="promptmill.features.review.tools:add",
-    names={"review": "promptmill.features.review.call:review"},
+    names={"review": "promptmill.features.review.python_review:review"},
     figures=(
         Figure(
             name="person",

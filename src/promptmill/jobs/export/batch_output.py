@@ -141,17 +141,17 @@ class Ids(NamedTuple):
             return cls(0, 0, ())
         ids = _IDS.format(path)
         ((missing,),) = store.read(_MISSING.format(ids), end)
-        found = store.read(_REPEATED.format(ids), end, max(1, most))
-        return cls(missing, found[0][2] if found else 0, [(row, first) for row, first, _ in found[:most]])
+        repeated = store.read(_REPEATED.format(ids), end, max(1, most))
+        return cls(missing, repeated[0][2] if repeated else 0, [(row, first) for row, first, _ in repeated[:most]])
 
     @property
     def warning(self) -> str:
         """A sentence about repeated and missing `custom_id`s; `""` if there are none."""
-        found = [f"{self.missing} row(s) have no `custom_id`."] if self.missing else []
+        sentences = [f"{self.missing} row(s) have no `custom_id`."] if self.missing else []
         if self.repeated:
             row, first = self.examples[0]
-            found.append(
+            sentences.append(
                 f"{self.repeated} line(s) repeat the `custom_id` of an earlier one, line {row + 1} that of line "
                 f"{first + 1} first: their answers are told apart by their order alone."
             )
-        return " ".join(found)
+        return " ".join(sentences)

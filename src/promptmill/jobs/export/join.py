@@ -82,13 +82,13 @@ def join(
 
 def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
     """Return the folder and the job of each shard, in order. Checks that all are finished and belong to one job."""
-    found: dict[int, Path] = {}
+    shards: dict[int, Path] = {}
     counts: set[int] = set()
     for path in target.parent.glob(f"{glob.escape(target.name)}.part-*-of-*"):
         if match := PART.fullmatch(path.name.removeprefix(target.name)):
-            found[int(match[1])] = path
+            shards[int(match[1])] = path
             counts.add(int(match[2]))
-    if not found:
+    if not shards:
         if target.exists() and folders.of(target).result is not None:
             raise input_error(f"{target.name} is a job's own output; there are no parts of it to join.")
         each = Named("shard", "I/N")
@@ -98,12 +98,12 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
             f"There are parts of {target.name} cut in {' and in '.join(map(str, sorted(counts)))}; remove those of one."
         )
     (count,) = counts
-    if missing := [str(at) for at in range(1, count + 1) if at not in found]:
+    if missing := [str(at) for at in range(1, count + 1) if at not in shards]:
         shard = Named("shard", f"{missing[0] if len(missing) == 1 else 'I'}/{count}")
         which = f"part {missing[0]} is" if len(missing) == 1 else f"parts {', '.join(missing[:20])} are"
         raise input_error(f"Of the {count} parts of {target.name}, {which} not done yet; run it with ", shard, ".")
     parts = []
-    for _, path in sorted(found.items()):
+    for _, path in sorted(shards.items()):
         folder = folders.of(path)
         spec, made = folder.spec, folder.result
         if spec is None or made is None:
@@ -112,7 +112,7 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
             raise input_error(f"{path.name} is not what its shard made last; run the shard again.")
         parts.append((folder, spec))
     first = parts[0][1]
-    for (_, spec), path in zip(parts, (found[at] for at in sorted(found)), strict=True):
+    for (_, spec), path in zip(parts, (shards[at] for at in sorted(shards)), strict=True):
         if _identity(spec) != _identity(first):
             raise input_error(f"{path.name} in {path.parent} is of another input or other settings than part 1.")
     return parts

@@ -83,13 +83,13 @@ def write_output(
 def stamp_of(partial: Path, target: Path) -> Stamp:
     """Return the stamp that the output at `target` will have, once it is what `partial` is now. Raises `OSError`."""
     if not members.is_table(target):
-        found = members.stamp(partial)
+        stamp = members.stamp(partial)
     else:
         file, table = members.split(target)
-        found = database_of(file).stamp_of_rows(partial, table)
-    if found is None:
+        stamp = database_of(file).stamp_of_rows(partial, table)
+    if stamp is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(partial))
-    return found
+    return stamp
 
 
 def write(

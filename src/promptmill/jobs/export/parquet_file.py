@@ -55,11 +55,11 @@ def write_parquet(
     schema = pa.schema(fields, metadata=own.schema.metadata)
     with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
         for group in _groups(answered):
-            found = [answers.in_table(each) for each in group]
+            records = [answers.in_table(each) for each in group]
             if answers.schema is not None:
-                found = list(map(answers.schema.with_losses, found))
+                records = list(map(answers.schema.with_losses, records))
             ours = [
-                pa.array([_arrow_value(answers.schema, key, one.get(key)) for one in found], kind)
+                pa.array([_arrow_value(answers.schema, key, one.get(key)) for one in records], kind)
                 for key, kind in kinds.items()
             ]
             batch = own.batch([each.row for each in group])
@@ -147,10 +147,10 @@ def _arrow_array(column: list[Any], kind: Any) -> Any:
         starts = [None if value is None else at for value, at in zip(column, (0, *ends), strict=False)]
         of_kind = pa.LargeListArray if kinds.is_large_list(kind) else pa.ListArray
         return of_kind.from_arrays([*starts, len(values_)], values_).cast(kind)
-    found = pa.array(column, plain)
+    array = pa.array(column, plain)
     if kinds.is_time(kind):  # Arrow casts texts of timestamps, but not of times
-        found = compute.binary_join_element_wise("1970-01-01", found, " ").cast(pa.timestamp("ns"))
-    return found.cast(kind)
+        array = compute.binary_join_element_wise("1970-01-01", array, " ").cast(pa.timestamp("ns"))
+    return array.cast(kind)
 
 
 def _arrow_types(answers: AnswerValues) -> JsonDict:
@@ -206,14 +206,14 @@ class ColumnTypes:
 
         return pa.schema([(name, _arrow_type(kind)) for name, kind in self._kinds.items()])
 
-    def batch(self, found: Sequence[JsonObject]) -> Any:
+    def batch(self, stored: Sequence[JsonObject]) -> Any:
         """Return rows as a record batch of this schema."""
         import pyarrow as pa
 
         schema = self.schema()
         columns = []
         for (name, kind), field in zip(self._kinds.items(), schema, strict=True):
-            values = [row.get(name) for row in found]
+            values = [row.get(name) for row in stored]
             columns.append(pa.array(values if _is_plain(kind) else [_value(kind, one) for one in values], field.type))
         return pa.record_batch(columns, schema=schema)
 
@@ -229,8 +229,8 @@ def _kind_of(value: Any, levels: int) -> _Kind:
     if not levels:
         return _MIXED
     if isinstance(value, dict):
-        found = {name: _kind_of(inner, levels - 1) for name, inner in value.items()}
-        return found if len(found) <= _MOST_PARTS else _MIXED
+        kinds = {name: _kind_of(inner, levels - 1) for name, inner in value.items()}
+        return kinds if len(kinds) <= _MOST_PARTS else _MIXED
     inner: _Kind = None
     for one in value:
         inner = _joined(inner, _kind_of(one, levels - 1))
@@ -242,8 +242,8 @@ def _joined(one: _Kind, other: _Kind) -> _Kind:
     if one is None or other is None or one == other:
         return other if one is None else one
     if isinstance(one, dict) and isinstance(other, dict):
-        found = {name: _joined(one.get(name), other.get(name)) for name in {**one, **other}}
-        return found if len(found) <= _MOST_PARTS else _MIXED
+        kinds = {name: _joined(one.get(name), other.get(name)) for name in {**one, **other}}
+        return kinds if len(kinds) <= _MOST_PARTS else _MIXED
     if isinstance(one, list) and isinstance(other, list):
         inner = _joined(one[0], other[0])
         return _MIXED if inner == _MIXED else [inner]

@@ -37,31 +37,31 @@ class SchemaColumns:
         self._schema = schema
         self._by_field = by_field
         properties = _resolved(schema, schema).get("properties")
-        found = properties if by_field and isinstance(properties, Mapping) else {}
-        self._fields: JsonObject = {str(name): _resolved(inner, schema) for name, inner in found.items()}
+        schemas = properties if by_field and isinstance(properties, Mapping) else {}
+        self._fields: JsonObject = {str(name): _resolved(inner, schema) for name, inner in schemas.items()}
         self.names = {f"{FIELD}{name}": name for name in self._fields}
         """The usual names of the columns of a table, by their keys."""
 
-    def in_json(self, found: JsonObject) -> JsonDict:
+    def in_json(self, fields: JsonObject) -> JsonDict:
         """Convert the fields from `columns.answer_fields` for a row of JSON."""
-        changed = dict(found)
-        if found["error"] is not None and not found["answer"]:
+        changed = dict(fields)
+        if fields["error"] is not None and not fields["answer"]:
             return changed | {"answer": None if self._by_field else ""}
         try:
-            value = self._read(found["answer"]) if found["answer"] else None
+            value = self._read(fields["answer"]) if fields["answer"] else None
         except UnreadableAnswerError:
             return changed
         changed["answer"] = value if self._by_field else self._written(value)
-        if "answers" in found:
-            changed["answers"] = [self._one_of_several(text) for text in found["answers"]]
+        if "answers" in fields:
+            changed["answers"] = [self._one_of_several(text) for text in fields["answers"]]
         return changed
 
-    def in_table(self, found: JsonObject) -> JsonDict:
+    def in_table(self, fields: JsonObject) -> JsonDict:
         """Convert the fields from `columns.answer_fields` for a row of a table: one value for each column."""
-        changed = self.in_json(found)
+        changed = self.in_json(fields)
         value = changed["answer"]
         if not self.names:
-            if isinstance(found["answer"], str) and not isinstance(value, str | None):
+            if isinstance(fields["answer"], str) and not isinstance(value, str | None):
                 changed["answer"] = self._written(value)
             return changed
         del changed["answer"]
@@ -103,17 +103,17 @@ class SchemaColumns:
             return _scalar(kind, value)
         return value if isinstance(value, str | None) else self._written(value)
 
-    def with_losses(self, found: JsonDict) -> JsonDict:
+    def with_losses(self, fields: JsonDict) -> JsonDict:
         """Return a row from `in_table`, with an error for the first value that the Arrow type of its column loses."""
         for key, name in self.names.items():
-            value = found.get(key)
+            value = fields.get(key)
             if not _is_lost(value, self.arrow_value(key, value)):
                 continue
             what = f"{json_text(value):.60} of the field {name:.60}"
             message = f"A column of Parquet or of this database cannot hold {what}; name the output .jsonl or .csv."
             error = {"code": "invalid_answer", "message": message, "retryable": False, "attempts": 0}
-            return {**found, "error": found["error"] or error}
-        return found
+            return {**fields, "error": fields["error"] or error}
+        return fields
 
     def _read(self, text: str) -> Any:
         try:
@@ -160,11 +160,11 @@ def _resolved(schema: Any, root: JsonObject) -> JsonObject:
         if not isinstance(schema, Mapping):
             break
         if isinstance(reference := schema.get("$ref"), str):
-            found: Any = root
+            target: Any = root
             for part in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
                 name = part.replace("~1", "/").replace("~0", "~")
-                found = found.get(name) if isinstance(found, Mapping) else None
-            schema = found
+                target = target.get(name) if isinstance(target, Mapping) else None
+            schema = target
             continue
         several: list[Any] = []
         for name in ("anyOf", "oneOf", "allOf"):

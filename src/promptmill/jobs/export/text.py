@@ -26,7 +26,7 @@ from promptmill.jobs.export.batch_output import batch_output
 from promptmill.jobs.export.schema_columns import Labels
 from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.formats import CELLS, TABLES
-from promptmill.jobs.inputs.questions import distinct
+from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
@@ -65,10 +65,10 @@ class OwnValues:
         cells = values.loads(row.cells or b"[]")
         if self._spec.input.format in CELLS:
             cells = list(map(readable, cells))
-        found = dict(zip(self._names, cells, strict=False))
+        fields = dict(zip(self._names, cells, strict=False))
         if len(cells) > len(self._names):
-            found[self.surplus] = cells[len(self._names) :]
-        return found
+            fields[self.surplus] = cells[len(self._names) :]
+        return fields
 
     @staticmethod
     def _of_call(row: Row) -> JsonDict:
@@ -247,7 +247,7 @@ def _cells_of_cells(width: int, answers: AnswerValues, delimiter: str, answered:
 
 def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:
     takes_model = backends.record(spec.backend).any_model  # then the line's own model answered it
-    found = batch_output(
+    line = batch_output(
         answered.row.cells or b"",
         answered.record,
         job_id=spec.job_id,
@@ -255,7 +255,7 @@ def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:
         created=spec.created,
         takes_model=takes_model,
     )
-    return rows.json_line(found)
+    return rows.json_line(line)
 
 
 def cells_line(cells: Iterable[str], delimiter: str) -> bytes:
@@ -322,8 +322,8 @@ def json_object(row: Row) -> JsonDict:
         return {}
     if not isinstance(value, dict):
         return {}
-    found: JsonDict = mended(value) if b"\\u" in own else value  # half a surrogate pair
-    return found
+    fields: JsonDict = mended(value) if b"\\u" in own else value  # half a surrogate pair
+    return fields
 
 
 def check_width(count: int) -> None:

@@ -370,19 +370,19 @@ def _is_free(folder: str, number: int, known: set[str]) -> bool:
 
 def _with_last(data: bytes, parent: str, child: str) -> bytes:
     """Return XML in which the element `parent` has one child more. Raises `ValueError`."""
-    found = re.search(rb"</((?:[\w.-]+:)?)%b\s*>" % parent.encode(), data)
-    if found is None:
+    closing = re.search(rb"</((?:[\w.-]+:)?)%b\s*>" % parent.encode(), data)
+    if closing is None:
         raise ValueError
-    return b"%b<%b%b%b" % (data[: found.start()], found[1], child.encode(), data[found.start() :])
+    return b"%b<%b%b%b" % (data[: closing.start()], closing[1], child.encode(), data[closing.start() :])
 
 
 def _with_dates(data: bytes) -> tuple[bytes, list[int]]:
     """Return the styles with a date and a date-time format added, and the numbers of these; none without a list."""
-    found = re.search(rb"<((?:[\w.-]+:)?)cellXfs(?:\s[^<>]*)?>", data)
-    end = -1 if found is None else data.find(b"</%bcellXfs" % found[1], found.end())
-    if found is None or end < 0:
+    opening = re.search(rb"<((?:[\w.-]+:)?)cellXfs(?:\s[^<>]*)?>", data)
+    end = -1 if opening is None else data.find(b"</%bcellXfs" % opening[1], opening.end())
+    if opening is None or end < 0:
         return data, []
-    prefix, inner = found[1], data[found.end() : end]
+    prefix, inner = opening[1], data[opening.end() : end]
     numbers = []
     for form in _DATE_FORMATS:
         style = form % prefix
@@ -390,15 +390,15 @@ def _with_dates(data: bytes) -> tuple[bytes, list[int]]:
             inner += style
         numbers.append(len(re.findall(rb"<(?:[\w.-]+:)?xf\b", inner[: inner.index(style)])))
     count = len(re.findall(rb"<(?:[\w.-]+:)?xf\b", inner))
-    return b'%b<%bcellXfs count="%d">%b%b' % (data[: found.start()], prefix, count, inner, data[end:]), numbers
+    return b'%b<%bcellXfs count="%d">%b%b' % (data[: opening.start()], prefix, count, inner, data[end:]), numbers
 
 
 def _recalculated(data: bytes) -> bytes:
     """Return the XML of a workbook whose formulas are computed when Excel opens it: some may count the answers."""
-    found = re.search(rb"<(?:[\w.-]+:)?calcPr(?:\s[^<>/]*)?", data)
-    if found is None or b"fullCalcOnLoad" in found[0]:
+    opening = re.search(rb"<(?:[\w.-]+:)?calcPr(?:\s[^<>/]*)?", data)
+    if opening is None or b"fullCalcOnLoad" in opening[0]:
         return data
-    return b'%b fullCalcOnLoad="1"%b' % (data[: found.end()], data[found.end() :])
+    return b'%b fullCalcOnLoad="1"%b' % (data[: opening.end()], data[opening.end() :])
 
 
 # ---- the XML of a sheet
@@ -415,17 +415,17 @@ def _heads(packed: zipfile.ZipFile, parts: xlsx.Parts, data: bytes, header: int)
 
 def _shared(packed: zipfile.ZipFile, part: str, wanted: set[int]) -> dict[int, str]:
     """Return the texts with these numbers."""
-    found, at = {}, 0
+    texts, at = {}, 0
     with packed.open(part) as stream:
         for _, one in ET.iterparse(stream):  # noqa: S314 (as in `xlsx.tree_of`)
             if xlsx.local(one.tag) == "si":
                 if at in wanted:
-                    found[at] = xlsx.text_in(one)
+                    texts[at] = xlsx.text_in(one)
                 at += 1
-                if len(found) == len(wanted):
+                if len(texts) == len(wanted):
                     break
                 one.clear()
-    return found
+    return texts
 
 
 class _Walk:

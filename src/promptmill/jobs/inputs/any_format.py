@@ -20,7 +20,7 @@ from promptmill.jobs.inputs.cells import CellTable
 from promptmill.jobs.inputs.files import IMAGES, InputFiles, find, opened
 from promptmill.jobs.inputs.formats import CELLS, TABLES, compression_of, format_by_suffix
 from promptmill.jobs.inputs.json_lines import JsonLines, first_objects, is_array
-from promptmill.jobs.inputs.questions import check_first_objects, distinct, questions_in
+from promptmill.jobs.inputs.question_columns import check_first_objects, distinct, questions_in
 from promptmill.jobs.inputs.row import Input
 from promptmill.jobs.inputs.sql_table import SqlTable
 from promptmill.jobs.store.stored import Question
@@ -67,9 +67,9 @@ def format_of_input(files: InputFiles) -> str:
     if files.encoding is None and kind not in _BINARY and (name := _utf_16(start)):  # without a mark, or no table
         reads = Named("encoding", name, "; {} reads it") if kind in CELLS else "; save it as UTF-8"
         raise input_error(f"The input file {path.name} is UTF-16 text", reads, ".")
-    if kind not in _BINARY and (found := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
-        once_more = found.startswith("compressed") and compression_of(path)
-        what = "compressed twice; decompress it once" if once_more else found.format(path.name)
+    if kind not in _BINARY and (words := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
+        once_more = words.startswith("compressed") and compression_of(path)
+        what = "compressed twice; decompress it once" if once_more else words.format(path.name)
         raise input_error(f"The input file {path.name} is {what}.")
     if kind == "txt" and files.encoding == "utf-16" and _has_tabs(files):
         return "tsv"  # what Excel calls "Unicode text"
@@ -143,8 +143,8 @@ def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
 
     Raises `PromptmillError`, `OSError`, `LookupError`.
     """
-    if (found := format_of(path.name)) is not None and found.read:
-        yield from map(dict, part(found.read)(path))
+    if (file_format := format_of(path.name)) is not None and file_format.read:
+        yield from map(dict, part(file_format.read)(path))
         return
     try:
         files = opened(find([path.absolute()], path))

@@ -111,7 +111,7 @@ class CellTable:
             width = len(names)
             places = _places(names, part, self._columns)
             for page in self._pages(at, window):
-                found, is_ascii = [], places is None and page.text.isascii() and page.text != ""
+                input_rows, is_ascii = [], places is None and page.text.isascii() and page.text != ""
                 for index, cells in enumerate(page.rows):
                     own, surplus, problem = cells, _NONE, page.problems.get(index, "") if page.problems else ""
                     if len(cells) < width and not problem:
@@ -135,9 +135,9 @@ class CellTable:
                         break
                     if problem:
                         problem = _placed(problem, page.line_of(index))
-                    found.append(InputRow(n, dumps([*own, *surplus] if surplus else own), fields, problem))
+                    input_rows.append(InputRow(n, dumps([*own, *surplus] if surplus else own), fields, problem))
                     n += 1
-                yield Stretch(found, page.extent, page.digest)
+                yield Stretch(input_rows, page.extent, page.digest)
         if wrong and not self._is_utf8:
             count = "a row is" if wrong == 1 else f"{wrong:,} rows are"
             with self._files.stream() as stream:
@@ -194,17 +194,17 @@ class CellTable:
                     yield _Page([[line] for line, _ in lines], extent, digest, lines=[number for _, number in lines])
                     continue
                 try:
-                    found = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
-                    if extent.lines - len(found) > MOST_LINES and any(map(_is_endless, found)):
+                    parsed = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+                    if extent.lines - len(parsed) > MOST_LINES and any(map(_is_endless, parsed)):
                         raise csv.Error(_UNCLOSED)
                 except csv.Error:
                     yield from self._doubtful(pieces.rest(piece), at, piece.line, has_header=piece.begins)
                     return
                 if piece.begins:
-                    del found[:1]
-                found = list(filter(None, found))
-                extent = extent._replace(rows=len(found))
-                yield _Page(found, extent, digest, text=text, delimiter=delimiter, first_line=piece.line)
+                    del parsed[:1]
+                parsed = list(filter(None, parsed))
+                extent = extent._replace(rows=len(parsed))
+                yield _Page(parsed, extent, digest, text=text, delimiter=delimiter, first_line=piece.line)
 
     def _doubtful(self, lines: Iterator[str], at: int, first_line: int, *, has_header: bool) -> Iterator[_Page]:
         """Yield the rows of a file after a misplaced quote. A misplaced quote's first line becomes a row with an
@@ -297,7 +297,7 @@ class _Pieces:
         while self._lines_above:
             block = self._block()
             data += block
-            ends = [found.end() for found in itertools.islice(_END.finditer(data), self._lines_above)]
+            ends = [match.end() for match in itertools.islice(_END.finditer(data), self._lines_above)]
             if len(ends) == self._lines_above or not block:
                 self._rest, data = data[ends[-1] if ends else 0 :], data[: ends[-1] if ends else 0]
                 self.above = data.decode("utf-8", "replace").splitlines()

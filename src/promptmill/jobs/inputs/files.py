@@ -73,7 +73,7 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
     if len(given) == 1 and not is_several(given[0]):
         path, member = split(given[0])
         return [Part(real_path(path), member=member)]
-    found: list[tuple[Path, Mapping[str, str]]] = []
+    members_and_columns: list[tuple[Path, Mapping[str, str]]] = []
     for path in given:
         if is_several(path):
             files = (file for file in all_files(path, output) if _is_known(file) and file.suffix not in DATABASES)
@@ -86,19 +86,19 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
         if not new:
             holds = f"There is no file of rows at {path}; it may hold {', '.join(SUFFIXES)} files, images and PDFs."
             raise input_error(holds, *(_OF_IMAGES if _has_images(path) else ()))
-        found += new
-    members = [split(path)[1] for path, _ in found]
-    paths = [real_path(file_of(path)) for path, _ in found]
+        members_and_columns += new
+    members = [split(path)[1] for path, _ in members_and_columns]
+    paths = [real_path(file_of(path)) for path, _ in members_and_columns]
     common = Path(os.path.commonpath([path.parent for path in paths]))
     return [
         Part(path, {FILE_COLUMN: path.relative_to(common).as_posix(), **columns}, member)
-        for path, member, (_, columns) in zip(paths, members, found, strict=True)
+        for path, member, (_, columns) in zip(paths, members, members_and_columns, strict=True)
     ]
 
 
 def _has_images(path: Path) -> bool:
-    found = path.iterdir() if path.is_dir() else _matching(path)
-    return any(one.name.lower().endswith(IMAGES) for one in itertools.islice(found, 1000))
+    inside = path.iterdir() if path.is_dir() else _matching(path)
+    return any(one.name.lower().endswith(IMAGES) for one in itertools.islice(inside, 1000))
 
 
 def _check_kind(path: Path) -> None:
@@ -122,8 +122,8 @@ def is_several(path: Path) -> bool:
 def all_files(given: Path, output: Path | None = None) -> list[Path]:
     """Return the files of a path, a folder or a pattern, sorted by name, without hidden files and `output`."""
     if not given.is_dir():
-        found = _matching(given) if is_several(given) else [given]
-        return sorted(path for path in found if _counts(path, output))
+        matching = _matching(given) if is_several(given) else [given]
+        return sorted(path for path in matching if _counts(path, output))
     inside = []
     for name, folders, files in os.walk(given):
         folders[:] = sorted(folder for folder in folders if not folder.startswith((".", "_")))
@@ -180,12 +180,12 @@ class InputFiles:
 
     def stamp(self) -> tuple[int, int]:
         """Return `(size in bytes, version)`. The version of one file is its last change in ns, of several a digest."""
-        found = [path.stat() for part in self.parts for path in _with_log(part.path)]
-        if len(found) == 1 and not self.parts[0].within:
-            return found[0].st_size, found[0].st_mtime_ns
+        stats = [path.stat() for part in self.parts for path in _with_log(part.path)]
+        if len(stats) == 1 and not self.parts[0].within:
+            return stats[0].st_size, stats[0].st_mtime_ns
         names = [(part.within, dict(part.columns)) for part in self.parts]
-        seen = repr([names, *((stat.st_size, stat.st_mtime_ns) for stat in found)]).encode()
-        return sum(stat.st_size for stat in found), int.from_bytes(hashlib.blake2b(seen, digest_size=7).digest())
+        seen = repr([names, *((stat.st_size, stat.st_mtime_ns) for stat in stats)]).encode()
+        return sum(stat.st_size for stat in stats), int.from_bytes(hashlib.blake2b(seen, digest_size=7).digest())
 
     def sha256(self, halt: threading.Event | None = None) -> str:
         """Return the digest of the content and of the columns that paths add. Blocks for about 1 s per gigabyte.

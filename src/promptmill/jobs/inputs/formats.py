@@ -62,9 +62,9 @@ def format_by_suffix(path: Path, role: str) -> str:
     suffix = plain(path).suffix
     kind = SUFFIXES.get(suffix.lower())
     if kind is None:
-        found = f"ends with {suffix!r:.20}" if suffix else "has no suffix"
+        ending = f"ends with {suffix!r:.20}" if suffix else "has no suffix"
         raise input_error(
-            f"The {role} {path.name} {found}; use one of {', '.join(SUFFIXES)}, with .gz or .zst behind it or not."
+            f"The {role} {path.name} {ending}; use one of {', '.join(SUFFIXES)}, with .gz or .zst behind it or not."
         )
     return kind
 
@@ -106,8 +106,12 @@ def check_installed(*paths: Path) -> None:
         needed: dict[str, tuple[Sequence[str], str, str]] = {
             suffix: (_PACKAGES[suffix], "files", _TITLES.get(suffix, suffix)) for suffix in suffixes & _PACKAGES.keys()
         }
-        if (found := format_of(plain(path).name)) is not None and found.packages:
-            needed[plain(path).suffix] = found.packages, found.extra, found.title or plain(path).suffix
+        if (file_format := format_of(plain(path).name)) is not None and file_format.packages:
+            needed[plain(path).suffix] = (
+                file_format.packages,
+                file_format.extra,
+                file_format.title or plain(path).suffix,
+            )
         for modules, extra, title in needed.values():
             for module in modules:
                 if importlib.util.find_spec(module) is None:

@@ -142,18 +142,18 @@ def lines_of(
     for index, row in enumerate(rows):
         match row:
             case str():
-                found: Mapping[Any, Any] = {name: row}
+                fields: Mapping[Any, Any] = {name: row}
             case {"role": str(), "content": _} if len(row) == 2 and name == "prompt":  # no template: one message
-                found = {"messages": [row]}
+                fields = {"messages": [row]}
             case Mapping():
-                found = row
+                fields = row
             case list() | tuple():
-                found = {"messages": row}
+                fields = {"messages": row}
             case _ if rows_.emptiness(row) or (default is not None and default(row) is None):
-                found = {name: None}
+                fields = {name: None}
             case _:
                 raise input_error(f"{argument}[{index}] is {shape(row)}; send a text, a row or a list of messages.")
         try:
-            yield orjson.dumps(found, option=_OPTIONS, default=default)
+            yield orjson.dumps(fields, option=_OPTIONS, default=default)
         except TypeError as error:
             raise input_error(f"{argument}[{index}] cannot be written as JSON: {error}.") from None

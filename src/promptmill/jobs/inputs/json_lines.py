@@ -49,9 +49,11 @@ class JsonLines:
                 pieces = _pages(_items(stream, part.path.name)) if is_list else _pieces(stream, window)
                 for plain, data in pieces:
                     lines = [line and _with(line, part.columns) for line in plain] if part.columns else plain
-                    found = [_row(number, line) for number, line in enumerate(lines, n) if line is None or line.strip()]
+                    input_rows = [
+                        _row(number, line) for number, line in enumerate(lines, n) if line is None or line.strip()
+                    ]
                     digest = digest_of(data) if data and len(self._files.parts) == 1 else b""
-                    yield Stretch(found, Extent(len(data), len(lines), len(lines)), digest)
+                    yield Stretch(input_rows, Extent(len(data), len(lines), len(lines)), digest)
                     n += len(lines)
 
 
@@ -119,8 +121,8 @@ def is_array(path: Path, stream: IO[bytes]) -> bool:
     while first and not first.strip():
         first = stream.readline(_FIRST_BYTES)
     if first.strip() == b"{":
-        if found := _LIST_OF_ROWS.match(stream.readline(_FIRST_BYTES) + stream.readline(_FIRST_BYTES)):
-            raise input_error(f"{path.name} holds one JSON object; save the list in {found[1].decode()!r} alone.")
+        if match := _LIST_OF_ROWS.match(stream.readline(_FIRST_BYTES) + stream.readline(_FIRST_BYTES)):
+            raise input_error(f"{path.name} holds one JSON object; save the list in {match[1].decode()!r} alone.")
         raise input_error(f"{path.name} holds one JSON object; write an array of rows, or one object per line.")
     return first.lstrip().startswith(b"[")
 

@@ -223,9 +223,9 @@ def _largest_repeated(stream: IO[bytes], chunk: Any) -> int:
 
 def _page_header(data: bytes) -> list[int]:
     """Return the first three fields of a page's header, in Thrift's compact form: kind, size, compressed size."""
-    found: list[int] = []
+    numbers: list[int] = []
     at = 0
-    while len(found) < 3 and at < len(data):
+    while len(numbers) < 3 and at < len(data):
         at += 1  # which field it is
         value = shift = 0
         while at < len(data):
@@ -233,8 +233,8 @@ def _page_header(data: bytes) -> list[int]:
             shift, at = shift + 7, at + 1
             if data[at - 1] < 0x80:
                 break
-        found.append(value >> 1)  # zigzag; none is negative
-    return found + [0] * (3 - len(found))
+        numbers.append(value >> 1)  # zigzag; none is negative
+    return numbers + [0] * (3 - len(numbers))
 
 
 def _fitted(batch: Any, schema: Any, columns: Any) -> Any:

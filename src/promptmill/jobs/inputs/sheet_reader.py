@@ -178,12 +178,14 @@ def _read(content: bytes, file: str, wanted: str, header_row: int) -> Sheet:
     look = _look_at(stream, full[0]) if zipfile.is_zipfile(stream) else _Look({}, [])
     rows = _rows(grid, look)
     above = [cells for _, cells in itertools.islice(rows, header_row - 1 if header_row else 0)]
-    found = next(((row, cells) for row, cells in rows if header_row or any(value is not None for value in cells)), None)
-    if found is None or not any(value is not None for value in found[1]):
+    first_row = next(
+        ((row, cells) for row, cells in rows if header_row or any(value is not None for value in cells)), None
+    )
+    if first_row is None or not any(value is not None for value in first_row[1]):
         raise (
             input_error(f"Row {header_row} of {file} is empty; name the one with the columns.") if header_row else empty
         )
-    first, header = found
+    first, header = first_row
     texts = [values.dumps(cells).decode() if any(value is not None for value in cells) else "" for _, cells in rows]
     below = range(first + 1, first + 1 + len(texts))
     return Sheet(
@@ -204,14 +206,14 @@ def _rows(sheet: Any, look: _Look) -> Iterator[tuple[int, list[Any]]]:
     """Yield the index and the values of each row of a sheet. (`iter_rows` leaves out empty columns at the left.)"""
     _, left = sheet.start
     for row, cells in enumerate(sheet.iter_rows()):
-        found = [None] * left + [_value(cell) for cell in cells]
+        line = [None] * left + [_value(cell) for cell in cells]
         for column, text in look.errors.get(row, {}).items():
-            if column < len(found):
-                found[column] = text
+            if column < len(line):
+                line[column] = text
         for column, mask in look.masked.get(row, {}).items():
-            if column < len(found) and type(number := found[column]) is int and number >= 0:
-                found[column] = _masked(number, mask)
-        yield row, found
+            if column < len(line) and type(number := line[column]) is int and number >= 0:
+                line[column] = _masked(number, mask)
+        yield row, line
 
 
 def _check(content: bytes, file: str) -> None:
@@ -331,13 +333,13 @@ def _mask(code: str) -> list[str]:
     (['0', '0', '0', '0', '0'], ['0', '0', '0', '\\\\-', '0', '0'], [])
     """
     signs: list[str] = []
-    for found in _FORMAT.finditer(code.partition(";")[0]):
-        if found["sign"] == "0":
+    for match in _FORMAT.finditer(code.partition(";")[0]):
+        if match["sign"] == "0":
             signs.append("0")
-        elif found["sign"] is not None and found["sign"] not in _AS_THEY_ARE:
+        elif match["sign"] is not None and match["sign"] not in _AS_THEY_ARE:
             return []
         else:
-            signs += [f"\\{letter}" for letter in found["letter"] or found["text"] or found["sign"] or ""]
+            signs += [f"\\{letter}" for letter in match["letter"] or match["text"] or match["sign"] or ""]
     return signs if signs.count("0") > 1 else []
 
 
@@ -349,14 +351,14 @@ def _masked(number: int, mask: Sequence[str]) -> str:
     """
     digits = str(number).zfill(mask.count("0"))
     rest = len(digits) - mask.count("0")
-    found, at = "", 0
+    text, at = "", 0
     for sign in mask:
         if sign == "0":
             size = 1 if at else 1 + rest
-            found, at = found + digits[at : at + size], at + size
+            text, at = text + digits[at : at + size], at + size
         else:
-            found += sign[1]
-    return found
+            text += sign[1]
+    return text
 
 
 def main() -> None:

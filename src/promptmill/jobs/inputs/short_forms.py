@@ -167,11 +167,11 @@ def _labels(pairs: Iterable[tuple[str, str]]) -> Labels:
 
 def _listed(choices: object) -> Sequence[str]:
     try:
-        found = list_of_choices(choices)
+        texts = list_of_choices(choices)
     except ValueError as error:
         raise input_error(f"The choices {error}, such as yes,no.") from None
-    assert isinstance(found, list)
-    return found
+    assert isinstance(texts, list)
+    return texts
 
 
 def _in_file(path: Path) -> Iterable[tuple[str, str]]:

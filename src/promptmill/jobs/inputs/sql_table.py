@@ -82,7 +82,7 @@ class SqlTable:
         with self._connected() as connection:
             cursor = connection.execute(self._query)
             while n < most and (page := list(cursor.fetchmany(min(_AT_ONCE, most - n)))):
-                found = []
+                input_rows = []
                 for row in page:
                     cells = [*row] if all(type(cell) in _PLAIN for cell in row) else [*map(_value, row)]
                     problem = ""
@@ -92,9 +92,9 @@ class SqlTable:
                         cells = [readable(cell) if type(cell) is str else cell for cell in cells]
                     fields = {name: cells[place] for place, name in columns}
                     finite = all(map(_is_finite, cells))
-                    found.append(InputRow(n, values.dumps(cells, finite=finite), fields, problem))
+                    input_rows.append(InputRow(n, values.dumps(cells, finite=finite), fields, problem))
                     n += 1
-                yield Stretch(found, Extent(rows=len(found)))
+                yield Stretch(input_rows, Extent(rows=len(input_rows)))
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:

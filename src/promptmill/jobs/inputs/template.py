@@ -88,7 +88,7 @@ def places_in(text: str) -> list[str]:
 def special_columns(text: str, columns: Iterable[str]) -> list[str]:
     """Return the columns in placeholders of `text` whose names could be read as an expression."""
     special = _special(columns)
-    return sorted({found[0] for place in _PLACE.finditer(text) if (found := _column_in(place[2], special))})
+    return sorted({reference[0] for place in _PLACE.finditer(text) if (reference := _column_in(place[2], special))})
 
 
 def _special(columns: Iterable[str]) -> dict[str, str]:
@@ -117,9 +117,9 @@ def _with_columns(text: str, special: Mapping[str, str]) -> str:
     """Replace each placeholder of these columns by an expression: `row["mail body"]`."""
 
     def expression(place: re.Match[str]) -> str:
-        if (found := _column_in(place[2], special)) is None:
+        if (reference := _column_in(place[2], special)) is None:
             return place[0]
-        column, filters = found
+        column, filters = reference
         return f"{{{{{place[1]} {ROW}[{json.dumps(column, ensure_ascii=False)}]{filters} {place[3]}}}}}"
 
     return _PLACE.sub(expression, text) if special else text
@@ -207,8 +207,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Return a field, an element, or an attribute that is not a method; otherwise an undefined value."""
-        found = super().getitem(obj, argument)
-        return self.undefined(obj=obj, name=argument) if _is_function(found) else found
+        value = super().getitem(obj, argument)
+        return self.undefined(obj=obj, name=argument) if _is_function(value) else value
 
 
 class _Fields(NodeTransformer):  # type: ignore[misc]
@@ -255,10 +255,10 @@ def _environment() -> Environment:
 
 
 def _names(template: nodes.Template, environment: Environment) -> frozenset[str]:
-    found = TrackingCodeGenerator(environment)
-    found.optimizer = None  # the optimizer would evaluate expressions
-    found.visit(template)
-    return frozenset(found.undeclared_identifiers)
+    generator = TrackingCodeGenerator(environment)
+    generator.optimizer = None  # the optimizer would evaluate expressions
+    generator.visit(template)
+    return frozenset(generator.undeclared_identifiers)
 
 
 def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:
@@ -296,11 +296,11 @@ def _has_value(context: Context, value: Any, name: str) -> bool:
 
 def _why(error: TemplateError, environment: Environment) -> str:
     said = (error.message or type(error).__name__).splitlines()[0].rstrip(".")
-    found = _NO_FILTER.match(said)
-    if found is None:
+    match = _NO_FILTER.match(said)
+    if match is None:
         return f"{said}."
-    known = environment.filters if found[1] == "filter" else environment.tests
-    return f"there is no {found[1]} {found[2]!r}; {did_you_mean(found[2], known, 'leave it out.')}"
+    known = environment.filters if match[1] == "filter" else environment.tests
+    return f"there is no {match[1]} {match[2]!r}; {did_you_mean(match[2], known, 'leave it out.')}"
 
 
 def _is_function(value: Any) -> bool:

@@ -86,8 +86,8 @@ def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
         return each == "file"
     if len(given) == 1 and not is_several(given[0]):
         return given[0].suffix.lower() in {*IMAGES, pdf.SUFFIX, *documents.SUFFIXES}
-    found = itertools.islice(itertools.chain.from_iterable(map(all_files, given)), _LOOKED_AT)
-    kinds = {SUFFIXES.get(plain(path).suffix.lower(), "") for path in found}
+    paths = itertools.islice(itertools.chain.from_iterable(map(all_files, given)), _LOOKED_AT)
+    kinds = {SUFFIXES.get(plain(path).suffix.lower(), "") for path in paths}
     return bool(kinds) and kinds <= {"txt", "", "sql"}  # Windows keeps `Thumbs.db` among pictures
 
 
@@ -127,13 +127,13 @@ class FoundFiles:
     @property
     def left_out(self) -> list[Words]:
         """A sentence for each reason: how many files were omitted, and the first names."""
-        found: list[Words] = []
+        lines: list[Words] = []
         for reason, paths in self._left_out.items():
             more = len(paths) - _SHOWN
             names = ", ".join(map(str, paths[:_SHOWN])) + (f" and {more:,} more" if more > 0 else "")
             count = f"{counted(len(paths), 'file')} left out, as {'each' if paths[1:] else 'it'} "
-            found.append((count, *parts_of(reason), f": {names}"))
-        return found
+            lines.append((count, *parts_of(reason), f": {names}"))
+        return lines
 
     def _usable(self, read: Callable[[Path], T]) -> Iterator[tuple[Path, T]]:
         """Yield the files that `read` reads, with its results, in the order of `names`.
@@ -178,8 +178,8 @@ class FoundFiles:
                 return
             if ".." in parts:
                 raise input_error(f"`files`: {name:.200} has `..` behind a pattern; write the path without it.")
-            for found in self._matches(folder, parts or ("**",)):
-                yield found, True
+            for match in self._matches(folder, parts or ("**",)):
+                yield match, True
         except RefusedError as error:
             raise input_error(f"`files`: {name:.200} {error}; name other files.") from None
         except (OSError, ValueError, RuntimeError, OutsideError):
@@ -191,11 +191,11 @@ class FoundFiles:
         if first == "**" and rest:
             yield from self._matches(folder, rest)
         with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-        self._looked_at += len(found)
+            members = sorted(entries, key=lambda entry: entry.name)
+        self._looked_at += len(members)
         if self._looked_at > 20 * MOST_FILES:
             raise input_error(f"`files` looks at more than {20 * MOST_FILES:,} files; use narrower patterns.")
-        for entry in found:
+        for entry in members:
             path, is_folder = folder / entry.name, entry.is_dir(follow_symlinks=False)
             if first != "**" and not fnmatchcase(entry.name, first):
                 continue

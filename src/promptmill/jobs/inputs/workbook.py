@@ -56,7 +56,7 @@ class SheetTable:
             taken = [(own.get(column), part.columns.get(column[0])) for column in self._columns]
             is_whole = [place for place, _ in taken] == [*range(len(own))]
             for first in range(0, len(rows), _AT_ONCE):
-                found = []
+                input_rows = []
                 for n, row in enumerate(rows[first : first + _AT_ONCE], before + first):
                     if row:
                         line = row.encode()
@@ -64,8 +64,8 @@ class SheetTable:
                         cells = [default if place is None else read[place] for place, default in taken]
                         if not is_whole or len(cells) != len(read):
                             line = values.dumps(cells)
-                        found.append(InputRow(n, line, {name: cells[place] for place, name in columns}))
-                yield Stretch(found, Extent(rows=len(rows[first : first + _AT_ONCE])))
+                        input_rows.append(InputRow(n, line, {name: cells[place] for place, name in columns}))
+                yield Stretch(input_rows, Extent(rows=len(rows[first : first + _AT_ONCE])))
             before += len(rows)
 
 

@@ -174,8 +174,8 @@ def letters_of(column: int) -> str:
     >>> letters_of(0), letters_of(27)
     ('A', 'AB')
     """
-    found, rest = "", column + 1
+    letters, rest = "", column + 1
     while rest:
         rest, last = divmod(rest - 1, LETTERS)
-        found = chr(ord("A") + last) + found
-    return found
+        letters = chr(ord("A") + last) + letters
+    return letters

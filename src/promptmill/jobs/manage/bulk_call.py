@@ -30,8 +30,8 @@ from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes
 from promptmill.jobs.export.output import end_of
 from promptmill.jobs.export.text import AnswerValues, OwnValues
 from promptmill.jobs.inputs.short_forms import answer_forms
+from promptmill.jobs.manage.bulk_keywords import argument_of, configuration_of, errors_of, option_forms, takes_options
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
-from promptmill.jobs.manage.keywords import argument_of, configuration_of, errors_of, option_forms, takes_options
 from promptmill.jobs.run.job import Hooks, Job
 from promptmill.jobs.run.planning import resent
 from promptmill.jobs.store import progress, statistics, status, status_words

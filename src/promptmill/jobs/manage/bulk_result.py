@@ -24,7 +24,7 @@ from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, shape
 from promptmill.jobs.columns import OURS, VARIANT
 from promptmill.jobs.inputs import input_rows as given
-from promptmill.jobs.inputs.questions import distinct
+from promptmill.jobs.inputs.question_columns import distinct
 from promptmill.jobs.store.status_record import shares_of
 
 _AT_ONCE = 1024
@@ -87,10 +87,10 @@ class BulkResult:
         `variant`.
         """
         answers = self.columns.get("answer", "answer")
-        found: dict[str, _Column] = {}
+        columns: dict[str, _Column] = {}
         if self.variants:
             called = self.columns.get(VARIANT, VARIANT)
-            found[called] = _Column([row[called] for row in self.rows])
+            columns[called] = _Column([row[called] for row in self.rows])
         as_text = any(row[answers] and isinstance(row[answers], str) for row in self.rows)  # `fields` is False
         of_schema = None
         if self.answer_schema is not None and not as_text:
@@ -100,15 +100,15 @@ class BulkResult:
             objects = [row[answers] if isinstance(row[answers], Mapping) else {} for row in self.rows]
             for key, name in of_schema.names.items():
                 values = [of_schema.arrow_value(key, one.get(name)) for one in objects]
-                found[self.columns.get(key, name)] = _Column(values, functools.partial(of_schema.arrow_type, key))
+                columns[self.columns.get(key, name)] = _Column(values, functools.partial(of_schema.arrow_type, key))
         for name in _ANSWERS[1:] if of_schema is not None else _ANSWERS:
             called = self.columns.get(name, name)
-            found[called] = _Column([_cell(row.get(called)) for row in self.rows])
-        return _joined(self.given, found, self.numbers)
+            columns[called] = _Column([_cell(row.get(called)) for row in self.rows])
+        return _joined(self.given, columns, self.numbers)
 
     def _repr_html_(self) -> str:
         """Return the result as HTML for a notebook: the counts and the first rows, without external resources."""
-        found = [f"<p>{html.escape(self._summary)}</p>"]
+        elements = [f"<p>{html.escape(self._summary)}</p>"]
         ours = [self.columns.get(name, name) for name in _ANSWERS]
         # rows, in a notebook
         shown = self.rows[:10]
@@ -117,12 +117,12 @@ class BulkResult:
             name for name in inner if name not in ours[1:] or any(row.get(name) not in (None, "stop") for row in shown)
         ]
         if shown:
-            found.append(f"<table><thead><tr>{_cells(names, 'th')}</tr></thead><tbody>")
-            found += [f"<tr>{_cells([row.get(name) for name in names], 'td')}</tr>" for row in shown]
-            found.append("</tbody></table>")
+            elements.append(f"<table><thead><tr>{_cells(names, 'th')}</tr></thead><tbody>")
+            elements += [f"<tr>{_cells([row.get(name) for name in names], 'td')}</tr>" for row in shown]
+            elements.append("</tbody></table>")
         if len(self.rows) > len(shown):
-            found.append(f"<p>… and {counted(len(self.rows) - len(shown), 'more row')} in <code>rows</code></p>")
-        return "".join(found)
+            elements.append(f"<p>… and {counted(len(self.rows) - len(shown), 'more row')} in <code>rows</code></p>")
+        return "".join(elements)
 
     def __repr__(self) -> str:
         return f"<BulkResult: {self._summary}>"

@@ -39,7 +39,7 @@ from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.input_rows import InputRows
-from promptmill.jobs.inputs.questions import questions_in
+from promptmill.jobs.inputs.question_columns import questions_in
 from promptmill.jobs.run import steps, validation
 from promptmill.jobs.run.job import Apart, Hooks, Job
 from promptmill.jobs.run.runner import Runner, until_ended

@@ -139,30 +139,30 @@ class JobRows:
 def _text(turn: Message) -> str:
     if not isinstance(turn.content, tuple):
         return turn.content or (orjson.dumps(turn.extra).decode() if turn.extra else "")
-    found = []
+    texts = []
     for part in turn.content:
         match part:
             case ImagePart(source):
-                found.append("[image]" if is_data(source) else f"[image {source}]")
+                texts.append("[image]" if is_data(source) else f"[image {source}]")
             case AudioPart():
-                found.append("[sound]")
+                texts.append("[sound]")
             case _:
-                found.append(part.text)
-    return "\n".join(found)
+                texts.append(part.text)
+    return "\n".join(texts)
 
 
 def results_page(
     folder: Folder, rule: FileRule, offset: int, limit: int, only: Only, *, with_input: bool
 ) -> dict[str, Any]:
     """Return answered rows after the first `offset` rows, in input order. Blocks. See `RunningJobs.results`."""
-    found: list[dict[str, Any]] = []
+    shown_rows: list[dict[str, Any]] = []
     with folder.reading() as store:
         spec = folder.spec_in(store)
         names = spec.output.names or {}
         fields = _Fields(spec, rule.finder if rule.is_guarded else None)
         size, last, after = 0, -1, None
         for each in answered_rows(store, spec, partial(_wanted, only), min(offset, SLOT), _end_of_answers(store, spec)):
-            if each.row.n != last and (len(found) >= limit or size > LARGEST_PAGE):
+            if each.row.n != last and (len(shown_rows) >= limit or size > LARGEST_PAGE):
                 after = each.row.n
                 break
             answered = _answer_fields(each.record, names)
@@ -172,7 +172,7 @@ def results_page(
             given = spec.plan.marks(spec, each.record, each.beside)
             marks = {names.get(name, name): value for name, value in given.items()}
             own |= variant_values(spec, each.slot)
-            found.append({names.get("row", "row"): each.row.n + 1} | own | answered | marks)
+            shown_rows.append({names.get("row", "row"): each.row.n + 1} | own | answered | marks)
             size += _size(each.row.cells or b"") + _size(orjson.dumps(answered))
             last = each.row.n
     now = status.read(folder)
@@ -182,7 +182,7 @@ def results_page(
         "done": now.get("done", 0),
         "total": now.get("total"),
         **({"columns": names} if names else {}),
-        "rows": found,
+        "rows": shown_rows,
         "next_offset": after,
     }
 

@@ -34,10 +34,10 @@ def age_s(text: str) -> float:
     >>> age_s("1.5h")
     5400.0
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text.strip())
-    if found is None:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text.strip())
+    if match is None:
         raise input_error(Named("prune"), f" {text[:20]!r} is not a valid age; write 30m, 12h, 7d or 2w.")
-    return float(found[1]) * _UNITS_S[found[2]]
+    return float(match[1]) * _UNITS_S[match[2]]
 
 
 def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list[str]:

@@ -63,8 +63,8 @@ class RunningJobs:
         """
         if job_id is None:
             return self.visible.newest(limit, caller)
-        found = status.read(self.visible.find(job_id, caller))
-        return {**found, **({"state": progress.STARTING} if found["job_id"] in self._waiting else {})}
+        job_status = status.read(self.visible.find(job_id, caller))
+        return {**job_status, **({"state": progress.STARTING} if job_status["job_id"] in self._waiting else {})}
 
     @contextlib.asynccontextmanager
     async def opened(
@@ -159,8 +159,8 @@ class RunningJobs:
         sample = order.plan.first_cost(checked)
         if order.earlier.again != "all":
             folder = self.folders.of(order.output)
-            found = await asyncio.to_thread(lambda: folder.status)
-            answered: int = found.get("done", 0) - found.get("failed", 0)
+            job_status = await asyncio.to_thread(lambda: folder.status)
+            answered: int = job_status.get("done", 0) - job_status.get("failed", 0)
             wanted = checked["rows"] * (1 if order.plan.chooses else max(1, len(order.variants)))
             left = max(0, wanted - answered) / max(1, wanted)
             sample = None if answered > 0 else sample

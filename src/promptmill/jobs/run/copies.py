@@ -52,11 +52,11 @@ class Copies:
 
         def deliver(first: int, following: int) -> Iterator[list[OpenRow]]:
             pages = self._pages(condition, 0, max(0, first - work.late), min(following, self._end))
-            for found in work.delivered(round_, pages):
-                if found.records:
-                    self._write(found.records)
-                    delivered(found.records)
-                yield self._open_rows([*found.to_send]) if sends else []
+            for delivery in work.delivered(round_, pages):
+                if delivery.records:
+                    self._write(delivery.records)
+                    delivered(delivery.records)
+                yield self._open_rows([*delivery.to_send]) if sends else []
 
         return deliver
 

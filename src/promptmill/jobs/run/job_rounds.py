@@ -11,7 +11,7 @@ from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowImages, RowLimits, RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.jobs.inputs.formats import row_kind
-from promptmill.jobs.inputs.questions import questions_of
+from promptmill.jobs.inputs.question_columns import questions_of
 from promptmill.jobs.run.copies import Copies, Duplicates
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.run.live import Between
@@ -72,14 +72,14 @@ class JobRounds:
             return None
         known = rounds.stored_rounds(store)
         self._work.begin(known[-1].id + 1 if known else 1)
-        found = self._found(known)
-        while found is None and self._work.advance():
-            found = self._found(known)
-        if found is not None and known and found.id != known[-1].id:
+        round_ = self._found(known)
+        while round_ is None and self._work.advance():
+            round_ = self._found(known)
+        if round_ is not None and known and round_.id != known[-1].id:
             rounds.store_round(store, replace(known[-1], done=True))
-        if found is not None and found not in known:
-            rounds.store_round(store, found)
-        return found
+        if round_ is not None and round_ not in known:
+            rounds.store_round(store, round_)
+        return round_
 
     def _found(self, known: Sequence[Round]) -> Round | None:
         job, plan = self._job, self._job.spec.plan
@@ -138,9 +138,9 @@ class JobRounds:
         """Return the SQL condition for records of the rows in a round."""
         targets = self._job.spec.targets
         return " OR ".join(
-            f"(answer.key BETWEEN {slot * SLOT + found.first} AND {slot * SLOT + found.last} "
+            f"(answer.key BETWEEN {slot * SLOT + stretch.first} AND {slot * SLOT + stretch.last} "
             f"AND ({round_.condition(targets[slot].counted, slot)}))"
-            for slot, found in zip(round_.slots, self.open_in(round_), strict=True)
+            for slot, stretch in zip(round_.slots, self.open_in(round_), strict=True)
         )
 
     def _has_rows(self, round_: Round) -> bool:
@@ -155,10 +155,10 @@ class JobRounds:
     def _find_open(self, round_: Round, slot: int) -> Open:
         """Find the open rows of a round in a slot, and remember the result."""
         ((count, first, last),) = self._read(round_, slot, "count(*), min(row.n), max(row.n)", 0, self._end - 1)
-        found = self._open[round_.rows, round_.way, round_.since, slot] = Open(
+        stretch = self._open[round_.rows, round_.way, round_.since, slot] = Open(
             count, first or 0, -1 if last is None else last
         )
-        return found
+        return stretch
 
     def _read(self, round_: Round, slot: int, select: str, first: int, last: int) -> list[tuple[Any, ...]]:
         condition = round_.condition(self._job.spec.targets[slot].counted, slot)

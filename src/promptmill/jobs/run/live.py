@@ -157,8 +157,8 @@ class OpenRows:
         )
         at = 16 * self.targets[slot].prompt
         while first < following:
-            found = self.store.read(query, first, following, fetched=functools.partial(limited, texts=slice(2, 4)))
-            check_rows(found, first)
+            open_rows = self.store.read(query, first, following, fetched=functools.partial(limited, texts=slice(2, 4)))
+            check_rows(open_rows, first)
             yield [
                 OpenRow(
                     n,
@@ -171,17 +171,17 @@ class OpenRows:
                     else attempts or 0,  # the attempts of an existing answer do not count for the new one
                     bool(is_answered),
                 )
-                for n, asked, line, cells, attempts, is_answered in found
+                for n, asked, line, cells, attempts, is_answered in open_rows
             ]
-            first = found[-1][0] + 1 if found else following
+            first = open_rows[-1][0] + 1 if open_rows else following
 
 
 def _flat(pages: Iterator[list[OpenRow]]) -> Iterator[OpenRow]:
     return itertools.chain.from_iterable(pages)
 
 
-def _paged(found: Iterator[OpenRow]) -> Iterator[list[OpenRow]]:
-    while page := list(itertools.islice(found, PAGE)):
+def _paged(open_rows: Iterator[OpenRow]) -> Iterator[list[OpenRow]]:
+    while page := list(itertools.islice(open_rows, PAGE)):
         yield page
 
 

@@ -111,11 +111,11 @@ def _target_now(folder: Folder, before: Target, target: Target, changed: Sequenc
     if not changed:
         kept = ("fingerprint", "sampling", "settings", "kept", "changed", "extra")
         return target.model_copy(update={name: getattr(before, name) for name in kept})
-    found = folder.numbered(target)
+    numbered = folder.numbered(target)
     if sends_all:
-        return found
-    ids = tuple(sorted({*before.kept, before.settings} - {found.settings}))
-    return found.model_copy(update={"kept": ids, "changed": tuple(sorted({*before.changed, *changed}))})
+        return numbered
+    ids = tuple(sorted({*before.kept, before.settings} - {numbered.settings}))
+    return numbered.model_copy(update={"kept": ids, "changed": tuple(sorted({*before.changed, *changed}))})
 
 
 def _with_other_prompt(target: Target) -> Target:

@@ -397,7 +397,7 @@ class Runner:
         await self._in_thread(lambda: progress.count(store, job_rounds.condition(round_), self._end))
         opens = job_rounds.open_in(round_)
         progress.round, self._takes_no_more = round_.reason, False
-        stats.facts = replace(stats.facts, total=sum(found.rows for found in opens))
+        stats.facts = replace(stats.facts, total=sum(opened.rows for opened in opens))
         progress.begin_rates()
         self._enter(states.RUNNING)
         if round_.way == "copy":
@@ -576,9 +576,9 @@ class Runner:
                 shown = time.monotonic()
                 self.progress.sample()
                 # in a thread, because a large commit of answers may hold the database
-                found = self._status()
+                fields = self._status()
                 entered = self.progress.state, self.progress.activity
-                await self._in_thread(functools.partial(self._keep, found))
+                await self._in_thread(functools.partial(self._keep, fields))
                 if entered != (
                     self.progress.state,
                     self.progress.activity,
@@ -627,15 +627,15 @@ class Runner:
         if is_running:
             progress.activity = self._leaving() or ("" if progress.stats.counts.done else self.service.activity)
         progress.earlier.set_aside = budget.set_aside if budget is not None and is_running else in_flight.most
-        found = progress.as_dict()
+        job_status = progress.as_dict()
         if self.error is not None:
-            found["code"] = self.error.code
-        return {"status": found, **({"course": self._course.as_dict()} if self._course.note(found) else {})}
+            job_status["code"] = self.error.code
+        return {"status": job_status, **({"course": self._course.as_dict()} if self._course.note(job_status) else {})}
 
-    def _keep(self, found: Mapping[str, Mapping[str, object]]) -> None:
-        if found and self._job.folder.is_open:
+    def _keep(self, values: Mapping[str, Mapping[str, object]]) -> None:
+        if values and self._job.folder.is_open:
             with contextlib.suppress(OSError, DamagedError):  # the next write of answers reports the error more clearly
-                self._job.folder.put(**found)
+                self._job.folder.put(**values)
 
     def _report(self) -> None:
         if self._hooks.watch:
@@ -666,11 +666,11 @@ async def until_ended(runner: Runner) -> tuple[RunStatus, PromptmillError | None
             with contextlib.suppress(NotImplementedError):  # Windows
                 loop.add_signal_handler(number, on_signal, number)
         try:
-            found = await work
+            job_status = await work
         except asyncio.CancelledError:
             if not signals:
                 raise
-            found = runner.progress.as_dict()
+            job_status = runner.progress.as_dict()
     if signal.SIGINT in signals:
         raise KeyboardInterrupt
-    return found, runner.error, bool(signals)
+    return job_status, runner.error, bool(signals)

@@ -45,12 +45,12 @@ def beginnings(requests: RowRequests, n: int, line: bytes | None, cells: bytes, 
     ends = list(accumulate(map(len, pieces)))
     if not ends or ends[-1] < LEAST_SHARED:
         return []
-    digest, found = hashlib.blake2b(model.encode(), digest_size=16), []
+    digest, shared = hashlib.blake2b(model.encode(), digest_size=16), []
     for piece, end in zip(pieces, ends, strict=True):
         digest.update(piece.encode("utf-8", "surrogatepass"))
         if end >= LEAST_SHARED:
-            found.append(Shared(end, digest.hexdigest()))
-    return found
+            shared.append(Shared(end, digest.hexdigest()))
+    return shared
 
 
 def saved(store: JobDatabase, plan: ResolvedConfig) -> float:
@@ -96,16 +96,16 @@ def in_groups(
 def _grouped(
     rows: Sequence[Row], look: Callable[[Row], list[Shared]], least: int, *, reorders: bool
 ) -> list[tuple[Row, Shared | None]]:
-    found = [look(row) for row in rows]
-    keys = _repeated(found, least)
+    shared_of_rows = [look(row) for row in rows]
+    keys = _repeated(shared_of_rows, least)
     groups: dict[str, list[tuple[Row, Shared | None]]] = {}
-    for row, own in zip(rows, found, strict=True):
+    for row, own in zip(rows, shared_of_rows, strict=True):
         shared = next((one for one in reversed(own) if one.key in keys), None)
         groups.setdefault(shared.key if shared and reorders else "", []).append((row, shared))
     return [entry for group in groups.values() for entry in group]
 
 
-def _repeated(found: Iterable[list[Shared]], least: int = 2) -> set[str]:
+def _repeated(shared_of_rows: Iterable[list[Shared]], least: int = 2) -> set[str]:
     """Return the keys of the beginnings that at least so many rows have."""
-    times = Counter(one.key for own in found for one in own)
+    times = Counter(one.key for own in shared_of_rows for one in own)
     return {key for key, count in times.items() if count >= least}

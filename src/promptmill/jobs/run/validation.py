@@ -57,21 +57,21 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
         answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
         every = [answering[name] for name in models]
         sums = [_Most(one, price) for one in every if (price := price_of(one)) is not None]
-        found = {"format": spec.input.format} | _check_rows(
+        result = {"format": spec.input.format} | _check_rows(
             store, spec, plan, order, sums, may_name=may_name, prompts=prompts
         )
-        found["notes"] = list(columns.notes(spec))
+        result["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
-            found["notes"].append(note)
-        more = spec.plan.estimate(store, spec, answering, found, end=end_of(store, order.limits.rows))
-        found["estimated_prompt_tokens"] *= len(every)
+            result["notes"].append(note)
+        more = spec.plan.estimate(store, spec, answering, result, end=end_of(store, order.limits.rows))
+        result["estimated_prompt_tokens"] *= len(every)
         cost: dict[str, float | None] = {}
         if len(sums) == len(every):
-            cost = _cost(sums, found, spec.question.prompts)
+            cost = _cost(sums, result, spec.question.prompts)
             if order.way == BATCH and all(one.price.batch is not None for one in sums):
-                by_batch = _cost(sums, found, spec.question.prompts, by_batch=True)
+                by_batch = _cost(sums, result, spec.question.prompts, by_batch=True)
                 cost |= {f"batch_{name}": amount for name, amount in by_batch.items()}
-        return {**found, **cost, **more}
+        return {**result, **cost, **more}
 
 
 class _Most:
@@ -162,11 +162,11 @@ def _check_rows(
 
 
 def _cost(
-    sums: Sequence[_Most], found: Mapping[str, Any], prompts: int, *, by_batch: bool = False
+    sums: Sequence[_Most], result: Mapping[str, Any], prompts: int, *, by_batch: bool = False
 ) -> dict[str, float | None]:
     """Return the cost if each of the models answers so many `prompts` of each row."""
-    asked = found["rows"] * prompts
-    each = Usage(found["estimated_prompt_tokens"] // len(sums) // max(1, asked))  # prices may rise with one's length
+    asked = result["rows"] * prompts
+    each = Usage(result["estimated_prompt_tokens"] // len(sums) // max(1, asked))  # prices may rise with one's length
     tiers = [BATCH if by_batch else tier_of(one.plan.settings.extra_params) for one in sums]
     estimated = asked * sum(one.price.cost(each, tier) for one, tier in zip(sums, tiers, strict=True))
     most = sum(one.by_batch if by_batch else one.live for one in sums)

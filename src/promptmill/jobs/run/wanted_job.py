@@ -278,8 +278,8 @@ def _targets_of(wanted: WantedJob, input_format: str) -> tuple[Target, ...]:
     """Return the targets of each row: a single target, or one for each variant."""
     order, plan, plans = wanted.order, wanted.plan, wanted.plans
     if not order.variants:
-        found = fingerprint(plan, order.system_prompt, input_format)
-        return (Target(fingerprint=found, sampling=plain_sampling(plan)),)
+        digests = fingerprint(plan, order.system_prompt, input_format)
+        return (Target(fingerprint=digests, sampling=plain_sampling(plan)),)
     targets = [
         Target(
             name=variant.name,

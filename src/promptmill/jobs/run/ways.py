@@ -86,7 +86,7 @@ def _places() -> dict[str, str]:
 
 def figures(store: JobDatabase, config: ResolvedConfig) -> dict[str, Any]:
     """Return the figures of the ways in which a job was answered. Blocks. Raises the errors of `JobDatabase`."""
-    found = dict[str, Any]()
+    of_ways = dict[str, Any]()
     for name in {round_.way for round_ in stored_rounds(store)} & _places().keys():
-        found |= way_named(name).figures(store, config)
-    return found
+        of_ways |= way_named(name).figures(store, config)
+    return of_ways

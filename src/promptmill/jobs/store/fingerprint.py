@@ -31,15 +31,15 @@ def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str, mode
     """
     settings = plan.settings
     system = system_prompt_of(plan, given_prompt, input_format)
-    found: dict[str, Any] = {"model": digest(model or plan.model), "system_prompt": digest(system)}
-    found["backend"] = digest(plan.backend)
+    digests: dict[str, Any] = {"model": digest(model or plan.model), "system_prompt": digest(system)}
+    digests["backend"] = digest(plan.backend)
     if plan.record.needs_endpoint:
-        found["endpoint"] = digest(getattr(plan.block, "base_url", None))
-        found["enable_thinking"] = digest(getattr(plan.block, "enable_thinking", None))
+        digests["endpoint"] = digest(getattr(plan.block, "base_url", None))
+        digests["enable_thinking"] = digest(getattr(plan.block, "enable_thinking", None))
     if input_format not in WHOLE_REQUESTS:
-        found["sampling"] = digest(*map(without_lengths, _sampling(plan)))
-        found["image_tag"] = digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
-    return found | {"models": _other_models(plan)}
+        digests["sampling"] = digest(*map(without_lengths, _sampling(plan)))
+        digests["image_tag"] = digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
+    return digests | {"models": _other_models(plan)}
 
 
 def plain_sampling(plan: ResolvedConfig) -> dict[str, bool | int | float | str]:

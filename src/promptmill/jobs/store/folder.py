@@ -198,8 +198,8 @@ class Folder:
     def spec_and_status(self) -> tuple[JobSpec | None, RunStatus]:
         """Return the job and its status, which the database is opened for once."""
         spec, status = self._get("spec", "status")
-        found = _valid(JobSpec, spec)
-        return None if found is None else self._moved(found), sound(status or {}, RunStatus)
+        valid_spec = _valid(JobSpec, spec)
+        return None if valid_spec is None else self._moved(valid_spec), sound(status or {}, RunStatus)
 
     def spec_in(self, store: JobDatabase) -> JobSpec:
         """Return the job as the database `store`, which `reading` gave, describes it. Raises `PromptmillError`."""
@@ -248,8 +248,8 @@ class Folder:
     @property
     def batches(self) -> list[str]:
         """The provider's ids of its batches whose answers it has not stored, as far as it last knew."""
-        found: Mapping[str, Any] = cast("Mapping[str, Any]", self.status).get("batch", {})
-        return [*found.get("ids", ())]
+        batches: Mapping[str, Any] = cast("Mapping[str, Any]", self.status).get("batch", {})
+        return [*batches.get("ids", ())]
 
     @property
     def course(self) -> CourseRecord:

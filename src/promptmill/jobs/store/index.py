@@ -28,8 +28,8 @@ def no_job(job_id: str) -> PromptmillError:
 def _parts(text: str) -> list[str]:
     """Return the sheets or tables of a file that are outputs of jobs beside it: `book.xlsx#Topics`."""
     file = home_expanded(text)
-    found = (file.parent / HIDDEN).glob(f"{glob.escape(file.name)}#*{SUFFIX}") if "\0" not in text else ()
-    return sorted(str(file.with_name(path.name.removesuffix(SUFFIX))) for path in found)
+    folders = (file.parent / HIDDEN).glob(f"{glob.escape(file.name)}#*{SUFFIX}") if "\0" not in text else ()
+    return sorted(str(file.with_name(path.name.removesuffix(SUFFIX))) for path in folders)
 
 
 @dataclass(frozen=True)

@@ -169,11 +169,11 @@ def stored_rounds(store: JobDatabase) -> list[Round]:
 def _round(id_: int, text: str) -> Round:
     """Return a stored round. A damaged one counts as done: later rounds have later ids than its answers."""
     try:
-        found = _ROUND.validate_python({"id": id_, **orjson.loads(text)})
+        stored = _ROUND.validate_python({"id": id_, **orjson.loads(text)})
     except (TypeError, ValueError):
-        found = None
-    is_known = found is not None and (rule_of(found.rows) is not NEVER or found.way not in {LIVE, COPY})
-    return found if found is not None and is_known else Round(id_, "open", "", done=True)
+        stored = None
+    is_known = stored is not None and (rule_of(stored.rows) is not NEVER or stored.way not in {LIVE, COPY})
+    return stored if stored is not None and is_known else Round(id_, "open", "", done=True)
 
 
 def store_round(store: JobDatabase, round_: Round) -> None:

@@ -56,7 +56,7 @@ def shares(strata: Sequence[Stratum], certainty: float = 0.95, seed: int = 0) ->
     """Return the share of each label."""
     generator = chance(seed)
     machine = sum((Counter(stratum.machine) for stratum in strata), Counter[str]())
-    rows, found = machine.total(), {}
+    rows, label_shares = machine.total(), {}
     rights = {right for stratum in strata for _, right in stratum.reviewed or ()}
     for label in sorted({*machine, *rights}):
         groups = [group for stratum in strata for group in stratum.groups(label)]
@@ -71,13 +71,13 @@ def shares(strata: Sequence[Stratum], certainty: float = 0.95, seed: int = 0) ->
         )
         outside = round((1 - certainty) / 2 * _DRAWS)
         low, high = drawn[outside], drawn[-1 - outside]
-        found[label] = LabelShare(
+        label_shares[label] = LabelShare(
             share=middle / rows,
             low=min(low, middle) / rows,
             high=max(high, middle) / rows,
             counted=machine[label] / rows,
         )
-    return found
+    return label_shares
 
 
 def label_counts(store: JobDatabase, field: str, before: int, where: str, join: str = "") -> Counter[str]:

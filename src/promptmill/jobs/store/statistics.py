@@ -177,7 +177,7 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
     every = f"FROM answer WHERE {_IS_BEFORE}"
     records = f"{every} AND {DELIVERED}"
     open_records = f"FROM answer {join} WHERE {_IS_BEFORE} AND {DELIVERED} AND ({is_open})"
-    found = JobCounts(skips_empty=skips_empty)
+    job_counts = JobCounts(skips_empty=skips_empty)
     paid = ", ".join(f"total({each})" for each in RECORDED.values())
     (spent,) = store.read(f"SELECT {paid} {every}", before)
     (all_,) = store.read(f"SELECT {_DONE} {records}", before)
@@ -185,18 +185,18 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
     done, failed, truncated, empty = (int(one - its) for one, its in zip(all_, not_done, strict=True))
     (before_them,) = store.read(f"SELECT {paid} FROM spare AS answer")
     for name, total, more in zip(RECORDED, spent, before_them, strict=True):
-        setattr(found, name, int(max(0, min(total + more, 1 << 53))))
-    found.done, found.truncated, found.empty = done, truncated, empty
+        setattr(job_counts, name, int(max(0, min(total + more, 1 << 53))))
+    job_counts.done, job_counts.truncated, job_counts.empty = done, truncated, empty
     if failed:
         by_code = f"SELECT code, count(*) {{}} AND {FAILED} GROUP BY code"
         still_open = dict(store.read(by_code.format(open_records), before))
         for code, count in store.read(by_code.format(records), before):
             if count > still_open.get(code, 0):
-                found.fail(code, count - still_open.get(code, 0))
-    nth = 1 + found.done // LATENCIES
+                job_counts.fail(code, count - still_open.get(code, 0))
+    nth = 1 + job_counts.done // LATENCIES
     sampled = f"SELECT latency_s {records} AND {ANSWERED} AND answer.key % {nth} = 0 AND {_IS_LATENCY}"
-    found.latencies.extend(latency_s for (latency_s,) in store.read(sampled, before))
-    return found
+    job_counts.latencies.extend(latency_s for (latency_s,) in store.read(sampled, before))
+    return job_counts
 
 
 def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = False) -> Results:
@@ -219,14 +219,14 @@ def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = Fals
     ((different, shortest, longest, rows),) = store.read(summed, before)
     if not different:
         return {}
-    found: Results = {"different": different, "shortest": shortest, "longest": longest}
+    row_results: Results = {"different": different, "shortest": shortest, "longest": longest}
     if by_field and (fields := _fields(store, before)):
-        found["fields"] = fields
+        row_results["fields"] = fields
     repeats = different < rows if different <= _SHOWN_VALUES else 2 * different <= rows
     if longest > _SHORT_VALUE or not (repeats or rows == 1):
-        return found
+        return row_results
     commonest = f"{grouped} SELECT value, rows FROM grouped ORDER BY rows DESC, value LIMIT {_SHOWN_VALUES}"
-    return found | {"values": dict(store.read(commonest, before))}
+    return row_results | {"values": dict(store.read(commonest, before))}
 
 
 def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
@@ -256,8 +256,8 @@ def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
     groups: dict[int, list[tuple[Any, ...]]] = {}
     for at, *group in store.read(f"WITH answers AS MATERIALIZED ({answers}) {counted}", *paths, before):
         groups.setdefault(at, []).append(tuple(group))
-    found = {name: _field(kind, groups.get(at, [])) for at, (name, kind) in enumerate(kinds.items())}
-    return {name: field for name, field in found.items() if field}
+    all_fields = {name: _field(kind, groups.get(at, [])) for at, (name, kind) in enumerate(kinds.items())}
+    return {name: field for name, field in all_fields.items() if field}
 
 
 def _field(kind: str, groups: Sequence[tuple[Any, ...]]) -> FieldResults:
@@ -272,8 +272,8 @@ def _field(kind: str, groups: Sequence[tuple[Any, ...]]) -> FieldResults:
     missing = [("null", count) for value, count, _ in groups if value is None]
     if kind != "list" and all(count == 1 for _, count in values) and len(values + missing) > 1:
         return {}
-    found: FieldResults = {"values": dict(sorted(values, key=lambda pair: (-pair[1], pair[0])) + missing)}
-    return found | {"is_list": True} if kind == "list" else found
+    field_results: FieldResults = {"values": dict(sorted(values, key=lambda pair: (-pair[1], pair[0])) + missing)}
+    return field_results | {"is_list": True} if kind == "list" else field_results
 
 
 def _digest(text: str) -> str:
@@ -336,12 +336,12 @@ def values_by_slot(store: JobDatabase, field: str = "") -> dict[str, dict[int, i
         value = "CASE json_type(text, ?1) WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE text ->> ?1 END"
         values = [f'$."{field}"']
     where = f"{DELIVERED} AND {ANSWERED}{f' AND {_IS_OBJECT}' if field else ''}"
-    found: dict[str, dict[int, int]] = {}
+    rows_by_slot: dict[str, dict[int, int]] = {}
     for text, slot, rows in store.read(
         f"SELECT {value}, key / {SLOT}, count(*) FROM answer WHERE {where} GROUP BY 1, 2", *values
     ):
-        found.setdefault(str(text), {})[slot] = rows
-    return found
+        rows_by_slot.setdefault(str(text), {})[slot] = rows
+    return rows_by_slot
 
 
 def slots(store: JobDatabase) -> dict[int, tuple[int, int]]:
@@ -373,11 +373,11 @@ def paid(store: JobDatabase, rounds: Sequence[int]) -> tuple[Paid, Paid]:
             total(CASE WHEN more IS NOT NULL THEN json_extract({_MORE}, '$.cost') END)
         FROM answer WHERE {ANSWERED} AND attempts > 0 GROUP BY 1
     """
-    found = {
+    sums = {
         bool(is_of): Paid(rows, Usage(int(read), int(out), int(cached), 0, int(written), int(an_hour)), cost)
         for is_of, rows, read, out, cached, written, an_hour, cost in store.read(query)
     }
-    return found.get(True, Paid(0, Usage(), 0.0)), found.get(False, Paid(0, Usage(), 0.0))
+    return sums.get(True, Paid(0, Usage(), 0.0)), sums.get(False, Paid(0, Usage(), 0.0))
 
 
 def cost(store: JobDatabase) -> float:
@@ -392,5 +392,5 @@ def extra_fields(store: JobDatabase) -> set[str]:
     has = f"SELECT max(more IS NOT NULL), max(reasoning IS NOT NULL) FROM answer WHERE {DELIVERED}"
     ((has_more, has_reasoning),) = store.read(has)
     query = f"SELECT DISTINCT json_each.key FROM answer, json_each({_MORE}) WHERE {DELIVERED}"
-    found = {name for (name,) in store.read(query)} if has_more else set[str]()
-    return found | {"reasoning"} if has_reasoning else found
+    names = {name for (name,) in store.read(query)} if has_more else set[str]()
+    return names | {"reasoning"} if has_reasoning else names

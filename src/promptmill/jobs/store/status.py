@@ -83,12 +83,12 @@ def asked(folder: Folder) -> Status:
     if spec is not None:
         column = spec.question.column
         prompt = " / ".join(spec.question.templates) or ("" if column is None else f"column {column}")
-    found: Status = {"prompt": prompt} if prompt else {}
+    fields: Status = {"prompt": prompt} if prompt else {}
     if order is not None and order.system_prompt:
-        found["system"] = order.system_prompt
+        fields["system"] = order.system_prompt
     if order is not None and order.shown.command:
-        found["command"] = shlex.join(["promptmill", *order.shown.command])
-    return found
+        fields["command"] = shlex.join(["promptmill", *order.shown.command])
+    return fields
 
 
 def figures_of(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, Any]:
@@ -98,10 +98,10 @@ def figures_of(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, Any]
     Raises the errors of `JobDatabase`.
     """
     results = statistics.results(store, before, by_field=spec.output.answer_schema is not None)
-    labels, found = _labelled_fields(results), {"results": results}
+    labels, counted = _labelled_fields(results), {"results": results}
     for figure in figures().values():
-        found |= part(figure.count)(store, spec, labels, before) if figure.count else {}
-    return {**found, **spec.plan.figures(store, spec, labels, before)}
+        counted |= part(figure.count)(store, spec, labels, before) if figure.count else {}
+    return {**counted, **spec.plan.figures(store, spec, labels, before)}
 
 
 def _labelled_fields(results: Results) -> list[str]:
@@ -113,12 +113,12 @@ def _labelled_fields(results: Results) -> list[str]:
 
 def read_all(folders: Iterable[Folder], is_shown: Callable[[JobSpec], bool] = lambda _: True) -> list[Status]:
     """Return the status of each existing job for which `is_shown` is true, the newest first."""
-    found = []
+    statuses = []
     for folder in folders:
         spec, last = folder.spec_and_status()
         if spec is not None and is_shown(spec):
-            found.append(of(folder, spec, last))
-    return sorted(found, key=lambda one: -one["created"])
+            statuses.append(of(folder, spec, last))
+    return sorted(statuses, key=lambda one: -one["created"])
 
 
 def examples(folder: Folder) -> dict[str, str]:
@@ -145,5 +145,5 @@ def failures(folder: Folder, most: int) -> list[dict[str, str | int | None]]:
     `JobDatabase`."""
     spec = folder.spec
     with folder.reading() as store:
-        found = statistics.failures(store, most, skips_empty=spec is not None and spec.question.skip_empty)
-        return [{"row": one.row + 1, "code": one.code, "message": one.text} for one in found]
+        failed_rows = statistics.failures(store, most, skips_empty=spec is not None and spec.question.skip_empty)
+        return [{"row": one.row + 1, "code": one.code, "message": one.text} for one in failed_rows]

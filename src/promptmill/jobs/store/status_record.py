@@ -232,10 +232,10 @@ def _is_valid(value: object, figure: Figure) -> bool:
     return True
 
 
-def shares_of(found: Mapping[str, Any]) -> Mapping[str, Mapping[str, LabelShare]]:
+def shares_of(status: Mapping[str, Any]) -> Mapping[str, Mapping[str, LabelShare]]:
     """Return the shares of labels in a status by field: those of a person, else those of a plan."""
-    of_plan = (value.get("shares") for value in found.values() if isinstance(value, Mapping))
-    return found.get("shares") or next(filter(None, of_plan), {})
+    of_plan = (value.get("shares") for value in status.values() if isinstance(value, Mapping))
+    return status.get("shares") or next(filter(None, of_plan), {})
 
 
 _checker: Callable[[object], TypeAdapter[Any]] = cache(TypeAdapter)

@@ -30,7 +30,7 @@ _COMMIT = re.compile(r"(@[0-9a-f]{8})[0-9a-f]{32}\b")  # of a dataset
 
 
 def summary(
-    found: Status,
+    status: Status,
     *,
     examples: Mapping[str, str] = MappingProxyType({}),
     remedies: Mapping[str, str] = MappingProxyType({}),
@@ -42,49 +42,49 @@ def summary(
     `examples`: a message for each code of failures. `remedies`: what helps against the rows of a count, by its name.
     `go_on`: how a job that stopped goes on. `output`: name it.
     """
-    state, reason = found["state"], found.get("reason")
-    files = title(found)
-    if state == FINISHED and found.get("total") == 0:
-        return f"{files}: {_without_rows(found)}"
-    if state == STOPPED and not found.get("alive") and reason and not found.get("answered"):
+    state, reason = status["state"], status.get("reason")
+    files = title(status)
+    if state == FINISHED and status.get("total") == 0:
+        return f"{files}: {_without_rows(status)}"
+    if state == STOPPED and not status.get("alive") and reason and not status.get("answered"):
         return "\n".join([f"{files}: {state}: {reason}", *go_on[:2]])
     if state == FINISHED:
-        lines = [f"{files}: {outcome(found)}"]
+        lines = [f"{files}: {outcome(status)}"]
     else:
         why = f": {reason}" if reason else ""
-        rows = f"  rows      {times(found)}{line(found)}"
-        lines = [f"{files}: {in_words(state)} after {effort(found)}{why}", rows]
-    errors = found.get("errors", {})
+        rows = f"  rows      {times(status)}{line(status)}"
+        lines = [f"{files}: {in_words(state)} after {effort(status)}{why}", rows]
+    errors = status.get("errors", {})
     lines += _labelled(
-        *_figures(found),
-        ("answers", _answers(found)),
+        *_figures(status),
+        ("answers", _answers(status)),
         ("errors", ", ".join(f"{count:,} {code}" for code, count in errors.items())),
     )
     lines.extend(f"    {code}: {examples[code]}" for code in errors if code in examples)
     if "failed" in remedies and state == FINISHED:
         lines.append(remedies["failed"])
-    run = f"{found['run_requests']:,} in the last run, " if "run_requests" in found else ""
-    every = f"{found.get('requests', 0):,}{' in all' if run else ''}"
-    read, written, cached = (found.get(name, 0) for name in ("prompt_tokens", "completion_tokens", "cached_tokens"))
+    run = f"{status['run_requests']:,} in the last run, " if "run_requests" in status else ""
+    every = f"{status.get('requests', 0):,}{' in all' if run else ''}"
+    read, written, cached = (status.get(name, 0) for name in ("prompt_tokens", "completion_tokens", "cached_tokens"))
     of_cache = f", {cached:,} of them from the provider's cache" if cached else ""
-    of_cache += f" (saved {dollars(saved)})" if (saved := found.get("cache_saved")) else ""
+    of_cache += f" (saved {dollars(saved)})" if (saved := status.get("cache_saved")) else ""
     lines += _labelled(
-        *_counted(found, "rows", remedies),
-        ("requests", f"{run}{every}, {found.get('retries', 0):,} of them retries"),
+        *_counted(status, "rows", remedies),
+        ("requests", f"{run}{every}, {status.get('retries', 0):,} of them retries"),
         ("tokens", f"{read:,} in{of_cache}, {written:,} out" if read or written else ""),
-        *_counted(found, "requests", remedies),
-        *_counted(found, "runs", remedies),
-        ("latency", _latency(found)),
-        *(("note", warning) for warning in found.get("warnings", ())),
-        ("job", found["job_id"]),
+        *_counted(status, "requests", remedies),
+        *_counted(status, "runs", remedies),
+        ("latency", _latency(status)),
+        *(("note", warning) for warning in status.get("warnings", ())),
+        ("job", status["job_id"]),
         *(
-            (name, cut(" ".join(str(found.get(name, "")).split()), _SHORT_TEXT))
+            (name, cut(" ".join(str(status.get(name, "")).split()), _SHORT_TEXT))
             for name in ("prompt", "system", "command")
         ),
     )
-    if state == FINISHED and output and found["output_file"]:
-        lines.append(f"  output    {found['output_file']}")
-    elif state != FINISHED and not found.get("alive"):
+    if state == FINISHED and output and status["output_file"]:
+        lines.append(f"  output    {status['output_file']}")
+    elif state != FINISHED and not status.get("alive"):
         lines += go_on or ["  what is answered is kept"]
     return "\n".join(lines)
 
@@ -94,29 +94,29 @@ def in_words(name: str) -> str:
     return "writing the output" if name == MERGING else name
 
 
-def counts(found: RunStatus) -> Iterator[tuple[str, status_record.Count, int]]:
+def counts(status: RunStatus) -> Iterator[tuple[str, status_record.Count, int]]:
     """Yield the name, the mark and the number of each count that has its own line and is not 0."""
     for name, mark in status_record.COUNTS.items():
-        if mark.words and (number := cast("dict[str, Any]", found).get(name)):
+        if mark.words and (number := cast("dict[str, Any]", status).get(name)):
             yield name.replace("_", " "), mark, number
 
 
-def _counted(found: Status, over: str, remedies: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for name, mark, number in counts(found):
+def _counted(status: Status, over: str, remedies: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for name, mark, number in counts(status):
         if mark.over == over:
             yield name, mark.line(number) + (f"; {remedies[name]}" if name in remedies else "")
 
 
-def _figures(found: Status) -> Iterator[tuple[str, str]]:
+def _figures(status: Status) -> Iterator[tuple[str, str]]:
     """Yield the lines about the figures of features."""
     for figure in figures().values():
-        if figure.facts and figure.name in found:
-            yield from ((name, text.replace("\n", f"\n{' ' * 12}")) for name, text in part(figure.facts)(found))
+        if figure.facts and figure.name in status:
+            yield from ((name, text.replace("\n", f"\n{' ' * 12}")) for name, text in part(figure.facts)(status))
 
 
-def share_lines(found: Mapping[str, Mapping[str, LabelShare]], giver: str) -> Iterator[tuple[str, str]]:
+def share_lines(fields: Mapping[str, Mapping[str, LabelShare]], giver: str) -> Iterator[tuple[str, str]]:
     """Yield the lines about shares of labels by field. `giver`: whose labels count as right."""
-    texts = [f"{one_line(field)}: {shares(its)}" if field else shares(its) for field, its in found.items() if its]
+    texts = [f"{one_line(field)}: {shares(its)}" if field else shares(its) for field, its in fields.items() if its]
     for text in texts[:-1]:
         yield "shares", text
     if texts:
@@ -127,28 +127,28 @@ def _labelled(*facts: tuple[str, str]) -> list[str]:
     return [f"  {name:9} {text}" for name, text in facts if text]
 
 
-def _latency(found: Status) -> str:
-    latency = found.get("latency_s") or {}
+def _latency(status: Status) -> str:
+    latency = status.get("latency_s") or {}
     if latency.get("p50") is None:
         return ""
     # the 99th percentile of few rows would be the slowest row
-    names = [name for name in latency if name != "p99" or found.get("done", 0) >= _FEWEST_FOR_P99]
+    names = [name for name in latency if name != "p99" or status.get("done", 0) >= _FEWEST_FOR_P99]
     return ", ".join(f"{_WITHIN[name]} {figure(float(f'{latency[name]:.2g}'))} s" for name in names)
 
 
-def title(found: Status) -> str:
+def title(status: Status) -> str:
     """Return the names of a job's input and output."""
-    names = [name for name in (found.get("input_file", ""), found.get("output_file")) if name]
+    names = [name for name in (status.get("input_file", ""), status.get("output_file")) if name]
     shown = (name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).name for name in names)
     return _COMMIT.sub(r"\1", " → ".join(shown))
 
 
-def _answers(found: Status) -> str:
+def _answers(status: Status) -> str:
     """Return a line on the answers: `positive 125, negative 88`, or `300 different, 12 to 480 characters`."""
-    what = found.get("results")
+    what = status.get("results")
     if not what:
         return ""
-    truncated = f", {found['truncated']:,} cut off" if found.get("truncated") else ""
+    truncated = f", {status['truncated']:,} cut off" if status.get("truncated") else ""
     if fields := what.get("fields"):
         return "; ".join(f"{one_line(name)}: {_field(field)}" for name, field in fields.items()) + truncated
     if values := what.get("values"):
@@ -171,11 +171,11 @@ def one_line(value: str) -> str:
     return f'"{value}"' if not value or "," in value or value[-1].isdigit() else value
 
 
-def _without_rows(found: Status) -> str:
-    if part := PART.search(found["output_file"] or ""):
+def _without_rows(status: Status) -> str:
+    if part := PART.search(status["output_file"] or ""):
         return f"shard {int(part[1])} of {int(part[2])} holds no rows; that is all right"
-    to = f", and so does the output {found['output_file']}" if found["output_file"] else ""
-    return f"{found['input_file']} holds no rows{to}"
+    to = f", and so does the output {status['output_file']}" if status["output_file"] else ""
+    return f"{status['input_file']} holds no rows{to}"
 
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
@@ -200,23 +200,23 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
 
 def news(progress: Progress, told: set[str]) -> list[str]:
     """Return the lines about figures of features that are not `told` yet; note the names of these figures."""
-    found, lines = progress.figures, list[str]()
-    for name in found.keys() & figures().keys() - told if progress.state == RUNNING else ():
-        if (where := figures()[name].news) and (new := part(where)(found)):
+    records, lines = progress.figures, list[str]()
+    for name in records.keys() & figures().keys() - told if progress.state == RUNNING else ():
+        if (where := figures()[name].news) and (new := part(where)(records)):
             lines += new
             told.add(name)
     return lines
 
 
-def share(found: LabelShare) -> str:
+def share(label_share: LabelShare) -> str:
     """Return `43.1 % (95 %: 40.2\N{EN DASH}46.0)`: the share of a label with its interval."""
-    middle, low, high = (f"{100 * found[name]:.1f}" for name in ("share", "low", "high"))
+    middle, low, high = (f"{100 * label_share[name]:.1f}" for name in ("share", "low", "high"))
     return f"{middle} %" if low == high else f"{middle} % (95 %: {low}\N{EN DASH}{high})"
 
 
-def shares(found: Mapping[str, LabelShare]) -> str:
+def shares(label_shares: Mapping[str, LabelShare]) -> str:
     """Return the shares of labels in a line, the greatest first."""
-    ordered = sorted(found.items(), key=lambda one: (-one[1]["share"], one[0]))
+    ordered = sorted(label_shares.items(), key=lambda one: (-one[1]["share"], one[0]))
     named = [f"{' '.join(label.split()) or '(empty)'} {share(one)}" for label, one in ordered[:LISTED_LABELS]]
     return ", ".join([*named, *([f"{len(ordered) - len(named):,} more"] if ordered[LISTED_LABELS:] else [])])
 
@@ -231,18 +231,18 @@ def parts(status: RunStatus) -> list[str]:
     total, is_running = status.get("total"), status.get("state") == RUNNING
     waiting = status.get("waiting") if is_running else ""
     of = "" if (most := status.get("max_cost")) is None else f" of {dollars(most)}"
-    found = [
+    counts_shown = [
         waiting or "",
         f"{status.get('answered', 0):,}{'' if total is None else f' of {total:,}'} answered",
         f"{status.get('failed', 0):,} failed",
         "" if (cost := status.get("cost")) is None else f"{dollars(cost)}{of}",
     ]
     if status.get("state") == MERGING and "written" in status:
-        found.append(f"{status['written']:,} written")
+        counts_shown.append(f"{status['written']:,} written")
     elif is_running and not waiting:
         eta_s = status.get("eta_s")
         of_window = f" of {window}" if (window := status.get("window")) is not None else ""
-        found += [
+        counts_shown += [
             "" if eta_s is None else f"{duration(eta_s)} left",
             f"{status['rows_per_second']:,.1f} rows/s",
             f"{status['in_flight']}{of_window} in flight",
@@ -250,7 +250,7 @@ def parts(status: RunStatus) -> list[str]:
             f"{status['retries']:,} retried" if status.get("retries") else "",
             f"{status['tokens_per_second']:.0f} tokens/s",
         ]
-    return [part for part in found if part]
+    return [part for part in counts_shown if part]
 
 
 def outcome(status: Status, of: str = "") -> str:
@@ -291,8 +291,8 @@ def paid(status: RunStatus) -> str:
 def lengths(results: Results) -> str:
     """Return the lengths of the shortest and the longest answer, as text."""
     shortest, longest = results["shortest"], results["longest"]
-    found = f"{shortest:,}" if shortest == longest else f"{shortest:,}\N{EN DASH}{longest:,}"
-    return f"{found} {'character' if longest == 1 else 'characters'}"
+    number_range = f"{shortest:,}" if shortest == longest else f"{shortest:,}\N{EN DASH}{longest:,}"
+    return f"{number_range} {'character' if longest == 1 else 'characters'}"
 
 
 def span(field: status_record.FieldResults) -> str:

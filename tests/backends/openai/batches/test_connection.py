@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 
 from promptmill.backends.openai.batches import connection
-from promptmill.backends.openai.batches.api import Batches
 from promptmill.backends.openai.batches.connection import BatchConnection
+from promptmill.backends.openai.batches.openai_batches import Batches
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import PLAIN
 from promptmill.backends.openai.transport import Pool

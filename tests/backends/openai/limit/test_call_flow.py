@@ -11,7 +11,7 @@ from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.limit.endpoint_state import EndpointState
 from promptmill.backends.openai.limit.limiter import CallFlow, ConcurrencyShare, Limiter
 from promptmill.backends.openai.providers import profile_at
-from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.protocol import Call, Facts
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError

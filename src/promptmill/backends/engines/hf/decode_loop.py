@@ -92,7 +92,7 @@ class DecodeLoop(ABC):
         """Choose each row's next token by `scores`, `(rows, vocabulary)`; send the outcomes of finished rows."""
         wrong: dict[int, Exception] = {}
         # the model's own log probabilities, before penalties and masks
-        found = {
+        logprobs = {
             place: scores[place].log_softmax(-1)
             for place, row in enumerate(rows)
             if row.logprobs is not None or row.chances is not None
@@ -111,9 +111,9 @@ class DecodeLoop(ABC):
                 if token is None:
                     raise _not_a_number()
                 if row.logprobs is not None:
-                    row.logprobs.append(_logprobs(row, token, found[place]))
+                    row.logprobs.append(_logprobs(row, token, logprobs[place]))
                 if row.chances is not None:
-                    _add_chances(row, token, found[place].masked_fill(scores[place].isneginf(), -math.inf))
+                    _add_chances(row, token, logprobs[place].masked_fill(scores[place].isneginf(), -math.inf))
                 if row.accept(token):
                     self._answer(row, row.outcome())
                     done.append(place)
@@ -467,21 +467,22 @@ def _free_unused_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def _logprobs(row: RunningSequence, token: int, found: Any) -> dict[str, Any]:
-    values, tokens = found.topk(min(row.top_logprobs, len(found)))
+def _logprobs(row: RunningSequence, token: int, logprobs: Any) -> dict[str, Any]:
+    values, tokens = logprobs.topk(min(row.top_logprobs, len(logprobs)))
     likeliest = zip(tokens.tolist(), values.tolist(), strict=True)
-    return logprob_entry(row.form.texts.decode, token, float(found[token]), likeliest)
+    return logprob_entry(row.form.texts.decode, token, float(logprobs[token]), likeliest)
 
 
-def _add_chances(row: RunningSequence, token: int, found: Any) -> None:
-    """Add the next token of an answer that is one of several choices; `found` is -inf for tokens of none of them."""
+def _add_chances(row: RunningSequence, token: int, logprobs: Any) -> None:
+    """Add the next token of an answer that is one of several choices; `logprobs` is -inf for tokens of none of them."""
     assert row.chances is not None
-    values, tokens = found.topk(min(_MOST_LEADING, len(found)))
+    values, tokens = logprobs.topk(min(_MOST_LEADING, len(logprobs)))
     ranked = zip(tokens.tolist(), values.tolist(), strict=True)
     others = [(other, value) for other, value in ranked if other != token and value > -math.inf]
     decode = row.form.texts.decode
     told = [
-        (decode([*row.tokens, each]).rstrip(BROKEN), value) for each, value in [(token, float(found[token])), *others]
+        (decode([*row.tokens, each]).rstrip(BROKEN), value)
+        for each, value in [(token, float(logprobs[token])), *others]
     ]
     row.chances[0].step(told, told[0][0])
 

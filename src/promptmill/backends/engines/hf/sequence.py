@@ -203,7 +203,7 @@ def _token_ids(value: object) -> frozenset[int]:
 
 def _template(source: Any, name: str = "default") -> str | None:
     """Return the chat template of a tokenizer or processor; if it has several, the one called `name`."""
-    found = getattr(source, "chat_template", None)
-    if isinstance(found, dict):
-        found = found.get(name)
-    return found or None
+    template = getattr(source, "chat_template", None)
+    if isinstance(template, dict):
+        template = template.get(name)
+    return template or None

@@ -115,9 +115,9 @@ class Vision:
 
     def _check_marks(self, text: str, images: int) -> None:
         """Raise for a wrong number of marks; processors and models would fail late or misplace images."""
-        if self.mark is None or (found := text.count(self.mark)) == images:
+        if self.mark is None or (marks := text.count(self.mark)) == images:
             return
-        raise mark_in_text(self.mark) if found > images else misplaced_images(found, images)
+        raise mark_in_text(self.mark) if marks > images else misplaced_images(marks, images)
 
 
 def _mark(processor: Any) -> str | None:

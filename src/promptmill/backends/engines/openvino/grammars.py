@@ -375,10 +375,10 @@ class StrictJson:
 
 def _either(parts: Iterable[str]) -> str:
     """Return the expression of one of the `parts`."""
-    found = list(dict.fromkeys(parts))
-    if not found:
+    alternatives = list(dict.fromkeys(parts))
+    if not alternatives:
         raise NotWritableError
-    return found[0] if len(found) == 1 else f"({' | '.join(found)})"
+    return alternatives[0] if len(alternatives) == 1 else f"({' | '.join(alternatives)})"
 
 
 def _json(value: Any) -> str:

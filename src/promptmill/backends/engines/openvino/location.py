@@ -37,11 +37,11 @@ def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
         raise load_failure(
             f"{folder.absolute()} holds no {IR.files[0]}: it is not in OpenVINO's format, but in transformers'.", ADVICE
         )
-    found = locate(name, gguf_file, report, _require, IR)
-    if found.folder is None:
-        fetched = _fetch(found.name, found.gguf_file, report)
-        return fetched if found.gguf_file is not None else _check_graphs(fetched)
-    return _check_graphs(found.folder) if found.gguf_file is None else found.folder / found.gguf_file
+    location = locate(name, gguf_file, report, _require, IR)
+    if location.folder is None:
+        fetched = _fetch(location.name, location.gguf_file, report)
+        return fetched if location.gguf_file is not None else _check_graphs(fetched)
+    return _check_graphs(location.folder) if location.gguf_file is None else location.folder / location.gguf_file
 
 
 def _check_graphs(folder: Path) -> Path:

@@ -159,8 +159,8 @@ def _context(path: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         if path.is_file():
             with path.open("rb") as file:
-                found = _GGUF_CONTEXT.search(file.read(_GGUF_HEAD))
-            return min(_GGUF_TOKENS, int.from_bytes(found[1], "little") if found else _GGUF_TOKENS)
+                field = _GGUF_CONTEXT.search(file.read(_GGUF_HEAD))
+            return min(_GGUF_TOKENS, int.from_bytes(field[1], "little") if field else _GGUF_TOKENS)
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         text = config.get("text_config") or config.get("llm_config") or config
         return int(text["max_position_embeddings"])
@@ -216,8 +216,8 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Return the tokens of `text`; with `special` the tokenizer adds its own, such as a BOS token."""
-        found: list[int] = self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].tolist()
-        return found
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].tolist()
+        return tokens
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool, **_: Any) -> str:
         """Return the text of `tokens`."""

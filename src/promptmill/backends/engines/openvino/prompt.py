@@ -200,9 +200,9 @@ class TaggedImages:
 
         Raises `PromptmillError` (`unsupported`) unless the text has one tag for each of its `images`, in order.
         """
-        found = _TAG.findall(text)
-        if found != [_tag(image) for image in range(images)]:
-            raise submission.misplaced_images(len(found), images)
+        tags = _TAG.findall(text)
+        if tags != [_tag(image) for image in range(images)]:
+            raise submission.misplaced_images(len(tags), images)
         return _TAG.sub("", text)
 
 

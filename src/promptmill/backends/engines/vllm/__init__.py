@@ -66,8 +66,8 @@ def supported_version() -> str:
             break
         except importlib.metadata.PackageNotFoundError:
             continue
-    found = tuple(map(int, re.findall(r"\d+", version)[:2]))
-    if not SUPPORTED[0] <= found < SUPPORTED[1]:
+    release = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    if not SUPPORTED[0] <= release < SUPPORTED[1]:
         lowest, beyond = (".".join(map(str, bound)) for bound in SUPPORTED)
         raise load_failure(
             f"vLLM {version or 'of an unknown version'} is installed; promptmill works with vLLM from {lowest} on, "
@@ -133,6 +133,6 @@ class StderrTee:
     def reason(self) -> tuple[str, str] | None:
         """Return name and message of the last printed exception that is informative; None without one."""
         for line in reversed(list(self._lines)):
-            if (found := _ERROR.search(line)) and not any(words in line for words in _EMPTY_WORDS):
-                return found[1].rpartition(".")[2], found[2] or ""
+            if (match := _ERROR.search(line)) and not any(words in line for words in _EMPTY_WORDS):
+                return match[1].rpartition(".")[2], match[2] or ""
         return None

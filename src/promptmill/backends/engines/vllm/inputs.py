@@ -90,10 +90,10 @@ class VllmPrompts:
 
     def _find_template(self, tools: list[Any] | None) -> str | None:
         try:
-            found: str | None = resolve_chat_template(self._tokenizer, None, tools, model_config=self._model)
+            template: str | None = resolve_chat_template(self._tokenizer, None, tools, model_config=self._model)
         except (ValueError, AttributeError):  # a tokenizer that formats chats in code, such as Mistral's
             return ""
-        return found
+        return template
 
     async def prepare(self, message: Frame, warnings: list[str]) -> Prepared:
         """Return the prompt of a `submit` message; `warnings` gets a line for each deviation from the request.
@@ -268,9 +268,9 @@ def _known_names() -> frozenset[str]:
 def _bad_parameter(error: Exception) -> PromptmillError:
     """Return the error for a value that vLLM rejects. The value itself is not quoted."""
     if isinstance(error, pydantic.ValidationError):
-        found = error.errors(include_url=False, include_context=False)
+        problems = error.errors(include_url=False, include_context=False)
         # pydantic always adds that the value is not an instance of `SamplingParams`
-        first = next((problem for problem in found if problem["type"] != "is_instance_of"), found[0])
+        first = next((problem for problem in problems if problem["type"] != "is_instance_of"), problems[0])
         place = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(]", str(part)))
         said = str(first["msg"]).removeprefix("Value error, ")
         if first["type"].endswith(("_type", "_parsing")):

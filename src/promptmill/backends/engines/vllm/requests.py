@@ -113,15 +113,15 @@ class RequestRunner:
     async def _answer(self, message: Frame) -> None:
         started = time.monotonic()
         warnings: list[str] = []
-        found: Frame
+        reply: Frame
         try:
-            found = await self._answer_of(message, warnings)
+            reply = await self._answer_of(message, warnings)
         except EngineDeadError:
             return  # this process ends, which the server reports for all requests
         except Exception as error:
-            found = {"error": packed_error(_item_error(error))}
+            reply = {"error": packed_error(_item_error(error))}
         address = {"type": "outcome", "run": message["run"], "id": message["id"], "warnings": warnings}
-        self._channel.send({**address, "latency_s": round(time.monotonic() - started, 4), **found})
+        self._channel.send({**address, "latency_s": round(time.monotonic() - started, 4), **reply})
 
     async def _answer_of(self, message: Frame, warnings: list[str]) -> Frame:
         if "path" in message:  # `/embeddings`, see `BackendRecord.other_paths`
@@ -284,12 +284,12 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[S
 
 
 def _logprobs(answer: Any, decode: Callable[[Sequence[int]], str], most: int) -> list[dict[str, Any]]:
-    found = []
+    entries = []
     for token, by_token in zip(answer.token_ids, answer.logprobs, strict=True):
         ranked = sorted(by_token.items(), key=lambda pair: pair[1].rank)
         likeliest = [(other, value.logprob) for other, value in ranked[:most]]
-        found.append(growing_answer.logprob_entry(decode, token, by_token[token].logprob, likeliest))
-    return found
+        entries.append(growing_answer.logprob_entry(decode, token, by_token[token].logprob, likeliest))
+    return entries
 
 
 def _add_chances(answer: Any, decode: Callable[[Sequence[int]], str], chances: Chances) -> None:
@@ -333,11 +333,11 @@ class Embedder:
         if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
             raise input_error("body.dimensions should be a whole number from 1 on.")
         inputs = await self._render(_inputs(body.get("input")))
-        found = await asyncio.gather(*(self._embedding(one, dimensions) for one in inputs))
+        vectors = await asyncio.gather(*(self._embedding(one, dimensions) for one in inputs))
         tokens = sum(len(one["prompt_token_ids"]) for one in inputs)
         data = [
             {"object": "embedding", "index": at, "embedding": _encode(vector, encoding)}
-            for at, vector in enumerate(found)
+            for at, vector in enumerate(vectors)
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         payload = {"object": "list", "data": data, "model": self._model, "usage": usage}
@@ -346,15 +346,15 @@ class Embedder:
 
     async def _render(self, prompts: list[Any]) -> Any:
         try:
-            found = await self._engine.renderer.render_cmpl_async(prompts)
+            rendered = await self._engine.renderer.render_cmpl_async(prompts)
         except VLLMValidationError as error:
             if error.parameter not in {"input_tokens", "input_text"}:
                 raise
             said = f"An input is too long: {error.value} tokens or more; the model takes {self._longest}."
             raise PromptmillError(Code.CONTEXT_LENGTH, said) from None
-        if any(not one["prompt_token_ids"] for one in found):
+        if any(not one["prompt_token_ids"] for one in rendered):
             raise input_error("body.input holds an empty text, which has no embedding.")
-        return found
+        return rendered
 
     async def _embedding(self, prompt: Any, dimensions: int | None) -> Any:
         params = PoolingParams(task="embed", dimensions=dimensions)

@@ -36,8 +36,8 @@ def batch_profile(endpoint: Endpoint) -> BatchProfile:
     """Return the row of the endpoint's provider; at other endpoints the row of the API that the address belongs to."""
     if endpoint.profile.batch is not None:
         return endpoint.profile.batch
-    found = _OWN_API.search(urlsplit(endpoint.url).path)
-    return _ROWS[found[1]] if found else PLAIN_BATCHES
+    match = _OWN_API.search(urlsplit(endpoint.url).path)
+    return _ROWS[match[1]] if match else PLAIN_BATCHES
 
 
 @contextlib.asynccontextmanager
@@ -63,8 +63,8 @@ def _family(
         text = f"{endpoint.name} publishes no reference of its Batch API, so no batches are sent there."
         raise PromptmillError(Code.UNSUPPORTED, text, "Leave out `batch`, or use another endpoint.")
     parts = urlsplit(endpoint.url)
-    found = _OWN_API.search(parts.path)
-    spoken = _ROWS[found[1]].family if found else ""
+    match = _OWN_API.search(parts.path)
+    spoken = _ROWS[match[1]].family if match else ""
     if spoken != (profile.family if profile.family in _KEY_HEADERS else ""):
         dialect = profile.family if profile.family in _KEY_HEADERS else "openai"
         raise PromptmillError(

@@ -257,8 +257,8 @@ class BatchConnection:
         following: Query | None = {}
         while following is not None:
             payload = await self.call("GET", path, query={**paging.first, **(query or {}), **following})
-            found = payload if isinstance(payload, list) else payload.get(field) or payload.get("value")
-            entries = [entry for entry in found or () if isinstance(entry, dict)]
+            listed = payload if isinstance(payload, list) else payload.get(field) or payload.get("value")
+            entries = [entry for entry in listed or () if isinstance(entry, dict)]
             digests = set(map(orjson.dumps, entries))
             if digests <= before:  # empty, or of an endpoint that ignores the parameter and would repeat it forever
                 return

@@ -13,7 +13,8 @@ import orjson
 from typing_extensions import override
 
 from promptmill.backends.batches import BatchState, PlannedBatch, Reply
-from promptmill.backends.openai.batches.api import (
+from promptmill.backends.openai.batches.connection import FailedRequestError, Paging, Query
+from promptmill.backends.openai.batches.openai_batches import (
     Batches,
     FilePlaces,
     Places,
@@ -21,7 +22,6 @@ from promptmill.backends.openai.batches.api import (
     form_fields,
     form_of,
 )
-from promptmill.backends.openai.batches.connection import FailedRequestError, Paging, Query
 from promptmill.backends.openai.batches.profile import Family
 from promptmill.backends.openai.batches.reading import (
     at,

@@ -220,22 +220,22 @@ async def only_match(
     Raises `BatchUnclearError` if several can be.
     """
     since = batch.planned - CLOCK_SKEW_S
-    found: list[BatchState] = []
+    candidates: list[BatchState] = []
     async for page in pages:
         states = list(map(read, page))
         times = [since if state.created is None else state.created for state in states]
-        found += [
+        candidates += [
             state
             for state, time in zip(states, times, strict=True)
             if time >= since and state.total == batch.requests and state.id not in known
         ]
         if max(times, default=since) < since:
             break
-    if len(found) > 1:
-        names = ", ".join(state.id for state in found[:5])
+    if len(candidates) > 1:
+        names = ", ".join(state.id for state in candidates[:5])
         raise BatchUnclearError(
             Code.BAD_RESPONSE,
-            f"{len(found)} batches of the account have {batch.requests} requests and may be this one: {names}.",
+            f"{len(candidates)} batches of the account have {batch.requests} requests and may be this one: {names}.",
             "Wait until they end, and cancel or delete those that are not needed.",
         )
-    return found[0] if found else None
+    return candidates[0] if candidates else None

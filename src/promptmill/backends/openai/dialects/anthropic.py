@@ -105,17 +105,17 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
 
 def _version(model: str) -> tuple[int, int]:
     """Return the version of a model; an unknown model counts as one of the newest."""
-    found = _NAMED.search(model)
-    if found is None:
+    match = _NAMED.search(model)
+    if match is None:
         return (5, 0)
-    if not found["major"]:
+    if not match["major"]:
         return (3, 0)
-    return int(found["major"]), int(found["minor"] or 0)
+    return int(match["major"]), int(match["minor"] or 0)
 
 
 def _line(model: str) -> str:
-    found = _NAMED.search(model)
-    return (found["line"] or "") if found else ""
+    match = _NAMED.search(model)
+    return (match["line"] or "") if match else ""
 
 
 def _think(body: JsonDict, model: str, longest: int | None) -> list[str]:
@@ -278,11 +278,11 @@ def _block(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) 
         return [orjson.dumps({"type": "text", "text": part.text, **mark})]
     if isinstance(part, AudioPart):
         raise unsupported("sound")
-    found = data_url(encoded := images[part.source])
-    if found is None:
+    kind_and_data = data_url(encoded := images[part.source])
+    if kind_and_data is None:
         return [b'{"type":"image","source":{"type":"url","url":%b}}' % encoded]
-    start = b'{"type":"image","source":{"type":"base64","media_type":"%b","data":"' % found[0]
-    return [start, found[1], b'"}}']
+    start = b'{"type":"image","source":{"type":"base64","media_type":"%b","data":"' % kind_and_data[0]
+    return [start, kind_and_data[1], b'"}}']
 
 
 # Replies
@@ -322,8 +322,8 @@ def completion(payload: JsonDict, headers: Mapping[str, str]) -> JsonDict | None
     }
     finish = payload.get("stop_reason")
     tier = payload["usage"].get("service_tier") if isinstance(payload.get("usage"), dict) else None
-    found = chat_completion(payload, _READ, message, _FINISHES.get(str(finish), finish), _usage(payload.get("usage")))
-    return found | ({"service_tier": tier} if tier else {})
+    chat = chat_completion(payload, _READ, message, _FINISHES.get(str(finish), finish), _usage(payload.get("usage")))
+    return chat | ({"service_tier": tier} if tier else {})
 
 
 def _said(details: Any) -> str:
@@ -340,11 +340,11 @@ def _usage(usage: Any) -> JsonDict:
         for name in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
     )
     thinking = (usage.get("output_tokens_details") or {}).get("thinking_tokens")
-    found = chat_usage(fresh + cached + written, usage.get("output_tokens"), cached, written, thinking)
+    counts = chat_usage(fresh + cached + written, usage.get("output_tokens"), cached, written, thinking)
     an_hour = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens")
     if type(an_hour) is int:
-        found["prompt_tokens_details"]["cache_write_1h_tokens"] = an_hour
-    return found
+        counts["prompt_tokens_details"]["cache_write_1h_tokens"] = an_hour
+    return counts
 
 
 def assemble(events: Iterator[JsonDict]) -> JsonDict:

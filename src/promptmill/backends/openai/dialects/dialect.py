@@ -221,5 +221,5 @@ def joined(parts: Iterable[Sequence[bytes]]) -> list[bytes]:
 
 def dropped(body: JsonDict, names: frozenset[str]) -> list[str]:
     """Remove the parameters of these names from `body`; return those that ask for something."""
-    found = [name for name in body if name in names]
-    return [name for name in found if body.pop(name) is not False]
+    present = [name for name in body if name in names]
+    return [name for name in present if body.pop(name) is not False]

@@ -144,8 +144,8 @@ def _thinking(body: JsonDict, profile: ProviderProfile, model: str) -> tuple[Jso
         wanted, effort = False, None
     if wanted is None and effort is None:
         return {}, []
-    found = _SERIES.search(model)
-    series = (int(found[1]), int(found[2] or 0)) if found else (3, 0) if model.startswith("gemini") else (0, 0)
+    match = _SERIES.search(model)
+    series = (int(match[1]), int(match[2] or 0)) if match else (3, 0) if model.startswith("gemini") else (0, 0)
     if series < (2, 5):
         return {}, [] if wanted is False else ["enable_thinking" if wanted else "reasoning_effort"]
     if wanted is False:
@@ -176,9 +176,9 @@ def _format(body: JsonDict, config: JsonDict) -> str:
 
 def _use_tools(body: JsonDict) -> None:
     if "tools" in body:
-        found = list(functions_in(body["tools"]))
-        functions = [_function(tool) for tool, is_function in found if is_function]
-        others = [tool for tool, is_function in found if not is_function]
+        tools = list(functions_in(body["tools"]))
+        functions = [_function(tool) for tool, is_function in tools if is_function]
+        others = [tool for tool, is_function in tools if not is_function]
         body["tools"] = [*([{"functionDeclarations": functions}] if functions else []), *others]
     choice = body.pop("tool_choice", None)
     if isinstance(choice, str):
@@ -191,12 +191,12 @@ def _use_tools(body: JsonDict) -> None:
 
 
 def _function(function: JsonObject) -> JsonDict:
-    found = {"name": function.get("name")}
+    declaration = {"name": function.get("name")}
     if function.get("description"):
-        found["description"] = function["description"]
+        declaration["description"] = function["description"]
     if function.get("parameters"):
-        found["parametersJsonSchema"] = function["parameters"]
-    return found
+        declaration["parametersJsonSchema"] = function["parameters"]
+    return declaration
 
 
 def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
@@ -225,17 +225,17 @@ def _parts(message: Message, images: Mapping[str, bytes], names: Mapping[str, st
     parts = [[b'{"text":%b}' % orjson.dumps(message.content)]] if isinstance(message.content, str) else []
     if isinstance(message.content, tuple):
         parts = [_part(part, images) for part in message.content if not isinstance(part, TextPart) or part.text]
-    for _, name, arguments, found in calls_of(message):
+    for _, name, arguments, whole_call in calls_of(message):
         part: JsonDict = {"functionCall": {"name": name, "args": arguments}}
-        if signature := _signature(found):
+        if signature := _signature(whole_call):
             part["thoughtSignature"] = signature
         parts.append([orjson.dumps(part)])
     return parts
 
 
-def _signature(found: JsonObject) -> Any:
+def _signature(whole_call: JsonObject) -> Any:
     """Return the signature of the thought behind a tool call, where Google's chat completions put it."""
-    match found:
+    match whole_call:
         case {"extra_content": {"google": {"thought_signature": signature}}}:
             return signature
     return None
@@ -247,11 +247,11 @@ def _part(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) -
     if isinstance(part, AudioPart):
         kind = _TYPES.get(part.format, f"audio/{part.format}")
         return [orjson.dumps({"inlineData": {"mimeType": kind, "data": part.data}})]
-    found = data_url(encoded := images[part.source])
-    if found is None:
+    kind_and_data = data_url(encoded := images[part.source])
+    if kind_and_data is None:
         kind = mimetypes.guess_type(urlsplit(part.source).path)[0] or "image/jpeg"
         return [b'{"fileData":{"mimeType":%b,"fileUri":%b}}' % (orjson.dumps(kind), encoded)]
-    return [b'{"inlineData":{"mimeType":"%b","data":"' % found[0], found[1], b'"}}']
+    return [b'{"inlineData":{"mimeType":"%b","data":"' % kind_and_data[0], kind_and_data[1], b'"}}']
 
 
 # Replies
@@ -268,15 +268,15 @@ def completion(payload: JsonDict, headers: Mapping[str, str]) -> JsonDict | None
     if not candidate and isinstance(feedback, dict) and feedback.get("blockReason"):
         finish = f"content_filter: {feedback['blockReason']}"
         said = feedback.get("blockReasonMessage") or feedback["blockReason"]
-        found = chat_completion(payload, _READ, {"refusal": said}, finish, usage)
+        chat = chat_completion(payload, _READ, {"refusal": said}, finish, usage)
     elif not candidate:
-        found = chat_completion(payload, _READ, {}, None, usage) | {"choices": []}
+        chat = chat_completion(payload, _READ, {}, None, usage) | {"choices": []}
     else:
-        found = _answer(payload, candidate, usage)
+        chat = _answer(payload, candidate, usage)
     if tier := _tier(payload, headers):
-        found["service_tier"] = tier
+        chat["service_tier"] = tier
     names = {"responseId": "id", "modelVersion": "model"}
-    return found | {new: payload[old] for old, new in names.items() if old in payload}
+    return chat | {new: payload[old] for old, new in names.items() if old in payload}
 
 
 def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict:
@@ -366,10 +366,10 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
             usage = {"usage": _usage(whole["usageMetadata"])} if whole.get("usageMetadata") else {}
             return {**event, **usage, **({"choices": [{}]} if parts else {})}
         whole |= {name: value for name, value in event.items() if name != "candidates"}
-        for found in event.get("candidates") or ():
-            if found.get("index", 0) == 0:
-                parts += (found.get("content") or {}).get("parts") or ()
-                candidate |= {name: value for name, value in found.items() if name != "content"}
+        for event_candidate in event.get("candidates") or ():
+            if event_candidate.get("index", 0) == 0:
+                parts += (event_candidate.get("content") or {}).get("parts") or ()
+                candidate |= {name: value for name, value in event_candidate.items() if name != "content"}
     blocked = (whole.get("promptFeedback") or {}).get("blockReason")
     if not candidate.get("finishReason") and not blocked:
         raise CutOffError

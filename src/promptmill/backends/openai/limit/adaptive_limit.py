@@ -428,8 +428,8 @@ class ThroughputSearch:
 
 def waiting_in(page: bytes) -> float | None:
     """Return the number of waiting requests on a page of metrics; None if it has none."""
-    found = _WAITING.findall(page)
+    numbers = _WAITING.findall(page)
     try:
-        return sum(map(float, found)) if found else None
+        return sum(map(float, numbers)) if numbers else None
     except ValueError:
         return None

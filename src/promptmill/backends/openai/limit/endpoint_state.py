@@ -12,7 +12,7 @@ from urllib.parse import urljoin
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s
 from promptmill.backends.openai.limit.adaptive_limit import AdaptiveLimit, ThroughputSearch, waiting_in
-from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.openai.transport import LoopThrottle, Pool
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.bounds import LARGEST_BODY

@@ -12,8 +12,8 @@ from promptmill.core.values import JsonDict
 from promptmill.features.review import reviewed
 from promptmill.jobs.inputs import input_rows as given
 from promptmill.jobs.inputs.short_forms import labels_of
+from promptmill.jobs.manage.bulk_keywords import errors_of
 from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
-from promptmill.jobs.manage.keywords import errors_of
 from promptmill.jobs.store.index import JobFolders
 from promptmill.system.safe_open import home_expanded
 

@@ -50,11 +50,11 @@ def questions_in(question: Question, input_format: str, source: Input, fields: S
         if not isinstance(source, Headed):
             raise
         below = ((row, source.header_at(row)) for row in range(source.header_row + 1, source.header_row + _LOOKED_AT))
-        found = next((row for row in below if _fits(question, input_format, row[1])), None)
-        if found is None:
+        fitting = next((row for row in below if _fits(question, input_format, row[1])), None)
+        if fitting is None:
             raise
-        shown = f" ({_listed(found[1])})."
-        raise input_error(*error.parts, f" Row {found[0]} has it: ", Named("header_row", found[0]), shown) from None
+        shown = f" ({_listed(fitting[1])})."
+        raise input_error(*error.parts, f" Row {fitting[0]} has it: ", Named("header_row", fitting[0]), shown) from None
 
 
 def _fits(question: Question, input_format: str, names: Sequence[str]) -> bool:
@@ -171,14 +171,14 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> No
 
 def distinct(names: Sequence[str]) -> list[str]:
     """Return distinct names for the columns. A repeated name gets a number: `x`, `x_2`."""
-    known, found, counts = frozenset(names), dict[str, None](), dict[str, int]()
+    known, new_names, counts = frozenset(names), dict[str, None](), dict[str, int]()
     for name in names:
         new = name
-        while new in found or (new != name and new in known):
+        while new in new_names or (new != name and new in known):
             counts[name] = counts.get(name, 1) + 1
             new = f"{name}_{counts[name]}"
-        found[new] = None
-    return list(found)
+        new_names[new] = None
+    return list(new_names)
 
 
 def _images_of(question: Question) -> set[str]:

@@ -113,7 +113,7 @@ def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     >>> option_forms({"prompt": ["Is {{x}} so?", "Why {{x}}?"], "fields": {"amount": float, "due": "date"}})
     {'prompt': {'Is {{x}} so?': 'Is {{x}} so?', 'Why {{x}}?': 'Why {{x}}?'}, 'fields': 'amount:number,due:date'}
     """
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name, kinds in _KINDS.items():
         if not isinstance(given.get(name, ""), (str, *kinds)):
             raise input_error(f"`{name}` is {shape(given[name])}, which it cannot be; see help(bulk).")
@@ -124,12 +124,14 @@ def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
         names = [cut(" ".join(text.split()), _LONGEST_NAME) for text in prompts]
         if len({*names}) < len(names):
             names = [str(at) for at in range(1, len(names) + 1)]
-        found["prompt"] = dict(zip(names, prompts, strict=True)) if len(names) > 1 else prompts[0]
+        arguments["prompt"] = dict(zip(names, prompts, strict=True)) if len(names) > 1 else prompts[0]
     if isinstance(fields, Mapping):
-        found["fields"] = ",".join(f"{_field_name(name)}:{_field_type(name, kind)}" for name, kind in fields.items())
+        arguments["fields"] = ",".join(
+            f"{_field_name(name)}:{_field_type(name, kind)}" for name, kind in fields.items()
+        )
     elif isinstance(fields, Sequence) and not isinstance(fields, str):
-        found["fields"] = ",".join(map(str, fields))
-    return found
+        arguments["fields"] = ",".join(map(str, fields))
+    return arguments
 
 
 def _field_name(name: object) -> str:

@@ -8,7 +8,7 @@ import pytest
 from promptmill.answers.schema import asking_for
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import PLAIN, profile_named
-from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.request_body import RequestEncoder
 from promptmill.backends.openai.schema_forms import asked_of, grammar_form
 from promptmill.core.request import Conversation, Message, Request, Sampling
 

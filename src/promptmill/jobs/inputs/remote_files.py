@@ -45,8 +45,8 @@ Say = Callable[[str], None]
 
 def is_elsewhere(text: str) -> bool:
     """Return whether `text` names a file that is fetched or converted first: by a URL, or in a feature's format."""
-    found = format_of(text)
-    return is_url(text) or (found is not None and bool(found.read or found.write))
+    file_format = format_of(text)
+    return is_url(text) or (file_format is not None and bool(file_format.read or file_format.write))
 
 
 def is_url(text: str) -> bool:
@@ -79,8 +79,8 @@ def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "")
 
     `known`: the digest of the objects that the job has read; they are not downloaded again.
     """
-    if (found := format_of(urls[0])) is not None and not found.store:
-        with _converted(folders, urls, found) as rows:
+    if (file_format := format_of(urls[0])) is not None and not file_format.store:
+        with _converted(folders, urls, file_format) as rows:
             yield rows
         return
     with errors_of(urls[0]):
@@ -136,7 +136,7 @@ class RemoteOutput:
     @classmethod
     def of(cls, folders: JobFolders, url: str) -> RemoteOutput:
         """Return the output at `url`. The same URL always has the same local file. Raises `PromptmillError`."""
-        if (found := format_of(url)) is not None and not found.store:
+        if (file_format := format_of(url)) is not None and not file_format.store:
             path = home_expanded(url).absolute()
             _writer(path)
             return ConvertedOutput.at(folders, str(path), f"{path.stem}.jsonl")
@@ -194,8 +194,8 @@ class RemoteOutput:
 
     def _read_note(self) -> JsonDict | None:
         with contextlib.suppress(OSError, orjson.JSONDecodeError):
-            found: JsonDict = orjson.loads(self._note.read_bytes())
-            return found
+            note: JsonDict = orjson.loads(self._note.read_bytes())
+            return note
         return None
 
     def _key(self) -> str | None:
@@ -206,10 +206,10 @@ class RemoteOutput:
 
 def _writer(path: Path) -> Any:
     """Return the function that writes a file in a feature's format. Raises `PromptmillError` (`invalid_input`)."""
-    found = format_of(path.name)
-    if found is None or not found.write:
+    file_format = format_of(path.name)
+    if file_format is None or not file_format.write:
         raise input_error(f"{path.name} can be read, not written; name another output.")
-    return part(found.write)
+    return part(file_format.write)
 
 
 class ConvertedOutput(RemoteOutput):
@@ -278,8 +278,8 @@ class Store:
 
 
 def _store_of(url: str) -> Store:
-    found = format_of(url)
-    store: Store = Store() if found is None or not found.store else part(found.store)()
+    file_format = format_of(url)
+    store: Store = Store() if file_format is None or not file_format.store else part(file_format.store)()
     return store
 
 
@@ -293,11 +293,11 @@ def filesystem(protocol: str) -> Any:
 
 
 @contextlib.contextmanager
-def _converted(folders: JobFolders, names: Sequence[str], found: Format) -> Iterator[InputRows]:
+def _converted(folders: JobFolders, names: Sequence[str], file_format: Format) -> Iterator[InputRows]:
     """Yield the rows of files in the format of a feature."""
-    if not found.read:
+    if not file_format.read:
         raise input_error(f"{names[0]} can be written, not read; name another input.")
-    read, paths = part(found.read), [home_expanded(name) for name in names]
+    read, paths = part(file_format.read), [home_expanded(name) for name in names]
 
     def lines() -> Iterator[bytes]:
         for path in paths:

@@ -22,7 +22,7 @@ import orjson
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import text_of
 from promptmill.core.wording import MOST_SHOWN, close_matches, counted, cut, did_you_mean
-from promptmill.features.compare.values import LABEL, Kind, Tolerance, canonical, kind_of
+from promptmill.features.compare.answer_values import LABEL, Kind, Tolerance, canonical, kind_of
 from promptmill.jobs import columns
 from promptmill.jobs.columns import MODEL, OURS, VARIANT
 from promptmill.jobs.export.schema_columns import FIELD

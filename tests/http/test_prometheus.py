@@ -22,7 +22,7 @@ from promptmill.backends.protocol import Call, Facts
 from promptmill.config.loading import Overrides
 from promptmill.core.errors import input_error
 from promptmill.core.request import Conversation, Message
-from promptmill.http.metrics import FAMILIES, Metrics, full_name
+from promptmill.http.prometheus import FAMILIES, Metrics, full_name
 from promptmill.jobs.manage.prune import remove
 from promptmill.jobs.store import status as job_status
 from promptmill.jobs.store.index import JobFolders

@@ -15,10 +15,16 @@ from promptmill.core.errors import Named, PromptmillError, argument_name, config
 from promptmill.core.wording import counted, shape
 from promptmill.features.compare import comparison_text, words
 from promptmill.features.compare import figures as figures_
+from promptmill.features.compare.answer_values import Tolerance
+from promptmill.features.compare.compared_files import (
+    LETTERS,
+    ComparedFile,
+    ComparedRows,
+    ComparisonOrder,
+    NoCommonRowError,
+)
 from promptmill.features.compare.figures import Judgement
-from promptmill.features.compare.files import LETTERS, ComparedFile, ComparedRows, ComparisonOrder, NoCommonRowError
 from promptmill.features.compare.judge import VERDICTS, JudgeOrder, Pairs, judgement_of
-from promptmill.features.compare.values import Tolerance
 from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
 from promptmill.jobs.store.index import JobFolders
 from promptmill.options.keywords import ModelOptions, SamplingOptions
@@ -165,12 +171,12 @@ def compare(
 
 def _judgement(pairs: Pairs, asked: JudgeOrder, options: Mapping[str, Any], folders: JobFolders) -> Judgement:
     """Have a job judge the pairs. Raises `PromptmillError` if it stops early; the verdicts so far are kept."""
-    from promptmill.jobs.manage import bulk_call, keywords  # most comparisons have no judge
+    from promptmill.jobs.manage import bulk_call, bulk_keywords  # most comparisons have no judge
     from promptmill.service import choosing
     from promptmill.system import runtime
 
     given = {name: value for name, value in options.items() if value is not None}
-    configuration = keywords.configuration_of({**given, "choices": [*VERDICTS]})
+    configuration = bulk_keywords.configuration_of({**given, "choices": [*VERDICTS]})
     if configuration.plan.is_open:
         configuration = runtime.run_anywhere(choosing.decided(configuration))
     plan = configuration.plan

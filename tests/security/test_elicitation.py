@@ -20,7 +20,7 @@ from promptmill.config.loading import Configuration, Overrides
 from promptmill.jobs.inputs.whole_files import WholeFiles
 from promptmill.jobs.run.copies import Duplicates
 from promptmill.server import create_server
-from promptmill.server.questions import Questions
+from promptmill.server.elicitation import Questions
 from promptmill.service.service import Service
 from replies import answer, status
 from talk import Talk, codes, serving, text
