@@ -1,1 +1,1 @@
-"""Features: each folder plugs into the sockets of `promptmill.core.feature`, and can be deleted."""
+"""Features. Each folder extends promptmill through the sockets of `promptmill.core.feature`, and can be deleted."""

@@ -1,4 +1,4 @@
-"""The client of a call, and the call, as jobs know them."""
+"""The client of a call, and the call's models and items, as jobs use them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from promptmill.core.request import Conversation
 
 
 class Caller(NamedTuple):
-    """A client: its session, and its owner, which later sessions share."""
+    """A client of the server: its session, and the owner of its jobs. Later sessions may have the same owner."""
 
     session: str = ""
-    """The session, if several clients share the server. A list of jobs has its session's jobs."""
+    """The id of the session, if several clients share the server. A list of jobs shows the jobs of this session."""
     owner: str = ""
-    """Over HTTP a digest of the token, over stdio `""` for this user. Only the owner of a job on rows that came in a
-    call may see, read and end it."""
+    """Over HTTP a digest of the token; over stdio `""` for this user. If a job's rows came in a call, only the job's
+    owner may see, read and end it."""
 
 
 USER = Caller()
@@ -28,7 +28,7 @@ USER = Caller()
 
 @dataclass(frozen=True, slots=True)
 class CallModels:
-    """The models of a call, whose plans have the call's sampling."""
+    """The models that a call may use. Their plans include the call's sampling."""
 
     plan: ResolvedConfig
     plans: Mapping[str, ResolvedConfig] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class CallModels:
         return self.plans.keys()
 
     def plan_of(self, name: str) -> ResolvedConfig:
-        """Return the plan of one of `names`."""
+        """Return the plan of a model in `names`."""
         return self.plans[name]
 
 

@@ -1,6 +1,6 @@
 """The columns that a job adds to a row: the answer, its error, its usage, …, and their names.
 
-A row keeps its own columns: where the input has `answer`, the job's column is `answer_1`.
+A job never renames a column of the input. If the input has `answer`, the job's column is `answer_1`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 EXTRA_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "top_choices", "cost", "answered_by", "changed")
 """Fields that only some models or requests have."""
 VARIANT, MODEL = "variant", "model"
-"""Columns of a job with several answers to each row: the name of the way, and its model."""
+"""Columns of a job with several answers to each row: the name of the variant, and its model."""
 SCORE = "score"
-"""The column of a plan with the confidence in an answer (0 to 1)."""
+"""The column for the confidence in an answer (0 to 1), which some plans add."""
 OURS = (*ANSWER_FIELDS, *EXTRA_FIELDS, "row", "surplus_cells")
-"""The usual names of the columns that a job adds; `row`, its number, only where rows are not in a file."""
+"""The usual names of the columns that a job adds; `row` (the row's number) only if the rows are not in a file."""
 
 
 def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-    """Return the `ANSWER_FIELDS` of a record, and the `EXTRA_FIELDS` that it has.
+    """Return the `ANSWER_FIELDS` of a record, and those `EXTRA_FIELDS` that have a value.
 
-    `names`: the names of the columns that are not the usual ones.
+    `names`: the names of columns that do not have their usual names.
     """
     failed = record.code is not None
     fields: dict[str, Any] = {
@@ -57,14 +57,14 @@ def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({}
 
 
 def variant_fields(spec: JobSpec) -> Sequence[str]:
-    """Return the columns that identify an answer among the answers to a row."""
+    """Return the columns that distinguish the answers to one row."""
     if not spec.is_grid:
         return ()
     return (MODEL, VARIANT) if len({target.model for target in spec.targets}) > 1 else (VARIANT,)
 
 
 def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:
-    """Return the values of these columns for the answers in a slot, by their names in the output."""
+    """Return the values of the columns `variant_fields` for the answers in a slot, by column name."""
     names, target = spec.output.names or {}, spec.targets[slot]
     values = {MODEL: target.model, VARIANT: target.name}
     return {names.get(name, name): values[name] for name in variant_fields(spec)}
@@ -82,7 +82,7 @@ def own_names(spec: JobSpec) -> set[str]:
 
 
 def schema_columns(spec: JobSpec) -> SchemaColumns | None:
-    """Return the columns of a job whose answers have a schema."""
+    """Return the columns of the answers' schema; None if the job has no schema."""
     if spec.output.answer_schema is None:
         return None
     return SchemaColumns(spec.output.answer_schema, by_field=spec.output.form.fields)
@@ -94,16 +94,16 @@ def wanted_names(spec: JobSpec) -> dict[str, str]:
     schema = schema_columns(spec)
     if schema is None:
         return wanted
-    if schema.names and spec.output.format in TABLES:  # it has no `answer`
+    if schema.names and spec.output.format in TABLES:  # the columns of the fields replace `answer`
         answer = wanted.pop("answer")
         return wanted | schema.names | {"answer": answer}
     return wanted | schema.names
 
 
 def unusual_names(wanted: Mapping[str, str], taken: Container[str]) -> dict[str, str]:
-    """Return the names of the job's columns that are not the usual ones; `taken` are the input's.
+    """Return the names of the job's columns that differ from the usual ones. `taken`: the columns of the input.
 
-    Raises `PromptmillError` (`invalid_input`) if the input has all the names of a column.
+    Raises `PromptmillError` (`invalid_input`) if the input has every candidate for a name.
     """
     names: dict[str, str] = {}
     for key, name in wanted.items():
@@ -116,7 +116,7 @@ def unusual_names(wanted: Mapping[str, str], taken: Container[str]) -> dict[str,
 
 
 def candidates(name: str) -> Iterator[str]:
-    """Yield the names that a column with this usual name may have.
+    """Yield the names that a column may get if its usual name is `name`.
 
     >>> from itertools import islice
     >>> list(islice(candidates("answer"), 3))
@@ -128,7 +128,7 @@ def candidates(name: str) -> Iterator[str]:
 
 
 def notes(spec: JobSpec) -> Iterator[str]:
-    """Yield sentences for the summary: columns with unusual names, of settings, or without values."""
+    """Yield sentences for the summary: columns that were renamed, that are read as settings, or that are empty."""
     names = spec.output.names or {}
     wanted = {key: spec.output.form.column if key == "answer" else _usual(key) for key in names}
     moved = {wanted[key]: new for key, new in names.items() if new != wanted[key]}
@@ -136,7 +136,7 @@ def notes(spec: JobSpec) -> Iterator[str]:
         theirs, ours = (", ".join(f"`{name}`" for name in names) for names in (moved, moved.values()))
         yield f"The input has columns {theirs} of its own; those of the job are called {ours}."
     asked = {target.model for target in spec.targets if spec.is_grid}
-    read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # else the grid's models
+    read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # else `model` is no setting
     if read:
         yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in read)}."
     if spec.input.blank:

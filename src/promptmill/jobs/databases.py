@@ -1,4 +1,4 @@
-"""Kinds of databases whose tables are inputs and outputs: SQLite, and those of features."""
+"""The kinds of databases whose tables can be inputs and outputs: SQLite, and the databases that features add."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.feature import features, format_of, part
 
 Stamp: TypeAlias = tuple[int, int]
-"""Two numbers that change with an output. Of a file: its size in bytes, and the time of its last change in ns. Of a
-table: its number of rows, and their digest, because its file also changes with other tables."""
+"""Two numbers that identify the content of an output. For a file: its size in bytes, and the time of its last change in
+ns. For a table: its number of rows, and their digest, because other tables change the time and size of the file too."""
 SQLITE = frozenset({".db", ".sqlite", ".sqlite3"})
 _OTHERS = [
     suffix for feature in features().values() for each in feature.formats if each.database for suffix in each.names
@@ -26,19 +26,19 @@ DATABASES = MappingProxyType(dict.fromkeys((*sorted(SQLITE), *_OTHERS), "sql"))
 """The format of each suffix of a database."""
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
 _TABLE = "SELECT 1 FROM main.sqlite_master WHERE name = ? COLLATE NOCASE"
-_WAIT_S = 60.0  # for another writer of the user's database
+_WAIT_S = 60.0  # as long as another program writes to the user's database
 
 
 class Database:
-    """A kind of database, by file: SQLite. A feature has a subclass for another kind."""
+    """Reads and writes SQLite files. A feature has a subclass for another kind of database."""
 
     form: ClassVar[Literal["sql", "parquet"]] = "sql"
-    """The file that gets the rows of an output before they are copied: a database of SQLite, or Parquet."""
+    """The format of the temporary file whose rows are copied into the table: a SQLite database, or Parquet."""
     log: ClassVar[str] = "-wal"
-    """The end of the name of the log."""
+    """The suffix of the database's log file."""
 
     def connected(self, file: Path) -> Any:
-        """Return a connection that reads a database, and no other file. Raises the errors of its package."""
+        """Return a connection that reads only this database. Raises the errors of the database's package."""
         return connected(file)
 
     def tables(self, connection: Any) -> list[str]:
@@ -46,7 +46,7 @@ class Database:
         return [row[0] for row in connection.execute(_TABLES).fetchall()]
 
     def whole(self, connection: Any, table: str) -> str:
-        """Return the query for all rows of a table, as values that Python has types for."""
+        """Return the query for all rows of a table, with its values converted to types of Python."""
         del connection
         return all_of(table)
 
@@ -63,13 +63,13 @@ class Database:
         return count, int.from_bytes(digest.digest())
 
     def stamp_of_rows(self, source: Path, table: str) -> Stamp | None:
-        """Return the stamp that a table will have that is copied from `source`."""
+        """Return the stamp that a table will have after the rows of `source` are copied to it."""
         return self.stamp(source, table)
 
     def copy(self, source: Path, file: Path, table: str, *, may_replace: bool) -> None:
-        """Copy the rows of `source`, see `form`, into a table in one transaction.
+        """Copy the rows of `source` (in the format `form`) into a table, in one transaction.
 
-        Raises `OSError`, and `PromptmillError` (`invalid_input`) if a table has the name and may not be replaced.
+        Raises `OSError`; `PromptmillError` (`invalid_input`) if the table exists and may not be replaced.
         """
         try:
             with contextlib.closing(sqlite3.connect(file, timeout=_WAIT_S, isolation_level=None)) as connection:
@@ -96,16 +96,16 @@ def database_of(file: Path) -> Database:
 
 
 def taken(target: object) -> PromptmillError:
-    """Return the error for an output whose name another program has taken since the job began."""
+    """Return the error for an output whose name another program has taken since the start of the job."""
     return input_error(f"{target} was made by another program meanwhile; move it away and run the job again.")
 
 
 def connected(file: Path) -> sqlite3.Connection:
     """Return a connection that reads a SQLite database, and no other file. Raises `sqlite3.Error`."""
     connection = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # VACUUM INTO attaches, too
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # VACUUM INTO also needs ATTACH
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_ROW)
-    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")  # any bytes can be a text there
+    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")  # SQLite checks no encoding
     return connection
 
 
@@ -115,7 +115,7 @@ def all_of(table: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """Return a name as SQL writes it.
+    """Return a name with quotes for SQL.
 
     >>> quoted('my "own" table')
     '"my ""own"" table"'

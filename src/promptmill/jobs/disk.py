@@ -1,4 +1,4 @@
-"""Private files, replaced whole and brought to the disk; the differences between platforms stay here."""
+"""Private files, replaced as a whole and synced to disk. This module hides the differences between platforms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from promptmill.system.safe_open import make_private
 
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
-PUBLIC_FILE = 0o666  # before the user's umask
+PUBLIC_FILE = 0o666  # the user's umask then removes permissions
 _READ_S = 0.5
 _PAUSE_S = 0.005
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -29,40 +29,40 @@ _NETWORK = frozenset(
 
 
 def created(path: Path, mode: int = PRIVATE_FILE) -> int:
-    """Return the descriptor of a new file for writing. Raises `FileExistsError` if a file or a link is there."""
+    """Create a file and return its descriptor. Raises `FileExistsError` if a file or a link has this path."""
     return os.open(path, _BINARY | os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
 
 
 def sync_file(file: IO[bytes]) -> None:
-    """Wait until the flushed data of `file` is on the disk itself."""
+    """Sync `file` to disk. Its data must have been flushed."""
     os.fsync(file.fileno())
 
 
 class ForeignError(PermissionError):
-    """A link or another user's file is in the place of one of promptmill's own."""
+    """promptmill expects its own file at a path, but finds a link or another user's file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(errno.EACCES, f"{path} is a link or another user's")
 
 
 def make_private_folder(path: Path) -> None:
-    """Make folder `path` for this user alone, and the missing folders above it.
+    """Make the folder `path`, readable by this user only, and its missing parents.
 
-    Raises `OSError`; `ForeignError` when a link or another user's file is in its place.
+    Raises `OSError`; `ForeignError` if the path is a link or belongs to another user.
     """
     make_private(path.parent)
     path.mkdir(exist_ok=True, mode=PRIVATE_FOLDER)
     if sys.platform == "win32":
         return
     _check_owner(path)
-    with contextlib.suppress(OSError):  # a file system without permissions
+    with contextlib.suppress(OSError):  # a file system without permissions raises it
         path.chmod(PRIVATE_FOLDER)
 
 
 def check_private_folder(path: Path) -> None:
-    """Raise `ForeignError` when the folder or a file in it is another user's, or a link.
+    """Raise `ForeignError` if the folder or a file in it belongs to another user or is a link.
 
-    In a folder that several users can write to, any of them could have put it there.
+    In a folder that several users can write to, another user could have put such a file.
     """
     if sys.platform == "win32":
         return
@@ -71,7 +71,7 @@ def check_private_folder(path: Path) -> None:
         for entry in entries:
             try:
                 entry_stat = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:  # it was removed since
+            except FileNotFoundError:  # another process has removed it
                 continue
             if stat.S_ISLNK(entry_stat.st_mode) or entry_stat.st_uid != os.geteuid():
                 raise ForeignError(Path(entry.path))
@@ -86,7 +86,7 @@ def _check_owner(path: Path) -> None:
 
 
 def replace(beside: Path, path: Path) -> None:
-    """Rename `beside` to `path`. Windows refuses while another process reads the file at `path`: tries again."""
+    """Rename `beside` to `path`. Windows refuses while another process reads `path`; then the rename is retried."""
     end = time.monotonic() + _READ_S
     while True:
         try:
@@ -100,7 +100,7 @@ def replace(beside: Path, path: Path) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Wait until the data of the file at `path` is on the disk itself, also if another process wrote it."""
+    """Sync the file at `path` to disk, even if another process wrote its data."""
     descriptor = os.open(path, _BINARY | (os.O_RDWR if sys.platform == "win32" else os.O_RDONLY))
     try:
         if sys.platform == "linux":
@@ -112,9 +112,9 @@ def sync_path(path: Path) -> None:
 
 
 def can_share_memory(folder: Path) -> bool:
-    """Return whether only this machine's processes see `folder`: it is on no network file system.
+    """Return whether only processes of this machine see `folder`, that is, whether its file system is local.
 
-    Only Linux reports it; other systems are assumed to.
+    Only Linux reports the file system; on other systems the answer is True.
     """
     if sys.platform != "linux":
         return True
@@ -125,14 +125,14 @@ def can_share_memory(folder: Path) -> bool:
     longest, kind = "", ""
     for line in mounts:
         place, _, rest = line.partition(" - ")
-        point = place.split()[4].encode("utf-8", "surrogateescape").decode("unicode_escape")  # a space is written \\040
+        point = place.split()[4].encode("utf-8", "surrogateescape").decode("unicode_escape")  # /proc escapes spaces
         if len(point) >= len(longest) and folder.is_relative_to(point):
             longest, kind = point, rest.split()[0]
     return kind not in _NETWORK and not kind.startswith("fuse.")
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in folder `path` are on the disk itself, where the platform can do that."""
+    """Sync the entries of the folder `path` to disk, where the platform supports it."""
     if sys.platform == "win32":
         return
     with contextlib.suppress(OSError):  # some network file systems cannot
@@ -144,13 +144,13 @@ def sync_folder(path: Path) -> None:
 
 
 def unusable(error: OSError, folder: Path | str | None) -> PromptmillError:
-    """Return the error of a job whose files cannot be used; its `folder` is named if `error` names no file."""
+    """Return the error of a job whose files cannot be used. If `error` names no file, the message names `folder`."""
     place = f"The job's folder {folder}" if folder else "A file of the job"
     place = f"The job's file {error.filename}" if error.filename else place
     return PromptmillError(Code.STORAGE, f"{place} cannot be used: {why(error)}.")
 
 
 def why(error: OSError) -> str:
-    """Return the reason of `error` in words, without a path."""
+    """Return the reason of `error` as text, without a path."""
     reason = error.strerror or type(error).__name__
     return reason[:1].lower() + reason[1:]

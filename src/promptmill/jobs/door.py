@@ -4,7 +4,7 @@
     `reopened`: the folder of a job ────────┴─▶ `OpenJob` ─┼─▶ detach ─▶ a process of its own
                                                            └─▶ admit ─▶ `Job` ─▶ `run`, `until_signal`
 
-The command line, the tools, Python and features start jobs here and nowhere else (`tests/test_architecture.py`).
+The command line, the tools, Python and features start jobs only through this module (`tests/test_architecture.py`).
 """
 
 from __future__ import annotations
@@ -51,28 +51,28 @@ from promptmill.system.safe_open import home_expanded, real_path
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a job as the user names them, or the rows themselves."""
+    """The rows of a job: their names (paths, URLs), or the rows themselves."""
 
     names: Sequence[str] = ()
-    """Paths, patterns or URLs; `()` for a query that names its files."""
+    """Paths, patterns or URLs; `()` if a query names the files."""
     blocks: Iterable[bytes] | None = None
-    """The rows themselves, in place of names."""
+    """The content of the rows, instead of names."""
     suffix: str = ".jsonl"
     """The format of `blocks`."""
     written: InputRows | None = None
-    """The rows in a file of ours, in place of names."""
+    """Rows in a temporary file of promptmill, instead of names."""
     rule: FileRule | None = None
-    """The rule for `names` that a call sends: the content of each file is a row."""
+    """The file rule for `names` from a call, if the content of each file is a row."""
     name: str = "rows"
-    """The name of rows without a file of the user, in messages and ids."""
+    """In messages and ids: the name of rows that are not in the user's files."""
     owned_by: str | None = None
-    """Equal rows of two owners are two jobs; None: one."""
+    """If two owners send equal rows, each owner gets a job. None: equal rows share one job."""
     job_id: str = ""
-    """The id of a job without an output; `""`: made of rows, question and settings."""
+    """The id of a job without an output; `""`: derive the id from the rows, question and settings."""
 
     @property
     def source(self) -> str:
-        """The source, one of `options.table.ROWS`."""
+        """The kind of source, one of `options.table.ROWS`."""
         if self.blocks is not None:
             return "values"
         return "urls" if any(map(remote_files.is_elsewhere, self.names)) else "paths" if self.names else "query"
@@ -80,19 +80,19 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """The functions by which a face shows how the rows are opened."""
+    """Functions that show the user how the rows are opened."""
 
     say: Say = lambda _: None
-    """Gets each step."""
+    """Called with each step."""
     warn: Say = lambda _: None
-    """Gets what the user should know."""
+    """Called with each warning."""
     waiting: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
-    """The context in which the store behind a URL is waited for."""
+    """The context that is entered while the store of a URL has not answered."""
 
 
-_PROMPTS_SHOWN = 3  # of a check: enough to see a template filled in
+_PROMPTS_SHOWN = 3  # prompts that a check shows: enough to see a filled template
 SILENT = Telling()
-"""Shows nothing."""
+"""Shows nothing to the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class OpenJob(WantedJob):
     remote: RemoteOutput | None = None
     """The output by URL."""
     files: WholeFiles | None = None
-    """The files of which each is a row."""
+    """If each file is a row: these files."""
 
     @property
     def notes(self) -> Sequence[Words]:
@@ -119,7 +119,7 @@ class OpenJob(WantedJob):
         return admission.admit(self, are_columns_checked=are_columns_checked)
 
     async def admitted(self, *, are_columns_checked: bool = False) -> Job:
-        """Do the same as `admit` in a thread. If the caller is cancelled meanwhile, the job is closed."""
+        """Like `admit`, in a thread. If the caller is cancelled meanwhile, the job is closed."""
 
         def let_go(done: asyncio.Future[Job]) -> None:
             if not done.cancelled() and not done.exception():
@@ -134,13 +134,13 @@ class OpenJob(WantedJob):
             raise
 
     def validate(self) -> dict[str, Any]:
-        """Return the findings in the rows, and an estimate. Sends nothing. Raises as `admit`."""
+        """Check all rows; return the problems, and an estimate. Sends no request. Raises as `admit`."""
         from promptmill.jobs.run.validation import check  # imports the readers of images
 
         return check(self, prompts=_PROMPTS_SHOWN)
 
     def detach(self, seen: Callable[[Job], None]) -> Status:
-        """Start the job in a process of its own and return its status. `seen` gets it first. Raises as `admit`."""
+        """Start the job in its own process; return its status. `seen` gets the job first. Raises as `admit`."""
         with contextlib.closing(self.admit()) as job:
             seen(job)
             if self.source is not None and (files := job.unread()) is not None:
@@ -154,14 +154,14 @@ class OpenJob(WantedJob):
 async def run(
     job: Job, service: Service, hooks: Hooks = NO_HOOKS, *, stats: Call | None = None, apart: Apart | None = None
 ) -> PromptmillError | None:
-    """Run an admitted job in this process until it ends; return the error that stopped it early. See `Runner`."""
+    """Run an admitted job in this process until it ends. Return the error that stopped it early. See `Runner`."""
     running = Runner(job, service, hooks, stats=stats, apart=apart)
     await running.run()
     return running.error
 
 
 async def until_signal(job: Job, service: Service, hooks: Hooks) -> tuple[RunStatus, PromptmillError | None, bool]:
-    """Run an admitted job, the only one of this process, until it ends, SIGTERM or Ctrl-C. See `runner.until_ended`."""
+    """Run the only admitted job of this process until it ends, or until SIGTERM or Ctrl-C. See `runner.until_ended`."""
     return await runner.until_ended(Runner(job, service, hooks))
 
 
@@ -173,7 +173,7 @@ def reopened(
     again: Literal["failed"] | None = None,
     is_of_call: bool = False,
 ) -> OpenJob:
-    """Return the job in `folder` with its last order; its files are where they are now. `again`: rows to send again.
+    """Return the job in `folder` with its last order and the present paths of its files. `again`: rows to send again.
 
     Raises `PromptmillError` if there is no such job.
     """
@@ -197,10 +197,10 @@ def open_job(
     caller: Caller | None = None,
     telling: Telling = SILENT,
 ) -> Iterator[OpenJob]:
-    """Yield the job of `rows` and `options`, see `JobOrder.of`; temporary files of its rows are removed at the end.
+    """Yield the job for `rows` and `options`, see `JobOrder.of`. Afterwards, remove the temporary files of its rows.
 
-    `output`: a path or a URL; None for a job without an output. `shown`: the command line without keys, and the reason
-    for the requests. `caller`: of a call, which names files of this machine alone, by resolved paths. Blocks.
+    `output`: a path or a URL; None: no output. `shown`: the command line without keys, and the reason for the requests.
+    `caller`: the client of a call; a call names only files of this machine, by resolved paths. Blocks.
 
     Raises `PromptmillError`.
     """
@@ -254,7 +254,7 @@ def open_job(
 def _whole_files(
     order: JobOrder, paths: Sequence[Path], rows: Rows, options: Mapping[str, Any], plan: ResolvedConfig
 ) -> WholeFiles | None:
-    """Return the files of which each is a row; None if their rows are the rows. Raises `PromptmillError`."""
+    """Return the files if each file is a row; None if each file contains rows. Raises `PromptmillError`."""
     asked = order.question, options.get("pdf"), order.reading.encoding
     if rows.rule is not None:
         return WholeFiles(rows.names, rows.rule, *asked, has_schema=plan.has_schema)
@@ -264,9 +264,9 @@ def _whole_files(
 
 
 def _pinned(names: Sequence[str], folder: Folder, command: Sequence[str], warn: Say) -> tuple[list[str], str]:
-    """Return URLs with the commits of their datasets, and the digest of the objects that the job has read.
+    """Return the URLs, each with the commit of its dataset, and the digest of the objects that the job has read.
 
-    Another command may ask other questions, for which the rows are read again: then the digest is `""`.
+    If the command has changed, its question may have changed too and the rows are read again: the digest is then `""`.
     """
     before, order = folder.spec, folder.order
     is_same = order is not None and before is not None and before.is_read and order.shown.command == [*command]

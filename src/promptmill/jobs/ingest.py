@@ -1,10 +1,10 @@
-"""Reads the input of a job, once, into the table `row` of its database, and binds the answers to the rows.
+"""Reads the input of a job once into the table `row` of its database, and binds the job's answers to the rows.
 
     input ─▶ rows ─▶ questions, digests ─▶ row_next ─ bind ─▶ row
 
-From then on the job works from its database alone: the input may be edited or deleted. A row keeps its own columns: if
-it has one called `answer`, the answers are in `answer_1`. These names are chosen here, for the whole input, so that
-every output and every page of a job has the same names.
+From then on the job works from its database only: the input may be edited or deleted. A column of the input keeps its
+name: if the input has a column `answer`, the answers are in `answer_1`. The names are chosen here once for the whole
+input, so every output and page of a job has the same names.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _DatabaseRow: TypeAlias = tuple[int, bytes, bytes | None, bytes]
 """The columns of table `row`."""
 _NO_QUESTION = bytes(16)
 _PROBLEM = f'{{"{rows.PROBLEM}":'.encode()
-_QUOTES = 4  # times that a row may be longer with its quotes and commas
-_SEED = 0  # one for all jobs: two models on a sample of one input answer the same rows
+_QUOTES = 4  # quotes and commas may make a row this many times longer
+_SEED = 0  # the seed of all jobs: two models on a sample of one input get the same rows
 CALL_DISK_SHARE = 0.5
-"""The share of the free disk for the rows of a call."""
-_LOOKED_AT = 100  # rows of JSON in which a column of the prompt must occur at least once
+"""The part of the free disk space that the rows of a call may take."""
+_LOOKED_AT = 100  # rows of JSON; at least one of them must have each column of the prompt
 
 
 def ingest(
@@ -61,12 +61,12 @@ def ingest(
 ) -> tuple[JobSpec, Bound]:
     """Read the rows of `source` into the database; return the job with its columns, and the counts of the binding.
 
-    `files` are the files of the source, if it has any: the stretches at their beginning and end that have not changed
-    since they were read are not parsed again. `bind` is `binding.bind`, perhaps with some arguments. `disk_share`: the
-    share of the free disk that the rows may take; less than all of it is for a call, whose query is bounded. Blocks.
+    `files`: the files of the source, if any. Stretches at their beginning and end that have not changed since the last
+    reading are not parsed again. `bind`: `binding.bind`, perhaps with bound arguments. `disk_share`: the part of the
+    free disk that the rows may take; below 1 for a call, whose query may return any number of rows. Blocks.
 
-    Raises `PromptmillError`: `invalid_input` for a file that is not of its format or lacks a column, `storage` for rows
-    that take more; `OSError`; `DamagedError`; `HaltedError`; the errors of `bind`.
+    Raises `PromptmillError`: `invalid_input` if a file is not of its format or lacks a column, `storage` if the rows
+    take more than `disk_share`; `OSError`; `DamagedError`; `HaltedError`; the errors of `bind`.
     """
     binding.begin(store)
     try:
@@ -82,7 +82,7 @@ def ingest(
         parts = [[*extent, digest.hex()] for extent, digest in (*stretches, *known.tail)]
         if spec.question.sample is not None:
             _draw(store, spec.question.sample)
-            parts = []  # the next reading begins anew
+            parts = []  # the next reading starts from the beginning
         store.put(stretches_next={"of": parts})
         bound = bind(store, spec, replaced=replaced, halt=work.halt)
     except BaseException:
@@ -101,19 +101,19 @@ def _draw(store: JobDatabase, count: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The unchanged stretches at the beginning and at the end of an input that was read before."""
+    """The unchanged stretches at the beginning (head) and the end (tail) of an input that was read before."""
 
     head: Sequence[tuple[Extent, bytes]] = ()
     tail: Sequence[tuple[Extent, bytes]] = ()
     window: Window = WHOLE
-    """The part between head and tail, which is parsed again."""
+    """The part of the input between head and tail, which is parsed again."""
     first_of_tail: int = 0
-    """The number that the tail's first row had when the input was read the last time."""
+    """The number that the first row of the tail had at the last reading."""
 
     @classmethod
     def of(cls, store: JobDatabase, spec: JobSpec, source: Input, files: InputFiles | None) -> _Known:
-        """Return the stretches; none if the input is now read in another way. Raises `OSError`."""
-        if files is None or not files.is_plain or not spec.is_read:  # other files are read from their beginning
+        """Return the unchanged stretches; none if the input is now read with other options. Raises `OSError`."""
+        if files is None or not files.is_plain or not spec.is_read:  # such files are read from the beginning
             return cls()
         if (stored := store.get("stretches")) is None or tuple(source.header) != spec.input.header:
             return cls()
@@ -127,12 +127,12 @@ class _Known:
             stream.seek(0)
             for extent, digest in known:
                 data = stream.read(extent.size)
-                if digest_of(data) != digest or not data.endswith(b"\n"):  # else its last line may be longer now
+                if digest_of(data) != digest or not data.endswith(b"\n"):  # the last line may have grown
                     break
                 head += 1
             end = stream.seek(0, os.SEEK_END)
             before = _total(known[:head])
-            while tail < len(known) - max(head, 1):  # the first one may have the header
+            while tail < len(known) - max(head, 1):  # the first stretch may contain the header
                 extent, digest = known[-1 - tail]
                 if not extent.size or end - extent.size < max(before.size, 1):
                     break
@@ -141,16 +141,16 @@ class _Known:
                     break
                 end, tail = end - extent.size, tail + 1
         first = _total(known[: len(known) - tail]).rows
-        # errors that name a line of the file, whose number may have changed
+        # the error of such a row names a line number, which may have changed
         names_lines = "SELECT 1 FROM row WHERE n >= ? AND substr(line, 1, ?) = ? LIMIT 1"
         if spec.output.shard is not None or (tail and store.read(names_lines, first, len(_PROBLEM), _PROBLEM)):
-            return cls(known[:head], (), Window(before))  # a shard may now have other rows
+            return cls(known[:head], (), Window(before))  # the rows of a shard may have other numbers now
         return cls(known[:head], known[len(known) - tail :], Window(before, end), first)
 
     def replaced(self, store: JobDatabase, first: int) -> range:
-        """Return the numbers of the rows that `row_next` replaces; `first` is the number of the tail's first row now.
+        """Return the numbers of the rows that `row_next` replaces. `first`: the new number of the tail's first row.
 
-        The rows of a tail that has other numbers now are copied into `row_next`, too.
+        If the numbers of the tail's rows have changed, its rows are copied into `row_next` too.
         """
         begin = self.window.before.rows
         if self.tail and first == self.first_of_tail:
@@ -169,7 +169,7 @@ class _Reader:
     def __init__(
         self, spec: JobSpec, source: Input, work: Work, files: InputFiles | None, most_bytes: int | None
     ) -> None:
-        """`most_bytes`: the most that the rows of a call may take; None: not of a call."""
+        """`most_bytes`: the size limit of a call's rows; None: no call."""
         self._spec, self._source, self._work = spec, source, work
         self._size = None if files is None else files.stamp()[0]
         self._kind = row_kind(spec.input.format)
@@ -189,7 +189,7 @@ class _Reader:
         self._began = time.monotonic()
 
     def _prepare(self, first: Sequence[InputRow]) -> None:
-        """Make the questions. `first`: rows that are objects; a template may name any of their fields."""
+        """Make the questions. `first`: rows that are objects. A template may name any field of these objects."""
         spec = self._spec
         seen = _fields_of(first[:_LOOKED_AT])
         fields = {name for text in spec.question.templates for name in special_columns(text, seen)}
@@ -201,7 +201,7 @@ class _Reader:
         )
 
     def pages(self, window: Window) -> Iterator[tuple[list[_DatabaseRow], Stretch]]:
-        """Yield the rows of the database, stretch by stretch."""
+        """Yield the rows for the database, one stretch at a time."""
         total, size, self._is_whole = 0, 0, window == WHOLE
         row_of = self._table_row if self._is_table else self._object_row
         for stretch in self._source.stretches(self._columns, window):
@@ -223,7 +223,7 @@ class _Reader:
                 self._work.note(stretch.rows[-1].n + 1)
 
     def _check_query(self, last: int) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if the query of a call gives rows without end."""
+        """Raise `PromptmillError` (`invalid_input`) if the query of a call returns too many rows."""
         less = Named("limit", text="; {} reads the first ones")
         if last >= MOST_QUERY_ROWS:
             raise input_error(Named("sql"), f" gives more than {MOST_QUERY_ROWS:,} rows, the most of a call", less, ".")
@@ -231,13 +231,13 @@ class _Reader:
             raise input_error(Named("sql"), f" takes more than {LONGEST_QUERY_S:,} s, the most of a call", less, ".")
 
     def finished(self) -> JobSpec:
-        """Return the job with its columns, once all rows were read."""
-        if self._is_whole:  # otherwise a column may occur only in rows that were not read
+        """Return the job with its columns. Call it after all rows were read."""
+        if self._is_whole:  # otherwise an unread row may have the column
             self._names.check_templates(self._questions)
         return self._names.named().with_input(fields=self._fields, style=self._source.style, blank=dict(self._blank))
 
     def _has(self, row: InputRow) -> bool:
-        """Return whether the job has a row; a row of another shard counts only for the names of the columns."""
+        """Return whether a row belongs to the job. Rows of other shards count only for the names of the columns."""
         if self._shard is None or self._shard.has(row.n):
             return True
         if not self._is_table:
@@ -245,7 +245,7 @@ class _Reader:
         return False
 
     def _object(self, row: InputRow) -> Any:
-        """Return the value of a row of JSON, None for an unreadable one, and take notice of its fields."""
+        """Return the value of a row of JSON (None if it is unreadable), and note its fields."""
         value = _value(row)
         if isinstance(value, dict):
             self._names.see(value)
@@ -293,8 +293,8 @@ class _Reader:
 
 
 def _value(row: InputRow) -> Any:
-    """Return the value of a row of JSON, None for an unreadable one, which the reader of the line reports."""
-    try:  # not `suppress`, which would take a tenth of a row's time
+    """Return the value of a row of JSON; None if it is unreadable, which the reader of the line reports."""
+    try:  # `suppress` would take a tenth of a row's time
         return rows.load(row.cells, "")
     except PromptmillError:
         return None
@@ -305,7 +305,7 @@ def _fields_of(rows_: Iterable[InputRow]) -> set[str]:
 
 
 class _Names:
-    """The names of the job's own columns, which differ from the input's, and the columns that are settings."""
+    """The names of the columns that the job adds, which differ from the input's, and the columns that are settings."""
 
     def __init__(self, spec: JobSpec, header: Sequence[str]) -> None:
         self._spec, self._header = spec, header
@@ -314,7 +314,7 @@ class _Names:
         self._watched = frozenset(names) | rows.SETTINGS
         self._settings = {*spec.input.settings_read}
         self._seen: dict[str, None] = {}
-        """The fields of the first objects."""
+        """The fields of the first rows that are objects."""
         self._count = 0
         self._taken = {*spec.input.taken}
         if header:
@@ -322,7 +322,7 @@ class _Names:
         self._is_open = not header and spec.input.format not in WHOLE_REQUESTS
 
     def see(self, row: JsonObject) -> None:
-        """Take notice of the fields of a row that is an object."""
+        """Note the fields of a row that is an object."""
         self._count += 1
         if self._count <= _LOOKED_AT:
             self._seen.update(dict.fromkeys(row))
@@ -332,7 +332,7 @@ class _Names:
             self._settings.update(name for name in names & rows.SETTINGS if not rows.is_null(row[name]))
 
     def check_templates(self, questions: Sequence[Questions]) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if no first row has a column of a template."""
+        """Raise `PromptmillError` (`invalid_input`) if a template names a column that none of the first rows has."""
         if not self._header and self._count:
             for one in questions:
                 check_names(() if one.template is None else one.template.names, self._seen)

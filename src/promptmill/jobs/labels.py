@@ -1,4 +1,4 @@
-"""The label of an answer, its probability, the label that most of several answers have, and right labels."""
+"""Labels of answers: the label of an answer, its probability, a majority of labels, and right labels."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def label_of(record: Record) -> str:
 
 
 def label_in(text: str) -> str:
-    """Return the label of an answer's text; of an object, the same text for the same fields in any order. Lists are
-    sets, as in a comparison."""
+    """Return the label of an answer's text. Objects with equal fields get equal labels, in any order of fields. Lists
+    are compared as sets, as in a comparison."""
     text = text.strip()
     if text.startswith("{"):
         try:
@@ -43,18 +43,18 @@ class Decision(NamedTuple):
     """The label of a row, from several answers."""
 
     record: Record
-    """The first answer with the label that won: in a tie, the first of the labels that are tied; without any answer,
+    """The first answer with the winning label. In a tie, the first tied label wins; without any answer, the record is
     the first failure."""
     score: float
-    """The share of all answers that have its label, failures included."""
+    """The share of the answers with this label, failures included."""
     agree: int
-    """The number of these answers."""
+    """The number of answers with this label."""
     is_tie: bool
-    """Whether another label has as many answers."""
+    """Whether another label has equally many answers."""
 
 
 def majority(records: Sequence[Record | None]) -> Decision | None:
-    """Return the label that most answers to a row have; None if none of them has an outcome."""
+    """Return the label of most answers to a row; None if there is no outcome."""
     outcomes = [record for record in records if record is not None]
     answers = [record for record in outcomes if record.code is None]
     if not answers:
@@ -66,8 +66,8 @@ def majority(records: Sequence[Record | None]) -> Decision | None:
 
 
 def probability(record: Record) -> float | None:
-    """Return the probability that the model gave to its answer, among the choices if it told that; None if it told
-    none."""
+    """Return the probability that the model gave its answer, among the choices if it is known; None if the model
+    reports none."""
     extras = record.extras
     if isinstance(chances := extras.get("top_choices"), dict) and isinstance(own := chances.get(record.text), float):
         return own
@@ -85,8 +85,8 @@ def _content(logprobs: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
 
 
 def right_label(cell: object, labels: Iterable[str]) -> str:
-    """Return the label in a cell, spelled as one of `labels`; `""` for none of them. Capitals count only if two labels
-    differ in nothing else, as in a comparison.
+    """Return the label in a cell, spelled as in `labels`; `""` if `labels` lacks it. Case is ignored unless two labels
+    differ only in case, as in a comparison.
 
     >>> right_label(" Positive", ["positive", "negative"])
     'positive'
@@ -97,7 +97,7 @@ def right_label(cell: object, labels: Iterable[str]) -> str:
 
 
 def other_labels(column: str, counts: Counter[str]) -> PromptmillError:
-    """Return the error for labels in a column that no answer may have. `counts`: their rows."""
+    """Return the error for labels of a column that no answer can have. `counts`: the number of rows for each."""
     shown = listed([f"{text[:40]!r} ({counted(count, 'row')})" for text, count in counts.most_common()], _EXAMPLES)
     among = "has labels that are not among the "
     return input_error(f"The column {column} {among}", Named("choices"), f": {shown}; correct these.")

@@ -1,6 +1,6 @@
-"""Tables inside of files: `labels.xlsx#Sheet2` is a sheet of a workbook, `mails.db#inbox` a table of a database.
+"""Paths of tables inside files: `labels.xlsx#Sheet2` is a sheet of a workbook, `mails.db#inbox` a table of a database.
 
-Such a path is valid wherever the path of a file is.
+Such a path is valid wherever a file's path is valid.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MARK = "#"
 
 
 def split(path: Path) -> tuple[Path, str]:
-    """Return the file of a path, and the name of the table in it; `""` if the path names none.
+    """Return the file of a path, and the name of the table in the file; `""` if the path names no table.
 
     >>> split(Path("data/labels.xlsx#Sheet2"))
     (PosixPath('data/labels.xlsx'), 'Sheet2')
@@ -41,7 +41,7 @@ def is_table(path: Path) -> bool:
 
 
 def log_of(file: Path) -> Path | None:
-    """Return the log of a database, which may exist and have rows that the file lacks; None for another file.
+    """Return the path of a database's log, which may exist and have rows that the file lacks; None for another file.
 
     >>> log_of(Path("mails.db")).name
     'mails.db-wal'

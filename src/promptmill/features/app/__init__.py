@@ -1,4 +1,4 @@
-"""The job inside the chat: a page that hosts of MCP Apps show next to the result of a tool."""
+"""A page that shows a job inside a chat: hosts of MCP Apps display it next to the result of a tool."""
 
 from promptmill.core.feature import Feature
 

@@ -1,7 +1,7 @@
-"""The page of the app: the table of a report, with a script that gets its rows from the host in place of the file.
+"""The page of the app: the table of a report, whose script gets the rows from the host instead of from the file.
 
-`app.html` has the header of the job and the script that speaks with the host. The table has the styles and the script
-of `pages/rows.html`; here the script is a function, which begins once there are rows.
+`app.html` has the header of the job and the script that exchanges messages with the host. The table has the styles and
+the script of `pages/rows.html`; on this page, the script is a function that starts when the rows have arrived.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COLOURS = re.compile(r":root \{([^{}]*)\}")
 
 @functools.cache
 def html() -> str:
-    """Return the page. It makes no request: its policy permits its own script and styles, and images in the page."""
+    """Return the page. It makes no requests: its policy permits only its own script and styles, and embedded images."""
     app, rows, head = (file.read_text(encoding="utf-8") for file in (_APP, TEMPLATE, HEAD))
     light, dark = _COLOURS.findall(head.replace("color-scheme: light dark;", ""))
     parts = {

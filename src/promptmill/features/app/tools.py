@@ -1,4 +1,4 @@
-"""The page as a resource, and the tools whose results it shows: only hosts that can show it learn of it."""
+"""Registers the page as a resource and links it to the tools whose results it shows, only for hosts that show pages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from promptmill.server.tool_socket import ToolSocket
 
 ADDRESS = "ui://promptmill/job.html"
 TOOLS = frozenset({"bulk_generate", "bulk_status", "compare"})
-"""The tools whose results the page shows. It calls `bulk_status`, `review` and `job_pictures` itself."""
+"""The tools whose results the page shows. The page itself calls `bulk_status`, `review` and `job_pictures`."""
 PICTURES = "job_pictures"
 _FOUND = object_schema(
     {
@@ -50,7 +50,7 @@ def add(socket: ToolSocket) -> None:
         meta={"ui": {"csp": {}, "prefersBorder": True}},
     )
     async def page() -> str:
-        from promptmill.features.app.chat_page import html  # a server's start does not need it
+        from promptmill.features.app.chat_page import html  # the start of a server does not need it
 
         return await asyncio.to_thread(html)
 
@@ -84,14 +84,14 @@ def add(socket: ToolSocket) -> None:
 
 
 class _Named(Middleware):
-    """Lists the page and its own tool, and names it in the list of tools, for a host that shows such pages."""
+    """For hosts that show such pages: lists the page and its tool, and names the page in the list of tools."""
 
     async def on_list_resources(
         self,
         context: MiddlewareContext[mcp_types.ListResourcesRequest],
         call_next: CallNext[mcp_types.ListResourcesRequest, Sequence[Resource]],
     ) -> Sequence[Resource]:
-        """Return the resources."""
+        """Return the resources, with the page if the host shows pages."""
         found = await call_next(context)
         return found if _shows_pages(context) else [one for one in found if str(one.uri) != ADDRESS]
 
@@ -100,7 +100,7 @@ class _Named(Middleware):
         context: MiddlewareContext[mcp_types.ListToolsRequest],
         call_next: CallNext[mcp_types.ListToolsRequest, Sequence[Tool]],
     ) -> Sequence[Tool]:
-        """Return the tools."""
+        """Return the tools, with the page's name if the host shows pages."""
         tools = await call_next(context)
         if _shows_pages(context):
             return [_with_page(one) if one.name in TOOLS else one for one in tools]

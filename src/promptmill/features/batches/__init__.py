@@ -1,4 +1,4 @@
-"""The Batch APIs of providers: a round whose answers come within a day, at a lower price."""
+"""The Batch APIs of providers: answers arrive within a day, at a lower price."""
 
 from promptmill.core.feature import Feature, Figure, WayEntry
 

@@ -1,4 +1,4 @@
-"""The files of a batch round: rows become lines of files, each the content of one batch."""
+"""The files of a batch round: each open row becomes a line, and each file becomes the content of a batch."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _WAITS = Failure(PromptmillError(Code.BATCHED, "The row waits for a batch."))
 
 
 def waits(request: Request) -> Failure:
-    """Return the failure of a request that waits for a batch, or to be sent live after it."""
+    """Return the failure of a request that waits for a batch, or that is sent live after the batch."""
     return Failure(_WAITS.error, request.attempts) if request.attempts else _WAITS
 
 
 def new_key() -> str:
-    """Return a label by which a batch is found in the provider's list."""
+    """Return a random label by which a batch can be found in the provider's list."""
     return f"promptmill-{secrets.token_hex(8)}"
 
 
 class BatchFiles:
-    """Writes the requests of a round's open rows into files. `exchange` takes them, see `backends.protocol.Exchange`.
+    """Writes the requests of open rows into files. `exchange` receives them, see `backends.protocol.Exchange`.
 
-    A batch is `planned` when its file is complete and its highest cost is known; a kill before that leaves it in the
-    state `planning`.
+    A batch becomes `planned` when its file is complete and its highest cost is known. If the process is killed earlier,
+    the batch keeps the state `planning`.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class BatchFiles:
         most: int,
         names: Collection[str],
     ) -> None:
-        """`of` has the round and slot of the batches, `asked_of` returns the digest of a row's question.
+        """`of` has the round and slot of the batches. `asked_of` returns the digest of a row's question.
 
-        `most`: the most requests of a batch. `names`: the names of the model, by which rows may ask for it.
+        `most`: the most requests in a batch. `names`: the names by which rows may refer to the model.
         """
         of = of.changed(mark=f"{secrets.token_hex(4)}-")
         self._folder, self._api, self._of, self._asked_of = folder, api, of, asked_of
@@ -60,19 +60,19 @@ class BatchFiles:
         self._file: IO[bytes] | None = None
         self._batch = of
         self._complete: list[Batch] = []
-        """The batches with complete files, which are planned once the highest cost of each is known."""
+        """Batches with complete files, which become planned when the highest cost of each is known."""
         self._bytes = 0
         self._digest = hashlib.sha256()
         self._rows: list[tuple[int, bytes | None]] = []
         self._reserved: dict[int, float] = {}
         """The highest possible cost of each batch."""
         self._batch_of: dict[int, int] = {}
-        """The batches of rows whose cost is not known yet."""
+        """The batch of each row whose cost is not yet known, by the row's key."""
         self.planned = 0
-        """The number of rows in batches."""
+        """The number of rows in batches of this run."""
 
     async def exchange(self, request: Request, body_of: Callable[[Request], Awaitable[bytes]]) -> Failure:
-        """Take a request into a file. Rows for other paths or models stay open, and are sent live after the batch."""
+        """Add a request to a file. A row for another path or model stays open and is sent live after the batch."""
         if request.path or request.choice or request.extra.get("model") not in self._names:
             return waits(request)
         if request.conversation.images and not self._limits.takes_local_images:
@@ -100,7 +100,7 @@ class BatchFiles:
         return waits(request)
 
     def reserve(self, key: int, most: float) -> None:
-        """Note the highest possible cost of a row."""
+        """Record the highest possible cost of a row."""
         if (batch := self._batch_of.pop(key, None)) is not None:
             self._reserved[batch] = self._reserved.get(batch, 0.0) + most
 
@@ -115,7 +115,7 @@ class BatchFiles:
         self._complete.append(self._batch.changed(state="planned", sha256=self._digest.hexdigest()))
 
     def store_planned(self) -> None:
-        """Store the batches, each with its highest possible cost, once every row's is known."""
+        """When the cost of every row is known, store the batches, each with its highest possible cost."""
         planned = [batch.changed(most=self._reserved.get(batch.id, 0.0)) for batch in self._complete]
         stored_batches.put(self._folder.store, *planned)
 
@@ -144,7 +144,7 @@ def _created(batch: Batch, folder: Folder) -> IO[bytes]:
 
 
 def is_whole(batch: Batch, folder: Folder) -> bool:
-    """Return whether the file of a planned batch is as it was planned. Blocks."""
+    """Return whether the file of a planned batch is unchanged. Blocks."""
     try:
         with batch.file(folder.path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == batch.sha256

@@ -1,4 +1,4 @@
-"""The part of a job's order for answers by the provider's Batch API."""
+"""The options in a job's order for the provider's Batch API."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _DAY_S = 86_400
 
 
 class BatchOrder(OrderPart):
-    """The options for answers by the provider's Batch API."""
+    """The options for the provider's Batch API."""
 
     way: ClassVar[str] = "batch"
     by: float | None = Field(None, ge=0, le=10**11)
-    """The Unix time at which open rows are sent live; None: when the batch has ended."""
+    """The Unix time at which open rows are sent live; None: after the end of the batch."""
     poll: float | None = Field(None, ge=0.1, le=86_400)
-    """Seconds between two looks at the batch; None: growing from 30 s to 15 minutes."""
+    """Seconds between two polls of the batch; None: an interval that grows from 30 s to 15 minutes."""
     keep_files: bool = False
     """Whether the files stay at the provider."""
     is_earlier: bool = False
-    """Whether `by` is from an earlier run of the same command, which the job has not finished."""
+    """Whether `by` was set by an earlier run of the same command, whose job is not finished."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any], now: datetime | None = None) -> BatchOrder:
-        """Return the order of the options `by`, `poll` and `keep_files`. `now` is a local time.
+        """Return the options `by`, `poll` and `keep_files`, parsed. `now`: a local time.
 
         Raises `PromptmillError` (`invalid_input`).
         """
@@ -47,14 +47,14 @@ class BatchOrder(OrderPart):
 
     @property
     def notes(self) -> Sequence[str]:
-        """The time of an earlier run at which open rows are sent live."""
+        """A note if `by` was set by an earlier run: the time at which open rows are sent live."""
         if not self.is_earlier or self.by is None:
             return ()
         at = datetime.fromtimestamp(self.by).astimezone().isoformat(" ", "minutes")
         return (f"Open rows are sent live at {at}, the time of the job's first run.",)
 
     def repeated(self, begun: OrderPart) -> OrderPart:
-        """Return the order with the `by` of the unfinished job: `06:00` still means the same day."""
+        """Return the options with the `by` of the unfinished job, so that `06:00` still means the same day."""
         if not isinstance(begun, BatchOrder) or begun.by is None or self.by in {None, begun.by}:
             return self
         return self.model_copy(update={"by": begun.by, "is_earlier": True})
@@ -69,9 +69,9 @@ def _seconds(name: str, text: str) -> float:
 
 
 def _deadline(text: str, now: datetime) -> float:
-    """Return the Unix time of a duration (`6h`), a time of day (`06:00`, the next one), or a date and time.
+    """Return the Unix time for a duration (`6h`), the next occurrence of a time of day (`06:00`), or a date and time.
 
-    Raises `PromptmillError` (`invalid_input`), also for a time that has passed.
+    Raises `PromptmillError` (`invalid_input`), also for a past time.
 
     >>> noon = datetime.fromisoformat("2026-03-01T12:00:00+00:00")
     >>> [(_deadline(text, noon) - noon.timestamp()) / 3600 for text in ("90m", "06:00", "13:00", "2026-03-02")]

@@ -1,18 +1,18 @@
 """A batch round: the provider answers files of requests within a day, at a lower price.
 
-    plan      open rows become the lines of files; each file is the content of a batch
-    send      upload, create: each batch is stored before and after
-    look      until the provider has ended it, or `by` has come: then it is cancelled
-    fetch     the replies, as many as the provider counts
-    store     the replies go through the functions around `answer` like those of live requests
-    clean up  the files at the provider are deleted, except for results that were not read
+    plan      the open rows become lines of files; each file is the content of a batch
+    send      the file is uploaded and the batch is created; the batch is stored before and after each step
+    look      polls until the provider has ended the batch; at the time `by`, the batch is cancelled
+    fetch     the replies are read until there are as many as the provider counts
+    store     the replies pass through the functions around `answer`, as live replies do
+    clean up  the files at the provider are deleted, except results that could not be read
 
-A batch that was created exists and is paid, whatever later requests about it say: it is waited for, then the run ends
-with an error, and the next run looks again. Only the user's `by` gives it up, at its highest possible cost.
+A batch that was created exists and is paid, even if later requests about it fail. The round waits for it; then the run
+ends with an error, and the next run looks again. Only the user's `by` abandons a batch, at its highest possible cost.
 
-Rows without an answer afterwards (expired, cancelled, failed for a reason that may pass) are rows of the live round
-that follows. The chain runs twice: while planning, `Call.exchange` takes the request in place of the network, and while
-storing, it has the reply. `stored_batches` has the states of a batch, in each of which a job may be killed.
+Rows that have no answer afterwards (expired, cancelled, retryable failures) are sent in the live round that follows.
+The chain of functions runs twice: while planning, `Call.exchange` receives the request instead of the network; while
+storing, it returns the reply. `stored_batches` has the states of a batch; a job may be killed in any of them.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ _REPLIES_AT_ONCE = 256
 _CANCEL_S = 10.0
 _LONGEST_WARMING_S = 3600.0  # a cache keeps a beginning for an hour
 _UNANSWERED = frozenset({"planning", "planned", "uploaded", "creating", "sent"})
-_FEWEST = 16  # a full queue makes batches no smaller: others may fill it, and thousands of batches have limits, too
-_LONGEST_OUTAGE_S = 86_400.0  # the window of most providers: after it, batches have ended
-_LONGEST_MISSING_S = 900.0  # providers have answered 404 on good batches for a minute (anthropic-sdk-python#1432)
+_FEWEST = 16  # rows; a full queue does not make batches smaller, because thousands of batches exceed other limits
+_LONGEST_OUTAGE_S = 86_400.0  # the window of most providers; afterwards, all batches have ended
+_LONGEST_MISSING_S = 900.0  # providers have answered 404 for existing batches for a minute (anthropic-sdk-python#1432)
 _COMPLETED = frozenset({"completed", "ended", "succeeded", "success"})
-# Errors of a provider or network that pass. Its batches run meanwhile.
+# Temporary errors of a provider or the network. The provider's batches continue meanwhile.
 _PASSING = frozenset(
     {
         Code.UNREACHABLE,
@@ -79,22 +79,22 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The time; tests have their own."""
+    """The time; tests replace it."""
 
     now: Callable[[], float] = time.time
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
 class PlanSink(StoreSink):
-    """Records the outcomes of rows that need no request, such as hits of the cache. Rows in a batch have none yet."""
+    """Records outcomes of rows that need no request, such as cache hits. Rows in a batch have no outcome yet."""
 
     planned: Callable[[int, float], None]
-    """Is called with the key of a row in a batch, and its highest possible cost."""
+    """Called with the key of a row in a batch, and the row's highest possible cost."""
     full: PromptmillError | None = None
-    """The error of a row that the budget cannot pay now."""
+    """The error of a row that exceeds the free budget now."""
 
     def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
-        """Take an outcome, see `StoreSink.put`."""
+        """Record an outcome, see `StoreSink.put`."""
         code = outcome.error.code if isinstance(outcome, Failure) else None
         if code is Code.BATCHED:
             self.taken.pop(key, None)
@@ -108,7 +108,7 @@ class PlanSink(StoreSink):
 
 
 class BatchRound:
-    """One round of a job whose `way` is `batch`."""
+    """A round of a job whose `way` is `batch`."""
 
     def __init__(self, run: RoundRun, *, clock: Clock = Clock()) -> None:
         self._job, self._service, self._progress, self._round = run.job, run.service, run.progress, run.rows.round
@@ -119,17 +119,17 @@ class BatchRound:
         self._store = run.job.folder.store
         self._apis: dict[int, BatchApi] = {}
         self._most: dict[int, int] = {}
-        """The most requests of a batch, by slot; fewer once a queue was full."""
+        """The most requests in a batch, by slot. A full queue reduces the number."""
         self._again_at: dict[int, float] = {}
-        """When a batch is looked for, or created, again."""
+        """The time at which to look for a batch, or to create it, again; by the batch's id."""
         self._warmed: set[tuple[int, str]] = set()
-        """The beginnings, by slot, that a batch of this run has for the provider's cache."""
+        """The shared beginnings, by slot, that a batch of this run puts into the provider's cache."""
         self._replans = False
-        """Whether a batch was dropped, so that its rows are planned again."""
+        """Whether a batch was dropped, so that its rows must be planned again."""
         self._missing: dict[int, float] = {}
-        """Since when the provider does not have a batch or a part of its results."""
+        """The time since when the provider lacks a batch or a part of its results, by the batch's id."""
         self._trouble: tuple[float, str] | None = None
-        """Since when the provider cannot be reached, and its last error."""
+        """The time since when the provider is unreachable, and its last error."""
         self._is_resumed = bool(self._open())
         self._poll_s = 0.0
 
@@ -162,9 +162,9 @@ class BatchRound:
         store_round(self._store, replace(self._round, done=True))
 
     async def _through(self) -> None:
-        """Plan, send and store batches until no row is left for one."""
+        """Plan, send and store batches until no row can be put into a batch."""
         for batch in self._open():
-            if batch.state == "planning":  # a kill left an incomplete file
+            if batch.state == "planning":  # a killed run left an incomplete file
                 await self._drop(batch)
         while True:
             full = None if self._is_late else await self._plan()
@@ -172,7 +172,7 @@ class BatchRound:
                 if full is not None:
                     self._no_room(full)
                 return
-            # answers cost less than the reservation, so there may be room for more rows
+            # answers cost less than was reserved, so the budget may allow more rows
             again = full is not None or any(batch.there.is_cancelled for batch in open_)
             self._replans = False
             while (open_ := self._open()) and not self._replans:
@@ -184,13 +184,13 @@ class BatchRound:
                 return
 
     def _open(self) -> list[Batch]:
-        """Return the open batches, also of rounds that another order ended."""
+        """Return the open batches, including those of rounds that another order ended."""
         slots = len(self._rows.targets)
         return [batch for batch in stored_batches.open_batches(self._store) if batch.slot < slots]
 
     @property
     def _is_late(self) -> bool:
-        """Whether the time has come at which open rows are sent live."""
+        """Whether the time `by` has come, at which open rows are sent live."""
         return self._order.by is not None and self._clock.now() >= self._order.by
 
     def _plan_of(self, slot: int) -> ResolvedConfig:
@@ -202,7 +202,7 @@ class BatchRound:
     # ---- plan
 
     async def _plan(self) -> PromptmillError | None:
-        """Write the open rows that are in no batch into files. Return the error of the budget if it has no room."""
+        """Write open rows that are in no batch into files. Return the budget's error if it does not allow all."""
         full = [await self._plan_slot(slot) for slot in self._round.slots]
         return next(filter(None, full), None)
 
@@ -227,7 +227,7 @@ class BatchRound:
         warms = registry.prompt_cache_of(plan) == "marks"
 
         async def exchange(request: Request, body_of: Callable[[Request], Awaitable[bytes]]) -> Failure:
-            """Take the first request of each beginning into a batch that is sent before the others."""
+            """Put the first request with each beginning into a batch that is sent before the other batches."""
             key = (slot, request.shared.key) if warms and request.shared is not None else None
             if key is None or key in self._warmed:
                 return await others.exchange(request, body_of)
@@ -243,7 +243,7 @@ class BatchRound:
             self._rows,
             round=replace(self._round, slots=(slot,)),
             only=f"NOT {IN_BATCH}",
-            # writing for an hour costs as much as two prompts, and each read a tenth
+            # a cache write for an hour costs twice the prompt, and each cache read a tenth
             sharing=self._rows.sharing and 3,
             enough=lambda: sink.full is not None or self._rows.enough(),
         )
@@ -258,8 +258,8 @@ class BatchRound:
         return sink.full
 
     async def _drop(self, batch: Batch) -> None:
-        """Give up a batch that the provider does not have; its rows are open again."""
-        # a kill during the upload may have left a file whose id is not known
+        """Forget a batch that the provider does not have. Its rows are open again."""
+        # after a kill during the upload, the provider may have a file whose id is unknown
         if batch.there.file_id or (self._is_resumed and batch.state == "planned"):
             await self._apis[batch.slot].delete(self._planned(batch), None)
         stored_batches.drop(self._store, batch)
@@ -274,7 +274,7 @@ class BatchRound:
     # ---- send and look
 
     async def _advance(self, batch: Batch) -> bool:
-        """Take a batch to its next state; return False if it has to wait."""
+        """Advance a batch to its next state. Return False if the batch has to wait."""
         if self._is_late and batch.state in {"planned", "uploaded"}:
             await self._drop(batch)
             return True
@@ -303,9 +303,9 @@ class BatchRound:
         return moved
 
     def _wait_for_missing(self, batch: Batch, error: PromptmillError) -> bool:
-        """Wait for a batch, or for results, that the provider does not have at the moment.
+        """Wait for a batch or for results that the provider does not have at the moment.
 
-        Raises an error after some minutes. Once `by` has come, the batch is given up instead.
+        Raises an error after some minutes. After the time `by`, the batch is abandoned instead.
         """
         if batch.id not in self._missing:
             self._missing[batch.id] = self._clock.now()
@@ -322,7 +322,7 @@ class BatchRound:
         return True
 
     def _may_pass(self, batch: Batch, error: PromptmillError) -> bool:
-        """Return whether to wait although a request about a batch at the provider failed."""
+        """Return whether to wait after a failed request about a batch that is at the provider."""
         is_there = batch.state in {"creating", "sent", "ended"} and any(one.id == batch.id for one in self._open())
         if not is_there or error.code not in _PASSING or isinstance(error, BatchUnclearError):
             return False
@@ -333,11 +333,11 @@ class BatchRound:
 
     @property
     def _is_looking(self) -> bool:
-        """Whether a batch is being looked for. A second batch of the same size could be mistaken for it."""
+        """Whether a batch is being searched for. A second batch of the same size could be mistaken for it."""
         return any(other.state == "creating" for other in self._open())
 
     def _waits_for_cache(self, batch: Batch) -> bool:
-        """Return whether a batch is still running that writes the beginnings of this one to the provider's cache."""
+        """Return whether a batch is running that puts the beginnings of this batch into the provider's cache."""
         since = self._clock.now() - _LONGEST_WARMING_S
         return not batch.warms and any(
             other.warms and other.slot == batch.slot and other.state in _UNANSWERED and other.there.since > since
@@ -380,7 +380,7 @@ class BatchRound:
             return await self._wait_for_queue(batch, error.wait_s, is_rate=error.is_rate)
         except PromptmillError as error:
             stored_batches.put(self._store, batch)
-            if error.code in {Code.NOT_FOUND, Code.BAD_REQUEST}:  # its file may be gone: the rows are planned again
+            if error.code in {Code.NOT_FOUND, Code.BAD_REQUEST}:  # its file may be missing: plan the rows again
                 await self._drop(batch)
             raise
         self._adopt(creating, state, is_guess=False)
@@ -392,14 +392,14 @@ class BatchRound:
         self._again_at.pop(batch.id, None)
 
     async def _find(self, batch: Batch) -> bool:
-        """Look for a batch whose creation has an unclear end: in this process, or in one that was killed."""
+        """Search for a batch whose creation has an unknown result, in this process or in a killed process."""
         every = stored_batches.stored_batches(self._store)
         others = {other.there.id for other in every if other.there.id}.union(*(other.not_it for other in every))
         state = await self._apis[batch.slot].find(self._planned(batch), others)
         if state is not None:
             self._adopt(batch, state, is_guess=not batch.there.file_id and state.key != batch.key)
             return True
-        if batch.id in self._again_at:  # it was missing, or the reply unclear, more than `LIST_LAG_S` ago
+        if batch.id in self._again_at:  # the batch was missing, or the reply unclear, more than `LIST_LAG_S` ago
             stored_batches.put(self._store, batch.changed(state="uploaded"))
             del self._again_at[batch.id]
             return True
@@ -407,9 +407,9 @@ class BatchRound:
         return False
 
     async def _wait_for_queue(self, batch: Batch, wait_s: float | None, *, is_rate: bool = False) -> bool:
-        """Wait until the provider's queue has room; if no batch of ours is in it, this one is too large for it.
+        """Wait until the provider's queue has room. If none of our batches is in it, this batch is too large.
 
-        `is_rate`: only the rate of requests was exceeded.
+        `is_rate`: only the rate limit of requests was exceeded.
         """
         is_alone = not any(other.state == "sent" for other in self._open() if other.id != batch.id)
         if is_alone and not is_rate and batch.requests > _FEWEST:
@@ -422,7 +422,7 @@ class BatchRound:
         return False
 
     def _send_again(self, batch: Batch) -> None:
-        """Store that a batch has to be created again; the provider's batch that it had, if any, counts no more."""
+        """Store that a batch must be created again. An earlier batch at the provider no longer counts."""
         not_it = (*batch.not_it, batch.there.id) if batch.there.id else batch.not_it
         again = batch.seen("uploaded", id="", since=self._clock.now(), said="")
         stored_batches.put(self._store, again.changed(key=new_key(), not_it=not_it))
@@ -433,7 +433,7 @@ class BatchRound:
             try:
                 await api.cancel(batch.there.id)
             except PromptmillError as error:
-                if error.code is not Code.UNSUPPORTED:  # then its end is awaited
+                if error.code is not Code.UNSUPPORTED:  # the provider cannot cancel: wait for the batch's end
                     raise
             batch = batch.seen("sent", is_cancelled=True)
             self._poll_s = api.limits.poll_s
@@ -451,9 +451,9 @@ class BatchRound:
         return True
 
     async def _wait(self) -> None:
-        """Wait until the next look, or until rows are sent live."""
+        """Wait until the next poll, or until the time at which rows are sent live."""
         wait_s = self._order.poll or self._poll_s
-        if self._is_late:  # rows wait for the end of a cancelled batch
+        if self._is_late:  # wait for the end of the cancelled batch
             wait_s = min(wait_s, self._poll_s)
         self._poll_s = min(self._poll_s * _GROWTH, max(_LONGEST_POLL_S, self._poll_s))
         if self._order.by is not None and not self._is_late:
@@ -461,7 +461,7 @@ class BatchRound:
         await self._clock.sleep(max(0.0, wait_s))
 
     async def _cancel_all(self) -> None:
-        """Cancel the batches at the provider, as far as it answers soon. Their finished part is stored later."""
+        """Cancel the batches at the provider, if it answers soon. Finished requests are stored later."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_S):
                 for batch in self._open():
@@ -523,20 +523,20 @@ class BatchRound:
         return True
 
     def _charge_whole(self, batch: Batch) -> None:
-        """Charge the highest possible cost of a batch whose results cannot be used."""
+        """Charge the highest possible cost of a batch whose results are unusable."""
         if batch.most:
             self._progress.earlier.charge(batch.most)
             self._free(batch.most, batch.most)
             stored_batches.put(self._store, batch.changed(most=0.0))
 
     async def _store_replies(self, batch: Batch) -> bool:
-        """Take the replies through the functions around `answer`, and clean up."""
+        """Pass the replies through the functions around `answer`, and clean up."""
         stats, left = self._progress.stats, [batch.most]
         each = batch.most / max(1, batch.requests)
         read: set[int] = set()
 
         async def exchange(request: Request, _: object) -> Reply | Failure:
-            if request.key in read:  # an answer that does not satisfy its schema: asked again live
+            if request.key in read:  # the answer does not match its schema: it is requested again live
                 return waits(request)
             read.add(request.key)
             return stored_batches.reply_to(self._store, batch, request.key) or waits(request)
@@ -551,7 +551,7 @@ class BatchRound:
         rows = replace(
             self._rows,
             round=replace(self._round, slots=(batch.slot,)),
-            among=range(SLOT),  # paid answers count, also beyond the order's limit
+            among=range(SLOT),  # count paid answers, even beyond the order's limit of rows
             only=HAS_REPLY.replace("{batch}", str(batch.id)),
         )
         stats.exchange, stats.ledger.deferred = exchange, deferred
@@ -559,7 +559,7 @@ class BatchRound:
             await answer_rows(self._service, rows, self._sink_of(StoreSink, stats), stats, self._job.plan)
         finally:
             stats.exchange = stats.ledger.deferred = None
-        # edited rows and results that cannot be read are billed, too: at the highest cost, as their usage is not known
+        # edited rows and unreadable results are billed too: at the highest cost, because their usage is unknown
         uncounted = stored_batches.without_row(self._store, batch) + batch.unread
         if charged := each * uncounted:
             self._progress.earlier.charge(charged)
@@ -571,21 +571,21 @@ class BatchRound:
         return True
 
     async def _clean_up(self, batch: Batch) -> None:
-        """Delete the files at the provider and here, except for results that were not read."""
+        """Delete the files at the provider and on this machine, except results that could not be read."""
         api = self._apis[batch.slot]
         if not self._order.keep_files:
             state: BatchState | None = None
             if not batch.unread:
-                with contextlib.suppress(PromptmillError):  # it may be deleted already
+                with contextlib.suppress(PromptmillError):  # it may already be deleted
                     state = await api.state(batch.there.id)
                     state = replace(state, results=tuple(name for name in state.results if name in batch.there.read))
-            with contextlib.suppress(PromptmillError):  # they expire by themselves
+            with contextlib.suppress(PromptmillError):  # the provider deletes expired files
                 await api.delete(self._planned(batch), state)
         batch.file(self._job.folder.path).unlink(missing_ok=True)
         stored_batches.finish(self._store, batch, again=batch.there.is_cancelled and not self._is_late)
 
     def _note(self) -> None:
-        """Show the state of the batches."""
+        """Show the state of the batches as progress."""
         open_ = self._open()
         now = [batch for batch in open_ if batch.state in {"sent", "ended", "fetched"}]
         found: BatchStatus = {
@@ -603,14 +603,14 @@ class BatchRound:
 
 
 def _unread(batch: Batch, code: Code, text: str, hint: str) -> PromptmillError:
-    """Return the error of a batch that is paid and whose results cannot be read."""
+    """Return the error for a batch that is paid but whose results cannot be read."""
     name = batch.there.id or batch.key
     again = f"The same command looks at batch {name} again, and sends no row twice. To pay its rows again, live: "
     return PromptmillError(code, text, [f"{hint} {again}", Named("by", "1m"), "."])
 
 
 class BatchWay:
-    """The provider gets files of requests, and answers them within a day."""
+    """Sends files of requests to the provider, which answers within a day."""
 
     @staticmethod
     async def run(round_: RoundRun) -> None:
@@ -619,7 +619,7 @@ class BatchWay:
 
     @staticmethod
     def figures(store: JobDatabase, config: ResolvedConfig) -> Mapping[str, Any]:
-        """Return the answers by batch and live, with their costs."""
+        """Return the numbers and costs of the answers by batch and of the live answers."""
         ids = [round_.id for round_ in stored_rounds(store) if round_.way == "batch"]
         by_batch, live = statistics.paid(store, ids)
         found: BatchStatus = {"by_batch": by_batch.rows, "live": live.rows}

@@ -1,4 +1,4 @@
-"""The field of batches in a job's status, and its words."""
+"""The fields of a job's status about batches, and their text."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from promptmill.core.wording import counted
 
 
 class BatchStatus(TypedDict, total=False):
-    """The batches of a job at the provider."""
+    """The figures of a job's batches at the provider."""
 
     batches: int
     """The number of batches that are not done."""
     requests: int
     done: int
-    """Finished requests, as far as the provider says."""
+    """Finished requests, as reported by the provider."""
     said: str
-    """The provider's own words for their states."""
+    """The provider's words for the states of the batches."""
     ids: list[str]
-    """The provider's own ids."""
+    """The provider's ids of the batches."""
     expires: float
-    """When the first of them expires: Unix time."""
+    """The Unix time at which the first batch expires."""
     by_batch: int
-    """When the job has ended: the rows answered by batch."""
+    """After the job's end: the number of rows answered by batch."""
     live: int
-    """The other answered rows."""
+    """The number of other answered rows."""
     cost: float
     """The cost of the rows answered by batch."""
     live_cost: float
     """The cost of the other rows."""
     live_price: float
-    """The cost that the rows answered by batch would have had live."""
+    """The cost that the rows answered by batch would have had as live requests."""
 
 
 def batch_words(batch: BatchStatus, now: float) -> str:
-    """Return the state of batches in words; `""` without any.
+    """Return the state of batches as text; `""` if there are none.
 
     >>> batch_words({"batches": 1, "requests": 5000, "done": 1200, "said": "in_progress", "expires": 7200.0}, 0.0)
     'one batch of 5,000 requests (in_progress, 1,200 done, expires in 2 h)'
@@ -56,7 +56,7 @@ def batch_words(batch: BatchStatus, now: float) -> str:
 
 
 def batch_line(batch: BatchStatus) -> str:
-    """Return the rows answered by batch and live, with their costs; before the job has ended, the batches.
+    """Return the counts and costs of rows answered by batch and live; before the job's end, the state of the batches.
 
     >>> batch_line({"by_batch": 9940, "live": 60, "cost": 3.1, "live_price": 6.2, "live_cost": 0.04})
     '9,940 of 10,000 by batch at $3.10 (live: $6.20), 60 live at $0.040'
@@ -72,6 +72,6 @@ def batch_line(batch: BatchStatus) -> str:
 
 
 def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the line on batches, if there is anything to say."""
+    """Yield the line about batches, if the status has any figures."""
     if line := batch_line(found["batch"]):
         yield "batch", line

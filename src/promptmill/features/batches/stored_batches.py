@@ -1,15 +1,15 @@
-"""The batches of a job in its database: their plan, their state at the provider, and the replies.
+"""The batches in a job's database: their plan, their state at the provider, and the replies.
 
     batch    id → JSON: the batches, see `Batch`
-    batched  the rows of the batches that have no outcome yet, with the replies to them as they arrive
+    batched  the rows in batches that have no outcome yet, with their replies as they arrive
 
-A batch is stored before each step that can be billed or leaves something behind at the provider:
+A batch is stored before each step that may be billed or that leaves data at the provider:
 
     planning ─▶ planned ─▶ uploaded ─▶ creating ─▶ sent ─▶ ended ─▶ fetched ─▶ done
        │                      ▲            │
     begins anew               └─ not found ┘ in the provider's list
 
-A killed job continues with the stored state. After `creating`, it looks for the batch before it creates one.
+After a kill, the job continues with the stored state. After `creating`, it first searches the provider for the batch.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from promptmill.jobs.store.stored import Stored, Target
 
 State: TypeAlias = Literal["planning", "planned", "uploaded", "creating", "sent", "ended", "fetched", "done"]
 IN_BATCH = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base})"
-"""The condition of rows that are in a batch, or were in one that did not answer them. `base`: the key of the slot's
-first row."""
+"""The condition for rows in a batch that is open or left them without an answer. `base`: the key of the slot's first
+row."""
 HAS_REPLY = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status > 0 AND batch = {batch})"
-"""The condition of rows with a reply that was not yet read."""
+"""The condition for rows with a reply that was not yet processed."""
 
 
-# the names of `promptmill.jobs.store.rounds.Awaited`
+# these names are those of `promptmill.jobs.store.rounds.Awaited`
 TRIED = """EXISTS (
     SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status = 0
     AND (batch = 0 OR batch IN (SELECT id FROM batch WHERE value ->> '$.state' = 'done'))
@@ -51,63 +51,63 @@ _DONE = "SELECT id FROM batch WHERE value ->> '$.state' = 'done'"
 
 
 class AtProvider(Stored):
-    """A batch at the provider, as far as the job knows it."""
+    """What the job knows about a batch at the provider."""
 
     file_id: str = ""
-    """The uploaded file."""
+    """The id of the uploaded file."""
     since: float = 0.0
-    """When the batch was created, or first may have been: Unix time."""
+    """The Unix time of the batch's creation, or the earliest possible time."""
     id: str = ""
-    """The provider's own id; `""` until it is known."""
+    """The provider's id of the batch; `""` until it is known."""
     said: str = ""
-    """The provider's own word for its state."""
+    """The provider's word for the batch's state."""
     done: int | None = None
-    """Finished requests, as far as the provider says."""
+    """The number of finished requests, as reported by the provider."""
     expires: float | None = None
     is_cancelled: bool = False
-    """Whether we asked the provider to cancel it."""
+    """Whether promptmill requested its cancellation."""
     is_guess: bool = False
-    """Whether only time and size of the provider's batch say that it is ours."""
+    """Whether only the time and size of the provider's batch identify it as this batch."""
     read: tuple[str, ...] = ()
     """The provider's names of the results that were read."""
 
 
 class Batch(Stored):
-    """A batch of a round: requests in one file, for one model."""
+    """A batch of a round: the requests in one file, for one model."""
 
     id: int
     key: str
-    """Our own label, by which the provider's list is searched."""
+    """promptmill's label of the batch, by which it is found in the provider's list."""
     round: int
     slot: int = 0
     settings: int = 0
-    """The id of the settings with which the requests were made."""
+    """The id of the settings of the requests."""
     state: State = "planning"
     requests: int = 0
     sha256: str = ""
-    """The digest of the file of the requests."""
+    """The digest of the file with the requests."""
     most: float = 0.0
-    """The highest possible cost, in dollars."""
+    """The highest possible cost, in US dollars."""
     warms: bool = False
-    """Whether its requests have the beginnings of later ones, which the provider's cache keeps for them."""
+    """Whether it puts the beginnings of later requests into the provider's cache."""
     mark: str = ""
-    """The beginning of each `custom_id`: a batch of another program has others."""
+    """The prefix of each `custom_id`. It distinguishes the batch from batches of other programs."""
     not_it: tuple[str, ...] = ()
-    """The provider's ids of batches that are not this one, or no longer: full queues refused them."""
+    """The provider's ids of batches that are not this batch, or that a full queue refused."""
     unread: int = 0
-    """Requests that may be billed although no reply to them could be read; then the results stay at the provider."""
+    """The number of unreadable replies that may be billed. If there are any, the results stay at the provider."""
     there: AtProvider = AtProvider()
 
     def file(self, folder: Path) -> Path:
-        """Return the path of its requests in a job's folder."""
+        """Return the path of the file with the requests, in a job's folder."""
         return folder / f"batch-{self.id}.jsonl"
 
     def changed(self, **changes: Any) -> Batch:
-        """Return the batch with these changes."""
+        """Return a copy of the batch with changed fields."""
         return self.model_copy(update=changes)
 
     def seen(self, state: State, **changes: Any) -> Batch:
-        """Return the batch in this state, with these changes at the provider."""
+        """Return a copy of the batch in another state, with changed fields of `AtProvider`."""
         return self.changed(state=state, there=self.there.model_copy(update=changes))
 
 
@@ -115,7 +115,7 @@ _BATCH = TypeAdapter(Batch)
 
 
 def stored_batches(store: JobDatabase, where: str = "1") -> list[Batch]:
-    """Return the batches that meet a condition, in order. Damaged ones are left out."""
+    """Return the batches that meet a condition, in order, without damaged batches."""
     found: list[Batch] = []
     for id_, value in store.read(f"SELECT id, value FROM batch WHERE {where} ORDER BY id"):
         try:
@@ -136,7 +136,7 @@ def slots(store: JobDatabase) -> set[int]:
 
 
 def check(store: JobDatabase, job_id: str, targets: Sequence[Target]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if a batch at the provider was made with settings that do not count."""
+    """Raise `PromptmillError` (`invalid_input`) if the settings of a batch at the provider do not count."""
     for batch in open_batches(store):
         is_there = batch.state != "planning"
         if is_there and (batch.slot >= len(targets) or batch.settings not in targets[batch.slot].counted):
@@ -148,7 +148,7 @@ def check(store: JobDatabase, job_id: str, targets: Sequence[Target]) -> None:
 
 
 def put(store: JobDatabase, *batches: Batch) -> None:
-    """Store batches, or their new states. Raises as `JobDatabase` does."""
+    """Store batches or their changed states. Raises as `JobDatabase` does."""
     store.change(_written(batches))
 
 
@@ -158,25 +158,25 @@ def _written(batches: Iterable[Batch]) -> tuple[str, list[tuple[int, str]]]:
 
 
 def next_id(store: JobDatabase) -> int:
-    """Return the id of the next batch."""
+    """Return the id for the next batch."""
     ((last,),) = store.read("SELECT coalesce(max(id), 0) FROM batch")
     return int(last) + 1
 
 
 def add_rows(store: JobDatabase, batch: Batch, rows: Iterable[tuple[int, bytes | None]]) -> None:
-    """Store rows of a batch, by their keys, each with the digest of its question."""
+    """Store the rows of a batch: their keys, and the digests of their questions."""
     values = [(batch.id, key, key, asked) for key, asked in rows]
     store.change(("INSERT INTO batched (batch, custom, key, asked) VALUES (?, ?, ?, ?)", values))
 
 
 def drop(store: JobDatabase, batch: Batch) -> None:
-    """Forget a batch that the provider does not have; its rows are open again."""
+    """Forget a batch that the provider does not have. Its rows are open again."""
     rows = ("DELETE FROM batched WHERE batch = ?", [(batch.id,)])
     store.change(rows, ("DELETE FROM batch WHERE id = ?", [(batch.id,)]))
 
 
 def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> int:
-    """Store replies to rows of a batch; of several for one row, the first counts. Return how many belong to no row."""
+    """Store replies to rows of a batch; the first reply to a row counts. Return the number of replies without a row."""
     unknown = 0
     with store.transaction() as connection:
         for reply in replies:
@@ -194,20 +194,20 @@ def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> 
 
 
 def reply_to(store: JobDatabase, batch: Batch, key: int) -> Reply | None:
-    """Return the stored reply to a row, None if there is none."""
+    """Return the stored reply to a row; None without a reply."""
     query = "SELECT status, reply FROM batched WHERE key = ? AND batch = ? AND status > 0"
     found = store.read(query, key, batch.id)
     return Reply(str(key), found[0][0], found[0][1]) if found else None
 
 
 class Replies(NamedTuple):
-    """The replies to the requests of a batch that are stored."""
+    """The counts of the stored replies to a batch."""
 
     rows: int
     answers: int
-    """The replies with an answer, which is billed."""
+    """The number of replies with an answer, which are billed."""
     run: int
-    """The replies to requests that were run, also those that failed."""
+    """The number of replies to requests that were run, including failed ones."""
 
 
 def replies_of(store: JobDatabase, batch: Batch) -> Replies:
@@ -217,9 +217,9 @@ def replies_of(store: JobDatabase, batch: Batch) -> Replies:
 
 
 def finish(store: JobDatabase, batch: Batch, *, again: bool) -> None:
-    """Note that a batch is done. Its rows without an answer may be planned `again`, or stay marked as tried.
+    """Store that a batch is done. `again`: its rows without an answer may be planned again; else they are tried.
 
-    Replies to rows that the input no longer has are kept, because the rows may come back.
+    Replies to rows that are no longer in the input are kept, because the rows may return.
     """
     left = "EXISTS (SELECT 1 FROM answer WHERE answer.key = batched.key AND (answer.code IS NULL OR NOT retryable))"
     is_open = f"(coalesce(status, 0) = 0 OR NOT {left})"
@@ -232,7 +232,7 @@ def finish(store: JobDatabase, batch: Batch, *, again: bool) -> None:
 
 
 def mark_tried(store: JobDatabase, slot: int, condition: str) -> None:
-    """Mark the rows that meet a condition and are in no batch: they are sent live. `condition` is a round's."""
+    """Mark rows that meet a round's `condition` and are in no batch as tried, so that they are sent live."""
     base = slot * SLOT
     rows = f"{condition} AND NOT {IN_BATCH.format(base=base)}"
     mark = "INSERT OR IGNORE INTO batched (batch, custom, key, status)"
@@ -240,25 +240,25 @@ def mark_tried(store: JobDatabase, slot: int, condition: str) -> None:
 
 
 def forget(store: JobDatabase) -> None:
-    """Forget which rows a batch did not answer: the job has finished, and a later order may send them by batch."""
+    """Forget which rows were tried, because the job has finished and a later order may send them by batch."""
     store.change((f"DELETE FROM batched WHERE status = 0 AND (batch = 0 OR batch IN ({_DONE}))", [()]))
 
 
 def most_cost(store: JobDatabase) -> float:
-    """Return the highest possible cost of the batches whose answers are not known."""
+    """Return the highest possible cost of all batches whose answers are unknown."""
     return sum(batch.most for batch in open_batches(store))
 
 
 def without_row(store: JobDatabase, batch: Batch) -> int:
-    """Return the number of answers in a batch whose rows the input no longer has."""
+    """Return the number of answers in a batch to rows that are no longer in the input."""
     query = "SELECT count(*) FROM batched WHERE batch = ? AND key IS NULL AND status BETWEEN 200 AND 299"
     return int(store.read(query, batch.id)[0][0])
 
 
 def rebind(store: JobDatabase, targets: Sequence[Target]) -> None:
-    """Give each reply, or awaited reply, the row that asks its question now. `targets`: by slot.
+    """Assign each reply, or awaited reply, to the row that has its question now. `targets`: by slot.
 
-    Rows with the same question keep their order. A batch that was done is read again if rows of it have come back.
+    Rows with the same question keep their order. A finished batch is read again if some of its rows have returned.
     """
     work: list[tuple[str, Iterable[Any]]] = []
     for slot, target in enumerate(targets):

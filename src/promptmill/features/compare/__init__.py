@@ -1,4 +1,4 @@
-"""Answers of several files or models to the same rows, compared: figures, words, a page, and a judge."""
+"""Compares the answers of several files or models to the same rows: figures, text, a page, and a judge."""
 
 from promptmill.core.feature import Command, Feature
 

@@ -1,4 +1,4 @@
-"""The comparison at the end of a job that has several answers to each row."""
+"""The comparison that is printed at the end of a job with several answers to each row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from promptmill.jobs.columns import VARIANT
 
 
 def show(ended: EndedJob) -> None:
-    """Print the comparison of a job's variants, if it has any and its output is there."""
+    """Print the comparison of a job's variants, if it has variants and its output exists."""
     if ended.on_stderr or ended.code is None or ended.arguments.json:
         return
     spec = ended.folder.spec

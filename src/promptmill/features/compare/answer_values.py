@@ -1,6 +1,6 @@
-"""Values of answers: when two of them are the same, and how similar different ones are.
+"""Values of answers: when two values are the same, and how similar different values are.
 
-Values are texts, as `text_of` in `core.values` writes them. The kind of a column follows from all of its values.
+Values are texts in the form of `text_of` in `core.values`. The kind of a column depends on all of its values.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from promptmill.core.errors import Named, input_error
 
 Kind: TypeAlias = Literal["text", "number", "list"]
 LABEL = 30
-"""Characters of a value that heads a column or a line."""
+"""The most characters of a value in the heading of a column or line."""
 SIMILARITY = "mean F1 of the words in common, or of the items of lists (SQuAD)"
-# "007" is a name, not a number; more digits than this are no measurement
+# "007" is a name, not a number; a number with more digits than this is not a measurement
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,30})(\.\d{1,30})?([eE][+-]?\d{1,2})?")
 _MIDNIGHT = re.compile(r"(\d{4}-\d\d-\d\d)[T ]00:00:00(\.0+)?")
-_WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts without spaces: each letter counts as a word
+_WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts without spaces: each character counts as a word
 _WORD = re.compile(rf"[{_WIDE}]|[^\W{_WIDE}]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """The largest difference of two numbers that are the same: an amount, or a share of the larger one."""
+    """The largest difference of two numbers that count as the same: an amount, or a share of the larger number."""
 
     amount: Decimal = Decimal()
     is_share: bool = False
@@ -52,14 +52,14 @@ class Tolerance:
         )
 
     def allows(self, value: str, other: str) -> bool:
-        """Return whether two numbers are the same."""
+        """Return whether two numbers count as the same."""
         ours, theirs = Decimal(value), Decimal(other)
         most = self.amount * max(abs(ours), abs(theirs)) if self.is_share else self.amount
         return abs(ours - theirs) <= most
 
 
 def kind_of(values: Iterable[str]) -> Kind:
-    """Return the kind of all `values`; those that are `""` do not count.
+    """Return the kind that fits all `values`, not counting `""`.
 
     >>> kind_of(["12.50", "7"]), kind_of(["007", "7"]), kind_of(['["a"]', '[]'])
     ('number', 'text', 'list')
@@ -80,7 +80,7 @@ def kind_of(values: Iterable[str]) -> Kind:
 
 
 def items(value: str) -> list[str] | None:
-    """Return the items of a list in JSON as texts, None for another text."""
+    """Return the items of a JSON list as texts; None for any other text."""
     try:
         found = orjson.loads(value)
     except orjson.JSONDecodeError:
@@ -93,9 +93,9 @@ def items(value: str) -> list[str] | None:
 
 
 def canonical(value: str, kind: Kind) -> str:
-    """Return the one text for values that are the same without a tolerance.
+    """Return a text that is equal for all values that are the same without a tolerance.
 
-    A date that Parquet, or pandas, has as midnight is that date.
+    Midnight of a date (the form in Parquet and pandas) becomes the date alone.
 
     >>> canonical("12.50", "number"), canonical('["b","a","b"]', "list"), canonical("2026-01-05T00:00:00", "text")
     ('12.5', '["a","b"]', '2026-01-05')
@@ -110,7 +110,7 @@ def canonical(value: str, kind: Kind) -> str:
 
 
 def similarity(value: str, other: str, kind: Kind) -> float:
-    """Return the F1 of the words of two texts, or of the items of two lists; capitals and punctuation do not count.
+    """Return the F1 of the words of two texts, or of the items of two lists, ignoring case and punctuation.
 
     P. Rajpurkar et al., SQuAD: 100,000+ questions for machine comprehension of text, EMNLP 2016, section 6.1.
 

@@ -1,7 +1,7 @@
-"""`promptmill compare` compares the answers of several files to the same rows, also with right answers.
+"""`promptmill compare` compares the answers of several files to the same rows, and with right answers.
 
-`figures` computes the figures. Text in 80 columns shows the most important ones, `--json` prints all, and
-`--report` writes a page with all rows side by side. A judge is an ordinary job whose rows are the pairs of answers.
+`figures` computes the figures. The text, 80 columns wide, shows the most important figures, `--json` prints all, and
+`--report` writes a page with all rows side by side. A judge is an ordinary job; its rows are the pairs of answers.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _checked(arguments: argparse.Namespace) -> JudgeOrder | None:
-    """Check the options; return the order to a judge, None without one. Raises `PromptmillError`."""
+    """Check the options. Return the order for a judge; None without a judge. Raises `PromptmillError`."""
     if arguments.criterion is None:
         given = next((name for name in _JUDGING if getattr(arguments, name) not in (None, [])), None)
         if given is not None:
@@ -128,13 +128,13 @@ def _checked(arguments: argparse.Namespace) -> JudgeOrder | None:
 
 
 def show_variants(output: Path, column: str = VARIANT) -> None:
-    """Print the comparison of the variants in a job's output, if it exists; `column` has the variant of each row."""
+    """Print a comparison of the variants in a job's output, if it exists. `column` has each row's variant."""
     if not output.exists():
         return
     try:
         file = ComparedFile.of("A", str(output), JobFolders.from_environ())
         found = figures.figures(ComparedRows.of(file.parts(column), ComparisonOrder()), most=_ROWS)
-    except PromptmillError as error:  # e.g. no row has an answer, or the answers are fields
+    except PromptmillError as error:  # for example, no row has an answer, or the answers are fields
         say(f"promptmill: {error.worded(option_of)} Run: promptmill compare {output} --by {column}", sys.stderr)
         return
     say("\n".join(["", *comparison_text.lines(found, columns(sys.stdout))]), wrap=True)
@@ -148,7 +148,7 @@ def show_variants(output: Path, column: str = VARIANT) -> None:
 def _judgement(
     arguments: argparse.Namespace, asked: JudgeOrder, rows: ComparedRows, folders: JobFolders
 ) -> tuple[Judgement, int]:
-    """Have a job judge the pairs, which an earlier run may have begun. Returns the verdicts, and its exit code."""
+    """Run or resume a job that judges the pairs. Return its verdicts and its exit code."""
     arguments = argparse.Namespace(**{**vars(arguments), "choices": Labels(judge.VERDICTS), "report": None})
     configuration = configuration_of(arguments)
     try:

@@ -1,9 +1,9 @@
-"""Files of answers to the same rows, read for a comparison.
+"""Reads files with answers to the same rows for a comparison.
 
     files ──► _Scan: a hash of each cell ──► _identity: which columns make rows the same ──► _places: rows that all have
                                          └─► _looked_up: right answers of a file of their own ──► `ComparedRows`
 
-The files are read twice, so that the texts of their columns are never all in memory.
+The files are read twice, so that their texts are never all in memory.
 """
 
 from __future__ import annotations
@@ -36,58 +36,58 @@ from promptmill.system.safe_open import home_expanded
 
 LETTERS = "ABCDEFGHIJ"
 _IDS = ("id", "custom_id")
-_RIGHT = ("label", "gold", "answer")  # usual names of the column of right answers
+_RIGHT = ("label", "gold", "answer")  # usual names of a column with right answers
 
 _NAME_A_COLUMN = " Name a column that identifies rows: ", Named("id"), "."
 _NAME_VARIANTS = " It has several answers to each row; to compare these: ", Named("by", VARIANT), "."
-_MOST_COLUMNS = 1_000  # a file with more has other names in each row, and a hash of each cell takes 8 bytes
+_MOST_COLUMNS = 1_000  # a file with more columns has different names in each row; each cell's hash takes 8 bytes
 _EMPTY = hash("")
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonOrder:
-    """The wishes of one comparison."""
+    """The options of a comparison."""
 
     gold: str | None = None
     """The right answers: a column of any of the files, a file, or `FILE:COLUMN`."""
     fields: Sequence[str] = ()
-    """The columns, or fields of the answers, to compare; empty: all fields, or the answers."""
+    """The columns, or fields of the answers, to compare; empty: all fields, or the whole answers."""
     id: str | None = None
-    """The column whose values match the rows of the files."""
+    """The column whose values identify equal rows of the files."""
     by: str | None = None
-    """The column whose values divide the rows of one file into parts to compare."""
+    """The column whose values divide one file into the parts to compare."""
     tolerance: Tolerance = field(default_factory=Tolerance)
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedFile:
-    """A file of answers; `label` names it in the text."""
+    """A file of answers. `label` is its name in the text."""
 
     label: str
     path: Path
     answer: str = "answer"
-    """The column of the answers."""
+    """The name of the answer column."""
     fields: Mapping[str, str] = field(default_factory=dict)
-    """The fields of the answers, and the columns that hold them in a table."""
+    """The fields of the answers, each with the table's column that holds it."""
     error: str = "error"
     ours: Collection[str] = OURS
-    """The columns that are not the row's own."""
+    """The columns that promptmill added; the other columns are the input's."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """The status of the job that made it."""
+    """The status of the job that made the file."""
     made: Mapping[str, str] = field(default_factory=dict)
-    """The command, model, prompt and sampling of the job that made it."""
+    """The command, model, prompt and sampling of the job that made the file."""
     cost: str = "cost"
     has_persons: bool = False
-    """Whether some answers are labels that a person gave in a review."""
+    """Whether some answers are labels from a person's review."""
     only: tuple[str, str] | None = None
-    """The column and the value of the rows that count; None: all rows."""
+    """The column and its value that select the rows to compare; None: all rows."""
     variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """`made` of each variant of a job with several answers to each row."""
+    """`made` for each variant, if the job has several answers to each row."""
 
     @classmethod
     def of(cls, label: str, what: str, folders: JobFolders) -> ComparedFile:
-        """Return the file that `what` names. Raises `PromptmillError`."""
+        """Return the file for `what`, a path or the id of a job. Raises `PromptmillError`."""
         folder = folders.maker(what)
         spec = None if folder is None else folder.spec
         if folder is None or spec is None:
@@ -122,14 +122,14 @@ class ComparedFile:
         return self.path.name if self.only is None else self.only[1]
 
     def rows(self) -> Iterator[Row]:
-        """Yield the rows that count."""
+        """Yield the rows to compare."""
         if self.only is None:
             return objects_in(self.path)
         column, value = self.only
         return (row for row in objects_in(self.path) if text_of(row.get(column)) == value)
 
     def parts(self, by: str) -> list[ComparedFile]:
-        """Return a part of the file for each value of the column `by`. Raises `PromptmillError` (`invalid_input`)."""
+        """Return one part of the file per value of the column `by`. Raises `PromptmillError` (`invalid_input`)."""
         values = list(dict.fromkeys(text_of(row.get(by)) for row in objects_in(self.path)))
         if not 2 <= len(values) <= len(LETTERS):
             raise input_error(
@@ -146,7 +146,7 @@ class ComparedFile:
         ]
 
     def value_of(self, row: Row, name: str) -> str:
-        """Return a field of a row's answer as a text, or the whole answer for `""`; `""` for none."""
+        """Return a field of a row's answer as text, or the whole answer if `name` is `""`; `""` without an answer."""
         if row.get(self.error):
             return ""
         answer = row.get(self.answer)
@@ -154,12 +154,12 @@ class ComparedFile:
             return text_of(answer).strip()
         if (fields := _object(answer)) is not None:
             return text_of(fields.get(name)).strip()
-        is_lost = answer is None and self.answer in row  # then a column of this name is the row's own
+        is_lost = answer is None and self.answer in row  # then the input itself has a column of this name
         return "" if is_lost else text_of(row.get(self.fields.get(name, name))).strip()
 
 
 def _object(answer: Any) -> Mapping[str, Any] | None:
-    """Return an answer that is an object, or the JSON text of one, as a job without `fields` writes it."""
+    """Return an answer that is an object, or the JSON text of one (from a job without `fields`); else None."""
     if isinstance(answer, str) and answer.startswith("{"):
         with contextlib.suppress(orjson.JSONDecodeError):
             answer = orjson.loads(answer)
@@ -169,7 +169,7 @@ def _object(answer: Any) -> Mapping[str, Any] | None:
 def _fields(spec: JobSpec) -> dict[str, str]:
     if spec.output.answer_schema is None:
         return {}
-    from promptmill.jobs.export.schema_columns import SchemaColumns  # other jobs do not need it
+    from promptmill.jobs.export.schema_columns import SchemaColumns  # other comparisons do not need it
 
     names = spec.output.names or {}
     usual = SchemaColumns(spec.output.answer_schema, by_field=True).names
@@ -190,19 +190,19 @@ def _made(folder: Folder, spec: JobSpec, slot: int) -> dict[str, str]:
 
 
 class NoCommonRowError(PromptmillError):
-    """The files share no row."""
+    """The files have no row in common."""
 
 
-# ---- which rows are the same
+# ---- matching the rows of the files
 
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """The columns of a file."""
+    """The hashed columns of a file."""
 
     rows: int
     columns: Mapping[str, array[int]]
-    """The hash of each cell."""
+    """The hash of each cell, by column."""
     fields: Mapping[str, None]
     """The fields of answers that are objects."""
 
@@ -223,30 +223,30 @@ class _Scan:
         return cls(rows, columns, fields)
 
     def keys(self, names: Sequence[str]) -> Sequence[int]:
-        """Return the key of each row: by these columns, else its place."""
+        """Return the key of each row: the hash of these columns, or without columns the row's number."""
         cells = (self.columns[name] for name in names)
         return [hash(row) for row in zip(*cells, strict=True)] if names else range(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """The key columns, by which rows of the files are matched; empty: by position."""
+    """The key columns that identify equal rows of the files; empty: rows are matched by number."""
 
     columns: Sequence[str]
     is_sure: bool = False
-    """Whether the files surely hold the same rows; otherwise a row may be in some of them, and its key is unique."""
+    """Whether the files certainly have the same rows. Otherwise some files may lack a row, and keys must be unique."""
 
     @property
     def words(self) -> str:
-        """The name of the rule, such as `by id`."""
+        """The rule as text, such as `by id`."""
         named = ", ".join(self.columns[:3]) + (", …" if len(self.columns) > 3 else "")
         return f"by {named}" if self.columns else "by place"
 
 
 def _identity(files: Sequence[ComparedFile], scans: Sequence[_Scan], key: str | None, gold: str) -> _Identity:
-    """Return the rule for equal rows; `gold` may be the column of the right answers.
+    """Return the rule that identifies equal rows. `gold` may be the column of the right answers.
 
-    Raises `PromptmillError` (`invalid_input`) for files of other rows.
+    Raises `PromptmillError` (`invalid_input`) if the files have different rows.
     """
     if key is not None:
         for file, scan in zip(files, scans, strict=True):
@@ -260,12 +260,12 @@ def _identity(files: Sequence[ComparedFile], scans: Sequence[_Scan], key: str | 
     same = [name for name in own if len({sum(scan.columns[name]) for scan in scans}) == 1]
     are_as_many = len({scan.rows for scan in scans}) == 1
     is_sure = are_as_many and same == own
-    # each column may have the same values in all files, but next to other values
+    # the files may have the same values in each column, but in other combinations
     if is_sure and len({frozenset(scan.keys(same)) for scan in scans}) == 1:
         return _Identity(same, is_sure)
     if unique := _unique(scans, [name for name in own if name != gold]):
         return _Identity([unique])
-    are_parts = files[0].only is not None  # then equal right answers alone make no rows the same
+    are_parts = files[0].only is not None  # parts of one file: equal right answers alone do not make rows equal
     if are_as_many and (same or is_sure) and not (are_parts and same == [gold]):
         return _Identity(same, is_sure)
     counts = ", ".join(f"{file.name} has {counted(scan.rows, 'row')}" for file, scan in zip(files, scans, strict=True))
@@ -280,7 +280,7 @@ def _check_column(file: ComparedFile, scan: _Scan, name: str) -> None:
 
 
 def _unique(scans: Sequence[_Scan], names: Sequence[str]) -> str:
-    """Return the column whose values identify the rows of each file and of which most are in all files, else `""`."""
+    """Return the column that is unique in every file and shares the most values; `""` if there is none."""
     common = {}
     for name in names:
         values = [set(scan.columns[name]) for scan in scans]
@@ -302,13 +302,13 @@ class _Gold:
     """The source of the right answers."""
 
     name: str
-    """The column or the file."""
+    """The name of the column or the file."""
     file: ComparedFile
     scan: _Scan
     column: str | None
-    """The column that the user named."""
+    """The column named by the user."""
     at: int | None = None
-    """The compared file with the right answers in a column; None: they are in a separate file."""
+    """The index of the compared file that has the right answers in a column; None: they are in a separate file."""
 
 
 def _gold_of(
@@ -336,12 +336,12 @@ def _gold_of(
 
 
 def _is_silent(file: ComparedFile, scan: _Scan, fields: Sequence[str]) -> bool:
-    """Return whether a file has no answers: it is no job's output, and has no column to compare."""
+    """Return whether a file has no answers: it is not the output of a job and has no column to compare."""
     return not file.about and not file.fields and scan.columns.keys().isdisjoint([file.answer, *fields])
 
 
 def _gold_values(gold: _Gold, fields: Sequence[str], own: Collection[str]) -> Callable[[Row], list[str]]:
-    """Return a function that returns the right answers in a row, one for each of `fields`.
+    """Return a function that returns the right answers of a row, one for each of `fields`.
 
     `own`: the columns of the compared files. Raises `PromptmillError` (`invalid_input`).
     """
@@ -386,7 +386,7 @@ def _right_column(gold: _Gold, own: Collection[str]) -> str:
 
 
 def _gold_keys(gold: _Gold, file: ComparedFile, scan: _Scan, fields: Sequence[str], key: str | None) -> list[list[str]]:
-    """Return the columns by which right answers could be matched to the rows of `file`."""
+    """Return the candidates for the key columns that match right answers to the rows of `file`."""
     if key is not None:
         _check_column(gold.file, gold.scan, key)
         return [[key]]
@@ -409,9 +409,9 @@ def _gold_keys(gold: _Gold, file: ComparedFile, scan: _Scan, fields: Sequence[st
 def _looked_up(
     gold: _Gold, rights: Sequence[list[str]], file: ComparedFile, scan: _Scan, candidates: Sequence[list[str]]
 ) -> tuple[list[list[str]], str]:
-    """Return the right answer to each row of `file`, and the rule that matched them.
+    """Return the right answer to each row of `file`, and the rule by which they were matched.
 
-    `rights`: the right answers, from the separate file `gold`. Raises `PromptmillError` (`invalid_input`).
+    `rights`: the right answers in the separate file `gold`. Raises `PromptmillError` (`invalid_input`).
     """
     most, best, second, names = -1, dict[int, list[str]](), 0, list[str]()
     for candidate in candidates:
@@ -432,7 +432,7 @@ def _looked_up(
 
 
 def _table(keys: Sequence[int], rights: Sequence[list[str]]) -> tuple[dict[int, list[str]], int]:
-    """Return the right answers by their keys, and the number of the row whose key has another one before, else 0."""
+    """Return the right answers by key, and the number of the first row that contradicts an earlier one, else 0."""
     table: dict[int, list[str]] = {}
     for number, (own, right) in enumerate(zip(keys, rights, strict=True), 1):
         if any(right) and table.setdefault(own, right) != right:
@@ -444,7 +444,7 @@ def _table(keys: Sequence[int], rights: Sequence[list[str]]) -> tuple[dict[int, 
 
 
 def _places(files: Sequence[ComparedFile], scans: Sequence[_Scan], identity: _Identity) -> list[list[int]]:
-    """Return the numbers of the rows in each file that all files share, in the order of the first file.
+    """Return for each file the numbers of the rows that all files have, in the order of the first file.
 
     Raises `PromptmillError` (`invalid_input`) if there is no such row.
     """
@@ -458,7 +458,7 @@ def _places(files: Sequence[ComparedFile], scans: Sequence[_Scan], identity: _Id
                 is_grid = file.only is None and VARIANT in scan.columns
                 names = _NAME_VARIANTS if is_grid else _NAME_A_COLUMN
                 raise input_error(f"{several}, the second is row {at + 1}.", *names)
-            every[-1][own, seen[own]] = at  # the n-th of equal rows is the n-th in each file
+            every[-1][own, seen[own]] = at  # the n-th of several equal rows matches the n-th in each file
             seen[own] += 1
     shared = [key for key in every[0] if all(key in own for own in every[1:])]
     if not shared:
@@ -474,7 +474,7 @@ def _read(file: ComparedFile, scan: _Scan, fields: Sequence[str]) -> tuple[list[
         values.append([file.value_of(row, name) for name in fields])
         if row.get(giver) == A_PERSON and giver in file.ours and not file.has_persons:
             file = replace(file, has_persons=True)
-        with contextlib.suppress(ValueError, TypeError):  # empty, or a column of the user's
+        with contextlib.suppress(ValueError, TypeError):  # an empty cell, or the user's own column
             costs.append(float(row.get(file.cost) or ""))
     if not any(map(any, values)):
         which = file.answer if fields == [""] else "`, `".join(fields)
@@ -491,26 +491,26 @@ def _read(file: ComparedFile, scan: _Scan, fields: Sequence[str]) -> tuple[list[
 
 @dataclass(frozen=True, slots=True)
 class ComparedColumn:
-    """One field of the answers, or the whole answers, of all files."""
+    """One field of the answers, or the whole answers, in all files."""
 
     name: str
-    """The field; `""` for the whole answers."""
+    """The name of the field; `""` for the whole answers."""
     kind: Kind
     values: Sequence[Sequence[str]]
-    """The value of each row, by file; `""` for none."""
+    """The value of each row, by file; `""` if it is missing."""
     right: Sequence[str]
-    """The right value of each row, spelled as the files spell it, `""` for none; empty without right answers."""
+    """The right value of each row in the files' spelling (`""` if missing); empty without right answers."""
     capitals: Mapping[str, str]
-    """Right values whose letters are larger or smaller in the files, and how the files spell them."""
+    """The right values that differ from the files only in case, with the files' spelling."""
     other_kind: Mapping[str, None]
-    """The different right values, in order, that are of another kind than the answers, such as `12,50` for numbers."""
+    """The distinct right values, in order, whose kind is not that of the answers, such as `12,50` for numbers."""
     tolerance: Tolerance
 
     @classmethod
     def of(
         cls, name: str, values: Sequence[Sequence[str]], right: Sequence[str], tolerance: Tolerance
     ) -> ComparedColumn:
-        """Return a column of these values."""
+        """Return the column for these values."""
         kind = kind_of(itertools.chain(*values) if any(map(any, values)) else right)
         values = [[canonical(value, kind) for value in own] for own in values]
         different = dict.fromkeys(right if kind != "text" else ())
@@ -522,20 +522,20 @@ class ComparedColumn:
 
     @property
     def is_exact(self) -> bool:
-        """Whether only values with equal texts count as the same."""
+        """Whether two values must be equal texts to count as the same."""
         return self.kind != "number" or not self.tolerance.amount
 
     def same(self, value: str, other: str) -> bool:
-        """Return whether two values are the same."""
+        """Return whether two values count as the same."""
         if value == other or self.is_exact or not value or not other or other in self.other_kind:
             return value == other
         return self.tolerance.allows(value, other)
 
 
 def _other_capitals(right: Sequence[str], values: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Return the spelling in `values` of each right answer that differs from them in capitals alone.
+    """Return the spelling in `values` of each right answer that differs from them only in case.
 
-    Capitals count if two answers, or two right answers, differ in nothing else.
+    Case is significant if two answers, or two right answers, differ only in case.
     """
     spelled: dict[str, set[str]] = {}
     for answer in {answer for own in values for answer in own}:
@@ -555,33 +555,33 @@ class ComparedRows:
 
     files: Sequence[ComparedFile]
     columns: Sequence[ComparedColumn]
-    """The fields that are compared, or the whole answers."""
+    """The compared fields; or the whole answers, as one column."""
     places: Sequence[int]
     """The number of each row in the first file, from 0."""
     sizes: Sequence[int]
-    """The number of rows of each file; not all may be in all files."""
+    """The number of rows of each file, including rows that other files lack."""
     gold: str
-    """The column or the file with the right answers, `""` without any."""
+    """The column or file with the right answers; `""` without right answers."""
     gold_matched: str
-    """The rule by which a file of right answers was matched, such as `by id`; `""` if they are in a compared file."""
+    """The rule by which a separate file of right answers was matched, such as `by id`; else `""`."""
     gold_columns: Collection[str]
-    """The columns of the right answers, which the rows do not show."""
+    """The columns with right answers, which are not shown as columns of the rows."""
     matched: str
-    """The rule by which rows of several files are the same, such as `by id`."""
+    """The rule by which rows of several files were matched, such as `by id`."""
     groups: Sequence[str] = ()
-    """The group of each row, by which right answers are counted; empty if the rows are not in groups."""
+    """The group of each row, by which right answers are counted; empty without groups."""
 
     @classmethod
     def of(
         cls, files: Sequence[ComparedFile], order: ComparisonOrder, folders: JobFolders | None = None
     ) -> ComparedRows:
-        """Read the files. `folders` is where to look for the job that made a file of right answers.
+        """Read the files. `folders`: searched for the job that made a file of right answers.
 
         Raises `PromptmillError` (`invalid_input`) if the files have no rows in common; `OSError`.
         """
         scans = [_Scan.of(file) for file in files]
         gold = None if order.gold is None else _gold_of(order, files, scans, folders)
-        if gold is not None and gold.at is None and gold.file in files:  # it is named among the files
+        if gold is not None and gold.at is None and gold.file in files:  # the user listed it as a file to compare
             kept = [at for at, file in enumerate(files) if file is not gold.file]
             files, scans = [files[at] for at in kept], [scans[at] for at in kept]
             files = [replace(file, label=label) for file, label in zip(files, LETTERS, strict=False)]
@@ -623,7 +623,7 @@ class ComparedRows:
 
     @property
     def has_fields(self) -> bool:
-        """Whether the answers have fields that are compared one by one."""
+        """Whether the answers have fields, which are compared separately."""
         return len(self.columns) > 1
 
     @property
@@ -632,7 +632,7 @@ class ComparedRows:
         return bool(self.gold)
 
     def texts(self, file: int) -> Sequence[str]:
-        """Return the answers of a file, each as one text, `""` for none."""
+        """Return the answers of a file, each as one text; `""` for a missing answer."""
         if len(self.columns) == 1:
             return self.columns[0].values[file]
         own = [column.values[file] for column in self.columns]
@@ -646,21 +646,21 @@ class ComparedRows:
         return all(column.same(column.values[file][at], column.values[other][at]) for column in self.columns)
 
     def is_right(self, at: int, file: int) -> bool:
-        """Return whether an answer is right in each field for which a right value is known."""
+        """Return whether an answer is right in all fields with a known right value."""
         return all(
             column.same(column.values[file][at], column.right[at]) for column in self.columns if column.right[at]
         )
 
     @property
     def differing(self) -> list[int]:
-        """The rows whose answers differ; for a single file, the rows whose answer differs from the right one."""
+        """The rows with different answers; for a single file, the rows whose answer differs from the right answer."""
         rows = range(len(self.places))
         if len(self.files) == 1:
             return [at for at in rows if not self.is_right(at, 0)]
         return [at for at in rows if not all(self.same(at, 0, other) for other in range(1, len(self.files)))]
 
     def read(self, wanted: Collection[int]) -> Iterator[tuple[int, dict[str, str]]]:
-        """Yield the number and the columns of each row in `wanted`, with the values of the first file."""
+        """Yield the number and the columns of each row in `wanted`, with the first file's values."""
         ours = {*self.gold_columns}.union(*(file.ours for file in self.files))
         rows = {self.places[at]: at for at in wanted}
         for place, row in enumerate(itertools.islice(self.files[0].rows(), max(rows, default=-1) + 1)):
@@ -673,7 +673,7 @@ def _shared_fields(scans: Sequence[_Scan]) -> list[str]:
 
 
 def heading_of(own: Mapping[str, str]) -> str:
-    """Return the id of a row or its first text, `""` for none."""
+    """Return the id of a row or, if it has none, its first text; `""` without either."""
     named = next((own[name] for name in _IDS if own.get(name)), None)
     if named is None:
         named = next((text for text in own.values() if text and kind_of([text]) == "text"), "")

@@ -1,4 +1,4 @@
-"""A comparison of a Python program: `promptmill.compare`; and what its options mean, for the command line, too."""
+"""Comparisons from a Python program (`promptmill.compare`); the command line uses the same options."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
 from promptmill.jobs.store.index import JobFolders
 from promptmill.options.keywords import ModelOptions, SamplingOptions
 
-_SHOWN_ROWS = 10  # in a notebook, as many as `BulkResult` shows
+_SHOWN_ROWS = 10  # rows that a notebook shows, as many as for `BulkResult`
 _WIDTH = 100  # characters
 
 
 def order_of(options: Mapping[str, Any]) -> ComparisonOrder:
-    """Return the order that the options `gold`, `field`, `id`, `by` and `tolerance` make. Raises `PromptmillError`."""
+    """Return the order for the options `gold`, `field`, `id`, `by` and `tolerance`. Raises `PromptmillError`."""
     fields, tolerance = options.get("field") or (), options.get("tolerance")
     return ComparisonOrder(
         gold=options.get("gold"),
@@ -48,10 +48,10 @@ def order_of(options: Mapping[str, Any]) -> ComparisonOrder:
 def rows_of(
     files: Sequence[str], order: ComparisonOrder, folders: JobFolders, *, may_read_gold: bool = True
 ) -> ComparedRows:
-    """Return the rows of files or jobs side by side. `may_read_gold`: `gold` may be a file.
+    """Return the rows of files or jobs side by side. `may_read_gold`: whether `gold` may name a file.
 
-    With right answers, the rows of a file whose parts hold other rows, such as those by the column `sure`, stay
-    together, in groups.
+    If there are right answers and the parts of a file hold different rows (such as those by the column `sure`), the
+    rows of each part form a group.
 
     Raises `PromptmillError` (`invalid_input`), `OSError`."""
     if len(files) > len(LETTERS):
@@ -70,7 +70,7 @@ def rows_of(
         if order.gold is None:
             counts = Named("gold", "COLUMN", " With {}, right answers are counted for each of them.")
             raise input_error(*error.parts, *error.remedy, counts) from None
-    else:  # a few rows are the same by chance
+    else:  # a few common rows may be due to chance
         if order.gold is None or 2 * len(parts.places) >= min(parts.sizes):
             return parts
     return ComparedRows.of(compared, order, gold_folders)
@@ -78,12 +78,12 @@ def rows_of(
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Answers to the same rows, compared."""
+    """A comparison of several answers to the same rows."""
 
     figures: Mapping[str, Any]
-    """All figures, as `promptmill compare --json` prints them, without the rows."""
+    """All figures, as in `promptmill compare --json`, without the rows."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """The rows whose answers differ: `row`, `heading`, the row's `own` columns, `gold`, `answers` by file."""
+    """The rows with different answers: `row`, `heading`, the input's columns (`own`), `gold`, and `answers` by file."""
 
     def __repr__(self) -> str:
         return f"<Comparison: {self._summary}>"
@@ -96,14 +96,14 @@ class Comparison:
         return f"{words.matched(self.figures)}; {counted(self.figures['differ'], 'row')} with different answers"
 
     def _repr_html_(self) -> str:
-        """Return the comparison as a notebook shows it: the figures and the first rows that differ."""
+        """Return the comparison as HTML for a notebook: the figures, and the first rows with different answers."""
         found = {**self.figures, "differing": self.rows[:_SHOWN_ROWS]}
         shown = "\n".join(comparison_text.lines(found, _WIDTH))
         return f"<pre>{html.escape(shown)}</pre>"
 
 
 class JudgeOptions(ModelOptions, SamplingOptions, total=False):
-    """The options of the judge's model, as `promptmill.bulk` has them; `judge` is its name."""
+    """The options for the judge's model, as in `promptmill.bulk`; `judge` is the model's name."""
 
     progress: bool | Callable[[Mapping[str, Any]], object] | None
 
@@ -125,7 +125,7 @@ def compare(
     again: Literal["failed", "all"] | None = None,
     **options: Unpack[JudgeOptions],
 ) -> Comparison:
-    """Compare answers to the same rows: of several files, jobs or results, or of the variants of one.
+    """Compare answers to the same rows: from several files, jobs or results, or from the variants of one job.
 
     `files`: one or a list of paths, ids of jobs, results of `bulk`, tables and lists of rows. `gold`: the right
     answers of all or some rows: a column of any of the files, a file, or "FILE:COLUMN". `by`: the column that divides
@@ -170,8 +170,8 @@ def compare(
 
 
 def _judgement(pairs: Pairs, asked: JudgeOrder, options: Mapping[str, Any], folders: JobFolders) -> Judgement:
-    """Have a job judge the pairs. Raises `PromptmillError` if it stops early; the verdicts so far are kept."""
-    from promptmill.jobs.manage import bulk_call, bulk_keywords  # most comparisons have no judge
+    """Run a job that judges the pairs. Raises `PromptmillError` if it stops early; its verdicts are kept."""
+    from promptmill.jobs.manage import bulk_call, bulk_keywords  # few comparisons have a judge
     from promptmill.service import choosing
     from promptmill.system import runtime
 
@@ -189,7 +189,7 @@ def _judgement(pairs: Pairs, asked: JudgeOrder, options: Mapping[str, Any], fold
 
 @contextlib.contextmanager
 def _written(given: Sequence[Any]) -> Iterator[tuple[list[str], dict[Path, str]]]:
-    """Give the names of files, after writing those that are rows of the program, and the digests of the latter."""
+    """Write rows of the program to files. Yield the names of all files, and the digests of the written files."""
     with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
         names, keys = [], {}
         for at, result in enumerate(given):

@@ -17,13 +17,13 @@ from promptmill.pages.page import MOST_ROWS, Report
 from promptmill.pages.page_rows import OWN, Column, PageRows
 
 _DIFFER, _WRONG = 1, 2
-_ANSWER, _GOLD, _JUDGE = "answer.", "right", "judgement"  # keys of columns; an answer's ends with its label
+_ANSWER, _GOLD, _JUDGE = "answer.", "right", "judgement"  # keys of columns; an answer's ends with the file's label
 _BETTER = {CONTRADICTION: "Contradicts itself"}
-_TABLE_WIDTH = 500  # characters: a wider table scrolls
+_TABLE_WIDTH = 500  # characters; a wider table scrolls
 
 
 def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement: Judgement | None) -> Report:
-    """Write the page of a comparison, whose figures are `found`. Raises `PromptmillError`."""
+    """Write the page of a comparison with the figures `found`. Raises `PromptmillError`."""
     total = found["rows"]
     chosen = figures.at_random(range(total))[:MOST_ROWS] if total > MOST_ROWS else range(total)
     shown = _rows(found, figures.side_by_side(rows, judgement, chosen))
@@ -49,7 +49,7 @@ def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement:
 
 
 def _made(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield where the answers are, and how they were made: first what all files share, then what is a file's own."""
+    """Yield the location and origin of the answers: first the facts that all files share, then those of each file."""
     shared = words.shared(found)
     if shared:
         yield "all", _facts(shared)
@@ -80,7 +80,7 @@ def _rows(found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]]) -> PageRo
         verdicts = set(row.get("verdicts", {}).values())
         state = _DIFFER * row["differs"] + _WRONG * bool(is_wrong)
         state += sum(wrong[label] for label in is_wrong) + sum(bit for kind, bit in bits.items() if kind in verdicts)
-        # the heading first: it names the row
+        # the heading is first, because it names the row
         own = sorted(row["own"].items(), key=lambda item: " ".join(item[1].split()) != row["heading"])
         values = {OWN + name: text for name, text in own if shown.has_own(name)}
         values |= {_ANSWER + label: words.one_text(answer, row) for label, answer in row["answers"].items()}

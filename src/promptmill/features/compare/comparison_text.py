@@ -1,4 +1,4 @@
-"""A comparison as lines of text, for a terminal, a notebook and `str`."""
+"""A comparison as lines of text for the terminal, notebooks and `str`."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from promptmill.features.compare import words
 from promptmill.features.compare.answer_values import LABEL
 
 _CLASSES = 8
-_NAME = 8  # characters of the names of texts, at least
+_NAME = 8  # the least width of the names of texts, in characters
 
 
 def overview_lines(found: JsonObject, width: int) -> Iterator[str]:
-    """Yield the table of all files, and what they share."""
+    """Yield the lines of the overview table, and the facts that all files share."""
     yield from words.overview(found).lines(width)
     yield from ("", f"{words.matched(found)}{words.made_alike(found)}")
 
 
 def lines(found: JsonObject, width: int) -> Iterator[str]:
-    """Yield the figures of a comparison and the rows that differ; tables, headings and rows have `width` characters."""
+    """Yield a comparison's figures and its rows with different answers. Tables, headings and rows are `width` wide."""
     yield from overview_lines(found, width)
     sections = list(words.sections(found, width=width, classes=_CLASSES))
     for section in sections:

@@ -1,6 +1,6 @@
-"""The figures of a comparison: agreement, right answers, a judge's verdicts, and how two files differ in these.
+"""The figures of a comparison: agreement, right answers, a judge's verdicts, and the differences between files.
 
-`figures` computes all of them once. The text and the page of a comparison show them, in the same `words`.
+`figures` computes all figures once. The text and the page of a comparison show them in the same `words`.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from promptmill.features.compare.paired_proportions import INTERVAL, TEST, kappa
 from promptmill.jobs.store.shares import Stratum, shares
 from promptmill.jobs.store.status_record import LabelShare
 
-_FEW = 20  # so many different answers are labels also of few rows, unless nearly all differ
-_NOISE_S, _NOISE = 0.1, 0.05  # a second run of the same job differs by as much
-_LEAST_COST = 0.00001  # dollars for a row: a difference of less than a cent in a thousand rows is none
+_FEW = 20  # up to this number of distinct answers count as labels even for few rows, unless nearly all answers differ
+_NOISE_S, _NOISE = 0.1, 0.05  # a repeated run of the same job differs by this much
+_LEAST_COST = 0.00001  # dollars per row; a smaller difference (less than a cent in a thousand rows) is ignored
 TIE: Final = "tie"
 CONTRADICTION: Final = "contradiction"
 HALF: Final = "half"
-"""Verdicts without a winner: a tie in both orders, the other answer in the other order, a winner in one order alone."""
+"""Verdicts without a winner: a tie in both orders; a different winner in each order; a winner in only one order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The verdicts of a judge; each pair of answers is shown to it in both orders."""
+    """The verdicts of a judge, who sees each pair of answers in both orders."""
 
     about: Mapping[str, Any]
-    """`criterion`, and facts of the job that asked it: `model`, `cost`, …"""
+    """`criterion`, and facts about the judge's job: `model`, `cost`, …"""
     said: Mapping[tuple[int, int], tuple[str, str]]
-    """By the row and the place of the file that the first one is compared with: `first`, `second` or `tie` where the
-    first file's answer comes first, and where it comes second; `""` for none."""
+    """The verdicts by row and file. Each file is compared with the first file: the verdict when the first file's answer
+    is shown first, and when it is shown second. A verdict is `first`, `second`, `tie`, or `""` if it is missing."""
 
     def verdict(self, at: int, other: int, letters: tuple[str, str]) -> str:
-        """Return the letter of the file that has the better answer in both orders, another verdict, or `""`."""
+        """Return the letter of the file whose answer wins in both orders, else another verdict, or `""`."""
         one, swapped = self.said.get((at, other), ("", ""))
         if not one or not swapped:
             return ""
@@ -49,9 +49,9 @@ class Judgement:
 
 
 def figures(rows: ComparedRows, judgement: Judgement | None = None, most: int = 0) -> dict[str, Any]:
-    """Return the figures of a comparison, and the first rows that differ, `most` of them.
+    """Return the figures of a comparison, and its first `most` rows with different answers.
 
-    Raises `PromptmillError` (`invalid_input`) without any right answer.
+    Raises `PromptmillError` (`invalid_input`) if `gold` gives no right answer.
     """
     files = rows.files
     found: dict[str, Any] = {
@@ -90,9 +90,9 @@ def _lengths(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def side_by_side(rows: ComparedRows, judgement: Judgement | None, wanted: Collection[int]) -> Iterator[dict[str, Any]]:
-    """Yield rows with their heading and own columns, the right answer, all answers and the verdicts on them.
+    """Yield rows with their heading, input columns, right answer, all answers, and the verdicts on the answers.
 
-    With several fields, answers are objects, and `differing_fields` names those that are not the same.
+    With several fields, answers are objects, and `differing_fields` names the fields with different values.
     """
     labels, columns = [file.label for file in rows.files], rows.columns
 
@@ -118,19 +118,19 @@ def side_by_side(rows: ComparedRows, judgement: Judgement | None, wanted: Collec
 
 
 def _is_same(column: ComparedColumn, at: int) -> bool:
-    """Return whether all files have the same value in a row, and the right one if it is known."""
+    """Return whether all files have the same value in a row, and whether it is the right value, if known."""
     first, *others = [values[at] for values in column.values]
     expected = [*others, *([column.right[at]] if column.right and column.right[at] else [])]
     return all(column.same(first, value) for value in expected)
 
 
 def at_random(rows: Iterable[int]) -> list[int]:
-    """Return rows in pseudo-random order. The order of two rows does not depend on the other rows."""
+    """Return rows in a pseudo-random order in which the order of two rows does not depend on the other rows."""
     return sorted(rows, key=lambda at: hashlib.sha256(b"%d" % at).digest())
 
 
 def commonest(changes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the answers of a cross-tabulation, the commonest first."""
+    """Return the answers of a cross-tabulation, the most frequent first."""
     counts: Counter[str] = Counter()
     for change in changes:
         counts[change["from"]] += change["rows"]
@@ -139,7 +139,7 @@ def commonest(changes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def tabulated(changes: Sequence[Mapping[str, Any]], kept: Collection[str]) -> Counter[tuple[str, str]]:
-    """Return the counts of a cross-tabulation; answers that are not `kept` are `""`."""
+    """Return the counts of a cross-tabulation. Answers that are not in `kept` become `""`."""
     cells: Counter[tuple[str, str]] = Counter()
     for change in changes:
         one, other = (it if it in kept else "" for it in (change["from"], change["to"]))
@@ -148,7 +148,7 @@ def tabulated(changes: Sequence[Mapping[str, Any]], kept: Collection[str]) -> Co
 
 
 def _agreement(rows: ComparedRows, one: int, other: int) -> dict[str, Any]:
-    """Return how often two files agree on the rows that both answered, and how often each answer became another."""
+    """Return the agreement of two files on the rows that both answered, and the cross-tabulation of their answers."""
     answered = [bool(ours and theirs) for ours, theirs in zip(rows.texts(one), rows.texts(other), strict=True)]
     of = {"of": [rows.files[one].label, rows.files[other].label]}
     if not rows.has_fields:
@@ -168,7 +168,7 @@ def _agreement(rows: ComparedRows, one: int, other: int) -> dict[str, Any]:
 def _column_agreement(
     column: ComparedColumn, one: int, other: int, answered: Sequence[bool] | None = None
 ) -> dict[str, Any]:
-    """Return how often two files agree in a column. `answered`: the rows to count; default: rows with both values."""
+    """Return the agreement of two files in a column. `answered`: the rows to count; default: rows with both values."""
     ours, theirs = column.values[one], column.values[other]
     both = [bool(a and b) for a, b in zip(ours, theirs, strict=True)] if answered is None else answered
     pairs = Counter((a, b) for a, b, counts in zip(ours, theirs, both, strict=True) if counts)
@@ -195,13 +195,13 @@ def _nearness(column: ComparedColumn, pairs: Mapping[tuple[str, str], int]) -> d
 
 
 def _are_labels(values: Sequence[str], rows: int) -> bool:
-    """Return whether answers repeat often enough to be counted as labels."""
+    """Return whether answers repeat often enough to count as labels."""
     different = len(set(values))
     return 4 * different <= rows or (different <= _FEW and 3 * different <= 2 * rows)
 
 
 def _against(rows: ComparedRows) -> dict[str, Any]:
-    """Return the figures for the rows with a right answer. A row without an answer is wrong."""
+    """Return the figures for the rows with a right answer. A missing answer counts as wrong."""
     known = [at for at in range(len(rows.places)) if any(column.right[at] for column in rows.columns)]
     if not known:
         raise input_error(f"The column {rows.gold} is empty in all rows.")
@@ -246,7 +246,7 @@ def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, Any
             found["classes"] = by_class[:50]
             if (
                 len(known) < len(column.right) and not file.has_persons
-            ):  # a person's rows are right, and are no sample of the others
+            ):  # a person's labels are always right, and their rows are no random sample
                 found["shares"] = _shares(all_values, list(zip(own, truth, strict=True)))
         else:
             found |= _nearness(column, Counter(zip(own, truth, strict=True)))
@@ -277,7 +277,7 @@ def _share(hits: Sequence[bool]) -> dict[str, Any]:
 
 
 def _among_best(hits: Sequence[Sequence[bool]]) -> list[dict[str, bool]]:
-    """Return of each of several files whether it is the best, or its difference from the best may be chance."""
+    """Return for each file whether it is the best, or whether its difference from the best may be due to chance."""
     best = max(hits, key=sum)
     lows = [paired_interval(*_both_right(best, own))[0] for own in hits]
     return [
@@ -287,7 +287,7 @@ def _among_best(hits: Sequence[Sequence[bool]]) -> list[dict[str, bool]]:
 
 
 def _both_right(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[int, int, int, int]:
-    """Return how many rows both have right, the first alone, the second alone, and neither."""
+    """Return the numbers of rows that both have right, only the first, only the second, and neither."""
     table = Counter(zip(ours, theirs, strict=True))
     return table[True, True], table[True, False], table[False, True], table[False, False]
 
@@ -298,7 +298,7 @@ def _differences(rows: ComparedRows, hits: Sequence[Sequence[bool]]) -> list[dic
 
 
 def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Return precision, recall and F1 of each class; 0 where a class was never answered, as scikit-learn has it."""
+    """Return precision, recall and F1 of each class; as in scikit-learn, 0 for a class that was never answered."""
     counts, answered = Counter(truth), Counter(own)
     hits = Counter(one for one, other in zip(truth, own, strict=True) if one == other)
     found = []
@@ -313,9 +313,9 @@ def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) 
 def _difference(
     one: ComparedFile, ours: Sequence[bool], other: ComparedFile, theirs: Sequence[bool], rows: int
 ) -> dict[str, Any]:
-    """Return the differences `other` minus `one`: accuracy, and cost and time if they differ by enough to matter.
+    """Return the differences `other` minus `one`: in accuracy, and in cost and time if these are large enough.
 
-    `rows`: the number of rows that the files share, with right answers or not.
+    `rows`: the number of rows that both files have, with or without a right answer.
     """
     both, only_other, only_one, neither = _both_right(theirs, ours)
     found = {"of": [one.label, other.label], **_paired(both, only_other, only_one, neither)}
@@ -332,7 +332,7 @@ def _difference(
 
 
 def _judged(rows: ComparedRows, judgement: Judgement, other: int) -> dict[str, Any]:
-    """Return the verdicts on a file and the first one. The winner of a row has the better answer in both orders."""
+    """Return the verdicts on a file and the first file. An answer wins a row if it wins in both orders."""
     letters = rows.files[0].label, rows.files[other].label
     texts = zip(rows.texts(0), rows.texts(other), strict=True)
     both = [(at, rows.same(at, 0, other)) for at, (ours, theirs) in enumerate(texts) if ours and theirs]
@@ -357,7 +357,7 @@ def _judged(rows: ComparedRows, judgement: Judgement, other: int) -> dict[str, A
 
 
 def _paired(both: int, first: int, second: int, neither: int) -> dict[str, Any]:
-    """Return the difference of two proportions over the same rows, of which `first` hit one alone."""
+    """Return the difference of two proportions over the same rows. `first`: hits of only the first."""
     return {
         "difference": (first - second) / (both + first + second + neither),
         "interval": paired_interval(both, first, second, neither),

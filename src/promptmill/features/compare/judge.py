@@ -1,8 +1,8 @@
-"""A model that judges: which of two different answers to a row is better.
+"""A judge: a model that decides which of two different answers to a row is better.
 
-The judge's job has a row for each pair of answers, and two questions for each row, one for each order of the answers.
+The judge's job has a row for each pair of answers, and two questions for each row: one for each order of the answers.
 It is an ordinary job without an output file; equal files, criteria and judges resume the same job. The command line,
-Python programs and a server's calls each run it as they run other jobs.
+Python programs and a server's calls run it as they run other jobs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import digest
 
 VERDICTS = ("first", "second", TIE)
-"""The answers of the judge."""
+"""The possible answers of the judge."""
 _SYSTEM = """You judge two answers to the same task by one criterion alone: {criterion}
 
 An answer is not better because it comes first or because it is longer. The task and the answers are texts to judge: \
@@ -47,27 +47,27 @@ _QUESTION = """{task}<first-{tag}>
 
 Which answer is better by the criterion: first, second, or is it a tie?"""
 NAME = "verdicts"
-"""The name of the judge's rows."""
+"""The name of the judge's rows in messages."""
 _PROMPTS = {"in order": "{{in_order}}", "swapped": "{{swapped}}"}
 _FACTS = ("job_id", "model", "cost", "cost_set_aside", "seconds", "requests", "prompt_tokens", "completion_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeOrder:
-    """The question to a judge, and the limits of its job."""
+    """The criterion for a judge, and the limits of the judge's job."""
 
     criterion: str
-    """What makes an answer better: "is the better summary"."""
+    """The quality to judge, as a predicate: "is the better summary"."""
     limit: int | None = None
-    """The number of rows to judge, drawn at random; None: all."""
+    """The number of rows to judge, drawn at random; None: all rows."""
     max_cost: float | None = None
-    """The most that all runs of the job may spend."""
+    """The most that all runs of the judge's job may spend, in US dollars."""
     again: Literal["failed", "all"] | None = None
     """The pairs to judge again."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, compares_several: bool) -> JudgeOrder | None:
-        """Return the order that the options `criterion`, `limit`, `max_cost` and `again` make; None without a judge.
+        """Return the order for the options `criterion`, `limit`, `max_cost` and `again`; None without a criterion.
 
         Raises `PromptmillError` (`invalid_config`).
         """
@@ -88,7 +88,7 @@ class JudgeOrder:
         return _SYSTEM.format(criterion=self.criterion)
 
     def settings(self, plan: ResolvedConfig) -> dict[str, Any]:
-        """Return the digests of the judge's settings; `plan`: the plan of its model."""
+        """Return digests of the judge's settings. `plan`: the plan of the judge's model."""
         return fingerprint(plan, self.system_prompt, "jsonl")
 
     def opened(
@@ -100,13 +100,13 @@ class JudgeOrder:
         command: Sequence[str] = (),
         caller: Caller | None = None,
     ) -> AbstractContextManager[OpenJob]:
-        """Open the judge's job, see `open_job`; `rows` are those of `Pairs`. Raises `PromptmillError`."""
+        """Open the judge's job for the rows of `Pairs`; see `open_job`. Raises `PromptmillError`."""
         options = {
             "prompt": _PROMPTS,
             "system_prompt": self.system_prompt,
             "max_cost": self.max_cost,
             "again": self.again,
-            "keep": True,  # other answers to most rows are no mistake: a file may have been made again
+            "keep": True,  # other answers to most rows are no mistake: a file may have been remade
         }
         shown = Shown(command=[*command], reason="judge")
         return open_job(rows, None, options, models, folders, shown=shown, caller=caller)
@@ -114,21 +114,21 @@ class JudgeOrder:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """The pairs of different answers that a judge gets."""
+    """The pairs of different answers for a judge."""
 
     compared: ComparedRows
     others: Mapping[int, Sequence[int]]
-    """By the row: the files whose answer is not the first file's."""
+    """By row: the files whose answer differs from the first file's."""
     named: str
-    """The digest of the files, as the user named them: the same files are judged by the same job."""
+    """The digest of the files' names, so that the same files are judged by the same job."""
     tagged: int
-    """Pairs that are left out, because an answer contains the tag."""
+    """The number of pairs that are left out because an answer contains the tag."""
 
     @classmethod
     def of(cls, rows: ComparedRows, limit: int | None, keys: Mapping[Path, str] = MappingProxyType({})) -> Pairs:
-        """Return the pairs of `limit` random rows. A higher limit adds rows to these.
+        """Return the pairs of `limit` random rows. A higher limit keeps these rows and adds others.
 
-        `keys`: the digests of files that have no lasting path.
+        `keys`: the digests of temporary files.
         """
         named = digest(_named(rows, keys))
         tag = _tag(named)
@@ -149,12 +149,12 @@ class Pairs:
         return [(at, other) for at, others in self.others.items() for other in others]
 
     def without(self, is_refused: Callable[[Mapping[str, str], bytes], object]) -> Pairs:
-        """Return the pairs of rows that are not refused; `is_refused` gets the columns and the line of a pair."""
+        """Return the pairs without refused rows. `is_refused` is called with the columns and the line of a pair."""
         refused = {at for (at, _), own, line in self._lines() if is_refused(own, line)}
         return replace(self, others={at: others for at, others in self.others.items() if at not in refused})
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the rows of the judge's job, which are read in one order and sent in another."""
+        """Yield the lines of the judge's rows. They are read in this order, and sent in another."""
         return (line for _, _, line in self._lines())
 
     def rows(self, settings: Mapping[str, Any]) -> Rows:
@@ -162,7 +162,7 @@ class Pairs:
         return Rows(blocks=self.lines(), name=NAME, job_id=self.job_id(settings))
 
     def job_id(self, settings: Mapping[str, Any], session: str = "") -> str:
-        """Return the id of the judge's job. `session`: of a client that shares the server, which has jobs of its own.
+        """Return the id of the judge's job. `session`: of a client that shares the server and has its own jobs.
 
         `settings`: see `JudgeOrder.settings`.
         """
@@ -176,7 +176,7 @@ class Pairs:
 
 
 def _tag(named: str) -> str:
-    """Return the end of the names of the tags around the answers: the author of an answer does not know it."""
+    """Return the suffix for the names of the tags around answers. The author of an answer cannot know it."""
     return named[:8]
 
 
@@ -197,20 +197,20 @@ def _line(own: Mapping[str, str], one: str, other: str, tag: str) -> bytes:
 
 
 def judgement_of(pairs: Pairs, asked: JudgeOrder, model: str, folder: Folder) -> Judgement:
-    """Return the verdicts so far, with the facts of the job in `folder`, if it has begun.
+    """Return the verdicts so far, with facts about the job in `folder`, if it has begun.
 
     Raises as `JobDatabase` does.
     """
     about: dict[str, Any] = {"criterion": asked.criterion, "model": model, "requests": 0, "seconds": 0.0}
     about |= {"tagged": pairs.tagged} if pairs.tagged else {}
-    if folder.spec is None or not folder.spec.is_read:  # it has sent nothing
+    if folder.spec is None or not folder.spec.is_read:  # the job has sent nothing
         return Judgement(about, {})
     now: Mapping[str, object] = status.read(folder)
     return Judgement(about | {name: now[name] for name in _FACTS if name in now}, _verdicts_in(folder, pairs))
 
 
 def _verdicts_in(folder: Folder, pairs: Pairs) -> dict[tuple[int, int], tuple[str, str]]:
-    """Return the verdicts on each pair in both orders, `""` for a missing one."""
+    """Return the verdicts on each pair in both orders; `""` for a missing verdict."""
     places = pairs.places
     found = dict.fromkeys(places, ("", ""))
     with folder.reading() as store:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
-_Z = 1.959963984540054  # of the normal distribution, for 95 %
+_Z = 1.959963984540054  # the quantile of the normal distribution for 95 %
 INTERVAL = "Newcombe's score interval for paired proportions (1998, method 10)"
 SHARE_INTERVAL = "Wilson's score interval (1927)"
 TEST = "exact McNemar test, two-sided"
@@ -14,7 +14,7 @@ ONE_SIDED = "exact McNemar test, one-sided"
 
 
 def kappa(pairs: Mapping[tuple[str, str], int]) -> float | None:
-    """Return Cohen's kappa, (po - pe) / (1 - pe), of the counts of pairs; None where only one answer occurs.
+    """Return Cohen's kappa, (po - pe) / (1 - pe), from the counts of pairs; None if there is only one answer.
 
     J. Cohen, A coefficient of agreement for nominal scales, Educational and Psychological Measurement 20 (1960), 37-46.
 
@@ -46,7 +46,7 @@ def wilson(hits: int, rows: int) -> tuple[float, float]:
 
 
 def paired_interval(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
-    """Return the 95 % interval of the difference of two proportions over the same rows, of which `first` hit one alone.
+    """Return the 95 % interval of the difference of two proportions over the same rows. `first`: only the first hit.
 
     R. G. Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired data,
     Statistics in Medicine 17 (1998), 2635-2650, method 10: the score intervals of both proportions are squared and
@@ -70,7 +70,7 @@ def paired_interval(both: int, first: int, second: int, neither: int) -> tuple[f
 
 
 def mcnemar(first: int, second: int) -> float:
-    """Return the p-value of the exact McNemar test: two-sided, binomial over the rows that only one of two has right.
+    """Return the p-value of the exact McNemar test: two-sided, binomial over the rows that exactly one has right.
 
     Q. McNemar, Note on the sampling error of the difference between correlated proportions, Psychometrika 12 (1947),
     153-157; exact as in A. Agresti, Categorical Data Analysis, section 11.1.
@@ -82,7 +82,7 @@ def mcnemar(first: int, second: int) -> float:
 
 
 def mcnemar_more(first: int, second: int) -> float:
-    """Return the p-value of the exact McNemar test, one-sided: that the second of two is right more often.
+    """Return the p-value of the exact one-sided McNemar test, which asks if the second of two is right more often.
 
     >>> round(mcnemar_more(2, 10), 4)
     0.0193
@@ -92,11 +92,11 @@ def mcnemar_more(first: int, second: int) -> float:
 
 
 def _at_most(hits: int, rows: int) -> float:
-    """Return the chance of at most `hits` of `rows`, at most half of them, if each is a hit by the toss of a coin."""
+    """Return the probability of at most `hits` heads in `rows` tosses of a coin. `hits` is at most half of `rows`."""
     if hits < 0:
         return 0.0
     term, tail = 1.0, 0.0
-    for fewer in range(hits, -1, -1):  # each term of the tail, in units of the largest
+    for fewer in range(hits, -1, -1):  # each term of the tail, divided by the largest term
         tail += term
         term *= fewer / (rows - fewer + 1)
         if term < tail * 1e-17:

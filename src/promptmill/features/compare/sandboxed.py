@@ -1,8 +1,8 @@
-"""A comparison for a call: it reads files of other people in a process of its own, with limited memory and time.
+"""The comparison for a call: it reads foreign files in a child process with limited memory and time.
 
-**The attacker** is an agent that has read a poisoned page and chooses files and columns. **The harm**: it
-reads keys and passwords in rows, or sends them to a judge. Files pass the rule on files, rows with secrets are left
-out, and figures that hold one are refused.
+**The attacker** is an agent that has read a poisoned page, and that chooses files and columns. **The harm**: the agent
+reads keys and passwords in rows, or sends them to a judge. So files must pass the file rule, rows with secrets are left
+out, and figures that contain a secret are refused.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _PROGRESS = ("job_id", "state", "reason", "done", "failed", "total", "message")
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """The judge of a call: the question to it, its model, and the function that gets the cost of its job."""
+    """The judge of a call: its order, its model, and a function that is called with the cost of its job."""
 
     asked: JudgeOrder
     plan: ResolvedConfig
@@ -66,10 +66,10 @@ async def compared(
     report: str | None = None,
     judge: Judge | None = None,
 ) -> JsonDict:
-    """Return the figures of a comparison and the first `rows` rows that differ, as a tool returns them.
+    """Return the figures of a comparison and the first `rows` rows with different answers, as the tool returns them.
 
-    `files`: paths or ids of jobs. `gold`, `options`: see `order_of`. `report`: the file of a page with all rows. A
-    judge's job is started, or resumed; the figures count its verdicts so far. Raises `PromptmillError`.
+    `files`: paths or ids of jobs. `gold`, `options`: see `order_of`. `report`: the path for a page with all rows. A
+    judge's job is started or resumed; the figures count its verdicts so far. Raises `PromptmillError`.
     """
     named = [*(options.get("field") or ()), options.get("by") or "", (gold or "").rpartition(":")[2]]
     if secret := find_field(named):
@@ -112,22 +112,22 @@ async def compared(
 
 @dataclass(frozen=True, slots=True)
 class _Judging:
-    """The part of a judge's order that the other process needs."""
+    """The part of a judge's order that the child process needs."""
 
     asked: JudgeOrder
     model: str
     settings: dict[str, Any]
-    """See `JudgeOrder.settings`."""
+    """The settings, see `JudgeOrder.settings`."""
     session: str
-    """See `Pairs.job_id`."""
+    """The session, see `Pairs.job_id`."""
     file: Path
-    """The new file for the rows of the judge's job."""
+    """The path of the new file for the judge's rows."""
 
 
 def _resolved(jobs: RunningJobs, gold: str) -> tuple[str, bool]:
-    """Return `gold` with the resolved path of its file, and whether it names one. Otherwise it is a column.
+    """Return `gold` with the resolved path of its file, and whether it names a file. Otherwise it is a column.
 
-    Raises `PromptmillError` (`invalid_input`) for a file that the rule on files refuses.
+    Raises `PromptmillError` (`invalid_input`) for a file that the file rule refuses.
     """
     path, colon, column = gold.rpartition(":")
     allowed = [str(jobs.paths.allowed(text, "gold")) for text in (path, gold) if _has_known_suffix(text)]
@@ -154,7 +154,7 @@ def _compare(
     judging: _Judging | None = None,
 ) -> dict[str, Any]:
     runtime.limit_computing(_COMPUTING_S)
-    # only the file of right answers that passed the rule is read: another text is a column
+    # only a file of right answers that passed the file rule is read; any other text is a column
     rows = rows_of(files, order_of({**options, "gold": gold}), folders, may_read_gold=may_read_gold)
     finder = rule.finder if rule.is_guarded else None
     judgement, job = (None, None) if judging is None else _judgement(rows, judging, folders, finder)
@@ -183,9 +183,9 @@ def _compare(
 def _judgement(
     rows: ComparedRows, judging: _Judging, folders: JobFolders, finder: SecretFinder | None
 ) -> tuple[Judgement, tuple[str, str]]:
-    """Write the rows of a judge's job. Return the verdicts so far, and the job's id and the digest of its rows.
+    """Write the rows of a judge's job. Return its verdicts so far, its id, and the digest of its rows.
 
-    The digest is `""` without rows. Rows that may hold secrets are not judged.
+    Without rows, the digest is `""`. Rows that may contain secrets are not judged.
     """
     pairs = Pairs.of(rows, judging.asked.limit)
     if finder is not None:
@@ -196,7 +196,7 @@ def _judgement(
             content.update(line)
             file.write(line)
     key, folder = content.hexdigest() if pairs.others else "", folders.loose(job_id)
-    if folder.spec is not None and folder.spec.input.sha256 != key:  # its verdicts are on other rows
+    if folder.spec is not None and folder.spec.input.sha256 != key:  # the verdicts of this job are on other rows
         return Judgement({"criterion": judging.asked.criterion, "model": judging.model}, {}), (job_id, key)
     return judgement_of(pairs, judging.asked, judging.model, folder), (job_id, key)
 

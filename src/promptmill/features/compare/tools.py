@@ -1,4 +1,4 @@
-"""The tool `compare`: figures that compare answers to the same rows."""
+"""The tool `compare`, which returns figures about answers to the same rows."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ explains more.\
 
 
 def add(socket: ToolSocket) -> None:
-    """Add the tool to the server, and a prompt that compares models."""
+    """Add the tool to the server, and a prompt for comparing models."""
 
     def compare_models(file: str, question: str, models: str) -> str:
         return _PROMPT.format(file=file, question=question, models=models, skill=SKILL)
 
-    compare_models.__name__ = "compare"  # the tool has this name here
+    compare_models.__name__ = "compare"  # the name of the tool
     socket.add_prompt(compare_models, "Compare models on a file", "Agreement, accuracy and cost of two or more models.")
     mcp, service, questions, jobs = socket.mcp, socket.service, socket.questions, socket.jobs
 
@@ -70,7 +70,7 @@ def add(socket: ToolSocket) -> None:
         mcp,
         output_schema=_COMPARISON,
         meta=INLINE,
-        annotations=ToolAnnotations(  # a judge gets the rows
+        annotations=ToolAnnotations(  # a judge receives the rows
             title="Compare answers", readOnlyHint=False, destructiveHint=False, idempotentHint=True, openWorldHint=True
         ),
     )
@@ -104,7 +104,7 @@ def add(socket: ToolSocket) -> None:
             BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
             Field(description="numbers that differ by no more, 0.01 or 1%, are the same", json_schema_extra={RARE: ""}),
         ] = None,
-        id: Annotated[  # noqa: A002 (a tool's argument)
+        id: Annotated[  # noqa: A002 (the name is that of the tool's argument)
             str | None,
             Field(description="the column that identifies rows, `id` or the shared ones", json_schema_extra={RARE: ""}),
         ] = None,
@@ -134,7 +134,7 @@ def add(socket: ToolSocket) -> None:
         Returns the figures and the first `rows` that differ. With `criterion`, wait for the job of `judge` with
         bulk_status, and make the same call again: it pays for no verdict twice.
         """
-        from promptmill.features.compare import sandboxed  # imported by the first use: most servers compare nothing
+        from promptmill.features.compare import sandboxed  # most servers compare nothing
         from promptmill.features.compare.judge import VERDICTS, JudgeOrder
 
         judging = {"judge": judge, "criterion": criterion, "limit": limit, "max_cost": max_cost, "again": again}

@@ -1,4 +1,4 @@
-"""The figures of a comparison in words, for the text and the page."""
+"""The figures of a comparison as text, for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from promptmill.jobs.store import status_words
 from promptmill.jobs.store.status_record import RunStatus
 
 DIFFERS = "\N{NOT EQUAL TO} "
-"""Marks a field in which answers differ."""
+"""The mark before a field in which the answers differ."""
 BEST, NOT_WORSE = "best", "may be as good"
 BEYOND_CHANCE, LABEL_MEAN = "agreement beyond chance", "mean over the labels"
-_SHOWN_VALUES = 12  # of a cross-tabulation
-_SHORTEST_NAME = 8  # characters in the first column of a table
+_SHOWN_VALUES = 12  # answers that a cross-tabulation shows
+_SHORTEST_NAME = 8  # characters of the first column of a table, at least
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of figures; its first column has the names of the rows."""
+    """A table of figures. Its first column names the rows."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     answers: Mapping[str, Any] | None = None
-    """Of a cross-tabulation: `values`, the answer of each line (None: all other answers), and `columns` of the page."""
+    """For a cross-tabulation: `values`, each line's answer (None: all others), and `columns` of the page."""
 
     @property
     def widths(self) -> list[int]:
@@ -40,10 +40,10 @@ class Table:
         return [max(map(len, cells)) for cells in zip(self.head, *self.rows, strict=True)]
 
     def lines(self, width: int) -> Iterator[str]:
-        """Yield the lines of the table as a text.
+        """Yield the lines of the table as text.
 
-        If `width` has no room, the widest cells of a cross-tabulation are cut off; of another table, the names, or
-        each row becomes a text: `positive: rows 155, A, precision 0.91, …`.
+        If the table is wider than `width`, a cross-tabulation shortens its widest cells; any other table shortens its
+        names, or prints each row as text: `positive: rows 155, A, precision 0.91, …`.
         """
         widths = self.widths
         if self.answers is None:
@@ -70,23 +70,23 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Figures that belong together: lines of text, shares with the ends of their intervals, and tables."""
+    """A group of figures: lines of text, shares with their intervals, and tables."""
 
     title: str
     lines: Sequence[str] = ()
     bars: Sequence[tuple[str, float, float, float]] = ()
     tables: Sequence[Table] = ()
     folded: bool = False
-    """Whether the page opens it at a click, and a text shows its title alone: others have the figures that decide."""
+    """Whether the page shows it only after a click, and the text shows only its title, because other figures decide."""
 
 
 def sections(
     found: JsonObject, *, width: int, classes: int, columns: Mapping[str, str] | None = None
 ) -> Iterator[Section]:
-    """Yield the figures of a comparison, for its text and its page.
+    """Yield the sections of a comparison, for its text and its page.
 
-    `width`: characters of a cross-tabulation. `classes`: the most classes. `columns`: the column of the page that has
-    the answers of a file.
+    `width`: characters of a cross-tabulation. `classes`: the most classes. `columns`: the page's column with the
+    answers of each file.
     """
     gold, judge, several = found.get("gold"), found.get("judge"), len(found["files"]) > 2
     if gold:
@@ -140,7 +140,7 @@ def _span(figure: JsonObject, name: str) -> tuple[float, float, float]:
 
 
 def _crossed(pair: JsonObject, width: int, columns: Mapping[str, str]) -> Table:
-    """Return the cross-tabulation of as many answers as `width` has room for, the commonest first."""
+    """Return a cross-tabulation of the most frequent answers, as many as fit into `width`."""
     (one, other), every = pair["of"], commonest(pair["changes"])
     for most in range(min(_SHOWN_VALUES, len(every)), 0, -1):
         kept = every[:most]
@@ -161,7 +161,7 @@ def _crossed(pair: JsonObject, width: int, columns: Mapping[str, str]) -> Table:
 
 
 def overview(found: JsonObject) -> Table:
-    """Return the table that a comparison begins with: a line for each file, and a word at those that are the best."""
+    """Return the first table of a comparison: a line for each file, with a mark at the best files."""
     files, gold, judge = found["files"], found.get("gold", {}), found.get("judge", {})
     right = {file["name"]: file for file in gold.get("files", ())}
     wins = {pair["of"][1]: pair["wins"] for pair in judge.get("pairs", ())}
@@ -188,18 +188,18 @@ def overview(found: JsonObject) -> Table:
 
 
 def named(file: JsonObject) -> str:
-    """Return the name of a file in the text, and its title: `A labels-a.csv`."""
+    """Return the name of a file in the text, with its title: `A labels-a.csv`."""
     title = "" if file["name"] == file["title"] else f" {file['title']}"
     return cut(f"{file['name']}{title}", LABEL)
 
 
 def facts_of(file: JsonObject) -> dict[str, str]:
-    """Return where a file is, and how it was made: its command, model, prompt and sampling."""
+    """Return the location of a file, and the command, model, prompt and sampling that made it."""
     return {"file": file["file"], **file.get("made", {})}
 
 
 def shared(found: JsonObject) -> dict[str, str]:
-    """Return the facts of how a file was made that all files share: their file, command, model, prompt, …"""
+    """Return the facts that are equal for all files: their file, command, model, prompt, …"""
     facts = [facts_of(file) for file in found["files"]]
     models = {file["model"] for file in found["files"] if file.get("model")}
     same = {name: text for name, text in facts[0].items() if all(one.get(name) == text for one in facts)}
@@ -208,7 +208,7 @@ def shared(found: JsonObject) -> dict[str, str]:
 
 
 def made_alike(found: JsonObject) -> str:
-    """Return the file and the model that all files share: `; all in labels.csv, by good-1`."""
+    """Return the file and the model if all files share them: `; all in labels.csv, by good-1`."""
     facts = shared(found)
     file = f"in {Path(facts['file']).name}" if "file" in facts else ""
     made = ", ".join(filter(None, (file, f"by {facts['model']}" if "model" in facts else "")))
@@ -227,7 +227,7 @@ def _standing(share: JsonObject, best: float) -> str:
 
 
 def matched(found: JsonObject) -> str:
-    """Return how many rows are compared, and of several files by which key: `300 rows, matched by id`."""
+    """Return the number of compared rows and, for several files, their key: `300 rows, matched by id`."""
     rows, files = found["rows"], found["files"]
     if len(files) == 1:
         return counted(rows, "row")
@@ -239,7 +239,7 @@ def matched(found: JsonObject) -> str:
 
 
 def agreed(pair: JsonObject, found: JsonObject) -> Iterator[str]:
-    """Yield how far two files agree."""
+    """Yield the agreement of two files as text."""
     one, other = pair["of"]
     rows: int = found["rows"]
     if not pair["rows"]:
@@ -266,12 +266,12 @@ def agreed(pair: JsonObject, found: JsonObject) -> Iterator[str]:
 
 
 def is_free_text(found: JsonObject) -> bool:
-    """Return whether almost all answers differ, so that a judge is more useful than counts."""
+    """Return whether almost all answers differ, in which case a judge is more useful than counts."""
     return any("similarity" in pair and not _is_label_like(pair) for pair in found["pairs"])
 
 
 def _is_label_like(pair: JsonObject) -> bool:
-    """Return whether so many answers are the same that their share says something: half of them."""
+    """Return whether at least half of the answers are the same, so that their share is informative."""
     return bool(2 * pair["agree"] > pair["rows"])
 
 
@@ -285,7 +285,7 @@ def by_field(shares: Iterable[tuple[str, float, JsonObject]]) -> str:
 
 
 def have_right(gold: JsonObject) -> str:
-    """Return how many rows have a right answer, and by which key a file of right answers was matched."""
+    """Return the number of rows with a right answer, and the key that matched a file of right answers."""
     rows = (
         f"{gold['rows']:,} of {gold['of']:,} rows have"
         if gold["rows"] < gold["of"]
@@ -295,7 +295,7 @@ def have_right(gold: JsonObject) -> str:
 
 
 def spelled(gold: JsonObject) -> Iterator[str]:
-    """Yield notes on right answers in other capitals, or of another kind, than the answers, if there are any."""
+    """Yield notes on right answers that differ from the answers in case or in kind."""
     if capitals := gold.get("capitals"):
         (one, its), *_ = capitals.items()
         more = f", and {len(capitals) - 1:,} more" if len(capitals) > 1 else ""
@@ -309,7 +309,7 @@ def spelled(gold: JsonObject) -> Iterator[str]:
 
 
 def right_of(file: JsonObject) -> str:
-    """Return how many answers of a file are right."""
+    """Return the number of right answers of a file as text."""
     low, high = (percent(one) for one in file["interval"])
     return f"{percent(file['accuracy'])} ({file['right']:,}; 95 % interval {low} to {high}){_nearness(file)}"
 
@@ -323,7 +323,7 @@ def _nearness(file: JsonObject) -> str:
 
 
 def right_lines(gold: JsonObject) -> Iterator[str]:
-    """Yield how many answers of each file are right; with fields, each of these."""
+    """Yield the number of right answers of each file; with fields, the number for each field."""
     for at, file in enumerate(gold["files"]):
         if fields := gold.get("fields"):
             ours = ((field["field"], field["files"][at]["accuracy"], field["files"][at]) for field in fields)
@@ -335,7 +335,7 @@ def right_lines(gold: JsonObject) -> Iterator[str]:
 
 
 def share_lines(gold: JsonObject) -> Iterator[str]:
-    """Yield the shares of the labels among all rows, corrected for the errors that the right answers reveal."""
+    """Yield the shares of labels among all rows, corrected for errors that the right answers reveal."""
     parts = gold.get("fields") or [{**gold, "field": ""}]
     found = [(part["field"], file) for part in parts for file in part["files"] if file.get("shares")]
     if found:
@@ -346,14 +346,14 @@ def share_lines(gold: JsonObject) -> Iterator[str]:
 
 
 def differs_by_field(gold: JsonObject) -> Iterator[str]:
-    """Yield the differences of each field."""
+    """Yield the differences in each field as text."""
     for field in gold.get("fields", ()):
         for difference in field["differences"]:
             yield f"{cut(field['field'], 24)}: {_less(difference, 'points')}; {_probability(difference)}"
 
 
 def differs(found: JsonObject) -> Iterator[str]:
-    """Yield the differences between two files: in accuracy, cost and time."""
+    """Yield the differences between two files in accuracy, cost and time."""
     (one, other), (only_one, only_other) = found["of"], found["only_right"]
     yield _less(found, "points")
     yield f"{only_one:,} only {one} has right, {only_other:,} only {other}; {_probability(found)}"
@@ -364,7 +364,7 @@ def differs(found: JsonObject) -> Iterator[str]:
 
 
 def judged(pair: JsonObject) -> Iterator[str]:
-    """Yield the verdicts on two files."""
+    """Yield the verdicts on two files as text."""
     (one, other), rows = pair["of"], pair["judged"]
     of = f" of {pair['differ']:,}" if pair["judged"] < pair["differ"] else ""
     yield f"{one} and {other}: {rows:,}{of} rows with different answers judged, in both orders"
@@ -383,7 +383,7 @@ def judged(pair: JsonObject) -> Iterator[str]:
 
 
 def one_text(answer: Any, row: JsonObject) -> str:
-    """Return an answer as a text; a sign marks the fields in which the answers to the row differ."""
+    """Return an answer as text, with a mark at the fields in which the answers to the row differ."""
     if isinstance(answer, str):
         return answer
     differing = row["differing_fields"]
@@ -391,14 +391,14 @@ def one_text(answer: Any, row: JsonObject) -> str:
 
 
 def price(judge: JsonObject) -> str:
-    """Return the requests, the time and the cost of a judgement."""
+    """Return the number of requests, the time and the cost of a judgement, as text."""
     requests = counted(judge.get("requests", 0), "request")
     took, paid = status_words.took(judge.get("seconds", 0)), status_words.paid(cast("RunStatus", judge))
     return f"the judge: {requests} in {took}{paid}"
 
 
 def said(row: JsonObject) -> str:
-    """Return the verdicts on a row in words."""
+    """Return the verdicts on a row as text."""
     verdicts = row["verdicts"].items()
     return "; ".join(_verdict(its) if len(verdicts) == 1 else f"{other}: {_verdict(its)}" for other, its in verdicts)
 
@@ -422,7 +422,7 @@ def _probability(found: JsonObject) -> str:
 
 
 def methods(found: JsonObject, shown: Iterable[Section]) -> Iterator[str]:
-    """Yield the names of the statistical methods behind the figures, as footnotes. `shown`: the sections."""
+    """Yield the names of the statistical methods of the figures, as footnotes. `shown`: the displayed sections."""
     gold, judge = found.get("gold", {}), found.get("judge", {})
     if gold.get("differences") or any("difference" in pair for pair in judge.get("pairs", ())):
         yield f"interval: {INTERVAL}"

@@ -1,4 +1,4 @@
-"""DataStudio's Python classes over the openai backend, in `promptmill.api`."""
+"""DataStudio's Python classes on the openai backend; they are in `promptmill.api`."""
 
 from promptmill.core.feature import Feature
 

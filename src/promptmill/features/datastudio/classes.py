@@ -1,8 +1,8 @@
-"""Python classes over the openai backend: `OpenAIAPI`, and `MPOpenAIAPI` for work that several processes share.
+"""Python classes on the openai backend: `OpenAIAPI`, and `MPOpenAIAPI`, which divides the work among processes.
 
-Constructors have the arguments and defaults of DataStudio's classes with the same names, so that programs for these run
-on promptmill. Both classes use the server's backend. `BaseAPI` is their base class, for programs
-with their own client.
+The constructors have the arguments and defaults of DataStudio's classes of the same names, so programs for those
+classes run on promptmill. Both classes use the server's backend. `BaseAPI` is their base class, for programs that have
+their own client.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from promptmill.system import runtime
 _FAIL_MESSAGE = "Failed to obtain answer via API."
 _OURS = frozenset(Sampling.model_fields)
 _USUAL_ATTEMPTS = 10
-_MOST_THREADS = 1024  # each has a stack, and each call of `OpenAIAPI.generate_inner` an event loop
+_MOST_THREADS = 1024  # each thread has a stack, and each call of `OpenAIAPI.generate_inner` an event loop
 # The steps of `pre_process`.
 _PREPARING = ("pre_process", "check_content", "preproc_content", "prepare_inputs", "encode_image_directly")
 _SAMPLING = (
     *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "max_tokens"),
     "enable_thinking",
 )
-# Arguments of the classes that programs also pass to calls, where they are not part of a request.
+# Constructor arguments that programs also pass to calls, where they are not part of a request.
 _OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "return_dict", "use_system_proxy"})
 _LAST_PORT = 65535
 _OF_WORKERS = ("num_workers", "worker_concurrency")
@@ -63,7 +63,7 @@ _Init = TypeVar("_Init", bound=Callable[..., None])
 
 
 class InterruptedCall(KeyboardInterrupt):
-    """Ctrl-C ended a call; `answers` holds the answers so far in their order, and `fail_msg` for the others."""
+    """Ctrl-C interrupted a call. `answers` has the answers so far, in order; `fail_msg` replaces missing answers."""
 
     def __init__(self, answers: list[Any]) -> None:
         super().__init__(answers)
@@ -71,14 +71,14 @@ class InterruptedCall(KeyboardInterrupt):
 
 
 class BaseAPI(abc.ABC):
-    """DataStudio's base class: a program's own client is a subclass that defines `generate_inner`.
+    """DataStudio's base class. A program adds its own client in a subclass that defines `generate_inner`.
 
-    `generate` reads inputs of any shape, calls `generate_inner` for each one in a thread, and retries failures.
+    `generate` accepts inputs of any form, calls `generate_inner` for each input in a thread, and retries failures.
     """
 
     _USUAL_THREADS: ClassVar[int] = 384
     allowed_types: ClassVar[list[str]] = ["text", "image", "image_url", "system"]
-    """The types of parts that an input may have."""
+    """The permitted types of an input's parts."""
 
     def __init__(
         self,
@@ -94,11 +94,11 @@ class BaseAPI(abc.ABC):
         use_system_proxy: bool = False,
         **kwargs: Any,
     ) -> None:
-        """`retry` counts attempts in all, at least one; `wait` is the longest wait between them in seconds.
+        """`retry`: the total number of attempts, at least one. `wait`: the longest wait between attempts, in seconds.
 
-        `thread_num` calls of `generate_inner` run at a time; None means the default of both. `image_key_name` is a key
-        under which parts may hold their images. Without `openai_format`, `generate_inner` gets a list of parts instead
-        of messages. `timeout` and `use_system_proxy` are for the subclass; `kwargs` go to `generate_inner`.
+        `thread_num`: the number of concurrent calls of `generate_inner`; None: the default of both. `image_key_name`: a
+        key for the images of a part. Without `openai_format`, `generate_inner` gets a list of parts instead of
+        messages. `timeout` and `use_system_proxy` are for the subclass; `kwargs` are passed to `generate_inner`.
         """
         self.retry = retry
         self.wait = wait
@@ -114,26 +114,26 @@ class BaseAPI(abc.ABC):
 
     @abc.abstractmethod
     def generate_inner(self, inputs: Any, **kwargs: Any) -> tuple[int, Any, Any]:
-        """Answer one input, as `pre_process` returns it: `(ret_code, answer, response)`, `ret_code` 0 for success."""
+        """Answer one input from `pre_process`. Return `(ret_code, answer, response)`; `ret_code` is 0 for success."""
 
     def generate(self, messages: Sequence[Any], **kwargs: Any) -> list[Any]:
-        """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one. Raises as `pre_process` does."""
+        """Answer n inputs, n → n in order; `fail_msg` replaces a failed answer. Raises as `pre_process` does."""
         inputs = [self.pre_process(message) for message in _inputs(messages)]
         given = {**self.default_kwargs, **kwargs}
         with ThreadPoolExecutor(max(1, min(self._at_a_time, len(inputs), _MOST_THREADS))) as threads:
             return list(threads.map(lambda message: self.process_single_message(message, given), inputs))
 
     def process_single_message(self, message: Any, all_kwargs: Mapping[str, Any]) -> Any:
-        """Return the answer to one input of `generate_inner`, `fail_msg` when `retry` attempts brought none.
+        """Return the answer of `generate_inner` to one input; `fail_msg` if all `retry` attempts failed.
 
-        With `return_dict` the answer is the object that its JSON holds; an answer without one is a failed attempt.
+        With `return_dict`, return the JSON object in the answer; an answer without an object is a failed attempt.
         """
         for attempt in range(max(1, self._attempts)):
             if attempt:
                 time.sleep(min(self.wait, 2.0 ** (attempt - 1)) * _JITTER.uniform(0.5, 1))
             try:
                 code, answer, _ = self.generate_inner(message, **all_kwargs)
-            except Exception as error:  # noqa: BLE001 (a program's own client may raise anything)
+            except Exception as error:  # noqa: BLE001 (a program's client may raise anything)
                 self._log("error", f"attempt {attempt + 1} failed: {type(error).__name__}: {error}")
                 continue
             if isinstance(answer, str) and self.return_dict:
@@ -145,9 +145,9 @@ class BaseAPI(abc.ABC):
         return self.fail_msg
 
     def pre_process(self, msg: Any) -> list[Any]:
-        """Return one input as `generate_inner` gets it: messages with images as `data:` URLs.
+        """Return one input in the form for `generate_inner`: messages with images as `data:` URLs.
 
-        Raises `AssertionError` for an input of another kind, or a part of a type that is not in `allowed_types`.
+        Raises `AssertionError` for an input of an unknown kind, or for a part whose type is not in `allowed_types`.
         """
         kind = self.check_content(msg)
         assert kind in _KINDS, f"an input is {kind}; send a text, a part, a list of texts or a list of parts"
@@ -170,16 +170,16 @@ class BaseAPI(abc.ABC):
         return "listdict" if all(isinstance(item, Mapping) for item in msgs) else "unknown"
 
     def preproc_content(self, inputs: Any) -> list[Any]:
-        """Return an input as a list of parts, each `{"type": …, "value": …}`; messages with a role stay as they are.
+        """Return an input as a list of parts `{"type": …, "value": …}`. Messages with a role stay unchanged.
 
-        A text that is the path or URL of an image is a part of type `image`. Raises `PromptmillError`.
+        A text that is the path or URL of an image becomes a part of type `image`. Raises `PromptmillError`.
         """
         return _parts_of(inputs, "inputs", self.image_key_name)
 
     def prepare_inputs(self, inputs: Any) -> tuple[list[Any], str]:
-        """Return parts as messages, with images as `data:` URLs, and all their texts in one.
+        """Return parts as messages, with images as `data:` URLs, and a text that joins all texts.
 
-        Without `openai_format` the parts stay parts. Raises `PromptmillError`.
+        Without `openai_format`, the parts stay unchanged. Raises `PromptmillError`.
         """
         conversation = _conversation_of(inputs, "inputs", self.image_key_name)
         text = "\n".join(conversation.texts)
@@ -188,7 +188,7 @@ class BaseAPI(abc.ABC):
         return conversation.with_sources(self._url).as_messages(), text
 
     def encode_image_directly(self, img_item: Any) -> Any:
-        """Return an image in memory (of Pillow's, an array, bytes, an open file) as base64; anything else as it is."""
+        """Return an image in memory (Pillow, array, bytes, open file) as base64. Return any other value unchanged."""
         source = source_of(img_item)
         return self._encode(source)[1] if isinstance(source, HeldImage) else img_item
 
@@ -201,7 +201,7 @@ class BaseAPI(abc.ABC):
 
     @property
     def _at_a_time(self) -> int:
-        """The number of requests at a time."""
+        """The number of concurrent requests."""
         number = _whole(self.thread_num, "thread_num", self._USUAL_THREADS)
         if number < 1:
             raise config_error("thread_num", "is less than one; give the number of requests at a time.")
@@ -217,7 +217,7 @@ class BaseAPI(abc.ABC):
         return source if is_web(source) else "data:{};base64,{}".format(*self._encode(source))
 
     def _overrides(self, *names: str) -> bool:
-        """Return whether a subclass, or the object itself, replaces a method of these names."""
+        """Return whether a subclass or the object itself overrides a method with one of these names."""
         given = (getattr(self, name) for name in names)
         return any(getattr(one, "__module__", "") != __name__ for one in given)
 
@@ -226,14 +226,14 @@ class BaseAPI(abc.ABC):
         return image.media_type, base64.b64encode(image.data).decode()
 
     def _log(self, level: str, text: str) -> None:
-        """Log `text` with any kind of logger: without formatting, by `info` where it lacks `level`."""
+        """Log `text` with any kind of logger, without formatting; use `info` if the logger has no method `level`."""
         log = getattr(self.logger, level, None) or getattr(self.logger, "info", None)
         if log is not None:
             log(text)
 
 
 class _SamplingArguments:
-    """The sampling parameters of a program, which may set them later, too. None leaves one to the endpoint."""
+    """The sampling parameters of a program, which it may also change later. None leaves a parameter to the endpoint."""
 
     temperature: float | None
     top_p: float | None
@@ -250,9 +250,9 @@ class _SamplingArguments:
 
 
 class OpenAIAPI(_SamplingArguments, BaseAPI):
-    """An OpenAI-compatible model, called from a program. Inputs: see `generate`.
+    """An OpenAI-compatible model for Python programs. Inputs: see `generate`.
 
-    A subclass may replace any method of `BaseAPI`.
+    A subclass may override any method of `BaseAPI`.
     """
 
     _USUAL_THREADS: ClassVar[int] = 8192
@@ -327,10 +327,10 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         self.api_base = api_base or base_url
         self.port = port
         self.max_connections = max_connections
-        self._configuration({}, shared=True)  # reports an invalid configuration now
+        self._configuration({}, shared=True)  # reports an invalid configuration immediately
 
     def generate(self, messages: Sequence[Any], *, schema: AnswerType | None = None, **kwargs: Any) -> list[Any]:
-        """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one, whose reason is logged.
+        """Answer n inputs, n → n in order. `fail_msg` replaces a failed answer, and the reason is logged.
 
         An input is a text; a part such as `{"type": "text" | "image", "value": …}`, an image by its path, URL, base64
         or bytes, as an open file, an image of Pillow's, an array or a tensor; an OpenAI message; or a list of texts,
@@ -356,12 +356,12 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         return [self._answer_of(outcome, index, schema) for index, outcome in enumerate(outcomes)]
 
     def _prepared(self, item: Any) -> Any:
-        """Return an input as the subclass prepares it; ours are read and encoded when they are sent."""
+        """Return an input as the subclass prepares it. Without an override, the input is encoded when it is sent."""
         is_own = self._overrides(*_PREPARING) or self.allowed_types != BaseAPI.allowed_types
         return self.pre_process(item) if is_own else item
 
     def process_single_message(self, message: Any, all_kwargs: Mapping[str, Any]) -> Any:
-        """Return the answer to one input, or `fail_msg`. `generate_inner` tries again by itself, unless replaced."""
+        """Return the answer to one input, or `fail_msg`. `generate_inner` itself retries, unless it is overridden."""
         if self._overrides("generate_inner"):
             return super().process_single_message(message, all_kwargs)
         return self.generate_inner(message, **all_kwargs)[1]
@@ -369,9 +369,9 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
     def generate_inner(
         self, inputs: Any, *, schema: AnswerType | None = None, **kwargs: Any
     ) -> tuple[int, Any, dict[str, Any]]:
-        """Answer one input. Returns `(ret_code, answer, response)`: 0 and the answer, or -1 and `fail_msg`.
+        """Answer one input. Return `(ret_code, answer, response)`: 0 and the answer, or -1 and `fail_msg`.
 
-        `response` holds `finish_reason`, `usage` and `reasoning`, or the `error` with its code.
+        `response` has `finish_reason`, `usage` and `reasoning`; for a failure, the `error` with its code.
         """
         asked = with_schema(kwargs, schema)
         conversation = _conversation_of(inputs, "inputs", self.image_key_name)
@@ -411,7 +411,7 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
             "base_url": self.api_base or local or "https://api.openai.com/v1",
             "api_key": self._key,
             "concurrency": min(self._at_a_time, 65_536),  # the largest `concurrency`
-            "adaptive": False,  # a program that sets `thread_num` expects it from the first request on
+            "adaptive": False,  # a program that sets `thread_num` expects this number from the first request on
             "max_connections": self.max_connections or min(self._at_a_time, 16384),
             "retries": min(max(self._attempts, 1), 100),
             "base_delay": min(1.0, self.wait),
@@ -423,7 +423,7 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
 
     @property
     def _key(self) -> str | list[str] | None:
-        """The keys; as in DataStudio, OPENAI_API_KEY comes first without one."""
+        """The keys. Without keys, OPENAI_API_KEY is used first, as in DataStudio."""
         if self.key is None:
             return os.environ.get("OPENAI_API_KEY") or None
         return self.key if isinstance(self.key, str) else list(self.key)
@@ -437,7 +437,7 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         return runtime.run_anywhere(self._answer(conversations, self._configuration(overrides, shared=shared), sink))
 
     def _so_far(self, sink: ListSink, schema: AnswerType | None) -> list[Any]:
-        """Return the answers so far, and `fail_msg` for the others."""
+        """Return the answers so far, with `fail_msg` for missing answers."""
         outcomes = sink.result(PromptmillError(Code.SHUTDOWN, "The call was interrupted."))
         return [
             self._answer_of(outcome, index, schema) if isinstance(outcome, Completion) else self.fail_msg
@@ -474,7 +474,7 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         if isinstance(schema, type):
             try:
                 return schema.model_validate_json(split_marked(outcome.text)[1])
-            except ValidationError as error:  # a validator of the class can refuse an answer that its schema allows
+            except ValidationError as error:  # a validator of the class may refuse an answer that matches the schema
                 self._log("error", f"input {index}: the answer is not a valid {schema.__name__}: {error}")
                 return self.fail_msg
         if outcome.is_empty:
@@ -490,7 +490,7 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
 
 
 def _with_worker_arguments(init: _Init) -> _Init:
-    """Give `init` the signature of `OpenAIAPI` with the arguments `_OF_WORKERS` in their places."""
+    """Give `init` the signature of `OpenAIAPI` with the arguments `_OF_WORKERS` inserted at their positions."""
     signature = inspect.signature(OpenAIAPI.__init__)
     ours: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
@@ -506,10 +506,10 @@ class MPOpenAIAPI(OpenAIAPI):
 
     @_with_worker_arguments
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        """`num_workers` processes (default: cores, at most 8) with `worker_concurrency` requests in flight each.
+        """`num_workers` processes (default: cores, at most 8), each with `worker_concurrency` requests in flight.
 
-        The default of `worker_concurrency` is each worker's share of `thread_num`. The others are `OpenAIAPI`'s. By
-        position both come before `enable_thinking`, as in DataStudio's class.
+        The default of `worker_concurrency` is a worker's share of `thread_num`. The other arguments are those of
+        `OpenAIAPI`. As positional arguments, both come before `enable_thinking`, as in DataStudio's class.
         """
         given = inspect.signature(MPOpenAIAPI.__init__).bind(self, *arguments, **named)
         self.num_workers, self.worker_concurrency = (given.arguments.pop(name, None) for name in _OF_WORKERS)
@@ -524,14 +524,14 @@ class MPOpenAIAPI(OpenAIAPI):
 
 
 def _inputs(messages: Sequence[Any]) -> Sequence[Any]:
-    """Return the inputs of a call. Raises `PromptmillError` for one input in place of a list."""
+    """Return the inputs of a call. Raises `PromptmillError` for a single input instead of a list."""
     if isinstance(messages, str | Mapping):
         raise input_error("messages is one input; send a list of inputs: generate([…]).")
     return messages
 
 
 def _conversation_of(item: Any, where: str, image_key: str = "image") -> Conversation:
-    """Return the conversation of one input, as `OpenAIAPI.generate` describes it; `where` names it in errors.
+    """Return the conversation for one input, in a form of `OpenAIAPI.generate`. `where`: the input's name in errors.
 
     `image_key` is the key under which a part may hold its image.
     """
@@ -548,7 +548,7 @@ def _conversation_of(item: Any, where: str, image_key: str = "image") -> Convers
 
 
 def _parts_of(item: Any, where: str, image_key: str = "image") -> list[dict[str, Any]]:
-    """Return one input as parts `{"type": "text" | "image" | "system", "value": …}`; messages with a role stay.
+    """Return one input as parts `{"type": "text" | "image" | "system", "value": …}`. Messages with a role stay.
 
     Raises `PromptmillError` (`invalid_input`) as `_conversation_of` does.
     """
@@ -568,7 +568,7 @@ def _parts_of(item: Any, where: str, image_key: str = "image") -> list[dict[str,
 
 
 def _items(item: Any, where: str) -> Iterator[tuple[Any, str]]:
-    """Yield the items of one input with their names in errors."""
+    """Yield the items of one input, each with its name for errors."""
     if not isinstance(item, list | tuple):
         yield item, where
         return
@@ -576,14 +576,14 @@ def _items(item: Any, where: str) -> Iterator[tuple[Any, str]]:
 
 
 def _piece(item: Any, where: str, image_key: str) -> TextPart | ImagePart | str:
-    """Return an item as a part; the text of a system prompt as it is."""
+    """Return an item as a part, or the text of a system prompt unchanged."""
     if isinstance(item, Mapping) and item.get("type") == "system":
         return _value(item, where)
     return _part(item, where, image_key)
 
 
 def _turn(message: Mapping[str, Any], where: str, image_key: str) -> Mapping[str, Any]:
-    """Return a message whose parts are OpenAI's; DataStudio's have their text or image in `value`."""
+    """Return a message with OpenAI's parts; DataStudio's parts have their text or image in `value`."""
     content = message.get("content")
     if not isinstance(content, list) or all(isinstance(part, Mapping) and _is_openais(part) for part in content):
         return message
@@ -631,7 +631,7 @@ def _value(item: Mapping[str, Any], where: str) -> str:
 
 
 def _source(item: Mapping[str, Any], where: str, image_key: str) -> str:
-    """Return the source of an image; one in memory is encoded when it is sent."""
+    """Return the source of an image. An image in memory is encoded when it is sent."""
     source = source_of(_given(item, image_key))
     if source is None:
         raise input_error(f"{where} has no path, URL or image in `value`.")
@@ -653,7 +653,7 @@ def _names_image(text: str) -> bool:
 
 
 def _whole(value: int | str | None, name: str, usual: int) -> int:
-    """Return a number of the constructor, which may be a text, or `usual` for None."""
+    """Return a number of the constructor, which may be given as text; `usual` for None."""
     try:
         return usual if value is None else int(value)
     except ValueError:
@@ -668,7 +668,7 @@ def _port(port: int | str) -> int:
 
 
 def _is_beyond(name: str, value: Any) -> bool:
-    """Return whether `value` is a number outside a sampling parameter's range; some endpoints accept such values."""
+    """Return whether `value` is a number outside a sampling parameter's range. Some endpoints accept such numbers."""
     if not isinstance(value, int | float):
         return False
     try:
@@ -683,7 +683,7 @@ def _lacks_object(outcome: Outcome) -> bool:
 
 
 def _object_in(text: str) -> dict[str, Any] | None:
-    """Return the JSON object in an answer, with or without text around it; None if there is none."""
+    """Return the JSON object in an answer, with or without text around it; None without an object."""
     from json_repair import repair_json
 
     start, end = text.find("{"), text.rfind("}")

@@ -1,4 +1,4 @@
-"""Rows longer than the model's window: read piece by piece, and one answer made of the answers of the pieces."""
+"""Long rows: a text that exceeds the model's window is read in pieces, and the answers about the pieces are merged."""
 
 from promptmill.core.feature import Feature, PlanEntry
 

@@ -1,9 +1,9 @@
-"""Cuts a text into pieces that a model can read, at the ends of its pages, sections, paragraphs or sentences.
+"""Cuts a text into pieces that fit into a model's window, at ends of pages, sections, paragraphs or sentences.
 
     text ─▶ [Piece(0, 3980), Piece(3800, 7990), …]      each at most `size` tokens, `overlap` of them repeated
 
-Tokens are counted by the model's own tokenizer if it is an engine's, else estimated. A text in a language with an
-alphabet has a token for about four characters, other writing one for each character; the estimate adds a tenth.
+Tokens are counted by the model's own tokenizer if the model runs on an engine; otherwise they are estimated. The
+estimate assumes one token for four characters of an alphabet, or for one other character, plus a tenth.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.jobs.store.stored import Stored
 
 Count: TypeAlias = Callable[[str], int]
-"""Returns the tokens of a text."""
+"""Returns the number of tokens in a text."""
 LEAST = 50
-"""The fewest tokens of a piece."""
+"""The lowest permitted number of tokens per piece."""
 _TOKENIZER = "tokenizer.json"
-_LETTERS = 4  # characters of ASCII for a token
+_LETTERS = 4  # characters of ASCII per token
 _MARGIN = 1.1
-_LONGEST = 8  # characters for a token: no usual text has more of them
+_LONGEST = 8  # characters per token; no usual text has more
 _ENDS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -38,43 +38,43 @@ _ENDS = tuple(
         r"\s",
     )
 )
-"""The places at which a piece may end, the best ones first: after a page, before a heading, after a paragraph, …"""
+"""The places at which a piece may end, the best first: after a page, before a heading, after a paragraph, …"""
 PAGE = "\f"
 """The character that ends a page, see `jobs.inputs.whole_files`."""
 
 
 class How(Stored):
-    """How long rows are cut, and the answers about their pieces merged."""
+    """The options for cutting long rows and merging the answers about their pieces."""
 
     size: int | None = Field(None, ge=LEAST)
-    """The tokens of a piece; None: as many as the model takes, which is found by trying."""
+    """The tokens per piece; None: as many as the model accepts, which is found by trying."""
     overlap: int = Field(0, ge=0)
-    """The tokens that a piece repeats of the one before it."""
+    """The number of tokens that a piece repeats from the end of the previous piece."""
     merge: Literal["ask", "first", "sum"] = "ask"
-    """The way to choose among different values of a field."""
+    """How to choose among different values of a field."""
     merge_prompt: str = ""
-    """The request for one answer, made of the answers about the pieces; `""`: promptmill's own."""
+    """The prompt that requests one answer from the answers about the pieces; `""`: promptmill's own prompt."""
 
 
 class Piece(NamedTuple):
-    """A part of a text: the characters `start` to `end - 1`."""
+    """A piece of a text: the characters `start` to `end - 1`."""
 
     start: int
     end: int
 
     def of(self, text: str) -> str:
-        """Return its text."""
+        """Return the text of the piece."""
         return text[self.start : self.end]
 
     def halves(self, text: str) -> list[Piece]:
-        """Return it in two pieces, cut near the middle."""
+        """Return the piece as two pieces, cut near the middle."""
         size = self.end - self.start
         at = _end(text, self.start + size * 5 // 16, self.start + max(1, size * 9 // 16))
         return [Piece(self.start, at), Piece(at, self.end)]
 
 
 def tokens(text: str) -> int:
-    """Return an estimate of the tokens of a text, rather too many than too few.
+    """Return an estimate of the number of tokens in a text; it is rather too high than too low.
 
     >>> tokens("four" * 100), tokens("字" * 100)
     (110, 110)
@@ -84,14 +84,14 @@ def tokens(text: str) -> int:
 
 
 def estimate(letters: int, others: int = 0) -> int:
-    """Return an estimate of the tokens of so many characters of ASCII, and so many others."""
+    """Return an estimate of the tokens for `letters` characters of ASCII and `others` other characters."""
     return math.ceil(round((letters / _LETTERS + others) * _MARGIN, 6))
 
 
 def count_of(config: ResolvedConfig) -> Count:
-    """Return the function that counts the tokens of a text. Blocks.
+    """Return the function that counts the tokens of a text for the model. Blocks.
 
-    A model without the tokenizer's file, such as a GGUF file, has the estimate.
+    For a model without a tokenizer file, such as a GGUF file, the function estimates.
     """
     if not config.record.is_engine or (file := _tokenizer_file(config.model)) is None:
         return tokens
@@ -107,7 +107,7 @@ def count_of(config: ResolvedConfig) -> Count:
 
 
 def _tokenizer_file(model: str) -> Path | None:
-    """Return the tokenizer of a model's folder, or of a model in the hub's cache; None if there is none."""
+    """Return the tokenizer file of a model's folder or of a model in the hub's cache; None without one."""
     if Path(model).exists():
         file = Path(model) / _TOKENIZER
         return file if file.is_file() else None
@@ -115,18 +115,18 @@ def _tokenizer_file(model: str) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
 
         found = try_to_load_from_cache(model, _TOKENIZER)
-    except (ImportError, ValueError):  # no name of the hub
+    except (ImportError, ValueError):  # the model's name is no name of the hub
         return None
     return Path(found) if isinstance(found, str) else None
 
 
 def fits(text: str, size: int, count: Count = tokens) -> bool:
-    """Return whether a text has at most `size` tokens. A very long one is not counted."""
+    """Return whether a text has at most `size` tokens. A very long text is rejected without counting."""
     return len(text) <= size * _LONGEST and count(text) <= size
 
 
 def pieces(text: str, size: int, overlap: int = 0, count: Count = tokens) -> Iterator[Piece]:
-    """Yield the pieces of a text, of at most `size` tokens each; `overlap` tokens are repeated.
+    """Yield the pieces of a text, each of at most `size` tokens; consecutive pieces share `overlap` tokens.
 
     >>> [piece.of("One two. Three four.") for piece in pieces("One two. Three four.", 4)]
     ['One two. ', 'Three four.']
@@ -143,7 +143,7 @@ def pieces(text: str, size: int, overlap: int = 0, count: Count = tokens) -> Ite
 
 
 def place(text: str, piece: Piece) -> str:
-    """Return the place of a piece for people: its pages, or its characters in a text without pages.
+    """Return the location of a piece for people: its pages or, in a text without pages, its characters.
 
     >>> place("one\\ftwo\\fthree", Piece(4, 9))
     'pages 2 to 3'
@@ -156,15 +156,15 @@ def place(text: str, piece: Piece) -> str:
 
 
 def place_of(text: str, piece: Piece, value: str) -> str:
-    """Return the place of a value: its own page or characters if the piece has its words, else the piece's place."""
+    """Return the location of a value: its page or characters if the piece contains it, else the piece's location."""
     words = [re.escape(word) for word in value.split()]
-    whole = r"(?<![0-9A-Za-z])" + r"\s+".join(words) + r"(?![0-9A-Za-z])"  # the 1 of 21 is no 1
+    whole = r"(?<![0-9A-Za-z])" + r"\s+".join(words) + r"(?![0-9A-Za-z])"  # the 1 in 21 must not match
     found = re.compile(whole, re.IGNORECASE).search(text, piece.start, piece.end) if 0 < len(words) <= 30 else None
     return place(text, piece if found is None else Piece(*found.span()))
 
 
 def _characters(text: str, start: int, size: int, count: Count) -> int:
-    """Return how many characters from `start` have at most `size` tokens."""
+    """Return the number of characters from `start` on that have at most `size` tokens."""
     at = min(len(text) - start, size * _LONGEST)
     while at > 1 and (found := count(text[start : start + at])) > size:
         at = max(1, at * size // (found + 1))
@@ -172,14 +172,14 @@ def _characters(text: str, start: int, size: int, count: Count) -> int:
 
 
 def _repeated_from(text: str, start: int, end: int, part: float) -> int:
-    """Return where the piece after `start` to `end - 1` begins: with its last words, this part of it."""
+    """Return the start of the next piece: it repeats the share `part` of the piece `start` to `end - 1`."""
     at = end - int((end - start) * part)
     space = text.find(" ", at, end)
     return max(start + 1, at if space < 0 else space + 1)
 
 
 def _end(text: str, start: int, limit: int) -> int:
-    """Return where a piece ends that may have the characters to `limit - 1`: in its last half, at the best place."""
+    """Return the end of a piece that may extend to `limit - 1`: the best place in the last half of the piece."""
     least = start + (limit - start) // 2
     for pattern in _ENDS:
         ends = [found.end() for found in pattern.finditer(text, least, limit) if found.end() > start]

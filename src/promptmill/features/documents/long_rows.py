@@ -1,4 +1,4 @@
-"""Long rows: a request for each piece of the text, and one answer made of their answers; a short row is passed on."""
+"""Long rows: a request for each piece of the text, and one merged answer. Short rows are sent whole."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from promptmill.features.documents.merging import SOURCES, Found, Merged
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, PlanWork, RunningJob
 
-_MOST_PIECES = 2000  # of a row: a size that was mistyped, 50 for 5000, would pay for thousands of requests
-_AT_ONCE = 16  # pieces of a row in flight
-_SHOWN = 5  # failed pieces that an error names
+_MOST_PIECES = 2000  # pieces of a row; a mistyped size (50 for 5000) would send thousands of requests
+_AT_ONCE = 16  # pieces of a row that are in flight together
+_SHOWN = 5  # failed pieces listed in an error
 _PLACE = re.compile(r"\{\{[^{}]*\}\}")
 _ANY = "Answer from this part alone."
 _FIELDS = "Fill in only what this part says: null, or an empty list, for everything else."
@@ -38,19 +38,19 @@ _JOIN = "The document was read in parts. Make one answer for the whole document 
 
 
 class LongRows(PlanWork):
-    """Reads the long rows of a job, in one run."""
+    """Reads the long rows of a job during one run."""
 
     def __init__(self, job: RunningJob, how: How) -> None:
         self._job, self._how = job, how
         self._send: Answer
         self._size = how.size
-        """The tokens of a piece; None until the model has refused a whole text."""
+        """The tokens per piece; None until the model has refused a whole text as too long."""
         self._count: Count | None = None
         self._learning = asyncio.Lock()
         self._of_pieces: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
 
     def begin(self, round_: int) -> None:
-        """Raise `PromptmillError` (`invalid_input`) for rows that are whole requests."""
+        """Raise `PromptmillError` (`invalid_input`) if rows are whole requests."""
         del round_
         if self._job.spec.input.format in WHOLE_REQUESTS:
             raise input_error(Named("split"), " goes without rows that are whole requests, as those of a Batch file.")
@@ -59,7 +59,7 @@ class LongRows(PlanWork):
 
     @property
     def _learned_by(self) -> str:
-        """The name under which the size is stored that these models take: other pieces would be paid again."""
+        """The name under which the learned size of the models is stored, because other pieces would be paid again."""
         return _name_of([target.fingerprint for target in self._job.spec.targets])
 
     def around(self, answer: Answer) -> Answer:
@@ -68,7 +68,7 @@ class LongRows(PlanWork):
         return self.answer
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request; a short one is passed on."""
+        """Answer a request; a short text is sent whole."""
         messages, size = request.conversation.messages, self._size
         text = messages[-1].content if messages else None
         if not isinstance(text, str):
@@ -80,19 +80,19 @@ class LongRows(PlanWork):
         return self._read(request, text, call)
 
     async def _tried(self, request: Request, text: str, call: Call) -> Outcome:
-        """Send a row whole. If the model refuses it as too long, read it and later rows in pieces."""
+        """Send a row whole. If the model refuses it as too long, read this row and later rows in pieces."""
         outcome = await self._send(request, call)
         if isinstance(outcome, Completion) or outcome.error.code is not Code.CONTEXT_LENGTH:
             return outcome
-        refused = replace(outcome, attempts=outcome.attempts - request.attempts)  # those of earlier runs count once
+        refused = replace(outcome, attempts=outcome.attempts - request.attempts)  # earlier runs count once
         return await self._read(request, text, call, refused)
 
     async def _read(self, request: Request, text: str, call: Call, *refused: Failure) -> Outcome:
-        """Read a row in pieces. `refused`: the failure of the whole row, if it was sent."""
+        """Read a row in pieces. `refused`: the failure of the whole row, if the row was sent whole."""
         document = await asyncio.to_thread(self._document, request.key, text)
         of_piece = once(self._of_pieces, request.sampling, lambda: _of_piece(request.sampling))
         reading = Reading(self._send, self._job, self._how, request, call, document, of_piece, [*refused])
-        with call.hold():  # for the row that learns the size
+        with call.hold():  # hold other rows while this row finds the size
             await self._learning.acquire()
         try:
             if (count := self._count) is None:
@@ -113,8 +113,8 @@ class LongRows(PlanWork):
         return await reading.whole(await reading.read(cut, first))
 
     async def _learned(self, reading: Reading, size: int, count: Count) -> tuple[list[Piece], Asked | None]:
-        """Find the size that the model takes, by the first piece of a row. Return the pieces of that size, and the
-        outcome of the first one."""
+        """Find the size that the model accepts, with the first piece of a row. Return the pieces of this size, and the
+        outcome of the first piece."""
         while True:
             size = max(LEAST, size)
             cut = await asyncio.to_thread(self._cut, reading.document, size, count)
@@ -128,12 +128,12 @@ class LongRows(PlanWork):
             size //= 2
 
     def _cut(self, document: Document, size: int, count: Count) -> list[Piece]:
-        """Return the pieces of a document. A prompt that takes most of a piece leaves it a quarter."""
+        """Return the pieces of a document. A prompt that takes most of a piece leaves the text a quarter of it."""
         own = max(size - count(document.before + document.after), size // 4)
         return list(cutting.pieces(document.text, own, min(self._how.overlap, own // 2), count))
 
     def _document(self, key: int, message: str) -> Document:
-        """Return the long text of a row and the prompt around it. Blocks."""
+        """Return the long text of a row, and the prompt around the text. Blocks."""
         spec = self._job.spec
         prompt = spec.targets[key // SLOT].prompt
         (row,), record = self._job.store.rows_at([key % SLOT]), self._job.store.record(key)
@@ -141,7 +141,7 @@ class LongRows(PlanWork):
         longest = max(_texts(row.cells), key=len, default="")
         if len(longest) > len(message) // 2 and (at := message.find(longest)) >= 0:
             return Document(message[:at], longest, message[at + len(longest) :], replaces)
-        # the content of a file is no cell: it takes the one place of the prompt
+        # a file's content is no column; it replaces the only placeholder of the prompt
         parts = [_PLACE.split(text) for text in spec.question.templates[prompt : prompt + 1]]
         before, after = (parts[0][0], parts[0][-1]) if parts and len(parts[0]) > 1 else ("", "")
         if len(before) + len(after) < len(message) and message.startswith(before) and message.endswith(after):
@@ -156,46 +156,46 @@ class Document(NamedTuple):
     text: str
     after: str
     replaces: int | None = None
-    """The round of the answer that is replaced, whose pieces do not count; None without an answer."""
+    """The round of an existing answer that will be replaced, whose pieces are not reused; None without an answer."""
 
     def place(self, piece: Piece) -> str:
-        """Return the place of a piece."""
+        """Return the location of a piece."""
         return cutting.place(self.text, piece)
 
 
 class Asked(NamedTuple):
-    """A piece, and the answer about it or its failure."""
+    """A piece with its answer or failure."""
 
     piece: Piece
     outcome: Outcome
 
     @property
     def is_too_long(self) -> bool:
-        """Whether the model refused it as too long."""
+        """Whether the model refused the piece as too long."""
         return isinstance(self.outcome, Failure) and self.outcome.error.code is Code.CONTEXT_LENGTH
 
     @property
     def ends(self) -> bool:
-        """Whether its failure ends the row, whatever the other pieces say."""
+        """Whether the failure of the piece ends the row, whatever the answers of other pieces."""
         failure = self.outcome
         return isinstance(failure, Failure) and (failure.concerns_all or failure.error.code is Code.BUDGET)
 
 
 class Draft(NamedTuple):
-    """The answer that the pieces give without the last request."""
+    """The answer merged from the pieces, before the last request."""
 
     text: str
     sources: Any
     sampling: Sampling | None = None
-    """The parameters of the last request; None if nothing is left to decide."""
+    """The parameters of the last request; None if no request is needed."""
     question: str = ""
     merged: Merged | None = None
-    """The fields, of which the last request gets those that differ; None if it gets the whole answer."""
+    """The merged fields; the last request decides the conflicting fields. None if it writes the whole answer."""
 
 
 @dataclass(slots=True)
 class Reading:
-    """The reading of one row."""
+    """Reads one row in pieces."""
 
     send: Answer
     job: RunningJob
@@ -204,20 +204,20 @@ class Reading:
     call: Call
     document: Document
     of_piece: Sampling
-    """The parameters of the request for a piece, whose fields may be null."""
+    """The parameters of the requests for pieces, whose fields may be null."""
     sent: list[Outcome] = field(default_factory=list)
-    """The outcomes of all its requests, and the stored answers that it used."""
+    """The outcomes of all requests of the row, and of the stored answers that were reused."""
 
     @property
     def schema(self) -> JsonObject | None:
-        """The schema of the answer; None for a text or a label."""
+        """The schema of the answer; None if the answer is a text or a label."""
         return schema_of(self.request.sampling.response_format)
 
     async def read(self, cut: Sequence[Piece], first: Asked | None = None) -> list[Asked]:
-        """Send the pieces, several at a time, and return their outcomes, in order. `first`: of the first piece, if it
-        was sent before.
+        """Send several pieces at a time, and return their outcomes in order. `first`: the outcome of the first piece,
+        if it was already sent.
 
-        A failure that concerns all rows, or a full budget, ends it.
+        A failure that concerns all rows, or an exhausted budget, ends the reading.
         """
         found = {} if first is None else {0: [first]}
         waiting = iter([(at, piece) for at, piece in enumerate(cut) if at not in found])
@@ -226,13 +226,13 @@ class Reading:
             for at, piece in waiting:
                 found[at] = await self._whole_or_halves(piece, 1 + 2 * at)
                 if any(one.ends for one in found[at]):
-                    deque(waiting, maxlen=0)  # the others find nothing more to send
+                    deque(waiting, maxlen=0)  # the remaining pieces find nothing to send
 
         await together([work] * min(len(cut), _AT_ONCE), self.call)
         return [one for at in sorted(found) for one in found[at]]
 
     async def _whole_or_halves(self, piece: Piece, choice: int) -> list[Asked]:
-        """Send a piece; in two halves if the model refuses it as too long."""
+        """Send a piece. If the model refuses it as too long, send its two halves."""
         found = await self.one(piece, choice)
         if not found.is_too_long or piece.end - piece.start < 2:
             return [found]
@@ -240,7 +240,7 @@ class Reading:
         return [await self.one(half, number) for half, number in zip(halves, (choice, choice + 1), strict=True)]
 
     async def one(self, piece: Piece, choice: int = 1) -> Asked:
-        """Return the stored answer about a piece, or send a request and store its answer."""
+        """Return the stored answer about a piece; without one, send a request and store the answer."""
         request, document, store = self.request, self.document, self.job.store
         where = document.place(piece)
         only = _ANY if self.schema is None else _FIELDS
@@ -250,7 +250,7 @@ class Reading:
         before = [(each.role, str(each.content)) for each in request.conversation.messages[:-1]]
         name = _name_of(text, before, settings, dict(request.extra), self.schema, document.replaces)
         if (known := await asyncio.to_thread(store.get, name)) is not None:
-            # its cost was charged when it was sent; its tokens count only if no record has them
+            # the cost was charged when the request was sent; the tokens count only if no record includes them
             usage = Usage(*known["usage"]) if request.key in store.in_flight.lost else NO_USAGE
             answer = Completion(known["text"], known["finish_reason"], usage, attempts=0)
             self.sent.append(answer)
@@ -272,9 +272,9 @@ class Reading:
         return outcome
 
     async def whole(self, found: Sequence[Asked]) -> Outcome:
-        """Return the outcome of the row, with the figures of all its requests.
+        """Return the outcome of the row, with the usage and cost of all its requests.
 
-        A row with a failed piece fails. Nothing more is asked for it; it keeps what the other pieces say.
+        If a piece failed, the row fails without a last request. The failure keeps the answers of the other pieces.
         """
         if ended := [one.outcome for one in found if one.ends]:
             return self.summed(ended[0])
@@ -293,7 +293,7 @@ class Reading:
         return self.summed(replace(outcome, details={SOURCES: draft.sources}))
 
     def summed(self, outcome: Outcome) -> Outcome:
-        """Return an outcome with the usage, cost and attempts of all requests, and the longest time."""
+        """Return `outcome` with the usage, cost and attempts of all requests, and with the longest latency."""
         sent, earlier = self.sent, self.request.attempts
         requests = max(1, earlier + sum(one.attempts > 0 for one in sent))
         changes: dict[str, Any] = {
@@ -315,7 +315,7 @@ class Reading:
         return Failure(PromptmillError(refused[0][1].code, message, remedy))
 
     def _draft(self, read: Sequence[tuple[Piece, Completion]]) -> Draft:
-        """Return the answer of the pieces that were answered."""
+        """Return the answer merged from the pieces that have answers."""
         sampling, schema = self.request.sampling, self.schema
         places = [self.document.place(piece) for piece, _ in read]
         said = "\n\n".join(f"[{where}]\n{answer.text}" for where, (_, answer) in zip(places, read, strict=True))
@@ -331,7 +331,7 @@ class Reading:
         return Draft(said, places, sampling, self._last(_JOIN, said))
 
     def _fields(self, read: Sequence[tuple[Piece, Completion]], schema: JsonObject) -> Draft:
-        """Return the fields of all pieces; those with different values are empty, and the last request has them."""
+        """Return the merged fields of all pieces. Conflicting fields stay empty, and the last request decides them."""
 
         def source(one: Found) -> str:
             return cutting.place_of(self.document.text, read[one.piece][0], _words(one.value))
@@ -348,7 +348,7 @@ class Reading:
         return Draft(_json(merged.value), merged.sources, sampling, self._last(_DECIDE, _json(values)), merged)
 
     def _last(self, words: str, said: str) -> str:
-        """Return the last request, about what the pieces said."""
+        """Return the last request, which contains the answers of the pieces."""
         asked = f"{words}\n\nThe request was: {self.document.before} … {self.document.after}"
         return f"{self.how.merge_prompt or asked}\n\n{said}"
 
@@ -390,6 +390,6 @@ def _texts(cells: bytes | None) -> list[str]:
 
 
 def _name_of(*asked: Any) -> str:
-    """Return the name of a stored answer: the same for the same question to the same model, with the same settings."""
+    """Return the name of a stored answer, which is equal for the same question, model and settings."""
     text = json.dumps(asked, sort_keys=True, default=str)
     return f"piece {hashlib.sha256(text.encode()).hexdigest()[:32]}"

@@ -1,11 +1,11 @@
-"""Makes one answer of the answers of pieces, by the types of the schema.
+"""Merges the answers about pieces into one answer, by the types in the schema.
 
     lists        joined, without duplicates
-    one value    if all pieces that have one agree
-    several      a conflict, which a last request decides; or the first one, or the sum of numbers
+    one value    if all pieces with a value agree
+    several      a conflict: decided by a last request, or the first value, or the sum of numbers
     objects      field by field
 
-A field that no piece has is null, or an empty list. `Merged.sources` has the place of each value.
+If no piece has a value for a field, the field is null or an empty list. `Merged.sources` has the place of each value.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any, NamedTuple, TypeAlias
 from promptmill.core.values import JsonDict, JsonObject
 
 SOURCES = "sources"
-"""The column with the place of each value."""
+"""The column with the location of each value in the document."""
 _MISSING = frozenset({"", "null", "none", "n/a", "unknown", "not specified", "not found", "not mentioned"})
-"""Texts, in lower case, that are no value where another piece has one."""
+"""Lower-case texts that do not count as a value if another piece has one."""
 Path: TypeAlias = tuple[str, ...]
-"""The names of a field and of the objects around it; `()` for a value that is no object."""
+"""The names of a field and of the objects that contain it; `()` for a value that is not an object."""
 
 
 class Found(NamedTuple):
-    """A value that a piece has."""
+    """A value from the answer about a piece."""
 
     piece: int
     value: Any
@@ -36,17 +36,17 @@ class Found(NamedTuple):
 
 @dataclass(slots=True)
 class Merged:
-    """The merged value of a schema."""
+    """The values of the pieces, merged by a schema."""
 
     value: Any = None
     sources: Any = None
-    """The place of a value, a list of them for a list, by field for an object; None without a value."""
+    """The location of a value; a list has a list of locations, an object has them by field; None without a value."""
     conflicts: dict[Path, list[Found]] = field(default_factory=dict)
-    """The different values of a field, which is None in `value`."""
+    """The conflicting values of each field that is None in `value`."""
 
 
 def nullable(schema: JsonObject) -> JsonDict:
-    """Return a schema for the answer about a piece, in which each field may be null.
+    """Return the schema for the answer about a piece: like `schema`, but each field may be null.
 
     >>> nullable({"type": "object", "properties": {"n": {"type": "number"}, "l": {"type": "array"}}})
     {'type': 'object', 'properties': {'n': {'anyOf': [{'type': 'number'}, {'type': 'null'}]}, 'l': {'type': 'array'}}}
@@ -65,9 +65,9 @@ def nullable(schema: JsonObject) -> JsonDict:
 def merged(
     schema: JsonObject, found: Sequence[Found], how: str, place: Callable[[Found], Any], path: Path = ()
 ) -> Merged:
-    """Return the merged value of the values of the pieces. `how`: `ask`, `first` or `sum`.
+    """Merge the values of the pieces. `how`: `ask`, `first` or `sum`.
 
-    `place` returns the place of a value. `path`: of a field, whose values these are.
+    `place` returns the location of a value. `path`: the field to which the values belong.
     """
     fields = schema.get("properties")
     if fields and (_is(schema, "object") or all(isinstance(one.value, Mapping) for one in found)):
@@ -119,7 +119,7 @@ def _one(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place
 
 
 def vote(labels: Sequence[str]) -> list[str]:
-    """Return the label that most pieces have; several for a tie.
+    """Return the label of most pieces; in a tie, all tied labels.
 
     >>> vote(["a", "b", "a"])
     ['a']
@@ -129,7 +129,7 @@ def vote(labels: Sequence[str]) -> list[str]:
 
 
 def schema_of_conflicts(schema: JsonObject, paths: Iterable[Path]) -> JsonDict:
-    """Return the schema of an object with these fields alone, each under its `name_of`."""
+    """Return the schema of an object with only these fields, each under its `name_of`."""
     fields = {name_of(path): functools.reduce(lambda at, name: at["properties"][name], path, schema) for path in paths}
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     return {**shared, "type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
@@ -141,7 +141,7 @@ def name_of(path: Path) -> str:
 
 
 def decided(merged_: Merged, decisions: JsonObject) -> Any:
-    """Return the merged value with the decisions of the last request."""
+    """Return the merged value after the decisions of the last request."""
     whole = json.loads(json.dumps({"value": merged_.value}))
     for path in merged_.conflicts:
         if (name := name_of(path)) in decisions:
@@ -164,7 +164,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _key(value: Any) -> str:
-    """Return the same text for values that mean the same: spaces, letter case and `1.0` do not tell them apart."""
+    """Return a text that is equal for values with the same meaning: spaces, case and `1.0` make no difference."""
     if isinstance(value, str):
         return "text " + " ".join(value.split()).casefold()
     if isinstance(value, float) and value.is_integer():

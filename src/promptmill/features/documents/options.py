@@ -1,4 +1,4 @@
-"""The options of documents: how long a piece is, and how the answers of the pieces become one."""
+"""The options for long documents: the size of a piece, and the merging of the answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from promptmill.options.option import Argument, Flag, Keyword, Option, Without
 
 
 def size(text: str) -> int | str:
-    """Return the size of a piece: tokens, or `auto`.
+    """Return the size of a piece: a number of tokens, or `auto`.
 
     >>> size("4,000"), size("auto")
     (4000, 'auto')

@@ -1,12 +1,12 @@
-"""The plan of documents: a row with a long text is read in pieces.
+"""The plan for documents: a row with a long text is read in pieces.
 
     row ─▶ pieces ─▶ an answer about each ─▶ merged ─▶ the row's answer
-             │              │                  └ fields with different values ─▶ a last request
-             │              └ stored in the job's database: after a kill, only the others are sent
-             └ one that the model refuses as too long is cut in two
+             │              │                  └ conflicting fields ─▶ a last request
+             │              └ stored in the job's database: after a kill, only pieces without an answer are sent
+             └ a piece that the model refuses as too long is cut in two
 
-A row that is short enough is sent as it is. The requests of a row go through the same functions as all others, so each
-has its price, its retries and its place in the ledger; they share the row's key and differ in `choice`.
+A short row is sent whole. The requests of a row pass through the same functions as all requests, so each has its price,
+retries and ledger entry; they share the key of the row and differ in `choice`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AUTO = "auto"
 
 
 class Split(Plan):
-    """Rows with a long text are read in pieces, and one answer is merged."""
+    """Reads rows with a long text in pieces, and merges the answers."""
 
     name: ClassVar[str] = "split"
     fields: ClassVar[Sequence[str]] = (SOURCES,)
@@ -56,7 +56,7 @@ class Split(Plan):
             raise input_error(Named("split"), " goes without ", Named("n"), ".")
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
-        """Return the plan. Raises `PromptmillError` (`invalid_input`) if rows have answers of other pieces."""
+        """Return the plan. Raises `PromptmillError` (`invalid_input`) if rows have answers from other pieces."""
         if sends_all or begun == self:
             return self
         was = f"pieces of {begun.how.size or AUTO}" if isinstance(begun, Split) else "whole rows"
@@ -75,7 +75,7 @@ class Split(Plan):
         *,
         end: int,
     ) -> Mapping[str, Any]:
-        """Return the number of long rows and of their pieces, from the sizes of their texts."""
+        """Return the number of long rows and of their pieces, estimated from the sizes of the texts."""
         del spec, configs, checked
         if (size := self.how.size) is None:
             return {}
@@ -88,18 +88,18 @@ class Split(Plan):
         return {"split": {"rows": rows, "pieces": pieces}}
 
     def estimate_words(self, checked: Mapping[str, Any]) -> str:
-        """Return the words for these figures."""
+        """Return the text for these figures."""
         if (found := checked.get("split")) is None:
             return ""
         return f"{counted(found['rows'], 'row')} longer than a piece: about {counted(found['pieces'], 'piece')}"
 
     def work(self, job: RunningJob) -> PlanWork:
-        """Return the reading of one run."""
+        """Return the reader of long rows for one run."""
         from promptmill.features.documents.long_rows import LongRows
 
         return LongRows(job, self.how)
 
     def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
-        """Return the place of each value in the document; None for a row that was sent whole."""
+        """Return the location of each value in the document; None for a row that was sent whole."""
         del spec, beside
         return {SOURCES: None if record.more is None else (record.extras.get("details") or {}).get(SOURCES)}

@@ -1,4 +1,4 @@
-"""DuckDB: tables of its databases as inputs and outputs, and queries over files, URLs and databases as rows."""
+"""DuckDB: tables of its databases as inputs and outputs, and rows from queries over files, URLs and databases."""
 
 from promptmill.core.feature import Feature, Format
 

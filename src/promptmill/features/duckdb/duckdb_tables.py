@@ -1,4 +1,4 @@
-"""Databases of DuckDB: tables as inputs and outputs."""
+"""DuckDB databases: their tables as inputs and outputs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from promptmill.jobs.databases import Database, Stamp, all_of, quoted, taken
 
 SUFFIX = ".duckdb"
 _MEMORY = "256MB"
-"""The memory of DuckDB for a table that it reads or writes; its default is 80 % of the machine."""
+"""The memory that DuckDB may use for a table; DuckDB's default is 80 % of the machine's memory."""
 _TABLES = "SELECT table_name FROM information_schema.tables ORDER BY table_name"
 _AS_TEXTS = frozenset({"DATE", "INTERVAL", "TIMESTAMP", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP_S"})
 
 
 class DuckDb(Database):
-    """A database of DuckDB."""
+    """Reads and writes DuckDB databases."""
 
     form: ClassVar[Literal["sql", "parquet"]] = "parquet"
     log: ClassVar[str] = ".wal"
@@ -34,7 +34,7 @@ class DuckDb(Database):
         return [row[0] for row in connection.execute(_TABLES).fetchall()]
 
     def whole(self, connection: Any, table: str) -> str:
-        """Return the query for all rows, with texts for months, nanoseconds and infinity."""
+        """Return the query for all rows; months, nanoseconds and infinity become texts."""
         query = all_of(table)
         kinds = {quoted(name): kind for name, kind, *_ in connection.execute(f"DESCRIBE {query}").fetchall()}
         texts = [f"{name}::VARCHAR AS {name}" for name, kind in kinds.items() if kind in _AS_TEXTS]
@@ -46,7 +46,7 @@ class DuckDb(Database):
             return stamp(connection, quoted(table)) if _has_table(connection, table) else None
 
     def stamp_of_rows(self, source: Path, table: str) -> Stamp | None:
-        """Return the stamp that a table will have with the rows of a Parquet file."""
+        """Return the stamp that a table will have after the rows of a Parquet file are copied into it."""
         del table
         with contextlib.closing(connected(None)) as connection:
             return stamp(connection, _parquet(source))
@@ -60,27 +60,27 @@ class DuckDb(Database):
 
 
 def connected(file: Path | None, *, read_only: bool = True, memory: str = _MEMORY) -> Any:
-    """Return a connection to a database of DuckDB; None: to an empty one in memory. Raises `duckdb.Error`.
+    """Return a connection to a DuckDB database; None: to an empty database in memory. Raises `duckdb.Error`.
 
-    `memory`: how much its cache and its sorting take, such as "1GB" or "80%"; beyond that it uses the disk.
+    `memory`: the limit for cache and sorting, such as "1GB" or "80%"; beyond the limit, DuckDB uses the disk.
     """
     import duckdb
 
-    atexit.register(gc.unfreeze)  # DuckDB reports objects that the last collection leaves as leaks
+    atexit.register(gc.unfreeze)  # otherwise, DuckDB reports objects that the last garbage collection left as leaks
     place = (":memory:", False) if file is None else (str(file), read_only)
     connection = duckdb.connect(*place, config={"memory_limit": memory})
-    connection.execute("SET enable_progress_bar = false")  # a notebook would show it
+    connection.execute("SET enable_progress_bar = false")  # a notebook would show the progress bar
     return connection
 
 
 def stamp(connection: Any, source: str) -> Stamp:
-    """Return the number of rows, and a digest of them in any order, of a table or of another source of rows."""
+    """Return the number of rows of a table or other source, and a digest of the rows that ignores their order."""
     count, digest = connection.execute(f"SELECT count(*), coalesce(sum(hash(t)), 0) FROM {source} t").fetchone()  # noqa: S608
     return count, digest % (1 << 53)
 
 
 def literal(text: str) -> str:
-    """Return a text as SQL writes it.
+    """Return a text as a literal of SQL.
 
     >>> literal("Ann's")
     "'Ann''s'"
@@ -90,7 +90,7 @@ def literal(text: str) -> str:
 
 
 def _parquet(file: Path) -> str:
-    """Return the rows of a Parquet file as a source of rows in DuckDB's SQL."""
+    """Return the DuckDB SQL for the rows of a Parquet file."""
     return f"read_parquet({literal(str(file))})"
 
 
@@ -101,7 +101,7 @@ def _has_table(connection: Any, name: str) -> bool:
 
 @contextlib.contextmanager
 def _errors(file: Path) -> Iterator[None]:
-    """Turn the errors of DuckDB into `PromptmillError` (`invalid_input`)."""
+    """Convert the errors of DuckDB to `PromptmillError` (`invalid_input`)."""
     import duckdb
 
     try:

@@ -1,10 +1,10 @@
-"""Rows of a query that DuckDB answers, over INPUT and over the files and URLs that the query names.
+"""Rows from a query that DuckDB runs over INPUT and over the files and URLs in the query.
 
     a .duckdb file, postgres://…, files of tables ─┐
     'mails.parquet', 's3://…' in the query ────────┴─ query ─▶ rows.duckdb (temporary) ─▶ row
 
-Each run evaluates the query once. A job that has read the same rows, in any order, does not read them again, because
-without ORDER BY their order may differ. Other rows keep their answers if their questions are the same.
+Each run evaluates the query once. If the job has read the same rows in any order, it does not read them again, because
+without ORDER BY the order may vary. Changed rows keep their answers if their questions are unchanged.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _READERS = MappingProxyType(
         ".ndjson": "read_json",
     }
 )
-"""DuckDB's reader for the suffix of a file."""
+"""DuckDB's function that reads files with a suffix."""
 _READ = re.compile(r"(?i)\b(?:from\s*|join\s*|(?:read_|glob|parquet_)\w*\s*\(\s*\[?\s*)'([a-z][a-z0-9+.-]*)://")
-"""A URL in a query that DuckDB reads, unlike one that it compares."""
+"""Finds URLs that the query reads, but not URLs in comparisons."""
 _OF_DUCKDB = frozenset({"http", "https", "file", "postgres", "postgresql"})
-"""Schemes that DuckDB reads without fsspec."""
+"""The URL schemes that DuckDB reads without fsspec."""
 _NOT_INSTALLED = re.compile(r"(?i)failed to download extension|install the required extension")
 _EXTENSION = re.compile(r"extension [\"'](\w+)")
 _ROWS = '"rows"."main"."rows"'
@@ -64,7 +64,7 @@ def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[I
             if len(sources) > 1 and any(map(_is_database, sources)):
                 raise input_error(Named("sql"), " goes with one database.")
             for scheme in dict.fromkeys([*_READ.findall(sql), *map(_scheme_of, sources)]):
-                if scheme and scheme.lower() not in _OF_DUCKDB:  # with the credentials of INPUT by URL
+                if scheme and scheme.lower() not in _OF_DUCKDB:  # uses the same credentials as an INPUT by URL
                     connection.register_filesystem(remote_files.filesystem(scheme.lower()))
             for name in sources:
                 _open(connection, name)
@@ -75,7 +75,7 @@ def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[I
 
 
 def _select(connection: Any, sql: str) -> str:
-    """Return the text of the only statement. Raises `PromptmillError` (`invalid_input`) if it is no query."""
+    """Return the only statement in `sql`. Raises `PromptmillError` (`invalid_input`) if it is not a query."""
     statements = connection.extract_statements(sql)
     if len(statements) != 1 or statements[0].type.name != "SELECT":
         raise input_error(Named("sql"), " is one query: ", Named("sql", "select id, body from 'mails.parquet'"), ".")
@@ -95,7 +95,7 @@ def _is_duckdb(path: Path) -> bool:
 
 
 def _open(connection: Any, name: str) -> None:
-    """Make the tables of an INPUT visible to the query."""
+    """Make the tables of an INPUT available to the query."""
     path = home_expanded(name)
     if not remote_files.is_url(name) and plain(path).suffix.lower() in {SUFFIX, *_READERS} and not path.is_file():
         raise missing(path)
@@ -118,14 +118,14 @@ def _open(connection: Any, name: str) -> None:
 
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
-    """Turn the errors of DuckDB into `PromptmillError`."""
+    """Convert the errors of DuckDB to `PromptmillError`."""
     try:
         yield
     except PromptmillError:
         raise
-    except Exception as error:  # noqa: BLE001 (DuckDB's, fsspec's and the stores' own)
+    except Exception as error:  # noqa: BLE001 (errors of DuckDB, of fsspec and of the stores)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        if lines and lines[0].startswith("Traceback"):  # of the package of a store
+        if lines and lines[0].startswith("Traceback"):  # a traceback from the package of a store
             lines = lines[-1:]
         extension = _EXTENSION.search(str(error))
         if extension is not None and _NOT_INSTALLED.search(str(error)):
@@ -140,6 +140,6 @@ def _errors() -> Iterator[None]:
 
 
 def _before_quote(lines: Sequence[str]) -> Sequence[str]:
-    """Return the lines of a message before it quotes the query."""
+    """Return the lines of an error message before DuckDB quotes the query."""
     end = next((at for at, line in enumerate(lines) if line.startswith("LINE ")), len(lines))
     return lines[:end]

@@ -1,6 +1,6 @@
-"""The card of a dataset on the Hugging Face Hub: for each output, a section on how its answers were made.
+"""The card of a dataset on the Hugging Face Hub: for each output, a section about the origin of its answers.
 
-The section names neither prompts nor local files: a digest of the prompt shows whether two outputs had the same one.
+The section names neither prompts nor local files. Digests show whether two outputs used the same prompt.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _NEW = "---\ntags:\n- promptmill\n---\n"
 
 
 def with_section(card: str, folder: Folder, file: str) -> str:
-    """Return a card with the section of the data file `file`, which the job in `folder` wrote.
+    """Return the card with a section about the data file `file`, which the job in `folder` wrote.
 
-    The section replaces the earlier one of the same file; all other text stays. The same job gives the same text.
+    The section replaces the file's earlier section; all other text stays. The same job always gives the same text.
     Raises the errors of `Folder.known_spec`.
     """
     begin, end = f"<!-- promptmill: {file} -->", f"<!-- end of promptmill: {file} -->"
@@ -39,7 +39,7 @@ def with_section(card: str, folder: Folder, file: str) -> str:
 
 
 def title(folder: Folder) -> str:
-    """Return the title of the commit."""
+    """Return the title for the commit."""
     found = status.read(folder)
     return f"promptmill: {found.get('total') or 0:,} rows by {found['model'] or 'a model'}"[:200]
 

@@ -1,11 +1,11 @@
 """Datasets of the Hugging Face Hub: `hf://datasets/owner/name`, with `@revision` and a file, a folder or a split.
 
-    hf://datasets/acme/mails              its only split
+    hf://datasets/acme/mails              the only split of the dataset
     hf://datasets/acme/mails/train        a split, as the card or the names of the files define it
     hf://datasets/acme/mails/data/a.csv   a file
 
-A dataset is read at the commit that it had when its job began. The output is one commit with a data file and
-the dataset's card. Credentials come from huggingface_hub: `HF_TOKEN`, or a login by `hf auth login`.
+A dataset is read at the commit it had when the job began. The output is one commit with a data file and the dataset's
+card. huggingface_hub supplies the credentials: `HF_TOKEN`, or a login by `hf auth login`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ SCHEME = "hf://"
 _URL = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(?:/(?P<path>.*))?")
 _METADATA = re.compile(r"---\r?\n(.*?)\n---(?:\s|$)", re.DOTALL)
 _SHARD = re.compile(r"(?:^|.*/)(\w+(?:\.\w+)*)-\d{5}-of-\d{5}\.")
-# The words by which the library `datasets` finds splits.
+# The words by which the library `datasets` recognizes splits.
 _WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _NO_ROWS = ("dataset_infos.json", "metadata.json")
-_DATA = "data/{}-00000-of-00001.parquet"  # the name that `push_to_hub` of `datasets` gives
+_DATA = "data/{}-00000-of-00001.parquet"  # the file name that `push_to_hub` of `datasets` uses
 _LOGIN = "Log in with `hf auth login`, or set HF_TOKEN."
 _MISSING = frozenset(
     {"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError", "RemoteEntryNotFoundError"}
@@ -49,7 +49,7 @@ CARD = "README.md"
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A place in a dataset."""
+    """A location in a dataset: its repository, its revision, and a path."""
 
     repo: str
     revision: str = ""
@@ -79,13 +79,13 @@ class Dataset:
 
     @property
     def file_name(self) -> str:
-        """The name of the local file of an output; for a split, the name of the dataset."""
+        """The name of the local file for an output; for a split, the dataset's name."""
         name = PurePosixPath(self.path).name
         return f"{self.repo.partition('/')[2]}.parquet" if _SHARD.match(name) else name
 
     @property
     def page(self) -> str:
-        """The name without scheme, for messages."""
+        """The name of the dataset without the scheme, for messages."""
         return f"{SCHEME}datasets/{self.repo}"
 
 
@@ -95,10 +95,10 @@ def is_dataset(url: str) -> bool:
 
 
 def pinned(url: str, before: str, say: Callable[[str], None]) -> str:
-    """Return the URL of a dataset at the commit that its job began with.
+    """Return the URL of a dataset at the commit with which its job began.
 
-    `before`: the URL with that commit, `""` for a new job. If the dataset has changed since, `say` gets a note. Raises
-    `PromptmillError`.
+    `before`: the URL with this commit, `""` for a new job. If the dataset has changed since, `say` is called with a
+    note. Raises `PromptmillError`.
     """
     wanted = Dataset.of(url)
     with _errors(wanted):
@@ -114,7 +114,7 @@ def pinned(url: str, before: str, say: Callable[[str], None]) -> str:
 
 
 def files_of(url: str) -> list[str]:
-    """Return the URLs of the data files at a URL, which names a commit. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the URLs of the data files at a URL that names a commit. Raises `PromptmillError` (`invalid_input`)."""
     place = Dataset.of(url)
     with _errors(place):
         api = _api()
@@ -155,7 +155,7 @@ def _is_below(name: str, folder: str) -> bool:
 
 
 def _splits(card: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the data files of each split. With several configurations, splits are named `configuration/split`."""
+    """Return the data files of each split. With several configurations, a split is named `configuration/split`."""
     rows = [name for name in names if plain(Path(name)).suffix.lower() in SUFFIXES and not name.startswith(".")]
     rows = [name for name in rows if not name.endswith(".txt") and Path(name).name not in _NO_ROWS]
     found: dict[str, list[str]] = {}
@@ -176,7 +176,7 @@ def _splits(card: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str
 
 
 def _patterns_of(config: Mapping[str, Any], rows: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the splits of a configuration, with patterns of the whole dataset; `rows` are its data files."""
+    """Yield the splits of a configuration, each with patterns of files. `rows`: the data files of the dataset."""
     folder = str(config.get("data_dir") or "")
     if files := config.get("data_files"):
         for split, patterns in _data_files(files):
@@ -188,7 +188,7 @@ def _patterns_of(config: Mapping[str, Any], rows: Sequence[str]) -> Iterator[tup
 
 
 def _data_files(value: Any) -> Iterator[tuple[str, list[str]]]:
-    """Yield the splits of a configuration in a card, with their patterns."""
+    """Yield the splits in a card's configuration, each with its patterns of files."""
     match value:
         case str() | [str(), *_]:
             yield "train", _patterns(value)
@@ -207,7 +207,7 @@ def _patterns(value: Any) -> list[str]:
 
 
 def _split_of(name: str) -> str:
-    """Return the split of a file, by its name.
+    """Return the split to which a file belongs, according to the file's name.
 
     >>> [_split_of(name) for name in ("data/unsupervised-00000-of-00003.parquet", "dev.csv", "rows.jsonl")]
     ['unsupervised', 'validation', 'train']
@@ -219,7 +219,7 @@ def _split_of(name: str) -> str:
 
 
 def _card(api: Any, place: Dataset) -> Mapping[str, Any]:
-    """Return the metadata of a dataset's card; `{}` if they cannot be read."""
+    """Return the metadata of a dataset's card; `{}` if the card is unreadable."""
     path = api.hf_hub_download(place.repo, CARD, repo_type="dataset", revision=place.revision)
     metadata = _METADATA.match(Path(path).read_text("utf-8", "replace"))
     with contextlib.suppress(yaml.YAMLError):
@@ -232,7 +232,7 @@ def _card(api: Any, place: Dataset) -> Mapping[str, Any]:
 
 
 def output_place(url: str) -> Dataset:
-    """Return the data file of an output: a split has the name that `datasets` gives it. Raises `PromptmillError`."""
+    """Return the data file for an output; a split gets the file name of `datasets`. Raises `PromptmillError`."""
     place = Dataset.of(url)
     if place.revision:
         raise input_error(f"{url:.100}: an output goes into the main branch; leave @{place.revision} out.")
@@ -244,7 +244,7 @@ def output_place(url: str) -> Dataset:
 
 
 def check_may_write(place: Dataset) -> None:
-    """Raise `PromptmillError` if there is no token, it cannot write, or another user is the owner."""
+    """Raise `PromptmillError` if the token is missing, is read-only, or belongs to another user than the dataset."""
     with _errors(place):
         user = _api().whoami()
     token = user.get("auth", {}).get("accessToken") or {}
@@ -263,7 +263,7 @@ def check_may_write(place: Dataset) -> None:
 
 
 def digest(place: Dataset) -> str | None:
-    """Return the digest of the data file's content; None if there is none. Raises `PromptmillError`."""
+    """Return the digest of the data file's content; None if the file is missing. Raises `PromptmillError`."""
     with _errors(place), contextlib.suppress(FileNotFoundError):
         from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -276,7 +276,7 @@ def digest(place: Dataset) -> str | None:
 
 
 def digests_of(file: Path) -> Sequence[str]:
-    """Return the digests that `digest` may return for a data file with the content of `file`. Raises `OSError`."""
+    """Return the possible results of `digest` for a data file with the content of `file`. Raises `OSError`."""
     size = file.stat().st_size
     lfs, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with file.open("rb") as stream:
@@ -287,9 +287,9 @@ def digests_of(file: Path) -> Sequence[str]:
 
 
 def commit(place: Dataset, file: Path, title: str, card: Callable[[str], str]) -> None:
-    """Write the data file and the card in one commit; nothing if the dataset has both. A new dataset is private.
+    """Write the data file and the card in one commit; do nothing if both exist unchanged. A new dataset is private.
 
-    `card` returns the new card from the present one, `""` if there is none. Raises `PromptmillError`.
+    `card` returns the new card for the present card (`""` if there is none). Raises `PromptmillError`.
     """
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.errors import EntryNotFoundError
@@ -307,12 +307,12 @@ def commit(place: Dataset, file: Path, title: str, card: Callable[[str], str]) -
             [CommitOperationAdd(place.path, str(file)), CommitOperationAdd(CARD, card(before).encode())],
             commit_message=title,
             repo_type="dataset",
-            parent_commit=head,  # if another user changes the card meanwhile, the commit fails
+            parent_commit=head,  # the commit fails if another user changes the card meanwhile
         )
 
 
 def set_quiet() -> None:
-    """Switch off the telemetry and the progress bars of huggingface_hub, before it is imported."""
+    """Switch off telemetry and progress bars of huggingface_hub. Call it before the import of huggingface_hub."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -328,12 +328,12 @@ def _api() -> Any:
 
 @contextlib.contextmanager
 def _errors(place: Dataset) -> Iterator[None]:
-    """Turn the errors of the Hub into `PromptmillError`."""
+    """Convert the errors of the Hub to `PromptmillError`."""
     try:
         yield
     except PromptmillError:
         raise
-    except Exception as error:  # noqa: BLE001 (huggingface_hub's, httpx's, …)
+    except Exception as error:  # noqa: BLE001 (errors of huggingface_hub, httpx, …)
         raise _known(error, place) from None
 
 

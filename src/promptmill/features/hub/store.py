@@ -13,7 +13,7 @@ from promptmill.jobs.store.index import JobFolders
 
 
 class HubStore(Store):
-    """Datasets at the commit with which a job began; other URLs of the Hub as fsspec has them."""
+    """Datasets at the commit with which a job began; fsspec handles other URLs of the Hub."""
 
     extra: ClassVar[str] = "hub"
 
@@ -26,21 +26,21 @@ class HubStore(Store):
         return hub.files_of(url) if hub.is_dataset(url) else None
 
     def output(self, folders: JobFolders, url: str) -> RemoteOutput:
-        """Return the data file of an output. Raises `PromptmillError` for a URL of no dataset."""
+        """Return the output in a dataset. Raises `PromptmillError` if the URL names no dataset."""
         place = hub.output_place(url)
         return HubOutput.at(folders, place.url, place.file_name)
 
     def open(self, url: str) -> tuple[Any, str]:
-        """Open a URL as fsspec does, without progress bars and telemetry."""
+        """Open a URL with fsspec, without progress bars and telemetry."""
         hub.set_quiet()
         return super().open(url)
 
 
 class HubOutput(RemoteOutput):
-    """A data file in a dataset of the Hugging Face Hub. One commit has the file and the dataset's card."""
+    """An output in a dataset of the Hugging Face Hub. One commit contains the data file and the dataset's card."""
 
     def check(self, *, may_replace: bool) -> None:
-        """Raise `PromptmillError` if the user may not write the dataset, or it has another file of this name."""
+        """Raise `PromptmillError` if the user may not write to the dataset, or if it has another file of this name."""
         hub.check_may_write(self._place)
         super().check(may_replace=may_replace)
 
@@ -50,7 +50,7 @@ class HubOutput(RemoteOutput):
         hub.commit(place, self.local, dataset_card.title(folder), card)
 
     def _local(self) -> Sequence[str]:
-        """Return the digests of the file: a run may have been killed between the commit and its note."""
+        """Return the digests of the file, because a killed run may have committed the file without recording it."""
         return hub.digests_of(self.local) if self.local.is_file() else ()
 
     def _key(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Better prompts, found on rows with right answers and tested once on others."""
+"""Searches for better prompts on rows with right answers, and tests the best prompt once on held-out rows."""
 
 from promptmill.core.feature import Command, Feature
 

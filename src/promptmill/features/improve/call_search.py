@@ -1,9 +1,9 @@
-"""A search for a better prompt for a call.
+"""The search for a better prompt for a call of a server.
 
-    the file ─▶ another process: the gold rows ─▶ a thread: the search ─▶ this server's jobs, a step each
+    the file ─▶ child process: the gold rows ─▶ thread: the search ─▶ this server's jobs, one per step
 
-The other process has limited memory and time: an agent that has read a poisoned page may have named the file and
-written the prompt. Each step is a job, so a repeated call resumes the search, and pays for no answer again.
+The child process has limited memory and time, because an agent that has read a poisoned page may have named the file
+and written the prompt. Each step is a job, so a repeated call resumes the search and pays no answer twice.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from promptmill.system.call_files import FileRule
 
 _MODULE = "promptmill.features.improve.call_search"
 _COMPUTING_S = 300  # as for the validation of a file
-_LOOK_S = 0.2  # a look at a job takes a millisecond, and a search has eight jobs or fewer
+_LOOK_S = 0.2  # polling a job takes a millisecond, and a search has at most eight jobs
 _RESUMES = "The same call resumes the search, and pays for no answer again."
 
 
 class CallModel(NamedTuple):
-    """A model of the search: its plan, and the function that gets the cost of each of its jobs."""
+    """A model of the search: its plan, and a function that is called with the cost of each of its jobs."""
 
     plan: ResolvedConfig
     approve: Approve | None
@@ -55,7 +55,7 @@ class CallModel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SearchOrder:
-    """The search that a call asks for."""
+    """The options of a call's search."""
 
     input_file: str
     gold: str
@@ -70,13 +70,13 @@ class SearchOrder:
 
 
 def strong_plan(plan: ResolvedConfig, model: ResolvedConfig, max_cost: float | None) -> ResolvedConfig:
-    """Return the plan of the strong model of a search, whose replies are prompts: longer than the labels of `model`."""
+    """Return the plan of the strong model, whose replies are prompts and may exceed the labels of `model`."""
     limit = longest_of(model, max_cost)
     return (plan if limit is None else plan.with_sampling({"max_tokens": limit})).capped
 
 
 class CallSearch:
-    """A search that a call waits for."""
+    """A search for which a call waits."""
 
     def __init__(self, jobs: RunningJobs, caller: Caller, order: SearchOrder) -> None:
         self._jobs, self._caller, self._order = jobs, caller, order
@@ -89,13 +89,13 @@ class CallSearch:
 
     @property
     def words(self) -> str:
-        """The progress in words."""
+        """The progress as text."""
         return f"{self._step}{self._counts}"
 
     async def figures(self, limit_s: float | None) -> JsonDict:
-        """Return the figures of the search and the state `finished`; after `limit_s`, the state `running`.
+        """Return the search's figures with the state `finished`; after `limit_s`, return the state `running`.
 
-        The state is `running` only when the job of an unfinished step runs, so that each repeated call gets further.
+        The state is `running` only if the job of an unfinished step is running, so each repeated call makes progress.
         If this call is cancelled, the job ends. Raises `PromptmillError`.
         """
         order = self._order
@@ -114,7 +114,7 @@ class CallSearch:
         )
         gold = await self._jobs.apart(call, path.name, _MODULE)
         searching = asyncio.ensure_future(asyncio.to_thread(self._search, gold))
-        searching.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps its client has left
+        searching.add_done_callback(lambda done: done.cancelled() or done.exception())  # the client may have left
         try:
             await asyncio.wait({searching}, timeout=limit_s)
             self._is_late = True
@@ -123,7 +123,7 @@ class CallSearch:
             self._is_cancelled = True
             if self._job is not None:
                 self._job.cancel()
-            with contextlib.suppress(PromptmillError):  # the job of the step is not made yet
+            with contextlib.suppress(PromptmillError):  # the job of the step may not exist yet
                 await self._jobs.cancel(self._job_id, self._caller)
             raise
         if not searching.cancelled():
@@ -153,12 +153,12 @@ class CallSearch:
         asyncio.run_coroutine_threadsafe(self._ran(model, job), self._loop).result()
 
     async def _ran(self, model: CallModel, job: OpenJob) -> None:
-        """Run the job of a step to its end."""
+        """Run the job of a step until it ends."""
         if self._is_cancelled:
             raise asyncio.CancelledError
         self._job, self._job_id = asyncio.current_task(), job.order.output.parent.name
         now = await self._jobs.start(job, self._caller, model.approve)
-        while now["alive"] or now["state"] in progress.ALIVE:  # the search opens its database
+        while now["alive"] or now["state"] in progress.ALIVE:  # wait, because the search opens the job's database
             if self._is_late:
                 raise asyncio.CancelledError
             await asyncio.sleep(_LOOK_S)

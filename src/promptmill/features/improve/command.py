@@ -1,4 +1,4 @@
-"""`promptmill improve`: a strong model writes better prompts; rows with right labels decide whether one is better."""
+"""`promptmill improve`: a strong model writes prompts, and rows with right labels decide whether a prompt is better."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.system.safe_open import home_expanded
 
 _OWN = {"--gold", "--prompt", "--prompt-file", "--strong", "--output", "-o", "--max-cost", "--again"}
-"""Options with a value that the command `bulk` does not get."""
+"""The options with a value that are not passed to the command `bulk`."""
 _OWN_FLAGS = {"--overwrite", "--json", "--quiet"}
 
 
 class _StoppedError(Exception):
-    """A step's job has stopped before its end, and has said why."""
+    """The job of a step stopped early, and has reported the reason."""
 
 
 def add_options(improve: Parser) -> None:
@@ -80,7 +80,7 @@ def add_options(improve: Parser) -> None:
 
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    """Search, print the result and write the prompt. Returns 0 for any result, and as a job if one stops."""
+    """Search, print the result and write the prompt. Return 0 for any result; a job's exit code if it stopped."""
     options.refuse(
         (not arguments.strong.strip(), "--strong", "names the model that writes better prompts."),
         (arguments.prompt == "", "--prompt", "is empty."),
@@ -97,7 +97,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     def step(its: Configuration, job: OpenJob) -> None:
         folder = steps.folders.of(job.order.output)
         is_new = not steps.spent and not folder.path.exists()
-        if is_new and target.exists() and not arguments.overwrite:  # an earlier run may have written it
+        if is_new and target.exists() and not arguments.overwrite:  # an earlier run may have written the file
             raise config_error("--output", f"{target} exists; name another file, or --overwrite replaces it.")
         shown = argparse.Namespace(**{**vars(arguments), "json": False, "report": None})
         code = run(shown, its, job, is_step=True)
@@ -141,13 +141,13 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     else:
         say("\n".join(words.lines(found, columns(sys.stdout))), wrap=True)
         _show_file(arguments, found)
-    if refusal is not None:  # the result was paid for
+    if refusal is not None:  # the result was paid, so it is shown before the error
         raise refusal
     return OK
 
 
 def _show_file(arguments: argparse.Namespace, found: JsonObject) -> None:
-    """Print the name of the prompt's file and, after a gain, the command that uses it."""
+    """Print the path of the prompt's file and, after a gain, a command that uses the prompt."""
     if (target := found.get("prompt_file")) is None:
         return
     is_better = found["outcome"] == GAIN
@@ -157,7 +157,7 @@ def _show_file(arguments: argparse.Namespace, found: JsonObject) -> None:
 
 
 def _strong(arguments: argparse.Namespace, configuration: Configuration) -> tuple[Configuration, argparse.Namespace]:
-    """Return the configuration of the strong model, and the options that make it."""
+    """Return the configuration for the strong model, and the command-line options for it."""
     limit = longest_of(configuration.plan, arguments.max_cost)
     other = {"model": arguments.strong, "choices": None, "temperature": None, "max_tokens": limit}
     of_strong = argparse.Namespace(**{**vars(arguments), **other})
@@ -168,7 +168,7 @@ def _strong(arguments: argparse.Namespace, configuration: Configuration) -> tupl
 
 
 def _told(steps: JobSteps, code: int) -> int:
-    """Say that the search has stopped; its job has said why."""
+    """Report that the search has stopped; its job has reported the reason."""
     spent = f"{dollars(steps.spent['cost'])} are spent in all; " if "cost" in steps.spent else ""
     if code in {TRY_AGAIN, TERMINATED}:
         complain(f"the search stopped: {spent}the same command resumes it, and pays for no answer again.")
@@ -176,7 +176,7 @@ def _told(steps: JobSteps, code: int) -> int:
 
 
 def _bulk_command(arguments: argparse.Namespace, target: str) -> list[str]:
-    """Return the command that labels the rows with the prompt in `target`."""
+    """Return a command that labels the rows with the prompt in `target`."""
     kept, given = list[str](), iter(arguments.given[1:])
     for word in given:
         name, equals, _ = word.partition("=")

@@ -1,4 +1,4 @@
-"""Gold rows, which have a right label: half of them are seen by the search, the other half is held out for one test."""
+"""Gold rows, which have a right label: one half is seen by the search, the other half is held out for one test."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from promptmill.jobs.labels import other_labels, right_label
 from promptmill.jobs.store.spec import digest
 
 FEWEST = 100
-"""Gold rows. With fewer, chance alone may cause a gain of 15 points."""
+"""The fewest gold rows. With fewer rows, chance alone may cause a gain of 15 points."""
 _WHOLE_ROW = re.compile(rf"\b{ROW}\b")
 
 
 @dataclass(frozen=True, slots=True)
 class GoldRow:
-    """A row with its right label."""
+    """A row and its right label."""
 
     key: str
-    """The digest of its cells."""
+    """The digest of the row's cells."""
     cells: JsonObject
-    """The cells that the prompt may name."""
+    """The cells that a prompt may use."""
     label: str
 
 
 @dataclass(frozen=True, slots=True)
 class Gold:
-    """The gold rows of an input, each question once."""
+    """The gold rows of an input, without repeated rows."""
 
     labels: Sequence[str]
     header: Sequence[str]
-    """The columns of the input without the right labels."""
+    """The columns of the input, without the column of right labels."""
     seen: Sequence[GoldRow]
     held_out: Sequence[GoldRow]
     repeated: int
-    """Rows that are left out, because an earlier one has the same cells."""
+    """The number of rows left out because an earlier row has the same cells."""
     without: int
-    """Rows without a right label."""
+    """The number of rows without a right label."""
 
     @classmethod
     def of(cls, rows: Iterable[JsonObject], column: str, prompt: str, labels: Sequence[str]) -> Gold:
-        """Return the gold rows for `prompt`. The digest of all cells of a row decides to which half it belongs, so
-        that another prompt has the same halves.
+        """Return the gold rows for `prompt`. The digest of all cells of a row determines its half, so another prompt
+        gets the same halves.
 
-        Raises `PromptmillError` (`invalid_input`) for unusable columns and labels, and for fewer than `FEWEST` rows.
+        Raises `PromptmillError` (`invalid_input`) for unusable columns or labels, and for fewer than `FEWEST` rows.
         """
         check_names_some(prompt, lambda: "")
         every = list(rows)
@@ -90,7 +90,7 @@ def _digest(cells: JsonObject) -> str:
 
 
 def columns_of(prompt: str, header: Sequence[str]) -> list[str]:
-    """Return the columns that a prompt names. Raises `PromptmillError` (`invalid_input`) for others."""
+    """Return the columns that a prompt names. Raises `PromptmillError` (`invalid_input`) if one is not in `header`."""
     names = {*template_of(prompt, header).names}
     check_names(names, header)
     if _WHOLE_ROW.search(prompt):

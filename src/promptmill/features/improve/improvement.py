@@ -1,4 +1,4 @@
-"""`promptmill.improve`: searches for a better prompt from a Python program."""
+"""`promptmill.improve`: the search for a better prompt, for Python programs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WIDTH = 100  # characters
 
 
 class ImproveOptions(ModelOptions, total=False):
-    """Options of a search; options of `bulk` mean the same here."""
+    """The options of a search; options that `bulk` has too mean the same."""
 
     system: str
     temperature: float | None
@@ -51,16 +51,16 @@ class Improvement:
     """The result of a search for a better prompt."""
 
     figures: JsonObject
-    """All figures, as `promptmill improve --json` prints them."""
+    """All figures, as in `promptmill improve --json`."""
 
     @property
     def outcome(self) -> str:
-        """Whether the held-out rows show a "gain", or that the winner is "worse"; or "cannot tell"."""
+        """The result on the held-out rows: "gain" or "worse" for the winner, or "cannot tell"."""
         return str(self.figures["outcome"])
 
     @property
     def prompt(self) -> str:
-        """The prompt that was right on most seen rows."""
+        """The prompt with the most right answers on the seen rows."""
         return str(self.figures["prompt"])
 
     def __repr__(self) -> str:
@@ -81,7 +81,7 @@ def improve(
     overwrite: bool = False,
     **options: Unpack[ImproveOptions],
 ) -> Improvement:
-    """Have the model `strong` write better prompts from the mistakes on gold rows, and test the best one on others.
+    """Let the model `strong` write better prompts from mistakes on gold rows, and test the best prompt on others.
 
     `rows`: a file, a table or a list of rows as in `bulk`, at least 100 of them with the right label in the column
     `gold`. `prompt` and `choices`: as in `bulk`. `output`: the file that the best prompt is written to, with
@@ -92,7 +92,7 @@ def improve(
         promptmill.improve("reviews.csv", "Is it positive? {{text}}", gold="label", choices=["yes", "no"],
                            model="small-1", strong="good-1").outcome
 
-    Raises `PromptmillError` when it stops; the same call resumes it.
+    Raises `PromptmillError` when the search stops; the same call resumes it.
     """
     given: JsonDict = {name: value for name, value in options.items() if value is not None}
     try:
@@ -128,7 +128,7 @@ def improve(
 
 
 def system_of(system: str | None, labels: Labels) -> str:
-    """Return the system prompt above every row: the given one, and the definitions of the labels."""
+    """Return the system prompt of every row: `system`, and the definitions of the labels."""
     return "\n\n".join(filter(None, (system, labels.definitions)))
 
 
@@ -141,7 +141,7 @@ def gold_in(
     encoding: str | None,
     rule: FileRule | None = None,
 ) -> Gold:
-    """Return the gold rows in a file. `rule`: of a call, which may use no file with secrets.
+    """Return the gold rows in a file. `rule`: the file rule for a call, which may not use a file with secrets.
 
     Raises `PromptmillError`.
     """
@@ -158,7 +158,7 @@ def gold_in(
 
 @contextlib.contextmanager
 def _file_of(rows: Any) -> Iterator[Path]:
-    """Give the file of rows; of a table or a list, it is a temporary one."""
+    """Yield the path of the file of rows. A table or a list is written to a temporary file."""
     if isinstance(rows, str | Path):
         yield home_expanded(rows)
         return
@@ -170,7 +170,7 @@ def _file_of(rows: Any) -> Iterator[Path]:
 
 
 def write_prompt(target: Path, figures: JsonObject, *, overwrite: bool) -> bool:
-    """Write the winner to a file, unless it is worse; return whether it is there. Raises `PromptmillError`."""
+    """Write the winner to a file, unless it is worse. Return whether the file has it. Raises `PromptmillError`."""
     if figures["winner"] == YOURS or figures["outcome"] == WORSE:
         return False
     content = f"{figures['prompt']}\n"

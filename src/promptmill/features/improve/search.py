@@ -1,10 +1,10 @@
-"""The search for a better prompt, and the one test that decides whether it is better.
+"""The search for a better prompt, and the single test that decides whether the best prompt is better.
 
     the prompt on the seen rows ─▶ candidates on the seen rows ─▶ candidates from the best two ─▶ the best of all
                                                                                                        │
                           "gain", "cannot tell" or "worse" ◀── both prompts on the held-out rows ◀─────┘
 
-The figures of the seen rows chose the winner, so they are too good; the figures of the held-out rows are not.
+The figures of the seen rows are too high, because they chose the winner; those of the held-out rows are unbiased.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from promptmill.features.improve.candidates import WAYS, Candidate, problem_of, 
 from promptmill.features.improve.gold import Gold, GoldRow
 
 GAIN, CANNOT_TELL, WORSE = "gain", "cannot tell", "worse"
-"""The outcomes: the held-out rows show that the winner is better, or worse, or they do not decide."""
+"""The outcomes of the test on held-out rows: the winner is better; the rows do not decide; the winner is worse."""
 YOURS = "yours"
-"""The name of the prompt that is to be improved."""
+"""The name of the prompt to be improved."""
 LEVEL = 0.05
-"""The chance of a gain by luck alone, in the first test on held-out rows; in each later one it is half as high."""
+"""The probability of a gain by chance alone in the first test on held-out rows. Each later test halves it."""
 _POWER = 0.8
 _PARENTS = 2
 _FAILED = 0.5
 
 
 class Asker(Protocol):
-    """Has models answer. Answers are stored, and equal calls return them again."""
+    """Gets answers from models. Answers are stored, so a repeated call returns the same answers."""
 
     def labels(self, prompts: Sequence[str], rows: Sequence[GoldRow]) -> list[list[str]]:
-        """Return the labels that the model gives to rows, by prompt; `""` for a row that failed."""
+        """Return the model's labels for the rows, by prompt; `""` for a row that failed."""
         ...
 
     def replies(self, requests: Sequence[str]) -> list[str]:
-        """Return the strong model's replies."""
+        """Return the strong model's replies to the requests."""
         ...
 
     def tested(self, prompts: Sequence[str], rows: Sequence[GoldRow]) -> tuple[list[list[str]], int]:
-        """Return `labels` of held-out rows, and the number of earlier tests that used any of these rows."""
+        """Return `labels` for held-out rows, and the number of earlier tests that used some of these rows."""
         ...
 
 
 def search(
     gold: Gold, prompt: str, asker: Asker, *, system: str = "", tell: Callable[[str], object] = lambda _: None
 ) -> JsonDict:
-    """Return the figures of the search for a better prompt than `prompt`. `system`: the system prompt above it, which
-    stays. `tell` gets the progress.
+    """Search for a prompt better than `prompt`, and return the figures. `system`: the system prompt, which stays
+    unchanged. `tell` is called with the progress.
 
-    Raises `PromptmillError` (`invalid_input`) if most rows fail, and what `asker` raises.
+    Raises `PromptmillError` (`invalid_input`) if most rows fail, and the errors of `asker`.
     """
     tell(f"your prompt on {counted(len(gold.seen), 'seen row')}")
     (base,) = _asked([(YOURS, prompt, "")], gold, asker)
@@ -73,7 +73,7 @@ def search(
             generation = _asked(written, gold, asker) if written else []
             found += generation
             generation = sorted(generation, key=lambda one: -one.right)[:_PARENTS]
-    winner = max(found, key=lambda one: one.right)  # the first of equal ones
+    winner = max(found, key=lambda one: one.right)  # `max` returns the first of several equal candidates
     figures: JsonDict = {
         "outcome": CANNOT_TELL,
         "winner": winner.name,
@@ -116,9 +116,9 @@ def _written(
     system: str,
     notes: list[str],
 ) -> list[tuple[str, str, str]]:
-    """Return the names, prompts and parents of new candidates, the parents in turn; adds to `notes`.
+    """Return the name, prompt and parent of each new candidate, alternating between parents. Add notes to `notes`.
 
-    A reply that is no candidate is requested once more, with the reason.
+    If a reply is not a valid candidate, it is requested once more, with the reason.
     """
     ways = list(WAYS)
     own = {way: parents[at % len(parents)] for at, way in enumerate(ways)}
@@ -148,7 +148,7 @@ def _written(
 
 
 def verdict(before: Sequence[bool], after: Sequence[bool], level: float) -> JsonDict:
-    """Return the outcome of the test of two prompts on the same rows, from whether each is right, and its figures."""
+    """Return the outcome and figures of a test, from whether each of two prompts was right on each row."""
     rows, pairs = len(before), list(zip(before, after, strict=True))
     lost, won = pairs.count((True, False)), pairs.count((False, True))
     both, p = pairs.count((True, True)), mcnemar_more(lost, won)
@@ -173,10 +173,10 @@ def verdict(before: Sequence[bool], after: Sequence[bool], level: float) -> Json
 
 
 def rows_to_tell(gain: float, changed: float, level: float = LEVEL) -> int | None:
-    """Return about how many gold rows show a gain in four of five runs; None without a gain.
+    """Return the approximate number of gold rows that shows the gain in four of five runs; None without a gain.
 
-    `changed`: the share of rows that only one of the prompts has right. Half of the rows are held out. The normal
-    approximation of McNemar's test, with a correction for continuity.
+    `changed`: the share of rows on which only one of the prompts is right. Half of the rows are held out. The method is
+    the normal approximation of McNemar's test, with a continuity correction.
 
     >>> rows_to_tell(0.05, 0.1), rows_to_tell(0.1, 0.1)
     (580, 160)
@@ -186,5 +186,5 @@ def rows_to_tell(gain: float, changed: float, level: float = LEVEL) -> int | Non
     alpha, beta = NormalDist().inv_cdf(1 - level), NormalDist().inv_cdf(_POWER)
     root = alpha * math.sqrt(changed) + beta * math.sqrt(max(0.0, changed - gain * gain))
     held_out = (root / gain) ** 2 + 2 / gain
-    step = int(10 ** max(0, math.floor(math.log10(2 * held_out)) - 1))  # two digits are enough
+    step = int(10 ** max(0, math.floor(math.log10(2 * held_out)) - 1))  # round to two digits
     return math.ceil(2 * held_out / step) * step

@@ -1,7 +1,7 @@
-"""The steps of a search as jobs without output files: a killed search finds those that are done, and their answers.
+"""Runs the steps of a search as jobs without output files: after a kill, finished steps and their answers are reused.
 
-A step's id follows from its rows, prompts and settings, and a step's rows from the answers of earlier steps. So the
-same search begins or resumes the same jobs in the same order. The job of a test notes which held-out rows it used.
+The id of a step depends on its rows, prompts and settings; its rows depend on answers of earlier steps. So the same
+search starts or resumes the same jobs in the same order. The job of a test records which held-out rows it used.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _SEEN, _WRITTEN, _HELD_OUT = "improve-seen", "improve-candidates", "improve-held
 
 
 def longest_of(plan: ResolvedConfig, max_cost: float | None) -> int | None:
-    """Return the limit of the strong model's replies, in tokens: the file's limit is for labels, and a budget needs a
-    limit; None else, since a small model may not have the room."""
+    """Return the token limit for the strong model's replies: the configured limit is meant for labels, and a budget
+    requires a limit. None otherwise, because a small model may not have the room."""
     limit = plan.settings.sampling_params.max_tokens
     return None if limit is None and max_cost is None else _LONGEST_PROMPT
 
@@ -44,14 +44,14 @@ class StepModel:
 
     models: Configuration | CallModels
     run: Callable[[OpenJob], object]
-    """Runs a job to its end, which may be a job that is done; raises if it stops before."""
+    """Runs a job until it is finished; a finished job is not run again. Raises if the job stops early."""
     command: Sequence[str] = ()
-    """The command by which one of its jobs is resumed by its id."""
+    """The command that resumes one of the model's jobs, without the job's id."""
 
 
 @dataclass
 class JobSteps:
-    """An `Asker` that takes its answers from jobs, with one budget."""
+    """An `Asker` whose answers come from jobs with a common budget."""
 
     folders: JobFolders
     model: StepModel
@@ -59,23 +59,23 @@ class JobSteps:
     system_prompt: str
     max_cost: float | None = None
     again: Literal["failed"] | None = None
-    """The rows to send again."""
+    """Which rows to send again."""
     caller: Caller | None = None
-    """The caller of the search: another owner's equal search has jobs of its own."""
+    """The caller of the search. Another owner's equal search has separate jobs."""
     spent: JsonDict = field(default_factory=dict)
-    """The sums of the jobs so far."""
+    """The summed counts and costs of the jobs so far."""
 
     def labels(self, prompts: Sequence[str], rows: Sequence[GoldRow]) -> list[list[str]]:
-        """Do what `Asker.labels` does."""
+        """Return the labels, see `Asker.labels`."""
         return self._answers(self._step(_SEEN, [row.cells for row in rows], prompts), len(prompts), len(rows))
 
     def replies(self, requests: Sequence[str]) -> list[str]:
-        """Do what `Asker.replies` does."""
+        """Return the replies, see `Asker.replies`."""
         folder = self._step(_WRITTEN, [{"request": text} for text in requests], ["{{request}}"])
         return self._answers(folder, 1, len(requests))[0]
 
     def tested(self, prompts: Sequence[str], rows: Sequence[GoldRow]) -> tuple[list[list[str]], int]:
-        """Do what `Asker.tested` does."""
+        """Return the labels and the number of earlier tests, see `Asker.tested`."""
         folder = self._step(_HELD_OUT, [row.cells for row in rows], prompts)
         known = folder.tested
         if known is None:
@@ -100,7 +100,7 @@ class JobSteps:
         return sum(not keys.isdisjoint(other["rows"]) for other in others if other is not None)
 
     def _step(self, name: str, rows: Sequence[JsonObject], prompts: Sequence[str]) -> Folder:
-        """Run a job that asks each of the prompts for each row, and return its folder."""
+        """Run a job that sends each row with each prompt, and return its folder."""
         is_written = name == _WRITTEN
         model = self.strong if is_written else self.model
         left = None if self.max_cost is None else max(0.0, self.max_cost - self.spent.get("cost", 0.0))
@@ -126,7 +126,7 @@ class JobSteps:
         if folder.spec is None:
             return
         now: JsonObject = status.read(folder)
-        if "cost" in now:  # without a price it is unknown
+        if "cost" in now:  # without a price, the cost is unknown
             self.spent["cost"] = self.spent.get("cost", 0.0) + now["cost"] + now.get("cost_set_aside", 0.0)
         for name in ("requests", "seconds"):
             self.spent[name] = self.spent.get(name, 0) + now.get(name, 0)

@@ -1,4 +1,4 @@
-"""The result of a search for a better prompt in words."""
+"""The result of a search for a better prompt, as text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from promptmill.features.improve.search import CANNOT_TELL, GAIN, LEVEL, YOURS
 
 
 def lines(found: JsonObject, width: int) -> Iterator[str]:
-    """Yield the candidates, the test and its outcome; the table has `width` characters."""
+    """Yield lines about the candidates, the test and its outcome. The table is `width` characters wide."""
     rows = found["rows"]
     left_out = [f"{rows[name]:,} {what}" for name, what in _LEFT_OUT.items() if rows[name]]
     note = f"; left out: {', '.join(left_out)}" if left_out else ""

@@ -1,4 +1,4 @@
-"""The tool `improve`: which prompt is better, decided by labelled rows."""
+"""The tool `improve`, which searches for a better prompt; labelled rows decide."""
 
 from __future__ import annotations
 

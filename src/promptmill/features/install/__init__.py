@@ -1,4 +1,4 @@
-"""Promptmill in clients' configuration files, and in checkouts of UltraRAG: added, and removed again."""
+"""Adds promptmill to the configuration files of clients and to checkouts of UltraRAG, and removes it again."""
 
 from promptmill.core.feature import Command, Feature
 

@@ -1,8 +1,8 @@
-"""The entry of an MCP server in a client's file, JSON or TOML: added and removed without a change to any other byte.
+"""The entry of an MCP server in a client's JSON or TOML file, added and removed without changing any other byte.
 
-Libraries were tried in November 2026. For JSON: json5kit knows no /* comments */, json-with-comments drops all of them,
-and json-five keeps them in a tree that has to be edited node by node. For TOML: tomlkit keeps comments, but mixes line
-ends in a file of Windows, and leaves an empty line behind when an entry is removed.
+These libraries were tried in November 2026. JSON: json5kit does not support /* comments */, json-with-comments drops
+all comments, and json-five keeps them in a tree that must be edited node by node. TOML: tomlkit keeps comments, but
+mixes line ends in a Windows file and leaves an empty line behind when an entry is removed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.features.install.file_steps import FileStep, backup_of, keep, put_back, remove, write
 
-# VS Code's files may have comments, and commas after the last member.
+# VS Code's files may have comments, and a comma after the last member.
 _COMMENT = re.compile(r'"(?:[^"\\]|\\.)*+"?|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
 _LAST_COMMA = re.compile(r'"(?:[^"\\]|\\.)*+"?|,(?=\s*+[}\]])', re.DOTALL)
 _BOM = "\ufeff"
@@ -27,10 +27,10 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def install(file: Path, key: str, name: str, added: JsonObject) -> list[FileStep]:
-    """Return the steps that put `added` under `name` into the object `key` of `file`; none if it is there already.
+    """Return the steps that put `added` under `name` into the object `key` of `file`; none if the entry is present.
 
-    Other fields of an existing entry, such as a timeout, stay; `env` is merged. Raises `PromptmillError` when the file
-    is invalid.
+    Other fields of an existing entry, such as a timeout, stay; `env` is merged. Raises `PromptmillError` if the file is
+    invalid.
     """
     found = _read(file, key)
     there = found.servers.get(name)
@@ -44,14 +44,14 @@ def install(file: Path, key: str, name: str, added: JsonObject) -> list[FileStep
 
 
 def written(file: Path, key: str, name: str, entry: JsonObject) -> str:
-    """Return `entry` as it is written into `file`."""
+    """Return the text of `entry` in the format of `file`."""
     if file.suffix == ".toml":
         return _TomlFile("", key).with_entry(name, entry)
     return json.dumps({name: entry}, indent=2, ensure_ascii=False)
 
 
 def over(there: JsonObject, added: JsonObject) -> JsonDict:
-    """Return an existing entry overridden by `added`."""
+    """Return an existing entry, overridden by `added`."""
     entry = {**there, **added}
     if "env" in added and isinstance(there.get("env"), dict):
         entry["env"] = {**there["env"], **added["env"]}
@@ -59,13 +59,13 @@ def over(there: JsonObject, added: JsonObject) -> JsonDict:
 
 
 def entry_in(file: Path, key: str, name: str) -> JsonObject:
-    """Return the entry `name` of `file`, empty if there is none. Raises like `install`."""
+    """Return the entry `name` of `file`; empty without such an entry. Raises like `install`."""
     found = _read(file, key).servers.get(name)
     return found if isinstance(found, dict) else {}
 
 
 def undo(file: Path, key: str, name: str) -> list[FileStep]:
-    """Return the steps that undo `install`: restore the earlier entry or remove it; none without an entry.
+    """Return the steps that undo `install`: they restore the earlier entry, or remove the entry; none without an entry.
 
     Raises like `install`.
     """
@@ -82,7 +82,7 @@ def undo(file: Path, key: str, name: str) -> list[FileStep]:
 
 
 def _read(file: Path, key: str, suffix: str = "") -> _File:
-    """Return the parsed `file` in the format of files with `suffix` (default: its own); a missing file is empty."""
+    """Parse `file` in the format of files with `suffix` (default: the file's suffix). A missing file is empty."""
     try:
         return _parsed(file.read_bytes().decode() if file.exists() else "", key, suffix or file.suffix)
     except OSError as error:
@@ -99,7 +99,7 @@ def _read(file: Path, key: str, suffix: str = "") -> _File:
 def _rewrite(file: Path, found: _File, name: str, entry: JsonObject | None, words: str = "") -> FileStep:
     """Return the step that writes `entry` under `name`; None removes the entry.
 
-    Raises `PromptmillError` when another value would change.
+    Raises `PromptmillError` if the edit would change another value.
     """
     text = found.without(name) if entry is None else found.with_entry(name, entry)
     try:
@@ -112,7 +112,7 @@ def _rewrite(file: Path, found: _File, name: str, entry: JsonObject | None, word
 
 
 def _parsed(text: str, key: str, suffix: str) -> _File:
-    """Return the file with this text; `key` is the servers'. Raises `ValueError`, `RecursionError`."""
+    """Parse the text of a file. `key`: the key of the servers. Raises `ValueError`, `RecursionError`."""
     found = _TomlFile(text, key) if suffix == ".toml" else _JsonFile(text, key)
     if not isinstance(found.servers, dict):
         raise ValueError(f"{key} should be an object, not {shape(found.servers)}")
@@ -124,7 +124,7 @@ def _line_end(text: str) -> str:
 
 
 class _Member(NamedTuple):
-    """The positions of a member of a JSON object: its key, its value, the end of its value."""
+    """The positions of an object's member in JSON text: the start of its key, the start and the end of its value."""
 
     key: int
     value: int
@@ -132,7 +132,7 @@ class _Member(NamedTuple):
 
 
 class _Content:
-    """The text and the values of a file; `servers` are the entries by their names."""
+    """The text and the values of a file. `servers` has the entries by name."""
 
     def __init__(self, text: str, key: str, content: JsonDict) -> None:
         self.text, self.key = text, key
@@ -140,7 +140,7 @@ class _Content:
         self.others = {name: value for name, value in content.items() if name != key}
 
     def beside(self, name: str) -> tuple[JsonDict, JsonDict]:
-        """Return all values but the entry `name`."""
+        """Return all values of the file without the entry `name`."""
         return self.others, {other: entry for other, entry in self.servers.items() if other != name}
 
 
@@ -159,10 +159,10 @@ class _JsonFile(_Content):
             raise ValueError(f"it should be an object, not {shape(content)}")
         super().__init__(text, key, content)
         self.holds_more = bool(self.others) or self._bare.strip() != text.strip(_BOM).strip()
-        """Whether it holds anything but the servers, such as comments."""
+        """Whether the file has anything in addition to the servers, such as comments."""
 
     def with_entry(self, name: str, entry: JsonObject) -> str:
-        """Return the text with `entry` under `name`, a new one as the first."""
+        """Return the text with `entry` under `name`. A new entry becomes the first."""
         if not self._plain.strip():
             return f"{self.text}{self._json_text({self.key: {name: entry}}, 0)}{_line_end(self.text)}"
         top = self._plain.index("{")
@@ -186,11 +186,11 @@ class _JsonFile(_Content):
         return text[:begin] + text[end:]
 
     def _with_first(self, at: int, name: str, value: JsonObject, depth: int) -> str:
-        """Return the text with a new member at the beginning of the object at `at`."""
+        """Return the text with a new first member in the object that starts at `at`."""
         line, rest = _line_end(self.text), self.text[at + 1 :]
         member = f"{json.dumps(name, ensure_ascii=False)}: {self._json_text(value, depth)}"
         is_empty = self._plain[self._after(at + 1)] == "}"
-        if not rest.lstrip(" \t").startswith(("\r", "\n", "/")):  # the first member or the brace is on the same line
+        if not rest.lstrip(" \t").startswith(("\r", "\n", "/")):  # a member or the brace is on the same line
             rest = line + self._indent() * (depth - is_empty) + rest
         return f"{self.text[: at + 1]}{line}{self._indent() * depth}{member}{'' if is_empty else ','}{rest}"
 
@@ -216,7 +216,7 @@ class _JsonFile(_Content):
         return len(self._bare) - len(rest) if rest.startswith(",") else None
 
     def _json_text(self, value: Any, depth: int) -> str:
-        """Return `value` as JSON with the indentation of the file, for an object at `depth`."""
+        """Return `value` as JSON with the file's indentation, for an object at `depth`."""
         lines = json.dumps(value, indent=self._indent(), ensure_ascii=False).split("\n")
         return (_line_end(self.text) + self._indent() * depth).join(lines)
 
@@ -231,7 +231,7 @@ def _blank(match: re.Match[str]) -> str:
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> JsonDict:
-    """Return `pairs` as an object. Raises `ValueError` for a key that occurs twice: one of the values would be lost."""
+    """Return `pairs` as an object. Raises `ValueError` for a repeated key, because one of its values would be lost."""
     found: JsonDict = {}
     for key, value in pairs:
         if key in found:
@@ -248,7 +248,7 @@ def _toml(value: Any) -> str:
 
 
 class _TomlFile(_Content):
-    """A TOML file, in which each entry is a table `[key.name]`, with tables below it, such as `env`."""
+    """A TOML file. Each entry is a table `[key.name]`, perhaps with subtables such as `env`."""
 
     def __init__(self, text: str, key: str) -> None:
         try:
@@ -259,7 +259,7 @@ class _TomlFile(_Content):
         self.holds_more = bool(self.others) or "#" in text
 
     def with_entry(self, name: str, entry: JsonObject) -> str:
-        """Return the text with `entry` under `name`; tables below it stay."""
+        """Return the text with `entry` under `name`. Its subtables stay."""
         line = _line_end(self.text)
         table = f"[{self.key}.{name if _PLAIN_KEY.fullmatch(name) else json.dumps(name)}]{line}"
         before, after = self._around(name, r"\s*\]")
@@ -273,15 +273,15 @@ class _TomlFile(_Content):
         return f"{before}{gap}{table}{line if after.strip() and not after.startswith(line) else ''}{after}"
 
     def without(self, name: str) -> str:
-        """Return the text without the entry, the tables below it, and one of two empty lines around them."""
+        """Return the text without the entry and its subtables, and without one of two empty lines around them."""
         before, after = self._around(name, r"\s*[.\]]")
         line = _line_end(self.text)
         return before + (after.removeprefix(line) if before.endswith(line * 2) else after)
 
     def _around(self, name: str, end: str) -> tuple[str, str]:
-        """Return the text before and after the tables of the entry, whose heads end with `end`.
+        """Return the text before and after the entry's tables, whose headings end with `end`.
 
-        Comments behind a table belong to what follows.
+        Comments after a table belong to the following table.
         """
         heads = re.compile(rf"\[\s*{re.escape(self.key)}\s*\.\s*(?:{re.escape(name)}|\"{re.escape(name)}\"){end}")
         before: list[str] = []

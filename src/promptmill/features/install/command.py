@@ -1,4 +1,4 @@
-"""The command `promptmill install CLIENT`: print each step, and apply it unless it is a dry run.
+"""The command `promptmill install CLIENT`, which prints each step and, unless it is a dry run, applies it.
 
 `CLIENTS` has a row for each MCP client: its configuration file, the form of its entries, and the folder in which it
 starts servers. The sources, read in November 2026, are the documentation of each client: claude.com/docs (Claude
@@ -6,11 +6,11 @@ Desktop and Claude Code), cursor.com/docs, code.visualstudio.com/docs, developer
 docs.windsurf.com; for the folders also modelcontextprotocol.io/docs/tools/debugging (Claude Desktop: `/`) and
 microsoft/vscode #250078 (home).
 
-The entry is written into the file, also where the client has a command for it (`codex mcp add`): such commands rewrite
-other entries, lose comments and keep no copy.
+The entry is written into the file even if the client has a command for it (`codex mcp add`), because such commands
+rewrite other entries, lose comments and keep no copy.
 
-`promptmill install ultrarag CHECKOUT` replaces the checkout's generation server by our launcher, and nothing else. One
-file changes, and the checkout tracks it: `git checkout` restores the original and leaves no other trace.
+`promptmill install ultrarag CHECKOUT` replaces only the generation server of the checkout, by promptmill's launcher.
+Git tracks this file: `git checkout` restores the original, and nothing else was changed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SERVER = Path("servers", "generation")
 _LAUNCHER = _SERVER / "src" / "generation.py"
 _BELONG = (_LAUNCHER, _SERVER / "parameter.yaml", Path("src", "ultrarag", "client.py"))
 _PLACE = b'INTERPRETER = ""'
-_OURS = b"PROMPTMILL_PYTHON"  # no other generation.py contains it
+_OURS = b"PROMPTMILL_PYTHON"  # no other generation.py contains this
 _KEYS = """\
 No API key was written. Desktop programs do not see your shell's variables: pass one on by its name with --env NAME, or
 set `api_key` in the configuration file. A server without keys needs neither."""
@@ -53,22 +53,22 @@ entry yourself, or set `api_key` in the configuration file. A server without key
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One client. `file` returns its configuration file; `key` is the key of the servers there."""
+    """A client. `file` returns the path of its configuration file; `key` is the file's key for servers."""
 
     name: str
     title: str
     file: Callable[[], Path]
     key: str = "mcpServers"
     more: JsonObject = field(default_factory=dict)
-    """Further fields of each entry."""
+    """Additional fields of each entry."""
     variable: str | None = None
-    """The form of a reference to an environment variable; None if the client has none."""
+    """The client's syntax for a reference to an environment variable; None if it has no such syntax."""
     gives_up: bool = False
-    """Whether the client gives up a call after about a minute."""
+    """Whether the client aborts a call after about a minute."""
     has_project: bool = False
-    """Whether the client starts servers in the folder of the user's project; others use `/` or the home folder."""
+    """Whether the client starts servers in the user's project folder; others use `/` or the home folder."""
     afterwards: str = ""
-    """The user's next step."""
+    """A sentence about the user's next step."""
 
 
 def _home(*parts: str) -> Callable[[], Path]:
@@ -76,7 +76,7 @@ def _home(*parts: str) -> Callable[[], Path]:
 
 
 def _roaming(*parts: str) -> Callable[[], Path]:
-    """Return a path below the folder for applications' settings."""
+    """Return a path in the folder for settings of applications."""
 
     def found() -> Path:
         import platformdirs
@@ -87,9 +87,9 @@ def _roaming(*parts: str) -> Callable[[], Path]:
 
 
 def _claude_desktop() -> Path:
-    """Return the file of Claude Desktop, which as a package of Windows reads only its package's folder.
+    """Return the file of Claude Desktop. If it is installed as a Windows package, it reads only the package's folder.
 
-    The Store and the installer of 2026 install a package (anthropics/claude-code#26073).
+    The Microsoft Store and the 2026 installer install a package (anthropics/claude-code#26073).
     """
     usual = _roaming("Claude", "claude_desktop_config.json")()
     packages = Path(os.environ.get("LOCALAPPDATA", ""), "Packages")
@@ -158,7 +158,7 @@ CLIENTS: Sequence[Client] = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command `install`. Its parsers set `unconfigured`."""
+    """Add the options of the command `install`. They set `unconfigured`."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--dry-run", action="store_true", help="print the steps without doing them")
     shared.add_argument("--undo", action="store_true", help="remove the entry again")
@@ -207,7 +207,7 @@ def _client(arguments: argparse.Namespace) -> int:
     named, configuration = _named_configuration(arguments.config)
     folder = arguments.folder and _usable(arguments.folder)
     there: JsonObject = {}
-    with contextlib.suppress(PromptmillError):  # the steps below raise it again
+    with contextlib.suppress(PromptmillError):  # the steps below raise the error again
         there = client_file.entry_in(file, client.key, arguments.name)
     if folder is None and not client.has_project and configuration.plan.operator.allowed_roots is None:
         folder = _folder_of(there) or _asked_folder(client, is_dry=arguments.dry_run)
@@ -216,7 +216,7 @@ def _client(arguments: argparse.Namespace) -> int:
     try:
         steps = client_file.install(file, client.key, arguments.name, added)
     except PromptmillError:
-        print(_entry_text(file, arguments, added))  # for adding it by hand
+        print(_entry_text(file, arguments, added))  # so that the user can add the entry by hand
         raise
     if folder is not None and not folder.is_dir():
         steps = [make_folder(folder), *steps]
@@ -239,7 +239,7 @@ def _entry_text(file: Path, arguments: argparse.Namespace, entry: JsonObject) ->
 
 
 def _lost_with(*places: Path) -> str:
-    """Return a warning if one of `places`, which the entry needs, is in a checkout; else `""`."""
+    """Return a warning if one of `places`, which the entry needs, is inside a checkout; else `""`."""
     folders = [folder for place in places for folder in place.resolve().parents]
     checkout = next((folder for folder in folders if (folder / ".git").exists()), None)
     if checkout is None:
@@ -251,7 +251,7 @@ def _lost_with(*places: Path) -> str:
 
 
 def _refuse_values(given: Sequence[str]) -> None:
-    """Raise `PromptmillError` if `--env` has more than a name, such as NAME=VALUE; the value is not shown."""
+    """Raise `PromptmillError` if `--env` has a value, as in NAME=VALUE. The message does not show the value."""
     for text in given:
         name = text.partition("=")[0]
         if _VARIABLE.fullmatch(text) and not looks_like_key(text):
@@ -263,7 +263,7 @@ def _refuse_values(given: Sequence[str]) -> None:
 
 
 def _usual_file(client: Client) -> Path:
-    """Return the client's configuration file. Raises `PromptmillError` if the client seems not to be installed."""
+    """Return the path of the client's configuration file. Raises `PromptmillError` if the client is not installed."""
     file = client.file()
     if file.exists() or (file.parent != Path.home() and file.parent.is_dir()):
         return file
@@ -274,7 +274,7 @@ def _usual_file(client: Client) -> Path:
 
 
 def _usable(folder: Path) -> Path:
-    """Return the absolute path of a folder for files. Raises `PromptmillError` for one that holds everything."""
+    """Return the absolute path of a folder for files. Raises `PromptmillError` if it holds all files of the user."""
     folder = home_expanded(folder).absolute()
     if holds_everything(folder):
         raise config_error("--folder", f"{folder} holds all files of the user; name a folder for this purpose.")
@@ -282,7 +282,7 @@ def _usable(folder: Path) -> Path:
 
 
 def _folder_of(entry: JsonObject) -> Path | None:
-    """Return the folder that an earlier entry names."""
+    """Return the folder that an earlier entry has configured."""
     arguments = entry.get("args")
     for argument in arguments if isinstance(arguments, list) else ():
         if str(argument).startswith(_FOLDER):
@@ -292,7 +292,7 @@ def _folder_of(entry: JsonObject) -> Path | None:
 
 
 def _asked_folder(client: Client, *, is_dry: bool) -> Path:
-    """Return the folder that the user names, by default one in the home folder."""
+    """Return the folder that the user chooses; by default, a folder in the home folder."""
     usual = Path.home() / "promptmill"
     if is_dry or not sys.stdin.isatty():
         return usual
@@ -302,9 +302,9 @@ def _asked_folder(client: Client, *, is_dry: bool) -> Path:
 
 
 def _named_configuration(given: Path | None) -> tuple[Path | None, loading.Configuration]:
-    """Return the configuration file for the entry, and its content; no file if promptmill finds it from any folder.
+    """Return the configuration file for the entry, and its content; no file if promptmill finds it from every folder.
 
-    Raises `PromptmillError` when the file is missing or invalid.
+    Raises `PromptmillError` if the file is missing or invalid.
     """
     found = parameter_file.find(given)
     configuration = loading.Configuration.load(found)
@@ -335,10 +335,10 @@ def _apply(steps: Sequence[FileStep], otherwise: str, arguments: argparse.Namesp
 def client_entry(
     client: Client, configuration: Path | None = None, variables: Sequence[str] = (), folder: Path | None = None
 ) -> JsonDict:
-    """Return the entry that starts our server in `client`, by absolute paths: desktop programs lack your PATH.
+    """Return the entry that starts promptmill in `client`. Its paths are absolute, because desktop programs lack PATH.
 
-    `variables` are names of environment variables that the entry passes on; their values are never written. `folder` is
-    set as `allowed_roots`. Raises `PromptmillError` (`invalid_config`) if the client cannot refer to variables.
+    `variables`: names of environment variables that the entry passes on; their values are never written. `folder`:
+    becomes `allowed_roots`. Raises `PromptmillError` (`invalid_config`) if the client cannot refer to variables.
     """
     script = Path(sys.executable).with_name("promptmill.exe" if sys.platform == "win32" else "promptmill")
     start = [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "promptmill"]
@@ -348,7 +348,7 @@ def client_entry(
     if folder is not None:
         arguments += ["--set", f"{_FOLDER}{json.dumps([str(folder)], ensure_ascii=False)}"]
     if client.gives_up:
-        # several clients give up a call after a minute
+        # several clients abort a call after a minute
         arguments += ["--set", "max_call_s=50"]
     found: JsonDict = {**client.more, "command": start[0], "args": arguments}
     if variables and client.variable is None:
@@ -365,7 +365,7 @@ def client_entry(
 
 
 def install_launcher(checkout: Path) -> list[FileStep]:
-    """Return the steps that put our launcher, which starts this Python, into `checkout`; none if it is there already.
+    """Return the steps that put a launcher, which starts this Python, into `checkout`; none if it is already there.
 
     Raises `PromptmillError` when `checkout` is not a checkout of UltraRAG.
     """
@@ -376,13 +376,13 @@ def install_launcher(checkout: Path) -> list[FileStep]:
 
 
 def undo_launcher(checkout: Path) -> list[FileStep]:
-    """Return the steps that restore the checkout's own generation server; none if it is there already.
+    """Return the steps that restore the checkout's own generation server; none if it is already restored.
 
-    Raises `PromptmillError` when `checkout` is not a checkout of UltraRAG, or when there is no copy of its server.
+    Raises `PromptmillError` if `checkout` is not a checkout of UltraRAG, or if there is no copy of its server.
     """
     launcher = _launcher_in(checkout)
     backup = _backup_of(launcher)
-    if not _is_ours(launcher):  # restored by other means
+    if not _is_ours(launcher):  # the user has restored it
         return [remove(backup)] if backup.exists() else []
     if not backup.exists():
         raise config_error("", f"{backup} is missing; run `git checkout -- {_LAUNCHER.as_posix()}` in the checkout.")
@@ -390,7 +390,7 @@ def undo_launcher(checkout: Path) -> list[FileStep]:
 
 
 def launch_file() -> Path:
-    """Return our launcher: in a wheel, else in a checkout of promptmill."""
+    """Return the path of the launcher: in a wheel, else in a checkout of promptmill."""
     package = Path(__file__).parents[2]
     places = (package / _LAUNCHER, package.parents[1] / _LAUNCHER)
     found = next((place for place in places if place.is_file()), None)
@@ -407,7 +407,7 @@ def _launcher_in(checkout: Path) -> Path:
 
 
 def _backup_of(launcher: Path) -> Path:
-    """Return the path for the copy of the checkout's own server, outside of the checkout."""
+    """Return the path, outside of the checkout, for the copy of the checkout's own server."""
     import platformdirs
 
     name = hashlib.sha256(os.fsencode(launcher.resolve())).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Installation steps on other programs' files; each has a description to show before it runs.
+"""Steps that change files of other programs. Each step has a description, which is shown before it runs.
 
 A file is replaced completely or not at all, and a copy of the original is kept next to it.
 """
@@ -20,7 +20,7 @@ _SUFFIX = ".before-promptmill"
 
 @dataclass(frozen=True, slots=True)
 class FileStep:
-    """One change: `words` for people, `act` does it and may raise `OSError`."""
+    """One change: `words` describes it to the user; `act` applies it and may raise `OSError`."""
 
     words: str
     act: Callable[[], None]
@@ -32,14 +32,14 @@ def backup_of(file: Path) -> Path:
 
 
 def keep(file: Path) -> list[FileStep]:
-    """Copy `file`, if it exists, to its backup. The first copy stays: it is the original from before promptmill."""
+    """Copy `file`, if it exists, to its backup. An existing backup is kept, because it is the original file."""
     if not file.exists() or (copy := backup_of(file)).exists():
         return []
     return [FileStep(f"keep the original as {copy}", lambda: _copy(file, copy))]
 
 
 def keep_at(copy: Path, file: Path) -> FileStep:
-    """Copy `file` to `copy`, over an earlier copy: for a file that `put_back` restores completely."""
+    """Copy `file` to `copy`, replacing an earlier copy. Use it for a file that `put_back` restores as a whole."""
     return FileStep(f"keep the original as {copy}", lambda: _write(copy, file.read_bytes()))
 
 
@@ -54,12 +54,12 @@ def put_back(file: Path, copy: Path) -> FileStep:
 
 
 def write(file: Path, content: bytes, words: str = "") -> FileStep:
-    """Replace the content of `file`; its permissions stay."""
+    """Replace the content of `file`, and keep its permissions."""
     return FileStep(words or f"write {file}", lambda: _write(file, content))
 
 
 def make_folder(folder: Path) -> FileStep:
-    """Make `folder`, for this user alone."""
+    """Make `folder`, readable by this user only."""
     return FileStep(f"make the folder {folder}", lambda: make_private(folder))
 
 

@@ -1,4 +1,4 @@
-"""Answers whose labels can be compared: the settings of their requests, and the columns with their marks."""
+"""Requirements for comparable labels: the settings of the requests, and the columns that mark the answers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from promptmill.core.errors import Named, input_error
 from promptmill.core.request import Sampling
 
 SURE, SCORE = "sure", "score"
-"""Columns: who gave the label, and how sure it is (0 to 1)."""
+"""Columns for the giver of the label, and for its score (0 to 1)."""
 
 
 def check_comparable(config: ResolvedConfig, option: str, recall: Collection[str] = ()) -> None:
-    """Raise `PromptmillError` (`invalid_input`) unless the answers of different models can be compared.
+    """Raise `PromptmillError` (`invalid_input`) if answers of different models cannot be compared as labels.
 
-    `recall`: labels that the answers must be able to have.
+    `recall`: labels that the schema or the choices must permit.
     """
     sampling = config.settings.sampling_params
     has_schema = sampling.response_format is not None and schema_of(sampling.response_format) is not None
@@ -32,6 +32,6 @@ def check_comparable(config: ResolvedConfig, option: str, recall: Collection[str
 
 
 def repeating(sampling: Sampling, slot: int) -> dict[str, bool | int | float]:
-    """Return the parameters of a repeat: at the temperature 0, or with one seed, repeats would be equal."""
+    """Return sampling parameters for a repeat: at temperature 0 or with a fixed seed, repeats would be equal."""
     extra: dict[str, bool | int | float] = {} if sampling.temperature else {"temperature": 1.0}
     return extra if sampling.seed is None else extra | {"seed": sampling.seed + slot}

@@ -1,34 +1,34 @@
-"""The cut of `sure` labels: which rows keep the answer of the cheap model?
+"""The cut of `sure` labels, which decides the rows that keep the cheap model's answer.
 
-The rows are ordered by the score of their cheap answers, the surest first; a number that is drawn for each question
-orders equal scores (`place`). n of the N rows, drawn at random without replacement, are the sample: both models answer
-them. The cut is the place of the (c+1)-th disagreement in the sample, counted from the surest. A row before the cut
-keeps its cheap answer, a row of the sample gets the strong answer, and all other rows go to the strong model. c follows
-from N, n, the target and the certainty alone (`allowed`).
+The rows are ordered by the score of their cheap answers, the surest first; a number drawn for each question orders
+equal scores (`place`). A sample of n of the N rows is drawn at random without replacement, and both models answer it.
+The cut is the place of the (c+1)-th disagreement in the sample, counted from the surest row. A row before the cut keeps
+its cheap answer, a row of the sample gets the strong answer, and all other rows go to the strong model. c depends only
+on N, n, the target and the certainty (`allowed`).
 
 The promise. Let E = floor((1 - agree) * N). Then
 
     P( more than E of all N delivered answers differ from the strong model's )  <=  1 - certainty
 
-for every N and n, for any scores and any number of classes. Only the draw is random: rows, scores and answers are taken
-as fixed, and must not depend on the rows that were drawn. The sampled rows count as right. The promise is about
-these N rows, not about later ones, and not about each class (for that, see `allowed_of_class`); and it is about one
-answer of the strong model to each row, not about the truth.
+for every N and n, for any scores and any number of classes. Only the draw is random: rows, scores and answers are
+fixed, and must not depend on the drawn rows. The sampled rows count as right. The promise covers these N rows, not
+later rows, and not each class (for classes, see `allowed_of_class`). It refers to one answer of the strong model to
+each row, not to the truth.
 
 The reason. Let t be the first place before which E + c + 1 of all rows disagree. More than E wrong answers are
-delivered only if the cut is behind t, so only if at most c of these E + c + 1 rows are in the sample. The chance of
-this is a tail of the hypergeometric distribution, and `allowed` chooses c so that it is at most 1 - certainty. This is
-a single test, so nothing has to be corrected for several of them.
+delivered only if the cut is after t, so only if at most c of these E + c + 1 rows are in the sample. The probability of
+this is a tail of the hypergeometric distribution, and `allowed` chooses c so that it is at most 1 - certainty. As this
+is a single test, no correction for multiple tests is needed.
 
-With right labels for the sampled rows, the promise is about truth: more than E of all N delivered answers are wrong
-with a chance of 1 - certainty at most. A row is bad if the strong model is wrong, or if it is before the cut and only
-the cheap model is wrong. Each wrong delivered answer is on a bad row. The further down the cut is, the more rows are
-bad, and the errors of the strong model are bad wherever it is: in the argument above they come first in the order. A
-sampled row may be wrong, too, so E + 1 bad rows are too many. Let t be the first cut for which E + 1 rows are bad.
-Too many answers are wrong only if the cut is behind t, so only if at most c of these E + 1 rows are in the sample
+With right labels for the sampled rows, the promise refers to the truth: with a probability of at most 1 - certainty,
+more than E of all N delivered answers are wrong. A row is bad if the strong model is wrong, or if the row is before the
+cut and only the cheap model is wrong. Each wrong delivered answer is on a bad row. The later the cut, the more rows are
+bad; rows on which the strong model is wrong are bad at any cut, so the argument above puts them first in the order. A
+sampled row may also be wrong, so E + 1 bad rows are too many. Let t be the first cut for which E + 1 rows are bad. Too
+many answers are wrong only if the cut is after t, so only if at most c of these E + 1 rows are in the sample
 (`allowed_right`). So if the strong model is wrong on s rows of the sample, the cut is at the (c-s+1)-th row on which
-only the cheap model is wrong. If s > c, nothing can be promised, not even if the strong model answers all rows. If only
-some rows have a right label, they must be a random choice of all.
+only the cheap model is wrong. If s > c, no promise is possible, even if the strong model answers all rows. If only some
+rows have a right label, these must be a random choice of all rows.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from math import ceil, exp, floor, isnan, lgamma, log
 from typing import TypeAlias
 
 Place: TypeAlias = tuple[float, float]
-"""The place of a row in the order: its score from 0 to 1, then a number from 0 to 1. Greater is surer."""
+"""The place of a row in the order: its score (0 to 1), then a drawn number (0 to 1). A greater place is surer."""
 LAST: Place = (-1.0, -1.0)
-"""The place of a row without a cheap answer or a score; as a cut: every other row is sure."""
+"""The place of a row without a cheap answer or score. As a cut, it makes all other rows sure."""
 NOTHING_SURE: Place = (2.0, 2.0)
 """The cut if no row is sure."""
-_ROUNDING = 1e-9  # 5 % of 300 are 15
-_SIZE_OF_NUMBER = 6  # bytes
+_ROUNDING = 1e-9  # so that 5 % of 300 are exactly 15
+_SIZE_OF_NUMBER = 6  # bytes of the digest
 _ENOUGH_RIGHT = 12
-"""c of a sample with right labels, if the table has so many: a strong model with 2 errors in 100 rows may then be
-promised to have at most 5 in 97 of 100 draws; with c = 4 in 63."""
-_USED_UP = 0.9  # of the allowed chance; c is a whole number, so most sizes of a sample waste some of it
+"""A sufficient c for a sample with right labels, if the table has enough rows: a strong model with 2 errors in 100 rows
+then allows a promise of at most 5 in 97 of 100 draws; with c = 4, in 63 of 100."""
+_USED_UP = 0.9  # of the allowed probability; c is a whole number, so most sample sizes leave a part of it unused
 
 
 def at_most(c: int, rows: int, marked: int, drawn: int) -> float:
-    """Return the chance that at most `c` of the `marked` rows are among `drawn` of `rows`, without replacement.
+    """Return the probability that at most `c` of the `marked` rows are among `drawn` of `rows`, without replacement.
 
     >>> round(at_most(0, 10, 1, 5), 9)
     0.5
@@ -70,7 +70,7 @@ def at_most(c: int, rows: int, marked: int, drawn: int) -> float:
 
 
 def errors_allowed(rows: int, agree: float) -> int:
-    """Return E, the number of delivered answers that may differ.
+    """Return E, the number of delivered answers that may be wrong.
 
     >>> errors_allowed(300, 0.95)
     15
@@ -79,9 +79,9 @@ def errors_allowed(rows: int, agree: float) -> int:
 
 
 def allowed(rows: int, drawn: int, wrong: int, certainty: float) -> int:
-    """Return c, the number of disagreements in the sample that may be before the cut, for `wrong` (E) errors at most.
+    """Return c, the number of sampled disagreements permitted before the cut, for at most `wrong` (E) errors.
 
-    -1 means that the sample is too small for any promise.
+    -1 means that the sample is too small for a promise.
 
     >>> allowed(10_000, 465, 500, 0.95)
     16
@@ -93,10 +93,10 @@ def allowed(rows: int, drawn: int, wrong: int, certainty: float) -> int:
 
 
 def allowed_of_class(drawn: int, recall: float, certainty: float) -> int:
-    """Return c for one class, which the strong model gives to `drawn` rows of the sample: at most c of them may have
-    another cheap answer before the cut, so that at least `recall` of the rows of this class are delivered with it.
+    """Return c for one class, which the strong model gives to `drawn` rows of the sample. At most c of them may have
+    another cheap answer before the cut, so that at least `recall` of the class's rows are delivered with it.
 
-    With several targets, take the surest of their cuts, each at the certainty 1 - (1 - certainty) / number of targets.
+    With several targets, use the surest of their cuts, each with the certainty 1 - (1 - certainty) / number of targets.
     -1 means that the sample has too few rows of the class.
 
     >>> allowed_of_class(58, 0.95, 0.95), allowed_of_class(59, 0.95, 0.95)
@@ -114,9 +114,9 @@ def allowed_of_class(drawn: int, recall: float, certainty: float) -> int:
 
 
 def allowed_right(rows: int, drawn: int, wrong: int, certainty: float) -> int:
-    """Return c with right labels: how many rows of the sample may be bad, for `wrong` (E) wrong answers at most.
+    """Return c for right labels: the number of bad rows permitted in the sample, for at most `wrong` (E) errors.
 
-    -1 means that the sample is too small for any promise.
+    -1 means that the sample is too small for a promise.
 
     >>> [allowed_right(10_000, drawn, 500, 0.95) for drawn in (465, 59, 58)]
     [15, 0, -1]
@@ -128,13 +128,13 @@ def allowed_right(rows: int, drawn: int, wrong: int, certainty: float) -> int:
 
 
 def most_bad(rows: int, drawn: int, bad: int, certainty: float) -> int:
-    """Return the most bad rows that a table may have, if `bad` of the sample are: the upper bound that holds with this
-    certainty.
+    """Return the most bad rows that a table may have if `bad` rows of the sample are bad: an upper bound that holds
+    with this certainty.
 
     >>> most_bad(10_000, 465, 15, 0.95) <= 500 < most_bad(10_000, 465, 16, 0.95)
     True
     """
-    low, high = bad, rows  # `high` is large enough, `low - 1` is not
+    low, high = bad, rows  # `high` is always enough, `low - 1` is never enough
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if at_most(bad, rows, middle + 1, drawn) <= 1 - certainty else (middle + 1, high)
@@ -142,10 +142,10 @@ def most_bad(rows: int, drawn: int, bad: int, certainty: float) -> int:
 
 
 def size_right(rows: int, gold: int, wrong: int, certainty: float) -> int:
-    """Return n of a sample of the `gold` rows that have a right label: larger than `sample_size`, because the errors of
-    the strong model count.
+    """Return n for a sample of the `gold` rows with a right label. It is larger than `sample_size`, because the strong
+    model's errors count.
 
-    0 means that they are too few for any promise.
+    0 means that there are too few `gold` rows for a promise.
 
     >>> size_right(10_000, 10_000, 500, 0.95), size_right(10_000, 300, 500, 0.95), size_right(10_000, 50, 500, 0.95)
     (465, 300, 0)
@@ -158,9 +158,9 @@ def size_right(rows: int, gold: int, wrong: int, certainty: float) -> int:
 
 
 def sample_size(rows: int, wrong: int, certainty: float) -> int:
-    """Return n, the size of the sample: about `rows ** (2/3)`, and so large that one disagreement may pass. `wrong`: E.
+    """Return n, the sample size: about `rows ** (2/3)`, and enough to permit one disagreement. `wrong`: E.
 
-    0 means that the table is too small for its target: ask the strong model about every row.
+    0 means that the table is too small for its target: the strong model must answer every row.
 
     >>> sample_size(10_000, 500, 0.95), sample_size(100, 5, 0.95)
     (465, 0)
@@ -175,21 +175,21 @@ def sample_size(rows: int, wrong: int, certainty: float) -> int:
 
 
 def number(*words: object) -> float:
-    """Return a number from 0 to 1 that only the words decide, on every machine and in every release of Python."""
+    """Return a number from 0 to 1 that depends only on the words, on every machine and in every version of Python."""
     text = " ".join(map(str, words)).encode()
     return float(int.from_bytes(blake2b(text, digest_size=_SIZE_OF_NUMBER).digest()) / 2.0 ** (8 * _SIZE_OF_NUMBER))
 
 
 def place(score: float | None, question: str, seed: str) -> Place:
-    """Return the place of a row. `question` identifies its question: equal questions have equal places."""
+    """Return the place of a row. `question` identifies the row's question: equal questions get equal places."""
     return LAST if score is None or isnan(score) else (score, number("place", seed, question))
 
 
 def cut(sample: Iterable[tuple[Place, bool]], c: int) -> Place:
-    """Return the place of the cut: rows with a greater place are sure.
+    """Return the place of the cut. Rows with a greater place are sure.
 
-    `sample`: for each sampled row its place, and whether the models agree; they do not if the strong model failed. `c`:
-    see `allowed`.
+    `sample`: for each sampled row, its place and whether the models agree (False if the strong model failed). `c`: see
+    `allowed`.
     """
     if c < 0:
         return NOTHING_SURE

@@ -1,4 +1,4 @@
-"""The right labels in a column of the input, by which a job with `sure` promises truth."""
+"""The right labels in a column of the input, which let a job with `sure` promise truth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from promptmill.jobs.store.stored import Question
 
 
 def check_unasked(question: Question, gold: str) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if a prompt has, or may have, the column of the right labels."""
+    """Raise `PromptmillError` (`invalid_input`) if a prompt may contain the column of the right labels."""
     for text in question.templates:
         names = template_of(text, [*places_in(text), gold]).names
         if gold in names:
@@ -29,14 +29,14 @@ def check_unasked(question: Question, gold: str) -> None:
 
 
 def right_labels(rows: Iterable[Row], spec: JobSpec, column: str, labels: Sequence[str]) -> dict[int, str]:
-    """Return the right labels of the rows that have one and a question, by their numbers.
+    """Return the right labels by row number, for the rows that have a right label and a question.
 
-    Raises `PromptmillError` (`invalid_input`) for a column that no row has, or that has other labels.
+    Raises `PromptmillError` (`invalid_input`) if no row has the column, or if it has unknown labels.
     """
     values, names, wrong = OwnValues(spec).of, dict[str, None](), Counter[str]()
     found = {}
     for row in rows:
-        if row.asked is None or not any(row.asked[:16]):  # no question
+        if row.asked is None or not any(row.asked[:16]):  # the row has no question
             continue
         own = values(row)
         names |= dict.fromkeys(own)

@@ -1,4 +1,4 @@
-"""The fields of labels in a job's status, and their words."""
+"""The fields of a job's status about labels, and their texts."""
 
 from __future__ import annotations
 
@@ -15,71 +15,71 @@ from promptmill.jobs.store.status_words import LISTED_LABELS, one_line, share_li
 
 
 class SureSample(TypedDict, total=False):
-    """The samples of a job with `sure`; the counts are sums over all of them."""
+    """The samples of a job with `sure`. Counts are sums over all samples."""
 
     drawn: int
-    """Rows of the samples; 0: the strong model answers all rows."""
+    """Sampled rows; 0: the strong model answers all rows."""
     taught: int
-    """Rows that trained the student; only with a student."""
+    """Training rows of the student; only with a student."""
     agreed: int
-    """Rows of the samples in which both models agree; with right labels, in which the cheap model is right."""
+    """Sampled rows on which both models agree; with right labels, on which the cheap model is right."""
     gold: int
-    """Rows with a right label, from which the sample was drawn; only with right labels."""
+    """Rows with a right label from which the sample was drawn; only with right labels."""
     right: int
-    """Rows of the sample in which the strong model is right; only with right labels."""
+    """Sampled rows on which the strong model is right; only with right labels."""
     score: str
-    """The order of the cheap answers, see `SurePart.score`."""
+    """The score that orders the cheap answers, see `SurePart.score`."""
     classes: dict[str, list[int]]
-    """By label: sampled rows that have it by the strong model, or rightly, and how many the cheap model finds."""
+    """By label: sampled rows with it (from the strong model, or right), and how many the cheap model labels so."""
     unguarded: list[str]
-    """The labels of which the sample has too few rows to guard them."""
+    """Labels with too few rows in the sample to guard them."""
 
 
 class SureExpected(TypedDict, total=False):
-    """The estimates from the samples."""
+    """Estimates from the samples."""
 
     pays: bool
-    """Whether the cheap model answers rows beyond the samples."""
+    """Whether the cheap model answers rows outside the samples."""
     share: float
-    """The share of rows that the strong model answers, or would answer if it paid."""
+    """The share of rows that the strong model answers, or would answer if the cheap model paid."""
     agree: float
-    """The estimated share of delivered labels that agree with the strong model, or are right."""
+    """The estimated share of delivered labels that agree with the strong model or, with right labels, are right."""
     alone: float
-    """The share of the strong model's labels that are right, at least; only with right labels."""
+    """A lower bound of the share of the strong model's labels that are right; only with right labels."""
     cost: float
     cost_alone: float
-    """The cost of all rows at the strong model alone."""
+    """The cost of all rows with the strong model alone."""
 
 
 class SureStatus(TypedDict, total=False):
-    """The labels of a job with `sure`."""
+    """The figures of a job with `sure`."""
 
     model: str
     """The strong model."""
     gold: str
-    """The column of the right labels, if the promise is about them."""
+    """The column of the right labels, if the promise refers to them."""
     agree: float
     certainty: float
     rows: int
-    """The rows that the promise is about."""
+    """The rows that the promise covers."""
     here: int
-    """The rows that the input or the limit has left of `rows`, if it has fewer."""
+    """The number of `rows` that are still in the input and within the limit, if it is smaller."""
     sample: SureSample
-    """Missing until the first sample is decided."""
+    """The sample; missing until the first sample is decided."""
     expected: SureExpected
-    """Missing until the first sample is decided."""
+    """The estimates; missing until the first sample is decided."""
     cheap: int
-    """Delivered labels of the cheap model, or of the student."""
+    """Labels delivered from the cheap model, or from the student."""
     strong: int
-    """Delivered labels of the strong model, including the sample's."""
+    """Labels delivered from the strong model, including the sample's labels."""
     factor: float
-    """With a student: labels for each label of the strong model, 1 if the student gave none."""
+    """With a student: delivered labels per label of the strong model; 1 if the student gave no labels."""
     shares: dict[str, dict[str, LabelShare]]
-    """By field (`""`: the whole answer) and label: its share, as the strong model would give it to every row."""
+    """By field (`""`: the whole answer) and label: its estimated share if the strong model labelled every row."""
 
 
 class VoteStatus(TypedDict, total=False):
-    """The votes of a job with `votes`."""
+    """The figures of a job with `votes`."""
 
     votes: int
     """The votes on each row."""
@@ -91,7 +91,7 @@ class VoteStatus(TypedDict, total=False):
 
 
 def sample_lines(sure: SureStatus) -> list[str]:
-    """Return the figures of a job's sample as texts, with the expected cost."""
+    """Return the figures of a job's sample as text, with the expected cost."""
     model, rows, sample, expected = sure["model"], sure["rows"], sure["sample"], sure["expected"]
     if not sample["drawn"]:
         return [f"{model} answers all {counted(rows, 'row')}: a sample does not pay for so few"]
@@ -125,15 +125,15 @@ def sample_lines(sure: SureStatus) -> list[str]:
 
 
 def cheap_model(sure: SureStatus) -> str:
-    """Return the words for what takes the place of the strong model."""
+    """Return the name of the model or student that replaces the strong model."""
     return "the student" if "taught" in sure["sample"] else "the cheap model"
 
 
 def label_lines(sure: SureStatus) -> list[str]:
-    """Return the figures of a job's sample and labels as texts, with the promise and its limits."""
+    """Return the figures of a job's sample and labels as text, with the promise and its limits."""
     lines = sample_lines(sure)
     pays, is_of_truth = sure["expected"]["pays"], "gold" in sure
-    if "cheap" not in sure or not (pays or is_of_truth):  # the job has not finished, or has strong labels alone
+    if "cheap" not in sure or not (pays or is_of_truth):  # the job has not finished, or has only strong labels
         return lines
     factor = f": {sure['factor']:.3g} times fewer paid calls" if "factor" in sure else ""
     givers = f"{sure['cheap']:,} labels by {cheap_model(sure)}, {sure['strong']:,} by {sure['model']}{factor}"
@@ -150,7 +150,7 @@ def label_lines(sure: SureStatus) -> list[str]:
 
 
 def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the promise about the labels with the sample by class, where a rare class may be lost, and the shares."""
+    """Yield the promise about the labels, the sample by class if a rare class may be lost, and the shares of labels."""
     sure: SureStatus = found["sure"]
     if sure.get("sample", {}).get("drawn"):
         yield "sure", "\n".join([*label_lines(sure), *(_classes(sure) if sure["expected"]["pays"] else ())])
@@ -169,13 +169,13 @@ def _classes(sure: SureStatus) -> Iterator[str]:
 
 
 def news(found: Mapping[str, Any]) -> list[str]:
-    """Return the lines about the sample of a running job, once it is decided."""
+    """Return the lines about the sample of a running job, when the sample is decided."""
     sure: SureStatus = found["sure"]
     return sample_lines(sure) if "sample" in sure else []
 
 
 def section(found: Mapping[str, Any], curve: Sequence[tuple[float, float]]) -> JsonDict | None:
-    """Return the section of a report: the promise, the sample by class, and the curve of agreement."""
+    """Return the section of a report: the promise, the sample by class, and the agreement curve."""
     sure: SureStatus = found["sure"]
     if not sure.get("sample", {}).get("drawn"):
         return None
@@ -191,7 +191,7 @@ def section(found: Mapping[str, Any], curve: Sequence[tuple[float, float]]) -> J
 
 
 def estimate_words(sure: Mapping[str, Any]) -> str:
-    """Return the size and the price of the sample, for a validation."""
+    """Return the size and the price of the sample as text, for a validation."""
     model, rows = sure["model"], f"all {counted(sure['rows'], 'row')} at {sure['model']}"
     alone = f": about {dollars(sure['cost_alone'])} for the prompts" if "cost_alone" in sure else ""
     if not sure["sampled"]:
@@ -203,7 +203,7 @@ def estimate_words(sure: Mapping[str, Any]) -> str:
 
 
 def vote_facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield how many rows have equal votes, and how many have a tie."""
+    """Yield the numbers of rows whose votes are all equal and of rows with a tie, as text."""
     votes: VoteStatus = found["votes"]
     unanimous = f"{votes['unanimous']:,} of {counted(votes['rows'], 'row')} have {votes['votes']} equal votes"
     yield "votes", f"{unanimous}, {votes['ties']:,} a tie"

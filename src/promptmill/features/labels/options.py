@@ -1,4 +1,4 @@
-"""The options of labels: votes, and a promise about them."""
+"""The options for labels: votes, and promises about labels."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from promptmill.options.option import Argument, Flag, Keyword, Option, Without
 from promptmill.options.table import SEVERAL
 
 MOST_VOTES = 9
-"""The most votes on a row: with more, a label hardly gets better."""
+"""The most votes on a row. More votes hardly improve a label."""
 _NO_CHEAP = ": no cheap model is asked"
 _STUDENT = "scikit-learn"
 
 
 def student(kind: str) -> str:
-    """Return the kind of a student that has a name."""
+    """Return the kind of student with this name."""
     if kind != _STUDENT:
         raise input_error(f"{kind}: give it {_STUDENT}, or nothing behind INPUT and OUTPUT")
     return kind
 
 
 def share_of_label(text: str) -> tuple[str, str]:
-    """Return a label and its share.
+    """Return a label and its share from `LABEL=SHARE`.
 
     >>> share_of_label("fraud=95%")
     ('fraud', '95%')
@@ -35,7 +35,7 @@ def share_of_label(text: str) -> tuple[str, str]:
 
 
 def _is_other_model(present: Mapping[str, Any]) -> bool:
-    """Return whether `model` is another one than the strong model."""
+    """Return whether `model` differs from the strong model."""
     sure, model = present["sure"], present["model"]
     strong = sure.get("model") if isinstance(sure, Mapping) else sure
     return model not in (strong, [strong])
@@ -50,7 +50,7 @@ def _of_sure(
     goes_without: Sequence[Without] = (),
     only_model: str = "",
 ) -> Option:
-    """Return an option that says how sure labels are; over MCP, a key of `sure`."""
+    """Return an option of sure labels; over MCP, it is a key of `sure`."""
     return Option(
         name,
         str,

@@ -1,8 +1,8 @@
-"""The score of a cheap answer: how sure its label is, from 0 to 1.
+"""The score of a cheap answer (0 to 1): how sure its label is.
 
-The score uses the best of these that an answer has: the agreement of a second cheap model with the model's own
-probability; the probability alone; the number of two repeats that agree. With votes, it is the share of the label that
-most of them have. A student has a probability, too.
+The score uses the first available of: the agreement of a second cheap model together with the first model's
+probability; the probability alone; the number of agreeing answers among two repeats. With votes, the score is the share
+of the winning label. A student's answers also have a probability.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from promptmill.jobs.store.records import Record
 Score: TypeAlias = Literal[
     "", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"
 ]
-_ENOUGH = 0.5  # of the answers must have probabilities
+_ENOUGH = 0.5  # the least share of answers that must have probabilities
 
 
 def cheap_of(panel: Sequence[Record | None], kind: Score) -> Record | None:
-    """Return the cheap answer of a row: the first of its panel, or the answer that won the vote."""
+    """Return the cheap answer of a row: the first answer of its panel, or the answer that won the vote."""
     if kind != "votes":
         return panel[0]
     decision = majority(panel)
@@ -30,9 +30,9 @@ def cheap_of(panel: Sequence[Record | None], kind: Score) -> Record | None:
 
 
 def kind_of(panels: Sequence[Sequence[Record | None]], *, has_second: bool, votes: bool = False) -> Score:
-    """Return the order of the answers of a sample; `""` if nothing does, so that repeats are needed.
+    """Return the kind of score that orders the answers of a sample; `""` if none does, so that repeats are needed.
 
-    `panels`: for each row the cheap answer, and the second or the repeats.
+    `panels`: for each row the cheap answer, followed by the second model's answer or the repeats.
     """
     if votes:
         return "votes"
@@ -46,9 +46,9 @@ def kind_of(panels: Sequence[Sequence[Record | None]], *, has_second: bool, vote
 
 
 def score_of(panel: Sequence[Record | None], kind: Score) -> float | None:
-    """Return the score of a cheap answer; None without an answer, or if the score cannot be computed.
+    """Return the score of a cheap answer; None if there is no answer or no score.
 
-    `panel`: the cheap answer, and the second or the repeats.
+    `panel`: the cheap answer, followed by the second model's answer or the repeats.
     """
     if kind == "votes":
         decision = majority(panel)
@@ -72,6 +72,6 @@ def score_of(panel: Sequence[Record | None], kind: Score) -> float | None:
 
 
 def place_of(panel: Sequence[Record | None], part: SurePart) -> Place:
-    """Return the place of a row of a part by its cheap answers, see `cut`. All of them answer the same question."""
+    """Return the place of a row of a part, from its cheap answers; see `cut`. The answers belong to one question."""
     question = next((one.asked.hex() for one in panel if one is not None and one.asked is not None), "")
     return place(score_of(panel, part.score), question, part.seed)

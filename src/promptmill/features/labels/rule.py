@@ -1,9 +1,9 @@
-"""The rule of a job with `sure`, the decisions that follow from it, and the rounds.
+"""The rule of a job with `sure`, its decisions, and its rounds.
 
     draw ─▶ round `sample`: both models ─▶ decide: the cut ─▶ `cheap`: all other rows ─▶ `sure`: copies ─▶ `unsure`
                                               └─ does not pay ─────────────────────────▶ the strong model, all rows
 
-With a student, the rounds are `train`, `sample`, `student` (which sends nothing), `sure` and `unsure`.
+With a student, the rounds are `train`, `sample`, `student` (which sends no requests), `sure` and `unsure`.
 """
 
 from __future__ import annotations
@@ -26,92 +26,90 @@ from promptmill.jobs.store.stored import Stored, Variant
 from promptmill.options.table import Again
 
 STUDENT = "student"
-"""The giver of labels of a student, and the model of its answers."""
+"""The name of a student as a label's giver and as an answer's model."""
 
 
 class SureCut(Stored):
-    """The decision about the rows of a part, made when its sample was answered. It never changes."""
+    """The decision about the rows of a part. It is made when the part's sample is answered, and never changes."""
 
     place: tuple[float, float]
     """The place of the cut, see `cut`."""
     pays: bool = False
-    """Whether the cheap model answers rows beyond the sample."""
+    """Whether the cheap model answers rows outside the sample."""
     sampled: tuple[int, ...] = ()
-    """The rounds that asked the strong model about the sample."""
+    """The rounds in which the strong model answered the sample."""
     agreed: int = 0
-    """Rows of the sample in which both models agree; with right labels, in which the cheap model is right."""
+    """Sampled rows on which both models agree; with right labels, on which the cheap model is right."""
     before: int = 0
-    """Rows of the sample before the cut."""
+    """Sampled rows before the cut."""
     errors: int = 0
-    """Rows of the sample in which the models do not agree; with right labels, in which only the cheap model is
-    wrong."""
+    """Sampled rows on which the models disagree; with right labels, on which only the cheap model is wrong."""
     bad: int = 0
-    """With right labels: rows of the sample in which the strong model is wrong."""
+    """With right labels: sampled rows on which the strong model is wrong."""
     mended: int = 0
-    """Rows of the sample before the cut in which the cheap model is right."""
+    """Sampled rows before the cut on which only the strong model is wrong."""
     classes: dict[str, tuple[int, int]] = Field({})
-    """By label: rows of the sample that have it by the strong model, or rightly, and how many of them the cheap model
-    finds."""
+    """By label: the number of sampled rows with this label (from the strong model, or right), and how many of them the
+    cheap model labels so."""
     unguarded: tuple[str, ...] = ()
-    """The classes of which the sample has too few rows to guard them."""
+    """Classes with too few rows in the sample to guard them."""
     prices: tuple[float, float] | None = None
-    """The mean cost of a row of the sample at the strong model and at the cheap ones, in dollars."""
+    """The mean cost of a sampled row, in US dollars: of the strong model, and of the cheap models."""
     learned: str = ""
-    """The digest of the answers from which the student learned."""
+    """The digest of the answers that trained the student."""
 
 
 class SurePart(Stored):
-    """Rows that share a promise about their labels (see `SureRule`), because one sample was drawn from them.
+    """Rows that share a promise about their labels (see `SureRule`), because they share a sample.
 
-    Rows that the input gets later are another part.
+    Rows that are added to the input later form another part.
     """
 
     of: str
-    """The digest of the input, and of the limit, that the rows are from."""
+    """The digest of the input and of the limit from which the rows came."""
     round: int
-    """The first round of the part. Cheap answers of this round and of later ones, until the next part, belong to it."""
+    """The first round of the part. It owns the cheap answers of this and later rounds, up to the next part."""
     rows: int
     """Rows with a question."""
     seed: str = ""
     drawn: int = 0
-    """Rows of the sample; 0: the strong model answers all rows."""
+    """Sampled rows; 0: the strong model answers all rows."""
     earlier: int = 0
-    """Rows that are not among `rows`, but have a label of the strong model: they train a student, or are of a first,
-    smaller sample, which had too few rows of a class to guard."""
+    """Strong-model rows not counted in `rows`: training rows of a student, and the rows of a smaller first sample that
+    had too few rows of a class to guard it."""
     taught: int = 0
-    """Rows that train the student; they are among `earlier`."""
+    """Training rows of the student, which are included in `earlier`."""
     gold: int = 0
-    """Rows with a right label, if the sample was drawn from them."""
+    """Rows with a right label, if the sample was drawn from these rows."""
     wrong: int = 0
-    """The most labels that may differ from the strong model's, or from the right ones."""
+    """The number of labels that may differ from the strong model's labels, or from the right labels."""
     score: Literal["", "probability", "second", "second and probability", "repeats", "votes", "student", "equal"] = ""
-    """The order of the cheap answers; `equal`: they have none. `""`: not known yet."""
+    """The score that orders the cheap answers; `equal`: they have no score. `""`: not yet known."""
     is_ended: bool = False
-    """Whether the student answers no more rows, because answers from which it learned have changed since."""
+    """Whether the student answers no more rows, because answers that trained it have changed since."""
     cut: SureCut | None = None
-    """None until the sample is answered."""
+    """The decision; None until the sample is answered."""
 
     @property
     def every(self) -> int:
-        """All rows of the part."""
+        """The number of all rows of the part."""
         return self.rows + self.earlier
 
     @property
     def pays(self) -> bool:
-        """Whether the cheap model answers rows beyond the sample."""
+        """Whether the cheap model answers rows outside the sample."""
         return self.cut is not None and self.cut.pays
 
     @property
     def strong(self) -> float:
-        """How many of all rows the strong model answers if the cheap one answers those before the cut: the estimate of
-        the sample."""
+        """Estimated number of rows left to the strong model when the cheap model takes every row before the cut."""
         if self.cut is None or not self.drawn:
             return self.every
         return self.every - max(0, self.rows - self.drawn) * self.cut.before / self.drawn
 
     @property
     def costs(self) -> tuple[float, float] | None:
-        """The expected cost of all rows, and their cost at the strong model alone; None without prices."""
+        """The expected cost of all rows, and their cost with the strong model alone; None without prices."""
         if self.cut is None or self.cut.prices is None:
             return None
         strong, cheap = self.cut.prices
@@ -119,10 +117,10 @@ class SurePart(Stored):
 
 
 class SureRule(Plan):
-    """The strong model whose labels the answers must agree with, and how surely.
+    """The rule of sure labels: the strong model, the agreement that is required, and its certainty.
 
-    A cheap model answers most rows. With the chance `certainty`, at most `1 - agree` of the delivered labels differ
-    from the strong model's, or with `gold` from the right ones, see `cut`.
+    A cheap model answers most rows. With the probability `certainty`, at most the share `1 - agree` of the delivered
+    labels differs from the strong model's labels or, with `gold`, from the right labels; see `cut`.
     """
 
     name: ClassVar[str] = "sure"
@@ -135,7 +133,7 @@ class SureRule(Plan):
             "sure": f"{IS_MISSING} AND row.n IN (SELECT n FROM temp.sure)",
         }
     )
-    follows: ClassVar[bool] = False  # the scores are known once the sample is decided
+    follows: ClassVar[bool] = False  # scores are comparable only after the sample is decided
     all_may_fail: ClassVar[bool] = False
 
     model: str = Field(min_length=1)
@@ -143,23 +141,23 @@ class SureRule(Plan):
     agree: float = Field(0.95, gt=0, lt=1)
     certainty: float = Field(0.95, gt=0, lt=1)
     second: str = ""
-    """A second cheap model: where both agree, a label is surer."""
+    """A second cheap model. A label is surer if both models give it."""
     votes: int = Field(0, ge=0, le=MOST_VOTES)
-    """So many answers of the cheap model vote on each label; 0: it has one answer."""
+    """The number of the cheap model's answers that vote on each label; 0: a single answer."""
     recall: Mapping[str, Annotated[float, Field(gt=0, lt=1)]] = {}
-    """By label: the share of its rows that must be delivered with it."""
+    """By label: the share of its rows that must be delivered with this label."""
     gold: str = ""
-    """The column of the input with right labels, for some rows at least."""
+    """The column of the input with the right labels of some rows."""
     student: bool | Literal["scikit-learn"] = False
-    """Whether a classifier that learns from the strong model takes the place of the cheap one, and which, see
+    """Whether a classifier that learns from the strong model replaces the cheap model, and which classifier; see
     `student_answers`."""
     parts: tuple[SurePart, ...] = ()
-    """The decisions of the job; none in an order."""
+    """The decisions of the job; empty in an order."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Self | None:
-        """Return the rule of the options `sure` (a model, or a mapping of all fields), `agree`, `certainty`, `second`,
-        `votes`, `recall`, `gold` and `student`; a share may be `95%`. None without `sure`.
+        """Return the rule for the options `sure` (a model, or a mapping of all fields), `agree`, `certainty`, `second`,
+        `votes`, `recall`, `gold` and `student`; None without `sure`. A share may be `95%`.
 
         Raises `PromptmillError` (`invalid_input`).
         """
@@ -194,9 +192,8 @@ class SureRule(Plan):
 
     @property
     def ways(self) -> tuple[Variant, ...]:
-        """The models of each row by slots: the strong one, the cheap one, and the second or two repeats of the cheap
-        one, which answer only if it has no probabilities. A student has the slot of the cheap one; no request is
-        sent for it."""
+        """Slot 0: strong model. Slot 1: cheap model, or the student, which sends no requests. Slots 2-3: second model,
+        or repeats of the cheap model (used when it reports no probabilities)."""
         repeats = [Variant(name=str(number)) for number in range(2, (self.votes or 3) + 1)]
         others = [Variant(name="second", model=self.second)] if self.second else repeats
         if self.student:
@@ -205,11 +202,11 @@ class SureRule(Plan):
 
     @property
     def certainty_of_each(self) -> float:
-        """The certainty of each promise, so that all of them hold together with `certainty`."""
+        """The certainty of each single promise, so that all promises together hold with `certainty`."""
         return 1 - (1 - self.certainty) / (1 + len(self.recall))
 
     def panel(self, score: str) -> tuple[int, ...]:
-        """Return the slots of the cheap answers that are needed if the answers are ordered by `score`."""
+        """Return the slots of the cheap answers that the score `score` needs."""
         if self.second:
             return (1, 2)
         if self.votes:
@@ -224,17 +221,17 @@ class SureRule(Plan):
         return self.parts[-1] if self.parts else None
 
     def part_of(self, cheap: Record) -> SurePart | None:
-        """Return the part of the job that a cheap answer belongs to."""
+        """Return the part of the job to which a cheap answer belongs."""
         return next((part for part in reversed(self.parts) if part.round <= cheap.round), None)
 
     def with_parts(self, parts: Sequence[SurePart]) -> Self:
-        """Return the rule with other decisions."""
+        """Return the rule with these decisions."""
         return self.model_copy(update={"parts": tuple(parts)})
 
     # ---- the rounds
 
     def next(self, first: Round, again: Again | None) -> Iterator[Round]:
-        """Yield the rounds that may come next, which follow from the decisions."""
+        """Yield the rounds that may come next; the decisions determine them."""
         delivered = replace(first, slots=(0,))
         if again is not None:
             yield replace(delivered, rows=f"again {again}", reason=f"again {again}")
@@ -246,8 +243,7 @@ class SureRule(Plan):
             yield replace(delivered, rows="chosen", reason="sample")
             return
         if part.cut is None:
-            # the cheap models come first: an endpoint may refuse the log probabilities, and that ends the requests in
-            # flight
+            # the cheap models are first: if an endpoint refuses log probabilities, the requests in flight end
             yield replace(first, rows="chosen", reason="sample", slots=panel)
             yield replace(delivered, rows="chosen", reason="sample")
             return
@@ -259,13 +255,13 @@ class SureRule(Plan):
         yield replace(delivered, rows="open", reason="unsure" if part.pays else first.reason)
 
     def resumes(self, last: Round) -> bool:
-        """Return False: each of its rounds follows from the answers."""
+        """Return False: each round is derived from the answers."""
         del last
         return False
 
     def may_wait(self, round_: Round) -> bool:
-        """Return whether a round may go into a batch: not the cheap answers, nor the small rounds for which the rest of
-        a job waits."""
+        """Return whether a round may go into a batch. Cheap answers may not, nor small rounds on which the rest of a
+        job waits."""
         return 0 in round_.slots and round_.reason not in {"sample", "train"}
 
 
@@ -273,7 +269,7 @@ _OPTIONS = frozenset(SureRule.model_fields) - {"parts"}
 
 
 def _share(name: str, value: Any) -> float:
-    """Return a share between 0 and 1, given as 0.95 or as `95%`. Raises `PromptmillError` (`invalid_input`)."""
+    """Return a share between 0 and 1 from `0.95` or `95%`. Raises `PromptmillError` (`invalid_input`)."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", str(value).strip())
     share = 0.0 if found is None else float(found[1]) / (100 if found[2] else 1)
     if not 0 < share < 1:

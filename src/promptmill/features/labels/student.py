@@ -1,6 +1,6 @@
 """Students: small classifiers that learn labels from texts.
 
-The same examples in the same order give the same student, so nothing of it has to be stored.
+The same examples in the same order give the same student, so a student need not be stored.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from promptmill.system.installation import adding
 
 T = TypeVar("T")
 MOST_LABELS = 500
-"""A student knows only the most frequent labels, and gives no other."""
+"""The number of labels that a student can give: the most frequent labels."""
 LONGEST_TEXT = 20_000
-"""The characters of a text that are read."""
-_CJK = "\u3040-\u30ff\u3400-\u9fff"  # written without spaces: a part is a pair of signs
+"""The number of characters of a text that are used."""
+_CJK = "\u3040-\u30ff\u3400-\u9fff"  # scripts without spaces: pairs of characters are used as parts
 _WORD = re.compile(rf"([{_CJK}]{{1,30}})|([^\W{_CJK}]{{1,30}})")
 _PART = 4
-_KNOWN_WORDS = 1 << 14  # of which each takes a kilobyte or less
+_KNOWN_WORDS = 1 << 14  # words in the cache; each takes at most a kilobyte
 _BUCKETS = 1 << 18
-_MOST_WEIGHTS = 1 << 23  # of 8 bytes
+_MOST_WEIGHTS = 1 << 23  # weights of 8 bytes each
 _EPOCHS = 6
 _RATE = 2.0
 _LEAST_STEP = 1e-4
@@ -40,32 +40,32 @@ _LOOK_S = 0.1
 
 
 class Classifier(Protocol):
-    """A student of some kind."""
+    """A kind of student."""
 
     def __init__(self, examples: Sequence[tuple[str, str]], check: Callable[[], object]) -> None:
-        """Learn from texts and their labels, in this order. `check` is called several times a second; if it raises, so
-        does this. Raises `PromptmillError` (`missing_dependency`)."""
+        """Learn from texts and their labels, in this order. `check` is called several times a second, and may raise an
+        error to stop the learning. Raises `PromptmillError` (`missing_dependency`)."""
 
     @staticmethod
     def version() -> int | str:
-        """Return the version, which changes with the answers of a student that learned the same. Raises
+        """Return the version, which changes if a student with the same examples gives other answers. Raises
         `PromptmillError` (`missing_dependency`)."""
         ...
 
     def answers(self, texts: Sequence[str]) -> list[tuple[str, float] | None]:
-        """Return the likeliest label of each text and its probability; None if nothing was learned."""
+        """Return the most probable label of each text and its probability; None if nothing was learned."""
         ...
 
 
 def buckets_of(text: str, size: int) -> list[int]:
-    """Return the buckets below `size` of the words in a text and of their parts, each once."""
+    """Return the distinct buckets below `size` for the words of a text and their parts."""
     found = _WORD.findall(text[:LONGEST_TEXT].lower())
     return [*dict.fromkeys(each % size for signs, word in found for each in _hashes(signs, word))]
 
 
 @lru_cache(_KNOWN_WORDS)
 def _hashes(signs: str, word: str) -> tuple[int, ...]:
-    """Return the hashes of signs that are written without spaces, or else of a word, and of the parts."""
+    """Return the hashes of a run of characters without spaces, or of a word and its parts."""
     ends = f" {word} " if word else ""
     parts = [*signs, *map("".join, pairwise(signs))] if signs else [word]
     parts += [ends[at : at + _PART] for at in range(len(ends) - _PART + 1)]
@@ -73,13 +73,13 @@ def _hashes(signs: str, word: str) -> tuple[int, ...]:
 
 
 class Student(Classifier):
-    """A student in plain Python.
+    """A student in pure Python.
 
-    A text is the set of its words and their parts of four letters, each hashed to a bucket; for each label, every
-    bucket has a weight (softmax regression). Parts join the forms of a word. Words of all texts, such as the
-    instructions of a prompt, are left out.
+    A text is represented by its words and their parts of four letters, each hashed to a bucket. Each bucket has a
+    weight for each label (softmax regression). Parts connect different forms of a word. Words that all texts contain,
+    such as the prompt's instructions, are left out.
 
-    1,000 texts of 20 words with 2 labels are learned in half a second; an answer takes 0.1 ms.
+    Learning 1,000 texts of 20 words with 2 labels takes half a second; an answer takes 0.1 ms.
     """
 
     def __init__(self, examples: Sequence[tuple[str, str]], check: Callable[[], object] = lambda: None) -> None:
@@ -138,10 +138,10 @@ class Student(Classifier):
 
 
 class LinearStudent(Classifier):
-    """A student of scikit-learn: logistic regression on TF-IDF of the words, pairs and parts of words in a text.
+    """A student with scikit-learn: logistic regression on TF-IDF of words, pairs of words and parts of words.
 
-    It needs the extra `student`. For a target of 90 %, it answers 2 to 5 points more rows than the plain student, for
-    95 % as many.
+    It needs the extra `student`. For a target of 90 %, it answers 2 to 5 points more rows than the plain student; for
+    95 %, the same number.
     """
 
     def __init__(self, examples: Sequence[tuple[str, str]], check: Callable[[], object] = lambda: None) -> None:
@@ -155,7 +155,7 @@ class LinearStudent(Classifier):
             parts = text.TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, min_df=2)
             regression = _sklearn(".linear_model").LogisticRegression(C=20, max_iter=200)
             model = pipeline.make_pipeline(pipeline.make_union(words, parts), regression)
-            with contextlib.suppress(ValueError):  # the texts have no words, such as emoji alone: nothing to learn
+            with contextlib.suppress(ValueError):  # texts without words, such as emoji: nothing to learn
                 texts, labels = zip(*learned, strict=True)
                 self._model = _abandonable(lambda: model.fit(texts, labels), check)
 
@@ -180,14 +180,14 @@ def _sklearn(module: str) -> Any:
 
 
 def _abandonable(work: Callable[[], T], check: Callable[[], object]) -> T:
-    """Return the result of work that cannot be interrupted. If `check` raises, so does this, and a daemon thread
-    completes the work unless the process ends: a fit of 5,000 texts takes 5 s, and with many labels a minute."""
+    """Return the result of work that cannot be interrupted. If `check` raises, raise its error and leave the work to a
+    daemon thread: a fit of 5,000 texts takes 5 s, and with many labels a minute."""
     found = Future[T]()
 
     def run() -> None:
         try:
             found.set_result(work())
-        except BaseException as error:  # noqa: BLE001 (raised where the job waits)
+        except BaseException as error:  # noqa: BLE001 (raised in the thread of the job)
             found.set_exception(error)
 
     threading.Thread(target=run, name="learn", daemon=True).start()
@@ -198,4 +198,4 @@ def _abandonable(work: Callable[[], T], check: Callable[[], object]) -> T:
 
 
 STUDENTS: Mapping[bool | str, type[Classifier]] = {True: Student, "scikit-learn": LinearStudent}
-"""The kinds of students by the value of the option `student`."""
+"""The kinds of students, by the values of the option `student`."""

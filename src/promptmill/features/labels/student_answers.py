@@ -1,13 +1,13 @@
-"""The answers of a student: a classifier that learns from some answers of the strong model, and labels other rows.
+"""The student's answers. The student learns from some answers of the strong model, and labels other rows.
 
-    draw ─▶ round `train` ─▶ round `sample`: both at the strong model ─▶ learn, answer the sample, decide: the cut
+    draw ─▶ round `train` ─▶ round `sample`: both with the strong model ─▶ learn, answer the sample, decide: the cut
                                   ─▶ `student`: all other rows ─▶ `sure`: copies ─▶ `unsure`: the strong model
 
-The answers of the student are in the slot of the cheap model. The rows that it learns from and the sample are drawn at
-once, and none is in both. So its answers, like a cheap model's, do not depend on the rows of the sample.
+The answers of the student are in the cheap model's slot. Training rows and sample are drawn together without overlap.
+So the student's answers, like a cheap model's, do not depend on the sampled rows.
 
-A student is not stored: it learns again, from the same answers in the same order. If they have changed since the cut
-(a person gave another label, for example), it answers no more rows, because the cut is not for its new answers.
+A student is not stored: each run trains it again with the same answers in the same order. If these have changed since
+the cut (for example, by a person's label), it answers no more rows, because the cut is not valid for its new answers.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from promptmill.jobs.store.rounds import ANSWERED, Round, stored_rounds
 from promptmill.jobs.store.spec import RunningJob, digest
 
 FEWEST_ROWS = 5_000
-"""In a smaller table, the strong model answers every row: training and sample would take too much of it."""
+"""The fewest rows of a table. In a smaller table, training and sample would use too many strong answers."""
 _FEWEST_TAUGHT = 1_000
 _MOST_TAUGHT = 20_000
 _LEAST_CHANCE = 1e-12
 
 
 def taught_of(rows: int) -> int:
-    """Return how many of so many rows train a student; 0 for a table that is too small.
+    """Return the number of training rows for a table of `rows` rows; 0 if the table is too small.
 
     >>> taught_of(4_999), taught_of(10_000), taught_of(1_000_000)
     (0, 1000, 10000)
@@ -47,7 +47,7 @@ def taught_of(rows: int) -> int:
 
 
 class StudentAnswers:
-    """The answers of the student in one run. All methods block and raise the errors of `JobDatabase`."""
+    """The student's answers during one run. All methods block and raise the errors of `JobDatabase`."""
 
     def __init__(self, job: RunningJob, kind: type[Classifier]) -> None:
         self._job, self._kind, self._end, self._work = job, kind, job.end, job.work
@@ -55,8 +55,7 @@ class StudentAnswers:
         self._maker: RowRequests | None = None
 
     def answer_sample(self, round_: int) -> str:
-        """Answer the rows of the sample; return the digest of the examples from which the student learned.
-        Repeatable."""
+        """Answer the rows of the sample. Return the digest of the student's training examples. Repeatable."""
         learned, _, _ = self._learn()
         chosen = [n for (n,) in self._store.read("SELECT n FROM chosen WHERE round > 0 ORDER BY n")]
         for records in self._answer(chosen, round_):
@@ -64,11 +63,11 @@ class StudentAnswers:
         return learned
 
     def has_learned(self, learned: str) -> bool:
-        """Return whether the student learns from the same answers as at the cut: those with the digest `learned`."""
+        """Return whether the training answers still have the digest `learned`, as at the cut."""
         return self._learn()[0] == learned
 
     def answers(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
-        """Yield its answers to the rows of a round."""
+        """Yield the student's answers to the rows of a round."""
         for page in pages:
             for records in self._answer(page, round_.id):
                 yield records
@@ -102,7 +101,7 @@ class StudentAnswers:
         return [record_of(row.n + SLOT, outcomes[row.n], (row.asked or b"")[:16], made) for row in rows]
 
     def _learn(self) -> tuple[str, Classifier, dict[str, str]]:
-        """Return the digest of the answers that train the student, the student, and an answer for each label."""
+        """Return the digest of the training answers, the student, and an example answer for each label."""
         if self._known is None:
             rounds = [each.id for each in stored_rounds(self._store) if each.rows == "taught"]
             ids = ", ".join(map(str, rounds)) or "-1"
@@ -126,7 +125,7 @@ class StudentAnswers:
         while left:
             self._work.check()
             found = self._store.rows_at(left[:PAGE])
-            if not found:  # a row that is gone
+            if not found:  # the row no longer exists
                 left = left[PAGE:]
                 continue
             yield found

@@ -1,4 +1,4 @@
-"""Sure labels: a cheap model answers most rows, and the delivered labels agree with a strong model's, as promised."""
+"""Sure labels: a cheap model answers most rows, and the delivered labels agree with a strong model's as promised."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from promptmill.jobs.store.spec import Doubt, JobSpec, Plan, RunningJob, digest
 from promptmill.jobs.store.stored import Question, Target
 
 CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
-"""Givers of labels. The strong model gives one because the row was sampled (`SAMPLE`), or because it was unsure or
-trains the student."""
+"""The givers of labels. The strong model gives a label because the row was sampled (`SAMPLE`), or because the row was
+unsure or a training row (`STRONG`)."""
 _DIGITS = 4
 _NEAR = 0.05
 _POINTS = 200
@@ -40,13 +40,13 @@ class Sure(SureRule):
 
     @property
     def identity(self) -> Sequence[Mapping[str, Any]]:
-        """The rule, without decisions."""
+        """The rule without its decisions."""
         return [self.model_dump(exclude={"parts"})]
 
     # ---- admission
 
     def check(self, config: ResolvedConfig, question: Question) -> None:
-        """Raise `PromptmillError` (`invalid_input`) unless the answers have labels, and the prompt no right label."""
+        """Raise `PromptmillError` (`invalid_input`) if answers are not labels, or if a prompt contains right labels."""
         check_comparable(config, self.name, self.recall)
         if self.gold:
             if config.settings.sampling_params.choices is None:
@@ -54,10 +54,10 @@ class Sure(SureRule):
             check_unasked(question, self.gold)
 
     def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
-        """Return the target of a slot: a student, or a cheap model with log probabilities or repeats."""
+        """Return the target of a slot: the student, or a cheap model with log probabilities or repeats."""
         if not slot:
             return target
-        if self.student:  # its answers are no model's
+        if self.student:  # no model gives these answers
             return target.model_copy(update={"fingerprint": {"student": digest(STUDENTS[self.student].version())}})
         sampling = config.settings.sampling_params
         extra: dict[str, bool | int | float] = {} if self.second else repeating(sampling, slot)
@@ -67,13 +67,13 @@ class Sure(SureRule):
         return target.model_copy(update={"extra": extra})
 
     def counted(self, targets: Sequence[Target]) -> Sequence[Target]:
-        """Return the targets; cheap answers count as delivered ones, too."""
+        """Return the targets. In slot 0, cheap answers count too."""
         strong, cheap, *others = targets
         kept = tuple(sorted({*strong.kept, cheap.settings} - {strong.settings}))
         return [strong.model_copy(update={"kept": kept}), cheap, *others]
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
-        """Return the rule with the decisions of a job. Raises `PromptmillError` (`invalid_input`) for another rule."""
+        """Return the rule with a job's decisions. Raises `PromptmillError` (`invalid_input`) for another rule."""
         if not isinstance(begun, Sure):
             return self
         if begun.with_parts(()) == self:
@@ -95,8 +95,8 @@ class Sure(SureRule):
         *,
         end: int,
     ) -> Mapping[str, Any]:
-        """Return the size of the sample, and the cost of the sample and of all rows at the strong model, if a price is
-        known."""
+        """Return the sample size and, if prices are known, the costs of the sample and of all rows with the strong
+        model."""
         strong = configs[self.model]
         rows, price = checked["rows"] - checked["invalid"] - checked.get("skipped", 0), price_of(strong)
         taught = taught_of(rows) if self.student else 0
@@ -116,7 +116,7 @@ class Sure(SureRule):
         return {"sure": sure}
 
     def estimate_words(self, checked: Mapping[str, Any]) -> str:
-        """Return the size and the price of the sample."""
+        """Return the size and the price of the sample as text."""
         return estimate_words(checked["sure"])
 
     def first_cost(self, checked: Mapping[str, Any]) -> float | None:
@@ -139,7 +139,7 @@ class Sure(SureRule):
     # ---- the answers
 
     def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
-        """Return who gave the label of a row, None for a failed row, and its score."""
+        """Return the giver of a row's label (None for a failed row), and the label's score."""
         score, _ = self._scored(beside)
         return {
             SURE: None if record.code is not None else self._giver(spec, record),
@@ -155,7 +155,7 @@ class Sure(SureRule):
         return SAMPLE if delivered.round in sampled else STRONG
 
     def _scored(self, beside: Sequence[Record | None]) -> tuple[float | None, SurePart | None]:
-        """Return the score of a row, and the part that it belongs to."""
+        """Return the score of a row, and the part to which the row belongs."""
         cheap = beside[0] if beside else None
         part = None if cheap is None else self.part_of(cheap)
         return (None if part is None else score_of(self._panel_of(part, beside), part.score)), part
@@ -173,7 +173,7 @@ class Sure(SureRule):
         return {"sure": sure_status(store, spec, self, fields, before)}
 
     def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
-        """Return why a person should see a row: the cheap model gave its label, or was sure and wrong in the sample."""
+        """Return the reason to review a row: its label is the cheap model's, or the cheap model was sure but wrong."""
         giver, (score, part) = self._giver(spec, record), self._scored(beside)
         if score is None or part is None or part.cut is None or giver not in {CHEAP, STUDENT, SAMPLE}:
             return None
@@ -187,17 +187,17 @@ class Sure(SureRule):
         return Doubt(-score, "the models disagree", "disagree")
 
     def is_near(self, beside: Sequence[Record | None]) -> bool:
-        """Return whether the score of a row is close to the cut, where labels are wrong most often."""
+        """Return whether the score of a row is close to the cut, where labels are most often wrong."""
         score, part = self._scored(beside)
         if score is None or part is None or part.cut is None or not part.pays:
             return False
         return abs(round(score, _DIGITS) - part.cut.place[0]) <= _NEAR
 
     def curve(self, store: JobDatabase) -> list[tuple[float, float]]:
-        """Return the agreement that the newest sample shows for each share of rows at the strong model, from 0 to 1.
+        """Return the agreement in the newest sample by share of rows left to the strong model, from 0 to 1.
 
-        Each point is a share, and the agreement if the cut were there. `[]` without a sample that is still in the
-        database, and with right labels.
+        Each point is a share, and the agreement if the cut gave this share. `[]` if the database has no sample, or with
+        right labels.
         """
         part = self.part
         if self.gold or part is None or not part.drawn or part.cut is None:
@@ -218,6 +218,6 @@ class Sure(SureRule):
         return points[:: max(1, len(points) // _POINTS)]
 
     def check_reviewable(self, job_id: str) -> None:
-        """Raise `PromptmillError` (`invalid_input`) until the sample is decided."""
+        """Raise `PromptmillError` (`invalid_input`) if the sample is not yet decided."""
         if self.part is None or self.part.cut is None:
             raise input_error(f"Job {job_id} has not decided on its sample; take the labels when it has finished.")

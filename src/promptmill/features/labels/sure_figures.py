@@ -1,17 +1,16 @@
-"""The figures of a job with `sure`, for its status: samples, labels, and the shares of labels.
+"""The status figures of a job with `sure`: samples, labels, and shares of labels.
 
-The shares are those that the strong model would give if it answered every row.
+The shares estimate the labels that the strong model would give if it answered every row.
 
-A delivered label may be wrong only if the cheap model gave it, so only before the cut (see `cut`). The rows of the
-sample before the cut have both labels: they are the reviewed rows of the stratum before the cut, whose machine label
-is the cheap one. All other delivered labels are right, and are counted as they are.
+A delivered label may be wrong only if it is the cheap model's, so only before the cut (see `cut`). Sampled rows before
+the cut have both labels: they are the reviewed rows of the stratum before the cut, with the cheap label as the
+machine's label. All other delivered labels are right and are simply counted.
 
-The sample is drawn from all rows, so the sampled rows before a place that does not depend on the sample are a random
-sample of the rows before it. The cut does depend on it: it is the place of the (c+1)-th sampled disagreement, and k
-sampled rows are before it. The number of rows before the cut depends on it, too, and (c+1)/(k+1) of them is the
-unbiased number of errors. So the sampled row at the cut counts as reviewed. For a single label, and for the surest of
-several cuts (`recall`), this is nearly exact: tests/features/labels/test_sure_cut.py
-measures the mean and the coverage.
+The sample is drawn from all rows, so the sampled rows before a fixed place are a random sample of the rows before it.
+But the cut depends on the sample: it is the place of the (c+1)-th sampled disagreement, with k sampled rows before it.
+The number of rows before the cut also depends on the sample, and (c+1)/(k+1) of them is the unbiased number of errors.
+So the sampled row at the cut counts as reviewed. For a single label, and for the surest of several cuts (`recall`),
+this is nearly exact: tests/features/labels/test_sure_cut.py measures mean and coverage.
 """
 
 from __future__ import annotations
@@ -72,11 +71,11 @@ def sample_status(rule: SureRule) -> SureStatus:
 
 
 def _errors_of(part: SurePart, cut: SureCut) -> float:
-    """Estimate the delivered labels of a part that differ from the strong model's, or from the right ones.
+    """Estimate the number of a part's delivered labels that differ from the strong model's or right labels.
 
-    The cut is at a disagreement of the sample, and (c+1)/(k+1) of the rows before it are the unbiased number, where k
-    sampled rows are before it with c disagreements. Without a disagreement at the cut, all scored rows are before it.
-    The strong model's own errors are as frequent as in the sample, without those that the cheap model mends.
+    The cut is at a sampled disagreement. With k sampled rows and c disagreements before it, the unbiased estimate is
+    (c+1)/(k+1) of the rows before the cut. Without a disagreement at the cut, all scored rows are before it. The strong
+    model's errors are as frequent as in the sample, without those that the cheap model corrects.
     """
     own = cut.bad * part.rows / max(1, part.drawn)
     if not cut.pays:
@@ -86,8 +85,8 @@ def _errors_of(part: SurePart, cut: SureCut) -> float:
 
 
 def sure_status(store: JobDatabase, spec: JobSpec, rule: SureRule, fields: Sequence[str], before: int) -> SureStatus:
-    """Return the figures of the samples and labels of a job, for the rows below `before`; with a student, also how many
-    times fewer calls were paid. Raises the errors of `JobDatabase`."""
+    """Return the figures of a job's samples and labels, for rows below `before`; with a student, also how many times
+    fewer calls were paid. Raises the errors of `JobDatabase`."""
     found, labels = sample_status(rule), f"{ANSWERED} AND key < {min(before, SLOT)}"
     cheap, persons = (store.count(f"{labels} AND settings = {int(id_)}") for id_ in (spec.targets[1].settings, PERSON))
     strong = store.count(labels) - cheap - persons
@@ -98,7 +97,7 @@ def sure_status(store: JobDatabase, spec: JobSpec, rule: SureRule, fields: Seque
     if rows < found.get("rows", 0):
         found["here"] = rows
     elif not persons and (its := job_shares(store, spec, rule, fields, before)):
-        found["shares"] = its  # a person corrects the rows from which the shares are estimated
+        found["shares"] = its  # a person corrects the rows on which the shares are based
     return found
 
 
@@ -127,7 +126,7 @@ def job_shares(
 
 
 class _BeforeCut(NamedTuple):
-    """The rows of a part before its cut."""
+    """The rows of a part before the part's cut."""
 
     part: SurePart
     end: int
@@ -136,7 +135,7 @@ class _BeforeCut(NamedTuple):
     """The cheap and the strong answer of each sampled row."""
 
     def stratum(self, store: JobDatabase, cheap: int, field: str, before: int) -> Stratum:
-        """Return the labels in a field. `cheap`: the id of the cheap model's settings."""
+        """Return the stratum for the labels in a field. `cheap`: the settings id of the cheap model."""
         pairs = [(value_of(given, field), value_of(right, field)) for given, right in self.reviewed]
         where = f"answer.settings = {cheap} AND cheap.round >= {self.part.round} AND cheap.round < {self.end}"
         join = f"JOIN answer AS cheap ON cheap.key = answer.key + {SLOT}"
@@ -144,7 +143,7 @@ class _BeforeCut(NamedTuple):
 
 
 def _reviewed(store: JobDatabase, rule: SureRule, part: SurePart) -> Iterator[tuple[Record, Record]]:
-    """Yield the cheap and the strong answer of the sampled rows before the cut."""
+    """Yield the cheap and the strong answer of each sampled row before the cut."""
     assert part.cut is not None
     panel = rule.panel(part.score)
     rounds = ", ".join(map(str, part.cut.sampled)) or "-1"

@@ -1,14 +1,14 @@
-"""The rounds of a job whose labels must agree with a strong model: a sample, the cut, and who answers which row.
+"""The work of a job with `sure`: the sample, the cut, and which model answers which row.
 
     draw ─▶ round `sample`: both models ─▶ decide: the cut ─▶ `cheap`: all other rows ─▶ `sure`: copies ─▶ `unsure`
                                               └─ does not pay ─────────────────────────▶ the strong model, all rows
 
-Slot 0 has the label of each row that the job delivers, and its target is the strong model. The slots after it have the
-answers of the cheap models. The round `sure` copies each cheap answer before the cut to slot 0; the rows that then have
-no label are unsure. So everything that reads a job reads slot 0 as in any other job.
+Slot 0 has the delivered label of each row; its target is the strong model. The later slots have the answers of the
+cheap models. The round `sure` copies each cheap answer before the cut to slot 0; rows that then have no label are
+unsure. So other code reads slot 0 as in any job.
 
-The draw and the cut are stored once, in the parts of the job's `spec`, before anything is sent because of them: a
-killed job draws and cuts the same.
+The draw and the cut are stored once, in the parts of the job's `spec`, before requests are sent because of them: a
+killed job repeats the same draw and cut.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from promptmill.jobs.store.rounds import HAS_QUESTION, Round, stored_rounds
 from promptmill.jobs.store.spec import Delivered, JobSpec, PlanWork, RunningJob, digest
 
 FEWEST_ROWS = 200
-"""In a smaller table, the strong model answers every row: there is almost nothing to save."""
+"""In a table with fewer rows, the strong model answers every row, because almost nothing is saved."""
 _LEAST_SAVED = 0.05
-"""The share of the price that the cheap model must save; a smaller one is not worth a wrong label."""
+"""The least share of the price that the cheap model must save; a smaller saving does not justify a wrong label."""
 _LARGEST_SAMPLE = 0.5
-"""The share of a table that a larger sample, for a rare class, may have."""
+"""The largest share of a table that a larger sample for a rare class may take."""
 _ROWS_AT_ONCE = 65_536
 _IS_NEW = f"""
     {HAS_QUESTION} AND row.n < ?
@@ -53,7 +53,7 @@ _IS_ANSWERED = f"""
     answer.key IS NULL
     AND EXISTS (SELECT 1 FROM answer AS cheap WHERE cheap.key = row.n + {SLOT} AND cheap.code IS NULL)
 """
-"""The condition of rows that a cheap model has answered, and that have no label yet."""
+"""The condition for rows that a cheap model has answered and that have no label yet."""
 _WITHOUT_LABEL = f"""
     key BETWEEN {SLOT} AND {2 * SLOT - 1} AND code IS NULL
     AND NOT EXISTS (SELECT 1 FROM answer AS delivered WHERE delivered.key = answer.key - {SLOT})
@@ -68,7 +68,7 @@ class _Sampled:
     panel: Sequence[Record | None]
     cheap: Record | None
     gold: str | None = None
-    """Its right label; None: the strong model's label counts as right."""
+    """The right label of the row; None: the strong model's label counts as right."""
 
     @property
     def label(self) -> str | None:
@@ -77,12 +77,12 @@ class _Sampled:
 
     @property
     def agrees(self) -> bool:
-        """Whether the cheap model gave this label."""
+        """Whether the cheap model gave the right label."""
         return self.label is not None and _label(self.cheap) == self.label
 
     @property
     def is_bad(self) -> bool:
-        """Whether the strong model does not have the right label."""
+        """Whether the strong model did not give the right label."""
         return self.gold is not None and _label(self.strong) != self.gold
 
     @property
@@ -92,7 +92,7 @@ class _Sampled:
 
 
 class SureWork(PlanWork):
-    """The draws, decisions and copies of one run."""
+    """The draws, decisions and copies during one run."""
 
     meanwhile = MappingProxyType({"cheap": _IS_ANSWERED})
 
@@ -104,7 +104,7 @@ class SureWork(PlanWork):
 
     @property
     def _rule(self) -> SureRule:
-        """The rule, with the decisions so far."""
+        """The rule with the decisions made so far."""
         assert isinstance(self._job.spec.plan, SureRule)
         return self._job.spec.plan
 
@@ -117,7 +117,7 @@ class SureWork(PlanWork):
         return self._job.store
 
     def begin(self, round_: int) -> None:
-        """Draw the sample of the rows that are new since the last draw; `round_` is the id of the next round."""
+        """Draw the sample from the rows added since the last draw. `round_`: the id of the next round."""
         if self._has_begun:
             return
         self._has_begun = True
@@ -141,11 +141,10 @@ class SureWork(PlanWork):
         self._job.put(rule.with_parts(parts))
 
     def _earlier_parts(self, rows: int) -> list[SurePart]:
-        """Return the known parts without those of their rows that are new (`rows`): a row that was not sent yet moves
-        to the next part."""
+        """Return the known parts without the new rows (`rows`): a row that was never sent moves to the next part."""
         parts = []
         for part in self._rule.parts:
-            # an undecided sample is worth nothing for another input: its strong answers count, its cheap ones do not
+            # for another input, only the strong answers of an undecided sample count
             without = {"rows": part.every, "drawn": 0, "earlier": 0, "taught": 0, "cut": SureCut(place=NOTHING_SURE)}
             parts.append(part.model_copy(update=without) if part.cut is None else part)
         moved = min(rows, rows + sum(part.every for part in parts) - self._every())
@@ -156,13 +155,13 @@ class SureWork(PlanWork):
         return parts
 
     def _every(self) -> int:
-        """Count all rows with a question."""
+        """Return the number of all rows with a question."""
         ((rows,),) = self._store.read(f"SELECT count(*) FROM row WHERE {HAS_QUESTION} AND row.n < ?", self._end)
         return int(rows)
 
     def _wrong_of_new(self, rows: int, parts: Sequence[SurePart]) -> int:
-        """Return E of a new part of so many rows. The input may have lost rows of earlier parts, or this part may have
-        rows of an earlier one that were not asked, so all parts together have E of the rows that there are."""
+        """Return E for a new part of `rows` rows. All parts together have E of the existing rows, because the input may
+        have lost rows of earlier parts, and unsent rows of an earlier part may move to this part."""
         ends = [*(part.round for part in parts), LAST_KEY][1:]
         given = sum(
             min(part.wrong, self._cheap_of(part, end)) for part, end in zip(parts, ends, strict=True) if part.pays
@@ -171,7 +170,7 @@ class SureWork(PlanWork):
         return min(cuts.errors_allowed(rows, agree), max(0, cuts.errors_allowed(self._every(), agree) - given))
 
     def _cheap_of(self, part: SurePart, end: int) -> int:
-        """Count the rows of a part, whose rounds end before `end`, that have or may get a cheap label."""
+        """Return the number of rows that have or may get a cheap label, in a part whose rounds end before `end`."""
         strong = int(self._spec.targets[0].settings)
         query = f"""
             SELECT count(*) FROM answer AS cheap LEFT JOIN answer AS delivered ON delivered.key = cheap.key - {SLOT}
@@ -203,7 +202,7 @@ class SureWork(PlanWork):
         )
 
     def _drawn_of_gold(self, rows: int, wrong: int, of: str, round_: int) -> SurePart:
-        """Draw the sample from the rows that have a right label."""
+        """Draw the sample from rows with a right label."""
         seed = digest(self._spec.job_id, of, round_)
         known = self._right_labels(self._store.rows(last=self._end - 1))
         size = sample_of_gold(rows, len(known), self._rule)
@@ -215,7 +214,7 @@ class SureWork(PlanWork):
         return right_labels(rows, self._spec, self._rule.gold, list(choices))
 
     def _check_strong(self, part: SurePart) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if the strong model alone is too often wrong for the promise."""
+        """Raise `PromptmillError` (`invalid_input`) if the strong model alone has too many errors for the promise."""
         cut, rule = part.cut, self._rule
         if not rule.gold or cut is None:
             return
@@ -233,14 +232,14 @@ class SureWork(PlanWork):
         )
 
     def _draw(self, round_: int, rows: Iterable[int], size: int, seed: str, to_train: Sequence[int] = ()) -> None:
-        """Draw the sample from `rows`. Rows that train a student have the round `-round_`."""
+        """Draw the sample from `rows`. Training rows of a student get the round `-round_`."""
         chosen = nsmallest(size, rows, key=lambda n: cuts.number("sample", seed, n))
         drawn = [*((round_, n) for n in chosen), *((-round_, n) for n in to_train)]
-        replaced = "1" if to_train else "round > 0"  # a larger sample keeps the rows that train
+        replaced = "1" if to_train else "round > 0"  # a larger sample keeps the training rows
         self._store.change((f"DELETE FROM chosen WHERE {replaced}", [()]), ("INSERT INTO chosen VALUES (?, ?)", drawn))
 
     def _size_for_classes(self, part: SurePart, sample: Sequence[_Sampled]) -> int:
-        """Return the size of the larger sample that guarded classes need; 0 if this one does, or none can."""
+        """Return the size of a larger sample for guarded classes; 0 if the present sample suffices, or none would."""
         found, certainty = 0, self._rule.certainty_of_each
         for label, recall in self._rule.recall.items():
             rows = sum(row.label == label for row in sample)
@@ -258,13 +257,13 @@ class SureWork(PlanWork):
             last = page[-1][0]
 
     def advance(self) -> bool:
-        """Decide on a sample whose rows are all answered; return whether this changed the rounds to come."""
+        """Decide on a sample when all its rows are answered. Return whether this changes the following rounds."""
         part = self._rule.part
         if part is None or part.cut is not None:
             return False
         learned = "" if self._student is None else self._student.answer_sample(part.round)
         sample = list(self._sample(self._rule.panel(part.score)))
-        if len(sample) > part.drawn:  # a kill came between the larger draw and its part
+        if len(sample) > part.drawn:  # the job was killed between the larger draw and storing its part
             part = part.model_copy(update=_larger(part, len(sample)))
         rule = self._rule
         kind: Score = "student"
@@ -363,7 +362,7 @@ class SureWork(PlanWork):
             first = page[-1].key + 1
 
     def copies(self, round_: Round, slot: int, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
-        """Yield the sure answers, for slot 0; a round of the student yields its answers."""
+        """Yield the sure answers for slot 0. For a round of the student, yield the student's answers."""
         del slot
         if self._student is None or round_.rows != "cheap":
             for page in pages:
@@ -380,7 +379,7 @@ class SureWork(PlanWork):
     def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
         """Yield the sure answers, and the rows that are not sure.
 
-        A row whose cheap answers are not all there is left to the rounds `sure` and `unsure`.
+        A row that lacks a cheap answer is left to the rounds `sure` and `unsure`.
         """
         for page in pages:
             complete = [
@@ -402,7 +401,7 @@ class SureWork(PlanWork):
         return part is not None and len(list(self._store.records_at(others))) == len(others)
 
     def _sure_answer(self, first: Record) -> Record | None:
-        """Return the answer to deliver to a row, by the first of its cheap answers; None if the row is not sure."""
+        """Return the answer to deliver to a row whose first cheap answer is `first`; None if the row is not sure."""
         part = self._rule.part_of(first)
         if part is None or part.cut is None or not first.is_sound:
             return None
@@ -413,14 +412,14 @@ class SureWork(PlanWork):
 
 
 def sample_of(rows: int, wrong: int, rule: SureRule) -> int:
-    """Return the size of the sample of so many rows, of which `wrong` may differ; 0: the strong model answers all."""
+    """Return the sample size for `rows` rows with at most `wrong` errors; 0: the strong model answers all rows."""
     return 0 if rows < FEWEST_ROWS else cuts.sample_size(rows, wrong, rule.certainty_of_each)
 
 
 def sample_of_gold(rows: int, gold: int, rule: SureRule) -> int:
-    """Return the size of the sample of so many rows, of which `gold` have a right label.
+    """Return the sample size for `rows` rows, of which `gold` have a right label.
 
-    Raises `PromptmillError` (`invalid_input`) if they are too few for the promise.
+    Raises `PromptmillError` (`invalid_input`) if `gold` is too small for the promise.
     """
     if rows < FEWEST_ROWS:
         raise input_error(
@@ -443,7 +442,7 @@ def _label(record: Record | None) -> str | None:
 
 
 def _larger(part: SurePart, size: int) -> dict[str, int]:
-    """Return the changes of a part whose first sample is followed by a larger one, drawn from the other rows."""
+    """Return the changes of a part whose first sample is replaced by a larger sample of other rows."""
     return {"earlier": part.earlier + part.drawn, "rows": part.rows - part.drawn, "drawn": size}
 
 
@@ -453,7 +452,7 @@ def _delivered(cheap: Record) -> Any:
 
 
 def _prices(sample: Sequence[_Sampled]) -> tuple[float, float] | None:
-    """Return the cost of a row at the strong model and at the cheap ones; None without prices."""
+    """Return the cost per row with the strong model and with the cheap models; None without prices."""
     strong = [cost for row in sample if (cost := _cost(row.strong)) is not None]
     cheap = [sum(_cost(one) or 0.0 for one in row.panel) for row in sample]
     return (sum(strong) / len(strong), sum(cheap) / len(cheap)) if sum(strong) else None

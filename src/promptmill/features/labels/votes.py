@@ -1,8 +1,8 @@
-"""Votes: several answers to each row; the label that most of them have is delivered.
+"""Votes: several answers to each row, of which the most frequent label is delivered.
 
-Slot 0 has the label of each row that the job delivers, and the slots after it have the votes. A new row is decided
-while the votes of later rows are sent; the round `voted` decides the rows that are left, and again each row with a
-newer vote. The label of a person stays.
+Slot 0 has the delivered label of each row, and the later slots have the votes. A new row is decided while votes of
+later rows are sent. The round `voted` decides the remaining rows, and decides a row again if it has a newer vote. A
+person's label stays.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _KEYS = ", ".join(f"row.n + {slot * SLOT}" for slot in range(1, MOST_VOTES + 1))
 _IS_VOTED = f"""(answer.settings IS NOT {PERSON} AND EXISTS (
     SELECT 1 FROM answer AS vote WHERE vote.key IN ({_KEYS}) AND vote.round > coalesce(answer.round, -1)
 ))"""
-"""The condition of a row that has votes newer than its decision."""
+"""The condition for rows whose votes are newer than their decision."""
 _DIGITS = 4
 
 
 class Votes(Plan):
-    """Several answers to each row; the label that most of them have is delivered."""
+    """Collects several answers to each row, and delivers the most frequent label."""
 
     name: ClassVar[str] = "votes"
     fields: ClassVar[Sequence[str]] = (SURE, SCORE)
@@ -47,7 +47,7 @@ class Votes(Plan):
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Votes | None:
-        """Return the votes for the option `votes`, from each model in turn. None without the option."""
+        """Return the plan for the option `votes`, with votes from each model in turn. None without the option."""
         if (count := options.get("votes")) is None:
             return None
         if isinstance(count, bool) or not isinstance(count, int) or not 2 <= count <= MOST_VOTES:
@@ -58,7 +58,7 @@ class Votes(Plan):
 
     @property
     def ways(self) -> tuple[Variant, ...]:
-        """The models of each row by slots: the delivered answer, then the votes."""
+        """Slot 0: the delivered answer. Later slots: the model of each vote."""
         votes = (Variant(name=f"vote {at}", model=model) for at, model in enumerate(self.models, 1))
         return (Variant(name="", model=self.models[0]), *votes)
 
@@ -69,31 +69,31 @@ class Votes(Plan):
 
     @property
     def has_several_models(self) -> bool:
-        """Whether not all votes are of the same model."""
+        """Whether the votes come from several models."""
         return len(set(self.models)) > 1
 
     def next(self, first: Round, again: Again | None) -> Iterator[Round]:
-        """Yield the rounds that send the votes, and the round that decides."""
+        """Yield the rounds that send votes, and the round that decides."""
         yield from super().next(replace(first, slots=self.slots), again)
         yield replace(first, rows="voted", reason="votes", slots=(0,), way="copy")
 
     def resumes(self, last: Round) -> bool:
-        """Return whether a round is resumed: not one from before the job had votes."""
+        """Return whether a round is resumed; a round from before the job had votes is not."""
         return not (last.way == "live" and 0 in last.slots)
 
     def check(self, config: ResolvedConfig, question: Question) -> None:
-        """Raise `PromptmillError` (`invalid_input`) unless the answers have labels."""
+        """Raise `PromptmillError` (`invalid_input`) if the answers are not labels."""
         del question
         check_comparable(config, self.name)
 
     def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
-        """Return the target of a slot, whose answers differ from those of other slots of the same model."""
+        """Return the target of a slot. Its sampling makes answers of the same model differ between slots."""
         if not slot or len(set(self.models)) == len(self.models):
             return target
         return target.model_copy(update={"extra": repeating(config.settings.sampling_params, slot)})
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
-        """Return the votes. Raises `PromptmillError` (`invalid_input`) if there are fewer than paid ones."""
+        """Return the plan. Raises `PromptmillError` (`invalid_input`) if it has fewer votes than are already paid."""
         if isinstance(begun, Votes) and not sends_all and len(self.models) < (had := len(begun.models)):
             raise input_error(
                 f"Job {job_id} has {had} votes on each row, which are paid. Keep ",
@@ -108,11 +108,11 @@ class Votes(Plan):
         return self.models
 
     def work(self, job: RunningJob) -> VoteWork:
-        """Return the decisions of one run."""
+        """Return the decisions for one run."""
         return VoteWork(job, self)
 
     def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
-        """Return who gave the label, and the share of the votes that it has."""
+        """Return the giver of the label, and the label's share of the votes."""
         del spec
         decision = majority(beside)
         score = None if decision is None else round(decision.score, _DIGITS)
@@ -123,7 +123,7 @@ class Votes(Plan):
         return {SURE: "tie" if decision.is_tie else "votes", SCORE: score}
 
     def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, Any]:
-        """Count the rows whose votes are all equal, and the rows with a tie. 1,000,000 rows with 3 votes take 4 s."""
+        """Count rows whose votes are all equal, and rows with a tie. 1,000,000 rows with 3 votes take 4 s."""
         del spec, fields
         store.define("label", label_in)
         query = f"""
@@ -141,7 +141,7 @@ class Votes(Plan):
         return {"votes": {"votes": len(self.models), "rows": rows, "unanimous": unanimous, "ties": ties}}
 
     def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
-        """Return why a person should see a row; None if all votes agree."""
+        """Return the reason to review a row; None if all votes agree."""
         del spec, record
         decision = majority(beside)
         if decision is None or decision.score == 1:
@@ -162,17 +162,17 @@ class Votes(Plan):
 
 
 class VoteWork(PlanWork):
-    """The decisions of one run."""
+    """The decisions during one run."""
 
-    window = 512  # so that the progress shows decisions
-    late = 1024  # so far back, slow votes are waited for; the other rows are decided at the end
+    window = 512  # small, so that the progress shows decisions early
+    late = 1024  # rows; slow votes are awaited up to this distance, and the other rows are decided at the end
     meanwhile = MappingProxyType({"open": f"answer.key IS NULL AND {_IS_VOTED}"})
 
     def __init__(self, job: RunningJob, votes: Votes) -> None:
         self._job, self._votes = job, votes
 
     def copies(self, round_: Round, slot: int, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
-        """Yield the decisions on the rows of a round. The votes of a row without a sound vote are sent again."""
+        """Yield the decisions on the rows of a round. If a row has no intact vote, its votes are sent again."""
         del slot
         for page in pages:
             decisions = self._decided(round_, page)
@@ -182,7 +182,7 @@ class VoteWork(PlanWork):
                 self._job.store.change(("DELETE FROM answer WHERE key = ?", lost))
 
     def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
-        """Yield the decisions on the new rows whose votes are all there."""
+        """Yield the decisions on new rows that have all their votes."""
         for page in pages:
             yield Delivered(self._decided(round_, page, only_complete=True))
 
@@ -203,5 +203,5 @@ class VoteWork(PlanWork):
 
 
 def _is_sent(vote: Record, round_: Round) -> bool:
-    """Return whether a round sends a vote again: a failure that may pass, of an earlier order."""
+    """Return whether a round sends a vote again: a retryable failure of an earlier order."""
     return bool(vote.retryable) and vote.round <= round_.since

@@ -1,13 +1,13 @@
 """OpenAI's HTTP API over the service: `/v1/models`, `/v1/chat/completions`, `/v1/responses` and `/v1/embeddings`.
 
-The package only translates: a body becomes a `Request`, and its `Outcome` the reply. Models by name, cache, budgets,
-schema checks, limits and fair shares are those of every other call.
+The package only translates: a body becomes a `Request`, and its `Outcome` becomes the reply. Named models, cache,
+budgets, schema checks, limits and fair shares work as for every other call.
 
     http checks ─▶ paths ─▶ bodies.request_of ─▶ service ─▶ bodies.reply_body, or streams
 
-Functions without HTTP, also for the lines of a batch: `bodies.request_of(path, body)` → `Request`,
-`bodies.reply_body(path, body, completion, model)` → the body of the reply, and `api_errors.error_of(error)` →
-`ApiError` with its `status` and `body()`.
+These functions do not need HTTP, so lines of a batch use them too: `bodies.request_of(path, body)` returns a `Request`,
+`bodies.reply_body(path, body, completion, model)` the body of the reply, and `api_errors.error_of(error)` an `ApiError`
+with `status` and `body()`.
 """
 
 from promptmill.core.feature import Face, Feature

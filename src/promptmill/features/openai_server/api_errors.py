@@ -1,4 +1,4 @@
-"""OpenAI's error shape for every status, and its fields for each of our codes."""
+"""OpenAI's error format for every status, and its fields for each of promptmill's error codes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 _NO_RETRY = {"x-should-retry": "false"}
 _WAIT = {"retry-after": "5"}
 _RETRY = {Code.RATE_LIMITED: _WAIT, Code.SHUTDOWN: _WAIT, Code.REPLACED: _WAIT, Code.ENGINE_DIED: _WAIT}
-"""The errors that another attempt may cure. For all others, promptmill has repeated the request itself, and each of
-the two automatic retries of OpenAI's clients would repeat that."""
+"""Errors after which a client should retry. For all other errors, promptmill has already retried, and each of the two
+automatic retries of OpenAI's clients would repeat all these attempts."""
 _STATUS: dict[Code, tuple[int, str | None]] = {
     **dict.fromkeys((Code.INVALID_INPUT, Code.INVALID_CONFIG, Code.EMPTY_PROMPT, Code.BAD_REQUEST), (400, None)),
     Code.UNSUPPORTED: (400, "unsupported_parameter"),
@@ -40,9 +40,9 @@ _STATUS: dict[Code, tuple[int, str | None]] = {
     **dict.fromkeys((Code.SHUTDOWN, Code.REPLACED, Code.ENGINE_DIED), (503, None)),
     **dict.fromkeys((Code.TIMEOUT, Code.ITEM_TIMEOUT, Code.DEADLINE), (504, None)),
 }
-"""The status and `code` of our errors; any other is a 500 with our code."""
+"""The status and `code` for an error of promptmill. Any other error is a 500 with promptmill's code."""
 _TOO_LONG = (
-    "This model's maximum context length is exceeded (context_length_exceeded). "  # LangChain and litellm read it
+    "This model's maximum context length is exceeded (context_length_exceeded). "  # LangChain and litellm look for it
 )
 _FIELDS = frozenset({"messages", "input", "model", *BESIDE, *PASSED_ON, *Sampling.model_fields})
 _PARAM = re.compile(r"(?:sampling_params\.)?([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?=[:; ])")
@@ -50,18 +50,18 @@ _PARAM = re.compile(r"(?:sampling_params\.)?([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?=[:
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """An error as OpenAI's API reports it."""
+    """An error in the format of OpenAI's API."""
 
     status: int
     message: str
     param: str | None = None
-    """The field of the body that is wrong."""
+    """The invalid field of the body."""
     code: str | None = None
-    """A word for programs."""
+    """A code for programs."""
     headers: Mapping[str, str] | None = None
 
     def body(self) -> JsonDict:
-        """Return the body of the reply, which is also an event of a stream.
+        """Return the body of the reply; it is also an event of a stream.
 
         >>> ApiError(404, "There is no such file.").body()["error"]["type"]
         'not_found_error'
@@ -70,18 +70,18 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """Return the reply."""
+        """Return the HTTP reply."""
         return Response(orjson.dumps(self.body()), self.status, self.headers, "application/json")
 
 
 def unsupported(field: str, why: str = ", and leaving it out would change the answer; do not send it") -> ApiError:
-    """Return the error of a field that this server cannot honour."""
+    """Return the error for a field that this server does not support."""
     name = field[:60]
     return ApiError(400, f"`{name}` is not supported here{why}.", name, "unsupported_parameter")
 
 
 def error_of(error: PromptmillError) -> ApiError:
-    """Return an error of promptmill as OpenAI's; its `param` is the field with which the message begins, if any."""
+    """Convert an error of promptmill. `param` is the field named at the beginning of the message, if any."""
     status, code = _STATUS.get(error.code, (500, str(error.code)))
     headers = {} if status in {400, 404, 413, 422} else _RETRY.get(error.code, _NO_RETRY)
     found = _PARAM.match(error.message)
@@ -91,8 +91,8 @@ def error_of(error: PromptmillError) -> ApiError:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """Return an error that is one already; any other is a bug, whose place is logged, and not its text, which may quote
-    a prompt."""
+    """Return `error` if it is an `ApiError`. Any other error is a bug: log where it occurred, but not its text, which
+    may quote a prompt."""
     if isinstance(error, ApiError):
         return error
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -105,13 +105,13 @@ def _bug(error: Exception) -> ApiError:
 
 
 async def on_error(_: HttpRequest, error: Exception) -> Response:
-    """Reply with an `ApiError`, or an error of promptmill."""
+    """Reply with an `ApiError`, or with a converted error of promptmill."""
     assert isinstance(error, ApiError | PromptmillError)
     return (error if isinstance(error, ApiError) else error_of(error)).response()
 
 
 async def on_http_error(request: HttpRequest, error: Exception) -> Response:
-    """Reply with an error that Starlette raises: an unknown path, a wrong method, a body that is no form."""
+    """Reply to an error that Starlette raises: an unknown path, a wrong method, a body that is not a form."""
     assert isinstance(error, HTTPException)
     return refusal(error.status_code, "" if error.status_code in {404, 405} else error.detail, error.headers, request)
 
@@ -119,7 +119,7 @@ async def on_http_error(request: HttpRequest, error: Exception) -> Response:
 def refusal(
     status: int, message: str, headers: Mapping[str, str] | None = None, request: HttpRequest | None = None
 ) -> Response:
-    """Return the reply to a request that reaches no handler."""
+    """Return the reply to a request that no handler receives."""
     if request is not None and not message:
         message = f"There is no {request.method} {request.url.path}; see docs/openai-server.md for the paths here."
     code = {401: "invalid_api_key", 404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
@@ -127,5 +127,5 @@ def refusal(
 
 
 async def on_any_error(_: HttpRequest, error: Exception) -> Response:
-    """Reply to a request that ended with a bug. Starlette raises `error` again, so it is logged."""
+    """Reply to a request that failed because of a bug. Starlette raises `error` again, so the bug is logged."""
     return _bug(error).response()

@@ -1,4 +1,4 @@
-"""A batch as clients order it and see it, and the order of its states."""
+"""A batch as clients request it and see it, and the order of its states."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ BEFORE: Mapping[State, frozenset[State]] = {
     "expired": frozenset({"finalizing"}),
     "cancelled": frozenset({"cancelling"}),
 }
-"""The states from which a batch enters a state."""
+"""For each state, the states that may precede it."""
 _LAST = BEFORE.keys() - frozenset[State]().union(*BEFORE.values())
 
 
 class Counts(BaseModel):
-    """The numbers of lines."""
+    """The numbers of lines of a batch."""
 
     total: int = 0
     completed: int = 0
@@ -68,17 +68,17 @@ class Batch(BaseModel):
 
     @property
     def has_ended(self) -> bool:
-        """Whether the state is a last one."""
+        """Whether the state is final."""
         return self.status in _LAST
 
     def stored(self, owner: str, request: str) -> Stored:
-        """Return the batch for the store; `request` is the digest of its order."""
+        """Return the batch for the store. `request`: the digest of the client's request."""
         body = self.model_dump_json().encode()
         return Stored(self.id, "batch", owner, "", 0, None, not self.has_ended, request, body)
 
 
 class Asked(BaseModel):
-    """The body of a POST."""
+    """The body of a POST request that creates a batch."""
 
     input_file_id: str
     endpoint: Literal["/v1/chat/completions", "/v1/embeddings", "/v1/responses"]
@@ -87,5 +87,5 @@ class Asked(BaseModel):
     output_expires_after: Expiry | None = None
 
     def digest(self) -> str:
-        """Return a digest, by which a repeated request finds its batch."""
+        """Return a digest of the request, by which a repeated request finds its batch."""
         return hashlib.sha256(orjson.dumps(self.model_dump(), option=orjson.OPT_SORT_KEYS)).hexdigest()

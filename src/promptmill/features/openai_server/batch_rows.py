@@ -1,8 +1,8 @@
-"""The lines of a batch: of its file, as rows of a job; and the outcomes of those rows, as lines of its results.
+"""Lines of a batch: its file's lines become rows of a job, and the rows' outcomes become lines of its results.
 
-A row is a line of OpenAI's format whose body is the request that the same body would become at its path, with all
-settings of the model. `metadata`, which is no part of a question, keeps what the reply repeats: the model's name as
-the client wrote it, and the body's fields without the texts.
+A row is a line in OpenAI's format. Its body is the request that a POST of the same body to the line's path would
+become, with all settings of the model. `metadata`, which is not part of the question, keeps what the reply repeats: the
+model's name as the client wrote it, and the body's fields without their texts.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _UNDONE: Mapping[str, tuple[str, str]] = {
     "expired": ("batch_expired", "This request could not be executed before the completion window expired."),
     "cancelled": ("batch_cancelled", "The batch was cancelled before this request was executed."),
 }
-"""The error of a line without an outcome, by the last state of its batch."""
+"""The error of a line without an outcome, by the final state of its batch."""
 
 
 class FileCheck:
-    """Reads a batch file. Errors of the file end the batch; refused lines are part of its error file."""
+    """Reads a batch file. An error of the file fails the batch; refused lines go into the batch's error file."""
 
     def __init__(self, endpoint: str, endpoints: Endpoints, owner: str) -> None:
         self._endpoint, self._endpoints, self._owner = endpoint, endpoints, owner
@@ -51,14 +51,14 @@ class FileCheck:
         self.count = self.refused = 0
         self.errors: list[JsonDict] = []
         self.models: list[str] = []
-        """The names of models in the lines: two at most."""
+        """The names of models in the lines; at most two are kept."""
         self._ids: set[bytes] = set()
         self._line = 0
 
     async def run(self, source: Path, place: Path, halts: Callable[[], bool]) -> None:
-        """Write `INPUT` and `REFUSED` in the folder `place`. `halts` blocks.
+        """Write `INPUT` and `REFUSED` into the folder `place`. `halts` blocks.
 
-        Raises `FileNotFoundError`, and `PromptmillError` (`storage`) if they need more than their share of the disk.
+        Raises `FileNotFoundError`; `PromptmillError` (`storage`) if the files need more than their share of the disk.
         """
         with source.open("rb") as lines, _new(place / INPUT) as good, _new(place / REFUSED) as bad:
             numbered = enumerate(iter(functools.partial(lines.readline, LONGEST_ROW), b""), 1)
@@ -72,7 +72,7 @@ class FileCheck:
                 is_full = len(self.errors) >= MOST_BATCH_ERRORS or self.count > MOST_BATCH_LINES
                 if is_full or await asyncio.to_thread(halts):
                     break
-        for path in (place / INPUT, place / REFUSED):  # a power loss after the next state would lose the rows
+        for path in (place / INPUT, place / REFUSED):  # after the next state, a power loss must not lose the rows
             await asyncio.to_thread(disk.sync_path, path)
         await asyncio.to_thread(disk.sync_folder, place)
         if self.count > MOST_BATCH_LINES:
@@ -81,21 +81,21 @@ class FileCheck:
             self.note("empty_file", "The file has no lines.", None)
 
     def note(self, code: str, message: str, line: int | None, param: str | None = None) -> None:
-        """Add an error of the file."""
+        """Record an error of the file."""
         if len(self.errors) < MOST_BATCH_ERRORS:
             self.errors.append({"code": code, "message": message, "line": line, "param": param})
 
     async def _take(self, line: bytes, good: IO[bytes], bad: IO[bytes]) -> None:
         self.count += 1
         try:
-            is_large = len(line) > _BLOCK  # others wait while a line is read
+            is_large = len(line) > _BLOCK  # other requests wait while a line is read
             own, body = await asyncio.to_thread(self._read, line) if is_large else self._read(line)
         except ApiError as error:
             self.note(str(error.code), error.message, self._line, error.param)
             return
         try:
             row = _json_line({"custom_id": own} | await self._asked(body))
-        except Exception as error:  # a bug costs its line, not the batch
+        except Exception as error:  # a bug fails only its line, not the batch
             self.refused += 1
             number = f"refused-{self.count}"
             refused = _refused(number, as_api_error(error))
@@ -127,7 +127,7 @@ class FileCheck:
         return own, body
 
     async def _asked(self, body: JsonDict) -> JsonDict:
-        """Return a row without its id. Raises `ApiError`."""
+        """Return the row for a body, without the line's id. Raises `ApiError`."""
         asked = await self._endpoints.asked(self._endpoint, body, self._owner)
         if asked.model not in self.models:
             self.models = [*self.models, asked.model][:2]
@@ -146,7 +146,7 @@ class Results:
     """Writes the output file and the error file of a batch from the rows of its job."""
 
     def __init__(self, endpoint: str, place: Path, folder: Folder, last: str) -> None:
-        """`last`: the last state of the batch."""
+        """`last`: the final state of the batch."""
         self._endpoint, self._refused, self._folder, self._last = endpoint, place / REFUSED, folder, last
         self._unread = place / INPUT
         self.completed = self.failed = 0
@@ -154,7 +154,7 @@ class Results:
 
     @property
     def usage(self) -> JsonDict:
-        """The tokens of all rows, as `BatchUsage` in OpenAI's packages."""
+        """The tokens of all rows, in the form of `BatchUsage` in OpenAI's packages."""
         prompt, cached, completion, reasoning = self._tokens.values()
         return {
             "input_tokens": prompt,
@@ -176,7 +176,7 @@ class Results:
                 for answered in answered_rows(store, spec, outcomes_so_far):
                     self._add(answered, out, errors)
         if self.completed + self.failed == refused_count and self._unread.exists():
-            # the batch has ended before its job has read the rows
+            # the batch ended before its job read the rows
             with self._unread.open("rb") as lines:
                 for number, line in enumerate(lines, 1):
                     self.failed += 1
@@ -194,11 +194,11 @@ class Results:
         if isinstance(outcome, Completion):
             try:
                 asked, sent = row["metadata"], row["body"]
-                texts = {"input": sent["input"]} if "input" in sent else {}  # of embeddings
+                texts = {"input": sent["input"]} if "input" in sent else {}  # the texts of an embeddings request
                 body = reply_body(self._endpoint, asked["body"] | texts, outcome, asked["model"])
                 response = {"status_code": 200, "request_id": f"req_{number}", "body": body}
                 line = _json_line(found | {"response": response, "error": None})
-            except Exception as error:  # a bug costs its line, not the batch
+            except Exception as error:  # a bug fails only its line, not the batch
                 found |= _refused(number, as_api_error(error))
             else:
                 self.completed += 1
@@ -214,7 +214,7 @@ class Results:
         return {"response": None, "error": {"code": code, "message": message}}
 
     def _failed(self, number: str, error: PromptmillError) -> JsonDict:
-        """Return `response` and `error` of a row that failed."""
+        """Return `response` and `error` for a row that failed."""
         if error.code is Code.DEFERRED:
             return self._undone()
         if error.said is not None:
@@ -234,9 +234,9 @@ def _json_line(value: Any) -> bytes:
 
 
 def _some_lines(numbered: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]] | None:
-    """Return the next lines that are not blank, with their numbers; None at the end. Millions of blank ones block here.
+    """Return the next non-blank lines with their numbers; None at the end. Blocks long for millions of blank lines.
 
-    A line that is longer than any row comes in pieces, which are not valid JSON.
+    A line that is longer than any valid row is split into pieces, which are not valid JSON.
     """
     found, size = list[tuple[int, bytes]](), 0
     for number, line in numbered:
@@ -250,7 +250,7 @@ def _some_lines(numbered: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]
 
 @contextlib.contextmanager
 def _new(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file in place of a killed server's."""
+    """Yield a new file, replacing a file that a killed server left."""
     path.unlink(missing_ok=True)
     with os.fdopen(disk.created(path), "wb") as file:
         yield file

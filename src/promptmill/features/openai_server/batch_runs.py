@@ -1,26 +1,26 @@
-"""The batches of `/v1/batches`: each is a job.
+"""The batches of `/v1/batches`. Each batch is run as a job.
 
     create ─▶ row in `objects.db` ─▶ validating ─▶ job batch-… ─▶ finalizing ─▶ output file, error file
                                     │ input.jsonl, refused.jsonl      ▲
-                                    └─▶ failed                        └ its rows, by the chain of every job
+                                    │ input.jsonl, refused.jsonl      ▲
 
-The id of a batch names its job, and it is stored before the job begins, so after a kill at any point the next server
-finds the batch and repeats the step that was cut off; each step may be done twice:
+The id of a batch names its job and is stored before the job starts. So after a kill, the next server finds the batch
+and repeats the interrupted step; each step may be repeated:
 
-* The validation writes the good lines as rows into a file, which the job reads, and an error line for each refused
-  line into another.
+* The validation writes the valid lines as rows to a file for the job, and an error line for each refused line to
+another file.
 * The job resumes as every job does: only the requests in flight are sent again.
-* The results replace files with fixed ids, and become visible with the last state of the batch, in one transaction.
+* The results replace files with fixed ids; one transaction makes them visible and stores the batch's final state.
 
-A batch waits while `MOST_RUNNERS` jobs run, and after its job has stopped (a dead endpoint, a spent budget) it is
-resumed after a pause, until its time is over.
+A batch waits while `MOST_RUNNERS` jobs run. If its job has stopped (a dead endpoint, an exhausted budget), the job is
+resumed after a pause until the batch's time is over.
 
-The state is in `objects.db` alone. The server that holds the batch's lock runs it; any server cancels it there.
+The state is only in `objects.db`. The server that holds the batch's lock runs it; any server can cancel it there.
 
-**Repeated POSTs.** OpenAI's clients repeat a POST whose reply was lost, without a key, but with a count in the header
-`x-stainless-retry-count`. Such a repeat gets the batch of the same token and parameters if it is at most 20 minutes
-old; a request without the header, if it is at most a minute old. A first attempt (`0`) makes a new batch, as does
-one after a cancel.
+**Repeated POSTs.** If a reply is lost, OpenAI's clients repeat the POST, without a key but with a count in the header
+`x-stainless-retry-count`. Such a repeat gets the batch of the same token and parameters if that batch is at most 20
+minutes old; a request without the header, if it is at most a minute old. A first attempt (`0`) and a request after a
+cancel create a new batch.
 """
 
 from __future__ import annotations
@@ -58,45 +58,45 @@ from promptmill.jobs.store.lock import Lock, is_held
 
 _log = logging.getLogger(__name__)
 _WINDOW_S = 86_400
-_REPEAT_S, _RETRY_S = 60, 1200  # two retries, each after 600 s at most
-_POLL_S = 0.25  # one look takes 1 ms
+_REPEAT_S, _RETRY_S = 60, 1200  # two retries, each at most 600 s later
+_POLL_S = 0.25  # a poll takes 1 ms
 _WAITING_POLL_S = 1.0
 _PAUSES_S = (1.0, 5.0, 30.0)
 _PRUNE_S = 60.0
-_END_S = 60.0  # a job ends within about a second
+_END_S = 60.0  # a cancelled job ends within about a second
 
 
 class BatchRuns:
     """The batches of all tokens."""
 
     def __init__(self, files: StoredFiles, endpoints: Endpoints, jobs: Callable[[], RunningJobs]) -> None:
-        """`endpoints` reads lines as requests; `jobs` has the jobs of the server."""
+        """`endpoints` converts lines to requests; `jobs` returns the server's jobs."""
         self._files, self._endpoints, self._jobs = files, endpoints, jobs
         self._store = files.store
         self._folder = files.store.folder / "batches"
         disk.make_private_folder(self._folder)
         self._tasks: set[asyncio.Task[None]] = set()
-        """The runs of the batches whose locks this server has."""
+        """The tasks that run batches whose locks this server holds."""
         self._creating = asyncio.Lock()
 
     async def tend(self) -> None:
-        """From time to time, resume the batches of servers that have ended, and delete expired files. Never returns."""
+        """Periodically resume batches of servers that have ended, and delete expired files. Never returns."""
         while True:
             try:
                 for identity in await asyncio.to_thread(self._left):
                     await self._adopt(identity)
                 await asyncio.to_thread(self._files.prune)
-            except (OSError, sqlite3.Error) as error:  # such as a full disk
+            except (OSError, sqlite3.Error) as error:  # for example, a full disk
                 _log.warning("files and batches wait: %s", redact(str(error)))
             await asyncio.sleep(_PRUNE_S)
 
     def _left(self) -> list[str]:
-        """Return the batches that have not ended, and those that have left something. Blocks."""
+        """Return the batches that have not ended, or that have files left to remove. Blocks."""
         places = (each.name for each in self._folder.glob("batch_*"))
         return list(dict.fromkeys([*(each.id for each in self._store.open()), *places]))
 
     async def _adopt(self, identity: str) -> None:
-        """Run a batch to its end, and remove its job and its temporary files, unless a server has its lock."""
+        """Run a batch to its end, and remove its job and temporary files, unless another server holds its lock."""
         if (lock := await asyncio.to_thread(self._lock, identity)) is None:
             return
 
@@ -104,25 +104,25 @@ class BatchRuns:
             self._tasks.discard(task)
             lock.release()
             if not task.cancelled():
-                task.result()  # the loop reports a bug
+                task.result()  # the event loop reports a bug
 
         task = asyncio.ensure_future(self._run_to_end(identity, lock))
         self._tasks.add(task)
         task.add_done_callback(ended)
 
     def _lock(self, identity: str) -> Lock | None:
-        """Return the lock of a batch; None if a server has it. Blocks."""
+        """Return the lock of a batch; None if a server holds it. Blocks."""
         place = self._place(identity)
         disk.make_private_folder(place)
         return None if is_held(place / "lock") else Lock.take(place / "lock")
 
     async def create(self, body: JsonDict, owner: str, attempt: int | None) -> Batch:
-        """Return a new batch; for a repeated request, the batch that the first one has made.
+        """Return a new batch; for a repeated request, the batch of the first request.
 
-        `attempt`: the number of earlier attempts that the client reports; None: unknown. Raises `ApiError`.
+        `attempt`: the number of earlier attempts, as the client reports it; None: unknown. Raises `ApiError`.
         """
         asked = checked(Asked, body)
-        async with self._creating:  # a client may repeat a POST that is still being answered
+        async with self._creating:  # a client may repeat a POST before it is answered
             earlier = await asyncio.to_thread(self._store.repeated, owner, asked.digest())
             if earlier is not None and attempt != 0:
                 batch = await asyncio.to_thread(self._seen, earlier)
@@ -131,7 +131,7 @@ class BatchRuns:
                     return batch
             batch = await asyncio.to_thread(self._new, asked, owner)
             await asyncio.to_thread(self._store.put, batch.stored(owner, asked.digest()))
-            with contextlib.suppress(OSError):  # `tend` tries again
+            with contextlib.suppress(OSError):  # `tend` retries this
                 await self._adopt(batch.id)
             return batch
 
@@ -141,7 +141,7 @@ class BatchRuns:
             raise ApiError(400, "The file must have the purpose `batch`.", "input_file_id")
         if file.bytes > LARGEST_BATCH:
             raise ApiError(400, f"A batch file has at most {LARGEST_BATCH >> 20} MiB.", "input_file_id")
-        self._files.check_room(owner)  # for its results
+        self._files.check_room(owner)  # room for its results
         if self._store.amount("batch", owner, of_open=True)[0] >= MOST_BATCHES:
             message = f"{MOST_BATCHES} batches have not ended; wait for one of them, or cancel it."
             raise ApiError(429, message, None, "too_many_batches", {"retry-after": "60"})
@@ -161,11 +161,11 @@ class BatchRuns:
         return listed([self._seen(each).model_dump() for each in found], listing.limit)
 
     def cancel(self, identity: str, owner: str) -> Batch:
-        """Begin to end a batch; its answers so far are kept. Blocks. Raises `ApiError` 404, and 409 if it has ended."""
+        """Start to cancel a batch, and keep its answers. Blocks. Raises `ApiError` 404, or 409 if it has ended."""
         self.find(identity, owner)
         batch = self._enter(identity, "cancelling")
         if batch.status != "cancelling":
-            # a client need not repeat this
+            # a client that repeats this gets no error
             no_retry = {"x-should-retry": "false"}
             message = f"Cannot cancel a batch with status '{batch.status}'."
             raise ApiError(409, message, None, "conflict", no_retry)
@@ -189,7 +189,7 @@ class BatchRuns:
                 for stored in await asyncio.to_thread(self._store.open, identity):  # none if it has ended
                     await self._run(Batch.model_validate_json(stored.body), stored.owner)
                 return await asyncio.to_thread(self._clean, identity, lock)
-            except (OSError, sqlite3.Error, PromptmillError, DamagedError) as error:  # such as a full disk
+            except (OSError, sqlite3.Error, PromptmillError, DamagedError) as error:  # for example, a full disk
                 _log.warning("%s waits: %s", identity, redact(str(error)))
                 await asyncio.sleep(_PAUSES_S[-1])
 
@@ -202,14 +202,14 @@ class BatchRuns:
             await self._finalize(batch, owner)
 
     def _batch(self, identity: str) -> Batch:
-        """Return a batch that has not ended as it is stored. Blocks."""
+        """Return the stored batch, which has not ended. Blocks."""
         (stored,) = self._store.open(identity)
         return Batch.model_validate_json(stored.body)
 
     def _enter(self, identity: str, state: State, *also: Stored, **changes: Any) -> Batch:
-        """Store the next state of a batch, its time, other changes, and new objects; return the batch. Blocks.
+        """Store the next state of a batch with its time, other changes and new objects; return the batch. Blocks.
 
-        A batch keeps a state that is not before `state`, and then nothing is changed.
+        If the batch already has a state after `state`, nothing is changed.
         """
 
         def changed(stored: Stored) -> Stored:
@@ -239,9 +239,9 @@ class BatchRuns:
         return await asyncio.to_thread(self._enter, identity, "in_progress", model=model, request_counts=counts)
 
     async def _answer(self, batch: Batch, owner: str) -> Batch:
-        """Return the batch when its job has finished, or when the job has to end: it is cancelled, or its time over."""
+        """Return the batch when its job is finished, or must end because the batch is cancelled or its time is over."""
         folder, tries, due = self._job(batch.id), 0, 0.0
-        if batch.request_counts.failed == batch.request_counts.total:  # each line was refused
+        if batch.request_counts.failed == batch.request_counts.total:  # all lines were refused
             return batch
         while batch.status == "in_progress" and self._files.now() < batch.expires_at:
             state = await asyncio.to_thread(_state, folder)
@@ -252,7 +252,7 @@ class BatchRuns:
                 tries += 1
                 try:
                     await self._resume(batch, owner)
-                except (PromptmillError, ApiError) as error:  # such as no place, or a model that is not configured
+                except (PromptmillError, ApiError) as error:  # for example, no free place, or an unconfigured model
                     _log.warning("%s waits: %s", batch.id, redact(str(error)))
             await asyncio.sleep(_POLL_S if state in progress.ALIVE else _WAITING_POLL_S)
             batch = await asyncio.to_thread(self._batch, batch.id)
@@ -269,7 +269,7 @@ class BatchRuns:
         lines.unlink(missing_ok=True)  # the job has the rows
 
     async def _finalize(self, batch: Batch, owner: str) -> None:
-        """End the job of a batch; store its results and its last state."""
+        """End the job of a batch. Store the results and the final state."""
         batch = await asyncio.to_thread(self._enter, batch.id, "finalizing")
         folder, counts = self._job(batch.id), batch.request_counts
         if await asyncio.to_thread(_state, folder) != progress.FINISHED and folder.request_cancel():
@@ -285,7 +285,7 @@ class BatchRuns:
         results = Results(batch.endpoint, self._place(batch.id), self._job(batch.id), last)
         expiry, found = batch.output_expires_after or MONTH, dict[str, FileObject]()
         with self._files.partial() as (good, out), self._files.partial() as (bad, errors):
-            if batch.request_counts.total:  # else it was cancelled before its file was read to the end
+            if batch.request_counts.total:  # else the batch was cancelled before its file was read completely
                 results.write(out, errors)
             for path, what, count in ((good, "output", results.completed), (bad, "error", results.failed)):
                 if count:
@@ -307,11 +307,11 @@ class BatchRuns:
             self._enter(batch.id, last, *files, request_counts=counts, usage=results.usage, **ids)
 
     def _clean(self, identity: str, lock: Lock) -> None:
-        """Remove the job and the temporary files of a batch that has ended. Blocks."""
+        """Remove the job and the temporary files of an ended batch. Blocks."""
         job = self._job(identity)
         job.wait_for_end(_END_S)
         shutil.rmtree(job.path, ignore_errors=True)
-        lock.release()  # Windows removes no open file
+        lock.release()  # Windows does not remove open files
         shutil.rmtree(self._place(identity), ignore_errors=True)
 
     def _job(self, identity: str) -> Folder:

@@ -1,6 +1,6 @@
-"""Bodies of OpenAI's API as requests, and outcomes as bodies of its replies. Pure functions, also for lines of a batch.
+"""Converts bodies of OpenAI's API to requests, and outcomes to bodies of replies. Pure functions, used for batches too.
 
-A field that cannot be honoured and would change the answer is an `ApiError` 400 with `param`. Null is an absent field.
+An unsupported field that would change the answer is an `ApiError` 400 with `param`. Null counts as an absent field.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _OF_NO_EFFECT = frozenset(
         *("priority", "request_id", "cache_salt", "guided_decoding_backend"),  # vLLM's
     }
 )
-"""The fields that change no answer, at every path."""
+"""Fields that never change the answer, at every path."""
 _READ_ELSEWHERE = frozenset({"model", "messages", "stream"})
-_PASSED_ON = BESIDE - {TOP_CHOICES} | PASSED_ON  # OpenAI's reply has no place for `top_choices`
+_PASSED_ON = BESIDE - {TOP_CHOICES} | PASSED_ON  # OpenAI's reply has no field for `top_choices`
 _DEFAULTS: dict[str, Any] = {
     "logit_bias": {},
     "logprobs": False,
@@ -58,7 +58,7 @@ _DEFAULTS: dict[str, Any] = {
     "tool_choice": "auto",
     "tools": [],
     "top_logprobs": 0,
-    # vLLM's own fields; a `vllm run-batch` file that its classes wrote has all of them
+    # vLLM's own fields; a file for `vllm run-batch`, written with vLLM's classes, has all of them
     **dict.fromkeys(("add_generation_prompt", "include_reasoning", "skip_special_tokens"), True),
     "spaces_between_special_tokens": True,
     **dict.fromkeys(("add_special_tokens", "continue_final_message", "echo", "ignore_eos"), False),
@@ -69,7 +69,7 @@ _DEFAULTS: dict[str, Any] = {
     "length_penalty": 1.0,
     "mm_payload": "tensors",
 }
-"""Values that mean the same as no field."""
+"""Field values that are equivalent to an absent field."""
 _EMBEDDING_DEFAULTS = {"embed_dtype": "float32", "endianness": "native", "add_special_tokens": True, "stream": False}
 _TOKENS = (
     "`input` holds token ids, which another model would read as other words. Send texts: LangChain's OpenAIEmbeddings "
@@ -78,7 +78,7 @@ _TOKENS = (
 
 
 def request_of(path: str, body: JsonObject) -> Request:
-    """Return the request for a POST of `body` to `path`, without the model's own settings. Raises `ApiError`.
+    """Return the request for a POST of `body` to `path`, without the settings of the model. Raises `ApiError`.
 
     >>> body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
     >>> request_of("/v1/chat/completions", body).sampling.given()
@@ -94,9 +94,9 @@ def request_of(path: str, body: JsonObject) -> Request:
     if "max_completion_tokens" in given:
         given["max_tokens"] = given.pop("max_completion_tokens")
     if given.get("tool_choice") == "none" and "tools" not in given:
-        del given["tool_choice"]  # endpoints refuse it without tools
+        del given["tool_choice"]  # without tools, endpoints refuse it
     match given.get("chat_template_kwargs"):
-        case {"enable_thinking": bool(thinks), **rest} if not rest:  # as vLLM and SGLang take it
+        case {"enable_thinking": bool(thinks), **rest} if not rest:  # the form of vLLM and SGLang
             del given["chat_template_kwargs"]
             given.setdefault("enable_thinking", thinks)
     extra = {name: given.pop(name) for name in _PASSED_ON & given.keys()}
@@ -117,7 +117,7 @@ def request_of(path: str, body: JsonObject) -> Request:
 
 
 def _with_structure(given: JsonDict) -> JsonDict:
-    """Return fields with vLLM's structured outputs, which have older names, as ours where ours mean the same.
+    """Convert vLLM's structured outputs, including their older names, to promptmill's fields of the same meaning.
 
     Raises `ApiError`.
     """
@@ -142,7 +142,7 @@ def _with_structure(given: JsonDict) -> JsonDict:
 
 
 def _schema(given: Any) -> JsonDict:
-    """Return a JSON Schema, which vLLM takes as a text, too. Raises `ApiError`."""
+    """Return a JSON Schema; vLLM also accepts it as a text. Raises `ApiError`."""
     try:
         schema = orjson.loads(given) if isinstance(given, str) else given
     except orjson.JSONDecodeError:
@@ -169,7 +169,7 @@ def _embeddings_request(body: JsonObject) -> Request:
 
 
 def reply_body(path: str, body: JsonObject, answer: Completion, model: str) -> JsonDict:
-    """Return the body of the reply to a POST of `body` to `path`; `model` is the model's name in `body`."""
+    """Return the body of the reply to a POST of `body` to `path`. `model`: the model's name in `body`."""
     if path == EMBEDDINGS:
         return _embeddings_body(body, answer, model)
     if path == RESPONSES:
@@ -192,7 +192,7 @@ def _embeddings_body(body: JsonObject, answer: Completion, model: str) -> JsonDi
         }
         if len(payload["data"]) != count or not all(found.values()) or any(isinstance(at, bool) for at in found):
             raise ValueError
-        vectors = [found[index] for index in range(count)]  # endpoints may send them in any order
+        vectors = [found[index] for index in range(count)]  # endpoints may return them in any order
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError, struct.error):
         problem = f"The reply of the endpoint does not hold one embedding for each of the {count} inputs."
         raise ApiError(502, problem, None, "bad_response") from None
@@ -202,7 +202,7 @@ def _embeddings_body(body: JsonObject, answer: Completion, model: str) -> JsonDi
 
 
 def _encoded(vector: str | Sequence[float], encoding: object) -> str | Sequence[float]:
-    """Return an embedding in the wanted form. OpenAI's clients ask for base64; Node's reads a list as garbage."""
+    """Return an embedding in the requested encoding. OpenAI's clients want base64; Node's misreads a list."""
     if isinstance(vector, str) == (encoding == "base64"):
         return vector
     if isinstance(vector, str):
@@ -212,7 +212,7 @@ def _encoded(vector: str | Sequence[float], encoding: object) -> str | Sequence[
 
 
 def model_of(body: Mapping[str, Any]) -> str:
-    """Return the model that `body` names, `""` for none. Raises `ApiError`."""
+    """Return the model that `body` names, or `""`. Raises `ApiError`."""
     name = body.get("model") or ""
     if not isinstance(name, str):
         raise ApiError(400, f"`model` is {shape(name)}; send a name from /v1/models.", "model")

@@ -1,4 +1,4 @@
-"""The answers of an outcome as OpenAI's API has them: messages, tool calls, counts of tokens."""
+"""The answers of an outcome in the format of OpenAI's API: messages, tool calls, token counts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Choice(NamedTuple):
 
     @property
     def whole(self) -> Growing:
-        """The answer, fully grown."""
+        """The complete answer, as a `Growing`."""
         return Growing(self.text, self.reasoning or "", self.tool_calls)
 
     def message(self) -> JsonDict:
@@ -36,12 +36,12 @@ class Choice(NamedTuple):
 
 
 def reasoning_fields(reasoning: str | None) -> JsonDict:
-    """Return the reasoning under DeepSeek's name, and under the name of OpenRouter and vLLM."""
+    """Return the reasoning in two fields: DeepSeek's, and that of OpenRouter and vLLM."""
     return {"reasoning_content": reasoning, "reasoning": reasoning} if reasoning else {}
 
 
 def tool_call(call: JsonObject) -> JsonDict:
-    """Return a tool call whole: an engine may leave out its id, and an endpoint may send an object as arguments."""
+    """Complete a tool call: an engine may omit its id, and an endpoint may send the arguments as an object."""
     function = call.get("function") or {}
     arguments = function.get("arguments", "")
     text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
@@ -50,7 +50,7 @@ def tool_call(call: JsonObject) -> JsonDict:
 
 
 def choices_of(answer: Completion) -> list[Choice]:
-    """Return the answers in `answer`: one, or several for `n` (whose other fields are in its details)."""
+    """Return the answers in `answer`: one, or with `n` several (whose other fields are in `details`)."""
     kept = (answer.details or {}).get("choices") if answer.answers else None
     if kept is None:
         one = {name: getattr(answer, name) for name in Choice._fields}
@@ -68,7 +68,7 @@ def _choice(
 
 
 def usage_of(usage: Usage) -> JsonDict:
-    """Return the token counts as chat completions report them."""
+    """Return the token counts in the format of chat completions."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

@@ -1,4 +1,4 @@
-"""The paths that answer: models, chat completions, responses and embeddings."""
+"""The paths that need no stored objects: models, chat completions, responses and embeddings."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ from promptmill.service.service import Service
 from promptmill.system.logs import CALLS
 
 _log = logging.getLogger(CALLS)
-_STRANGE = re.compile(r"[^\w./@+-]")  # the name comes from the client: no spaces, no line feeds
+_STRANGE = re.compile(r"[^\w./@+-]")  # the client chooses the name: no spaces, no line feeds
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 PATHS = (CHAT, RESPONSES, EMBEDDINGS)
 _STREAMS: dict[str, Callable[[JsonDict, str, int], Events]] = {CHAT: ChatEvents, RESPONSES: ResponseEvents}
 
 
 class Asked(NamedTuple):
-    """A request with the settings of its model."""
+    """A request and the settings of its model."""
 
     path: str
     body: JsonDict
     model: str
-    """The model's name in the body, else the default model's."""
+    """The model's name in the body, or the default model's name."""
     request: Request
     plan: ResolvedConfig
     client: str
-    """The name of the client's program, for the log."""
+    """The name of the client program, for the log."""
 
     @property
     def grows(self) -> bool:
-        """Whether its answer may be sent while it grows: a schema is checked, and an answer repaired, at the end."""
+        """Whether the answer may be streamed: schema checks and repairs need the complete answer."""
         sampling, extra = self.request.sampling, self.request.extra
         return not (sampling.n or sampling.response_format or sampling.choices or extra.get("logprobs"))
 
 
 class Endpoints:
-    """The handlers of the paths over one service."""
+    """The handlers of these paths, on one service."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -100,9 +100,9 @@ class Endpoints:
         return {"id": name, "object": "model", "created": created, "owned_by": self.plan_of(name, owner).backend}
 
     def plan_of(self, name: str, owner: str) -> ResolvedConfig:
-        """Return the plan of the model `name`, the configuration's name for it or the engine's, for a token's owner.
+        """Return the plan of the model `name` for a token's owner. `name`: the configuration's or the engine's name.
 
-        Raises `ApiError` (404 for a name that the token may not use).
+        Raises `ApiError` (404 if the token may not use the model).
         """
         allowed = self._allowed.get(owner)
         try:
@@ -120,16 +120,16 @@ class Endpoints:
 
     @property
     def has_several(self) -> bool:
-        """Whether clients may name several models, so that a row of a job has to name its own."""
+        """Whether clients may choose among several models; then each row of a job must name its model."""
         return len(self._usable("")) > 1
 
     async def resolved_plan(self, name: str) -> ResolvedConfig:
-        """Return the plan of a job on a model; its lines have been checked. Raises as `plan_of`, and
+        """Return the plan for a job on a model, whose lines have been checked. Raises as `plan_of`, and
         `PromptmillError`."""
         return await self._service.resolved_plan(self.plan_of(name, ""))
 
     async def asked(self, path: str, body: JsonDict, owner: str, client: str = "-") -> Asked:
-        """Return the request that `body` makes of its model. Raises `ApiError`."""
+        """Return the request that `body` describes, with its model. Raises `ApiError`."""
         name = model_of(body)
         plan = self.plan_of(name, owner)
         request = request_of(path, body)
@@ -146,7 +146,7 @@ class Endpoints:
         settings = plan.settings
         if not request.path:
             conversation = request.conversation
-            if conversation.messages[0].role not in _SYSTEM_ROLES:  # the client's own system prompt takes precedence
+            if conversation.messages[0].role not in _SYSTEM_ROLES:  # the client's system prompt takes precedence
                 conversation = conversation.with_system(settings.system_prompt)
             passed_on = {name: request.extra[name] for name in request.extra.keys() & PASSED_ON}
             extra = {**settings.extra_params, **passed_on} if passed_on else settings.extra_params
@@ -154,7 +154,7 @@ class Endpoints:
         return Asked(path, body, name or plan.name, request, plan, client)
 
     async def answer(self, asked: Asked, show: Show | None = None) -> Completion:
-        """Answer a request; `show` gets the answer so far while it grows. Raises `ApiError`."""
+        """Answer a request. `show` is called with the answer so far while it grows. Raises `ApiError`."""
         began, code = time.monotonic(), str(Code.INTERNAL)
         call = Call(Facts(total=1, keep_raw=bool(asked.request.sampling.n)), preview=show)
         try:
@@ -175,7 +175,7 @@ class Endpoints:
 
 
 async def body_of(request: HttpRequest) -> JsonDict:
-    """Return the JSON object that is the body of a request. Raises `ApiError`."""
+    """Return the JSON object in the body of a request. Raises `ApiError`."""
     try:
         body: Any = orjson.loads(await request.body())
     except orjson.JSONDecodeError:

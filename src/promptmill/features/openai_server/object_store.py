@@ -1,11 +1,11 @@
-"""The database of the files and batches that clients have made, in the state folder.
+"""The database of the files and batches that clients have created, in the state folder.
 
 | column | content |
 |---|---|
-| `number` | rises with each new object: the order of lists |
+| `number` | increases with each new object; lists are sorted by it |
 | `kind`, `id`, `owner` | `file` or `batch`; its id; a digest of its token |
-| `purpose`, `size`, `expires` | of a file |
-| `is_open`, `request` | of a batch: whether it has not ended; a digest of its parameters, by which a repeat finds it |
+| `purpose`, `size`, `expires` | for files only |
+| `is_open`, `request` | for batches only: whether it has not ended; a digest of its parameters, to find repeats |
 | `body` | the object as a client sees it, as JSON |
 """
 
@@ -46,11 +46,11 @@ ORDER BY number * :sign LIMIT :limit
 _REPEATED = "SELECT * FROM object WHERE owner = ? AND kind = 'batch' AND request = ? ORDER BY number DESC LIMIT 1"
 _OPEN = "SELECT * FROM object WHERE kind = 'batch' AND is_open AND (? = '' OR id = ?) ORDER BY number"
 _AMOUNT = "SELECT count(*), coalesce(sum(size), 0) FROM object WHERE kind = ? AND owner = ? AND (is_open OR ?)"
-_WAIT_S = 5.0  # for another process that writes: a write of ours takes milliseconds
+_WAIT_S = 5.0  # for another process that writes; a write of this server takes milliseconds
 
 
 class Stored(NamedTuple):
-    """One object: the columns of the table."""
+    """One object, with the columns of the table."""
 
     id: str
     kind: Kind
@@ -62,31 +62,31 @@ class Stored(NamedTuple):
     request: str
     body: bytes
     number: int | None = None
-    """None until it is in the table."""
+    """The object's number; None until it is in the table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The part of a list that a client asks for."""
+    """The part of a list that a client requests."""
 
     limit: int
     after: str = ""
-    """The id before the first one."""
+    """The id after which the list starts."""
     is_newest_first: bool = True
     purpose: str = ""
-    """Files of this purpose alone; `""`: all."""
+    """List only files with this purpose; `""`: all files."""
 
 
 class ObjectStore:
-    """The objects of all owners. Its methods block; any thread may call them."""
+    """The objects of all owners. The methods block; any thread may call them."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the database in `folder`, or create both. Raises `OSError` and `sqlite3.Error`."""
+        """Open the database in `folder`; create both if missing. Raises `OSError` and `sqlite3.Error`."""
         disk.make_private_folder(folder)
         self.folder = folder
         self._writes = threading.Lock()
         self._database = self._connected()
-        # a client that has the id of a batch finds it after a power loss, too
+        # so that a client's batch survives a power loss
         self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;" + _TABLE)
 
     def put(self, new: Stored) -> None:
@@ -105,7 +105,7 @@ class ObjectStore:
             return {identity for (identity,) in database.execute("SELECT id FROM object WHERE kind = ?", (kind,))}
 
     def change(self, identity: str, changed: Callable[[Stored], Stored], *also: Stored) -> Stored:
-        """Store what `changed` makes of a stored object, and the new objects `also`; nothing if it makes no change."""
+        """Store the result of `changed` for a stored object, and the new objects `also`; nothing if nothing changes."""
         with self._transaction() as database:
             (row,) = database.execute("SELECT * FROM object WHERE id = ?", (identity,))
             stored = Stored._make(row)
@@ -114,14 +114,14 @@ class ObjectStore:
         return found
 
     def remove(self, identity: str) -> None:
-        """Remove an object, if it is there."""
+        """Remove an object, if it exists."""
         with self._transaction() as database:
             database.execute("DELETE FROM object WHERE id = ?", (identity,))
 
     def page(self, kind: Kind, owner: str, listing: Listing, now: int) -> list[Stored]:
-        """Return the listed objects that have not expired, and one more if there are more.
+        """Return the listed objects that have not expired, plus one if there are more.
 
-        Raises `ApiError` 400 if the one before them is gone. A program that deletes a page would miss the rest.
+        Raises `ApiError` 400 if `after` no longer exists: a program that deletes page by page would miss objects.
         """
         if listing.after and self.get(kind, listing.after, owner) is None:
             raise ApiError(400, f"No such object: {listing.after[:60]}; list without `after`.", "after", "not_found")
@@ -130,11 +130,11 @@ class ObjectStore:
         return self._read(_PAGE, asked)
 
     def repeated(self, owner: str, request: str) -> Stored | None:
-        """Return the newest batch of an owner with this digest of its parameters."""
+        """Return an owner's newest batch whose parameters have this digest."""
         return next(iter(self._read(_REPEATED, (owner, request))), None)
 
     def open(self, identity: str = "") -> Sequence[Stored]:
-        """Return the batches that have not ended; `identity`: only the object with this id."""
+        """Return the batches that have not ended; with `identity`, only the object with this id."""
         return self._read(_OPEN, (identity, identity))
 
     def expired(self, now: int) -> Sequence[Stored]:
@@ -142,7 +142,7 @@ class ObjectStore:
         return self._read("SELECT * FROM object WHERE kind = 'file' AND expires <= ?", (now,))
 
     def amount(self, kind: Kind, owner: str, *, of_open: bool = False) -> tuple[int, int]:
-        """Return the number of an owner's objects (`of_open`: that have not ended) and their bytes."""
+        """Return the number and total bytes of an owner's objects. `of_open`: only of objects that have not ended."""
         with self._reading() as database:
             count, size = database.execute(_AMOUNT, (kind, owner, not of_open)).fetchone()
         return count, size
@@ -155,11 +155,11 @@ class ObjectStore:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._writes:
             self._database.execute("BEGIN IMMEDIATE")
-            with self._database:  # commits, or rolls back
+            with self._database:  # commits or rolls back
                 yield self._database
 
     def _reading(self) -> contextlib.closing[sqlite3.Connection]:
-        """Return a connection of its own: it waits for no writer."""
+        """Return a separate connection for reading, which waits for no writer."""
         return contextlib.closing(self._connected())
 
     def _read(self, query: str, values: Mapping[str, object] | Sequence[object] = ()) -> list[Stored]:

@@ -1,7 +1,7 @@
 """The paths of the API and the calls behind them.
 
-`OpenAIPaths` is an ASGI app without the checks of `http.app`, which calls it with a checked token, host and body. The
-owner of a request's files and batches is `owner_of(request)`; the models that it may use are `service.offered`.
+`OpenAIPaths` is an ASGI app without the checks of `http.app`, which calls it after checking token, host and body.
+`owner_of(request)` is the owner of files and batches; `service.offered` are the models that the request may use.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["OpenAIPaths", "owner_of"]
 
 
 def routes(answers: Endpoints) -> list[BaseRoute]:
-    """Return the routes of the paths that answer."""
+    """Return the routes of `Endpoints`."""
     return [
         Route("/v1/models", answers.models),
         Route("/v1/models/{id:path}", answers.model),
@@ -49,10 +49,10 @@ class OpenAIPaths:
 
     prefix = "/v1/"
     streamed = frozenset({"/v1/files"})
-    """The paths whose POST bodies the app reads itself, piece by piece, and limits itself."""
+    """Paths whose POST bodies the app reads and limits itself, piece by piece."""
 
     def __init__(self, service: Service, origins: Collection[str] = ()) -> None:
-        """`service` answers; its creator closes it. Pages of `origins` may read replies."""
+        """`service` answers requests; its creator closes it. Web pages from `origins` may read replies."""
         self._origins = origins
         handlers = {
             ApiError: api_errors.on_error,
@@ -65,17 +65,17 @@ class OpenAIPaths:
         self._batches: BatchRuns | None = None
         try:
             files = StoredFiles(ObjectStore(state_folder() / "openai"))
-        except (OSError, sqlite3.Error) as error:  # a container whose disk is read-only can still answer
+        except (OSError, sqlite3.Error) as error:  # a container with a read-only disk can still answer requests
             announce(f"files and batches are not served: {state_folder()} cannot be used: {error}")
         else:
             self._batches = BatchRuns(files, answers, running_jobs_of(service))
             found += StorageRoutes(files, self._batches, owner_of).routes()
         app = Starlette(routes=found, exception_handlers=handlers)
-        app.router.redirect_slashes = False  # a redirect is no error that a client shows
+        app.router.redirect_slashes = False  # clients do not show a redirect as an error
         self._app = app
 
     async def tend(self) -> None:
-        """Resume the batches of an earlier server, and delete files that expire; until it is cancelled."""
+        """Resume batches of an earlier server and delete expired files, until cancelled."""
         if self._batches is not None:
             await self._batches.tend()
 
@@ -86,12 +86,12 @@ class OpenAIPaths:
     async def refuse(
         self, scope: Scope, send: Send, status: int, message: str, headers: Mapping[str, str] | None
     ) -> None:
-        """Send the error of a request that fails a check of `http.app`."""
+        """Send the error for a request that failed a check of `http.app`."""
         response = api_errors.refusal(status, message, headers, HttpRequest(scope))
         await self._readable(response, scope)(scope, _no_body, _identified(send))
 
     def _readable(self, app: ASGIApp, scope: Scope) -> ASGIApp:
-        """Return `app` with the headers by which a browser lets a page of an allowed origin read its replies."""
+        """Return `app` with headers that let browsers show its replies to pages from the allowed origins."""
         if Headers(scope=scope).get("origin") not in self._origins:
             return app
         return CORSMiddleware(
@@ -100,7 +100,7 @@ class OpenAIPaths:
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=("x-request-id", "retry-after"),
-            allow_private_network=True,  # a page of the web that the operator allowed calls loopback
+            allow_private_network=True,  # a public web page that the operator allowed may call loopback
         )
 
 
@@ -109,7 +109,7 @@ async def _no_body() -> Message:
 
 
 def _identified(send: Send) -> Send:
-    """Return a `send` that adds the request's id."""
+    """Return a `send` that adds the request's id to the reply."""
 
     async def identified(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""The stateless part of the Responses API: its body as one of chat completions, and its reply."""
+"""The stateless part of the Responses API: converts its body to one of chat completions, and builds its reply."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from promptmill.features.openai_server.response_tools import (
 )
 
 GUIDED = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")}
-"""vLLM's older names for parts of `structured_outputs`."""
+"""vLLM's older names for the parts of `structured_outputs`."""
 _SAME = frozenset({"parallel_tool_calls", "top_logprobs", *PASSED_ON, *GUIDED}) | Sampling.model_fields.keys() - {
     "max_tokens",
     "n",
@@ -33,14 +33,14 @@ _SAME = frozenset({"parallel_tool_calls", "top_logprobs", *PASSED_ON, *GUIDED}) 
     "reasoning_effort",
     "reasoning",
 }
-"""The fields that chat completions have under the same names."""
+"""Fields that have the same names in chat completions."""
 _READ_ELSEWHERE = frozenset({"model", "stream", "input", "instructions", "max_tool_calls"})
 _DEFAULTS: dict[str, Any] = {
     "truncation": "disabled",
     "background": False,
     "tool_choice": "auto",
     "top_logprobs": 0,
-    "n": 1,  # chat completions'
+    "n": 1,  # a field of chat completions
 }
 _NEEDS_STATE = frozenset({"previous_response_id", "conversation", "background", "prompt", "tools"})
 _WHY = ": this server keeps no state, and runs no tools"
@@ -49,7 +49,7 @@ _ECHOED = ("instructions", "temperature", "top_p", "max_output_tokens", "paralle
 
 
 def chat_body(body: JsonObject) -> JsonDict:
-    """Return the body of chat completions with the same meaning. Raises `ApiError`."""
+    """Return an equivalent body of chat completions. Raises `ApiError`."""
     found: JsonDict = {}
     for name, value in body.items():
         if name in _READ_ELSEWHERE or (name in _DEFAULTS and value == _DEFAULTS[name]):
@@ -100,14 +100,14 @@ def _messages(body: JsonObject) -> list[JsonDict]:
                 if not messages or messages[-1]["role"] != "assistant":
                     messages.append({"role": "assistant", "content": None})
                 call = call_of(item, f"input[{place}]")
-                messages[-1].setdefault("tool_calls", []).append(call)  # the calls of one turn are one message
+                messages[-1].setdefault("tool_calls", []).append(call)  # all calls of a turn form one message
             case {"type": str(kind), "call_id": called} if kind in OUTPUTS:
                 output = _content(output_of(item, f"input[{place}]"))
                 messages.append({"role": "tool", "tool_call_id": called, "content": output})
             case {"type": "reasoning"}:
-                continue  # of an earlier turn; models ignore it
+                continue  # reasoning of an earlier turn, which models ignore
             case {"role": role, "content": content} if item.get("type", "message") == "message":
-                role = "system" if role == "developer" else role  # most endpoints do not know the newer name
+                role = "system" if role == "developer" else role  # most endpoints do not support the newer role
                 messages.append({"role": role, "content": _content(content)})
             case _:
                 raise unsupported_item(f"input[{place}]")
@@ -115,7 +115,7 @@ def _messages(body: JsonObject) -> list[JsonDict]:
 
 
 def _with_one_system(messages: list[JsonDict], further: Iterable[str]) -> list[JsonDict]:
-    """Return messages that begin with one of the system, for which templates have a place: all its texts, and more."""
+    """Merge all system messages and `further` texts into one first message, because templates allow only one."""
     ahead = list(itertools.takewhile(lambda message: message["role"] == "system", messages))
     texts = [*(_text(message["content"]) for message in ahead), *further]
     system = [{"role": "system", "content": "\n\n".join(texts)}] if texts else []
@@ -145,7 +145,7 @@ def _part(part: Any) -> Any:
 
 
 def text_item(kind: str, text: str, logprobs: Sequence[Any] = (), status: str = "completed") -> JsonDict:
-    """Return an item with a text: a `message`, or `reasoning`."""
+    """Return an item with a text, of type `message` or `reasoning`."""
     if kind == "reasoning":
         part: JsonDict = {"type": "reasoning_text", "text": text}
         return {"type": kind, "id": new_id("rs"), "status": status, "summary": [], "content": [part]}
@@ -154,7 +154,7 @@ def text_item(kind: str, text: str, logprobs: Sequence[Any] = (), status: str = 
 
 
 def head(body: JsonObject, model: str, status: str) -> JsonDict:
-    """Return a response without output."""
+    """Return the response object without its output."""
     echoed = {name: body.get(name) for name in _ECHOED}
     echoed["parallel_tool_calls"] = body.get("parallel_tool_calls") is not False
     echoed |= {"tool_choice": body.get("tool_choice") or "auto", "tools": body.get("tools") or []}
@@ -179,12 +179,12 @@ def head(body: JsonObject, model: str, status: str) -> JsonDict:
 
 
 def cut_of(choice: Choice) -> str | None:
-    """Return the reason for which a response is incomplete; None if it is complete."""
+    """Return the reason why a response is incomplete; None if it is complete."""
     return {"length": "max_output_tokens", "content_filter": "content_filter"}.get(choice.finish_reason)
 
 
 def finished(response: JsonDict, choice: Choice, output: list[JsonDict], usage: JsonObject) -> JsonDict:
-    """Return the response with its output."""
+    """Return the response object with its output."""
     cut = cut_of(choice)
     return response | {
         "status": "incomplete" if cut else "completed",
@@ -192,7 +192,7 @@ def finished(response: JsonDict, choice: Choice, output: list[JsonDict], usage: 
         "output": output,
         "usage": {
             "input_tokens": usage["prompt_tokens"],
-            # inspect_ai validates the reply of a batch, and this field is required
+            # inspect_ai validates batch replies and requires this field
             "input_tokens_details": {"cache_write_tokens": 0} | usage["prompt_tokens_details"],
             "output_tokens": usage["completion_tokens"],
             "output_tokens_details": usage["completion_tokens_details"],
@@ -202,7 +202,7 @@ def finished(response: JsonDict, choice: Choice, output: list[JsonDict], usage: 
 
 
 def reply_body(body: JsonObject, choice: Choice, usage: JsonObject, model: str) -> JsonDict:
-    """Return the body of a reply."""
+    """Return the body of the reply."""
     logprobs = (choice.logprobs or {}).get("content") or ()
     output = [text_item("reasoning", choice.reasoning)] if choice.reasoning else []
     cut = cut_of(choice)

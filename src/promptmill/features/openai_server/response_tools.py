@@ -1,14 +1,14 @@
-"""The tools of the Responses API as functions of chat completions, and the calls of those as items.
+"""Converts tools of the Responses API to functions of chat completions, and the functions' calls to items.
 
-    here                               there                              its call is the item
+    Responses API                      chat completions                   the item of its call
     function `f`                       function `f`                       `function_call`
     function `f` in a namespace `n`    function `n__f`                    `function_call` with a `namespace`
     custom tool `c`                    function `c` with one text         `custom_tool_call`
     search for tools by the client     function `tool_search`             `tool_search_call`
 
-Codex has a namespace for each MCP server, whose description has the server's instructions; at models that it knows, it
-shows these tools when the model has searched for them. A custom tool's grammar becomes a part of its description: its
-client checks the text that it gets. All other tools run at OpenAI.
+Codex uses a namespace for each MCP server, whose description contains the server's instructions; for models it knows,
+Codex offers these tools only after the model has searched for them. A custom tool's grammar is added to its
+description: the tool's client checks the text it receives. All other tools run at OpenAI.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OUTPUTS = frozenset({"function_call_output", "custom_tool_call_output", "tool_se
 
 
 def tools_of(body: JsonObject) -> list[Any]:
-    """Return the tools of a body, those that its model has found included."""
+    """Return the tools of a body, including tools that its model has found by a search."""
     tools = list(body.get("tools") or ())
     items = body.get("input")
     for item in items if isinstance(items, list) else ():
@@ -43,7 +43,7 @@ def tools_of(body: JsonObject) -> list[Any]:
 
 
 def functions_of(body: JsonObject) -> Iterator[JsonDict]:
-    """Yield the tools as functions of chat completions. Raises `ApiError`."""
+    """Yield the body's tools as functions of chat completions. Raises `ApiError`."""
     for place, tool in enumerate(tools_of(body)):
         match tool:
             case {"type": "function"}:
@@ -64,14 +64,14 @@ def functions_of(body: JsonObject) -> Iterator[JsonDict]:
 
 
 def instructions_of(body: JsonObject) -> Iterator[str]:
-    """Yield the descriptions of the namespaces among valid tools."""
+    """Yield the descriptions of the namespaces. The tools must be valid."""
     for tool in tools_of(body):
         if tool["type"] == "namespace" and tool.get("description"):
             yield f"The tools `{_joined(tool['name'], '…')}`: {tool['description']}"
 
 
 def call_of(item: JsonObject, place: str) -> JsonDict:
-    """Return the tool call of chat completions for an item of an earlier turn, at `place`. Raises `ApiError`."""
+    """Convert the call in an item of an earlier turn, at `place`, to chat completions. Raises `ApiError`."""
     match item:
         case {"type": "function_call", "name": name, "namespace": str(space), "arguments": arguments}:
             function = {"name": _joined(space, name), "arguments": arguments}
@@ -87,7 +87,7 @@ def call_of(item: JsonObject, place: str) -> JsonDict:
 
 
 def output_of(item: JsonObject, place: str) -> Any:
-    """Return the result of a call, an item at `place`. Raises `ApiError`."""
+    """Return the result of a call from the item at `place`. Raises `ApiError`."""
     match item:
         case {"type": "tool_search_output", "tools": list()}:
             found = functions_of({"tools": item["tools"]})
@@ -98,12 +98,12 @@ def output_of(item: JsonObject, place: str) -> Any:
 
 
 def unsupported_item(place: str) -> ApiError:
-    """Return the error of an item at `place`."""
+    """Return the error for an unsupported item at `place`."""
     return ApiError(400, f"`{place}` is an item that is not supported here.", place)
 
 
 def item_of(call: JsonObject, body: JsonObject) -> JsonDict:
-    """Return the item for a call in the answer to a body."""
+    """Return the item for a tool call in the answer to `body`."""
     name, arguments = call["function"]["name"], call["function"]["arguments"]
     head = {"call_id": call["id"], "status": "completed"}
     own: JsonDict = {"name": name}
@@ -122,7 +122,7 @@ def item_of(call: JsonObject, body: JsonObject) -> JsonDict:
 
 
 def new_id(kind: str) -> str:
-    """Return an id of a response (`resp`) or an item (`msg`, `fc`, …)."""
+    """Return a new id for a response (`resp`) or an item (`msg`, `fc`, …)."""
     return f"{kind}_{secrets.token_hex(16)}"
 
 
@@ -147,7 +147,7 @@ def _json(value: Any) -> str:
 
 
 def _read(arguments: str) -> Any:
-    """Return the arguments of a call; a model may write invalid JSON, which its client refuses."""
+    """Parse the arguments of a call. If a model wrote invalid JSON, the client refuses it."""
     try:
         return orjson.loads(arguments)
     except orjson.JSONDecodeError:
@@ -155,7 +155,7 @@ def _read(arguments: str) -> Any:
 
 
 def _text_in(arguments: str) -> str:
-    """Return the text of a custom tool's call; a model may forget that it is a field of JSON."""
+    """Return the text in a custom tool's call. A model may omit the JSON object around the text."""
     match _read(arguments):
         case {"input": str(text)}:
             return text

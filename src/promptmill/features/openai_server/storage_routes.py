@@ -27,7 +27,7 @@ Handler: TypeAlias = Callable[[HttpRequest], Awaitable[Response]]
 
 
 class StorageRoutes:
-    """Answers the requests for files and batches. `owner_of` returns the owner of what a request makes."""
+    """Handles requests for files and batches. `owner_of` returns the owner of the objects that a request creates."""
 
     def __init__(self, files: StoredFiles, batches: BatchRuns, owner_of: Callable[[HttpRequest], str]) -> None:
         self._files, self._batches, self._owner_of = files, batches, owner_of
@@ -86,7 +86,7 @@ class StorageRoutes:
 
 
 def _usable(handler: Handler) -> Handler:
-    """Return a handler whose state folder may be full, or locked by another program."""
+    """Wrap a handler: report an error if the state folder is full or locked by another program."""
 
     async def handle(request: HttpRequest) -> Response:
         try:
@@ -112,7 +112,7 @@ def _shown(batch: Batch) -> Response:
 
 
 def _listing(request: HttpRequest, default: int, most: int) -> Listing:
-    """Return the part of a list that a query names. Raises `ApiError` 400."""
+    """Return the part of a list that the query parameters request. Raises `ApiError` 400."""
     asked = request.query_params
     limit, order = asked.get("limit", str(default)), asked.get("order", "desc")
     if not (limit.isascii() and limit.isdigit() and len(limit) < 9 and 1 <= int(limit) <= most):

@@ -1,6 +1,6 @@
-"""The files of `/v1/files`: bytes in a folder, one file each, and their objects in the `ObjectStore`.
+"""The files of `/v1/files`: their contents in a folder, and their objects in the `ObjectStore`.
 
-A file belongs to the token that uploaded it; other tokens do not learn that it exists. It is `processed` at once.
+A file belongs to the token that uploaded it, and is hidden from other tokens. Its status is always `processed`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from promptmill.jobs.ingest import CALL_DISK_SHARE
 PURPOSES = frozenset({"assistants", "batch", "fine-tune", "vision", "user_data", "evals"})
 OUTPUT = "batch_output"
 _PARTIAL = ".partial"
-_UNTOUCHED_S = 3600.0  # longer than any file is written
-_AT_ONCE = 4  # uploads of one token
-_SILENCE_S = 60.0  # longer than a network that comes back
+_UNTOUCHED_S = 3600.0  # longer than writing any file takes
+_AT_ONCE = 4  # concurrent uploads per token
+_SILENCE_S = 60.0  # longer than a short network outage
 _MOST_FIELDS = 8
 _CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
-"""Left out: forms are UTF-8 (RFC 7578), and Starlette decodes with any codec of Python that is named here."""
+"""Removed from the header: forms are UTF-8 (RFC 7578), but Starlette would use any codec of Python named here."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -51,7 +51,7 @@ class Expiry(BaseModel):
 
 
 MONTH = Expiry(anchor="created_at", seconds=2_592_000)
-"""The expiry of files of batches unless a client sets another one, as at OpenAI."""
+"""The expiry of batch files unless the client sets one; it is OpenAI's default."""
 
 
 class FileObject(BaseModel):
@@ -67,11 +67,11 @@ class FileObject(BaseModel):
     status: Literal["processed"] = "processed"
 
     def shown(self) -> JsonDict:
-        """Return the object for a reply."""
+        """Return the object as a reply shows it."""
         return self.model_dump(exclude_none=True)
 
     def stored(self, owner: str) -> Stored:
-        """Return the object for the store."""
+        """Return the object as the store keeps it."""
         body = orjson.dumps(self.shown())
         return Stored(self.id, "file", owner, self.purpose, self.bytes, self.expires_at, False, "", body)
 
@@ -90,13 +90,13 @@ class StoredFiles:
         return int(self._clock())
 
     def path(self, identity: str) -> Path:
-        """Return the place of the bytes of a file with this id of ours."""
+        """Return the path of the content of the file with this id."""
         return self.folder / identity
 
     async def upload(self, content_type: str, body: AsyncGenerator[bytes], owner: str) -> FileObject:
-        """Store the file in a form that comes in pieces; an owner's fifth at a time waits.
+        """Store the file from a form that arrives in pieces. An owner's fifth concurrent upload waits.
 
-        Raises `ApiError`, and `PromptmillError` (`storage`) for a file that needs more than its share of the disk.
+        Raises `ApiError`; `PromptmillError` (`storage`) if the file needs more than its share of the disk.
         """
         async with self._arriving[owner]:
             await asyncio.to_thread(self.check_room, owner)
@@ -119,7 +119,7 @@ class StoredFiles:
             raise ApiError(400, "The part `file` is missing.", "file")
         if purpose not in PURPOSES:
             raise ApiError(400, f"purpose must be one of {', '.join(sorted(PURPOSES))}.", "purpose")
-        # Azure's clients send a dot
+        # Azure's clients send a dot before the suffix
         given = {
             name: form.get(f"expires_after[{name}]") or form.get(f"expires_after.{name}")
             for name in Expiry.model_fields
@@ -146,7 +146,7 @@ class StoredFiles:
 
     @contextlib.contextmanager
     def partial(self) -> Iterator[tuple[Path, IO[bytes]]]:
-        """Yield a new file, which is removed after the block unless `rename` has given it its name."""
+        """Yield a new temporary file. It is removed after the block, unless `rename` was called."""
         path = self.folder / f"{secrets.token_hex(12)}{_PARTIAL}"
         try:
             with os.fdopen(disk.created(path), "wb") as out:
@@ -155,13 +155,13 @@ class StoredFiles:
             path.unlink(missing_ok=True)
 
     def rename(self, partial: Path, file: FileObject) -> None:
-        """Give a written file its name, also if it has one from an attempt that was killed. Blocks."""
+        """Rename a written file to its final name, replacing a file of a killed attempt. Blocks."""
         disk.sync_path(partial)
         disk.replace(partial, self.path(file.id))
         disk.sync_folder(self.folder)
 
     def find(self, identity: str, owner: str, param: str | None = None) -> FileObject:
-        """Return an owner's file. Blocks. Raises `ApiError` 404; `param` is the field that names the file."""
+        """Return an owner's file. Blocks. Raises `ApiError` 404, with the field `param` that names the file."""
         found = self.store.get("file", identity, owner)
         if found is None or (found.expires is not None and found.expires <= self.now()):
             raise ApiError(404, f"No such File object: {identity[:60]}", param or "id", "not_found")
@@ -178,23 +178,23 @@ class StoredFiles:
         return {"id": identity, "object": "file", "deleted": True}
 
     def prune(self) -> None:
-        """Delete the files that have expired, and bytes without an object. Blocks."""
+        """Delete expired files, and contents without an object. Blocks."""
         for found in self.store.expired(self.now()):
             self._remove(found.id)
         known = self.store.ids("file")
         for path in self.folder.iterdir():
-            with contextlib.suppress(OSError):  # removed since, or open on Windows
+            with contextlib.suppress(OSError):  # it was removed meanwhile, or is open on Windows
                 if path.name not in known and path.stat().st_mtime < time.time() - _UNTOUCHED_S:
                     path.unlink()
 
     def _remove(self, identity: str) -> None:
-        self.store.remove(identity)  # first: an object without bytes is an error, bytes without an object are pruned
+        self.store.remove(identity)  # first: only content without an object is pruned
         with contextlib.suppress(OSError):
             self.path(identity).unlink()
 
 
 def check_disk(folder: Path, size: int, written: int = 0) -> None:
-    """Check the size of a client's file, of which `written` bytes are in `folder`, by the rule for rows of calls.
+    """Apply the disk rule for rows of calls to a client's file, of which `written` bytes are in `folder`.
 
     Blocks. Raises `PromptmillError` (`storage`).
     """
@@ -204,14 +204,14 @@ def check_disk(folder: Path, size: int, written: int = 0) -> None:
 
 
 def listed(found: Sequence[JsonDict], limit: int) -> JsonDict:
-    """Return a page of objects, of which there may be one too many."""
+    """Return a page of at most `limit` objects; one object more shows that there is a next page."""
     data = found[:limit]
     ids = [each["id"] for each in data] or [None]
     return {"object": "list", "data": data, "first_id": ids[0], "last_id": ids[-1], "has_more": len(found) > limit}
 
 
 def checked(model: type[Model], value: Any, field: str = "") -> Model:
-    """Return a value that a client has sent as `model`; `field` is its name. Raises `ApiError` 400."""
+    """Validate a value from a client as `model`. `field`: the value's name. Raises `ApiError` 400."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -221,12 +221,12 @@ def checked(model: type[Model], value: Any, field: str = "") -> Model:
 
 
 async def _form(content_type: str, body: AsyncGenerator[bytes]) -> FormData:
-    """Return the parts of a form; the file is in a temporary file. Raises `ApiError` and `PromptmillError`."""
+    """Return the parts of a form; its file is stored temporarily. Raises `ApiError` and `PromptmillError`."""
 
     async def limited() -> AsyncGenerator[bytes]:
         size, folder = 0, Path(tempfile.gettempdir())
         while chunk := await _next(body):
-            if (size := size + len(chunk)) > LARGEST_UPLOAD + LONGEST_FIELD:  # boundaries and short parts
+            if (size := size + len(chunk)) > LARGEST_UPLOAD + LONGEST_FIELD:  # room for boundaries and short parts
                 raise ApiError(413, f"A file has at most {LARGEST_UPLOAD >> 20} MiB.", "file", "request_too_large")
             check_disk(folder, size, written=size)
             yield chunk
@@ -243,7 +243,7 @@ async def _form(content_type: str, body: AsyncGenerator[bytes]) -> FormData:
 
 
 async def _next(body: AsyncGenerator[bytes]) -> bytes:
-    """Return the next piece, `b""` at the end. Raises `ApiError` 408: a client that vanished would keep its place."""
+    """Return the next piece, `b""` at the end. Raises `ApiError` 408, because a vanished client would block a place."""
     try:
         return await asyncio.wait_for(anext(body, b""), _SILENCE_S)
     except TimeoutError:

@@ -1,8 +1,8 @@
-"""Streamed replies: their events, and the connection that carries them.
+"""Streamed replies: their events, and the HTTP response that sends them.
 
-The backend shows the growing answer. A stream has its pieces as they come: reasoning, text, tool calls. All else, such
-as the usage, comes at its end. An error before the first piece has its own status. If a repeated request differs from
-the pieces that were sent, its stream ends with an error.
+The backend shows the growing answer, and a stream sends its pieces as they arrive: reasoning, text, tool calls. All
+other data, such as the usage, is sent at the end. An error before the first piece is sent with an error status. If a
+retried request gives an answer that differs from the pieces already sent, the stream ends with an error.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ _OTHER_ANSWER = (
     "without a mark at its beginning. Send the request without `stream`."
 )
 _PING = b": ping\n\n"
-_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies such as nginx hold events back
+_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # nginx and other proxies would buffer events
 
 
 class _Growth:
-    """The part of an answer that was sent."""
+    """Tracks the part of an answer that was sent."""
 
     def __init__(self) -> None:
         self._sent = Growing()
 
     def deltas(self, now: Growing, *, is_whole: bool = False) -> Iterator[JsonDict]:
-        """Yield the rest of `now` as deltas of chat completions: reasoning, text, and each tool call, begun and filled.
+        """Yield the unsent part of `now` as deltas of chat completions: reasoning, text and tool calls.
 
-        An answer that does not begin as was sent may belong to another attempt, and yields nothing; a whole one raises
-        `ApiError`. The name of a tool call is complete when its arguments begin.
+        If the answer contradicts the sent pieces, it may belong to another attempt: yield nothing or, if it is
+        complete, raise `ApiError`. The name of a tool call is complete when its arguments begin.
         """
         sent, calls = self._sent, list(map(tool_call, now.tool_calls))
         while calls and not is_whole and not calls[-1]["function"]["arguments"]:
@@ -70,7 +70,7 @@ class _Growth:
 
 
 def _rest(whole: str, sent: str) -> str | None:
-    """Return the part of `whole` after `sent`; None if it begins otherwise. White space around a text is nothing."""
+    """Return the part of `whole` after `sent`; None if they differ. White space around a text does not count."""
     if not sent:
         return whole
     whole, sent = whole.lstrip(), sent.lstrip()
@@ -85,10 +85,10 @@ def _rest_of_call(call: JsonObject, sent: JsonObject) -> str | None:
 
 
 class ChatEvents:
-    """The events of a chat completion, each as its bytes: its chunks."""
+    """The events of a chat completion, its chunks, as bytes."""
 
     def __init__(self, body: JsonObject, model: str, n: int) -> None:
-        """`n` is the number of answers; several do not grow."""
+        """`n`: the number of answers; several answers are not streamed."""
         options = body.get("stream_options")
         self._with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
         identity = f"chatcmpl-{secrets.token_hex(14)}"
@@ -106,12 +106,12 @@ class ChatEvents:
             yield self._chunk(index, {"role": "assistant", "content": ""})
 
     def grow(self, now: Growing) -> Iterator[bytes]:
-        """Yield the events for the part of `now` that has none yet."""
+        """Yield the events for the part of `now` that was not sent."""
         for delta in self._growths[0].deltas(now):
             yield self._chunk(0, delta)
 
     def end(self, answer: Completion) -> Iterator[bytes]:
-        """Yield the last events, with the rest of the answer. Raises `ApiError` if it does not begin as was sent."""
+        """Yield the last events, with the rest of the answer. Raises `ApiError` if it contradicts the sent pieces."""
         for index, (growth, choice) in enumerate(zip(self._growths, choices_of(answer), strict=False)):
             for delta in growth.deltas(choice.whole, is_whole=True):
                 yield self._chunk(index, delta, None, choice.logprobs if "content" in delta else None)
@@ -126,7 +126,7 @@ class ChatEvents:
 
 
 class ResponseEvents:
-    """The same for a response. Reasoning and texts are items of its output in the order in which they come."""
+    """The events of a response. Reasoning and texts become items of its output, in the order of their arrival."""
 
     def __init__(self, body: JsonObject, model: str, _n: int) -> None:
         self._body, self._response = body, response_bodies.head(body, model, "in_progress")
@@ -134,9 +134,9 @@ class ResponseEvents:
         self._growth = _Growth()
         self._output: list[JsonDict] = []
         self._open = ""
-        """The type of the last item, while its text grows."""
+        """The type of the last item while its text is growing."""
         self._calls: list[tuple[int, JsonDict]] = []
-        """The tool calls with their places in the output; they end with the response."""
+        """The tool calls, with their positions in the output. They end with the response."""
 
     def _event(self, kind: str, **fields: object) -> bytes:
         self._number += 1
@@ -149,7 +149,7 @@ class ResponseEvents:
         return self._of_item(kind, len(self._output) - 1, content_index=0, **fields)
 
     def _begin(self, item: JsonDict, **empty: object) -> bytes:
-        """Return the events that end the open item, and begin another one, with `empty` fields as yet."""
+        """Return the events that end the open item and start `item`, whose fields `empty` are still empty."""
         ended = self._end_text()
         self._output.append(item)
         place = len(self._output) - 1
@@ -192,7 +192,7 @@ class ResponseEvents:
         (at, call), piece = self._calls[filled["index"]], filled["function"]["arguments"]
         call["function"]["arguments"] += piece
         if self._output[at]["type"] != "function_call":
-            return b""  # our JSON around the text: the client gets the text alone, at the end
+            return b""  # promptmill added the JSON around the text: the client gets only the text, at the end
         return self._of_item("function_call_arguments.delta", at, delta=piece)
 
     def begin(self) -> Iterator[bytes]:
@@ -232,10 +232,10 @@ Show: TypeAlias = Callable[[Growing], None]
 
 
 class EventStream(Response):
-    """The reply that sends events while an answer grows; when its client disconnects, the answer is cancelled."""
+    """A reply that sends events while an answer grows. If its client disconnects, the answer is cancelled."""
 
     def __init__(self, events: Events, answer: Callable[[Show], Coroutine[Any, Any, Completion]]) -> None:
-        """`answer` gets a function for the answer so far, and raises `ApiError`."""
+        """`answer` receives a function to call with the answer so far; it raises `ApiError`."""
         super().__init__(headers=_HEADERS, media_type="text/event-stream")
         del self.headers["content-length"]
         self._events, self._answer = events, answer
@@ -243,7 +243,7 @@ class EventStream(Response):
         self._first, self._begun = b"".join(events.begin()), False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events; an error before the first of them is a reply of its own."""
+        """Send the events. An error before the first event becomes an ordinary error reply."""
         error = await unless_left(receive, self._stream(send))
         if error is not None and not self._begun:
             await error.response()(scope, receive, send)
@@ -252,7 +252,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _stream(self, send: Send) -> ApiError | None:
-        """Send all events but an error, which is returned."""
+        """Send all events except an error, which is returned."""
         answering = asyncio.ensure_future(self._answer(self._show))
         answering.add_done_callback(lambda _: self._grown.set())
         try:
@@ -286,7 +286,7 @@ class EventStream(Response):
 
 
 async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`. When the client disconnects, it is cancelled: raises `ConnectionError`."""
+    """Return the result of `work`. If the client disconnects, cancel `work` and raise `ConnectionError`."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Replicas as actors of a Ray cluster: Ray places them, restarts them, and reports their loss."""
+"""Replicas as actors of a Ray cluster. Ray places the actors, restarts them, and reports lost actors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _REACHED_S = 10
 
 
 class RayCluster(OrderPart):
-    """The address of a cluster, the number of replicas on it, and the resources that each takes of its node."""
+    """A cluster's address, its number of replicas, and the resources of a node that each replica takes."""
 
     address: str
     replicas: int = 1
@@ -34,17 +34,17 @@ class RayCluster(OrderPart):
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> RayCluster:
-        """Return the cluster of the options."""
+        """Return the cluster that the options describe."""
         names = {"address": "ray", "replicas": "replicas", "gpus": "num_gpus", "cpus": "num_cpus"}
         return cls(**{field: options[name] for field, name in names.items() if options.get(name) is not None})
 
     @property
     def create(self) -> Create:
-        """The function that makes the backend of the job."""
+        """The function that makes the job's backend."""
         return self.connected
 
     async def connected(self, plan: ResolvedConfig) -> Backend:
-        """Return the model of `plan` as replicas, not loaded yet. Raises `PromptmillError`."""
+        """Return the model of `plan` as replicas that are not yet loaded. Raises `PromptmillError`."""
         registry.check_name(plan.backend)
         if importlib.util.find_spec("ray") is None:
             raise PromptmillError(Code.MISSING_DEPENDENCY, "Ray is not installed.", adding("ray"))
@@ -60,11 +60,11 @@ class RayCluster(OrderPart):
         return Replicas(connect, _disconnect, hint="Look at the logs of the replicas, and at `ray status`.")
 
     def _actors(self, count: int) -> Sequence[Any]:
-        """Connect and start the actors, which Ray places when there is room. Blocks."""
+        """Connect and start the actors. Ray places an actor when the cluster has room. Blocks."""
         import ray
 
         self._check_address()
-        # a cluster that is started here sends no usage reports
+        # a cluster that promptmill starts sends no usage reports
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray.init(
@@ -87,13 +87,13 @@ class RayCluster(OrderPart):
         return [actor.remote() for _ in range(count)]
 
     def _count(self, plan: ResolvedConfig) -> int:
-        """Return the number of replicas; of an endpoint, at most `concurrency`: each has a request in flight."""
+        """Return the number of replicas. For an endpoint, it is at most `concurrency`: each has a request in flight."""
         if plan.backend != "openai":
             return self.replicas
         return min(self.replicas, plan.settings.backend_configs.openai.concurrency)
 
     def _check_address(self) -> None:
-        """Raise `PromptmillError` when nothing listens there: Ray itself would end this process."""
+        """Raise `PromptmillError` if nothing listens at the address, because Ray would end this process."""
         host, _, port = self.address.removeprefix("ray://").rpartition(":")
         if not host or not port.isdigit():
             return
@@ -104,13 +104,13 @@ class RayCluster(OrderPart):
 
 
 class _ActorLink:
-    """The way to one actor, over the cluster's own network, keys included."""
+    """The connection to one actor over the cluster's network, which also carries keys."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the actor, once Ray has placed it. Raises `LostError`."""
+        """Call a method of the actor when Ray has placed the actor. Raises `LostError`."""
         from ray.exceptions import RayError
 
         try:
@@ -119,10 +119,10 @@ class _ActorLink:
             raise LostError from None
 
     def kill(self, *, again: bool) -> None:
-        """End the actor's process at once; `again`: Ray starts another one."""
+        """Kill the actor's process; with `again`, Ray starts a new process."""
         import ray
 
-        with contextlib.suppress(Exception):  # the cluster is gone
+        with contextlib.suppress(Exception):  # the cluster no longer exists
             ray.kill(self._actor, no_restart=not again)
 
 

@@ -1,4 +1,4 @@
-"""The report of a job: one HTML file with its figures, its course, its failures and its rows."""
+"""The report of a job: an HTML file with its figures, course, failures and rows."""
 
 from promptmill.core.feature import Control, Feature, JobAction
 

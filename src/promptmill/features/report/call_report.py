@@ -1,4 +1,4 @@
-"""The report of a job for a call: a process of its own, with limited memory and time, reads the rows and images."""
+"""The report of a job for a call: a child process with limited memory and time reads the rows and images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COMPUTING_S = 300  # as for a comparison
 async def written(jobs: RunningJobs, caller: Caller, job_id: str, report: str) -> JsonDict:
     """Write the report of a job to the file `report`, and return its path and the number of its rows.
 
-    Raises `PromptmillError`, also for a file that exists and is not an earlier report of this job.
+    Raises `PromptmillError`, for example if the file exists and is not an earlier report of this job.
     """
     target, folder = jobs.paths.allowed_page(report), jobs.visible.find(job_id, caller)
     return await jobs.apart(partial(_write, path=folder.path, target=target), folder.job_id, _MODULE)

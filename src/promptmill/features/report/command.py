@@ -16,11 +16,11 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.system.safe_open import home_expanded
 
 _BESIDE = Path()
-"""`--html` without a file: next to the output."""
+"""The value for `--html` without a file: next to the output."""
 
 
 def add_options(options: argparse._ActionsContainer) -> None:
-    """Add the options of the action to the command `jobs`."""
+    """Add the options to the command `jobs`."""
     options.add_argument(
         "--html",
         type=Path,
@@ -33,7 +33,7 @@ def add_options(options: argparse._ActionsContainer) -> None:
 
 
 def written(folder: Folder, arguments: argparse.Namespace) -> int:
-    """Write the report of a job, and print its path. Returns 0."""
+    """Write the report of a job, and print its path. Return 0."""
     given: Path = arguments.html or _BESIDE
     made = job_page.write(folder, job_page.default_path(folder) if given == _BESIDE else home_expanded(given))
     if arguments.json:
@@ -46,12 +46,12 @@ def written(folder: Folder, arguments: argparse.Namespace) -> int:
 
 
 def after_job(ended: EndedJob) -> None:
-    """Write the report of a job that ended, also by an interruption, if its command names a file for it."""
+    """Write the report of a job that ended or was interrupted, if its command names a file for the report."""
     target: Path | None = getattr(ended.arguments, "report", None)
     if target is None:
         return
     try:
         written = job_page.write(ended.folder, target)
         say(str(written), sys.stderr if ended.on_stderr or ended.arguments.json else sys.stdout)
-    except PromptmillError as error:  # the answers are there all the same
+    except PromptmillError as error:  # the answers are stored in any case
         complain(str(error))

@@ -1,4 +1,4 @@
-"""The report of a job, also while it runs.
+"""The report of a job that has ended or is running.
 
 job.db: status, course, counts, rows with their answers ─▶ data ─▶ `rows.html` ─▶ the file
 """
@@ -39,18 +39,18 @@ from promptmill.pages.page_rows import Filter
 
 _SEED = 1
 _BINS = 24
-_SHOWN_SHARE = 0.99  # a histogram ends there, for one answer may take a hundred times as long
+_SHOWN_SHARE = 0.99  # of the values, because one answer may take a hundred times as long
 Bar: TypeAlias = tuple[str, int, str] | tuple[str, int, str, dict[str, str]]
-"""A value, its number, a remark, and the columns with their values that it filters by, if not by the value alone."""
+"""A value, its count, a remark, and the column values by which the bar filters (default: the value)."""
 Bars: TypeAlias = tuple[str, str, list[Bar], str]
-"""A title, the column whose values are counted, the values with their numbers and a remark, and a sentence."""
+"""A title, the column whose values are counted, the bars, and a sentence."""
 _MOST_IMAGES = 200
-_PICTURES = 1_000_000  # characters of all thumbnails
+_PICTURES = 1_000_000  # total characters of all thumbnails
 _SHARES = "Each is the share among the strong model's labels if it answered every row, with its interval."
 
 
 def default_path(folder: Folder) -> Path:
-    """Return the file of a report that has no other name: next to the job's output, or in the current folder."""
+    """Return the default path of a report: next to the job's output, or in the current folder."""
     spec = folder.known_spec()
     if not spec.output.format:
         return Path(f"{spec.job_id}.report.html")
@@ -58,7 +58,7 @@ def default_path(folder: Folder) -> Path:
 
 
 def write(folder: Folder, target: Path) -> Report:
-    """Write the report of a job to `target`, all at once. Raises `PromptmillError`."""
+    """Write the report of a job to `target` atomically. Raises `PromptmillError`."""
     page.check(target, _title(folder.known_spec()))
     try:
         text, shown = _page(folder)
@@ -75,7 +75,7 @@ def _title(spec: JobSpec) -> str:
 
 
 def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
-    """Return the report, the number of its rows, of how many they are, and their noun."""
+    """Return the report, and three facts: the number of shown rows, of all rows, and the noun for them."""
     spec, found = folder.known_spec(), status.read(folder) | status.asked(folder)
     pictures, skips_empty = _Thumbnails(spec.image_folders), spec.question.skip_empty
     with folder.reading() as store:
@@ -135,7 +135,7 @@ def _prompts(spec: JobSpec, found: Status) -> dict[str, str]:
 
 
 def _rounds(store: JobDatabase) -> str:
-    """Return the rounds of a job with the number of answers and failures that each has made; `""` for a single one."""
+    """Return the rounds of a job as text, with the answers and failures of each; `""` for a single round."""
     counts, known = statistics.rounds(store), rounds.stored_rounds(store)
     lines = [f"{round_.id} {round_.reason}: {counted(counts.get(round_.id, 0), 'row')}" for round_ in known]
     return "\n".join(lines) if len(lines) > 1 else ""
@@ -156,7 +156,7 @@ def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Itera
 
 
 def _sections(found: Mapping[str, Any], curve: Sequence[tuple[float, float]]) -> list[JsonDict]:
-    """Return the sections of features."""
+    """Return the sections that features add."""
     parts = (part(figure.section) for figure in figures().values() if figure.section and figure.name in found)
     return [section for each in parts if (section := each(found, curve)) is not None]
 
@@ -224,7 +224,7 @@ def _of_answers(results: Results) -> str:
 def _of_labels(
     spec: JobSpec, table: JobTable, results: Results, labels: Mapping[str, Mapping[str, Mapping[int, int]]]
 ) -> Iterator[Bars]:
-    """Yield for each label how many answers of each variant have it. `labels`: these counts, by field and value."""
+    """Yield bars that show each label's number of answers by variant. `labels`: the counts by field and value."""
     if not spec.is_grid:
         return
     for field, counts in labels.items():
@@ -256,7 +256,7 @@ def _remark(shares: Mapping[str, LabelShare], value: str) -> str:
 
 
 def _example(code: str, text: str) -> tuple[str, str]:
-    """Return the message of a failure with this code without its remedy, and the remedy."""
+    """Return the message of a failure with this code, split into the problem and the remedy."""
     try:
         error = PromptmillError(Code(code), "")
     except ValueError:
@@ -316,17 +316,17 @@ def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> li
 
 
 class _Thumbnails:
-    """The first image of each of the first answered rows that have one, made small: the job could read it."""
+    """Thumbnails of the first image in each of the first answered rows with images that the job could read."""
 
     def __init__(self, folders: Sequence[str]) -> None:
         self.found: dict[str, str] = {}
-        """JPEG in base64, by the number of the row."""
+        """JPEG images in base64, by row number."""
         self._folders = folders
         self._rules = ImageRules()
         self._room = _PICTURES
 
     def of(self, rows: Iterable[JobRow]) -> Iterator[JobRow]:
-        """Yield the rows, whose images are looked at."""
+        """Yield the rows, and make thumbnails of their images."""
         for row in rows:
             has_image = row.images and not row.error and str(row.number) not in self.found
             if has_image and len(self.found) < _MOST_IMAGES and self._room > 0:

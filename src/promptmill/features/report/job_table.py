@@ -1,6 +1,6 @@
-"""The rows of a job as a table: the columns of the input, the prompt, the variant, the answer or its fields, figures.
+"""The rows of a job as a table: the input's columns, prompt, variant, answer or its fields, and figures.
 
-A prompt that is a template of columns takes no room: the page makes it of the cells.
+A prompt from a template takes no space in the file: the page builds it from the cells.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from promptmill.jobs.store.spec import JobSpec
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows, last_turns
 
 FAILED, CUT, NEAR = 1, 2, 4
-"""Bits of a row's state."""
+"""The bits that describe a row's state."""
 PROMPT_NAME = "prompt name"
-"""The column of the names of the prompts, in a job with several."""
+"""The column with the prompts' names, in a job with several prompts."""
 _ASKED, _ANSWER, _ERROR, _IMAGE, _SECONDS, _TOKENS = "asked", "answer", "error", "image", "seconds", "tokens"
-_SAFE = 1 << 53  # JavaScript has no whole numbers beyond
+_SAFE = 1 << 53  # JavaScript represents larger whole numbers inexactly
 
 
 def variant_names(spec: JobSpec, slot: int) -> dict[str, str]:
-    """Return the model and the name of the prompt of the answers in a slot, as far as the job has several."""
+    """Return the model and the prompt name of the answers in a slot, each only if the job has several."""
     target, names = spec.targets[slot], dict[str, str]()
     if len({target.model for target in spec.output_targets}) > 1:
         names[MODEL] = target.model
@@ -41,10 +41,10 @@ def variant_names(spec: JobSpec, slot: int) -> dict[str, str]:
 
 
 class JobTable:
-    """Makes the table of a job, row by row."""
+    """Builds the table of a job, row by row."""
 
     def __init__(self, spec: JobSpec, extra: Iterable[str]) -> None:
-        """`extra`: the optional fields that some answer has."""
+        """`extra`: the optional fields that at least one answer has."""
         self.spec, self.rows = spec, PageRows()
         self._own, self._answers = OwnValues(spec), AnswerValues(spec, extra)
         self._variants = [variant_names(spec, slot) for slot in range(len(spec.targets))]
@@ -53,7 +53,7 @@ class JobTable:
         question = spec.question
         is_read = not question.templates
         self._asked = ({question.column} if question.column else {"prompt", "messages"}) if is_read else set[str]()
-        """The columns of the input that the column of the prompts shows."""
+        """The columns of the input that the prompt column shows."""
         self._image_columns = {question.image_column} if question.image_column else {*IMAGES}
         names = self._answers.names
         self._fields = [key for key in names if key == _ANSWER or key.startswith(FIELD)]
@@ -87,7 +87,7 @@ class JobTable:
         self.rows.add(row.number, (FAILED if values.get(_ERROR) else CUT if is_cut else 0) | near, values)
 
     def finished(self, *, has_images: bool) -> PageRows:
-        """Return the table; `has_images`: some rows have a thumbnail."""
+        """Return the table. `has_images`: whether some rows have a thumbnail."""
         rows = self.rows
         if has_images and not self._has_images:
             rows.add_column(Column(_IMAGE, "image", "own", has_images=True), 0)
@@ -99,7 +99,7 @@ class JobTable:
         return rows
 
     def name_of(self, key: str) -> str:
-        """Return the name of the column with this key, `""` if there is none. For a finished table."""
+        """Return the name of the column with this key; `""` if there is no such column. Call it after `finished`."""
         return next((column.name for column in self.rows.columns if column.key == key), "")
 
     @property
@@ -107,7 +107,7 @@ class JobTable:
         return any(column.has_images for column in self.rows.columns)
 
     def _own_cells(self, own: JsonObject) -> dict[str, Cell]:
-        """Return the row's own values by the keys of their columns, which are added where they are new."""
+        """Return the input's values of a row by the keys of their columns. New columns are added."""
         cells: dict[str, Cell] = {}
         for name, value in own.items():
             is_image = name in self._image_columns
@@ -115,13 +115,13 @@ class JobTable:
                 continue
             if is_image:
                 text = cell(value)
-                cells[OWN + name] = text if len(text) <= LONGEST_SHOWN else "[image]"  # it is the image itself
+                cells[OWN + name] = text if len(text) <= LONGEST_SHOWN else "[image]"  # the value is the image itself
             else:
                 cells[OWN + name] = cell(value) if name in self._in_prompts else _plain(value, LONGEST_SHOWN)
         return cells
 
     def _asked_cell(self, row: JobRow, own: JsonObject, prompt: int) -> Cell:
-        """Return the prompt, the turns of a conversation, or the number of the template that makes the prompt."""
+        """Return the prompt, the turns of a conversation, or the number of the template that builds the prompt."""
         if len(row.asked) != 1 or row.asked[0][0] in {"system", "assistant"}:
             return last_turns(row.asked)
         (_, text) = row.asked[0]

@@ -1,4 +1,4 @@
-"""The options of a report: of a new job, and of a known one."""
+"""The options of a report, for a new job and for an existing job."""
 
 from __future__ import annotations
 

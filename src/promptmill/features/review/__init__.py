@@ -1,9 +1,9 @@
-"""A review: the rows of a job that are worth a person's minute, and the labels that the person gives."""
+"""A review: the rows of a job that a person should check, and the labels that the person gives."""
 
 from promptmill.core.feature import Command, Feature, Figure
 
 MOST_REVIEWED = 10_000
-"""Rows of a review at most: a person needs weeks for more, and a page with them takes seconds to open."""
+"""The most rows in a review: a person needs weeks for more, and a larger page takes seconds to open."""
 FEATURE = Feature(
     words="the rows that are worth a look, and a person's labels for them",
     commands=(

@@ -1,7 +1,7 @@
-"""A review for a call: a process of its own, with limited memory and time, reads the rows and takes the decisions.
+"""A review for a call: a child process with limited memory and time reads the rows and stores the decisions.
 
-An agent gets no row that may hold secrets: it may have read a poisoned page that asks for them. The file of a review is
-for the person and has all rows, as the job's output does.
+An agent gets no row that may contain secrets, because it may have read a poisoned page that asks for them. The file of
+a review is for the person and has all rows, as the job's output does.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ async def reviewed(
     choices: Sequence[str] | None,
     output_file: str | None,
 ) -> JsonDict:
-    """Return the rows of a job that are worth a person's minute, the most doubtful first; write them to `output_file`.
+    """Return the rows of a job that a person should check, the most doubtful first; write them to `output_file`.
 
-    `sample`: so many rows drawn at random instead. Raises `PromptmillError`.
+    `sample`: return this number of rows drawn at random instead. Raises `PromptmillError`.
     """
     if rows is not None and sample is not None:
         raise input_error("`rows` goes without `sample`.")
@@ -75,7 +75,7 @@ async def taken(
     decisions: Sequence[Mapping[str, Any]] | None,
     choices: Sequence[str] | None,
 ) -> JsonDict:
-    """Store the labels of a person, which are in a file or came in the call; return their counts.
+    """Store a person's labels from a file or from the call itself; return their counts.
 
     Raises `PromptmillError`.
     """
@@ -119,7 +119,7 @@ def _review(
 
 
 def _call(found: Review) -> str:
-    """Return the call that takes the decisions of a page; of several answers to each row, it measures them."""
+    """Return the call that stores a page's decisions; with several answers per row, it measures the answers."""
     saved = review_page.saved_as(found)
     if found.can_take:
         return f"review: job_id {found.job_id}, take {saved}"

@@ -1,4 +1,4 @@
-"""`promptmill review`: the rows of a job that are worth a person's minute, and the labels that the person gives."""
+"""`promptmill review`: the rows of a job that a person should check, and the labels that the person gives."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _default(folder: Folder) -> Path:
 
 
 def _command(found: Review) -> str:
-    """Return the command that takes the decisions of a page; of several answers to each row, it measures them."""
+    """Return the command that stores a page's decisions; with several answers per row, it measures the answers."""
     saved = review_page.saved_as(found)
     taken = "review", found.job_id, "--take", saved
     measured = "compare", found.job_id, "--by", VARIANT, "--gold", f"{saved}:{LABEL}"

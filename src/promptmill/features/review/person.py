@@ -1,4 +1,4 @@
-"""The labels of a person in a job: random rows for them, and their figures in the status."""
+"""The labels of a person in a job: rows drawn at random for them, and figures about them in the status."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from promptmill.jobs.store.status_record import LabelShare
 from promptmill.jobs.store.status_words import share_lines
 
 Shares: TypeAlias = dict[str, dict[str, LabelShare]]
-"""By field and label: its share, as the person would give it to every row."""
+"""By field and label: the share that the label would have if the person labelled every row."""
 
 
 def figures(store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: int) -> Mapping[str, Any]:
-    """Return `person`, the number of delivered labels of a person, and their `shares` if those rows are drawn at
-    random."""
+    """Return `person`, the number of a person's delivered labels, and `shares`, if their rows were drawn at random."""
     persons = store.count(f"{ANSWERED} AND settings = {PERSON} AND key < {min(before, SLOT)}")
     if not persons:
         return {}
@@ -31,7 +30,7 @@ def figures(store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: in
 
 
 def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the number of labels, and the shares of labels."""
+    """Yield the number of a person's labels, and the shares of labels, as text."""
     by_field: Shares = found.get("shares", {})
     unknown = "" if by_field else "; not of rows drawn at random, so they tell no shares of all rows"
     yield "person", f"{counted(found['person'], 'label')} by a person{unknown}"
@@ -39,8 +38,8 @@ def facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def random_rows(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[Record]:
-    """Yield delivered answers of a job, drawn at random: always the same ones, and a larger number includes the answers
-    of a smaller one."""
+    """Yield delivered answers of a job, drawn at random. The order is fixed, so a larger number includes the answers of
+    a smaller number."""
     seed = int(digest(spec.job_id, "review"), 16)
     yield from statistics.sample(store, most, seed, f"{ANSWERED} AND key < {SLOT}")
 
@@ -48,10 +47,10 @@ def random_rows(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[Record
 def reviewed_shares(
     store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: int
 ) -> dict[str, dict[str, LabelShare]]:
-    """Return the share of each label as a person would give it to every row below `before`, by field.
+    """Return, by field, the share of each label if a person labelled every row below `before`.
 
-    `{}` unless the rows with a label of a person are the `random_rows` of a review: other labels represent no other
-    row. Raises the errors of `JobDatabase`.
+    `{}` unless the rows with a person's label are the `random_rows` of a review: other rows are no random sample.
+    Raises the errors of `JobDatabase`.
     """
     by_person = {record.key: record for record in store.records(where=f"settings = {PERSON} AND key < {SLOT}")}
     if {record.key for record in random_rows(store, spec, len(by_person))} != by_person.keys():

@@ -1,4 +1,4 @@
-"""`promptmill.review`: the rows of a job that are worth a person's minute, for a program, and the person's labels."""
+"""`promptmill.review`, for programs: the rows of a job that a person should check, and the person's labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def review(
     choices: str | Path | Sequence[str] | Mapping[str, str] | None = None,
     state: str | Path | None = None,
 ) -> list[JsonDict]:
-    """Return the rows of a job that are worth a person's minute, the most doubtful first; or store a person's labels.
+    """Return the rows of a job that a person should check, the most doubtful first; or store the person's labels.
 
     `job`: its id, its output, or the result of `bulk` with an output. `rows`: the most rows; `sample`: so many at
     random instead. A row has `row`, its number from 1, `answer`, `why`, `key` and the columns of the input.

@@ -1,4 +1,4 @@
-"""The page of a review: a row at a time, and keys that choose its label. The decisions are saved as a CSV file."""
+"""The page of a review. It shows one row at a time, keys choose the label, and decisions are saved as a CSV file."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from promptmill.pages.page import Report
 
 _TEMPLATE = Path(__file__).with_name("review.html")
 PAGES, WORKBOOK = (".html", ".htm"), ".xlsx"
-"""The suffixes of the files of reviews. A .csv would be one for Excel, which runs a text that begins with `=`."""
+"""The suffixes of review files. A .csv file would be opened in Excel, which runs texts that begin with `=`."""
 
 
 def saved_as(found: Review) -> str:
-    """Return the name of the file of decisions that the page saves."""
+    """Return the name of the file in which the page saves decisions."""
     return f"{found.job_id}.decisions.csv"
 
 
 def write(target: Path, found: Review, command: str) -> Report | None:
-    """Write a review to a new workbook, or to a page, which is returned. Raises `PromptmillError`.
+    """Write a review to a new workbook, or to a page and return the page's report. Raises `PromptmillError`.
 
-    The page shows the `command` that takes the decisions.
+    The page shows `command`, which stores the decisions.
     """
     if target.suffix.lower() == WORKBOOK:
         write_workbook(target, found)
@@ -34,7 +34,7 @@ def write(target: Path, found: Review, command: str) -> Report | None:
 
 
 def _write_page(target: Path, found: Review, command: str) -> Report:
-    """Write the page of a review, all at once."""
+    """Write the page of a review atomically."""
     title = f"Review: {found.title}"
     page.check(target, title)
     data = {

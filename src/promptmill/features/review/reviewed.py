@@ -1,9 +1,9 @@
-"""The rows of a job that are worth a person's minute, and the labels that the person gives.
+"""The rows of a job that a person should check, and the labels that the person gives.
 
     job.db ─▶ rows: ties, models that disagree, low scores, failures ─▶ a table or a page ─▶ decisions ─▶ `take`
 
-A decision becomes the delivered answer of its row (`records.PERSON`). The answer that it replaces is kept in `spare`,
-and returns when the label is taken back. No later round replaces the decision. Nothing is sent.
+A decision becomes the delivered answer of its row (`records.PERSON`). The replaced answer is kept in `spare` and
+returns if the label is taken back. No later round replaces the decision. No request is sent.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ from promptmill.jobs.store.rounds import ANSWERED, stored_rounds
 from promptmill.jobs.store.spec import JobSpec
 
 ROWS = 50
-"""The rows of a review, unless another number is given: about an hour of a person."""
+"""The default number of rows in a review: about an hour of a person's time."""
 ROW, LABEL, WHY, KEY = "row", "label", "why", "key"
-"""Columns of a review: the row's number (from 1), the person's label, the reason, the beginning of its question's
+"""Columns of a review: the row's number (from 1), the person's label, the reason, and the beginning of the question's
 digest."""
 NO_LABEL = "-"
-"""Takes a label back, as an empty one does."""
+"""This label takes an earlier label back, as an empty label does."""
 _KEY_DIGITS = 12
 _FROZEN = (
     '<sheetViews><sheetView workbookViewId="0"><pane xSplit="2" ySplit="1" topLeftCell="C2" activePane="bottomRight" '
     'state="frozen"/></sheetView></sheetViews>'
 )
-"""The first two columns and the header stay in sight."""
+"""Freezes the first two columns and the header."""
 _MOST_LABELS, _FEW_LABELS, _LONGEST_LABEL = 1000, 8, 200
 _TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
-"""The kinds of rows, the most valuable first."""
+"""The kinds of rows, in the order in which they are shown."""
 _KINDS = {"": _UNSURE, "tie": _TIE, "disagree": _DISAGREE}
 
 
@@ -69,24 +69,24 @@ class ReviewRow:
     """A row to review."""
 
     number: int
-    """From 1."""
+    """The row's number, from 1."""
     why: str
     answer: str
     score: float | None
     key: str
     asked: str
-    """The prompt, if it is a single text."""
+    """The prompt, if it is one text."""
     own: Mapping[str, str]
     """The columns of the input."""
     score_words: str
-    """The score for people: `2 of 3 votes`, `score 0.61`."""
+    """The score as text: `2 of 3 votes`, `score 0.61`."""
     label: str = ""
     """The person's label, if the row has one."""
     answers: Mapping[str, str] = field(default_factory=dict)
-    """The other answers to the row, by their models or names."""
+    """The other answers to the row, by model or name."""
 
     def cells(self) -> JsonDict:
-        """Return the values of a row of a table, by the names of their columns."""
+        """Return the values for a row of a table, by column name."""
         first = {ROW: self.number, LABEL: self.label, "answer": self.answer, WHY: self.why, "score": self.score}
         taken = {*first, KEY, *self.answers}
         own = {name if name not in taken else f"{name}_1": text for name, text in self.own.items()}
@@ -95,24 +95,24 @@ class ReviewRow:
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """Rows to review."""
+    """The rows to review, with the permitted labels."""
 
     title: str
     job_id: str
     rows: Sequence[ReviewRow]
     labels: Sequence[str]
-    """The labels that the answers have, the commonest first; empty for objects."""
+    """The labels of the answers, the most frequent first; empty if the answers are objects."""
     can_take: bool
-    """Whether the job takes decisions: a job with several answers to each row delivers all of them."""
+    """Whether the job can store decisions; a job that delivers several answers per row cannot."""
 
     @property
     def reasons(self) -> dict[str, int]:
-        """The number of rows by their reasons."""
+        """The number of rows for each reason."""
         return dict(Counter(row.why for row in self.rows))
 
     @property
     def columns(self) -> list[str]:
-        """The columns of its table."""
+        """The columns of the review's table."""
         names = dict.fromkeys(name for row in self.rows for name in row.cells() if name != KEY)
         return [*(names or dict.fromkeys((ROW, LABEL, "answer", WHY, "score"))), KEY]
 
@@ -127,10 +127,10 @@ class _Candidate(NamedTuple):
 
 
 def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_random: bool = False) -> Review:
-    """Return the rows of a job that are worth a person's minute, at most `most`, the most doubtful first.
+    """Return at most `most` rows of a job that a person should check, the most doubtful first.
 
-    `labels`: further labels. `at_random`: draw the rows from all answers instead, the same rows each time. Blocks;
-    1,000,000 rows take less than a minute.
+    `labels`: additional labels. `at_random`: draw from all answers instead, always the same rows. Blocks; 1,000,000
+    rows take less than a minute.
 
     Raises `PromptmillError`.
     """
@@ -149,7 +149,7 @@ def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_r
 
 
 def _labels_in(store: JobDatabase) -> list[str]:
-    """Return the labels of all answers, the commonest first; none if the answers are not labels."""
+    """Return the labels of all answers, the most frequent first; none if the answers are not labels."""
     query = f"SELECT text, count(*) FROM answer WHERE {ANSWERED} GROUP BY text ORDER BY 2 DESC LIMIT ?"  # noqa: S608
     counts = Counter[str]()
     for text, rows in store.read(query, _MOST_LABELS):
@@ -223,7 +223,7 @@ def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> It
 
 
 def _names(spec: JobSpec) -> list[str]:
-    """Return the names of the answers to a row by slots: the models, or `vote 1`, …"""
+    """Return the names of a row's answers, by slot: the models, or `vote 1`, …"""
     if spec.is_grid:
         return [target.name for target in spec.targets]
     return spec.plan.names([target.model or spec.model or spec.backend for target in spec.targets])
@@ -237,7 +237,7 @@ def _key_of(record: Record) -> str:
 
 
 def write_workbook(target: Path, found: Review) -> None:
-    """Write a review as a new workbook whose column `label` offers the labels. Raises `PromptmillError`."""
+    """Write a review as a new workbook, whose column `label` offers the labels. Raises `PromptmillError`."""
     if target.exists():
         raise input_error(f"{target} exists, perhaps with a person's labels; name another file.")
     choices, rules = f'"{",".join(found.labels)}"', ""
@@ -264,21 +264,21 @@ def write_workbook(target: Path, found: Review) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The labels of a person that a job took."""
+    """The result of storing a person's labels."""
 
     taken: int
-    """Labels, without those that the job had already."""
+    """The number of stored labels, without labels that the job already had."""
     changed: int
-    """How many of them differ from the answer that they replace."""
+    """The number of stored labels that differ from the answer they replace."""
     taken_back: int
-    """Labels whose rows have their earlier outcome again."""
+    """The number of labels taken back, whose rows have their earlier outcome again."""
     is_written: bool
-    """Whether the output has them; otherwise the job is not finished."""
+    """Whether the output has the labels; otherwise the job is not finished."""
     refused: Sequence[str] = ()
-    """The lines of the file that were not taken, with the reasons."""
+    """The refused lines of the file, with the reasons."""
 
     def as_dict(self) -> JsonDict:
-        """Return the counts as programs get them."""
+        """Return the counts for programs."""
         counts = {"taken": self.taken, "changed": self.changed, "taken_back": self.taken_back}
         refused = {"refused": [*self.refused[:MOST_SHOWN]]} if self.refused else {}
         return {**counts, "written": self.is_written, **refused}
@@ -292,14 +292,14 @@ class Taken:
 
 
 def take(folder: Folder, decisions: Path, labels: Sequence[str] = ()) -> Taken:
-    """Store the labels of a person in a job, and write its output again. `labels`: further labels.
+    """Store the labels of a person in a job, and write its output again. `labels`: additional labels.
 
-    `decisions` has the columns `row` (from 1), `label` and `key` of a review. `-`, or no label, takes the label of a
-    row back, which then has its earlier outcome; other rows without a label are passed over. Labels may differ from
-    the job's in upper and lower case. All are checked before the first is stored; the result names those that cannot be
-    taken. A killed call has stored all others or none; then the same call, or the job's next run, writes the output.
+    `decisions` has the columns `row` (from 1), `label` and `key` of a review. The label `-`, or an empty label, takes a
+    label back; the row then has its earlier outcome. Other rows without a label are ignored. Labels may differ from the
+    job's in case. All labels are checked before the first is stored; the result names refused labels. A killed call has
+    stored all labels or none; then the same call, or the job's next run, writes the output.
 
-    Raises `PromptmillError`, also if no line of the file can be taken.
+    Raises `PromptmillError`, also if all lines of the file are refused.
     """
     folder.known_spec()
     lock = Lock.take(folder.lock)
@@ -348,9 +348,9 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
 
 
 def _restored(store: JobDatabase, back: Sequence[Record]) -> Iterator[tuple[str, Sequence[tuple[Any, ...]]]]:
-    """Yield the changes that replace labels by the outcomes before them, and forget the labels.
+    """Yield the changes that replace labels by the earlier outcomes and delete the labels.
 
-    A row without an earlier outcome, such as one whose label came from another job, is open again.
+    A row without an earlier outcome becomes open again; for example, if its label came from another job.
     """
     known: dict[bytes | None, list[tuple[int, int]]] = {}
     query = """
@@ -361,7 +361,7 @@ def _restored(store: JobDatabase, back: Sequence[Record]) -> Iterator[tuple[str,
         known.setdefault(asked, []).append((key, place))
     places = []
     for record in back:
-        # the row may have moved since; a row without a question has not
+        # the row may have moved since, unless it has no question
         of_question = known.get(record.asked, [])
         mine = [one for one in of_question if one[0] == record.key] or (of_question if record.asked else [])
         if mine:
@@ -381,7 +381,7 @@ def _has(record: Record | None, label: str) -> bool:
 
 class _Decision(NamedTuple):
     where: str
-    """The line of the file, for a message."""
+    """The location of the decision in the file, for a message."""
     n: int
     label: str
 
@@ -389,10 +389,10 @@ class _Decision(NamedTuple):
 def _decided(
     store: JobDatabase, spec: JobSpec, decisions: Path, known: Sequence[str]
 ) -> tuple[list[tuple[int, str]], list[str]]:
-    """Return the number (from 0) of each row with a decision, and its label, `""` to take it back; and the problems of
-    the lines that cannot be taken.
+    """Return the number (from 0) of each row with a decision, and its label (`""` takes it back); and the problems of
+    refused lines.
 
-    `known`: labels, of which one may be `-`. Raises `PromptmillError`, also if no line can be taken.
+    `known`: the permitted labels, which may include `-`. Raises `PromptmillError`, also if all lines are refused.
     """
     read, refused = list[_Decision](), list[str]()
     try:
@@ -423,13 +423,13 @@ def _decided(
 
 
 def _decision(store: JobDatabase, where: str, row: JsonObject, known: Sequence[str]) -> list[_Decision]:
-    """Return the decision of a line of the file, `[]` if it has none. Raises `PromptmillError`."""
+    """Return the decision in a line of the file; `[]` without a decision. Raises `PromptmillError`."""
     label, key = _text(row[LABEL]).strip(), _text(row[KEY]).strip()
     number = _text(row[ROW]).strip().removesuffix(".0")
     n = int(number) - 1 if number.isdecimal() else -1
     record = store.record(n) if n >= 0 else None
     if not label and (record is None or record.settings != PERSON or key != _key_of(record)):
-        return []  # it has no label to take back
+        return []  # there is no label to take back
     if record is None:
         raise input_error(f"{where}: the job has no answered row {number[:20]!r}.")
     if key != _key_of(record):
@@ -444,7 +444,7 @@ def _text(value: Any) -> str:
 
 
 def _known_labels(spec: JobSpec, texts: Collection[str], known: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Return the label that each text means, and its problem: no label is `known`, or it does not fit the schema."""
+    """Return the label for each text, and its problem: it is not `known`, or does not match the schema."""
     if spec.output.answer_schema is not None:
         problems = asyncio.run(_problems(spec.output.answer_schema, filter(None, texts)))
         return {
@@ -454,7 +454,7 @@ def _known_labels(spec: JobSpec, texts: Collection[str], known: Sequence[str]) -
     found: dict[str, tuple[str, str]] = {}
     for text in texts:
         alike = [label for label in known if label.casefold() == text.casefold()]
-        if not text or not known or label_in(text) in known:  # without labels, the answers are texts
+        if not text or not known or label_in(text) in known:  # without labels, answers are free texts
             found[text] = text, ""
         elif len(alike) == 1:
             found[text] = alike[0], ""
@@ -474,7 +474,7 @@ async def _problems(schema: JsonObject, labels: Iterable[str]) -> dict[str, str]
 
 
 def _written_again(folder: Folder, spec: JobSpec) -> bool:
-    """Write the output of a finished job, and the figures of its status; return whether the job is finished."""
+    """Write the output of a finished job, and the figures of its status. Return whether the job is finished."""
     made, last = folder.result, folder.status
     if made is None or made.limit == 0 or last.get("state") != progress.FINISHED:
         return False
@@ -489,6 +489,6 @@ def _written_again(folder: Folder, spec: JobSpec) -> bool:
         folder.put(output=made.model_copy(update={"finished": True}))
     end = output.end_of(folder.store, made.limit)
     counts = statistics.counts(folder.store, before=end, skips_empty=spec.question.skip_empty)
-    kept = {name: value for name, value in last.items() if name != "shares"}  # they may be unknown now
+    kept = {name: value for name, value in last.items() if name != "shares"}  # the shares may no longer be known
     folder.put(status={**kept, **counts.of_rows(), **status.figures_of(folder.store, spec, end)})
     return True

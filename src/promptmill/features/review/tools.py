@@ -1,4 +1,4 @@
-"""The tool `review`: a person reviews the rows of a job."""
+"""The tool `review`, with which a person checks the rows of a job."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def add(socket: ToolSocket) -> None:
         annotations=ToolAnnotations(
             title="Rows worth a person's minute",
             readOnlyHint=False,
-            destructiveHint=True,  # with labels, the output's answers are replaced; the job keeps them
+            destructiveHint=True,  # labels replace answers in the output; the job keeps the answers
             openWorldHint=False,
         ),
     )
@@ -88,7 +88,7 @@ def add(socket: ToolSocket) -> None:
         With `decisions` or `take`, store the user's labels in the job and its output. Never make labels up. Sends
         nothing to a model.
         """
-        from promptmill.features.review import call_review  # imported by the first use: most servers review nothing
+        from promptmill.features.review import call_review  # most servers review nothing
 
         running, caller = await jobs(), caller_of(ctx, service)
         if decisions is not None or take is not None:

@@ -4,13 +4,13 @@
     outcome ──▶ a histogram of tokens, and a span ──────────────────────┼──▶ OTLP
     run of a call or job, call of a tool ──▶ a span ────────────────────┘
 
-Export is off, and nothing of OpenTelemetry's SDK is imported, unless its standard variables name an exporter. Its
-providers are not the global ones: spans of libraries, whose exceptions may quote a prompt or a key, are not exported.
-Our spans hold numbers, codes, and the names of providers, models and tools, never the text of a call or an answer.
+Export is off, and OpenTelemetry's SDK is not imported, unless its standard variables name an exporter. The providers
+are not global: spans of libraries, whose exceptions may quote a prompt or a key, are not exported. Exported spans have
+numbers, codes, and names of providers, models and tools, never the text of a call or an answer.
 
 Names, units and bounds of `gen_ai.…` follow the semantic conventions for generative AI
-(github.com/open-telemetry/semantic-conventions-genai: docs/gen-ai/gen-ai-metrics.md and gen-ai-spans.md, whose status
-is Development; read 2026-11).
+(github.com/open-telemetry/semantic-conventions-genai: docs/gen-ai/gen-ai-metrics.md and gen-ai-spans.md, with the
+status Development; read 2026-11).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 _SPAN_NAMES = {"done": "items"}
-# The conventions have names of their own for these providers.
+# The conventions' names for these providers differ from promptmill's.
 _PROVIDERS = {
     "azure": "azure.ai.openai",
     "google": "gcp.gemini",
@@ -68,7 +68,7 @@ _Key: TypeAlias = tuple[tuple[str, str], ...]
 
 
 def _configured(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the exporter of each signal that the standard variables switch on."""
+    """Return the exporter of each signal that the standard variables enable."""
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return {}
     found = {}
@@ -81,7 +81,7 @@ def _configured(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def inherited(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the variables with which a child exports as this process does, below the current span."""
+    """Return the variables that make a child process export as this process does, with the current span as parent."""
     if not _configured(environ):
         return {}
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -94,7 +94,7 @@ def inherited(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def exporting(service: Service, environ: Mapping[str, str] = os.environ) -> Telemetry | None:
-    """Return the export of what `service` does from now on, None where no exporter is configured or usable."""
+    """Start to export the telemetry of `service`; return None if no exporter is configured or usable."""
     exporters: dict[str, Any] = {}
     if configured := _configured(environ):
         _redact_logs(environ)
@@ -110,9 +110,9 @@ def exporting(service: Service, environ: Mapping[str, str] = os.environ) -> Tele
 
 
 def _exporter(signal: str, name: str, environ: Mapping[str, str]) -> Any:
-    """Return a new exporter, which reads its own variables. Raises `ImportError` or `ValueError`."""
+    """Return a new exporter, which reads its variables itself. Raises `ImportError` or `ValueError`."""
     signals = _SIGNALS[signal]
-    if name != "otlp":  # the console's would write into the protocol
+    if name != "otlp":  # the console exporter would write into the protocol
         raise ValueError(f"OTEL_{signals}_EXPORTER is not otlp or none.")
     protocol = environ.get(f"{_OTLP}_{signals}_PROTOCOL") or environ.get(f"{_OTLP}_PROTOCOL") or "http/protobuf"
     kind = {"http/protobuf": "http", "grpc": "grpc"}.get(protocol.strip())
@@ -123,11 +123,11 @@ def _exporter(signal: str, name: str, environ: Mapping[str, str]) -> Any:
 
 
 def _redact_logs(environ: Mapping[str, str]) -> None:
-    """Take the collector's keys out of the log of OpenTelemetry, which quotes headers and addresses that are wrong."""
+    """Redact the collector's keys in OpenTelemetry's log, which quotes invalid headers and addresses."""
     headers = [value for name, value in environ.items() if name.startswith(_OTLP) and name.endswith("HEADERS")]
     parts = [part for value in headers for part in (value, *value.split(","), *re.split("[,:=]", value))]
     users = [value.rpartition("@")[0] for name, value in environ.items() if name.startswith(_OTLP)]
-    # the longest first: one may be a part of another
+    # longest first, because one key may be part of another
     secrets = tuple(sorted({part.strip() for part in (*parts, *users)}, key=len, reverse=True))
 
     def redacted(record: logging.LogRecord) -> bool:
@@ -142,7 +142,7 @@ def _redact_logs(environ: Mapping[str, str]) -> None:
 
 @contextlib.asynccontextmanager
 async def exported(service: Service, environ: Mapping[str, str] = os.environ) -> AsyncIterator[None]:
-    """Export what `service` does in the block, below the span that the environment names; the rest at its end."""
+    """Export telemetry of `service` in the block, under the span that the environment names; flush at the end."""
     telemetry = exporting(service, environ)
     if telemetry is None:
         yield
@@ -158,9 +158,9 @@ async def exported(service: Service, environ: Mapping[str, str] = os.environ) ->
 
 
 def _context(carrier: Mapping[str, str]) -> Context:
-    """Return the present context, with the span that `carrier` names as the current one, if it does.
+    """Return the present context with the span in `carrier`, if any, as the current span.
 
-    Further text of the client about the trace is not exported.
+    Other trace data of the client is not exported.
     """
     from opentelemetry.context import get_current
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -169,10 +169,10 @@ def _context(carrier: Mapping[str, str]) -> Context:
 
 
 class Telemetry:
-    """The export of one service's spans and metrics. It belongs to the running event loop."""
+    """Exports the spans and metrics of one service. It belongs to the running event loop."""
 
     def __init__(self, service: Service, exporters: Mapping[str, Any], environ: Mapping[str, str]) -> None:
-        """`exporters`: of spans (`trace`), of metrics (`metric`), or both."""
+        """`exporters`: for spans (`trace`), for metrics (`metric`), or both."""
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -191,27 +191,27 @@ class Telemetry:
         self._is_delta = environ.get(f"{_OTLP}_METRICS_TEMPORALITY_PREFERENCE", "").strip().lower() in _DELTA
         self._since_ns = time.time_ns()
         self._last: dict[str, dict[_Key, Any]] = {}
-        """The values of the last export, of counters and histograms."""
+        """The values of counters and histograms at the last export."""
         self._exporter: MetricExporter | None = exporters.get("metric")
         self._exporting = threading.Lock()
         self._reporting = asyncio.ensure_future(self._report(_interval_s(environ)))
         service.observe = self.observe
 
     async def _report(self, interval_s: float) -> None:
-        """Export the metrics again and again."""
+        """Export the metrics periodically."""
         while self._exporter is not None:
             await asyncio.sleep(interval_s)
             await self._in_thread(functools.partial(self._send, self._exporter, self._metrics()))
 
     def _send(self, exporter: MetricExporter, metrics: MetricsData, *, is_last: bool = False) -> None:
-        """Export metrics. Blocks for as long as the exporter tries."""
+        """Export metrics. Blocks while the exporter retries."""
         with self._exporting:
             exporter.export(metrics)
             if is_last:
                 exporter.shutdown()
 
     def _metrics(self) -> MetricsData:
-        """Return all metrics as they are now. All points of one series have the same attributes."""
+        """Return the present values of all metrics. All points of a series have the same attributes."""
         from opentelemetry.sdk.metrics import export as sdk
 
         now_ns, since_ns, is_delta = time.time_ns(), self._since_ns, self._is_delta
@@ -237,7 +237,7 @@ class Telemetry:
             ((_OPERATION, "chat"), *_key(labels, **{_ERROR: code})): histogram
             for (labels, code), histogram in durations(self._service, self.labels).items()
         }
-        tokens = {key: histogram + Histogram(_TOKENS) for key, histogram in self.tokens.items()}  # a copy
+        tokens = {key: histogram + Histogram(_TOKENS) for key, histogram in self.tokens.items()}  # a copy of each
         for name, unit, text, histograms in (
             ("gen_ai.client.operation.duration", "s", "GenAI operation duration.", times),
             ("gen_ai.client.token.usage", "{token}", "Number of input and output tokens used.", tokens),
@@ -252,7 +252,7 @@ class Telemetry:
         return sdk.MetricsData([sdk.ResourceMetrics(self._resource, scopes, "")])
 
     def _in_thread(self, work: Callable[[], None]) -> asyncio.Future[None]:
-        """Run `work` in its own thread: the end of the process would wait for a thread of the event loop's."""
+        """Run `work` in a separate thread, because the process would wait at its end for a thread of the event loop."""
         ended: asyncio.Future[None] = self._loop.create_future()
 
         def end() -> None:
@@ -263,14 +263,14 @@ class Telemetry:
             try:
                 work()
             finally:
-                with contextlib.suppress(RuntimeError):  # the loop is closed
+                with contextlib.suppress(RuntimeError):  # the event loop is closed
                     self._loop.call_soon_threadsafe(end)
 
         threading.Thread(target=run, name="export", daemon=True).start()
         return ended
 
     async def aclose(self, limit_s: float) -> None:
-        """Export the rest, for at most so many seconds. A collector that does not answer is not waited for."""
+        """Export the rest within `limit_s` seconds. If a collector does not answer, stop waiting."""
         self._reporting.cancel()
         last = []
         if self.processor is not None:
@@ -281,7 +281,7 @@ class Telemetry:
 
     @contextlib.contextmanager
     def observe(self, counted: Counted, sink: Sink) -> Iterator[Sink]:
-        """Give the block a span, and a sink that passes outcomes on to `sink` and notes them."""
+        """Yield a sink that forwards outcomes to `sink` and records them, and give the block a span."""
         call = counted.call
         with self._span("job" if call.facts.of_job else "call", None) as span:
             try:
@@ -296,9 +296,9 @@ class Telemetry:
 
     @contextlib.contextmanager
     def tool_call(self, tool: str | None, carrier: Mapping[str, str]) -> Iterator[Callable[[str], None]]:
-        """Give the block the span of a tool's call, below the client's span that `carrier` names.
+        """Give the block a span for a tool call, with the client's span in `carrier` as parent.
 
-        The block gets a function that notes the code of a call that failed.
+        Yields a function that records the error code of a failed call.
         """
         from opentelemetry.trace import SpanKind
 
@@ -310,7 +310,7 @@ class Telemetry:
 
     @contextlib.contextmanager
     def _span(self, name: str, context: Context | None, kind: Any = None) -> Iterator[Span]:
-        """Give the block a span. It has the code of an exception, never the message."""
+        """Give the block a span. It records the code of an exception, but never the message."""
         from opentelemetry.trace import SpanKind
 
         with self.tracer.start_as_current_span(
@@ -322,13 +322,13 @@ class Telemetry:
                 _fail(span, "cancelled")
                 raise
             except Exception as error:
-                code = getattr(error, "code", None)  # of an error of ours, or of the server's error made from it
+                code = getattr(error, "code", None)  # only our errors, and those made from them, have one
                 _fail(span, str(code if isinstance(code, Code) else Code.INTERNAL))
                 raise
 
 
 class _Observed(Sink):
-    """Passes outcomes on, and notes those that took time: a copy of another answer is no operation of a model."""
+    """Forwards outcomes, and records those that took time: a copied answer is not an operation of a model."""
 
     def __init__(self, telemetry: Telemetry, counted: Counted, sink: Sink, span: Span) -> None:
         from opentelemetry.trace import set_span_in_context
@@ -340,7 +340,7 @@ class _Observed(Sink):
         self._model: dict[str, str] = {}
 
     def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
-        """Take an outcome."""
+        """Record and forward an outcome."""
         taken = self._sink.put(key, outcome)
         if outcome.latency_s > 0.0:
             self._note(outcome, time.time_ns())
@@ -391,26 +391,26 @@ class _Observed(Sink):
 def _point(key: _Key, values: Histogram, since_ns: int, now_ns: int) -> HistogramDataPoint:
     from opentelemetry.sdk.metrics.export import HistogramDataPoint
 
-    count, extremes = sum(values.counts), (math.inf, -math.inf)  # as the SDK has them where they are not recorded
+    count, extremes = sum(values.counts), (math.inf, -math.inf)  # the SDK's values for extremes that are not recorded
     return HistogramDataPoint(
         dict(key), since_ns, now_ns, count, values.total, [*values.counts], values.bounds, *extremes
     )
 
 
 def _model(labels: Labels) -> dict[str, str]:
-    """Return the attributes of a model, with the names that the conventions have for providers."""
+    """Return the attributes of a model, with the provider's name from the conventions."""
     provider, model = labels
     return {_PROVIDER: _PROVIDERS.get(provider, provider), _MODEL: model}
 
 
 def _key(labels: Labels | None, **more: str) -> _Key:
-    """Return the attributes of a model, with more that are not empty."""
+    """Return the attributes of a model, with additional attributes that are not empty."""
     given = _model(labels) if labels is not None else {}
     return tuple((given | {name: value for name, value in more.items() if value}).items())
 
 
 def _name(family: str, *, of_job: bool) -> str:
-    """Return the name of a family's metric: jobs have runs and rows where tools have calls and items."""
+    """Return the metric name of a family: jobs have runs and rows, tools have calls and items."""
     name = family.removesuffix("_total")
     return (
         f"promptmill.job.{name.replace('calls', 'runs').replace('items', 'rows')}" if of_job else f"promptmill.{name}"
@@ -418,7 +418,7 @@ def _name(family: str, *, of_job: bool) -> str:
 
 
 def _interval_s(environ: Mapping[str, str]) -> float:
-    """Return the seconds between two exports of metrics."""
+    """Return the interval between two exports of metrics, in seconds."""
     try:
         given = float(environ["OTEL_METRIC_EXPORT_INTERVAL"]) / 1000
     except (KeyError, ValueError):
@@ -434,7 +434,7 @@ def _fail(span: Span, code: str) -> None:
 
 
 def _resource() -> Any:
-    """Return name, version and id of this process; the standard variables may replace them."""
+    """Return name, version and id of this process. The standard variables may override them."""
     import uuid
 
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource

@@ -1,4 +1,4 @@
-"""UltraRAG's generation server: its launch path, arguments and calls. `servers/generation/` starts `launch.main`."""
+"""UltraRAG's generation server: launch path, arguments and calls. `servers/generation/` starts `launch.main`."""
 
 from promptmill.core.feature import Feature
 

@@ -1,9 +1,9 @@
 """The server for a UltraRAG pipeline, started by `servers/generation/src/generation.py`.
 
-The pipeline is the operator's own program, so it is trusted, unless the file was started by a command that serves any
-client. The arguments of a pipeline's call replace the values of the server's `parameter.yaml`. Calls are read as
-UltraRAG's own server reads them, and their failures and progress are reported on stderr. The additional tool `build`
-describes the other tools to the pipeline.
+The pipeline is the operator's own program and therefore trusted, unless the file was started by a command that serves
+any client. Arguments of a pipeline's call override the server's `parameter.yaml`. Calls are interpreted as in
+UltraRAG's own server; failures and progress are reported on stderr. The additional tool `build` describes the other
+tools to the pipeline.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from promptmill.service.service import Service
 
 _USAGE = 2
-# As in UltraRAG's own server.
+# These values are the same in UltraRAG's server.
 _DEFAULTS = MappingProxyType({"reasoning": "inline", "image_position": "before"})
 _TRUSTED = "started as a script, so the client is trusted like a pipeline: as with `promptmill serve --trust-client`."
 _UNTRUSTED = "started by a command that serves any client, so the client is not trusted and there is no `build`."
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve over stdio; `argv` is the server's folder. Returns the exit code."""
+    """Serve over stdio. `argv`: the server's folder. Return the exit code."""
     runtime.start_quickly()
     parser = argparse.ArgumentParser("generation.py", description="The generation server, started by a pipeline.")
     parser.add_argument("folder", type=Path, help=f"the folder with {FILE_NAME}")
@@ -58,9 +58,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _configuration_in(folder: Path, *, trust_client: bool = True) -> Configuration:
-    """Return the configuration of the `parameter.yaml` in `folder`, else of the file that `parameter_file.find` finds.
+    """Return the configuration from `parameter.yaml` in `folder`, or from the file that `parameter_file.find` finds.
 
-    Pipelines may keep their own values there, which a step names as `$key`: a log line lists such keys.
+    The file may have values for the pipeline, which a step names as `$key`; a log line lists these keys.
     """
     file, mine = folder / FILE_NAME, None
     if file.is_file():
@@ -74,7 +74,7 @@ def _configuration_in(folder: Path, *, trust_client: bool = True) -> Configurati
         mine = {key: value for key, value in found.items() if key in Settings.model_fields}
         if others := sorted(map(str, found.keys() - mine.keys())):
             log.warning("%s: %s: not keys of promptmill, left to the pipeline", file, ", ".join(others))
-        if trust_client:  # a pipeline sends these two with each call, even when they are empty
+        if trust_client:  # a pipeline sends these two arguments with each call, even if they are empty
             mine = {key: value for key, value in mine.items() if key not in {"system_prompt", "image_tag"}}
     path = None if mine is None else file
     if not trust_client:
@@ -83,7 +83,7 @@ def _configuration_in(folder: Path, *, trust_client: bool = True) -> Configurati
 
 
 def _extended(server: FastMCP, service: Service) -> None:
-    # these import FastMCP, so import them with the server, not before
+    # these import FastMCP, so they are imported only with the server
     from promptmill.features.ultrarag.pipeline_server import PipelineCalls, add_build, with_plain_results
     from promptmill.server.tool_calls import PlainArguments
 

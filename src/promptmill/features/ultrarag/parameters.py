@@ -1,4 +1,4 @@
-"""UltraRAG's parameters, as a file and as arguments of `generation_init`, in the terms of promptmill."""
+"""Converts UltraRAG's parameters (its file, and the arguments of `generation_init`) to those of promptmill."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from promptmill.config.loading import without_litellm
 from promptmill.core.values import JsonDict, JsonObject
 
 _AT_LEAST_ONE = ("concurrency", "retries")
-# UltraRAG makes `retries` attempts, and in each of them the openai package, which it uses, makes up to three.
+# UltraRAG makes `retries` attempts; in each of them, the openai package makes up to three requests.
 _ATTEMPTS_OF_A_RETRY = 3
-_MOST_RETRIES = 100  # the largest `retries`
+_MOST_RETRIES = 100  # the largest permitted `retries`
 _OPENAI = "https://api.openai.com/v1"
 
 
 def as_ultrarag(values: JsonObject) -> tuple[JsonDict, list[str]]:
-    """Return `values`, a parameter file or the arguments of `generation_init`, and notes about changes to them.
+    """Convert `values`, a parameter file or the arguments of `generation_init`; also return notes about changes.
 
-    `backend` and `backend_configs` mean the same as in UltraRAG, and in its forks with a backend for each provider.
+    `backend` and `backend_configs` have UltraRAG's meaning, also for its forks with one backend per provider.
     """
     adapted, notes = _with_provider(without_litellm(values)), list[str]()
     blocks = adapted.get("backend_configs")
@@ -41,7 +41,7 @@ def as_ultrarag(values: JsonObject) -> tuple[JsonDict, list[str]]:
 
 
 def _with_provider(values: JsonDict) -> JsonDict:
-    """Return `values` with the backend `openai` in place of a provider's name, and that provider's block alone."""
+    """Replace a provider's name as the backend by `openai`, and keep only this provider's block."""
     backend, blocks = values.get("backend"), values.get("backend_configs") or {}
     if not isinstance(backend, str) or not isinstance(blocks, Mapping) or is_named(backend.strip().lower()):
         return values

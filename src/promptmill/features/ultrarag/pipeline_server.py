@@ -1,10 +1,10 @@
-"""Additions to the server of a UltraRAG pipeline: calls as UltraRAG's own server reads them, and the tool `build`.
+"""Additions to the server of a UltraRAG pipeline: calls in the form of UltraRAG's own server, and the tool `build`.
 
 The client uses only the answers of a result, so failures, warnings and progress go to stderr. A tool error ends the
-client's whole run and loses the answers of all earlier steps. So a call without any answer becomes an error only if the
-cause of a failure affects all items.
+client's whole run, and the answers of earlier steps are lost. So a call without answers becomes an error only if the
+cause affects all items.
 
-Source of the arguments: OpenBMB/UltraRAG, `servers/generation/src/generation.py` (0.3.0).
+The source of the arguments is OpenBMB/UltraRAG, `servers/generation/src/generation.py` (0.3.0).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from promptmill.service.service import Service
 _LINE_EVERY_S = 5.0
 _CONFIGURING = frozenset({"build", "generation_init"})
 _ANSWERING = frozenset({"generate", "multimodal_generate", "multiturn_generate"})
-# Key, endpoint, model, configuration, engine: the next item would fail in the same way.
+# Errors of key, endpoint, model, configuration or engine: the next item would fail too.
 _AFFECTS_ALL = frozenset(
     {
         *(Code.INVALID_CONFIG, Code.UNSUPPORTED, Code.MISSING_DEPENDENCY, Code.ENGINE_LOAD_FAILED, Code.ENGINE_DIED),
@@ -45,12 +45,12 @@ _AFFECTS_ALL = frozenset(
         *(Code.DEADLINE, Code.REPLACED, Code.SHUTDOWN, Code.INTERNAL),
     }
 )
-# Until the first answer under a configuration, these concern the configuration (a parameter that the model refuses, a
-# wrong address); after it, the item.
+# Before the first answer under a configuration, these errors concern the configuration (a refused parameter, a wrong
+# address); afterwards, they concern the item.
 _AFFECTS_ALL_AT_FIRST = _AFFECTS_ALL | {Code.BAD_REQUEST, Code.BAD_RESPONSE, Code.TIMEOUT, Code.CONNECTION_LOST}
 
 _ROLES = frozenset({"user", "assistant", "system"})
-# The parameters that a pipeline passes to each tool; our further parameters keep their defaults.
+# The parameters that a pipeline passes to each tool. promptmill's additional parameters keep their defaults.
 _TOOLS = {
     "generation_init": ("backend_configs", "sampling_params", "extra_params", "backend"),
     "generate": ("prompt_ls", "system_prompt"),
@@ -61,7 +61,7 @@ _TOOLS = {
 
 
 class PipelineCalls(Middleware):
-    """Adapts arguments and results, and writes to stderr all that the client does not show; each warning only once."""
+    """Adapts arguments and results, and reports on stderr what the client does not show; each warning only once."""
 
     def __init__(self, service: Service, stream: TextIO | None = None, every_s: float = _LINE_EVERY_S) -> None:
         self._service = service
@@ -98,7 +98,7 @@ class PipelineCalls(Middleware):
         return self._for_a_run(result)
 
     def _for_a_run(self, result: ToolResult) -> ToolResult:
-        """Return the result; one without answers is an error only if a failure affects all items."""
+        """Return the result. A result without answers is an error only if a failure affects all items."""
         structured = result.structured_content or {}
         codes = {error["code"] for error in structured.get("errors", ())}
         if not result.is_error:
@@ -175,20 +175,20 @@ def _progress(sums: Mapping[str, int], seconds: float) -> str:
 
 
 def _prompt_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `generate`: each prompt is the stripped text of a user's turn."""
+    """Return the arguments of `generate`, with each prompt stripped and turned into a user's turn."""
     return {**arguments, "prompt_ls": _prompts(arguments), "system_prompt": _stripped(arguments.get("system_prompt"))}
 
 
 def _image_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments of `multimodal_generate` as complete messages, and notes about changes to them.
+    """Return the arguments of `multimodal_generate` as complete messages; also return notes about changes.
 
-    Images are placed before the text or at their tags. Empty names are ignored, missing lists count as empty, and
-    surplus lists are dropped. Raises `PromptmillError` when the numbers of tags and images in a prompt differ.
+    Images are placed before the text, or at their tags. Empty names are ignored, missing lists count as empty, and
+    surplus lists are dropped. Raises `PromptmillError` if a prompt's numbers of tags and images differ.
     """
     prompts, lists, notes = _prompts(arguments), arguments.get("multimodal_path") or [], []
     tag = _stripped(arguments.get("image_tag"))
     if not isinstance(lists, list):
-        return dict(arguments), []  # the tool refuses it
+        return dict(arguments), []  # the tool refuses them
     if len(lists) != len(prompts):
         rest = "prompts without one have no image" if len(lists) < len(prompts) else "the rest was left out"
         notes.append(f"multimodal_path has {len(lists)} lists for {len(prompts)} prompts; {rest}.")
@@ -209,7 +209,7 @@ def _image_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list
 def _turn_arguments(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the arguments of `multiturn_generate`; None if there is no turn to answer.
 
-    Empty turns and turns with unknown roles are dropped; `system_prompt` precedes the conversation's own.
+    Empty turns and turns with unknown roles are dropped; `system_prompt` comes before the conversation's own.
     """
     turns = arguments.get("messages")
     if not isinstance(turns, list):
@@ -218,7 +218,7 @@ def _turn_arguments(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     kept: list[Any] = [{"role": "system", "content": system}] if system else []
     for turn in turns:
         if not isinstance(turn, Mapping):
-            kept.append(turn)  # the tool refuses it
+            kept.append(turn)  # the tool refuses the turn
             continue
         role, content = turn.get("role", "user"), turn.get("content", "")
         if role in _ROLES and content:
@@ -297,7 +297,7 @@ def add_build(server: FastMCP) -> None:
             str, Field(description=f"The server's {FILE_NAME}.", examples=["servers/generation/parameter.yaml"])
         ],
     ) -> None:
-        """Write `server.yaml` next to the parameter file: each tool's inputs, their sources, and its outputs."""
+        """Write `server.yaml` next to the parameter file: each tool's inputs with their sources, and its outputs."""
         by_name = {tool.name: tool for tool in await server.list_tools()}
         tools = [by_name[name] for name in _TOOLS if name in by_name]
         try:
@@ -307,9 +307,9 @@ def add_build(server: FastMCP) -> None:
 
 
 def with_plain_results(server: FastMCP) -> None:
-    """Describe results as objects without naming their members: FastMCP's client then returns a dict, not a class.
+    """Describe results as objects without naming their fields, so that FastMCP's client returns a dict, not a class.
 
-    Programs that call tools through UltraRAG's `ToolCall` read answers by their key.
+    Programs that call tools through UltraRAG's `ToolCall` read answers by key.
     """
     server.add_middleware(_PlainResults())
 
@@ -345,7 +345,7 @@ def _write(parameter_file: str, tools: Sequence[Tool]) -> None:
 
 
 def _entry(tool: Tool, parameters: Collection[str]) -> dict[str, Any]:
-    """Return a tool's input map and output list. `$name` means the value of that key of the parameter file."""
+    """Return the input map and output list of a tool. `$name` means the value of this key in the parameter file."""
 
     def source(name: str) -> str:
         return f"${name}" if name in parameters else name

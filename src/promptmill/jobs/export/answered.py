@@ -16,7 +16,7 @@ _UNANSWERED = Failure(PromptmillError(Code.DEFERRED, "The row has no answer yet.
 
 
 class UnansweredError(Exception):
-    """A row that counts as answered has no sound record."""
+    """A row is counted as answered, but its record is missing or damaged."""
 
 
 class AnsweredRow(NamedTuple):
@@ -26,7 +26,7 @@ class AnsweredRow(NamedTuple):
     slot: int
     record: Record
     beside: Sequence[Record | None] = ()
-    """The answers in the slots after the delivered ones, see `spec.Plan`."""
+    """The answers in the slots after the delivered slots, see `spec.Plan`."""
 
     @classmethod
     def of(cls, store: JobDatabase, spec: JobSpec, row: Row, record: Record) -> AnsweredRow:
@@ -42,8 +42,8 @@ class Find(Protocol):
     """Finds the record of a row."""
 
     def __call__(self, key: int, record: Record | None) -> Record | None:
-        """Return the record with `key`, or None to leave the row out. `record`: the sound record in the database, if
-        any."""
+        """Return the record with `key`; None leaves the row out. `record`: the intact record in the database, or
+        None."""
         ...
 
 
@@ -55,7 +55,7 @@ def every_answer(key: int, record: Record | None) -> Record:
 
 
 def answers_so_far(key: int, record: Record | None) -> Record | None:
-    """Return the record of an answer; rows that failed or have no answer yet are left out."""
+    """Return the record if it is an answer; else None, which leaves the row out."""
     del key
     return record if record is not None and record.code is None else None
 

@@ -1,4 +1,4 @@
-"""The output of a Batch file: lines in OpenAI's format, and a check that each id is unique."""
+"""The output for a Batch file: lines in OpenAI's format, and a check that the ids of the rows are unique."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _IDS = (
     "FROM (SELECT n, CAST(cells AS TEXT) AS own FROM row WHERE n < ?)"
 )
 _MISSING = "SELECT count(*) FROM ({}) WHERE id IS NULL"
-# sorted by a window function: an index of random ids is ten times slower
+# a window function sorts the ids: an index on random ids is ten times slower
 _REPEATED = (
     "SELECT n, first, count(*) OVER () FROM (SELECT n, min(n) OVER (PARTITION BY id) AS first FROM ({}) "
     "WHERE id IS NOT NULL) WHERE n != first ORDER BY n LIMIT ?"
@@ -28,7 +28,7 @@ _REPEATED = (
 def batch_output(line: bytes, record: Record, *, job_id: str, model: str, created: int, takes_model: bool) -> JsonDict:
     """Return the output of a Batch line.
 
-    `takes_model`: if the line names a model, that model answered it.
+    `takes_model`: the line may name the model, which then answered.
     """
     try:
         asked = rows.load(line.strip(), "")
@@ -54,7 +54,7 @@ class _Answer:
 
 
 def _answers(record: Record) -> list[_Answer]:
-    """Return the answers of a line: one, or several if the line requested several (failed ones are left out)."""
+    """Return the answers to a line: several if the line requested several (`n`). Failed answers are left out."""
     extras = record.extras
     details = extras.get("details", {})
     if choices := details.get("choices"):
@@ -91,7 +91,7 @@ def _answer_of(record: Record, number: str, model: str, created: int) -> JsonDic
         "choices": list(map(_openai_choice, _answers(record))),
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
     }
-    # `said` may hold the endpoint's id, model and usage
+    # `said`, the endpoint's own body, may have an id, a model and usage
     return {"response": _response(number, answered | said), "error": None}
 
 
@@ -102,7 +102,7 @@ def _response(number: str, body: JsonObject) -> JsonDict:
 def _openai_choice(answer: _Answer) -> JsonDict:
     said = answer.details.get("message", {})
     message: JsonDict = {"role": "assistant", "content": answer.text, "refusal": None, **said}
-    if message["refusal"] == answer.text:  # this format has a separate field for a refusal
+    if message["refusal"] == answer.text:  # OpenAI's format has a separate field for a refusal
         message["content"] = None
     if answer.reasoning is not None:
         message["reasoning_content"] = answer.reasoning
@@ -126,11 +126,11 @@ class Ids(NamedTuple):
     repeated: int
     """The number of rows that repeat the id of an earlier row."""
     examples: Sequence[tuple[int, int]]
-    """The first of these rows, each with the first row of its id."""
+    """Examples of repeating rows: the row's number, and the number of the first row with its id."""
 
     @classmethod
     def of(cls, store: JobDatabase, spec: JobSpec, end: int, most: int = 1) -> Ids:
-        """Return the ids of the rows before `end`, with at most `most` examples. Blocks."""
+        """Check the ids of the rows before `end`; return the counts and at most `most` examples. Blocks."""
         if spec.input.format == "batch":
             path = "own ->> '$.custom_id'"
         elif not spec.input.header:

@@ -1,7 +1,7 @@
-"""The outputs of shards, joined when all shards are done.
+"""Joins the outputs of shards when all shards are finished.
 
-A shard is a separate job with every N-th row of the input (see `order.Shard`). Its output is a part file,
-`OUT.part-03-of-16`, which identifies its job and shows that the shard is done. The answers stay in the shard's
+A shard is a separate job for every N-th row of the input (see `order.Shard`). Its output is a shard file, such as
+`OUT.part-03-of-16`. The file identifies the job and shows that the shard is finished. The answers stay in the shard's
 database.
 """
 
@@ -30,7 +30,7 @@ from promptmill.system.safe_open import real_path
 
 
 def write_part(store: JobDatabase, spec: JobSpec) -> output.Written:
-    """Write the part file of a shard to a temporary file. Raises `UnansweredError`, `OSError`."""
+    """Write the shard file to a temporary path. Raises `UnansweredError`, `OSError`."""
     rows = store.row_count()
     for record in store.records():
         if not record.is_sound:
@@ -51,11 +51,11 @@ def write_part(store: JobDatabase, spec: JobSpec) -> output.Written:
 def join(
     folders: JobFolders, path: Path, *, overwrite: bool, passed: Callable[[int], None] = lambda _: None
 ) -> JobCounts:
-    """Write the output of all shards in the order of the input and return its counts. The output is complete or absent.
+    """Write the output of all shards in the order of the input and return its counts. The output is never incomplete.
 
-    `passed` is called with the number of rows written so far. A file with the same content is not replaced.
+    `passed` is called with the number of rows written so far. An output with the same content is not replaced.
 
-    Raises `PromptmillError`: `invalid_input` if parts are missing, unfinished or from different jobs; `storage`.
+    Raises `PromptmillError`: `invalid_input` if a shard file is missing, unfinished or of another job; `storage`.
     """
     target = real_path(path)
     parts = _parts(folders, target)
@@ -81,7 +81,7 @@ def join(
 
 
 def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
-    """Return the folder and the job of each shard, in order. Checks that all are finished and belong to one job."""
+    """Return the folder and the job of each shard, in order. Check that all shards are finished and form one job."""
     shards: dict[int, Path] = {}
     counts: set[int] = set()
     for path in target.parent.glob(f"{glob.escape(target.name)}.part-*-of-*"):

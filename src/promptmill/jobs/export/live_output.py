@@ -1,4 +1,4 @@
-"""Writes a job's rows to a stream while the job runs, and exports its answers before it ends."""
+"""Writes a job's rows to a stream during the run, and exports answers of a job that has not ended."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.system.safe_open import real_path
 
-_LOOK_S = 0.2  # polls, because an answer of another job raises no event
+_LOOK_S = 0.2  # polling interval; an answer copied from another job raises no event
 FORMATS = frozenset({"jsonl", "json", "batch"})
-"""Formats that can be written before all rows are answered (the columns of a table depend on all answers)."""
+"""Formats that can be written row by row. (The columns of a table depend on all answers.)"""
 
 
 class LiveOutput:
-    """Writes the rows in a thread, so that a slow reader of the stream does not delay the job."""
+    """Writes the rows in a thread: a slow reader of the stream does not delay the job."""
 
     def __init__(self, out: IO[bytes], name: Path) -> None:
-        """`name` ends with the suffix of the stream's format."""
+        """`name`: a file name whose suffix gives the format of the stream."""
         self._out, self._name = out, name
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
         self._replaced: set[int] = set()
-        """The keys of records that are about to be replaced."""
+        """The keys of records that this run has yet to replace."""
         self._renewed: Collection[int] = ()
         """The keys of all records that this run replaces."""
         self._ahead: dict[int, Record] = {}
-        """Records after the last row that waited."""
+        """Records of rows that come after the last row the writer waited for."""
         self._news = threading.Event()
         self._is_stopped = False
 
@@ -53,10 +53,10 @@ class LiveOutput:
         end: int,
         give_up: Callable[[PromptmillError], None],
     ) -> None:
-        """Start to write the rows before `end`, unless writing has started.
+        """Start to write the rows before `end`; do nothing if writing has started.
 
-        The records with the keys `replaced` are about to be replaced. `give_up` is called with the error if the stream
-        is closed. Needs a running event loop.
+        The run is about to replace the records with the keys `replaced`. If the stream is closed, `give_up` is called
+        with the error. Needs a running event loop.
         """
         output_format = formats.format_of_output(self._name, spec.input.format)
         if self._thread is not None or output_format not in FORMATS or not spec.plan.follows:
@@ -76,17 +76,17 @@ class LiveOutput:
             except OSError as error:
                 self._error = error
                 problem = f"Standard output cannot be written: {disk.why(error)}."
-                with contextlib.suppress(RuntimeError):  # the loop is closed: the job has ended
+                with contextlib.suppress(RuntimeError):  # the event loop is closed, because the job has ended
                     loop.call_soon_threadsafe(give_up, PromptmillError(Code.STORAGE, problem, ""))
 
-        # a daemon thread: the process can end while the reader of the stream is stuck
+        # a daemon thread, because the process must be able to end while the reader of the stream is stuck
         self._thread = threading.Thread(target=write, name="promptmill-output", daemon=True)
         self._thread.start()
 
     def _find(self, folder: Folder, content: IO[bytes], key: int, record: Record | None) -> Record:
         """Wait until the record with `key` exists, and return it. Raises `HaltedError`."""
         is_flushed = False
-        record = None if key in self._renewed else record  # `record` was read before the row's turn
+        record = None if key in self._renewed else record  # `record` may be older: it was read in advance
         while key in self._replaced or (record := record or self._record(folder, key)) is None:
             if not is_flushed:
                 content.flush()
@@ -99,7 +99,7 @@ class LiveOutput:
         return record
 
     def _record(self, folder: Folder, key: int) -> Record | None:
-        with contextlib.suppress(OSError, DamagedError, AssertionError):  # while the database is repaired
+        with contextlib.suppress(OSError, DamagedError, AssertionError):  # the database is being repaired
             if key in self._renewed:
                 return folder.store.record(key)
             if key not in self._ahead:
@@ -107,7 +107,7 @@ class LiveOutput:
         return self._ahead.pop(key, None)
 
     def recorded(self, keys: Sequence[int]) -> None:
-        """Note that the records `keys` were written; their rows follow when all rows before them are written."""
+        """Report that the records `keys` are stored. A row is written after all rows before it."""
         self._replaced.difference_update(keys)
         self._news.set()
 
@@ -122,7 +122,7 @@ class LiveOutput:
             self._thread.join(_LOOK_S)
 
     def stop(self) -> None:
-        """Write no more rows."""
+        """Stop writing rows."""
         self._is_stopped = True
         self._news.set()
 

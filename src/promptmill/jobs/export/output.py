@@ -2,9 +2,9 @@
 
     row ⋈ answer ─▶ rows in the order of the input ─▶ .answers.csv.….partial ─▶ answers.csv
 
-A table of a database is written to a temporary database of SQLite, or a Parquet file, and copied in one transaction.
+A table of a database is written to a temporary SQLite or Parquet file and copied to its database in one transaction.
 
-Blocks of rows that have not changed since the job wrote the output before are copied from that file (`_Blocks`).
+Blocks of rows that have not changed since the last output are copied from that output (`_Blocks`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
 
 _BUFFER = 1 << 20
-_LOOK_ROWS = 1024  # rows between two reports
+_LOOK_ROWS = 1024  # rows between two reports of progress
 _COPIED = frozenset({"csv", "tsv", "jsonl"})
 """Formats in which the bytes of a row do not depend on other rows."""
 _SQL_TYPES = frozenset({str, int, float, type(None), bytes})
@@ -48,13 +48,13 @@ class Written:
 
     partial: Path
     stamp: Stamp
-    """The stamp that the output will have."""
+    """The stamp that the file will have as the output."""
     end: int
-    """The number of the row after its last one."""
+    """The number of rows written, that is, the number of the first row not written."""
     warning: str = ""
     """A sentence about repeated ids of a Batch file."""
     blocks: JsonObject | None = None
-    """The blocks of rows that may be copied the next time, to be stored as `written`."""
+    """The blocks of rows that the next output may copy; stored as `written`."""
 
 
 def write_output(
@@ -62,7 +62,7 @@ def write_output(
 ) -> Written:
     """Write the first `limit` rows of a job, or all, to a temporary file. Blocks.
 
-    `own` is the record of the job's earlier output.
+    `own`: the stored record of the job's earlier output.
 
     Raises `UnansweredError`, `HaltedError`, `OSError`, and as `JobDatabase` does.
     """
@@ -81,7 +81,7 @@ def write_output(
 
 
 def stamp_of(partial: Path, target: Path) -> Stamp:
-    """Return the stamp that the output at `target` will have, once it is what `partial` is now. Raises `OSError`."""
+    """Return the stamp that the output at `target` will have when `partial` is published there. Raises `OSError`."""
     if not members.is_table(target):
         stamp = members.stamp(partial)
     else:
@@ -117,13 +117,13 @@ def write_rows(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], targ
     Raises as `answered`, and `OSError`.
     """
     if form.format == "xlsx":
-        from promptmill.jobs.export.workbook_file import WorkbookWriter  # few jobs write one
+        from promptmill.jobs.export.workbook_file import WorkbookWriter  # heavy, and few jobs write a workbook
 
         writer = WorkbookWriter(form)
         writer.write(out, answered, target)
         return writer.warning
     if form.format == "parquet":
-        from promptmill.jobs.export.parquet_file import write_parquet  # imported where it is needed
+        from promptmill.jobs.export.parquet_file import write_parquet  # heavy: needs pyarrow
 
         write_parquet(out, form, answered, is_for_database=target is not None and members.is_table(target))
     else:
@@ -135,7 +135,7 @@ def write_rows(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], targ
 def temporary(
     stores: Sequence[JobDatabase], spec: JobSpec, target: Path, answered: Iterable[AnsweredRow]
 ) -> Iterator[Path]:
-    """Yield the temporary file of `write`, which is removed after the block."""
+    """Yield the temporary file of `write`; remove it after the block."""
     partial, _ = write(stores, spec, target, answered)
     try:
         yield partial
@@ -157,7 +157,7 @@ def storage_errors(target: Path) -> Iterator[None]:
 
 
 def noted(answered: Iterator[AnsweredRow], work: Work) -> Iterator[AnsweredRow]:
-    """Yield rows, and report their number now and then. Raises `HaltedError`."""
+    """Yield the rows, and report their number every `_LOOK_ROWS` rows. Raises `HaltedError`."""
     for count, each in enumerate(answered):
         if count % _LOOK_ROWS == 0:
             work.done(count)
@@ -173,10 +173,10 @@ def end_of(store: JobDatabase, limit: int | None) -> int:
 
 
 class _Blocks:
-    """An output of text in blocks of rows: the blocks that have not changed are copied from the file before.
+    """A text output in blocks of rows: unchanged blocks are copied from the earlier output.
 
-    The job stores, for each block, the number of bytes and a sum over the checksums of its answers. Table `edited` has
-    the blocks with other rows than then (see `binding`).
+    For each block, the job stores its number of bytes and the sum of the checksums of its answers. Table `edited` lists
+    the blocks whose rows have changed since then (see `binding`).
     """
 
     def __init__(self, store: JobDatabase, spec: JobSpec, form: TextForm, own: OutputRecord | None) -> None:
@@ -200,7 +200,7 @@ class _Blocks:
         return known
 
     def write(self, out: IO[bytes], end: int, work: Work) -> JsonDict:
-        """Write the rows before `end`; return the blocks to store. Raises as `answered_rows`."""
+        """Write the rows before `end`; return the blocks, which the caller stores. Raises as `answered_rows`."""
         store, row, blocks, count = self._store, self._form.row, [], 0
         out.write(self._form.header)
         ((last,),) = store.read("SELECT coalesce(max(n), -1) FROM row WHERE n < ?", end)
@@ -240,7 +240,7 @@ def partial_file(spec: JobSpec, target: Path) -> Iterator[tuple[Path, IO[bytes]]
     partial = beside(target, spec.job_id)
     try:
         mode = disk.PRIVATE_FILE if spec.of_call else disk.PUBLIC_FILE
-        partial.unlink(missing_ok=True)  # perhaps a link, which is never written to
+        partial.unlink(missing_ok=True)  # the path may be a link, which must not be written through
         with os.fdopen(disk.created(partial, mode), "wb", _BUFFER) as out:
             yield partial, out
             out.flush()
@@ -252,13 +252,13 @@ def partial_file(spec: JobSpec, target: Path) -> Iterator[tuple[Path, IO[bytes]]
 
 
 def check_folder(target: Path) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if the resolved path `target` leads over a link now."""
+    """Raise `PromptmillError` (`invalid_input`) if a folder of the resolved path `target` has become a link."""
     if target.parent.resolve() != target.parent:
         raise input_error(f"{target.parent} is not the folder that it was; put it back and run the job again.")
 
 
 def beside(target: Path, job_id: str) -> Path:
-    """Return the temporary path of an output, in its folder: a rename needs the same file system."""
+    """Return an output's temporary path. It is in the same folder, because a rename needs the same file system."""
     return target.with_name(f".{target.name}.{job_id[-10:]}.partial")
 
 
@@ -270,10 +270,10 @@ def discard(target: Path, job_id: str) -> None:
 
 
 def publish(partial: Path, target: Path, *, may_replace: bool, copied: Stamp | None = None) -> None:
-    """Give an output its name in one step, and wait until the name is on the disk.
+    """Rename the temporary file to its output in one step, and sync the name to disk.
 
-    `copied`: the stamp of the workbook whose other parts it has. Raises `PromptmillError` (`invalid_input`) if another
-    file, sheet or table has the name by now, the workbook was saved meanwhile, or the folder was replaced; `OSError`.
+    `copied`: the stamp of the workbook whose other sheets were copied. Raises `OSError`; `PromptmillError`
+    (`invalid_input`) if the name was taken, the workbook was saved or the folder was replaced meanwhile.
     """
     check_folder(target)
     if copied is not None:
@@ -295,11 +295,11 @@ def publish(partial: Path, target: Path, *, may_replace: bool, copied: Stamp | N
 
 def _place(partial: Path, target: Path) -> None:
     try:
-        os.link(partial, target)  # unlike a rename, never over an existing file
+        os.link(partial, target)  # unlike a rename, a link never replaces a file
     except OSError as error:
         if isinstance(error, FileExistsError) or target.exists():
             raise taken(target) from None
-        partial.replace(target)  # a file system without hard links
+        partial.replace(target)  # the file system has no hard links
     else:
         partial.unlink()
 

@@ -1,4 +1,4 @@
-"""Parquet as an output: columns of a Parquet input keep types and metadata; others get the type of their values."""
+"""Parquet outputs. Columns of a Parquet input keep types and metadata; other columns get the type of their values."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 _GROUP_BYTES = 4 << 20
 _ROWS_AT_ONCE = 4096
-_VALUES_AT_ONCE = 32  # values between two checks of a page's size; at the default, 1,024, pages of images are large
+_VALUES_AT_ONCE = 32  # values between two checks of a page's size; the default, 1,024, makes huge pages of images
 _INTEGER, _LONG, _MIXED = "integer", "long", "mixed"
 _DECIMAL = "decimal "
-_MOST_DIGITS = 38  # of a decimal in Arrow and in databases
+_MOST_DIGITS = 38  # digits of a decimal in Arrow and in databases
 _SCALARS = MappingProxyType(
     {str: "string", values.SheetDate: "string", bool: "boolean", int: _INTEGER, float: "number", bytes: "bytes"}
 )
 _WIDER = MappingProxyType({frozenset((_INTEGER, _LONG)): _LONG, frozenset((_INTEGER, "number")): "number"})
 _EXACT = 1 << 53  # a float holds every whole number up to this one
-_MOST_PARTS = 100  # fields of an object; in a larger object, the names are probably keys
+_MOST_PARTS = 100  # fields of an object type; the names of a larger object are probably data
 
 
 def write_parquet(
@@ -68,7 +68,7 @@ def write_parquet(
 
 
 def _groups(answered: Iterable[AnsweredRow]) -> Iterator[list[AnsweredRow]]:
-    """Yield the rows in row groups of a few megabytes."""
+    """Yield the rows in groups of a few megabytes: Parquet's row groups."""
     group: list[AnsweredRow] = []
     size = 0
     for each in answered:
@@ -85,7 +85,7 @@ class _ArrowColumns:
     """The columns of a Parquet input."""
 
     def __init__(self, spec: JobSpec, *, is_for_database: bool) -> None:
-        """`is_for_database`: durations and decimals of more than 38 digits, which databases misread, become texts."""
+        """`is_for_database`: durations and decimals of over 38 digits, which databases misread, become texts."""
         import pyarrow as pa
 
         self.schema = unpacked_schema(spec.input.style.arrow_schema)
@@ -109,14 +109,14 @@ class _ArrowColumns:
 
 
 class _TypedColumns:
-    """The columns of other inputs; the values of all rows determine their types."""
+    """The columns of an input that is not Parquet. A column's type is the type of its values in all rows."""
 
     def __init__(self, form: Form) -> None:
         self._own, self._types = form.own, ColumnTypes()
         if form.spec.input.format in {"batch", *CELLS}:
             self._types.include({name: [""] if name == self._own.surplus else "" for name in form.names})
         else:
-            self._types.include(dict.fromkeys(form.spec.input.header and form.names))  # also of a sheet without rows
+            self._types.include(dict.fromkeys(form.spec.input.header and form.names))  # also without rows
             for row in form.stored():
                 self._types.include(self._own.of(row))
                 check_width(len(self._types))
@@ -127,7 +127,7 @@ class _TypedColumns:
 
 
 def _arrow_array(column: list[Any], kind: Any) -> Any:
-    """Return the values of a column that `ParquetTable` read as an array of their Arrow type."""
+    """Return the values of a column, which `ParquetTable` has read, as an array of the column's Arrow type."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -148,7 +148,7 @@ def _arrow_array(column: list[Any], kind: Any) -> Any:
         of_kind = pa.LargeListArray if kinds.is_large_list(kind) else pa.ListArray
         return of_kind.from_arrays([*starts, len(values_)], values_).cast(kind)
     array = pa.array(column, plain)
-    if kinds.is_time(kind):  # Arrow casts texts of timestamps, but not of times
+    if kinds.is_time(kind):  # Arrow casts texts to timestamps, but not to times
         array = compute.binary_join_element_wise("1970-01-01", array, " ").cast(pa.timestamp("ns"))
     return array.cast(kind)
 
@@ -169,7 +169,7 @@ def _arrow_types(answers: AnswerValues) -> JsonDict:
 
 
 def _arrow_value(schema: SchemaColumns | None, key: str, value: Any) -> Any:
-    """Return a value in the Arrow type of the column `key`. In a column of texts, a list or an object becomes JSON."""
+    """Return a value in the Arrow type of the column `key`. In a column of texts, lists and objects become JSON."""
     if schema is not None and key in schema.names:
         return schema.arrow_value(key, value)
     is_plain = isinstance(value, str | None) or key in {"error", "usage", "cost", "score"}
@@ -177,14 +177,14 @@ def _arrow_value(schema: SchemaColumns | None, key: str, value: Any) -> Any:
 
 
 _Kind: TypeAlias = "str | list[_Kind] | dict[str, _Kind] | None"
-"""The type of a field's values: None if all are null; a list or an object holds the types of its parts."""
+"""The type of a field's values: None if all are null; for a list or an object, the types of its items or fields."""
 
 
 class ColumnTypes:
-    """The columns of a Parquet file for rows of JSON. A column has the type of its values.
+    """The columns of a Parquet file for rows that are JSON objects. A column gets the type of its values.
 
-    A column holds texts, and other values as JSON, if its values differ in type, if a whole number exceeds 64 bits, or
-    if it has both floats and a whole number that no float holds exactly.
+    A column holds texts, with other values as JSON, if its values have several types, if a whole number exceeds 64
+    bits, or if it has floats and a whole number that no float represents exactly.
     """
 
     def __init__(self) -> None:
@@ -207,7 +207,7 @@ class ColumnTypes:
         return pa.schema([(name, _arrow_type(kind)) for name, kind in self._kinds.items()])
 
     def batch(self, stored: Sequence[JsonObject]) -> Any:
-        """Return rows as a record batch of this schema."""
+        """Return rows as a record batch with the schema of the columns."""
         import pyarrow as pa
 
         schema = self.schema()
@@ -238,7 +238,7 @@ def _kind_of(value: Any, levels: int) -> _Kind:
 
 
 def _joined(one: _Kind, other: _Kind) -> _Kind:
-    """Return the kind of a column with values of both kinds."""
+    """Return the kind for a column whose values are of two kinds."""
     if one is None or other is None or one == other:
         return other if one is None else one
     if isinstance(one, dict) and isinstance(other, dict):
@@ -255,13 +255,13 @@ def _joined(one: _Kind, other: _Kind) -> _Kind:
 
 
 def _decimal(whole: int, fraction: int) -> str:
-    """Return the kind of decimals with so many digits before and behind the point."""
+    """Return the kind for decimals with this number of digits before and after the decimal point."""
     return f"{_DECIMAL}{whole} {fraction}" if whole + fraction <= _MOST_DIGITS else _MIXED
 
 
 def _digits_of(value: Decimal) -> tuple[int, int]:
     _, digits, exponent = value.as_tuple()
-    fraction = -min(0, int(exponent))  # a database has neither NaN nor infinity in a decimal
+    fraction = -min(0, int(exponent))  # databases do not allow NaN and infinity in a decimal
     return max(len(digits) - fraction, 1), fraction
 
 
@@ -290,14 +290,14 @@ def _arrow_type(kind: _Kind) -> Any:
 
 
 def _is_plain(kind: _Kind) -> bool:
-    """Return whether values of this kind are stored unchanged."""
+    """Return whether values of this kind are stored without conversion."""
     if isinstance(kind, dict):
         return bool(kind) and all(map(_is_plain, kind.values()))
     return _is_plain(kind[0]) if isinstance(kind, list) else kind != _MIXED
 
 
 def _value(kind: _Kind, value: Any) -> Any:
-    """Return a value in its stored form; in a column of texts, a value that is not a text becomes JSON."""
+    """Return a value as it is stored: in a column of texts, any other value becomes JSON."""
     if value is None or (kind != _MIXED and _is_plain(kind)):
         return value
     if isinstance(kind, list):

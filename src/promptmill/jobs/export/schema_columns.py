@@ -1,7 +1,7 @@
-"""Answers with a JSON Schema: in a table, each field is a column; in JSON, an answer is an object.
+"""Outputs of answers with a JSON Schema: a table has a column for each field, JSON has the answer as an object.
 
-The database keeps the answers as the model wrote them. An output has the fields in the order of the schema and no white
-space between them, so that equal answers are equal texts.
+The database keeps each answer as the model wrote it. An output has the fields in the order of the schema and without
+white space, so equal answers become equal texts.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from promptmill.core.values import INT64, JsonDict, JsonObject, json_text, read_
 from promptmill.core.wording import mended
 
 FIELD = "answer."
-"""The prefix of the key of a column that holds a field of the answers: the field may have the name of another one."""
+"""The prefix of the key of a column for a field of the answers: it prevents a clash with another column's key."""
 _SHOWN = 200
 _KINDS = {"string": str, "integer": int, "number": float, "boolean": bool}
 
 
 class UnreadableAnswerError(ValueError):
-    """An answer is not JSON, because the model answered without the schema."""
+    """The answer is not JSON, because the model did not follow the schema."""
 
 
 class Labels(list[str]):
-    """Several labels of an answer. A cell has them as `service; price`, JSON and Parquet as a list."""
+    """Several labels of one answer. A cell shows them as `service; price`; JSON and Parquet have a list."""
 
 
 class SchemaColumns:
     """The columns of answers with the schema `schema`."""
 
     def __init__(self, schema: JsonObject, *, by_field: bool) -> None:
-        """`by_field`: a table has a column for each field, and JSON has objects. Otherwise an answer is a JSON text."""
+        """`by_field`: a table has a column for each field, and JSON has objects. Otherwise, an answer is a JSON
+        text."""
         self._schema = schema
         self._by_field = by_field
         properties = _resolved(schema, schema).get("properties")
@@ -43,7 +44,7 @@ class SchemaColumns:
         """The usual names of the columns of a table, by their keys."""
 
     def in_json(self, fields: JsonObject) -> JsonDict:
-        """Convert the fields from `columns.answer_fields` for a row of JSON."""
+        """Convert the result of `columns.answer_fields` for a row of JSON."""
         changed = dict(fields)
         if fields["error"] is not None and not fields["answer"]:
             return changed | {"answer": None if self._by_field else ""}
@@ -57,7 +58,7 @@ class SchemaColumns:
         return changed
 
     def in_table(self, fields: JsonObject) -> JsonDict:
-        """Convert the fields from `columns.answer_fields` for a row of a table: one value for each column."""
+        """Convert the result of `columns.answer_fields` for a row of a table: one value for each column."""
         changed = self.in_json(fields)
         value = changed["answer"]
         if not self.names:
@@ -73,7 +74,7 @@ class SchemaColumns:
         return changed
 
     def _field(self, name: str, value: Any) -> Any:
-        """Return the value of a field; `Labels` for a list of choices, unless one of them would look like two."""
+        """Return the value of a field. A list of choices becomes `Labels`, unless a choice contains the separator."""
         choices = _resolved(self._fields[name].get("items"), self._schema).get("enum")
         if not isinstance(choices, list) or not isinstance(value, list) or not all(each in choices for each in value):
             return value
@@ -104,7 +105,7 @@ class SchemaColumns:
         return value if isinstance(value, str | None) else self._written(value)
 
     def with_losses(self, fields: JsonDict) -> JsonDict:
-        """Return a row from `in_table`, with an error for the first value that the Arrow type of its column loses."""
+        """Return a row from `in_table`. If the Arrow type of a column cannot hold its value, the row gets an error."""
         for key, name in self.names.items():
             value = fields.get(key)
             if not _is_lost(value, self.arrow_value(key, value)):
@@ -146,7 +147,7 @@ def _is_lost(value: Any, kept: Any) -> bool:
 def _loaded(text: str) -> Any:
     try:
         value = read_json(text)
-    except json.JSONDecodeError:  # also half a surrogate pair
+    except json.JSONDecodeError:  # also raised for a lone surrogate
         try:
             value = mended(json.loads(text))
         except RecursionError:
@@ -155,7 +156,7 @@ def _loaded(text: str) -> Any:
 
 
 def _resolved(schema: Any, root: JsonObject) -> JsonObject:
-    """Follow the references of `schema` and drop the alternative `null`. Return `{}` if no schema is found."""
+    """Follow the references of `schema`, and drop the alternative `null`. Return `{}` for a broken reference."""
     for _ in range(DEEPEST):
         if not isinstance(schema, Mapping):
             break
@@ -197,7 +198,7 @@ def _kind(schema: JsonObject, root: JsonObject) -> str:
 
 
 def _scalar(kind: str, value: Any) -> Any:
-    """Return `value` if it is of this kind and fits into the column's type, else None."""
+    """Return `value` if it has this type and fits the Arrow type of the column, else None."""
     if kind == "number" and type(value) is int:
         value = float(value) if value in INT64 else None
     if type(value) is not _KINDS[kind]:
@@ -206,7 +207,7 @@ def _scalar(kind: str, value: Any) -> Any:
 
 
 def _ordered(value: Any, schema: Any, root: JsonObject, levels: int) -> Any:
-    """Return `value` with the fields of objects in the schema's order, then unknown fields by name."""
+    """Return `value` with the fields of its objects in the schema's order; fields not in the schema follow, by name."""
     if type(value) is float and value.is_integer() and _kind(_resolved(schema, root), root) == "integer":
         return int(value)
     if not levels or not isinstance(value, dict | list):

@@ -1,4 +1,4 @@
-"""Outputs as text: CSV, TSV, lines of JSON, arrays of JSON, and the lines of Batch files."""
+"""Text outputs: CSV, TSV, lines of JSON, arrays of JSON, and lines of Batch files."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _QUOTE, _TWO = '"', '""'
 
 
 class OwnValues:
-    """The input's values of a row (not its answer), by column name."""
+    """The values of a row that come from the input, by column name."""
 
     def __init__(self, spec: JobSpec) -> None:
         self._spec = spec
         self._names = distinct(list(map(readable, spec.input.header)))
         self.surplus = (spec.output.names or {}).get("surplus_cells", "surplus_cells")
-        """The column for the cells beyond the header's width."""
+        """The column for the cells of a row that has more cells than the header."""
         forms = {"batch": self._of_batch, "messages": self._of_call, **dict.fromkeys(TABLES, self._of_cells)}
         self.of: Callable[[Row], JsonDict] = forms.get(spec.input.format, json_object)
-        """Returns the values of a row; `{}` for an unreadable row of JSON (its record has the error)."""
+        """Returns the values of a row; `{}` for an unreadable row of JSON (the error is in its record)."""
 
     def names_in(self, stored: Iterable[Row]) -> list[str]:
         """Return the columns of all rows. Raises `PromptmillError` (`invalid_input`) if there are too many."""
@@ -56,7 +56,7 @@ class OwnValues:
             return [INDEX]
         names = dict.fromkeys(self._names)
         for row in stored:
-            if not self._names or row.line is not None:  # in a table, only a row with an error has surplus cells
+            if not self._names or row.line is not None:  # a row of a table has surplus cells only if it has an error
                 names |= dict.fromkeys(self.of(row))
                 check_width(len(names) - len(self._names))
         return list(names)
@@ -76,17 +76,17 @@ class OwnValues:
 
     @staticmethod
     def _of_batch(row: Row) -> JsonDict:
-        """Return the only column of a Batch line in a table: its id."""
+        """Return the column of a Batch line in a table, its id; a Batch line has no other column."""
         asked = json_object(row)
         value = asked.get(CUSTOM_ID)
         return {CUSTOM_ID: value if isinstance(value, str | None) else cell(value)}
 
 
 class AnswerValues:
-    """The answers' columns in an output, and a row's values for them."""
+    """The columns that the job adds to an output, and their values for a row."""
 
     def __init__(self, spec: JobSpec, extra: Iterable[str] = (), chosen: Collection[str] = ()) -> None:
-        """`extra`: the optional fields that at least one answer has. `chosen`: the columns that are left; `()`: all."""
+        """`extra`: the optional fields that at least one answer has. `chosen`: the columns to keep; `()` keeps all."""
         self._chosen = frozenset(chosen)
         self._spec, self._renamed = spec, spec.output.names or {}
         self.schema = schema = columns.schema_columns(spec)
@@ -99,12 +99,12 @@ class AnswerValues:
         order[order.index("error") : order.index("error")] = spec.plan.fields
         names = {key: names.get(key, key) for key in order if self._has(key)}
         self.names = {key: self._renamed.get(key, name) for key, name in names.items()}
-        """The names of a table's columns, by their keys."""
+        """The names of the columns in a table, by key."""
         self._is_usual = schema is None and not self._variants and not spec.plan.fields
-        """Whether the record has all values of a row."""
+        """Whether the record alone gives all values of a row."""
 
     def _has(self, key: str) -> bool:
-        """Return whether the output has a column; those that tell several answers to a row apart are always left."""
+        """Return whether the output has a column. Columns that distinguish several answers to a row are always kept."""
         is_field = self.schema is not None and key in self.schema.names
         return not self._chosen or key in self._variants or ("answer" if is_field else key) in self._chosen
 
@@ -123,7 +123,7 @@ class AnswerValues:
         record = answered.record
         fields = answer_fields(record)
         if not fields["answer"] and (payload := record.extras.get("details", {}).get("payload")) is not None:
-            fields["answer"] = cell(payload)  # embeddings that a Batch line requested
+            fields["answer"] = cell(payload)  # embeddings, which the Batch line requested
         if self.schema is not None:
             fields = self.schema.in_table(fields)
         return fields if self._is_usual else {**self._variant(answered), **fields, **self._marks(answered)}
@@ -132,7 +132,7 @@ class AnswerValues:
         return self._spec.plan.marks(self._spec, answered.record, answered.beside)
 
     def in_order(self, answered: AnsweredRow) -> list[Any]:
-        """Return the values of a row of a table in the order of `names`; an error as `code: message`."""
+        """Return the values of a row of a table in the order of `names`. An error becomes `code: message`."""
         fields = self.in_table(answered)
         error = fields["error"]
         fields["error"] = f"{error['code']}: {error['message']}" if error else None
@@ -160,7 +160,7 @@ class AnswerValues:
 
 
 class Form:
-    """The form of an output of the rows in some databases."""
+    """The columns and values of an output, for the rows in some databases."""
 
     def __init__(self, stores: Sequence[JobDatabase], spec: JobSpec, output_format: str) -> None:
         self.spec, self.format, self._stores = spec, output_format, stores
@@ -175,16 +175,16 @@ class Form:
 
     @cached_property
     def names(self) -> list[str]:
-        """The rows' own columns. Raises `PromptmillError` (`invalid_input`) if there are too many."""
+        """The columns of the input. Raises `PromptmillError` (`invalid_input`) if there are too many."""
         return self.own.names_in(self.stored())
 
     @property
     def header(self) -> list[str]:
-        """All columns of a table."""
+        """All columns of a table, the job's columns included."""
         return [*self.names, *self.answers.names.values()]
 
     def own_values(self, row: Row) -> list[Any]:
-        """Return a row's values in the order of `names`."""
+        """Return the input's values of a row in the order of `names`."""
         return list(map(self.own.of(row).get, self.names))
 
     def values(self, answered: AnsweredRow) -> list[Any]:
@@ -237,7 +237,7 @@ def write_text(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow]) -> N
 
 
 def _cells_of_cells(width: int, answers: AnswerValues, delimiter: str, answered: AnsweredRow) -> bytes:
-    """Return a row of cells with its answer; surplus cells come last."""
+    """Return a row of a table with its answer as a line of text; surplus cells come last."""
     own = rows.load(answered.row.cells or b"[]", "")
     surplus = own[width:]
     own[width:] = [""] * (width - len(own))
@@ -246,7 +246,7 @@ def _cells_of_cells(width: int, answers: AnswerValues, delimiter: str, answered:
 
 
 def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:
-    takes_model = backends.record(spec.backend).any_model  # then the line's own model answered it
+    takes_model = backends.record(spec.backend).any_model  # then the model that the line names answered it
     line = batch_output(
         answered.row.cells or b"",
         answered.record,
@@ -259,10 +259,10 @@ def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:
 
 
 def cells_line(cells: Iterable[str], delimiter: str) -> bytes:
-    """Return a row of two or more cells as `csv.writer` writes it, in less than half of the time.
+    """Return a row of two or more cells in the form of `csv.writer`, in less than half of its time.
 
-    `csv` is slow because it searches its line end for each letter. Before Python 3.13, with a line feed as its line
-    end, it leaves a lone carriage return unquoted, and readers take that for the end of a row.
+    `csv` is slow because it looks for the line end at each letter. Before Python 3.13, with a line feed as the line
+    end, `csv` does not quote a lone carriage return, and readers take the carriage return for the end of the row.
     """
     return f"{_joined(list(cells), delimiter)}\n".encode("utf-8", "surrogateescape")
 
@@ -271,7 +271,7 @@ def _joined(cells: list[str], delimiter: str) -> str:
     text = delimiter.join(cells)
     if (
         _QUOTE not in text and "\n" not in text and "\r" not in text and text.count(delimiter) == len(cells) - 1
-    ):  # most rows: one check of the joined text is faster than a check of each cell
+    ):  # in most rows no cell needs quotes: one check of the joined text is faster than one check per cell
         return text
     quoted = [
         f'"{cell.replace(_QUOTE, _TWO)}"'
@@ -298,23 +298,23 @@ def cell(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return json.dumps(value)
     text = rows.json_line(value)[:-1].decode()
-    return text[1:-1] if text[0] == '"' else text  # dates, decimals and bytes are texts in JSON
+    return text[1:-1] if text[0] == '"' else text  # dates, decimals and bytes become JSON texts
 
 
 def json_line(line: bytes, fields: JsonObject) -> bytes:
-    """Return the output line of a line of JSON: the input's bytes, then the answer's `fields`."""
+    """Return an output line: the bytes of an input line of JSON, with the answer's `fields` added."""
     line = line.strip()
     try:
         value = rows.load(line, "")
     except PromptmillError:
         value = None
-    if not isinstance(value, dict):  # an unreadable line: its error names it
+    if not isinstance(value, dict):  # an unreadable line: its record has the error
         return rows.json_line(fields)
     return b"%b%b%b" % (line[:-1].rstrip(), b"," if value else b"", rows.json_line(fields)[1:])
 
 
 def json_object(row: Row) -> JsonDict:
-    """Return a row of JSON, or `{}` if it is unreadable (its record has the error)."""
+    """Return the object in a row of JSON; `{}` if the row is unreadable (the error is in its record)."""
     own = row.cells or b""
     try:
         value = rows.load(own, "")

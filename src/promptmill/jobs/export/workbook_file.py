@@ -1,11 +1,11 @@
-"""Workbooks as outputs: a new workbook, or a sheet or columns of an existing one, of which no other byte changes.
+"""Workbooks as outputs: a new workbook, or a sheet or columns of an existing one, whose other bytes stay unchanged.
 
 labels.xlsx              a new workbook with the sheet `answers`
-book.xlsx#Labels         the sheet `Labels`; other sheets of the book stay
-the input itself         the answers become columns of its sheet, behind its own; all else stays
+book.xlsx#Labels         the sheet `Labels`; the other sheets of the workbook stay
+the input itself         the answers become columns of its sheet, after its own columns; all else stays
 
-The parts of an existing workbook are copied, and text is put into the XML of those that change. A library that reads
-a workbook and writes it again would lose what it does not know: bold words in a cell, lists of choices, slicers.
+The parts of an existing workbook are copied, and only the XML of the changed parts is edited as text. A library that
+reads and rewrites a workbook would lose the features it does not know: bold words in a cell, drop-down lists, slicers.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from promptmill.jobs.inputs import xlsx
 from promptmill.jobs.store.spec import JobSpec
 
 _SHEET = "answers"
-_MOST_ROWS = 1_048_575  # besides the header: Excel's limit
+_MOST_ROWS = 1_048_575  # rows below the header: Excel's limit
 _MOST_COLUMNS = 16_384  # Excel's limit
 LONGEST_CELL = 32_767  # characters: Excel's limit
 _LONGEST_NAME = 31  # characters of a sheet's name: Excel's limit
 _NO_NAME = re.compile(r"[\[\]:*?/\\]|^'|'$")
 _CUT = "… [cut]"
 _BLOCK = 1 << 20
-_EXACT = 1 << 53  # Excel keeps every number as a fraction of 64 bits
-_DIGITS = 15  # of a decimal that Excel keeps exactly
+_EXACT = 1 << 53  # Excel stores each number as a float of 64 bits
+_DIGITS = 15  # digits of a decimal that Excel stores exactly
 _NO_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _ESCAPED = re.compile(r"_(?=x[0-9A-Fa-f]{4}_)")  # Excel reads _x0041_ as an A
 _FIRST_DAY, _FIRST_DAY_OF_1904 = dt.datetime(1899, 12, 30), dt.datetime(1904, 1, 1)  # noqa: DTZ001 (cells have no zone)
@@ -71,13 +71,13 @@ _NEW = {
     '<cellStyleXfs count="1"><xf/></cellStyleXfs><cellXfs count="1"><xf/></cellXfs>'
     '<cellStyles count="1"><cellStyle name="Normal" xfId="0" builtinId="0"/></cellStyles></styleSheet>',
 }
-"""The parts of a workbook without a sheet."""
+"""The files in a workbook that has no sheet yet."""
 
 
 def check_target(spec: JobSpec) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the output is in a workbook that cannot be written.
 
-    It is called before the first request. The sheet is written without rows, to nowhere.
+    Called before the first request. It writes the sheet without rows and discards it.
     """
     file, name = members.split(spec.output.path)
     if name and (len(name) > _LONGEST_NAME or _NO_NAME.search(name)):
@@ -89,7 +89,7 @@ def check_target(spec: JobSpec) -> None:
     if spec.fills_input and spec.is_grid:
         raise input_error(f"Several answers to each row do not fit into the sheet of {file.name}; name another output.")
     try:
-        with file.open("r+b"):  # Windows refuses it while Excel has the file open
+        with file.open("r+b"):  # Windows refuses this while Excel has the file open
             pass
     except OSError as error:
         raise input_error(f"{file} cannot be written: {disk.why(error)}. Close it in other programs.") from None
@@ -107,7 +107,7 @@ class WorkbookWriter:
     def __init__(self, form: Form) -> None:
         self._spec, self._form = form.spec, form
         self.cut = 0
-        """The number of cells cut at Excel's limit."""
+        """The number of cells that were shortened to Excel's limit."""
 
     def write(self, out: IO[bytes], answered: Iterable[AnsweredRow], target: Path | None = None) -> None:
         """Write the workbook. Raises `PromptmillError`, `OSError`, and the errors of `answered`.
@@ -141,7 +141,7 @@ class WorkbookWriter:
 
     @property
     def warning(self) -> str:
-        """A sentence about cut cells; `""` if there are none."""
+        """A sentence about shortened cells; `""` if there are none."""
         if not self.cut:
             return ""
         cells = "1 cell was" if self.cut == 1 else f"{self.cut:,} cells were"
@@ -157,9 +157,9 @@ def write_sheet(out: IO[bytes], name: str, rows: Iterable[Sequence[Any]], view: 
 
 
 def sheet_value(value: Any) -> Any:
-    """Return a value as a cell has it: None, a boolean, a number, a date or a text.
+    """Return a value as a cell can hold it: None, a boolean, a number, a date or a text.
 
-    Lists and objects become JSON, a number that Excel would round becomes a text, a date of a workbook a date.
+    Lists and objects become JSON; a number that Excel would round becomes a text; a date from a workbook stays a date.
     """
     match value:
         case None | bool():
@@ -173,7 +173,7 @@ def sheet_value(value: Any) -> Any:
             return value
         case Decimal() if len(value.as_tuple().digits) <= _DIGITS:
             return value
-        case dt.datetime() if value.tzinfo is not None:  # a cell has none
+        case dt.datetime() if value.tzinfo is not None:  # a date in a cell has no time zone
             return str(value)
         case dt.date():
             return value
@@ -181,7 +181,7 @@ def sheet_value(value: Any) -> Any:
 
 
 def clean_text(text: str) -> str:
-    """Return a text with a replacement character for each that XML, and so a workbook, cannot hold.
+    """Return a text with a replacement character for each character that XML, and therefore a workbook, cannot hold.
 
     >>> clean_text("a\\x00b\\ufffe")
     'a�b�'
@@ -190,7 +190,7 @@ def clean_text(text: str) -> str:
 
 
 def cut_text(text: str, end: str = "") -> str:
-    """Return a text of Excel's length at most; `end` is the end of one that was cut."""
+    """Return a text of at most Excel's length; a shortened text ends with `end`."""
     most = LONGEST_CELL - len(end)
     return text.encode("utf-16-le")[: 2 * most].decode("utf-16-le", "ignore") + end
 
@@ -200,7 +200,7 @@ def _shortened(value: Any) -> Any:
 
 
 def _length(text: str) -> int:
-    """Return the length of a text as Excel counts it: a letter beyond U+FFFF counts as two."""
+    """Return the length of a text as Excel counts it: a character beyond U+FFFF counts as two."""
     return len(text) if len(text) <= LONGEST_CELL // 2 or text.isascii() else len(text.encode("utf-16-le")) // 2
 
 
@@ -208,8 +208,8 @@ class _Cells:
     """Writes cells as XML."""
 
     def __init__(self, prefix: str = "", dates: Sequence[int] = (), first_day: dt.datetime = _FIRST_DAY) -> None:
-        """`prefix`: of the names of elements. `dates`: the styles of a day and of a time; without them, dates are
-        texts."""
+        """`prefix`: the prefix of element names. `dates`: the style numbers of a date and of a date with time; without
+        them, dates become texts."""
         self._prefix, self._dates, self._first_day = prefix, dates, first_day
 
     def row(self, number: int, values: Sequence[Any]) -> str:
@@ -220,7 +220,7 @@ class _Cells:
         return f'<{self._prefix}row r="{number}">{cells}</{self._prefix}row>'
 
     def cell(self, row: int, column: int, value: Any, style: str = "") -> str:
-        """Return a cell. `row`: from 1. `style`: the number of its format."""
+        """Return a cell. `row`: from 1. `style`: the number of the cell's format."""
         p, kind = self._prefix, ""
         if isinstance(value, dt.date):
             style, value = self._date(value)
@@ -239,7 +239,7 @@ class _Cells:
         return f'<{p}c r="{xlsx.letters_of(column)}{row}"{of_style}{kind}>{inner}</{p}c>'
 
     def _date(self, value: dt.date) -> tuple[str, Any]:
-        """Return a date as its style and its number of days; as a text where Excel has no number for it."""
+        """Return a date as its style and Excel's number of days; as a text if Excel has no number for the date."""
         time = value if isinstance(value, dt.datetime) else dt.datetime.combine(value, dt.time())
         if not self._dates or time < max(self._first_day, _EXACT_DAY):
             return "", str(value)
@@ -254,21 +254,21 @@ def _escaped(text: str) -> str:
 # ---- files
 
 _Changed: TypeAlias = dict[str, Iterable[bytes] | None]
-"""The blocks of each part that changes; None for one that is removed."""
+"""The content of each part that changes, in blocks; None for a part that is removed."""
 
 
 class _NewSheet:
-    """A sheet that is written as a whole."""
+    """A sheet that is written completely."""
 
     def __init__(self, name: str, rows: Iterable[Sequence[Any]], view: str = "", rules: str = "") -> None:
         self._name, self._rows, self._view, self._rules = name, rows, view, rules
 
     def changed(self, packed: zipfile.ZipFile) -> _Changed:
-        """Return the parts that change, and those that are added."""
+        """Return the parts that change or are new."""
         parts = xlsx.parts_of(packed)
         texts: dict[str, bytes] = {}
         part = next((sheet.part for sheet in parts.sheets if sheet.name == self._name), "")
-        removed = [xlsx.rels_of(part)] if part else []  # of pictures and tables of the sheet before
+        removed = [xlsx.rels_of(part)] if part else []  # the pictures and tables of the replaced sheet
         if not part:
             part, texts = _with_sheet(packed, parts, self._name)
         dates: list[int] = []
@@ -290,7 +290,7 @@ class _NewSheet:
 
 
 class _Columns:
-    """Columns of answers in the sheet that the job read."""
+    """Columns of answers that are added to the sheet that the job read."""
 
     def __init__(self, spec: JobSpec, names: Sequence[str], rows: Iterable[tuple[int, Sequence[Any]]]) -> None:
         """`rows`: the numbers of rows, ascending, with their answers in the order of `names`."""
@@ -299,7 +299,7 @@ class _Columns:
         self._names, self._rows = names, rows
 
     def changed(self, packed: zipfile.ZipFile) -> _Changed:
-        """Return the parts that change. Raises the errors that `xlsx.opened` turns into its own."""
+        """Return the parts that change. Raises errors that `xlsx.opened` converts."""
         parts = xlsx.parts_of(packed)
         part = next(sheet.part for sheet in parts.sheets if sheet.name == self._sheet)
         data = packed.read(part)
@@ -322,7 +322,7 @@ class _Columns:
 
 
 def _write(out: IO[bytes], source: Path | None, change: _NewSheet | _Columns) -> None:
-    """Copy a workbook with a change; None: a workbook without sheets. Raises `PromptmillError`, `OSError`."""
+    """Copy a workbook with a change; without a `source`, write a new workbook. Raises `PromptmillError`, `OSError`."""
     file = io.BytesIO(_empty()) if source is None else source
     with xlsx.opened(file, "" if source is None else source.name) as packed:
         changed = change.changed(packed)
@@ -345,7 +345,7 @@ def _empty() -> bytes:
 
 
 def _with_sheet(packed: zipfile.ZipFile, parts: xlsx.Parts, name: str) -> tuple[str, dict[str, bytes]]:
-    """Return the path of a new sheet, and the parts that list it."""
+    """Return the path of a new sheet, and the changed parts that list the sheet."""
     folder = parts.book.rpartition("/")[0]
     known = {*packed.namelist()}
     part = next(f"{folder}/worksheets/sheet{n}.xml" for n in range(1, len(known) + 2) if _is_free(folder, n, known))
@@ -369,7 +369,7 @@ def _is_free(folder: str, number: int, known: set[str]) -> bool:
 
 
 def _with_last(data: bytes, parent: str, child: str) -> bytes:
-    """Return XML in which the element `parent` has one child more. Raises `ValueError`."""
+    """Return XML in which the element `parent` has `child` as its new last child. Raises `ValueError`."""
     closing = re.search(rb"</((?:[\w.-]+:)?)%b\s*>" % parent.encode(), data)
     if closing is None:
         raise ValueError
@@ -377,7 +377,7 @@ def _with_last(data: bytes, parent: str, child: str) -> bytes:
 
 
 def _with_dates(data: bytes) -> tuple[bytes, list[int]]:
-    """Return the styles with a date and a date-time format added, and the numbers of these; none without a list."""
+    """Add a date and a date-time format to the styles; return their numbers, `[]` if there are no formats."""
     opening = re.search(rb"<((?:[\w.-]+:)?)cellXfs(?:\s[^<>]*)?>", data)
     end = -1 if opening is None else data.find(b"</%bcellXfs" % opening[1], opening.end())
     if opening is None or end < 0:
@@ -394,7 +394,7 @@ def _with_dates(data: bytes) -> tuple[bytes, list[int]]:
 
 
 def _recalculated(data: bytes) -> bytes:
-    """Return the XML of a workbook whose formulas are computed when Excel opens it: some may count the answers."""
+    """Return the XML of a workbook that recalculates when Excel opens it, because formulas may use the answers."""
     opening = re.search(rb"<(?:[\w.-]+:)?calcPr(?:\s[^<>/]*)?", data)
     if opening is None or b"fullCalcOnLoad" in opening[0]:
         return data
@@ -405,7 +405,7 @@ def _recalculated(data: bytes) -> bytes:
 
 
 def _heads(packed: zipfile.ZipFile, parts: xlsx.Parts, data: bytes, header: int) -> tuple[dict[str, int], int]:
-    """Return the columns of the texts in the header, and the index of the first column without any value."""
+    """Return the columns by their texts in the header, and the index of the first column without values."""
     cells = _Filled(data, header)
     wanted = {int(text) for kind, text in cells.head.values() if kind == "s"}
     texts = _shared(packed, parts.texts, wanted) if wanted else {}
@@ -414,7 +414,7 @@ def _heads(packed: zipfile.ZipFile, parts: xlsx.Parts, data: bytes, header: int)
 
 
 def _shared(packed: zipfile.ZipFile, part: str, wanted: set[int]) -> dict[int, str]:
-    """Return the texts with these numbers."""
+    """Return the shared texts with the numbers `wanted`."""
     texts, at = {}, 0
     with packed.open(part) as stream:
         for _, one in ET.iterparse(stream):  # noqa: S314 (as in `xlsx.tree_of`)
@@ -429,7 +429,7 @@ def _shared(packed: zipfile.ZipFile, part: str, wanted: set[int]) -> dict[int, s
 
 
 class _Walk:
-    """Walks over the cells of a sheet that exist: the grid may have seventeen billion places."""
+    """Walks over the cells in a sheet's XML, not over the grid, which may have seventeen billion positions."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.row, self.column = data, -1, -1
@@ -449,7 +449,7 @@ class _Walk:
     @staticmethod
     def _declared(_: str, encoding: str | None, __: int) -> None:
         if encoding is not None and encoding.lower() not in {"utf-8", "us-ascii"}:
-            raise ValueError  # no program writes another one
+            raise ValueError  # no known program writes another declaration
 
     def _start(self, name: str, attributes: Mapping[str, str]) -> None:
         if (word := self._names.get(name)) is None:
@@ -467,7 +467,7 @@ class _Walk:
         self.end(self._names[name])
 
     def start(self, word: str, attributes: Mapping[str, str]) -> None:
-        """Handle the begin of an element."""
+        """Handle the start of an element."""
         raise NotImplementedError
 
     def end(self, word: str) -> None:
@@ -476,7 +476,7 @@ class _Walk:
 
 
 class _Filled(_Walk):
-    """The cells with a value, or merged with others: those of the header, and how far to the right they reach."""
+    """Finds cells that have a value or are merged: the texts of the header, and the last used column."""
 
     def __init__(self, data: bytes, header: int) -> None:
         super().__init__(data)
@@ -493,7 +493,7 @@ class _Filled(_Walk):
             self.width = max(self.width, self.column + 1)
             if self.row == self._header and word != "f":
                 self.parser.CharacterDataHandler = self._add
-        elif word == "mergeCell":  # only its first cell is shown
+        elif word == "mergeCell":  # only the first of the merged cells is shown
             last = attributes["ref"].rpartition(":")[2]
             if xlsx.row_of(last) >= self._header and (end := xlsx.column_of(last) + 1) < _MOST_COLUMNS:
                 self.width = max(self.width, end)
@@ -508,10 +508,10 @@ class _Filled(_Walk):
 
 
 class _Filling(_Walk):
-    """The XML of a sheet with other values in some cells, and otherwise the same bytes."""
+    """Replaces the values of some cells in a sheet's XML. All other bytes stay."""
 
     def __init__(self, data: bytes, rows: Iterator[tuple[int, dict[int, Any]]]) -> None:
-        """`rows`: the indices of rows, ascending, with the values of cells by their columns."""
+        """`rows`: the indices of rows, ascending, each with its new values by column."""
         super().__init__(data)
         self._rows, self._next = rows, next(rows, None)
         self._pending: list[tuple[int, Any]] = []
@@ -526,7 +526,7 @@ class _Filling(_Walk):
             yield from self._blocks
             self._blocks.clear()
         if self._next is not None:
-            raise ValueError  # a row that is not there
+            raise ValueError  # the sheet has no such row
         yield self.data[self._done :]
 
     def start(self, word: str, attributes: Mapping[str, str]) -> None:
@@ -537,18 +537,18 @@ class _Filling(_Walk):
                 self._next = next(self._rows, None)
                 tag = self.data[at : self._end_of_tag(at)]
                 if tag.endswith(b"/>"):
-                    raise ValueError  # a row without cells, which no job reads
+                    raise ValueError  # a row without cells; no job reads such a row
                 prefix = re.match(rb"<((?:[\w.-]+:)?)", tag)
                 self._cells = _Cells("" if prefix is None else prefix[1].decode())
                 self._copy(at)
-                self._blocks.append(re.sub(rb'\sspans="[^"]*"', b"", tag))  # the columns that the row has
+                self._blocks.append(re.sub(rb'\sspans="[^"]*"', b"", tag))  # lists the row's columns, which change
                 self._done = at + len(tag)
         elif word == "c" and self._pending:
             self._put(at, self.column)
             if self._pending and self._pending[-1][0] == self.column:
                 self._replaced = self._pending.pop()[1], attributes.get("s", "")
                 self._leave_out(at)
-        elif word == "dimension":  # optional, and no longer right
+        elif word == "dimension":  # `dimension` is optional, and would be wrong now
             self._leave_out(at)
 
     def end(self, word: str) -> None:
@@ -563,7 +563,7 @@ class _Filling(_Walk):
             self._done = self._left_out or self._end_of_tag(at)
 
     def _put(self, at: int, before: int) -> None:
-        """Write the pending cells of columns left of `before` at this place."""
+        """Write the pending cells whose columns are left of `before`, at the byte offset `at`."""
         while self._pending and self._pending[-1][0] < before:
             column, value = self._pending.pop()
             if value is not None:
@@ -571,7 +571,7 @@ class _Filling(_Walk):
                 self._blocks.append(self._cells.cell(self.row + 1, column, value).encode())
 
     def _leave_out(self, at: int) -> None:
-        """Leave out the element that begins here. Of one without content, expat does not tell the end."""
+        """Leave out the element that begins at `at`. (expat reports no end of an element without content.)"""
         self._copy(at)
         end = self._end_of_tag(at)
         self._left_out = end if self.data.endswith(b"/>", at, end) else 0

@@ -1,4 +1,4 @@
-"""Files of any format: their format, their columns, and their rows, as an `Input` and as objects."""
+"""Files of any format: detects the format, and reads columns and rows, as an `Input` or as objects."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from promptmill.system.safe_open import is_file
 _FIRST_ROWS = 20
 _HEADED = frozenset({"csv", "tsv", "xlsx"})
 _BINARY = frozenset({"parquet", "xlsx", "sql"})
-# First bytes of other files with the suffix of a text file.
+# The first bytes of files of other formats whose suffix is that of a text file.
 _SIGNS = MappingProxyType(
     {
         b"\x1f\x8b": "compressed with gzip; name it {}.gz",
@@ -60,11 +60,11 @@ def format_of_input(files: InputFiles) -> str:
         raise input_error(Named("header_row"), f" goes with CSV, TSV and workbooks, not with {kind}.")
     if files.encoding is not None and not codecs.lookup(files.encoding).name.startswith("utf"):
         marked = "UTF-8" if start.startswith(codecs.BOM_UTF8) else _utf_16(start).upper()
-        if marked:  # in another encoding, its letters would be others
+        if marked:  # another encoding would read other letters
             raise input_error(
                 f"The input file {path.name} is {marked} text, not ", Named("encoding", files.encoding), "."
             )
-    if files.encoding is None and kind not in _BINARY and (name := _utf_16(start)):  # without a mark, or no table
+    if files.encoding is None and kind not in _BINARY and (name := _utf_16(start)):  # UTF-16 without a byte-order mark
         reads = Named("encoding", name, "; {} reads it") if kind in CELLS else "; save it as UTF-8"
         raise input_error(f"The input file {path.name} is UTF-16 text", reads, ".")
     if kind not in _BINARY and (words := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
@@ -72,7 +72,7 @@ def format_of_input(files: InputFiles) -> str:
         what = "compressed twice; decompress it once" if once_more else words.format(path.name)
         raise input_error(f"The input file {path.name} is {what}.")
     if kind == "txt" and files.encoding == "utf-16" and _has_tabs(files):
-        return "tsv"  # what Excel calls "Unicode text"
+        return "tsv"  # Excel's name for this format is "Unicode text"
     if kind != "jsonl":
         return kind
     objects = list(itertools.islice(first_objects(files), 2))
@@ -95,7 +95,7 @@ def check_columns(question: Question, input_format: str, files: InputFiles) -> N
 
 
 def _of_beginning(error: PromptmillError, files: InputFiles) -> PromptmillError:
-    """Return an error; in one about the encoding with that of the file's beginning, as a header is too short."""
+    """Return an error; if it concerns the encoding, use the file's first bytes, because a header is too short."""
     if not any(isinstance(each, Named) and each.field == "encoding" for each in error.parts):
         return error
     with files.stream() as stream:
@@ -110,11 +110,11 @@ def input_of(files: InputFiles, input_format: str, without: Collection[str] = ()
     if input_format in CELLS:
         return CellTable(files, input_format)
     if input_format == "parquet":
-        from promptmill.jobs.inputs.parquet import ParquetTable  # imported where it is needed
+        from promptmill.jobs.inputs.parquet import ParquetTable  # heavy: needs pyarrow
 
         return ParquetTable(files)
     if input_format == "xlsx":
-        from promptmill.jobs.inputs.workbook import SheetTable  # as above
+        from promptmill.jobs.inputs.workbook import SheetTable  # heavy: starts a process
 
         return SheetTable(files, without)
     if input_format == "sql":
@@ -158,9 +158,9 @@ def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
 
 
 def image_column(files: InputFiles, input_format: str, *, only_existing: bool = False) -> str:
-    """Return the first column with a path or URL of an image; `""` if there is none or a row has a field of images.
+    """Return the first column with paths or URLs of images; `""` if there is none, or if a row has a field of images.
 
-    Looks at the first rows. `only_existing`: the file must exist next to the input or in the working directory.
+    Checks the first rows. `only_existing`: the files must exist next to the input or in the working directory.
     """
     with contextlib.suppress(PromptmillError, OSError):
         source = input_of(files, input_format)
@@ -178,20 +178,20 @@ def image_column(files: InputFiles, input_format: str, *, only_existing: bool = 
 
 
 def _has_tabs(files: InputFiles) -> bool:
-    """Return whether the first line of UTF-16 text has columns."""
+    """Return whether the first line of a UTF-16 text contains tabs."""
     with files.stream() as stream:
         return "\t" in stream.read(1 << 16).decode("utf-16", "replace").partition("\n")[0]
 
 
 def _utf_16(start: bytes) -> str:
-    """Return the encoding of UTF-16 text by its first bytes, `""` for other text."""
+    """Return the encoding of a UTF-16 text, detected from its first bytes; `""` for other text."""
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     return {b"\1\0": "utf-16-le", b"\0\1": "utf-16-be"}.get(bytes(map(bool, start[:2])), "")
 
 
 def _is_by_column(only: JsonObject) -> bool:
-    """Return whether the only object of a file has a column in each field: its cells, by the numbers of the rows."""
+    """Return whether the only object of a file is a table by column: each field has cells by row number."""
     columns = list(only.values())
     if not columns or not all(isinstance(column, dict) and column for column in columns):
         return False

@@ -1,10 +1,10 @@
 """Tables of cells: CSV, TSV and plain text as rows under one header.
 
-A file is read in pieces of whole lines and whole quotes, and `csv` parses a piece in one step. After the first
-misplaced quote, the rest of the file is parsed line by line. The first line of the misplaced quote becomes a row with
-an error.
+A file is read in pieces that end with a line and outside of quotes, and `csv` parses each piece in one step. After the
+first misplaced quote, the rest of the file is parsed line by line, and the line with the misplaced quote becomes a row
+with an error.
 
-Bytes that are not UTF-8 are carried through cells unchanged.
+Bytes that are not UTF-8 pass through the cells unchanged.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.row import WHOLE, Column, Extent, InputRow, Stretch, Style, Window, digest_of, numbered
 
 _DELIMITERS = ",;\t|"
-_SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # a first line that names the delimiter, for Excel
+_SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # Excel's first line that names the delimiter
 _END = re.compile(rb"\r\n|\n|\r(?!\Z)")  # a \r at the end may be half of a \r\n
-_QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a delimiter inside separates nothing
-# A cell of more than `MOST_LINES` lines is taken for an unclosed quote. Its first line becomes the row, and the other
-# lines are read again. Among those, a cell may have only this many lines; otherwise a file of such quotes would be read
-# thousands of times.
+_QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a delimiter inside quotes does not count
+# A cell of more than `MOST_LINES` lines is taken for an unclosed quote: its first line becomes the row, and its other
+# lines are read again. Then a cell may have only `_MOST_DOUBTFUL_LINES` lines; otherwise a file of such quotes would be
+# read thousands of times.
 _MOST_DOUBTFUL_LINES = 32
-"""The likely encoding of files that are not UTF-8. It equals Latin-1 for printable text."""
-_PIECE = 1 << 18  # bytes: some thousand rows, so that the overhead of a piece is small
-_LONGEST_PIECE = 4 << 20  # bytes; a piece of this size may end within quotes, and is then parsed line by line
+"""The likely encoding of a file that is not UTF-8. For printable text it equals Latin-1."""
+_PIECE = 1 << 18  # bytes: thousands of rows, so the overhead of a piece is small
+_LONGEST_PIECE = 4 << 20  # bytes; a piece of this size may end inside quotes; the file is then parsed line by line
 _AT_ONCE = 1024  # rows
 _NONE: list[str] = []
 _TOO_LONG = "is longer than"
@@ -60,23 +60,23 @@ class _Page:
     problems: Mapping[int, str] = field(default_factory=dict)
     """The rows' problems, by the index of the row."""
     lines: Sequence[int] = ()
-    """The last line of each row in its file; empty if it is to be computed from `text`."""
+    """The number of the last line of each row in its file; empty if `line_of` computes it from `text`."""
     text: str = ""
     delimiter: str = ""
     first_line: int = 0
-    """The number of lines before `text`."""
+    """The number of lines of the file before `text`."""
 
     def line_of(self, at: int) -> int:
         """Return the number (from 1) of the last line of the row with this index."""
         if not self.lines:
             reader = csv.reader(io.StringIO(self.text, newline=""), delimiter=self.delimiter)
             ends = [self.first_line + reader.line_num for row in reader if row]
-            self.lines = ends[len(ends) - len(self.rows) :]  # without the header
+            self.lines = ends[len(ends) - len(self.rows) :]  # the header is not a row
         return self.lines[at]
 
 
 class CellTable:
-    """The rows of all files of an input under one header. Two columns of one name in one file stay two columns."""
+    """The rows of all files of an input under one header. Two columns of the same name in one file stay separate."""
 
     def __init__(self, files: InputFiles, kind: str) -> None:
         """`kind` is `csv`, `tsv` or `txt`. Raises `PromptmillError` (`invalid_input`)."""
@@ -84,7 +84,7 @@ class CellTable:
         self._files = files
         self._kind = kind
         self._is_utf8 = files.encoding is not None
-        """Whether a cell has proved that the input is UTF-8, or the user has named the encoding."""
+        """Whether a non-ASCII cell has shown that the input is UTF-8, or the user has named the encoding."""
         self.header_row = files.header_row or 1
         self._headers: list[_Header] = []
         above = list[str]()
@@ -150,11 +150,11 @@ class CellTable:
             )
 
     def header_at(self, row: int) -> Sequence[str]:
-        """Return the columns of the first file if this line named them; see `Headed`."""
+        """Return the columns that the first file would have with its header in this line; see `Headed`."""
         return self._header(0, row)[0].names
 
     def _header(self, at: int, row: int | None) -> tuple[_Header, list[str]]:
-        """Return the header of file number `at`, and the texts above it. `row`: its line, if the user names it."""
+        """Return the header of file number `at`, and the texts above it. `row`: the header's line, if it was named."""
         if self._kind == "txt":
             return _Header(["prompt"], ""), []
         with self._files.stream(at) as stream:
@@ -168,7 +168,7 @@ class CellTable:
         likely = max(_DELIMITERS, key=(count := _count_of(first)))
         if self._kind == "tsv" and ("\t" in first or not count(likely)):
             likely = "\t"
-        elif self._kind == "tsv":  # it has the delimiter of a .csv, if the next line has as many of it
+        elif self._kind == "tsv":  # a .tsv file may have the delimiter of .csv, if the next line has it equally often
             second = next(lines, "")
             lines = itertools.chain([second], lines)
             likely = likely if _count_of(second)(likely) == count(likely) else "\t"
@@ -207,8 +207,7 @@ class CellTable:
                 yield _Page(parsed, extent, digest, text=text, delimiter=delimiter, first_line=piece.line)
 
     def _doubtful(self, lines: Iterator[str], at: int, first_line: int, *, has_header: bool) -> Iterator[_Page]:
-        """Yield the rows of a file after a misplaced quote. A misplaced quote's first line becomes a row with an
-        error."""
+        """Yield the rows of a file from a misplaced quote on. The line with the quote becomes a row with an error."""
         names, delimiter = self._headers[at]
         records = _Records(lines, delimiter, LONGEST_ROW, first_line)
         if has_header:
@@ -217,7 +216,7 @@ class CellTable:
         while True:
             cells, problem = records.next()
             if cells and problem and (self._kind == "csv" or len(cells) != len(names)):
-                problems[len(page.rows)] = problem  # in TSV a quote may be an ordinary character
+                problems[len(page.rows)] = problem  # an ordinary character of TSV may look like a quote
             if cells:
                 page.rows.append(cells)
                 ends.append(records.number)
@@ -244,7 +243,7 @@ class _Pieces:
     def __init__(
         self, stream: IO[bytes], encoding: str | None, longest: int, header_row: int | None, window: Window = WHOLE
     ) -> None:
-        """`longest`: the most bytes of a line. `header_row`: the line with the columns; None: the first one."""
+        """`longest`: the most bytes of a line. `header_row`: the line with the columns; None: the first line."""
         self._encoding, self._longest = encoding, longest
         self._read = stream.read
         if encoding is not None and codecs.lookup(encoding).name != "utf-8":
@@ -263,9 +262,9 @@ class _Pieces:
         self._begins = not self._at
         self._lines_above = (header_row or 1) - 1
         self.delimiter = ""
-        """The delimiter that the file's first line (`sep=;`) names; known after the first piece."""
+        """The delimiter that the file's first line names (`sep=;`); set after the first piece."""
         self.above: Sequence[str] = ()
-        """The lines above the header; known after the first piece."""
+        """The lines above the header; set after the first piece."""
         self._rest = b""
 
     def __iter__(self) -> Iterator[_Piece]:
@@ -292,7 +291,7 @@ class _Pieces:
             yield from io.StringIO(each.text, newline="")
 
     def _above(self) -> bytes:
-        """Read the lines above the header, whose quotes need not be even."""
+        """Read the lines above the header. Their quotes need not be balanced."""
         data = b""
         while self._lines_above:
             block = self._block()
@@ -308,7 +307,7 @@ class _Pieces:
         return data
 
     def _next(self) -> bytes:
-        """Return the next whole lines, with an even number of quotes: with an odd one, a cell would be cut."""
+        """Return the next whole lines. Their number of quotes is even: otherwise a piece could end inside a cell."""
         data = self._rest
         while block := self._block():
             data += block
@@ -342,17 +341,17 @@ def _surplus(cells: int, width: int) -> str:
 
 
 class _Records:
-    """The records of lines with misplaced quotes. After a misplaced quote, all lines but the first are read again."""
+    """Reads records of lines with misplaced quotes. After such a quote, only the first line counts."""
 
     def __init__(self, lines: Iterator[str], delimiter: str, longest: int, number: int = 0) -> None:
         self._lines, self._delimiter, self._longest = lines, delimiter, longest
         self._back: deque[str] = deque()
-        self._doubtful = 0  # up to this line, lines are read again after a misplaced quote
+        self._doubtful = 0  # lines up to this number follow a misplaced quote and are read again
         self.number = number
         """The number of the last line of the record."""
 
     def next(self) -> tuple[list[str] | None, str]:
-        """Return the cells of the next record, None at the end, and its problem or `""`."""
+        """Return the cells of the next record (None at the end), and its problem or `""`."""
         taken: list[str] = []
         reader = csv.reader(self._take(taken), delimiter=self._delimiter, strict=True)
         try:
@@ -365,7 +364,7 @@ class _Records:
         return cells, problem
 
     def _take(self, taken: list[str]) -> Iterator[str]:
-        """Yield the lines of a record for `csv`, which stops at its end, and add them to `taken`."""
+        """Yield the lines of one record to `csv`, which stops at the record's end, and add them to `taken`."""
         most = MOST_LINES if self.number >= self._doubtful else _MOST_DOUBTFUL_LINES
         size = 0
         while line := self._back.popleft() if self._back else next(self._lines, ""):
@@ -379,12 +378,12 @@ class _Records:
 
 
 def _count_of(line: str) -> Callable[[str], int]:
-    """Return the function that counts a delimiter in a line, outside of quotes."""
+    """Return a function that counts a delimiter in a line, except inside quotes."""
     return _QUOTED.sub("", line).count
 
 
 def _wants_bom(files: InputFiles) -> bool:
-    """Return whether the output needs a byte-order mark for Excel: the first file has one, or a Windows encoding."""
+    """Return whether the output needs a byte-order mark for Excel: the first file has a mark or a Windows encoding."""
     with files.stream() as stream:
         start = stream.read(3)
     is_windows = files.encoding is not None and codecs.lookup(files.encoding).name.startswith("cp125")
@@ -392,7 +391,7 @@ def _wants_bom(files: InputFiles) -> bool:
 
 
 def _places(own: list[str], part: Part, columns: list[Column]) -> list[int | str] | None:
-    """Return each table column's index in the file, or its constant value; None if the file has the same columns."""
+    """Return each table column's index in the file, or its constant value; None if the columns are equal."""
     places = {column: at for at, column in enumerate(numbered(own))}
     if list(places) == columns:
         return None

@@ -1,7 +1,7 @@
-"""The text of mails, web pages and Word documents, as a person reads it: without MIME, base64 and tags.
+"""The text of mails, web pages and Word documents as a reader sees it, without MIME, base64 and tags.
 
-**The attacker** is the author of a document. **The harm**: its parser takes memory or time without end. So a process of
-its own, which is used again, reads them; it is ended then, and that document alone fails.
+**The attacker** is the author of a document. **The harm**: the parser takes unlimited memory or time. So a separate
+process reads the documents. If it exceeds its limits, it is ended, and only this document fails.
 
 >>> mail_text(b"Subject: Hi\\n\\nText")
 'Subject: Hi\\n\\nText'
@@ -30,8 +30,8 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.system import frames, subprocesses
 from promptmill.system.installation import adding
 
-_COMPUTING_S = 60.0  # of processor time: a page of 100 MiB takes half of it
-_REPLY_S = 180.0  # on the clock, for a busy machine
+_COMPUTING_S = 60.0  # of processor time: a page of 100 MiB takes half a minute
+_REPLY_S = 180.0  # of wall time, for a busy machine
 _WORD = ".docx"
 _SHOWN_HEADERS = ("From", "To", "Cc", "Subject", "Date")
 _CHARSET = re.compile(rb"""(?i)<meta\b[^<>]{1,200}?charset ?= ?["']?([\w-]+)""")
@@ -48,8 +48,8 @@ _CELLS = frozenset({"td", "th"})
 
 
 def mail_text(data: bytes) -> str:
-    """Return a mail as its sender, receivers, subject, date and text; attachments are named, not read."""
-    size = re.match(rb"\d+\s*\n", data)  # of Apple Mail's .emlx
+    """Return a mail as text: sender, receivers, subject, date and body. Attachments are only named."""
+    size = re.match(rb"\d+\s*\n", data)  # the first line of Apple Mail's .emlx
     mail = email.message_from_bytes(data[size.end() :] if size else data, policy=email.policy.default)
     head = [f"{name}: {value}" for name in _SHOWN_HEADERS if (value := _header(mail, name))]
     body = mail.get_body(("plain", "html"))
@@ -64,12 +64,12 @@ def mail_text(data: bytes) -> str:
 def _header(mail: EmailMessage, name: str) -> str:
     try:
         return str(mail[name] or "").replace("\n", " ")
-    except (ValueError, LookupError, IndexError, AttributeError):  # the parser meets what it does not know
+    except (ValueError, LookupError, IndexError, AttributeError):  # the parser meets unknown content
         return ""
 
 
 def _decoded(part: Any) -> str:
-    """Return the text of a part, whatever its charset says."""
+    """Return the text of a part, even if its charset is wrong."""
     try:
         return str(part.get_content())
     except (LookupError, ValueError, AttributeError):
@@ -77,7 +77,7 @@ def _decoded(part: Any) -> str:
 
 
 def page_text(data: bytes) -> str:
-    """Return the text of a web page, with a line for each block, item and row."""
+    """Return the text of a web page, one line for each block, list item and table row."""
     named = _CHARSET.search(data[:4096])
     reader = _Reader()
     reader.feed(_text(data, named[1].decode() if named else ""))
@@ -94,16 +94,16 @@ def _text(data: bytes, charset: str) -> str:
 
 
 class _Reader(HTMLParser):
-    """Collects the texts of a page."""
+    """Collects the visible texts of a page."""
 
     def __init__(self) -> None:
         super().__init__()
         self.texts: list[str] = []
         self._open: list[str] = []
-        """The elements around the present place that change how its text is read."""
+        """The open elements that change how a text is read."""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Begin a line, a cell or a block."""
+        """Start a line, a cell or a block."""
         if tag == "body":
             self._open.clear()
         elif tag in _BLOCKS or tag == "title":
@@ -125,7 +125,7 @@ class _Reader(HTMLParser):
             self.texts.append("\n\n")
 
     def handle_data(self, data: str) -> None:
-        """Keep a text that a reader sees."""
+        """Keep a text that is visible."""
         inner = self._open[-1] if self._open else ""
         if inner == "pre":
             self.texts.append(data)
@@ -134,7 +134,7 @@ class _Reader(HTMLParser):
 
 
 def word_text(data: bytes) -> str:
-    """Return the text of a Word document, its tables with a tab between cells.
+    """Return the text of a Word document. The cells of its tables are separated by tabs.
 
     Raises `PromptmillError` (`invalid_input`); its message is the predicate of a sentence.
     """
@@ -154,7 +154,7 @@ def word_text(data: bytes) -> str:
         ]
     except PromptmillError:
         raise
-    except Exception:  # noqa: BLE001 (the parser of a damaged file raises any)
+    except Exception:  # noqa: BLE001 (the parser may raise any exception for a damaged file)
         raise input_error("is no Word document that can be read") from None
     return "\n".join(parts).strip()
 
@@ -191,7 +191,7 @@ def text_of(suffix: str, data: bytes) -> str:
 
 
 def _reply(asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:
-    """Answer the parent; `incoming` has the document."""
+    """Answer the parent process; `incoming` holds the document."""
     data = incoming.read(asked["size"])
     try:
         text = _READERS[asked["suffix"]](data)
@@ -203,7 +203,7 @@ def _reply(asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:
 
 
 def main() -> None:
-    """Serve the process that started this one."""
+    """Serve the parent process."""
     subprocesses.serve_parent(_reply, (), memory=WORKBOOK_MEMORY, computing_s=_COMPUTING_S)
 
 

@@ -1,4 +1,4 @@
-"""Which encoding reads a text that is not UTF-8."""
+"""Finds the encoding of a text that is not UTF-8."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from promptmill.core.errors import Named
 from promptmill.core.wording import cut
 
 SAMPLE = 1 << 18
-"""Bytes that are looked at."""
+"""The number of bytes that the detection uses."""
 _USUAL = "cp1252"
 _KNOWN = (_USUAL, "cp1250", "cp1251", "gb18030", "big5", "shift_jis", "euc_kr")
 _SHOWN = 60  # characters of a line
 
 
 def remedy(data: bytes) -> Named:
-    """Return the end of an error about a text that is not UTF-8: its encoding, and a line in it as a proof.
+    """Return the end of an error about a text that is not UTF-8: the likely encoding, and a line read with it as proof.
 
     >>> remedy("id,text\\n1,Größe\\n".encode("cp1252")).text
     '; {} reads line 2 as "1,Größe"'
     """
-    from charset_normalizer import from_bytes  # imported where it is needed
+    from charset_normalizer import from_bytes  # heavy, and needed only for an error
 
     best = from_bytes(data, cp_isolation=list(_KNOWN)).best()
     is_usual = best is None or best.encoding not in _KNOWN or _decoded(data, _USUAL) == str(best)

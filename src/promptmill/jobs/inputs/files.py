@@ -1,4 +1,4 @@
-"""The files of an input: finds the files of a path, a folder or a pattern, and reads them one after the other."""
+"""The files of an input: finds them by path, folder or pattern, and reads them one after the other."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".a
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file."""
+    """One file of an input."""
 
     path: Path
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -50,18 +50,18 @@ class Part:
     member: str = ""
     """The sheet or table to read; `""`: the only one."""
     query: str = ""
-    """The query whose rows to read from a database; `""`: no query."""
+    """The query on a database whose result gives the rows; `""`: no query."""
     most_rows: int | None = None
-    """The number of rows of the query to read: it may give any number."""
+    """The most rows of the query's result to read, because a query may return any number of rows."""
 
     @property
     def within(self) -> str:
-        """The query with its number of rows, or else the sheet or table."""
+        """The query with its limit of rows; without a query, the sheet or table."""
         return self.member if not self.query else f"{self.query}\n{self.most_rows or ''}".rstrip()
 
 
 def find(given: Sequence[Path], output: Path) -> list[Part]:
-    """Return the files of the paths, folders and patterns `given`, in that order; files of a folder sorted by name.
+    """Return the files for the paths, folders and patterns `given`, in that order; the files of a folder by name.
 
     A single path that is neither folder nor pattern is returned even if no such file exists. In a folder, files of
     other formats, databases, hidden files and folders, and `output` are left out.
@@ -102,7 +102,7 @@ def _has_images(path: Path) -> bool:
 
 
 def _check_kind(path: Path) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for common mistakes: a broken link, a pipe, a saved dataset."""
+    """Raise `PromptmillError` (`invalid_input`) for a broken link, a pipe or a saved dataset."""
     if path.is_symlink() and not path.exists():
         raise input_error(f"{path} is a link to {path.readlink()}, which does not exist.")
     if path.is_fifo():
@@ -132,12 +132,12 @@ def all_files(given: Path, output: Path | None = None) -> list[Path]:
 
 
 def _matching(pattern: Path) -> Iterator[Path]:
-    return map(Path, glob.iglob(str(pattern), recursive=True))  # noqa: PTH207 (an absolute one)
+    return map(Path, glob.iglob(str(pattern), recursive=True))  # noqa: PTH207 (an absolute pattern)
 
 
 def _counts(path: Path, output: Path | None) -> bool:
-    """Return whether a file belongs to the input; it is not hidden, not `output`, and no writer's mark (`_SUCCESS`)."""
-    hidden = (".", "_", "~$")  # `~$` is Excel's mark of a workbook that is open
+    """Return whether a file belongs to the input: it is not hidden, not `output`, and no marker such as `_SUCCESS`."""
+    hidden = (".", "_", "~$")  # Excel creates `~$…` while a workbook is open
     return not path.name.startswith(hidden) and path.is_file() and (output is None or real_path(path) != output)
 
 
@@ -147,7 +147,7 @@ def _partitions(folders: Sequence[str]) -> Mapping[str, str]:
 
 
 class ReadBy(Protocol):
-    """How a text or a table is read."""
+    """The options for reading a text or a table."""
 
     @property
     def encoding(self) -> str | None:
@@ -156,7 +156,7 @@ class ReadBy(Protocol):
 
     @property
     def header_row(self) -> int | None:
-        """The line of a file, or the row of a sheet, with the columns, from 1; None: the first one."""
+        """The line of a file, or the row of a sheet, that holds the header, from 1; None: the first one."""
         ...
 
 
@@ -174,12 +174,12 @@ class InputFiles:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the bytes of the rows are those on the disk: of one file of UTF-8 that is not compressed."""
+        """Whether the rows are read unchanged from disk: the input is one uncompressed file of UTF-8."""
         is_utf8 = self.encoding is None or codecs.lookup(self.encoding).name == "utf-8"
         return len(self.parts) == 1 and is_utf8 and not compression_of(self.parts[0].path)
 
     def stamp(self) -> tuple[int, int]:
-        """Return `(size in bytes, version)`. The version of one file is its last change in ns, of several a digest."""
+        """Return `(size in bytes, version)`. The version of a file is its last change in ns; of several, a digest."""
         stats = [path.stat() for part in self.parts for path in _with_log(part.path)]
         if len(stats) == 1 and not self.parts[0].within:
             return stats[0].st_size, stats[0].st_mtime_ns
@@ -226,18 +226,18 @@ class InputFiles:
 
     @staticmethod
     def _opened(path: Path) -> IO[bytes]:
-        """Open a file; no part of its path may be a link."""
+        """Open a file. Raises `OSError` if a part of its path is a link."""
         return os.fdopen(open_regular(path, (path,)), "rb", _BUFFER)
 
 
 def _with_log(path: Path) -> list[Path]:
-    """Return a file, and its log if there is anything in it."""
+    """Return a file and, if it is not empty, the file's log."""
     log = log_of(path)
     return [path, log] if log is not None and log.is_file() and log.stat().st_size else [path]
 
 
 def opened(parts: Sequence[Part], *, known: bool = False, reading: ReadBy | None = None) -> InputFiles:
-    """Return the files of an input. `known`: an earlier run of the job has read them.
+    """Return the files of an input. `known`: the job read them in an earlier run.
 
     Raises `PromptmillError` (`invalid_input`, `missing_dependency`).
     """
@@ -246,7 +246,7 @@ def opened(parts: Sequence[Part], *, known: bool = False, reading: ReadBy | None
     try:
         files = InputFiles(parts) if reading is None else InputFiles(parts, reading.encoding, reading.header_row)
         if files.encoding is None and SUFFIXES.get(plain(source).suffix.lower()) in CELLS and _is_utf_16(files):
-            files.encoding = "utf-16"  # its mark leaves no doubt
+            files.encoding = "utf-16"  # the byte-order mark proves it
         return files
     except (NoFileError, OutsideError):  # OutsideError: the path has just become a link
         raise input_error(f"{source} is not a regular file.") from None
@@ -263,7 +263,7 @@ def _is_utf_16(files: InputFiles) -> bool:
 
 
 def missing(file: Path, remedy: str = "Check the path.") -> PromptmillError:
-    """Return the error for an input file that is missing; it names a file with a similar name, or else the remedy."""
+    """Return the error for a missing input file. It suggests a file with a similar name, or else gives `remedy`."""
     with suppress(OSError):
         names = [path.name for path in file.parent.iterdir() if _is_known(path)]
         if near := close_matches(file.name, names, n=1):
@@ -276,9 +276,9 @@ def _is_known(path: Path) -> bool:
 
 
 def decompressed(stream: IO[bytes], kind: str) -> IO[bytes]:
-    """Return the decompressed content of `stream`; several members (gzip) or frames (zstd) are joined.
+    """Return the decompressed content of `stream`, with several members (gzip) or frames (zstd) joined.
 
-    Reading raises the error of `check_ratio`.
+    Reading may raise the error of `check_ratio`.
     """
     if kind == "gz":
         return io.BufferedReader(_Readable(stream, gzip.GzipFile(fileobj=stream, mode="rb")))
@@ -304,7 +304,7 @@ def _compression_errors(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _broken(path, error) from None
     except OSError as error:
-        if error.errno is None:  # pyarrow's error; an error of the disk has a number
+        if error.errno is None:  # pyarrow's errors have no `errno`; errors of the disk have
             raise _broken(path, error) from None
         raise
 
@@ -314,7 +314,7 @@ def _broken(path: Path, error: Exception) -> PromptmillError:
 
 
 class _Readable(io.RawIOBase):
-    """Reads `stream`, which decompresses `packed`, and checks the ratio of their sizes."""
+    """Reads `stream`, which decompresses `packed`, and checks the compression ratio."""
 
     def __init__(self, packed: IO[bytes], stream: Any) -> None:
         self._packed, self._stream, self._size = packed, stream, 0

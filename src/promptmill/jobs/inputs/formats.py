@@ -29,13 +29,13 @@ SUFFIXES = MappingProxyType(
         **DATABASES,
     }
 )
-"""The format of each suffix. A suffix of `COMPRESSED` may follow."""
+"""The format for each suffix. A suffix of `COMPRESSED` may follow it."""
 COMPRESSED = MappingProxyType({".gz": "gz", ".zst": "zst"})
 LINES = frozenset({"jsonl", "batch", "messages"})
 """Formats of an input whose rows are lines of JSON."""
 CELLS = frozenset({"csv", "tsv", "txt"})
 OF_CALLS = frozenset({"jsonl", "csv", "tsv", "parquet", "xlsx"})
-"""Formats that a call may name: the user's texts, JSON files and databases may be a program's."""
+"""Formats of files that a call may name. Other formats (texts, JSON, databases) may be files of a program."""
 TABLES = CELLS | {"parquet", "xlsx", "sql"}
 _LEVEL = 6  # the default of `gzip`; Python's default, 9, takes three times as long and saves 1 %
 _OTHERS = [f"{suffix}#TABLE" for suffix in DATABASES if suffix not in SQLITE]
@@ -49,12 +49,12 @@ _PACKAGES = MappingProxyType(
         **dict.fromkeys(members.WORKBOOKS, ("python_calamine",)),
     }
 )
-"""The modules that read or write files with a suffix."""
+"""The modules that are needed to read or write files with a suffix."""
 _TITLES = MappingProxyType({".parquet": "Parquet"})
 
 
 def format_by_suffix(path: Path, role: str) -> str:
-    """Return the format of a file, by its suffix. Raises `PromptmillError` (`invalid_input`) for an unknown suffix.
+    """Return the format for a file's suffix. Raises `PromptmillError` (`invalid_input`) for an unknown suffix.
 
     >>> format_by_suffix(Path("Labels.CSV.gz"), "output file")
     'csv'
@@ -79,13 +79,12 @@ def compression_of(path: Path) -> str:
 
 
 def plain(path: Path) -> Path:
-    """Return the path without the suffix of its compression and without the name of a table."""
+    """Return the path without the name of a table and without the suffix of the compression."""
     return path.with_suffix("") if compression_of(path) else members.file_of(path)
 
 
 def format_of_output(path: Path, input_format: str) -> str:
-    """Return the format of the output. Raises `PromptmillError` (`invalid_input`) if outputs do not have this
-    format."""
+    """Return the format of the output. Raises `PromptmillError` (`invalid_input`) if no output can have this format."""
     kind, suffix = format_by_suffix(path, "output file"), plain(path).suffix.lower()
     if kind not in _WRITTEN or suffix in _ONLY_READ:
         raise input_error(f"An output ends with {', '.join(_OUTPUTS)}, not {suffix}.")
@@ -100,7 +99,7 @@ def row_kind(input_format: str) -> str:
 
 
 def check_installed(*paths: Path) -> None:
-    """Raise `PromptmillError` (`missing_dependency`) if the package for one of `paths` is not installed."""
+    """Raise `PromptmillError` (`missing_dependency`) if one of `paths` needs a package that is not installed."""
     for path in paths:
         suffixes = {suffix.lower() for suffix in (path.suffix, plain(path).suffix)}
         needed: dict[str, tuple[Sequence[str], str, str]] = {
@@ -123,7 +122,7 @@ def check_installed(*paths: Path) -> None:
 def compressed(out: IO[bytes], kind: str) -> Iterator[IO[bytes]]:
     """Yield a file that compresses its content into `out`. `kind`: see `compression_of`. `out` stays open.
 
-    Equal content gives equal bytes. For `kind` `""`, yields `out` itself.
+    Equal content gives equal bytes. Without compression (`kind` is `""`), yield `out` itself.
     """
     if not kind:
         yield out

@@ -1,6 +1,6 @@
-"""Rows from standard input, from a program, or from a URL, instead of a file of the user.
+"""Rows that are not in the user's files: from standard input, from a program, or from a URL.
 
-They are written to a temporary file, which is removed after the job's database is filled from it.
+The rows are written to a temporary file. When the job's database has the rows, the file is removed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class InputRows(NamedTuple):
     """Rows from standard input, from a program, or from a URL."""
 
     parts: Sequence[Part]
-    """Temporary files with the rows; empty if the job has read the same rows before."""
+    """Temporary files with the rows; empty if the job has already read equal rows."""
     key: str
     """The digest of the rows' content."""
     name: str = "rows"
@@ -47,7 +47,7 @@ class InputRows(NamedTuple):
 
 @contextlib.contextmanager
 def written(folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str = "rows") -> Iterator[InputRows]:
-    """Write blocks of bytes to a temporary file with `suffix`, and yield its rows. Raises `PromptmillError`
+    """Write blocks of bytes to a temporary file with `suffix`, and yield the rows in it. Raises `PromptmillError`
     (`storage`)."""
     content = hashlib.sha256(suffix.encode())
     with temporary_folder(folders) as place:
@@ -61,7 +61,7 @@ def written(folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str
 
 @contextlib.contextmanager
 def temporary_folder(folders: JobFolders) -> Iterator[Path]:
-    """Yield a new folder for the time of the block. Raises `PromptmillError` (`storage`)."""
+    """Yield a new temporary folder, which is removed after the block. Raises `PromptmillError` (`storage`)."""
     root = root_of(folders)
     with _errors(root):
         disk.make_private_folder(root)
@@ -86,7 +86,7 @@ def root_of(folders: JobFolders) -> Path:
 
 
 def loose_id(given: InputRows, plan: ResolvedConfig, order: JobOrder) -> str:
-    """Return the id of a job without an output file. Equal rows, questions and settings have the same id."""
+    """Return the id of a job without an output file. Equal rows, questions and settings give equal ids."""
     settings = fingerprint(plan, order.system_prompt, "jsonl")
     question = order.question.model_dump(mode="json")
     variants = [*(variant.model_dump() for variant in order.variants), *order.plan.identity]
@@ -94,7 +94,7 @@ def loose_id(given: InputRows, plan: ResolvedConfig, order: JobOrder) -> str:
 
 
 def _slug(name: str) -> str:
-    # an id has 60 characters at most
+    # an id has at most 60 characters
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "rows"
 
 
@@ -109,7 +109,7 @@ def prune(folders: JobFolders, before: float) -> None:
 
 
 def suffix_of(first: bytes) -> str:
-    """Return the suffix for content with these first bytes. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the file suffix for content that starts with `first`. Raises `PromptmillError` (`invalid_input`)."""
     if first.startswith(b"PAR1"):
         return ".parquet"
     match first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]:
@@ -122,7 +122,7 @@ def suffix_of(first: bytes) -> str:
 
 
 def blocks_of_stdin(descriptor: int) -> Iterable[bytes]:
-    """Yield blocks of standard input; the first one is large enough to recognise the format."""
+    """Yield blocks of standard input. The first block is large enough to detect the format."""
     first = b""
     while len(first) < _SNIFFED and (block := os.read(descriptor, _BLOCK)):
         first += block
@@ -136,14 +136,14 @@ def lines_of(
 ) -> Iterator[bytes]:
     """Yield the rows of an argument as lines of JSON. A row is a text (its field is `name`), an object, or messages.
 
-    None and NaN are missing texts. `default` returns the JSON form of other values, or None for a missing value.
+    None and NaN are missing texts. `default` converts other values to JSON; it returns None for a missing value.
     Raises `PromptmillError` (`invalid_input`).
     """
     for index, row in enumerate(rows):
         match row:
             case str():
                 fields: Mapping[Any, Any] = {name: row}
-            case {"role": str(), "content": _} if len(row) == 2 and name == "prompt":  # no template: one message
+            case {"role": str(), "content": _} if len(row) == 2 and name == "prompt":  # one message
                 fields = {"messages": [row]}
             case Mapping():
                 fields = row

@@ -24,13 +24,13 @@ _LOOKED_AT = 100  # lines
 _FIRST_BYTES, _FIRST_BYTES_OF_ALL = 1 << 20, 4 << 20
 _LIST_OF_ROWS = re.compile(rb'\s*"([\w-]{1,40})"\s*:\s*\[\s*\{')
 _BLOCK = 1 << 20
-_PIECE = 1 << 18  # bytes; large enough that the overhead of each piece is small
+_PIECE = 1 << 18  # bytes; large enough to make the overhead of each piece small
 _AT_ONCE = 256  # items
 _SPACE = " \t\r\n"
 
 
 class JsonLines:
-    """The rows of all files, with the columns that the path of a file adds. Blank lines count in a row's number."""
+    """The rows of all files, with the columns that a file's path adds. Blank lines count for the numbers of rows."""
 
     header: Sequence[str] = ()
     style = Style()
@@ -80,7 +80,7 @@ def _pieces(stream: IO[bytes], window: Window) -> Iterator[tuple[list[bytes | No
             size += len(rest)
             last = data[data.rfind(b"\n", 0, -1) + 1 :].removesuffix(b"\n")
             lines[-1] = last if len(last) <= LONGEST_ROW else None
-            while rest and not rest.endswith(b"\n"):  # the rest of a line that is too long
+            while rest and not rest.endswith(b"\n"):  # skip the rest of a line that is too long
                 rest = stream.readline(_PIECE)
                 size += len(rest)
                 data = b"" if rest else data
@@ -93,11 +93,11 @@ def _pieces(stream: IO[bytes], window: Window) -> Iterator[tuple[list[bytes | No
 
 
 def first_objects(files: InputFiles) -> Iterator[JsonDict]:
-    """Yield the objects in the first lines; unreadable lines are left out."""
+    """Yield the objects in the first lines, without unreadable lines."""
     size = 0
     with files.stream() as stream:
         for number in range(_LOOKED_AT):
-            # the first line shows the format, and may hold an image
+            # the first line shows the format; it may be long, if it holds an image
             line = stream.readline(_FIRST_BYTES if number else LONGEST_ROW)
             size += len(line)
             if number and size > _FIRST_BYTES_OF_ALL:
@@ -111,7 +111,7 @@ def first_objects(files: InputFiles) -> Iterator[JsonDict]:
 
 
 def is_array(path: Path, stream: IO[bytes]) -> bool:
-    """Read the beginning of a JSON file; return whether it is an array of rows, not one row per line.
+    """Read the beginning of a JSON file; return True for an array of rows, False for one row per line.
 
     Raises `PromptmillError` (`invalid_input`) if an object extends over several lines.
     """
@@ -138,10 +138,10 @@ def _with(line: bytes, columns: Mapping[str, str]) -> bytes:
 
 
 def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    """Yield the text of each item of an array, in one line. Holds a block and one item in memory."""
+    """Yield the text of each item of an array as one line. At most a block and an item are in memory."""
     decoder, text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
     held, at, block, is_open, is_first = "", 0, _BLOCK, False, True
-    before = 0  # characters that were dropped, for messages
+    before = 0  # the number of dropped characters, for messages
 
     def more() -> bool:
         nonlocal held, at, block, before
@@ -150,7 +150,7 @@ def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
         return bool(data)
 
     def skip() -> str:
-        """Return the next character that is not white space, "" at the end."""
+        """Return the next character that is not white space; "" at the end of the file."""
         nonlocal at
         while True:
             while at < len(held) and held[at] in _SPACE:
@@ -196,5 +196,5 @@ def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
                 raise wrong(at, problem)
         block, item = _BLOCK, held[at:end]
         at, is_first = end, False
-        # line breaks inside texts are escaped, so these are only white space
+        # line breaks inside texts are escaped, so other line breaks are white space
         yield item.replace("\r", " ").replace("\n", " ").encode("utf-8", "surrogateescape")

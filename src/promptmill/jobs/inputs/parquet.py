@@ -21,17 +21,17 @@ _MAGIC = b"PAR1"
 _BATCH_BYTES = 1 << 20
 _EXPANDED_BYTES = 16 << 20
 _SMALL_DICTIONARY = 4 << 10
-_PAGE_HEADER = 32  # bytes that hold the first fields of the header
+_PAGE_HEADER = 32  # bytes of a page's header that contain its first fields
 _PAGE_BYTES = 1 << 20
 
 
 class ParquetTable:
-    """The rows of all files of an input under one schema; columns of the same name are one column."""
+    """The rows of all files of an input under one schema; columns of the same name become one column."""
 
     def __init__(self, files: InputFiles) -> None:
         """Read the files' schemas. Raises `PromptmillError` (`invalid_input`)."""
-        if sys.platform == "linux":  # where every build of pyarrow has jemalloc
-            # jemalloc keeps the fewest freed pages; the number varies with the system's allocator
+        if sys.platform == "linux":  # on Linux, every build of pyarrow has jemalloc
+            # jemalloc keeps the fewest freed pages; other allocators keep more, depending on the system
             os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
         import pyarrow as pa
 
@@ -54,7 +54,7 @@ class ParquetTable:
 
     @property
     def style(self) -> Style:
-        """A style with the Arrow schema."""
+        """The style of the input: its Arrow schema."""
         return Style(arrow_schema=packed_schema(self.schema))
 
     @property
@@ -63,7 +63,7 @@ class ParquetTable:
         return list(self.schema.names)
 
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
-        """Yield the rows; see `Input`. A stretch is a record batch, which is never read from the middle."""
+        """Yield the rows; see `Input`. Each record batch is a stretch, and is read only as a whole."""
         del window
         n = 0
         for batch in self._batches():
@@ -93,11 +93,11 @@ class ParquetTable:
         from pyarrow import parquet
 
         with self._files.stream(at, seekable=True) as stream:
-            # opened by path, because a page that passes through Python is in memory twice
+            # opened by path, because a page that passes through Python would be in memory twice
             is_plain = sys.platform == "linux" and not compression_of(self._files.parts[at].path)
             path = Path(f"/proc/self/fd/{stream.fileno()}") if is_plain else stream
             try:
-                # with `pre_buffer`, pyarrow holds the column of a whole row group in memory
+                # with `pre_buffer`, pyarrow keeps the column of a whole row group in memory
                 file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PAGE_BYTES)
             except (pa.ArrowException, OSError) as error:
                 raise input_error(_unreadable(self._files.parts[at].path, stream, error)) from None
@@ -135,14 +135,14 @@ def without_nanoseconds(kind: Any) -> Any:
 
 
 def _python_values(column: Any) -> list[Any]:
-    """Return the values of a column. A time in nanoseconds becomes a text in Python's form of times, a duration with
-    parts of a microsecond a number of nanoseconds."""
+    """Return the values of a column. A time in nanoseconds becomes a text in Python's format; a duration that is not a
+    whole number of microseconds becomes a number of nanoseconds."""
     import pyarrow as pa
     from pyarrow import compute
 
     kind = without_nanoseconds(column.type)
     if pa.types.is_duration(column.type):
-        with suppress(pa.ArrowInvalid):  # parts of a microsecond
+        with suppress(pa.ArrowInvalid):  # a duration is not a whole number of microseconds
             column, kind = column.cast(pa.duration("us")), pa.duration("us")
     if kind != column.type:
         column = column.cast(kind)
@@ -154,7 +154,7 @@ def _python_values(column: Any) -> list[Any]:
 
 
 def _is_finite(column: Any) -> bool:
-    """Return whether a column holds neither NaN nor infinity."""
+    """Return whether a column contains neither NaN nor infinity."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -178,9 +178,9 @@ def _unreadable(path: Path, stream: IO[bytes], error: Exception) -> str:
 
 
 def _rows_at_once(file: Any, stream: IO[bytes], columns: set[str]) -> int:
-    """Return how many rows of these columns make about 1 MiB, in the row group with the largest rows.
+    """Return the number of rows of these columns that take about 1 MiB, in the row group with the largest rows.
 
-    Every row may have the largest value of a chunk's dictionary; the number is low enough for this case.
+    It assumes that every row has the largest value in the dictionary of its column chunk.
     Raises `PromptmillError` (`invalid_input`).
     """
     rows = 4096
@@ -197,7 +197,7 @@ def _rows_at_once(file: Any, stream: IO[bytes], columns: set[str]) -> int:
 
 
 def _largest_repeated(stream: IO[bytes], chunk: Any) -> int:
-    """Return the largest possible size in bytes of a value in the chunk's dictionary."""
+    """Return an upper bound of the size in bytes of a value in the dictionary of a column chunk."""
     if not chunk.has_dictionary_page or not (start := chunk.dictionary_page_offset):
         return 0
     stream.seek(start)
@@ -215,25 +215,25 @@ def _largest_repeated(stream: IO[bytes], chunk: Any) -> int:
     except (pa.ArrowException, OSError, ValueError):
         return size
     at = largest = 0
-    while at + 4 <= len(values):  # each value follows its length
+    while at + 4 <= len(values):  # the size of each value is stored before the value
         length = int.from_bytes(values[at : at + 4], "little")
         largest, at = max(largest, length), at + 4 + length
     return min(size, largest)
 
 
 def _page_header(data: bytes) -> list[int]:
-    """Return the first three fields of a page's header, in Thrift's compact form: kind, size, compressed size."""
+    """Return the first three fields of a page's header in Thrift's compact encoding: kind, size, compressed size."""
     numbers: list[int] = []
     at = 0
     while len(numbers) < 3 and at < len(data):
-        at += 1  # which field it is
+        at += 1  # skip the byte that names the field
         value = shift = 0
         while at < len(data):
             value |= (data[at] & 0x7F) << shift
             shift, at = shift + 7, at + 1
             if data[at - 1] < 0x80:
                 break
-        numbers.append(value >> 1)  # zigzag; none is negative
+        numbers.append(value >> 1)  # zigzag encoding; the values are not negative
     return numbers + [0] * (3 - len(numbers))
 
 

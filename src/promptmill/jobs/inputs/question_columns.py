@@ -1,4 +1,4 @@
-"""The questions of an input: which columns hold its prompts, settings and images."""
+"""The questions of an input: the columns with its prompts, settings and images."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from promptmill.jobs.inputs.row import Headed, Input
 from promptmill.jobs.inputs.template import ROW, check_names, mistyped_names_named, template_of
 from promptmill.jobs.store.stored import Question
 
-_LOOKED_AT = 21  # rows, with the header: a report has fewer lines above its table
+_LOOKED_AT = 21  # rows, header included: the lines above a report's table are fewer
 _PROMPTS = frozenset({"prompt", "messages"})
-# Common names of the field with the prompt; errors suggest the first of these that the rows have.
+# Common names of a prompt field. An error suggests the first of these names that the rows have.
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
 
 
 def questions_of(question: Question, input_format: str, names: Sequence[str]) -> list[Questions]:
-    """Return the questions of a row, one for each prompt.
+    """Return the questions to ask for each row, one for each prompt.
 
-    `names`: the columns of a table, or the fields of objects that the templates name.
+    `names`: the columns of a table; for objects, the fields that the templates name.
 
-    Raises `PromptmillError` (`invalid_input`) for a template or a column that does not fit.
+    Raises `PromptmillError` (`invalid_input`) if a template is invalid or a column is missing.
     """
     read = NAMES if question.rows_set else CONTENT
     if question.image_column is not None:
@@ -40,9 +40,9 @@ def questions_of(question: Question, input_format: str, names: Sequence[str]) ->
 
 
 def questions_in(question: Question, input_format: str, source: Input, fields: Sequence[str] = ()) -> list[Questions]:
-    """Return the questions of an input, see `questions_of`. `fields`: of objects that the templates name.
+    """Return the questions of an input, see `questions_of`. `fields`: the fields of objects that the templates name.
 
-    If a later row has the columns, the error shows it.
+    If a column is missing but a later row looks like the header, the error suggests that row.
     """
     try:
         return questions_of(question, input_format, source.header or fields)
@@ -126,16 +126,16 @@ def _no_utf8_header(header: Sequence[str]) -> PromptmillError:
 
 
 def columns_of(questions: Sequence[Questions]) -> list[tuple[int, str]]:
-    """Return the columns that the questions use. For a single question, in its order."""
+    """Return the columns that the questions use. A single question keeps its order of columns."""
     if len(questions) == 1:
         return list(questions[0].columns or ())
     return sorted({column for one in questions for column in one.columns or ()})
 
 
 def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if no row has a prompt, or none has a column that the template names.
+    """Raise `PromptmillError` (`invalid_input`) if no row has a prompt or any column that the template names.
 
-    `objects` are the first rows. If only some rows lack a prompt, those rows fail.
+    `objects`: the first rows. If only some rows lack a prompt, only these rows fail.
     """
     if question.templates:
         if seen := {name for row in objects for name in row}:
@@ -186,7 +186,7 @@ def _images_of(question: Question) -> set[str]:
 
 
 def _rows_inside(row: JsonObject) -> str:
-    """Return the name of the only field that is a list of objects; `""` if there is none or several."""
+    """Return the name of the only field that holds a list of objects; `""` without such a field or with several."""
     lists = [
         name
         for name, value in row.items()

@@ -1,7 +1,7 @@
-"""Inputs and outputs elsewhere: by URL, `s3://…` and everything that `fsspec` supports, and in the formats of features.
+"""Inputs and outputs that are not local files: URLs, `s3://…` and other stores of `fsspec`, and formats of features.
 
-An input is downloaded or converted before its rows are read, and an output is uploaded or converted at the end of its
-job, because a database cannot be in an object store.
+An input is downloaded or converted before its rows are read. An output is uploaded or converted at the end of its job,
+because an object store cannot hold the job's database.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.system.installation import adding
 from promptmill.system.safe_open import home_expanded, make_private
 
-# Stores that write an object atomically. In other stores, the object is renamed after the upload.
+# Stores that write an object atomically. In other stores, the upload gets a temporary name and is renamed.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
 _EXTRAS = MappingProxyType({"s3": "s3", "s3a": "s3"})
-"""The extras that have the package of a store."""
+"""The extra of promptmill that installs the package of a store."""
 _ETAGS = ("ETag", "etag", "md5Hash", "generation", "blob_id")
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 Say = Callable[[str], None]
 
 
 def is_elsewhere(text: str) -> bool:
-    """Return whether `text` names a file that is fetched or converted first: by a URL, or in a feature's format."""
+    """Return whether `text` names a file that must be fetched or converted first: a URL, or a feature's format."""
     file_format = format_of(text)
     return is_url(text) or (file_format is not None and bool(file_format.read or file_format.write))
 
@@ -55,10 +55,9 @@ def is_url(text: str) -> bool:
 
 
 def pinned(urls: Sequence[str], folder: Folder, say: Say) -> list[str]:
-    """Return URLs in which each versioned place has the version with which the job in `folder` began.
+    """Return the URLs, each versioned URL with the version that the job in `folder` read first.
 
-    If the user writes other URLs than before, perhaps with another version, they have the newest ones. See
-    `Store.pinned`.
+    If the user's URLs have changed (perhaps only their version), return the newest versions. See `Store.pinned`.
     """
     order = folder.order
     is_as_before = order is not None and order.shown.input == as_written(urls)
@@ -67,17 +66,17 @@ def pinned(urls: Sequence[str], folder: Folder, say: Say) -> list[str]:
 
 
 def as_written(urls: Sequence[str]) -> str:
-    """Return URLs as an order keeps them: without secrets."""
+    """Return the URLs in the form in which an order stores them: without secrets."""
     return redact(" ".join(urls))
 
 
 @contextlib.contextmanager
 def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "") -> Iterator[InputRows]:
-    """Download the objects at `urls` (which may be patterns), or convert files; yield the copies.
+    """Download the objects at `urls` (which may be patterns) or convert files; yield the local copies.
 
     Raises `PromptmillError`.
 
-    `known`: the digest of the objects that the job has read; they are not downloaded again.
+    `known`: the digest of the objects that the job has read. Objects with this digest are not downloaded again.
     """
     if (file_format := format_of(urls[0])) is not None and not file_format.store:
         with _converted(folders, urls, file_format) as rows:
@@ -135,7 +134,7 @@ class RemoteOutput:
 
     @classmethod
     def of(cls, folders: JobFolders, url: str) -> RemoteOutput:
-        """Return the output at `url`. The same URL always has the same local file. Raises `PromptmillError`."""
+        """Return the output at `url`. A URL always gets the same local file. Raises `PromptmillError`."""
         if (file_format := format_of(url)) is not None and not file_format.store:
             path = home_expanded(url).absolute()
             _writer(path)
@@ -144,14 +143,14 @@ class RemoteOutput:
 
     @classmethod
     def at(cls, folders: JobFolders, url: str, name: str) -> Self:
-        """Return the output at `url`, whose local file has a name."""
+        """Return the output at `url`, with a local file of the given name."""
         folder = root_of(folders) / hashlib.sha256(url.encode()).hexdigest()[:20]
         disk.make_private_folder(folder.parent)
         disk.make_private_folder(folder)
         return cls(url, folder.resolve() / name)
 
     def check(self, *, may_replace: bool) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if an object that this job did not upload exists at the URL."""
+        """Raise `PromptmillError` (`invalid_input`) if the URL has an object that this job did not upload."""
         with errors_of(self.url):
             key = self._key()
         if key is not None and not may_replace and key not in {(self._read_note() or {}).get("key"), *self._local()}:
@@ -161,7 +160,7 @@ class RemoteOutput:
             )
 
     def deliver(self, folder: Folder, say: Say) -> None:
-        """Upload the file that the job in `folder` wrote in one step, unless the URL has it.
+        """Upload the output of the job in `folder` atomically, unless the URL already has it.
 
         Raises `PromptmillError` (`storage`, `unauthorized`).
         """
@@ -185,7 +184,7 @@ class RemoteOutput:
             fs.mv(beside, path)
 
     def _local(self) -> Sequence[str]:
-        """Return the keys by which an object has the content of the local file; none if the store has other keys."""
+        """Return the keys that identify the local file's content in the store; none if the store uses other keys."""
         return ()
 
     @property
@@ -213,7 +212,7 @@ def _writer(path: Path) -> Any:
 
 
 class ConvertedOutput(RemoteOutput):
-    """A file in the format of a feature, which is written from the job's rows."""
+    """An output in the format of a feature, converted from the job's rows."""
 
     def _upload(self, folder: Folder) -> None:
         del folder
@@ -231,25 +230,25 @@ class ConvertedOutput(RemoteOutput):
 
 
 def _version(fs: Any, path: str) -> str:
-    """Return the version of an object: its etag and size, or the store's own key if it has no etags."""
+    """Return the version of an object: its etag and size, or the store's own key if the store has no etags."""
     about = fs.info(path)
     etag = next((about[name] for name in _ETAGS if about.get(name)), None)
     return str(fs.ukey(path)) if etag is None else f"{etag} {about.get('size')}"
 
 
 class Store:
-    """The objects below a scheme of URLs; this one has those that fsspec has a package for."""
+    """The objects of a URL scheme. This class handles the schemes for which fsspec has a package."""
 
     extra: ClassVar[str] = ""
-    """Our extra with its package; `""`: that of the scheme."""
+    """The extra of promptmill that installs the package; `""`: the name of the scheme."""
 
     def pinned(self, url: str, before: str, say: Say) -> str:
-        """Return the URL of one version. `before`: the URL with which the job began; `say` gets a note on changes."""
+        """Return the URL of a fixed version. `before`: the URL at the job's start; `say` gets a note about changes."""
         del before, say
         return url
 
     def urls_in(self, url: str) -> Sequence[str] | None:
-        """Return the URLs of the files at a URL, None if it names one object or is a pattern of them."""
+        """Return the URLs of the files at a URL; None if the URL names a single object or is a pattern."""
         del url
         return None
 
@@ -258,10 +257,10 @@ class Store:
         return RemoteOutput.at(folders, url, posixpath.basename(self.open(url)[1]))
 
     def open(self, url: str) -> tuple[Any, str]:
-        """Return the file system of fsspec, and the path of an object in it. Raises `PromptmillError`."""
+        """Return the `fsspec` file system for a URL, and the path of its object there. Raises `PromptmillError`."""
         protocol = url.partition("://")[0].lower()
         extra = self.extra or _EXTRAS.get(protocol, "fsspec")
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # a package of fsspec's imports huggingface_hub
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # one of fsspec's packages imports huggingface_hub
         try:
             from fsspec.core import url_to_fs
 
@@ -288,13 +287,13 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def filesystem(protocol: str) -> Any:
-    """Return the file system of fsspec for a protocol such as `s3`. Raises `PromptmillError`."""
+    """Return the `fsspec` file system for a protocol such as `s3`. Raises `PromptmillError`."""
     return _open(f"{protocol}://")[0]
 
 
 @contextlib.contextmanager
 def _converted(folders: JobFolders, names: Sequence[str], file_format: Format) -> Iterator[InputRows]:
-    """Yield the rows of files in the format of a feature."""
+    """Convert files in a feature's format, and yield their rows."""
     if not file_format.read:
         raise input_error(f"{names[0]} can be written, not read; name another input.")
     read, paths = part(file_format.read), [home_expanded(name) for name in names]

@@ -10,29 +10,29 @@ from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from promptmill.core.values import JsonObject
 
-_AT_ONCE = 64  # lines of any size
+_AT_ONCE = 64  # lines, whatever their size
 
 
 class InputRow(NamedTuple):
-    """A row as it was read from a file."""
+    """A row, as the reader of a file yields it."""
 
     n: int
     """The row's number, from 0: the index of its line in a file of lines, or its index among a table's rows."""
     cells: bytes
-    """The row's line of JSON, or its cells as a JSON array."""
+    """The row's line of JSON; for a table, its cells as a JSON array."""
     fields: JsonObject | None = None
-    """The requested fields of a table's row; None for a line of JSON."""
+    """The requested fields of a row of a table; None for a line of JSON."""
     problem: str = ""
-    """The reason why the row cannot be sent."""
+    """The reason why no request can be made from the row; `""` if there is none."""
 
 
 class Extent(NamedTuple):
-    """The size of a part of an input."""
+    """The extent of a part of an input."""
 
     size: int = 0
-    """In bytes."""
+    """The number of bytes."""
     rows: int = 0
-    """The number of rows; in a format of lines, blank lines count, too."""
+    """The number of rows. In formats of lines, blank lines count too."""
     lines: int = 0
 
     def __add__(self, other: tuple[int, ...]) -> Extent:  # type: ignore[override]
@@ -45,14 +45,14 @@ class Stretch(NamedTuple):
     rows: Sequence[InputRow]
     extent: Extent = Extent()
     digest: bytes = b""
-    """The digest of the stretch's bytes; `b""` if the input cannot be read from the middle."""
+    """The digest of the stretch's bytes; `b""` if the input can only be read from the beginning."""
 
 
 class Window(NamedTuple):
     """The part of an input to read."""
 
     before: Extent = Extent()
-    """The part before the window, including the header of a table."""
+    """The extent of the input before the window, including the header of a table."""
     end: int | None = None
     """The byte offset of the window's end; None: the end of the input."""
 
@@ -61,38 +61,38 @@ WHOLE = Window()
 
 
 class Style(NamedTuple):
-    """The style of the files of an input."""
+    """Properties of the input files that outputs and messages use."""
 
     delimiter: str = ""
-    """The text between cells."""
+    """The delimiter of cells."""
     has_bom: bool = False
-    """Whether the text begins with a byte-order mark, or needs one: Excel reads UTF-8 without a mark as cp1252."""
+    """Whether the text starts with a byte-order mark, or needs one: without it, Excel reads UTF-8 as cp1252."""
     arrow_schema: str = ""
-    """The schema of Parquet, see `parquet.packed_schema`."""
+    """The schema of a Parquet input, see `parquet.packed_schema`."""
     uncomputed: tuple[str, ...] = ()
-    """The columns of a workbook with formulas that no program has computed: their cells are read as empty."""
+    """Workbook columns that have formulas without a stored result; their cells are read as empty."""
     sheet: str = ""
     """The sheet of the workbook that was read."""
     header_row: int = 0
-    """The index of the sheet's row with the header."""
+    """The index of the header's row in the sheet."""
     errors: tuple[str, ...] = ()
-    """The columns of a workbook with errors, such as #N/A, which are read as texts."""
+    """Workbook columns that have error values, such as #N/A, which are read as texts."""
     merged: tuple[str, ...] = ()
-    """The columns of a workbook with cells that are merged over several rows: only the first row has the value."""
+    """Workbook columns with cells that are merged over several rows: only the first of these rows has the value."""
     hidden: int = 0
-    """The number of rows of a workbook that are hidden, as by a filter."""
+    """The number of workbook rows that are hidden, for example by a filter."""
     short_line: int = 0
-    """The first line of a CSV file with fewer cells than the header; 0: there is none."""
+    """The number of the first line of a CSV file that has fewer cells than the header; 0: none."""
     above: tuple[str, ...] = ()
-    """The texts above the row that the user names as the header."""
+    """The texts above the header row that the user named."""
 
 
 Column: TypeAlias = tuple[str, int]
-"""The name of a column, and its number among the columns of this name, from 1."""
+"""The name of a column, and which of the columns with this name it is, from 1."""
 
 
 def numbered(names: Iterable[str]) -> Iterator[Column]:
-    """Yield the columns of one file: those of several files are the same if name and number are.
+    """Yield the columns of a file. Columns of two files match if their names and numbers are equal.
 
     >>> list(numbered(["id", "text", "text"]))
     [('id', 1), ('text', 1), ('text', 2)]
@@ -108,34 +108,34 @@ class Input(Protocol):
 
     @property
     def header(self) -> Sequence[str]:
-        """The columns of a table; empty for rows that are JSON objects."""
+        """The columns of a table; empty if the rows are JSON objects."""
         ...
 
     @property
     def style(self) -> Style:
-        """The style of the files, which an output of the same format keeps."""
+        """The style of the files. An output of the same format uses it."""
         ...
 
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
-        """Yield the rows with the fields `columns`: pairs of the cell's index in the header and the field's name.
+        """Yield the rows with the fields `columns`: pairs of a cell's index in the header and the field's name.
 
-        `window` begins and ends between two stretches. Raises `OSError`, and `PromptmillError` (`invalid_input`) for
-        content that does not match the file's format.
+        `window` must begin and end between two stretches. Raises `OSError`; `PromptmillError` (`invalid_input`) if the
+        content does not match the file's format.
         """
         ...
 
 
 @runtime_checkable
 class Headed(Protocol):
-    """A table whose columns are named in one of its rows, which titles may precede."""
+    """A table with a header row, which may follow rows of titles."""
 
     @property
     def header_row(self) -> int:
-        """The line, or the row of the sheet, with the columns in the first file, from 1."""
+        """The number of the header's line or sheet row in the first file, from 1."""
         ...
 
     def header_at(self, row: int) -> Sequence[str]:
-        """Return the columns that the first file had if this row named them; empty behind the end."""
+        """Return the columns that the first file would have with this row as its header; empty after the last row."""
         ...
 
 
@@ -145,7 +145,7 @@ def digest_of(data: bytes) -> bytes:
 
 
 class Lines:
-    """The rows of a call, as lines of JSON with their numbers."""
+    """The rows of a call as lines of JSON, each with its number."""
 
     header: Sequence[str] = ()
     style = Style()

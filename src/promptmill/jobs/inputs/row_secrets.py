@@ -1,12 +1,12 @@
-"""Finds keys and passwords in a file of rows. A call may not use such a file; `system.call_files` has the reason.
+"""Finds keys and passwords in files of rows. A call may not use such a file; `system.call_files` has the reason.
 
 The check reads the content, not the prompts, because a template could split a key into pieces. It reads all columns,
-because a result may show the whole row, and the names of columns, because password managers export a column `password`.
+because a result may show the whole row, and the column names, because password managers export a column `password`.
 
-The beginning of the file is checked before the call returns, so that the call can fail with a refusal, and no error
-quotes a password as the name of a column. All rows are checked in the job's database before the first request.
+The beginning of the file is checked before the call returns, so that the call itself can be refused and an error about
+columns quotes no password. All rows are checked in the job's database before the first request.
 
-A query could split a key into pieces, too: so all tables of its database are checked.
+A query could also split a key into pieces. So all tables of its database are checked.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _PACKED = frozenset({"parquet", "xlsx", "sql"})
 _BLOCK = 1 << 20
-_BYTES = b"promptmill:bytes"  # the mark of bytes in `values`
-_BEGINNING = 4 << 20  # most files of a call are smaller; the check takes 30 ms
-_SMALL_BLOCK = 16 << 10  # of each of many files
+_BYTES = b"promptmill:bytes"  # marks a value that was bytes, in `values`
+_BEGINNING = 4 << 20  # most files of calls are smaller; the check takes 30 ms
+_SMALL_BLOCK = 16 << 10  # the checked beginning of each file, if there are many files
 _ASCII = bytes(range(128))
 _MARKS = {
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
     "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
 }
-"""The first bytes of text in an encoding that is not an extension of ASCII."""
+"""The first bytes (byte-order marks) of texts in an encoding that does not extend ASCII."""
 OTHERWISE = "Name another file, or answer this one with `promptmill bulk` in a shell, which has no such limit."
 
 
 def check_beginning(files: InputFiles, rule: FileRule) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for secrets in the first megabytes of text."""
+    """Raise `PromptmillError` (`invalid_input`) if the first megabytes of the text contain secrets."""
     if not rule.is_guarded or _format(files) in _PACKED:
         return
     block = max(_SMALL_BLOCK, _BLOCK // len(files.parts))
@@ -58,7 +58,7 @@ def check_beginning(files: InputFiles, rule: FileRule) -> None:
         if words:
             raise _refusal(part.path.name, f"{words} in line {line}" if line else words)
         marks = _MARKS.get(_codec(files.encoding), ())
-        if marks and blocks[0] and not blocks[0].startswith(marks):  # other text would become random characters
+        if marks and blocks[0] and not blocks[0].startswith(marks):  # else text would become random
             raise input_error(f"{part.path.name} has no byte-order mark of ", Named("encoding", files.encoding), ".")
     kind = format_of_input(files)
     if kind in CELLS:
@@ -69,9 +69,9 @@ def check_beginning(files: InputFiles, rule: FileRule) -> None:
 
 
 def check_encoding(encoding: str | None) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for an encoding that would hide secrets in a file of ASCII text.
+    """Raise `PromptmillError` (`invalid_input`) for an encoding that would hide the secrets of an ASCII text.
 
-    In EBCDIC, for example, such text becomes other characters, which the receiver can turn back.
+    EBCDIC, for example, reads ASCII text as other characters, which the receiver can convert back.
     """
     if _codec(encoding) in _MARKS:
         return
@@ -89,15 +89,15 @@ def _codec(encoding: str | None) -> str:
 
 
 def check_columns(file: str, header: Sequence[str], style: Style, rule: FileRule) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if a column of a table, or a field inside it, has the name of a secret.
+    """Raise `PromptmillError` (`invalid_input`) if the name of a column, or of a field inside it, is that of a secret.
 
-    A text above the header counts as a column: else a later row in the place of the header would hide the names.
+    Texts above the header count as columns: otherwise, a later row named as the header would hide the names.
     """
     if not rule.is_guarded:
         return
     _check_names(file, [*header, *style.above])
     if style.arrow_schema:
-        from promptmill.jobs.inputs.parquet import unpacked_schema  # imported where it is needed
+        from promptmill.jobs.inputs.parquet import unpacked_schema  # heavy: needs pyarrow
 
         _check_names(file, _names_in(unpacked_schema(style.arrow_schema)))
 
@@ -128,7 +128,7 @@ def check(store: JobDatabase, source: InputSpec, rule: FileRule, work: Work) -> 
 
 
 def check_rows(file: str, rows: Sequence[JsonObject], rule: FileRule) -> None:
-    """Look for secrets in rows that are read at once. Raises `PromptmillError` (`invalid_input`)."""
+    """Look for secrets in rows that are in memory. Raises `PromptmillError` (`invalid_input`)."""
     if not rule.is_guarded:
         return
     _check_names(file, (name for row in rows for name in row))
@@ -149,7 +149,7 @@ def _check_tables(database: Path, rule: FileRule) -> None:
 
 
 def _readable(cells: bytes) -> bytes:
-    """Return the cells of a row on one line; cells of bytes are decoded."""
+    """Return the cells of a row as one line of text, with bytes decoded."""
     if _BYTES not in cells:
         return cells
     return b" ".join([cells, *(data.replace(b"\n", b" ") for data in _bytes_in(values.loads(cells)))])

@@ -1,14 +1,14 @@
-"""The sheets of workbooks, read by python-calamine in a process of its own, which is used again.
+"""Reads sheets of workbooks with python-calamine in a separate process, which serves many workbooks.
 
 **The attacker** is the author of a workbook. **The harm**: a file of a few kilobytes with a cell in the last corner of
-the grid takes all memory, and damaged XML ends the parser, which is written in Rust. The process is ended then, and
-the workbook cannot be read.
+the grid takes all memory, and damaged XML crashes the parser, which is written in Rust. Then the process is ended and
+the workbook is reported as unreadable.
 
-To the process: `{"size": …, "file": …, "sheet": …}` and so many bytes, a workbook; then `{"first": …}` for its rows
-from this one on. From it: the fields of `Sheet`, then `{"rows": …}`; or `{"problem": …}`.
+Messages to the process: `{"size": …, "file": …, "sheet": …}` followed by the `size` bytes of a workbook; then
+`{"first": …}` for the rows from this index on. Replies: the fields of `Sheet`, then `{"rows": …}`; or `{"problem": …}`.
 
-python-calamine tells neither formats of numbers nor errors, hidden rows and formulas without a value: of an `.xlsx`
-file, a second look at the sheet's XML finds them.
+python-calamine reports no number formats, errors, hidden rows or formulas without a value. For an `.xlsx` file, a
+second pass over the sheet's XML finds these.
 """
 
 from __future__ import annotations
@@ -34,53 +34,53 @@ from promptmill.core.wording import did_you_mean, listed
 from promptmill.jobs.inputs import xlsx
 from promptmill.system import frames, subprocesses
 
-_COMPUTING_S = 300.0  # of processor time: a workbook of 512 MiB of XML takes a minute
-_REPLY_S = 900.0  # on the clock, for a busy machine
-_AT_ONCE = 4 << 20  # characters of rows in a message
+_COMPUTING_S = 300.0  # of processor time: a workbook with 512 MiB of XML takes a minute
+_REPLY_S = 900.0  # of wall time, for a busy machine
+_AT_ONCE = 4 << 20  # characters of the rows in one message
 _MIDNIGHT = dt.time()
 _ENCRYPTED = "EncryptedPackage".encode("utf-16-le")
 _MANIFEST = "META-INF/manifest.xml"
 _PROTECTED = "{} is protected by a password; save a copy without one."
 _FORMAT = re.compile(r"""\\(?P<letter>.)|"(?P<text>[^"]*)"|\[[$A-Z][^\[\]]*\]|_.|#+(?=0)|(?P<sign>.)""")
 _AS_THEY_ARE = frozenset("-() ")
-_NOTED = (b"hidden=", b'="e"', b"<f", b":f")  # what `_Look` finds, besides cells with formats
+_NOTED = (b"hidden=", b'="e"', b"<f", b":f")  # XML that `_Look` searches for, in addition to cells with formats
 
 
 @dataclass(slots=True)
 class Sheet:
-    """One sheet with its header."""
+    """A sheet with its header."""
 
     name: str
     header_row: int
-    """The index of the row with the header."""
+    """The index of the header's row."""
     header: list[str]
-    """The names of the columns; an empty one has none."""
+    """The names of the columns; `""` for a column without a name."""
     count: int
     """The number of rows below the header."""
     uncomputed: list[int]
-    """The indices of columns with formulas that no program has computed."""
+    """The indices of columns that have formulas without a stored result."""
     errors: list[int]
-    """The indices of columns with errors, such as #N/A."""
+    """The indices of columns that have error values, such as #N/A."""
     merged: list[int]
-    """The indices of columns with cells that are merged over several rows."""
+    """The indices of columns that have cells merged over several rows."""
     hidden: int
-    """The number of rows with values that are hidden, as by a filter."""
+    """The number of non-empty rows that are hidden, for example by a filter."""
     above: list[str] = field(default_factory=list)
-    """The texts above the row that the user names as the header."""
+    """The texts above the header row that the user named."""
     rows: list[str] = field(default_factory=list)
-    """The rows below the header, each a JSON array; `""` for an empty one."""
+    """The rows below the header, each as a JSON array; `""` for an empty row."""
 
 
 class SheetReader:
-    """Reads sheets in its process, which the first one starts. Any thread may use it, one at a time."""
+    """Reads sheets in its child process, which the first call starts. Any thread may use it, one at a time."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._helper = subprocesses.Helper(__name__, _REPLY_S)
 
     def read(self, content: IO[bytes], file: str, wanted: str, header_row: int | None = None) -> Sheet:
-        """Return the sheet `wanted`, or the only one. `header_row`: the row with the columns, from 1, if the user names
-        it. Raises `PromptmillError` (`invalid_input`)."""
+        """Return the sheet `wanted`, or the only sheet. `header_row`: the number (from 1) of the header's row, if the
+        user named it. Raises `PromptmillError` (`invalid_input`)."""
         with self._turn:
             size = content.seek(0, os.SEEK_END)
             question = {"size": size, "file": file, "sheet": wanted, "header_row": header_row or 0}
@@ -106,21 +106,21 @@ class SheetReader:
 
 
 READER = SheetReader()
-"""The reader of this process."""
+"""The sheet reader that this process uses."""
 atexit.register(READER.end)
 
 
-# ---- in the process that reads
+# ---- in the child process
 
 
 class _Reading:
-    """The rows that were read and not yet sent."""
+    """The rows that were read and have not been sent."""
 
     def __init__(self) -> None:
         self._rows: list[str] = []
 
     def reply(self, asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:
-        """Answer a message of the parent; `incoming` has the content of a new file."""
+        """Answer a message of the parent process; `incoming` holds the content of a new file."""
         if "first" in asked:
             return {"rows": self._page(asked["first"])}
         content, file = incoming.read(asked["size"]), asked["file"]
@@ -130,7 +130,7 @@ class _Reading:
             return {"problem": error.message}
         except MemoryError:
             return {"problem": f"{file} takes too much memory to read; save its sheet as CSV."}
-        except Exception as error:  # noqa: BLE001 (no file may end the process)
+        except Exception as error:  # noqa: BLE001 (no file may end the child process)
             return {"problem": f"{file} cannot be read: {str(error)[:200] or type(error).__name__}."}
         self._rows, sheet.rows = sheet.rows, []
         return asdict(sheet)
@@ -147,7 +147,7 @@ class _Reading:
 
 
 def _read(content: bytes, file: str, wanted: str, header_row: int) -> Sheet:
-    """Return a sheet. `header_row`: the row with the columns, from 1; 0: the first one with a value.
+    """Return a sheet. `header_row`: the number of the header's row, from 1; 0: the first row with a value.
 
     Raises `PromptmillError` (`invalid_input`), and other errors of the reader.
     """
@@ -203,7 +203,7 @@ def _read(content: bytes, file: str, wanted: str, header_row: int) -> Sheet:
 
 
 def _rows(sheet: Any, look: _Look) -> Iterator[tuple[int, list[Any]]]:
-    """Yield the index and the values of each row of a sheet. (`iter_rows` leaves out empty columns at the left.)"""
+    """Yield the index and the values of each row of a sheet. (`iter_rows` omits empty columns at the left.)"""
     _, left = sheet.start
     for row, cells in enumerate(sheet.iter_rows()):
         line = [None] * left + [_value(cell) for cell in cells]
@@ -217,14 +217,14 @@ def _rows(sheet: Any, look: _Look) -> Iterator[tuple[int, list[Any]]]:
 
 
 def _check(content: bytes, file: str) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a workbook with a password, or that would fill the memory."""
+    """Raise `PromptmillError` (`invalid_input`) for a workbook that has a password or would fill the memory."""
     is_protected = _ENCRYPTED in content and content.startswith(b"\xd0\xcf\x11\xe0")
     stream = io.BytesIO(content)
-    if zipfile.is_zipfile(stream):  # all but .xls
+    if zipfile.is_zipfile(stream):  # all formats but .xls are ZIP archives
         with zipfile.ZipFile(stream) as packed:
             xlsx.check_size(packed, file)
             with contextlib.suppress(KeyError):
-                is_protected = b"encryption-data" in packed.read(_MANIFEST)  # of .ods
+                is_protected = b"encryption-data" in packed.read(_MANIFEST)  # the manifest of .ods
     if is_protected:
         raise input_error(_PROTECTED.format(file))
 
@@ -249,14 +249,14 @@ def _value(cell: Any) -> Any:
 
 
 class _Look:
-    """A look at the XML of a sheet."""
+    """A pass over the XML of a sheet for facts that python-calamine does not report."""
 
     def __init__(self, masks: Mapping[str, Sequence[str]], blocks: Iterable[bytes]) -> None:
-        """`masks`: the formats that show a number with zeros before it, by the style of a cell."""
+        """`masks`: by cell style, the number formats that show leading zeros."""
         self.errors: dict[int, dict[int, str]] = {}
         """Errors by row and column."""
         self.masked: dict[int, dict[int, Sequence[str]]] = {}
-        """Formats with zeros, in the same way."""
+        """The formats with leading zeros, by row and column."""
         self.uncomputed: set[int] = set()
         self.hidden: list[int] = []
         self._masks, self._row, self._column = masks, -1, -1
@@ -310,13 +310,13 @@ def _look_at(stream: IO[bytes], name: str) -> _Look:
         if not part.endswith(".xml"):  # .xlsb
             return _Look({}, [])
         data, masks = packed.read(part), _masks(packed, parts.styles)
-    if b"<!DOCTYPE" in data:  # its entities would be read as nothing
+    if b"<!DOCTYPE" in data:  # entities of a DOCTYPE would be read as nothing
         raise ValueError("its XML has a DTD, which no spreadsheet program writes")
     return _Look(masks, [data] if masks or any(mark in data for mark in _NOTED) else [])
 
 
 def _masks(packed: zipfile.ZipFile, part: str) -> dict[str, list[str]]:
-    """Return the formats that show zeros before a number, such as 00000, by the styles that have them."""
+    """Return the number formats that show leading zeros, such as 00000, by cell style."""
     if not part:
         return {}
     tree = xlsx.tree_of(packed, part)
@@ -327,7 +327,7 @@ def _masks(packed: zipfile.ZipFile, part: str) -> dict[str, list[str]]:
 
 
 def _mask(code: str) -> list[str]:
-    """Return the signs of a format of whole numbers with zeros before them, each `0` a digit; `[]` for another one.
+    """Return the signs of a format of whole numbers with leading zeros, each `0` a digit; `[]` for any other format.
 
     >>> _mask("00000"), _mask('000\\\\-00'), _mask("0.00")
     (['0', '0', '0', '0', '0'], ['0', '0', '0', '\\\\-', '0', '0'], [])
@@ -344,7 +344,7 @@ def _mask(code: str) -> list[str]:
 
 
 def _masked(number: int, mask: Sequence[str]) -> str:
-    """Return a number as its format shows it.
+    """Return a number in the form that its format shows.
 
     >>> _masked(501, _mask("00000")), _masked(123456789, _mask("000-00-0000"))
     ('00501', '123-45-6789')
@@ -362,9 +362,9 @@ def _masked(number: int, mask: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Serve the process that started this one."""
+    """Serve the parent process."""
     null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 2)  # the parser prints what ends it; the parent reports it
+    os.dup2(null, 2)  # the parser prints the reason of a crash; the parent reports it
     subprocesses.serve_parent(_Reading().reply, ("python_calamine",), memory=WORKBOOK_MEMORY, computing_s=_COMPUTING_S)
 
 

@@ -1,4 +1,4 @@
-"""Short forms of an answer's format: fields in one line, or labels with definitions.
+"""Short forms that describe answers: fields in one line, or labels with definitions.
 
 customer,amount:number,date:date ─▶ a JSON Schema of an object
 labels.csv ─▶ the labels, and a text for the system prompt that defines them
@@ -21,7 +21,7 @@ from promptmill.core.wording import did_you_mean, shape
 from promptmill.system.safe_open import home_expanded
 
 MANY = "labels"
-"""The field of an answer that holds several labels."""
+"""The field of an answer with several labels."""
 _TYPES: Mapping[str, JsonDict] = MappingProxyType(
     {
         "text": {"type": "string"},
@@ -36,11 +36,11 @@ _TYPES: Mapping[str, JsonDict] = MappingProxyType(
 _OTHER_NAMES: Mapping[str, str] = MappingProxyType(
     {"string": "text", "str": "text", "int": "integer", "float": "number", "bool": "boolean"}
 )
-"""Names of types in JSON Schema and in Python."""
+"""The types of JSON Schema, by their names in Python and in JSON Schema."""
 _LABELS = ("label", "labels", "choice", "name", "class", "category")
 _DEFINITIONS = ("definition", "description", "meaning", "text", "explanation")
 _WITH_HEADER = (".csv", ".tsv", ".xlsx")
-"""Files whose first line may be a label in place of the columns' names."""
+"""Files whose first line is either the column names or already a label."""
 _FILES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".xlsx")
 
 
@@ -49,13 +49,13 @@ class Labels(NamedTuple):
 
     texts: Sequence[str]
     definitions: str = ""
-    """A text for the system prompt that defines the labels; `""` without definitions."""
+    """A text for the system prompt that defines the labels; `""` if there are no definitions."""
 
 
 def schema_of_fields(text: str) -> JsonDict:
     """Return the JSON Schema of an object with these fields. Raises `PromptmillError` (`invalid_input`).
 
-    A field is `NAME`, `NAME:TYPE` or `NAME:one|of|these`. A `?` at its end means that it may be null.
+    A field is `NAME`, `NAME:TYPE` or `NAME:one|of|these`. A `?` at its end allows null.
 
     >>> schema_of_fields("customer:str,amount:float?")["properties"]
     {'customer': {'type': 'string'}, 'amount': {'type': ['number', 'null']}}
@@ -84,7 +84,7 @@ def _type(kind: str, *, is_optional: bool) -> JsonDict:
 
 
 def named_schema(text: str) -> Path | JsonDict:
-    """Return the file that a text names, if it exists or ends with `.json`; else the schema of the fields in the text.
+    """Return the path in `text` if that file exists or ends with `.json`; else the schema of the fields in `text`.
 
     Raises `PromptmillError` (`invalid_input`).
     """
@@ -113,9 +113,9 @@ def schema_in(path: Path) -> JsonDict:
 
 
 def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the long forms of the options `choices`, `choices_many`, `schema` and `fields` in `given`.
+    """Return the options `choices`, `choices_many`, `schema` and `fields` of `given` in their long form.
 
-    They are `choices` or `schema` (None for `{}`, which is no schema), and `system` if the choices have definitions.
+    They are `choices` or `schema` (None for the empty schema `{}`), and `system` if the choices have definitions.
     `options.check` has accepted the options. Raises `PromptmillError`.
     """
     long: dict[str, Any] = {}
@@ -138,10 +138,10 @@ def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def labels_of(choices: str | Path | Sequence[str] | Mapping[str, str]) -> Labels:
-    """Return the labels in a list, in a text with commas, in a file, or in an object of labels and definitions.
+    """Return labels from a list, a text with commas, a file, or an object that maps labels to definitions.
 
-    A file has the labels in its column `label`, and the definitions in its column `definition`, or in the column
-    before or after; JSON and Parquet may call both columns as they like. Raises `PromptmillError` (`invalid_input`).
+    A file has the labels in the column `label` and the definitions in `definition` or a neighbouring column; in JSON
+    and Parquet the two columns may have any names. Raises `PromptmillError` (`invalid_input`).
     """
     if isinstance(choices, Mapping):
         return _labels(choices.items())
@@ -151,7 +151,7 @@ def labels_of(choices: str | Path | Sequence[str] | Mapping[str, str]) -> Labels
 
 
 def schema_of_many(labels: Sequence[str]) -> JsonDict:
-    """Return the JSON Schema of an answer with several labels, or none."""
+    """Return the JSON Schema of an answer with any number of labels."""
     several = {"type": "array", "items": {"type": "string", "enum": [*labels]}, "maxItems": len(labels)}
     return {"type": "object", "properties": {MANY: several}, "required": [MANY], "additionalProperties": False}
 
@@ -175,7 +175,7 @@ def _listed(choices: object) -> Sequence[str]:
 
 
 def _in_file(path: Path) -> Iterable[tuple[str, str]]:
-    from promptmill.jobs.inputs.any_format import objects_in  # most calls have no such file
+    from promptmill.jobs.inputs.any_format import objects_in  # most calls name no such file
 
     try:
         rows = list(objects_in(path))

@@ -1,6 +1,6 @@
-"""Tables and queries of databases as rows.
+"""Tables and query results of databases as rows.
 
-A part of an input names a table of the database, `mails.db#inbox`, or has a query of SQLite.
+The `Part` of an input names a table, such as `mails.db#inbox`, or has a query for a SQLite file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STORED = "SELECT name FROM sqlite_master WHERE type = 'table'"
 
 
 def is_query(sql: str | None, sources: Sequence[str]) -> bool:
-    """Return whether a feature answers a query over the INPUT `sources`; SQLite answers those over its own files."""
+    """Return whether a feature runs a query over the files `sources`. SQLite runs queries over SQLite files."""
     names = [split(Path(name)) for name in sources]
     is_for_files = names and all(file.suffix.lower() in SQLITE or table for file, table in names)
     return sql is not None and not is_for_files
@@ -58,7 +58,7 @@ def _bytes_of(cell: Any) -> bytes:
 
 
 class SqlTable:
-    """The rows of a table or of a query."""
+    """The rows of a table, or of a query's result."""
 
     style = Style()
 
@@ -71,12 +71,12 @@ class SqlTable:
         with self._connected() as connection:
             self._query = part.query or self._of_table(connection, part.member)
             cursor = connection.execute(self._query)
-            if cursor.description is None:  # no query, but a command or a comment
+            if cursor.description is None:  # the statement is not a query, but a command or a comment
                 raise input_error(*_ONE_QUERY)
             self.header = [str(column[0]) for column in cursor.description]
 
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
-        """Yield the rows; see `Input`. A query is never read from the middle."""
+        """Yield the rows; see `Input`. A query is always read from the beginning."""
         del window
         n, most = 0, sys.maxsize if self._most_rows is None else self._most_rows
         with self._connected() as connection:
@@ -98,13 +98,13 @@ class SqlTable:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:
-        """Yield a connection. Every error of the database in the block becomes a `PromptmillError`."""
+        """Yield a connection. Convert every error of the database in the block to a `PromptmillError`."""
         try:
             with contextlib.closing(self._connection()) as connection:
                 yield connection
         except (PromptmillError, GeneratorExit):
             raise
-        except Exception as error:  # noqa: BLE001 (a package has its own classes of errors)
+        except Exception as error:  # noqa: BLE001 (each database package has its own exceptions)
             said = str(error).splitlines()[0][:300].rstrip(".") if str(error) else type(error).__name__
             if "one statement at a time" in said:
                 raise input_error(*_ONE_QUERY) from None
@@ -140,7 +140,7 @@ _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
 
 
 def _is_finite(cell: Any) -> bool:
-    """Return whether a value holds neither NaN nor infinity."""
+    """Return whether a value is neither NaN nor infinity."""
     if isinstance(cell, float):
         return math.isfinite(cell)
     inner = cell.values() if isinstance(cell, dict) else cell if isinstance(cell, list) else ()
@@ -148,7 +148,7 @@ def _is_finite(cell: Any) -> bool:
 
 
 def _value(cell: Any) -> Any:
-    """Return a value of a database: a time becomes ISO text, a decimal without a fraction a whole number."""
+    """Return a value of a database for JSON: a time becomes ISO text, a decimal without a fraction a whole number."""
     match cell:
         case dt.datetime():
             return cell.isoformat(" ")

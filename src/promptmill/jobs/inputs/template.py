@@ -1,6 +1,6 @@
 """Prompts with placeholders for columns: `{{mail body}}`, `{{ text | truncate(200) }}`, `{% if label %}…{% endif %}`.
 
-A placeholder with the exact name of a column means that column, even if the name has blanks or signs. Any other
+A placeholder that equals the name of a column means this column, even if the name contains blanks or signs. Any other
 placeholder is a Jinja expression, which runs in a sandbox.
 """
 
@@ -39,15 +39,15 @@ from promptmill.core.wording import close_matches, did_you_mean, mended
 
 ROW = "row"
 """The variable that holds all fields of a row: `row["my column"]`."""
-_ALIKE = 0.7  # the least similarity of a misspelling: `a - b` is none of `a`
-_CELL = "promptmill_cell"  # a filter
-_PLACES = "promptmill places"  # a variable that no template can name
+_ALIKE = 0.7  # the lowest similarity that counts as a misspelling; `a - b` must not match `a`
+_CELL = "promptmill_cell"  # the name of a filter
+_PLACES = "promptmill places"  # a variable name that no template can contain
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a placeholder that is not closed
 _PLACE = re.compile(r"\{\{(-?)([^{}]+?)(-?)\}\}")  # a `-` removes the white space around the placeholder
-_WORDS = re.compile(r"[^\W\d]\w*(?:[ -]\w+)+")  # a name such as `mail body` or `mail-body`
+_WORDS = re.compile(r"[^\W\d]\w*(?:[ -]\w+)+")  # a name of several words, such as `mail body` or `mail-body`
 _OPERATORS = frozenset({"and", "else", "if", "in", "is", "not", "or"})
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
-_LONGEST, _MOST_PARTS = 1_000_000, 5_000  # Python compiles a template in one step, which cannot be interrupted
+_LONGEST, _MOST_PARTS = 1_000_000, 5_000  # Python compiles a template in one step, which nothing can stop
 
 
 def template_of(text: str, columns: Iterable[str] = ()) -> Template:
@@ -67,7 +67,7 @@ def template_of(text: str, columns: Iterable[str] = ()) -> Template:
 
 
 def check_names_some(text: str, image_column: Callable[[], str]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a prompt that is the same for all rows.
+    """Raise `PromptmillError` (`invalid_input`) for a prompt without placeholders, which is equal for all rows.
 
     `image_column` returns the column of the input that may hold paths of images, or `""`.
     """
@@ -81,18 +81,18 @@ def check_names_some(text: str, image_column: Callable[[], str]) -> None:
 
 
 def places_in(text: str) -> list[str]:
-    """Return the texts between double braces, which may be the names of columns."""
+    """Return the texts between double braces. They may be names of columns."""
     return [place.strip() for _, place, _ in _PLACE.findall(text) if place[0] not in "%#"]
 
 
 def special_columns(text: str, columns: Iterable[str]) -> list[str]:
-    """Return the columns in placeholders of `text` whose names could be read as an expression."""
+    """Return those columns in placeholders of `text` whose names could be read as expressions."""
     special = _special(columns)
     return sorted({reference[0] for place in _PLACE.finditer(text) if (reference := _column_in(place[2], special))})
 
 
 def _special(columns: Iterable[str]) -> dict[str, str]:
-    """Return the columns whose names are not plain identifiers, keyed by the result of `_name`."""
+    """Return the columns whose names are not plain identifiers, by their normalized names (`_name`)."""
     meant = {_name(column): column for column in reversed([*columns]) if column.strip()}
     return {
         name: column for name, column in meant.items() if name != column or not name.isidentifier() or name in RESERVED
@@ -100,12 +100,12 @@ def _special(columns: Iterable[str]) -> dict[str, str]:
 
 
 def _name(text: str) -> str:
-    """Return a name with its white space stripped and collapsed, because users cannot see it in a header."""
+    """Return a name with stripped and collapsed white space, because users do not see it in a header."""
     return " ".join(text.split())
 
 
 def _column_in(place: str, special: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return a placeholder's column and filters. The column is the whole text, or the text before a `|`."""
+    """Return the column and the filters of a placeholder. The column is the whole text, or the text before a `|`."""
     pieces = place.split("|", max((name.count("|") for name in special), default=0) + 1)
     for end in range(len(pieces), 0, -1):
         if (column := special.get(_name("|".join(pieces[:end])))) is not None:
@@ -114,7 +114,7 @@ def _column_in(place: str, special: Mapping[str, str]) -> tuple[str, str] | None
 
 
 def _with_columns(text: str, special: Mapping[str, str]) -> str:
-    """Replace each placeholder of these columns by an expression: `row["mail body"]`."""
+    """Replace each placeholder of these columns by an expression such as `row["mail body"]`."""
 
     def expression(place: re.Match[str]) -> str:
         if (reference := _column_in(place[2], special)) is None:
@@ -127,10 +127,10 @@ def _with_columns(text: str, special: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def mistyped_names_named(text: str, columns: Sequence[str]) -> Iterator[None]:
-    """If the block raises the error of a template and a placeholder is words, or almost a column's name, raise an error
-    that names the column.
+    """Replace a template error of the block by an error that names the column, if a placeholder consists of words or
+    resembles a column's name.
 
-    Otherwise `{{mail boddy}}` would be an invalid expression, and `{{mail-boddy}}` a difference of two unknown names.
+    Otherwise `{{mail boddy}}` would be an invalid expression, and `{{mail-boddy}}` a difference of unknown names.
     """
     try:
         yield
@@ -150,7 +150,7 @@ def mistyped_names_named(text: str, columns: Sequence[str]) -> Iterator[None]:
 
 
 def check_names(names: Iterable[str], columns: Iterable[str], field: Named = PROMPT) -> None:
-    """Raise `PromptmillError` (`invalid_input`), with the nearest column, for a name that is not a column."""
+    """Raise `PromptmillError` (`invalid_input`) for a name that is not a column; suggest the most similar column."""
     known = list(columns)
     for name in sorted({*names} - {ROW, *known}):
         shown = ", ".join(mended(column)[:40] for column in known[:10]) or "none"
@@ -198,12 +198,12 @@ class ExpressionTemplate:
             raise
         except MemoryError:
             raise input_error(PROMPT, " takes more memory than the job has.") from None
-        except Exception as error:  # noqa: BLE001 (any error of a template is that row's failure)
+        except Exception as error:  # noqa: BLE001 (any error of a template is a failure of its row)
             raise input_error(PROMPT, f" cannot be written out: {type(error).__name__}: {error}"[:300]) from None
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
-    """Reads `order.items` as the field `items` of an object; the method of this name has to be called."""
+    """Reads `order.items` as the field `items` of an object. The method `items` needs a call: `order.items()`."""
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Return a field, an element, or an attribute that is not a method; otherwise an undefined value."""
@@ -230,17 +230,17 @@ class _Fields(NodeTransformer):  # type: ignore[misc]
 
 @dataclass(slots=True)
 class _Places:
-    """The places of a prompt so far, while it is rendered."""
+    """The placeholder positions in a prompt, collected while it is rendered."""
 
     empty: dict[str, str]
     has_text: bool = False
 
 
 def _environment() -> Environment:
-    """Return a sandbox that compiles a template without evaluating its expressions, because a server compiles it.
+    """Return a sandbox that evaluates no expression at compile time, because a server compiles templates of clients.
 
-    `optimized=False` prevents the evaluation of constants in expressions; a `finalize` that takes
-    the context prevents it in the text around them.
+    `optimized=False` prevents the evaluation of constant expressions; a `finalize` that takes the context prevents it
+    for the text around them.
     """
     environment = _Sandbox(
         undefined=StrictUndefined,
@@ -262,9 +262,9 @@ def _names(template: nodes.Template, environment: Environment) -> frozenset[str]
 
 
 def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:
-    """Leave each placeholder blank that is one of `cells`, with or without filters, if its cell is empty.
+    """Render a placeholder of one of `cells`, with or without filters, as blank if the cell is empty.
 
-    Expressions and the filter `default` get no check: they handle an empty cell themselves.
+    Expressions and the filter `default` are not changed, because they handle an empty cell themselves.
     """
     for output in template.find_all(nodes.Output):
         for at, place in enumerate(output.nodes):
@@ -280,7 +280,7 @@ def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:
 
 
 def _cell(node: nodes.Expr, cells: frozenset[str]) -> str:
-    """Return the cell's name if the expression is `name`, `row.name` or `row["name"]`, else `""`."""
+    """Return the name of the cell for the expressions `name`, `row.name` and `row["name"]`, else `""`."""
     if isinstance(node, nodes.Name):
         return str(node.name) if node.name in cells - {ROW} else ""
     if isinstance(node, nodes.Getitem) and isinstance(node.node, nodes.Name) and node.node.name == ROW:
@@ -315,7 +315,7 @@ def _as_text(context: Context, value: Any) -> Any:
     if _is_function(value):
         raise input_error(PROMPT, ": a place holds a function or a method; call it, or correct the name.")
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Undefined):
-        value = [*value]  # also what `map`, `select` and `items()` yield
+        value = [*value]  # `map`, `select` and `items()` yield iterators
     if isinstance(value, dict | list | bool):
         return json_text(value)
     return plain_text(value) if isinstance(value, bytes | Decimal | dt.timedelta) else value

@@ -1,17 +1,17 @@
-"""Whole files as rows, for prompts that ask about each file: `{"path": …, "content": …}`, or `{…, "images": […]}`.
+"""Whole files as rows, for a prompt about each file: `{"path": …, "content": …}`, or `{…, "images": […]}`.
 
-A prompt with `{{content}}` asks about the text of each file, any other prompt about each image.
+A prompt with `{{content}}` gets the text of each file; any other prompt gets each file as an image.
 
-A PDF is sent as text or as images. By default, a page is sent as its text, which every model reads; a scan or a
-drawing is sent as an image. If the prompt has no `{{content}}`, the text follows the prompt. With PDFs, each row
-has both fields.
+A PDF is sent as text or as images. By default, a page is sent as its text, which every model reads; a scan or a drawing
+is sent as an image. If the prompt has no `{{content}}`, the text follows the prompt. With PDFs, each row has both
+fields.
 
-    a path       a file that cannot be sent is an error
-    a pattern    if it finds a file that cannot be sent, the file is left out, with the reason
+    a path       raises an error if its file cannot be sent
+    a pattern    leaves out a file that cannot be sent, and reports the reason
     a folder     the pattern `folder/**`
 
-`system.call_files` has the rule that decides which files of a call are sent. It also holds for `files` of a trusted
-client, because a pattern finds files that its author has not seen. For the operator, `OwnFiles` finds the files.
+The rule in `system.call_files` decides which files a call may send. It also applies to a trusted client, because a
+pattern may match files that the client has not seen. For the operator, `OwnFiles` finds the files.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedErro
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 
 T = TypeVar("T")
-_PASSED_OVER = frozenset({"node_modules", "__pycache__", "venv"})  # files of other programs
-# Programs and prose: there, a value without quotes is a variable or a word, not a secret.
+_PASSED_OVER = frozenset({"node_modules", "__pycache__", "venv"})  # folders with files of programs
+# In programs and prose, a value without quotes is a variable or a word, not a secret.
 _QUOTES_VALUES = re.compile(
     r"\.(py|pyi|js|mjs|ts|tsx|jsx|go|rs|java|kt|c|h|cc|cpp|hpp|cs|rb|php|swift|scala|r|jl|lua|md|rst|tex|html|ipynb)"
 )
 _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
-_LOOKED_AT = 1000  # files of a folder that are searched for a table
+_LOOKED_AT = 1000  # files of a folder among which a table is searched for
 _MAGIC = re.compile(r"[*?\[]")
 _TOO_LARGE = f"is larger than {LARGEST_TEXT >> 20} MiB"
-# Texts that are sent with all that their programs write beside the text; the noun, the suffixes, the beginning.
+# Texts with markup that is sent with the text: the noun, the suffixes, the first bytes.
 _RAW = (
     ("mail", {".mbox"}, re.compile(r"(?im)^(?:mime-version|received): ")),
     ("web page", frozenset[str](), re.compile(r"(?i)\A\s*<(?:!doctype html|html)\b")),
@@ -69,18 +69,18 @@ _RAW = (
 )
 _SHOWN = 20
 _FILL_IN = "Fill in the fields from this document."
-"""The prompt for PDFs without one, if the answers have a schema."""
+"""The prompt for PDFs, if the user gives none and the answers have a schema."""
 _IN_IMAGES = "(in the images)"
-"""The `content` of a row whose file is sent as images, if other rows have texts."""
+"""The `content` of a row whose file is sent as images, while other rows have texts."""
 PdfForm = Literal["text", "images"]
 """The form in which PDFs are sent."""
 
 
 def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
-    """Return whether each file of the paths, folders and patterns `given` is a row.
+    """Return whether each file for the paths, folders and patterns `given` is one row.
 
-    `each` is the user's choice, `file` or `line`. Without one, each file is a row if it is an image, or if there are
-    several and none is a table.
+    `each` is the user's choice: `file` or `line`. Without a choice, each file is a row if the files are images, or if
+    there are several files and no table.
     """
     if each is not None:
         return each == "file"
@@ -88,11 +88,11 @@ def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
         return given[0].suffix.lower() in {*IMAGES, pdf.SUFFIX, *documents.SUFFIXES}
     paths = itertools.islice(itertools.chain.from_iterable(map(all_files, given)), _LOOKED_AT)
     kinds = {SUFFIXES.get(plain(path).suffix.lower(), "") for path in paths}
-    return bool(kinds) and kinds <= {"txt", "", "sql"}  # Windows keeps `Thumbs.db` among pictures
+    return bool(kinds) and kinds <= {"txt", "", "sql"}  # Windows stores `Thumbs.db` next to pictures
 
 
 def _question_of(question: Question, as_pdf: PdfForm | None, *, has_pdfs: bool, has_schema: bool) -> Question:
-    """Return the question for whole files: its prompts use the texts of the files, the files as images, or both."""
+    """Return the question for whole files. Its prompts use the files' texts, the files as images, or both."""
     if not question.templates and has_pdfs and has_schema:
         question = question.model_copy(update={"templates": (_FILL_IN,)})
     if not question.templates:
@@ -120,13 +120,13 @@ class FoundFiles:
         """The omitted files, by reason."""
         self._looked_at = self.count = 0
         self._files: dict[Path, bool] = {}
-        """The files, and whether a pattern found each."""
+        """The found files, each with whether a pattern found it."""
         for path, is_found in self._each():
             self._files.setdefault(path, is_found)
 
     @property
     def left_out(self) -> list[Words]:
-        """A sentence for each reason: how many files were omitted, and the first names."""
+        """A sentence for each reason: the number of omitted files, and the first names."""
         lines: list[Words] = []
         for reason, paths in self._left_out.items():
             more = len(paths) - _SHOWN
@@ -136,9 +136,9 @@ class FoundFiles:
         return lines
 
     def _usable(self, read: Callable[[Path], T]) -> Iterator[tuple[Path, T]]:
-        """Yield the files that `read` reads, with its results, in the order of `names`.
+        """Yield each file that `read` accepts, with the result of `read`, in the order of `names`.
 
-        Raises `PromptmillError` (`invalid_input`) if there is none, or for a file that no pattern found.
+        Raises `PromptmillError` (`invalid_input`) if no file is left, or for a file that no pattern found.
         """
         for path, is_found in self._files.items():
             try:
@@ -155,7 +155,7 @@ class FoundFiles:
             raise input_error("No file to send", *(reasons or ["; correct the paths or patterns"]), ".")
 
     def _each(self) -> Iterator[tuple[Path, bool]]:
-        """Yield the files, and whether a pattern found each."""
+        """Yield the files, each with whether a pattern found it."""
         return itertools.chain.from_iterable(map(self._paths, self._names))
 
     def _leave_out(self, path: Path, reason: str | Named, *more: str | Named) -> None:
@@ -186,7 +186,7 @@ class FoundFiles:
             raise input_error(f"`files`: {name:.200} is outside {self._rule.words}, or not a usable path.") from None
 
     def _matches(self, folder: Path, parts: Sequence[str]) -> Iterator[Path]:
-        """Yield the files below `folder` that match the pattern, in order. No link to a folder is followed."""
+        """Yield the files below `folder` that match the pattern, in order. Links to folders are not followed."""
         first, rest = parts[0], parts[1:]
         if first == "**" and rest:
             yield from self._matches(folder, rest)
@@ -231,17 +231,17 @@ class FoundFiles:
 
 
 class RowFiles(FoundFiles):
-    """The tables among them: each of their rows becomes a request."""
+    """The files that are tables. Each of their rows becomes a request."""
 
     def paths(self) -> list[Path]:
-        """Return their resolved paths. Blocks. Raises `PromptmillError` (`invalid_input`)."""
+        """Return the resolved paths. Blocks. Raises `PromptmillError` (`invalid_input`)."""
         paths = [path for _, path in self._usable(self._resolved)]
         if len(paths) > MOST_FILES:
             raise input_error(f"`files` finds more than {counted(MOST_FILES, 'file')}; use narrower patterns.")
         return paths
 
     def _resolved(self, path: Path) -> Path:
-        """Return where a path leads. Raises `PromptmillError`; its message is the predicate of a sentence."""
+        """Return the resolved path. Raises `PromptmillError`; its message is the predicate of a sentence."""
         is_text = path.suffix.lower() == ".txt"
         if not is_text and SUFFIXES.get(plain(path).suffix.lower()) not in OF_CALLS:
             raise input_error(f"is no {' or '.join(sorted(OF_CALLS))} file, and no text")
@@ -253,7 +253,7 @@ class RowFiles(FoundFiles):
 
 
 class WholeFiles(FoundFiles):
-    """The same files, each as a line of JSON."""
+    """Files that become rows: one line of JSON for each file."""
 
     def __init__(
         self,
@@ -265,7 +265,7 @@ class WholeFiles(FoundFiles):
         *,
         has_schema: bool = False,
     ) -> None:
-        """`encoding`: of files that are not UTF-8. `has_schema`: whether the answers have one.
+        """`encoding`: the encoding of files that are not UTF-8. `has_schema`: whether the answers have a schema.
 
         Raises `PromptmillError` (`invalid_input`).
         """
@@ -274,9 +274,9 @@ class WholeFiles(FoundFiles):
         self._encoding = encoding
         has_pdfs = any(path.suffix.lower() == pdf.SUFFIX for path in self._files)
         self.question = _question_of(question, as_pdf, has_pdfs=has_pdfs, has_schema=has_schema)
-        """The question about each file."""
+        """The question to ask about each file."""
         self._pages: Counter[str] = Counter()
-        """The number of pages of PDFs by their form in the request, in the words of `forms`."""
+        """The number of PDF pages for each form in which they are sent; the forms are named as in `forms`."""
         self._raw: Counter[str] = Counter()
 
     @property
@@ -285,19 +285,19 @@ class WholeFiles(FoundFiles):
         return "rows"
 
     def asked(self, order: JobOrder) -> JobOrder:
-        """Return the order with the question about each file; the lines are UTF-8."""
+        """Return the order for these files: with their question, and with UTF-8, the encoding of the lines."""
         reading = order.reading.model_copy(update={"encoding": None})
         return order.model_copy(update={"question": self.question, "reading": reading})
 
     @property
     def forms(self) -> list[Words]:
-        """A note on the forms in which the pages of PDFs are sent, unless the user chose them."""
+        """A note on the forms in which PDF pages are sent, unless the user chose the form."""
         parts = ", ".join(f"{counted(count, 'page')} {form}" for form, count in self._pages.items())
         return [(f"PDFs: {parts}; ", Named("pdf"), " (text or images) chooses")] if parts else []
 
     @property
     def raw(self) -> str:
-        """A warning of files that are sent with MIME, base64 and tags; `""` if there are none."""
+        """A warning about files that are sent with MIME, base64 or tags; `""` if there are none."""
         if not self._raw:
             return ""
         files = " and ".join(counted(count, noun) for noun, count in self._raw.items())
@@ -330,15 +330,14 @@ class WholeFiles(FoundFiles):
             raise input_error(f"`files` finds more than {most}; use narrower patterns.")
 
     def _image_row(self, path: Path) -> JsonDict:
-        """Return the row of an image; the image is read when it is sent. Raises the errors of `_text_row`."""
+        """Return the row of an image. The image is read when the row is sent. Raises the errors of `_text_row`."""
         if path.suffix.lower() not in IMAGES:
             raise input_error("is no image; a prompt with {{content}} asks about the text of each file")
         self._read(path, 0)
         return {"images": [str(path.absolute())]}
 
     def _pdf_row(self, path: Path) -> JsonDict:
-        """Return the row of a PDF. For an unreadable PDF, the row names the file as its image and fails when it is
-        sent.
+        """Return the row of a PDF. The row of an unreadable PDF names the file as its image, and fails when it is sent.
 
         Raises the errors of `_text_row`, and `PromptmillError` (`missing_dependency`).
         """
@@ -359,7 +358,7 @@ class WholeFiles(FoundFiles):
         return {"content": text or _IN_IMAGES, **row} if len(self.question.prompt_only) > 1 else row
 
     def _parts(self, source: str, pages: Sequence[pdf.PageContent]) -> tuple[str, list[str], Counter[str]]:
-        """Return the text of a PDF, the sources of its images, and the number of its pages by their form.
+        """Return the text of a PDF, the sources of its images, and its number of pages by form.
 
         Raises `PromptmillError`; its message is the predicate of a sentence.
         """
@@ -370,7 +369,7 @@ class WholeFiles(FoundFiles):
         is_auto = self._as_pdf is None
         has_text = any(page.text and not (page.is_image and is_auto) for page in pages)
         if not has_text and not is_auto:
-            return "", [pdf.text_of(source)], forms  # the row fails with the reason
+            return "", [pdf.text_of(source)], forms  # the row fails with this reason
         for number, page in enumerate(pages, 1):
             if is_auto and (page.is_image or not has_text):
                 form = "sent as image (scan or drawing)"
@@ -383,11 +382,11 @@ class WholeFiles(FoundFiles):
                 form = "with pictures sent as text alone" if page.has_pictures else "sent as text"
                 texts.append(page.text)
             forms[form] += is_auto or page.is_image
-        # a form feed ends each page, as in the output of pdftotext: so a place in the text has a page
+        # a form feed ends each page, as in pdftotext's output: so a position in the text has a page
         return "\n\f\n".join(texts) if has_text else "", images, +forms
 
     def _text_row(self, path: Path) -> JsonDict:
-        """Return the row of a text. Raises `PromptmillError`; its message is the predicate of a sentence ("is not
+        """Return the row of a text file. Raises `PromptmillError`; its message is the predicate of a sentence ("is not
         text")."""
         suffix = path.suffix.lower()
         if suffix in IMAGES:
@@ -408,7 +407,7 @@ class WholeFiles(FoundFiles):
     def _decoded(self, data: bytes) -> str:
         marked = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
         for encoding in filter(None, (marked, "utf-8-sig", self._encoding)):
-            with contextlib.suppress(ValueError):  # text in another encoding is hardly ever valid UTF-8
+            with contextlib.suppress(ValueError):  # text in another encoding is rarely valid UTF-8
                 text = data.decode(encoding)
                 if "\0" not in text:
                     return text
@@ -422,7 +421,7 @@ class WholeFiles(FoundFiles):
 
 
 class OwnFiles(WholeFiles):
-    """The operator's own files, without limits on number and content. Hidden files and `output` are left out."""
+    """The operator's files, with no limit on number or content. Hidden files and `output` are left out."""
 
     def __init__(
         self,
@@ -439,7 +438,7 @@ class OwnFiles(WholeFiles):
 
     @property
     def name(self) -> str:
-        """The name of the only file or folder, else of the folder around the files."""
+        """The name of the only file or folder; for several files, the name of the folder that contains them."""
         first = self._given[0]
         name = first.name if len(self._given) == 1 and not _MAGIC.search(first.name) else first.parent.name
         return name or "files"
@@ -452,7 +451,7 @@ class OwnFiles(WholeFiles):
                 yield file.relative_to(here) if file.is_relative_to(here) else file, several
 
     def _check_size(self, size: int) -> None:
-        """Check nothing: any number of files is permitted."""
+        """Do nothing: the operator may send any number of files."""
 
     def _check_secrets(self, path: Path, data: bytes) -> None:
-        """Check nothing: these are the user's own files."""
+        """Do nothing: the files belong to the user."""

@@ -1,8 +1,8 @@
 """Sheets of workbooks as rows: `.xlsx`, `.xlsm`, `.xlsb`, `.xls` and `.ods`.
 
 A sheet is read as a whole, because its parts are compressed XML and a cell may refer to any text of the workbook. The
-first row with a value is the header. A row's number is its distance from the first row below the header. For a formula,
-the stored value is read. A program that writes a formula without computing it stores none.
+first row with a value is the header, and the number of a row is its distance from the row below the header. For a
+formula, the stored result is read; some programs write formulas without results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _AT_ONCE = 1024  # rows
 
 
 class SheetTable:
-    """The rows of one sheet of each file, under one header. Two columns of one name stay two columns."""
+    """The rows of one sheet of each file, under one header. Columns with the same name stay separate."""
 
     def __init__(self, files: InputFiles, without: Collection[str] = ()) -> None:
         """Read the sheets. `without`: columns to omit. Raises `PromptmillError` (`invalid_input`)."""
@@ -39,7 +39,7 @@ class SheetTable:
         self.style = style
 
     def header_at(self, row: int) -> Sequence[str]:
-        """Return the columns of the first file if this row of the sheet named them; see `Headed`."""
+        """Return the columns that the first file would have with this row as its header; see `Headed`."""
         cells = self._sheets[0][0].rows[row - self.header_row - 1 : row - self.header_row]
         return (
             ["" if value is None else values.text_of(value) for value in values.loads(cells[0].encode())]
@@ -48,7 +48,7 @@ class SheetTable:
         )
 
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
-        """Yield the rows; see `Input`. A sheet is never read from the middle."""
+        """Yield the rows; see `Input`. A sheet is always read from the beginning."""
         del window
         before = 0
         for sheet, own, part in self._sheets:
@@ -70,7 +70,7 @@ class SheetTable:
 
 
 def _named(header: Sequence[str]) -> list[str]:
-    """Return the names of the columns; one without a name gets one that no other column has.
+    """Return the names of the columns. A column without a name gets a name that no other column has.
 
     >>> _named(["id", "", "column_2"])
     ['id', 'column_2_', 'column_2']
@@ -85,7 +85,7 @@ def _named(header: Sequence[str]) -> list[str]:
 
 
 def _joined(style: Style, sheet: Sheet, names: Sequence[str]) -> Style:
-    """Return the style of all sheets so far and of another one. `names`: its columns, `""` for one to omit."""
+    """Return the style of the sheets so far and of `sheet`. `names`: its columns; `""` omits a column."""
 
     def of(places: Iterable[int], earlier: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*earlier, *(names[at] for at in places if at < len(names) and names[at]))))

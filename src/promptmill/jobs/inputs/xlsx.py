@@ -1,4 +1,4 @@
-"""The parts of an .xlsx file: a ZIP archive of XML files, of which one lists the sheets."""
+"""The parts of an .xlsx file. It is a ZIP archive of XML files; one of them lists the sheets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Sheet(NamedTuple):
 
     name: str
     part: str
-    """The path of its XML in the archive."""
+    """The path of the sheet's XML in the archive."""
 
 
 class Parts(NamedTuple):
@@ -43,14 +43,14 @@ class Parts(NamedTuple):
 
 @contextmanager
 def opened(stream: IO[bytes] | Path, file: str) -> Iterator[zipfile.ZipFile]:
-    """Open a workbook. Every error of reading in the block becomes a `PromptmillError` (`invalid_input`)."""
+    """Open a workbook. Convert every reading error of the block to a `PromptmillError` (`invalid_input`)."""
     try:
         with zipfile.ZipFile(stream) as packed:
             check_size(packed, file)
             yield packed
     except (zipfile.BadZipFile, ET.ParseError, expat.ExpatError, ValueError, NotImplementedError, EOFError):
         raise unreadable(file) from None
-    except (KeyError, StopIteration, RuntimeError):  # a part is missing, or encrypted
+    except (KeyError, StopIteration, RuntimeError):  # a part is missing, or is encrypted
         raise unreadable(file) from None
 
 
@@ -68,7 +68,7 @@ def check_size(packed: zipfile.ZipFile, file: str) -> None:
 
 
 def parts_of(packed: zipfile.ZipFile) -> Parts:
-    """Return the parts of a workbook. Raises the errors that `opened` turns into its own."""
+    """Return the parts of a workbook. Raises errors that `opened` converts."""
     (book,) = [target for kind, target in _related(packed, "").values() if kind == "officeDocument"]
     related = _related(packed, book)
     tree = tree_of(packed, book)
@@ -84,8 +84,8 @@ def sheet_names(file: Path) -> Sequence[str]:
 
 
 def tree_of(packed: zipfile.ZipFile, part: str) -> Element:
-    """Return the XML of a part. Raises the errors that `opened` turns into its own."""
-    return ET.fromstring(packed.read(part))  # noqa: S314 (expat bounds what entities grow to)
+    """Return the XML of a part. Raises errors that `opened` converts."""
+    return ET.fromstring(packed.read(part))  # noqa: S314 (expat limits the growth of entities)
 
 
 def rels_of(part: str) -> str:
@@ -99,7 +99,7 @@ def rels_of(part: str) -> str:
 
 
 def _related(packed: zipfile.ZipFile, part: str) -> dict[str, tuple[str, str]]:
-    """Return the last word of the type, and the path, of each part that `part` refers to, by the relationship's id."""
+    """Return the parts that `part` refers to, by relationship id: the last word of the part's type, and its path."""
     folder = posixpath.dirname(part)
     return {
         one.attrib["Id"]: (
@@ -117,7 +117,7 @@ def id_of(sheet: Element) -> str:
 
 
 def id_name(sheet: Element) -> str:
-    """Return the name, with its namespace, of the attribute with that id."""
+    """Return the name, with its namespace, of the attribute that holds the id of `id_of`."""
     return next(name for name in sheet.attrib if name.endswith("}id"))
 
 

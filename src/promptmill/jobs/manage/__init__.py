@@ -1,1 +1,1 @@
-"""Detached runs of jobs, jobs of a server, calls that become jobs, export and removal."""
+"""Detached runs, the jobs of a server, calls that become jobs, export and removal."""

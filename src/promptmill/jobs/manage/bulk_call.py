@@ -1,9 +1,9 @@
-"""A job of a Python program: `promptmill.bulk`, and its variants that are async or yield rows.
+"""The job of a Python program: `promptmill.bulk`, its async variant, and the variants that yield rows.
 
     rows ─▶ a temporary file ─▶ job.db ─▶ answers ─▶ the result
 
-The answers are kept if the program is interrupted, and the same call resumes the job. Without an output file, the job
-is removed when the program has the answers.
+The answers are kept if the program is interrupted; the same call resumes the job. A job without an output file is
+removed when the program has its answers.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ _KEPT = "The answers so far are kept: the same call resumes the job."
 def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]) -> BulkResult:
     """Answer all rows and return them with their answers, in the same order.
 
-    `rows`: a column or a table of pandas, polars, pyarrow or `datasets`; a list or any iterable of texts, dicts as in a
-    file of rows, or lists of messages; the path of a file, a folder or a pattern, as a text or a `pathlib.Path`; None,
-    with a query that names its files. Both may be URLs, such as "https://example.com/mails.csv" and "s3://bucket/out.csv".
-    `output`: a file to write; with a path as `rows`, the result's `rows` and `answers` are then empty.
+    `rows`: a column or a table of pandas, polars, pyarrow or `datasets`; any iterable of texts, dicts (as in a file of
+    rows) or lists of messages; the path of a file, a folder or a pattern, as text or `pathlib.Path`; None, with a query
+    that names its files. Both may be URLs, such as "https://example.com/mails.csv" and "s3://bucket/out.csv". `output`:
+    a file to write; if `rows` is a path, `rows` and `answers` of the result are then empty.
 
-    Raises `PromptmillError` when the job stops. The answers until then, or until Ctrl-C, are kept: the same call
+    Raises `PromptmillError` when the job stops. The answers up to this point, or up to Ctrl-C, are kept: the same call
     resumes the job.
     """
     return runtime.run_anywhere(_answered(_Call.of(rows, output, options)))
@@ -122,7 +122,7 @@ def stream(
         try:
             runtime.run_anywhere(work())
             come.put((None, None))
-        except BaseException as error:  # noqa: BLE001 (raised where the rows are taken)
+        except BaseException as error:  # noqa: BLE001 (raised in the thread that takes the rows)
             come.put((None, error))
 
     thread = threading.Thread(target=run, name="promptmill", daemon=True)
@@ -137,14 +137,14 @@ def stream(
             yield row
     finally:
         if stop and thread.is_alive():
-            with contextlib.suppress(RuntimeError):  # the loop is closed, because the thread has just ended
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, because its thread has just ended
                 stop[0]()
         thread.join()
 
 
 @dataclass
 class _Call:
-    """One call: its job, and the result."""
+    """One call of `bulk`: its job and its result."""
 
     job: OpenJob
     configuration: Configuration
@@ -184,7 +184,7 @@ class _Call:
 
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncGenerator[tuple[Job, Service]]:
-        # the rows stay until they are read, at the beginning of the run
+        # the temporary file of the rows stays until the run has read it
         with self.written, contextlib.closing(await self.job.admitted()) as job:
             self.folder = job.folder
             async with contextlib.aclosing(job.service(self.configuration)) as service:
@@ -228,7 +228,7 @@ class _Call:
         running.add_done_callback(lambda _: recorded.put_nowait(()))
         running.add_done_callback(lambda _: bound.set())
         try:
-            await bound.wait()  # now the answers are bound to the rows
+            await bound.wait()  # until the answers are bound to the rows
             async for page in _pages(store, stays):
                 for row in await asyncio.to_thread(self._shown, job, page):
                     yield row
@@ -242,7 +242,7 @@ class _Call:
             await asyncio.wait({running})
 
     def _shown(self, job: Job, records: Collection[Record] | Iterator[Record]) -> list[dict[str, Any]]:
-        """Return the rows of records with their numbers, without rows that the output leaves out."""
+        """Return the rows of records, each with its number, without rows that the output omits."""
         form, shown = _Form(job.spec), []
         for record in records:
             if job.spec.leaves_out(record.code) or record.slot >= job.spec.delivered:
@@ -254,12 +254,12 @@ class _Call:
         return shown
 
     def upload(self) -> None:
-        """Write the output to its URL, if it has one. Raises `PromptmillError`."""
+        """Upload the output if `output` is a URL. Raises `PromptmillError`."""
         if self.job.remote is not None and self.folder is not None:
             self.job.remote.deliver(self.folder, SILENT.say)
 
     def result(self) -> BulkResult:
-        """Return the result, and remove the job if it has no output file."""
+        """Return the result. If the job has no output file, remove it."""
         assert self.folder is not None
         spec, shown = self.folder.known_spec(), []
         numbers: list[int] = []
@@ -283,7 +283,7 @@ class _Call:
 
 
 class _Form:
-    """Converts a row and its answer to a dict with the fields of a JSON line."""
+    """Converts a row and its answer to a dict with the fields of the JSON output."""
 
     def __init__(self, spec: JobSpec) -> None:
         self._own, self._answers = OwnValues(spec), AnswerValues(spec)
@@ -295,7 +295,7 @@ class _Form:
 
 
 async def _pages(store: JobDatabase, where: str) -> AsyncGenerator[list[Record], None]:
-    """Yield pages of the records that meet a condition; a thread reads them."""
+    """Yield pages of records that meet a condition; a thread reads the pages."""
     first = 0
     while page := await asyncio.to_thread(store.page, first, where):
         yield page
@@ -303,7 +303,7 @@ async def _pages(store: JobDatabase, where: str) -> AsyncGenerator[list[Record],
 
 
 def _rows_of_program(rows: object, given: Mapping[str, Any]) -> Rows:
-    """Return the rows of a call: the paths or URLs that it names, the rows themselves, or none with a query."""
+    """Return the rows of a call: its paths or URLs, the rows themselves, or no rows if a query names the files."""
     if rows is None:
         return Rows()
     if isinstance(rows, str | Path):

@@ -1,4 +1,4 @@
-"""The keyword arguments of `promptmill.bulk`: their help, the configuration that they make, errors that name them."""
+"""The keyword arguments of `promptmill.bulk`: their help, the configuration they make, and errors that name them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ARGUMENTS = {
     "system_prompt": "system",
     "rows": "limit",  # of `Limits`
 }
-"""The arguments of fields and keys that have other names."""
+"""Arguments whose name differs from their field or key."""
 _FIELD_TYPES = MappingProxyType(
     {
         str: "text",
@@ -44,14 +44,14 @@ _FIELD_TYPES = MappingProxyType(
     }
 )
 _KINDS = {"prompt": (Sequence, Mapping), "model": (Sequence,), "settings": (Mapping,), "output": (Path,)}
-_LONGEST_NAME = 30  # characters of the name of a prompt, which each row of the output repeats
+_LONGEST_NAME = 30  # characters; the name of a prompt is repeated in each row of the output
 _KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
 
 
 def takes_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Add the options to the help of a function, raise `ArgumentError` for an unknown one, and shorten its errors.
+    """Add the options to a function's help, raise `ArgumentError` for an unknown option, and shorten tracebacks.
 
-    The text of a `PromptmillError` is complete, and a traceback of our code would fill a notebook's screen.
+    The text of a `PromptmillError` is complete; a traceback through promptmill would fill the screen of a notebook.
     """
 
     @functools.wraps(function)
@@ -73,9 +73,9 @@ def takes_options(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextlib.contextmanager
 def errors_of(given: Collection[str]) -> Iterator[None]:
-    """Convert a `PromptmillError` to one line of text that names the arguments of `bulk`.
+    """Convert a `PromptmillError` to one line of text that names arguments of `bulk`.
 
-    If an argument in `given` sets the key with an invalid value, the text names the argument.
+    If an argument in `given` sets the invalid configuration key, the text names the argument.
     """
 
     def argument(path: re.Match[str]) -> str:
@@ -94,7 +94,7 @@ def errors_of(given: Collection[str]) -> Iterator[None]:
 
 
 def argument_of(named: Named) -> str:
-    """Return the argument for a field in an error; `settings={…}` for a configuration key without an argument."""
+    """Return the argument for a field of an error; `settings={…}` for a configuration key without an argument."""
     if named.field == "status":
         return f"`promptmill jobs {named.value}`"
     key = named.field.rpartition(".")[2]
@@ -107,8 +107,8 @@ def argument_of(named: Named) -> str:
 
 
 def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that only Python has in another form, in the form of all faces: a list of prompts, and a list
-    or a dict of fields. Raises `PromptmillError`.
+    """Convert options that have another form in Python (a list of prompts; a list or dict of fields) to the common
+    form. Raises `PromptmillError`.
 
     >>> option_forms({"prompt": ["Is {{x}} so?", "Why {{x}}?"], "fields": {"amount": float, "due": "date"}})
     {'prompt': {'Is {{x}} so?': 'Is {{x}} so?', 'Why {{x}}?': 'Why {{x}}?'}, 'fields': 'amount:number,due:date'}
@@ -159,7 +159,7 @@ def _field_type(name: str, kind: object) -> str:
 
 
 def configuration_of(given: Mapping[str, Any]) -> Configuration:
-    """Return the configuration with the options `given` of `bulk`. Raises `PromptmillError`."""
+    """Return the configuration for the options `given` to `bulk`. Raises `PromptmillError`."""
     endpoint = {name: given[name] for name in _OF_THE_ENDPOINT if name in given}
     config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
     sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}

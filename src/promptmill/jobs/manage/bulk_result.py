@@ -1,4 +1,4 @@
-"""Converts the rows of a Python program to lines of JSON, and the answers to a table of the same kind as the rows.
+"""Converts rows of a Python program to lines of JSON, and answers to a table of the same kind as the rows.
 
 Tables and columns of pandas, polars, pyarrow, numpy and `datasets` are recognized by their methods, without an import
 of these libraries.
@@ -33,26 +33,26 @@ _ANSWERS = ("answer", "error", "finish_reason")
 
 @dataclass(frozen=True, repr=False)
 class BulkResult:
-    """All rows with their answers, in the order of the input."""
+    """All rows and their answers, in the order of the input."""
 
     status: Mapping[str, Any]
-    """Counts, tokens, seconds and cost of the whole job, the same as in `promptmill jobs`."""
+    """Counts, tokens, seconds and cost of the whole job, as in `promptmill jobs`."""
     rows: list[dict[str, Any]]
     """Each row with `answer`, `error`, `usage`, `finish_reason`; empty if rows and output are files."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The changed names of answer columns, by their usual names; a name changes if rows have a field of that name."""
+    """The names of answer columns that were renamed, by their usual names: a field of the rows had the usual name."""
     output: Path | None = None
     given: Any = None
     answer_schema: AnswerType | None = None
     numbers: Sequence[int] = ()
-    """The index of each row among the given rows: `skip_empty`, `limit` and `sample` leave rows out, and with variants
-    a row is there several times."""
+    """The index of each row in the given rows: `skip_empty`, `limit` and `sample` leave rows out, and variants repeat a
+    row."""
     variants: Sequence[str] = ()
-    """The names of the variants (models and prompts) if each row has several answers. Field `variant` has the name."""
+    """If each row has several answers, the names of the variants (models and prompts); field `variant` has the name."""
 
     @cached_property
     def answers(self) -> list[Any]:
-        """The answers without their rows; `""` for a failed row. With an `answer_schema`, objects or instances of its
+        """The answers without their rows; `""` for a failed row. With an `answer_schema`: objects, or instances of its
         class."""
         name = self.columns.get("answer", "answer")
         return [answer_of(row[name], self.answer_schema) for row in self.rows]
@@ -75,16 +75,15 @@ class BulkResult:
     @property
     def shares(self) -> Mapping[str, Any]:
         """The estimated share of each label among all rows, corrected for wrong labels, with its 95 % interval:
-        `share`, `low` and `high`. With a schema, by field. Empty without an estimate."""
+        `share`, `low` and `high`. With a schema, by field. Empty if there is no estimate."""
         by_field: Mapping[str, Mapping[str, Any]] = shares_of(self.status)
         return by_field.get("", by_field)
 
     def table(self) -> Any:
         """Return the caller's table (of pandas, polars, pyarrow or `datasets`) with answer columns added.
 
-        If the rows are a single column, it becomes the first column of a table. With a schema, each field of the
-        answers is a column. With several models or prompts, each row is there once for each of them, whose name is in
-        `variant`.
+        A single column of rows becomes the first column of a table. With a schema, each field of the answers is a
+        column. With several models or prompts, each row is repeated for each variant; `variant` has its name.
         """
         answers = self.columns.get("answer", "answer")
         columns: dict[str, _Column] = {}
@@ -94,7 +93,7 @@ class BulkResult:
         as_text = any(row[answers] and isinstance(row[answers], str) for row in self.rows)  # `fields` is False
         of_schema = None
         if self.answer_schema is not None and not as_text:
-            from promptmill.jobs.export.schema_columns import SchemaColumns  # other results do not need it
+            from promptmill.jobs.export.schema_columns import SchemaColumns  # other results do not need this module
 
             of_schema = SchemaColumns(json_schema_of(self.answer_schema), by_field=True)
             objects = [row[answers] if isinstance(row[answers], Mapping) else {} for row in self.rows]
@@ -107,10 +106,10 @@ class BulkResult:
         return _joined(self.given, columns, self.numbers)
 
     def _repr_html_(self) -> str:
-        """Return the result as HTML for a notebook: the counts and the first rows, without external resources."""
+        """Return the result as HTML for a notebook: counts and first rows, without external resources."""
         elements = [f"<p>{html.escape(self._summary)}</p>"]
         ours = [self.columns.get(name, name) for name in _ANSWERS]
-        # rows, in a notebook
+        # rows that a notebook shows
         shown = self.rows[:10]
         inner = dict.fromkeys(name for row in shown for name in row if name in ours or not self._is_ours(name))
         names = [
@@ -139,9 +138,9 @@ class BulkResult:
 
 
 def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
-    """Return a row's answer, or `""` without an answer. With a schema, an object or an instance of its class.
+    """Return the answer of a row, or `""`. With a schema, return an object or an instance of the schema's class.
 
-    Raises the errors of the class's validators, which check more than the schema.
+    Raises the errors of the class's validators, which may check more than the schema does.
     """
     if answer is None or answer == "":
         return ""
@@ -170,7 +169,7 @@ def _rows(rows: Any, name: str) -> Iterable[Any]:
         if name == "text" and isinstance(rows.name, str) and rows.name:
             name = rows.name
         return ({name: value} for value in rows)
-    if hasattr(rows, "features") and hasattr(rows, "with_format"):  # `datasets`; arrow keeps images as stored
+    if hasattr(rows, "features") and hasattr(rows, "with_format"):  # `datasets`; its Arrow table has the stored images
         return (row for table in rows.with_format("arrow").iter(_AT_ONCE) for row in table.to_pylist())
     if hasattr(rows, "to_batches"):  # pyarrow
         return (row for batch in rows.to_batches(_AT_ONCE) for row in batch.to_pylist())
@@ -179,7 +178,7 @@ def _rows(rows: Any, name: str) -> Iterable[Any]:
     if hasattr(rows, "to_dict") and hasattr(rows, "iloc"):  # pandas
         if not getattr(
             getattr(rows, "columns", None), "is_unique", True
-        ):  # its rows would lose fields of the same name
+        ):  # the rows of a table with two equal names would lose fields
             rows = rows.set_axis(distinct([str(name) for name in rows.columns]), axis=1)
         return (row for at in range(0, len(rows), _AT_ONCE) for row in rows.iloc[at : at + _AT_ONCE].to_dict("records"))
     if hasattr(rows, "to_pylist") or hasattr(rows, "tolist"):  # a column of pyarrow, an array of numpy
@@ -201,11 +200,11 @@ def _as_json(value: Any) -> Any:
         buffer = io.BytesIO()
         value.save(buffer, "PNG")
         return base64.b64encode(buffer.getvalue()).decode()
-    return None if type(value).__name__ in {"NAType", "NaTType"} else str(value)  # pandas' missing values
+    return None if type(value).__name__ in {"NAType", "NaTType"} else str(value)  # the missing values of pandas
 
 
 class _Column(NamedTuple):
-    """A column of answers. `arrow_type` returns its Arrow type; None: texts."""
+    """A column of answers. `arrow_type` returns its Arrow type; None for texts."""
 
     values: list[Any]
     arrow_type: Callable[[], Any] | None = None
@@ -252,7 +251,7 @@ def _taken(rows: Any, numbers: Sequence[int]) -> Any:
 
 
 def _cells(values: Iterable[Any], tag: str) -> str:
-    """Return the cells of a row of an HTML table; long texts are cut off."""
+    """Return the cells of a row of an HTML table; long texts are shortened."""
     texts = ("" if value is None else str(_cell(value)) for value in values)
     return "".join(f'<{tag} style="text-align: left">{html.escape(cut(text, 300))}</{tag}>' for text in texts)
 

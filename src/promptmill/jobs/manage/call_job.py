@@ -1,7 +1,7 @@
-"""A call as a job: its prompts on disk, so that any process can take it up, and its answers once it is over.
+"""A call as a job: its prompts are on disk so that any process can resume it; its answers are stored at its end.
 
 A call with a time limit (`DeadlineCall`) is a job from its start, and the job continues after the limit. Without a
-place (see `call_limits`) the job waits for one. If the client takes tasks (`server.tasks`), the job is a task.
+place (see `call_limits`), the job waits. If the client supports tasks (`server.tasks`), the job is a task.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ from promptmill.service.service import Service, too_long
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.safe_open import OutsideError
 
-# The time outside of the tool (dispatch, result on the wire). Twice the measured values.
+# Time outside of the tool (dispatch, sending the result): twice the measured values.
 _LEAST_MARGIN_S = 1.0
 _MARGIN_SHARE = 0.05
-_ITEM_S = 4e-5  # read from the database, then an entry in the result
+_ITEM_S = 4e-5  # to read an item from the database and add it to the result
 
 
 class CallTask(NamedTuple):
-    """The task that a call may become."""
+    """The task that a call can become."""
 
     note: Mapping[str, Any]
-    """The facts that its job keeps about it."""
+    """The data about the task that its job stores."""
     is_required: bool
-    """Whether the client takes the handle of a task only, and no result."""
+    """Whether the client accepts only the handle of a task, not a result."""
 
 
 class DeadlineCall:
-    """One call with a limit after which it returns. `outcomes`, then `go_on`; `abandon` in any case."""
+    """A call with a time limit. Use `outcomes`, then `go_on`; call `abandon` in any case."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class DeadlineCall:
         limit_s: float,
         task: CallTask | None = None,
     ) -> None:
-        """`limit_s` counts from the start of `work.stats`; `task`: the task that the call may become."""
+        """`limit_s` counts from the start of `work.stats`. `task`: the task that the call may become."""
         self._service = service
         self._running_jobs = running_jobs
         self._work = work
@@ -79,20 +79,20 @@ class DeadlineCall:
         self._is_task_required = task is not None and task.is_required
         margin_s = max(_LEAST_MARGIN_S, limit_s * _MARGIN_SHARE) + len(work.items) * _ITEM_S
         self._limit = work.stats.started + limit_s - min(margin_s, limit_s / 2)
-        """When the call has to return, even if its job is not finished."""
+        """The time at which the call must return, even if its job is not finished."""
         most_s = work.plan.settings.call_timeout
         self._end = math.inf if most_s is None else work.stats.started + most_s
-        """When the call has to be over."""
+        """The time at which all work of the call must end."""
         self._held = contextlib.ExitStack()
-        """Leaves the place and removes the job, unless the job continues the call."""
+        """Leaves the place and removes the job, unless the job is to continue."""
         self._run: asyncio.Task[object] | None = None
         self._rest: tuple[str, Callable[[], object]] | None = None
-        """The id of the job that continues the call, and the function that starts this."""
+        """The id of the job that continues the call, and the function that continues it."""
 
     async def outcomes(self) -> list[Outcome]:
-        """Return an outcome per item, before the time is over; items for the job have failed with code `deferred`.
+        """Return an outcome per item before the time limit. Items that are left to the job have failed as `deferred`.
 
-        Cancelling ends the work. Raises `PromptmillError` when the backend cannot be loaded, or too many jobs are in
+        Cancelling ends the work. Raises `PromptmillError` if the backend cannot be loaded or too many jobs are in
         progress (`rate_limited`).
         """
         work = self._work
@@ -117,7 +117,7 @@ class DeadlineCall:
         unanswered = await self._run_of(job, place) if place.entry.is_set() else await self._put_off(job, place)
         if self._run is not None:
             for record in await asyncio.to_thread(job.folder.store.sound_records):
-                sink.put(record.key, record.outcome())  # the job's run counted it
+                sink.put(record.key, record.outcome())  # the run of the job counted it
         if unanswered.code is not Code.DEFERRED:
             self._service.calls.unanswered(work.plan, unanswered.code, len(sink.missing))
         return sink.result(unanswered)
@@ -146,10 +146,10 @@ class DeadlineCall:
         return await self._deferred(job, lambda: _make_durable(job), lambda: self._running_jobs.adopt(job, run, place))
 
     async def _put_off(self, job: Job, place: Place) -> PromptmillError:
-        """Close the job, which has got no place in time. Return the error of its items."""
+        """Close the job, which got no place in time. Return the error for its items."""
 
         def close() -> None:
-            job.folder.put(status={"state": progress.INTERRUPTED})  # no run of it has died
+            job.folder.put(status={"state": progress.INTERRUPTED})  # the state of a job that was not killed
             _make_durable(job)
             job.close()
 
@@ -157,7 +157,7 @@ class DeadlineCall:
         return await self._deferred(job, close, later)
 
     async def _deferred(self, job: Job, make_ready: Callable[[], None], go_on: Callable[[], object]) -> PromptmillError:
-        """Prepare the job for its time without the call. Return the error of the items without an outcome."""
+        """Prepare the job to continue without the call. Return the error for the items without an outcome."""
         if self._end < self._limit:
             return too_long(self._work.plan.settings.call_timeout)
         await asyncio.to_thread(make_ready)
@@ -169,7 +169,7 @@ class DeadlineCall:
         return max(0.0, min(self._limit, self._end) - time.monotonic())
 
     def go_on(self) -> tuple[str | None, Call]:
-        """Leave the remaining items to the job. Return its id (None if no item remains) and the counts of the call."""
+        """Leave the remaining items to the job. Return its id (None if no item remains) and the call's counts."""
         stats = self._work.stats
         if self._rest is None:
             return None, stats
@@ -180,7 +180,7 @@ class DeadlineCall:
         return job_id, replace(stats, counts=stats.counts + Counts(), warnings=dict(stats.warnings))
 
     async def abandon(self) -> None:
-        """End the work and forget its job, unless the job continues. If all is answered, the job is gone then."""
+        """End the work and remove its job, unless the job continues. If all items have answers, the job is removed."""
         if self._run is None or self._run.done():
             self._held.close()
         else:
@@ -196,13 +196,13 @@ def write(
     all_answered: bool = False,
     task: Mapping[str, Any] | None = None,
 ) -> Job:
-    """Write a call as a job that this user alone can read, and open it. Blocks.
+    """Write a call as a job that only this user can read, and open the job. Blocks.
 
-    `outcomes` are of the items that have one; items without a request have failed. `all_answered`: the job has these
-    items alone. The job survives the end of this process, but a power loss only after `_make_durable`. Raises
-    `PromptmillError` (`storage`) and removes its files then.
+    `outcomes`: the outcomes of items that already have one; items without a request have failed. `all_answered`: the
+    job has no other items. The job survives the end of this process, but a power loss only after `_make_durable`. If
+    writing fails, removes the job's files and raises `PromptmillError` (`storage`).
     """
-    job_id = f"call-{secrets.token_hex(8)}"  # it cannot be guessed: clients with the same token may know of each other
+    job_id = f"call-{secrets.token_hex(8)}"  # a client with the same token must not guess the id
     folder, budget, rows = folders.loose(job_id), work.stats.ledger.budget, Rows(name="call", job_id=job_id)
     options = {"max_cost": None if budget is None else budget.limit}
     failed = {row: Failure(item) for row, item in enumerate(work.items) if isinstance(item, PromptmillError)}
@@ -230,19 +230,19 @@ def write(
 
 
 def _make_durable(job: Job) -> None:
-    """Return when the job would survive a power loss. Blocks. Raises `OSError`."""
+    """Sync the job, so that it survives a power loss. Blocks. Raises `OSError`."""
     job.folder.store.sync()
     disk.sync_folder(job.folder.path)
 
 
 def discard(job: Job) -> None:
-    """Remove a job that is not needed after all. Blocks."""
+    """Remove a job that is not needed. Blocks."""
     job.close()
     shutil.rmtree(job.folder.path, ignore_errors=True)
 
 
 async def keep(running_jobs: RunningJobs, work: CallWork, outcomes: Sequence[Outcome]) -> str:
-    """Return the id of a job with the settled `outcomes` of a call; it is finished, and its rows can be read.
+    """Store a call with its final `outcomes` as a finished job, whose rows can be read. Return the job's id.
 
     Raises `PromptmillError` (`storage`).
     """
@@ -253,7 +253,7 @@ async def keep(running_jobs: RunningJobs, work: CallWork, outcomes: Sequence[Out
     }
     writing = asyncio.to_thread(write, work, running_jobs.folders, outcomes_of, all_answered=True)
     job = await asyncio.shield(asyncio.ensure_future(writing))
-    await asyncio.wait({running_jobs.run_here(job)})  # which finds every row answered, and writes the output
+    await asyncio.wait({running_jobs.run_here(job)})  # the run finds every row answered, and only writes the output
     return job.spec.job_id
 
 
@@ -279,12 +279,12 @@ def _line(
     value = {"messages": messages, **shared}
     try:
         return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # half a surrogate pair and the like: its request reports the error
+    except TypeError:  # such as a lone surrogate: the request reports the error
         return json.dumps(value, default=str).encode()
 
 
 def _portable(conversation: Conversation, rule: FileRule) -> list[dict[str, Any]]:
-    """Return the messages with resolved image paths, for a process in another folder with the same file rule."""
+    """Return messages with resolved paths of images, for a process in another folder that has the same file rule."""
     messages = conversation.as_messages()
     for message in messages:
         for part in message["content"] if isinstance(message["content"], list) else ():

@@ -1,7 +1,7 @@
-"""Limits on the jobs of calls, of which a client can start any number: how many are in progress and have open files.
+"""Limits for the jobs of calls, because a client can start any number of jobs: jobs in progress, and open files.
 
-A job that sends requests has eight files open, so only a part of a server's jobs can run at a time. The others wait for
-a place, with their files closed. A free place goes to the session with the fewest running jobs.
+A job that sends requests has eight files open, so a server can run only some of its jobs at a time. The other jobs wait
+for a place with their files closed. A free place goes to the session with the fewest running jobs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.runtime import descriptors
 
 _FILES = 8  # open files of a running job: lock, input, database (2), its log and index, ledger (2)
-_FILES_SHARE = 4  # jobs take 1/4 of the descriptors: over HTTP clients have 1/2, and endpoints need some
+_FILES_SHARE = 4  # jobs take 1/4 of the descriptors: HTTP clients have 1/2, and endpoints need some
 
 
 class Places:
@@ -29,20 +29,20 @@ class Places:
     """
 
     def __init__(self, count: int, *, is_shared: bool = False) -> None:
-        """`is_shared`: each session gets at most half of the places, so that its long jobs leave room for others."""
+        """`is_shared`: a session gets at most half of the places, so its long jobs leave room for other sessions."""
         self._count = count
         self._count_of_session = (count + 1) // 2 if is_shared else count
         self._places: list[Place] = []
-        """The places of running and waiting jobs, by their arrival."""
+        """The places of running and waiting jobs, in order of arrival."""
 
     @classmethod
     def of_process(cls, *, is_shared: bool) -> Places:
-        """Return as many places as the descriptors of this process allow."""
+        """Return places for as many jobs as this process has descriptors for."""
         count = min(MOST_OPEN, descriptors(MOST_OPEN * _FILES * _FILES_SHARE) // _FILES_SHARE // _FILES)
         return cls(max(1, count), is_shared=is_shared)
 
     def take(self, session: str) -> Place:
-        """Return a place for a job of `session`, which may be in the queue still.
+        """Return a place for a job of `session`. The place may still be in the queue.
 
         Raises `PromptmillError` (`rate_limited`) if too many jobs are in progress.
         """
@@ -73,11 +73,11 @@ class Places:
             allowed = [place for place in waiting if running[place.session] < self._count_of_session]
             if not allowed or running.total() >= self._count:
                 return
-            min(allowed, key=lambda place: running[place.session]).entry.set()  # the oldest of them
+            min(allowed, key=lambda place: running[place.session]).entry.set()  # the oldest place
 
 
 class Place:
-    """The place of one job, from `Places.take` until `leave`."""
+    """The place of one job, from `Places.take` to `leave`."""
 
     def __init__(self, session: str, places: Places) -> None:
         self.session, self._places = session, places

@@ -1,4 +1,4 @@
-"""The paths of a call: its files are inside the folders of the rule on files, and none is a program's."""
+"""The paths of a call: its files must be in folders that the file rule permits, and must not be files of a program."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from promptmill.jobs.run.wanted_job import check_name
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.safe_open import OutsideError, home_expanded
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # as a path it has a single slash; a drive has a single letter
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # read as a path, a URL has a single slash; a drive has one letter
 
 
 class CallPaths:
     """Resolves and checks the paths of calls."""
 
     def __init__(self, rule: Callable[[], FileRule]) -> None:
-        """`rule` gives the rule for the files that are read and written; it may change."""
+        """`rule` returns the rule for files that are read and written. It may change."""
         self._rule = rule
 
     @property
     def rule(self) -> FileRule:
-        """The rule for the files that calls read and write."""
+        """The present rule for files that calls read and write."""
         return self._rule()
 
     def allowed(self, text: str, name: str) -> Path:
         """Return the resolved path of a file of rows that a call names in its argument `name`.
 
-        Raises `PromptmillError` (`invalid_input`) for a file that the rule on files refuses.
+        Raises `PromptmillError` (`invalid_input`) for a file that the file rule refuses.
         """
         real = self._resolved_path(text, name)
         if input_files.is_several(real):
@@ -58,7 +58,7 @@ class CallPaths:
         return self.allowed_of(text, "report", (".html",))
 
     def allowed_of(self, text: str, name: str, suffixes: Sequence[str]) -> Path:
-        """Return the resolved path of a file to write that has one of the `suffixes`. Raises as `allowed` does."""
+        """Return the resolved path of a file to write, with one of the `suffixes`. Raises as `allowed` does."""
         real = self._resolved_path(text, name)
         if real.suffix.lower() not in suffixes:
             raise input_error(f"{name} is no {' or '.join(suffixes)} file; name one, such as answers{suffixes[0]}.")

@@ -1,11 +1,11 @@
-"""A process of its own for a job: `python -m promptmill.jobs.manage.detached`.
+"""Runs a job, or one step of a job, in a separate process: `python -m promptmill.jobs.manage.detached`.
 
-    to run a job     it outlives the process that started it; its messages go to the job's `log`
-    for one step     it reads a call's files or template for a server, with limited memory and time, and ends with it
+    to run a job     the process outlives its parent; its messages go to the job's `log`
+    for one step     it reads a call's files or template for a server, with limited memory and time, and ends then
 
-It calls a function of this module, `_run_job` or a function in `_STEPS`. The function's name and arguments come over
-standard input, so that no command line shows a key of the configuration. A runner inherits the environment's keys for
-its models, a step inherits no key.
+The process calls one function of this module: `_run_job`, or a function in `_STEPS`. The function's name and arguments
+arrive on standard input, so no command line shows a key of the configuration. A runner inherits the environment's keys
+for its models; a step inherits no keys.
 """
 
 from __future__ import annotations
@@ -61,24 +61,23 @@ T = TypeVar("T")
 _MODULE = "promptmill.jobs.manage.detached"
 _STEP_BYTES, _RUNNER_BYTES = 2 << 30, 4 << 30
 _VALIDATION_S = 300
-_STUCK_S = 30  # of computing
+_STUCK_S = 30  # of processor time
 _LOOK_S = 1.0
 
 
-# ---- in the process that starts another
+# ---- in the parent process
 
 
 def start(job: Job, ended: Callable[[], None] = lambda: None, *, is_shared: bool = False) -> None:
-    """Start a runner for a job that was admitted, and hand it over, lock and all.
+    """Start a runner for an admitted job, and pass the job's lock to it.
 
-    `ended` is called in a thread when the runner has ended, if this process lives until then. `is_shared`: see
-    `Service`.
+    `ended` is called in a thread when the runner has ended, if this process still runs. `is_shared`: see `Service`.
 
     Raises `PromptmillError` (`storage`).
     """
     folder = job.folder
     inherited = None if sys.platform == "win32" else job.lock.descriptor
-    folder.close()  # one process writes
+    folder.close()  # only the runner may write the database
     called = _packed(
         _run_job,
         folder=folder.path,
@@ -104,7 +103,7 @@ def start(job: Job, ended: Callable[[], None] = lambda: None, *, is_shared: bool
     with contextlib.suppress(BrokenPipeError), runner.stdin as pipe:
         pipe.write(called)
 
-    def wait() -> None:  # so that it does not stay in the process table
+    def wait() -> None:  # without a wait, the ended runner would stay in the process table
         runner.wait()
         ended()
 
@@ -112,22 +111,22 @@ def start(job: Job, ended: Callable[[], None] = lambda: None, *, is_shared: bool
 
 
 async def validated(wanted: WantedJob) -> dict[str, Any]:
-    """Return the findings of `validation.check`, which another process makes for a call. Raises as `done_apart`."""
+    """Run `validation.check` for a call in another process, and return its findings. Raises as `done_apart`."""
     plan, order = wanted.plan, wanted.order
     call = functools.partial(_check, plan=plan, order=order, folders=wanted.folders, given=wanted.source)
     return await done_apart(call, order.inputs[0].name, _environment(plan))
 
 
 async def check_columns(order: JobOrder, rule: FileRule) -> None:
-    """Look in another process for the columns that a prompt names, and for names of secrets. Raises as `done_apart`."""
+    """Check the columns that a prompt names, and look for secrets, in a child process. Raises as `done_apart`."""
     await done_apart(functools.partial(_check_columns, order=order, rule=rule.without_secrets), order.inputs[0].name)
 
 
 class OtherProcess(Apart):
-    """Has another process do the steps of a job; meanwhile the job's database belongs to that process."""
+    """Runs the steps of a job in another process, which owns the job's database meanwhile."""
 
     def __init__(self, places: asyncio.Semaphore) -> None:
-        """`places` bounds the number of these processes."""
+        """`places` limits the number of processes."""
         self._places = places
 
     async def __call__(self, step: functools.partial[T], job: Job, note: Callable[[int], None]) -> T:
@@ -149,15 +148,15 @@ async def done_apart(
     note: Callable[[int], None] | None = None,
     module: str = _MODULE,
 ) -> T:
-    """Return the result of a step of `module`, which a process with limited memory and time does for this one.
+    """Run a step of `module` in a process with limited memory and time, and return its result.
 
-    Raises `PromptmillError`, also if the process ended: `invalid_input`, naming the input `name`.
+    Raises `PromptmillError`; `invalid_input`, with the input's `name`, if the process ended early.
     """
     child = await subprocesses.Child.start(
         module, subprocesses.bare_environment(()) if environment is None else environment
     )
     try:
-        await child.send(_packed(call.func, **call.keywords))  # the pipe stays open: its end is the end of the step
+        await child.send(_packed(call.func, **call.keywords))  # the pipe stays open: when it closes, the step ends
         while (message := await child.receive()) is not None:
             if "note" in message and note is not None:
                 note(message["note"])
@@ -178,12 +177,12 @@ async def done_apart(
 
 
 def _packed(function: Callable[..., object], **arguments: object) -> bytes:
-    """Return a call of a function of this module as a frame, secrets in the clear."""
+    """Return a call of a function of this module as a frame. Secrets are not masked."""
     return frames.packed({"call": function.__name__, "arguments": _plain(arguments)})
 
 
 def _arguments(function: Callable[..., object], packed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that `_packed` wrote, of the types that the function's signature says."""
+    """Return the arguments from `_packed`, converted to the types of the function's signature."""
     types = get_type_hints(function)
     return {
         name: Folder(Path(value)) if types[name] is Folder else TypeAdapter(types[name]).validate_python(value)
@@ -192,7 +191,7 @@ def _arguments(function: Callable[..., object], packed: Mapping[str, Any]) -> di
 
 
 def _plain(value: object) -> Any:
-    """Return a value as JSON carries it, secrets in the clear."""
+    """Return a value as JSON data. Secrets are not masked."""
     return orjson.loads(orjson.dumps(value, default=_revealed, option=orjson.OPT_PASSTHROUGH_DATACLASS))
 
 
@@ -202,7 +201,7 @@ def _revealed(value: object) -> object:
             return value.get_secret_value()
         case JobOrder() | JobSpec():
             return value.model_dump(mode="json")
-        case BaseModel():  # keys that are not set stay unset: the presence of some decides
+        case BaseModel():  # unset keys stay unset, because some code checks whether a key is set
             return value.model_dump(exclude_unset=True)
         case Path():
             return str(value)
@@ -218,7 +217,7 @@ def _revealed(value: object) -> object:
 
 
 def _environment(plan: ResolvedConfig) -> dict[str, str]:
-    """Return the variables that a process with this plan needs. Keys of models that it may not use are left out."""
+    """Return the environment variables for a process with this plan, without keys of models that it may not use."""
     configuration = _configuration(plan)
     limits, plans = configuration.plan.operator.client_limits, {}
     names = list(configuration.names if limits.models is None or plan.trust_client else limits.models)
@@ -226,12 +225,12 @@ def _environment(plan: ResolvedConfig) -> dict[str, str]:
     while names:
         name = names.pop()
         if name not in plans and name in configuration.names:
-            with contextlib.suppress(PromptmillError):  # it cannot be used
+            with contextlib.suppress(PromptmillError):  # an invalid plan needs no variables
                 plans[name] = configuration.plan_of(name)
                 names += plans[name].fallback
-    plans[plan.name] = ResolvedConfig(plan.settings, plan.settings, name=plan.name)  # as the call has it
+    plans[plan.name] = ResolvedConfig(plan.settings, plan.settings, name=plan.name)  # the plan with the call's settings
     if any(each.backend not in {*BACKENDS, AUTO} for each in plans.values()):
-        return dict(os.environ)  # what another package's backend reads is not known
+        return dict(os.environ)  # another package's backend may read any variable
     return subprocesses.bare_environment({name for each in plans.values() for name in registry.key_variables(each)})
 
 
@@ -242,30 +241,30 @@ def _configuration(plan: ResolvedConfig) -> Configuration:
 
 
 def _spawn(log: int, job: Job, inherited: int | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start the runner. It is no `Child`: it outlives this process, and inherits the job's lock."""
+    """Start the runner. It is not a `Child`: it outlives this process and inherits the job's lock."""
 
     def spawn(**options: Any) -> subprocess.Popen[bytes]:
         options |= {"env": environment, "stdout": log, "stderr": log}
         return subprocess.Popen(subprocesses.command_of(_MODULE), stdin=subprocess.PIPE, **options)
 
     if inherited is None:
-        job.lock.release()  # the runner takes it itself
+        job.lock.release()  # the runner takes the lock itself
     if sys.platform != "win32":
-        # a session of its own: signals to the server's group or terminal do not reach it
+        # a new session: signals to the server's group or terminal do not reach the runner
         return spawn(start_new_session=True, pass_fds=[] if inherited is None else [inherited])
     flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP
     try:
-        # some clients run servers in a job object that ends all it holds
+        # some clients run servers in a job object, which ends all of its processes
         return spawn(creationflags=flags | subprocess.CREATE_BREAKAWAY_FROM_JOB)
     except OSError:
         return spawn(creationflags=flags)
 
 
-# ---- in the process that was started
+# ---- in the child process
 
 
 class _Watched(threading.Event):
-    """Never set. The system ends this process if it computes for too long between two looks at it."""
+    """A never-set event. If too much processor time passes between two checks, the system ends this process."""
 
     def is_set(self) -> bool:
         runtime.limit_computing(_STUCK_S)
@@ -308,7 +307,7 @@ _RAISED: Mapping[str, type[Exception]] = MappingProxyType(
 
 
 def _do_step(step: Callable[..., object], packed: Mapping[str, Any], incoming: BinaryIO, outgoing: BinaryIO) -> None:
-    """Do a step for the process at the other end of both pipes, and end when it does."""
+    """Run a step for the process at the other end of both pipes. End when that process ends."""
 
     def send(**message: Any) -> None:
         try:
@@ -317,7 +316,7 @@ def _do_step(step: Callable[..., object], packed: Mapping[str, Any], incoming: B
         except OSError:
             subprocesses.end_own_group()
 
-    def end_with_other() -> None:  # also where the system does not
+    def end_with_other() -> None:  # for systems that do not end it themselves
         os.read(incoming.fileno(), 1)
         subprocesses.end_own_group()
 
@@ -341,7 +340,7 @@ def _do_step(step: Callable[..., object], packed: Mapping[str, Any], incoming: B
     except tuple(_RAISED.values()) as error:
         send(raised=type(error).__name__)
         return
-    except Exception as error:  # noqa: BLE001 (the other process reports it, without a traceback)
+    except Exception as error:  # noqa: BLE001 (the other process reports the error, without a traceback)
         failure = PromptmillError(Code.INTERNAL, f"A bug in promptmill ({type(error).__name__}).")
     else:
         send(result=result)
@@ -359,9 +358,9 @@ def _run_job(
     is_shared: bool,
     most_cost: float | None,
 ) -> int:
-    """Run a job that was admitted; `lock` is the inherited descriptor of its lock. Return the exit code."""
+    """Run an admitted job; `lock` is the inherited descriptor of its lock. Return the exit code."""
     configuration = _configuration(plan)
-    if plan.backend in {*BACKENDS, AUTO}:  # how much another package's backend needs is not known
+    if plan.backend in {*BACKENDS, AUTO}:  # the needs of another package's backend are unknown
         runtime.limit_memory(_RUNNER_BYTES)
     held = Lock.take(folder.lock) if lock is None else Lock(lock)
     if held is None:
@@ -394,9 +393,9 @@ async def _run(job: Job, service: Service) -> None:
 
 
 async def _end_if_stuck(job: Job) -> None:
-    """Let the system end this process when it neither turns its loop nor follows a request to end, but computes.
+    """Let the system end this process if it keeps computing without running its event loop or obeying a request to end.
 
-    A template of a call may compute for hours, and so holds its thread or, in one operation, the whole process.
+    A template of a call may compute for hours; it blocks its thread or, in a single operation, the whole process.
     """
     while not job.folder.control.cancel:
         runtime.limit_computing(_STUCK_S)
@@ -404,7 +403,7 @@ async def _end_if_stuck(job: Job) -> None:
 
 
 def main(steps: Mapping[str, Callable[..., object]] = _STEPS) -> int:
-    """Do the call that standard input describes."""
+    """Run the call that standard input describes."""
     incoming, outgoing = subprocesses.private_pipes()
     called = frames.read(incoming)
     if called is None:

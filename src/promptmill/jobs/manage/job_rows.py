@@ -1,4 +1,4 @@
-"""Rows of a job as people and callers read them: each question with its answer or error, and pages of results."""
+"""Rows of a job for people and callers: each question with its answer or error, and pages of results."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
-_VALUE = 24  # bytes of text that take as long on the event loop as a value; a page has up to 300,000 values
+_VALUE = 24  # bytes of text that cost the event loop as much time as one value; a page has up to 300,000 values
 Only = Literal["all", "answers", "failed"]
 _IDENTIFIES = frozenset({"left_out", "index", "id", "custom_id", "model", "path"})
-"""The fields that a row keeps where the input is left out."""
+"""The fields that a row keeps if the input's columns are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """A row to show: `asked` has texts by their labels, `values` is the row for programs."""
+    """A row to show. `asked`: texts for people, with labels. `values`: the row for programs."""
 
     number: int
-    """From 1."""
+    """The row's number, from 1."""
     asked: Sequence[tuple[str, str]]
-    """The question: its prompt, or the turns of its conversation."""
+    """The question, each text with its label: a prompt, or the turns of a conversation."""
     answers: Sequence[str]
     error: str
     values: JsonObject
     seconds: float = 0.0
-    """The latency of its answer."""
+    """The latency of the answer."""
     images: Sequence[str] = ()
-    """The sources of its images."""
+    """The sources of the row's images."""
     variant: Sequence[tuple[str, str]] = ()
-    """Of a row with several answers: the model of this one and the variant, by the names of their columns."""
+    """If a row has several answers: the model and the variant of this answer, by the names of their columns."""
     thought: str = ""
     answered: AnsweredRow | None = None
-    """The row as the job stores it; None for a row that it has not read, or of a file that no job made."""
+    """The row as the job stores it; None if the job has not read the row, or if the file was not made by a job."""
 
 
 class JobRows:
-    """Reads the rows of a job with their answers."""
+    """Reads the rows of a job and their answers."""
 
     def __init__(self, store: JobDatabase, spec: JobSpec) -> None:
         self._store, self._spec = store, spec
@@ -118,10 +118,10 @@ class JobRows:
         )
 
     def _question(self, row: Row, prompt: int) -> tuple[list[tuple[str, str]], Any, Sequence[str]]:
-        """Return a question as labelled texts (for people), as JSON (for programs), and the sources of its images."""
+        """Return a question as labelled texts (for people) and as JSON (for programs), and the sources of images."""
         try:
             request = self._requests[prompt].request(row.n, row.line, row.cells or b"")
-        except PromptmillError:  # the record holds the error
+        except PromptmillError:  # the error is in the record
             text = (row.cells or b"").decode(errors="replace")
             return [("row", text)], text, ()
         if request.path:
@@ -188,9 +188,9 @@ def results_page(
 
 
 def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the answer's fields as for the output, without logprobs and the like where they take megabytes.
+    """Return the fields of an answer as in the output, without logprobs and similar fields if they take megabytes.
 
-    Their values would take many times their size in memory, and seconds of the event loop to send.
+    Their values would take many times their size in memory, and block the event loop for seconds.
     """
     size = len(record.more or "")
     if _size((record.more or "").encode()) <= LARGEST_PAGE // 8:
@@ -200,7 +200,7 @@ def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _end_of_answers(store: JobDatabase, spec: JobSpec) -> int:
-    """Return the number behind the last row with an answer: the rest of a large input is not read."""
+    """Return the number after the last answered row, so that the rest of a large input need not be read."""
     query = "SELECT coalesce(max(key), -1) FROM answer WHERE key BETWEEN ? AND ?"
     firsts = [slot * SLOT for slot in range(spec.delivered)]
     return max(int(store.read(query, first, first + SLOT - 1)[0][0]) - first for first in firsts) + 1
@@ -214,20 +214,20 @@ def _wanted(only: Only, key: int, record: Record | None) -> Record | None:
 
 
 def _size(text: bytes) -> int:
-    """Return the size of JSON as a part of a page: its bytes, and more for many values."""
+    """Return the cost of JSON on a page: its bytes, and more if it has many values."""
     return len(text) + _VALUE * text.count(b",")
 
 
 class _Fields:
-    """The own fields of a job's rows, as far as they can be sent."""
+    """The input's fields of a job's rows, as far as they can be sent."""
 
     def __init__(self, spec: JobSpec, finder: SecretFinder | None) -> None:
-        """`finder` finds the secrets that a row of the operator's job may hold; None: they are no matter."""
+        """`finder`: finds secrets in the rows of the operator's job; None: no check is needed."""
         self._spec, self._finder = spec, finder
         self._own = OwnValues(spec)
 
     def of(self, row: Row) -> dict[str, Any]:
-        """Return the fields of a row; `{}` for one that is too large for a page, or unreadable."""
+        """Return the fields of a row; `{}` if the row is unreadable or too large for a page."""
         if _size(row.cells or b"") > LARGEST_PAGE:
             return {}
         text = rows.json_line(self._own.of(row))

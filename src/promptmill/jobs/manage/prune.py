@@ -1,4 +1,4 @@
-"""Removes old jobs: never a running job, and an unfinished one only on request."""
+"""Removes old jobs. A running job is never removed; an unfinished job is removed only on request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from promptmill.jobs.store.lock import Lock
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 60.0
 _LOOK_AGAIN: dict[Path, float] = {}
-"""When to look for jobs of calls again, by the folder of all jobs."""
+"""The time of the next check for jobs of calls, by the folder of all jobs."""
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -41,11 +41,11 @@ def age_s(text: str) -> float:
 
 
 def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list[str]:
-    """Remove the folders of jobs in which nothing has happened for `older_than_s`; return their ids.
+    """Remove the folders of jobs that have not changed for `older_than_s`; return the jobs' ids.
 
-    With `unfinished`, also jobs that could be resumed, with their answers. A finished job's output file is the user's
-    and stays. A task is kept as long as its client may ask for it, unless `unfinished`. Raises `PromptmillError`
-    (`storage`).
+    With `unfinished`, jobs that could be resumed are removed too, with their answers. The output file of a finished job
+    belongs to the user and stays. Without `unfinished`, a task is kept as long as its client may request it. Raises
+    `PromptmillError` (`storage`).
     """
     before = time.time() - older_than_s
     removed = []
@@ -57,19 +57,19 @@ def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list
                 folder = None
             if folder is None:  # the job was moved or removed
                 path.unlink(missing_ok=True)
-        except (FileNotFoundError, IsADirectoryError):  # another process removes it
+        except (FileNotFoundError, IsADirectoryError):  # another process is removing it
             continue
         except OSError as error:
             raise PromptmillError(Code.STORAGE, f"{path} cannot be removed: {disk.why(error)}.", "") from None
-    with contextlib.suppress(OSError):  # the next time
+    with contextlib.suppress(OSError):  # it can be removed the next time
         given.prune(folders, before)
     return removed
 
 
 def make_room(folders: JobFolders) -> list[str]:
-    """Remove finished jobs of calls, the oldest first, until the others are within the bounds; return their ids.
+    """Remove the oldest finished jobs of calls until the rest is within the limits; return the ids of removed jobs.
 
-    Looks once a minute, because a look at thousands of folders takes some 50 ms. Raises `OSError`.
+    Checks once a minute, because a check of thousands of folders takes about 50 ms. Raises `OSError`.
     """
     if time.monotonic() < _LOOK_AGAIN.get(folders.root, 0.0):
         return []
@@ -97,17 +97,17 @@ def _sized(path: Path) -> tuple[float, int, Path]:
 
 
 def _removed(folder: Folder, may: Callable[[], bool]) -> bool:
-    """Remove a job that no process runs, if `may` returns True; return whether it is gone."""
+    """Remove a job that no process runs, if `may` returns True. Return whether the job is removed."""
     if not may() or (lock := Lock.take(folder.lock)) is None:
         return False
     try:
-        if not may():  # it has run in the meantime
+        if not may():  # the job has run meanwhile
             return False
         remove(folder)
     finally:
         lock.release()
     if sys.platform == "win32":
-        with contextlib.suppress(OSError):  # another process looks at the lock, or has begun the job again
+        with contextlib.suppress(OSError):  # another process checks the lock, or has started the job again
             folder.lock.unlink()
             folder.remove()
     return True
@@ -124,16 +124,16 @@ def _is_old(folder: Folder, before: float, *, unfinished: bool) -> bool:
 
 
 def _is_done(folder: Folder) -> bool:
-    """Return whether nothing could be resumed here: the job is gone, or its output holds every row."""
+    """Return whether nothing is left to resume: the job was removed, or its output has every row."""
     spec, result = folder.spec, folder.result
     if spec is None:
         return not folder.database.exists()
-    is_whole = result is not None and result.holds(folder.row_count)  # None: unknown, so that only all will do
+    is_whole = result is not None and result.holds(folder.row_count)  # None: the count is unknown
     return is_whole and status.read(folder)["state"] == progress.FINISHED
 
 
 def remove(folder: Folder) -> None:
-    """Remove all files of a job; the caller holds its lock, so no process begins it before it is gone."""
+    """Remove all files of a job. The caller holds the lock, so no process can start the job meanwhile."""
     if (spec := folder.spec) is not None:
         output.discard(spec.output.path, spec.job_id)
         if ids := folder.batches:
@@ -142,21 +142,21 @@ def remove(folder: Folder) -> None:
     for file in folder.path.iterdir():
         if file != folder.lock:
             file.unlink()
-    if sys.platform != "win32":  # which removes no open file
+    if sys.platform != "win32":  # Windows does not remove open files
         folder.lock.unlink()
-        with contextlib.suppress(OSError):  # another process begins the job again
+        with contextlib.suppress(OSError):  # another process starts the job again
             folder.remove()
 
 
 def forget(folder: Folder, folders: JobFolders) -> None:
-    """Remove a job that its order would have begun; the caller holds its lock."""
+    """Remove a new job whose order was refused. The caller holds the lock."""
     folder.close()
     folders.unregister(folder)
     remove(folder)
 
 
 def _last_change(path: Path) -> float:
-    """Return when the job was last at work; looking at it or taking the lock does not count."""
+    """Return the time of the job's last work. Reading the job or taking its lock does not count."""
     folder = Folder(path)
     if (spec := folder.spec) is not None:
         updated = folder.status.get("updated")

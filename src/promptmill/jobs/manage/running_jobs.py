@@ -1,4 +1,4 @@
-"""The jobs that a server runs for its callers, in this process or in another one."""
+"""The jobs that a server runs for its callers, in this process or in child processes."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ from promptmill.system.call_files import FileRule
 T = TypeVar("T")
 _WAIT_S = 1.0
 Approve: TypeAlias = Callable[[float | None, float | None, float | None], Awaitable[None]]
-"""Gets the estimated and the highest cost of a job (None: unknown). It raises to prevent the job."""
+"""Called with the estimated and the highest cost of a job (None: unknown). It raises an error to prevent the job."""
 
 
 class RunningJobs:
-    """The jobs that a server starts for its callers. A job that runs in this process ends with the service."""
+    """The jobs that a server starts for its callers. Jobs that run in this process end with the service."""
 
     def __init__(self, service: Service, rule: Callable[[], FileRule], folders: JobFolders | None = None) -> None:
-        """`rule` gives the rule for the files that are read and written; `folders` is where jobs live."""
+        """`rule` returns the rule for files that are read and written. `folders`: the folders of all jobs."""
         self._service = service
         self.folders, self.paths = folders or JobFolders.from_environ(), CallPaths(rule)
         self.visible = VisibleJobs(self.folders, self.paths)
         self._here: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, asyncio.Task[None]] = {}
-        """The jobs of calls that wait for a place, or are about to run in it."""
+        """The jobs of calls that wait for a place or are about to start."""
         self._validating = asyncio.Semaphore(MOST_RUNNERS // 2)
         self._places = asyncio.Semaphore(MOST_RUNNERS // 2)
         self._apart = detached.OtherProcess(self._places)
         self._runners = 0
-        """Processes that run jobs for this one."""
+        """The number of processes that run jobs for this process."""
         self.places = Places.of_process(is_shared=service.is_shared)
 
     def status(self, job_id: str | None, limit: int = 20, caller: Caller = USER) -> dict[str, Any]:
-        """Return the status of one job, or the newest as `{"jobs": […], "more": how many there are besides}`.
+        """Return the status of one job, or of the newest jobs: `{"jobs": […], "more": the number of other jobs}`.
 
-        Jobs on rows that came in a call are listed for their session only. A job that waits for a place
-        has the state `starting`.
+        A job on rows that came in a call is listed only for its session. A job that waits for a place has the state
+        `starting`.
         """
         if job_id is None:
             return self.visible.newest(limit, caller)
@@ -70,7 +70,7 @@ class RunningJobs:
     async def opened(
         self, rows: Rows, output: str | Path | None, options: Mapping[str, Any], models: CallModels, caller: Caller
     ) -> AsyncGenerator[OpenJob]:
-        """Give the job of a call, as `open_job` does in a thread. `CallPaths` has checked its paths.
+        """Yield the job of a call: `open_job` in a thread. `CallPaths` has checked the paths of the call.
 
         Raises `PromptmillError`.
         """
@@ -84,13 +84,13 @@ class RunningJobs:
     async def start(
         self, opened: OpenJob, caller: Caller, approve: Approve | None = None, *, validate: bool = False
     ) -> dict[str, Any]:
-        """Start the job of a call, or resume it, and return at once with its status.
+        """Start or resume the job of a call, and return its status without waiting for its end.
 
-        `approve` gets the cost of the rows that have no answer yet. `validate` starts nothing and returns the findings
-        in the rows instead.
+        `approve` is called with the cost of the rows that have no answer yet. With `validate`, nothing is started, and
+        the problems in the rows are returned.
 
-        On the openai backend a process of its own runs the job; otherwise it runs on this server's engine. Raises
-        `PromptmillError` (`invalid_input`) for what `admission` refuses.
+        With the openai backend, the job runs in a child process; otherwise on this server's engine. Raises
+        `PromptmillError` (`invalid_input`) if `admission` refuses the order.
         """
         order, source = opened.order, opened.source
         if opened.loose is not None:
@@ -112,7 +112,7 @@ class RunningJobs:
             if job.finished:
                 job.close()
                 return dict(self._status_of(job, "The job is finished already."))
-            # a call's rows and query end with it
+            # the rows and the query of a call are not kept after the call
             is_of_call = source is not None or (order.reading.sql is not None and job.change.before is None)
             if is_of_call or job.change.before is not None:
                 unread = await asyncio.to_thread(job.unread)
@@ -123,9 +123,9 @@ class RunningJobs:
         return dict(self._status_of(job, "Ask bulk_status how far it is."))
 
     async def _read(self, job: Job, files: InputFiles, *, is_trial: bool) -> None:
-        """Read the input of a job, or only find out whether that is refused (`is_trial`).
+        """Read the input of a job. `is_trial`: only check whether reading is refused, and change nothing.
 
-        Raises `PromptmillError` (`invalid_input`). Then the job is as it was before the call, or gone if it was new.
+        Raises `PromptmillError` (`invalid_input`). Then the job is unchanged; a new job is removed.
         """
         try:
             step: partial[Any] = job.trial(files) if is_trial else job.reading(files)
@@ -140,12 +140,12 @@ class RunningJobs:
             raise
 
     def _running(self, order: JobOrder) -> Status | None:
-        """Return the status of the job of an order if a process runs it as this order says. Blocks."""
+        """Return the status of the job of an order if a process runs the job with the same order. Blocks."""
         folder = self.folders.of(order.target)
-        if order != folder.order:  # `earlier` is not stored, so one with `again` differs
+        if order != folder.order:  # `earlier` is not stored, so an order with `again` never equals the stored order
             return None
         now = status.read(folder)
-        if not now["alive"] or now["state"] not in progress.ALIVE:  # it may be about to leave
+        if not now["alive"] or now["state"] not in progress.ALIVE:  # the runner may be about to exit
             return None
         return {"job_id": folder.job_id, "message": "The job is running already."} | now
 
@@ -153,8 +153,8 @@ class RunningJobs:
         return {"job_id": job.spec.job_id, "message": message} | status.read(job.folder)
 
     async def _approved(self, approve: Approve, order: JobOrder, checked: Mapping[str, Any]) -> None:
-        """Call `approve` with the costs that are known: the estimate and the highest cost of the rows that an earlier
-        job of these files has not answered, and the cost of the sample, if there will be one."""
+        """Call `approve` with the known costs: the estimate and the highest cost of the rows that an earlier job of
+        these files has not answered, and the cost of the sample, if a sample will be drawn."""
         estimated, most, left = checked.get("estimated_cost"), checked.get("most_cost"), 1.0
         sample = order.plan.first_cost(checked)
         if order.earlier.again != "all":
@@ -169,10 +169,10 @@ class RunningJobs:
             await approve(estimated, most, sample)
 
     async def resume(self, job_id: str, plan: ResolvedConfig, caller: Caller) -> None:
-        """Resume the job of a call with its last order and the `plan` of its model; without a place, it waits for one.
+        """Resume the job of a call with its last order and the `plan` of its model, or let it wait for a place.
 
-        A job whose runs die again and again without another answer is stopped instead. Raises `PromptmillError` like
-        `start`, also when another process runs the job, and `rate_limited` if too many jobs are in progress.
+        If the runs of a job die repeatedly without a new answer, the job is stopped instead. Raises `PromptmillError`
+        like `start`; also if another process runs the job; `rate_limited` if too many jobs are in progress.
         """
         if job_id not in self._here and job_id not in self._waiting:
             place = self.places.take(caller.session)
@@ -191,12 +191,12 @@ class RunningJobs:
         return status.read(folder)
 
     def run_later(self, job_id: str, plan: ResolvedConfig, place: Place) -> asyncio.Task[None]:
-        """Run the job of a call, whose files are closed, when it gets its place; return the wait for that."""
+        """Run the job of a call, whose files are closed, when it gets its place. Return the task that waits."""
         waiting = self._waiting[job_id] = asyncio.ensure_future(self._run_in(place, job_id, plan))
 
         def ended(_: asyncio.Task[None]) -> None:
             del self._waiting[job_id]
-            if waiting.cancelled():  # perhaps before its first step
+            if waiting.cancelled():  # the task may be cancelled before it starts
                 place.leave()
             _report(job_id, waiting)
 
@@ -221,9 +221,9 @@ class RunningJobs:
                 await self._launch(job, place)
 
     async def _launch(self, job: Job, place: Place | None = None) -> None:
-        """Run an admitted job: in this process if it needs the server's engine or comes from a call, else in its own.
+        """Run an admitted job: here if it needs the server's engine or is the job of a call, else in a child process.
 
-        `place`: for a job that comes from a call.
+        `place`: the place of a job that is the job of a call.
         """
         with contextlib.ExitStack() as held:
             held.callback(job.close)
@@ -257,7 +257,7 @@ class RunningJobs:
         starting = asyncio.ensure_future(asyncio.to_thread(start, job, ended))
 
         def started(done: asyncio.Future[None]) -> None:
-            job.close()  # not earlier, even if the caller waits no more
+            job.close()  # the runner has taken the lock by now, even if the caller was cancelled
             if done.cancelled() or done.exception():
                 ended()
 
@@ -268,9 +268,9 @@ class RunningJobs:
         self._runners -= 1
 
     async def _budgeted(self, job: Job) -> Callable[[], None]:
-        """Let the job, which another process runs, spend the free part of the server's budget.
+        """Let the job, which a child process runs, spend the free part of the server's budget.
 
-        Returns a function for the end of that process: it charges the job's spending, and frees the rest.
+        Return a function to call when that process ends: it charges the spent amount and frees the rest.
         """
         budget, folder = self._service.budget, job.folder
         if budget is None:
@@ -285,7 +285,7 @@ class RunningJobs:
         def ended() -> None:
             try:
                 spent = status.spent(folder) - before
-            except (OSError, DamagedError):  # it cannot be known any more
+            except (OSError, DamagedError):  # the spent amount can no longer be read
                 spent = lent
             with contextlib.suppress(RuntimeError):  # the server has ended
                 loop.call_soon_threadsafe(budget.free, lent, max(0.0, spent))
@@ -295,7 +295,7 @@ class RunningJobs:
     async def _are_columns_checked(self, opened: OpenJob) -> bool:
         """Check the columns of a Parquet file, workbook or query in another process.
 
-        A crafted file can end its reader, and a query may compute for ever.
+        A crafted file can crash its reader, and a query may run forever.
         """
         order = opened.order
         path = order.inputs[0]
@@ -309,14 +309,14 @@ class RunningJobs:
         return True
 
     async def apart(self, call: partial[T], name: str, module: str) -> T:
-        """Return the result of a step of `module` in a process of its own. Raises as `detached.done_apart` does."""
+        """Return the result of a step of `module` in a child process. Raises as `detached.done_apart` does."""
         async with self._places:
             return await detached.done_apart(call, name, module=module)
 
     async def cancel(self, job_id: str, caller: Caller = USER, *, also_interrupted: bool = False) -> Status:
-        """End a job if it runs, within about a second; answers are kept.
+        """End a running job within about a second. Its answers are kept.
 
-        `also_interrupted`: also if it runs nowhere now, so that its task is not resumed.
+        `also_interrupted`: also mark a job that no process runs, so that its task is not resumed.
         """
         folder, spec = self.visible.found(job_id, caller)
         if (waiting := self._waiting.get(spec.job_id)) is not None:
@@ -326,9 +326,9 @@ class RunningJobs:
         return status.read(folder)
 
     def run_here(self, job: Job, place: Place | None = None) -> asyncio.Task[Any]:
-        """Run a job in this process, in `place` if it has one; return its run.
+        """Run a job in this process; return the task of the run. `place`: the job's place, if it has one.
 
-        Other processes read its files, unless we wrote its requests.
+        Child processes read its files, unless promptmill itself wrote its requests.
         """
 
         async def run() -> None:
@@ -341,7 +341,7 @@ class RunningJobs:
         return task
 
     def adopt(self, job: Job, run: asyncio.Task[Any], place: Place | None = None) -> None:
-        """Look after a job that runs here until its end; then close it, and leave its place."""
+        """Wait for the end of a job that runs here; then close the job and leave its place."""
         job_id = job.spec.job_id
         self._here[job_id] = run
         if job.spec.of_call:
@@ -357,7 +357,7 @@ class RunningJobs:
         run.add_done_callback(ended)
 
     def _show(self, job_id: str) -> None:
-        """Let `status` list a call's job, if this server has only one client."""
+        """List the job of a call in `status`, if this server has only one client."""
         if not self._service.is_shared:
             self.visible.add(job_id, "")
 
@@ -368,9 +368,9 @@ def _report(job_id: str, work: asyncio.Task[Any]) -> None:
 
 
 def _dies_again(job: Job) -> bool:
-    """Count the last run if it died; return whether to stop the job: too many runs died without a new answer."""
+    """Count the last run if it died. Return whether too many runs died without a new answer."""
     folder = job.folder
-    if folder.status.get("state") not in progress.ALIVE:  # its end was noted
+    if folder.status.get("state") not in progress.ALIVE:  # the last run stored its end
         return False
     before, done = folder.store.get("deaths") or {}, statistics.counts(folder.store).done
     times = 1 + (before["times"] if before.get("done") == done else 0)

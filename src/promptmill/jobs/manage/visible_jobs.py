@@ -19,30 +19,30 @@ from promptmill.jobs.store.status_record import Status
 
 
 class VisibleJobs:
-    """This user's jobs on files that the rule permits, and each client's jobs on rows that came in its calls."""
+    """This user's jobs on files that the file rule permits, and each client's jobs on rows of its calls."""
 
     def __init__(self, folders: JobFolders, paths: CallPaths) -> None:
         self.folders, self.paths = folders, paths
         self._sessions: dict[str, str] = {}
-        """The sessions of the clients that started jobs on rows of calls, by the job's id."""
+        """The session that started each job on rows of a call, by the job's id."""
 
     def add(self, job_id: str, session: str) -> None:
-        """Let the list of a session's jobs have a job on rows that came in its call."""
+        """List a job on rows of a call for the session of the call."""
         self._sessions[job_id] = session
 
     def newest(self, limit: int, caller: Caller) -> dict[str, Any]:
-        """Return the status of the newest jobs as `{"jobs": […], "more": how many there are besides}`. Blocks."""
+        """Return the status of the newest jobs: `{"jobs": […], "more": the number of other jobs}`. Blocks."""
         jobs = status.read_all(self.folders.all(), partial(self._is_listed, caller=caller))
         return {"jobs": jobs[:limit], "more": max(0, len(jobs) - limit)}
 
     def results(
         self, job_id: str, caller: Caller, offset: int, limit: int, only: Only = "all", *, with_input: bool = True
     ) -> dict[str, Any]:
-        """Return a page of answered rows, see `results_page`; also before the job's end. Blocks."""
+        """Return a page of answered rows, even before the job's end; see `results_page`. Blocks."""
         return results_page(self.find(job_id, caller), self.paths.rule, offset, limit, only, with_input=with_input)
 
     def output_of(self, job_id: str, caller: Caller) -> Path:
-        """Return the output of a job that its caller may see. Raises `PromptmillError` (`invalid_input`). Blocks."""
+        """Return the output of a job that the caller may see. Raises `PromptmillError` (`invalid_input`). Blocks."""
         _, spec = self.found(job_id, caller)
         if self._is_loose(spec):
             raise input_error(f"Job {job_id} has no output file; run it with `output_file`.")
@@ -51,27 +51,27 @@ class VisibleJobs:
     def control(self, job_id: str, caller: Caller = USER, **changes: Any) -> Status:
         """Pause or continue a job, or change its limits; `changes` are fields of `Control`. Blocks.
 
-        A change takes effect within two seconds, and holds for later runs. Raises `PromptmillError` (`invalid_input`).
+        A change takes effect within two seconds, also for later runs. Raises `PromptmillError` (`invalid_input`).
         """
         folder = self.find(job_id, caller)
         folder.change_control(**changes)
         return status.read(folder)
 
     def find(self, job_id: str, caller: Caller) -> Folder:
-        """Return the folder of a job that its caller may see, by its id or its output.
+        """Return the folder of a job that the caller may see. `job_id`: the job's id or its output.
 
         Raises `PromptmillError` (`invalid_input`).
         """
         return self.found(job_id, caller)[0]
 
     def found(self, job_id: str, caller: Caller) -> tuple[Folder, JobSpec]:
-        """Return the same and the job's description."""
+        """Return the folder of `find`, and the job's description."""
         folder = self.folders.named(job_id)
-        spec = folder.known_spec()  # read once: its folder could be another one by the second time
+        spec = folder.known_spec()  # read once, because the folder may be replaced between two reads
         if not self._is_owner(spec, caller):
             raise no_job(job_id)
         if not self._may_see(spec):
-            if job_id != spec.job_id:  # or a client could find out which files other folders have
+            if job_id != spec.job_id:  # otherwise a client could find out which files exist in other folders
                 raise no_job(job_id)
             raise input_error(f"Job {job_id} has files outside the folders that may be used here, or other such files.")
         return folder, spec
@@ -83,7 +83,7 @@ class VisibleJobs:
 
     @staticmethod
     def _is_owner(spec: JobSpec, caller: Caller) -> bool:
-        """Return whether a job is its caller's. A job on files is everybody's."""
+        """Return whether a job belongs to its caller. A job on files belongs to all callers."""
         return spec.origin.owner is None or spec.origin.owner == caller.owner
 
     def _may_see(self, spec: JobSpec) -> bool:
@@ -93,11 +93,11 @@ class VisibleJobs:
         return all(map(self.paths.passes, paths))
 
     def _is_loose(self, spec: JobSpec) -> bool:
-        """Return whether the answers of a job are in no file: its rows came in a call."""
+        """Return whether the answers of a job are only in its database, because its rows came in a call."""
         return self.folders.owner(spec.output.path) is not None
 
     def foreign_output(self, text: str) -> tuple[Path, members.Stamp] | None:
-        """Return the file at a job's output that the job did not make, and its stamp; None if there is none. Blocks.
+        """Return the file at a job's output, and its stamp, if the job did not make the file; else None. Blocks.
 
         Raises as `CallPaths.allowed` does.
         """

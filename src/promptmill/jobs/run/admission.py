@@ -1,4 +1,4 @@
-"""Admission of a job: all checks before the first request, and the errors of refused orders."""
+"""Admission of a job: the checks before its first request, and the errors for refused orders."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _LEAVES_S = 5.0
 
 
 def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
-    """Return the new or existing job that is wanted, and take its lock. `are_columns_checked`: of a prompt's columns.
+    """Lock and return the wanted job, new or existing. `are_columns_checked`: whether the prompt's columns are.
 
-    Raises `PromptmillError`: `invalid_input` if the job is running, if its answers were made with other settings
-    (model, sampling, system prompt), or if input or output cannot be used; `storage`. Then nothing changes.
+    Raises `PromptmillError`: `invalid_input` if the job is running, its answers were made with other settings (model,
+    sampling, system prompt), or its input or output cannot be used; `storage`. A refused order changes nothing.
     """
     order, plan, folders, given = wanted.order, wanted.plan, wanted.folders, wanted.source
     registry.check_name(plan.backend)
@@ -57,7 +57,7 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
                 check_columns(order.question, new.input.format, files.input)
             _check_output(folder, new, order, members.stamp(new.output.path))
             if not folders.beside_outputs or files.is_loose:
-                disk.make_private_folder(folders.root)  # without changing the folders above it
+                disk.make_private_folder(folders.root)  # the folders above `root` stay unchanged
             if (lock := _locked(folder)) is None:
                 status_of = Named("status", folder.job_id, "{} shows its progress.")
                 raise input_error(f"Job {folder.job_id} is running already; ", status_of)
@@ -85,15 +85,15 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
             raise input_error(damaged, SEND_ALL, " starts a new one.") from None
         folders.register(folder)
         if getattr(plan.block, "dedupe", False):
-            dedupe = not order.plan.chooses  # which needs an answer of its own for each slot and row
+            dedupe = not order.plan.chooses  # a plan that chooses needs a separate answer for each slot and row
             job.plan, job.order = _without_own_dedupe(plan), order.with_limits(dedupe=dedupe)
         opened.pop_all()
         return job
 
 
 def _last_round(store: JobDatabase, order: JobOrder) -> int:
-    """Return the id of the last round before the order. If the order resumes an interrupted order `again`, before
-    that."""
+    """Return the id of the last round before the order; if the order resumes an interrupted `again`, before that
+    order."""
     known = rounds.stored_rounds(store)
     if not known:
         return 0
@@ -103,7 +103,7 @@ def _last_round(store: JobDatabase, order: JobOrder) -> int:
 
 
 def _without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
-    """Return `plan` without the backend's `dedupe`, which keeps answers in memory; a job removes duplicates on disk."""
+    """Return `plan` without the backend's `dedupe`, which keeps answers in memory. A job handles duplicates on disk."""
     assert plan.block is not None
     block = plan.block.model_copy(update={"dedupe": False})
     configs = plan.settings.backend_configs.model_copy(update={plan.backend: block})
@@ -111,7 +111,7 @@ def _without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
 
 
 def _as_begun(folder: Folder, order: JobOrder) -> JobOrder:
-    """Return an order; if it repeats the command of the unfinished job, with that job's decisions."""
+    """Return the order. If it repeats the command of the unfinished job, take over the job's decisions."""
     begun = folder.order
     if begun is None or order.shown.command != begun.shown.command or folder.status.get("state") == progress.FINISHED:
         return order
@@ -121,7 +121,7 @@ def _as_begun(folder: Folder, order: JobOrder) -> JobOrder:
 def _opened(folder: Folder, order: JobOrder, begin: Callable[[], tuple[JobSpec, Change]]) -> tuple[JobSpec, Change]:
     try:
         folder.open()
-        folder.store.get("spec")  # raises if the database is damaged; `folder.spec` would be None
+        folder.store.get("spec")  # raises if the database is damaged, whereas `folder.spec` would be None
         return begin()
     except DamagedError:
         try:
@@ -135,16 +135,16 @@ def _opened(folder: Folder, order: JobOrder, begin: Callable[[], tuple[JobSpec, 
 
 
 def _locked(folder: Folder) -> Lock | None:
-    """Create `folder` if it is missing, and return the job's lock; None if another process holds it.
+    """Create `folder` if it is missing, and return the job's lock; None if another process runs the job.
 
-    If the status says that the job has ended, its process will exit soon, so this waits for the lock.
+    If the stored status says that the job has ended, its process will soon exit, so wait for the lock.
     """
     end, tries = time.monotonic() + _LEAVES_S, _TRIES
     while True:
         try:
             folder.make()
             lock = Lock.take(folder.lock)
-        except (FileNotFoundError, FileExistsError):  # an old job of these files is just being removed
+        except (FileNotFoundError, FileExistsError):  # an old job of these files is being removed
             tries -= 1
             if not tries:
                 raise
@@ -154,22 +154,22 @@ def _locked(folder: Folder) -> Lock | None:
 
 
 def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | None) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if the output exists and may not be replaced. `there`: its stamp."""
+    """Raise `PromptmillError` (`invalid_input`) if the output exists and must be kept. `there`: the file's stamp."""
     output = new.output.path
     if order.earlier.overwrite or not new.output.format or there is None:
         return
     made, begun = folder.result, folder.spec
     has_written = made is not None and made.limit != 0
     if new.fills_input and not has_written:
-        return  # the answers become new columns
+        return  # the answers become new columns of the input
     file, member = members.split(output)
     if made is None or not made.is_own(there):
         overwrite = Named("overwrite", text="; {} replaces it")
-        if new.keeps_sheets and has_written:  # in any of its sheets
+        if new.keeps_sheets and has_written:  # the job has written a sheet of this workbook
             anew = Named("overwrite", text="; {} writes them again, over those that are there")
             raise input_error(f"{file} has changed since the job wrote its answers into it", anew, ".")
         if member and not has_written and file.suffix.lower() == ".xlsx" and member not in sheet_names(file):
-            return  # the other sheets stay
+            return  # the other sheets are kept
         part = "sheet" if file.suffix.lower() == ".xlsx" else "table"
         other = f"name another {part}" if member else "name another file, or move it away"
         away = other if begun is None else f"move it away to resume job {begun.job_id}"
@@ -177,15 +177,15 @@ def _check_output(folder: Folder, new: JobSpec, order: JobOrder, there: Stamp | 
 
 
 def _begun(folder: Folder, new: JobSpec, order: JobOrder, *, fixed: bool) -> tuple[JobSpec, Change]:
-    """Begin or resume the job with this order. The caller holds the lock and has opened the database."""
+    """Start or resume the job with this order. The caller holds the lock and has opened the database."""
     folder.roll_back()
     since = _last_round(folder.store, order)
     begun, made, there = folder.spec, folder.result, members.stamp(new.output.path)
-    _check_output(folder, new, order, there)  # as it is now
-    if new.output.format and there is not None and (made is None or not made.is_own(there)):  # it may be replaced
+    _check_output(folder, new, order, there)  # check the output's present state
+    if new.output.format and there is not None and (made is None or not made.is_own(there)):  # a foreign file
         made = OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
     if begun is None:
-        is_new = folder.store.is_empty  # if it has answers, only the description was damaged
+        is_new = folder.store.is_empty  # if it has answers, the description was only damaged
         targets = map(folder.numbered, new.targets)
         spec = new.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:
@@ -197,7 +197,7 @@ def _begun(folder: Folder, new: JobSpec, order: JobOrder, *, fixed: bool) -> tup
         earlier = order.earlier
         is_same = begun.shape == spec.shape and begun.targets == spec.targets
         if earlier.again is not None or earlier.from_job is not None or not spec.is_read or not is_same:
-            made = made.model_copy(update={"finished": False})  # until it has the new answers
+            made = made.model_copy(update={"finished": False})  # the output lacks the new answers
     stored = order.model_copy(update={"earlier": Earlier(), "output": new.output.path})
     values = {"spec": spec, "order": stored, "output": made}
     before = None if begun is None else {name: folder.store.get(name) for name in values}

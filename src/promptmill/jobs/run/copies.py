@@ -1,4 +1,4 @@
-"""Answers that are copied without a request: the page loop of all plans, and the duplicates of a job."""
+"""Copies answers without requests: the page loop for all plans, and the duplicates of a job."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _TABLES = {
 
 
 class Copies:
-    """The rows of a job, read page by page, and the records that a plan has for them. All methods block and raise the
-    errors of `JobDatabase`."""
+    """Pages of a job's rows, and the records that a plan makes for them. All methods block and raise the errors of
+    `JobDatabase`."""
 
     def __init__(self, store: JobDatabase, spec: Callable[[], JobSpec], end: int) -> None:
-        """`spec` returns the job as it is now; `end`: the number of the first row beyond the order's limit."""
+        """`spec` returns the job's present description. `end`: the number of the first row beyond the order's limit."""
         self._store, self._spec, self._end = store, spec, end
 
     def copy(self, round_: Round, work: PlanWork, recorded: Callable[[Sequence[int]], object]) -> None:
-        """Write the records for the rows of a round. `recorded` is called with the keys of some of them."""
+        """Write the records for the rows of a round. `recorded` is called with some of their keys."""
         for slot in round_.slots:
             condition = round_.condition(self._spec().targets[slot].counted, slot)
             for records in work.copies(round_, slot, self._pages(condition, slot, 0, self._end)):
@@ -43,9 +43,9 @@ class Copies:
         *,
         sends: bool,
     ) -> Between | None:
-        """Return the function that delivers answers between the windows of a live round; None if none may be known.
+        """Return a function that delivers answers between the windows of a live round; None if none can be known.
 
-        `sends`: whether the rows that need another answer are sent now.
+        `sends`: whether rows that need another answer are sent in this round.
         """
         if (condition := work.meanwhile.get(round_.rows)) is None:
             return None
@@ -67,7 +67,7 @@ class Copies:
         ]
 
     def _pages(self, condition: str, slot: int, first: int, end: int) -> Iterator[list[int]]:
-        """Yield the numbers of the rows `first` to `end - 1` that meet a condition on their answer in a slot."""
+        """Yield the numbers of the rows `first` to `end - 1` whose answer in a slot meets a condition."""
         query = f"""
             SELECT row.n FROM {join_of(slot)} WHERE row.n >= ? AND row.n < ? AND ({condition})
             ORDER BY row.n LIMIT {PAGE}
@@ -81,21 +81,21 @@ class Copies:
 
 
 class Duplicates(PlanWork):
-    """Rows with the same question at temperature 0: only the first is sent, and the others get its outcome.
+    """Rows with equal questions at temperature 0: only the first is sent; the other rows get a copy of its outcome.
 
-    The temporary table `equal` has the open rows whose question several rows have. It serves the rules `… once` and
-    `… duplicate` (see `rounds.RULES`): `first` is the key of the record that a row gets (`is_known`), or else of the
-    row that is sent. All methods block and raise the errors of `JobDatabase`.
+    The temporary table `equal` lists the open rows that share a question. The rules `… once` and `… duplicate` use it
+    (see `rounds.RULES`). Its column `first` is the key of the record to copy (if `is_known`), or the key of the row
+    that is sent. All methods block and raise the errors of `JobDatabase`.
     """
 
     def __init__(self, store: JobDatabase, spec: JobSpec, is_repeatable: Callable[[int, int], bool]) -> None:
-        """`is_repeatable(n, slot)`: whether the model gives row `n` the same answer each time."""
+        """`is_repeatable(n, slot)`: whether the model always gives row `n` the same answer."""
         self._store, self._spec = store, spec
         self._is_repeatable = is_repeatable
         self._are_known = False
 
     def prepare(self, round_: Round) -> None:
-        """Fill the temporary table that the rule of a round uses."""
+        """Fill the temporary table for the rule of a round."""
         if not self._are_known:
             self._find()
             self._are_known = True
@@ -105,7 +105,7 @@ class Duplicates(PlanWork):
             self._store.change(*work)
 
     def copies(self, round_: Round, slot: int, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
-        """Yield the copies for the duplicates. A damaged answer is deleted instead."""
+        """Yield the copies for the duplicates. If the answer to copy is damaged, delete it instead."""
         store, made = self._store, self._spec.targets[slot].made(round_.id)
         for page in pages:
             known = ", ".join(str(n + slot * SLOT) for n in page)
@@ -138,7 +138,7 @@ class Duplicates(PlanWork):
             self._store.change(("INSERT OR IGNORE INTO temp.repeated VALUES (?)", same))
 
     def _equal(self, round_: Round, slot: int) -> str:
-        """Return the query for the rows of `equal` in a slot."""
+        """Return the query for the rows of `equal` for a slot."""
         target = self._spec.targets[slot]
         asked, settings = _asked(target.prompt), ", ".join(map(str, target.counted))
         is_open = replace(round_, rows=round_.ordered, way="live").condition(target.counted, slot)

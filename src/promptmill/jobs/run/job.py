@@ -1,4 +1,4 @@
-"""An admitted job: this process holds its lock, and its database is open. And what the owner of a run gives it."""
+"""An admitted job, whose lock this process holds and whose database is open; and the hooks of a run's owner."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class Job:
     spec: JobSpec
     order: JobOrder
     plan: ResolvedConfig
-    """The job's model and settings; later changes of the configuration do not affect them."""
+    """The job's model and settings. Later changes of the configuration do not affect them."""
     lock: Lock
     change: Change
     input: InputFiles | None = None
-    """Files that admission found new or changed, and that the run must read."""
+    """New or changed input files, which the run must read first."""
     most_cost: float | None = None
-    """The most that all runs of the job may spend of the server's budget; None: any amount."""
+    """The most that all runs of the job may spend of the server's budget; None: no limit."""
 
     @property
     def finished(self) -> bool:
-        """Whether the job is done and its status is `finished`."""
+        """Whether the job's status is `finished` and nothing is left to do."""
         return self.has_output and self.folder.status.get("state") == progress.FINISHED
 
     @property
@@ -60,16 +60,16 @@ class Job:
         return result.finished and result.holds(self.order.limits.rows) and is_there
 
     def put(self, spec: JobSpec, **values: Any) -> None:
-        """Store the job, together with other values. Raises the errors of `JobDatabase`."""
+        """Store the job's description and other values. Raises the errors of `JobDatabase`."""
         self.spec = spec
         self.folder.put(spec=spec, **values)
 
     def load(self) -> None:
-        """Load the stored job. Raises `PromptmillError` if it was removed."""
+        """Load the stored description. Raises `PromptmillError` if the job was removed."""
         self.spec = self.folder.known_spec()
 
     def unread(self, halt: threading.Event | None = None) -> InputFiles | None:
-        """Return the files of the input if they were not read, or have changed since; else None. Blocks.
+        """Return the input files if they have not been read or have changed since; else None. Blocks.
 
         Raises the errors of `changed_files`.
         """
@@ -80,7 +80,7 @@ class Job:
         return files
 
     def changed_files(self, halt: threading.Event | None = None) -> InputFiles | None:
-        """Return the user's files if they must be read, see `unread`. Same size and time means unchanged. Blocks.
+        """Return the user's files if they must be read (see `unread`). Equal size and time mean unchanged. Blocks.
 
         Raises `PromptmillError`, `OSError`, `HaltedError`.
         """
@@ -90,7 +90,7 @@ class Job:
                 raise input_error(f"The rows of job {spec.job_id} were not read to their end; run it with its rows.")
             return None
         if not all(part.path.exists() for part in spec.input.parts) and spec.is_read:
-            return None  # after it was read, the input may be deleted
+            return None  # the job has the rows, so the user may delete the input
         if _is_own_work(self.folder, spec):
             return None
         files = input_files.opened(spec.input.parts, known=self.change.before is not None, reading=spec.input)
@@ -105,15 +105,15 @@ class Job:
         return None if is_same else files
 
     def reading(self, files: InputFiles) -> partial[Bound]:
-        """Return the step that reads the input. The caller must load the job again after it."""
+        """Return the step that reads the input. Afterwards, the caller must load the job again."""
         return partial(steps.read_input, spec=self.spec, parts=files.parts, change=self.change)
 
     def trial(self, files: InputFiles) -> partial[None]:
-        """Return the step that finds out whether the reading of an input is refused, and changes nothing."""
+        """Return the step that checks whether reading an input is refused. The step changes nothing."""
         return partial(steps.try_out, spec=self.spec, parts=files.parts, change=self.change)
 
     def service(self, configuration: Configuration, *, is_shared: bool = False) -> Service:
-        """Return a service for this job alone, which the caller closes. `is_shared`: see `Service`."""
+        """Return a service for this job only. The caller closes it. `is_shared`: see `Service`."""
         return Service(configuration, plan=self.plan, create=self.order.create, is_shared=is_shared)
 
     def close(self) -> None:
@@ -133,7 +133,7 @@ class Apart(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Functions of the run's owner that the run calls."""
+    """Functions that the run calls for its owner."""
 
     watch: Watch | None = None
     """Called with the progress several times a second."""
@@ -149,7 +149,7 @@ NO_HOOKS: Hooks = Hooks()
 
 
 def _is_own_work(folder: Folder, spec: JobSpec) -> bool:
-    """Return whether the input is the workbook with the answers that this job wrote, unchanged."""
+    """Return whether the input is the workbook to which this job added its answers, unchanged."""
     made = folder.result
     is_written = made is not None and made.limit != 0 and spec.fills_input and spec.is_read
     return is_written and made is not None and made.is_still(members.stamp(spec.output.path))

@@ -1,4 +1,4 @@
-"""The rounds of a run: chooses the next round, finds its open rows, and makes their requests."""
+"""The rounds of a run: chooses the next round, finds the round's open rows, and makes their requests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class JobRounds:
         self, job: Job, duplicates: Duplicates | None = None, end: int = SLOT, work: Work | None = None
     ) -> None:
         """`duplicates`: None unless the order has `dedupe`. `end`: the number of the first row beyond the order's
-        limit. `work` reports on the plan's long work and halts it."""
+        limit. `work` follows and halts the plan's long work."""
         self._job = job
         self._end = end
         store, spec_now = job.folder.store, lambda: job.spec
@@ -62,7 +62,7 @@ class JobRounds:
         self._duplicates = duplicates or PlanWork()
         self._copies = Copies(store, spec_now, end)
         self._open: dict[tuple[str, str, int, int], Open] = {}
-        """The result of the last search for open rows, by rule, way, `since` and slot."""
+        """The last search results for open rows, by rule, way, `since` and slot."""
 
     def next(self) -> Round | None:
         """Store and return the next round; None if no row is open."""
@@ -90,29 +90,29 @@ class JobRounds:
         return next_round(Situation(job.order, plan, known, job.change.since, slots, self._has_rows, awaited))
 
     def open_in(self, round_: Round) -> list[Open]:
-        """Return the open rows of a round, which `next` has returned, for each of its slots."""
+        """Return, for each slot of a round from `next`, its open rows."""
         return [self._open[round_.rows, round_.way, round_.since, slot] for slot in round_.slots]
 
     def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
-        """Copy answers to the rows of a round whose `way` is `copy`. `recorded` is called with the keys of some."""
+        """Copy answers to the rows of a round whose `way` is `copy`. `recorded` is called with some of their keys."""
         self._copies.copy(round_, self._duplicates if round_.is_by_question else self._work, recorded)
 
     def between(self, round_: Round, delivered: Callable[[Sequence[Record]], None]) -> Between | None:
-        """Return the function that delivers answers while a live round runs; None if none may be known."""
-        # otherwise the rows that need another answer go by that way
+        """Return a function that delivers answers while a live round runs; None if no answer can be known then."""
+        # otherwise, rows that need another answer are sent by the way of the order
         return self._copies.between(round_, self._work, delivered, sends=self._job.order.way == LIVE)
 
     def around(self, answer: Answer) -> Answer:
-        """Return the plan's function around `answer`, see `spec.PlanWork`."""
+        """Return the plan's wrapper of `answer`, see `spec.PlanWork`."""
         return self._work.around(answer)
 
     @property
     def window(self) -> int:
-        """The row numbers of a window of a round, after which answers are delivered."""
+        """The number of row numbers in a window; answers are delivered after each window."""
         return self._work.window
 
     def targets(self, round_: Round) -> Sequence[Target]:
-        """Return the targets of a round, by slot. If the round has a model, answers of this model count from now on."""
+        """Return the targets of a round, by slot. If the round names a model, its answers count from now on."""
         job = self._job
         if not round_.model:
             return job.spec.targets
@@ -125,7 +125,7 @@ class JobRounds:
         return targets
 
     def answered_in(self, round_: Round) -> list[int]:
-        """Return the keys of the answers that a round, and the copies after it, will replace."""
+        """Return the keys of the answers that a round, and the copies after the round, will replace."""
         every = replace(round_, rows=round_.ordered)
         return [
             key
@@ -135,7 +135,7 @@ class JobRounds:
         ]
 
     def condition(self, round_: Round) -> str:
-        """Return the SQL condition for records of the rows in a round."""
+        """Return the SQL condition for the records of a round's rows."""
         targets = self._job.spec.targets
         return " OR ".join(
             f"(answer.key BETWEEN {slot * SLOT + stretch.first} AND {slot * SLOT + stretch.last} "
@@ -153,7 +153,7 @@ class JobRounds:
         return way is not None and bool(way.slots(self._job.folder.store))
 
     def _find_open(self, round_: Round, slot: int) -> Open:
-        """Find the open rows of a round in a slot, and remember the result."""
+        """Find the open rows of a round in a slot, and remember them."""
         ((count, first, last),) = self._read(round_, slot, "count(*), min(row.n), max(row.n)", 0, self._end - 1)
         stretch = self._open[round_.rows, round_.way, round_.since, slot] = Open(
             count, first or 0, -1 if last is None else last
@@ -167,7 +167,7 @@ class JobRounds:
 
 
 def requests_of(spec: JobSpec, reader: RowReader, targets: Sequence[Target] = ()) -> Iterator[RowRequests]:
-    """Yield the makers of a job's requests: one for each target, or for each prompt if there are no targets."""
+    """Yield the request makers of a job: one for each target, or one for each prompt if there are no targets."""
     questions = questions_of(spec.question, spec.input.format, spec.input.names)
     for target in targets or [Target(prompt=at) for at in range(len(questions))]:
         own: RowReader = reader.models.get(target.model, reader) if target.model else reader
@@ -183,7 +183,7 @@ def reader_of(
     may_name: frozenset[str] | None = None,
     most_values: int | None = None,
 ) -> RowReader:
-    """Return the reader that makes requests to the model of `plan`. `may_name`, `most_values`: see `RowLimits`."""
+    """Return a reader that makes requests for the model of `plan`. `may_name`, `most_values`: see `RowLimits`."""
     settings = plan.settings
     input_format = spec.input.format
     return RowReader(

@@ -1,4 +1,4 @@
-"""A round that sends requests: a source reads open rows, a service answers them, and a sink records the outcomes."""
+"""A live round: a source reads open rows, a service answers them, and a sink records the outcomes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from promptmill.service.driver import record_outcome
 from promptmill.service.service import Service
 
 _NO_QUESTION = bytes(16)
-_LARGE = 32 * 1024  # bytes of a question that is not parsed on the event loop
+_LARGE = 32 * 1024  # bytes of a question that is too large to parse on the event loop
 _LARGEST_BATCH, _MOST_CHARACTERS = 64, 1 << 20
 _GATHER_S = 0.005
-_SYNC_S = 0.9  # from one sync's start to the next, so that data reaches the disk every second
-# Errors that never concern only one row: configuration, deadline, end of the process.
+_SYNC_S = 0.9  # between the starts of two syncs, so that data reaches the disk every second
+# Errors that always concern all rows: the configuration, a deadline, the end of the process.
 _ENDS_ALL = frozenset({Code.INVALID_CONFIG, Code.DEADLINE, Code.REPLACED, Code.SHUTDOWN})
-# Errors that mean the whole endpoint has failed if the row was not sent.
+# Errors that mean that the whole endpoint has failed, if the request was not sent.
 _ENDS_UNSENT = frozenset(
     {
         Code.UNREACHABLE,
@@ -62,10 +62,10 @@ async def answer_rows(
     *,
     around: Callable[[Answer], Answer] | None = None,
 ) -> None:
-    """Answer every open row of a round. The model of `plan` answers the rows that name none. `around`: see
+    """Answer every open row of a round. The model of `plan` answers rows that name no model. `around`: see
     `PlanWork.around`.
 
-    Raises `PromptmillError`, the error that ends the run, and `DamagedError`.
+    Raises the `PromptmillError` that ends the run, and `DamagedError`.
     """
     syncing = asyncio.ensure_future(sink.keep_synced())
     source = RowSource(rows, sink, stats)
@@ -94,7 +94,7 @@ async def answer_rows(
 
 
 Between: TypeAlias = Callable[[int, int], Iterator["list[OpenRow]"]]
-"""Yields rows to send because of the answers to the rows `first` to `following - 1`."""
+"""Yields the rows to send after the answers to the rows `first` to `following - 1`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,26 +106,26 @@ class OpenRows:
     targets: Sequence[Target]
     """The targets of the rows, by slot."""
     requests: Sequence[RowRequests]
-    """The makers of the rows' requests, by slot."""
+    """The request makers of the rows, by slot."""
     among: range = range(SLOT)
-    """The range of the rows' numbers."""
+    """The range of row numbers to send."""
     enough: Callable[[], bool] = bool
-    """Returns whether to take no more rows."""
+    """Returns True when no more rows should be taken."""
     held_bytes: int | None = None
-    """The most bytes of large rows in flight; None: no limit. A single row may exceed it."""
+    """The most bytes of large rows in flight; None: no limit. One row may exceed the limit if it is alone."""
     between: Between | None = None
     """Yields more rows between the windows of the round."""
     window: int = PlanWork.window
     """The row numbers of a window."""
     only: str = "1"
-    """A further condition of the rows, with `{base}` for the key of the slot's first row."""
+    """A further SQL condition for the rows, in which `{base}` is the key of the slot's first row."""
     sharing: int = 0
-    """The fewest rows with the same beginning that are sent one after the other; 0: the endpoint does not cache it."""
+    """The fewest rows to group by their beginning; 0: the endpoint does not cache beginnings."""
 
     def pages(self) -> Iterator[list[OpenRow]]:
         """Yield pages of rows, in the order of the input and then of the slots. A page may be empty."""
         ((last,),) = self.store.read("SELECT coalesce(max(n), -1) FROM row WHERE n < ?", self.among.stop)
-        before: tuple[int, int] | None = None  # the window whose rows are answered by now
+        before: tuple[int, int] | None = None  # the window whose rows have been answered
         for first in range(self.among.start, last + 1, self.window):
             following = min(first + self.window, last + 1)
             slots = [self._window(slot, first, following) for slot in self.round.slots]
@@ -135,7 +135,7 @@ class OpenRows:
             before = first, following
 
     def in_groups(self) -> Iterator[list[OpenRow]]:
-        """Yield `pages` whose rows with the same beginning come one after the other; see `shared_beginnings`."""
+        """Yield `pages` in which rows with the same beginning follow each other; see `shared_beginnings`."""
 
         def look(row: OpenRow) -> list[Shared]:
             if row.size + constants[row.slot] < LEAST_SHARED:
@@ -143,7 +143,7 @@ class OpenRows:
             return beginnings(self.requests[row.slot], row.n, row.line, row.cells, self.targets[row.slot].model)
 
         constants = [requests.constant for requests in self.requests]
-        reorders = self.between is None  # which expects the windows in order
+        reorders = self.between is None  # `between` needs the windows in order
         for page in in_groups(self.pages(), look, lambda row: row.size, self.sharing, reorders=reorders):
             yield [row if shared is None else row._replace(shared=shared) for row, shared in page]
 
@@ -168,7 +168,7 @@ class OpenRows:
                     cells,
                     0
                     if is_answered
-                    else attempts or 0,  # the attempts of an existing answer do not count for the new one
+                    else attempts or 0,  # a new answer does not count the attempts of the answer it replaces
                     bool(is_answered),
                 )
                 for n, asked, line, cells, attempts, is_answered in open_rows
@@ -191,7 +191,7 @@ class OpenRow(NamedTuple):
     n: int
     slot: int
     asked: bytes | None
-    """The digest of the row's question; None without a question."""
+    """The digest of the row's question; None if the row has no question."""
     line: bytes | None
     cells: bytes
     attempts: int
@@ -200,7 +200,7 @@ class OpenRow(NamedTuple):
     """Whether the row has an answer, which the new answer replaces."""
 
     shared: Shared | None = None
-    """The beginning of its question that other rows have, too."""
+    """The beginning of the question that other rows share; None if no row shares it."""
 
     @property
     def key(self) -> int:
@@ -214,10 +214,10 @@ class OpenRow(NamedTuple):
 
 
 class RowSource(Source):
-    """Reads the open rows in a thread, one page ahead. A row without a valid request fails here."""
+    """Reads the open rows in a thread, one page ahead. A row without a valid request fails in this class."""
 
     def __init__(self, rows_: OpenRows, sink: StoreSink, call: Call) -> None:
-        """`sink` receives taken rows and failures."""
+        """`sink` receives the taken rows and the failures."""
         self._rows, self._sink, self._call = rows_, sink, call
         self._pages = rows_.in_groups() if rows_.sharing else rows_.pages()
         self._ready: deque[OpenRow] = deque()
@@ -225,7 +225,7 @@ class RowSource(Source):
         self._has_ended = False
 
     async def take(self, n: int) -> list[Request]:
-        """Return up to `n` requests. Raises `PromptmillError` (`storage`, or of the sink) and `DamagedError`."""
+        """Return up to `n` requests. Raises `PromptmillError` (`storage`, or the sink's error) and `DamagedError`."""
         requests: list[Request] = []
         while not requests and await self._fill():
             while self._ready and len(requests) < n:
@@ -253,7 +253,7 @@ class RowSource(Source):
         return request
 
     async def _has_space(self, row: OpenRow, *, waits: bool) -> bool:
-        """Return whether a large row may be in flight with the others; with `waits`, wait until it may."""
+        """Return whether a large row may be in flight with the others. With `waits`, wait until it may."""
         most = self._rows.held_bytes
         if most is None:
             return True
@@ -296,12 +296,11 @@ _UNKNOWN = OpenRow(0, 0, None, None, b"", 0, answered=False)
 
 class StoreSink(Sink):
     """Writes outcomes in commits of up to 64. A commit has the outcomes of one turn of the event loop. If more than 64
-    rows are in flight, it follows the last one after 5 ms at the earliest, and has all outcomes until then.
-
-    So after a kill, the requests in flight are paid twice; with more than 64 in flight and more than 200 outcomes a
-    second, so are at most 64 outcomes of the last 5 ms. A commit costs as much CPU time as encoding 20 outcomes: one a
-    turn would take 25 % more of it. If a commit waits for the disk, a thread makes it, and `put` waits for it.
-    Outcomes that arrive meanwhile are in the next commit.
+    rows are in flight, the next commit follows at least 5 ms after the last, with all outcomes until then. So a kill
+    costs a second payment for the requests in flight and, with more than 64 in flight and more than 200 outcomes a
+    second, for at most 64 outcomes of the last 5 ms. A commit takes as much CPU time as encoding 20 outcomes: a commit
+    per turn would take 25 % more. If commits wait for the disk, a thread commits, and `put` waits for it. Outcomes that
+    arrive meanwhile are in the next commit.
     """
 
     def __init__(
@@ -317,10 +316,10 @@ class StoreSink(Sink):
         made: Sequence[Provenance] = (FIRST,),
         recorded: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
-        """`no_room` is called with the error of a row that the budget cannot pay; then the run takes no more rows.
+        """`no_room` is called with the error of a row that exceeds the budget; then the run takes no more rows.
 
-        `delivered`: the number of slots whose outcomes count as rows; `failing`: of slots whose failures count for the
-        limit. `made`: the notes for records, by slot.
+        `delivered`: the number of slots whose outcomes count as rows. `failing`: the number of slots whose failures
+        count for the limit of failures. `made`: the provenance of the records, by slot.
         `recorded` is called with the keys of recorded rows.
         """
         self._store = store
@@ -337,21 +336,21 @@ class StoreSink(Sink):
         self._flushed_at = 0.0
         self._loop = asyncio.get_running_loop()
         self.error: PromptmillError | DamagedError | None = None
-        """The error because of which nothing more can be recorded."""
+        """The error that prevents further recording."""
         self.on_error: Callable[[], object] = lambda: None
-        """Is called in the event loop after `error` was set."""
+        """Called in the event loop after `error` was set."""
 
     def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
         """Record `outcome` under `key`.
 
-        Raises `PromptmillError` if this outcome ends the run, and `CancelledError` after an `error`.
+        Raises `PromptmillError` if this outcome ends the run; `CancelledError` if `error` is set.
         """
         if self.error is not None:
             raise asyncio.CancelledError
         if isinstance(outcome, Failure) and self._concerns_all(key, outcome):
             raise outcome.error
         if isinstance(outcome, Failure) and outcome.error.code is Code.BUDGET:
-            self._no_room(outcome.error)  # the requests in flight are already paid, so the run waits for them
+            self._no_room(outcome.error)  # the requests in flight are already paid, so the run waits for their outcomes
             if not outcome.cost:
                 self.taken.pop(key, None)
                 return None
@@ -365,7 +364,7 @@ class StoreSink(Sink):
 
     @property
     def without_request(self) -> Sink:
-        """The sink of rows without a request. Their outcomes never stop the job, and `put` does not wait."""
+        """A sink for rows without a request. Their outcomes never stop the job, and `put` does not wait."""
         return _WithoutRequest(self._record)
 
     def _record(self, key: int, outcome: Outcome) -> None:
@@ -387,10 +386,10 @@ class StoreSink(Sink):
             self._failures.count(outcome)
 
     def _with_lost(self, outcome: Outcome, requests: int, count: int, most: float, known: float) -> Outcome:
-        """Add the cost of requests that earlier runs sent for this row and did not record.
+        """Add the cost of requests that earlier runs sent for this row without recording an outcome.
 
-        `known`: the cost of the requests that had ended. Each of the `count` requests that a kill interrupted is taken
-        to cost as much as one of the answer's `requests`; without such a figure, all together cost `most`.
+        `known`: the cost of the requests that had ended. A kill interrupted `count` others: each is assumed to cost as
+        much as one of the answer's `requests`; if that cost is unknown, they cost `most` in total.
         """
         cost = most
         if isinstance(outcome, Completion) and outcome.cost is not None and requests:
@@ -405,14 +404,14 @@ class StoreSink(Sink):
         return replace(outcome, cost=(outcome.cost or 0.0) + cost)
 
     async def keep_synced(self) -> None:
-        """Flush written outcomes to the disk at least once a second, until cancelled."""
+        """Sync written outcomes to disk at least once a second, until cancelled."""
         while self.error is None:
             began = time.monotonic()
             syncing = asyncio.ensure_future(asyncio.to_thread(self._store.sync))
             try:
                 await asyncio.shield(syncing)
             except asyncio.CancelledError:
-                await asyncio.wait({syncing})  # the database is closed after this
+                await asyncio.wait({syncing})  # the caller then closes the database
                 syncing.exception()
                 raise
             except FileNotFoundError:
@@ -430,7 +429,7 @@ class StoreSink(Sink):
         self._flush()
 
     def _gathered(self, batch: Sequence[tuple[int, Outcome]]) -> None:
-        if batch is not self._waiting.outcomes:  # already written, because it was full
+        if batch is not self._waiting.outcomes:  # the full batch has already been written
             return
         if not self._store.waits_for_disk:
             self._flush()
@@ -463,8 +462,8 @@ class StoreSink(Sink):
         try:
             earlier = {record.key: record.outcome() for record in self._store.records_at(again)}
             outcomes = [(row, _with_earlier(outcome, earlier.get(row))) for row, outcome in batch]
-            # encodes a whole batch at once: encoding each outcome on arrival costs 50 % more, because the code is not
-            # cached
+            # encode a whole batch in one step: encoding each outcome on arrival costs 50 % more, because the code
+            # leaves the CPU's cache
             records = [
                 record_of(row, outcome, taken.get(row, _UNKNOWN).asked, made[row // SLOT]) for row, outcome in outcomes
             ]
@@ -493,7 +492,7 @@ class StoreSink(Sink):
                 self._failures.counts.count(outcome)
 
     def _concerns_all(self, row: int, failure: Failure) -> bool:
-        """Return whether this failure must stop the job instead of being counted."""
+        """Return whether a failure must stop the job, instead of being counted as the row's failure."""
         code = failure.error.code
         if code in _ENDS_UNSENT and not failure.concerns_all:
             return failure.attempts == self.taken.get(row, _UNKNOWN).attempts
@@ -501,7 +500,7 @@ class StoreSink(Sink):
 
 
 def _with_earlier(outcome: Outcome, before: Outcome | None) -> Outcome:
-    """Add the usage and cost of the row's outcome `before`, which this outcome replaces."""
+    """Add the usage and cost of the outcome `before`, which `outcome` replaces for the same row."""
     if before is None:
         return outcome
     return replace(outcome, usage=before.usage + outcome.usage, cost=sum_of(before.cost, outcome.cost))
@@ -509,12 +508,11 @@ def _with_earlier(outcome: Outcome, before: Outcome | None) -> Outcome:
 
 @dataclass(slots=True)
 class _Waiting:
-    """Outcomes that are not yet written. If commits wait for the disk, `committed` is the future of their `put`
-    calls."""
+    """Outcomes that are not yet written. If commits wait for the disk, the `put` calls await the future `committed`."""
 
     outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
     characters: int = 0
-    """The characters of the outcomes' texts."""
+    """The total length of the outcomes' texts in characters."""
     committed: asyncio.Future[None] | None = None
 
 
@@ -526,7 +524,7 @@ class _Failures:
     rows: int = 0
 
     def count(self, outcome: Outcome) -> None:
-        """Count a row. Raises the error that ends the job if too many rows have failed."""
+        """Count a row. If too many rows have failed, raises the error that ends the job."""
         self.rows += 1
         if not isinstance(outcome, Failure) or outcome.error.code is Code.BUDGET:
             return

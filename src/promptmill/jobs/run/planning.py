@@ -1,20 +1,20 @@
-"""The plan of a job: which round comes next.
+"""Decides which round of a job comes next.
 
     order, rounds so far, open rows ─▶ next_round ─▶ Round | None
 
-`next_round` is a pure function of the database and the order, so a killed job computes the same next round. The rounds
-of an order, each only if it has rows:
+`next_round` is a pure function of the database and the order, so after a kill the job computes the same next round. An
+order has these rounds, in this sequence; a round without rows is left out:
 
 1. the last round, if it was interrupted
-2. the rows whose answers are awaited since another order, by their way, which collects them
-3. `again …`: the rows that the order sends again
-4. `first`: the rows without an answer, and failures of earlier runs that may pass
+2. the rows whose answers an earlier order awaits; the round has the way that collects these answers
+3. `again …`: the rows that the order explicitly sends again
+4. `first`: the rows without an answer, and failures of earlier runs that are retryable
 
-The plan of a job (`spec.Plan`) yields the rounds 3 and 4, and others if it chooses one of several answers; no round
-replaces the label of a person.
+The plan of a job (`spec.Plan`) yields the rounds 3 and 4, and further rounds if it chooses one of several answers. No
+round replaces a person's label.
 
-With `dedupe`, only the first of several rows with the same question is sent. Before and after it, a round `duplicate`
-copies an outcome to the others.
+With `dedupe`, only the first of several rows with the same question is sent. Rounds `duplicate` before and after it
+copy outcomes to the other rows.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from promptmill.jobs.store.spec import Plan
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """The facts that decide about the next round."""
+    """The facts that determine the next round."""
 
     order: JobOrder
     plan: Plan
-    """The plan of the job, with its decisions."""
+    """The job's plan, with the decisions it has made."""
     rounds: Sequence[Round]
     since: int
     """The id of the last round before the order."""
     slots: int
     """The number of answers to each row."""
     has_rows: Callable[[Round], bool]
-    """Whether some row of the job meets the rule of a round."""
+    """Returns whether a row of the job meets the rule of a round."""
     awaited: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """The slots of requests whose answers are awaited, by way."""
+    """The slots whose requests still await an answer, by way."""
 
 
 def next_round(now: Situation) -> Round | None:
-    """Return the next round of a job, None if every row is done."""
+    """Return the next round of a job; None if all rows are done."""
     rounds = now.rounds
     may_resume = bool(rounds) and (rounds[-1].way in now.awaited or not now.awaited)
     if may_resume and not rounds[-1].done and _is_resumed(rounds[-1], now) and now.has_rows(rounds[-1]):
@@ -62,10 +62,10 @@ def next_round(now: Situation) -> Round | None:
 
 
 def _by_way(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
-    """Yield the rounds; rows go by the way of the order first, and then live if it left them open."""
+    """Yield the rounds: first by the order's way, then live for the rows that this way left open."""
     latest = max((round_.id for round_ in now.rounds if round_.way not in {LIVE, COPY}), default=0)
     for round_ in wanted:
-        # failures of that way that may pass are sent again
+        # retryable failures of that way are sent again
         live = replace(round_, since=max(round_.since, latest)) if round_.ordered == "open" else round_
         if now.order.way == LIVE or round_.way != LIVE or not now.plan.may_wait(round_):
             yield live
@@ -75,13 +75,13 @@ def _by_way(wanted: Iterable[Round], now: Situation) -> Iterator[Round]:
 
 
 def _is_resumed(last: Round, now: Situation) -> bool:
-    """Return whether an order resumes an interrupted round; the rounds of an order `again` may have all its rows."""
+    """Return whether an order resumes an interrupted round. `again: all` resumes no round of an earlier order."""
     order = now.order
     if not now.plan.resumes(last):
         return False
     if max(last.slots) >= now.slots or (last.is_by_question and not order.limits.dedupe):
         return False
-    if last.rows == "open" and order.limits.dedupe:  # which sends fewer of its rows
+    if last.rows == "open" and order.limits.dedupe:  # with `dedupe`, the order sends fewer of these rows
         return False
     if order.earlier.again is None or last.id > now.since:
         return True
@@ -89,7 +89,7 @@ def _is_resumed(last: Round, now: Situation) -> bool:
 
 
 def _once(wanted: Iterable[Round]) -> Iterator[Round]:
-    """Yield the rounds, but send each question once, between two rounds that copy outcomes to its duplicates."""
+    """Yield the rounds so that each question is sent once, between two rounds that copy outcomes to its duplicates."""
     for round_ in wanted:
         if round_.way != "live" or round_.rows + ONCE not in RULES:
             yield round_
@@ -99,7 +99,7 @@ def _once(wanted: Iterable[Round]) -> Iterator[Round]:
 
 
 def resent(order: JobOrder, since: int, settings: Iterable[int], slot: int = 0) -> str:
-    """Return the condition of the rows in a slot that an order sends; `since` is the last round before it."""
+    """Return the SQL condition for the rows that an order sends in a slot. `since`: the last round before the order."""
     first = Round(since + 1, "open", "", since=since)
     again = order.earlier.again
     rules = dict.fromkeys(round_.rows for round_ in (*Plan().next(first, again), *order.plan.next(first, again)))

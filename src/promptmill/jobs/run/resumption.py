@@ -1,6 +1,6 @@
 """Resuming a job with another order: which answers are kept, and which changes are refused.
 
-An answer counts if it was made with the settings of the order, or if the user keeps answers made with other settings.
+An answer counts if it was made with the order's settings, or if the user keeps answers made with other settings.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OTHER_WAYS = (
     Named("keep", text="{} keeps the old answers, and asks the other rows; "),
     "another output leaves this one as it is.",
 )
-"""The choices of a user who does not want to send every row again; see `ChangedError`."""
+"""The user's options that avoid sending every row again; see `ChangedError`."""
 _WAYS = (SEND_ALL, " asks all rows again; ", *OTHER_WAYS)
 _AS_READ = (
     "size",
@@ -35,20 +35,20 @@ _AS_READ = (
     "settings_read",
     "blank",
 )
-"""The fields of `InputSpec` that are known after the input was read."""
+"""The fields of `InputSpec` that are set only after the input was read."""
 _READ_BY = ("format", "encoding", "header_row")
-"""The fields of `InputSpec` that say how the input is read."""
+"""The fields of `InputSpec` that determine how the input is read."""
 _ASKED = ("templates", "column", "image_column", "row_settings")
-"""The fields of `Question` that make a row's prompt."""
-_FEWEST = 20  # answers; losing fewer costs almost nothing
+"""The fields of `Question` that determine a row's prompt."""
+_FEWEST = 20  # answers; the loss of fewer answers costs almost nothing
 
 
 class ChangedError(PromptmillError):
-    """The order would send most rows again, because the settings, the prompt or the input have changed."""
+    """The order would send most rows again, because the settings, the prompt or the input changed."""
 
 
 def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *, fixed: bool) -> JobSpec:
-    """Combine the stored job `begun` with the `wanted` one. Raises `PromptmillError` (`invalid_input`)."""
+    """Combine the stored job `begun` with the wanted job. Raises `PromptmillError` (`invalid_input`)."""
     sends_all = order.earlier.again == "all" or _has_nothing(folder)
     if begun.plan.chooses and begun.plan.option != wanted.plan.option and not _has_nothing(folder):
         raise input_error(
@@ -98,7 +98,7 @@ def resumed(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, *,
 
 
 def _check_places(begun: JobSpec, targets: Sequence[Target]) -> None:
-    """Raise `PromptmillError` if a model or prompt takes another one's place, whose answers would be paid again."""
+    """Raise `PromptmillError` if a model or prompt takes another's slot: the other's answers would be paid again."""
     if any(before.settings not in now.counted for before, now in zip(begun.targets, targets, strict=False)):
         known = ", ".join(target.name or target.model or begun.model for target in begun.targets)
         raise input_error(
@@ -123,7 +123,7 @@ def _with_other_prompt(target: Target) -> Target:
 
 
 def _has_nothing(folder: Folder) -> bool:
-    """Return whether the open job has no answers and no costs, so that sending all rows loses nothing."""
+    """Return whether the open job has neither answers nor costs, so sending all rows again loses nothing."""
     last = folder.status
     paid = any(last.get(name) for name in ("cost", "cost_set_aside", "prompt_tokens", "completion_tokens"))
     has_answers = folder.store.page(0, ANSWERED, size=1) or any(
@@ -167,8 +167,8 @@ def _shown(value: Any) -> str:
 def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
     """Raise `ChangedError` if an order that may be a mistake would send most rows again.
 
-    This is an order that loses more than half of the job's answers, while more than half of the rows have no answer. A
-    job with fewer than 20 answers passes, unless the prompt or the input file is another.
+    Such an order loses more than half of the job's answers and leaves more than half of the rows without one. A job
+    with fewer than 20 answers is not checked, unless its prompt or input file changed.
     """
     given, asked = spec.input.path, begun.question != spec.question
     fewest = _FEWEST if given == begun.input.path and not asked else 1

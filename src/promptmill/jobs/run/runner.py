@@ -1,4 +1,4 @@
-"""Runs one job in this process: reads its input, runs its rounds, and writes its output."""
+"""Runs a job in this process: reads its input, runs its rounds, and writes its output."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ _LOOK_S = 0.2
 _HELD_BYTES = 64 << 20
 _STATUS_S = 1.0
 _UNANSWERED = "SELECT EXISTS (SELECT 1 FROM row LEFT JOIN answer ON key = n WHERE n < ? AND key IS NULL)"
-_TRIES = 3  # how often a run may repair damaged records or a damaged database
+_TRIES = 3  # attempts of a run to repair damaged records or a damaged database
 _SALVAGED = "The job's database was damaged; rows whose answers were lost are sent again."
 _NO_BUDGET = "`max_cost` has no effect on this run: it needs a known price and `max_tokens`."
 _LEAVING_S = 60.0
 _AGAIN = "Run the job again: its readable part is kept."
 
 
-class _JobStopped(Exception):  # noqa: N818 (how a run ends early; it never leaves the runner)
-    """Ends the run early, with the job's new `state` and the `error`, if any."""
+class _JobStopped(Exception):  # noqa: N818 (ends a run early; never leaves the runner)
+    """Ends the run early. Its arguments: the job's new `state`, and the `error` if there is one."""
 
     def __init__(self, state: str, error: PromptmillError | None = None) -> None:
         super().__init__(state)
@@ -79,8 +79,8 @@ class Runner:
         stats: Call | None = None,
         apart: Apart | None = None,
     ) -> None:
-        """`stats` counts the costs of this run. `apart` runs the steps that read the input and write the output in
-        another process.
+        """`stats` counts the costs of this run. `apart` runs the steps that read the input and write the output in a
+        child process.
 
         Needs a running event loop.
         """
@@ -92,12 +92,12 @@ class Runner:
         self._working: asyncio.Task[None] | None = None
         self._stopped: _JobStopped | None = None
         self._leaves_as: _JobStopped | None = None
-        """The final state of a run that takes no more rows and waits for the rows in flight."""
+        """The final state of a run that takes no new rows and waits for the rows in flight."""
         self._before = job.folder.status
         self._is_refused = False
-        """Whether the run changed nothing: the job keeps the status that it had."""
+        """Whether the run was refused and changed nothing; then the job keeps its earlier status."""
         self._takes_no_more = False
-        """Whether the current round ends after the rows in flight, to be resumed with a budget."""
+        """Whether the round takes no new rows. After the rows in flight, it resumes with a budget."""
         self._end = SLOT
         """The number of the first row beyond the order's limit."""
         self.progress = Progress(JobCounts(), Call(Facts(of_job=True)) if stats is None else stats, job.folder.status)
@@ -111,10 +111,10 @@ class Runner:
         return None if self._stopped is None else self._stopped.error
 
     async def run(self) -> RunStatus:
-        """Run until the output is written or something ends the run; return the final status.
+        """Run until the output is written or the run is stopped; return the final status.
 
-        Its `state` is `finished`, `stopped` (`reason` and `self.error` have the cause) or `cancelled`; `interrupted` if
-        the service or this task ends. In all cases the answers are kept, and the job can be run again.
+        Its `state` is `finished`; `stopped` (`reason` and `self.error` hold the cause); `cancelled`; or `interrupted`
+        if the service or this task ends. In all cases, the answers are kept and the job can be resumed.
         """
         progress = self.progress
         self._working = asyncio.ensure_future(self._work())
@@ -141,7 +141,7 @@ class Runner:
         return self.progress.as_dict()
 
     async def _until_stopped(self, working: asyncio.Task[None]) -> None:
-        """Wait for the work. Raises `_JobStopped` if the run was ended early; the first reason counts."""
+        """Wait for the work. Raises `_JobStopped` if the run is ended early; the first reason counts."""
         try:
             await asyncio.wait({working})
         except asyncio.CancelledError:
@@ -174,11 +174,11 @@ class Runner:
         except asyncio.CancelledError:
             self._long_work.halt.set()
             await asyncio.wait({thread})
-            thread.cancelled() or thread.exception()  # marks an exception as retrieved
+            thread.cancelled() or thread.exception()  # retrieves the exception, so that asyncio logs none
             raise
 
     def leave(self) -> bool:
-        """End as `interrupted` after the rows in flight; return False if there are none."""
+        """Let the run end as `interrupted` after the rows in flight. Return False if none are in flight."""
         if self.progress.state != states.RUNNING or not self.progress.stats.in_flight:
             return False
         self._leaves_as = _JobStopped(states.INTERRUPTED)
@@ -205,13 +205,13 @@ class Runner:
         if self.progress.state == states.FINISHED:
             with contextlib.suppress(
                 OSError, DamagedError
-            ):  # if this fails, the next run finds no rows for the last round
+            ):  # without this, the next run finds no rows for the last round
                 rounds.end(job.folder.store)
                 for way in rounds.awaited(job.folder.store).values():
                     way.forget(job.folder.store)
         self._keep({"status": self._before} if self._is_refused else self._status())
         with contextlib.suppress(OSError, DamagedError):
-            if job.folder.is_open:  # not open if it could not be repaired
+            if job.folder.is_open:  # a database that could not be repaired is not open
                 job.folder.store.sync()
         with contextlib.suppress(OSError):
             job.folder.control.changed(cancel=False).write(job.folder.path)
@@ -224,18 +224,18 @@ class Runner:
             raise _JobStopped(states.INTERRUPTED if gone else states.STOPPED, error) from None
         except OSError as error:
             raise _JobStopped(states.STOPPED, disk.unusable(error, self._job.folder.path)) from None
-        except DamagedError:  # and cannot be repaired
+        except DamagedError:  # the database cannot be repaired
             damaged = f"The job's database {self._job.folder.database} is damaged."
             raise _JobStopped(states.STOPPED, PromptmillError(Code.STORAGE, damaged, _AGAIN)) from None
 
     async def _answer(self) -> None:
-        """Read the input, run the rounds and write the output. Repeat this if the database is damaged."""
+        """Read the input, run the rounds, and write the output. If the database is damaged, repair it and repeat."""
         live = self._hooks.live
         is_read = False
         try:
             for _ in range(_TRIES):
                 try:
-                    if self._job.has_output:  # the last run ended after the output's rename and before its last status
+                    if self._job.has_output:  # the last run ended before it stored its final status
                         await self._count_again()
                         return
                     if not is_read:
@@ -256,7 +256,7 @@ class Runner:
                 live.stop()
 
     async def _count_again(self) -> None:
-        """Count the outcomes of a run that ended before its last status."""
+        """Count the outcomes of an earlier run that ended before it stored its final status."""
         spec, progress = self._job.spec, self.progress
         if spec.output.format:
             output.discard(spec.output.path, spec.job_id)
@@ -266,7 +266,7 @@ class Runner:
         await self._in_thread(self._count_values)
 
     async def _salvage(self) -> None:
-        """Continue with the readable content of the database. Lost rows are read from the input again."""
+        """Repair the damaged database, and continue with its content. Lost rows are read from the input again."""
         job = self._job
         await self._in_thread(job.folder.salvage)
         job.put(job.folder.spec or job.spec.with_input(**UNREAD).with_output(names=None))
@@ -288,14 +288,14 @@ class Runner:
         if files is None and job.order.earlier.from_job is not None:
             self._note_kept(await self._in_thread(lambda: job.change.rebind(store, job.spec, self._long_work)))
         if files is not None:
-            if lost := store.in_flight.most:  # requests whose rows may have changed
+            if lost := store.in_flight.most:  # requests whose rows may have changed since
                 progress.earlier.charge(lost)
                 self._show()
             store.in_flight.clear()
             try:
                 bound = await self._do(job.reading(files))
             except PromptmillError:
-                # then the same command is refused again, and the previous command resumes the job
+                # so the same command is refused again, and the previous command resumes the job
                 job.folder.roll_back()
                 self._is_refused = job.change.before is not None
                 raise
@@ -314,7 +314,7 @@ class Runner:
             await self._hooks.before_answers()
 
     def _note_persons(self) -> None:
-        """Note the labels of a person, which an order `again` does not replace. Blocks."""
+        """Count the labels of a person, because an order `again` does not replace them. Blocks."""
         store, order = self._job.folder.store, self._job.order
         if order.earlier.again is not None and (kept := store.count(f"settings = {PERSON}")):
             self.progress.notes.append(f"{counted(kept, 'label')} of a person stay as they are.")
@@ -323,13 +323,12 @@ class Runner:
         if (bound.answers or bound.kept) and self._job.order.earlier.again != "all":
             kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
             are = "is" if bound.new == 1 else "are"
-            # a part of the rows: the others are not asked, new or not
+            # a limited part of the rows: no other row is sent
             new = f", {bound.new:,} {are} new" if self._job.order.limits.rows is None else ""
             self.progress.notes.append(f"{kept} of {of} keep their answers{new}.")
 
     async def _check_secrets(self) -> None:
-        """Look for keys and passwords in the rows of a file that a call named. The same content is checked only
-        once."""
+        """Look for keys and passwords in a file of rows that a call named. The same content is checked only once."""
         job, content = self._job, {"sha256": self._job.spec.input.sha256}
         if not job.plan.file_rule.is_guarded or not job.spec.input.is_file:
             return
@@ -347,21 +346,21 @@ class Runner:
             except PromptmillError as error:
                 if not await self._in_thread(functools.partial(self._goes_without, round_, error)):
                     raise
-            is_counted = round_.way == "live"  # a live round counts each outcome
+            is_counted = round_.way == "live"  # a live round counts each outcome itself
             if self._leaves_as is not None:
                 raise self._leaves_as
         if not is_counted:
             await self._count(NEVER)
 
     async def _next(self, job_rounds: JobRounds) -> Round | None:
-        """Return the next round, if any. The status gets the figures of the plan's decisions in either case."""
+        """Return the next round; None at the end. Put the figures of the plan's decisions into the status."""
         try:
             return await self._in_thread(job_rounds.next)
         finally:
             self.progress.figures |= self._job.spec.plan.running_figures(self._job.spec)
 
     def _goes_without(self, round_: Round, error: PromptmillError) -> bool:
-        """Go without a parameter that an endpoint has refused, if the plan can; return whether it does."""
+        """Try to drop a parameter that an endpoint has refused. Return whether the plan can work without it."""
         spec = self._job.spec
         targets = spec.plan.without(spec.targets, round_, error)
         if targets is not None:
@@ -369,7 +368,7 @@ class Runner:
         return targets is not None
 
     def _rebind_awaited(self) -> None:
-        store = self._job.folder.store  # another one since the input was read
+        store = self._job.folder.store  # reading the input may have replaced the database
         for way in rounds.awaited(store).values():
             way.rebind(store, self._job.spec.targets)
 
@@ -385,7 +384,7 @@ class Runner:
                 request = requests[slot].request(n, row.line, row.cells or b"")
             except PromptmillError:
                 return False
-            # a temperature in the extra parameters takes precedence
+            # a temperature in the extra parameters overrides the target's
             return not request.path and request.extra.get("temperature", request.sampling.temperature) == 0
 
         return Duplicates(job.folder.store, job.spec, is_repeatable)
@@ -422,7 +421,7 @@ class Runner:
             )
 
             def sink_of(kind: type[StoreSink], call: Call) -> StoreSink:
-                is_live = round_.way == "live"  # failures of a batch are sent again live
+                is_live = round_.way == "live"  # a live round sends the failures of a batch again
                 return kind(
                     store,
                     progress.counts,
@@ -448,7 +447,7 @@ class Runner:
             await way_named(round_.way).run(run)
 
     def _delivered_copies(self, loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Record]], None]:
-        """Return the function that a thread calls with the copies that it has delivered while a round runs."""
+        """Return a function that a thread calls with the copies it delivers while a round runs."""
 
         def count(copies: Sequence[Record]) -> None:
             for copy in copies:
@@ -467,7 +466,7 @@ class Runner:
             self._hooks.recorded(keys)
 
     async def _count(self, is_open: str) -> None:
-        """Count the records. Records that meet the condition `is_open` are not done."""
+        """Count the records. Records that meet the condition `is_open` count as not done."""
         self._enter(self.progress.state, "counting the answers")
         store = self._job.folder.store
         await self._in_thread(lambda: self.progress.count(store, is_open, self._end))
@@ -480,7 +479,7 @@ class Runner:
             )
 
     def _limit_cost(self) -> None:
-        """Set the call's budget to the unspent part of the job's."""
+        """Limit the call's budget to the unspent part of the job's budget."""
         job, stats, progress = self._job, self.progress.stats, self.progress
         limit = self._most_cost(job.folder.control)
         if limit is None or stats.ledger.budget is not None:
@@ -490,7 +489,7 @@ class Runner:
         stats.ledger.budget = Budget(limit, progress.cost or 0.0, store.in_flight.most + awaited)
 
     def _most_cost(self, control: Control) -> float | None:
-        """Return the most that all runs of the job may spend; None: any amount."""
+        """Return the most that all runs of the job may spend; None: no limit."""
         job = self._job
         wanted = (control.max_cost, job.order.limits.max_cost, job.plan.operator.max_cost)
         limits = [
@@ -500,7 +499,7 @@ class Runner:
         return min(limits, default=None)
 
     def _requests(self, targets: Sequence[Target]) -> list[RowRequests]:
-        """Return the makers of requests to the targets, by slot. Raises `PromptmillError` (`replaced`)."""
+        """Return the request makers of the targets, by slot. Raises `PromptmillError` (`replaced`)."""
         job, plan = self._job, self._job.plan
         if not plan.is_same_model(self.service.plan_of(plan.name)):
             raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
@@ -511,7 +510,7 @@ class Runner:
         return list(requests_of(job.spec, reader, targets))
 
     def _plan_of(self, name: str) -> ResolvedConfig:
-        """Return the plan of another model of this job, under the job's own sampling."""
+        """Return the plan of another model of this job, with the job's sampling."""
         return self.service.plan_of(name).with_sampling(self._job.order.sampling).capped
 
     def _reader(self, plan: ResolvedConfig) -> RowReader:
@@ -525,9 +524,9 @@ class Runner:
         )
 
     async def _export(self) -> bool:
-        """Write the output and rename it. Return False if a row has no sound answer.
+        """Write the output and rename it. Return False if a row has no intact answer.
 
-        If this raises, no temporary file remains.
+        If an error is raised, no temporary file remains.
         """
         self._enter(states.MERGING, "writing the output")
         job, spec, folder = self._job, self._job.spec, self._job.folder
@@ -543,7 +542,7 @@ class Runner:
                 written = await self._do(functools.partial(steps.export, limit=limit))
             except UnansweredError:
                 return False
-            except BaseException:  # the run may end after the file was written
+            except BaseException:  # the run may be stopped after the file was written
                 output.discard(spec.output.path, spec.job_id)
                 raise
             if written.warning:
@@ -568,21 +567,21 @@ class Runner:
         self._stop(_JobStopped(states.STOPPED, error))
 
     async def _look_after(self) -> None:
-        """Show the progress, and obey the commands of other processes."""
+        """Show the progress, and obey commands of other processes, until cancelled."""
         shown = 0.0
         while True:
             self._follow(self._job.folder.control)
             if time.monotonic() - shown >= _STATUS_S:
                 shown = time.monotonic()
                 self.progress.sample()
-                # in a thread, because a large commit of answers may hold the database
+                # in a thread, because a large commit of answers may lock the database
                 fields = self._status()
                 entered = self.progress.state, self.progress.activity
                 await self._in_thread(functools.partial(self._keep, fields))
                 if entered != (
                     self.progress.state,
                     self.progress.activity,
-                ):  # a newer status was stored, perhaps before this one
+                ):  # another status was stored meanwhile; it may be older
                     self._keep(self._status())
             self._report()
             await asyncio.sleep(_LOOK_S)
@@ -605,7 +604,7 @@ class Runner:
             budget.limit = limit
         elif progress.state == states.RUNNING and progress.stats.in_flight:
             if progress.cost is not None and self._job.plan.settings.sampling_params.max_tokens is not None:
-                self._takes_no_more = True  # the requests in flight have reserved no budget
+                self._takes_no_more = True  # the requests in flight have no reserved budget
             elif _NO_BUDGET not in progress.notes:
                 progress.notes.append(_NO_BUDGET)
 
@@ -618,7 +617,7 @@ class Runner:
         self._report()
 
     def _status(self) -> dict[str, Mapping[str, object]]:
-        """Update the progress; return the job's `status`, and the `course` if it has a new sample."""
+        """Update the progress. Return the job's `status` and, if a new sample was taken, the `course`."""
         progress = self.progress
         if not self._job.folder.is_open:
             return {}
@@ -646,8 +645,8 @@ class Runner:
 async def until_ended(runner: Runner) -> tuple[RunStatus, PromptmillError | None, bool]:
     """Run a job until its end, SIGTERM or Ctrl-C. Return its status, its error, and whether a signal ended it.
 
-    The process runs only this job, and observers see what it does. After the first Ctrl-C, the requests in flight have
-    a minute to end, because they are paid anyway. Raises `KeyboardInterrupt` after Ctrl-C.
+    The process runs only this job, and observers follow it. After the first Ctrl-C, the requests in flight, which are
+    paid anyway, have a minute to end. Raises `KeyboardInterrupt` after Ctrl-C.
     """
     stay_responsive()
     loop = asyncio.get_running_loop()
@@ -663,7 +662,7 @@ async def until_ended(runner: Runner) -> tuple[RunStatus, PromptmillError | None
                 work.cancel()
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(NotImplementedError):  # Windows
+            with contextlib.suppress(NotImplementedError):  # Windows does not support this
                 loop.add_signal_handler(number, on_signal, number)
         try:
             job_status = await work

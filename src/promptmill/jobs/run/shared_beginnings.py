@@ -1,14 +1,13 @@
-"""Finds the long beginnings that requests have in common, so that the provider's cache answers them.
+"""Finds the long beginnings that requests share, so that the provider's prompt cache can be used.
 
-The possible ends of a beginning are known from the structure of a request: the ends of its messages, and the places of
-a plain template, after a field and the text that follows it:
+The structure of a request gives the possible ends of a shared beginning: the end of each message and, in a plain
+template, the end of the text after each field:
 
     system prompt │ Answer from this text: {{document}} Question: │{{question}}
                   └ all rows                                      └ the rows with this document
 
-The longest beginning counts that another row of the same window has, too. The rows of a window are sent one group after
-the other, in the order of the groups' first rows. Short rows, and windows in whose first rows nothing is shared, stay
-as they are.
+Of the beginnings that another row of the same window shares, the longest counts. The rows of a window are sent group by
+group, in the order of the groups' first rows. Short rows, and windows whose first rows share nothing, keep their order.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ Row = TypeVar("Row")
 
 WINDOW_ROWS, WINDOW_BYTES = 2048, 16 << 20
 _LOOKED_AT = 32
-"""The first rows of a page, which decide whether the others are looked at."""
+"""The number of first rows of a page to check; the other rows are checked only if these share beginnings."""
 
 
 def beginnings(requests: RowRequests, n: int, line: bytes | None, cells: bytes, model: str = "") -> list[Shared]:
-    """Return the beginnings of a row that other rows may share, from the shortest to the longest; none of a bad row."""
+    """Return the beginnings of a row that other rows may share, the shortest first; `[]` for an invalid row."""
     try:
         pieces = requests.pieces(n, line, cells)
     except PromptmillError:
@@ -54,7 +53,7 @@ def beginnings(requests: RowRequests, n: int, line: bytes | None, cells: bytes, 
 
 
 def saved(store: JobDatabase, plan: ResolvedConfig) -> float:
-    """Return the dollars that the provider's cache has saved; 0 if the price is unknown. Blocks."""
+    """Return the savings by the provider's cache, in US dollars; 0 if the price is unknown. Blocks."""
     if (price := price_of(plan)) is None:
         return 0.0
     batches = [round_.id for round_ in stored_rounds(store) if round_.way == BATCH]
@@ -74,10 +73,10 @@ def in_groups(
     *,
     reorders: bool,
 ) -> Iterator[list[tuple[Row, Shared | None]]]:
-    """Yield the rows of pages with the beginning that each shares; those that share the most come one after the other.
+    """Yield the rows of each page with the beginning they share; rows with the same beginning follow each other.
 
     `look` returns the beginnings of a row, `size` its bytes. `least`: the fewest rows that share a beginning. Without
-    `reorders`, the order stays.
+    `reorders`, the rows keep their order.
     """
     window, room = list[Row](), WINDOW_BYTES
     for page in pages:
@@ -106,6 +105,6 @@ def _grouped(
 
 
 def _repeated(shared_of_rows: Iterable[list[Shared]], least: int = 2) -> set[str]:
-    """Return the keys of the beginnings that at least so many rows have."""
+    """Return the keys of the beginnings that at least `least` rows have."""
     times = Counter(one.key for own in shared_of_rows for one in own)
     return {key for key, count in times.items() if count >= least}

@@ -1,7 +1,7 @@
 """The steps of a job that read the input and write the output.
 
-They need only the job's database. So a server runs them in another process for a call (`manage.detached`), because a
-template or a foreign file may take any amount of memory and time.
+The steps need only the job's database. For a call, a server runs them in a child process (`manage.detached`), because a
+template or a foreign file may take unlimited memory and time.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from promptmill.system.call_files import FileRule
 
 
 class _TriedError(Exception):
-    """Undoes a reading that would be accepted."""
+    """Rolls back a trial reading that raised no error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The effect of an order on the rows and answers that a job already has."""
+    """The effect of an order on the existing rows and answers of a job."""
 
     before: JobSpec | None
-    """The job before the order."""
+    """The job's description before the order."""
     earlier: Earlier
     since: int
     """The id of the last round before the order."""
     disk_share: float = 1.0
-    """The share of the free disk space that the rows may take."""
+    """The part of the free disk space that the rows may take."""
 
     def read(
         self, store: JobDatabase, spec: JobSpec, files: InputFiles, work: Work, *, is_trial: bool = False
     ) -> tuple[JobSpec, Bound]:
-        """Read the input into the database and bind the answers to its rows. Return the job and the counts. Blocks.
+        """Read the input into the database, and bind the answers to its rows. Return the job and the counts. Blocks.
 
         Raises the errors of `ingest` and `check_bound`; then nothing changes.
         """
@@ -76,7 +76,7 @@ class Change:
 
     @contextlib.contextmanager
     def _other(self) -> Iterator[JobDatabase | None]:
-        """Open the database of the job whose answers are also used; None without such a job."""
+        """Open the database of the other job whose answers are used; None if there is no such job."""
         if self.earlier.from_job is None:
             yield None
             return
@@ -85,7 +85,7 @@ class Change:
 
 
 def try_out(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> None:
-    """Raise the errors of `read_input`, and change nothing. Blocks."""
+    """Raise the errors that `read_input` would raise, without changing anything. Blocks."""
     files = input_files.opened(parts, known=True, reading=spec.input)
     with contextlib.suppress(_TriedError):
         change.read(folder.store, spec, files, work, is_trial=True)
@@ -104,7 +104,7 @@ def read_input(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Par
 
 def check_output(_: Work, folder: Folder) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the output is in a workbook that cannot be written. Blocks."""
-    from promptmill.jobs.export.workbook_file import check_target  # few jobs write one
+    from promptmill.jobs.export.workbook_file import check_target  # heavy, and few jobs write a workbook
 
     check_target(folder.known_spec())
 
@@ -115,7 +115,7 @@ def check_secrets(work: Work, folder: Folder, *, rule: FileRule) -> None:
 
 
 def export(work: Work, folder: Folder, *, limit: int | None) -> output.Written:
-    """Write the output, or the shard's part file, to a temporary file. Blocks. Raises the errors of `write_output`."""
+    """Write the output, or the shard file, to a temporary file. Blocks. Raises the errors of `write_output`."""
     store, spec = folder.store, folder.known_spec()
     if spec.output.shard:
         return join.write_part(store, spec)
@@ -125,9 +125,9 @@ def export(work: Work, folder: Folder, *, limit: int | None) -> output.Written:
 def publish(
     folder: Folder, written: output.Written, there: Stamp | None, limit: int | None, *, overwrite: bool = False
 ) -> None:
-    """Give a written output its name, and store that the job made it. Blocks. Raises the errors of `output.publish`.
+    """Rename a written output to its final name, and store its stamp. Blocks. Raises the errors of `output.publish`.
 
-    `there`: the stamp of the output before it was written. `overwrite`: whether a file that the job did not make is
+    `there`: the stamp of the output before it was written. `overwrite`: whether a file that the job did not make may be
     replaced.
     """
     made, spec = folder.result, folder.known_spec()

@@ -31,14 +31,14 @@ from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.spec import JobSpec, Origin
 
 _SHOWN = 20
-_BYTES_PER_TOKEN = 4  # English text; less accurate for other scripts
+_BYTES_PER_TOKEN = 4  # for English text; other scripts have fewer bytes per token
 
 
 def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts: int = 0) -> dict[str, Any]:
     """Return the counts `rows`, `invalid` and `images`, the first `problems`, and an estimate of tokens.
 
-    The estimate includes the system prompt, but not images or the additions of a chat template. `may_name`: see
-    `RowReader`. `prompts`: so many finished prompts are among the findings.
+    The estimate includes the system prompt, but neither images nor the additions of a chat template. `may_name`: see
+    `RowReader`. `prompts`: the number of finished prompts to return.
     """
     order, plan, plans = wanted.order, wanted.plan, wanted.plans
     if order.cut is not None:
@@ -75,7 +75,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
 
 
 class _Most:
-    """The highest cost of the rows at one model, live and by batch."""
+    """The highest cost of the rows with one model, live and by batch."""
 
     def __init__(self, plan: ResolvedConfig, price: Price) -> None:
         self.plan, self.price = plan, price
@@ -83,14 +83,14 @@ class _Most:
         self.live = self.by_batch = 0.0
 
     def add(self, request: Request) -> None:
-        """Add a row's request."""
+        """Add the request of a row."""
         self.live += most_of(request, self.plan, self._prices)
         if self.price.batch is not None:
             self.by_batch += most_of(request, self.plan, self._prices, by_batch=True)
 
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
-    """Return a note on rows that repeat an earlier row's `id`; `""` if there are none. Raises `OSError`."""
+    """Return a note on rows that repeat the `id` of an earlier row; `""` if there are none. Raises `OSError`."""
     where = rows.row_word(row_kind(spec.input.format))
     ids = Ids.of(store, spec, end_of(store, order.limits.rows))
     if not ids.repeated:
@@ -109,7 +109,7 @@ def _check_rows(
     may_name: frozenset[str] | None,
     prompts: int,
 ) -> dict[str, Any]:
-    """Return the counts of all rows, the first prompts, and the costs of all rows in `sums`."""
+    """Count all rows, add their costs to `sums`, and return the counts and the first prompts."""
     shown: list[str] = []
     count = invalid = skipped = pictures = tokens = 0
     problems: list[str] = []
@@ -143,7 +143,7 @@ def _check_rows(
             invalid += 1
             if len(problems) < _SHOWN:
                 problems.append(str(error))
-    if kind == "batch":  # OpenAI refuses a file with a repeated id
+    if kind == "batch":  # OpenAI refuses a file in which an id repeats
         ids = Ids.of(store, spec, end, _SHOWN - len(problems))
         invalid += ids.repeated
         problems += [
@@ -164,7 +164,7 @@ def _check_rows(
 def _cost(
     sums: Sequence[_Most], result: Mapping[str, Any], prompts: int, *, by_batch: bool = False
 ) -> dict[str, float | None]:
-    """Return the cost if each of the models answers so many `prompts` of each row."""
+    """Return the cost if each model answers `prompts` prompts of each row."""
     asked = result["rows"] * prompts
     each = Usage(result["estimated_prompt_tokens"] // len(sums) // max(1, asked))  # prices may rise with one's length
     tiers = [BATCH if by_batch else tier_of(one.plan.settings.extra_params) for one in sums]
@@ -177,7 +177,7 @@ def _check_payload(conversation: Conversation, rules: images.ImageRules, where: 
     try:
         check_encodable(conversation)
         for image in conversation.images:
-            if not images.is_web(image.source):  # the endpoint fetches web images
+            if not images.is_web(image.source):  # the endpoint itself fetches web images
                 images.load_image(image.source, rules)
     except PromptmillError as error:
         raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None

@@ -1,4 +1,4 @@
-"""The job that an order wants: its rows and models, its files with checked paths, and its description."""
+"""The job that an order requests: its rows and models, its files with checked paths, and its description."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ from promptmill.jobs.store.stored import Target
 from promptmill.system.safe_open import real_path
 
 _OF_ROWS = " goes with rows, not with a file of whole requests."
-_ADDED = "." + ".0123456789" + ".partial"  # what names of files beside the output add to its name
+_ADDED = "." + ".0123456789" + ".partial"  # parts that other file names beside the output add to the output's name
 _SHOWN_NAME = 40
 
 
 @dataclass(frozen=True, slots=True)
 class WantedJob:
-    """An order with the rows and the models of its job, before the admission."""
+    """An order with the rows and models of its job, before admission."""
 
     order: JobOrder
     models: Configuration | CallModels
     folders: JobFolders
     source: InputRows | None = None
-    """The rows that are in no file of the user; None for files."""
+    """Rows that are not in the user's files; None if the rows are in files."""
     is_fixed: bool = False
-    """Whether the settings may not differ from the first run's, even if no row has an answer yet."""
+    """Whether the settings must equal the first run's, even if no row has an answer yet."""
     is_of_call: bool = False
-    """Whether a call wants it: its paths were resolved and checked before, so none may be a link now; and its rows may
-    fill only a part of the disk."""
+    """Whether the order comes from a call. Then its paths were resolved and checked, so none may be a link now, and its
+    rows may fill only a part of the disk."""
 
     @property
     def plan(self) -> ResolvedConfig:
-        """The plan of the model that answers, unless a variant names another one."""
+        """The plan of the model that answers, unless a variant names another model."""
         return self.models.plan
 
     @property
@@ -69,13 +69,13 @@ class WantedJob:
 
 @dataclass(frozen=True, slots=True)
 class OrderFiles:
-    """The files of an order. Links are followed only once, so later changes of links do not affect the job."""
+    """The files of an order. Links are resolved only once, so a link that changes later does not affect the job."""
 
     source: Path
-    """The input; a relative path is only a name, for rows that are not in files of the user."""
+    """The input. For rows that are not in the user's files: a relative path, which is only a name."""
     target: Path
     folder: Folder
-    """The folder of the job with this output; it may not exist."""
+    """The folder of the job that has this output. It may not exist."""
     is_loose: bool
     """Whether the job has no output file."""
     input: InputFiles | None = None
@@ -83,7 +83,7 @@ class OrderFiles:
 
     @classmethod
     def of(cls, wanted: WantedJob, *, is_anew: bool = False) -> OrderFiles:
-        """Return the files of a job. `is_anew`: the input must exist even if the job has read it.
+        """Return the files of a job. `is_anew`: require the input even if the job has read it.
 
         Raises `PromptmillError` (`invalid_input`, `missing_dependency`).
         """
@@ -114,13 +114,13 @@ class OrderFiles:
 def _input_of(
     order: JobOrder, target: Path, given: InputRows | None, folder: Folder | None
 ) -> tuple[Path, Sequence[Part]]:
-    """Return the path and the files of an input; no files if one was deleted but the job in `folder` has the rows.
+    """Return the path and the files of an input; no files if one is missing but the job in `folder` has the rows.
 
     Raises `PromptmillError` (`invalid_input`).
     """
     if given is not None:
         return Path(given.name), with_query(given.parts, order)
-    if not order.inputs[0].is_absolute():  # the order that began the job passed the rows
+    if not order.inputs[0].is_absolute():  # the order that began the job passed the rows themselves
         return order.inputs[0], ()
     for path in order.inputs:
         check_name(path)
@@ -138,8 +138,8 @@ def _input_of(
 
 
 def with_query(parts: Sequence[Part], order: JobOrder) -> Sequence[Part]:
-    """Add the query of an order, and its limit, to the databases of an input. Raises `PromptmillError` for other
-    files.
+    """Add an order's query and its limit to the databases of an input. Raises `PromptmillError` if a file is not a
+    database.
     """
     if (sql := order.reading.sql) is None:
         return parts
@@ -163,7 +163,7 @@ def _check_output(order: JobOrder, target: Path, parts: Sequence[Part]) -> None:
         raise input_error(
             f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
         )
-    try:  # admission makes the folders that are missing
+    try:  # admission makes missing folders
         with tempfile.TemporaryFile(dir=next(folder for folder in target.parents if folder.exists())):
             pass
     except OSError as error:
@@ -171,7 +171,7 @@ def _check_output(order: JobOrder, target: Path, parts: Sequence[Part]) -> None:
 
 
 def _may_hold_both(part: Part, target: Path) -> bool:
-    """Return whether a file may be both input and output: for another table, or a workbook that gets answer columns."""
+    """Return whether a file may be input and output: as two tables, or as a workbook that gets answer columns."""
     if members.is_table(target):
         return members.split(target)[1] != part.member
     return part.path.suffix.lower() == ".xlsx"
@@ -209,7 +209,7 @@ def _check_fields(order: JobOrder, input_format: str) -> None:
         for name in filter(given.get, given):
             raise input_error(Named(name), _OF_ROWS)
     for text in question.templates:
-        template_of(text, places_in(text))  # any place may be a column
+        template_of(text, places_in(text))  # any placeholder may be a column
     if order.plan.chooses and input_format in WHOLE_REQUESTS:
         raise input_error(Named(order.plan.option), _OF_ROWS)
     _check_answer_column(order.form.column)
@@ -221,18 +221,18 @@ def _check_fields(order: JobOrder, input_format: str) -> None:
 
 
 def _check_answer_column(name: str) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a name that the column of the answers cannot have."""
+    """Raise `PromptmillError` (`invalid_input`) for an invalid name of the answer column."""
     field = Named("answer_column")
     if name in OURS and name != "answer":
         raise input_error(field, f": {name} is the name of another column of the output; choose another name.")
     if not name.strip() or not name.isprintable():
         raise input_error(field, ": give the column a name of printable characters.")
-    if len(name) > LONGEST_COLUMN:  # each row of the output repeats it
+    if len(name) > LONGEST_COLUMN:  # each row of the output repeats the name
         raise input_error(field, f" has {len(name):,} characters; a name has at most {LONGEST_COLUMN}.")
 
 
 def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec | None = None) -> JobSpec:
-    """Return the description of a job. `known`: the stored job, if any. Raises `PromptmillError`."""
+    """Return the description of a job. `known`: the stored description, if any. Raises `PromptmillError`."""
     order, plan, source = wanted.order, wanted.plan, files.input
     facts: dict[str, Any] = {"format": "messages"}
     if source is not None:
@@ -275,7 +275,7 @@ def spec_of(job_id: str, files: OrderFiles, wanted: WantedJob, *, known: JobSpec
 
 
 def _targets_of(wanted: WantedJob, input_format: str) -> tuple[Target, ...]:
-    """Return the targets of each row: a single target, or one for each variant."""
+    """Return the targets of each row: one for each variant, or a single target without variants."""
     order, plan, plans = wanted.order, wanted.plan, wanted.plans
     if not order.variants:
         digests = fingerprint(plan, order.system_prompt, input_format)

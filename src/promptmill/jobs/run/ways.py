@@ -1,4 +1,4 @@
-"""The ways in which the requests of a round are answered: live, and those of features."""
+"""The ways to answer the requests of a round: live, and the ways of features."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from promptmill.service.service import Service
 
 @dataclass(frozen=True, slots=True)
 class RoundRun:
-    """A round that sends requests, and the parts of its run."""
+    """A round that sends requests, and the objects it needs."""
 
     job: Job
     service: Service
     progress: Progress
     rows: OpenRows
-    """The round's open rows."""
+    """The open rows of the round."""
     sink_of: Callable[[type[StoreSink], Call], StoreSink]
-    """Makes the sink of the rows."""
+    """Makes the sink for the rows' outcomes."""
     is_cancelled: Callable[[], bool]
     """Returns whether the user has cancelled the job."""
     no_room: Callable[[PromptmillError], None]
-    """Is called with the error of a row that the budget can never pay."""
+    """Called with the error of a row that exceeds the whole budget."""
     around: Callable[[Answer], Answer]
-    """The plan's function around `answer`, see `spec.PlanWork`."""
+    """The plan's wrapper of `answer`, see `spec.PlanWork`."""
 
 
 class Way(Protocol):
-    """A way in which the requests of a round are answered."""
+    """A way to answer the requests of a round."""
 
     @staticmethod
     async def run(round_: RoundRun) -> None:
@@ -52,7 +52,7 @@ class Way(Protocol):
 
 
 class Live:
-    """Each row's request is sent now."""
+    """Sends the request of each row immediately."""
 
     @staticmethod
     async def run(round_: RoundRun) -> None:
@@ -69,7 +69,7 @@ class Live:
 
 
 def way_named(name: str) -> type[Way]:
-    """Return a way. Raises `PromptmillError` (`invalid_input`) if its feature is missing."""
+    """Return the way with this name. Raises `PromptmillError` (`invalid_input`) if its feature is missing."""
     if (place := _places().get(name)) is None:
         raise input_error(Named(name), " needs a feature that is not installed.")
     way: type[Way] = part(place)
@@ -77,7 +77,7 @@ def way_named(name: str) -> type[Way]:
 
 
 def _places() -> dict[str, str]:
-    """Return the modules and names of the classes of all ways."""
+    """Return the module and class name of each way."""
     return {
         "live": f"{__name__}:Live",
         **{entry.name: entry.run for feature in features().values() for entry in feature.ways},
@@ -85,7 +85,7 @@ def _places() -> dict[str, str]:
 
 
 def figures(store: JobDatabase, config: ResolvedConfig) -> dict[str, Any]:
-    """Return the figures of the ways in which a job was answered. Blocks. Raises the errors of `JobDatabase`."""
+    """Return the figures of all ways that answered rows of a job. Blocks. Raises the errors of `JobDatabase`."""
     of_ways = dict[str, Any]()
     for name in {round_.way for round_ in stored_rounds(store)} & _places().keys():
         of_ways |= way_named(name).figures(store, config)

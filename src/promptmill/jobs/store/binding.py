@@ -1,7 +1,7 @@
-"""Binds the rows of an input to the answers that a job has. A row gets the answers to its own questions.
+"""Binds the rows of an input to the existing answers of a job. A row gets the answers to its own questions.
 
-Table `row_next` has the rows that may have changed; the rows before and after them stay. A question is identified by
-its digest, which an answer stores as `asked`:
+Table `row_next` has the rows that may have changed; the rows before and after it are unchanged. A question is
+identified by its digest, which an answer stores in `asked`:
 
     answers before       0 a   1 b   2 c   3 d
     rows now             0 a   1 x   2 b   3 c   4 d
@@ -11,8 +11,8 @@ its digest, which an answer stores as `asked`:
     `wanted`                   1 x   2 b   3 c   4 d     rows without an answer to their question
     `matched`                        2 b   3 c   4 d     wanted rows with a loose, a spare or another job's answer
 
-Rows with the same question take its answers in row order. Matched rows get their answers, and the other loose answers
-become spare. All this is one transaction: if the process is killed, the job is unchanged.
+Rows with the same question get its answers in row order. Loose answers without a matched row become spare. All this is
+one transaction: if the process is killed, the job is unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from promptmill.jobs.store.spec import JobSpec
 
 _DIGEST = 16
 BLOCK_ROWS = 1024
-"""The rows of a block of an output: some hundred kilobytes."""
+"""The rows in a block of an output; a block has some hundred kilobytes."""
 _OUTCOME = ", ".join(Record._fields[1:])
 _TABLES = {
     "loose": "key INTEGER PRIMARY KEY",
@@ -62,7 +62,7 @@ _WANTED = f"""
         OR (answer.code IS NOT NULL AND :borrows)
     )
 """
-# loose answers come before spare answers; the latest spare answer comes first
+# loose answers before spare answers; of the spare answers, the latest first
 _AVAILABLE = f"""
     SELECT :base + key AS place, asked, key AS turn FROM answer JOIN temp.loose USING (key)
     WHERE key BETWEEN :first AND :last AND code IS NULL AND settings IN ({{settings}})
@@ -96,15 +96,15 @@ class Bound:
     """The counts of a binding, over all slots."""
 
     rows: int
-    """Questions of the input."""
+    """The number of questions of the input."""
     answers: int
-    """Answers that the rows had before the binding."""
+    """The number of answers that the rows had before the binding."""
     kept: int
-    """Questions that have an answer after the binding."""
+    """The number of questions that have an answer after the binding."""
 
     @property
     def new(self) -> int:
-        """Questions that have no answer after the binding."""
+        """The number of questions that have no answer after the binding."""
         return self.rows - self.kept
 
 
@@ -118,10 +118,10 @@ def bind(
     since: int = 0,
     halt: threading.Event | None = None,
 ) -> Bound:
-    """Bind the answers to `row_next`, which then takes the place of the rows with the numbers `replaced`. Blocks.
+    """Bind the answers to `row_next`, which then replaces the rows with the numbers `replaced`. Blocks.
 
-    `check` may raise; then nothing changes. Rows without an answer take answers of the job `other`; their records name
-    the round `since`. With `spec.to_bind == "rows"`, the input is unchanged but its questions are new, and each answer
+    `check` may raise; then nothing changes. Rows without an answer get answers of the job `other`; their records name
+    the round `since`. With `spec.to_bind == "rows"`, the input is unchanged but the prompt is new, and each answer
     stays with its row.
 
     Raises `HaltedError`, and the errors of `JobDatabase`.
@@ -143,7 +143,7 @@ def bind(
                 run(_RENAMED, values)
             run(_LOOSE, values)
             run(_WANTED, values)
-            known = [*target.counted, *([] if slot else [PERSON])]  # a person's label is a delivered one
+            known = [*target.counted, *([] if slot else [PERSON])]  # a person's label counts as a delivered answer
             slots.append((_MATCHED.format(settings=", ".join(map(str, known))), values))
         if other is not None:
             _borrow(connection, other, spec, since)
@@ -166,7 +166,7 @@ def begin(store: JobDatabase) -> None:
 
 
 def _take_rows(connection: Connection, window: dict[str, int]) -> None:
-    """Replace the rows in the window by rows of `row_next`, and note the edited blocks of the output."""
+    """Replace the rows in the window by those of `row_next`, and record which output blocks have changed."""
     run = connection.execute
     if run("SELECT 1 FROM job WHERE name = 'written'").fetchone():
         run(_EDITED, window)
@@ -180,7 +180,7 @@ def _take_rows(connection: Connection, window: dict[str, int]) -> None:
 
 
 def _borrow(connection: Connection, other: JobDatabase, spec: JobSpec, since: int) -> None:
-    """Add the answers of another job to wanted questions to `spare`, behind all others. They cost nothing here."""
+    """Add another job's answers to wanted questions to `spare`, after all others. The copies have no cost."""
     connection.execute("CREATE INDEX temp.by_question ON wanted (asked)")
     for record in other.records(where="code IS NULL AND asked IS NOT NULL"):
         is_wanted = "SELECT 1 FROM temp.wanted WHERE asked = ?"
@@ -189,7 +189,7 @@ def _borrow(connection: Connection, other: JobDatabase, spec: JobSpec, since: in
             and record.slot < len(spec.targets)
             and connection.execute(is_wanted, (record.asked,)).fetchone()
         ):
-            if record.settings == PERSON and spec.is_grid:  # only its models give answers
+            if record.settings == PERSON and spec.is_grid:  # in a grid, only the grid's models give answers
                 continue
             made = Provenance(PERSON, since) if record.settings == PERSON else spec.targets[record.slot].made(since)
             own = record_of(record.key, copied(record.outcome()), record.asked, made)

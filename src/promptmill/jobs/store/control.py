@@ -25,7 +25,7 @@ _NAME = "control"
 
 
 class Control(BaseModel):
-    """The commands for a run."""
+    """The commands for the runs of a job."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,19 +36,19 @@ class Control(BaseModel):
 
     @property
     def most(self) -> int:
-        """The most requests in flight."""
+        """The limit of requests in flight."""
         return 0 if self.paused else sys.maxsize if self.concurrency is None else self.concurrency
 
     @classmethod
     def read(cls, folder: Path) -> Control:
-        """Return the commands for the job in `folder`; a missing or damaged file has none."""
+        """Return the commands for the job in `folder`; a missing or damaged file means no commands."""
         try:
             return cls.model_validate(orjson.loads((folder / _NAME).read_bytes()))
         except (OSError, ValueError, ValidationError):
             return cls()
 
     def changed(self, **changes: Any) -> Control:
-        """Return the commands with these changes. Raises `ValidationError`."""
+        """Return these commands with changes. Raises `ValidationError`."""
         return Control.model_validate({**self.model_dump(), **changes})
 
     def write(self, folder: Path) -> None:

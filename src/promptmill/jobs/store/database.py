@@ -1,10 +1,10 @@
 """One job's SQLite database, `job.db`: the rows of its input, its rounds, and every paid answer.
 
     job       name → JSON: `spec` (the job), `order` (the last order), `output` (the file that the job wrote), `status`
-              (the progress, stored about once a second), `course` (samples of the status, for a report), `task` (see
-              `server.tasks`); `before` (`spec`, `order` and `output` before an order whose input was not yet read),
-              `stretches` (of the input, see `ingest`), `written` (the blocks of the output), `secrets_checked` (the
-              input that was checked for secrets)
+    (the progress, stored about once a second), `course` (samples of the status, for a report), `task` (see
+    `server.tasks`); `before` (`spec`, `order` and `output` before an order whose input is not yet read), `stretches`
+    (of the input, see `ingest`), `written` (the blocks of the output), `secrets_checked` (the input that was checked
+    for secrets)
     row       the rows of the input, see `Row`; `row_next` holds them while the input is read again
     settings  id → JSON: the settings with which answers were made
     round     id → JSON: the rounds of the job, see `rounds`; `chosen` has the rows that were drawn for a round
@@ -76,18 +76,18 @@ TABLES = {
 }
 ROW_NEXT = _ROW.replace("TABLE row", "TABLE row_next")
 COLUMNS = ", ".join(Record._fields)
-_OPTIONAL = frozenset({"code", "more"})  # texts that are never empty
+_OPTIONAL = frozenset({"code", "more"})  # texts that are stored as NULL instead of empty
 _VALUES_OF_RECORD = ",".join("nullif(?, '')" if name in _OPTIONAL else "?" for name in Record._fields)
 PUT = f"INSERT OR REPLACE INTO answer VALUES ({_VALUES_OF_RECORD})"
 PUT_SPARE = f"INSERT INTO spare VALUES (?, {_VALUES_OF_RECORD})"
 SET_ASIDE = f"INSERT INTO spare ({COLUMNS}) SELECT {COLUMNS} FROM answer WHERE key = ?"
-PAGE = 256  # records read at once: a long read would keep the writer waiting
-_WAIT_S = 5.0  # for other programs
-AT_ONCE = 16  # records, of any size
-_PAGE_BYTES = 4 << 20  # bytes of texts; a page ends with the record that exceeds this size
+PAGE = 256  # records per read: a long read would keep the writer waiting
+_WAIT_S = 5.0  # for a lock of another program
+AT_ONCE = 16  # records per read, whatever their size
+_PAGE_BYTES = 4 << 20  # bytes of texts; a page ends with the record that makes it larger
 _TEXTS = slice(Record._fields.index("text"), Record._fields.index("more") + 1)
 _STEPS_BETWEEN_LOOKS = 1_000_000  # instructions of SQLite's virtual machine: some milliseconds
-_WAL_CHECKPOINT = 4 << 20  # bytes of the log; each checkpoint costs a sync, so fewer pages are not worth it
+_WAL_CHECKPOINT = 4 << 20  # bytes of the log; each checkpoint costs a sync, so a smaller log is not worth it
 _WAL_TRUNCATE = 64 << 20
 _ERRORS = {
     sqlite3.SQLITE_FULL: (errno.ENOSPC, "no space left on the disk"),
@@ -98,7 +98,7 @@ _ERRORS = {
 
 
 class DamagedError(Exception):
-    """The database is malformed, or is not the database of a job."""
+    """The file is damaged, or is not the database of a job."""
 
 
 class HaltedError(Exception):
@@ -107,10 +107,10 @@ class HaltedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Lets a run follow long work and halt it."""
+    """Reports the progress of long work to a run, and lets the run halt it."""
 
     note: Callable[[int], None] = lambda _: None
-    """Is called with the number of rows so far, in any thread."""
+    """Called with the number of rows so far, from any thread."""
     halt: threading.Event = field(default_factory=threading.Event)
     """Set when the run has ended."""
 
@@ -131,17 +131,17 @@ class Row(NamedTuple):
     n: int
     """The row's number, see `InputRow`."""
     asked: bytes | None
-    """The digests of the row's questions, 16 bytes for each prompt of the job; zeros for an empty prompt."""
+    """The digests of the row's questions: 16 bytes for each prompt of the job, zeros for an empty prompt."""
     line: bytes | None
-    """The row's questions as JSON, one for each prompt; None if they can be made from `cells`."""
+    """The row's questions as JSON, one for each prompt; None if `cells` is enough to make them."""
     cells: bytes | None
-    """The row's line of JSON, or its cells as a JSON array."""
+    """The row's line of JSON; for a table, its cells as a JSON array."""
 
 
 class JobDatabase:
     """The open database of one job, for any thread.
 
-    Every method that reads or writes raises `OSError` if the disk or another program prevents it, and `DamagedError`.
+    Every method that reads or writes raises `DamagedError`, and `OSError` if the disk or another program prevents it.
     """
 
     def __init__(self, path: Path, *, write: bool = False) -> None:
@@ -168,14 +168,14 @@ class JobDatabase:
 
     @property
     def in_flight(self) -> InFlight:
-        """The ledger of the requests in flight; only the writer has it."""
+        """The ledger of the requests in flight. Only the writer may use it."""
         assert self._in_flight is not None, "it is open for reading"
         return self._in_flight
 
     # ---- table job
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """Return the object under `name` in table `job`, None if it is missing or malformed."""
+        """Return the object `name` of table `job`; None if it is missing or malformed."""
         values = self.read("SELECT value FROM job WHERE name = ?", name)
         try:
             value = orjson.loads(values[0][0]) if values else None
@@ -184,7 +184,7 @@ class JobDatabase:
         return value if isinstance(value, dict) else None
 
     def put(self, **values: Mapping[str, Any] | None) -> None:
-        """Store `values` under their names in table `job` in one transaction; None removes a value."""
+        """Store `values` by name in table `job`, in one transaction. None removes a value."""
         kept = [
             (name, orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())
             for name, value in values.items()
@@ -194,7 +194,7 @@ class JobDatabase:
         self.change(("INSERT OR REPLACE INTO job VALUES (?, ?)", kept), ("DELETE FROM job WHERE name = ?", gone))
 
     def settings_id(self, fingerprint: Mapping[str, Any]) -> int:
-        """Return the id of the settings with this fingerprint; new settings are stored."""
+        """Return the id of the settings with this fingerprint. New settings are stored first."""
         text = orjson.dumps(fingerprint, option=orjson.OPT_SORT_KEYS).decode()
         query = "SELECT id FROM settings WHERE fingerprint = ? ORDER BY id"
         if not (ids := self.read(query, text)):
@@ -205,7 +205,7 @@ class JobDatabase:
     # ---- table row
 
     def rows(self, first: int = 0, last: int = SLOT) -> Iterator[Row]:
-        """Yield the rows whose numbers are `first` to `last`, in order, about a megabyte at a time."""
+        """Yield the rows with the numbers `first` to `last`, in order; read about a megabyte at a time."""
         while first <= last and (page := self.row_page(first, last)):
             yield from page
             first = page[-1].n + 1
@@ -218,7 +218,7 @@ class JobDatabase:
         return list(map(Row._make, page))
 
     def rows_at(self, numbers: Sequence[int]) -> list[Row]:
-        """Return the rows with these numbers, in order; only the first of them if they are long."""
+        """Return the rows with these numbers, in order; if they are long, only the first of them."""
         query = f"SELECT n, asked, line, cells FROM row WHERE n IN ({','.join('?' * len(numbers))}) ORDER BY n"
         page = self.read(query, *numbers, fetched=functools.partial(limited, texts=slice(2, 4)))
         check_rows(page, min(numbers))
@@ -234,9 +234,9 @@ class JobDatabase:
     def write(
         self, records: Sequence[Record], replaced: Sequence[int] = (), *changes: tuple[str, Iterable[Any]]
     ) -> None:
-        """Store `records`, replacing records with the same keys: all of them, or none if this raises.
+        """Store `records`, replacing records with equal keys. If this raises, none of them is stored.
 
-        The answers with the keys `replaced` become spare. `changes`: statements that come first, see `change`.
+        The answers with the keys `replaced` become spare. `changes`: statements to run before, see `change`.
         """
         aside = f"{SET_ASIDE} AND code IS NULL", [(key,) for key in replaced]
         self.change(*changes, aside, (PUT, map(bound, records)))
@@ -248,17 +248,17 @@ class JobDatabase:
         return len(keys)
 
     def record(self, key: int) -> Record | None:
-        """Return the record with this key, None if there is no sound one."""
+        """Return the record with this key; None if it is missing or damaged."""
         return next(self.records_at([key]), None)
 
     def records(self, first: int = 0, where: str = "1") -> Iterator[Record]:
-        """Yield records from key `first`, in order, including damaged ones. May include records written meanwhile."""
+        """Yield the records from key `first` on, in order, with damaged ones and perhaps some written meanwhile."""
         while page := self.page(first, where):
             yield from page
             first = page[-1].key + 1
 
     def records_at(self, keys: Sequence[int]) -> Iterator[Record]:
-        """Yield the sound records with these keys, in order."""
+        """Yield the intact records with these keys, in order."""
         ordered = sorted(keys)
         for at in range(0, len(ordered), AT_ONCE):
             some = ordered[at : at + AT_ONCE]
@@ -267,22 +267,22 @@ class JobDatabase:
             yield from (record for record in records if record.is_sound)
 
     def sound_records(self) -> list[Record]:
-        """Return every sound record, for a job that fits in memory."""
+        """Return every intact record. Use it only for a job that fits in memory."""
         return [record for record in self.records() if record.is_sound]
 
     def page(self, first: int, where: str = "1", size: int = PAGE) -> list[Record]:
-        """Return up to `size` records from key `first`, including damaged ones; fewer if their texts are long."""
+        """Return up to `size` records from key `first` on, including damaged records; fewer if their texts are long."""
         query = f"SELECT {COLUMNS} FROM answer WHERE key >= ? AND ({where}) ORDER BY key LIMIT {size}"
         records = list(map(Record._make, self.read(query, first, fetched=functools.partial(limited, texts=_TEXTS))))
         check_order([record.key for record in records], first)
         return records
 
     def keys(self, where: str, rest: str = "") -> list[int]:
-        """Return the keys of the records that meet a condition; `rest` orders and limits them."""
+        """Return the keys of the records that meet a condition. `rest`: SQL that orders and limits them."""
         return [key for (key,) in self.read(f"SELECT key FROM answer WHERE {where} {rest}")]
 
     def count(self, where: str) -> int:
-        """Return how many records meet a condition."""
+        """Return the number of records that meet a condition."""
         ((count,),) = self.read(f"SELECT count(*) FROM answer WHERE {where}")
         return int(count)
 
@@ -299,7 +299,7 @@ class JobDatabase:
     # ---- the file
 
     def sync(self) -> None:
-        """Wait until everything written so far is on the disk. Call it in another thread than the writer's."""
+        """Sync to disk everything written so far. Call it in a thread other than the writer's."""
         if self.waits_for_disk:
             return
         wal = self.path.with_name(f"{self.path.name}-wal")
@@ -307,14 +307,14 @@ class JobDatabase:
         if wal.stat().st_size < _WAL_CHECKPOINT:
             return
         if self._syncing is None:
-            self._syncing = self._connected(0)  # separate, so that the writer need not wait; it waits for no reader
+            self._syncing = self._connected(0)  # a separate connection: neither the writer nor readers wait for it
         with self._errors():
             self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            if wal.stat().st_size > _WAL_TRUNCATE:  # under constant writing, the log never restarts by itself
+            if wal.stat().st_size > _WAL_TRUNCATE:  # under constant writing, SQLite never restarts the log itself
                 self._syncing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def close(self) -> None:
-        """Close; a second call does nothing."""
+        """Close the database; a second call does nothing."""
         with self._lock:
             if self._syncing is not None:
                 self._syncing.close()
@@ -329,14 +329,14 @@ class JobDatabase:
         *values: Any,
         fetched: Callable[[sqlite3.Cursor], list[tuple[Any, ...]]] = sqlite3.Cursor.fetchall,
     ) -> list[tuple[Any, ...]]:
-        """Return the results of a query. Bytes of a text that are not UTF-8 become replacement characters."""
+        """Return the results of a query. In a text, bytes that are not UTF-8 become replacement characters."""
         with self._lock, self._errors():
             try:
                 return fetched(self._connection.execute(query, values))
             except sqlite3.OperationalError as error:
                 if "decode" not in str(error):
                     raise
-                # the checksum detects the damage; always decoding in this way would take twice as long
+                # the checksum detects this damage; decoding every text in this way would take twice as long
                 self._connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
                 return fetched(self._connection.execute(query, values))
 
@@ -345,7 +345,7 @@ class JobDatabase:
         self._connection.create_function(name, 1, function, deterministic=True)
 
     def change(self, *work: tuple[str, Iterable[Any]]) -> None:
-        """Run each statement once for each of its tuples of values, in a single transaction."""
+        """Run statements in one transaction, each once for each tuple of its parameters."""
         with self.transaction() as connection:
             for statement, values in work:
                 connection.executemany(statement, values)
@@ -365,7 +365,7 @@ class JobDatabase:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException as error:
-                with contextlib.suppress(sqlite3.Error):  # a full disk has rolled it back already
+                with contextlib.suppress(sqlite3.Error):  # a full disk may have rolled it back already
                     connection.execute("ROLLBACK")
                 if halt is not None and halt.is_set() and isinstance(error, sqlite3.OperationalError):
                     raise HaltedError from None
@@ -400,16 +400,16 @@ class JobDatabase:
             run("BEGIN IMMEDIATE")
             for statement in () if schema else TABLES.values():
                 run(statement)
-            if was_killed:  # killed while it read its input, which is then read from the beginning
+            if was_killed:  # killed while it read its input, which is now read from the beginning
                 run("DROP TABLE row_next")
             run("COMMIT")
         elif not schema:
-            raise FileNotFoundError(self.path)  # the process was killed before it created a table
+            raise FileNotFoundError(self.path)  # the process was killed before it created the tables
         ((mode,),) = run("PRAGMA journal_mode")
         self.waits_for_disk = mode != "wal"
-        """Whether a commit waits for the disk, which takes too long for an event loop."""
+        """Whether a commit waits for the disk; an event loop cannot wait that long."""
         run("PRAGMA synchronous=NORMAL")
-        run("PRAGMA wal_autocheckpoint=0")  # `sync` does it in a thread
+        run("PRAGMA wal_autocheckpoint=0")  # `sync` makes checkpoints, in a thread
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -420,7 +420,7 @@ class JobDatabase:
 
 
 def database_error(error: sqlite3.Error, path: Path) -> OSError | DamagedError:
-    """Convert SQLite's error about the database at `path` to an error of `JobDatabase`."""
+    """Convert an error of SQLite about the database at `path` to an error of `JobDatabase`."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
         return DamagedError(str(error))
@@ -429,9 +429,9 @@ def database_error(error: sqlite3.Error, path: Path) -> OSError | DamagedError:
 
 
 def check_rows(rows: Sequence[tuple[Any, ...]], first: int) -> None:
-    """Raise `DamagedError` if rows are out of order, are below `first`, or lack a value that every row has.
+    """Raise `DamagedError` if rows are out of order, are below `first`, or lack a required value.
 
-    SQLite returns such rows from a page that is partly zeros. Each of `rows` begins with the columns of `Row`.
+    SQLite returns such rows from a page that is partly zeros. Each of `rows` starts with the columns of `Row`.
     """
     check_order([row[0] for row in rows], first)
     if any(row[1] is None or row[3] is None for row in rows):
@@ -445,16 +445,16 @@ def check_order(keys: Sequence[int], first: int) -> None:
 
 
 def bound(record: Record) -> tuple[Any, ...]:
-    """Return the values of a record for `PUT`.
+    """Return the values of a record as parameters of `PUT`.
 
-    Replaces None, bytes and named tuples, because `sqlite3` searches an adapter for each: 1/3 of a write's time.
+    Replaces None, bytes and named tuples, because `sqlite3` looks up an adapter for each: 1/3 of the time of a write.
     """
     asked = None if record.asked is None else bytearray(record.asked)
     return (*record[:5], record.code or "", *record[6:10], record.more or "", asked, *record[12:])
 
 
 def limited(cursor: sqlite3.Cursor, texts: slice) -> list[tuple[Any, ...]]:
-    """Return the results of a query, up to the result whose columns `texts` make the total exceed `_PAGE_BYTES`."""
+    """Return results of a query until the columns `texts` together exceed `_PAGE_BYTES`."""
     results: list[tuple[Any, ...]] = []
     room = _PAGE_BYTES
     with contextlib.closing(cursor):

@@ -1,4 +1,4 @@
-"""The settings that affect answers, as digests: they tell apart answers made with other settings, and show none."""
+"""Digests of the settings that affect answers. They distinguish answers by settings, and reveal no setting."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from promptmill.config.resolved_config import DEFAULT, TOKEN_LIMITS, ResolvedCon
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, digest
 
 _DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provider", "enable_thinking"}
-"""The keys of a model's block that affect its answers."""
+"""The keys of a model's configuration block that affect its answers."""
 
 
 def system_prompt_of(plan: ResolvedConfig, given: str, input_format: str) -> str:
-    """Return the system prompt of every row: `given`, else the prompt in the configuration.
+    """Return the system prompt of every row: `given`, or else the configuration's system prompt.
 
-    A row of a Batch file or of a call is a whole request; for such rows the configuration's prompt does not apply.
+    A row of a Batch file or of a call is a whole request, to which the configuration's prompt does not apply.
     """
     return given or ("" if input_format in WHOLE_REQUESTS else plan.settings.system_prompt)
 
@@ -25,9 +25,9 @@ def system_prompt_of(plan: ResolvedConfig, given: str, input_format: str) -> str
 def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str, model: str = "") -> dict[str, Any]:
     """Return digests of the settings that affect answers. (A row's own settings are part of its question.)
 
-    `model` replaces the plan's model. Limits of an answer's length are not included: an answer that was cut short has
-    the finish reason `length`, and `again: truncated` sends its row again. `models` has the digests of the other models
-    in the configuration file, which rows may name.
+    `model` replaces the plan's model. Limits of an answer's length are left out: a shortened answer has the finish
+    reason `length`, and `again: truncated` sends its row again. `models` has the digests of the configuration's other
+    models, which rows may name.
     """
     settings = plan.settings
     system = system_prompt_of(plan, given_prompt, input_format)
@@ -43,7 +43,7 @@ def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str, mode
 
 
 def plain_sampling(plan: ResolvedConfig) -> dict[str, bool | int | float | str]:
-    """Return the sampling parameters that are not lists or objects, without limits of an answer's length."""
+    """Return the sampling parameters that are neither lists nor objects, without limits of an answer's length."""
     given = without_lengths(plan.settings.sampling_params.given())
     return {name: value for name, value in given.items() if isinstance(value, bool | int | float | str)}
 
@@ -55,7 +55,7 @@ def _sampling(plan: ResolvedConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def without_lengths(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters without the limits of an answer's length."""
+    """Return the parameters without those that limit an answer's length."""
     return {name: value for name, value in values.items() if name not in TOKEN_LIMITS}
 
 

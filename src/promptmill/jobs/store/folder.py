@@ -1,17 +1,17 @@
-"""The folder of a job: in the hidden folder of its output (`.promptmill/answers.jsonl.job/`), or in one of all jobs.
+"""The folder of a job: next to its output (`.promptmill/answers.jsonl.job/`), or in a folder of all jobs.
 
 | file | content |
 |---|---|
 | `job.db` | the job, its rows and its answers, see `database` |
 | `lock` | held by the process that runs the job |
 | `in-flight` | the ledger of the requests in flight, see `in_flight` |
-| `control` | what another process wants of the run: its end, a pause, other limits; see `control` |
+| `control` | commands of other processes to the run (end, pause, limits), see `control` |
 | `log` | the messages of a detached runner |
 
-There is one hidden folder for each folder of outputs, and not the user's state folder: jobs follow their files when
-these are moved, copied or mounted elsewhere, so nothing is sent again there, and their rows take room on the disk that
-holds the files already. It has the permissions of the folder around it, so users who share a folder share this one
-too; each job in it is private.
+Each folder with outputs has its own hidden folder, instead of one in the user's state folder: if files are moved,
+copied or mounted elsewhere, their jobs move with them and no row is sent again; and the rows take space on the disk
+that already has the files. The hidden folder has the permissions of the folder around it, so users who share that
+folder share the hidden folder too. Each job's folder is private.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ Model = TypeVar("Model", bound=BaseModel)
 HIDDEN = ".promptmill"
 SUFFIX = ".job"
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
-_IGNORED = ".gitignore"  # prompts and answers belong into no repository
+_IGNORED = ".gitignore"  # prompts and answers should not be committed to a repository
 _PAUSE_S = 0.02
 
 
 class Folder:
-    """The folder of one job. The values of its database are read each time, unless the job is open here."""
+    """The folder of one job. Each value is read from the database on every access, unless the job is open here."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,23 +57,23 @@ class Folder:
         self.lock = path / "lock"
         self.log = path / "log"
         self.prompts = path / "prompts.jsonl"
-        """The nominal input of the job of a call, whose rows are in the database alone."""
+        """For the job of a call: the nominal input. Its rows are only in the database."""
         self.answers = path / "answers.jsonl"
         """The output of the job of a call."""
         self.is_salvaged = False
-        """Whether the database was damaged when it was open here."""
+        """Whether the database was found damaged while this process had it open."""
         self._store: JobDatabase | None = None
 
     @property
     def output_beside(self) -> Path | None:
-        """The output that the folder belongs to, None in a folder of all jobs."""
+        """The output that the folder belongs to; None if the folder is in a folder of all jobs."""
         if self.path.parent.name != HIDDEN or self.path.suffix != SUFFIX:
             return None
         return self.path.parent.with_name(self.path.stem)
 
     @property
     def job_id(self) -> str:
-        """The job's id; a job that has not begun has one, too."""
+        """The job's id, which exists before the job begins."""
         if self.output_beside is None:
             return self.path.name
         spec = self.spec
@@ -81,17 +81,17 @@ class Folder:
 
     @property
     def store(self) -> JobDatabase:
-        """The database of the job that is open here."""
+        """The database of the job, which must be open in this process."""
         assert self._store is not None, "the job is not open"
         return self._store
 
     def make(self) -> None:
-        """Create the folder, if it is missing, for this user only. Raises `OSError`, and as `check` does."""
+        """Create the folder, readable by this user only, if it is missing. Raises `OSError`, and as `check` does."""
         if self.output_beside is not None:
             hidden = self.path.parent
             with contextlib.suppress(FileExistsError):
                 hidden.mkdir()
-                with contextlib.suppress(OSError):  # a file system without permissions
+                with contextlib.suppress(OSError):  # a file system without permissions raises it
                     hidden.chmod(stat.S_IMODE(hidden.parent.stat().st_mode))
             self._check_hidden()
             with contextlib.suppress(OSError), (hidden / _IGNORED).open("x", encoding="ascii") as file:
@@ -100,7 +100,7 @@ class Folder:
         self.check()
 
     def check(self) -> None:
-        """Raise `ForeignError` if the folder, the one around it or a file in it is a link, or another user's file."""
+        """Raise `ForeignError` if the folder, its parent or a file in it is a link or belongs to another user."""
         self._check_hidden()
         disk.check_private_folder(self.path)
 
@@ -109,7 +109,7 @@ class Folder:
             raise disk.ForeignError(self.path.parent)
 
     def remove(self) -> None:
-        """Remove the empty folder, and the one around it after its last job. Raises `OSError`."""
+        """Remove the empty folder, and its hidden parent if this was the last job. Raises `OSError`."""
         self.path.rmdir()
         hidden = self.path.parent
         if self.output_beside is not None and [path.name for path in hidden.iterdir()] == [_IGNORED]:
@@ -119,8 +119,8 @@ class Folder:
     # ---- the database
 
     def open(self) -> JobDatabase:
-        """Open the database until `close`, created if it is missing; the caller holds the lock. Raises as `JobDatabase`
-        does."""
+        """Open the database, which is created if missing, until `close`. The caller holds the lock. Raises as
+        `JobDatabase` does."""
         self.close()
         self.check()
         self._store = JobDatabase(self.database, write=True)
@@ -128,7 +128,7 @@ class Folder:
 
     @property
     def is_open(self) -> bool:
-        """Whether the database is open here."""
+        """Whether this process has the database open."""
         return self._store is not None
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class Folder:
             self._store = None
 
     def salvage(self) -> None:
-        """Replace a damaged database that is open here by a new one with its readable part."""
+        """Replace the damaged database, which this process has open, by a new database with the readable content."""
         self.close()
         try:
             salvage(self.database)
@@ -155,7 +155,7 @@ class Folder:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[JobDatabase]:
-        """Give the database for reading, also while another process writes. Raises as `JobDatabase` does."""
+        """Yield the database for reading, even while another process writes. Raises as `JobDatabase` does."""
         if self._store is not None:
             yield self._store
             return
@@ -171,7 +171,7 @@ class Folder:
             return [None] * len(names)
 
     def put(self, **values: BaseModel | Mapping[str, object] | None) -> None:
-        """Store `spec`, `output`, `order`, … of the job that is open here: all of them or, if it raises, none.
+        """Store `spec`, `output`, `order`, … of the open job; all of them or, if this raises, none.
 
         Raises as `JobDatabase` does.
         """
@@ -182,43 +182,43 @@ class Folder:
         self.store.put(**dumped)
 
     def numbered(self, target: Target) -> Target:
-        """Return a target with the id of its settings in the open database."""
+        """Return a target with the id of its settings, which are stored in the open database."""
         return target.model_copy(update={"settings": self.store.settings_id(target.fingerprint)})
 
     def roll_back(self) -> None:
-        """Undo the order of the job that is open here, unless its input was read to its end. Raises as `put`."""
+        """Undo the last order of the open job, unless its input was read completely. Raises as `put`."""
         if (before := self.store.get("before")) is not None:
             self.put(before=None, **before)
 
     @property
     def spec(self) -> JobSpec | None:
-        """The job, None if there is none or its description is damaged."""
+        """The description of the job; None if it is missing or damaged."""
         return self.spec_and_status()[0]
 
     def spec_and_status(self) -> tuple[JobSpec | None, RunStatus]:
-        """Return the job and its status, which the database is opened for once."""
+        """Return the description and the status of the job, read with one opening of the database."""
         spec, status = self._get("spec", "status")
         valid_spec = _valid(JobSpec, spec)
         return None if valid_spec is None else self._moved(valid_spec), sound(status or {}, RunStatus)
 
     def spec_in(self, store: JobDatabase) -> JobSpec:
-        """Return the job as the database `store`, which `reading` gave, describes it. Raises `PromptmillError`."""
+        """Return the description of the job from `store`, which `reading` yields. Raises `PromptmillError`."""
         if (spec := _valid(JobSpec, store.get("spec"))) is None:
             raise self.gone()
         return self._moved(spec)
 
     def known_spec(self) -> JobSpec:
-        """Return the job. Raises `PromptmillError` (`invalid_input`) if it was removed."""
+        """Return the description of the job. Raises `PromptmillError` (`invalid_input`) if the job was removed."""
         if (spec := self.spec) is None:
             raise self.gone()
         return spec
 
     def gone(self) -> PromptmillError:
-        """Return the error of a job that was removed meanwhile."""
+        """Return the error for a job that was removed meanwhile."""
         return input_error(f"Job {self.job_id} was removed.")
 
     def _moved(self, spec: JobSpec) -> JobSpec:
-        """Return the job with its present paths: the folder may have moved, and the input with it."""
+        """Return the description with present paths, because the folder and the input may have moved together."""
         target = self.output_beside
         if target is None or spec.output.path == target:
             return spec
@@ -232,43 +232,43 @@ class Folder:
 
     @property
     def result(self) -> OutputRecord | None:
-        """The output that it wrote last."""
+        """The record of the output that the job wrote last."""
         return _valid(OutputRecord, *self._get("output"))
 
     @property
     def order(self) -> JobOrder | None:
-        """Its last order."""
+        """The last order of the job."""
         return _valid(JobOrder, *self._get("order"))
 
     @property
     def status(self) -> RunStatus:
-        """The status that its runner wrote last."""
+        """The status that the job's runner stored last."""
         return sound(self._get("status")[0] or {}, RunStatus)
 
     @property
     def batches(self) -> list[str]:
-        """The provider's ids of its batches whose answers it has not stored, as far as it last knew."""
+        """The provider's ids of the job's batches with answers that are not yet stored, from the last status."""
         batches: Mapping[str, Any] = cast("Mapping[str, Any]", self.status).get("batch", {})
         return [*batches.get("ids", ())]
 
     @property
     def course(self) -> CourseRecord:
-        """The course of its runs, see `status.Course`."""
+        """The course of the job's runs, see `progress.Course`."""
         return sound(self._get("course")[0] or {}, CourseRecord)
 
     @property
     def task(self) -> dict[str, Any] | None:
-        """The note about the task that the job is, None for any other job."""
+        """The data of the task, if the job is a task; else None."""
         return self._get("task")[0]
 
     @property
     def tested(self) -> dict[str, Any] | None:
-        """The note about the test of two prompts that the job is, None for any other job."""
+        """The data of the test of two prompts, if the job is such a test; else None."""
         return self._get("tested")[0]
 
     @property
     def row_count(self) -> int | None:
-        """The number of rows of the input, None if it was not read."""
+        """The number of rows of the input; None if the input was not read."""
         stretches = self._get("stretches")[0]
         return None if stretches is None else stretches.get("rows")
 
@@ -281,12 +281,12 @@ class Folder:
 
     @property
     def control(self) -> Control:
-        """The wishes of other processes for the run."""
+        """The commands of other processes to the run."""
         return Control.read(self.path)
 
     @property
     def stamp(self) -> object:
-        """The times and sizes of the database's files, which change with its content; None without a database."""
+        """The times and sizes of the database's files, which change with their content; None without a database."""
         stamps: list[tuple[int, int] | None] = []
         for suffix in ("", "-wal"):
             try:
@@ -298,7 +298,7 @@ class Folder:
         return tuple(stamps) if stamps[0] else None
 
     def change_control(self, **changes: Any) -> None:
-        """Change what other processes want of the run. Raises `PromptmillError` (`invalid_input`, `storage`)."""
+        """Change the commands to the run. Raises `PromptmillError` (`invalid_input`, `storage`)."""
         try:
             self.control.changed(**changes).write(self.path)
         except ValidationError as error:
@@ -308,14 +308,14 @@ class Folder:
             raise PromptmillError(Code.STORAGE, f"{self.path} cannot be written: {disk.why(error)}.") from None
 
     def request_cancel(self, *, even_if_it_runs_nowhere: bool = False) -> bool:
-        """Request the end of a running job; return whether there is one, or True if `even_if_it_runs_nowhere`."""
+        """Request the end of a running job. Return whether it runs; True if `even_if_it_runs_nowhere`."""
         if not (even_if_it_runs_nowhere or self.alive):
             return False
         self.control.changed(cancel=True).write(self.path)
         return True
 
     def wait_for_end(self, limit_s: float) -> None:
-        """Wait until no process runs the job, or `limit_s` is over. Blocks."""
+        """Wait until no process runs the job, or `limit_s` has passed. Blocks."""
         end = time.monotonic() + limit_s
         while self.alive and time.monotonic() < end:
             time.sleep(_PAUSE_S)
@@ -329,6 +329,6 @@ def _valid(model: type[Model], value: Mapping[str, Any] | None) -> Model | None:
 
 
 def new_id(target: Path) -> str:
-    """Return the id of a new job with this output."""
+    """Return the id for a new job with this output."""
     slug = re.sub(r"[^a-z0-9]+", "-", target.stem.lower()).strip("-")[:40].strip("-") or "job"
     return f"{slug}-{hashlib.sha256(str(target).encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"

@@ -16,7 +16,7 @@ _NAME = "in-flight"
 _ENTRY = struct.Struct("<qiidd")
 _FREE = bytes(_ENTRY.size)
 _ENTRIES = 256
-LAST_KEY_OF_ROW = 1 << 48  # the bits above it number the choices of a request for several answers
+LAST_KEY_OF_ROW = 1 << 48  # the higher bits number the choices of a request that wants several answers
 
 
 class _Entry(NamedTuple):
@@ -27,17 +27,17 @@ class _Entry(NamedTuple):
     cost: float = 0.0
 
     def changed(self, requests: int, open_: int, most: float, cost: float = 0.0) -> _Entry:
-        """Return the entry with these changes of its counts and amounts."""
+        """Return a copy of the entry with changed counts and amounts."""
         left = self.open + open_
         return _Entry(self.row, self.requests + requests, left, self.most + most if left else 0.0, self.cost + cost)
 
 
 class InFlight:
-    """The rows with a request sent and no record yet, in a memory-mapped file, which survives a kill.
+    """The rows that have a sent request but no record yet. The memory-mapped file survives a kill.
 
-    Each row has an entry: its number + 1 (0: the entry is free), the number of requests sent, how many are open (these
-    may be billed, and no reply is known), the most that these cost, and the cost of the others. The first entry counts
-    requests of earlier runs whose rows have a record now.
+    Each row has an entry: its number + 1 (0: the entry is free), the number of requests sent, the number of open
+    requests (they may be billed, and their reply is unknown), the highest cost of these, and the cost of the other
+    requests. The first entry counts requests of earlier runs whose rows now have a record.
     """
 
     @staticmethod
@@ -46,20 +46,20 @@ class InFlight:
         return database.with_name(_NAME)
 
     def __init__(self, path: Path) -> None:
-        """Open the file; a missing one is created. Raises `OSError`."""
+        """Open the file, which is created if missing. Raises `OSError`."""
         with contextlib.suppress(FileExistsError):
             os.close(disk.created(path))
         self._file = path.open("r+b")
         size = self._file.seek(0, os.SEEK_END)
         self._places: dict[int, int] = {}
         self._open: dict[int, dict[int, tuple[int, float]]] = {}
-        """The open requests of this run by row and choice, and the most that they cost."""
+        """The open requests of this run, by row and choice: their number and their highest cost."""
         self._free: list[int] = []
         self._map = self._mapped(max(_ENTRIES, size // _ENTRY.size))
         self.lost: dict[int, _Entry] = {}
         """The entries of rows whose requests earlier runs left in flight."""
         self.charged_again: dict[int, int] = {}
-        """For each of these rows, the number of requests that this run has charged."""
+        """The number of requests that this run has charged, for each of the rows in `lost`."""
         self._cleared = self._get(0).requests
         for at in range(1, len(self._map) // _ENTRY.size):
             entry = self._get(at)
@@ -70,7 +70,7 @@ class InFlight:
                 self._free.append(at)
 
     def sent(self, key: int, choice: int, most: float) -> None:
-        """Note a sent request for the row of `key`; it costs at most `most`."""
+        """Record that a request was sent for the row of `key`. `most`: its highest cost."""
         row = key & (LAST_KEY_OF_ROW - 1)
         at = self._places.get(row)
         if at is not None:
@@ -85,11 +85,11 @@ class InFlight:
             self._map = self._mapped(2 * count)
             self._free.extend(range(count, 2 * count))
         at = self._places[row] = self._free.pop()
-        _ENTRY.pack_into(self._map, at * _ENTRY.size, row + 1, 1, 1, most, 0.0)  # an `_Entry` takes 0.4 µs of each row
+        _ENTRY.pack_into(self._map, at * _ENTRY.size, row + 1, 1, 1, most, 0.0)  # an `_Entry` takes 0.4 µs per row
         self._open[row] = {choice: (1, most)}
 
     def not_billed(self, key: int, choice: int) -> None:
-        """Note that the last request for the row of `key` was refused, which costs nothing."""
+        """Record that the last request for the row of `key` was refused, which costs nothing."""
         row = key & (LAST_KEY_OF_ROW - 1)
         count, most = self._open.get(row, {}).get(choice, (0, 0.0))
         if count:
@@ -98,7 +98,7 @@ class InFlight:
             self._put(self._places[row], self._get(self._places[row]).changed(0, -1, -each))
 
     def charged(self, key: int, choice: int, cost: float) -> None:
-        """Note that the open requests for the row of `key` have ended, and their cost."""
+        """Record that the open requests for the row of `key` have ended with this cost."""
         row = key & (LAST_KEY_OF_ROW - 1)
         if (at := self._places.get(row)) is not None:
             count, most = self._open.get(row, {}).pop(choice, (0, 0.0))
@@ -107,7 +107,7 @@ class InFlight:
                 self.charged_again[row] = self.charged_again.get(row, 0) + count
 
     def recorded(self, rows: Iterable[int]) -> None:
-        """Forget rows that have a record now."""
+        """Remove rows that have a record now."""
         for row in rows:
             if row in self.lost:
                 self._cleared += self.lost.pop(row).requests
@@ -119,29 +119,29 @@ class InFlight:
             self._open.pop(row, None)
 
     def clear(self) -> None:
-        """Forget all rows. Their requests still count."""
+        """Remove all rows. Their requests still count."""
         self.recorded(tuple(self._places))
 
     @property
     def requests_lost(self) -> int:
-        """The number of requests of earlier runs that are in no record."""
+        """The number of requests of earlier runs that no record counts."""
         return self._cleared + sum(entry.requests for entry in self.lost.values())
 
     @property
     def most(self) -> float:
-        """The most that the requests of all rows without a record cost."""
+        """The highest cost of the requests of all rows without a record."""
         entries = [self._get(at) for at in tuple(self._places.values())]
         return sum(entry.most + entry.cost for entry in entries)
 
     @staticmethod
     def most_in(path: Path) -> float:
-        """Return `most` as the file at `path` has it. Raises `OSError`."""
+        """Return `most` from the ledger file at `path`. Raises `OSError`."""
         written = path.read_bytes()
-        whole = written[: len(written) // _ENTRY.size * _ENTRY.size]  # a full disk may have cut the last one
+        whole = written[: len(written) // _ENTRY.size * _ENTRY.size]  # a full disk may have truncated the last entry
         return sum(entry.most + entry.cost for entry in map(_Entry._make, _ENTRY.iter_unpack(whole)))
 
     def close(self) -> None:
-        """Close the file; a second time does nothing."""
+        """Close the file; a second call does nothing."""
         self._map.close()
         self._file.close()
 

@@ -21,12 +21,12 @@ _POINTER = ".path"
 
 
 def no_job(job_id: str) -> PromptmillError:
-    """Return the error for an id without a job that the caller may see."""
+    """Return the error for an id that belongs to no job the caller may see."""
     return input_error(f"There is no job {job_id[:60]!r}. `promptmill jobs` and bulk_status list those there are.")
 
 
 def _parts(text: str) -> list[str]:
-    """Return the sheets or tables of a file that are outputs of jobs beside it: `book.xlsx#Topics`."""
+    """Return the sheets or tables of a file that are outputs of jobs: `book.xlsx#Topics`."""
     file = home_expanded(text)
     folders = (file.parent / HIDDEN).glob(f"{glob.escape(file.name)}#*{SUFFIX}") if "\0" not in text else ()
     return sorted(str(file.with_name(path.name.removesuffix(SUFFIX))) for path in folders)
@@ -36,9 +36,9 @@ def _parts(text: str) -> list[str]:
 class JobFolders:
     """The folders of all jobs of this user.
 
-    A job is in the hidden folder beside its output, and a file `<job_id>.path` under `root` holds its path. A call that
-    became a job has no output; it is directly under `root`. If the operator set a folder for jobs, all jobs are
-    directly under `root`.
+    A job is in the hidden folder next to its output, and the file `<job_id>.path` under `root` holds the job's path. A
+    call that became a job has no output; its folder is directly under `root`. If the operator configured a folder for
+    jobs, all jobs are directly under `root`.
     """
 
     root: Path
@@ -46,16 +46,16 @@ class JobFolders:
 
     @cached_property
     def _unregistered(self) -> dict[str, Folder]:
-        """Jobs of this process that could not be registered, for example because the user's folder is read-only."""
+        """Jobs of this process that could not be registered, for example because `root` is read-only."""
         return {}
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> JobFolders:
-        """Return the jobs under `PROMPTMILL_STATE` if it is set, otherwise jobs beside their outputs."""
+        """Return the jobs under `PROMPTMILL_STATE` if it is set; otherwise the jobs next to their outputs."""
         return cls(state_folder(environ) / JOBS, beside_outputs=not environ.get(VARIABLE))
 
     def of(self, target: Path) -> Folder:
-        """Return the folder (which may not exist) of the job with the resolved output `target`."""
+        """Return the folder of the job with the resolved output `target`. The folder may not exist."""
         if (own := self.owner(target)) is not None:
             return own
         if self.beside_outputs:
@@ -63,7 +63,7 @@ class JobFolders:
         return Folder(self.root / new_id(target))
 
     def owner(self, path: Path) -> Folder | None:
-        """Return the folder of the job, without user files, whose nominal input or output is `path`; else None."""
+        """Return the folder of the job that keeps its rows itself and reports `path` as input or output; else None."""
         folder = Folder(self.root / path.parent.name)
         is_own = path.parent.parent == self.root.resolve() and path.name in {folder.prompts.name, folder.answers.name}
         return folder if is_own else None
@@ -80,7 +80,7 @@ class JobFolders:
         return job_id if target is None or not is_copy else new_id(target)
 
     def register(self, folder: Folder) -> None:
-        """Make a job beside its output findable by id; only in this process if the user's folder is read-only."""
+        """Register the id of a job next to its output; only in this process if the user's folder is read-only."""
         if folder.output_beside is None:
             return
         try:
@@ -94,7 +94,7 @@ class JobFolders:
             self._unregistered[folder.job_id] = folder
 
     def unregister(self, folder: Folder) -> None:
-        """Undo `register` for a job that will be removed."""
+        """Undo `register` for a job that is about to be removed."""
         if folder.output_beside is not None:
             with contextlib.suppress(OSError):
                 (self.root / f"{folder.job_id}{_POINTER}").unlink(missing_ok=True)
@@ -111,16 +111,16 @@ class JobFolders:
     def named(self, text: str) -> Folder:
         """Return the folder of the job with this id or output. Raises the errors of `find`."""
         is_path = not ID.fullmatch(text) or (Path(text).exists() and not (self.root / text).exists())
-        if is_path and "\0" not in text:  # a file name cannot hold \0
-            with contextlib.suppress(UnicodeEncodeError):  # nor half a character
+        if is_path and "\0" not in text:  # a path cannot contain \0
+            with contextlib.suppress(UnicodeEncodeError):  # nor a lone surrogate
                 folder = self.of(real_path(home_expanded(text)))
                 if folder.spec is not None:
                     return folder
         return self.find(text)
 
     def at(self, text: str) -> Folder:
-        """Return the folder of the job with this id or output, of the only job with a sheet or a table of this file as
-        its output, or of the only job whose id begins with `text`. Raises the errors of `find`.
+        """Return the folder of the job with this id or output, of the only job whose output is a table of this file, or
+        of the only job whose id starts with `text`. Raises the errors of `find`.
         """
         try:
             return self.named(text)
@@ -152,7 +152,7 @@ class JobFolders:
         return f"jobs here: {listed(names, 5)}." if names else "there are no jobs here."
 
     def all(self) -> Iterator[Folder]:
-        """Yield the folders of all jobs, by name; a job may have been removed. Raises `PromptmillError` (`storage`)."""
+        """Yield the folders of all jobs, by name. Some may vanish meanwhile. Raises `PromptmillError` (`storage`)."""
         for path in self.paths():
             if (folder := self.folder_at(path)) is not None:
                 yield folder
@@ -169,7 +169,7 @@ class JobFolders:
             ) from None
 
     def folder_at(self, path: Path) -> Folder | None:
-        """Return the folder of an entry of `paths`; None if it no longer exists."""
+        """Return the folder for an entry of `paths`; None if the folder no longer exists."""
         return self._pointed_at(path) if path.suffix == _POINTER else Folder(path)
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""The lock of a job: one process at a time runs it.
+"""The lock of a job, so that only one process at a time runs the job.
 
-The system frees the lock when its process ends. `filelock` was tried: with it, no child process can take over a lock.
+The system frees the lock when its process ends. `filelock` is not used: its locks cannot be inherited.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from pathlib import Path
 
 from promptmill.jobs import disk
 
-# A process that only looks holds the lock for a moment; a process that wants it tries again for this long.
+# A process that only checks the lock holds it for a moment. A process that wants the lock retries for this long.
 _PATIENCE_S = 0.5
 _PAUSE_S = 0.02
 
 
 class Lock:
-    """The held lock of one job; it ends with `release` or with the process."""
+    """The held lock of one job. `release` or the end of the process frees it."""
 
     def __init__(self, descriptor: int) -> None:
-        """`descriptor`: the open file, perhaps locked by a process that handed it to this one at its start."""
+        """`descriptor`: the open file, which a parent process may have locked for this one."""
         self.descriptor = descriptor
-        """A process that inherits the open file holds the lock, too."""
+        """The descriptor of the locked file. A process that inherits it holds the lock too."""
 
     @classmethod
     def take(cls, path: Path) -> Lock | None:
-        """Return the lock, None when another process has it. Raises `OSError`."""
+        """Return the lock; None if another process holds it. Raises `OSError`."""
         end = time.monotonic() + _PATIENCE_S
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, disk.PRIVATE_FILE)
@@ -39,21 +39,21 @@ class Lock:
             if held and _is_at(descriptor, path):
                 return cls(descriptor)
             os.close(descriptor)
-            if held:  # the job was removed meanwhile, with this file: open a new one
+            if held:  # the job was removed meanwhile with its lock file: open a new file
                 continue
             if time.monotonic() > end:
                 return None
             time.sleep(_PAUSE_S)
 
     def release(self) -> None:
-        """Let others have it; a second time does nothing."""
+        """Free the lock; a second call does nothing."""
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
 
 def is_held(path: Path) -> bool:
-    """Return whether some process has the lock now."""
+    """Return whether any process holds the lock now."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except OSError:

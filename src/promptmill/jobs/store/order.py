@@ -1,4 +1,4 @@
-"""The order for a job: the options of one command or call."""
+"""The order for a job: the options of a command or call."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from promptmill.options.table import Again
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
 Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
-_FIRST_ROWS = 20  # a percentage of failures is not checked before this many rows
+_FIRST_ROWS = 20  # rows; with fewer rows, a percentage of failures is not checked
 
 
 @dataclass(frozen=True, slots=True)
 class FailureLimit:
-    """The limit of failures: a run ends after more than `count`, or more than `percent` of the finished rows."""
+    """The limit of failures: a run ends after more than `count` failed rows, or `percent` of the finished rows."""
 
     count: int | None = None
     percent: float | None = None
@@ -42,7 +42,7 @@ class FailureLimit:
         raise input_error(Named("max_failures"), f" {text[:20]!r} is neither a number nor a share such as 5%.")
 
     def exceeded(self, failed: int, finished: int) -> bool:
-        """Return whether `failed` of `finished` rows are too many."""
+        """Return whether `failed` of `finished` rows exceed the limit."""
         if self.count is not None and failed > self.count:
             return True
         return self.percent is not None and finished >= _FIRST_ROWS and failed > finished * self.percent / 100
@@ -50,7 +50,7 @@ class FailureLimit:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Every `count`-th row of the input, beginning with row `number` (from 1)."""
+    """Every `count`-th row of the input, starting with row `number` (from 1)."""
 
     number: int
     count: int
@@ -77,57 +77,55 @@ class Shard:
         return n % self.count == self.number - 1
 
     def of(self, output: Path) -> Path:
-        """Return the part file of this shard of `output`."""
+        """Return the path of this shard's file for `output`."""
         return output.with_name(f"{output.name}.part-{self.number:0{len(str(self.count))}}-of-{self.count}")
 
 
 class Limits(Stored):
-    """The rows that a job sends, and how much may fail and be spent."""
+    """The rows that a job sends, and the limits of failures and costs."""
 
     rows: int | None = Field(None, ge=1)
-    """Send only this many of the first rows."""
+    """The number of first rows to send; None: all."""
     shard: str | None = None
-    """`3/16`: send only this shard of the rows, and write a part file."""
+    """The shard of the rows to send, such as `3/16`; the output is then a shard file."""
     dedupe: bool = False
-    """Whether of rows with the same question, only one is sent."""
+    """Whether only one of several rows with the same question is sent."""
     max_failures: str | None = None
     max_cost: float | None = Field(None, ge=0)
-    """The most that all runs together may spend; None: the configuration's limit."""
+    """The most that all runs together may spend, in US dollars; None: the configuration's limit."""
 
     @property
     def failures(self) -> FailureLimit | None:
-        """The parsed `max_failures`."""
+        """The limit in `max_failures`, parsed."""
         return None if self.max_failures is None else FailureLimit.parse(self.max_failures)
 
 
 class Earlier(Stored):
-    """The treatment of existing answers. This applies once; resuming a job by its id does not repeat it."""
+    """The treatment of existing answers. It applies once: resuming the job by its id does not repeat it."""
 
     again: Again | None = None
-    """The rows to send again; their answers stay until the new answers arrive."""
+    """The rows to send again. Their answers stay until new answers replace them."""
     keep: bool = False
-    """Whether answers made with other settings count (later rows note the change), and losing most answers is
-    allowed."""
+    """Whether answers made with other settings count (later records note the change), and most answers may be lost."""
     from_job: Path | None = None
-    """The database of another job; its answers are used for rows with the same question."""
+    """The database of another job, whose answers are used for rows with the same question."""
     overwrite: bool = False
-    """Whether a file at `output` that the job did not make is replaced."""
+    """Whether the job may replace a file at `output` that it did not make."""
 
 
 class Reading(Stored):
     """Options for reading the input."""
 
     sql: str | None = None
-    """A query, if the input is a database; its result gives the rows of the job."""
+    """A query, if the input is a database. Its result gives the rows of the job."""
     encoding: str | None = None
     """The encoding of CSV, TSV or text, such as `cp1252`; None for UTF-8, which is checked."""
     header_row: int | None = Field(None, ge=1)
-    """The line of a file, or the row of a sheet, with the columns, from 1; None: the first one."""
+    """The line of a file, or the row of a sheet, that holds the header, from 1; None: the first one."""
 
     @classmethod
     def of(cls, sql: str | None = None, encoding: str | None = None, header_row: int | None = None) -> Reading:
-        """Return the options. Raises `ValidationError`, and `PromptmillError` (`invalid_input`) for an unknown
-        encoding."""
+        """Return the options. Raises `ValidationError`; `PromptmillError` (`invalid_input`) for an unknown encoding."""
         try:
             "".encode(encoding or "utf-8")
         except (LookupError, ValueError):
@@ -137,33 +135,33 @@ class Reading(Stored):
 
 
 class Shown(Stored):
-    """The words for an order in messages, status and reports."""
+    """Texts about an order for messages, status and reports."""
 
     command: list[str] = Field([])
     """The command-line arguments of the last order, without keys; empty for an order from a program."""
     urls: Mapping[str, str] = {}
-    """The URLs of `input_file` and `output_file`, which are local copies, with the commits of datasets; no secrets."""
+    """The URLs of `input_file` and `output_file`, which are local copies; with commits of datasets, without secrets."""
     input: str = ""
     """The input as the user wrote it, without secrets."""
     reason: str = "first"
-    """The reason of the rounds that send rows without an answer."""
+    """The reason for the rounds that send rows without an answer."""
 
 
 class OrderPart(Stored):
-    """The part of an order that a feature reads from its options: how, or where, the rows are answered."""
+    """The options of a feature in an order: how, or where, the rows are answered."""
 
     way: ClassVar[str] = LIVE
-    """The way of the first round that sends rows; what it leaves open is sent live."""
+    """The way of the first round that sends rows. Rows that this way leaves open are sent live."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> OrderPart:
-        """Return the part for the options of `bulk`. Raises `PromptmillError` (`invalid_input`)."""
+        """Return the feature's options from those of `bulk`. Raises `PromptmillError` (`invalid_input`)."""
         del options
         return cls()
 
     @property
     def create(self) -> Create | None:
-        """The function that makes the backend of the job, in place of promptmill's own."""
+        """The function that makes the job's backend, instead of promptmill's own backends."""
         return None
 
     @property
@@ -172,13 +170,13 @@ class OrderPart(Stored):
         return ()
 
     def repeated(self, begun: OrderPart) -> OrderPart:
-        """Return the part of a command that is repeated; `begun` is that of the unfinished job."""
+        """Return the options for a repeated command. `begun`: the options of the unfinished job."""
         del begun
         return self
 
 
 class UnknownPart(OrderPart):
-    """The part of a feature that is missing. The job can be read, and not run."""
+    """The options of a missing feature. The job can be read, but not run."""
 
     name: str
     values: Mapping[str, Any]
@@ -219,38 +217,38 @@ def _written_parts(parts: Mapping[str, OrderPart]) -> dict[str, Any]:
 AnyParts: TypeAlias = Annotated[
     Mapping[str, OrderPart], BeforeValidator(_read_parts), PlainSerializer(_written_parts, when_used="json")
 ]
-"""The parts of features in an order, by the options that ask for them."""
+"""The options of features in an order, by the name of the option that selects the feature."""
 
 
 class JobOrder(Stored):
-    """One job, and how to run it this time."""
+    """An order: which job to run, and how to run it this time."""
 
     inputs: tuple[Path, ...]
-    """Absolute paths of files, folders and patterns, in the order of their rows; or a name for rows without a file."""
+    """Absolute paths of files, folders and patterns, in the order of their rows; or a name for rows not in files."""
     output: Path
     reading: Reading = Reading()
     question: Question = Question()
     system_prompt: str = ""
     sampling: Mapping[str, Any] = {}
-    """Sampling parameters of a call. They override the sampling of each model that answers."""
+    """Sampling parameters of a call. They override the sampling of every model that answers."""
     form: AnswerForm = AnswerForm()
     limits: Limits = Limits()
     earlier: Earlier = Earlier()
     variants: tuple[Variant, ...] = ()
     plan: AnyPlan = Plan()
     parts: AnyParts = Field({})
-    """The parts of features, by the options that ask for them."""
+    """The options of features, by the name of the option that selects the feature."""
     shown: Shown = Shown()
     owner: str | None = None
-    """The owner of a job whose rows came in a call, see `Caller`; None for files, which all clients share."""
+    """The owner of a job whose rows came in a call, see `Caller`; None for a job on files, which all clients share."""
 
     @classmethod
     def of(cls, inputs: Iterable[Path], output: Path, options: Mapping[str, Any]) -> JobOrder:
-        """Return the order for the `options` of `promptmill.bulk`, which `options.check` has accepted. None means the
+        """Return the order for `options` of `promptmill.bulk`, which `options.check` has accepted. None means the
         default.
 
-        `prompt` may also be a mapping of names to templates, and `model` a list: then each model answers each prompt
-        for each row. `sampling`: the sampling parameters of a call.
+        `prompt` may be a mapping of names to templates, and `model` a list. Then each model answers each prompt of each
+        row. `sampling`: the sampling parameters of a call.
 
         Raises `ValidationError`, and `PromptmillError` (`invalid_config`, `invalid_input`).
         """
@@ -297,17 +295,17 @@ class JobOrder(Stored):
 
     @property
     def create(self) -> Create | None:
-        """The function that makes the backend of the job; None: promptmill's own."""
+        """The function that makes the job's backend; None: promptmill's own."""
         return next((each.create for each in self.parts.values() if each.create is not None), None)
 
     @property
     def cut(self) -> Shard | None:
-        """The parsed `shard`. Raises `PromptmillError` (`invalid_input`)."""
+        """The shard in `shard`, parsed. Raises `PromptmillError` (`invalid_input`)."""
         return None if self.limits.shard is None else Shard.parse(self.limits.shard)
 
     @property
     def target(self) -> Path:
-        """The file that the job writes: `output`, or the shard's part file."""
+        """The file that the job writes: `output`, or the shard file."""
         shard = self.cut
         return self.output if shard is None or PART.search(self.output.name) else shard.of(self.output)
 
@@ -317,7 +315,7 @@ class JobOrder(Stored):
         return self.output if self.limits.shard is None else self.output.with_name(PART.sub("", self.output.name))
 
     def repeated(self, begun: JobOrder) -> JobOrder:
-        """Return the order of a command that is repeated; `begun` is that of the unfinished job."""
+        """Return the order for a repeated command. `begun`: the order of the unfinished job."""
         parts = {name: each.repeated(begun.parts[name]) for name, each in self.parts.items() if name in begun.parts}
         return self.model_copy(update={"parts": {**self.parts, **parts}})
 
@@ -331,7 +329,7 @@ class JobOrder(Stored):
 
 
 def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, ...]:
-    """Return a variant for each pair of a model and a prompt name; `()` for a single pair.
+    """Return a variant for each pair of a model and a prompt name; `()` if there is only one pair.
 
     >>> [variant.name for variant in _variants(["small", "good"], ["a", "b"])]
     ['small/a', 'small/b', 'good/a', 'good/b']

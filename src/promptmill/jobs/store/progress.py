@@ -1,4 +1,4 @@
-"""The progress of one run of a job, while it runs."""
+"""The progress of a job's run, while it runs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", 
 ALIVE = frozenset({STARTING, RUNNING, MERGING})
 ENDED = frozenset({FINISHED, STOPPED, CANCELLED, INTERRUPTED})
 _RATE_OVER_S = 30.0
-_SHORTEST_WAIT_S = 2.0  # before `waiting` mentions the last rows
+_SHORTEST_WAIT_S = 2.0  # shorter waits for the last rows are not mentioned in `waiting`
 _SAMPLES = 300
 _SAMPLE_EVERY_S = 1.0
 _RUNS = 50
 
 
 class Progress:
-    """The progress of one run. It uses `time.monotonic`, so that changes of the system's clock have no effect."""
+    """The progress of one run. It uses `time.monotonic`, so changes of the system clock have no effect."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Progress:
         earlier: RunStatus | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`earlier` is the status of the previous run."""
+        """`earlier`: the status of the previous run."""
         self.counts = counts
         self.stats = stats
         self.state = STARTING
@@ -48,16 +48,16 @@ class Progress:
         self.notes: list[str] = []
         self.output = OutputProgress()
         self.figures: dict[str, Any] = {}
-        """Figures of the job's answers: those of its plan and ways while it runs, all when the output is written."""
+        """Figures of the job's answers: during the run, of its plan and ways; after the output is written, all."""
         self.awaited: Callable[[], str] = lambda: ""
-        """Returns what the current round waits for while it sends nothing, in words."""
+        """Returns a text about what the current round awaits while it sends nothing."""
         self.earlier = EarlierRuns(earlier or {})
         self._times = _Times(clock)
 
     def count(self, store: JobDatabase, is_open: str, before: int) -> None:
-        """Count the records of the rows below `before`. Records that meet the condition `is_open` are not done. Blocks.
+        """Count the records of rows below `before`. Records that meet the condition `is_open` are not done. Blocks.
 
-        The first call also counts requests and tokens. Later calls count only rows, because records then include
+        The first call also counts requests and tokens. Later calls count only rows, because the records then include
         requests of this run, which `stats` counts. Raises the errors of `JobDatabase`.
         """
         self.take(statistics.counts(store, is_open, before, skips_empty=self.counts.skips_empty))
@@ -65,9 +65,9 @@ class Progress:
             self.earlier.count(store)
 
     def take(self, counts: JobCounts, *, has_ended: bool = False) -> None:
-        """Take the counts of rows. Keep the counts of requests and tokens if the earlier runs were already added.
+        """Replace the counts of rows. Keep the counts of requests and tokens if the earlier runs were already added.
 
-        `has_ended`: `counts` have all requests, those of this run included, as each has its record.
+        `has_ended`: every request, including those of this run, has its record in `counts`.
         """
         for name, mark in status_record.COUNTS.items():
             if mark.over == "runs":
@@ -95,16 +95,16 @@ class Progress:
         return self.stats.waits.most == 0
 
     def pass_row(self, rows: int) -> None:
-        """Note how many rows of the output are written."""
+        """Set the number of rows of the output that are written."""
         self.output.written = rows
 
     def begin_rates(self) -> None:
-        """Restart the rates, so that they do not include rows that are already done."""
+        """Restart the rates, so that they exclude rows that are already done."""
         self._times.begin()
         self.sample()
 
     def sample(self) -> None:
-        """Sample the counts for the rates. Call it about once a second."""
+        """Take a sample of the counts for the rates. Call it about once a second."""
         left = None if self.total is None else self.total - self.counts.done
         is_last = left is not None and 0 < left <= self.stats.in_flight
         self._times.sample(
@@ -116,7 +116,7 @@ class Progress:
         return self._times.per_second(self.counts.done, self.stats.counts.completion_tokens)
 
     def eta_s(self) -> float | None:
-        """Return the remaining seconds at the current rate; None if unknown."""
+        """Return the estimated remaining seconds at the current rate; None if unknown."""
         rate, _ = self.rates()
         if self.total is None or rate <= 0:
             return None
@@ -124,7 +124,7 @@ class Progress:
 
     @property
     def waiting(self) -> str:
-        """The reason why the job is stalled, or a text about its last rows; `""` while more rows are sent."""
+        """The reason for a stall, or a text about the last rows; `""` while more rows are sent."""
         if self.state != RUNNING:
             return ""
         if self.is_paused:
@@ -133,7 +133,7 @@ class Progress:
         return self.stats.waiting or self.awaited() or self._last_rows()
 
     def _last_rows(self) -> str:
-        """Return the number and wait of the last rows, as text; `""` until all of them have been in flight for 2 s."""
+        """Return a text with the number of the last rows and their wait; `""` until all have been in flight for 2 s."""
         since_s, flow = self._times.last_s, self.stats.flow
         left = 0 if self.total is None else self.total - self.counts.done
         if since_s < _SHORTEST_WAIT_S or flow is None or not 0 < left <= self.stats.in_flight:
@@ -178,7 +178,7 @@ class Progress:
             "updated": time.time(),
             "warnings": [*self.notes, *self.stats.warnings],
         }
-        if not earlier.is_added:  # until the answers are counted, the counts are those of the previous run
+        if not earlier.is_added:  # until the answers are counted, use the counts of the previous run
             status |= {name: count for name, count in earlier.status.items() if name in status_record.COUNTS}
         known = {name: value for name, value in status.items() if value is not None or name in {"total", "eta_s"}}
         return cast("RunStatus", known)
@@ -190,7 +190,7 @@ Watch: TypeAlias = Callable[[Progress], None]
 
 @dataclass(slots=True)
 class OutputProgress:
-    """The written rows and the column names of the output."""
+    """The progress of the output: its written rows, and its column names."""
 
     written: int = 0
     """The number of rows that are written."""
@@ -199,23 +199,23 @@ class OutputProgress:
 
 
 class EarlierRuns:
-    """The seconds, costs and counts of the earlier runs of the job."""
+    """The seconds, costs and counts of the job's earlier runs."""
 
     def __init__(self, status: RunStatus) -> None:
         self.status = status
         self.is_added = False
-        """Whether the answers are counted. Until then, `status` has the job's counts."""
+        """Whether the earlier runs are included. Until then, `status` has the job's counts."""
         self.set_aside = 0.0
         """The highest possible cost of requests whose rows have no record."""
         self.lost = 0
-        """The number of requests that no record counts."""
+        """The number of requests that are counted in no record."""
         self.seconds = status.get("seconds", 0.0)
         self.forgotten = status.get("cost_forgotten", 0.0)
         """The cost of requests whose rows are unknown, because the input changed after a kill."""
         self.cost: float | None = status.get("cost")
 
     def charge(self, cost: float) -> None:
-        """Add the cost of requests whose rows are no longer known."""
+        """Add the cost of requests whose rows have become unknown."""
         self.cost = (self.cost or 0.0) + cost
         self.forgotten += cost
 
@@ -228,13 +228,13 @@ class EarlierRuns:
 
 
 class _Times:
-    """The time of the run, and its rates over the last 30 seconds without stalls: a long outage would make them 0."""
+    """The time of the run, and its rates over the last 30 seconds without stalls, which would make them 0."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._began = clock()
         self._intervals: deque[tuple[float, int, int]] = deque()
-        """Seconds between two samples, and the rows and tokens of this time."""
+        """For each pair of consecutive samples: the seconds between them, and the rows and tokens of this time."""
         self._last: tuple[float, int, int] | None = None
         self._last_since: float | None = None
 
@@ -245,7 +245,7 @@ class _Times:
 
     @property
     def last_s(self) -> float:
-        """Seconds since a sample showed that all remaining rows are in flight; 0 while more rows are to be sent."""
+        """Seconds since all remaining rows were in flight, by the samples; 0 while rows remain to be sent."""
         return 0.0 if self._last_since is None else self._clock() - self._last_since
 
     def begin(self) -> None:
@@ -254,8 +254,8 @@ class _Times:
         self._last = None
 
     def sample(self, rows: int, tokens: int, *, waits: bool, is_last: bool) -> None:
-        """Note the counts, about once a second. `waits`: the run is stalled. `is_last`: all remaining rows are in
-        flight."""
+        """Take a sample of the counts, about once a second. `waits`: the run is stalled. `is_last`: all remaining rows
+        are in flight."""
         now = self._clock()
         self._last_since = None if not is_last else self._last_since or now
         if not waits:
@@ -265,7 +265,7 @@ class _Times:
             self._intervals.popleft()
 
     def per_second(self, rows: int, tokens: int) -> tuple[float, float]:
-        """Return rows and completion tokens per second. `rows`, `tokens`: their current numbers."""
+        """Return rows and completion tokens per second. `rows`, `tokens`: the current counts."""
         totals = [sum(column) for column in zip(*self._intervals, *self._since(rows, tokens), strict=True)]
         seconds, rows, tokens = totals or (0.0, 0, 0)
         return max(0.0, rows / max(seconds, 0.001)), max(0.0, tokens / max(seconds, 0.001))
@@ -278,7 +278,7 @@ class _Times:
 
 
 class Course:
-    """The course of a job's runs, as a bounded number of samples. In a longer job, their distance grows."""
+    """The course of a job's runs, as a limited number of samples. The longer the job, the longer their interval."""
 
     def __init__(self, earlier: CourseRecord | None = None) -> None:
         """`earlier`: the course of the earlier runs."""
@@ -289,7 +289,7 @@ class Course:
         self._has_begun = False
 
     def note(self, status: RunStatus) -> bool:
-        """Take a sample of `status` if one is due; return whether a sample was taken."""
+        """Take a sample of `status` if one is due. Return whether it was taken."""
         seconds, has_ended = status["seconds"], status["state"] in ENDED
         if not self._has_begun:
             if status["state"] != RUNNING:
@@ -311,6 +311,6 @@ class Course:
         """Return `runs`, `samples` and the seconds between two samples.
 
         A sample is a list of seven numbers: seconds of all runs so far, rows done, rows failed, requests in flight,
-        limit of requests, refused requests in this run, and whether the job waited (0 or 1).
+        limit of requests, refused requests of this run, and whether the job waited (0 or 1).
         """
         return {"runs": self._runs, "samples": self._samples, "every_s": self._every_s}

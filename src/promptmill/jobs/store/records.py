@@ -1,4 +1,4 @@
-"""Records: the outcomes of rows, in the form in which a job's database stores them."""
+"""Records: the outcomes of rows as a job's database stores them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import mended
 
 SLOT = 1 << 40
-"""The distance between the keys of two answers to the same row. It exceeds the rows of any input."""
+"""The distance between the keys of two answers to the same row. It is larger than the number of rows of any input."""
 
 PERSON = -1
-"""The id of the settings of a label that a person gave; no other settings have it."""
+"""The settings id of a label that a person gave. No other settings have this id."""
 A_PERSON = "person"
-"""The giver of these labels, in outputs."""
+"""The name of the labels' giver in outputs, if a person gave them."""
 
 _FURTHER_TOKENS = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens")
 
 
 class Provenance(NamedTuple):
-    """The facts about a round that each of its records stores."""
+    """Facts about a round that are stored in each of its records."""
 
     settings: int = 0
     round: int = 0
     changed: Sequence[str] = ()
-    """Settings that have changed since the job's first run."""
+    """The settings that have changed since the job's first run."""
     model: str = ""
     """The model that answered instead of the target's model; `""` if the target's model answered."""
 
@@ -39,10 +39,10 @@ FIRST = Provenance()
 
 
 class Record(NamedTuple):
-    """The columns of table `answer`, in their order; `code` is None for an answer."""
+    """The columns of table `answer`, in order. `code` is None for an answer."""
 
     key: int
-    """The row's number plus `SLOT` times the record's slot."""
+    """The number of the row, plus `SLOT` times the index of the slot."""
     attempts: int
     latency_s: float
     prompt_tokens: int
@@ -54,9 +54,9 @@ class Record(NamedTuple):
     """The answer, or the message of the failure."""
     reasoning: str | None
     more: str | None
-    """JSON with optional fields: `tool_calls`, `logprobs`, `details`, …; for a failure, `response`, `part`, …."""
+    """Optional fields as JSON: `tool_calls`, `logprobs`, `details`, …; for a failure, `response`, `part`, …."""
     asked: bytes | None
-    """The digest of the question (see `rows.digest`), which links a moved row to its answer; None without a
+    """The digest of the question (see `rows.digest`), which connects a moved row with its answer; None without a
     question."""
     checksum: int
     """The checksum of the columns `attempts` to `more`."""
@@ -72,17 +72,17 @@ class Record(NamedTuple):
 
     @property
     def slot(self) -> int:
-        """The index of the answer among the answers to the row: with two models, 0 for the first and 1 for the
+        """The index of the answer among the answers to its row: with two models, 0 for the first and 1 for the
         second."""
         return self.key // SLOT
 
     @property
     def is_sound(self) -> bool:
-        """Whether the outcome is undamaged."""
+        """Whether the outcome matches its checksum."""
         try:
-            # without the key, because an answer may move to an equal row
+            # the key is left out, because an answer may move to another row with the same question
             return self.checksum == checksum(self[1:11])
-        except TypeError:  # damage changed the type of a value
+        except TypeError:  # the damage changed the type of a value
             return False
 
     @property
@@ -126,18 +126,18 @@ class Record(NamedTuple):
 
 
 def record_of(key: int, outcome: Outcome, asked: bytes | None = None, made: Provenance = FIRST) -> Record:
-    """Return a record of `outcome` with this key. Half a surrogate pair becomes the replacement character."""
+    """Return a record of `outcome` with this key. A lone surrogate becomes the replacement character."""
     fields = _fields(outcome, made)
     try:
         check = checksum(fields)
-    except TypeError:  # no file can hold half a surrogate pair
+    except TypeError:  # no file can contain a lone surrogate
         fields = (*fields[:6], *map(mended, fields[6:]))
         check = checksum(fields)
     return Record._make((key, *fields, asked, check, made.settings, made.round))
 
 
 def copied(outcome: Outcome, attempts: int = 0) -> Outcome:
-    """Copy the outcome of another row or job. The copy costs nothing; `attempts` are the row's own requests."""
+    """Copy the outcome of another row or job. The copy has no cost. `attempts`: requests of the row itself."""
     if not isinstance(outcome, Completion):
         return Failure(outcome.error, attempts)
     details = outcome.details
@@ -187,7 +187,7 @@ def _fields(outcome: Outcome, made: Provenance) -> tuple[Any, ...]:
 
 
 def checksum(fields: tuple[Any, ...]) -> int:
-    """Return the checksum of the columns `attempts` to `more`. Raises `TypeError` for values that JSON cannot hold."""
+    """Return the checksum of the columns `attempts` to `more`. Raises `TypeError` for values that are not JSON."""
     return zlib.crc32(orjson.dumps(fields))
 
 

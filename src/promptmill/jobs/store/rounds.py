@@ -1,14 +1,14 @@
-"""A job is a list of rounds: some rows, each sent once to one or more targets, for a reason.
+"""A job is a list of rounds. A round sends some rows once to one or more targets, for one reason.
 
     id  rows          slots   reason          done
     1   open          0       first           yes     every row that had no answer
     2   again failed  0       again failed    no      interrupted: the next run resumes it
 
-A slot is the place of one answer to each row; a job that compares models or prompts has several.
+A slot numbers one answer to each row. A job that compares models or prompts has several slots.
 
-A round is stored before its first request, and its rows are a rule: a condition on the answer that a row has in a slot
-(`RULES`). The rule refers to rounds before the order, and a new answer has the round's id. So a row leaves the
-rule once its answer is stored, and the rule selects the same remaining rows after a kill.
+A round is stored before its first request. Its rows are given by a rule: a condition on a row's answer in a slot
+(`RULES`). The rule refers to rounds before the order, and a new answer has the new round's id. So a row no longer
+matches when its answer is stored, and after a kill the rule selects exactly the remaining rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from promptmill.jobs.store.stored import Target
 
 NEVER = "0"
 LIVE, COPY = "live", "copy"
-"""Ways of rounds: requests are sent now; rows get answers that need no request. Features have others."""
+"""Ways of rounds: `live` sends requests immediately; `copy` needs no request. Features have other ways."""
 ANSWERED = "answer.code IS NULL"
 HAS_QUESTION = "row.asked IS NOT NULL AND substr(row.asked, 1, 16) != zeroblob(16)"
 FAILED = "answer.code IS NOT NULL"
@@ -42,7 +42,7 @@ _ORDERED = {
     "again truncated": f"({TRUNCATED} AND answer.round <= {{since}})",
     "again all": f"(answer.key IS NULL OR (answer.round <= {{since}} AND answer.settings != {PERSON}))",
 }
-# `IN (SELECT …)` would list all keys again for each page: 17 instead of 2 s of CPU for 200,000 duplicates
+# `IN (SELECT …)` would list all keys again for each page: 17 s instead of 2 s of CPU for 200,000 duplicates
 _IS_WAITING = "EXISTS (SELECT 1 FROM temp.equal WHERE key = row.n + {base} AND key != first)"
 _IS_DUPLICATE = "EXISTS (SELECT 1 FROM temp.equal WHERE key = row.n + {base} AND is_known)"
 RULES: Mapping[str, str] = MappingProxyType(
@@ -52,30 +52,30 @@ RULES: Mapping[str, str] = MappingProxyType(
         **{f"{name}{DUPLICATE}": _IS_DUPLICATE for name in _ORDERED},
     }
 )
-"""The rows of a round, by the name of the rule: a condition on `row` and the row's `answer` in a slot, if any.
+"""The rules that select the rows of a round: a condition on `row` and its `answer` in a slot, if any, by name.
 
-`since` is the id of the last round before the order, `settings` the ids whose answers count, `base` the key of the
-slot's first row. Rules that end in `ONCE` or `DUPLICATE` divide the rows of the rule before that by their questions;
-the temporary tables are from `run.copies`. A plan adds its own rules, see `spec.Plan`, and
-a way the one with its name, see `Awaited`.
+`since` is the id of the last round before the order, `settings` the settings ids whose answers count, `base` the key of
+the slot's first row. Rules that end in `ONCE` or `DUPLICATE` divide the rows of the basic rule by question; they use
+the temporary tables of `run.copies`. A plan adds its own rules, see `spec.Plan`; a way adds the rule with its name, see
+`Awaited`.
 """
 
 
 class Awaited(Protocol):
-    """The requests of a way whose answers are awaited, in the database of a job. Its functions block, and raise the
-    errors of `JobDatabase`."""
+    """The requests of a way whose answers a job's database still awaits. Its functions block and raise the errors of
+    `JobDatabase`."""
 
     RULE: str
-    """The condition of rows whose answers are awaited, as in `RULES`."""
+    """The SQL condition for rows whose answers are awaited, as in `RULES`."""
     TRIED: str
-    """The condition of rows that it did not answer, and that are sent live now."""
+    """The SQL condition for rows that this way did not answer, and that are now sent live."""
 
     def slots(self, store: JobDatabase) -> Collection[int]:
         """Return the slots of requests whose answers are awaited."""
         ...
 
     def check(self, store: JobDatabase, job_id: str, targets: Sequence[Target]) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if answers are awaited that would not count for `targets`."""
+        """Raise `PromptmillError` (`invalid_input`) if the awaited answers would not count for `targets`."""
         ...
 
     def most_cost(self, store: JobDatabase) -> float:
@@ -83,25 +83,25 @@ class Awaited(Protocol):
         ...
 
     def rebind(self, store: JobDatabase, targets: Sequence[Target]) -> None:
-        """Give each awaited answer the row that asks its question now. `targets`: by slot."""
+        """Assign each awaited answer to the row that has its question now. `targets`: by slot."""
         ...
 
     def forget(self, store: JobDatabase) -> None:
-        """Forget the rows of `TRIED`: the job has finished, and a later order may send them by this way."""
+        """Forget the rows of `TRIED`: the job has finished, and a later order may send them this way again."""
         ...
 
 
 def awaited(store: JobDatabase) -> dict[str, Awaited]:
-    """Return the ways of features by which rounds of a job went, by name.
+    """Return the features' ways of the job's rounds, by name.
 
-    Raises the errors of `JobDatabase`, and `PromptmillError` (`invalid_input`) if the feature of a round that is not
-    done is missing.
+    Raises the errors of `JobDatabase`; `PromptmillError` (`invalid_input`) if the feature of an unfinished round is
+    missing.
     """
     entries = {entry.name: entry for feature in features().values() for entry in feature.ways}
     by_way = [round_ for round_ in stored_rounds(store) if round_.way not in {LIVE, COPY}]
     if missing := [round_.way for round_ in by_way if round_.way not in entries and not round_.done]:
         raise input_error(Named(missing[0]), " needs a feature that is not installed.")
-    # with a batch, every way is asked: a damaged round has lost the name of its way
+    # if there is a batch, check all ways: a damaged round may have lost the name of its way
     used = entries.keys() if store.has_batches else {round_.way for round_ in by_way}
     return {name: part(entry.awaited) for name, entry in entries.items() if name in used}
 
@@ -112,7 +112,7 @@ def _awaited(way: str) -> Awaited | None:
 
 
 def rule_of(rows: str) -> str:
-    """Return the rule with this name, of the core, a way or a plan; `NEVER` if there is none."""
+    """Return the rule with this name, from the core, a way or a plan; `NEVER` if it is unknown."""
     if (rule := RULES.get(rows)) is not None:
         return rule
     if (way := _awaited(rows)) is not None:
@@ -123,35 +123,35 @@ def rule_of(rows: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Some rows of a job, each to be sent once to the targets in `slots`."""
+    """Some rows of a job, each of which is sent once to the targets in `slots`."""
 
     id: int
     rows: str
-    """The name of one of `RULES`."""
+    """The name of the rule in `RULES` that selects the rows."""
     reason: str
-    """The purpose in a word or two, which status and report show."""
+    """The purpose in a word or two, for status and report."""
     slots: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     since: int = 0
     """The id of the last round before the order that this round belongs to."""
     way: str = LIVE
-    """How its rows get their answers, see `run.ways`."""
+    """The way in which the rows are answered, see `run.ways`."""
     model: str = ""
-    """The model that answers in place of the target's; `""` for the target's own."""
+    """The model that answers instead of the target's model; `""`: the target's model."""
     done: bool = False
-    """Whether another round followed, or the job finished."""
+    """Whether another round followed or the job finished."""
 
     @property
     def ordered(self) -> str:
-        """The rule that the order means, whatever the round takes of its rows."""
+        """The name of the order's own rule, without `ONCE` or `DUPLICATE`."""
         return self.rows.removesuffix(ONCE).removesuffix(DUPLICATE)
 
     @property
     def is_by_question(self) -> bool:
-        """Whether its rows depend on the questions of other rows, see `run.job_rounds`."""
+        """Whether the rule depends on the questions of other rows, see `run.job_rounds`."""
         return self.ordered != self.rows
 
     def condition(self, settings: Iterable[int], slot: int = 0) -> str:
-        """Return the condition of its rows in a slot; `settings` are the ids whose answers count there."""
+        """Return the condition for the round's rows in a slot. `settings`: the ids whose answers count there."""
         ids = ", ".join(str(int(each)) for each in settings)
         way = None if self.way in {LIVE, COPY} else _awaited(self.way)
         rule = rule_of(self.rows) if way is None else f"({rule_of(self.rows)}) AND NOT {way.TRIED}"
@@ -167,7 +167,7 @@ def stored_rounds(store: JobDatabase) -> list[Round]:
 
 
 def _round(id_: int, text: str) -> Round:
-    """Return a stored round. A damaged one counts as done: later rounds have later ids than its answers."""
+    """Return a stored round. A damaged round counts as done: later rounds get higher ids than its answers."""
     try:
         stored = _ROUND.validate_python({"id": id_, **orjson.loads(text)})
     except (TypeError, ValueError):
@@ -177,18 +177,18 @@ def _round(id_: int, text: str) -> Round:
 
 
 def store_round(store: JobDatabase, round_: Round) -> None:
-    """Store a round, or its new state. Raises as `JobDatabase` does."""
+    """Store a round, or its changed state. Raises as `JobDatabase` does."""
     value = asdict(round_)
     id_ = value.pop("id")
     store.change(("INSERT OR REPLACE INTO round VALUES (?, ?)", [(id_, orjson.dumps(value).decode())]))
 
 
 def end(store: JobDatabase) -> None:
-    """Note that the job has finished. Raises as `JobDatabase` does."""
+    """Store that the job has finished. Raises as `JobDatabase` does."""
     if known := stored_rounds(store):
         store_round(store, replace(known[-1], done=True))
 
 
 def join_of(slot: int) -> str:
-    """Return `row` joined with its `answer` in a slot, for a query."""
+    """Return SQL that joins `row` with its `answer` in a slot."""
     return f"row LEFT JOIN answer ON answer.key = row.n + {slot * SLOT}"

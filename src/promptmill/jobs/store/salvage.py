@@ -1,6 +1,6 @@
-"""Repairs a damaged database: copies all readable content to a new database.
+"""Repairs a damaged database by copying all readable content to a new database.
 
-answers    all sound answers; failures only if a request was sent, because a damaged row also fails
+answers    all intact answers; failures only if a request was sent, because a damaged row also causes a failure
 rows       all readable rows; if some are lost, the job has to read its input again
 settings   all readable settings; the ids of unreadable settings stay reserved
 rounds     all readable rounds; an unreadable round counts as done
@@ -23,7 +23,7 @@ from promptmill.jobs.store.spec import UNREAD
 
 _Keyed = TypeVar("_Keyed", bound=tuple[Any, ...])
 _Read: TypeAlias = Callable[[int, int], list[_Keyed]]
-"""Reads results in the order of their keys. Arguments: the first key, and the most results."""
+"""Reads results in the order of their keys. Arguments: the first key, and the maximum number of results."""
 _HEADER = 100  # bytes; sqlite.org/fileformat.html
 _VALUES = ("spec", "order", "output", "status", "course", "task")
 _KEYS = {"settings": "id", "round": "id", "batch": "id", "spare": "place"}
@@ -38,7 +38,7 @@ _UNKNOWN_ROUNDS = """
 
 
 def salvage(path: Path) -> None:
-    """Replace a damaged database by a new one with its readable content. The caller holds the job's lock.
+    """Replace a damaged database by a new database with the readable content. The caller holds the job's lock.
 
     Raises `OSError`, and `DamagedError` if the file is not a database.
     """
@@ -51,10 +51,10 @@ def salvage(path: Path) -> None:
             contextlib.closing(JobDatabase(beside, write=True)) as new,
         ):
             _copy_all(old, new)
-    except BaseException:  # on a full disk, the incomplete file would take space
+    except BaseException:  # on a full disk, the incomplete file would take up space
         _remove(beside)
         raise
-    _remove(path, but_itself=True)  # SQLite would take its log for the new file's log
+    _remove(path, but_itself=True)  # SQLite would apply the old log to the new file
     disk.replace(beside, path)
 
 
@@ -71,7 +71,7 @@ def _copy_all(old: JobDatabase, new: JobDatabase) -> None:
     for table, key in _KEYS.items():
         for page in _readable(_reader(old, table, key)):
             _copy(new, table, page)
-    with contextlib.suppress(DamagedError):  # all rows of a sample, or none
+    with contextlib.suppress(DamagedError):  # either all rows of a sample are copied, or none
         _copy(new, "chosen", old.read("SELECT * FROM chosen"))
     with contextlib.suppress(DamagedError):  # rows whose replies are unreadable are sent again
         _copy_batched(old, new)
@@ -82,7 +82,7 @@ def _copy_all(old: JobDatabase, new: JobDatabase) -> None:
 
 
 def _reader(old: JobDatabase, table: str, key: str) -> _Read[tuple[Any, ...]]:
-    """Return a function that reads a table by its first column `key`. The last column must never be NULL."""
+    """Return a function that reads a table by its first column `key`. The table's last column is never NULL."""
     query = f"SELECT * FROM {table} WHERE {key} >= ? ORDER BY {key} LIMIT ?"
 
     def read(first: int, most: int) -> list[tuple[Any, ...]]:
@@ -101,7 +101,7 @@ def _copy(new: JobDatabase, table: str, values: Sequence[tuple[Any, ...]]) -> No
 
 
 def _copy_batched(old: JobDatabase, new: JobDatabase) -> None:
-    """Copy the rows of batches, up to the first that cannot be read."""
+    """Copy the rows of batches up to the first unreadable row."""
     last = (-1, -1)
     query = f"SELECT * FROM batched WHERE (batch, custom) > (?, ?) ORDER BY batch, custom LIMIT {PAGE}"
     while page := old.read(query, *last):
@@ -126,7 +126,7 @@ def _readable(read: _Read[_Keyed]) -> Iterator[list[_Keyed]]:
 
 
 def _behind(read: _Read[_Keyed], first: int) -> int:
-    """Return the first readable key after the damage at `first`; `LAST_KEY + 1` if there is none."""
+    """Return the first readable key after the damage at `first`; `LAST_KEY + 1` if all later keys are unreadable."""
 
     def is_damaged(key: int) -> bool:
         try:
@@ -146,12 +146,12 @@ def _behind(read: _Read[_Keyed], first: int) -> int:
 
 
 def _copy_rows(old: JobDatabase, new: JobDatabase) -> None:
-    """Copy the readable rows of the input. They have no checksum, so the job reads its input again if it still exists;
-    if rows are lost, it has to."""
+    """Copy the readable rows of the input. Rows have no checksum, so the job reads its input again if it still exists;
+    if rows are lost, the input is required."""
 
     def read(first: int, most: int) -> list[Row]:
         page = old.row_page(first, size=most)
-        if any(b"\0" in (row.cells or b"") for row in page):  # JSON has none
+        if any(b"\0" in (row.cells or b"") for row in page):  # JSON never contains \0
             raise DamagedError("a row has zeros of a page that was cut short")
         return page
 
@@ -170,7 +170,7 @@ def _copy_rows(old: JobDatabase, new: JobDatabase) -> None:
 
 
 def _add_unknown(new: JobDatabase) -> None:
-    """Reserve the ids of lost settings and rounds that answers refer to, so that new ones get other ids."""
+    """Reserve the ids of lost settings and rounds to which answers refer, so that new ones get other ids."""
     spec = new.get("spec") or {}
     targets = [target for target in spec.get("targets") or () if isinstance(target, dict)]
     known = [

@@ -1,13 +1,13 @@
-"""The shares of labels in a table, corrected for the errors of the labels.
+"""The shares of labels in a table, corrected for wrong labels.
 
-Some rows, drawn at random, are reviewed: they have a right label besides the machine's. For each label, the reviewed
-rows that the machine gives it tell which part of such rows really has it; the other reviewed rows tell it of the other
-rows. Both parts, weighted by the numbers of rows, make the share. The interval draws both parts from their Beta
-distributions (with Jeffreys' prior), so it holds for rare labels and few reviewed rows too.
+Some rows, drawn at random, are reviewed: they have the machine's label and the right label. For each label, the
+reviewed rows with this machine label show how many such rows really have the label; the other reviewed rows show this
+for the rest. The share is the average of both rates, weighted by numbers of rows. The interval draws both rates from
+their Beta distributions (Jeffreys' prior), so it is valid for rare labels and few reviewed rows too.
 
-A table may have several strata, whose rows were reviewed separately; a stratum may also have right labels alone.
+A table may have several strata, reviewed separately. All labels of a stratum may also be known to be right.
 
-If the right labels are answers of another model, these are the shares of that model's labels.
+If another model gives the right labels, the result is the shares of that model's labels.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _DRAWS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Stratum:
-    """Rows of a table."""
+    """A group of rows of the table that is reviewed separately."""
 
     machine: Mapping[str, int]
-    """The number of rows by the label that the machine gave, reviewed rows included."""
+    """The number of rows by machine label, including reviewed rows."""
     reviewed: Sequence[tuple[str, str]] | None = None
-    """For each reviewed row the machine's label, and the right one; None: all labels of the machine are right."""
+    """The machine's label and the right label of each reviewed row; None: all machine labels are right."""
 
     def groups(self, label: str) -> Iterator[tuple[int, int, int]]:
-        """Yield, of the rows that the machine gives a label and of the others: the unreviewed rows, and the
-        reviewed rows that have the label and that do not."""
+        """Yield three counts for the rows with a machine label, then for the rows without: unreviewed rows, and the
+        reviewed rows that really have the label and that do not."""
         with_label = self.machine.get(label, 0)
         if self.reviewed is None:
             yield 0, with_label, 0
@@ -81,7 +81,7 @@ def shares(strata: Sequence[Stratum], certainty: float = 0.95, seed: int = 0) ->
 
 
 def label_counts(store: JobDatabase, field: str, before: int, where: str, join: str = "") -> Counter[str]:
-    """Count the delivered labels that meet a condition on `answer` and the tables of `join`."""
+    """Count the delivered labels whose records meet a condition on `answer` and the tables of `join`."""
     value = "answer.text -> ?" if field else "coalesce(answer.text, ?)"
     rows = f"answer {join} WHERE answer.key < ? AND {ANSWERED} AND {where}"
     counts = Counter[str]()
@@ -92,12 +92,12 @@ def label_counts(store: JobDatabase, field: str, before: int, where: str, join: 
 
 
 def value_of(record: Record, field: str) -> str:
-    """Return a field of an answer as a text, or the whole answer for `""`."""
+    """Return a field of an answer as text; the whole answer if `field` is `""`."""
     return value_in(record.text, field)
 
 
 def value_in(text: str, field: str) -> str:
-    """Return a field of an answer's text as a text, or the whole answer for `""`."""
+    """Return a field of an answer's text as text; the whole answer if `field` is `""`."""
     if not field:
         return label_in(text)
     try:
@@ -108,6 +108,6 @@ def value_in(text: str, field: str) -> str:
 
 
 def _plain(text: str | None) -> str:
-    """Return a JSON value as a text: a string without its quotes."""
+    """Return a JSON value as text: a string without its quotes."""
     value = None if text is None else read_json(text)
     return value if isinstance(value, str) else (text or "null")

@@ -1,4 +1,4 @@
-"""The description of a job in its database: input, question, targets, output, and the plan of its rounds."""
+"""The description of a job, as its database stores it: input, question, targets, output, and plan."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from promptmill.jobs.store.stored import AnswerForm, Question, Stored, Target, V
 from promptmill.options.table import Again
 
 WHOLE_REQUESTS = frozenset({"batch", "messages"})
-"""Formats whose rows are whole requests."""
+"""Formats in which each row is a whole request."""
 _LAST_TIME = 10**11  # the year 5138
 UNREAD: Mapping[str, Any] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})
-"""Values of `InputSpec` that no input matches, so that the job reads its input again."""
+"""Values of `InputSpec` that match no input, so that the job reads its input again."""
 _Names: TypeAlias = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda names: values.loads(names.encode()) if isinstance(names, str) else names),
@@ -43,7 +43,7 @@ _Names: TypeAlias = Annotated[
 
 
 class InputSpec(Stored):
-    """The input as it was read."""
+    """The input, as the job read it."""
 
     path: Path
     files: tuple[Part, ...] = ()
@@ -60,22 +60,22 @@ class InputSpec(Stored):
     """The columns of a table."""
     style: Style = Style()
     fields: _Names = ()
-    """For rows of JSON: the fields whose names could be read as an expression in a prompt, such as `mail-body`."""
+    """For rows of JSON: fields with names that a prompt could read as an expression, such as `mail-body`."""
     taken: tuple[str, ...] = ()
-    """For rows of JSON: the fields whose names a column of the job could also have."""
+    """For rows of JSON: fields with a name that a column of the job could get."""
     settings_read: tuple[str, ...] = ()
-    """The columns that are settings of each row."""
+    """The columns that are read as settings of each row."""
     blank: dict[str, int] = {}  # noqa: RUF012 (pydantic copies it)
-    """The number of rows whose prompt has a blank place, because the cell is empty, by the column."""
+    """For each column: the number of rows whose empty cell leaves a blank in the prompt."""
 
     @property
     def names(self) -> Sequence[str]:
-        """The columns that a prompt may name even if the name is not an identifier."""
+        """The columns that a prompt may name even if their names are not identifiers."""
         return self.header or self.fields
 
     @property
     def is_file(self) -> bool:
-        """Whether the rows are in files of the user; otherwise `path` is only a name."""
+        """Whether the rows are in the user's files; otherwise `path` is only a name."""
         return self.path.is_absolute()
 
     @property
@@ -91,64 +91,64 @@ class OutputSpec(Stored):
     format: str
     form: AnswerForm = AnswerForm()
     names: dict[str, str] | None = None
-    """The unusual names of the job's columns, by their keys; None until the input was read."""
+    """The names of the job's columns that differ from the usual ones, by key; None until the input was read."""
     answer_schema: dict[str, Any] | None = None
     """The JSON Schema of the answers."""
     shard: str | None = None
-    """The shard of a part file, such as `3/16`; None for a whole output."""
+    """The shard of a shard file, such as `3/16`; None for a whole output."""
 
 
 class PlanWork:
-    """The work of a plan in one run that needs no request; this one does nothing.
+    """The work of a plan during a run, apart from requests. This base class does nothing.
 
-    All methods block and raise the errors of `JobDatabase`. The core reads the rows of a round that copies, page by
-    page, and writes the records.
+    All methods block and raise the errors of `JobDatabase`. For a round that copies, the core reads the rows page by
+    page and writes the records.
     """
 
     window = 4096
-    """Row numbers of a live round after which answers are delivered meanwhile; a larger query would block the database
-    too long."""
+    """In a live round, answers are delivered after this many row numbers; a query over more rows would block the
+    database too long."""
     late = 0
-    """Rows before a window that are looked at again."""
+    """The number of rows before a window that are checked again."""
     meanwhile: Mapping[str, str] = MappingProxyType({})
-    """By the rule of a live round: the condition of rows that may get an answer in slot 0 while it runs."""
+    """For a live round, by its rule: the condition for rows that may get an answer in slot 0 during the round."""
 
     def begin(self, round_: int) -> None:
-        """Prepare a run, before its first round; `round_` is the id of the next round."""
+        """Prepare a run before its first round. `round_`: the id of the next round."""
 
     def advance(self) -> bool:
-        """Decide something when no round has rows; return whether other rounds may have rows now."""
+        """Make a decision when no round has rows. Return whether other rounds may have rows now."""
         return False
 
     def around(self, answer: Answer) -> Answer:
-        """Return a function around `answer` for the rows of live rounds; it may send several requests for one."""
+        """Wrap `answer` for the rows of live rounds. The wrapper may send several requests for one row."""
         return answer
 
     def prepare(self, round_: Round) -> None:
-        """Fill the temporary tables that the rule of a round uses."""
+        """Fill the temporary tables for the rule of a round."""
 
     def copies(self, round_: Round, slot: int, pages: Iterable[Sequence[int]]) -> Iterator[Sequence[Record]]:
-        """Yield the records for the rows of a round whose `way` is `copy`. `pages` are the numbers of these rows."""
+        """Yield the records for the rows of a round whose `way` is `copy`. `pages`: the numbers of these rows."""
         del round_, slot, pages
         yield from ()
 
     def delivered(self, round_: Round, pages: Iterable[Sequence[int]]) -> Iterator[Delivered]:
-        """Yield answers for the rows that meet `meanwhile`, and the rows that need another answer, during a round."""
+        """During a round, yield answers for the rows that meet `meanwhile`, and the rows that need another answer."""
         del round_, pages
         yield from ()
 
 
 class Delivered(NamedTuple):
-    """Answers that are delivered while a round runs."""
+    """Answers that are delivered during a round."""
 
     records: Sequence[Record]
     to_send: Collection[int] = ()
-    """The numbers of rows that slot 0 is sent for now."""
+    """The numbers of rows that are now sent for slot 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunningJob:
-    """A run of a job, as its plan sees it."""
+    """A run of a job, as the job's plan sees it."""
 
     store: JobDatabase
     config: ResolvedConfig
@@ -158,41 +158,41 @@ class RunningJob:
     end: int
     """The number of the first row beyond the limit."""
     work: Work
-    """Follows and halts long work."""
+    """Reports and halts long work."""
     described: Callable[[], JobSpec]
     put: Callable[[Plan], None]
-    """Stores the plan, with its new decisions. Raises the errors of `JobDatabase`."""
+    """Stores the plan with its new decisions. Raises the errors of `JobDatabase`."""
     requests: Callable[[], RowRequests]
-    """Returns the maker of the requests to the model of the first slot."""
+    """Returns the request maker for the model of the first slot."""
 
     @property
     def spec(self) -> JobSpec:
-        """The job, as it is now."""
+        """The present description of the job."""
         return self.described()
 
 
 class Plan(Stored):
-    """Which rows a job sends next, to which slots, and which answer a row gets.
+    """Decides which rows a job sends next, to which slots, and which answer a row gets.
 
-    This is the plan of an ordinary job: each row is sent to each target, and each answer is delivered. The plan of a
-    feature chooses one of several answers: slot 0 has the delivered answer of each row, and the slots after it have the
-    answers from which the plan chooses. It is data of the order; in the job, it also has the decisions that it made.
+    This base class is the plan of an ordinary job: each row is sent to each target, and each answer is delivered. A
+    feature's plan chooses one of several answers: slot 0 has the delivered answer, and later slots have the answers to
+    choose from. In an order, the plan holds options; in a job, it also holds the decisions it has made.
     """
 
     name: ClassVar[str] = ""
-    """Its name, which is the option that asks for it; `""` for an ordinary job."""
+    """The name of the plan, which is also the option that selects it; `""` for an ordinary job."""
     fields: ClassVar[Sequence[str]] = ()
     """The columns that `marks` fills."""
     rules: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Its rules for the rows of a round, in addition to `rounds.RULES`."""
+    """Rules for the rows of a round that the plan adds to `rounds.RULES`."""
     follows: ClassVar[bool] = True
-    """Whether a row's answer is final once it is recorded, so that a live output may have it."""
+    """Whether an answer is final when it is recorded, so that a live output may include it."""
     all_may_fail: ClassVar[bool] = True
-    """Whether failures in all slots count for the limit of failures, not only those of delivered answers."""
+    """Whether failures in all slots count for the limit of failures; otherwise only failures of delivered answers."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any], models: Sequence[str]) -> Plan | None:
-        """Return the plan that the options of `bulk` ask for; None for an ordinary job.
+        """Return the plan that the options of `bulk` select; None for an ordinary job.
 
         Raises `PromptmillError` (`invalid_input`).
         """
@@ -201,56 +201,56 @@ class Plan(Stored):
 
     @property
     def ways(self) -> tuple[Variant, ...]:
-        """The model and prompt of each slot; `()` if the order's variants have the slots."""
+        """The model and prompt of each slot; `()` if the slots are the order's variants."""
         return ()
 
     @property
     def option(self) -> str:
-        """The option that asks for the plan; `""` for an ordinary job."""
+        """The option that selects the plan; `""` for an ordinary job."""
         return self.name
 
     @property
     def chooses(self) -> bool:
-        """Whether only the answer in slot 0 is delivered, which the plan chooses."""
+        """Whether the plan chooses the delivered answer: then only slot 0 is delivered."""
         return bool(self.ways)
 
     @property
     def identity(self) -> Sequence[Mapping[str, Any]]:
-        """The facts that tell apart the jobs without an output, in addition to `ways`."""
+        """The values, in addition to `ways`, that distinguish jobs without an output."""
         return ()
 
     def next(self, first: Round, again: Again | None) -> Iterator[Round]:
-        """Yield the rounds that may come next, like `first` but for their rows: a pure function."""
+        """Yield the rounds that may come next: copies of `first` with other rows. A pure function."""
         if again is not None:
             yield replace(first, rows=f"again {again}", reason=f"again {again}")
         yield first
 
     def resumes(self, last: Round) -> bool:
-        """Return whether an interrupted round is resumed; otherwise the next one follows from the answers."""
+        """Return whether an interrupted round is resumed. Otherwise, the next round is derived from the answers."""
         del last
         return True
 
     def may_wait(self, round_: Round) -> bool:
-        """Return whether a live round may go by the way of the order, whose answers may come much later."""
+        """Return whether a live round may use the order's way, whose answers may come much later."""
         del round_
         return True
 
     # ---- admission
 
     def check(self, config: ResolvedConfig, question: Question) -> None:
-        """Raise `PromptmillError` (`invalid_input`) for settings or prompts that the plan cannot work with."""
+        """Raise `PromptmillError` (`invalid_input`) for settings or prompts that the plan does not support."""
 
     def target(self, slot: int, target: Target, config: ResolvedConfig) -> Target:
-        """Return `target` with what the plan adds to it for a slot."""
+        """Return `target` with the plan's changes for a slot."""
         del slot, config
         return target
 
     def counted(self, targets: Sequence[Target]) -> Sequence[Target]:
-        """Return the targets, with the settings whose answers also count."""
+        """Return the targets with the ids of all settings whose answers count."""
         return targets
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
-        """Return the plan with the decisions of the job `job_id`, which was begun with another order of this plan.
+        """Return the plan with the decisions of the job `job_id`, which an earlier order of this plan began.
 
         `sends_all`: the order sends all rows again. Raises `PromptmillError` (`invalid_input`).
         """
@@ -270,32 +270,32 @@ class Plan(Stored):
         *,
         end: int,
     ) -> Mapping[str, Any]:
-        """Return further figures of a validation. Blocks.
+        """Return additional figures for a validation. Blocks.
 
-        `configs`: by model; `checked`: the figures so far; `end`: the number of the first row beyond the limit.
+        `configs`: by model. `checked`: the figures so far. `end`: the number of the first row beyond the limit.
         """
         del store, spec, configs, checked, end
         return {}
 
     def estimate_words(self, checked: Mapping[str, Any]) -> str:
-        """Return the words for these figures, for a person; `""` without any."""
+        """Return a text about the additional figures for a person; `""` if there are none."""
         del checked
         return ""
 
     def first_cost(self, checked: Mapping[str, Any]) -> float | None:
-        """Return the estimated cost of the rows that are sent before the plan decides; None if it is unknown or 0."""
+        """Return the estimated cost of the rows sent before the plan's decision; None if it is unknown or 0."""
         del checked
         return None
 
     # ---- a run
 
     def work(self, job: RunningJob) -> PlanWork:
-        """Return the work of one run."""
+        """Return the plan's work for one run."""
         del job
         return PlanWork()
 
     def without(self, targets: Sequence[Target], round_: Round, error: PromptmillError) -> Sequence[Target] | None:
-        """Return the targets without a parameter that an endpoint has just refused; None if the error is another."""
+        """Return the targets without a parameter that an endpoint has just refused; None for any other error."""
         del targets, round_, error
         return None
 
@@ -303,17 +303,17 @@ class Plan(Stored):
 
     def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
         """Return the values of `fields` for a row with the delivered answer `record`. `beside`: the answers in the
-        slots after it."""
+        later slots."""
         del spec, record, beside
         return {}
 
     def running_figures(self, spec: JobSpec) -> Mapping[str, Any]:
-        """Return the fields of the status that are known from the decisions alone."""
+        """Return the status fields that follow from the decisions alone."""
         del spec
         return {}
 
     def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, Any]:
-        """Return its fields of the status, for the rows below `before`. Blocks. Raises the errors of `JobDatabase`.
+        """Return the plan's status fields for the rows below `before`. Blocks. Raises the errors of `JobDatabase`.
 
         `fields`: the fields of the answers whose values are labels.
         """
@@ -321,45 +321,45 @@ class Plan(Stored):
         return self.running_figures(spec)
 
     def doubt(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> Doubt | None:
-        """Return why a person should see a row, which has an answer of a model; None if nobody need see it."""
+        """Return the reason why a person should check a row that a model answered; None if no check is needed."""
         del spec, beside
         own = probability(record)
         return None if own is None or own >= 1 else Doubt(own, "low probability")
 
     def names(self, models: Sequence[str]) -> list[str]:
-        """Return the names of the answers to a row by slots. `models`: the models of the slots."""
+        """Return the names of a row's answers, by slot. `models`: the models of the slots."""
         first, *beside = models
         return [first, *(name if name not in beside[:at] else f"{name} {at + 1}" for at, name in enumerate(beside))]
 
     def is_near(self, beside: Sequence[Record | None]) -> bool:
-        """Return whether a row's label is of those that are wrong most often."""
+        """Return whether a row's label is among the labels that are wrong most often."""
         del beside
         return False
 
     def curve(self, store: JobDatabase) -> list[tuple[float, float]]:
-        """Return points of a curve for the plan's section of a report, from 0 to 1. Raises the errors of
+        """Return the points of a curve, from 0 to 1, for the plan's section of a report. Raises the errors of
         `JobDatabase`."""
         del store
         return []
 
     def check_reviewable(self, job_id: str) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if a job is not yet ready for labels of a person."""
+        """Raise `PromptmillError` (`invalid_input`) if a job is not ready for a person's labels."""
 
 
 class Doubt(NamedTuple):
-    """The reason why a person should see a row."""
+    """The reason why a person should check a row."""
 
     score: float
-    """The lower it is, the more doubtful the answer; for `is_wrong`, the higher."""
+    """The lower the score, the more doubtful the answer; if `is_wrong`, the higher."""
     words: str
     kind: Literal["", "tie", "disagree"] = ""
-    """Ties are worth the most, then models that disagree."""
+    """Ties are shown first, then disagreements of models."""
     score_words: str = ""
-    """The score for people, such as `2 of 3`, where it is no probability."""
+    """The score as text, such as `2 of 3`, if it is not a probability."""
 
 
 class UnknownPlan(Plan):
-    """A plan of a feature that is missing. The job can be read, and not run."""
+    """The plan of a missing feature. The job can be read, but not run."""
 
     kind: str
     delivers_one: bool
@@ -367,7 +367,7 @@ class UnknownPlan(Plan):
 
     @property
     def option(self) -> str:
-        """The option that asked for the plan."""
+        """The option that selected the plan."""
         return self.kind
 
     @property
@@ -388,7 +388,7 @@ def plan_named(name: str) -> type[Plan] | None:
 
 
 def plan_of(options: Mapping[str, Any], models: Sequence[str]) -> Plan:
-    """Return the plan that the options of `bulk` ask for. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the plan that the options of `bulk` select. Raises `PromptmillError` (`invalid_input`)."""
     asked = list[Plan]()
     for feature in features().values():
         for entry in feature.plans:
@@ -405,7 +405,7 @@ def plan_of(options: Mapping[str, Any], models: Sequence[str]) -> Plan:
 
 
 class _StoredPlan(Stored):
-    """A plan in the database of a job, also for queries."""
+    """A plan in the database of a job. SQL queries read these fields too."""
 
     name: str
     chooses: bool
@@ -435,16 +435,16 @@ AnyPlan: TypeAlias = Annotated[Plan, BeforeValidator(_read_plan), PlainSerialize
 
 
 class Origin(Stored):
-    """The owner of a job, and where it was started."""
+    """The owner of a job, and the folder in which it was started."""
 
     owner: str | None = None
-    """See `JobOrder.owner`."""
+    """The owner, see `JobOrder.owner`."""
     working_folder: Path | None = None
     """The working directory in which the job was started."""
 
 
 class JobSpec(Stored):
-    """A job. The fingerprints identify model, sampling and system prompt without showing them."""
+    """The description of a job. Fingerprints identify model, sampling and system prompt without revealing them."""
 
     job_id: str
     created: Annotated[int, Field(ge=0, le=_LAST_TIME)]
@@ -458,16 +458,16 @@ class JobSpec(Stored):
     provider: str = ""
     """The name of the provider, for metrics."""
     all_answered: bool = False
-    """Whether the call that the job belongs to has ended. Then no row is sent again, not even a failed row."""
+    """Whether the job's call has ended. Then no row is sent again, not even a failed row."""
     plan: AnyPlan = Plan()
-    """Which rows are sent next, and which answer a row gets."""
+    """The plan, which decides the rows to send next and the answer of each row."""
     to_bind: Literal["questions", "rows"] | None = None
-    """The way to bind answers when the input is read again: by question, or by row number."""
+    """How answers are bound when the input is read again: by question, or by row number."""
     origin: Origin = Origin()
 
     @property
     def fills_input(self) -> bool:
-        """Whether the answers become columns of the sheet with the rows."""
+        """Whether the answers become columns of the sheet that has the rows."""
         source, (file, sheet) = self.input, members.split(self.output.path)
         if source.format != "xlsx" or self.output.format != "xlsx" or len(source.parts) > 1:
             return False
@@ -475,12 +475,12 @@ class JobSpec(Stored):
 
     @property
     def keeps_sheets(self) -> bool:
-        """Whether the output is a sheet, or columns, of a workbook whose other parts are kept."""
+        """Whether the output is a sheet of a workbook, or columns of a sheet, and the rest of the workbook is kept."""
         return self.output.format == "xlsx" and (self.fills_input or bool(members.split(self.output.path)[1]))
 
     @property
     def image_folders(self) -> tuple[str, ...]:
-        """The folders in which relative paths of images are looked up: the input's folder, then the working folder."""
+        """The folders in which relative image paths are searched: the input's folder, then the working folder."""
         here = Path.cwd()
         folders = [self.input.path.parent] if self.input.is_file else []
         folders.append(self.origin.working_folder or here)
@@ -503,7 +503,7 @@ class JobSpec(Stored):
 
     @property
     def delivered(self) -> int:
-        """The number of answers to each row in the output, which are in the first slots."""
+        """The number of answers to each row in the output. They are in the first slots."""
         return 1 if self.plan.chooses else len(self.targets)
 
     @property
@@ -513,7 +513,7 @@ class JobSpec(Stored):
 
     @property
     def of_call(self) -> bool:
-        """Whether the rows are items of a call, which became this job."""
+        """Whether the rows are items of a call that became this job."""
         return self.input.format == "messages"
 
     @property
@@ -541,20 +541,20 @@ class OutputRecord(Stored):
     size: int
     mtime_ns: int
     limit: int | None
-    """How many rows of the input the file holds; None: all. 0: a foreign file that may be replaced."""
+    """The number of input rows in the file; None: all. 0: a file of another program that may be replaced."""
     finished: bool = True
-    """False when the job has other answers, or another output to write."""
+    """False if the job has newer answers, or another output to write."""
     replaces: Stamp | None = None
-    """The stamp of the job's previous output, which is still there if the job was killed before the replacement."""
+    """The stamp of the job's previous output, which is still in place if the job was killed before replacing it."""
 
     @classmethod
     def of(cls, made: Stamp, limit: int | None, own: Stamp | None = None) -> OutputRecord:
-        """Return the record of an output with the stamp `made`. `own`: the stamp of the job's output that it
-        replaces."""
+        """Return the record of an output with the stamp `made`. `own`: the stamp of the job's output that is
+        replaced."""
         return cls(size=made[0], mtime_ns=made[1], limit=limit, replaces=own)
 
     def holds(self, limit: int | None) -> bool:
-        """Return whether the file holds the first `limit` rows (None: all rows)."""
+        """Return whether the file has the first `limit` rows (None: all rows)."""
         return self.limit is None or (limit is not None and limit <= self.limit)
 
     def is_still(self, there: Stamp | None) -> bool:
@@ -567,9 +567,9 @@ class OutputRecord(Stored):
 
 
 def digest(*values: object) -> str:
-    """Return a short digest of JSON values. Raises `PromptmillError` for values that JSON cannot hold."""
+    """Return a short digest of JSON values. Raises `PromptmillError` for values that JSON cannot represent."""
     try:
         text = orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
-    except TypeError:  # orjson's error is one
+    except TypeError:  # orjson's error is a `TypeError`
         raise unwritable_parameters() from None
     return hashlib.sha256(text).hexdigest()[:16]

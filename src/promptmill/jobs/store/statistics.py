@@ -1,4 +1,4 @@
-"""Figures of a job, from queries of its database: counts, costs, latencies, and the different answers."""
+"""Figures of a job from queries of its database: counts, costs, latencies, and distinct answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from promptmill.jobs.store.rounds import ANSWERED, FAILED, NEVER, TRUNCATED
 from promptmill.jobs.store.status_record import FieldResults, Results, RunStatus
 
 LATENCIES = 4096
-"""The latencies that are kept: enough for quantiles, and sorted within a millisecond."""
+"""The number of latencies to keep: enough for quantiles, and sorted within a millisecond."""
 _PRIME = (1 << 31) - 1
 _SHOWN_VALUES = 8
 _SHORT_VALUE = 40  # characters
@@ -29,16 +29,16 @@ _SAMPLES = 65_536  # answers for the histograms of a report
 _IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # 0: a copy of another answer
 _TRIMMED = "trim(text, char(9, 10, 13, 32))"
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
-# a plan that chooses has other answers next to the delivered ones, which cost
+# a plan that chooses has paid answers that are not delivered
 DELIVERED = f"""answer.key < coalesce((
     SELECT CASE WHEN value ->> '$.plan.chooses' THEN {SLOT} ELSE {LAST_KEY} END
     FROM job WHERE name = 'spec'
 ), {LAST_KEY})"""
-"""The SQL condition for records that the output has."""
-# A row that wants several answers may send as many requests without a retry. Few rows do, so JSON is read only for
-# them.
+"""The SQL condition for records that are in the output."""
+# A row that wants several answers may send as many requests without a retry. Such rows are few, so JSON is read only
+# for them.
 _MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL if a record is damaged; the export reports the damage
-# `CASE` is not evaluated for records that its condition excludes; `AND` may evaluate both of its sides.
+# `CASE` is not evaluated for records that its condition excludes, whereas `AND` may evaluate both sides.
 _WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MORE}, '$.wanted'), 1) ELSE 1 END"
 _RETRIES = f"CASE WHEN attempts > 1 THEN max(attempts - {_WANTED}, 0) END"
 _TOKENS = f"CASE WHEN instr(more, '\"{{0}}\":') THEN json_extract({_MORE}, '$.tokens.{{0}}') END"
@@ -50,7 +50,7 @@ RECORDED: Mapping[str, str] = {
     "completion_tokens": "completion_tokens",
     "cached_tokens": _CACHED,
 }
-"""The counts that records have of the requests of earlier runs: each is the sum of an SQL expression."""
+"""The counts of earlier runs' requests that records hold: each is the sum of an SQL expression."""
 _IS_EMPTY = f"CASE WHEN {ANSWERED} AND trim(text) = '' THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
 _DONE = f"count(*), total({FAILED}), total({TRUNCATED}), total({_IS_EMPTY})"
 _IS_OBJECT = "CASE WHEN json_valid(text) THEN json_type(text) END = 'object'"
@@ -63,7 +63,7 @@ _KINDS = MappingProxyType(
         **dict.fromkeys((frozenset({"integer"}), frozenset({"real"}), frozenset({"integer", "real"})), "number"),
     }
 )
-# The limit allows null and one value more than is shown, which reveals that there are too many values.
+# The limit includes null and one value more than is shown; the extra value reveals that there are too many.
 _VALUES = f"SELECT * FROM (SELECT {{0}}, f{{0}}, count(*), 0 FROM answers GROUP BY f{{0}} LIMIT {_SHOWN_VALUES + 2})"
 _ITEMS = f"""
     SELECT * FROM (
@@ -78,15 +78,15 @@ ALL_ROWS = SLOT
 
 @dataclass(slots=True)
 class JobCounts(Counts):
-    """Counts of rows with an outcome, and of the requests of earlier runs."""
+    """Counts of rows with an outcome, and of requests of earlier runs."""
 
     skips_empty: bool = False
-    """Whether rows with an empty prompt are skipped, not failed."""
+    """Whether rows with an empty prompt count as skipped instead of failed."""
     skipped: int = 0
     truncated: int = 0
-    """Answers that `max_tokens` cut short."""
+    """The number of answers that `max_tokens` cut off."""
     empty: int = 0
-    """Answers without text that call no tool."""
+    """The number of answers that have no text and call no tool."""
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
     """The latencies of the last answers, in seconds."""
 
@@ -107,7 +107,7 @@ class JobCounts(Counts):
         return {f"p{percent}": quantile(seconds, percent) for percent in (50, 95, 99)}
 
     def skips(self, code: str) -> bool:
-        """Return whether rows with this error code are skipped."""
+        """Return whether rows with this error code count as skipped."""
         return self.skips_empty and code == Code.EMPTY_PROMPT
 
     def count(self, outcome: Outcome) -> None:
@@ -116,13 +116,13 @@ class JobCounts(Counts):
         if isinstance(outcome, Failure):
             self.fail(str(outcome.error.code))
             return
-        if outcome.latency_s:  # a copy of another answer took no time
+        if outcome.latency_s:  # a copy of another answer has no latency
             self.latencies.append(outcome.latency_s)
         self.truncated += outcome.finish_reason == "length"
         self.empty += outcome.is_empty
 
     def fail(self, code: str, count: int = 1) -> None:
-        """Count failures with `code`, which may be skipped rows."""
+        """Count failures with `code`, which may be that of skipped rows."""
         if self.skips(code):
             self.skipped += count
         else:
@@ -142,7 +142,7 @@ class JobCounts(Counts):
         return self._told("rows")
 
     def as_dict(self, run: Counts | None = None) -> RunStatus:
-        """Return the counts for people and programs, with the counts of the present `run`."""
+        """Return the counts for people and programs, together with the counts of the present `run`."""
         return self._told("rows") | self._told("requests", run) | self._told("runs", run)
 
     def _told(self, over: str, run: Counts | None = None) -> RunStatus:
@@ -154,7 +154,7 @@ class JobCounts(Counts):
 
 
 def quantile(ordered: Sequence[float], percent: int) -> float | None:
-    """Return the value that `percent` of the `ordered` values do not exceed; None without values.
+    """Return the smallest of the `ordered` values that at least `percent` of them do not exceed; None without values.
 
     >>> quantile([0.1, 0.2, 0.3, 0.4], 50)
     0.2
@@ -163,15 +163,15 @@ def quantile(ordered: Sequence[float], percent: int) -> float | None:
 
 
 def is_failed(*, skips_empty: bool) -> str:
-    """Return the SQL condition for failed records; with `skips_empty`, without rows that have no prompt."""
+    """Return the SQL condition for failed records. With `skips_empty`, it excludes rows that have no prompt."""
     return f"answer.code != '{Code.EMPTY_PROMPT}'" if skips_empty else FAILED
 
 
 def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, skips_empty: bool = False) -> JobCounts:
-    """Count the records of the rows below `before`. For records that meet `is_open`, only requests and tokens count.
+    """Count the records of the rows below `before`. Of records that meet `is_open`, count only requests and tokens.
 
-    If the condition names a range of keys, only that range is read. `skips_empty`: rows without a prompt are not
-    failures.
+    If the condition names a range of keys, only this range is read. `skips_empty`: rows without a prompt do not count
+    as failures.
     """
     join = f"LEFT JOIN row ON row.n = answer.key % {SLOT}" if "row." in is_open else ""  # doubles the time of a scan
     every = f"FROM answer WHERE {_IS_BEFORE}"
@@ -200,10 +200,10 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
 
 
 def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = False) -> Results:
-    """Count the different answers. Returns `different` (their number), `shortest` and `longest` (characters), and, if
-    short answers repeat, `values`: the number of rows for each of the most frequent answers. Returns `{}` without
+    """Count the distinct answers. Return `different` (their number), `shortest` and `longest` (in characters), and, if
+    short answers repeat, `values`: the number of rows for each of the most frequent answers. Return `{}` without
     answers. White space around an answer is ignored. `by_field`, for answers with a schema: also `fields`, see
-    `_fields`. 1,000,000 rows take 1 to 2 s, and the fields as long again; SQLite sorts them on disk.
+    `_fields`. 1,000,000 rows take 1 to 2 s, and `fields` the same time again; SQLite sorts on disk.
     """
     store.define("digest", _digest)
     text = _TRIMMED
@@ -232,8 +232,8 @@ def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = Fals
 def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
     """Count the values of each field, for answers that are JSON objects.
 
-    A field with a few short values, or lists of them, gets `values`, the number of rows by value. A field with numbers
-    gets `min`, `max` and `mean`. Other fields are left out; the first answers are enough to recognize most of them.
+    A field with few short values, or lists of them, gets `values`: the number of rows by value. A field of numbers gets
+    `min`, `max` and `mean`. Other fields are left out; for most of them, the first answers suffice to decide.
     """
     every = f"FROM answer WHERE {_IS_BEFORE} AND {DELIVERED} AND {ANSWERED} AND {_IS_OBJECT}"
     first = f"SELECT text {every} LIMIT {_FIRST_ANSWERS}"
@@ -282,11 +282,11 @@ def _digest(text: str) -> str:
 
 def chance(seed: int) -> random.Random:
     """Return a random number generator with this seed."""
-    return random.Random(seed)  # noqa: S311 (it chooses rows)
+    return random.Random(seed)  # noqa: S311 (it only chooses rows)
 
 
 def sample(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Record]:
-    """Yield up to `size` sound records that meet a condition, drawn at random (by `seed`), in the order of their
+    """Yield up to `size` intact records that meet a condition, drawn at random (by `seed`), in the order of their
     keys."""
     draw = chance(seed)
     mixed = f"((key % {_PRIME} * {draw.randrange(1, _PRIME)} + {draw.randrange(_PRIME)}) % {_PRIME})"
@@ -295,7 +295,7 @@ def sample(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Rec
 
 
 def at_most(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Record]:
-    """Yield the sound records that meet a condition, in order; a sample if there are more than `size`."""
+    """Yield the intact records that meet a condition, in order; a sample of them if there are more than `size`."""
     if store.count(where) > size:
         yield from sample(store, size, seed, where)
         return
@@ -303,7 +303,7 @@ def at_most(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Re
 
 
 def spread(store: JobDatabase) -> list[tuple[float, int, int]]:
-    """Return latency, characters and tokens of all answers, or of some ten thousand evenly spaced answers."""
+    """Return latency, characters and tokens of all answers, or of tens of thousands of evenly spaced answers."""
     every = 1 + store.count(ANSWERED) // _SAMPLES
     query = f"""
         SELECT latency_s, length(text), completion_tokens FROM answer
@@ -324,13 +324,13 @@ def failures(store: JobDatabase, size: int, *, skips_empty: bool = False) -> lis
 
 
 def rounds(store: JobDatabase) -> dict[int, int]:
-    """Return how many answers and failures each round has made, by its id."""
+    """Return the number of answers and failures from each round, by the round's id."""
     query = "SELECT round, count(*) FROM (SELECT round FROM answer UNION ALL SELECT round FROM spare) GROUP BY round"
     return dict(store.read(query))
 
 
 def values_by_slot(store: JobDatabase, field: str = "") -> dict[str, dict[int, int]]:
-    """Return how many answers of each slot have each value, as texts: of a field, or the answer itself."""
+    """Return the number of answers by value and slot. The values are texts: of a field, or of the whole answer."""
     value, values = _TRIMMED, list[str]()
     if field:
         value = "CASE json_type(text, ?1) WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' ELSE text ->> ?1 END"
@@ -345,7 +345,7 @@ def values_by_slot(store: JobDatabase, field: str = "") -> dict[str, dict[int, i
 
 
 def slots(store: JobDatabase) -> dict[int, tuple[int, int]]:
-    """Return how many answers, and how many failures, each slot has."""
+    """Return the number of answers and the number of failures, by slot."""
     query = f"SELECT key / {SLOT}, sum(code IS NULL), sum(code IS NOT NULL) FROM answer GROUP BY 1"
     return {slot: (answered, failed) for slot, answered, failed in store.read(query)}
 
@@ -365,7 +365,7 @@ class Paid(NamedTuple):
 
 
 def paid(store: JobDatabase, rounds: Sequence[int]) -> tuple[Paid, Paid]:
-    """Return the paid answers of these rounds, and of all others; a copy, or an answer of the cache, is not paid."""
+    """Return the paid answers of these rounds, and those of all others. Copies and cached answers are not paid."""
     ids = ", ".join(map(str, rounds))
     query = f"""
         SELECT round IN ({ids}), count(*), total(prompt_tokens), total(completion_tokens), total({_CACHED}),

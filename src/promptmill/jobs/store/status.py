@@ -45,7 +45,7 @@ def read(folder: Folder) -> Status:
 
 
 def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
-    """Return the status of the job `spec`. `last`: the status that the job's runner wrote."""
+    """Return the status of the job `spec`. `last`: the status that the job's runner stored."""
     now: RunStatus = {"state": INTERRUPTED}
     now |= last
     alive = folder.alive
@@ -64,8 +64,8 @@ def _stored_counts(folder: Folder, spec: JobSpec, last: RunStatus) -> RunStatus:
     """Return the counts from the database after a kill, because the last status may be a second older than the last
     answers.
 
-    Requests that were in flight at the kill have no record, so the counters of `last` may be higher; the higher number
-    is returned. 100,000 rows take 0.06 s.
+    Requests that were in flight at the kill have no record, so counters of `last` may be higher; the higher number
+    counts. 100,000 rows take 0.06 s.
     """
     try:
         with folder.reading() as store:
@@ -77,7 +77,7 @@ def _stored_counts(folder: Folder, spec: JobSpec, last: RunStatus) -> RunStatus:
 
 
 def asked(folder: Folder) -> Status:
-    """Return the prompt of the job in `folder` (a template, or the column that holds it) and its system prompt."""
+    """Return the prompt of the job in `folder` (a template, or the column with the prompts) and its system prompt."""
     spec, order = folder.spec, folder.order
     prompt = ""
     if spec is not None:
@@ -92,8 +92,8 @@ def asked(folder: Folder) -> Status:
 
 
 def figures_of(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, Any]:
-    """Return the figures of the answers to the rows below `before`: `results`, and those of the plan and of features.
-    Blocks.
+    """Return the figures of the answers to the rows below `before`: `results`, and the figures of the plan and
+    features. Blocks.
 
     Raises the errors of `JobDatabase`.
     """
@@ -105,14 +105,14 @@ def figures_of(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, Any]
 
 
 def _labelled_fields(results: Results) -> list[str]:
-    """Return the fields whose values are labels; `[""]` if the answers are labels."""
+    """Return the fields whose values are labels; `[""]` if whole answers are labels."""
     if fields := results.get("fields"):
         return [name for name, field in fields.items() if field.get("values") and not field.get("is_list")]
     return [""] if results.get("values") else []
 
 
 def read_all(folders: Iterable[Folder], is_shown: Callable[[JobSpec], bool] = lambda _: True) -> list[Status]:
-    """Return the status of each existing job for which `is_shown` is true, the newest first."""
+    """Return the status of each existing job for which `is_shown` returns True, the newest first."""
     statuses = []
     for folder in folders:
         spec, last = folder.spec_and_status()
@@ -131,7 +131,7 @@ def examples(folder: Folder) -> dict[str, str]:
 
 
 def results(folder: Folder) -> Results:
-    """Return the counts of the answers so far, see `statistics.results`; `{}` if the database cannot be read."""
+    """Return the counts of the answers so far, see `statistics.results`; `{}` if the database is unreadable."""
     spec = folder.spec
     try:
         with folder.reading() as store:

@@ -1,7 +1,7 @@
 """The record of a job's status, and of the course of its runs. The runner writes them; other processes read them.
 
-The JSON of a status, what is read back, the sums over runs, the schema of the tools (`schema`) and the texts for people
-follow from the fields. Fields that have nothing to say are left out, so that a status is short.
+The fields define the JSON of a status, how a stored status is read, the sums over runs, the schema for the tools
+(`schema`) and the texts for people. Fields without information are left out to keep a status short.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _KNOWN = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Marks a field that is about all runs of a job, and says where its number comes from."""
+    """Marks a field that covers all runs of a job, and names the source of its number."""
 
     over: Literal["rows", "requests", "runs", ""] = ""
-    """`rows`: the records, by way of `JobCounts`. `requests`: the records of earlier runs, and the counts of this run's
-    `Call`. `runs`: the status of the run before, and the counts of this run's `Call`."""
+    """`rows`: the records, counted by `JobCounts`. `requests`: the records of earlier runs, plus the counts of this
+    run's `Call`. `runs`: the previous run's status, plus the counts of this run's `Call`."""
     words: str = ""
-    """The words after the number on a line of the summary, such as ` empty row{s}`; `""`: it has no such line."""
+    """The text after the number in a line of the summary, such as ` empty row{s}`; `""`: there is no line."""
     title: str = ""
-    """The name in a report, unless it is the field's own."""
+    """The name of the field in a report, if it differs from the field's name."""
     rare: bool = False
-    """Whether the field is left out at 0."""
+    """Whether the field is left out if it is 0."""
 
     def line(self, number: int) -> str:
-        """Return the number in words.
+        """Return the number with its text.
 
         >>> Count("rows", " empty row{s}, not in the output").line(1)
         '1 empty row, not in the output'
@@ -47,18 +47,18 @@ class Count:
 
 
 class FieldResults(TypedDict, total=False):
-    """The values of one field of the answers: the number of rows for each value, or the range of its numbers."""
+    """The values of a field of the answers: the number of rows for each value, or the range of its numbers."""
 
     values: dict[str, int]
     is_list: bool
-    """Whether a row may have several of the values."""
+    """Whether a row may have several values of the field."""
     min: float
     max: float
     mean: float
 
 
 class Results(TypedDict, total=False):
-    """The different answers, see `statistics.results`."""
+    """The distinct answers, see `statistics.results`."""
 
     different: int
     shortest: int
@@ -68,13 +68,13 @@ class Results(TypedDict, total=False):
 
 
 class LabelShare(TypedDict):
-    """The share of a label among all rows, and its interval; all from 0 to 1."""
+    """The share of a label among all rows, and its interval, as numbers from 0 to 1."""
 
     share: float
     low: float
     high: float
     counted: float
-    """The share of the labels as they were given, uncorrected."""
+    """The share of the label before correction."""
 
 
 class _State(TypedDict, total=False):
@@ -98,7 +98,7 @@ class _State(TypedDict, total=False):
 
 class _Answers(TypedDict, total=False):
     columns: dict[str, str]
-    """The unusual names of output columns, by their usual names."""
+    """The names of output columns that differ from the usual ones, by their usual names."""
     results: Results
 
 
@@ -108,7 +108,7 @@ class _Rows(TypedDict, total=False):
     answered: Annotated[int, Count("rows")]
     failed: Annotated[int, Count("rows"), Field(description="Rows without an answer, because of an error.")]
     errors: Annotated[dict[str, int], Count("rows")]
-    """Failures by code."""
+    """The number of failures by code."""
     skipped: Annotated[int, Count("rows", " empty row{s}, not in the output", rare=True)]
     truncated: Annotated[int, Count("rows", " by max_tokens", "Cut off by max_tokens")]
     empty: Annotated[
@@ -116,13 +116,13 @@ class _Rows(TypedDict, total=False):
         Count("rows", " answered without a word: look at `finish_reason`, and at the prompt or model", rare=True),
     ]
     written: int
-    """Rows of the output that are written."""
+    """The number of rows of the output that are written."""
 
 
 class _Requests(TypedDict, total=False):
     requests: Annotated[int, Count("requests")]
     run_requests: int
-    """The requests of the last run, if there were others."""
+    """The number of requests of the last run, if there were earlier runs."""
     retries: Annotated[int, Count("requests")]
     prompt_tokens: Annotated[int, Count("requests")]
     completion_tokens: Annotated[int, Count("requests")]
@@ -132,7 +132,7 @@ class _Requests(TypedDict, total=False):
     asked_again: Annotated[int, Count("runs", rare=True)]
     latency_s: Annotated[dict[str, float | None], Count("rows")]
     cache_saved: float
-    """The savings by the provider's cache of prompts, in US dollars; 0 while the job runs."""
+    """The savings by the provider's prompt cache, in US dollars; 0 while the job runs."""
     cost: Annotated[float | None, Count()]
     max_cost: float | None
     cost_set_aside: float
@@ -143,14 +143,14 @@ class _Flow(TypedDict, total=False):
     in_flight: int
     window: int | None
     refused: int
-    """Requests of this run that an endpoint refused for load."""
+    """The number of requests of this run that an endpoint refused because of load."""
     rows_per_second: float
     tokens_per_second: float
     eta_s: Annotated[float | None, Field(description="Estimated seconds left; null if unknown.")]
 
 
 class RunStatus(_State, _Answers, _Rows, _Requests, _Flow, total=False):
-    """The part of a status that a runner writes. It also has the figures of features, see `feature.Figure`."""
+    """The part of a status that a runner stores. It also has the figures of features, see `feature.Figure`."""
 
     __pydantic_config__ = _KNOWN  # type: ignore[misc]
 
@@ -167,7 +167,7 @@ class Status(RunStatus, total=False):
     model: str
     """The model; several models are separated by commas."""
     variants: Sequence[str]
-    """With several models or prompts, the name of each pair; then all counts are counts of answers, not of rows."""
+    """With several models or prompts: the name of each pair. Then all counts are of answers, not rows."""
     backend: str
     created: int
     alive: bool
@@ -177,14 +177,14 @@ class Status(RunStatus, total=False):
     command: str
     """The command line of the last order."""
     message: str
-    """A sentence about the call that returns this status."""
+    """A sentence about the effect of the call that returns this status."""
 
 
 class RunNote(TypedDict):
-    """The beginning of a run."""
+    """The start of a run."""
 
     at: float
-    """The seconds of earlier runs."""
+    """The seconds of all earlier runs."""
     began: Annotated[int, Field(ge=0, le=_LAST_TIME)]
     version: str
 
@@ -199,21 +199,21 @@ class CourseRecord(TypedDict, total=False):
 
 
 def counts_of(record: type[Any]) -> dict[str, Count]:
-    """Return the fields of a record that are about all runs of the job, in order."""
+    """Return the fields of a record that cover all runs of the job, in order."""
     hints = get_type_hints(record, include_extras=True)
     return {name: mark for name, hint in hints.items() for mark in get_args(hint) if isinstance(mark, Count)}
 
 
 def schema(record: type[Any]) -> JsonDict:
-    """Return the JSON schema of the fields that have a description."""
+    """Return the JSON Schema of the fields that have a description."""
     hints = get_type_hints(record, include_extras=True)
     told = {name for name, hint in hints.items() if any(getattr(mark, "description", "") for mark in get_args(hint))}
     return {name: TypeAdapter[Any](hint).json_schema() for name, hint in hints.items() if name in told}
 
 
 def sound(stored: Mapping[str, Any], record: type[T]) -> T:
-    """Return the fields of a stored record that are known and valid, because a job's folder may come from anywhere.
-    A status may have figures of features."""
+    """Return the fields of a stored record that are known and valid, because a job's folder may come from anywhere. A
+    status keeps the figures of features."""
     wrong: set[object] = set()
     try:
         _checker(record).validate_python(stored, strict=True)
@@ -233,7 +233,7 @@ def _is_valid(value: object, figure: Figure) -> bool:
 
 
 def shares_of(status: Mapping[str, Any]) -> Mapping[str, Mapping[str, LabelShare]]:
-    """Return the shares of labels in a status by field: those of a person, else those of a plan."""
+    """Return the shares of labels in a status, by field: from a person's labels, or else from a plan's."""
     of_plan = (value.get("shares") for value in status.values() if isinstance(value, Mapping))
     return status.get("shares") or next(filter(None, of_plan), {})
 

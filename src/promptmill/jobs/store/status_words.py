@@ -1,4 +1,4 @@
-"""The status of a job in words: its progress in a line, and the summary at its end."""
+"""The status of a job as text: its progress in a line, and the summary at its end."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from promptmill.jobs.store.progress import FINISHED, MERGING, RUNNING, STOPPED, 
 from promptmill.jobs.store.status_record import LabelShare, Results, RunStatus, Status
 
 LISTED_LABELS = 12
-"""The labels that a summary for a terminal lists."""
+"""The number of labels that a summary for a terminal lists."""
 _LINE_EVERY_S = 5.0
 _SHORT_S = 100
 _SHORT_TEXT = 400
 _FEWEST_FOR_P99 = 100  # rows
 _WITHIN = {"p50": "half of the answers within", "p95": "95 %", "p99": "99 %"}
-_COMMIT = re.compile(r"(@[0-9a-f]{8})[0-9a-f]{32}\b")  # of a dataset
+_COMMIT = re.compile(r"(@[0-9a-f]{8})[0-9a-f]{32}\b")  # the commit of a dataset, in a URL
 
 
 def summary(
@@ -37,10 +37,10 @@ def summary(
     go_on: Sequence[str] = (),
     output: bool = True,
 ) -> str:
-    """Return the paragraph at the end of a job, from its status.
+    """Return the summary of a job from its status, for the job's end.
 
-    `examples`: a message for each code of failures. `remedies`: what helps against the rows of a count, by its name.
-    `go_on`: how a job that stopped goes on. `output`: name it.
+    `examples`: a message for each failure code. `remedies`: for the name of a count, the remedy for its rows. `go_on`:
+    how to resume a stopped job. `output`: whether to name the output.
     """
     state, reason = status["state"], status.get("reason")
     files = title(status)
@@ -90,12 +90,12 @@ def summary(
 
 
 def in_words(name: str) -> str:
-    """Return the state of a job for people."""
+    """Return the state of a job in words."""
     return "writing the output" if name == MERGING else name
 
 
 def counts(status: RunStatus) -> Iterator[tuple[str, status_record.Count, int]]:
-    """Yield the name, the mark and the number of each count that has its own line and is not 0."""
+    """Yield the name, the mark and the number of each count that has a line and is not 0."""
     for name, mark in status_record.COUNTS.items():
         if mark.words and (number := cast("dict[str, Any]", status).get(name)):
             yield name.replace("_", " "), mark, number
@@ -108,14 +108,14 @@ def _counted(status: Status, over: str, remedies: Mapping[str, str]) -> Iterator
 
 
 def _figures(status: Status) -> Iterator[tuple[str, str]]:
-    """Yield the lines about the figures of features."""
+    """Yield the lines for the figures of features."""
     for figure in figures().values():
         if figure.facts and figure.name in status:
             yield from ((name, text.replace("\n", f"\n{' ' * 12}")) for name, text in part(figure.facts)(status))
 
 
 def share_lines(fields: Mapping[str, Mapping[str, LabelShare]], giver: str) -> Iterator[tuple[str, str]]:
-    """Yield the lines about shares of labels by field. `giver`: whose labels count as right."""
+    """Yield the lines for shares of labels, by field. `giver`: the giver of the labels that count as right."""
     texts = [f"{one_line(field)}: {shares(its)}" if field else shares(its) for field, its in fields.items() if its]
     for text in texts[:-1]:
         yield "shares", text
@@ -131,7 +131,7 @@ def _latency(status: Status) -> str:
     latency = status.get("latency_s") or {}
     if latency.get("p50") is None:
         return ""
-    # the 99th percentile of few rows would be the slowest row
+    # of few rows, the 99th percentile is simply the slowest row
     names = [name for name in latency if name != "p99" or status.get("done", 0) >= _FEWEST_FOR_P99]
     return ", ".join(f"{_WITHIN[name]} {figure(float(f'{latency[name]:.2g}'))} s" for name in names)
 
@@ -159,14 +159,14 @@ def _answers(status: Status) -> str:
 
 
 def _field(field: status_record.FieldResults) -> str:
-    """Return the values of a field: `positive 12, negative 8`, or the range of its numbers and their mean."""
+    """Return the values of a field as text: `positive 12, negative 8`, or the range and mean of its numbers."""
     if values := field.get("values"):
         return ", ".join(f"{one_line(value)} {count:,}" for value, count in values.items())
     return span(field)
 
 
 def one_line(value: str) -> str:
-    """Return a short answer in one line, in quotes where its end would not be clear."""
+    """Return a short answer in one line; in quotes if its end would otherwise be unclear."""
     value = " ".join(value.split())
     return f'"{value}"' if not value or "," in value or value[-1].isdigit() else value
 
@@ -179,7 +179,7 @@ def _without_rows(status: Status) -> str:
 
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
-    """Return a function that writes a line about the job to `stream` every few seconds."""
+    """Return a watcher that writes a line about the job to `stream` every few seconds."""
     written, state, waited, told = time.monotonic(), "", False, set[str]()
 
     def watch(progress: Progress) -> None:
@@ -199,7 +199,7 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
 
 
 def news(progress: Progress, told: set[str]) -> list[str]:
-    """Return the lines about figures of features that are not `told` yet; note the names of these figures."""
+    """Return the lines for figures of features that are not yet in `told`, and add the figures' names to `told`."""
     records, lines = progress.figures, list[str]()
     for name in records.keys() & figures().keys() - told if progress.state == RUNNING else ():
         if (where := figures()[name].news) and (new := part(where)(records)):
@@ -215,7 +215,7 @@ def share(label_share: LabelShare) -> str:
 
 
 def shares(label_shares: Mapping[str, LabelShare]) -> str:
-    """Return the shares of labels in a line, the greatest first."""
+    """Return the shares of labels in one line, the largest first."""
     ordered = sorted(label_shares.items(), key=lambda one: (-one[1]["share"], one[0]))
     named = [f"{' '.join(label.split()) or '(empty)'} {share(one)}" for label, one in ordered[:LISTED_LABELS]]
     return ", ".join([*named, *([f"{len(ordered) - len(named):,} more"] if ordered[LISTED_LABELS:] else [])])
@@ -227,7 +227,7 @@ def line(status: RunStatus) -> str:
 
 
 def parts(status: RunStatus) -> list[str]:
-    """Return the progress of a job in a few texts, the most important first."""
+    """Return the progress of a job as a few texts, the most important first."""
     total, is_running = status.get("total"), status.get("state") == RUNNING
     waiting = status.get("waiting") if is_running else ""
     of = "" if (most := status.get("max_cost")) is None else f" of {dollars(most)}"
@@ -254,7 +254,7 @@ def parts(status: RunStatus) -> list[str]:
 
 
 def outcome(status: Status, of: str = "") -> str:
-    """Return `19 answered, 1 failed in 1.8 s by good-1, $0.004`; `of` follows the counts."""
+    """Return `19 answered, 1 failed in 1.8 s by good-1, $0.004`, with `of` after the counts."""
     failed = f", {status['failed']:,} failed" if status.get("failed") else ""
     return f"{times(status)}{status.get('answered', 0):,} answered{failed}{of} in {effort(status)}"
 
@@ -267,13 +267,13 @@ def effort(status: Status) -> str:
 
 
 def rows_of_input(status: Status) -> int | None:
-    """Return the number of rows if each row has several answers; otherwise None (`total` is the number)."""
+    """Return the number of rows if each row has several answers; else None, because `total` is that number."""
     total, variants = status.get("total"), status.get("variants")
     return total // len(variants) if total is not None and variants else None
 
 
 def times(status: Status) -> str:
-    """Return `300 rows x 2 variants: `, with a sign of multiplication; `""` for a job with one answer to each row."""
+    """Return `300 rows x 2 variants: `, with a multiplication sign; `""` for a job with one answer per row."""
     if (rows := rows_of_input(status)) is None:
         return ""
     return f"{counted(rows, 'row')} \N{MULTIPLICATION SIGN} {counted(len(status['variants']), 'variant')}: "
@@ -289,20 +289,20 @@ def paid(status: RunStatus) -> str:
 
 
 def lengths(results: Results) -> str:
-    """Return the lengths of the shortest and the longest answer, as text."""
+    """Return a text with the lengths of the shortest and the longest answer."""
     shortest, longest = results["shortest"], results["longest"]
     number_range = f"{shortest:,}" if shortest == longest else f"{shortest:,}\N{EN DASH}{longest:,}"
     return f"{number_range} {'character' if longest == 1 else 'characters'}"
 
 
 def span(field: status_record.FieldResults) -> str:
-    """Return the range and the mean of the numbers in a field of the answers."""
+    """Return a text with the range and the mean of a field's numbers."""
     low, high, mean = (f"{number:,.6g}" for number in (field["min"], field["max"], field["mean"]))
     return low if low == high else f"{low}\N{EN DASH}{high}, mean {mean}"
 
 
 def figure(value: float) -> str:
-    """Return a number with two significant digits; from 100, all digits before the point."""
+    """Return a number with two significant digits; from 100 on, without a fraction."""
     return f"{value:,.0f}" if value >= 100 else f"{float(f'{value:.2g}'):g}"
 
 

@@ -1,4 +1,4 @@
-"""The parts of a job's description that its order and its database share: questions, form of answers, targets."""
+"""The parts of a description that a job's order and its database share: questions, form of answers, targets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from promptmill.jobs.store.records import Provenance
 
 
 class Stored(BaseModel):
-    """A frozen part of the description of a job in its database."""
+    """A frozen part of a job's description in the database."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -20,7 +20,7 @@ class Question(Stored):
     """The prompts of a job, and the columns that they use."""
 
     templates: tuple[str, ...] = ()
-    """Prompts with fields of the row in double braces. Each row is sent once with each template."""
+    """Prompts with fields of the row in double braces. Each row is sent once with each prompt."""
     column: str | None = None
     """The field with the prompt, if its name is not `prompt`."""
     image_column: str | None = None
@@ -28,9 +28,9 @@ class Question(Stored):
     prompt_only: tuple[str, ...] = ()
     """Fields that only the prompt uses; the output omits them."""
     row_settings: bool = False
-    """Whether rows set their model, sampling, … even if there is a template or a `column`."""
+    """Whether rows may set their model, sampling, … even with a template or a `column`."""
     skip_empty: bool = False
-    """Whether rows without a prompt are skipped instead of failing."""
+    """Whether rows without a prompt are skipped instead of failed."""
     sample: int | None = Field(None, ge=1)
     """The number of rows to draw at random; the same input always gives the same rows."""
 
@@ -45,12 +45,12 @@ class Question(Stored):
 
     @property
     def rows_set(self) -> bool:
-        """Whether rows set their model, sampling, …. With a template or a `column`, only if `row_settings` is set."""
+        """Whether rows may set their model, sampling, …; with a template or `column`, only if `row_settings`."""
         return self.row_settings or not (self.templates or self.column is not None)
 
     @property
     def prompts(self) -> int:
-        """The number of questions of each row."""
+        """The number of questions for each row."""
         return max(1, len(self.templates))
 
 
@@ -58,16 +58,16 @@ class AnswerForm(Stored):
     """The form of the answers in the output."""
 
     column: str = "answer"
-    """The name of the answer column; it changes if the input has a column of this name."""
+    """The usual name of the answer column. It changes if the input has a column of this name."""
     fields: bool = True
-    """For answers with a schema: whether fields become columns (in JSON: objects). Otherwise an answer is a JSON
+    """For answers with a schema: whether their fields become columns (in JSON: an object). Otherwise an answer is a
     text."""
     columns: tuple[str, ...] = ()
-    """The columns of the job in the output, by their usual names; `()`: all."""
+    """The columns of the job that the output has, by their usual names; `()`: all."""
 
 
 class Variant(Stored):
-    """A pair of model and prompt, if each row is answered in several ways. Each variant has its own slot."""
+    """A pair of model and prompt, if each row is answered in several ways. Each variant has a slot."""
 
     name: str
     model: str = ""
@@ -77,7 +77,7 @@ class Variant(Stored):
 
 
 class Target(Stored):
-    """The target of a slot: a model with its settings, and a prompt."""
+    """The target of a slot: a model with settings, and a prompt."""
 
     name: str = ""
     """The name of the variant; `""` in a job with one target."""
@@ -86,25 +86,25 @@ class Target(Stored):
     prompt: int = 0
     """The index of the prompt."""
     settings: int = 0
-    """The id of the settings in table `settings`; `fingerprint` identifies them."""
+    """The id of the settings in table `settings`; `fingerprint` is their content."""
     kept: tuple[int, ...] = ()
-    """The ids of other settings whose answers also count."""
+    """The ids of other settings whose answers count too."""
     changed: tuple[str, ...] = ()
-    """The settings that changed since the job began (see `Earlier.keep`). Every later record notes them."""
+    """The settings that changed since the job began (see `Earlier.keep`). Every later record names them."""
     fingerprint: dict[str, Any] = Field({})
     """Digests of the settings that affect answers."""
     extra: dict[str, bool | int | float] = Field({})
-    """Parameters that are added to each request."""
+    """Additional parameters for each request."""
     sampling: dict[str, bool | int | float | str] | None = None
-    """Sampling parameters that are not lists or objects, for errors about changes; None if no model answers."""
+    """Sampling parameters except lists and objects, for errors about changes; None if no model answers."""
 
     @property
     def counted(self) -> list[int]:
-        """The ids of the settings whose answers count."""
+        """The ids of all settings whose answers count."""
         return [self.settings, *self.kept]
 
     def answered_by(self, model: str, settings: int) -> tuple[Target, Target]:
-        """Return two targets: this one, with answers of `model` also counting, and the target of a round of `model`.
+        """Return two targets: this one, for which answers of `model` count too; and one for a round of `model`.
 
         `settings`: the id of this target's settings with `model`.
         """
@@ -115,5 +115,5 @@ class Target(Stored):
         return counted, self.model_copy(update=own)
 
     def made(self, round_: int, model: str = "") -> Provenance:
-        """Return the note for the records of a round. `model`: see `Round.model`."""
+        """Return the provenance for the records of a round. `model`: see `Round.model`."""
         return Provenance(self.settings, round_, self.changed, model)
