@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from bench import bench, tools
+
+__all__ = ["bench", "tools"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rule(name): the sentence of SECURITY.md that the test proves")

@@ -594,6 +594,57 @@ async def test_a_server_in_a_folder_that_holds_everything_allows_no_file(tmp_pat
         assert named.structured_content["rows"] == 1
 
 
+@pytest.mark.rule("F2")
+@pytest.mark.rule("F8")
+@pytest.mark.rule("F21")
+@pytest.mark.parametrize("place", ["root", "home"])
+async def test_a_relative_name_is_below_the_only_root_of_a_server_that_a_desktop_program_started(
+    tmp_path, monkeypatch, serve, upstream, place
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "in.csv").write_text("text\nof another folder\n")
+    root = tmp_path / "project"
+    (root / "sub").mkdir(parents=True)
+    (root / "in.csv").write_text("text\nours\n")
+    (root / "sub" / "a.txt").write_text("a text")
+    (root / ".env.csv").write_text(ROWS)
+    Image.new("RGB", (4, 4)).save(root / "a.png")
+    monkeypatch.chdir(tmp_path if place == "home" else tmp_path.anchor)
+    asked = {"output_file": "sub/out.csv", "prompt": "{{text}}"}
+    async with serve(top={"allowed_roots": [str(root)]}) as talk:
+        begun = (await talk("bulk_generate", input_file="in.csv", **asked)).structured_content
+        assert (await talk.ended(begun["job_id"]))["output_file"] == str(root / "sub" / "out.csv")
+        assert "ours" in (root / "sub" / "out.csv").read_text()
+        assert (await talk("bulk_status", job_id="sub/out.csv")).structured_content["done"] == 1
+        for names in (["sub/a.txt"], ["sub/*.txt"], ["**/*.txt"]):
+            found = await talk("bulk_generate", files=names, prompt="{{content}}", validate=True)
+            assert found.structured_content["rows"] == 1
+        result = await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[["a.png"]])
+        assert "errors" not in result.structured_content
+        for name, problem in (
+            ("../in.csv", "is outside"),
+            (str(tmp_path / "in.csv"), "is outside"),
+            (".env.csv", "is hidden"),
+            ("a\0.csv", "not a usable path"),
+        ):
+            assert problem in await talk.error("bulk_generate", input_file=name, **asked)
+            assert problem in await talk.error("bulk_generate", files=[name], prompt="{{content}}")
+    assert not [seen for seen in upstream.seen if SECRET in str(seen.json) or "another folder" in str(seen.json)]
+
+
+@pytest.mark.rule("F8")
+async def test_a_relative_name_outside_several_roots_is_refused_with_the_whole_path_to_use(
+    tmp_path, monkeypatch, serve
+):
+    roots = [tmp_path / "one", tmp_path / "two"]
+    monkeypatch.chdir(tmp_path.anchor)
+    async with serve(top={"allowed_roots": [*map(str, roots)]}) as talk:
+        said = await talk.error("bulk_generate", input_file="in.csv", output_file="out.csv", prompt="{{text}}")
+    assert f"Name its whole path, such as {roots[0] / 'in.csv'}, or" in said
+    assert '`allowed_roots: ["/the/whole/path"]`' in said
+
+
 @posix
 @pytest.mark.rule("F23")
 async def test_a_server_whose_folder_was_removed_answers_and_allows_no_file(tmp_path, monkeypatch, serve):

@@ -163,6 +163,7 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
     source, page = pdf.split(source)
     path = local_path(source)
     try:
+        path = rules.files.placed(path)
         with os.fdopen(rules.files.open(path), "rb") as file:
             if path.suffix.lower() == pdf.SUFFIX:
                 return _whole(path), _pdf_page(file, page, _whole(path))

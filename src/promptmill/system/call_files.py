@@ -128,6 +128,18 @@ class FileRule:
         self.check(real, path.name)
         return real
 
+    def placed(self, path: Path) -> Path:
+        """Return the path to try for one that a call names: a relative one is below the only root, if the server was
+        started in `/` or in the home folder, as desktop programs do, and it does not lead inside from there.
+        """
+        if not self.is_guarded or path.anchor or len(self.roots or ()) != 1 or not holds_everything(Path()):
+            return path
+        (root,) = self.roots or ()
+        try:
+            return path if safe_open.is_inside(safe_open.real_path(path), (root,)) else root / path
+        except ValueError:  # no path: its reader reports it
+            return path
+
     def is_own(self, path: Path) -> bool:
         """Return whether `path`, resolved, is one of promptmill's own files, by any name, or in such a folder."""
         return safe_open.is_inside(path, self.own) or any(safe_open.is_same(path, own) for own in self.own)

@@ -1,4 +1,8 @@
-"""The report of a job for a call: a child process with limited memory and time reads the rows and images."""
+"""The report of a job for a call: a child process with limited memory and time reads the rows and images.
+
+The job's own process may read any image that its user may; for the report of a call, the rule for the files of calls
+counts, as for the file that is written.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,14 @@ from typing import Any
 
 from promptmill.core.values import JsonDict
 from promptmill.features.report import job_page
+from promptmill.images.load import ImageRules
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.system import runtime
+from promptmill.system.call_files import FileRule
 
 _MODULE = "promptmill.features.report.call_report"
 _COMPUTING_S = 300  # as for a comparison
@@ -26,12 +32,13 @@ async def written(jobs: RunningJobs, caller: Caller, job_id: str, report: str) -
     Raises `PromptmillError`, for example if the file exists and is not an earlier report of this job.
     """
     target, folder = jobs.paths.allowed_page(report), jobs.visible.find(job_id, caller)
-    return await jobs.apart(partial(_write, path=folder.path, target=target), folder.job_id, _MODULE)
+    call = partial(_write, path=folder.path, target=target, rule=jobs.paths.rule.without_secrets)
+    return await jobs.apart(call, folder.job_id, _MODULE)
 
 
-def _write(_: Work, *, path: Path, target: Path) -> dict[str, Any]:
+def _write(_: Work, *, path: Path, target: Path, rule: FileRule) -> dict[str, Any]:
     runtime.limit_computing(_COMPUTING_S)
-    return job_page.write(Folder(path), target).as_dict()
+    return job_page.write(Folder(path), target, ImageRules(rule)).as_dict()
 
 
 _STEPS = {_write.__name__: _write}

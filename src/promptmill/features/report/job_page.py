@@ -57,11 +57,14 @@ def default_path(folder: Folder) -> Path:
     return spec.output.path.with_name(f"{spec.output.path.name}.report.html")
 
 
-def write(folder: Folder, target: Path) -> Report:
-    """Write the report of a job to `target` atomically. Raises `PromptmillError`."""
+def write(folder: Folder, target: Path, rules: ImageRules | None = None) -> Report:
+    """Write the report of a job to `target` atomically. Raises `PromptmillError`.
+
+    `rules`: for the images that are shown; None: those of the operator's own programs, which may read every file.
+    """
     page.check(target, _title(folder.known_spec()))
     try:
-        text, shown = _page(folder)
+        text, shown = _page(folder, rules or ImageRules())
         page.put(target, text)
     except (OSError, DamagedError) as error:
         why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
@@ -74,10 +77,10 @@ def _title(spec: JobSpec) -> str:
     return f"{spec.input.path.name}{to}"
 
 
-def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
+def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str]]:
     """Return the report, and three facts: the number of shown rows, of all rows, and the noun for them."""
     spec, found = folder.known_spec(), status.read(folder) | status.asked(folder)
-    pictures, skips_empty = _Thumbnails(spec.image_folders), spec.question.skip_empty
+    pictures, skips_empty = _Thumbnails(spec.image_folders, rules), spec.question.skip_empty
     with folder.reading() as store:
         results = statistics.results(store, by_field=spec.output.answer_schema is not None)
         examples, spread = statistics.examples(store), statistics.spread(store)
@@ -316,13 +319,13 @@ def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> li
 
 
 class _Thumbnails:
-    """Thumbnails of the first image in each of the first answered rows with images that the job could read."""
+    """The first image of each of the first answered rows that have one, made small."""
 
-    def __init__(self, folders: Sequence[str]) -> None:
+    def __init__(self, folders: Sequence[str], rules: ImageRules) -> None:
         self.found: dict[str, str] = {}
         """JPEG images in base64, by row number."""
         self._folders = folders
-        self._rules = ImageRules()
+        self._rules = rules
         self._room = _PICTURES
 
     def of(self, rows: Iterable[JobRow]) -> Iterator[JobRow]:

@@ -172,6 +172,8 @@ class FoundFiles:
         at = next((at for at, part in enumerate(path.parts) if _MAGIC.search(part)), len(path.parts))
         folder, parts = Path(*path.parts[:at]), path.parts[at:]
         try:
+            folder = self._rule.placed(folder)
+            path = folder.joinpath(*parts)
             self._rule.resolved(folder)
             if not parts and not path.is_dir():
                 yield path, False

@@ -298,7 +298,7 @@ def _resolved(source: str, rule: FileRule) -> Path | None:
     if images.is_web(source) or images.is_data(source):
         return None
     try:
-        return rule.resolved(images.local_path(source).absolute())
+        return rule.resolved(rule.placed(images.local_path(source)))
     except OutsideError:
         problem = f"is outside {rule.words}."
     except RefusedError as error:

@@ -71,15 +71,17 @@ class CallPaths:
             raise input_error(f"{name} is a URL; a call reads and writes files of this machine alone.")
         rule, path = self.rule, home_expanded(text)
         try:
-            file, member = members.split(path)
+            file, member = members.split(rule.placed(path))
             real = rule.resolved(file)
             real = real.with_name(f"{real.name}#{member}") if member else real
         except (OSError, ValueError, RuntimeError):
             raise input_error(f"{name} is not a usable path.") from None
         except OutsideError:
+            whole = f"its whole path, such as {rule.roots[0] / path.name}" if rule.roots else "a file inside"
+            use, folder = ("Use a file inside", path.parent) if path.anchor else (f"Name {whole}", "/the/whole/path")
             raise input_error(
-                f"{name} is outside {rule.words}. Use a file inside, or whoever runs the server allows its folder: "
-                f"`allowed_roots: [{json.dumps(str(path.parent))}]` in parameter.yaml."
+                f"{name} is outside {rule.words}. {use}, or whoever runs the server allows its folder: "
+                f"`allowed_roots: [{json.dumps(str(folder))}]` in parameter.yaml."
             ) from None
         except RefusedError as error:
             raise input_error(

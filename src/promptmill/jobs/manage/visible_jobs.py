@@ -12,10 +12,11 @@ from promptmill.jobs.caller import USER, Caller
 from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.job_rows import Only, results_page
 from promptmill.jobs.store import status
-from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.folder import ID, Folder
 from promptmill.jobs.store.index import JobFolders, no_job
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import Status
+from promptmill.system.safe_open import home_expanded
 
 
 class VisibleJobs:
@@ -66,7 +67,8 @@ class VisibleJobs:
 
     def found(self, job_id: str, caller: Caller) -> tuple[Folder, JobSpec]:
         """Return the folder of `find`, and the job's description."""
-        folder = self.folders.named(job_id)
+        name = job_id if ID.fullmatch(job_id) else str(self.paths.rule.placed(home_expanded(job_id)))
+        folder = self.folders.named(name)
         spec = folder.known_spec()  # read once, because the folder may be replaced between two reads
         if not self._is_owner(spec, caller):
             raise no_job(job_id)
