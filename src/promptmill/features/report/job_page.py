@@ -319,7 +319,7 @@ def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> li
 
 
 class _Thumbnails:
-    """The first image of each of the first answered rows that have one, made small."""
+    """Thumbnails of the first image in each of the first answered rows with images that the job could read."""
 
     def __init__(self, folders: Sequence[str], rules: ImageRules) -> None:
         self.found: dict[str, str] = {}
