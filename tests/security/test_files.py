@@ -15,6 +15,7 @@ from fastmcp.exceptions import ToolError
 from PIL import Image
 
 from fakes import KEY, FakeBackend
+from forked import started
 from promptmill.answering.cached import AnswerCache
 from promptmill.backends.engines import embedded_model
 from promptmill.backends.protocol import Completion
@@ -319,14 +320,15 @@ def shell(upstream, tmp_path):
             "--config",
             str(config),
         ]
-        return subprocess.run(
+        process = started(
             [*command, *more],
-            check=False,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
             env={**os.environ, **(environ or {})},
         )
+        out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return ran
 
