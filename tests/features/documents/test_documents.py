@@ -361,6 +361,13 @@ def test_pieces_of_writing_without_an_alphabet_repeat_the_overlap_and_no_more():
     assert all(after.start > before.start + 20 for before, after in itertools.pairwise(cut))
 
 
+def test_the_estimate_of_tokens_counts_digits_and_marks_in_tables():
+    table = "\n".join(f"{n * 7919 % 100_000}.{n % 100:02d},{n * 104_729 % 1_000_000}" for n in range(200))
+    of_a_digit_each = sum(letter.isdigit() or letter in ",.\n" for letter in table)
+    assert of_a_digit_each * 0.9 <= tokens(table) <= of_a_digit_each * 1.2
+    assert all(tokens(piece.of(table)) <= 300 for piece in pieces(table, 300))
+
+
 def test_a_number_is_found_as_a_whole_word_alone():
     text = "In 2021 all was well.\fOf 1 euro each."
     assert place_of(text, Piece(0, len(text)), "1") == "page 2"

@@ -2,14 +2,17 @@
 
     text ─▶ [Piece(0, 3980), Piece(3800, 7990), …]      each at most `size` tokens, `overlap` of them repeated
 
-Tokens are counted by the model's own tokenizer if it is an engine's, else estimated. A text in a language with an
-alphabet has a token for about four characters, other writing one for each character; the estimate adds a tenth.
+Tokens are counted by the model's own tokenizer if it is an engine's, else estimated: a token for four letters or
+spaces, for two punctuation marks, for a digit, and for a character of a writing without an alphabet; and a tenth more.
+Qwen and SmolLM2 have a token for each digit, GPT-4o one for up to three: tables of numbers have 1.0 to 1.2 times the
+estimate with the former, and 0.4 to 0.7 times with the latter. With four digits to a token, it was 3.6 times.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -24,7 +27,10 @@ Count: TypeAlias = Callable[[str], int]
 LEAST = 50
 """The fewest tokens of a piece."""
 _TOKENIZER = "tokenizer.json"
-_LETTERS = 4  # characters of ASCII for a token
+_LETTERS = 4  # letters and spaces of ASCII for a token
+_MARKS = 2  # punctuation marks for a token: in tables each is one, in prose they join
+_DIGITS = string.digits.encode()
+_PUNCTUATION = string.punctuation.encode()
 _MARGIN = 1.1
 _LONGEST = 8  # characters for a token: no usual text has more of them
 _ENDS = tuple(
@@ -76,16 +82,14 @@ class Piece(NamedTuple):
 def tokens(text: str) -> int:
     """Return an estimate of the tokens of a text, rather too many than too few.
 
-    >>> tokens("four" * 100), tokens("字" * 100)
-    (110, 110)
+    >>> tokens("four" * 100), tokens("字" * 100), tokens("2026" * 25)
+    (110, 110, 110)
     """
-    letters = len(text) if text.isascii() else len(text.encode("ascii", "ignore"))
-    return estimate(letters, len(text) - letters)
-
-
-def estimate(letters: int, others: int = 0) -> int:
-    """Return an estimate of the tokens of so many characters of ASCII, and so many others."""
-    return math.ceil(round((letters / _LETTERS + others) * _MARGIN, 6))
+    letters = text.encode("ascii", "ignore")
+    digits, marks = (len(letters) - len(letters.translate(None, each)) for each in (_DIGITS, _PUNCTUATION))
+    others = len(text) - len(letters) + digits
+    plain = len(letters) - digits - marks
+    return math.ceil(round((plain / _LETTERS + marks / _MARKS + others) * _MARGIN, 6))
 
 
 def count_of(config: ResolvedConfig) -> Count:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import counted
-from promptmill.features.documents.cutting import LEAST, How, estimate
+from promptmill.features.documents.cutting import LEAST, How, tokens
 from promptmill.features.documents.merging import SOURCES
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record
@@ -83,7 +83,7 @@ class Split(Plan):
         query = "SELECT max(length(cells), coalesce(length(line), 0)) AS size FROM row WHERE n < ? AND size > ?"
         each = max(1, size - self.how.overlap)
         for (length,) in store.read(query, end, size * 3):
-            if (count := estimate(length)) > size:
+            if (count := tokens(" " * length)) > size:
                 rows, pieces = rows + 1, pieces + math.ceil(count / each)
         return {"split": {"rows": rows, "pieces": pieces}}
 
