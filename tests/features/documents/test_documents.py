@@ -12,7 +12,8 @@ import pytest
 
 import byte_model
 from long_texts import document, reader
-from promptmill.features.documents.cutting import Piece, count_of, pieces, place_of, tokens
+from promptmill.features.documents import plan
+from promptmill.features.documents.cutting import Piece, count_of, pieces, pieces_in, place_of, tokens
 from promptmill.features.documents.merging import Found, decided, merged, nullable, schema_of_conflicts
 from replies import answer, choose, status
 
@@ -220,6 +221,34 @@ def test_a_dry_run_counts_the_pieces_and_sends_nothing(bench):
     said = bench.run(*ASKED, "--fields", "party:list", "--split", "1000", "--dry-run").stdout
     assert "1 row longer than a piece" in " ".join(said.split())
     assert not bench.upstream.seen
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_dry_run_counts_the_pieces_that_the_run_sends(bench, is_file):
+    texts = [document(pages, 2, seed=pages)[0] for pages in (41, 12)]
+    write(bench, *texts, "short")
+    prompt = f"{'List the parties, each once. ' * 20}{{{{{'content' if is_file else 'text'}}}}}"
+    if is_file:
+        bench.input = bench.path / "texts"
+        bench.input.mkdir()
+        for at, text in enumerate([*texts, "short"]):
+            (bench.input / f"{at}.txt").write_text(text)
+    bench.upstream.reply = answer('{"party": []}')
+    asked = ("--prompt", prompt, "--fields", "party:list", "--split", "1000", "--overlap", "100")
+    said = bench.run(*asked, "--dry-run").stdout
+    bench.succeed(*asked)
+    sent = len(bench.upstream.seen) - 1
+    assert sent > 30
+    assert f"2 rows longer than a piece: about {sent} pieces" in " ".join(said.split())
+
+
+def test_a_dry_run_of_many_texts_counts_the_pieces_of_the_first_ones(bench, monkeypatch):
+    monkeypatch.setattr(plan, "_MOST_CUT", 10_000)
+    write(bench, *[document(30, 2)[0]] * 10)
+    asked = (*ASKED, "--fields", "party:list", "--split", "1000")
+    whole = pieces_in(document(30, 2)[0], "List the parties. ", 1000, 0)
+    said = bench.run(*asked, "--dry-run").stdout
+    assert f"10 rows longer than a piece: about {10 * len([*whole])} pieces" in " ".join(said.split())
 
 
 @pytest.mark.parametrize(

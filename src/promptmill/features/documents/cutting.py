@@ -45,6 +45,8 @@ _ENDS = tuple(
     )
 )
 """The places at which a piece may end, the best ones first: after a page, before a heading, after a paragraph, …"""
+PLACE = re.compile(r"\{\{[^{}]*\}\}")
+"""The place of the text in a prompt."""
 PAGE = "\f"
 """The character that ends a page, see `jobs.inputs.whole_files`."""
 
@@ -144,6 +146,15 @@ def pieces(text: str, size: int, overlap: int = 0, count: Count = tokens) -> Ite
         end = _end(text, start, limit)
         yield Piece(start, end)
         start = _repeated_from(text, start, end, overlap / max(1, count(text[start:end]))) if overlap else end
+
+
+def pieces_in(text: str, prompt: str, size: int, overlap: int, count: Count = tokens) -> Iterator[Piece]:
+    """Yield the pieces of a text that have at most `size` tokens with the prompt around each.
+
+    A prompt that takes most of a piece leaves it a quarter.
+    """
+    own = max(size - count(prompt), size // 4)
+    return pieces(text, own, min(overlap, own // 2), count)
 
 
 def place(text: str, piece: Piece) -> str:
