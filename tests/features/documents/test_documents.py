@@ -12,6 +12,8 @@ import pytest
 
 import byte_model
 from long_texts import document, reader
+from page_content import column
+from page_content import written as report_of
 from promptmill.features.documents import plan
 from promptmill.features.documents.cutting import Piece, count_of, pieces, pieces_in, place_of, tokens
 from promptmill.features.documents.merging import Found, decided, merged, nullable, schema_of_conflicts
@@ -144,6 +146,21 @@ def test_failed_pieces_are_named_the_others_kept_and_the_next_run_sends_only_the
     assert len(bench.upstream.seen) == sent + 1
 
 
+@pytest.mark.features("report")
+@pytest.mark.parametrize("fields", [("--fields", "party:list"), ()])
+def test_a_report_shows_what_the_other_pieces_of_a_failed_row_have(bench, fields):
+    text, places = document(9, 4)
+    bench.upstream.reply = choose(lambda seen: status(400) if "Page 9." in seen.prompt else reader())
+    write(bench, text)
+    bench.run(*ASKED, *fields, "--split", "700", "--report", "report.html")
+    (row,) = out(bench)
+    kept = row["party" if fields else "answer"]
+    assert row["error"]
+    assert any(name in kept for name in places)
+    (shown,) = column(*report_of(bench.path / "report.html"), "party" if fields else "answer")
+    assert json.loads(shown) == json.loads(kept) if fields else shown == kept
+
+
 def test_a_row_with_a_failed_piece_asks_nothing_more_and_leaves_open_what_differs(bench):
     text, _ = document(9, 0)
     amounts = {1: 7, 5: 8}
@@ -257,7 +274,7 @@ def test_a_dry_run_of_many_texts_counts_the_pieces_of_the_first_ones(bench, monk
         (["--split", "10"], "50 or more"),
         (["--split", "1000", "--overlap", "800"], "half a piece at most"),
         (["--overlap", "8"], "--split"),
-        (["--split", "1000", "--n", "2"], "--n"),
+        (["--split", "1000", "--set", "sampling_params.n=2"], "--split goes with one answer to a request; `sampling_p"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_a_request(bench, words, said):

@@ -55,8 +55,8 @@ class Split(Plan):
     def check(self, config: ResolvedConfig, question: Question) -> None:
         """Raise `PromptmillError` (`invalid_input`) for a job with several answers to a request."""
         del question
-        if (config.settings.sampling_params.n or 1) > 1:
-            raise input_error(Named("split"), " goes without ", Named("n"), ".")
+        if (answers := config.settings.sampling_params.n or 1) > 1:
+            raise input_error(Named("split"), f" goes with one answer to a request; `sampling_params.n` is {answers}.")
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
         """Return the plan. Raises `PromptmillError` (`invalid_input`) if rows have answers of other pieces."""
