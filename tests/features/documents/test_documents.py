@@ -12,7 +12,10 @@ import pytest
 
 import byte_model
 from long_texts import document, reader
-from promptmill.features.documents.cutting import Piece, count_of, pieces, place_of, tokens
+from page_content import column
+from page_content import written as report_of
+from promptmill.features.documents import plan
+from promptmill.features.documents.cutting import Piece, count_of, pieces, pieces_in, place_of, tokens
 from promptmill.features.documents.merging import Found, decided, merged, nullable, schema_of_conflicts
 from replies import answer, choose, status
 
@@ -143,6 +146,21 @@ def test_failed_pieces_are_named_the_others_kept_and_the_next_run_sends_only_the
     assert len(bench.upstream.seen) == sent + 1
 
 
+@pytest.mark.features("report")
+@pytest.mark.parametrize("fields", [("--fields", "party:list"), ()])
+def test_a_report_shows_what_the_other_pieces_of_a_failed_row_have(bench, fields):
+    text, places = document(9, 4)
+    bench.upstream.reply = choose(lambda seen: status(400) if "Page 9." in seen.prompt else reader())
+    write(bench, text)
+    bench.run(*ASKED, *fields, "--split", "700", "--report", "report.html")
+    (row,) = out(bench)
+    kept = row["party" if fields else "answer"]
+    assert row["error"]
+    assert any(name in kept for name in places)
+    (shown,) = column(*report_of(bench.path / "report.html"), "party" if fields else "answer")
+    assert json.loads(shown) == json.loads(kept) if fields else shown == kept
+
+
 def test_a_row_with_a_failed_piece_asks_nothing_more_and_leaves_open_what_differs(bench):
     text, _ = document(9, 0)
     amounts = {1: 7, 5: 8}
@@ -222,13 +240,41 @@ def test_a_dry_run_counts_the_pieces_and_sends_nothing(bench):
     assert not bench.upstream.seen
 
 
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_dry_run_counts_the_pieces_that_the_run_sends(bench, is_file):
+    texts = [document(pages, 2, seed=pages)[0] for pages in (41, 12)]
+    write(bench, *texts, "short")
+    prompt = f"{'List the parties, each once. ' * 20}{{{{{'content' if is_file else 'text'}}}}}"
+    if is_file:
+        bench.input = bench.path / "texts"
+        bench.input.mkdir()
+        for at, text in enumerate([*texts, "short"]):
+            (bench.input / f"{at}.txt").write_text(text)
+    bench.upstream.reply = answer('{"party": []}')
+    asked = ("--prompt", prompt, "--fields", "party:list", "--split", "1000", "--overlap", "100")
+    said = bench.run(*asked, "--dry-run").stdout
+    bench.succeed(*asked)
+    sent = len(bench.upstream.seen) - 1
+    assert sent > 30
+    assert f"2 rows longer than a piece: about {sent} pieces" in " ".join(said.split())
+
+
+def test_a_dry_run_of_many_texts_counts_the_pieces_of_the_first_ones(bench, monkeypatch):
+    monkeypatch.setattr(plan, "_MOST_CUT", 10_000)
+    write(bench, *[document(30, 2)[0]] * 10)
+    asked = (*ASKED, "--fields", "party:list", "--split", "1000")
+    whole = pieces_in(document(30, 2)[0], "List the parties. ", 1000, 0)
+    said = bench.run(*asked, "--dry-run").stdout
+    assert f"10 rows longer than a piece: about {10 * len([*whole])} pieces" in " ".join(said.split())
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--split", "10"], "50 or more"),
         (["--split", "1000", "--overlap", "800"], "half a piece at most"),
         (["--overlap", "8"], "--split"),
-        (["--split", "1000", "--n", "2"], "--n"),
+        (["--split", "1000", "--set", "sampling_params.n=2"], "--split goes with one answer to a request; `sampling_p"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_a_request(bench, words, said):
@@ -359,6 +405,13 @@ def test_pieces_of_writing_without_an_alphabet_repeat_the_overlap_and_no_more():
     cut = list(pieces(text, 100, 50))
     assert len(cut) < 3 * len(list(pieces(text, 100)))
     assert all(after.start > before.start + 20 for before, after in itertools.pairwise(cut))
+
+
+def test_the_estimate_of_tokens_counts_digits_and_marks_in_tables():
+    table = "\n".join(f"{n * 7919 % 100_000}.{n % 100:02d},{n * 104_729 % 1_000_000}" for n in range(200))
+    of_a_digit_each = sum(letter.isdigit() or letter in ",.\n" for letter in table)
+    assert of_a_digit_each * 0.9 <= tokens(table) <= of_a_digit_each * 1.2
+    assert all(tokens(piece.of(table)) <= 300 for piece in pieces(table, 300))
 
 
 def test_a_number_is_found_as_a_whole_word_alone():

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import hashlib
 import json
-import re
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from promptmill.core.request import Conversation, Message, Request, Sampling
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, mended
 from promptmill.features.documents import cutting, merging
-from promptmill.features.documents.cutting import LEAST, Count, How, Piece
+from promptmill.features.documents.cutting import LEAST, PLACE, Count, How, Piece
 from promptmill.features.documents.merging import SOURCES, Found, Merged
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, PlanWork, RunningJob
@@ -30,7 +29,6 @@ from promptmill.jobs.store.spec import WHOLE_REQUESTS, PlanWork, RunningJob
 _MOST_PIECES = 2000  # pieces of a row; a mistyped size (50 for 5000) would send thousands of requests
 _AT_ONCE = 16  # pieces of a row that are in flight together
 _SHOWN = 5  # failed pieces listed in an error
-_PLACE = re.compile(r"\{\{[^{}]*\}\}")
 _ANY = "Answer from this part alone."
 _FIELDS = "Fill in only what this part says: null, or an empty list, for everything else."
 _DECIDE = "The document was read in parts, which gave different values. Decide from these answers:"
@@ -128,9 +126,9 @@ class LongRows(PlanWork):
             size //= 2
 
     def _cut(self, document: Document, size: int, count: Count) -> list[Piece]:
-        """Return the pieces of a document. A prompt that takes most of a piece leaves the text a quarter of it."""
-        own = max(size - count(document.before + document.after), size // 4)
-        return list(cutting.pieces(document.text, own, min(self._how.overlap, own // 2), count))
+        """Return the pieces of a document."""
+        around = document.before + document.after
+        return list(cutting.pieces_in(document.text, around, size, self._how.overlap, count))
 
     def _document(self, key: int, message: str) -> Document:
         """Return the long text of a row, and the prompt around the text. Blocks."""
@@ -142,7 +140,7 @@ class LongRows(PlanWork):
         if len(longest) > len(message) // 2 and (at := message.find(longest)) >= 0:
             return Document(message[:at], longest, message[at + len(longest) :], replaces)
         # a file's content is no column; it replaces the only placeholder of the prompt
-        parts = [_PLACE.split(text) for text in spec.question.templates[prompt : prompt + 1]]
+        parts = [PLACE.split(text) for text in spec.question.templates[prompt : prompt + 1]]
         before, after = (parts[0][0], parts[0][-1]) if parts and len(parts[0]) > 1 else ("", "")
         if len(before) + len(after) < len(message) and message.startswith(before) and message.endswith(after):
             return Document(before, message[len(before) : len(message) - len(after)], after, replaces)

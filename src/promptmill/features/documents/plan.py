@@ -15,10 +15,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import orjson
+
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import counted
-from promptmill.features.documents.cutting import LEAST, How, estimate
+from promptmill.features.documents.cutting import LEAST, PLACE, How, pieces_in, tokens
 from promptmill.features.documents.merging import SOURCES
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record
@@ -26,6 +28,7 @@ from promptmill.jobs.store.spec import JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.stored import Question
 
 AUTO = "auto"
+_MOST_CUT = 20_000_000  # characters of texts that a dry run cuts, which takes a second; it scales the rest
 
 
 class Split(Plan):
@@ -52,8 +55,8 @@ class Split(Plan):
     def check(self, config: ResolvedConfig, question: Question) -> None:
         """Raise `PromptmillError` (`invalid_input`) for a job with several answers to a request."""
         del question
-        if (config.settings.sampling_params.n or 1) > 1:
-            raise input_error(Named("split"), " goes without ", Named("n"), ".")
+        if (answers := config.settings.sampling_params.n or 1) > 1:
+            raise input_error(Named("split"), f" goes with one answer to a request; `sampling_params.n` is {answers}.")
 
     def resumed(self, begun: Plan, job_id: str, *, sends_all: bool) -> Plan:
         """Return the plan. Raises `PromptmillError` (`invalid_input`) if rows have answers from other pieces."""
@@ -75,17 +78,24 @@ class Split(Plan):
         *,
         end: int,
     ) -> Mapping[str, Any]:
-        """Return the number of long rows and of their pieces, estimated from the sizes of the texts."""
-        del spec, configs, checked
+        """Return the number of long rows and of their pieces. The first texts are cut as the run cuts them."""
+        del configs, checked
         if (size := self.how.size) is None:
             return {}
-        rows = pieces = 0
-        query = "SELECT max(length(cells), coalesce(length(line), 0)) AS size FROM row WHERE n < ? AND size > ?"
-        each = max(1, size - self.how.overlap)
-        for (length,) in store.read(query, end, size * 3):
-            if (count := estimate(length)) > size:
-                rows, pieces = rows + 1, pieces + math.ceil(count / each)
-        return {"split": {"rows": rows, "pieces": pieces}}
+        prompt = PLACE.sub("", spec.question.templates[0]) if spec.question.templates else ""
+        rows = pieces = cut = rest = 0
+        query = "SELECT line, cells FROM row WHERE n < ? AND max(length(cells), coalesce(length(line), 0)) > ?"
+        for line, cells in store.read(query, end, size // 2):
+            text = max(_longest(cells), _longest(line), key=len)
+            if tokens(prompt + text) <= size or text.startswith("data:"):  # a row with an image is sent whole
+                continue
+            rows += 1
+            if cut < _MOST_CUT:
+                cut += len(text)
+                pieces += sum(1 for _ in pieces_in(text, prompt, size, self.how.overlap))
+            else:
+                rest += len(text)
+        return {"split": {"rows": rows, "pieces": pieces + math.ceil(pieces * rest / max(1, cut))}}
 
     def estimate_words(self, checked: Mapping[str, Any]) -> str:
         """Return the text for these figures."""
@@ -103,3 +113,16 @@ class Split(Plan):
         """Return the location of each value in the document; None for a row that was sent whole."""
         del spec, beside
         return {SOURCES: None if record.more is None else (record.extras.get("details") or {}).get(SOURCES)}
+
+
+def _longest(encoded: bytes | None) -> str:
+    """Return the longest text in the JSON of a row; `""` if there is none."""
+    try:
+        waiting, found = [orjson.loads(encoded or b"null")], ""
+    except orjson.JSONDecodeError:
+        return ""
+    while waiting:
+        value = waiting.pop()
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        found = max(found, value, key=len) if isinstance(value, str) else found
+    return found

@@ -134,9 +134,9 @@ class JobTable:
         values = self._answers.in_table(answered)
         error = values["error"]
         cells: dict[str, Cell] = {_ERROR: f"{error['code']}: {error['message']}" if error else None}
-        if not error:
+        if not error or "part" in answered.record.extras:
             cells |= {key: _plain(values.get(key)) for key in self._fields}
-            if _ANSWER in self._fields:
+            if _ANSWER in self._fields and not error:
                 cells[_ANSWER] = row.answers[0] if len(row.answers) == 1 else row.answers
         return cells | {key: _plain(values[key]) for key in (*self._marks, *self._figures) if key in values}
 
