@@ -26,7 +26,7 @@ LEAST = 50
 _TOKENIZER = "tokenizer.json"
 _LETTERS = 4  # characters of ASCII for a token
 _MARGIN = 1.1
-_LONGEST = 8  # characters for a token: no usual text has more of them
+_CHARACTERS_OF_TOKEN = 8  # at most: no usual text has more of them
 _ENDS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -122,7 +122,7 @@ def _tokenizer_file(model: str) -> Path | None:
 
 def fits(text: str, size: int, count: Count = tokens) -> bool:
     """Return whether a text has at most `size` tokens. A very long one is not counted."""
-    return len(text) <= size * _LONGEST and count(text) <= size
+    return len(text) <= size * _CHARACTERS_OF_TOKEN and count(text) <= size
 
 
 def pieces(text: str, size: int, overlap: int = 0, count: Count = tokens) -> Iterator[Piece]:
@@ -165,7 +165,7 @@ def place_of(text: str, piece: Piece, value: str) -> str:
 
 def _characters(text: str, start: int, size: int, count: Count) -> int:
     """Return how many characters from `start` have at most `size` tokens."""
-    at = min(len(text) - start, size * _LONGEST)
+    at = min(len(text) - start, size * _CHARACTERS_OF_TOKEN)
     while at > 1 and (found := count(text[start : start + at])) > size:
         at = max(1, at * size // (found + 1))
     return at
