@@ -65,7 +65,7 @@ class InputSpec(Stored):
     """For rows of JSON: the fields whose names a column of the job could also have."""
     settings_read: tuple[str, ...] = ()
     """The columns that are settings of each row."""
-    blank: dict[str, int] = {}  # noqa: RUF012 (pydantic copies it)
+    blank: dict[str, int] = Field(default_factory=dict)
     """The number of rows whose prompt has a blank place, because the cell is empty, by the column."""
 
     @property
