@@ -143,3 +143,14 @@ def test_a_document_that_cannot_be_read_fails_alone_in_a_process_of_its_own():
     assert documents.text_of(".html", b"x" * 100) == "x" * 100
     with pytest.raises(PromptmillError, match="more than 1 million characters"):
         documents.text_of(".html", b"x" * (1 << 20) + b"y")
+
+
+def test_a_mail_whose_parts_are_nested_too_deeply_does_not_end_the_process_that_reads_it():
+    kind = b"Content-Type: multipart/mixed; boundary="
+    mail = b"".join(b'%b"b%d"\r\n\r\n--b%d\r\n' % (kind, at, at) for at in range(1200))
+    documents.text_of(".html", b"x")
+    reader = documents._HELPER.pid
+    with pytest.raises(PromptmillError, match="is damaged"):
+        documents.text_of(".eml", mail)
+    assert documents.text_of(".html", b"x") == "x"
+    assert documents._HELPER.pid == reader

@@ -69,9 +69,11 @@ def _checked(asked: frames.Frame, _: BinaryIO) -> frames.Frame:
         f"{checked.text}{checked.problem}".encode()
     except UnicodeEncodeError:
         checked = Checked(text, "it contains half a surrogate pair")
-    except Exception as error:  # noqa: BLE001 (no answer may end the process)
-        checked = Checked(text, f"it cannot be checked ({type(error).__name__})")
     return {"problem": checked.problem, "repaired": checked.text if checked.repaired else None}
+
+
+def _unchecked(_: frames.Frame, error: Exception) -> frames.Frame:
+    return {"problem": f"it cannot be checked ({type(error).__name__})", "repaired": None}
 
 
 def main() -> None:
@@ -79,7 +81,7 @@ def main() -> None:
     subprocesses.end_with_parent()
     # the time of a check does not include their imports
     modules = ("jsonschema_rs", "json_repair")
-    subprocesses.serve_parent(_checked, modules, memory=_MEMORY, computing_s=_CHECK_S)
+    subprocesses.serve_parent(_checked, _unchecked, modules, memory=_MEMORY, computing_s=_CHECK_S)
 
 
 if __name__ == "__main__":

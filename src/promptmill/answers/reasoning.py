@@ -116,7 +116,7 @@ _UNMARKED = re.compile(
     + r"|(?:assistant)?(?:analysis|commentary)(?=[^ \t:,.;()-])|assistantfinal"
 )
 _MARKS = (*CHANNEL_MARKS, *TAGS)
-_LONGEST = max(map(len, _MARKS))
+_MARK_LENGTH = max(map(len, _MARKS))  # of the longest one
 _BLANK = "\ufeff \t\r\n"
 _OPENING_QUOTES, _CLOSING_QUOTES = frozenset("`\"'“"), frozenset("`\"'”")
 _PROSE = re.compile(r"(?<=\w) $")
@@ -129,7 +129,7 @@ _UNKNOWN = re.compile(
 
 def may_have_marks(text: str) -> bool:
     """Return whether a text may contain a mark: one of these characters, or the first words of a mark without them."""
-    return "<" in text or "[" in text or "◁" in text or bool(_UNMARKED.match(text[:_LONGEST].lstrip(_BLANK)))
+    return "<" in text or "[" in text or "◁" in text or bool(_UNMARKED.match(text[:_MARK_LENGTH].lstrip(_BLANK)))
 
 
 def unknown_mark(text: str) -> str:
@@ -214,7 +214,7 @@ def _without(wrap: Wrap, text: str, *, behind_reasoning: bool) -> str:
 
 def opened_by(prompt: str) -> Family | None:
     """Return the family whose opening mark ends a prompt, so that the answer begins inside its reasoning."""
-    end = prompt[-_LONGEST - 8 :].rstrip()
+    end = prompt[-_MARK_LENGTH - 8 :].rstrip()
     return next((one for one in FAMILIES if one.in_prompt and end.endswith(one.openings)), None)
 
 
@@ -271,7 +271,7 @@ def without_broken_mark(text: str, marks: Iterable[str] = _MARKS) -> str:
     >>> without_broken_mark("<think>France?</th")
     '<think>France?'
     """
-    end = text[-_LONGEST:]
+    end = text[-_MARK_LENGTH:]
     for at, character in enumerate(end):
         if character in "<[◁" and any(mark.startswith(end[at:]) for mark in marks):
             text = text[: at - len(end)]

@@ -84,16 +84,16 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """The bounds of one batch, with a margin below the provider's own."""
+    """The limits of one batch; the defaults are OpenAI's."""
 
-    requests: int
-    file_bytes: int
+    requests: int = 50_000
+    file_bytes: int = 200_000_000
     """The most bytes of all lines together."""
-    window_s: float
+    window_s: float = 86_400.0
     """The time after which the provider may end the batch unfinished."""
-    poll_s: float
-    """The first wait between two looks at its state."""
-    takes_local_images: bool
+    poll_s: float = 30.0
+    """The shortest time between two requests for its state that the provider recommends."""
+    takes_local_images: bool = True
     """Whether requests may contain images; otherwise only URLs of images."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import os
 import re
 import shlex
 import sys
@@ -37,6 +36,7 @@ from promptmill.jobs.store.status_record import RunStatus, Status
 from promptmill.options import table
 from promptmill.service import choosing
 from promptmill.system import runtime
+from promptmill.system.safe_open import is_file
 
 # Assignments that may hold a key, unless the value is a variable's name.
 _SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.compile(r"[\w.]+=\$\{\w+\}")
@@ -218,7 +218,7 @@ def remembered_command(given: Sequence[str], configuration: Configuration) -> li
             kept.append(redact(word))
             continue
         value = value if equals else next(words)
-        if option in texts_or_files and not os.path.isfile(value):  # noqa: PTH113 (a long text is no path)
+        if option in texts_or_files and not is_file(value):
             kept += [option, redact(value)]
         elif option in files - {"--config"}:
             kept += [option, str(Path(value).absolute())]

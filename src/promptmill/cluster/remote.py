@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import (
@@ -120,6 +120,7 @@ class Orders:
     """The facts about their call."""
 
 
+T = TypeVar("T")
 _Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 
 
@@ -147,15 +148,12 @@ class Replica:
             problem = f"A replica has promptmill {__version__}, the driver {version}; install the same on every node."
             return PromptmillError(Code.INVALID_CONFIG, problem, "")
         os.environ.update(environment)
-        try:
-            await self.aclose()
-            self._backend = await create(plan)
-            await self._backend.load(lambda _: None)
-        except PromptmillError as error:
-            return error
-        except Exception as error:  # noqa: BLE001 (any error must reach the driver in a form that it can read)
-            return internal_error("A replica could not load the model", error)
-        return None
+        return await _or_error(self._load(create, plan), "A replica could not load the model")
+
+    async def _load(self, create: _Create, plan: ResolvedConfig) -> None:
+        await self.aclose()
+        self._backend = await create(plan)
+        await self._backend.load(lambda _: None)
 
     async def submit(self, orders: Orders) -> None:
         """Start, stop and continue requests, whose keys are the driver's numbers."""
@@ -243,18 +241,23 @@ class Replica:
             await backend.aclose()
 
     async def _answer(self, request: Request, backend: Backend) -> None:
-        found: Outcome | PromptmillError
         try:
-            found = await backend.answer(request, self._call)
-        except PromptmillError as error:
-            found = error
-        except Exception as error:  # noqa: BLE001 (as above)
-            found = internal_error("A replica's backend failed", error)
+            outcome = await _or_error(backend.answer(request, self._call), "A replica's backend failed")
         finally:
             del self._tasks[request.key]
-        self._outcomes.append((request.key, found))
+        self._outcomes.append((request.key, outcome))
         self._call.counts.done += 1  # otherwise the backend here would report an endpoint that does not answer
         self._news.set()
+
+
+async def _or_error(work: Awaitable[T], problem: str) -> T | PromptmillError:
+    """Return the result of `work`, or its error in a form that the driver can read; `problem` describes a bug."""
+    try:
+        return await work
+    except PromptmillError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 (a backend may raise any)
+        return internal_error(problem, error)
 
 
 class Link(Protocol):

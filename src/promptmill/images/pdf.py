@@ -36,7 +36,7 @@ _COMPUTING_S = 20.0
 _REPLY_S = 60.0  # on the clock, for a busy machine
 _MEMORY = 1 << 30  # a file of `LARGEST_FILE`, and a decoded scan of 100 million pixels
 _DPI = 200
-_LONGEST = 2048  # pixels of a side: providers make larger images smaller
+_SIDE = 2048  # pixels of the longer side: providers make larger images smaller
 _QUALITY = 90  # of JPEG: small letters stay sharp
 _REOPENED = 50  # images: a document keeps a copy of each image that it has shown; to open it takes 1 ms
 _GRID = 20  # cells of a side: the share of a page that pictures cover, also in strips, is counted in them
@@ -180,29 +180,18 @@ class _Reading:
 
     def reply(self, asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:
         """Answer a message of the parent; `incoming` has the content of a new file."""
-        import pypdfium2
-
-        try:
-            if "size" in asked:
-                self._close()
-                self._content = (ctypes.c_char * asked["size"])()
-                incoming.readinto(self._content)  # type: ignore[attr-defined] # `read` takes twice the size of the file
+        if "size" in asked:
+            self._close()
+            self._content = (ctypes.c_char * asked["size"])()
+            incoming.readinto(self._content)  # type: ignore[attr-defined] # `read` takes twice the size of the file
+            self._open()
+            return {"pages": len(self._document)}
+        if page := asked["page"]:
+            self._images += 1
+            if self._images % _REOPENED == 0:
                 self._open()
-                return {"pages": len(self._document)}
-            if page := asked["page"]:
-                self._images += 1
-                if self._images % _REOPENED == 0:
-                    self._open()
-                return {"image": _image(self._document, page)}
-            return {"contents": list(map(tuple, _contents(self._document)))}
-        except PdfError as error:
-            return {"problem": str(error)}
-        except pypdfium2.PdfiumError:
-            return {"problem": "is damaged"}
-        except MemoryError:
-            return {"problem": "takes too much memory to read"}
-        except Exception:  # noqa: BLE001 (no file may end the process)
-            return {"problem": "cannot be opened"}
+            return {"image": _image(self._document, page)}
+        return {"contents": list(map(tuple, _contents(self._document)))}
 
     def _open(self) -> None:
         self._close()
@@ -346,7 +335,7 @@ def _image(document: Any, number: int) -> str:
     page = document[number - 1]
     try:
         longest = max(*page.get_size(), 1.0)
-        image = page.render(scale=min(_DPI / 72, _LONGEST / longest)).to_pil()
+        image = page.render(scale=min(_DPI / 72, _SIDE / longest)).to_pil()
     finally:
         page.close()
     out = io.BytesIO()
@@ -354,11 +343,21 @@ def _image(document: Any, number: int) -> str:
     return str(pybase64.b64encode_as_string(out.getvalue()))
 
 
+def _problem(_: frames.Frame, error: Exception) -> frames.Frame:
+    import pypdfium2
+
+    if isinstance(error, PdfError):
+        return {"problem": str(error)}
+    if isinstance(error, pypdfium2.PdfiumError):
+        return {"problem": "is damaged"}
+    return {"problem": "takes too much memory to read" if isinstance(error, MemoryError) else "cannot be opened"}
+
+
 def main() -> None:
     """Serve the process that started this one."""
     # the time of a page does not include their imports
     modules = ("pypdfium2", "PIL.JpegImagePlugin")
-    subprocesses.serve_parent(_Reading().reply, modules, memory=_MEMORY, computing_s=_COMPUTING_S)
+    subprocesses.serve_parent(_Reading().reply, _problem, modules, memory=_MEMORY, computing_s=_COMPUTING_S)
 
 
 if __name__ == "__main__":

@@ -50,4 +50,4 @@ def _check_others(option: Option, present: Mapping[str, Any]) -> None:
 
 
 def _or(others: Any) -> list[str | Named]:
-    return [part for other in others for part in (" or ", other)]
+    return [word for other in others for word in (" or ", other)]

@@ -106,7 +106,7 @@ class PageRows:
         if self._size > _TEXTS and self.longest > LENGTHS[-1]:
             self._shorten()
 
-    def place(self, key: str) -> int:
+    def index_of(self, key: str) -> int:
         """Return the index of a column."""
         return next(at for at, column in enumerate(self.columns) if column.key == key)
 
@@ -118,9 +118,9 @@ class PageRows:
     def drop_empty(self, keys: Sequence[str]) -> None:
         """Remove these columns if no row has a value in them."""
         for key in keys:
-            place = self.place(key)
-            if all(value in (None, "") for value in self.cells[place]):
-                del self.columns[place], self.cells[place]
+            index = self.index_of(key)
+            if all(value in (None, "") for value in self.cells[index]):
+                del self.columns[index], self.cells[index]
 
     def sort(self) -> None:
         """Order the rows by their numbers."""

@@ -8,8 +8,9 @@ import gc
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,6 +50,20 @@ def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
                 with contextlib.suppress(RuntimeError):  # the loop is closed: the work has just ended
                     stop[0]()
             raise
+
+
+def in_daemon_thread(work: Callable[[], T], name: str) -> Future[T]:
+    """Start `work` in a thread that the end of the process does not wait for; its error is raised with the result."""
+    future = Future[T]()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 (raised by `result`)
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
 
 
 def _factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

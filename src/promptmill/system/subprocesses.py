@@ -276,12 +276,18 @@ def private_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def serve_parent(
-    reply: Callable[[frames.Frame, BinaryIO], frames.Frame], modules: Iterable[str], *, memory: int, computing_s: float
+    reply: Callable[[frames.Frame, BinaryIO], frames.Frame],
+    failure: Callable[[frames.Frame, Exception], frames.Frame],
+    modules: Iterable[str] = (),
+    *,
+    memory: int,
+    computing_s: float,
 ) -> NoReturn:
     """In a child: answer each message of the parent by `reply`, until the parent closes its pipe.
 
-    `reply` also gets the pipe, for content that follows the message. The process may take `memory` bytes (Linux), and a
-    reply `computing_s` of processor time, which ends the process; the imports of `modules` come before.
+    `reply` also gets the pipe, for content that follows the message. `failure` answers a message for which it raises,
+    so no file and no answer ends the process. The process may take `memory` bytes (Linux), and a reply `computing_s` of
+    processor time, which ends the process; the imports of `modules` come before.
     """
     incoming, outgoing = private_pipes()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
@@ -296,7 +302,10 @@ def serve_parent(
         if (asked := frames.read(incoming)) is None:
             os._exit(0)
         runtime.limit_computing(computing_s)
-        message = reply(asked, incoming)
+        try:
+            message = reply(asked, incoming)
+        except Exception as error:  # noqa: BLE001 (damaged data make a parser raise any)
+            message = failure(asked, error)
         runtime.limit_computing(0.0)
 
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
+from promptmill.backends.batches import BatchLimits
 from promptmill.backends.openai.batches.profile import BatchProfile
 from promptmill.backends.openai.error_body import Cause, ErrorBody
 from promptmill.core.wording import did_you_mean
@@ -179,9 +180,8 @@ PROFILES = (
         page="learn.microsoft.com/azure/ai-services/openai/api-version-lifecycle",
         key_env="AZURE_OPENAI_API_KEY",
         batch=BatchProfile(
-            requests=100_000,
+            limits=BatchLimits(requests=100_000, poll_s=60.0),
             checks_files=True,
-            poll_s=60.0,
             discount=0.5,
             page="learn.microsoft.com/azure/ai-foundry/openai/how-to/batch",
         ),
@@ -198,8 +198,7 @@ PROFILES = (
         batch=BatchProfile(
             family="mistral",
             names_path=False,
-            requests=100_000,
-            file_bytes=512_000_000,
+            limits=BatchLimits(requests=100_000, file_bytes=512_000_000),
             discount=0.5,
             page="docs.mistral.ai/studio-api/batch-processing",
         ),
@@ -212,7 +211,9 @@ PROFILES = (
         base_url="https://api.groq.com/openai/v1",
         key_env="GROQ_API_KEY",
         page="console.groq.com/docs/openai",
-        batch=BatchProfile(file_bytes=100_000_000, discount=0.5, page="console.groq.com/docs/batch"),
+        batch=BatchProfile(
+            limits=BatchLimits(file_bytes=100_000_000), discount=0.5, page="console.groq.com/docs/batch"
+        ),
     ),
     ProviderProfile(
         "google",
@@ -228,7 +229,7 @@ PROFILES = (
             family="gemini",
             checks_files=True,
             purpose="",
-            file_bytes=2_000_000_000,
+            limits=BatchLimits(file_bytes=2_000_000_000),
             label="displayName",
             discount=0.5,
             page="ai.google.dev/gemini-api/docs/batch-api",
@@ -351,8 +352,7 @@ PROFILES = (
         page="platform.claude.com/docs/en/api/openai-sdk",
         batch=BatchProfile(
             family="anthropic",
-            requests=100_000,
-            file_bytes=256_000_000,
+            limits=BatchLimits(requests=100_000, file_bytes=256_000_000),
             label="",
             discount=0.5,
             page="platform.claude.com/docs/en/build-with-claude/batch-processing",
@@ -396,10 +396,9 @@ PROFILES = (
         page="openrouter.ai/docs/use-cases/reasoning-tokens",
         batch=BatchProfile(
             family="openrouter",
-            requests=1_000,  # 64 KB for each result in one body
+            limits=BatchLimits(requests=1_000, takes_local_images=False),  # 64 KB for each result in one body
             names_path=False,
             label="",
-            takes_local_images=False,
             can_cancel=False,
             page="openrouter.ai/docs/guides/features/batch-api",
         ),
@@ -412,7 +411,7 @@ PROFILES = (
         page="docs.together.ai/docs/inference/openai-compatibility",
         batch=BatchProfile(
             family="together",
-            file_bytes=100_000_000,
+            limits=BatchLimits(file_bytes=100_000_000),
             label="",
             purpose="batch-api",
             names_path=False,
@@ -428,7 +427,7 @@ PROFILES = (
         batch=BatchProfile(
             family="fireworks",
             names_path=False,
-            file_bytes=150_000_000,
+            limits=BatchLimits(file_bytes=150_000_000),
             label="id",
             discount=0.5,
             can_cancel=False,

@@ -33,7 +33,7 @@ _MARKS = 2  # punctuation marks per token: in tables each is one, in prose they 
 _DIGITS = string.digits.encode()
 _PUNCTUATION = string.punctuation.encode()
 _MARGIN = 1.1
-_LONGEST = 8  # characters per token; no usual text has more
+_CHARACTERS_OF_TOKEN = 8  # at most; no usual text has more
 _ENDS = tuple(
     re.compile(pattern)
     for pattern in (
@@ -129,7 +129,7 @@ def _tokenizer_file(model: str) -> Path | None:
 
 def fits(text: str, size: int, count: Count = tokens) -> bool:
     """Return whether a text has at most `size` tokens. A very long text is rejected without counting."""
-    return len(text) <= size * _LONGEST and count(text) <= size
+    return len(text) <= size * _CHARACTERS_OF_TOKEN and count(text) <= size
 
 
 def pieces(text: str, size: int, overlap: int = 0, count: Count = tokens) -> Iterator[Piece]:
@@ -181,7 +181,7 @@ def place_of(text: str, piece: Piece, value: str) -> str:
 
 def _characters(text: str, start: int, size: int, count: Count) -> int:
     """Return the number of characters from `start` on that have at most `size` tokens."""
-    at = min(len(text) - start, size * _LONGEST)
+    at = min(len(text) - start, size * _CHARACTERS_OF_TOKEN)
     while at > 1 and (found := count(text[start : start + at])) > size:
         at = max(1, at * size // (found + 1))
     return at

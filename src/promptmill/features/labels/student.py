@@ -8,11 +8,10 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import threading
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from functools import lru_cache
 from importlib import import_module
 from itertools import pairwise
@@ -21,6 +20,7 @@ from zlib import crc32
 
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.installation import adding
+from promptmill.system.runtime import in_daemon_thread
 
 T = TypeVar("T")
 MOST_LABELS = 500
@@ -182,19 +182,11 @@ def _sklearn(module: str) -> Any:
 def _abandonable(work: Callable[[], T], check: Callable[[], object]) -> T:
     """Return the result of work that cannot be interrupted. If `check` raises, raise its error and leave the work to a
     daemon thread: a fit of 5,000 texts takes 5 s, and with many labels a minute."""
-    found = Future[T]()
-
-    def run() -> None:
-        try:
-            found.set_result(work())
-        except BaseException as error:  # noqa: BLE001 (raised in the thread of the job)
-            found.set_exception(error)
-
-    threading.Thread(target=run, name="learn", daemon=True).start()
-    while not found.done():
+    result = in_daemon_thread(work, "learn")
+    while not result.done():
         check()
-        wait([found], _LOOK_S)
-    return found.result()
+        wait([result], _LOOK_S)
+    return result.result()
 
 
 STUDENTS: Mapping[bool | str, type[Classifier]] = {True: Student, "scikit-learn": LinearStudent}

@@ -19,7 +19,7 @@ from promptmill.core.feature import figures, part
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted, cut, unescaped
-from promptmill.features.report.job_table import CUT, FAILED, NEAR, PROMPT_NAME, JobTable, variant_names
+from promptmill.features.report.job_table import FAILED, NEAR, PROMPT_NAME, TRUNCATED, JobTable, variant_names
 from promptmill.images.load import ImageRules, from_folder
 from promptmill.images.thumbnails import thumbnail
 from promptmill.jobs import disk
@@ -89,8 +89,8 @@ def _page(folder: Folder, rules: ImageRules) -> tuple[bytes, tuple[int, int, str
         fields: Mapping[str, Mapping[str, Any]] = results.get("fields") or {"": results}
         labels = {
             name: statistics.values_by_slot(store, name) if spec.is_grid else {}
-            for name, part in fields.items()
-            if "values" in part and not part.get("is_list")  # a bar of a variant counts rows with one label
+            for name, facts in fields.items()
+            if "values" in facts and not facts.get("is_list")  # a bar of a variant counts rows with one label
         }
         curve = spec.plan.curve(store)
         where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
@@ -165,10 +165,10 @@ def _sections(found: Mapping[str, Any], curve: Sequence[tuple[float, float]]) ->
 
 
 def _filters(*, failed: bool, states: int) -> list[Filter]:
-    cut = bool(states & CUT)
-    filters = [("answered", "Answered", FAILED, 0)] if failed or cut else []
+    truncated = bool(states & TRUNCATED)
+    filters = [("answered", "Answered", FAILED, 0)] if failed or truncated else []
     filters += [("failed", "Failed", FAILED, FAILED)] if failed else []
-    filters += [("cut", "Cut off", CUT, CUT)] if cut else []
+    filters += [("cut", "Cut off", TRUNCATED, TRUNCATED)] if truncated else []
     return filters + ([("near", "Near the cut", NEAR, NEAR)] if states & NEAR else [])
 
 
@@ -210,8 +210,8 @@ def _tiles(found: Status) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{figure(100 * part / whole)} %" if part and whole else ""
+def _share(count: int, total: int) -> str:
+    return f"{figure(100 * count / total)} %" if count and total else ""
 
 
 def _of_answers(results: Results) -> str:

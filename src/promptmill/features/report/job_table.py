@@ -22,7 +22,7 @@ from promptmill.jobs.manage.job_rows import JobRow
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.pages.page_rows import OWN, Cell, Column, PageRows, last_turns
 
-FAILED, CUT, NEAR = 1, 2, 4
+FAILED, TRUNCATED, NEAR = 1, 2, 4
 """The bits that describe a row's state."""
 PROMPT_NAME = "prompt name"
 """The column with the prompts' names, in a job with several prompts."""
@@ -84,7 +84,7 @@ class JobTable:
         is_cut = row.values["finish_reason"] == "length"
         values[_SECONDS], values[_TOKENS] = row.seconds, row.values["usage"]["completion_tokens"]
         near = NEAR if row.answered is not None and self.spec.plan.is_near(row.answered.beside) else 0
-        self.rows.add(row.number, (FAILED if values.get(_ERROR) else CUT if is_cut else 0) | near, values)
+        self.rows.add(row.number, (FAILED if values.get(_ERROR) else TRUNCATED if is_cut else 0) | near, values)
 
     def finished(self, *, has_images: bool) -> PageRows:
         """Return the table. `has_images`: whether some rows have a thumbnail."""

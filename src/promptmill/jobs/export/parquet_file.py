@@ -28,7 +28,7 @@ _ROWS_AT_ONCE = 4096
 _VALUES_AT_ONCE = 32  # values between two checks of a page's size; the default, 1,024, makes huge pages of images
 _INTEGER, _LONG, _MIXED = "integer", "long", "mixed"
 _DECIMAL = "decimal "
-_MOST_DIGITS = 38  # digits of a decimal in Arrow and in databases
+_PRECISION = 38  # digits of a decimal in Arrow and in databases
 _SCALARS = MappingProxyType(
     {str: "string", values.SheetDate: "string", bool: "boolean", int: _INTEGER, float: "number", bytes: "bytes"}
 )
@@ -256,7 +256,7 @@ def _joined(one: _Kind, other: _Kind) -> _Kind:
 
 def _decimal(whole: int, fraction: int) -> str:
     """Return the kind for decimals with this number of digits before and after the decimal point."""
-    return f"{_DECIMAL}{whole} {fraction}" if whole + fraction <= _MOST_DIGITS else _MIXED
+    return f"{_DECIMAL}{whole} {fraction}" if whole + fraction <= _PRECISION else _MIXED
 
 
 def _digits_of(value: Decimal) -> tuple[int, int]:
@@ -285,7 +285,7 @@ def _arrow_type(kind: _Kind) -> Any:
         "bytes": pa.binary(),
     }
     if isinstance(kind, str) and kind.startswith(_DECIMAL):
-        return pa.decimal128(_MOST_DIGITS, _digits_in(kind)[1])
+        return pa.decimal128(_PRECISION, _digits_in(kind)[1])
     return types.get(kind, pa.string()) if isinstance(kind, str) else pa.string()
 
 

@@ -21,7 +21,6 @@ from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any, TypeAlias
-from xml.etree import ElementTree as ET
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
@@ -416,15 +415,14 @@ def _heads(packed: zipfile.ZipFile, parts: xlsx.Parts, data: bytes, header: int)
 def _shared(packed: zipfile.ZipFile, part: str, wanted: set[int]) -> dict[int, str]:
     """Return the shared texts with the numbers `wanted`."""
     texts, at = {}, 0
-    with packed.open(part) as stream:
-        for _, one in ET.iterparse(stream):  # noqa: S314 (as in `xlsx.tree_of`)
-            if xlsx.local(one.tag) == "si":
-                if at in wanted:
-                    texts[at] = xlsx.text_in(one)
-                at += 1
-                if len(texts) == len(wanted):
-                    break
-                one.clear()
+    for element in xlsx.elements_of(packed, part):
+        if xlsx.local(element.tag) == "si":
+            if at in wanted:
+                texts[at] = xlsx.text_in(element)
+            at += 1
+            if len(texts) == len(wanted):
+                break
+            element.clear()
     return texts
 
 

@@ -46,7 +46,7 @@ def format_of_input(files: InputFiles) -> str:
     Raises `PromptmillError` (`invalid_input`) for an unknown suffix, files of several kinds, and UTF-16 text or
     compressed content without the matching option or suffix.
     """
-    kinds = {_as_read(format_by_suffix(part.path, "input file")): part.path.name for part in files.parts}
+    kinds = {_as_read(format_by_suffix(file.path, "input file")): file.path.name for file in files.parts}
     if len(kinds) > 1:
         (one, first), (other, second) = list(kinds.items())[:2]
         raise input_error(f"The input holds both {one} ({first}) and {other} files ({second}); name those of one kind.")
@@ -151,7 +151,7 @@ def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
         files.encoding = encoding or files.encoding
         yield from objects_of(input_of(files, format_of_input(files)))
     except PromptmillError as error:
-        if encoding is None and any(isinstance(part, Named) and part.field == "encoding" for part in error.parts):
+        if encoding is None and any(isinstance(word, Named) and word.field == "encoding" for word in error.parts):
             save = "save it as UTF-8, which Excel calls `CSV UTF-8`"
             raise input_error(f"{path.name} is not UTF-8 text; {save}.") from None
         raise

@@ -168,6 +168,7 @@ _READERS: Mapping[str, Callable[[bytes], str]] = MappingProxyType(
 )
 SUFFIXES = frozenset(_READERS)
 """The suffixes of documents."""
+_UNREADABLE = "takes too much time or memory to read, or is damaged"
 _HELPER = subprocesses.Helper(__name__, _REPLY_S)
 atexit.register(_HELPER.end)
 
@@ -184,7 +185,7 @@ def text_of(suffix: str, data: bytes) -> str:
     except OSError:
         raise input_error("cannot be read, as no process for it starts") from None
     if reply is None:
-        raise input_error("takes too much time or memory to read, or is damaged")
+        raise input_error(_UNREADABLE)
     if "problem" in reply:
         raise input_error(reply["problem"])
     return str(reply["text"])
@@ -193,18 +194,19 @@ def text_of(suffix: str, data: bytes) -> str:
 def _reply(asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:
     """Answer the parent process; `incoming` holds the document."""
     data = incoming.read(asked["size"])
-    try:
-        text = _READERS[asked["suffix"]](data)
-    except PromptmillError as error:
-        return {"problem": error.message}
+    text = _READERS[asked["suffix"]](data)
     if len(text) > LARGEST_TEXT:
         return {"problem": f"has more than {LARGEST_TEXT >> 20} million characters"}
     return {"text": text.encode("utf-8", "replace").decode()}
 
 
+def _problem(_: frames.Frame, error: Exception) -> frames.Frame:
+    return {"problem": error.message if isinstance(error, PromptmillError) else _UNREADABLE}
+
+
 def main() -> None:
     """Serve the parent process."""
-    subprocesses.serve_parent(_reply, (), memory=WORKBOOK_MEMORY, computing_s=_COMPUTING_S)
+    subprocesses.serve_parent(_reply, _problem, memory=WORKBOOK_MEMORY, computing_s=_COMPUTING_S)
 
 
 if __name__ == "__main__":

@@ -105,12 +105,8 @@ def check_installed(*paths: Path) -> None:
         needed: dict[str, tuple[Sequence[str], str, str]] = {
             suffix: (_PACKAGES[suffix], "files", _TITLES.get(suffix, suffix)) for suffix in suffixes & _PACKAGES.keys()
         }
-        if (file_format := format_of(plain(path).name)) is not None and file_format.packages:
-            needed[plain(path).suffix] = (
-                file_format.packages,
-                file_format.extra,
-                file_format.title or plain(path).suffix,
-            )
+        if (kind := format_of(plain(path).name)) is not None and kind.packages:
+            needed[plain(path).suffix] = kind.packages, kind.extra, kind.title or plain(path).suffix
         for modules, extra, title in needed.values():
             for module in modules:
                 if importlib.util.find_spec(module) is None:

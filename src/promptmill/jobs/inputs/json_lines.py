@@ -49,11 +49,9 @@ class JsonLines:
                 pieces = _pages(_items(stream, part.path.name)) if is_list else _pieces(stream, window)
                 for plain, data in pieces:
                     lines = [line and _with(line, part.columns) for line in plain] if part.columns else plain
-                    input_rows = [
-                        _row(number, line) for number, line in enumerate(lines, n) if line is None or line.strip()
-                    ]
+                    group = [_row(number, line) for number, line in enumerate(lines, n) if line is None or line.strip()]
                     digest = digest_of(data) if data and len(self._files.parts) == 1 else b""
-                    yield Stretch(input_rows, Extent(len(data), len(lines), len(lines)), digest)
+                    yield Stretch(group, Extent(len(data), len(lines), len(lines)), digest)
                     n += len(lines)
 
 

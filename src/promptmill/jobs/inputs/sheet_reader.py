@@ -123,15 +123,8 @@ class _Reading:
         """Answer a message of the parent process; `incoming` holds the content of a new file."""
         if "first" in asked:
             return {"rows": self._page(asked["first"])}
-        content, file = incoming.read(asked["size"]), asked["file"]
-        try:
-            sheet = _read(content, file, asked["sheet"], asked["header_row"])
-        except PromptmillError as error:
-            return {"problem": error.message}
-        except MemoryError:
-            return {"problem": f"{file} takes too much memory to read; save its sheet as CSV."}
-        except Exception as error:  # noqa: BLE001 (no file may end the child process)
-            return {"problem": f"{file} cannot be read: {str(error)[:200] or type(error).__name__}."}
+        content = incoming.read(asked["size"])
+        sheet = _read(content, asked["file"], asked["sheet"], asked["header_row"])
         self._rows, sheet.rows = sheet.rows, []
         return asdict(sheet)
 
@@ -361,11 +354,20 @@ def _masked(number: int, mask: Sequence[str]) -> str:
     return text
 
 
+def _problem(asked: frames.Frame, error: Exception) -> frames.Frame:
+    if isinstance(error, PromptmillError):
+        return {"problem": error.message}
+    if isinstance(error, MemoryError):
+        return {"problem": f"{asked['file']} takes too much memory to read; save its sheet as CSV."}
+    return {"problem": f"{asked['file']} cannot be read: {str(error)[:200] or type(error).__name__}."}
+
+
 def main() -> None:
     """Serve the parent process."""
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 2)  # the parser prints the reason of a crash; the parent reports it
-    subprocesses.serve_parent(_Reading().reply, ("python_calamine",), memory=WORKBOOK_MEMORY, computing_s=_COMPUTING_S)
+    modules = ("python_calamine",)
+    subprocesses.serve_parent(_Reading().reply, _problem, modules, memory=WORKBOOK_MEMORY, computing_s=_COMPUTING_S)
 
 
 if __name__ == "__main__":

@@ -214,12 +214,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):  # type: ignore[misc]
 class _Fields(NodeTransformer):  # type: ignore[misc]
     """Replaces `a.b` by `a["b"]`, except in a call such as `a.b()`."""
 
-    def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:  # noqa: N802 (Jinja's name)
+    def visit_Getattr(self, node: nodes.Getattr) -> nodes.Node:
         """Return the node for the field of an object."""
         self.generic_visit(node)
         return nodes.Getitem(node.node, nodes.Const(node.attr), node.ctx, lineno=node.lineno)
 
-    def visit_Call(self, node: nodes.Call) -> nodes.Node:  # noqa: N802
+    def visit_Call(self, node: nodes.Call) -> nodes.Node:
         """Return the call of a method."""
         called = node.node
         self.generic_visit(node)

@@ -15,9 +15,9 @@ import os
 import queue
 import shutil
 import sys
-import threading
 import warnings
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
@@ -108,7 +108,7 @@ def stream(
     rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]
 ) -> Generator[dict[str, Any], None, None]:
     """Do the same as `stream_async` without an event loop. Closing the generator interrupts the job."""
-    come: queue.Queue[tuple[dict[str, Any] | None, BaseException | None]] = queue.Queue()
+    answered: queue.Queue[dict[str, Any] | None] = queue.Queue()
     stop: list[Callable[[], object]] = []
 
     async def work() -> None:
@@ -116,30 +116,19 @@ def stream(
         assert task is not None
         stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
         async for row in _rows_of(await asyncio.to_thread(_Call.of, rows, output, options)):
-            come.put((row, None))
+            answered.put(row)
 
-    def run() -> None:
-        try:
-            runtime.run_anywhere(work())
-            come.put((None, None))
-        except BaseException as error:  # noqa: BLE001 (raised in the thread that takes the rows)
-            come.put((None, error))
-
-    thread = threading.Thread(target=run, name="promptmill", daemon=True)
-    thread.start()
+    result = runtime.in_daemon_thread(lambda: runtime.run_anywhere(work()), "promptmill")
+    result.add_done_callback(lambda _: answered.put(None))
     try:
-        while True:
-            row, error = come.get()
-            if error is not None:
-                raise error
-            if row is None:
-                return
+        while (row := answered.get()) is not None:
             yield row
+        result.result()
     finally:
-        if stop and thread.is_alive():
-            with contextlib.suppress(RuntimeError):  # the event loop is closed, because its thread has just ended
+        if stop and not result.done():
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, because the work has just ended
                 stop[0]()
-        thread.join()
+        wait([result])
 
 
 @dataclass

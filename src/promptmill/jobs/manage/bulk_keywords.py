@@ -113,7 +113,7 @@ def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     >>> option_forms({"prompt": ["Is {{x}} so?", "Why {{x}}?"], "fields": {"amount": float, "due": "date"}})
     {'prompt': {'Is {{x}} so?': 'Is {{x}} so?', 'Why {{x}}?': 'Why {{x}}?'}, 'fields': 'amount:number,due:date'}
     """
-    arguments: dict[str, Any] = {}
+    forms: dict[str, Any] = {}
     for name, kinds in _KINDS.items():
         if not isinstance(given.get(name, ""), (str, *kinds)):
             raise input_error(f"`{name}` is {shape(given[name])}, which it cannot be; see help(bulk).")
@@ -124,14 +124,12 @@ def option_forms(given: Mapping[str, Any]) -> dict[str, Any]:
         names = [cut(" ".join(text.split()), _LONGEST_NAME) for text in prompts]
         if len({*names}) < len(names):
             names = [str(at) for at in range(1, len(names) + 1)]
-        arguments["prompt"] = dict(zip(names, prompts, strict=True)) if len(names) > 1 else prompts[0]
+        forms["prompt"] = dict(zip(names, prompts, strict=True)) if len(names) > 1 else prompts[0]
     if isinstance(fields, Mapping):
-        arguments["fields"] = ",".join(
-            f"{_field_name(name)}:{_field_type(name, kind)}" for name, kind in fields.items()
-        )
+        forms["fields"] = ",".join(f"{_field_name(name)}:{_field_type(name, kind)}" for name, kind in fields.items())
     elif isinstance(fields, Sequence) and not isinstance(fields, str):
-        arguments["fields"] = ",".join(map(str, fields))
-    return arguments
+        forms["fields"] = ",".join(map(str, fields))
+    return forms
 
 
 def _field_name(name: object) -> str:

@@ -41,7 +41,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
     `RowReader`. `prompts`: the number of finished prompts to return.
     """
     order, plan, plans = wanted.order, wanted.plan, wanted.plans
-    if order.cut is not None:
+    if order.parsed_shard is not None:
         raise input_error("Validate the whole input, without ", Named("shard"), ".")
     files = OrderFiles.of(wanted, is_anew=True)
     with contextlib.ExitStack() as opened:

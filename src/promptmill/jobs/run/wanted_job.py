@@ -197,7 +197,7 @@ def _check_is_text(path: Path) -> None:
 
 def _check_fields(order: JobOrder, input_format: str) -> None:
     """Raise `PromptmillError` (`invalid_input`) for fields that are invalid or cannot be combined."""
-    _ = order.limits.failures, order.cut
+    _ = order.limits.failures, order.parsed_shard
     question = order.question
     if input_format in WHOLE_REQUESTS:
         given = {

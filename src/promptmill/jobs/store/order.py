@@ -299,14 +299,14 @@ class JobOrder(Stored):
         return next((each.create for each in self.parts.values() if each.create is not None), None)
 
     @property
-    def cut(self) -> Shard | None:
+    def parsed_shard(self) -> Shard | None:
         """The shard in `shard`, parsed. Raises `PromptmillError` (`invalid_input`)."""
         return None if self.limits.shard is None else Shard.parse(self.limits.shard)
 
     @property
     def target(self) -> Path:
         """The file that the job writes: `output`, or the shard file."""
-        shard = self.cut
+        shard = self.parsed_shard
         return self.output if shard is None or PART.search(self.output.name) else shard.of(self.output)
 
     @property

@@ -65,7 +65,7 @@ class InputSpec(Stored):
     """For rows of JSON: fields with a name that a column of the job could get."""
     settings_read: tuple[str, ...] = ()
     """The columns that are read as settings of each row."""
-    blank: dict[str, int] = {}  # noqa: RUF012 (pydantic copies it)
+    blank: dict[str, int] = Field(default_factory=dict)
     """For each column: the number of rows whose empty cell leaves a blank in the prompt."""
 
     @property

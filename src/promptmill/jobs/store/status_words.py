@@ -172,8 +172,8 @@ def one_line(value: str) -> str:
 
 
 def _without_rows(status: Status) -> str:
-    if part := PART.search(status["output_file"] or ""):
-        return f"shard {int(part[1])} of {int(part[2])} holds no rows; that is all right"
+    if shard := PART.search(status["output_file"] or ""):
+        return f"shard {int(shard[1])} of {int(shard[2])} holds no rows; that is all right"
     to = f", and so does the output {status['output_file']}" if status["output_file"] else ""
     return f"{status['input_file']} holds no rows{to}"
 
@@ -250,7 +250,7 @@ def parts(status: RunStatus) -> list[str]:
             f"{status['retries']:,} retried" if status.get("retries") else "",
             f"{status['tokens_per_second']:.0f} tokens/s",
         ]
-    return [part for part in counts_shown if part]
+    return [text for text in counts_shown if text]
 
 
 def outcome(status: Status, of: str = "") -> str:

@@ -93,35 +93,35 @@ class DecodeLoop(ABC):
         wrong: dict[int, Exception] = {}
         # the model's own log probabilities, before penalties and masks
         logprobs = {
-            place: scores[place].log_softmax(-1)
-            for place, row in enumerate(rows)
+            position: scores[position].log_softmax(-1)
+            for position, row in enumerate(rows)
             if row.logprobs is not None or row.chances is not None
         }
-        for place, row in enumerate(rows):
+        for position, row in enumerate(rows):
             try:
-                row.choice.penalise(scores[place], row.prompt, row.tokens)
+                row.choice.penalise(scores[position], row.prompt, row.tokens)
             except Exception as error:
-                wrong[place] = error
+                wrong[position] = error
         tokens = choose(scores, [row.choice for row in rows])
         done = []
-        for place, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+        for position, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             try:
-                if place in wrong:
-                    raise wrong[place]
+                if position in wrong:
+                    raise wrong[position]
                 if token is None:
                     raise _not_a_number()
                 if row.logprobs is not None:
-                    row.logprobs.append(_logprobs(row, token, logprobs[place]))
+                    row.logprobs.append(_logprobs(row, token, logprobs[position]))
                 if row.chances is not None:
-                    _add_chances(row, token, logprobs[place].masked_fill(scores[place].isneginf(), -math.inf))
+                    _add_chances(row, token, logprobs[position].masked_fill(scores[position].isneginf(), -math.inf))
                 if row.accept(token):
                     self._answer(row, row.outcome())
-                    done.append(place)
+                    done.append(position)
                 elif (preview := row.preview()) is not None:
                     self._channel.send(preview)
             except Exception as error:
                 self._answer(row, row.failure(_item_error(error)))
-                done.append(place)
+                done.append(position)
         return Advance(tokens, done)
 
     def _count_step(self) -> None:
@@ -183,7 +183,7 @@ class Decoder(DecodeLoop):
 
     def _drop_cancelled(self) -> None:
         rows = self._batch.rows
-        self._batch.drop([place for place, row in enumerate(rows) if self._schedule.is_cancelled(row.run)])
+        self._batch.drop([position for position, row in enumerate(rows) if self._schedule.is_cancelled(row.run)])
         if self._prefill is not None and all(self._schedule.is_cancelled(row.run) for row in self._prefill.rows):
             self._prefill = None
 
@@ -228,14 +228,14 @@ class Decoder(DecodeLoop):
             return 0
         most = max(running.values())
         rows = self._batch.rows
-        places = [i for i, row in enumerate(rows) if running[row.run] == most]
+        positions = [i for i, row in enumerate(rows) if running[row.run] == most]
         if most - fewest < 2:
-            places = [i for i in places if rows[i].turns >= _QUANTUM] if fewest == 0 else []
-        if not places:
+            positions = [i for i in positions if rows[i].turns >= _QUANTUM] if fewest == 0 else []
+        if not positions:
             return 0
-        place = max(places, key=lambda i: rows[i].turns)
-        row = rows[place]
-        self._batch.leave(place)
+        position = max(positions, key=lambda i: rows[i].turns)
+        row = rows[position]
+        self._batch.leave(position)
         if self._schedule.kept() >= self._most:
             row.kept = None  # memory is for running rows; recomputing takes less time than the row may wait
         self._schedule.put_back(row)
@@ -261,8 +261,8 @@ class Decoder(DecodeLoop):
         self._prefill = None
         before = len(self._batch.rows)
         try:
-            for place, row in enumerate(prefill.rows):
-                self._batch.join(row, prefill.content(place))
+            for position, row in enumerate(prefill.rows):
+                self._batch.join(row, prefill.content(position))
         except Exception as error:
             self._mishap(self._reset(*prefill.rows), error)
             return
@@ -280,10 +280,10 @@ class Decoder(DecodeLoop):
     def _accept(self, first: int, scores: Any) -> None:
         """Give each row from place `first` on its next token; drop the rows that are finished with it."""
         advance = self._advance_rows(self._batch.rows[first:], scores)
-        for place, token in enumerate(advance.tokens):
+        for position, token in enumerate(advance.tokens):
             if token is None:
-                self._batch.wipe(first + place)
-        self._batch.drop([first + place for place in advance.done])
+                self._batch.wipe(first + position)
+        self._batch.drop([first + position for position in advance.done])
 
     def _reset(self, *more: RunningSequence) -> list[RunningSequence]:
         """Discard the batch's computed state; return its rows and `more`, each once."""
@@ -322,20 +322,20 @@ class ContinuousBatch:
         self._cache.add(content)
         self.rows.append(row)
 
-    def leave(self, place: int) -> None:
+    def leave(self, position: int) -> None:
         """Remove a row that continues later; it keeps its content."""
-        self.rows[place].kept = self._cache.copy_of(place)
-        self.drop([place])
+        self.rows[position].kept = self._cache.copy_of(position)
+        self.drop([position])
 
-    def wipe(self, place: int) -> None:
+    def wipe(self, position: int) -> None:
         """Erase a row's content, because another row will use its place."""
-        self._cache.wipe(place)
+        self._cache.wipe(position)
 
-    def drop(self, places: list[int]) -> None:
-        """Remove the rows at `places`; the last rows take their places."""
-        for place in sorted(places, reverse=True):
-            self._cache.remove(place)
-            self.rows[place] = self.rows[-1]
+    def drop(self, positions: list[int]) -> None:
+        """Remove the rows at `positions`; the last rows take their places."""
+        for position in sorted(positions, reverse=True):
+            self._cache.remove(position)
+            self.rows[position] = self.rows[-1]
             self.rows.pop()
 
     def step(self) -> Any:
@@ -378,9 +378,9 @@ class Prefill:
         )
         return scores if end == whole else None
 
-    def content(self, place: int) -> KeysValues:
+    def content(self, position: int) -> KeysValues:
         """Return the keys and values of a row, with which it joins the batch."""
-        return row_of(self._cache, place, self._lengths[place])
+        return row_of(self._cache, position, self._lengths[position])
 
 
 class GenerateLoop(DecodeLoop):
@@ -437,14 +437,14 @@ class GenerateLoop(DecodeLoop):
     def _choose(self, tokens: Any, scores: Any) -> Any:
         """Make `generate` take the tokens that the rows choose, by ruling out all others."""
         del tokens
-        places = [place for place, row in enumerate(self._rows) if not row.answered]
-        advance = self._advance_rows([self._rows[place] for place in places], scores[places])
+        positions = [position for position, row in enumerate(self._rows) if not row.answered]
+        advance = self._advance_rows([self._rows[position] for position in positions], scores[positions])
         self._count_step()
         forced = torch.full_like(scores, float("-inf"))
         forced[:, 0] = 0.0
-        for place, token in zip(places, advance.tokens, strict=True):
-            forced[place, 0] = float("-inf")
-            forced[place, token or 0] = 0.0
+        for position, token in zip(positions, advance.tokens, strict=True):
+            forced[position, 0] = float("-inf")
+            forced[position, token or 0] = 0.0
         return forced
 
     def _ended(self, tokens: Any, scores: Any) -> Any:

@@ -100,7 +100,7 @@ class SamplerState:
         return self.temperature < _GREEDY_BELOW
 
     @property
-    def cut(self) -> bool:
+    def truncates(self) -> bool:
         """Whether unlikely tokens are left out."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
@@ -141,23 +141,23 @@ def choose(scores: Any, choices: list[SamplerState]) -> list[int | None]:
 def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
     numbers = [choice.draw() for choice in choices]
     drawn = [0] * len(choices)
-    whole = [row for row, choice in enumerate(choices) if not choice.cut]
+    whole = [row for row, choice in enumerate(choices) if not choice.truncates]
     for row in whole:
         upto = scaled[row].softmax(-1).cpu().cumsum(-1, dtype=torch.float64)  # cpu: Apple's GPUs have no float64
         drawn[row] = _place_of(numbers[row], upto)
-    cut = [row for row in range(len(choices)) if row not in set(whole)]
+    truncated = [row for row in range(len(choices)) if row not in set(whole)]
     candidates = min(scaled.shape[1], _CANDIDATES)
-    while cut:
-        values, indices = scaled[cut].topk(candidates)
-        shares = (values - scaled[cut].logsumexp(-1, keepdim=True)).exp().cpu()
+    while truncated:
+        values, indices = scaled[truncated].topk(candidates)
+        shares = (values - scaled[truncated].logsumexp(-1, keepdim=True)).exp().cpu()
         missing = []
-        for place, row in enumerate(cut):
-            token = _from_candidates(shares[place], choices[row], numbers[row], last=candidates == scaled.shape[1])
+        for position, row in enumerate(truncated):
+            token = _from_candidates(shares[position], choices[row], numbers[row], last=candidates == scaled.shape[1])
             if token is None:
                 missing.append(row)
             else:
-                drawn[row] = int(indices[place, token])
-        cut, candidates = missing, scaled.shape[1]
+                drawn[row] = int(indices[position, token])
+        truncated, candidates = missing, scaled.shape[1]
     return drawn
 
 

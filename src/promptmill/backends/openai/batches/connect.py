@@ -7,6 +7,7 @@ import contextlib
 import random
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from urllib.parse import urlsplit, urlunsplit
 
 from promptmill.backends.batches import BatchApi, BatchLimits
@@ -24,7 +25,7 @@ _PATHS = re.compile(r"(/chat/completions|/responses|/messages|/models(?:/[^/]+:\
 # The end of an address that speaks an API of its own, and the batches of that API.
 _OWN_API = re.compile(r"/(messages|models)(?:/[^/]+:\w+)?/?$")
 _ROWS = {
-    "messages": BatchProfile(family="anthropic", requests=100_000, label=""),
+    "messages": BatchProfile(family="anthropic", limits=BatchLimits(requests=100_000), label=""),
     "models": BatchProfile(family="gemini", label="displayName", checks_files=True, purpose=""),
 }
 _KEY_HEADERS = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}
@@ -77,13 +78,7 @@ def _family(
         base = base.removesuffix("/openai")
     elif profile.family == "fireworks":  # beside the API of inference
         base = base.replace("/inference/v1", "/v1")
-    limits = BatchLimits(
-        requests=profile.requests,
-        file_bytes=int(profile.file_bytes * _MARGIN),
-        window_s=profile.window_h * 3600.0,
-        poll_s=profile.poll_s,
-        takes_local_images=profile.takes_local_images,
-    )
+    limits = replace(profile.limits, file_bytes=int(profile.limits.file_bytes * _MARGIN))
     connection = BatchConnection(
         pool,
         endpoint,

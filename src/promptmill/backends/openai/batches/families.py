@@ -121,7 +121,7 @@ class MistralBatches(Batches):
             "input_files": [batch.file_id],
             "model": batch.model,
             "metadata": {"promptmill": batch.key},
-            "timeout_hours": self._profile.window_h,
+            "timeout_hours": int(self.limits.window_s // 3600),
         }
 
 

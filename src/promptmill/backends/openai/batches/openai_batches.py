@@ -224,7 +224,7 @@ class Batches(BatchApi):
         body: JsonDict = {
             "input_file_id": batch.file_id,
             "endpoint": self._path,
-            "completion_window": f"{self._profile.window_h}h",
+            "completion_window": f"{self.limits.window_s // 3600:.0f}h",
         }
         return self.JOBS, body | ({"metadata": {LABEL: batch.key}} if self._profile.label == "metadata" else {})
 

@@ -288,7 +288,7 @@ def _block(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) 
 # Replies
 
 
-def completion(payload: JsonDict, headers: Mapping[str, str]) -> JsonDict | None:  # noqa: ARG001 (it is in the body)
+def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     """Return a message as a chat completion."""
     blocks = payload.get("content")
     if payload.get("type") != "message" or not isinstance(blocks, list):

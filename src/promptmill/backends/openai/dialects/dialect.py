@@ -69,7 +69,7 @@ class Dialect(Protocol):
         """
         ...
 
-    def completion(self, payload: JsonDict, headers: Mapping[str, str]) -> JsonDict | None:
+    def completion(self, payload: JsonDict, headers: Mapping[str, str], /) -> JsonDict | None:
         """Return a reply as a chat completion; None for an object that is no answer of this API, such as an error."""
         ...
 
@@ -90,8 +90,8 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def same_url(url: str, model: str, *, stream: bool) -> str:  # noqa: ARG001 (both are in the body)
-    """Return the endpoint's URL, which is that of each request."""
+def same_url(url: str, *_: object, **__: object) -> str:
+    """Return the endpoint's URL, which is that of each request: its body has the model and `stream`."""
     return url
 
 

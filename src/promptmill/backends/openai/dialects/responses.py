@@ -131,7 +131,7 @@ def _part(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) -
 # Replies
 
 
-def completion(payload: JsonDict, headers: Mapping[str, str]) -> JsonDict | None:  # noqa: ARG001 (it is in the body)
+def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     """Return a response as a chat completion."""
     items = payload.get("output")
     if not isinstance(items, list) or payload.get("error"):
