@@ -64,7 +64,7 @@ _NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "f
 # OpenAI and Azure `auto` is the default.
 _DEAREST = {"auto": "priority"}
 _RESERVES = "The budget has room for few requests at a time"
-_ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers that show the usual length; longest per average
+_ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers before the advice; the advised limit, in average answers
 
 
 class BudgetedAnswers:

@@ -1,11 +1,11 @@
 """The server over standard input and output: the SDK's transport, with four additions.
 
 * A client may send `server/discover` first, and `initialize` if the answer takes too long (the Vercel AI SDK: one
-second). The MCP SDK derives the protocol version from the first request and refuses the other version, so an initial
-`server/discover` is handled as a separate conversation.
+  second). The MCP SDK derives the protocol version from the first request and refuses the other version, so an initial
+  `server/discover` is handled as a separate conversation.
 * An unreadable request gets an error reply. The SDK drops such lines, and their senders wait forever.
 * `last_answers` waits until the client has read the answers to its calls, so that they arrive before the process ends.
-The SDK does not report its writes, so it writes into `_Pipe`.
+  The SDK does not report its writes, so it writes into `_Pipe`.
 * After the client has disconnected, nothing is sent.
 
 The SDK tries to parse a line as each kind of message in turn. Compared with a custom parser, a valid call of 20 MB

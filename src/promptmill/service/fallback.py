@@ -60,7 +60,7 @@ class _Route:
     plan: ResolvedConfig
     entering: asyncio.Task[tuple[Loaded, protocol.Share]] | None = None
     share: protocol.Share | None = None
-    """The share at the model, while the call has entered it."""
+    """The call's share of the model; None while the call has not entered the model."""
     wanted: int = 0
     """The number of requests for this model, including requests that wait for its load."""
     running: int = 0
