@@ -1,4 +1,4 @@
-"""promptmill: text-generation engines as MCP tools."""
+"""promptmill: engines for text generation, as MCP tools."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _NAMES = {
 
 
 def _names() -> dict[str, str]:
-    """Return the part behind each name of the programs' interface, names of features included."""
+    """Return the part for each public name for programs, including names of features."""
     from promptmill.core.feature import names
 
     return {**_NAMES, **names()}
 
 
 def __getattr__(name: str) -> Any:
-    """Import each name of the programs' interface at its first use: the server starts often and does not use them."""
+    """Import each public name on first use: the server starts often and does not need them."""
     if name == "__all__":
         return [*_names()]
     if name.startswith("__") or name not in (known := _names()):
@@ -35,5 +35,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the names of the programs' interface, also before their first use."""
+    """Return the public names for programs, even before their first use."""
     return [*_names(), "__version__"]

@@ -1,4 +1,4 @@
-"""Classes that features give to programs written for another library: `from promptmill.api import OpenAIAPI`."""
+"""Classes, added by features, for programs written for another library: `from promptmill.api import OpenAIAPI`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from promptmill.core.feature import names, part
 
 
 def __getattr__(name: str) -> Any:
-    """Import a class at its first use."""
+    """Import a class on first use."""
     if name == "__all__":
         return [PromptmillError.__name__, *names("api")]
     if name not in (known := names("api")):
@@ -18,5 +18,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the names of the classes, also before their first use."""
+    """Return the names of the classes, even before their first use."""
     return [PromptmillError.__name__, *names("api")]

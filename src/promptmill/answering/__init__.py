@@ -1,1 +1,1 @@
-"""Functions around `answer`, which add a feature to every backend: several answers, cache, schema, budget, …"""
+"""Functions around `answer` that add features to every backend: several answers, cache, schema, budget, …"""

@@ -1,18 +1,18 @@
-"""The answer cache: a request with a cached answer is not sent, and identical requests in flight are sent once.
+"""The answer cache: a request with a cached answer is not sent, and of identical requests in flight, one is sent.
 
-Its place depends on the clients of the process:
+The position of the cache depends on the clients of the process:
 
     one user         cached ─▶ several ─▶ structured ─▶ priced ─▶ backend    a hit is free and counted as a hit
     several clients  several ─▶ structured ─▶ priced ─▶ cached ─▶ backend    a hit is reported like a sent request
 
-No client may learn another client's requests from a report. So for several clients, the cache takes the place of the
-backend: a hit counts as a request and has the usage and the warnings of the first answer, and all functions around it
-check, count and charge it like any other. A report shows no difference; only the time does. Equal requests of two calls
-are both sent, because the wait for another call's request looks different from that for the endpoint. Only requests at
-temperature 0 are cached, because at others equal answers to two requests would reveal a hit. The two places hold
-different answers, checked and unchecked ones, and never find each other's.
+No client may learn another client's requests from a report. So with several clients, the cache replaces the backend: a
+hit counts as a request and has the usage and the warnings of the first answer, and all functions around the cache
+check, count and charge it as usual. Only the time differs, not the report. Equal requests of two calls are both sent,
+because waiting for another call's request takes a different time than the endpoint. Only requests at temperature 0 are
+cached, because at other temperatures, equal answers would reveal a hit. The two positions store different answers
+(checked and unchecked), and never find each other's answers.
 
-All processes of one user share one cache file, which is bounded in size and age and readable by that user only.
+All processes of a user share one cache file, which is limited in size and age and readable only by this user.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Copied = TypeVar("Copied", Completion, Outcome)
 FILE_NAME = "answers.sqlite"
 _LOOK_AFTER = 1000  # answers written between two checks of the file's size and age
 _ANSWER = "SELECT answer FROM answers WHERE key = ? AND made > ?"
-_READ_AT_ONCE = 32  # answers, of at most `LONGEST_ANSWER` bytes, that are with their callers before others are read
+_READ_AT_ONCE = 32  # answers, of at most `LONGEST_ANSWER` bytes, that are read and delivered together
 _DELETE_OLDEST = """
 DELETE FROM answers
 WHERE key IN (SELECT key FROM answers ORDER BY made LIMIT max(1, (SELECT count(*) / 10 FROM answers)))
@@ -62,7 +62,7 @@ CREATE INDEX IF NOT EXISTS by_age ON answers (made);
 """
 _COMPLETE = frozenset({"stop", "tool_calls"})
 _LOG = logging.getLogger(__name__)
-# Settings of a backend that change how an answer is obtained, but not the answer.
+# Settings of a backend that affect how an answer is obtained, but not the answer itself.
 _NOT_ASKED = frozenset(
     {
         *("api_key", "api_key_env", "trust_env", "timeout", "item_timeout", "max_connections", "stream"),
@@ -76,15 +76,15 @@ _Warn: TypeAlias = Callable[[str], None]
 
 
 class CachedAnswers:
-    """Returns cached answers, and sends identical requests only once; of several clients, only within a call.
+    """Returns cached answers, and sends only one of identical requests; with several clients, only within a call.
 
-    It keeps complete answers of requests at temperature 0; with `everything`, of all requests of one user.
+    It keeps complete answers to requests at temperature 0; with `everything`, of all requests of a single user.
     """
 
     def __init__(
         self, following: Answer, plan: ResolvedConfig, cache: AnswerCache, *, everything: bool, is_shared: bool
     ) -> None:
-        """`is_shared`: several clients call, so that a hit is reported like a sent request."""
+        """`is_shared`: the process has several clients, so a hit is reported like a sent request."""
         self._following = following
         self._everything = everything and not is_shared
         self._is_shared = is_shared
@@ -92,13 +92,13 @@ class CachedAnswers:
         self._rules = ImageRules.of(plan.file_rule, plan.settings.max_image_pixels, plan.settings.max_image_memory)
         self._batches = _Batches(cache)
         self._flights = _Flights[tuple[Call | None, bytes], Completion]()
-        """Requests in flight, for several clients by call."""
+        """The requests in flight; with several clients, they are separated by call."""
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request; one whose answer may differ the next time passes through.
+        """Answer a request. A request whose answer may vary is passed on.
 
-        For several clients, so does one with a `response_format`: here its answer is unchecked, and a wrong one would
-        be kept.
+        With several clients, a request with a `response_format` is passed on too: its answer is not yet checked here,
+        and an invalid answer would be kept.
         """
         if not (self._everything or _is_repeatable(request)):
             return self._following(request, call)
@@ -107,11 +107,11 @@ class CachedAnswers:
         return self._once(request, call)
 
     async def flush(self) -> None:
-        """Return when all answers so far are on disk."""
+        """Return when all answers received so far are on disk."""
         await self._batches.flush()
 
     async def aclose(self) -> None:
-        """Write the last answers, and close the cache."""
+        """Write the remaining answers, and close the cache."""
         await self._batches.aclose()
 
     async def _once(self, request: Request, call: Call) -> Outcome:
@@ -124,11 +124,11 @@ class CachedAnswers:
             return await self._lead(place, request, call, began)
         if _serves(answer := await self._flights.result(place, call), request):
             return self._copied(answer, request, call, began)
-        # the first request failed: all others are sent at the same time, or they would fail one after the other
+        # the first request failed: the others are sent together, because they would otherwise fail one after another
         return await self._following(request, call)
 
     async def _lead(self, place: tuple[Call | None, bytes], request: Request, call: Call, began: float) -> Outcome:
-        """Answer a request, from the cache if possible; requests that arrive meanwhile at `place` share the answer."""
+        """Answer a request, if possible from the cache. Requests that arrive meanwhile at `place` share the answer."""
         key = place[1]
         warn = _LOG.warning if self._is_shared else call.warn
         with self._flights.lead(place) as flight:
@@ -143,7 +143,7 @@ class CachedAnswers:
             return outcome
 
     def _copied(self, answer: Completion, request: Request, call: Call, began: float) -> Completion:
-        """Return a copy of `answer` for a request that came at `began`."""
+        """Return a copy of `answer` for a request that arrived at the time `began`."""
         for warning in answer.warnings:
             call.warn(warning)
         if self._is_shared:
@@ -153,22 +153,22 @@ class CachedAnswers:
         return _free_copy(answer, call)
 
     async def _key(self, request: Request, call: Call) -> bytes | None:
-        """Return the cache key of a request, None if its answer is not cached."""
+        """Return the cache key of a request; None if its answer must not be cached."""
         sources = [image.source for image in request.conversation.images]
         if any(images.is_web(source) for source in sources):
             return None  # the image at a URL may change
         try:
             context = [self._of_plan, call.facts.keep_raw]
-            if self._is_shared:  # its price is part of the report
+            if self._is_shared:  # the price is part of the report
                 context.append(request.extra.get("service_tier"))
             asked = _request_digest(request, *context)
             files = [source for source in sources if not images.is_data(source)]
             return await asyncio.to_thread(self._with_files, asked, files) if files else asked
         except (OSError, TypeError, ValueError, PromptmillError):
-            return None  # its own attempt will report the error
+            return None  # the request's own attempt will report the error
 
     def _with_files(self, asked: bytes, files: list[str]) -> bytes:
-        """Return a digest of `asked` and of the images in `files`, which are read by the rules for images. Blocks."""
+        """Return a digest of `asked` and of the images in `files`. The images are read by the image rules. Blocks."""
         digest = hashlib.blake2b(asked, digest_size=24)
         for source in files:
             digest.update(hashlib.blake2b(load_image(source, self._rules).data).digest())
@@ -176,19 +176,19 @@ class CachedAnswers:
 
 
 class _Batches:
-    """Reads and writes the cache in a thread, with one batch for all requests of one turn of the event loop."""
+    """Reads and writes the cache in a thread, in one batch for all requests of a turn of the event loop."""
 
     def __init__(self, cache: AnswerCache) -> None:
         self._cache = cache
         self._wanted: dict[bytes, asyncio.Future[Completion | None]] = {}
         self._unwritten: dict[bytes, bytes] = {}
-        """Answers that are not on disk yet."""
+        """Answers that are not yet on disk."""
         self._to_keep: list[tuple[bytes, bytes, _Warn]] = []
         self._looking: set[asyncio.Task[None]] = set()
         self._keeping: asyncio.Task[None] | None = None
 
     async def look_up(self, key: bytes, warn: _Warn) -> Completion | None:
-        """Return the cached answer of `key`; None if the cache lacks it. `warn` gets the error of a broken cache."""
+        """Return the cached answer for `key`; None without one. `warn` is called with the error of a broken cache."""
         if (kept := self._unwritten.get(key)) is not None:
             return _unpacked(kept)
         loop = asyncio.get_running_loop()
@@ -202,10 +202,10 @@ class _Batches:
             return None
 
     def keep(self, key: bytes, answer: Completion, warn: _Warn) -> None:
-        """Queue an answer for writing, if it is not too large; `warn` gets the error of a broken cache."""
+        """Queue an answer for writing unless it is too large. `warn` is called with the error of a broken cache."""
         try:
             packed = _packed(answer)
-        except TypeError:  # a value outside of JSON
+        except TypeError:  # a value that JSON cannot represent
             return
         if len(packed) > LONGEST_ANSWER:
             return
@@ -236,7 +236,7 @@ class _Batches:
                 keys = list(itertools.islice(wanted, _READ_AT_ONCE))
                 answers = await asyncio.to_thread(self._read, keys)
                 for key in keys:
-                    future = wanted.pop(key)  # which would keep the answer in memory until all are read
+                    future = wanted.pop(key)  # `wanted` would keep the answer in memory until all are read
                     if not future.done():
                         future.set_result(answers.get(key))
         except PromptmillError as error:
@@ -245,7 +245,7 @@ class _Batches:
                     future.set_exception(error)
 
     def _read(self, keys: Sequence[bytes]) -> dict[bytes, Completion | None]:
-        """Return the cached answers of `keys`. Blocks. Raises as `AnswerCache` does."""
+        """Return the cached answers for `keys`. Blocks. Raises as `AnswerCache` does."""
         return {key: _unpacked(answer) for key, answer in self._cache.get(keys).items()}
 
     async def _keep_all(self) -> None:
@@ -261,16 +261,16 @@ class _Batches:
 
 
 class SameRequests:
-    """Sends identical requests of one call, at temperature 0, only once."""
+    """Sends only one of the identical requests of a call at temperature 0."""
 
     def __init__(self, following: Answer) -> None:
         self._following = following
         self._flights = _Flights[tuple[Call, bytes], Outcome]()
         self._outcomes: WeakKeyDictionary[Call, dict[bytes, Outcome]] = WeakKeyDictionary()
-        """The outcomes of earlier requests, by call."""
+        """The outcomes of earlier requests, by call and digest."""
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request; one whose answer may differ the next time passes through."""
+        """Answer a request. A request whose answer may vary is passed on."""
         if not _is_repeatable(request):
             return self._following(request, call)
         return self._once(request, call)
@@ -279,7 +279,7 @@ class SameRequests:
         try:
             key = _request_digest(request)
         except (TypeError, ValueError):
-            return await self._following(request, call)  # its own attempt will report the error
+            return await self._following(request, call)  # the request's own attempt will report the error
         outcomes, is_last = self._outcomes.setdefault(call, {}), False
         while key in outcomes or (call, key) in self._flights:
             outcome = outcomes.get(key) or await self._flights.result((call, key), call)
@@ -296,7 +296,7 @@ class SameRequests:
 
 
 class _Flights(Generic[K, T]):
-    """Work in progress by its key: one request does it, and others that come meanwhile get its result."""
+    """Work in progress, by key: one request does the work, and later requests share its result."""
 
     def __init__(self) -> None:
         self._ends: dict[K, asyncio.Future[T | None]] = {}
@@ -305,15 +305,15 @@ class _Flights(Generic[K, T]):
         return key in self._ends
 
     async def result(self, key: K, call: Call) -> T | None:
-        """Wait for the end of the work for `key`, as a request of `call` that others need not wait for."""
+        """Wait for the result of the work for `key`. Meanwhile, a request of `call` does not use its place."""
         with call.hold():
             return await asyncio.shield(self._ends[key])
 
     @contextlib.contextmanager
     def lead(self, key: K) -> Iterator[asyncio.Future[T | None]]:
-        """Do the work for `key` in the block, which may set a result for those who wait.
+        """Do the work for `key` in the block, which may set a result for waiting requests.
 
-        None: they do the work themselves.
+        With the result None, waiting requests do the work themselves.
         """
         end = self._ends[key] = asyncio.get_running_loop().create_future()
         try:
@@ -325,34 +325,34 @@ class _Flights(Generic[K, T]):
 
 
 def _free_copy(outcome: Copied, call: Call) -> Copied:
-    """Return the outcome of another request for a request of `call`, which sends nothing and pays nothing."""
+    """Copy the outcome of another request for a request of `call`. The copy has no cost."""
     call.counts.cached += 1
     cost = None if call.counts.cost is None else 0.0
     return replace(outcome, attempts=0, latency_s=0.0, usage=NO_USAGE, cost=cost, unmetered=0, spent=())
 
 
 def _is_repeatable(request: Request) -> bool:
-    """Return whether the request has the temperature 0, so that its answer should be the same the next time."""
+    """Return whether the request has temperature 0, so that its answer should always be the same."""
     return bool(request.extra.get("temperature", request.sampling.temperature) == 0)
 
 
 def _serves(answer: Completion | None, request: Request) -> TypeGuard[Completion]:
-    """Return whether there is an answer, and none whose parameters may lack one that `request` requires."""
+    """Return whether there is an answer that honours all parameters that `request` requires."""
     return answer is not None and not (answer.warnings and request.required)
 
 
 def _is_of_one_request(answer: Completion, request: Request) -> bool:
-    """Return whether `answer` can be the answer to another request.
+    """Return whether `answer` can also answer another request.
 
-    It cannot if its usage includes failed attempts, or if it has the endpoint's name and time of the response.
+    It cannot if its usage includes failed attempts, or if it names its response (by an id or a time).
     """
     return answer.attempts == request.attempts + 1 and answer.details is None
 
 
 def _request_digest(request: Request, *context: Any) -> bytes:
-    """Return a digest of the request's contents and of its `context`.
+    """Return a digest of a request's contents and of its `context`.
 
-    Raises `TypeError` or `ValueError` for values outside of JSON.
+    Raises `TypeError` or `ValueError` for values that JSON cannot represent.
     """
     extra = {name: value for name, value in request.extra.items() if name != "service_tier"}
     asked = (request.conversation.as_messages(), request.sampling.given(), extra, request.path, request.choice)
@@ -363,7 +363,7 @@ def _request_digest(request: Request, *context: Any) -> bytes:
 
 
 def _fingerprint_of(plan: ResolvedConfig, *, is_shared: bool) -> bytes:
-    """Return the settings that change answers, without those that are part of each request, and the cache's place."""
+    """Return a digest of the settings that affect answers, except those in a request, and of the position."""
     block = plan.block
     assert block is not None
     asked = block.model_dump(mode="json", exclude={*_NOT_ASKED, "headers"})
@@ -412,7 +412,7 @@ def _unpacked(data: bytes) -> Completion | None:
 
 
 def path_of(wanted: Literal[True] | str) -> Path:
-    """Return the file for the value `cache` of the configuration, in our cache folder for `true` and `all`."""
+    """Return the file for the configuration's `cache`; `true` and `all` mean a file in promptmill's cache folder."""
     if wanted is not True and wanted != "all":
         return home_expanded(wanted)
     if named := os.environ.get("PROMPTMILL_CACHE"):
@@ -423,10 +423,10 @@ def path_of(wanted: Literal[True] | str) -> Path:
 
 
 class AnswerCache:
-    """Bytes by key. All methods block and may be called from any thread; they raise `PromptmillError` (`storage`)."""
+    """Bytes by key. All methods block, may be called from any thread, and raise `PromptmillError` (`storage`)."""
 
     def __init__(self, path: Path, *, most_bytes: int = 1 << 30, most_age_s: float = 30 * 24 * 3600.0) -> None:
-        """Open the file at `path`, or create it; no answer is read yet."""
+        """Open the file at `path`, or create it, without reading answers."""
         self.path = path
         self._most_bytes = most_bytes
         self._most_age_s = most_age_s
@@ -435,20 +435,20 @@ class AnswerCache:
         try:
             _make_private(path)
             self._db = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
-            # synchronous: answers that a power failure loses are requested again
+            # synchronous: an answer lost in a power failure is simply requested again
             self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;" + _SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise _unusable(path, error) from None
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return the cached answers, by key, that are not too old."""
+        """Return the cached answers for `keys` that are not too old, by key."""
         since = time.time() - self._most_age_s
         with self._in_use():
             rows = ((key, self._db.execute(_ANSWER, (key, since)).fetchone()) for key in keys)
             return {key: row[0] for key, row in rows if row is not None}
 
     def put(self, answers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Write `answers`, and delete the oldest ones when there are too many."""
+        """Write `answers`, and delete the oldest answers if there are too many."""
         now = time.time()
         rows = [(key, answer, now) for key, answer in answers]
         with self._in_use():
@@ -463,7 +463,7 @@ class AnswerCache:
                 self._db.execute("COMMIT")
 
     def summary(self) -> dict[str, Any]:
-        """Return path, number of answers, their size in bytes and the age of the oldest in seconds."""
+        """Return the path, the number of answers, their size in bytes and the age of the oldest answer in seconds."""
         with self._in_use():
             count, oldest = self._db.execute("SELECT count(*), min(made) FROM answers").fetchone()
             size = self._bytes()
@@ -504,7 +504,7 @@ class AnswerCache:
 
 
 def _make_private(path: Path) -> None:
-    """Create the file with access for this user only. Raises `OSError`, also for another user's file or a link."""
+    """Create the file for this user only. Raises `OSError`, also if it is a link or another user's file."""
     make_private(path.parent)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

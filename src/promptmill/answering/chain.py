@@ -1,13 +1,13 @@
-"""The chain of a loaded model: its backend, and around its `answer` the functions that every backend gets.
+"""The chain of a loaded model: its backend, and the functions around `answer` that every backend gets.
 
     request ─▶ cached ─▶ same requests ─▶ several ─▶ structured ─▶ priced ─▶ screened ─▶ warmed ─▶ backend
     outcome ◀────────────────────────────────────────────────────────────────────────────────────────┘
 
-A function passes on a request that does not use its feature. The cache is the outermost function, so that it keeps only
-answers that satisfied their schema and a hit costs nothing. If several clients share the process, it is the
-innermost function instead, so that no report shows a hit (`cached.py`). Prices and budgets are near the backend, so
-that they see every request that is sent. `Chain` joins the functions, loads the backend and closes it; the shorter
-functions follow it in this module.
+A function passes on requests that do not use its feature. The cache is the outermost function, so that it keeps only
+answers that match their schema, and hits cost nothing. If several clients share the process, the cache is the innermost
+function instead, so that no report shows a hit (`cached.py`). Prices and budgets are next to the backend, so that they
+see every request that is sent. `Chain` combines the functions, and loads and closes the backend; the shorter functions
+follow in this module.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ from promptmill.core.request import (
 )
 
 T = TypeVar("T")
-_OURS = frozenset({"reasoning", "choices"})  # promptmill applies these itself, for every backend
-_TOP_LOGPROBS = 5  # all endpoints with `top_logprobs` give so many
-_LONG = 1 << 16  # characters; the marks of reasoning in longer texts are searched for in a thread
+_OURS = frozenset({"reasoning", "choices"})  # promptmill itself applies these, for every backend
+_TOP_LOGPROBS = 5  # all endpoints with `top_logprobs` support this number
+_LONG = 1 << 16  # characters; in longer texts, a thread searches for reasoning marks
 
 
 class Chain:
-    """The backend of `plan` with all functions around its `answer`."""
+    """The backend of `plan`, with all functions around its `answer`."""
 
     def __init__(
         self, backend: protocol.Backend, plan: ResolvedConfig, budget: Budget | None, *, is_shared: bool
     ) -> None:
-        """`budget` is the spending limit of the process; `is_shared`: several clients share it."""
+        """`budget`: the spending limit of the process. `is_shared`: several clients share the process."""
         self._backend, self._plan, self._budget, self._is_shared = backend, plan, budget, is_shared
         self._cached: CachedAnswers | None = None
         self._structured: _StructuredAnswers | None = None
         self._price: Price | None = None
         self.answer: protocol.Answer = backend.answer
-        """Answers one request of a call that has entered. Complete after `load`."""
+        """Answers one request of an entered call. Complete after `load`."""
 
     async def load(self, report: Callable[[str], None]) -> None:
-        """Put the chain together and load the backend; `report` gets short descriptions of the progress.
+        """Build the chain and load the backend. `report` is called with short descriptions of the progress.
 
-        Raises `PromptmillError`, also for a budget without a price (`invalid_config`) and a cache that cannot be used
+        Raises `PromptmillError`, for example for a budget without a price (`invalid_config`) or an unusable cache
         (`storage`).
         """
         plan = self._plan
@@ -89,7 +89,7 @@ class Chain:
         await self._backend.load(report)
 
     async def _with_cache(self, answer: protocol.Answer) -> protocol.Answer:
-        """Return `answer` behind the cache that the operator wants, if any."""
+        """Wrap `answer` in the cache that the operator configured, if any."""
         plan = self._plan
         if not (wanted := plan.operator.cache):
             return answer
@@ -98,7 +98,7 @@ class Chain:
         return self._cached.answer
 
     def enter(self, call: protocol.Call) -> protocol.Share:
-        """Note that a call starts. Raises `PromptmillError`, also for a budget without a price (`invalid_config`)."""
+        """Record that a call starts. Raises `PromptmillError` (`invalid_config` for a budget without a price)."""
         if call.ledger.budget is not None and self._price is None:
             raise unknown_price(self._plan.model)
         if call.exchange is not None and self._price is not None and self._price.batch is None:
@@ -109,18 +109,18 @@ class Chain:
         return share
 
     def widen(self, most: int) -> None:
-        """Allow so many requests in flight, if it is the backend that limits them."""
+        """Allow `most` requests in flight, if the backend is what limits them."""
         if isinstance(self._backend, protocol.Widening):
             self._backend.widen(most)
 
     async def leave(self, call: protocol.Call) -> None:
-        """Note that a call has ended, with no answer in flight."""
+        """Record that a call has ended, with no answer in flight."""
         await self._backend.leave(call)
-        if self._cached is not None:  # so that the next process finds them
+        if self._cached is not None:  # so that the next process finds the answers
             await asyncio.shield(self._cached.flush())
 
     async def aclose(self) -> None:
-        """Free all resources, also during a load."""
+        """Free all resources, even during a load."""
         try:
             await self._backend.aclose()
         finally:
@@ -131,7 +131,7 @@ class Chain:
 
 
 class _ScreenedRequests:
-    """Drops parameters that the backend does not support, with a warning; turns its exceptions into failures."""
+    """Removes parameters that the backend does not support, with a warning, and converts its exceptions to failures."""
 
     def __init__(self, following: protocol.Answer, plan: ResolvedConfig) -> None:
         self._following = following
@@ -147,7 +147,7 @@ class _ScreenedRequests:
             if error.code is Code.UNSUPPORTED:
                 return protocol.Failure(error, request.attempts)
             raise
-        except Exception as error:  # noqa: BLE001 (another package's mistake costs its item)
+        except Exception as error:  # noqa: BLE001 (a mistake of another package fails only its item)
             return protocol.Failure(internal_error(f"The {self._backend} backend failed", error), request.attempts)
         if not isinstance(outcome, protocol.Completion | protocol.Failure):
             problem = f"The {self._backend} backend returned no outcome for this item; report it to its author."
@@ -169,17 +169,17 @@ class _ScreenedRequests:
 
 
 class _SeveralAnswers:
-    """Sends n requests for a request with `n`, on every backend; each answer is checked separately."""
+    """For a request with `n`, sends n requests to any backend. Each answer is checked separately."""
 
     def __init__(self, following: protocol.Answer, *, plain: protocol.Answer) -> None:
-        """`following` answers requests without `n`, and `plain` those that have no schema either."""
+        """`following` answers requests without `n`; `plain` answers those that also have no schema."""
         self._following, self._plain = following, plain
         self._passed: Sampling | None = None
-        """The newest parameters of `plain`. Most requests share theirs, and reading a field takes 500 instructions."""
+        """The last parameters for `plain`. Most requests share them, and reading a field takes 500 instructions."""
         self._single: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
 
     def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
-        """Answer a request; one without `n` is passed on."""
+        """Answer a request. A request without `n` is passed on."""
         sampling = request.sampling
         if sampling is self._passed:
             return self._plain(request, call)
@@ -192,13 +192,13 @@ class _SeveralAnswers:
     async def _each(self, request: Request, n: int, call: protocol.Call) -> protocol.Outcome:
         def one(place: int) -> Awaitable[protocol.Outcome]:
             sampling = self._single_sampling(request.sampling, place)
-            earlier = 0 if place else request.attempts  # only once, because the attempts are summed up
+            earlier = 0 if place else request.attempts  # counted only once, because the attempts are added
             return self._following(request.changed(sampling=sampling, attempts=earlier, choice=place), call)
 
         return _joined(await together([functools.partial(one, place) for place in range(n)], call), call)
 
     def _single_sampling(self, sampling: Sampling, place: int) -> Sampling:
-        """Return the parameters for a single answer."""
+        """Return the parameters for one answer."""
         seed = None if sampling.seed is None else sampling.seed + place
         changes = {"n": None, "seed": seed}
         return once(self._single, sampling, lambda: sampling.model_copy(update=changes), 0 if seed is None else place)
@@ -207,16 +207,16 @@ class _SeveralAnswers:
 def once(
     made: dict[tuple[int, int], tuple[Sampling, T]], sampling: Sampling, make: Callable[[], T], place: int = 0
 ) -> T:
-    """Return the result of `make` in `made`: the same object for all requests with the same `sampling` and `place`."""
+    """Return the cached result of `make` in `made`: one object for equal `sampling` and `place`."""
     if (id(sampling), place) not in made:
-        if len(made) >= MOST_KEPT:  # each row has its own parameters
+        if len(made) >= MOST_KEPT:  # each row may have different parameters
             made.clear()
         made[id(sampling), place] = sampling, make()
     return made[id(sampling), place][1]
 
 
 async def together(parts: Sequence[Callable[[], Awaitable[T]]], call: protocol.Call) -> list[T]:
-    """Run the parts of one answer at once and return their results. Raises the first error and ends the others."""
+    """Run the parts of one answer concurrently; return their results. Raises the first error, cancelling the rest."""
 
     async def one(part: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -225,7 +225,7 @@ async def together(parts: Sequence[Callable[[], Awaitable[T]]], call: protocol.C
             call.waits.forked -= 1
             call.waits.freed()
 
-    call.waits.forked += len(parts) - 1  # one worker of the driver waits for all of them
+    call.waits.forked += len(parts) - 1  # one worker of the driver waits for all parts
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(part)) for part in parts]
@@ -237,7 +237,7 @@ async def together(parts: Sequence[Callable[[], Awaitable[T]]], call: protocol.C
 
 
 def _joined(found: Sequence[protocol.Outcome], call: protocol.Call) -> protocol.Outcome:
-    """Return the first answer with `answers`, the texts of all; a failed one has the text `""`."""
+    """Return the first answer, with the texts of all answers in `answers`; a failed answer has the text `""`."""
     usage, cost = found[0].usage, found[0].cost
     for outcome in found[1:]:
         usage, cost = usage + outcome.usage, protocol.sum_of(cost, outcome.cost)
@@ -245,7 +245,7 @@ def _joined(found: Sequence[protocol.Outcome], call: protocol.Call) -> protocol.
     failed = [outcome for outcome in found if isinstance(outcome, protocol.Failure)]
     answers = [outcome for outcome in found if isinstance(outcome, protocol.Completion)]
     out_of_budget = next((outcome for outcome in failed if outcome.error.code is Code.BUDGET), None)
-    if out_of_budget is not None or not answers:  # with more money, the item is sent again
+    if out_of_budget is not None or not answers:  # with a larger budget, the item is sent again
         failure = out_of_budget or failed[0]
         return replace(failure, usage=usage, cost=cost, attempts=attempts, latency_s=latency_s, wanted=len(found))
     if failed:
@@ -256,7 +256,7 @@ def _joined(found: Sequence[protocol.Outcome], call: protocol.Call) -> protocol.
 
 
 def _details(found: Sequence[protocol.Outcome], first: protocol.Completion) -> dict[str, Any]:
-    """Return the details of several answers: `body` of the first without its usage, and `choices` with all."""
+    """Return the details of several answers: `body` of the first without its usage, and `choices` of all."""
     body = {name: value for name, value in (first.details or {}).get("body", {}).items() if name != "usage"}
     choices = [
         {
@@ -275,9 +275,9 @@ def _details(found: Sequence[protocol.Outcome], first: protocol.Completion) -> d
 
 
 class _StructuredAnswers:
-    """Checks answers against their schema and repairs them; requests a wrong one again, at most `retries` times.
+    """Checks answers against their schema and repairs them. Requests an invalid answer again, up to `retries` times.
 
-    A request whose answer is still wrong fails with `invalid_answer`."""
+    A request whose last answer is still invalid fails with `invalid_answer`."""
 
     def __init__(self, following: protocol.Answer, plan: ResolvedConfig) -> None:
         self._following = following
@@ -291,7 +291,7 @@ class _StructuredAnswers:
         await self._checker.aclose()
 
     def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
-        """Answer a request; one without a schema is passed on."""
+        """Answer a request. A request without a schema is passed on."""
         sampling = request.sampling
         if sampling.choices is not None:
             changed, choices = once(self._choices, sampling, lambda: _with_schema(sampling))
@@ -304,7 +304,7 @@ class _StructuredAnswers:
         return self._checked(request, call)
 
     async def _with_chances(self, request: Request, call: protocol.Call, choices: Choices) -> protocol.Outcome:
-        """Answer a request with `top_choices` by the log probabilities of an endpoint, which knows no choices."""
+        """Answer a request with `top_choices` from log probabilities, for an endpoint that does not support choices."""
         asked = {name: value for name, value in request.extra.items() if name != TOP_CHOICES}
         try:
             most = top_choices_of(request.extra)
@@ -350,9 +350,9 @@ class _StructuredAnswers:
 
 
 def _with_schema(sampling: Sampling) -> tuple[Sampling, Choices]:
-    """Return the parameters that request one of the choices of `sampling` by a schema, too.
+    """Return the parameters for one of the choices of `sampling`, with a schema added.
 
-    An engine constrains its answer to `choices` itself; other backends read only `response_format`.
+    An engine constrains its answer to `choices`; other backends use only `response_format`.
     """
     made = choices_of(tuple(sampling.choices or ()))
     return sampling.model_copy(update={"response_format": made.response_format}), made
@@ -367,11 +367,11 @@ async def _check(
     *,
     choices: Choices | None,
 ) -> tuple[str, str]:
-    """Return the text of an answer, repaired if necessary, and its problem; `""` for a valid answer.
+    """Return the text of an answer, repaired if necessary, and its problem; `""` if it is valid.
 
-    Under `choices`, the text is the choice.
+    With `choices`, the text is the choice.
     """
-    # inline reasoning stays before the answer, but the schema does not apply to it
+    # inline reasoning stays in front of the answer, but the schema does not apply to it
     text = outcome.text
     answer = text
     if request.sampling.reasoning == "inline":
@@ -389,14 +389,14 @@ async def _check(
     if checked.problem:
         return text, checked.problem
     right = checked.text if choices is None else choices.chosen(checked.text)
-    if not right:  # a valid answer, but too long for `chosen`, such as one padded with blanks
+    if not right:  # the answer is valid but too long for `chosen`, for example padded with blanks
         return text, "it is too long"
     call.counts.repaired += checked.repaired
     return text[: max(text.rfind(answer), 0)] + right, ""
 
 
 def _with_complaint(conversation: Conversation, answer: str, problem: str, *, again: bool) -> Conversation:
-    """Return the conversation with the last wrong answer and a turn that states its problem."""
+    """Return the conversation with the last invalid answer, and a turn that states its problem."""
     messages = conversation.messages[:-2] if again else conversation.messages
     complaint = (
         f"This answer does not satisfy the required JSON schema: {problem}. "
@@ -405,13 +405,13 @@ def _with_complaint(conversation: Conversation, answer: str, problem: str, *, ag
     return Conversation((*messages, Message("assistant", answer[:LONGEST_ANSWER]), Message("user", complaint)))
 
 
-# A small model fills a list or text without an end until `max_tokens`.
+# A small model may fill a list or text endlessly until `max_tokens`.
 _CUT_OFF = {"json_schema": "Raise `max_tokens`, or bound the schema's lists and texts with `maxItems` and `maxLength`."}
 _WRONG = {"choices": "Name the choices in the prompt, raise `schema_retries`, or use a stronger model."}
 
 
 def _invalid(wrong: str, *, complete: bool, wanted: str) -> PromptmillError:
-    """Return the error of a wrong answer; `wanted` is `choices`, or the type of a `response_format`."""
+    """Return the error for an invalid answer. `wanted`: `choices`, or the type of a `response_format`."""
     if complete:
         return PromptmillError(Code.INVALID_ANSWER, f"The answer {wrong}.", _WRONG.get(wanted))
     cut = f"The answer was cut off at `max_tokens` and {wrong}."

@@ -1,13 +1,12 @@
-"""The cost of answers: adds it to each outcome, and sends a request only if every budget allows it.
+"""The cost of answers: adds the cost to each outcome, and sends a request only if all budgets allow it.
 
-Before an item is sent, the highest possible cost of one request is reserved. A failed attempt that may be billed uses
-this reservation up, so the sender reserves the amount again before it retries (`Account.reserve_again`). If a budget
-does not allow that, the item returns with its cost so far, and waits here until other items have cost less than they
-reserved.
+Before an item is sent, the highest possible cost of one request is reserved. If a failed attempt may be billed, it uses
+this reservation, so the sender reserves the amount again before a retry (`Account.reserve_again`). If a budget does not
+allow this, the item returns with its cost so far, and waits until other items have cost less than they reserved.
 
-The price of a model comes from the operator, else from `genai-prices`; it is never guessed. The price of a batch or a
-service tier, as a share of it, comes from the operator, else from the table `tier_prices.json`, else from the
-provider's documents.
+The operator sets the price of a model, or `genai-prices` has it; it is never guessed. The price of a batch or service
+tier, as a share of the model's price, comes from the operator, or the table `tier_prices.json`, or the provider's
+documents.
 """
 
 from __future__ import annotations
@@ -36,40 +35,40 @@ _UNKNOWN_MODEL = "The cost leaves out rows that name a model whose price is not 
 _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported no usage."
 _AUDIO_AS_TEXT = "The cost counts audio at the price of text, which is lower at most providers."
 _MILLION = 1_000_000
-_LONG_CONTEXT = 100_000  # tokens; several models cost more for prompts above some larger number
+_LONG_CONTEXT = 100_000  # tokens; several models charge more above a certain length, which is always larger
 # The most tokens of a prompt: a text has at most one token per byte; each turn adds roles and marks; an image has at
-# most what Qwen-VL counts for the largest (16,384; others count less, also for a photo of 12 million pixels).
+# most Qwen-VL's count for the largest (16,384; others count less, even for a photo of 12 million pixels).
 _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
-_PER_COMPLAINT = 512  # the turns that a second try adds to the wrong answer
-# gpt-4o-mini counts 2,833 tokens and 5,667 for each of up to eight tiles, so that an image costs as much as with gpt-4o
-# (OpenAI, "Images and vision", calculating costs).
+_PER_COMPLAINT = 512  # the turns that a second attempt adds to the invalid answer
+# gpt-4o-mini counts 2,833 tokens, and 5,667 for each of up to eight tiles, so that an image costs the same as with
+# gpt-4o (OpenAI, "Images and vision", calculating costs).
 _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
-# What writing to the cache costs, by the price of the input; Anthropic alone reports it for an hour (its pricing page).
+# The price of writing to the cache, relative to the input price; only Anthropic has one for an hour (pricing page).
 _WRITTEN, _HOUR_WRITTEN = 1.25, 2.0
-_BYTES_PER_TOKEN = 4  # of English text; a worse estimate for other scripts
-_BOUNDS = (*resolved_config.TOKEN_LIMITS, "n_predict")  # of which a request within a budget needs one
-# Names of the number of answers, which some endpoints obey and others ignore.
+_BYTES_PER_TOKEN = 4  # for English text; less accurate for other scripts
+_BOUNDS = (*resolved_config.TOKEN_LIMITS, "n_predict")  # a request within a budget needs one of these
+# Names of the number of answers, which some endpoints support and others ignore.
 _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices$|samples$")
-# Of a request for `/responses`: names of an earlier conversation and a stored prompt, and of files and audio. The pages
-# of a PDF may share content, so a small one may have any number of tokens; tokens of audio have another price.
+# For a request to `/responses`: names of an earlier conversation or a stored prompt, and of files and audio. Pages of a
+# PDF may share content, so a small PDF may have any number of tokens; audio tokens have another price.
 _STORED = ("previous_response_id", "conversation", "prompt")
 _FILES = ("file_id", "file_url", "file_data", "input_audio")
-_OWN_TOOLS = frozenset({"function", "custom"})  # others bring texts into the prompt
+_OWN_TOOLS = frozenset({"function", "custom"})  # other tools add texts to the prompt
 BATCH = "batch"
-"""The tier of requests in batches; no request names it."""
-# The prices of tiers if only the standard price is known: as at OpenAI for most models. `fast` is a later name.
+"""The tier of requests in batches. No request may name it."""
+# The prices of tiers if only the standard price is known: OpenAI's for most models. `fast` is a later name.
 _TIERS = {"flex": even(0.5), "priority": even(2.0), "fast": even(2.0)}
 _STANDARD = even(1.0)
 _NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "fast")}
-# The dearest tier that may serve a request for another one: the provider's account decides about `auto`, and at OpenAI
-# and Azure `auto` is the default.
+# The most expensive tier that may serve a request for another tier: with `auto`, the provider's account decides, and at
+# OpenAI and Azure `auto` is the default.
 _DEAREST = {"auto": "priority"}
 _RESERVES = "The budget has room for few requests at a time"
-_ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # so many answers show how long they are; one may be longer than the average
+_ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers before the advice; the advised limit, in average answers
 
 
 class BudgetedAnswers:
-    """Adds the cost to each outcome. `budget` is the process's; `Ledger.budget` is the call's or job's."""
+    """Adds the cost to each outcome. `budget` is that of the process; `Ledger.budget` that of the call or job."""
 
     def __init__(
         self, following: Answer, plan: resolved_config.ResolvedConfig, price: Price, budget: Budget | None
@@ -81,7 +80,7 @@ class BudgetedAnswers:
         self._usual_tiers = Tiers("", self._tier)
         self._served_at = partial(_served_at, plan)
         self._line = asyncio.Lock()
-        """First come, first served: without it, small requests could overtake a large one for ever."""
+        """First come, first served: otherwise small requests could overtake a large one forever."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -94,7 +93,7 @@ class BudgetedAnswers:
     async def _charged(
         self, request: Request, call: Call, budgets: Sequence[Budget], deferred: Callable[[int], float]
     ) -> Outcome:
-        """Answer a request of a batch, whose highest cost was set aside when the batch was planned."""
+        """Answer a request of a batch. Its highest cost was reserved when the batch was planned."""
         set_aside = deferred(request.key)
         outcome = await self._priced(request, call, set_aside)
         for budget in budgets:
@@ -102,7 +101,7 @@ class BudgetedAnswers:
         return outcome
 
     async def _priced(self, request: Request, call: Call, unmetered_cost: float = 0.0) -> Outcome:
-        """Answer a request; one without a reported usage costs `unmetered_cost`."""
+        """Answer a request. Without a reported usage, it costs `unmetered_cost`."""
         outcome = await self._following(request, call)
         if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED and call.ledger.deferred is None:
             return self._batched(outcome, request, call)
@@ -123,7 +122,7 @@ class BudgetedAnswers:
         return outcome
 
     def _batched(self, outcome: Failure, request: Request, call: Call) -> Failure:
-        """Return the outcome of a request that goes into a batch, with its highest cost where that is known."""
+        """Return the outcome of a request that is added to a batch, with its highest cost if known."""
         price = self._prices.of(request)
         try:
             return outcome if price is None else replace(outcome, cost=self._worst(request, call, price)[1])
@@ -131,7 +130,7 @@ class BudgetedAnswers:
             return outcome
 
     def _worst(self, request: Request, call: Call, price: Price) -> tuple[Usage, float]:
-        """Return the highest usage and cost of one attempt. Raises as `worst_case`."""
+        """Return the highest usage and cost of one attempt. Raises as `worst_case` does."""
         tier = self._tiers(request, call).charged()
         most = worst_case(request, self._model)
         usages = [most]
@@ -158,7 +157,7 @@ class BudgetedAnswers:
                 advise = partial(_advise, call, most, worst, partial(price.cost, tier=tier))
                 no_room = self._failure(full, worst) if full else await self._wait_for_room(account, call, advise)
                 if no_room is not None and not request.attempts:
-                    return no_room  # one object for all items that were never sent: they may be hundreds of thousands
+                    return no_room  # one object for all unsent items, of which there may be hundreds of thousands
                 if no_room is not None:
                     return replace(no_room, attempts=request.attempts, usage=usage, cost=cost or None)
             try:
@@ -186,11 +185,11 @@ class BudgetedAnswers:
         return Tiers(tier_of(request.extra), self._tier) if request.extra else self._usual_tiers
 
     async def _wait_for_room(self, account: _BudgetAccount, call: Call, advise: Callable[[], None]) -> Failure | None:
-        """Wait until the request's cost can be reserved; return the failure if no budget will ever allow it.
+        """Wait until the request's cost can be reserved. Return a failure if a budget will never allow it.
 
-        `advise` is called while the budget is full, for the first request in line.
+        While the budget is full, `advise` is called for the first waiting request.
         """
-        if account.reserved:  # other requests wait already
+        if account.reserved:  # other requests are already waiting
             account.charge(0.0)
         with call.hold():
             async with self._line:
@@ -203,7 +202,7 @@ class BudgetedAnswers:
         return None
 
     def _failure(self, full: Budget, worst: float) -> Failure:
-        """Return the failure of unsent items: the same object for all, until the spent amount changes."""
+        """Return the failure for unsent items: one object for all, until the spent amount changes."""
         state = full.limit, full.spent, full.set_aside
         if self._no_room is None or self._no_room[0] != state:
             aside = (
@@ -220,9 +219,9 @@ class BudgetedAnswers:
 
 
 def _advise(call: Call, most: Usage, worst: float, cost: Callable[[Usage], float]) -> None:
-    """Warn, once, that reservations for long answers keep a budget full while the answers are short.
+    """Warn once that reservations for long answers keep a budget full although answers are short.
 
-    `most` and `worst` are the highest usage and cost of a request, `cost` returns the cost of a usage.
+    `most`, `worst`: the highest usage and cost of a request. `cost` returns the cost of a usage.
     """
     answered = call.counts.done - call.counts.failed
     if answered < _ANSWERS_SEEN or any(warning.startswith(_RESERVES) for warning in call.warnings):
@@ -238,7 +237,7 @@ def _advise(call: Call, most: Usage, worst: float, cost: Callable[[Usage], float
 
 
 class _BudgetAccount(Account):
-    """The reservation of one item: the highest possible cost of one request at a time."""
+    """The reservation for one item: the highest possible cost of one request at a time."""
 
     __slots__ = ("_budgets", "open", "reserved", "worst")
 
@@ -246,10 +245,10 @@ class _BudgetAccount(Account):
         self._budgets, self.worst = budgets, worst
         self.reserved = 0.0
         self.open = 0
-        """The requests sent that may be billed even if the call is cancelled."""
+        """The number of sent requests that may be billed even if the call is cancelled."""
 
     def reserve(self) -> bool:
-        """Reserve the cost of a request; return False if a budget does not allow it."""
+        """Reserve the cost of one request. Return False if a budget does not allow it."""
         for place, budget in enumerate(self._budgets):
             if not budget.reserve(self.worst):
                 for before in self._budgets[:place]:
@@ -259,16 +258,16 @@ class _BudgetAccount(Account):
         return True
 
     def sent(self) -> float:
-        """Note that a request is sent; return its highest possible cost."""
+        """Record that a request is sent. Return its highest possible cost."""
         self.open += 1
         return self.worst
 
     def not_billed(self) -> None:
-        """Note that the last request was refused, which costs nothing."""
+        """Record that the last request was refused, which costs nothing."""
         self.open -= 1
 
     async def reserve_again(self) -> bool:
-        """Reserve the cost of another request; return False if a budget does not allow it."""
+        """Reserve the cost of another request. Return False if a budget does not allow it."""
         return self.reserve()
 
     def charge(self, cost: float) -> None:
@@ -278,13 +277,13 @@ class _BudgetAccount(Account):
         self.reserved = 0.0
 
     def defer(self) -> None:
-        """Set the reservation aside, for the reply of a batch."""
+        """Keep the reservation for the reply of a batch."""
         for budget in self._budgets:
             budget.set_reserved_aside(self.reserved)
         self.reserved = 0.0
 
     def never_fits(self) -> Budget | None:
-        """Return the budget that would not allow the request even without reservations; None if all would."""
+        """Return a budget that would not allow the request even without other reservations; None if all would."""
         return next((budget for budget in self._budgets if not budget.fits(self.worst)), None)
 
     async def changed(self) -> None:
@@ -294,7 +293,7 @@ class _BudgetAccount(Account):
 
 
 def unknown_price(model: str) -> PromptmillError:
-    """Return the error of a budget for a model without a known price."""
+    """Return the error for a budget on a model whose price is unknown."""
     return config_error(
         "max_cost",
         f"the price of {model or 'this model'} is not known; give it per million tokens, such as ",
@@ -304,7 +303,7 @@ def unknown_price(model: str) -> PromptmillError:
 
 
 def unknown_batch_price(model: str) -> PromptmillError:
-    """Return the error of a batch whose price is not known."""
+    """Return the error for a batch whose price is unknown."""
     return config_error(
         "price",
         f"what a request to {model or 'this model'} costs in a batch is not known; give it as a part of the price: ",
@@ -318,31 +317,31 @@ class Price(Protocol):
 
     @property
     def batch(self) -> float | None:
-        """The part of the price that a request in a batch costs; None if it is not known."""
+        """The price of a request in a batch, as a share of the live price; None if unknown."""
         ...
 
     def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return the cost of `usage` at a service tier: `flex`, `priority`; others cost the standard price."""
+        """Return the cost of `usage` at a service tier: `flex` or `priority`; other tiers have the standard price."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FlatPrice:
-    """Prices per million tokens of prompt and answer, whatever the length."""
+    """Prices per million tokens of prompt and answer, independent of the length."""
 
     input: float
     output: float
     cached_input: float
     written_input: float | None = None
-    """For the part of a prompt that is written to the endpoint's cache; None: 1.25 times `input`."""
+    """The price for prompt tokens written to the endpoint's cache; None: 1.25 times `input`."""
     hour_written_input: float | None = None
-    """For the part that the cache keeps for an hour; None: twice `input`."""
+    """The price for prompt tokens that the cache keeps for an hour; None: twice `input`."""
     tiers: Mapping[str, Factors] = field(default_factory=lambda: _TIERS)
-    """What each tier costs; others cost the standard price."""
+    """The price factors of each tier; other tiers have the standard price."""
 
     @property
     def batch(self) -> float | None:
-        """The part of the price that a request in a batch costs; None: unknown."""
+        """The price of a request in a batch, as a share of the live price; None: unknown."""
         return self.tiers[BATCH].input if BATCH in self.tiers else None
 
     def cost(self, usage: Usage, tier: str = "") -> float:
@@ -360,10 +359,10 @@ class FlatPrice:
 
 
 class _ListedPrice:
-    """A model's price in `genai-prices`, which may rise with the length of a prompt."""
+    """A model's price in `genai-prices`, which may depend on the prompt's length."""
 
     def __init__(self, model: str, place: dict[str, Any], tiers: Mapping[str, Factors]) -> None:
-        """`place` locates the model in the list. Raises `LookupError` when the list lacks it."""
+        """`place`: the location of the model in the list. Raises `LookupError` if the list lacks the model."""
         self._model, self._place = model, place
         one = 1000
         usages = (
@@ -396,7 +395,7 @@ class _ListedPrice:
 
 
 def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
-    """Return the price of the plan's model, None if unknown. The first call is slow."""
+    """Return the price of the plan's model; None if unknown. The first call is slow."""
     settings = plan.settings
     if (said := settings.price) is not None:
         cached = said.input if said.cached_input is None else said.cached_input
@@ -410,7 +409,7 @@ def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
 
 
 def _tiers_at(plan: resolved_config.ResolvedConfig, model: str) -> dict[str, Factors]:
-    """Return the prices of a model's tiers at the plan's provider: by the table, else as the provider documents."""
+    """Return the tier prices of a model at the plan's provider, from the table or from the provider's documents."""
     tiers = dict(_TIERS)
     if not plan.record.needs_endpoint:
         return tiers
@@ -439,9 +438,9 @@ class Prices:
         self._others: dict[str, Price | None] = {}
 
     def of(self, request: Request) -> Price | None:
-        """Return the price of the model that `request` names, None if unknown; of several models, the dearest counts.
+        """Return the price of the model in `request`, None if unknown. Of several models, the most expensive counts.
 
-        The operator's price applies to the model and the alternatives of the configuration only.
+        The operator's price applies only to the model and the alternatives in the configuration.
         """
         extra = request.extra
         if not extra or not (others := self._others_in(extra)):
@@ -455,7 +454,7 @@ class Prices:
         return known[0] if len(known) == 1 else _DearestPrice(known)
 
     def unknown(self, request: Request) -> str:
-        """Return the first model that `request` names and whose price is unknown."""
+        """Return the first model in `request` whose price is unknown."""
         return next(model for model in self._others_in(request.extra) if self._of_other(model) is None)
 
     def _others_in(self, extra: Mapping[str, Any]) -> list[str]:
@@ -469,13 +468,13 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class _DearestPrice:
-    """The highest of several models' prices, one of which serves the request."""
+    """The highest price of several models, one of which will serve the request."""
 
     prices: Sequence[Price]
 
     @property
     def batch(self) -> float | None:
-        """The largest part of a price that a request in a batch costs; None if one of them is not known."""
+        """The highest batch price, as a share of the live price; None if one of them is unknown."""
         known = [price.batch for price in self.prices if price.batch is not None]
         return max(known) if len(known) == len(self.prices) else None
 
@@ -485,7 +484,7 @@ class _DearestPrice:
 
 
 def cost_of_many(price: Price, usage: Usage, rows: int, tier: str = "") -> float:
-    """Return the cost of the usage of many rows together, as if each had the same: no prompt of theirs is long."""
+    """Return the cost of the total usage of many equal rows; no prompt counts as long."""
     counts = astuple(usage)
     each, rest = zip(*(divmod(count, rows) for count in counts), strict=True) if rows else ((), counts)
     return rows * price.cost(Usage(*each), tier) + price.cost(Usage(*rest), tier)
@@ -498,8 +497,8 @@ def _served_at(plan: resolved_config.ResolvedConfig, tier: str) -> set[str]:
 
 
 def most_of(request: Request, plan: resolved_config.ResolvedConfig, prices: Prices, *, by_batch: bool = False) -> float:
-    """Return the highest cost of a request: of each of its `n` answers and of the second tries under a schema, as a
-    budget reserves them; infinite without a limit or a price. Attempts that fail are left out."""
+    """Return the highest cost of a request, as a budget reserves it: for each of its `n` answers and for second
+    attempts under a schema; infinite without a limit or a price. Failed attempts are not included."""
     price, sampling, live = prices.of(request), request.sampling, _served_at(plan, tier_of(request.extra))
     is_checked = sampling.response_format is not None or sampling.choices is not None
     try:
@@ -516,9 +515,9 @@ def most_of(request: Request, plan: resolved_config.ResolvedConfig, prices: Pric
 
 
 def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -> tuple[float | None, float | None]:
-    """Return the estimated cost of the prompts of requests and the highest cost of all; None if a price is unknown.
+    """Return the estimated cost of the requests' prompts, and the highest cost of the requests; None if unknown.
 
-    The highest cost is also None without a limit of the answers, and does not count attempts that fail.
+    The highest cost is also None if answers have no limit. It does not include failed attempts.
     """
     own = price_of(plan)
     if own is None:
@@ -535,17 +534,17 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
 
 
 def tier_of(extra: Mapping[str, Any]) -> str:
-    """Return the service tier in the parameters of a request, in lower case; `""` without one."""
+    """Return the service tier in a request's parameters, in lower case; `""` without a tier."""
     tier = extra.get("service_tier")
     return tier.lower() if isinstance(tier, str) else ""
 
 
 def worst_case(request: Request, model: str = "") -> Usage:
-    """Return the highest possible usage of one attempt at `request`, which goes to `model` unless it names others.
+    """Return the highest usage of one attempt at `request`, which goes to `model` unless it names others.
 
-    The longest answer is the largest of the request's limits, because it is not known which of them an endpoint obeys.
-    Raises `PromptmillError` for a request without a limit (`invalid_config`), and for one whose prompt can have any
-    length or has a price that is not known (`invalid_input`).
+    The longest answer is the largest of the request's limits, because it is unknown which limit an endpoint uses.
+    Raises `PromptmillError` for a request without a limit (`invalid_config`), or with a prompt of unlimited length or
+    unknown price (`invalid_input`).
     """
     sampling, extra = request.sampling, request.extra
     if request.path == "/responses" and _is_unbounded(extra):
@@ -563,7 +562,7 @@ def worst_case(request: Request, model: str = "") -> Usage:
         limits.append(sampling.max_tokens)
     bounds = [limit for limit in limits if limit is not None]
     answers, models = 1, [model]
-    if extra:  # most requests have no parameters of their own
+    if extra:  # most requests have no own parameters
         bounds += [_largest(extra, resolved_config.OTHER_LIMIT)] if bounds else []
         answers = max(1, _largest(extra, _SEVERAL)) * _prompts(request)
         models += resolved_config.named_models(extra)
@@ -575,13 +574,13 @@ def worst_case(request: Request, model: str = "") -> Usage:
 
 
 def _wants_audio(extra: Mapping[str, Any]) -> bool:
-    """Return whether parameters request an answer in audio."""
+    """Return whether parameters request an audio answer."""
     wanted = extra.get("modalities")
     return isinstance(wanted, list) and "audio" in wanted
 
 
 def _is_unbounded(body: Mapping[str, Any]) -> bool:
-    """Return whether a request for `/responses` has a file or audio, or content that the endpoint keeps or finds."""
+    """Return whether a request for `/responses` has a file, audio, or content that the endpoint stores or finds."""
     tools = body.get("tools")
     if any(body.get(name) for name in _STORED) or (
         isinstance(tools, list)
@@ -601,19 +600,19 @@ def _is_unbounded(body: Mapping[str, Any]) -> bool:
 
 
 def _largest(extra: Mapping[str, Any], names: re.Pattern[str]) -> int:
-    """Return the largest number under any of `names` in a body, or in an object of it such as `options`."""
+    """Return the largest number under any of `names` in a body, or in an object of the body such as `options`."""
     return max((number for _, number in resolved_config.numbers_of(extra, names)), default=0)
 
 
 def _prompts(request: Request) -> int:
-    """Return the number of prompts in a request for completions; the endpoint answers each of them."""
+    """Return the number of prompts in a request for completions. The endpoint answers each of them."""
     prompts = request.extra.get("prompt") if request.path else None
     is_several = isinstance(prompts, list) and any(isinstance(prompt, str | list) for prompt in prompts)
     return len(prompts) if prompts and is_several else 1
 
 
 def _prompt_size(request: Request, per_image: int) -> int:
-    """Return the most tokens that the request's prompt can have, with `per_image` tokens for each image."""
+    """Return the most tokens that the request's prompt may have, with `per_image` tokens per image."""
     extra = _as_json(request.extra) if request.extra else b""
     size = _PER_REQUEST + len(extra) + per_image * extra.count(b"image_url")
     for message in request.conversation.messages:
@@ -623,7 +622,7 @@ def _prompt_size(request: Request, per_image: int) -> int:
             if isinstance(part, TextPart):
                 size += len(part.text.encode("utf-8", "replace"))
             else:
-                size += per_image  # of audio there is no worst case
+                size += per_image  # audio has no upper bound
     form = request.sampling.response_format
     return size + (len(str(form).encode("utf-8", "replace")) if form else 0)
 
@@ -631,21 +630,21 @@ def _prompt_size(request: Request, per_image: int) -> int:
 def _as_json(extra: Mapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(extra, default=str, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # numbers beyond 64 bits, half a surrogate pair
+    except TypeError:  # numbers beyond 64 bits, a lone surrogate
         return str(extra).encode("utf-8", "replace")
 
 
 class Tiers(NamedTuple):
-    """The service tiers that a request and the operator named; `""` for none."""
+    """The service tiers named by the request and by the operator; `""` without one."""
 
     requested: str = ""
     operators: str = ""
 
     def charged(self, served: str = "") -> str:
-        """Return the tier whose price an answer costs; `served` is the tier that it reports, `""` for none.
+        """Return the tier whose price applies. `served`: the tier that the answer reports, or `""`.
 
-        A discount applies only if the request or the operator named it, and a request's own only if the answer reports
-        it: endpoints without tiers ignore the parameter and bill the standard price.
+        A discount applies only if the request or the operator named it. The request's own discount applies only if the
+        answer reports it, because endpoints without tiers ignore the parameter and bill the standard price.
         """
         if self.requested == BATCH:  # whatever tier the reply reports
             return BATCH

@@ -1,7 +1,7 @@
-"""The prices of batches and service tiers, as parts of a model's standard price: looks them up in `tier_prices.json`.
+"""The prices of batches and service tiers, as shares of a model's standard price, from `tier_prices.json`.
 
-`scripts/prices.py` writes the table. Its models are those whose batches cost another part than the provider documents,
-and those that have the tiers `flex` and `priority`.
+`scripts/prices.py` writes the table. It lists models whose batch price differs from the provider's documents, and
+models with the tiers `flex` and `priority`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DATED = re.compile(r"-\d{4}-\d\d-\d\d$|-\d{8}$")
 
 
 class Factors(NamedTuple):
-    """The parts of the standard prices of prompts, of answers, and of prompts in the provider's cache."""
+    """Price factors for prompts, for answers, and for prompts in the provider's cache."""
 
     input: float
     output: float
@@ -27,14 +27,14 @@ class Factors(NamedTuple):
 
 
 def even(factor: float) -> Factors:
-    """Return the same part of each price."""
+    """Return factors with the same value for each price."""
     return Factors(factor, factor, factor)
 
 
 def factors_of(provider: str, model: str) -> dict[str, Factors]:
-    """Return the cost of `model` at a provider, by tier (see `TIERS`), as far as the table knows."""
+    """Return the known factors of `model` at a provider, by tier (see `TIERS`)."""
     name = model.rpartition("/")[2]
-    if name.startswith("ft:"):  # followed by an organisation and an id
+    if name.startswith("ft:"):  # an organisation and an id follow
         name = ":".join(name.split(":")[:2])
     found: dict[str, Factors] = {}
     for tier, rows in _table().get(provider, {}).items():

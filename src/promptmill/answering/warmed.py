@@ -1,7 +1,7 @@
 """Sends one request of each shared beginning before the others, so that they find it in the provider's cache.
 
-A provider can read a beginning from its cache only after the first reply to it has begun. Requests that are sent
-together would each pay for all of it.
+A provider can use a cached beginning only after the first reply with this beginning has started. Requests sent together
+would each pay its full price.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from promptmill.backends.protocol import Answer, Call, Failure, Outcome
 from promptmill.core.request import Request, Shared
 
-_KEPT_S = 240.0  # after the last use; providers keep a beginning for five minutes or longer
-_LONGEST_WAIT_S = 60.0  # a first request that is slow, or is repeated, does not hold up the others for longer
+_KEPT_S = 240.0  # after the last use; providers keep a beginning for at least five minutes
+_LONGEST_WAIT_S = 60.0  # a slow or repeated first request delays the others no longer than this
 _MOST_FAILURES = 3
 _MOST_KNOWN = 4096
 _MOST_HELD = 16 << 20
@@ -24,26 +24,26 @@ _MOST_HELD = 16 << 20
 
 @dataclass(slots=True)
 class _Beginning:
-    """A beginning in the provider's cache."""
+    """A beginning, and its state in the provider's cache."""
 
     until: float = 0.0
-    """Until when the cache surely has it."""
+    """The time until which the cache certainly has it."""
     first: asyncio.Future[None] | None = None
-    """Ends with the request that writes it."""
+    """Done when the request that writes the beginning has ended."""
     failures: int = 0
 
 
 class WarmedAnswers:
-    """Holds requests with a shared beginning until the first one with it is answered."""
+    """Holds requests with a shared beginning until the first request with this beginning is answered."""
 
     def __init__(self, following: Answer) -> None:
         self._following = following
         self._held = 0
-        """The characters of the beginnings of requests that wait while others take their places."""
+        """The total characters of the beginnings of held requests whose places other requests use."""
         self._known: dict[tuple[str, object], _Beginning] = {}
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request; one of a batch, or that shares nothing, passes through."""
+        """Answer a request. A request of a batch, or without a shared beginning, is passed on."""
         if request.shared is None or call.exchange is not None:
             return self._following(request, call)
         return self._after_first(request, call, request.shared)
@@ -64,7 +64,7 @@ class WarmedAnswers:
 
     @contextlib.contextmanager
     def _waiting(self, call: Call, shared: Shared) -> Iterator[None]:
-        """Let another request take the place of one that waits, while those that wait are not too large together."""
+        """Let another request use the place of a held request, unless all held requests together are too large."""
         if self._held + shared.characters > _MOST_HELD:
             yield
             return
@@ -78,14 +78,14 @@ class WarmedAnswers:
     def _beginning(self, request: Request, shared: Shared) -> _Beginning:
         key = shared.key, request.extra.get("model")
         beginning = self._known.pop(key, None) or _Beginning()
-        self._known[key] = beginning  # the last one is the newest
+        self._known[key] = beginning  # the newest beginning is last
         if len(self._known) > _MOST_KNOWN:
             del self._known[next(iter(self._known))]
         return beginning
 
     @staticmethod
     def _noted(beginning: _Beginning, outcome: Outcome) -> Outcome:
-        """Note whether the cache has a beginning now; after some failures, nothing waits for it any more."""
+        """Record whether the cache has the beginning. After several failures, no request waits for it."""
         failed = isinstance(outcome, Failure)
         beginning.failures = beginning.failures + 1 if failed else 0
         if not failed or beginning.failures >= _MOST_FAILURES:

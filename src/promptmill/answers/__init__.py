@@ -1,1 +1,1 @@
-"""Answers: the reasoning in them, and the JSON Schema that they must satisfy."""
+"""Answers: their reasoning, and the JSON Schema they must match."""

@@ -1,4 +1,4 @@
-"""The probability of each choice that an answer may be, from the tokens that could come at each of its places."""
+"""Probability of each allowed choice, from the token alternatives at each position."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from promptmill.answers.schema import Choices
 from promptmill.core.bounds import LONGEST_SEARCHED
 
 _DIGITS = 6
-_LOWEST = -9999.0  # what endpoints write for a probability of 0
+_LOWEST = -9999.0  # endpoints write this for a probability of 0
 _BEFORE_CHOICE = re.compile(r'(?:`{3}(?:json)?\s*)?\{\s*"[^"]*"\s*:\s*"')
 
 
 class Chances:
-    """Adds up the probability of each choice while an answer is written.
+    """Adds up the probability of each choice while an answer is generated.
 
-    Only tokens that can lead to a choice count, as if the model had no others. Each result is a lower bound: the
-    probability of a token that could begin several choices, and was not taken, counts for no choice. So their sum is
-    less than 1: the rest was undecided.
+    Only tokens that can lead to a choice count, as if the model had no others. Each result is a lower bound: if a token
+    could begin several choices and was not chosen, its probability counts for no choice. So the sum of the results is
+    below 1.
     """
 
     def __init__(self, choices: Choices) -> None:
@@ -30,8 +30,8 @@ class Chances:
         self._taken = ""
 
     def step(self, tokens: Iterable[tuple[str, float]], taken: str) -> None:
-        """Add the tokens that could come next: of each, the text after `Choices.OPENING` that it ends, and its log
-        probability. The first one was taken, so that the text is `taken`."""
+        """Add the tokens that were possible at the next position: for each, the text after `Choices.OPENING` up to its
+        end, and its log probability. The first token was chosen; `taken` is the text with it."""
         leads = [(found, chance) for text, chance in tokens if (found := self._choices.possible(text))]
         most = max((chance for _, chance in leads), default=0.0)
         weights = [math.exp(chance - most) for _, chance in leads]
@@ -45,7 +45,7 @@ class Chances:
             self._taken = possible[0]
 
     def likeliest(self, most: int) -> dict[str, float] | None:
-        """Return the likeliest choices, at most so many, and always the choice that was taken; None without it."""
+        """Return the `most` most probable choices, always including the chosen one; None if no choice was made."""
         if not self._taken:
             return None
         ranked = sorted(self._found, key=lambda choice: -self._found[choice])
@@ -54,9 +54,9 @@ class Chances:
 
 
 def chances_in(choices: Choices, logprobs: Mapping[str, Any], most: int) -> dict[str, float] | None:
-    """Return `Chances.likeliest` of an answer by the `logprobs` that came with it; None if they do not tell it.
+    """Return `Chances.likeliest` for an answer from its `logprobs`; None if these are not enough.
 
-    The `top_logprobs` of a place count as all of its tokens.
+    The `top_logprobs` of a position are treated as all its tokens.
     """
     chances, before = Chances(choices), b""
     try:
@@ -86,10 +86,10 @@ def _bytes_of(token: Mapping[str, Any]) -> bytes:
 
 
 def _of_choice(answer: bytes) -> str | None:
-    """Return the part of an answer so far that is of its choice; None if there is none yet."""
+    """Return the part of an unfinished answer that belongs to its choice; None if there is none yet."""
     text = answer.decode("utf-8", "ignore")
     begun = _BEFORE_CHOICE.match(text.lstrip())
     rest = text.lstrip()[begun.end() :] if begun is not None else text.lstrip()
     is_before = begun is None and rest.startswith(("{", "`"))
-    is_empty = not rest and len(text.encode()) == len(answer)  # not: the first bytes of a character
+    is_empty = not rest and len(text.encode()) == len(answer)  # False for the first bytes of a character
     return None if is_before or is_empty else rest

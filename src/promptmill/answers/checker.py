@@ -1,10 +1,10 @@
-"""Checks answers in a process of its own: the validator, which holds the GIL, can take any time on a hostile schema.
+"""Checks answers in a child process: the validator holds the GIL, and a hostile schema may take it any time.
 
-The process checks one answer at a time, and a call has one answer in its line at a time. It is ended when a check takes
-too long or too much memory; the next answer starts another one.
+The process checks one answer at a time, and a call has at most one answer in its queue. If a check takes too long or
+too much memory, the process is ended, and the next answer starts a new one.
 
-To the process: `{"schema": …, "text": …, "complete": …}`, the schema as JSON text.
-From it: `{"ready": true}` once, then for each answer `{"problem": …, "repaired": text or null}`.
+Messages to the process: `{"schema": …, "text": …, "complete": …}`, with the schema as JSON text.
+Replies: `{"ready": true}` once, then for each answer `{"problem": …, "repaired": text or null}`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from promptmill.answers.schema import AnswerSchema, Checked
 from promptmill.core.bounds import MOST_KEPT
 from promptmill.system import frames, subprocesses
 
-# Of processor time, which a busy machine does not use up. A check takes 0.001 s, and a repair of 128 KiB 0.2 s.
+# Of processor time, which does not depend on other load. A check takes 0.001 s, a repair of 128 KiB 0.2 s.
 _CHECK_S = 1.0
-_REPLY_S = 10.0  # on the clock
+_REPLY_S = 10.0  # of wall time
 _MEMORY = 1 << 30
 
 
 class Checker:
-    """Checks answers in its process, which the first answer starts."""
+    """Checks answers in its child process, which the first answer starts."""
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
@@ -77,9 +77,9 @@ def _unchecked(_: frames.Frame, error: Exception) -> frames.Frame:
 
 
 def main() -> None:
-    """Serve the process that started this one."""
+    """Serve the parent process."""
     subprocesses.end_with_parent()
-    # the time of a check does not include their imports
+    # the import time does not count for a check
     modules = ("jsonschema_rs", "json_repair")
     subprocesses.serve_parent(_checked, _unchecked, modules, memory=_MEMORY, computing_s=_CHECK_S)
 

@@ -1,8 +1,8 @@
-"""Separate reasoning from the answer.
+"""Separates reasoning from the answer.
 
-`FAMILIES` has the marks of each family of models, `WRAPS` the marks that some put around the answer itself. Sources:
-the reasoning parsers of vLLM 0.32 and SGLang 0.5.23, the models' chat templates. The channels of gpt-oss are apart,
-because every message has one.
+`FAMILIES` has the marks of each model family, `WRAPS` the marks that some families put around the answer. Sources: the
+reasoning parsers of vLLM 0.32 and SGLang 0.5.23, the models' chat templates. The channels of gpt-oss are handled
+separately, because every message has one.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 
 class Family(NamedTuple):
-    """The marks around the reasoning of one family of models."""
+    """The marks around the reasoning of a model family."""
 
     models: str
     openings: tuple[str, ...]
     closings: tuple[str, ...]
     in_prompt: bool = True
-    """Whether a chat template may end with the opening mark, so that an answer has the closing mark alone."""
+    """Whether a chat template may end with the opening mark, so that an answer has only the closing mark."""
     is_prose: bool = False
-    """Whether the marks are sentences that any model may write: they count only as a pair."""
+    """Whether the marks are sentences that any model may write. Then they count only as a pair."""
 
 
 FAMILIES = (
@@ -72,7 +72,7 @@ class Wrap(NamedTuple):
     openings: tuple[str, ...]
     closings: tuple[str, ...]
     is_plain: bool = False
-    """Whether other models write it too, because a prompt asks for it: it is a mark only behind reasoning."""
+    """Whether other models also write it, because a prompt may request it: then it counts only after reasoning."""
 
 
 WRAPS = (
@@ -93,7 +93,7 @@ WRAPS = (
 )
 CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>")
 TAGS = tuple(mark for family in (*FAMILIES, *WRAPS) for mark in (*family.openings, *family.closings))
-"""The marks of all families but gpt-oss."""
+"""The marks of all families except gpt-oss."""
 _OPENINGS = tuple(mark for family in FAMILIES for mark in family.openings)
 _CLOSING_ALONE = tuple(mark for family in FAMILIES if family.in_prompt for mark in family.closings)
 _WRAP_OPENINGS = tuple(mark for wrap in WRAPS for mark in wrap.openings)
@@ -101,11 +101,11 @@ _WRAP_CLOSINGS = tuple(mark for wrap in WRAPS for mark in wrap.closings)
 _START, _CHANNEL, _MESSAGE = CHANNEL_MARKS[:3]
 _ENDS = ("<|end|>", "<|return|>", "<|call|>")
 _BETWEEN_MESSAGES = re.compile(r"(<\|(?:start|end|return|call)\|>)")
-# The beginning of a text on channels, also where a server has taken some marks for its own.
+# The beginning of a text with channels, even if a server has removed some marks.
 _ON_CHANNELS = re.compile(
     r"(?:<\|start\|>assistant(?! to=user<)[^<]*|(?:assistant|analysis|commentary|final)?\s*)<\|(?:channel|message)\|>"
 )
-# The same without any mark, where a server has decoded special tokens to nothing.
+# The beginning of such a text without any marks, if a server has removed all special tokens.
 _BARE_CHANNELS = re.compile(r"(?:assistant)?(?:(?:analysis|commentary)(.*?))?assistantfinal", re.DOTALL)
 _FIRST_WORDS = (
     *(mark for mark in _OPENINGS + _WRAP_OPENINGS if mark[0] not in "<[◁"),
@@ -128,14 +128,14 @@ _UNKNOWN = re.compile(
 
 
 def may_have_marks(text: str) -> bool:
-    """Return whether a text may contain a mark: one of these characters, or the first words of a mark without them."""
+    """Return whether a text may contain a mark: it has one of these characters, or begins like a sentence mark."""
     return "<" in text or "[" in text or "◁" in text or bool(_UNMARKED.match(text[:_MARK_LENGTH].lstrip(_BLANK)))
 
 
 def unknown_mark(text: str) -> str:
-    """Return the mark at the beginning of a text that looks like one of `FAMILIES` but is unknown; `""` without one.
+    """Return an unknown mark at the beginning of a text that looks like a mark of `FAMILIES`; `""` without one.
 
-    Marks of `FAMILIES` around a block behind other lines are such a mark, too.
+    Marks of `FAMILIES` around a block after other lines also count as unknown.
 
     >>> unknown_mark("<pondering>France?</pondering>Paris")
     '<pondering>'
@@ -150,10 +150,10 @@ def unknown_mark(text: str) -> str:
 
 
 def split_reasoning(text: str, *, opened: Family | None = None) -> tuple[str | None, str]:
-    """Return `(reasoning, answer)` of a text that may begin with `<think>…</think>`, or another family's marks.
+    """Return `(reasoning, answer)` of a text that may begin with `<think>…</think>`, or with another family's marks.
 
-    `opened`: the family whose opening mark ended the prompt, as in some chat templates. If a block never closes (an
-    answer cut at its length), all of the text is reasoning and the answer is empty.
+    `opened`: the family whose opening mark ends the prompt, as in some chat templates. If a block never closes (the
+    answer was cut off), the whole text is reasoning and the answer is empty.
 
     >>> split_reasoning("<think>France?</think>Paris")
     ('France?', 'Paris')
@@ -163,7 +163,7 @@ def split_reasoning(text: str, *, opened: Family | None = None) -> tuple[str | N
 
 
 def _split_blocks(start: str, opened: Family | None = None) -> tuple[str | None, str] | None:
-    """Return `(reasoning, answer)` of a text that begins within a block or with one, None for any other."""
+    """Return `(reasoning, answer)` of a text that begins inside a block or with a block; None for other texts."""
     if opened is None and not start.startswith(_OPENINGS):
         return None
     family = opened or next(one for one in FAMILIES if start.startswith(one.openings))
@@ -181,13 +181,13 @@ def _split_blocks(start: str, opened: Family | None = None) -> tuple[str | None,
 
 
 def _without_opening(start: str, family: Family) -> str:
-    """Return the text behind an opening mark; a model may repeat the mark at the end of its prompt."""
+    """Return the text after the opening mark, which a model may repeat after the end of its prompt."""
     bare = start.lstrip()
     return next((bare.removeprefix(mark) for mark in family.openings if bare.startswith(mark)), start)
 
 
 def _closing_in(text: str, family: Family) -> tuple[int, int] | None:
-    """Return where the first closing mark starts and ends."""
+    """Return the start and the end of the first closing mark."""
     places = [(place, place + len(mark)) for mark in family.closings if (place := text.find(mark)) >= 0]
     return min(places, default=None)
 
@@ -213,16 +213,16 @@ def _without(wrap: Wrap, text: str, *, behind_reasoning: bool) -> str:
 
 
 def opened_by(prompt: str) -> Family | None:
-    """Return the family whose opening mark ends a prompt, so that the answer begins inside its reasoning."""
+    """Return the family whose opening mark ends a prompt, so that the answer begins inside the reasoning."""
     end = prompt[-_MARK_LENGTH - 8 :].rstrip()
     return next((one for one in FAMILIES if one.in_prompt and end.endswith(one.openings)), None)
 
 
 def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
-    """Return `(reasoning, answer)` of a text from an endpoint, with the marks of any model.
+    """Return `(reasoning, answer)` of a text from an endpoint, for the marks of any model.
 
-    The opening mark may be missing: some chat templates end the prompt with it. `already`: the endpoint has separated
-    the reasoning; then only a closing mark left at the start is removed.
+    The opening mark may be missing, because some chat templates end the prompt with it. `already`: the endpoint has
+    separated the reasoning; then only a closing mark at the start is removed.
     """
     end = text.rstrip()
     if mark := next((mark for mark in _ENDS if end.endswith(mark)), ""):
@@ -244,13 +244,13 @@ def split_marked(text: str, *, already: bool = False) -> tuple[str | None, str]:
 
 
 def _begins_in_channel(text: str) -> bool:
-    """Return whether a text begins within the reasoning of gpt-oss, whose marks were the end of the prompt."""
+    """Return whether a text begins inside the reasoning of gpt-oss, whose opening marks ended the prompt."""
     thought, _, behind = text.partition(_ENDS[0])
     return behind.startswith(f"{_START}assistant{_CHANNEL}") and "<|" not in thought
 
 
 def _place_of(mark: str, text: str) -> int:
-    """Return the position of a closing mark that is not quoted or part of prose; the length of `text` without one.
+    """Return the position of a closing mark that is neither quoted nor part of prose; the length of `text` without one.
 
     A regular expression would take twenty times as long and block the event loop.
     """
@@ -264,9 +264,9 @@ def _place_of(mark: str, text: str) -> int:
 
 
 def without_broken_mark(text: str, marks: Iterable[str] = _MARKS) -> str:
-    """Return an unfinished text without its end, if that may be the beginning of one of `marks`.
+    """Return an unfinished text without its end, if the end may be the beginning of one of `marks`.
 
-    Nothing is left of a text whose first sentence decides only later whether it is reasoning.
+    If only later text decides whether the first sentence is reasoning, return nothing yet.
 
     >>> without_broken_mark("<think>France?</th")
     '<think>France?'
@@ -283,10 +283,10 @@ def without_broken_mark(text: str, marks: Iterable[str] = _MARKS) -> str:
 
 
 def split_channels(text: str) -> tuple[str | None, str]:
-    """Return `(reasoning, answer)` of a text in the Harmony format of gpt-oss, marks included.
+    """Return `(reasoning, answer)` of a text in the Harmony format of gpt-oss, which includes the marks.
 
-    Messages in the channel `final` and messages without a channel are the answer; all others are reasoning. Format:
-    github.com/openai/harmony, docs/format.md.
+    The answer consists of messages in the channel `final` and messages without a channel; all others are reasoning.
+    Format: github.com/openai/harmony, docs/format.md.
     """
     if not any(mark in text for mark in (_CHANNEL, _MESSAGE, *_ENDS)):
         return None, text
@@ -298,7 +298,7 @@ def split_channels(text: str) -> tuple[str | None, str]:
             channel = header.rpartition(_CHANNEL)[2].strip()
             texts[not channel or channel.startswith(("final", "assistant"))].append(content)
         elif _CHANNEL not in piece and before != _START and not _BETWEEN_MESSAGES.match(piece):
-            texts[f"{_CHANNEL}final" not in text].append(piece)  # without a header
+            texts[f"{_CHANNEL}final" not in text].append(piece)  # remove the header
         before = piece
     reasoning = "\n".join(filter(None, map(str.strip, texts[False])))
     return reasoning or None, "".join(texts[True])

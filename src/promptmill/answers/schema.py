@@ -1,10 +1,10 @@
-"""The JSON Schema of an answer: read from `response_format`, compiled once, checked for every answer.
+"""The JSON Schema of an answer: read from `response_format`, compiled once, and checked for every answer.
 
 response_format → schema_of → compile_schema → AnswerSchema.check: valid | repaired | problem
 
-The process of `Checker` does the rest for a schema whose check may take any time: see `_ANY_TIME`.
+If the check of a schema may take any time (see `_ANY_TIME`), the process of `Checker` runs it.
 
-A repair extracts JSON from an answer with text around it or slips in writing, if its meaning is beyond doubt.
+A repair extracts JSON from surrounding text or corrects slips of notation, if the meaning is beyond doubt.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 AnswerType: TypeAlias = "JsonObject | type[BaseModel]"
-"""A JSON Schema, or a pydantic class: answers become instances of it."""
+"""A JSON Schema, or a pydantic class whose instances the answers become."""
 
 _LONG_NUMBER = re.compile(r"[0-9]{32}")  # a comparison with an integer of thousands of digits takes a millisecond
-# Keywords that make the time of a check, or the memory of a compiled schema, more than a product of two lengths.
+# Keywords with which a check's time, or a compiled schema's memory, exceeds a product of two lengths.
 _ANY_TIME = re.compile(
     r'"(?:\$ref|\$dynamicRef|\$recursiveRef|pattern|patternProperties|uniqueItems|multipleOf|unevaluated\w+)"'
 )
-# Length of the schema times length of the answer; so much is checked on the event loop within 10 ms.
+# Length of the schema times length of the answer: up to this product, the event loop checks it within 10 ms.
 _SOON = 16 << 20
-_READING = 256  # reading an answer takes as long as checking it under a schema of this length
-_KEPT = MOST_KEPT // 4  # a compiled schema takes thirty times its text
+_READING = 256  # parsing an answer takes as long as checking it against a schema of this length
+_KEPT = MOST_KEPT // 4  # a compiled schema takes thirty times the memory of its text
 _SHOWN = 60
-# `fancy-regex` supports lookaround (patterns of pydantic's `Decimal` use it); the limit ends endless matching
+# `fancy-regex` supports lookaround (used in pydantic's `Decimal` patterns); the limit stops endless matching
 _BACKTRACKS = 10_000
 _TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
 # names in other languages
 _OTHER_NAMES = {"str": "string", "int": "integer", "float": "number", "double": "number", "bool": "boolean"}
 _OTHER_NAMES |= {"list": "array", "dict": "object", "none": "null", "text": "string"}
 
-# keywords of json-schema.org, draft 2020-12, without annotations; `response_format` has a schema in `json_schema`
+# keywords of json-schema.org, draft 2020-12, without annotations; in `response_format`, `json_schema` has the schema
 _SAYING = frozenset(
     {"properties", "required", "items", "enum", "const"}
     | {"allOf", "anyOf", "oneOf", "not", "if", "then", "else", "additionalProperties", "patternProperties"}
@@ -62,20 +62,20 @@ _ABOUT = frozenset(
     | {"contentEncoding", "contentMediaType", "contentSchema", "nullable", "discriminator", "propertyOrdering"}
     | {"name", "strict", "id", "enumDescriptions", "enumNames"}
 )
-"""Further keywords that tools read or write."""
+"""Further keywords that tools support."""
 _ALIKE = 0.8
 
 # platform.openai.com/docs/guides/structured-outputs
 _AN_OBJECT: JsonObject = {"type": "object"}
 _FORM = '{"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}'
 
-_CHOICE = "answer"  # the field of the object that holds a choice
+_CHOICE = "answer"  # the field of the JSON object that holds a choice
 _AROUND_CHOICE = " \t\r\n\"'`*_.\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"  # quotes, emphasis, a final stop
 
 _FENCE = "```"
 _LANGUAGE = re.compile(r"[ \t]*(?:json5|jsonc|json|JSON)?")
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
-# A repair may change these marks of JSON only, never a word, a number or a bracket.
+# A repair may change only these marks of JSON, never a word, a number or a bracket.
 _MARKS = re.compile(r"[\s\"'`:,\\]+")
 _OPENING, _BRACKET, _PARTNERS = re.compile(r"[{\[]"), re.compile(r"[{}\[\]]"), {"{": "}", "[": "]"}
 _JSON_LIKE = re.compile(r"""\{\s*(?:["']|\w+\s*:)|\[\s*["'{\[]""")
@@ -85,7 +85,7 @@ _AND_MORE = re.compile(
     r"""(?:[ \t]*[,;])?[ \t]*(?:["']?-?\d|\.\.\.|…|(?:and|plus|und|sowie|et|y|e)\b[^.!?\n]*["'{\[\d])"""
 )
 _FIELD_BEHIND = r"(?im)(?:^|[{{,])[\W_]{{0,8}}{}[\W_]{{0,4}}[:=]"
-# Words that deny a value, in the languages in which models answer most.
+# Words that negate a value, in the most frequent languages of answers.
 _DENYING = (
     "not|never|cannot|nor|neither|wrong|incorrect|invalid|instead of|rather than",
     r"nicht|kein\w*|falsch\w*|statt|pas|jamais|faux|fausse",
@@ -101,14 +101,14 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|[。\n]")
-_LEAD = " \t\r\n:\uff1a"  # between a sentence and the value that it introduces, which may be in a fence
+_LEAD = " \t\r\n:\uff1a"  # between a sentence and the value that it introduces, which may be in a code fence
 _SAME_SENTENCE = re.compile(r"[^.!?。\n]*")
 _AROUND = " \t\n`.,:;!)\"'*_\u2014\u2013-"
-_NEAR = 300  # characters around a value: a sentence
+_NEAR = 300  # characters around a value that are searched for negation: about a sentence
 
 
 class Checked(NamedTuple):
-    """The result of a check: `text` satisfies the schema if `problem` is empty."""
+    """The result of a check. If `problem` is empty, `text` satisfies the schema."""
 
     text: str
     problem: str = ""
@@ -116,10 +116,10 @@ class Checked(NamedTuple):
 
 
 class AnswerSchema:
-    """A schema that answers must satisfy. Make one with `compile_schema`."""
+    """A schema that answers must satisfy. Create it with `compile_schema`."""
 
     def __init__(self, content: str, quick: Any = None) -> None:
-        """`quick` is the validator of a schema whose checks take little time; other schemas compile at first use."""
+        """`quick`: the validator of a schema whose checks take little time. Other schemas are compiled on first use."""
         self.content = content
         """The schema as JSON text."""
         self._quick = quick
@@ -129,7 +129,7 @@ class AnswerSchema:
         return self._quick or _validator_of(json.loads(self.content))
 
     def is_soon_valid(self, text: str) -> bool:
-        """Return whether `text` satisfies the schema; False also if the check would take over some milliseconds."""
+        """Return whether `text` satisfies the schema; False if the check would take more than some milliseconds."""
         work = max(len(self.content), _READING) * len(text)
         if self._quick is None or work > _SOON or _LONG_NUMBER.search(text):
             return False
@@ -140,14 +140,14 @@ class AnswerSchema:
 
     @staticmethod
     def why_not_read(text: str) -> str:
-        """Return why the answer `text` is too large to be checked; `""` if it is not."""
+        """Return the reason why the answer `text` is too large to check; `""` if it is not."""
         return f"it is longer than {LONGEST_ANSWER >> 20} MiB" if len(text) > LONGEST_ANSWER else ""
 
     def check(self, text: str, *, complete: bool = True) -> Checked:
-        """Return the answer `text` unchanged if it satisfies the schema, else repaired, else with its problem.
+        """Return the answer `text` unchanged if it satisfies the schema, else repaired, or else with its problem.
 
-        Only a repair beyond doubt is made (see `_candidates`), and none in an answer that is not `complete`. This may
-        take any time and memory: see `Checker`.
+        A repair is made only if it is beyond doubt (see `_candidates`), and never if the answer is not `complete`. This
+        may take any time and memory: see `Checker`.
         """
         try:
             value = _read_json(text)
@@ -180,7 +180,7 @@ class AnswerSchema:
         return Checked(text, problem)
 
     def _check_behind(self, value: Any, behind: str) -> None:
-        """Raise `_DoubtError` if the text behind an object gives a field that the object lacks: `total: 12`."""
+        """Raise `_DoubtError` if the text after an object gives a field that the object lacks: `total: 12`."""
         fields = json.loads(self.content).get("properties", {})
         for name in fields if isinstance(value, dict) else ():
             if name not in value and re.search(_FIELD_BEHIND.format(re.escape(name)), behind):
@@ -194,9 +194,9 @@ class AnswerSchema:
         return "; ".join(problems)
 
     def _without_nulls(self, value: Any) -> Iterator[Any]:
-        """Yield `value` without its optional fields that are null.
+        """Yield variants of `value` without optional fields that are null.
 
-        Strict endpoints require every field, so they write null for an optional one.
+        Strict endpoints require every field, so they write null for an optional field.
         """
         flagged = {tuple(error.instance_path) for error in self._validator.iter_errors(value)}
         pruned = _pruned(value, flagged, ())
@@ -207,7 +207,7 @@ class AnswerSchema:
 
 
 def _pruned(value: Any, places: set[tuple[str | int, ...]] | None, here: tuple[str | int, ...]) -> Any:
-    """Return `value` without the null fields at `places` (None: everywhere)."""
+    """Return `value` without the null fields at `places` (None: at all places)."""
     if isinstance(value, dict):
         return {
             key: _pruned(inner, places, (*here, key))
@@ -220,9 +220,9 @@ def _pruned(value: Any, places: set[tuple[str | int, ...]] | None, here: tuple[s
 
 
 def compile_schema(schema: JsonObject, where: str = "schema") -> AnswerSchema:
-    """Return `schema`, ready to check answers; a `$ref` to another document is never fetched.
+    """Compile `schema` for checking answers. A `$ref` to another document is never fetched.
 
-    Raises `PromptmillError` (`invalid_input`) for an invalid or too large JSON Schema; `where` names it.
+    Raises `PromptmillError` (`invalid_input`) if the schema is invalid or too large. `where`: the schema's name.
     """
     try:
         content = "" if is_longer(schema, LONGEST_SCHEMA) else json.dumps(schema)
@@ -249,7 +249,7 @@ def _validator_of(schema: Any) -> Any:
 
 
 def _without_patterns(schema: Any, patterns: list[str]) -> Any:
-    """Return `schema` without patterns, whose automata take any memory; add them to `patterns`."""
+    """Return `schema` without patterns, whose automata may take any memory. Add the patterns to `patterns`."""
     if isinstance(schema, list):
         return [_without_patterns(one, patterns) for one in schema]
     if not isinstance(schema, Mapping):
@@ -265,7 +265,7 @@ def _without_patterns(schema: Any, patterns: list[str]) -> Any:
 
 
 def _check_patterns(patterns: list[str]) -> None:
-    """Raise `ValueError` for one that is no regular expression. They are parsed, not compiled: 0.1 µs each."""
+    """Raise `ValueError` for an invalid regular expression. They are parsed but not compiled: 0.1 µs each."""
     import jsonschema_rs
 
     is_pattern = jsonschema_rs.validator_for({"format": "regex"}, validate_formats=True).is_valid
@@ -275,7 +275,7 @@ def _check_patterns(patterns: list[str]) -> None:
 
 
 def why_no_schema(schema: JsonObject) -> str:
-    """Return the problem of an example answer in place of a schema, or of a misspelt one; `""` for others."""
+    """Return the problem if `schema` is an example answer or has a misspelt keyword; `""` otherwise."""
     if not _is_example(schema):
         return _misspelt(schema)
     name = f"{next(iter(schema)):.40}"
@@ -287,11 +287,11 @@ def why_no_schema(schema: JsonObject) -> str:
 
 
 def _misspelt(schema: JsonObject) -> str:
-    """Return the problem of a schema with a keyword, or a required field, that looks like another one.
+    """Return the problem if a keyword or a required field of a schema looks like a misspelling of another.
 
-    JSON Schema ignores unknown keywords, so the schema would be valid, and every answer or none would satisfy it.
+    JSON Schema ignores unknown keywords, so the misspelt schema would be valid, and every answer or none would match.
     """
-    # names with so many others: it takes time
+    # skipped for very many names, because the comparison takes time
     for path, name, known in itertools.islice(_unknown(schema), 50):
         if near := close_matches(name, itertools.islice(known, 50), 1, _ALIKE):
             return f"has a mistake: {_dotted(path)[:100]}: {name!r:.40}; did you mean {near[0]:.40}?"
@@ -299,7 +299,7 @@ def _misspelt(schema: JsonObject) -> str:
 
 
 def _unknown(schema: JsonObject) -> Iterator[tuple[list[str | int], str, Collection[str]]]:
-    """Yield unknown keywords and required fields that are not defined: path, name, and the names that there are."""
+    """Yield unknown keywords and undefined required fields, each with its path, its name, and the known names."""
     waiting: list[tuple[list[str | int], Any]] = [([], schema)]
     while waiting:
         path, here = waiting.pop()
@@ -318,9 +318,9 @@ def _unknown(schema: JsonObject) -> Iterator[tuple[list[str | int], str, Collect
 
 
 def _is_example(schema: JsonObject) -> bool:
-    """Return whether `schema` is an example answer: it has fields, but no keyword that constrains an answer.
+    """Return whether `schema` is an example answer: it has fields, but no keyword that constrains answers.
 
-    `name` and `title` do not count as keywords: they are fields of many answers.
+    `name` and `title` do not count as keywords, because many answers have such fields.
     """
     kind = schema.get("type")
     if isinstance(kind, list) or (isinstance(kind, str) and (kind in _TYPES or _meant_type(kind))):
@@ -332,7 +332,7 @@ def _why_not_usable(error: Exception, schema: JsonObject) -> str:
     path = list(getattr(error, "instance_path", []))
     if path and (wrong := _wrong_type(path, schema)):
         return wrong
-    # only the first line: the others quote the schema
+    # only the first line, because the others quote the schema
     reason = (str(getattr(error, "message", "")) or str(error) or type(error).__name__).splitlines()[0]
     return f"{_dotted(path)}: {reason[:200].rstrip('.')}." if path else f"{reason[:200].rstrip('.')}."
 
@@ -360,9 +360,9 @@ def _dotted(path: list[str | int]) -> str:
 
 
 def why_not_json(error: json.JSONDecodeError) -> str:
-    """Explain why a text is not valid JSON: the line, the column and the remedy."""
+    """Explain why a text is not valid JSON, with the line, the column and the remedy."""
     before, rest = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
-    if rest.startswith(","):  # newer versions of Python point to the comma
+    if rest.startswith(","):  # newer Python versions report the position of the comma
         before, rest = f"{before},", rest[1:].lstrip()
     what = error.msg[:1].lower() + error.msg[1:]
     if not rest:
@@ -377,10 +377,10 @@ def why_not_json(error: json.JSONDecodeError) -> str:
 
 
 class Choices:
-    """The texts that an answer may be, requested as a JSON object with one field, which every backend can enforce.
+    """The texts from which an answer is chosen. They are requested as a JSON object with one field, for every backend.
 
-    An engine that renders the prompt itself appends `OPENING` to it and lets the model write one of `endings`, so that
-    only the choice is written. Small models choose worse without `OPENING`: 119 of 220 labels were right, with it 197.
+    An engine that renders the prompt itself appends `OPENING` to it and lets the model write one of `endings`, so only
+    the choice is written. Small models choose better with `OPENING`: 197 of 220 labels were right, without it 119.
     """
 
     OPENING = f'{{"{_CHOICE}": "'
@@ -399,21 +399,21 @@ class Choices:
 
     @property
     def endings(self) -> list[str]:
-        """The texts of which one completes `OPENING` to the answer, a JSON object."""
+        """The texts that complete `OPENING` to an answer, which is a JSON object."""
         return [*self._endings.values()]
 
     def chosen(self, answer: str, *, complete: bool = True) -> str:
-        """Return the choice that `answer` is, also as a bare word and with other quotes or case; `""` in doubt.
+        """Return the choice in `answer`, even as a bare word or with other quotes or case; `""` if in doubt.
 
-        A choice in a sentence is in doubt ("not positive"), and in an answer that is not `complete`, a choice that
-        begins another choice.
+        A choice inside a sentence is in doubt ("not positive"). In an answer that is not `complete`, a choice that
+        begins another choice is in doubt too.
         """
         if len(answer) > LONGEST_ANSWER:
             return ""
         fenced = {piece for piece, *_ in _fenced(answer)}
         text = (fenced.pop() if len(fenced) == 1 else answer).strip()
         value: Any = text
-        if text not in self._choices:  # `true`, `1.5` and `{}` may be choices, too
+        if text not in self._choices:  # `true`, `1.5` and `{}` may be choices
             with contextlib.suppress(ValueError, RecursionError):
                 value = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
         if isinstance(value, dict):
@@ -429,22 +429,22 @@ class Choices:
         return value if value in self._choices else self._by_bare.get(_bare(value), "")
 
     def completed(self, text: str) -> str | None:
-        """Return the answer whose text after `OPENING` begins with `text`; None as long as several are possible."""
+        """Return the answer whose text after `OPENING` starts with `text`; None while several answers are possible."""
         possible = self.possible(text)
         return self.OPENING + self._endings[possible[0]] if len(possible) == 1 else None
 
     def possible(self, text: str) -> list[str]:
-        """Return the choices that an answer may still become whose text after `OPENING` begins with `text`."""
+        """Return the choices that are still possible for an answer whose text after `OPENING` starts with `text`."""
         return [choice for choice, ending in self._endings.items() if ending.startswith(text)]
 
     def why_none(self, answer: str) -> str:
-        """Return the problem of an answer that is not one of the choices, as the predicate of a sentence."""
+        """Return the problem if an answer is not one of the choices, as the predicate of a sentence."""
         listed, start = ", ".join(self._choices), " ".join(answer[:_SHOWN].split())
         shown = listed if len(listed) <= 300 else f"{listed[:300]}…"
         return f"is none of the choices {shown}; it {f'begins with {start!r}' if start else 'is empty'}"
 
 
-@functools.lru_cache(maxsize=MOST_KEPT)  # rows with parameters of their own have equal choices
+@functools.lru_cache(maxsize=MOST_KEPT)  # rows with their own parameters may have equal choices
 def choices_of(texts: tuple[str, ...]) -> Choices:
     """Return the choices `texts`."""
     return Choices(texts)
@@ -456,14 +456,14 @@ def _bare(text: str) -> str:
 
 
 def asking_for(schema: JsonObject) -> JsonDict:
-    """Return the `response_format` that requests answers according to `schema`."""
+    """Return a `response_format` that requests answers with this schema."""
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
 
 
 def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) -> Mapping[str, Any]:
-    """Return `options` plus the `response_format` of `answer_schema`, where `{}` is no schema.
+    """Return `options` with the `response_format` for `answer_schema` added. `{}` means no schema.
 
-    Raises `PromptmillError`, also with `choices`.
+    Raises `PromptmillError`, for example if `choices` are also set.
     """
     if not answer_schema:
         return options
@@ -477,15 +477,15 @@ def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) ->
 
 
 def json_schema_of(answer_schema: AnswerType) -> JsonObject:
-    """Return the JSON Schema of a pydantic class, any other schema as it is."""
+    """Return the JSON Schema of a pydantic class. Other schemas stay unchanged."""
     return answer_schema.model_json_schema() if isinstance(answer_schema, type) else answer_schema
 
 
 def schema_of(wanted: JsonObject | None) -> JsonObject | None:
-    """Return the schema in the `response_format` `wanted`; None if it requests no JSON.
+    """Return the schema in the `response_format` `wanted`; None if it does not request JSON.
 
-    JSON mode means any object. The engine or endpoint handles other kinds (`structural_tag`, …).
-    Raises `PromptmillError` (`invalid_input`) for a `json_schema` without a schema.
+    JSON mode means any object. The engine or endpoint handles other kinds (`structural_tag`, …). Raises
+    `PromptmillError` (`invalid_input`) for a `json_schema` without a schema.
     """
     kind = (wanted or {}).get("type")
     if wanted is None or kind not in {"json_object", "json_schema"}:
@@ -502,18 +502,18 @@ def schema_of(wanted: JsonObject | None) -> JsonObject | None:
 
 
 class SchemaCache:
-    """Compiled schemas of `response_format` values, so that each is compiled once."""
+    """Compiled schemas of `response_format` values. Each schema is compiled once."""
 
     def __init__(self) -> None:
-        # by identity, because a call's items share the object; the object is kept too, so that its id is not reused
+        # by identity: a call's items share the object, which is kept alive so that its id is not reused
         self._by_id: dict[int, tuple[JsonObject, asyncio.Task[AnswerSchema] | None]] = {}
-        self._turn = asyncio.Lock()  # several threads that compile at a time would leave the event loop little time
+        self._turn = asyncio.Lock()  # several concurrent compilations in threads would slow the event loop
 
     async def of(self, wanted: JsonObject) -> AnswerSchema | None:
-        """Return the compiled schema of `wanted`; None if it requests no JSON. Raises like `compile_schema`."""
+        """Return the compiled schema of `wanted`; None if it does not request JSON. Raises like `compile_schema`."""
         known = self._by_id.get(id(wanted))
         if known is None:
-            if len(self._by_id) >= _KEPT:  # each row may have its own
+            if len(self._by_id) >= _KEPT:  # each row may have its own schema
                 self._by_id.clear()
             schema = schema_of(wanted)
             compiling = None if schema is None else asyncio.ensure_future(self._compiled(schema))
@@ -526,7 +526,7 @@ class SchemaCache:
 
 
 def _read_json(text: str) -> Any:
-    """Return the value of a JSON text. Raises `ValueError`, for NaN and too deep a nesting as well."""
+    """Parse a JSON text. Raises `ValueError`, also for NaN and too deep nesting."""
     try:
         return json.loads(text, parse_constant=_refuse)
     except RecursionError:
@@ -541,7 +541,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse)
 
 
 def _written(value: Any) -> str:
-    """Return `value` as JSON; `""` for a number that JSON cannot express (Python reads 1e999 as infinite)."""
+    """Return `value` as JSON; `""` for a number that JSON cannot represent (Python reads 1e999 as infinite)."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError:
@@ -549,15 +549,15 @@ def _written(value: Any) -> str:
 
 
 class _DoubtError(Exception):
-    """A text may say more than the values read from it; the message states the answer's problem."""
+    """A text may say more than the values parsed from it. The message states the problem of the answer."""
 
 
 def _candidates(text: str) -> Iterator[tuple[Any, int, int]]:
     """Yield the values that `text` may mean, each with its start and end.
 
-    They are the whole text, also as the content of a text of JSON, scalars in code fences, and objects and lists
-    between prose, whose slips (trailing commas, single quotes, missing quotes) are corrected, but never a word or a
-    bracket. Raises `_DoubtError` for a value that is cut, or that goes on behind its end.
+    They are the whole text, perhaps as the content of a JSON string; scalars in code fences; and objects and lists in
+    prose, in which slips (trailing commas, single quotes, missing quotes) are corrected, but never a word or a bracket.
+    Raises `_DoubtError` for a value that is cut off, or that continues after its end.
     """
     with contextlib.suppress(ValueError):
         value = _read_json(text)
@@ -573,9 +573,9 @@ def _candidates(text: str) -> Iterator[tuple[Any, int, int]]:
 
 
 def _fenced(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yield the content of each code fence of `text`, without the name of the language, and its start and end."""
+    """Yield the content of each code fence in `text` without the language's name, with its start and end."""
     pieces, begin = text.split(_FENCE), 0
-    for at, piece in enumerate(pieces[:-1]):  # the last one has no closing fence
+    for at, piece in enumerate(pieces[:-1]):  # the last piece has no closing fence
         end = begin + len(piece)
         if at % 2:
             found = _LANGUAGE.match(piece)
@@ -592,7 +592,7 @@ def _values(text: str) -> Iterator[tuple[Any, int, int]]:
         try:
             value, end = _DECODER.raw_decode(text, start)
         except (ValueError, RecursionError):
-            is_prose = not _JSON_LIKE.match(text, start)  # such as [sic]
+            is_prose = not _JSON_LIKE.match(text, start)  # for example [sic]
             ends = _ends_of_groups(text) if ends is None else ends
             end = ends.get(start, start + 1)
             value = _mended(text[start:end]) if start in ends else None
@@ -610,7 +610,7 @@ def _values(text: str) -> Iterator[tuple[Any, int, int]]:
 
 
 def _ends_of_groups(text: str) -> dict[int, int]:
-    """Return the start of each bracket with a partner, and the place behind its partner; brackets in texts count."""
+    """Return the start of each matched bracket with the position after its partner. Brackets inside texts count."""
     ends, waiting = dict[int, int](), list[int]()
     for found in _BRACKET.finditer(text):
         if found[0] in _PARTNERS:
@@ -623,7 +623,7 @@ def _ends_of_groups(text: str) -> dict[int, int]:
 
 
 def _mended(part: str) -> Any:
-    """Return the object or list that `part` is, with its slips corrected; None in case of doubt."""
+    """Return the object or list in `part`, with slips corrected; None if in doubt."""
     from json_repair import repair_json
 
     try:
@@ -641,7 +641,7 @@ def _without_lead(text: str) -> str:
 
 
 def _is_denied(text: str, start: int, end: int) -> bool:
-    """Return whether the sentence around a value denies it, or the next one takes it back."""
+    """Return whether the sentence around a value negates it, or the next sentence retracts it."""
     before, behind = text[max(0, start - _NEAR) : start], text[end : end + _NEAR]
     before = _SENTENCE_END.split(_without_lead(before))[-1]
     after = _SAME_SENTENCE.match(behind)
@@ -650,6 +650,6 @@ def _is_denied(text: str, start: int, end: int) -> bool:
 
 
 def _words(text: str) -> str:
-    """Return the words of `text` without the marks of JSON, Python's `None` as `null`."""
+    """Return the words of `text` without JSON's marks, with Python's `None` as `null`."""
     text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text).encode("utf-16", "surrogatepass").decode("utf-16")
     return re.sub(r"\bNone\b", "null", _MARKS.sub(" ", text)).casefold().replace(" ", "")

@@ -1,1 +1,1 @@
-"""The backends, one package each; they share only `protocol`."""
+"""The backends, one package each. They share only `protocol`."""

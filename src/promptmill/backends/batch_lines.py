@@ -3,7 +3,7 @@
 | provider | a line |
 |---|---|
 | OpenAI, vLLM, Groq | `{"custom_id", "method": "POST", "url": "/v1/chat/completions", "body"}` |
-| Azure | the same, with the url `/chat/completions` |
+| Azure | like OpenAI's, with the url `/chat/completions` |
 | Mistral, Together | `{"custom_id", "body"}` |
 """
 
@@ -19,23 +19,23 @@ from promptmill.core.wording import shape
 
 CHAT = "/chat/completions"
 TOKEN_LIMITS = MappingProxyType({"/completions": "max_tokens", "/responses": "max_output_tokens"})
-"""The parameter that limits the answer, by the path of a request that is not a chat."""
+"""The parameter that limits the answer's length, by the path of a request that is not a chat."""
 
 
 class BatchLine(NamedTuple):
-    """A request: `path` follows the endpoint's `/v1`; `body` is in the format of that path."""
+    """A request. `path` follows the endpoint's `/v1`; `body` has the format for this path."""
 
     path: str
     body: JsonObject
 
 
 def is_batch(line: JsonObject) -> bool:
-    """Return whether a line is a whole request of a Batch file."""
+    """Return whether a line is a complete request of a Batch file."""
     return "custom_id" in line and "body" in line
 
 
 def read(line: JsonObject, where: str) -> BatchLine:
-    """Return a line's request. Raises `PromptmillError` (`invalid_input`, `unsupported`) that starts with `where`."""
+    """Return the request in a line. Raises `PromptmillError` (`invalid_input`, `unsupported`) starting with `where`."""
     custom_id, body = line.get("custom_id"), line.get("body")
     if not isinstance(custom_id, str):
         raise input_error(f"{where}: custom_id is {shape(custom_id)}; give each line its own text.")

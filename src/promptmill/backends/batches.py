@@ -11,7 +11,7 @@
             ...
         await api.delete(batch, state)
 
-After a crash, `find_file` returns the id that `upload` could not report, and `find` the batch that `create` made.
+After a crash, `find_file` returns the file id that `upload` did not return, and `find` the batch that `create` made.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from typing import NamedTuple, Protocol
 from promptmill.core.errors import PromptmillError
 
 LIST_LAG_S = 30.0
-"""The time after an unclear `create` until `find` is reliable: providers' lists lag behind."""
+"""Seconds after an unclear `create` until `find` is reliable, because providers' lists lag behind."""
 CLOCK_SKEW_S = 3600.0
-"""`find` accepts a batch created this long before it was planned, because clocks differ."""
+"""`find` accepts a batch that was created this long before it was planned, because clocks differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedBatch:
-    """A batch as the job's database knows it before anything is sent."""
+    """A batch as the job's database stores it before anything is sent."""
 
     key: str
-    """Our own label, `[A-Za-z0-9-]{1,48}`, unique for each submission."""
+    """promptmill's label, `[A-Za-z0-9-]{1,48}`, unique for each submission."""
     model: str
     requests: int
     file: Path
-    """Lines written by `BatchApi.line`, each with a line feed at its end."""
+    """The file with lines from `BatchApi.line`, each with a line feed at its end."""
     planned: float
-    """Unix time."""
+    """The Unix time at which the batch was planned."""
     file_id: str = ""
     """The id of the uploaded file; empty before the upload, and for providers without files."""
 
@@ -51,35 +51,35 @@ class BatchState:
 
     id: str
     is_ended: bool
-    """Whether it is completed, failed, expired or cancelled: all alike, its results may be read."""
+    """Whether it is completed, failed, expired or cancelled. In all four cases, results may be read."""
     said: str
-    """The provider's own word in lower case."""
+    """The provider's word for the state, in lower case."""
     done: int | None = None
-    """Answered requests. Counts are None where the provider reports none."""
+    """The number of answered requests. Counts are None if the provider does not report them."""
     failed: int | None = None
     total: int | None = None
     created: float | None = None
-    """Unix time."""
+    """The Unix time of the batch's creation."""
     expires: float | None = None
-    """Unix time."""
+    """The Unix time at which the batch expires."""
     key: str = ""
-    """Our label; empty where the provider stores none."""
+    """promptmill's label; empty if the provider stores no label."""
     results: tuple[str, ...] = ()
-    """The provider's names for the results: ids of an output and an error file, or a path. Empty without results."""
+    """The provider's names for the results: ids of the output and error files, or a path. Empty without results."""
     problem: PromptmillError | None = None
-    """The reason why the provider refused the batch as a whole."""
+    """The reason why the provider refused the whole batch."""
     is_full: bool = False
-    """Whether the reason was a full queue: submit the same rows again later, under another key."""
+    """Whether the reason is a full queue: submit the same rows again later, with another key."""
 
 
 class Reply(NamedTuple):
-    """The result of one request."""
+    """The result of one request in a batch."""
 
     custom_id: str
     status: int
     """The HTTP status; 0: the request was not run, because the batch expired or was cancelled."""
     body: bytes
-    """The body that a live request would have got, in the endpoint's dialect; empty with status 0."""
+    """The body of the corresponding live reply, in the endpoint's dialect; empty with status 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,24 +90,24 @@ class BatchLimits:
     file_bytes: int = 200_000_000
     """The most bytes of all lines together."""
     window_s: float = 86_400.0
-    """The time after which the provider may end the batch unfinished."""
+    """The time after which the provider may end an unfinished batch, in seconds."""
     poll_s: float = 30.0
     """The shortest time between two requests for its state that the provider recommends."""
     takes_local_images: bool = True
-    """Whether requests may contain images; otherwise only URLs of images."""
+    """Whether requests may contain images; otherwise they may only contain URLs of images."""
 
 
 class BatchUnclearError(PromptmillError):
-    """The provider may have created the batch, although no confirmation arrived.
+    """The provider may have created the batch, but sent no confirmation.
 
-    Wait `LIST_LAG_S`, then `find` it; only if it is missing, create it again.
+    Wait `LIST_LAG_S`, then call `find`. Create the batch again only if it is missing.
     """
 
 
 class QueueFullError(PromptmillError):
-    """The provider created nothing, because a queue or a rate is full: wait, then submit again, perhaps less at a time.
+    """The provider created nothing, because a queue or rate limit is full. Wait, then submit fewer requests.
 
-    `wait_s` is the wait that the provider requested, if any. `is_rate`: too many requests, whatever their batches have.
+    `wait_s`: the wait that the provider requested, if any. `is_rate`: only the rate limit was exceeded.
     """
 
     wait_s: float | None = None
@@ -117,50 +117,50 @@ class QueueFullError(PromptmillError):
 class BatchApi(Protocol):
     """The Batch API of one endpoint.
 
-    Methods raise `PromptmillError`. Except `create`, they repeat a request that failed for a passing reason.
+    Methods raise `PromptmillError`. All methods except `create` retry temporary failures.
     """
 
     limits: BatchLimits
-    """The bounds of one batch."""
+    """The limits of one batch."""
 
     def line(self, custom_id: str, body: bytes) -> bytes:
-        """Return the line of a request, with its line feed. `body` is a live request's; `[A-Za-z0-9_-]{1,64}` an id."""
+        """Return the line for a request. `custom_id`: `[A-Za-z0-9_-]{1,64}`. `body`: that of a live request."""
 
     async def check(self) -> None:
         """Raise `unsupported` if the endpoint has no Batch API."""
 
     async def upload(self, batch: PlannedBatch) -> str:
-        """Upload the file and return its id; empty where `create` sends the requests itself."""
+        """Upload the file and return its id; `""` if `create` sends the requests itself."""
 
     async def find_file(self, batch: PlannedBatch) -> str:
-        """Return the id of the file that was uploaded whole for this batch before a crash; empty without one."""
+        """Return the id of the file that was uploaded for this batch before a crash; `""` if none is complete."""
 
     async def create(self, batch: PlannedBatch) -> BatchState:
-        """Create the batch, never twice. Raises `BatchUnclearError`, `QueueFullError`, or a refusal."""
+        """Create the batch, but never twice. Raises `BatchUnclearError`, `QueueFullError`, or a refusal."""
 
     async def find(self, batch: PlannedBatch, known: Collection[str] = ()) -> BatchState | None:
-        """Return the batch that a `create` with an unclear end made. `known`: ids of other batches, to be ignored.
+        """Return the batch that an unclear `create` has made. `known`: ids of other batches, which are ignored.
 
-        It has our label or our file. At a provider that stores neither, it is the only unknown batch with as many
-        requests since it was planned; raises `BatchUnclearError` if there are several.
+        The batch has promptmill's label or file. If the provider stores neither, it is the only unknown batch created
+        since then with the same number of requests; if there are several, raises `BatchUnclearError`.
         """
 
     async def state(self, batch_id: str) -> BatchState:
         """Return the current state."""
 
     def replies(self, state: BatchState) -> AsyncIterator[Reply | None]:
-        """Yield the results that exist, in any order; None for a damaged one, which may be billed all the same.
+        """Yield the existing results, in any order; None for a damaged result, which may be billed too.
 
-        After a lost connection, the same replies may be repeated.
+        After a lost connection, replies may be repeated.
 
-        Raises `not_found` at its end if the provider no longer has a part of the results.
+        Raises `not_found` at the end if the provider no longer has a part of the results.
         """
 
     async def cancel(self, batch_id: str) -> BatchState:
-        """Cancel the batch and return its state, which may be running for some minutes; ended batches stay as they are.
+        """Cancel the batch and return its state, which may stay `running` for minutes. Ended batches are not changed.
 
         Raises `unsupported` if the provider cannot cancel.
         """
 
     async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
-        """Delete the uploaded files and the results of the batch. `state` is None if it was never created."""
+        """Delete the uploaded files and the results of the batch. `state` is None if the batch was never created."""

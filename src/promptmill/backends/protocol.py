@@ -1,4 +1,4 @@
-"""The interface between backends and the code above them: one operation, `answer(request, call)`, and its outcome."""
+"""The interface between backends and higher code: a single operation, `answer(request, call)`, and its outcome."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ _EMPTY = (
 _UNKNOWN_MARK = "An answer contains "
 
 DURATIONS_S = tuple(0.01 * 2**step for step in range(14))
-"""The bounds in which durations are counted, from OpenTelemetry's conventions for generative models."""
+"""The bounds of duration histograms, from OpenTelemetry's conventions for generative models."""
 
 
 @dataclass(slots=True, unsafe_hash=True)
 class Usage:
-    """Token counts of the engine or endpoint; 0 if it reported none. Never changed."""
+    """Token counts from the engine or endpoint; 0 if it reported none. Never changed."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
-    """Prompt tokens from the endpoint's cache, which cost less."""
+    """Prompt tokens read from the endpoint's cache, which cost less."""
     reasoning_tokens: int = 0
-    """Completion tokens of the reasoning."""
+    """Completion tokens used for reasoning."""
     written_tokens: int = 0
-    """Prompt tokens written to the endpoint's cache, which may cost more; not among `cached_tokens`."""
+    """Prompt tokens written to the endpoint's cache, which may cost more. They are not part of `cached_tokens`."""
     hour_written_tokens: int = 0
-    """The part of `written_tokens` that the cache keeps for an hour, which costs still more."""
+    """The part of `written_tokens` that the cache keeps for an hour, at a still higher price."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -62,14 +62,14 @@ class Usage:
 
 NO_USAGE = Usage()
 Spent: TypeAlias = tuple[Usage, str]
-"""The usage of one attempt, and the service tier that the endpoint reports for it."""
+"""The usage of one attempt, and the service tier that the endpoint reported for it."""
 
 
 @dataclass(slots=True)
 class Completion:
     """An answer. `text` never contains reasoning; `finish_reason` is OpenAI's value (`stop`, `length`, `tool_calls`).
 
-    It is never changed after it is passed on. It is not frozen, because creating it would take six times longer.
+    It must not be changed after it is passed on. It is not frozen, because creating it would take six times longer.
     """
 
     text: str
@@ -80,44 +80,44 @@ class Completion:
     attempts: int = 1
     latency_s: float = 0.0
     logprobs: Mapping[str, Any] | None = None
-    """The endpoint's probabilities of tokens, if the request has `logprobs`."""
+    """The token probabilities from the endpoint, if the request has `logprobs`."""
     top_choices: Mapping[str, float] | None = None
-    """The likeliest of the request's choices with their probabilities, if the request has `top_choices`."""
+    """The most probable of the request's choices and their probabilities, if the request has `top_choices`."""
     details: Mapping[str, Any] | None = None
-    """Further fields of the endpoint's response, for Batch output: see `extra_fields.details_of`."""
+    """Other fields of the endpoint's response, for Batch output: see `chat_completion.details_of`."""
     answered_by: str = ""
-    """The name of the model, if a call could use several."""
+    """The name of the answering model, if the call could use several."""
     cost: float | None = None
-    """The cost in US dollars, including failed attempts; None for an unknown price."""
+    """The cost in US dollars, including failed attempts; None if the price is unknown."""
     answers: tuple[str, ...] = ()
-    """All answers, if `n` is above 1; `text` is the first one."""
+    """All answers, if `n` is above 1. `text` is the first of them."""
     tier: str = ""
-    """The service tier that the endpoint reports, in lower case."""
+    """The service tier that the endpoint reported, in lower case."""
     warnings: tuple[str, ...] = ()
-    """Deviations from the request that its backend has reported to the call; they apply to each copy of the answer."""
+    """Deviations from the request that the backend reported to the call. They apply to every copy of the answer."""
     unmetered: int = 0
-    """Requests without reported usage that may be billed all the same."""
+    """The number of requests that may be billed but have no reported usage."""
     spent: tuple[Spent, ...] = ()
-    """The usage of each attempt with a reported one, if there were several; `usage` is their sum."""
+    """The usages of the attempts that reported one, if there were several. `usage` is their sum."""
     made_of: int = 1
-    """The number of answers from which it was made, such as those about the parts of a text."""
+    """The number of answers from which it was merged, such as answers about pieces of a text."""
 
     @property
     def is_metered(self) -> bool:
-        """Whether its usage suffices for a cost: it has the tokens of the prompt, and of the answer if there is one."""
+        """Whether the usage is enough for a cost: it has the tokens of the prompt and of the answer, if any."""
         says = self.text or self.tool_calls or self.reasoning or self.finish_reason == "length"
         return self.usage.prompt_tokens > 0 and (self.usage.completion_tokens > 0 or not says)
 
     @property
     def wanted(self) -> int:
-        """The requested number of answers, which is the number of requests without retries."""
+        """The requested number of answers, which equals the number of requests without retries."""
         return len(self.answers) or self.made_of
 
     @property
     def unanswered(self) -> PromptmillError | None:
-        """The error of a completion that ended within its reasoning; None for an answer.
+        """The error of a completion that ended during its reasoning; None for an answer.
 
-        A completion that reached the longest length is a cut answer; its finish reason shows that.
+        A completion that reached the length limit is an answer that was cut off, as its finish reason shows.
         """
         if not self.is_empty or not self.reasoning or self.finish_reason == "length":
             return None
@@ -134,10 +134,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An item without an answer. `attempts` counts the requests sent for it; `usage` is for rejected answers.
+    """An item without an answer. `attempts`: the number of sent requests. `usage`: that of rejected answers.
 
-    `text` is the rejected answer of the model, if any.
-    `concerns_all`: all later items would fail in the same way (a refused key, an endpoint that is unusable).
+    `text`: the model's rejected answer, if any. `concerns_all`: all later items would fail in the same way (a refused
+    key, an unusable endpoint).
     """
 
     error: PromptmillError
@@ -150,13 +150,13 @@ class Failure:
     wanted: int = 1
     """The requested number of answers."""
     unmetered: int = 0
-    """As for a `Completion`."""
+    """See `Completion.unmetered`."""
     spent: tuple[Spent, ...] = ()
-    """As for a `Completion`."""
+    """See `Completion.spent`."""
     part: str = ""
-    """The part of an answer that there is all the same, in the form of an answer; an output has it with the error."""
+    """A partial answer, in the form of an answer; an output shows it together with the error."""
     details: Mapping[str, Any] | None = None
-    """As for a `Completion`."""
+    """See `Completion.details`."""
 
     def __post_init__(self) -> None:
         """Release the frames of the call that raised `error`."""
@@ -167,16 +167,16 @@ Outcome: TypeAlias = Completion | Failure
 
 
 class Growing(NamedTuple):
-    """The part of an unfinished answer that its backend has: the beginning of each field of its `Completion`."""
+    """The part of an unfinished answer received so far: the beginning of each field of its `Completion`."""
 
     text: str = ""
     reasoning: str = ""
     tool_calls: Sequence[Mapping[str, Any]] = ()
-    """In OpenAI's form. The name and the arguments of the last one may be incomplete."""
+    """Tool calls in OpenAI's format. The name and the arguments of the last call may be incomplete."""
 
 
 def billed(outcome: Outcome) -> tuple[Sequence[Spent], int]:
-    """Return the reported usage of each request for `outcome`, and the number of others that may be billed."""
+    """Return the reported usage of each request for `outcome`, and the number of other requests that may be billed."""
     if outcome.spent:
         return outcome.spent, outcome.unmetered
     if not isinstance(outcome, Completion):
@@ -187,66 +187,66 @@ def billed(outcome: Outcome) -> tuple[Sequence[Spent], int]:
 
 
 def sum_of(one: float | None, other: float | None) -> float | None:
-    """Return the sum of two costs; None if both are unknown."""
+    """Return the sum of two costs, where None counts as 0; None if both are None."""
     return (one or 0.0) + (other or 0.0) if one is not None or other is not None else None
 
 
 class Journal(Protocol):
-    """Keeps the requests in flight on disk, for the next run if this one is killed."""
+    """Records requests in flight on disk, for the next run if this run is killed."""
 
     def sent(self, key: int, choice: int, most: float) -> None:
-        """Note that a request for item `key` is about to be sent, and its highest possible cost."""
+        """Record that a request for item `key` is about to be sent, and its highest possible cost."""
         ...
 
     def not_billed(self, key: int, choice: int) -> None:
-        """Note that the item's last request was refused, which costs nothing."""
+        """Record that the item's last request was refused, which costs nothing."""
         ...
 
     def charged(self, key: int, choice: int, cost: float) -> None:
-        """Note that the item's requests so far have ended, and their cost."""
+        """Record that the item's requests so far have ended, and their cost."""
         ...
 
 
 Exchange: TypeAlias = Callable[[Request, Callable[[Request], Awaitable[bytes]]], Awaitable[Reply | Failure]]
-"""Returns the reply to a request, or the failure in its place; its second argument writes the request's body."""
+"""Returns the reply to a request, or a failure instead. Its second argument writes the request's body."""
 
 
 class Source(Protocol):
     """Supplies the requests of a call."""
 
     async def take(self, n: int) -> list[Request]:
-        """Return up to `n` requests; at the end, and in every later call, `[]`."""
+        """Return up to `n` requests; `[]` at the end and in every later call."""
         ...
 
 
 class Sink(Protocol):
-    """Takes the outcomes of a call."""
+    """Receives the outcomes of a call."""
 
     def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
-        """Take the outcome of `key`, once per key. Returns an awaitable to slow the caller down (back-pressure).
+        """Receive the outcome of `key`, once per key. Return an awaitable to slow the caller down (back-pressure).
 
-        Raises `PromptmillError` if it takes no further outcome; it has taken this one.
+        Raises `PromptmillError` if it accepts no further outcomes. It has accepted this outcome.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A stage of a check: its finding, and the error code of a problem."""
+    """A stage of a check: its result, and the error code of a problem."""
 
     step: str
     ok: bool
     detail: str
     code: str = ""
     warns: bool = False
-    """The stage passed, but its finding may be unexpected."""
+    """Whether the stage passed with a result that the user may not expect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The choice of `backend: auto`: `values` by the paths of their keys, empty if nothing of it works.
+    """The choice for `backend: auto`. `values`: settings by the path of their key; empty if no candidate works.
 
-    `against`: the reasons against the candidates before it. `keyless`: no key from the environment is sent.
+    `against`: the reasons against earlier candidates. `keyless`: no key from the environment is sent.
     """
 
     values: Mapping[str, Any]
@@ -266,36 +266,36 @@ class Flow(Protocol):
 
     @property
     def where(self) -> str:
-        """The names of the endpoints that have requests, `""` if there are none."""
+        """The names of the endpoints that have requests; `""` without requests."""
         ...
 
     def waiting(self) -> str:
-        """Return why the call is stalled and until when; empty while requests are running."""
+        """Return the reason for a stall and its end; empty while requests are running."""
         ...
 
 
 def ignored() -> None:
-    """Do nothing: the callback without a driver."""
+    """Do nothing. It is the callback if there is no driver."""
 
 
 @dataclass(slots=True)
 class Waits:
-    """The requests of a call that wait without occupying a part of its share, counted for its driver."""
+    """The requests of a call that wait without using its share, counted for its driver."""
 
     parked: int = 0
-    """Requests that wait for a time, such as a back-off."""
+    """The number of requests that wait for a time, such as a back-off."""
     held: int = 0
     """Requests that wait for other requests: a verdict, an identical request, a budget, a model that loads."""
     forked: int = 0
-    """Answers in flight in addition to one per worker: a request for several answers has several."""
+    """The number of answers in flight in addition to one per worker, because a request may want several answers."""
     most: int = sys.maxsize
-    """The most answers in flight that the user allows; 0: the call is paused. After a change, call `freed`."""
+    """The user's limit of answers in flight; 0: the call is paused. After a change, call `freed`."""
     freed: Callable[[], None] = ignored
     """Set by the driver; called when a part of the share becomes free."""
 
 
 class _Wait:
-    """Counts a request as waiting while the block runs, and lets the driver start another request in its place."""
+    """While the block runs, counts a request as waiting, so that the driver can start another request instead."""
 
     __slots__ = ("_name", "_waits")
 
@@ -312,31 +312,31 @@ class _Wait:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The facts about a call before its first request."""
+    """Facts about a call that are known before its first request."""
 
     total: int | None = None
     """The number of items, if known."""
     size: int = 0
-    """The total bytes or characters of all items, 0 if unknown: large calls are worth worker processes."""
+    """The total size of all items in bytes or characters; 0 if unknown. Large calls justify worker processes."""
     keep_raw: bool = False
     """Whether answers keep the endpoint's other fields, for outputs of the Batch format."""
     has_answered: bool = False
-    """Whether its endpoint has answered a request of it in another process."""
+    """Whether the endpoint has already answered a request of the call in another process."""
     kept_image_bytes: int = 256 * 1024 * 1024
-    """Bytes of encoded images that are kept for later items."""
+    """The most bytes of encoded images to keep for later items."""
     of_job: bool = False
-    """Whether it is a round of a job, whose database has its counts."""
+    """Whether the call is a round of a job, whose database has the counts."""
 
 
 class Histogram:
-    """Counts values by size. OpenTelemetry's own takes 8 µs for a value, this one 0.3."""
+    """Counts values by size. (OpenTelemetry's histogram takes 8 µs per value, this one 0.3 µs.)"""
 
     __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: Sequence[float] = DURATIONS_S) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(self.bounds) + 1)
-        """Values by the first bound that they did not exceed; the last ones exceeded all."""
+        """The number of values for each bound that they did not exceed; the last number is of larger values."""
         self.total: float = 0.0
         """The sum of the values."""
 
@@ -359,7 +359,7 @@ class Histogram:
 
 
 class Durations(defaultdict[str, Histogram]):
-    """Histograms by key, which add up."""
+    """Histograms by key, which can be added."""
 
     def __add__(self, other: Durations) -> Durations:
         return self._with(other, operator.add)
@@ -376,10 +376,10 @@ class Durations(defaultdict[str, Histogram]):
 
 @dataclass(slots=True)
 class Counts:
-    """The counts of a call. They add up: over a job's rounds, and over a server's calls.
+    """The counts of a call. They can be added: over the rounds of a job, and over the calls of a server.
 
-    Each has one writer: the driver counts outcomes, the sender requests, the functions around `answer` their own work,
-    such as the cost.
+    Each count has one writer: the driver counts outcomes, the sender counts requests, and the functions around `answer`
+    count their own work, such as the cost.
 
     >>> (Counts(done=2, requests=3) + Counts(done=1, requests=1)).requests
     4
@@ -387,25 +387,25 @@ class Counts:
 
     done: int = 0
     codes: Counter[str] = field(default_factory=Counter)
-    """Failures by code."""
+    """The number of failures by code."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
-    """Prompt tokens that came from the provider's own cache."""
+    """Prompt tokens read from the provider's cache."""
     cost: float | None = None
-    """The cost so far, in US dollars; None for an unknown price."""
+    """The cost so far in US dollars; None if the price is unknown."""
     durations: Durations = field(default_factory=lambda: Durations(Histogram))
-    """Seconds of items, from request to outcome, by the code of a failure (`""`: answered)."""
+    """The seconds from request to outcome, by the code of a failure (`""`: answered)."""
     requests: int = 0
     retries: int = 0
     refused: int = 0
-    """Requests that an endpoint refused for load."""
+    """The number of requests that an endpoint refused because of load."""
     cached: int = 0
-    """Items answered without a request: from the cache, or by an identical request of another item or call."""
+    """The number of items answered without a request: from the cache, or by an identical request."""
     repaired: int = 0
-    """Structured answers whose JSON was repaired."""
+    """The number of structured answers whose JSON was repaired."""
     asked_again: int = 0
-    """Structured answers that were requested again."""
+    """The number of structured answers that were requested again."""
 
     @property
     def failed(self) -> int:
@@ -416,7 +416,7 @@ class Counts:
         return self._with(other, operator.add)
 
     def __sub__(self, before: Counts) -> Counts:
-        """Return the counts since `before`, an earlier copy."""
+        """Return the counts since `before`, an earlier copy of these counts."""
         return self._with(before, operator.sub)
 
     def _with(self, other: Counts, together: Callable[[Any, Any], Any]) -> Counts:
@@ -439,7 +439,7 @@ class Counts:
             self.prompt_tokens += usage.prompt_tokens
             self.completion_tokens += usage.completion_tokens
             self.cached_tokens += usage.cached_tokens
-        if (latency_s := outcome.latency_s) > 0.0:  # a copy of another answer took no time
+        if (latency_s := outcome.latency_s) > 0.0:  # a copied answer has no latency
             self.durations[code].add(latency_s)
 
 
@@ -448,23 +448,23 @@ _ADDED = tuple(each.name for each in fields(Counts) if each.name != "cost")
 
 @dataclass(slots=True)
 class Ledger:
-    """The money of a call."""
+    """The budget and the records of a call's money."""
 
     budget: Budget | None = None
-    """The limit of the call's own cost."""
+    """The limit of the call's cost."""
     journal: Journal | None = None
-    """Set while requests are noted on disk."""
+    """Set while requests are recorded on disk."""
     deferred: Callable[[int], float] | None = None
-    """Set while replies of a batch are read: returns the amount that the budgets have set aside for an item."""
+    """Set while replies of a batch are read. Returns the amount that budgets have reserved for an item."""
 
     def sent(self, request: Request) -> None:
-        """Note that a request is about to be sent."""
+        """Record that a request is about to be sent."""
         most = 0.0 if request.account is None else request.account.sent()
         if self.journal is not None:
             self.journal.sent(request.key, request.choice, most)
 
     def not_billed(self, request: Request) -> None:
-        """Note that the last request for an item was refused, which costs nothing."""
+        """Record that the last request for an item was refused, which costs nothing."""
         if request.account is not None:
             request.account.not_billed()
         if self.journal is not None:
@@ -473,52 +473,52 @@ class Ledger:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Call:
-    """One running call: its identity for fair sharing, its facts, counts and money."""
+    """A running call: its identity for fair sharing, its facts, counts and money."""
 
     facts: Facts = Facts()
     counts: Counts = field(default_factory=Counts)
     ledger: Ledger = field(default_factory=Ledger)
     waits: Waits = field(default_factory=Waits)
     warnings: dict[str, None] = field(default_factory=dict)
-    """Deviations from the request, in order and without repeats."""
+    """Deviations from the request, in order and without duplicates."""
     in_flight: int = 0
-    """Requests that are sent and not answered."""
+    """The number of requests that are sent and not yet answered."""
     flow: Flow | None = None
     """Set while requests are sent to endpoints."""
     model: str = ""
-    """The name of the model that answers, if there are several."""
+    """The name of the answering model, if there are several models."""
     chosen: str = ""
-    """The backend and model that promptmill chose, if the configuration leaves them open."""
+    """The backend and model that promptmill chose, if the configuration does not name them."""
     started: float = field(default_factory=time.monotonic)
-    """In seconds of `time.monotonic`."""
+    """The start of the call, in seconds of `time.monotonic`."""
     exchange: Exchange | None = None
-    """Takes the place of HTTP requests; for a call whose replies come by batch."""
+    """Replaces HTTP requests in a call whose replies arrive by batch."""
     preview: Callable[[Growing], None] | None = None
-    """Gets the answer so far while it grows; for a call of one item, where the backend can. An answer that does not
-    begin as the one before belongs to another attempt."""
+    """Called with the answer so far while it grows, for a call of one item if the backend supports it. An answer that
+    does not continue the previous one belongs to another attempt."""
 
     def park(self) -> AbstractContextManager[None]:
-        """Free the place of a request while it waits out a back-off."""
+        """Free a request's place while it waits for a back-off."""
         return _Wait(self.waits, "parked")
 
     def hold(self) -> AbstractContextManager[None]:
-        """Free the place of a request while it waits for other requests."""
+        """Free a request's place while it waits for other requests."""
         return _Wait(self.waits, "held")
 
     @property
     def waiting(self) -> str:
-        """The reason why the call is stalled, `""` while requests are running."""
+        """The reason for a stall; `""` while requests are running."""
         return "" if self.flow is None else self.flow.waiting()
 
     def warn(self, message: str) -> None:
-        """Note a deviation from the request that does not end the call.
+        """Record a deviation from the request that does not end the call.
 
-        A backend also puts the deviations of one request into `Completion.warnings`, for copies of the answer.
+        A backend also stores the deviations of one request in `Completion.warnings`, for copies of the answer.
         """
         self.warnings[message] = None
 
     def warn_of_marks(self, text: str) -> None:
-        """Warn of an answer that begins with an unknown mark of reasoning, of the first one only."""
+        """Warn about the first answer that starts with an unknown reasoning mark."""
         mark = unknown_mark(text)
         if mark and not any(warning.startswith(_UNKNOWN_MARK) for warning in self.warnings):
             self.warn(
@@ -534,9 +534,9 @@ class Call:
             self.ledger.sent(request)
 
     def charge(self, request: Request, cost: float) -> None:
-        """Count the cost of the requests for an item, which have ended.
+        """Count the cost of an item's ended requests.
 
-        A job's journal sets it aside instead, until the outcome has it.
+        A job's journal instead reserves the cost until the outcome includes it.
         """
         if self.ledger.journal is not None:
             self.ledger.journal.charged(request.key, request.choice, cost)
@@ -544,7 +544,7 @@ class Call:
             self.counts.cost = (self.counts.cost or 0.0) + cost
 
     def cut_off(self, cost: float) -> None:
-        """Count the highest possible cost of requests that were cut off; a job's journal sets it aside instead."""
+        """Count the highest possible cost of interrupted requests. A job's journal reserves this cost instead."""
         if self.ledger.journal is None:
             self.counts.cost = (self.counts.cost or 0.0) + cost
 
@@ -559,12 +559,12 @@ class Call:
             self.warn_of_marks(outcome.text)
         elif outcome.reasoning and outcome.finish_reason == "length":
             self.warn(_CUT_WHILE_REASONING)
-        elif outcome.finish_reason == "stop" and "payload" not in (outcome.details or ()):  # of another path than chats
+        elif outcome.finish_reason == "stop" and "payload" not in (outcome.details or ()):  # not a chat
             self.warn(_EMPTY)
 
 
 class Stoppable:
-    """Stops the tasks of a call on one model from outside; each of them runs `with stoppable:`."""
+    """Stops the tasks of a call on one model from outside. Each task runs `with stoppable:`."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -572,7 +572,7 @@ class Stoppable:
         self._reason: PromptmillError | None = None
 
     def stop(self, reason: PromptmillError) -> None:
-        """Make each running block raise `reason`, whatever it waits for."""
+        """Make each running block raise `reason`, whatever the block waits for."""
         self._reason = reason
         for task in self._tasks - self._stopped:
             self._stopped.add(task)
@@ -589,7 +589,7 @@ class Stoppable:
         self._tasks.discard(task)
         if task in self._stopped:
             self._stopped.discard(task)
-            if task.uncancel() == 0:  # otherwise the caller would be cancelled, too
+            if task.uncancel() == 0:  # otherwise the caller would also be cancelled
                 assert self._reason is not None
                 raise self._reason from None
 
@@ -599,55 +599,55 @@ class Share(Protocol):
 
     @property
     def most(self) -> int:
-        """The number of answers to keep in flight now, at least 1; may change at any time."""
+        """The number of answers to keep in flight now, at least 1. It may change at any time."""
         ...
 
     grown: Callable[[], None]
     """Set by the driver; called when `most` has grown."""
 
     def want(self, items: int | None) -> None:
-        """Note how many items the call still has; None if unknown."""
+        """Set the number of items that remain for the call; None if unknown."""
         ...
 
     def idle(self) -> None:
-        """Decide about the held items: all remaining items of the call wait for others."""
+        """Decide about held items, because all remaining items of the call wait for others."""
         ...
 
 
 class FixedShare:
-    """A call's share of a backend that takes `most` requests at a time and never holds a request."""
+    """A call's share of a backend that takes `most` requests at a time and never holds requests."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.grown: Callable[[], None] = ignored
 
     def want(self, items: int | None) -> None:
-        """Nothing depends on the number of items."""
+        """Do nothing: the share does not depend on the number of items."""
 
     def idle(self) -> None:
-        """No item waits for others."""
+        """Do nothing: no item waits for others."""
 
 
 Answer: TypeAlias = Callable[[Request, Call], Awaitable[Outcome]]
-"""Answers one request: the operation of a backend, of a function around one, and of a router.
+"""Answers one request: the operation of a backend, of a function around a backend's, and of a router.
 
-The failure of a request is its outcome; `PromptmillError` is raised only when no request of the call can continue.
-A cancelled answer frees all its resources.
+The failure of a request is its outcome. `PromptmillError` is raised only if no request of the call can continue. A
+cancelled answer frees all its resources.
 """
 
 
 class Backend(Protocol):
-    """An engine or a pool of endpoints, loaded once; it serves many calls at the same time."""
+    """An engine or a pool of endpoints. It is loaded once and serves many calls at the same time."""
 
     async def load(self, report: Callable[[str], None]) -> None:
-        """Make ready to answer. `report` gets short descriptions of the progress.
+        """Prepare to answer. `report` is called with short descriptions of the progress.
 
-        Raises `PromptmillError` if that fails, and then frees all its resources.
+        Raises `PromptmillError` if this fails, after freeing all resources.
         """
         ...
 
     def enter(self, call: Call) -> Share:
-        """Note that a call starts. Raises `PromptmillError` (`shutdown`, `engine_died`) before it reserves anything."""
+        """Record that a call starts. Raises `PromptmillError` (`shutdown`, `engine_died`), reserving nothing."""
         ...
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -655,20 +655,21 @@ class Backend(Protocol):
         ...
 
     async def leave(self, call: Call) -> None:
-        """Note that a call has ended, with no answer in flight."""
+        """Record that a call has ended, with no answer in flight."""
         ...
 
     async def aclose(self) -> None:
-        """Free all resources, without answers in flight. May be called twice; during `load`, that raises `shutdown`."""
+        """Free all resources, with no answers in flight. May be called twice; makes a running `load` raise
+        `shutdown`."""
         ...
 
 
 @runtime_checkable
 class Widening(Protocol):
-    """A backend whose number of requests in flight may be raised while calls run."""
+    """A backend whose limit of requests in flight can be raised while calls run."""
 
     def widen(self, most: int) -> None:
-        """Allow so many requests in flight from now on, if that is more than before."""
+        """From now on, allow `most` requests in flight, if this is more than before."""
         ...
 
 
@@ -678,12 +679,12 @@ class Leased(Protocol):
 
     @property
     def most(self) -> int:
-        """The requests that all of them may have in flight together."""
+        """The limit of requests in flight for all processes together."""
         ...
 
     async def lease(self, most: int, rates: float) -> None:
-        """Have at most `most` requests in flight, and use this fraction (0 to 1) of `rpm` and `tpm`, from now on.
+        """From now on, use at most `most` requests in flight, and this fraction (0 to 1) of `rpm` and `tpm`.
 
-        Returns when no more are in flight.
+        Returns when at most `most` are in flight.
         """
         ...

@@ -1,7 +1,7 @@
-"""Questions of rows: the question of a row as JSON, computed from the row's cells.
+"""Questions of rows: computes the question of a row, as JSON, from the row's cells.
 
-Any process computes them in the same way, so a job does not store a prompt that consists of a fixed text and cells. A
-prompt with expressions is computed once, when the input is read, and stored: its template may take any time.
+Every process computes the same question, so a job does not store a prompt that consists only of fixed text and cells. A
+prompt with expressions is computed once, when the input is read, and stored, because its template may take any time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from promptmill.core.values import JsonDict, JsonObject, json_text, loads, plain
 
 PROMPT = Named("prompt")
 NOT_UTF8 = "is not UTF-8 text."
-_APART = b"\x1f"  # no JSON contains it: in a text it would be escaped
-# Programs write a missing value of CSV or TSV as an empty cell or as one of these texts.
+_APART = b"\x1f"  # never occurs in JSON, because texts would escape it
+# Programs write a missing value in CSV or TSV as an empty cell or as one of these texts.
 _MISSING: Mapping[str, float | None] = MappingProxyType({"NaN": math.nan, "nan": math.nan, "null": None, "NULL": None})
 _PLACE = re.compile(r"\{\{\s*(?:(?P<name>[^\W\d]\w*)|row\[(?P<quote>[\"'])(?P<column>[^\"'\\{}]+)(?P=quote)\])\s*\}\}")
 _NOT_PLAIN = re.compile(r"\{[%#]|\{\{|\}\}")
@@ -39,45 +39,45 @@ RESERVED = frozenset(
         *("if", "else", "row", "loop", "self"),
     }
 )
-"""Words of a template that are no names."""
+"""Words in a template that are not names of fields."""
 
 
 class Template(Protocol):
-    """A prompt with places for the fields of a row."""
+    """A prompt with placeholders for the fields of a row."""
 
     @property
     def names(self) -> frozenset[str]:
-        """The fields that it uses; `row` for all of them."""
+        """The fields that the prompt uses; `row` means all fields."""
         ...
 
     @property
     def start(self) -> str:
-        """The text before the first place, with which every prompt begins."""
+        """The text before the first placeholder, with which every prompt starts."""
         ...
 
     def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
-        """Return the prompt of a row. `empty` gets the fields whose places stay blank, and in what way each is empty.
+        """Return the prompt for a row. `empty` gets the fields of blank placeholders and their kind of emptiness.
 
-        Raises `PromptmillError`: `invalid_input`; `empty_prompt` if all places are blank, unless the row `has_more`.
+        Raises `PromptmillError`: `invalid_input`; `empty_prompt` if all are blank, unless the row `has_more`.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class PlainTemplate:
-    """A prompt of texts and places alone, without filters and expressions: `Classify: {{text}}`."""
+    """A prompt that has only texts and placeholders, without filters and expressions: `Classify: {{text}}`."""
 
     parts: tuple[str, ...]
     """A text, the name of a field, a text, …"""
 
     @classmethod
     def of(cls, text: str) -> PlainTemplate | None:
-        """Return the template, None for a text with expressions.
+        """Return the template; None if the text has expressions.
 
         >>> PlainTemplate.of("Classify: {{text}}").render({"text": "Great!"})
         'Classify: Great!'
         """
-        text = re.sub(r"\r\n?", "\n", text)  # as Jinja does
+        text = re.sub(r"\r\n?", "\n", text)  # as in Jinja
         parts, end = list[str](), 0
         for place in _PLACE.finditer(text):
             parts += [text[end : place.start()], place["name"] or place["column"]]
@@ -94,11 +94,11 @@ class PlainTemplate:
 
     @property
     def start(self) -> str:
-        """The text before the first place."""
+        """The text before the first placeholder."""
         return self.parts[0]
 
     def render(self, row: JsonObject, empty: dict[str, str] | None = None, *, has_more: bool = False) -> str:
-        """Return the prompt of a row: see `Template`."""
+        """Return the prompt for a row: see `Template`."""
         empty = {} if empty is None else empty
         text = "".join(self.texts(row, empty))
         if len(text) > LONGEST_ROW:
@@ -108,7 +108,7 @@ class PlainTemplate:
         return text
 
     def texts(self, row: JsonObject, empty: dict[str, str]) -> list[str]:
-        """Return the parts of the prompt of a row: a text, the text of a field, a text, … `empty` gets the empty
+        """Return the parts of the prompt for a row: a text, the text of a field, a text, … `empty` gets the empty
         fields.
 
         Raises `PromptmillError` (`invalid_input`).
@@ -130,7 +130,7 @@ class PlainTemplate:
 
 
 def asks_nothing(empty: Mapping[str, str]) -> PromptmillError:
-    """Return the error of a row whose places are all blank. `empty`: in what way each of its fields is."""
+    """Return the error for a row whose placeholders are all blank. `empty`: the kind of emptiness of each field."""
     are = f"is {next(iter(empty.values()))}" if len(empty) == 1 else "are empty"
     return PromptmillError(Code.EMPTY_PROMPT, f"its {' and '.join(empty)} {are}.")
 
@@ -144,24 +144,24 @@ def cell_text(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Makes the question of a row from its cells, for one prompt."""
+    """Makes the question of a row from the row's cells, for one prompt."""
 
     columns: tuple[tuple[int, str], ...] | None = None
-    """Of a table, the place and the field of each cell that is used; None: rows are JSON objects."""
+    """For a table: the index and the field of each used cell; None: rows are JSON objects."""
     template: Template | None = None
     fields: tuple[str, ...] = ()
-    """The fields besides the prompt that are part of the question: settings and images."""
+    """The fields, in addition to the prompt, that belong to the question: settings and images."""
     column: str | None = None
-    """The column that is the field `prompt`, for messages."""
+    """The name of the column that is used as `prompt`, for messages."""
     image_column: str | None = None
     are_texts: bool = False
-    """Whether all cells are texts: then lists are written as JSON, and empty settings are left out."""
+    """Whether all cells are texts. Then lists are given as JSON, and empty settings are ignored."""
     has_missing: bool = False
-    """Whether some texts, such as `NaN`, mean missing values."""
+    """Whether some texts, such as `NaN`, stand for missing values."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether any process may compute them, in a time in proportion to the row's size."""
+        """Whether any process may compute the questions, in a time proportional to the row's size."""
         return self.template is None or isinstance(self.template, PlainTemplate)
 
     def asked(self, cells: bytes, where: str) -> Any:
@@ -175,7 +175,7 @@ class Questions:
         return question if are_texts else rows.load(question_json(question), where)
 
     def of(self, row: JsonObject, blank: set[str] | None = None) -> JsonDict:
-        """Return the question of a row, given by its fields. `blank` gets the fields whose places stay blank.
+        """Return the question of a row with these fields. `blank` gets the fields whose placeholders stay blank.
 
         Raises `PromptmillError` (`invalid_input`).
         """
@@ -198,7 +198,7 @@ class Questions:
             raise
 
     def texts(self, cells: bytes) -> list[str]:
-        """Return the parts of the prompt of a stored row, see `PlainTemplate.texts`; none of another template."""
+        """Return the parts of a stored row's prompt, see `PlainTemplate.texts`; none for other templates."""
         if not isinstance(self.template, PlainTemplate):
             return []
         if self.columns is None:
@@ -226,7 +226,7 @@ class Questions:
         return question | images
 
     def _settings(self, row: JsonObject) -> JsonDict:
-        """Return the fields besides the prompt that are part of the question."""
+        """Return the fields, in addition to the prompt, that belong to the question."""
         own = {name: row[name] for name in self.fields if name in row}
         return _read(own, has_messages=True) if self.are_texts else own
 
@@ -236,24 +236,24 @@ class Questions:
         if what := rows.emptiness(value):
             raise PromptmillError(Code.EMPTY_PROMPT, f"its {column} is {what}.")
         if isinstance(value, str) and value.lstrip().startswith("["):
-            with contextlib.suppress(orjson.JSONDecodeError):  # else it is the name of a file
+            with contextlib.suppress(orjson.JSONDecodeError):  # otherwise the text is the name of a file
                 return orjson.loads(value)
         return value
 
 
 @dataclass(frozen=True, slots=True)
 class RowRequests:
-    """Makes requests of stored rows."""
+    """Makes requests from stored rows."""
 
     reader: RowReader
     questions: Questions
     prompt: int = 0
-    """The index of the prompt, of the questions that are stored."""
+    """The index of the prompt among the stored questions."""
     extra: JsonObject = field(default_factory=dict)
     """Parameters that are added to each request."""
 
     def request(self, n: int, line: bytes | None, cells: bytes, attempts: int = 0) -> Request:
-        """Return the request of row `n`. Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the row."""
+        """Return the request of row `n`. Raises `PromptmillError` (`invalid_input`, `unsupported`) with its name."""
         if line is None:
             where = self.reader.checked(n, cells)
             request = self.reader.request_of(n, self.questions.asked(cells, where), attempts)
@@ -263,16 +263,16 @@ class RowRequests:
 
     @property
     def constant(self) -> int:
-        """The number of characters that the requests of all rows have."""
+        """The number of characters that are equal in the requests of all rows."""
         template = self.questions.template
         own = 0 if template is None else len(template.start)
         return own + len(self.reader.system_prompt)
 
     def pieces(self, n: int, line: bytes | None, cells: bytes) -> list[str]:
-        """Return the texts with which the request of row `n` begins, as far as other rows may have the same.
+        """Return the texts at the beginning of row `n`'s request that other rows may share.
 
-        They are the messages before the last one, and of a plain template each field with the text after it, except the
-        last. Raises as `request` does.
+        These are the messages before the last message and, for a plain template, each field with the text after it,
+        except the last. Raises as `request` does.
         """
         request = self.request(n, line, cells)
         if not request.conversation.messages:
@@ -291,7 +291,7 @@ class RowRequests:
 
 
 def question_json(question: JsonObject) -> bytes:
-    """Return a question as JSON; images may be bytes. Raises `PromptmillError` (`invalid_input`) for other values."""
+    """Return a question as JSON; images may be bytes. Raises `PromptmillError` (`invalid_input`) if it is not JSON."""
     try:
         if "images" not in question and "image" not in question:
             return _json(question, _as_number)
@@ -304,27 +304,27 @@ def question_json(question: JsonObject) -> bytes:
 def _json(question: JsonObject, default: Callable[[object], float | str]) -> bytes:
     try:
         return orjson.dumps(question, default)
-    except TypeError:  # also a number beyond 64 bits
+    except TypeError:  # also for a number beyond 64 bits
         return json.dumps(question, default=default, separators=(",", ":")).encode()
 
 
 def joined(questions: Sequence[bytes]) -> bytes:
-    """Return the questions of a row, one for each prompt, as one stored line."""
+    """Join a row's questions, one for each prompt, to one stored line."""
     return _APART.join(questions)
 
 
 def question_of(line: bytes, prompt: int) -> bytes:
-    """Return the question with this index of a stored line."""
+    """Return the question with this index from a stored line."""
     return line.split(_APART, prompt + 1)[prompt]
 
 
 def _read(row: JsonObject, *, has_messages: bool) -> JsonDict:
-    """Return texts as fields of a question, without null values; lists are written as JSON."""
+    """Convert texts to fields of a question, without null values. Lists are given as JSON."""
     question: JsonDict = {}
     for name, cell in row.items():
         value = cell
         if rows.is_null(value) and (name != "prompt" or has_messages):
-            continue  # with both columns, the messages may be the question
+            continue  # if both columns exist, the messages may be the question
         if name == "messages" or (name in IMAGES and isinstance(value, str) and value.lstrip().startswith("[")):
             try:
                 value = read_json(value)
@@ -335,13 +335,13 @@ def _read(row: JsonObject, *, has_messages: bool) -> JsonDict:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return messages without the nulls that a column's type adds to them, for fields of other messages."""
+    """Return messages without the nulls that a column's type adds for fields of other messages."""
     match value:
         case dict():
             return {
                 name: _without_nulls(inner)
                 for name, inner in value.items()
-                if inner is not None or name == "content"  # null next to tool calls
+                if inner is not None or name == "content"  # null is valid next to tool calls
             }
         case list():
             return [_without_nulls(inner) for inner in value]
@@ -349,12 +349,12 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _as_number(value: object) -> float:
-    """Return the decimal of a setting as a fraction."""
+    """Convert a setting's decimal to a float."""
     if isinstance(value, Decimal):
         return float(value)
     raise TypeError
 
 
 def _as_base64(value: object) -> float | str:
-    """Return the bytes of an image as base64."""
+    """Convert an image's bytes to base64."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else _as_number(value)

@@ -1,4 +1,4 @@
-"""Backends by name: made, tried and checked, each imported when it is needed."""
+"""Backends by name: creates, tests and checks them. Their modules are imported when needed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_name(name: str) -> None:
 
 
 async def create(plan: ResolvedConfig) -> Backend:
-    """Return the backend that `plan` names, not yet loaded. Its module is imported off the event loop.
+    """Return the backend that `plan` names, not yet loaded. Its module is imported outside of the event loop.
 
     Raises `PromptmillError` (`invalid_config`) for an unknown name or settings that cannot work.
     """
@@ -57,7 +57,7 @@ async def create(plan: ResolvedConfig) -> Backend:
 
 
 async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None]) -> bool:
-    """Try the endpoints of `plan` stage by stage and `report` each; False when its backend has none to try.
+    """Test the endpoints of `plan` in stages, and `report` each stage. Return False if the backend has none.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
     """
@@ -69,7 +69,7 @@ async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None]) -> bool
 
 
 def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> None:
-    """Raise `PromptmillError` (`invalid_config`) if `provider` needs a key and none is set: before any request."""
+    """Before any request: raise `PromptmillError` (`invalid_config`) if `provider` needs a key and none is set."""
     block = plan.settings.backend_configs.openai
     if not plan.record.needs_endpoint or block.base_url or block.api_key or block.api_key_env or block.headers:
         return
@@ -91,7 +91,7 @@ def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
 
 
 def keys_sent(plan: ResolvedConfig) -> list[tuple[str, str]]:
-    """Return the hosts that receive a key of the environment, each with the variable of its key."""
+    """Return the hosts that get a key from the environment, each with the name of the variable."""
     if not plan.record.needs_endpoint:
         return []
     endpoints = importlib.import_module("promptmill.backends.openai.endpoint").endpoints(plan, os.environ)
@@ -100,7 +100,7 @@ def keys_sent(plan: ResolvedConfig) -> list[tuple[str, str]]:
 
 
 def key_variables(plan: ResolvedConfig) -> set[str]:
-    """Return the environment variables that the plan's backend may read a key from."""
+    """Return the environment variables from which the plan's backend may read a key."""
     block = plan.block
     if plan.backend == AUTO:
         return {*USUAL_KEYS, *(row[2] for row in providers())} - {""}
@@ -113,17 +113,17 @@ def key_variables(plan: ResolvedConfig) -> set[str]:
 
 
 class Listed(NamedTuple):
-    """A provider as users see it."""
+    """A provider, as listed for users."""
 
     provider: str
     base_url: str
     key_env: str
-    """The variable that usually holds its key."""
+    """The variable that usually holds the provider's key."""
     key_is_set: bool
     batches: bool
-    """Whether its Batch API is known."""
+    """Whether the provider's Batch API is known."""
     batch_discount: float | None
-    """The part of the live price that a batch saves; None: it differs by model, or there are no batches."""
+    """The discount of a batch, as a share of the live price; None: it varies by model, or there are no batches."""
 
 
 def providers(environ: Mapping[str, str] = os.environ) -> list[Listed]:
@@ -143,7 +143,7 @@ def providers(environ: Mapping[str, str] = os.environ) -> list[Listed]:
 
 
 def provider_named(name: str) -> str | None:
-    """Return the provider called `name`, or of which it is another name (`claude`); None if there is none."""
+    """Return the provider whose name or alias (`claude`) is `name`; None without one."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     try:
         return str(module.profile_of(name).name)
@@ -166,7 +166,7 @@ async def batches(plan: ResolvedConfig) -> AsyncIterator[BatchApi]:
 
 
 def batch_rate(plan: ResolvedConfig) -> float | None:
-    """Return the part of the live price that a request in a batch costs at the provider of `plan`; None: unknown."""
+    """Return the batch price at the provider of `plan`, as a share of the live price; None: unknown."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     provider = getattr(plan.block, "provider", None)
     profiles = [module.profile_of(provider)] if provider else [*map(module.profile_at, addresses(plan))]
@@ -175,17 +175,17 @@ def batch_rate(plan: ResolvedConfig) -> float | None:
 
 
 def prompt_cache_of(plan: ResolvedConfig) -> str:
-    """Return how an endpoint of `plan` keeps the beginnings of prompts, see `ProviderProfile`; `""`: unknown."""
+    """Return how an endpoint of `plan` caches the beginnings of prompts, see `ProviderProfile`; `""`: unknown."""
     if not plan.record.needs_endpoint:
         return ""
     try:
         return next((profile.prompt_cache for profile in _profiles(plan) if profile.prompt_cache), "")
-    except PromptmillError:  # an unknown provider, or no URL; the endpoint reports it
+    except PromptmillError:  # an unknown provider or a missing URL, which the endpoint reports
         return ""
 
 
 def account_decides_tier(plan: ResolvedConfig) -> bool:
-    """Return whether the account at a provider of `plan` decides about the tier of a request that names none."""
+    """Return whether the account at a provider of `plan` determines the tier of a request that names no tier."""
     return any(profile.account_tier for profile in _profiles(plan))
 
 
@@ -197,7 +197,7 @@ def _profiles(plan: ResolvedConfig) -> list[ProviderProfile]:
 
 
 def addresses(plan: ResolvedConfig) -> list[SplitResult]:
-    """Return the addresses of the plan's endpoints, none for an engine. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the addresses of the plan's endpoints; none for an engine. Raises `PromptmillError` (`invalid_config`)."""
     if not plan.record.needs_endpoint:
         return []
     module = importlib.import_module("promptmill.backends.openai.endpoint")
@@ -213,10 +213,10 @@ def endpoints_of_call(plan: ResolvedConfig) -> list[str]:
 
 
 def provider_of(plan: ResolvedConfig) -> str:
-    """Return the name of the provider at the plan's addresses; its backend's for other hosts, and for engines."""
+    """Return the provider's name at the plan's addresses; for other hosts and engines, the backend's name."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     try:
         profiles = {module.profile_at(url).name for url in addresses(plan)}
-    except PromptmillError:  # an unknown provider, or no URL
+    except PromptmillError:  # an unknown provider or a missing URL
         return plan.backend
     return profiles.pop() if len(profiles) == 1 and module.PLAIN.name not in profiles else plan.backend

@@ -1,11 +1,11 @@
-"""Rows of input files as requests: the row formats, decoded without state, so that any process can do it.
+"""Converts rows of input files to requests. Decoding has no state, so that any process can do it.
 
 | kind | a line is |
 |---|---|
 | `jsonl` | `{"prompt"}` or `{"messages"}`, with `images` and parameters (see `NAMES`); other fields are ignored |
 | `batch` | a line of a Batch file in OpenAI's format, see `batch_lines` |
-| `table` | what a row of CSV or Parquet asks, as `{field: value}` |
-| `messages` | `{"messages", "sampling", "extra"}`: our own request; without the last two if shared |
+| `table` | the question of a CSV or Parquet row, as `{field: value}` |
+| `messages` | `{"messages", "sampling", "extra"}`: promptmill's own request; the last two are omitted if shared |
 | `messages` | `{"path", "extra"}`: a request for a path other than chats; or `{"problem"}` |
 """
 
@@ -42,9 +42,9 @@ from promptmill.core.wording import shape
 from promptmill.images.load import from_folder, is_data
 
 PROBLEM = "promptmill:problem"
-"""The only field of a line for an unusable row; its value is the reason."""
+"""The only field of an unusable row's line; its value is the reason."""
 EMPTY = "promptmill:empty"
-"""The same for a row whose prompt is empty."""
+"""The only field of the line of a row with an empty prompt."""
 BOM = b"\xef\xbb\xbf"
 AS_UTF8 = "Save the file as UTF-8; if it is from Windows: iconv -f cp1252 -t utf-8 IN > OUT"
 _NOT_ASKED = b'{"promptmill:'  # `PROBLEM` or `EMPTY`
@@ -53,7 +53,7 @@ _LONG = 32 * 1024
 _OF_NO_REQUEST = frozenset({"custom_id", "method", "metadata"})
 _NOTHING: JsonObject = {}
 _NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
-# Some tools write these on every line; `stream` changes the transport of an answer, not the answer.
+# Some tools write these fields on every line. `stream` changes how an answer is sent, not the answer.
 _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
 
@@ -66,41 +66,41 @@ IMAGES = ("image", "images")
 _SCHEMA = "answer_schema"
 _STRUCTURED = frozenset({_SCHEMA, "response_format", "tools", "tool_choice", "stop"})
 NAMES = frozenset({"prompt", "messages", "n", _SCHEMA, *_ROW_SAMPLING, *_ROW_BODY, *_SYSTEM, *IMAGES})
-"""All fields that are part of a row's request; all others belong to the caller and are ignored."""
+"""All fields that belong to a row's request. Other fields are the caller's and are ignored."""
 CONTENT = frozenset({"prompt", "messages", *IMAGES})
-"""The `NAMES` that form the prompt."""
+"""The fields of `NAMES` that form the prompt."""
 SETTINGS = NAMES - CONTENT
-"""The others: model, sampling, system prompt, …"""
-# The first bytes of images, in base64; shorter texts are paths.
+"""The other fields of `NAMES`: model, sampling, system prompt, …"""
+# The first bytes of images in base64. Shorter texts are paths.
 _BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk|SUkq|TU0A)[A-Za-z0-9+/\s]*={0,2}", re.ASCII)
 _SHORTEST_BASE64 = 64
 
 
 @dataclass(frozen=True, slots=True)
 class RowImages:
-    """The places of a row's images: in the prompt, and on the disk."""
+    """The positions of a row's images in the prompt, and the folders of their files."""
 
     tag: str | None = None
     position: ImagePosition = "after"
     folders: tuple[str, ...] = ()
-    """The folders in which relative paths are looked up: the input's folder, then the job's working folder."""
+    """The folders in which relative paths are searched: the input's folder, then the job's working folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowLimits:
-    """The limits of a row's request; None: any."""
+    """The limits for a row's request; None: no limit."""
 
     models: frozenset[str] | None = None
-    """The models that a row may name, by the operator's `client_limits`."""
+    """The models that a row may name, according to the operator's `client_limits`."""
     tokens: int | None = None
-    """The largest `max_tokens` of a row, by the same limits; also the default."""
+    """The largest `max_tokens` of a row according to `client_limits`; also the default."""
     values: int | None = None
-    """The most values of a row. While JSON is parsed, its process does nothing else."""
+    """The most values in a row: while it parses JSON, the process does nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowReader:
-    """Reads the lines of one file as requests. It has plain values only, so that it can be sent to other processes."""
+    """Converts lines of one file to requests. It has only plain values, so other processes can receive it."""
 
     kind: str
     sampling: Sampling = field(default_factory=Sampling)
@@ -108,20 +108,20 @@ class RowReader:
     system_prompt: str = ""
     images: RowImages = RowImages()
     model: str = ""
-    """The only model that a row may name; `""` if the endpoint has several."""
+    """The only model that a row may name; `""` if the endpoint has several models."""
     paths: frozenset[str] = frozenset()
-    """The paths other than chats that a Batch line may request."""
+    """The paths, other than chats, that a Batch line may request."""
     keep_raw: bool = False
-    """Whether an answer keeps the endpoint's other fields, for outputs of the Batch format."""
+    """Whether answers keep the endpoint's other fields, for outputs in the Batch format."""
     prompt_column: str | None = None
     """The field of a `jsonl` row that holds the prompt, if its name is not `prompt`."""
     row_settings: bool = True
-    """Whether plain rows (not whole requests) may set their own model, sampling, system prompt, …"""
+    """Whether plain rows (which are not whole requests) may set their model, sampling, system prompt, …"""
     models: Mapping[str, RowReader] = field(default_factory=dict)
-    """The readers of rows that name another model, by its name."""
+    """The readers for rows that name another model, by the model's name."""
     limits: RowLimits = RowLimits()
     required: frozenset[str] = frozenset()
-    """The parameters of `sampling` and `extra` that a backend may not leave out."""
+    """The parameters of `sampling` and `extra` that a backend must not leave out."""
 
     def digest(self, line: bytes) -> bytes | None:
         """Return the digest of a line that this reader reads."""
@@ -132,7 +132,7 @@ class RowReader:
         return self.request_of(row, load(line, self.checked(row, line)), attempts)
 
     def checked(self, row: int, line: bytes) -> str:
-        """Return the name of line `row`. Raises `PromptmillError` (`invalid_input`) if it may hold too many values."""
+        """Return the name of line `row`. Raises `PromptmillError` (`invalid_input`) if it may have too many values."""
         where = place(self.kind, row)
         if self.limits.values is not None and may_exceed(self.limits.values, line):
             raise input_error(f"{where} may hold more than {self.limits.values:,} values.")
@@ -141,7 +141,7 @@ class RowReader:
     def request_of(self, row: int, value: Any, attempts: int = 0) -> Request:
         """Return the request of the JSON value of line `row`.
 
-        Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the line.
+        Raises `PromptmillError` (`invalid_input`, `unsupported`) that names the line.
         """
         where = place(self.kind, row)
         if not isinstance(value, dict):
@@ -154,7 +154,7 @@ class RowReader:
         return Request(row, conversation, sampling, extra, attempts, required=self._required(sampling, extra))
 
     def _required(self, sampling: Sampling, extra: JsonObject) -> frozenset[str]:
-        """Return the parameters that may not be left out: the row has them, its model's configuration has not."""
+        """Return the parameters that must not be left out: the row sets them, the model's configuration does not."""
         if self.kind == "messages" or (sampling is self.sampling and extra is self.extra):
             return self.required
         model = self.models.get(str(extra.get("model")), self)
@@ -163,7 +163,7 @@ class RowReader:
         return required_of({name: value for name, value in own.items() if value != ours.get(name)})
 
     def _read(self, row: JsonObject, where: str) -> Asked:
-        """Return conversation, sampling and extra parameters of a row."""
+        """Return the conversation, sampling and extra parameters of a row."""
         if self.models and (other := self._named_model(row)) is not None:
             conversation, sampling, extra = self.models[other]._read(row, where)
             return conversation, sampling, {**extra, "model": other}
@@ -171,12 +171,12 @@ class RowReader:
         conversation, sampling, extra = self._plain_row(row, where) if is_plain else self._whole_request(row, where)
         if folders := self.images.folders:
             conversation = conversation.with_sources(lambda source: from_folder(source, folders))
-        if self.kind != "messages":  # a call's were checked before
+        if self.kind != "messages":  # the messages of a call were already checked
             sampling = self._limited(sampling, extra, where)
         return conversation, sampling, extra
 
     def _limited(self, sampling: Sampling, extra: JsonObject, where: str) -> Sampling:
-        """Return a row's sampling within `client_limits`. Raises `PromptmillError` for a row that exceeds them."""
+        """Return a row's sampling within `client_limits`. Raises `PromptmillError` if the row exceeds them."""
         self._check_models(extra, where)
         most = self.limits.tokens
         if most is None:
@@ -190,7 +190,7 @@ class RowReader:
         return sampling
 
     def _limited_body(self, line: BatchLine, where: str) -> JsonObject:
-        """Return the body of a request for a path other than chats, within the same limits."""
+        """Return the body of a request that is not a chat, within `client_limits`."""
         body, most = line.body, self.limits.tokens
         self._check_models(body, where)
         if most is None:
@@ -203,7 +203,7 @@ class RowReader:
     def _check_models(self, extra: JsonObject, where: str) -> None:
         if self.limits.models is None:
             return
-        named = {*named_models(extra)} - {*named_models(self.extra)}  # names in the configuration are the operator's
+        named = {*named_models(extra)} - {*named_models(self.extra)}  # the configuration's names are the operator's
         if self.limits.models >= named:
             return
         known = ", ".join(sorted(self.limits.models))
@@ -212,7 +212,7 @@ class RowReader:
         )
 
     def _other_request(self, row: JsonObject, where: str) -> BatchLine | None:
-        """Return the request of a row for a path other than chats; None for a chat, or an unreadable row."""
+        """Return the request of a row that is not a chat; None for a chat or an unreadable row."""
         if self.kind == "messages" and "path" in row:
             return BatchLine(row["path"], row["extra"])
         if self.kind != "batch" or not self.paths:
@@ -246,7 +246,7 @@ class RowReader:
         return conversation, sampling, {**self.extra, **body} if body else self.extra
 
     def _whole_request(self, row: JsonObject, where: str) -> Asked:
-        """Read a row that is a whole request. A Batch line contains all of its parameters."""
+        """Read a row that is a whole request. A Batch line has all parameters of its request."""
         if self.kind == "batch":
             conversation, sampling, extra = _batch(row, where)
         else:
@@ -260,7 +260,7 @@ class RowReader:
         return conversation.with_system(self.system_prompt), sampling, extra
 
     def _named_model(self, row: JsonObject) -> str | None:
-        """Return the model that a row names if it is one of `models`, else None."""
+        """Return the model that a row names, if it is in `models`; else None."""
         if not self.row_settings:
             return None
         asked = row.get("body") if self.kind == "batch" else row
@@ -269,31 +269,31 @@ class RowReader:
 
 
 def place(kind: str, row: int) -> str:
-    """Return the name of row `row` (from 0) in messages: `line 7` or `row 7`, depending on the kind, from 1."""
+    """Return the name of row `row` (from 0) in messages, counted from 1: `line 7` or `row 7`, by kind."""
     return f"{row_word(kind)} {row + 1}"
 
 
 def row_word(kind: str) -> str:
-    """Return the word for a row of a file of this kind."""
+    """Return the word for a row in files of this kind."""
     return "row" if kind == "table" else "line"
 
 
 def may_exceed(most: int, line: bytes) -> bool:
-    """Return whether the JSON of a line may hold more than `most` values; commas inside texts count, too."""
+    """Return whether the JSON of a line may have more than `most` values. Commas inside texts count too."""
     return len(line) > most and sum(map(line.count, (b"[", b"{", b","))) > most
 
 
 def digest(
     kind: str, line: bytes, prompt_column: str | None = None, *, row_settings: bool = True, value: Any = None
 ) -> bytes | None:
-    """Return the digest of a question, 16 bytes, regardless of the row's other fields; None for a row without one.
+    """Return the digest of a question (16 bytes), independent of the row's other fields; None without a question.
 
-    `row_settings`: the row's settings are part of the question. `value`: the parsed line, if the caller has it. The
-    digest of a long line is its bytes' digest, because parsing it would take too long.
+    `row_settings`: whether the row's settings belong to the question. `value`: the parsed line, if available. For a
+    long line, the digest of its bytes is used, because parsing takes too long.
     """
     if line.startswith(_NOT_ASKED):
         return None
-    if kind == "table":  # such a line is a question and nothing else, its fields in order
+    if kind == "table":  # the line contains only the question, with its fields in order
         return hashlib.blake2b(line, digest_size=16).digest()
     if len(line) > _LONG:
         return hashlib.blake2b(line.strip(), digest_size=16).digest()
@@ -313,14 +313,14 @@ def digest(
 
 
 def _with_prompt(row: JsonObject, column: str) -> JsonDict:
-    """Return a row with the field `column` as its prompt, or as its messages."""
+    """Return a row with the field `column` renamed to its prompt or its messages."""
     asked = row.get(column)
     rest = {name: value for name, value in row.items() if name not in {"prompt", "messages", column}}
     return rest | {"messages" if _are_messages(asked) else "prompt": asked}
 
 
 def emptiness(value: object) -> str:
-    """Return `null`, `NaN` or `empty` for a cell without a prompt; `""` for one with a prompt."""
+    """Return `null`, `NaN` or `empty` for a cell without a prompt; `""` for a cell with a prompt."""
     if value is None:
         return "null"
     if isinstance(value, float) and math.isnan(value):
@@ -340,7 +340,7 @@ def load(line: bytes, where: str) -> Any:
     except json.JSONDecodeError as error:
         reason = error.msg
     try:
-        # accepts NaN, unlike orjson; as text, because it would take some bytes for UTF-16
+        # accepts NaN, unlike orjson; given text, because it would guess UTF-16 for some bytes
         return json.loads(line.decode())
     except UnicodeDecodeError:
         raise input_error(f"{where} is not UTF-8 text. {AS_UTF8}") from None
@@ -354,33 +354,33 @@ def load(line: bytes, where: str) -> Any:
 
 
 def json_line(value: Any) -> bytes:
-    """Return an object, or another value, as a line of JSON."""
+    """Return a value as a line of JSON."""
     try:
         return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=plain_text)
-    except TypeError:  # numbers beyond 64 bits, which came in and go out as they are
+    except TypeError:  # numbers beyond 64 bits, which must be kept unchanged
         return json.dumps(value, separators=(",", ":"), default=plain_text).encode() + b"\n"
 
 
 def _check_tokens(asked: JsonObject, most: int, where: str) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if one of the lengths `asked` is invalid or above `most`."""
+    """Raise `PromptmillError` (`invalid_input`) if one of the lengths in `asked` is invalid or above `most`."""
     for name, value in asked.items():
         if value is not None and (type(value) is not int or not 1 <= value <= most):
             raise input_error(f"{where}: {name} must be 1 to {most} tokens on this server.")
 
 
 def _check_limits(body: JsonObject, most: int, where: str) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if `body` has a limit above `most` under any name."""
+    """Raise `PromptmillError` (`invalid_input`) if `body` has a token limit above `most`, under any name."""
     _check_tokens({name: limit for name, limit in numbers_of(body, OTHER_LIMIT) if limit > most}, most, where)
 
 
 def _row(row: JsonObject, where: str, images: RowImages, column: str = "") -> Conversation:
-    """Return the conversation of a row; `column` is the original field of the prompt or messages."""
+    """Return the conversation of a row. `column`: the original name of the prompt's or messages' field."""
     prompt, messages, sources = row.get("prompt"), row.get("messages"), _own_images(row, where)
     if "prompt" in row and "messages" not in row and (what := emptiness(prompt)) and (column or not sources):
         raise PromptmillError(Code.EMPTY_PROMPT, f"{where}: its {column or 'prompt'} is {what}.")
     if isinstance(prompt, int | float) and not isinstance(prompt, bool):
         prompt = str(prompt)
-    elif messages is None and _are_messages(prompt):  # a table's column of conversations, chosen by its name
+    elif messages is None and _are_messages(prompt):  # the user chose a column with conversations
         prompt, messages = None, prompt
     if isinstance(messages, str) and messages.lstrip()[:1] in {"", "["}:
         messages = _read_messages(messages, where)
@@ -400,7 +400,7 @@ def _row(row: JsonObject, where: str, images: RowImages, column: str = "") -> Co
 
 
 def _read_messages(text: str, where: str) -> object:
-    """Return the messages in a field with JSON."""
+    """Return the messages in a field that contains JSON."""
     try:
         return read_json(text) if text.strip() else None
     except json.JSONDecodeError as error:
@@ -420,7 +420,7 @@ def _batch(row: JsonObject, where: str) -> Asked:
         raise PromptmillError(Code.UNSUPPORTED, f"{where}: only {able} can run /v1{path}.", "")
     conversation = _conversation(body.get("messages"), f"{where}: body.messages")
     own = {name: value for name, value in body.items() if name in _SAMPLING_NAMES}
-    if not isinstance(own.get("reasoning"), str):  # OpenRouter's is an object
+    if not isinstance(own.get("reasoning"), str):  # OpenRouter's reasoning is an object
         own.pop("reasoning", None)
     extra = {name: value for name, value in body.items() if name not in own and name not in _BATCH_IGNORED}
     return conversation, _sampling(own, f"{where}: body."), extra
@@ -436,9 +436,9 @@ def _sampling(given: JsonObject, where: str) -> Sampling:
 
 
 def _own_parameters(row: JsonObject, where: str, loaded_model: str) -> tuple[JsonDict, JsonDict]:
-    """Return the row's own sampling parameters, validated, and its fields for the request's body.
+    """Return the row's own sampling parameters, validated, and its own fields for the request's body.
 
-    `loaded_model`: the only available model; `""` if the endpoint has several. Raises `PromptmillError`
+    `loaded_model`: the only available model; `""` if the endpoint has several models. Raises `PromptmillError`
     (`invalid_input`, `unsupported`) that names the field.
     """
     given = {name: row[name] for name in row if name in NAMES and not is_null(row[name])}
@@ -466,7 +466,7 @@ def _own_parameters(row: JsonObject, where: str, loaded_model: str) -> tuple[Jso
 
 
 def _own_system_prompt(row: JsonObject, where: str) -> str:
-    """Return the row's own system prompt, `""` for none. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the row's own system prompt, or `""`. Raises `PromptmillError` (`invalid_input`)."""
     for name in _SYSTEM:
         value = row.get(name)
         if value is not None and not isinstance(value, str):
@@ -493,7 +493,7 @@ def _sources(value: Any, where: str) -> Iterator[str]:
     match value:
         case str():
             yield f"data:;base64,{_joined(value)}" if _is_base64(value) else value
-        case {"bytes": str(data)} if data:  # an image of the library `datasets`
+        case {"bytes": str(data)} if data:  # the form of the library `datasets`
             yield data if is_data(data) else f"data:;base64,{_joined(data)}"
         case {"path": str(path)} | {"url": str(path)} | {"image_url": str(path) | {"url": str(path)}} if path:
             yield path
@@ -510,7 +510,7 @@ def _joined(text: str) -> str:
 
 
 def _structured(name: str, value: Any, where: str) -> Any:
-    """Return `value`, parsed if it is a table's cell with JSON."""
+    """Return `value`; if it is a table's cell with JSON, parse it."""
     if name in _STRUCTURED and isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
         try:
             return read_json(value)

@@ -48,7 +48,7 @@ from promptmill.options.table import groups
 
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _SAID_EVERY_S = 10.0
-_LINES_SHOWN, _LINE_SHOWN = 6, 300  # of each prompt of a dry run: three fit on a screen
+_LINES_SHOWN, _LINE_SHOWN = 6, 300  # lines of each prompt, and their characters: three prompts fit on a screen
 _NAMED = re.compile(r"([\w.-]{1,40})=(.*)", re.DOTALL)
 
 
@@ -92,7 +92,7 @@ def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
 
 
 def _options_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of a command by their names in the table; several prompts and models are lists."""
+    """Return the options of a command by their names in the table. Several prompts or models become lists."""
     prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
     models = list(dict.fromkeys(getattr(arguments, "models", None) or [])) or arguments.model
     named = {"prompt": prompts if prompts[1:] else arguments.prompt, "model": models}
@@ -134,7 +134,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
 
 def _rows_of(arguments: argparse.Namespace) -> Rows:
-    """Return the rows that a command names; those of standard input are read later, but their beginning."""
+    """Return the rows that a command names. Of standard input, only the beginning is read now."""
     if arguments.input != ["-"]:
         return Rows(arguments.input)
     blocks = iter(blocks_of_stdin(sys.stdin.fileno()))
@@ -144,7 +144,7 @@ def _rows_of(arguments: argparse.Namespace) -> Rows:
 
 
 def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of a command by their names, with the prompts in files read."""
+    """Return the options of a command by name, with prompts in files read."""
     values = _options_of(arguments)
     if isinstance(values["prompt"], list):
         values["prompt"] = _named_prompts(values["prompt"])
@@ -167,7 +167,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argparse.Namespace:
-    """Return `arguments`; an option that is not given has its value of the earlier `command`."""
+    """Return `arguments`, in which options that are not given get their value from the earlier `command`."""
     if not command:
         return arguments
     parser = Parser("promptmill bulk")
@@ -188,10 +188,10 @@ def _check_printed(arguments: argparse.Namespace) -> None:
 
 
 def _printed(arguments: argparse.Namespace, configuration: Configuration, job: OpenJob, folder: Folder) -> int:
-    """Run a job whose answers go to standard output, in the order of the input. Returns as `run` does.
+    """Run a job whose answers are printed to standard output in the order of the input. Returns as `run` does.
 
-    Rows are printed as they are answered; a table, whose columns depend on all rows, at the end of the job.
-    Messages go to stderr. A job that stops is resumed when the same rows come again.
+    A row is printed when it is answered; a table, whose columns depend on all rows, at the end of the job. Messages go
+    to stderr. A job that stopped is resumed when the same rows are given again.
     """
     name = _printed_name(arguments)
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
@@ -209,7 +209,7 @@ def _printed(arguments: argparse.Namespace, configuration: Configuration, job: O
 
 
 def _validate(job: OpenJob, *, as_json: bool) -> int:
-    """Print the findings. Returns 0 when every row can be sent, else 1. Raises `PromptmillError` as a job would."""
+    """Print the problems. Return 0 if every row can be sent, else 1. Raises `PromptmillError` as a job would."""
     plan, found = job.plan, job.validate()
     if as_json:
         say(orjson.dumps(found).decode())
@@ -291,7 +291,7 @@ def _delivered(output: RemoteOutput, code: int, folders: JobFolders, arguments: 
 
 @contextlib.contextmanager
 def _patient(url: str, tell: Callable[[str], None]) -> Iterator[None]:
-    """Say every few seconds that the store behind `url` is waited for: its library may try for minutes in silence."""
+    """Report every few seconds that the store of `url` has not answered: its library may retry silently for minutes."""
     over, began = threading.Event(), time.monotonic()
 
     def repeat() -> None:

@@ -1,6 +1,6 @@
-"""Scripts that complete commands, options, files, jobs and models with Tab.
+"""Shell scripts that complete commands, options, files, jobs and models with Tab.
 
-shtab writes them from the parser; this module adds the values that an option takes.
+shtab generates the scripts from the parser; this module adds the values of options.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ SHELLS = {
     "tcsh": "promptmill completion tcsh > ~/.promptmill.tcsh, and `source` it in ~/.tcshrc",
     "powershell": "promptmill completion powershell | Out-String | Invoke-Expression in $PROFILE",
 }
-"""The installation of the script, by shell."""
+"""The commands that install the script, by shell."""
 
-_PATHS = ("input", "output", "image")  # arguments that are a path, or also a URL or `-`
+_PATHS = ("input", "output", "image")  # arguments that are a path, but may also be a URL or `-`
 _LISTED = {"job_id": "promptmill jobs 2>/dev/null | sed '1d; s/ .*//'", "model": "promptmill models | sed 's/ .*//'"}
 
 
@@ -62,7 +62,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    for action in parser._actions:  # argparse has no public way; shtab takes the same
+    for action in parser._actions:  # argparse has no public attribute for this; shtab uses the same one
         yield action
         if isinstance(action, argparse._SubParsersAction):
             for below in action.choices.values():

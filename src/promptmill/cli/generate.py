@@ -34,7 +34,7 @@ _PAUSE_S = 0.2
 _LOOK_S = 1.0
 _REPORT_EVERY_S = 10.0
 _FILES = frozenset({".jsonl", ".csv", ".tsv", ".txt", ".json", ".parquet", ".md"})
-# A word of a language that puts spaces between words: a question in Chinese has none.
+# A word of a language that separates words by spaces; a question in Chinese has none.
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
 
 
@@ -65,8 +65,8 @@ def add_options(parser: Parser) -> None:
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Answer prompts and print the answers in order, or write them to a file.
 
-    Returns 0 when all are answered, else 1; 130 after Ctrl-C, with the answers until then. Raises `PromptmillError` for
-    a file that cannot be written, before a request is sent.
+    Return 0 if all prompts are answered, else 1; 130 after Ctrl-C, with the answers up to then. Before any request is
+    sent, raises `PromptmillError` if the file cannot be written.
     """
     if not arguments.json:
         _refuse_unquoted(arguments.prompt)
@@ -108,9 +108,9 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
 
 def _read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
-    """Return the prompts: `given`, or stdin for `-` or no prompt; with `lines`, each line of stdin is a prompt."""
+    """Return the prompts: `given`, or stdin for `-` or no prompt. With `lines`, each line of stdin is a prompt."""
     for prompt in given:
-        if any("\udc80" <= character <= "\udcff" for character in prompt):  # how Python passes other bytes on
+        if any("\udc80" <= character <= "\udcff" for character in prompt):  # Python's form for bytes that are not UTF-8
             raise config_error(
                 "", "a prompt on the command line is not UTF-8 text; convert it first, such as with iconv."
             )
@@ -128,10 +128,10 @@ def _read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
 
 
 def _refuse_unquoted(prompts: Sequence[str]) -> None:
-    """Raise `PromptmillError` for prompts that look like one whose quotes were forgotten: each word would be paid for.
+    """Raise `PromptmillError` for prompts that look like one prompt without quotes: each word would be paid.
 
-    Other programs (`aichat`, `mods`) join words, or take one prompt alone (`llm`); here each argument is a prompt.
-    Real commands seldom have several prompts of one word each, and scripts use --json.
+    Other programs join words (`aichat`, `mods`) or accept only one prompt (`llm`); for promptmill, each argument is a
+    prompt. Real commands seldom have several prompts of one word, and scripts use --json.
     """
     words = [prompt for prompt in prompts if _WORD.fullmatch(prompt)]
     if "-" in prompts or len(words) < (2 if words == list(prompts) else 3):
@@ -150,7 +150,7 @@ def _quoted(prompt: str) -> str:
 
 
 def _refuse_mistaken(prompts: Sequence[str], *, images: bool) -> None:
-    """Raise `PromptmillError` for an empty prompt (an unset shell variable), or one that is a file's name."""
+    """Raise `PromptmillError` for an empty prompt (an unset shell variable), or for a prompt that is a file's name."""
     if not images and any(not prompt.strip() for prompt in prompts):
         raise config_error("", "the prompt is empty; a shell variable in it may not be set.")
     if len(prompts) != 1 or "\n" in (file := prompts[0]):
@@ -164,7 +164,7 @@ def _refuse_mistaken(prompts: Sequence[str], *, images: bool) -> None:
 
 
 def _check_writable(output: Path) -> None:
-    """Raise `PromptmillError` where `output` cannot be written: before the answers are paid for."""
+    """Before the answers are paid: raise `PromptmillError` if `output` cannot be written."""
     folder = output.parent
     existing = output if output.exists() else folder
     if output.is_dir():
@@ -196,7 +196,7 @@ def _as_json(outcomes: Sequence[Outcome], stats: Call) -> str:
 
 
 def _write(write: Callable[[TextIO], None], output: Path | None) -> bool:
-    """Write the answers to `output`, or to stdout without one. If `output` fails, use stdout and return False."""
+    """Write the answers to `output`, by default stdout. If `output` fails, use stdout and return False."""
     if output is None:
         write(sys.stdout)
         return True
@@ -211,7 +211,7 @@ def _write(write: Callable[[TextIO], None], output: Path | None) -> bool:
 
 
 def _print_answers(outcomes: Sequence[Outcome], target: TextIO) -> None:
-    """Print the answers, numbered on a terminal if there are several; a failed one is an empty line."""
+    """Print the answers; on a terminal, several answers are numbered. A failed answer is an empty line."""
     if len(outcomes) == 1 and not isinstance(outcomes[0], Completion):
         return
     numbered = len(outcomes) > 1 and target.isatty()
@@ -222,7 +222,7 @@ def _print_answers(outcomes: Sequence[Outcome], target: TextIO) -> None:
 
 
 def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Yield a note about answers without text that call no tool, and one about those that the length limit has cut."""
+    """Yield notes about answers without text and tool calls, and about answers that the length limit cut off."""
     every = [(number, one) for number, one in enumerate(outcomes, 1) if isinstance(one, Completion)]
     empty = [(number, one.finish_reason) for number, one in every if one.is_empty]
     cut = [number for number, one in every if one.finish_reason == "length" and one.text.strip()]
@@ -254,7 +254,7 @@ async def _answers(
             else:
                 await _report_waits(work, stats)
             return await work, False
-        except asyncio.CancelledError:  # Ctrl-C: asyncio's runner cancels the main task
+        except asyncio.CancelledError:  # after Ctrl-C, asyncio's runner cancels the main task
             work.cancel()
             await asyncio.wait({work})
             return sink.result(PromptmillError(Code.SHUTDOWN, "It was interrupted.")), True
@@ -263,7 +263,7 @@ async def _answers(
 
 
 async def _report_waits(work: asyncio.Future[Any], stats: Call) -> None:
-    """Print the reason of a wait at once, then every few seconds. Used without a progress display."""
+    """Print the reason of a wait immediately, then every few seconds. Used if there is no progress display."""
     printed = float("-inf")
     while not work.done():
         await asyncio.wait({work}, timeout=_LOOK_S)

@@ -1,4 +1,4 @@
-"""Jobs on a terminal: the progress of a running one, its end, and a table of several."""
+"""Jobs on a terminal: the progress of a running job, the summary at its end, and a table of several jobs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from promptmill.jobs.store.status_record import Status
 _GO_ON = "  go on with the same command; what is answered is kept"
 _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
 _EVENT_EVERY_S = 1.0
-_WIDE = 1000  # where a program reads, nothing is cut off
-_PATH = "output"  # for programs; a terminal shows the names in "files"
+_WIDE = 1000  # columns if a program reads the output: nothing is shortened
+_PATH = "output"  # the column for programs; a terminal shows the names in "files"
 _COLUMNS = ("job", "state", "rows", "failed", "cost", "time", "files", "model", "begun", _PATH)
 _NUMBERS = frozenset({"rows", "failed", "cost", "time"})
 _UNITS = {"rows": " rows", "failed": " failed"}
@@ -48,10 +48,10 @@ def print_status(
     again: bool = True,
     quiet: bool = False,
 ) -> None:
-    """Print the status of a job: as JSON, or its summary, of which `quiet` keeps the first line.
+    """Print a job's status as JSON or as a summary (`quiet`: its first line).
 
-    The messages of failures come from `folder`, the URLs of files from `order`. `again`: the same command may help a
-    job that stopped.
+    `folder` gives the messages of failures, `order` the URLs of files. `again`: the same command may resume a stopped
+    job.
     """
     stream = sys.stderr if on_stderr else sys.stdout
     found = cast("Status", {**found, **(order.shown.urls if order is not None else {})})
@@ -59,7 +59,7 @@ def print_status(
         say(orjson.dumps(found).decode(), stream)
         return
     examples = {} if folder is None else status.examples(folder)
-    if folder is not None and "results" not in found:  # they are counted when the output is written
+    if folder is not None and "results" not in found:  # the results are counted when the output is written
         found["results"] = status.results(folder)
     is_good = found["state"] == states.FINISHED and not found.get("failed")
     mark = "✓ " if is_good and stream.isatty() and "utf" in stream.encoding.lower() else ""
@@ -84,18 +84,18 @@ def _go_on(found: Status, *, output: bool) -> list[str]:
 
 
 def _remedies(found: Status, examples: Mapping[str, str]) -> dict[str, str]:
-    """Return what helps against rows of a count, by its name. `examples`: a message for each code of failures."""
+    """Return the remedy for the rows of each count, by its name. `examples`: a message for each failure code."""
     failed = {"failed": "\n".join(_failed(found, examples))} if found.get("failed") else {}
     return {"truncated": "--again truncated --max-tokens N sends them again", **failed}
 
 
 def _failed(found: Status, examples: Mapping[str, str]) -> list[str]:
-    """Return remedies for failed rows: rows with errors in the file need a correction, others can be sent again."""
+    """Return remedies for failed rows: rows with errors in the file must be corrected, others can be sent again."""
     errors = found.get("errors", {})
     lines, name = [], Path(found["input_file"]).name
     if any(READS_IMAGES in text for text in examples.values()):
         return ["  -m NAME --keep --again failed sends the failed rows to a model that reads images"]
-    if Code.INVALID_IMAGE in errors:  # a row does not change with the file that it names
+    if Code.INVALID_IMAGE in errors:  # the row stays the same if the image it names is corrected
         lines.append(f"  correct the images, or their paths in {name}; --again failed then sends the failed rows again")
     elif not errors.keys() <= _OF_THE_FILE:
         lines.append("  --again failed sends the failed rows again")
@@ -110,14 +110,14 @@ def _failed(found: Status, examples: Mapping[str, str]) -> list[str]:
 
 
 def _is_in_own_workbook(found: Status) -> bool:
-    """Return whether the answers are in the workbook of the rows, so that a correction changes the output, too."""
+    """Return whether the answers are in the input workbook, so that a correction also changes the output."""
     source, output = (members.split(Path(found[name] or ""))[0] for name in ("input_file", "output_file"))
     return source == output and source.suffix.lower() == ".xlsx"
 
 
 @contextlib.contextmanager
 def progress_display(job_id: str, *, as_json: bool, quiet: bool) -> Iterator[Watch | None]:
-    """Give what shows a job's progress on stderr: a bar, lines, or events; None when `quiet`."""
+    """Yield the watcher that shows a job's progress on stderr as a bar, lines or events; None if `quiet`."""
     stream = sys.stderr
     if quiet:
         yield None
@@ -150,7 +150,7 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
         told: set[str] = set()
 
         def watch(progress: Progress) -> None:
-            # a run may take hours, and its summary comes last
+            # a run may take hours, and its summary is last
             notes = [f"note: {warning}" for warning in progress.stats.warnings if f"note: {warning}" not in told]
             told.update(notes)
             for text in [*status_words.news(progress, told), *notes]:
@@ -163,9 +163,9 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
 
 
 def _line(progress: Progress, width: int) -> str:
-    """Return how far a job is in at most `width` characters: the less important is left out."""
+    """Return the progress of a job in at most `width` characters. Less important parts are left out."""
     found = progress.as_dict()
-    share = f"{found['done'] * 100 // found['total']} % " if found["total"] else ""  # of 999 rows of 1,000 not 100
+    share = f"{found['done'] * 100 // found['total']} % " if found["total"] else ""  # 999 of 1,000 rows are not 100 %
     doing = progress.activity or ("" if progress.state == states.RUNNING else status_words.in_words(progress.state))
     first, *others = [*([doing] if doing else []), *status_words.parts(found)]
     text = first if doing or found.get("waiting") else f"{share}{first}"
@@ -179,7 +179,7 @@ def _line(progress: Progress, width: int) -> str:
 def print_jobs(found: Iterable[Status], target: TextIO | None = None) -> None:
     """Print a row for each job to `target`, else to stdout.
 
-    On a terminal it is as wide as the screen, in colour; the columns without room make a line below each row.
+    On a terminal, the table is as wide as the screen and coloured; columns that do not fit form a line below each row.
     """
     from rich.console import Console
     from rich.text import Text

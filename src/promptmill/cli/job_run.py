@@ -1,4 +1,4 @@
-"""A job that runs in the foreground: its progress on the terminal, its summary, and the exit code of its command."""
+"""Runs a job in the foreground: progress on the terminal, a summary, and the command's exit code."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ from promptmill.service import choosing
 from promptmill.system import runtime
 from promptmill.system.safe_open import is_file
 
-# Assignments that may hold a key, unless the value is a variable's name.
+# Options whose values may contain a key, unless the value is the name of a variable.
 _SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.compile(r"[\w.]+=\$\{\w+\}")
 OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
-# A new job that ends with one of these errors is removed, unless its status has one of `_KEPT`.
+# If a new job ends with one of these errors, it is removed, unless its status has a field of `_KEPT`.
 _TYPOS = frozenset({Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY, Code.NOT_FOUND})
 _KEPT = ("done", "prompt_tokens", "cost", "cost_set_aside")
 
 
 @dataclass(frozen=True, slots=True)
 class EndedJob:
-    """A job that a command ran to an end, for the functions `after_job` of features."""
+    """A job that a command has run, for the functions `after_job` of features."""
 
     arguments: argparse.Namespace
     folder: Folder
     on_stderr: bool
-    """Whether stdout belongs to the answers, or to another command."""
+    """Whether stdout is reserved for answers or for another command."""
     code: int | None
     """The exit code; None after an error or an interruption."""
 
@@ -66,14 +66,14 @@ def run(
     live: LiveOutput | None = None,
     is_step: bool = False,
 ) -> int:
-    """Run a job in the foreground, or resume it, as the options `json` and `quiet` say.
+    """Run or resume a job in the foreground, with the options `json` and `quiet`.
 
-    `live` gets the answers while it runs, and stderr all else. `is_step`: run inside another command; print progress
-    only, because that command owns stdout.
+    `live` receives the answers during the run, and stderr everything else. `is_step`: run inside another command; print
+    progress only, because that command owns stdout.
 
-    At a terminal, the user decides whether answers stay after a change of settings, prompt or input.
+    On a terminal, the user decides whether answers are kept after a change of settings, prompt or input.
 
-    Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later. Raises
+    Return 0 if all rows are answered, 1 if not, and 75 if the job stopped and the same command may help later. Raises
     `PromptmillError` as `OpenJob.admit`.
     """
     while True:
@@ -90,7 +90,7 @@ def _is_terminal() -> bool:
 
 
 def _with_command(error: ChangedError, arguments: argparse.Namespace) -> PromptmillError:
-    """Return the error with the command that sends every row again, if there is such a command."""
+    """Return the error with the command that sends every row again, if such a command exists."""
     if arguments.given[:1] != ["bulk"] or arguments.json:
         return error
     command = f"promptmill {redact(shlex.join(arguments.given))} --again all"
@@ -98,7 +98,7 @@ def _with_command(error: ChangedError, arguments: argparse.Namespace) -> Promptm
 
 
 def _chosen(error: ChangedError, order: JobOrder) -> JobOrder:
-    """Return the order that the user chooses at the terminal. Raises `error` if the user chooses none."""
+    """Return the order that the user chooses on the terminal. Raises `error` if the user makes no choice."""
     other = _free_name(order.output)
     say(error.worded(lambda _: None).partition(". ")[0] + ".", sys.stderr, wrap=True)
     say("  a  ask all rows again", sys.stderr, wrap=True)
@@ -130,7 +130,7 @@ def _run(
     live: LiveOutput | None,
     is_step: bool,
 ) -> int:
-    """Do what `run` does. Raises `ChangedError`."""
+    """Run a job like `run`. Raises `ChangedError`."""
     configuration, as_json, on_stderr = decided(configuration), arguments.json, live is not None or is_step
     job = replace(opened, models=configuration).admit()
     quiet = getattr(arguments, "quiet", False)
@@ -158,7 +158,7 @@ def _run(
         except KeyboardInterrupt:
             now = status.read(job.folder)
             tell(now)
-            if job.folder.batches:  # the provider answers them all the same
+            if job.folder.batches:  # the provider answers them anyway
                 code = TRY_AGAIN
                 return code
             raise
@@ -181,14 +181,14 @@ def _run(
 
 
 def decided(configuration: Configuration) -> Configuration:
-    """Return the configuration with backend and model, which are part of a job."""
+    """Return the configuration with its backend and model resolved, because both are part of a job."""
     if not configuration.plan.is_open:
         return configuration
     return runtime.run(choosing.decided(configuration))
 
 
 def warn_of_input(job: Job) -> None:
-    """Print a warning if cells are paths of images, but no image is sent."""
+    """Print a warning if cells look like paths of images but no image is sent."""
     spec = job.spec
     is_sent = spec.question.image_column is not None or job.finished
     if is_sent or not spec.input.is_file or not spec.input.parts[0].path.exists():
@@ -200,7 +200,7 @@ def warn_of_input(job: Job) -> None:
 
 
 def remembered_step(words: Sequence[str], arguments: argparse.Namespace, configuration: Configuration) -> list[str]:
-    """Return the command line for a job of another command: `words`, and the options of the model."""
+    """Return the command line that a step of another command stores: `words`, and the model's options."""
     given = {name: getattr(arguments, name) for name in OF_THE_MODEL}
     options_ = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
     sets = [word for value in arguments.set for word in ("--set", value)]
@@ -208,7 +208,7 @@ def remembered_step(words: Sequence[str], arguments: argparse.Namespace, configu
 
 
 def remembered_command(given: Sequence[str], configuration: Configuration) -> list[str]:
-    """Return a command line for a run from any folder, without keys: a job is resumed with it by its id."""
+    """Return a command line that works from any folder, without keys, so that a job can be resumed by its id."""
     texts_or_files = {"--choices", "--schema"}
     files = {*texts_or_files, *(each.name_on("flag") for each in table.options().values() if each.type is Path)}
     words, kept = iter(given), []
@@ -237,9 +237,9 @@ def _exit_code(ended: RunStatus, error: PromptmillError | None) -> int:
 
 
 def _is_typo(error: PromptmillError | None, job: Job, ended: RunStatus) -> bool:
-    """Return whether a typo has ended a new job before it did anything, so that it leaves nothing."""
+    """Return whether a typo ended a new job before it did anything, so that the job should be removed."""
     is_wrong = error is not None and error.code in _TYPOS and job.change.before is None
-    # the description of a job that has answers may have been damaged
+    # the description of a job with answers may have been damaged
     return is_wrong and not any(ended.get(name) for name in _KEPT) and job.folder.store.is_empty
 
 
@@ -250,7 +250,7 @@ def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration
 
 
 def _kept(job: Job) -> str:
-    """Return a sentence about an output that holds more rows than this order wants, else `""`."""
+    """Return a sentence if the output has more rows than this order requests, else `""`."""
     result, limit = job.folder.result, job.order.limits.rows
     if limit is None or result is None or result.limit == limit:
         return ""

@@ -1,4 +1,4 @@
-"""`promptmill jobs`: how far jobs are, and what to do with one."""
+"""`promptmill jobs`: shows the progress of jobs, and runs an action on one job."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _ACTIONS = (
     *("follow", "watch", "rows", "cancel", "resume", "retry_failed", "pause", "unpause"),
     *("export", "join", "prune", "cache"),
 )
-"""The actions of which a command has one at most."""
+"""The actions; a command has at most one of them."""
 _LIVE = ("concurrency", "max_cost")
-_NEWEST = 20  # jobs that are listed
-_WATCH_S = 2.0  # a look takes some milliseconds, and the board may use one percent of a core
-_LISTED_EVERY = 5  # looks between two for new jobs
+_NEWEST = 20  # jobs in the list
+_WATCH_S = 2.0  # a poll takes some milliseconds, and the board may use one percent of a core
+_LISTED_EVERY = 5  # polls between two checks for new jobs
 _LINE_EVERY_S = 5.0
 
 
@@ -154,7 +154,7 @@ def _is_asked(arguments: argparse.Namespace, names: Iterable[str]) -> bool:
 
 
 def _check_actions(arguments: argparse.Namespace) -> None:
-    """Raise `PromptmillError` (`invalid_config`) for two actions."""
+    """Raise `PromptmillError` (`invalid_config`) if the command has two actions."""
     asked = [name for name in _ACTIONS if _is_asked(arguments, [name])]
     asked += [action.names[0] for action in _added() if _is_asked(arguments, action.names)]
     if arguments.failed and asked != ["rows"]:
@@ -242,7 +242,7 @@ def _follow(job: Folder, *, as_json: bool) -> int:
 
 
 def _watch(folders: JobFolders) -> None:
-    """Show a line for each job that runs or has ended meanwhile, until Ctrl-C: on a terminal in place."""
+    """Until Ctrl-C, show a line for each job that runs or has ended since; on a terminal, update it in place."""
     from rich.live import Live
     from rich.text import Text
 
@@ -258,7 +258,7 @@ def _watch(folders: JobFolders) -> None:
                     shown[path] = found[0]
                 else:  # the job was removed
                     shown.pop(path, None)
-                if not found or not found[0]["alive"]:  # the last status is shown from now on
+                if not found or not found[0]["alive"]:  # from now on, show the last status
                     del running[path]
             said = {
                 job["job_id"]: f"{status_words.in_words(job['state'])}, {status_words.line(job)}"
@@ -285,7 +285,7 @@ def _export(job: Folder, target: Path, *, everything: bool, as_json: bool) -> in
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    """Resume a job in the foreground by its id, with its last order. Returns as `run` does."""
+    """Resume a job by its id in the foreground, with its last order. Returns as `run` does."""
     job = _named(arguments.job_id, "to go on with")
     again: Literal["failed"] | None = "failed" if arguments.retry_failed else None
     arguments = remembered(arguments, () if job.order is None else job.order.shown.command)
@@ -305,7 +305,7 @@ def _forget(age: str, *, unfinished: bool, as_json: bool) -> int:
 
 
 def _join(arguments: argparse.Namespace) -> int:
-    """Make one output of the parts of all shards. Returns 0 when all rows are answered, 1 when not."""
+    """Join the shard files to one output. Return 0 if all rows are answered, 1 if not."""
     refuse((arguments.job_id is None, "--join", "needs the output: promptmill jobs OUTPUT --join."))
     output = Path(arguments.job_id)
     was_there = output.exists() and not arguments.overwrite
@@ -321,7 +321,7 @@ def _join(arguments: argparse.Namespace) -> int:
 
 
 def _written_lines(name: str, stream: TextIO) -> Callable[[int], None]:
-    """Return a function that reports the written rows of a file on `stream` every few seconds."""
+    """Return a function that reports every few seconds on `stream` how many rows of a file are written."""
     reported = time.monotonic()
 
     def passed(rows: int) -> None:

@@ -1,4 +1,4 @@
-"""`promptmill models` and `features`: lists of models, providers and features; and the size of the cache of answers."""
+"""`promptmill models` and `features`: list models, providers and features; also shows the size of the answer cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
-_NAME_WIDTH, _URL_WIDTH = 12, 58  # columns of the list of providers where stdout is no terminal
+_NAME_WIDTH, _URL_WIDTH = 12, 58  # widths in the list of providers if stdout is not a terminal
 _SHORTEST_URL = 10
 _MODEL_WIDTH = 24
 
@@ -32,7 +32,7 @@ def add_features_options(parser: Parser) -> None:
 
 
 def _show_features(_arguments: argparse.Namespace) -> int:
-    """Print each feature with the sockets that it uses, and how to hide one. Returns 0."""
+    """Print each feature with the sockets it uses, and how to hide a feature. Return 0."""
     found = features()
     for name, feature in found.items():
         say(f"{name:{_NAME_WIDTH}} {feature.words} ({', '.join(feature.sockets) or 'an entry of its own'})", wrap=True)
@@ -70,9 +70,9 @@ def add_models_options(parser: Parser) -> None:
 
 
 def _show_models(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    """Print the models of the configuration, the default model first; with an endpoint's option, those it lists.
+    """Print the configuration's models, the default first; with an endpoint's option, print the endpoint's models.
 
-    Returns 0. Raises `PromptmillError` (`invalid_config`) if the endpoint lists none.
+    Return 0. Raises `PromptmillError` (`invalid_config`) if the endpoint lists no models.
     """
     if arguments.base_url or arguments.provider:
         names = runtime.run(choosing.models_at(configuration.plan))
@@ -106,7 +106,7 @@ def _show_providers(arguments: argparse.Namespace) -> int:
     room = _URL_WIDTH
     if sys.stdout.isatty():
         left = columns(sys.stdout) - _NAME_WIDTH - 2
-        if left < max(map(len, facts)) - 1:  # a narrow terminal has the keys alone
+        if left < max(map(len, facts)) - 1:  # a narrow terminal shows only the keys
             facts = [_key(row) for row in rows]
         room = left - max(map(len, facts))
     for row, fact in zip(rows, facts, strict=True):
@@ -125,7 +125,7 @@ def _batches(row: registry.Listed) -> str:
 
 
 def show_cache(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    """Print the size of the configuration's cache, after clearing it with `--clear`. Returns 0.
+    """Print the size of the configured cache; with `--clear`, clear it first. Return 0.
 
     Raises `PromptmillError` (`storage`).
     """

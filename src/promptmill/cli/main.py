@@ -17,7 +17,7 @@ from promptmill.core.feature import WITHOUT, Command, features, part
 from promptmill.core.version import __version__
 from promptmill.core.wording import did_you_mean
 
-if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
+if TYPE_CHECKING:  # imported on use, because it takes a tenth of a second
     from promptmill.config.loading import Configuration
 
 COMMANDS = (
@@ -46,7 +46,7 @@ COMMANDS = (
         "promptmill.cli.listings:add_features_options",
     ),
 )
-"""The commands of the core, in the order of the help; the commands of features follow."""
+"""The core's commands in the order of the help. Commands of features follow."""
 _RENAMED = {
     "show": "`promptmill jobs JOB --rows`",
     "join": "`promptmill jobs OUTPUT --join`",
@@ -55,11 +55,11 @@ _RENAMED = {
     "providers": "`promptmill models --providers`",
     "help": "`promptmill --help`",
 }
-"""Commands of the last release, and those that replace them, in backticks."""
+"""Commands of the last release, each with the command that replaces it, in backticks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 all answered, 1 some failed, 2 usage or configuration."""
+    """Run the command line. Return the exit code: 0 all answered, 1 some failed, 2 usage or configuration."""
     _speak_utf8()
     given = sys.argv[1:] if argv is None else list(argv)
     if given[:1] == ["--list-models"]:
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PromptmillError as error:
         complain(error.worded(option_of))
         return USAGE
-    except (BrokenPipeError, LostOutputError) as error:  # the reader, such as `head`, has ended; or the disk is full
+    except (BrokenPipeError, LostOutputError) as error:  # the reader (such as `head`) has ended, or the disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, LostOutputError):
             complain(str(error))
@@ -92,14 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        name = os.fspath(error.filename or "")  # any argument or setting
+        name = os.fspath(error.filename or "")  # it may be any argument or setting
         complain(f"{name[:60]}… is longer than the name of a file can be; shorten it.")
         return USAGE
     except KeyboardInterrupt:
         return 130
 
 
-# Includes the variables that configuration files in deploy/ and scripts/ read.
+# Includes variables used by the configuration files in deploy/ and scripts/.
 _VARIABLES = tuple(
     f"PROMPTMILL_{name}"
     for name in (
@@ -107,7 +107,7 @@ _VARIABLES = tuple(
         *("BASE_URL", "MODEL", "API_KEY", "TORCH_INDEX", WITHOUT.removeprefix("PROMPTMILL_")),
     )
 )
-_NEAR = 0.88  # so high that PROMPTMILL_PROVIDER, which a user's file may use, is no misspelling
+_NEAR = 0.88  # high, so that PROMPTMILL_PROVIDER, a possible variable of a user's file, does not count as a misspelling
 
 
 def _misspelled(environ: Mapping[str, str]) -> list[str]:
@@ -158,7 +158,7 @@ def parser_of(words: Collection[str] | None = None) -> argparse.ArgumentParser:
 
 
 def _renamed(command: Sequence[str]) -> str:
-    """Return the command that replaces one of the last release, in backticks; `""` for other words."""
+    """Return the command that replaces a command of the last release, in backticks; `""` for other words."""
     names = _RENAMED | {name: now for feature in features().values() for name, now in feature.renamed.items()}
     return next((names[name] for name in command if name in names), "")
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, the configuration that they make, and a parser that names the nearest option."""
+"""Options shared by several commands, the configuration made from them, and a parser that suggests similar options."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from promptmill.options import table
 from promptmill.options.check import check
 from promptmill.options.option import Flag, Option
 
-if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
+if TYPE_CHECKING:  # imported on use, because it takes a tenth of a second
     from promptmill.config.loading import Configuration
     from promptmill.config.resolved_config import ResolvedConfig
     from promptmill.core.values import JsonDict
 
-_SHORTEST_GUESSED = 4  # characters; a shorter word resembles almost any name
-_KINDS = ("COMMAND", "CLIENT")  # positional arguments: their errors name the kind of the missing word
+_SHORTEST_GUESSED = 4  # characters; a shorter word is similar to almost any name
+_KINDS = ("COMMAND", "CLIENT")  # positional arguments whose errors name the kind of the missing word
 _SETS: Mapping[str, str] = {
     key.rpartition(".")[2]: option.stored
     for group in table.GROUPS
@@ -36,10 +36,10 @@ _SETS: Mapping[str, str] = {
     for key in option.keys
     if option.flag is not None
 }
-"""Keys of the configuration, and the arguments of the command line that set them."""
+"""The configuration keys that have an argument of the command line, with this argument."""
 _OF_ENDPOINTS = frozenset({"base_url", "provider", "api_key_env", "concurrency"})
 _OF_SAMPLING = frozenset({"temperature", "max_tokens", "choices"})
-_ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # plausible names of backends
+_ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # names that users may give for a backend
 _NO_FILE = "There is no configuration file"
 
 
@@ -51,9 +51,9 @@ def add_table(
     required: bool = False,
     named: Sequence[str] = (),
 ) -> None:
-    """Add the options of a job that have a flag.
+    """Add the job options that have a flag.
 
-    `several`: a command that compares takes several models and prompts. `named`: other names for `--model`.
+    `several`: the command accepts several models and prompts to compare. `named`: other names for `--model`.
     """
     exclusive: dict[str, argparse._ActionsContainer] = {}
     for option in options:
@@ -71,7 +71,7 @@ def add_table(
 
 
 def _argparse_of(option: Option, flag: Flag, *, several: bool) -> dict[str, Any]:
-    """Return what argparse takes for an option."""
+    """Return the arguments of argparse for an option."""
     words = option.words_on("flag", table.options()).replace("%", "%%")
     if flag.action == "off":
         return {"action": "store_false", "help": words}
@@ -91,20 +91,20 @@ def _argparse_of(option: Option, flag: Flag, *, several: bool) -> dict[str, Any]
 
 
 def _reader(option: Option, flag: Flag) -> Callable[[str], Any] | None:
-    """Return the function that reads an option's value; None for texts."""
+    """Return the function that parses an option's value; None if the value is a text."""
     if not isinstance(flag.read, str):
         return flag.read
     return read_by(flag.read) if flag.read else _READERS.get(option.type)
 
 
 def add_answer_form(parser: argparse._ActionsContainer) -> None:
-    """Add the options that bind the form of the answers."""
+    """Add the options that constrain the form of the answers."""
     names = ("choices", "schema", "fields", "choices_many")
     add_table(parser, [option for option in table.ANSWERS if option.name in names])
 
 
 def text_of(option: str, file: Path) -> str:
-    """Return the text in the file of an option. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the text in an option's file. Raises `PromptmillError` (`invalid_config`)."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -115,30 +115,30 @@ def text_of(option: str, file: Path) -> str:
 
 
 def add_choices(form: argparse._ActionsContainer) -> None:
-    """Add the option that names the possible answers, which the command needs."""
+    """Add the required option with the possible answers."""
     add_table(form, [option for option in table.ANSWERS if option.name == "choices"], required=True)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors take one line and name the nearest option, command or value."""
+    """An argument parser with one-line errors that suggest a similar option, command or value."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **options})
         self._given: Sequence[str] = ()
         self._replaces_first = ""
         self._common: set[str] = set()
-        self.set_defaults(parser=self)  # a command's parser replaces the parser of the whole command line
+        self.set_defaults(parser=self)  # a command's parser replaces that of the whole command line
 
     def show_examples(self, *lines: str) -> None:
-        """Have the help end with these lines."""
+        """Show these lines at the end of the help."""
         self.epilog, self.formatter_class = "\n  ".join(("examples:", *lines)), argparse.RawDescriptionHelpFormatter
 
     def shorten(self, common: Collection[str]) -> None:
-        """Have `--help` show the options `common`, and `--help all` every option."""
+        """Let `--help` show only the options `common`, and `--help all` every option."""
         self._common, self.usage = {*common}, "%(prog)s [OPTIONS] INPUT … OUTPUT"
 
     def print_help(self, file: Any = None) -> None:
-        """Print the help; a long one in full behind `--help all` alone."""
+        """Print the help. A long help is printed completely only with `--help all`."""
         asked = next((at for at, word in enumerate(self._given) if word in {"-h", "--help"}), len(self._given))
         is_short = self._common and self._given[asked + 1 : asked + 2] != ["all"]
         self._print_message(self._short_help() if is_short else self.format_help(), file or sys.stdout)
@@ -161,24 +161,24 @@ class Parser(argparse.ArgumentParser):
         return formatter.format_help()
 
     def replaces_first(self, option: str) -> None:
-        """Let `option` replace the first of two positional arguments, which is then `[]`."""
+        """Let `option` replace the first of two positional arguments, which then is `[]`."""
         self._replaces_first = option
 
     def _lacks_first(self) -> bool:
-        """Return whether the first positional argument is missing, with the option in its place."""
+        """Return whether the option is given instead of the first positional argument."""
         option, words, positional = self._replaces_first, iter(self._given), 0
         if not option or not any(word.partition("=")[0] == option for word in self._given):
             return False
         for word in words:
             action = self._option_string_actions.get(word)
             if action is not None and action.nargs != 0:
-                next(words, None)  # its value
+                next(words, None)  # skip the option's value
             elif action is None and (word == "-" or not word.startswith("-")):
                 positional += 1
         return positional == 1
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does; the parser of the command reports unknown arguments."""
+        """Parse as argparse does. The command's parser reports unknown arguments."""
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
             arguments.parser._refuse_unknown(unknown)
@@ -188,7 +188,7 @@ class Parser(argparse.ArgumentParser):
         """Parse as argparse does, and keep the arguments for `error`."""
         self._given = sys.argv[1:] if args is None else list(args)
         lacks_first = self._lacks_first()
-        # an empty word in its place, because argparse cannot tell which of the two is missing
+        # insert an empty word, because argparse cannot know which of the two arguments is missing
         words = ["", *self._given] if lacks_first else self._given
         try:
             found, unknown = super().parse_known_args(words, namespace)
@@ -202,9 +202,9 @@ class Parser(argparse.ArgumentParser):
             self._leave(error.message if name in _KINDS else f"{name}: {error.message}")
 
     def error(self, message: str) -> NoReturn:
-        """Report `message` in one line and leave with exit code 2.
+        """Print `message` in one line, and exit with code 2.
 
-        An unknown option is reported before other errors, which it may cause: its value counts as an argument.
+        An unknown option is reported first, because it may cause other errors: its value counts as an argument.
         """
         given = itertools.takewhile(lambda word: word != "--", self._given)
         options = [word for word in given if word.startswith("--") and word.partition("=")[0] not in self._options]
@@ -221,12 +221,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"`{self.prog} --help` lists what there is.\n")
 
     def _refuse_unknown(self, words: Sequence[str]) -> NoReturn:
-        """Leave because of `words` that no argument takes. The values of options are not shown: one may be a key."""
+        """Exit because no argument takes `words`. Values of options are not shown, because one may be a key."""
         names = list(dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-")))
         if not names:
             self._leave(f"{cut(redact(words[0]), 20)!r} is an argument too many")
         message, key = f"unknown option {', '.join(names)}", names[0].lstrip("-").replace("-", "_")
-        from promptmill.core.request import Sampling  # pydantic takes a tenth of a second
+        from promptmill.core.request import Sampling  # importing pydantic takes a tenth of a second
 
         if now := table.renamed(names[0]):
             self._leave(f"`{names[0]}` is now `{now}`")
@@ -240,7 +240,7 @@ class Parser(argparse.ArgumentParser):
         self._leave(message + _meant(names[0], self._options, 1))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse a value that is not among the action's choices, and name the nearest choice."""
+        """Refuse a value that is not one of the action's choices, and suggest a similar choice."""
         if action.choices is None or value in action.choices:
             return
         known, name = [str(one) for one in action.choices], str(action.metavar)
@@ -248,7 +248,7 @@ class Parser(argparse.ArgumentParser):
         if name not in _KINDS:
             raise argparse.ArgumentError(action, f"{value[:20]!r} is none of {', '.join(known)}{hint}")
         hint = hint or f"; {name.lower()}s: {', '.join(known)}"
-        if name == "COMMAND" and " " in value:  # a prompt
+        if name == "COMMAND" and " " in value:  # a prompt instead of a command
             hint = f"; to have it answered: promptmill generate {cut(value, 20)!r}"
         raise argparse.ArgumentError(action, f"unknown {name.lower()} {cut(value, 20)!r}{hint}")
 
@@ -259,7 +259,7 @@ def _meant(word: str, known: Iterable[str], most: int = 2) -> str:
 
 
 def at_least_one(text: str) -> int:
-    """Return a whole number of an option's value. Raises what argparse tells the user."""
+    """Return a whole number from an option's value. Raises argparse's error for other values."""
     if not text.isascii() or not text.removeprefix("-").isdigit():
         thousands = re.fullmatch(r"([1-9]\d{0,5})[kK]", text)
         hint = f"; write {thousands[1]}000" if thousands else ""
@@ -270,7 +270,7 @@ def at_least_one(text: str) -> int:
 
 
 def read_by(reader: str) -> Callable[[str], Any]:
-    """Return the type of an option whose value the function `"module:name"` reads. It is imported at its first use."""
+    """Return a type for argparse whose values `"module:name"` parses. The function is imported on first use."""
 
     def read(text: str) -> Any:
         try:
@@ -282,7 +282,7 @@ def read_by(reader: str) -> Callable[[str], Any]:
 
 
 amount = read_by("promptmill.options.flag_values:amount")
-"""Reads an amount of money of an option's value."""
+"""Parses an option's amount of money."""
 _READERS: Mapping[object, Callable[[str], Any]] = {
     int: at_least_one,
     float: read_by("promptmill.options.flag_values:number"),
@@ -291,34 +291,34 @@ _READERS: Mapping[object, Callable[[str], Any]] = {
 
 
 def system_prompt_of(arguments: argparse.Namespace) -> str:
-    """Return the system prompt: the text of `--system`, then the definitions of the labels."""
+    """Return the system prompt: the text of `--system`, followed by the definitions of the labels."""
     definitions = "" if arguments.choices is None else arguments.choices.definitions
     return "\n\n".join(filter(None, (arguments.system, definitions)))
 
 
 class Pairs(argparse.Action):
-    """An option that may be repeated, and whose values are a mapping."""
+    """A repeatable option whose values form a mapping."""
 
     def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: str | None = None) -> None:
-        """Keep a key with its value."""
+        """Add a key with its value."""
         key, value = values
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), key: value})
 
 
 class Several(argparse.Action):
-    """An option that may be repeated: `model` is the first value, `models` has all."""
+    """A repeatable option: `model` is the first value, `models` has all values."""
 
     def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: str | None = None) -> None:
-        """Keep a value."""
+        """Add a value."""
         every = [*(getattr(namespace, f"{self.dest}s", None) or []), values]
         setattr(namespace, f"{self.dest}s", every)
         setattr(namespace, self.dest, every[0])
 
 
 def add_shared(parser: Parser, *, answering: bool = True, named: Sequence[str] = ()) -> None:
-    """Add the options of commands that need the configuration, in groups of their own.
+    """Add, in separate groups, the options of commands that need the configuration.
 
-    `answering` adds the options for model and sampling; `named`: other names for `--model`.
+    `answering`: also add options for model and sampling. `named`: other names for `--model`.
     """
     add_table(parser.add_argument_group("configuration"), table.CONFIGURATION)
     if answering:
@@ -333,7 +333,7 @@ def add_endpoint(parser: argparse._ActionsContainer) -> None:
 
 
 def configuration_of(arguments: argparse.Namespace) -> Configuration:
-    """Return the file with the options in place of its values. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the configuration file with values replaced by options. Raises `PromptmillError` (`invalid_config`)."""
     from promptmill.config.loading import HTTP_DEFAULTS, Configuration
 
     if arguments.backend is not None:
@@ -349,7 +349,7 @@ def configuration_of(arguments: argparse.Namespace) -> Configuration:
 
 
 def _check_backend(name: str) -> None:
-    """Raise `PromptmillError` (`invalid_config`) if `--backend NAME` names an endpoint; it has the options to use."""
+    """Raise `PromptmillError` (`invalid_config`) with the right options if `--backend NAME` names an endpoint."""
     from promptmill.backends import registry
     from promptmill.config.backends import is_named
 
@@ -359,7 +359,7 @@ def _check_backend(name: str) -> None:
     }
     instead |= dict.fromkeys(_ENDPOINTS, "instead: --base-url URL --model NAME")
     instead["ollama"] = "Ollama is an endpoint; instead: --base-url localhost:11434 --model NAME"
-    if plain in instead and not is_named(name):  # else the nearest name is reported together with other mistakes
+    if plain in instead and not is_named(name):  # otherwise a similar name is reported together with other mistakes
         raise config_error(f"--backend {name}", instead[plain])
 
 
@@ -385,11 +385,11 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
 
 
 def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-    """Return the settings that the shared options name, by their paths; `raw` is the file's content.
+    """Return the settings from shared options, by path. `raw`: the file's content.
 
-    Raises `PromptmillError` (`invalid_config`) for an option that the backend does not have.
+    Raises `PromptmillError` (`invalid_config`) for an option that the backend does not support.
     """
-    from promptmill.config import resolved_config  # imported where it is needed, as above
+    from promptmill.config import resolved_config  # imported on use, as above
 
     given = {key: value for key, name in _SETS.items() if (value := getattr(arguments, name, None)) is not None}
     if "choices" in given:
@@ -409,10 +409,10 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
 
 
 def option_of(named: Named) -> str:
-    """Return the option for a field in an error: a key of the configuration without an option is set by `--set`."""
+    """Return the option for a field in an error. For a configuration key without an option, this is `--set`."""
     if named.field == "status":
         return f"`promptmill jobs {named.value}`"
-    from promptmill.config.settings import Settings  # imported where it is needed, as above
+    from promptmill.config.settings import Settings  # imported on use, as above
 
     value = named.value if isinstance(named.value, str) else json.dumps(named.value)
     key = named.field.rpartition(".")[2]
@@ -432,7 +432,7 @@ def refuse(*mistakes: tuple[object, str, str]) -> None:
 
 
 def note_once(plan: ResolvedConfig) -> None:
-    """On a terminal, tell the user once which host receives a key, and that the embedded model is for trying things."""
+    """On a terminal, report once which host gets a key, and that the embedded model is only for trials."""
     if not sys.stderr.isatty():
         return
     import platformdirs
@@ -449,17 +449,17 @@ def note_once(plan: ResolvedConfig) -> None:
         seen = platformdirs.user_state_path("promptmill") / "noted" / hashlib.sha256(note.encode()).hexdigest()[:16]
         if seen.exists():
             continue
-        with contextlib.suppress(OSError):  # it is noted again
+        with contextlib.suppress(OSError):  # the note is then shown again
             seen.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             seen.touch()
         say(f"note: {note}", sys.stderr, wrap=True)
 
 
 def stdin_text() -> str:
-    """Return all of stdin. Raises `PromptmillError` (`invalid_config`) when it is not UTF-8."""
+    """Return all of stdin. Raises `PromptmillError` (`invalid_config`) if it is not UTF-8."""
     try:
         text = sys.stdin.read()
-        text.encode()  # in the C locale Python reads other bytes as halves of surrogate pairs
+        text.encode()  # in the C locale, Python reads other bytes as lone surrogates
     except UnicodeError as error:
         place = f" (byte {error.start})" if isinstance(error, UnicodeDecodeError) else ""
         raise config_error(
@@ -469,15 +469,15 @@ def stdin_text() -> str:
 
 
 def explained(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> PromptmillError:
-    """Return `error` with the place of a wrong setting: an option, `--set`, or a line of the file.
+    """Return `error` with the source of a wrong setting: an option, `--set`, or a line of the file.
 
-    The error of an engine that cannot be loaded names the source of that choice and other ways to get answers.
+    If an engine cannot be loaded, the error names the source of this choice and other ways to get answers.
     """
     return _with_other_ways(_placed(error, arguments, configuration), arguments, configuration)
 
 
 def _placed(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> PromptmillError:
-    """Replace the path of a key at the start of an error by the place where the key was written."""
+    """Replace a key's path at the start of an error by the source of the key."""
     from promptmill.config.parameter_file import is_shipped, line_of
     from promptmill.config.settings import Settings
 
@@ -520,7 +520,7 @@ def _with_other_ways(
     )
     chosen += f"; instead: --base-url URL or --provider NAME{engine}."
     _, run, command = error.hint.rpartition("Run: ")
-    if run:  # a command is the last line
+    if run:  # the last line is a command
         return PromptmillError(error.code, error.parts, f"{chosen} {run}{command}")
     end = "" if error.hint.endswith(".") else "."
     return PromptmillError(error.code, error.parts, (*error.remedy, f"{end} {chosen}"))

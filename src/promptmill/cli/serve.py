@@ -1,4 +1,4 @@
-"""`promptmill serve`: its options, and how it starts."""
+"""`promptmill serve`: its options and its start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`promptmill init`: write a configuration from three questions; and a trial of a configuration, stage by stage."""
+"""`promptmill init` writes a configuration from three questions; and a check of a configuration, stage by stage."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _LOOK_S = 0.2
 
 
 class SetupAnswers(NamedTuple):
-    """The content of the new file. `block` holds the keys of the backend's block: `(key, value, comment)`."""
+    """The content of the new file. `block`: the keys of the backend's block, as `(key, value, comment)`."""
 
     backend: str
     block: list[tuple[str, str, str]]
@@ -64,9 +64,9 @@ def add_options(parser: Parser) -> None:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    """Ask the questions that the options leave open, write the file and check it. Returns the exit code of the check.
+    """Ask about missing options, write the file, and check it. Return the exit code of the check.
 
-    Raises `PromptmillError` (`invalid_config`): the file exists, or stdin gives no answers.
+    Raises `PromptmillError` (`invalid_config`) if the file exists, or if stdin gives no answers.
     """
     file: Path = arguments.output or Path(FILE_NAME)
     if file.exists() and not arguments.force and not _is_unchecked(file):
@@ -95,13 +95,13 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _unchecked(text: str) -> str:
-    """Return the first line for a configuration file with this text, if its check failed."""
+    """Return the first line of a configuration file with this text whose check failed."""
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"# Its check failed: until this file is edited, `promptmill init` replaces it ({digest})."
 
 
 def _is_unchecked(file: Path) -> bool:
-    """Return whether `file` may be replaced: `init` wrote it, its check failed, and it has not been edited since."""
+    """Return whether `file` may be replaced: `init` wrote it, its check failed, and it was not edited afterwards."""
     try:
         first, _, text = file.read_text(encoding="utf-8").partition("\n")
     except (OSError, ValueError):
@@ -160,7 +160,7 @@ def _provider(arguments: argparse.Namespace, likely: str) -> SetupAnswers:
     key_env = arguments.key_env or rows.get(name, ("", ""))[1]
     model = arguments.model or _ask("The model", "", "--model")
     block = [("provider", name, "`promptmill models --providers` lists them"), ("model_name", model, "")]
-    if name in rows and not rows[name][0]:  # each customer has an address there
+    if name in rows and not rows[name][0]:  # each customer has a different address there
         block.append(("base_url", _ask("Its address", "", "--base-url"), "the address of your resource"))
     notes: tuple[str, ...] = ()
     if key_env:
@@ -171,16 +171,16 @@ def _provider(arguments: argparse.Namespace, likely: str) -> SetupAnswers:
 
 
 def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = (), unasked: str | None = None) -> str:
-    """Return the answer to a question, asked until it is valid; `unasked` where stdin has ended.
+    """Ask a question until the answer is valid, and return it; `unasked` if stdin has ended.
 
-    Raises `PromptmillError` (`invalid_config`) where stdin has ended and `unasked` is None.
+    Raises `PromptmillError` (`invalid_config`) if stdin has ended and `unasked` is None.
     """
     while True:
         asked = f"{question}{f' [{default}]' if default else ''}: "
         try:
             answer = (_answer_to(asked) if sys.stdin.isatty() else _line_for(asked)).strip() or default
         except KeyboardInterrupt:
-            print()  # the shell's next prompt begins a line
+            print()  # so that the shell's next prompt starts on a new line
             raise
         except EOFError:
             if unasked is not None:
@@ -202,7 +202,7 @@ def _answer_to(asked: str) -> str:
 
 
 def _line_for(asked: str) -> str:
-    """Return the next line of a pipe and print it after its question. Raises `EOFError` at the end."""
+    """Return the next line of a pipe, printed after its question. Raises `EOFError` at the end."""
     line = sys.stdin.readline()
     if not line:
         raise EOFError
@@ -242,9 +242,9 @@ sampling_params:
 
 
 def check(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    """Try the configuration, with a one-token call at the end. Returns 0, or 2 if a stage fails.
+    """Test the configuration, finally with a one-token request. Return 0, or 2 if a stage fails.
 
-    `arguments` are the command line's, with `json`.
+    `arguments`: those of the command line, with `json`.
     """
     as_json = arguments.json
     steps: list[Step] = []

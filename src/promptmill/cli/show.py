@@ -1,7 +1,7 @@
-"""`promptmill jobs JOB --rows`: some rows of a job, each prompt above its answer, or some rows of any file of rows.
+"""`promptmill jobs JOB --rows`: shows some rows of a job, each prompt above its answer, or some rows of any file.
 
-The rows of a job come from its database, so that they are there while it runs. A file that no job made is
-read once.
+Rows of a job are read from its database, so that they can be shown while it runs. A file that no job made is read in
+one pass.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SEEDS = 10_000
 _LABEL = 8
 _LAST = ("answer", "error")
 _HIDDEN = frozenset({"usage", "finish_reason", "cost"})
-_LESS = "-X"  # leaves the rows on the screen
+_LESS = "-X"  # keeps the rows on the screen
 
 
 def add_options(options: argparse._ActionsContainer) -> None:
@@ -59,14 +59,14 @@ def add_options(options: argparse._ActionsContainer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Some rows of `total`."""
+    """Some of `total` rows."""
 
     title: str
     total: int
     rows: Sequence[JobRow]
     about: JsonObject = field(default_factory=dict)
     several: str = ""
-    """Of a job with several answers to each row: ` to 300 rows`."""
+    """If a job has several answers to each row: ` to 300 rows`."""
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -113,7 +113,7 @@ def _of_job(folder: Folder, most: int, seed: int, *, failed_first: bool) -> _Sam
         where = f"{outcomes} AND {ANSWERED}" if failed_first else outcomes
         records += statistics.sample(store, most - len(records), seed, where)
         rows = list(JobRows(store, folder.spec_in(store)).read(records))
-    rows.sort(key=lambda row: (failed_first and not row.error, row.number))  # the answers to a row together
+    rows.sort(key=lambda row: (failed_first and not row.error, row.number))  # keeps the answers to a row together
     rows_of_input = status_words.rows_of_input(status.read(folder))
     to = f" → {spec.output.path.name}" if spec.output.format else ""
     several = "" if rows_of_input is None else f" to {counted(rows_of_input, 'row')}"
@@ -121,7 +121,7 @@ def _of_job(folder: Folder, most: int, seed: int, *, failed_first: bool) -> _Sam
 
 
 def _of_file(path: Path, most: int, seed: int, *, failed_first: bool) -> _Sample:
-    """Return rows of a file that no job made, in one pass. Raises `PromptmillError`."""
+    """Return rows of a file that no job made, read in one pass. Raises `PromptmillError`."""
     chance = statistics.chance(seed)
     kept: list[tuple[int, JsonObject]] = []
     failed: list[tuple[int, JsonObject]] = []
@@ -153,7 +153,7 @@ def _shown(value: Any) -> str:
 
 
 def _lines(sample: _Sample, how: str, width: int, *, full: bool) -> Iterator[str]:
-    """Yield rows for people; texts are broken between words if they are longer than `width`, unless that is 0."""
+    """Yield rows for people. Texts longer than `width` are broken between words, unless `width` is 0."""
     noun, indent = "answer" if sample.several else "row", "\n" + " " * (_LABEL + 2)
     title = f"{sample.title}: {len(sample.rows)} of {counted(sample.total, noun)}{sample.several}{how}"
     yield from textwrap.wrap(title, width, break_on_hyphens=False) if width else [title]

@@ -1,4 +1,4 @@
-"""Print text; on a terminal, strip control sequences from it and break long lines between words."""
+"""Prints text. On a terminal, control sequences are removed and long lines are broken between words."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, TextIO
 
 from promptmill.core.errors import without_controls
 
-if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
+if TYPE_CHECKING:  # imported on use, because it takes a tenth of a second
     from rich.progress import Progress
 
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
-"""Exit codes of the commands; the last two are from sysexits.h (EX_TEMPFAIL) and of a process that SIGTERM ended."""
+"""Exit codes of the commands. 75 is EX_TEMPFAIL in sysexits.h; 143 means that SIGTERM ended the process."""
 
 SHORTEST_BAR = 8
-"""Characters: 80 columns also have room for the reason of a wait."""
+"""Characters of the bar; 80 columns then also have room for the reason of a wait."""
 _COLUMNS = 80
-_RUN = " Run: "  # precedes a command at the end of an error
+_RUN = " Run: "  # marks the start of a command at the end of an error
 _RED, _PLAIN = "\x1b[1;31m", "\x1b[0m"
 _LABEL = re.compile(r" *(\S+ {2,})?")
 
 
 class LostOutputError(Exception):
-    """Stdout takes no more output, such as on a full disk."""
+    """Stdout accepts no more output, for example because the disk is full."""
 
 
 def say(text: str, stream: TextIO | None = None, *, wrap: bool = False) -> None:
-    """Write `text` and a line feed to `stream` (default: stdout), unchanged if it is not a terminal.
+    """Write `text` and a line feed to `stream` (default: stdout). If it is not a terminal, the text is unchanged.
 
     `wrap`: on a terminal, break long lines between words. Raises `LostOutputError`.
     """
@@ -44,19 +44,19 @@ def say(text: str, stream: TextIO | None = None, *, wrap: bool = False) -> None:
 
 
 def complain(text: str) -> None:
-    """Write an error to stderr: `error:`, in red on a terminal, and the command that helps on a line of its own."""
+    """Write an error to stderr: `error:` (red on a terminal), and the remedy's command on a separate line."""
     stream = sys.stderr
     problem, run, command = f"error: {text}".partition(_RUN)
     if stream.isatty():
         shown = wrapped(without_controls(problem), columns(stream))
         problem = shown if os.environ.get("NO_COLOR") else shown.replace("error:", f"{_RED}error:{_PLAIN}", 1)
-    if run:  # in one line, so that it can be copied
+    if run:  # on one line, so that it can be copied
         problem += f"{_RUN.rstrip()}\n  {without_controls(command)}"
     stream.write(f"{problem}\n")
 
 
 def progress_bar(stream: TextIO) -> Progress:
-    """Return a bar on the terminal `stream`, with a text before it: the field `said` of its task."""
+    """Return a progress bar on the terminal `stream`. The field `said` of its task is the text before the bar."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
@@ -87,7 +87,7 @@ def _lost_in_words(stream: TextIO) -> Iterator[None]:
 
 
 def wrapped(text: str, width: int) -> str:
-    """Return `text` with lines of at most `width`, broken between words; continuation lines are indented."""
+    """Return `text` broken between words into lines of at most `width`; continuation lines are indented."""
     lines = []
     for line in text.split("\n"):
         found = _LABEL.match(line)
@@ -101,6 +101,6 @@ def wrapped(text: str, width: int) -> str:
 def columns(stream: TextIO) -> int:
     """Return the width of the terminal behind `stream`, 80 if it is not a terminal."""
     try:
-        return os.get_terminal_size(stream.fileno()).columns or _COLUMNS  # a terminal without a size has 0
+        return os.get_terminal_size(stream.fileno()).columns or _COLUMNS  # a terminal of unknown size reports 0
     except (OSError, ValueError):
         return _COLUMNS

@@ -1,9 +1,9 @@
-"""The worker fan-out: a large call of the openai backend is answered by replicas in processes of their own.
+"""The worker fan-out: replicas in worker processes answer a large call of the openai backend.
 
-    FannedOut ─┬▶ the backend in this process                             a small call
-               └▶ Replicas ─▶ RemoteBackend ─ ProcessLink ─▶ `worker`     a large one, whose processes end with it
+    FannedOut ─┬▶ the backend in this process                             for a small call
+               └▶ Replicas ─▶ RemoteBackend ─ ProcessLink ─▶ `worker`     for a large call; its processes end with it
 
-Requests go to a process as pickled objects. A process that has read an endpoint's answers replies in JSON.
+Requests are sent to a process as pickled objects. A process that has read an endpoint's answers replies in JSON.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from promptmill.system import frames, subprocesses
 from promptmill.system.runtime import usable_cores
 
 _WORKER = "promptmill.cluster.worker"
-# For glibc's malloc(3): without these a worker keeps some 10 MB that its threads needed to encode images.
+# For glibc's malloc(3): otherwise a worker keeps about 10 MB that its threads needed to encode images.
 _GIVES_MEMORY_BACK = {"MALLOC_ARENA_MAX": "2", "MALLOC_TRIM_THRESHOLD_": "131072"}
 _LARGE_BYTES = 256 * 1024 * 1024
 _IN_FLIGHT = 256
-"""Requests in flight for each process, unless `num_workers` is set. One process answers some 10,000 rows a second: with
-fewer in flight, only an endpoint that answers within 25 ms would wait for it, and a row costs a fifth more."""
-_KEPT_BYTES = 4 * 1024 * 1024  # of images; a worker is to stay small, and there may be many
-# A request that was on so many workers when they ended gets one to itself: it seldom ends a process that only sends it.
+"""Requests in flight per process, unless `num_workers` is set. A process answers about 10,000 rows a second: with fewer
+in flight, only an endpoint that answers within 25 ms would have to wait, and a row would cost a fifth more."""
+_KEPT_BYTES = 4 * 1024 * 1024  # bytes of images; workers should stay small, because there may be many
+# A request that was on this many workers when they ended is sent alone: it is seldom the cause of a worker's end.
 _SUSPECTED = 4
 _USAGE = attrgetter(
     *("prompt_tokens", "completion_tokens", "cached_tokens"),
@@ -62,7 +62,7 @@ _ANSWER = attrgetter(
 
 
 async def create(plan: ResolvedConfig) -> Backend:
-    """Return the backend of `plan`, not loaded yet: as replicas, or with worker processes. Raises `PromptmillError`."""
+    """Return the backend of `plan`, not yet loaded: as replicas, or with workers. Raises `PromptmillError`."""
     if plan.replicas > 1:
         return await replicas.create(plan)
     backend = await registry.create(plan)
@@ -74,7 +74,7 @@ class _Local(Backend, Leased, Widening, Protocol):
 
 
 class LargeCall:
-    """A call that processes of its own answer; they start with its first request."""
+    """A call that worker processes answer. They start with its first request."""
 
     def __init__(self, plan: ResolvedConfig, count: int) -> None:
         memory = plan.settings.max_image_memory // count
@@ -84,7 +84,7 @@ class LargeCall:
         self.links: list[ProcessLink] = []
 
     def start(self, quota: Quota) -> None:
-        """Start the processes, each with its part of `quota`."""
+        """Start the processes, each with a part of `quota`."""
         arguments = registry.create, part_of(self._plan), environment_of(self._plan), __version__
         wanted = self._plan.settings.backend_configs.openai.worker_concurrency or sys.maxsize
         facts = Facts(kept_image_bytes=_KEPT_BYTES)
@@ -93,7 +93,7 @@ class LargeCall:
         self.replicas.begin(remotes, lambda _: None)
 
     def widen(self, most: int) -> None:
-        """Allow so many requests in flight together."""
+        """Allow `most` requests in flight for all processes together."""
         for link in self.links:
             link.cast("widen", most)
 
@@ -105,7 +105,7 @@ class LargeCall:
 
 
 class FannedOut:
-    """The openai backend of a plan, with processes for its large calls."""
+    """The openai backend of a plan, with worker processes for large calls."""
 
     def __init__(self, backend: _Local, plan: ResolvedConfig) -> None:
         self._backend, self._plan = backend, plan
@@ -113,7 +113,7 @@ class FannedOut:
         self._large: dict[Call, LargeCall] = {}
         self._small: set[Call] = set()
         self._quota: Quota | None = None
-        """Set once processes have run."""
+        """Set after worker processes have run."""
         self._is_closed = False
 
     async def load(self, report: Callable[[str], None]) -> None:
@@ -121,7 +121,7 @@ class FannedOut:
         await self._backend.load(report)
 
     def enter(self, call: Call) -> Share:
-        """Note that a call starts. Raises as the backend does."""
+        """Record that a call starts. Raises as the backend does."""
         if self._is_closed:
             raise PromptmillError(Code.SHUTDOWN, "The connections are closed.")
         most = self._backend.most
@@ -135,7 +135,7 @@ class FannedOut:
         return large.replicas.enter(call)
 
     def _is_worth_processes(self, call: Call) -> bool:
-        """Return whether the call is large; a job of any size gets processes if `num_workers` is set."""
+        """Return whether the call is large. With `num_workers`, a job of any size gets processes."""
         if (call.facts.total or 0) >= self._settings.bulk_threshold or call.facts.size >= _LARGE_BYTES:
             return True
         return call.facts.of_job and self._settings.num_workers is not None
@@ -156,13 +156,13 @@ class FannedOut:
         return self._quota
 
     def _want(self) -> None:
-        """Have small calls get places for as many requests as they have."""
+        """Request places in the quota for all requests of small calls."""
         if self._quota is not None:
             most = self._backend.most
             self._quota.want(self._backend, sum(call.facts.total or most for call in self._small))
 
     async def leave(self, call: Call) -> None:
-        """Note that a call has ended; its processes have, too, when this returns."""
+        """Record that a call has ended. When this returns, its processes have ended too."""
         if (large := self._large.pop(call, None)) is not None:
             await large.end(call)
             return
@@ -171,7 +171,7 @@ class FannedOut:
         await self._backend.leave(call)
 
     def widen(self, most: int) -> None:
-        """Allow so many requests in flight from now on, if that is more than before."""
+        """From now on, allow `most` requests in flight, if this is more than before."""
         self._backend.widen(most)
         for large in self._large.values():
             large.widen(most)
@@ -185,7 +185,7 @@ class FannedOut:
 
 
 class ProcessLink:
-    """The way to a worker process, which the first call starts, and the next one after it was lost."""
+    """The connection to a worker process. The first call starts it; after its loss, the next call starts another."""
 
     def __init__(self) -> None:
         self._hearing: asyncio.Task[str] | None = None
@@ -195,7 +195,7 @@ class ProcessLink:
         self._casts: set[asyncio.Task[Any]] = set()
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the `Replica` there and return its result. Raises `LostError`."""
+        """Call a method of the worker's `Replica` and return the result. Raises `LostError`."""
         if method == "load":
             self.kill(again=True)
             await self.ended()
@@ -221,7 +221,7 @@ class ProcessLink:
             del self._open[number]
 
     def cast(self, method: str, *arguments: Any) -> None:
-        """Call a method without a result."""
+        """Call a method that returns no result."""
         task = asyncio.ensure_future(self.call(method, *arguments))
         self._casts.add(task)
         task.add_done_callback(self._cast_ended)
@@ -229,7 +229,7 @@ class ProcessLink:
     def _cast_ended(self, task: asyncio.Task[Any]) -> None:
         self._casts.discard(task)
         if not task.cancelled():
-            task.exception()  # the process is lost, which others report
+            task.exception()  # the process is lost, which other calls report
 
     async def _hear(self, child: subprocesses.Child) -> str:
         try:
@@ -246,7 +246,7 @@ class ProcessLink:
         return await child.wait()
 
     def kill(self, *, again: bool) -> None:
-        """End the process at once."""
+        """Kill the process immediately."""
         del again
         if self._child is not None:
             self._child.kill()
@@ -258,7 +258,7 @@ class ProcessLink:
 
 
 def packed(found: ReplicaReport | PromptmillError | None) -> Any:
-    """Return the result of a `Replica`'s method in the form of JSON."""
+    """Return the result of a `Replica`'s method as JSON data."""
     if isinstance(found, PromptmillError):
         return ["error", frames.packed_error(found)]
     if found is None:
@@ -278,7 +278,7 @@ def _packed_outcome(outcome: Outcome | PromptmillError) -> list[Any]:
 
 
 def unpacked(found: Any) -> ReplicaReport | PromptmillError | None:
-    """Return the result that `packed` wrote."""
+    """Return the result from `packed`."""
     match found:
         case ["error", error]:
             return frames.unpacked_error(error)

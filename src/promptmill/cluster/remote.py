@@ -1,14 +1,14 @@
-"""A backend in another process: a worker process of this machine, or an actor of a cluster.
+"""A backend in another process: a worker process on this machine, or an actor of a cluster.
 
-    RemoteBackend ── load, submit, idle, leave, lease ─▶ Replica ─▶ the backend there
+    RemoteBackend ── load, submit, idle, leave, lease ─▶ Replica ─▶ the backend in its process
                   ◀─ report: outcomes, `most`, `held` ──
 
-Requests go over in batches: `submit` brings all that came since the last one, and each `report` waits until there is
-something to report, every few seconds at the latest. A process that does not report for long is taken for lost. Neither
-end knows how messages get to the other: the links do, in `fan_out` and in features.
+Requests are sent in batches: `submit` sends all requests since the last batch, and each `report` waits until there is
+something to report, at most a few seconds. A process that does not report for long is assumed lost. Neither end knows
+how messages are transported: the links do, in `fan_out` and in features.
 
 An endpoint has one `Quota`, which leases `concurrency`, `rpm` and `tpm` to the processes that send to it. The account
-of a request, which reserves the cost of each attempt, stays with the driver.
+of a request, which reserves the cost of each attempt, stays in the driver's process.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ from promptmill.core.version import __version__
 from promptmill.images.load import HeldImage, encode_held
 
 _SILENCE_S = 60.0
-"""Without a report for so long, the process has stopped or its machine is gone."""
+"""After this time without a report, the process has stopped or its machine is unreachable."""
 _ALIVE_S = 5.0
 _ALL_BUT_KEY = attrgetter(*(each.name for each in fields(Request)[1:]))
-_KEPT_IMAGES = 16  # of a program's memory, encoded once for several requests
+_KEPT_IMAGES = 16  # images in a program's memory, each encoded once for several requests
 
 
 def part_of(plan: ResolvedConfig) -> ResolvedConfig:
-    """Return the plan of a replica; `Quota` divides what belongs to its endpoint."""
+    """Return the plan of a replica. `Quota` divides the limits of the plan's endpoint."""
     return plan if plan.backend != "openai" else changed_block(plan, num_workers=1, dedupe=False)
 
 
 def environment_of(plan: ResolvedConfig) -> dict[str, str]:
-    """Return the variables that a replica needs of our environment."""
+    """Return the variables of this process's environment that a replica needs."""
     if plan.backend != "openai":
         return {}
     return {
@@ -67,57 +67,57 @@ def environment_of(plan: ResolvedConfig) -> dict[str, str]:
 
 
 class LostError(Exception):
-    """The process is gone, with all that it held; it may be there again after `load`."""
+    """The process is lost, with all its requests. It may be available again after `load`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """The news of the other end since its last report."""
+    """The news of the other process since its last report."""
 
     outcomes: list[tuple[int, Outcome | PromptmillError]]
-    """By the numbers of the requests; an error where no request can continue there."""
+    """Outcomes by the requests' numbers; an error if no request can continue in that process."""
     most: int
-    """How many requests the backend takes at once."""
+    """The number of requests that the backend takes at a time."""
     held: int = 0
-    """How many requests wait for others."""
+    """The number of requests that wait for other requests."""
     refused: int = 0
     warnings: Sequence[str] = ()
     reserving: Sequence[int] = ()
-    """The requests whose next attempt waits for its reservation."""
+    """The requests whose next attempt waits for a reservation."""
     waiting: str = ""
-    """The reason why its requests are stalled."""
+    """The reason why the replica's requests are stalled."""
     where: str = ""
     """The names of the endpoints that have requests."""
 
 
 class _DriversAccount:
-    """The account of a request whose driver is at the other end of the link."""
+    """The account of a request in the replica, whose driver is in the other process."""
 
     def __init__(self, replica: Replica, number: int) -> None:
         self._replica, self._number = replica, number
 
     def sent(self) -> float:
-        """Do nothing: the driver noted it."""
+        """Do nothing: the driver has recorded it."""
         return 0.0
 
     def not_billed(self) -> None:
         """Do nothing: the outcome reports it."""
 
     async def reserve_again(self) -> bool:
-        """Have the driver reserve the cost of another attempt."""
+        """Let the driver reserve the cost of another attempt."""
         return await self._replica.reserve(self._number)
 
 
 @dataclass(slots=True)
 class Orders:
-    """The news of a driver for the other end, since the last ones."""
+    """The news of a driver for the replica, since the last orders."""
 
     requests: list[Request] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     reserved: list[tuple[int, bool]] = field(default_factory=list)
-    """The requests whose next attempt waited for its reservation, and whether there is one."""
+    """The requests whose next attempt waited for a reservation, each with whether it was reserved."""
     facts: Facts = field(default_factory=Facts)
-    """The facts about their call."""
+    """Facts about the requests' call."""
 
 
 T = TypeVar("T")
@@ -125,17 +125,17 @@ _Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 
 
 class Replica:
-    """The other end: a backend that gets requests and returns reports. Errors are returned: others may not pickle."""
+    """The remote end: a backend that gets requests and returns reports. Errors are returned, as some do not pickle."""
 
     def __init__(self) -> None:
         self._backend: Backend | None = None
         self._share: Share | None = None
-        """Set while it answers requests of a call."""
+        """Set while it answers a call's requests."""
         self._call = Call()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._outcomes: list[tuple[int, Outcome | PromptmillError]] = []
         self._refused = 0
-        """Refusals that were reported."""
+        """The number of refusals already reported."""
         self._reserving: dict[int, asyncio.Future[bool]] = {}
         self._to_reserve: list[int] = []
         self._news = asyncio.Event()
@@ -143,7 +143,7 @@ class Replica:
     async def load(
         self, create: _Create, plan: ResolvedConfig, environment: Mapping[str, str], version: str
     ) -> PromptmillError | None:
-        """Load the backend of `plan` anew; return why it cannot be loaded."""
+        """Load the backend of `plan` again. Return the reason if it cannot be loaded."""
         if version != __version__:
             problem = f"A replica has promptmill {__version__}, the driver {version}; install the same on every node."
             return PromptmillError(Code.INVALID_CONFIG, problem, "")
@@ -156,7 +156,7 @@ class Replica:
         await self._backend.load(lambda _: None)
 
     async def submit(self, orders: Orders) -> None:
-        """Start, stop and continue requests, whose keys are the driver's numbers."""
+        """Start, stop and continue requests. Their keys are the driver's numbers."""
         assert self._backend is not None
         for number in orders.cancelled:
             if (task := self._tasks.get(number)) is not None:
@@ -191,7 +191,7 @@ class Replica:
             del self._reserving[number]
 
     async def report(self) -> ReplicaReport:
-        """Return the news, as soon as there is some; an empty report every few seconds."""
+        """Return the news as soon as there are any; an empty report every few seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ALIVE_S):
                 await self._news.wait()
@@ -207,12 +207,12 @@ class Replica:
         return ReplicaReport(outcomes, most, call.waits.held, refused, warnings, reserving, call.waiting, where)
 
     async def idle(self) -> None:
-        """Decide: all requests that are left wait for others."""
+        """Decide about held requests, because all remaining requests wait for others."""
         if self._share is not None:
             self._share.idle()
 
     async def leave(self) -> None:
-        """Forget all requests: the calls have ended."""
+        """Drop all requests, because the calls have ended."""
         tasks = [*self._tasks.values()]
         for task in tasks:
             task.cancel()
@@ -224,17 +224,17 @@ class Replica:
         self._call, self._refused = Call(), 0
 
     async def widen(self, most: int) -> None:
-        """Allow so many requests in flight from now on, of those that are leased."""
+        """From now on, allow `most` of the leased requests in flight."""
         if isinstance(self._backend, Widening):
             self._backend.widen(most)
 
     async def lease(self, most: int, rates: float) -> None:
-        """Use only this part of what belongs to the endpoint: see `Leased`."""
+        """From now on, use only this part of the endpoint's limits: see `Leased`."""
         assert isinstance(self._backend, Leased), "nothing of it can be leased"
         await self._backend.lease(most, rates)
 
     async def aclose(self) -> None:
-        """Forget all requests and close the backend."""
+        """Drop all requests and close the backend."""
         await self.leave()
         if self._backend is not None:
             backend, self._backend = self._backend, None
@@ -261,28 +261,28 @@ async def _or_error(work: Awaitable[T], problem: str) -> T | PromptmillError:
 
 
 class Link(Protocol):
-    """The way to one `Replica`."""
+    """The connection to one `Replica`."""
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method there and return its result. Raises `LostError`."""
+        """Call a method of the replica and return its result. Raises `LostError`."""
         ...
 
     def kill(self, *, again: bool) -> None:
-        """End the process at once; `again`: another one is to be started in its place."""
+        """Kill the process immediately. `again`: a new process is to be started."""
         ...
 
 
 class _RemoteShare(FixedShare):
-    """A call's share of a remote backend: the requests that it takes at once, and a few that wait there."""
+    """A call's share of a remote backend: the requests that the backend takes, and a few that wait in its process."""
 
     def __init__(self, remote: RemoteBackend, most: int) -> None:
         super().__init__(most)
         self.wanted: int | None = None
-        """How many items the call still has; None where that is unknown."""
+        """The number of items that remain for the call; None if unknown."""
         self.remote = remote
 
     def want(self, items: int | None) -> None:
-        """Note how many items the call still has."""
+        """Set the number of items that remain for the call."""
         self.wanted = items
         self.remote.decide_if_idle()
 
@@ -293,16 +293,16 @@ class _RemoteShare(FixedShare):
 
     @property
     def where(self) -> str:
-        """The names of the endpoints that have requests there."""
+        """The names of the endpoints that have requests of the replica."""
         return self.remote.last.where
 
     def waiting(self) -> str:
-        """Return why its requests are stalled there."""
+        """Return the reason why the replica's requests are stalled."""
         return self.remote.last.waiting
 
 
 class _Open(NamedTuple):
-    """A request at the other end."""
+    """A request that was sent to the replica."""
 
     request: Request
     call: Call
@@ -310,7 +310,7 @@ class _Open(NamedTuple):
 
 
 class RemoteBackend:
-    """A backend that works in another process. `quota` gives it its part of what belongs to its endpoint, if any."""
+    """A backend that runs in another process. `quota` gives it a part of its endpoint's limits, if any."""
 
     def __init__(
         self,
@@ -321,7 +321,7 @@ class RemoteBackend:
         wanted: int = sys.maxsize,
         facts: Facts | None = None,
     ) -> None:
-        """`arguments` are for `Replica.load`, `facts` are of its calls; it can use `wanted` places of `quota`."""
+        """`arguments`: for `Replica.load`. `facts`: about its calls. `wanted`: the places of `quota` it can use."""
         self._link, self._arguments, self._quota, self._facts = link, arguments, quota, facts or Facts()
         self._wanted = wanted
         self.last = ReplicaReport([], 1)
@@ -335,8 +335,8 @@ class RemoteBackend:
         self._serving: asyncio.Task[None] | None = None
 
     async def load(self, report: Callable[[str], None]) -> None:
-        """Have the model loaded, wherever the process is now. Raises `PromptmillError`."""
-        del report  # the other end reports nothing until it is loaded
+        """Load the model in the replica's present process. Raises `PromptmillError`."""
+        del report  # the replica reports nothing during its load
         try:
             error: PromptmillError | None = await self._link.call("load", *self._arguments)
         except LostError:
@@ -349,14 +349,14 @@ class RemoteBackend:
         self._serving = asyncio.create_task(self._serve())
 
     def enter(self, call: Call) -> _RemoteShare:
-        """Note that a call starts. Raises `PromptmillError` (`engine_died`)."""
+        """Record that a call starts. Raises `PromptmillError` (`engine_died`)."""
         if self._serving is None or self._serving.done():
             raise _lost()
         share = self._shares[call] = _RemoteShare(self, _most(self.last))
         return share
 
     async def answer(self, request: Request, call: Call) -> Outcome:
-        """Have one request answered. Raises `PromptmillError` (`engine_died`) when the process is lost."""
+        """Let the replica answer one request. Raises `PromptmillError` (`engine_died`) if the process is lost."""
         if (images := request.conversation.images) and any(isinstance(image.source, HeldImage) for image in images):
             request = await self._images.sendable(request)
         if self._serving is None or self._serving.done():
@@ -365,8 +365,8 @@ class RemoteBackend:
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._open[number] = _Open(request, call, outcome)
         call.in_flight += 1
-        call.ledger.sent(request)  # its outcome says how many requests were sent
-        sent = Request(number, *_ALL_BUT_KEY(request))  # a fifth of the time of `replace`
+        call.ledger.sent(request)  # its outcome states how many requests were sent
+        sent = Request(number, *_ALL_BUT_KEY(request))  # takes a fifth of the time of `replace`
         sent.account = None
         self._orders.requests.append(sent)
         self._has_orders.set()
@@ -387,7 +387,7 @@ class RemoteBackend:
         return found
 
     async def leave(self, call: Call) -> None:
-        """Note that a call has ended, with no answer in flight."""
+        """Record that a call has ended, with no answer in flight."""
         del self._shares[call]
         if not self._shares and self._serving is not None and not self._serving.done():
             with contextlib.suppress(LostError, TimeoutError):
@@ -395,11 +395,11 @@ class RemoteBackend:
                     await self._link.call("leave")
 
     async def lease(self, most: int, rates: float) -> None:
-        """Have it use only this part of what belongs to the endpoint: see `Leased`. Raises `LostError`."""
+        """Let the replica use only this part of the endpoint's limits: see `Leased`. Raises `LostError`."""
         await self._link.call("lease", most, rates)
 
     async def aclose(self) -> None:
-        """End the process at once. May be called twice."""
+        """Kill the process immediately. May be called twice."""
         self._link.kill(again=False)
         if self._quota is not None:
             self._quota.leave(self)
@@ -408,7 +408,7 @@ class RemoteBackend:
             await asyncio.wait({self._serving})
 
     def decide_if_idle(self) -> None:
-        """Have the other end decide if all that is left waits for others there."""
+        """Let the replica decide if all its remaining requests wait for others."""
         held = self.last.held
         if held and held >= len(self._open) and all(share.wanted is not None for share in self._shares.values()):
             deciding = asyncio.ensure_future(self._link.call("idle"))
@@ -487,22 +487,22 @@ class RemoteBackend:
 
 
 def _most(report: ReplicaReport) -> int:
-    """Return the most requests to send: the places of the backend, the held ones, and a few that wait there.
+    """Return the most requests to send: the backend's places, the held requests, and a few that wait in its process.
 
-    All of them count as sent, and a kill charges them, so the queue is short.
+    All of them count as sent, and a kill charges them, so only a few wait.
     """
     most = max(1, report.most)
     return most + max(1, most // 8) + report.held
 
 
 class _SentImages:
-    """Images of a program's memory, as other processes can read them: the bytes of a file."""
+    """Converts images in a program's memory to a form for other processes: the bytes of a file."""
 
     def __init__(self) -> None:
         self._encoded: OrderedDict[str, HeldImage] = OrderedDict()
 
     async def sendable(self, request: Request) -> Request:
-        """Return `request` with such images."""
+        """Return `request` with its images converted."""
         found: dict[str, HeldImage] = {}
         for image in request.conversation.images:
             if isinstance(source := image.source, HeldImage):
@@ -518,38 +518,38 @@ class _SentImages:
 def _bytes_of(image: HeldImage) -> bytes:
     try:
         return encode_held(image)
-    except PromptmillError:  # the other end reports that it is no image
+    except PromptmillError:  # the replica reports that it is not an image
         return b"?"
 
 
 class Lessee(Protocol):
-    """A process that sends requests to an endpoint, or this one."""
+    """A process that sends requests to an endpoint. This process may be one."""
 
     async def lease(self, most: int, rates: float) -> None:
-        """Use only this part of what belongs to the endpoint: see `Leased`. Raises `LostError`."""
+        """Use only this part of the endpoint's limits: see `Leased`. Raises `LostError`."""
         ...
 
 
 class _Part(NamedTuple):
     most: int = 0
-    """Requests in flight."""
+    """The number of requests in flight."""
     rates: float = 0.0
     """The fraction of `rpm` and `tpm`."""
 
     def smaller_of(self, other: _Part) -> _Part:
-        """Return no more of anything than both have."""
+        """Return a part with the smaller value of each limit."""
         return _Part(min(self.most, other.most), min(self.rates, other.rates))
 
 
 class Quota:
-    """`concurrency`, `rpm` and `tpm` of an endpoint, leased to processes that send to it: never more than the whole.
+    """The `concurrency`, `rpm` and `tpm` of an endpoint, leased to processes without ever exceeding the whole.
 
-    Parts are equal, but nobody gets more places than wanted. They shrink before others grow, and a new process waits
-    for its part. A process that does not reply keeps its part until it is found to be lost; then the others get it.
+    Parts are equal, but no process gets more places than it wants. Parts shrink before others grow, and a new process
+    waits for its part. A process that does not reply keeps its part until it is found lost; then the others get it.
     """
 
     def __init__(self, whole: int, here: Lessee | None = None) -> None:
-        """`whole` is the number of requests that may be in flight together; `here`, this process, has all until now."""
+        """`whole`: the limit of requests in flight together. `here`: this process, which has had the whole so far."""
         self.whole = whole
         self.answered: weakref.WeakSet[Call] = weakref.WeakSet()
         """The calls that the endpoint has answered."""
@@ -560,27 +560,27 @@ class Quota:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def join(self, one: Lessee, wanted: int) -> bool:
-        """Add a process that can use `wanted` places; return whether it has its part, False if it is lost meanwhile."""
+        """Add a process that can use `wanted` places. Return whether it got its part, or was lost meanwhile (False)."""
         self._lost.discard(one)
         self._parts[one], self._wanted[one] = _Part(), wanted
-        await asyncio.shield(self._changed())  # a part that is on its way is noted even if this is cancelled
+        await asyncio.shield(self._changed())  # a part that was sent is recorded even if this is cancelled
         if one in self._lost:
             self.leave(one)
         return one in self._parts
 
     def leave(self, one: Lessee) -> None:
-        """Remove a process, if it was there; its part goes to the others."""
+        """Remove a process, if it is a member. The others get its part."""
         if self._parts.pop(one, None) is not None:
             del self._wanted[one]
             self._changed()
 
     def resize(self, whole: int) -> None:
-        """Lease out so many places from now on."""
+        """From now on, lease `whole` places."""
         self.whole = whole
         self._changed()
 
     def want(self, one: Lessee, wanted: int) -> None:
-        """Note how many places a process can use now."""
+        """Set the number of places that a process can use now."""
         self._wanted[one] = wanted
         if len(self._parts) > 1:
             self._changed()
@@ -599,7 +599,7 @@ class Quota:
                 await asyncio.gather(*(self._lease(one, part) for one, part in parts.items()))
 
     def _divided(self) -> dict[Lessee, _Part]:
-        """Return the part of each: of the places, as many as the others, and at most as many as it wants."""
+        """Return each process's part: equal numbers of places, but at most the number it wants."""
         if len(self._parts) == 1:
             return dict.fromkeys(self._parts, _Part(self.whole, 1.0))
         places, left = dict[Lessee, int](), self.whole

@@ -1,13 +1,13 @@
 """Replicas of a model behind one `answer`: engines on several GPUs, worker processes, or backends on several machines.
 
-    chain ─▶ Replicas.answer ─┬▶ replica 1: an engine's process that sees GPU 0
+    chain ─▶ Replicas.answer ─┬▶ replica 1: the process of an engine that sees GPU 0
                               └▶ replica 2: an engine's process that sees GPU 1
 
-A replica is a `Backend`. A request goes to the replica with the most room; if that is lost, the request goes to another
-one, and the lost replica is loaded again. A request that was on several replicas when they were lost may be the cause,
-so it then gets one to itself; if that is lost as well, the request fails. A replica that cannot be loaded, or is lost
-again and again before it answers, is abandoned. Everything else is single and stays outside: cache, schema, budget,
-routing and counts.
+A replica is a `Backend`. A request is sent to the replica with the most room; if this replica is lost, the request is
+sent to another, and the lost replica is loaded again. A request that was on several replicas when they were lost may be
+the cause, so it then runs alone on a replica; if this replica is also lost, the request fails. A replica that cannot be
+loaded, or is repeatedly lost before it answers, is abandoned. Cache, schema, budget, routing and counts are outside,
+once for all replicas.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.request import Request
 
-# A request that was on so many replicas when they were lost may be the cause, and gets one to itself.
+# A request that was on this many replicas when they were lost may be the cause, and then runs alone.
 _SUSPECTED = 2
-# A request that was alone on so many is the cause.
+# A request that was alone on this many lost replicas is the cause.
 _CERTAIN = 2
-# A replica that is lost so often in a row before it answers anything will not do better the next time.
+# A replica that was lost this many times in a row before it answered is abandoned.
 _FALSE_STARTS = 3
 
 
 async def create(plan: ResolvedConfig) -> Backend:
-    """Return the backends of `plan`, which has `replicas`, as one; not loaded yet. Raises `PromptmillError`."""
+    """Return the backends of `plan`, which has `replicas`, as one backend, not yet loaded. Raises `PromptmillError`."""
     engines = [await registry.create(part) for part in _parts(plan)]
 
     async def connect() -> Sequence[Backend]:
@@ -67,31 +67,31 @@ def changed_block(plan: ResolvedConfig, **changes: object) -> ResolvedConfig:
 
 @dataclass(slots=True, eq=False)
 class _Replica:
-    """One replica, and the calls' shares of it."""
+    """A replica, and the calls' shares of it."""
 
     backend: Backend
     is_ready: bool = False
     shares: dict[Call, Share] = field(default_factory=dict)
     in_flight: int = 0
     held: int = 0
-    """The requests in flight when it was lost."""
+    """The number of requests in flight when it was lost."""
     has_answered: bool = False
-    """Whether it has answered since it was loaded."""
+    """Whether it has answered since its load."""
     false_starts: int = 0
-    """How often in a row it was lost before it answered."""
+    """The number of consecutive losses before any answer."""
     is_reserved: bool = False
-    """Whether it is for one request alone."""
+    """Whether it is reserved for a single request."""
     lost: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class _ReplicaShare:
-    """A call's share of all replicas: the sum of its shares."""
+    """A call's share of all replicas: the sum of its shares of each."""
 
     def __init__(self, replicas: Replicas, call: Call) -> None:
         self.grown: Callable[[], None] = ignored
         self.wanted: int | None = None
         self.most = 1
-        """Answers to keep in flight now."""
+        """The number of answers to keep in flight now."""
         self._replicas, self._call = replicas, call
 
     def _shares(self) -> list[Share]:
@@ -99,7 +99,7 @@ class _ReplicaShare:
         return [one.shares[self._call] for one in self._replicas.ready if self._call in one.shares]
 
     def changed(self) -> None:
-        """Note that a share has changed, or a replica was loaded or lost."""
+        """Handle a changed share, or a replica that was loaded or lost."""
         self.most = sum(share.most for share in self._shares()) or 1
         self.grown()
 
@@ -109,26 +109,26 @@ class _ReplicaShare:
         return self.most
 
     def want(self, items: int | None) -> None:
-        """Note how many items the call still has."""
+        """Set the number of items that remain for the call."""
         is_news = (items is None) != (self.wanted is None)
         self.wanted = items
-        if is_news:  # a replica need not know of each item that another one answers
+        if is_news:  # a replica need not learn of every item that another replica answers
             for share in self._shares():
                 share.want(items)
 
     def idle(self) -> None:
-        """All remaining items wait for others: let each replica decide."""
+        """Let each replica decide, because all remaining items wait for others."""
         for share in self._shares():
             share.idle()
 
     @property
     def where(self) -> str:
-        """The names of the endpoints that have requests; the number of replicas in words for engines."""
+        """The names of the endpoints that have requests; for engines, the number of replicas as text."""
         names = dict.fromkeys(share.where for share in self._shares() if isinstance(share, Flow))
         return ", ".join(filter(None, names)) or f"{self._replicas.count} replicas"
 
     def waiting(self) -> str:
-        """Return why the call is stalled; empty while a replica is at work."""
+        """Return the reason for a stall; empty while a replica works."""
         if self._replicas.count and not self._replicas.ready:
             return f"waiting for one of {self._replicas.count} replicas"
         waits = [share.waiting() if isinstance(share, Flow) else "" for share in self._shares()]
@@ -136,7 +136,7 @@ class _ReplicaShare:
 
 
 class Replicas:
-    """A backend over several of the same model."""
+    """A backend that consists of several backends with the same model."""
 
     def __init__(
         self,
@@ -147,11 +147,11 @@ class Replicas:
         suspected: int = _SUSPECTED,
         hint: str = "Look at the logs of the replicas.",
     ) -> None:
-        """`connect` returns the replicas for `load`, once; `disconnect` is called when all are closed.
+        """`connect` returns the replicas for `load`, once. `disconnect` is called when all are closed.
 
-        `starts_with_one`: the others load once the first has answered, so that a refused key or a wrong address costs
-        no more requests than in one process. A request that was on `suspected` replicas when they were lost gets one to
-        itself. `hint`: what helps when replicas are lost.
+        `starts_with_one`: other replicas load after the first has answered, so that a refused key or a wrong address
+        costs no more requests than in one process. `suspected`: a request that was on this many lost replicas runs
+        alone. `hint`: the remedy for lost replicas.
         """
         self._connect, self._disconnect = connect, disconnect
         self._starts_with_one, self._suspected, self._hint = starts_with_one, suspected, hint
@@ -161,7 +161,7 @@ class Replicas:
         self._changes: set[asyncio.Future[None]] = set()
         self._abandoned: list[PromptmillError] = []
         self._idle: deque[_Replica] = deque()
-        """The replicas that are not loaded yet."""
+        """Replicas that are not yet loaded."""
         self._closed = False
 
     @property
@@ -171,11 +171,11 @@ class Replicas:
 
     @property
     def count(self) -> int:
-        """How many replicas there are, ready or not."""
+        """The number of replicas, ready or not."""
         return len(self._replicas)
 
     async def load(self, report: Callable[[str], None]) -> None:
-        """Have all replicas load and wait for the first. Raises `PromptmillError` when none can be loaded."""
+        """Start to load all replicas, and wait for the first. Raises `PromptmillError` if none can be loaded."""
         assert self._connect is not None
         backends = await self._connect()
         report(f"waiting for {len(backends)} replicas")
@@ -190,7 +190,7 @@ class Replicas:
             await self._change()
 
     def begin(self, backends: Sequence[Backend], report: Callable[[str], None]) -> None:
-        """Have these replicas load; requests wait for the first."""
+        """Start to load these replicas. Requests wait for the first."""
         self._replicas = [_Replica(backend) for backend in backends]
         self._idle = deque(self._replicas)
         self._load_next(report, 1 if self._starts_with_one else self.count)
@@ -219,14 +219,14 @@ class Replicas:
         except PromptmillError as error:
             if error.code is not Code.ENGINE_DIED:
                 raise
-            self._lose(one)  # while nothing ran on it
+            self._lose(one)  # it was lost while idle
             return
         own.grown = share.changed
         own.want(share.wanted)
         share.changed()
 
     async def answer(self, request: Request, call: Call) -> Outcome:
-        """Have a replica answer one request. Raises `PromptmillError` (`engine_died`) when no replica is left."""
+        """Let a replica answer one request. Raises `PromptmillError` (`engine_died`) if no replica is left."""
         losses = losses_alone = 0
         while True:
             one = await self._place(call, alone=losses >= self._suspected)
@@ -236,7 +236,7 @@ class Replicas:
                 one.has_answered = True
                 if self._idle and isinstance(outcome, Completion) and self._calls[call].wanted != 1:
                     self._load_next(lambda _: None, self.count)
-                # requests that were lost are no attempts of the item, but may be billed
+                # lost requests do not count as attempts of the item, but may be billed
                 return replace(outcome, unmetered=billed(outcome)[1] + losses) if losses else outcome
             except PromptmillError as error:
                 if error.code is not Code.ENGINE_DIED:
@@ -257,7 +257,7 @@ class Replicas:
                 return Failure(full, attempts, unmetered=losses)
 
     async def _place(self, call: Call, *, alone: bool) -> _Replica:
-        """Return the replica with the most room; with `alone`, a replica without requests. Raises if none is left."""
+        """Return the replica with the most room; with `alone`, one without requests. Raises if none is left."""
         while True:
             self._raise_if_none_is_left()
             one = self._roomiest(call)
@@ -275,7 +275,7 @@ class Replicas:
 
     def _roomiest(self, call: Call) -> _Replica | None:
         best, most = None, 0
-        for one in self._replicas:  # a hundred of them, for each request
+        for one in self._replicas:  # there may be a hundred, for each request
             if one.is_ready and not one.is_reserved and (share := one.shares.get(call)) is not None:
                 room = share.most - one.in_flight
                 if best is None or room > most:
@@ -293,7 +293,7 @@ class Replicas:
                 await one.backend.leave(call)
 
     async def aclose(self) -> None:
-        """Close all replicas at once; a second time does nothing."""
+        """Close all replicas concurrently. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -307,7 +307,7 @@ class Replicas:
                 await self._disconnect()
 
     async def _keep_loaded(self, one: _Replica, report: Callable[[str], None]) -> None:
-        """Load a replica, and again whenever it is lost, unless that is of no use."""
+        """Load a replica, and load it again whenever it is lost, unless this is useless."""
         error = self._gone("The replicas end before they answer anything.")
         while one.false_starts < _FALSE_STARTS:
             try:
@@ -322,7 +322,7 @@ class Replicas:
                     error = failure
                     break
                 one.false_starts += 1
-                error = failure if failure.hint else error  # it names the cause
+                error = failure if failure.hint else error  # the failure names the cause
             else:
                 self._changed()
                 await one.lost.wait()
@@ -335,7 +335,7 @@ class Replicas:
     def _lose(self, one: _Replica) -> None:
         if one.is_ready:
             one.is_ready, one.held = False, one.in_flight
-            # the request that it was reserved for is to blame
+            # the request for which it was reserved is the cause
             one.false_starts = 0 if one.has_answered else one.false_starts + (not one.is_reserved)
             one.lost.set()
             for share in self._calls.values():

@@ -22,7 +22,7 @@ from promptmill.system.runtime import run, stay_responsive
 
 
 async def work(incoming: BinaryIO, outgoing: BinaryIO) -> None:
-    """Work until the pipe from the parent closes; it also closes when the parent dies."""
+    """Work until the pipe from the parent closes, which also happens when the parent dies."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=1 << 20)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), incoming)
@@ -34,7 +34,7 @@ async def work(incoming: BinaryIO, outgoing: BinaryIO) -> None:
         found = await getattr(replica, method)(*arguments)
         if (
             method != "submit" and not transport.is_closing()
-        ):  # else the parent is gone, and the end of its pipe is about to be read
+        ):  # otherwise the parent has ended, and the end of its pipe will be read next
             transport.write(_frame(number, found))
 
     while (message := await frames.receive_pickled(reader)) is not None:
@@ -43,7 +43,7 @@ async def work(incoming: BinaryIO, outgoing: BinaryIO) -> None:
 
 
 def _frame(number: int, found: Any) -> bytes:
-    """Return a reply; an outcome that JSON cannot carry becomes the failure of its item."""
+    """Return a reply frame. If JSON cannot represent an outcome, the item gets a failure."""
     try:
         return frames.packed({"number": number, "found": packed(found)})
     except TypeError:
@@ -62,7 +62,7 @@ def _sendable(outcome: Any) -> Any:
 
 
 def main() -> None:
-    """Run the worker; exits without clean-up: the operating system closes files and connections."""
+    """Run the worker. It exits without clean-up, because the operating system closes files and connections."""
     assert _PIPES is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:

@@ -1,1 +1,1 @@
-"""`parameter.yaml`: its typed settings, and how they are found, read and overridden."""
+"""`parameter.yaml`: its typed settings, and how it is found, read and overridden."""

@@ -1,4 +1,4 @@
-"""A record of each backend's properties, readable without importing it: our own backends, and other packages'."""
+"""A record of each backend's properties, in promptmill and other packages, readable without their import."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
 
 GROUP = "promptmill.backends"
 EMBEDDED = "smollm2-135m-instruct"
-"""The model that answers where no other is configured, see `promptmill.backends.engines.embedded_model`."""
+"""The default model, see `promptmill.backends.engines.embedded_model`."""
 OTHER_PATHS = frozenset({"/embeddings", "/completions", "/responses", "/score", "/rerank"})
-"""Paths whose requests and responses pass through an endpoint unchanged."""
+"""Paths whose requests and responses are passed on to an endpoint unchanged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendRecord:
-    """Properties of a backend. Other code reads them instead of comparing the backend's name."""
+    """Properties of a backend. Other code reads these instead of comparing backend names."""
 
     module: str
     """A module with `create(plan)`, which returns a `promptmill.backends.protocol.Backend`."""
     model_key: str = "model_name"
     """The key for the model in the backend's block."""
     is_engine: bool = False
-    """It runs on this machine: `vllm_shutdown` frees its memory and devices, and its jobs end with the server."""
+    """Whether it runs on this machine: `vllm_shutdown` frees its memory, and its jobs end with the server."""
     needs_endpoint: bool = False
-    """Its block has `base_url`, `provider` and keys."""
+    """Whether its block has `base_url`, `provider` and keys."""
     any_model: bool = False
-    """Each row may name its own model."""
+    """Whether each row may name its own model."""
     other_paths: frozenset[str] = frozenset()
-    """Paths other than chat completions that lines of a Batch file may use, such as `/embeddings`."""
+    """Paths, other than chat completions, that lines of a Batch file may use, such as `/embeddings`."""
     choice: str = ""
-    """The module that finds the model if the configuration names none."""
+    """The module that finds the model if the configuration does not name one."""
     diagnosis: str = ""
     """The module that tests the endpoints stage by stage for `promptmill models --check`."""
     takes_images: bool = True
-    """Whether any of its models reads images. If not, items with images are refused before they reach it."""
+    """Whether any of its models reads images. If not, items with images are refused earlier."""
     weighs_choices: bool = False
-    """Whether it gives the probability of each choice, `top_choices`, without log probabilities."""
+    """Whether it reports the probability of each choice, `top_choices`, without log probabilities."""
     sampling: frozenset[str] | None = None
     """The sampling parameters that it supports; others are dropped with a warning. None: it reports them itself."""
 
@@ -70,24 +70,24 @@ _UNKNOWN = BackendRecord(module="")
 
 
 def record(name: str) -> BackendRecord:
-    """Return the record of the backend `name`, an empty record for an unknown name.
+    """Return the record of the backend `name`; an empty record for an unknown name.
 
-    This imports another package's backend, so call it only with names that the operator wrote. Raises
-    `PromptmillError` (`invalid_config`) when the import fails.
+    This imports another package's backend, so call it only with names from the operator. Raises `PromptmillError`
+    (`invalid_config`) if the import fails.
     """
     return BACKENDS.get(name) or (_imported(name) if name in installed() else _UNKNOWN)
 
 
 @cache  # installed packages do not change during a process
 def installed() -> Mapping[str, EntryPoint]:
-    """Return the entry points of other packages' backends by name, without importing them or replacing our own."""
+    """Return the entry points of other packages' backends by name, not imported; they cannot replace promptmill's."""
     from importlib.metadata import entry_points
 
     return {found.name: found for found in entry_points(group=GROUP) if found.name not in {*BACKENDS, AUTO}}
 
 
 def is_named(name: object) -> bool:
-    """Return whether a backend of this name exists, ours or another package's."""
+    """Return whether a backend of this name exists, in promptmill or in another package."""
     return isinstance(name, str) and (name in BACKENDS or name in installed())
 
 

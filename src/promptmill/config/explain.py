@@ -1,4 +1,4 @@
-"""Explain validation errors of the configuration: each key's path, the problem, and the key that was probably meant."""
+"""Explains validation errors of the configuration: each key's path, the problem, and the likely intended key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MODEL = (
     "is `model_name_or_path`."
 )
 _OLLAMA = "Ollama is an endpoint: `backend: openai` and `backend_configs: {openai: {base_url: localhost:11434}}`."
-# Keys of other programs without one of ours that means the same → our hint.
+# Keys of other programs without an equivalent in promptmill, each with a hint.
 _ALIASES = {
     "model_list": (
         "this key is LiteLLM's. Write `models: {NAME: {backend: openai, backend_configs: {openai: {base_url: …, "
@@ -32,9 +32,9 @@ _ALIASES = {
 
 
 def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: str = "") -> str:
-    """Return the problems of `error`, key by key. Numbers are the only values that they quote.
+    """Return the problems of `error`, key by key. Of the values, only numbers are quoted.
 
-    For an unknown key the nearest known one is named. `above` is the path of `model` itself.
+    For an unknown key, the most similar known key is named. `above`: the path of `model`.
     """
     lines: dict[str, str] = {}
     problems = error.errors(include_url=False, include_context=False)
@@ -42,7 +42,7 @@ def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: s
         if _is_other_branch(problem["loc"], [other["loc"] for other in problems]):
             continue
         location = list(problem["loc"])
-        unknown = [location.pop()] if problem["type"] == "extra_forbidden" else []  # the user's name, whatever it is
+        unknown = [location.pop()] if problem["type"] == "extra_forbidden" else []  # the name that the user wrote
         location = [part for part in location if not (isinstance(part, str) and "[" in part)] + unknown
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
         if problem["type"] == "extra_forbidden":
@@ -62,14 +62,14 @@ def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: s
 
 
 def _is_other_branch(location: Sequence[int | str], others: Sequence[Sequence[int | str]]) -> bool:
-    """Return whether a problem is the wrong type for one branch of a union, while another branch has the right type."""
+    """Return whether a problem is a wrong type for one branch of a union, while another branch's type matches."""
     *above, branch = location or ("",)
     is_branch = isinstance(branch, str) and _BRANCH.fullmatch(branch) is not None
     return is_branch and any(len(other) > len(location) and list(other[: len(above)]) == above for other in others)
 
 
 def _got(value: object, kind: str) -> str:
-    """Return the kind of the wrong value; for a text that looks like a number, the number to write."""
+    """Return the kind of a wrong value; if a text looks like a number, return the number to write."""
     if not isinstance(value, str) or not kind.startswith(("int", "float")) or not _NUMBER.fullmatch(value):
         return f", not {shape(value)}"
     thousands = kind.startswith("int") and _THOUSANDS.fullmatch(value)
@@ -92,7 +92,7 @@ _PLAIN = (
 
 
 def _plain(message: str) -> str:
-    """Return pydantic's message in the words of YAML."""
+    """Return pydantic's message with YAML's words."""
     for words, plain in _PLAIN:
         message = re.sub(words, plain, message)
     return message
@@ -106,7 +106,7 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
 
 
 def _elsewhere(key: str, known: list[str]) -> str:
-    """Return the right place of a key in the wrong block; `""` for a key that has none."""
+    """Return the right place for a key in the wrong block; `""` without one."""
     if key in Sampling.model_fields and key not in known:
         return f"it belongs below sampling_params: `sampling_params: {{{key}: …}}`."
     if key in Settings.model_fields and key not in known:
@@ -122,7 +122,7 @@ def _elsewhere(key: str, known: list[str]) -> str:
 
 
 def unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
-    """Explain the key at `location`, which `model` lacks: the key that was probably meant, or all known keys."""
+    """Explain the key at `location`, which `model` lacks: name the key that was probably meant, or all known keys."""
     *parents, key = location
     for parent in parents:
         field = model.model_fields.get(str(parent))  # None for a name that the user chose
@@ -143,7 +143,7 @@ def unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
 
 
 def _of_blocks() -> Iterator[str]:
-    """Yield the keys of all blocks of `backend_configs`."""
+    """Yield the keys of all blocks in `backend_configs`."""
     for field in BackendConfigs.model_fields.values():
         if (block := _model_in(field.annotation)) is not None:
             yield from block.model_fields

@@ -1,6 +1,6 @@
-"""The configuration: `parameter.yaml`, overridden by the command line, and both overridden by a call.
+"""The configuration: `parameter.yaml`, overridden by the command line; a call overrides both.
 
-Parameters and blocks with names of other programs move to their places here, with a warning.
+Parameters and blocks with names of other programs are moved to promptmill's places, with a warning.
 
 file (`${NAME}` expanded) ← command line (options, assignments) ← `generation_init` (never expanded or trusted)
 """
@@ -34,13 +34,13 @@ from promptmill.system.state import private_folders
 TRUST_SWITCH = "set it in the configuration file, or start the server with `promptmill serve --trust-client`."
 _ASSIGNMENTS = Named("assignments")
 Values = Callable[[JsonObject], Mapping[tuple[str, ...], Any]]
-# Clients on a network may neither read files nor occupy the engine for ever, unless the operator allows it.
+# Network clients may neither read files nor occupy the engine forever, unless the operator allows it.
 HTTP_DEFAULTS: JsonObject = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """The arguments of `generation_init`. They come from a client: nothing here is expanded or trusted."""
+    """The arguments of `generation_init`. They come from a client, so they are never expanded or trusted."""
 
     backend: str | None = None
     backend_configs: JsonObject = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Overrides:
 
 
 class Configuration:
-    """The operator's configuration: file, environment and command line."""
+    """The operator's configuration, from file, environment and command line."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class Configuration:
         keyless: bool = False,
         call_files: FileRule | None = None,
     ) -> None:
-        """`raw` is the file's content with `${…}` expanded.
+        """`raw`: the content of the file, with `${…}` expanded.
 
-        `calls_replace` is for pipelines: a call's blocks and parameters replace the file's instead of merging, unknown
-        keys are dropped with a warning, and answers are not checked against `response_format`. For `chosen`,
-        `keyless` and `call_files` see `ResolvedConfig`. Raises `PromptmillError` (`invalid_config`).
+        `calls_replace` is for pipelines: blocks and parameters of a call replace those of the file instead of merging,
+        unknown keys are dropped with a warning, and answers are not checked against `response_format`. For `chosen`,
+        `keyless` and `call_files`, see `ResolvedConfig`. Raises `PromptmillError` (`invalid_config`).
         """
         self._raw = raw
         self._trust_client = trust_client
@@ -76,7 +76,7 @@ class Configuration:
         self._keyless = keyless
         self._call_files = call_files
         self.default = resolved_config.default_name(raw)
-        """The name of the model for calls that name none."""
+        """The model for calls that do not name one."""
         self.names = tuple(resolved_config.names(raw))
         """The names of all models, the default one first."""
         self.plan = self.plan_of(self.default)
@@ -93,7 +93,7 @@ class Configuration:
         raw, file = resolved_config.raw_of(self._raw, name), None
         if name in resolved_config.named(raw):
             named = str(_backend_of(self._raw))
-            # only if the file names a backend: this decides whether it has a model `default`
+            # only if the file names a backend, which decides whether it has a model `default`
             whole = {**self._raw, **({"backend": named} if self._raw.get("backend") else {})}
             file, _ = self._settings_of(whole, named)
         backend = _backend_of(raw)
@@ -116,7 +116,7 @@ class Configuration:
         )
 
     def with_choice(self, values: JsonObject, chosen: str, *, keyless: bool) -> Configuration:
-        """Return the configuration with `values`, by dotted path, in place of `backend: auto`."""
+        """Return the configuration with `values`, by dotted path, instead of `backend: auto`."""
         raw = dict(self._raw)
         for path, value in values.items():
             _put(raw, path.split("."), value)
@@ -125,7 +125,7 @@ class Configuration:
     def for_clients(self, secrets: Iterable[str] = ()) -> Configuration:
         """Return the configuration for calls of clients, which may not use all files of this machine.
 
-        `secrets` are the server's further secrets, besides keys in configuration and environment. A trusted client may
+        `secrets`: secrets of the server in addition to the keys in configuration and environment. A trusted client may
         use the files that the operator may use.
         """
         if self._trust_client:
@@ -153,13 +153,13 @@ class Configuration:
         defaults: JsonObject = MappingProxyType({}),
         environ: Mapping[str, str] = os.environ,
     ) -> Configuration:
-        """Read the file that `find` finds; `assignments` are `key.path=value`, `value` in YAML.
+        """Read the file that `find` finds. `assignments`: `key.path=value`, with `value` in YAML.
 
-        `content` is the file's content if it was read already. `values` gets the content so far and returns further
-        values by the paths of their keys; sampling parameters among them apply to all models. `defaults` replace the
-        usual defaults of top-level keys that the file leaves out or sets to null.
+        `content`: the file's content, if it was already read. `values` gets the content so far and returns further
+        values by key path; its sampling parameters apply to all models. `defaults` replace the usual defaults of
+        top-level keys that the file omits or sets to null.
 
-        Raises `PromptmillError` (`invalid_config`) with the key's path and the remedy.
+        Raises `PromptmillError` (`invalid_config`) with the path of the key and the remedy.
         """
         if path is None or content is None:
             path = find(path, environ)
@@ -175,14 +175,14 @@ class Configuration:
                 raw["default_model"] = None  # use the file's own backend, not its default model
             for keys, value in values(raw).items():
                 _put(raw, keys, value)
-                if keys[0] == "sampling_params":  # one of them, or a mapping of several
+                if keys[0] == "sampling_params":  # one parameter, or a mapping of several
                     for name in keys[1:2] or (value if isinstance(value, Mapping) else ()):
                         resolved_config.leave_to_all(raw, name)
-            for assignment in assignments:  # again: a full path overrides the options
+            for assignment in assignments:  # again, because a full path overrides the options
                 _assign(raw, assignment)
             raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
             raw = expand(raw, environ)
-        except RecursionError:  # an alias may contain itself
+        except RecursionError:  # a YAML alias may contain itself
             raise config_error("", f"{origin} is nested too deeply.") from None
         try:
             return cls(raw, trust_client=trust_client, calls_replace=calls_replace, origin=origin)
@@ -191,10 +191,10 @@ class Configuration:
             raise config_error(blamed, *error.parts) from None
 
     def overlaid(self, overrides: Overrides) -> ResolvedConfig:
-        """Return the plan of the configuration with a call's `overrides`.
+        """Return the plan for the configuration with a call's `overrides`.
 
-        Blocks merge key by key; `sampling_params` and `extra_params` replace the file's if they are not empty. With
-        `calls_replace` a call's blocks replace the file's, too.
+        Blocks are merged key by key; `sampling_params` and `extra_params` replace the file's if they are not empty.
+        With `calls_replace`, a call's blocks also replace the file's.
         """
         given = (overrides.backend_configs, overrides.sampling_params, overrides.extra_params)
         check_size(given)
@@ -231,10 +231,10 @@ class Configuration:
         return plan
 
     def _check_other_backends(self, name: str, overrides: Overrides) -> None:
-        """Raise when a call chooses or configures another package's backend that the operator does not allow.
+        """Raise if a call chooses or configures another package's backend that the operator has not allowed.
 
-        A call may choose one that the configuration names. Only a trusted client may set its keys, because promptmill
-        does not know which of them are harmless.
+        A call may choose a backend that the configuration names. Only a trusted client may set its keys, because
+        promptmill does not know which keys are harmless.
         """
         operators = {_backend_of(resolved_config.raw_of(self._raw, model)) for model in self.names}
         operators |= (self._raw.get("backend_configs") or {}).keys()
@@ -261,7 +261,7 @@ class Configuration:
 
 
 def _is_elsewhere(backend: str, block: JsonObject, operator: Settings) -> bool:
-    """Return whether a call's block has another address than the operator's, who may have put keys into parameters."""
+    """Return whether a call's address differs from the operator's, whose parameters may contain keys."""
     if backend not in BACKENDS or not BACKENDS[backend].needs_endpoint:
         return False
     own = operator.backend_configs.openai
@@ -270,7 +270,7 @@ def _is_elsewhere(backend: str, block: JsonObject, operator: Settings) -> bool:
 
 
 def _is_right(content: JsonObject, environ: Mapping[str, str]) -> bool:
-    """Return whether a file's content is a valid configuration by itself."""
+    """Return whether a file's content alone is a valid configuration."""
     try:
         Configuration(expand(content, environ))
     except (PromptmillError, RecursionError):
@@ -322,12 +322,12 @@ def _assign(raw: JsonDict, assignment: str) -> None:
     try:
         value = parsed(text)
     except (yaml.YAMLError, ValueError):
-        value = text  # text that is not valid YAML is the value itself
+        value = text  # text that is not valid YAML is itself the value
     _put(raw, path.strip().split("."), value)
 
 
 def _put(raw: JsonDict, path: Sequence[str], value: Any) -> None:
-    """Set the key at `path`, and create the mappings above it."""
+    """Set the key at `path`, creating the mappings above it."""
     *parents, last = path
     block = raw
     for key in parents:
@@ -346,7 +346,7 @@ def _validate(raw: JsonObject) -> Settings:
 
 
 _SAMPLING = frozenset(Sampling.model_fields)
-# Options of the `openai` package's methods, not of a request. `extra_body` is both.
+# Options of the `openai` package's methods that are not part of a request. `extra_body` is both.
 _CLIENT_OPTIONS = {
     "timeout": "set `backend_configs.openai.timeout`",
     "extra_headers": "set `backend_configs.openai.headers`",
@@ -358,17 +358,17 @@ _STAY = frozenset({"enable_thinking", "reasoning", "response_format"})
 
 
 def _move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False) -> tuple[JsonDict, list[str]]:
-    """Return `raw`, the content of a configuration, with every parameter in its place, and warnings about the moves.
+    """Return `raw`, a configuration's content, with every parameter in its place; also return warnings about the moves.
 
-    Unknown `sampling_params` move to `extra_params`, whose own values win. For an engine of this machine, known
-    parameters move the other way, too. Raises `PromptmillError` (`invalid_config`) under `unsupported: error`, and,
-    unless `of_pipeline`, for a misspelt name of ours (in `extra_params` such a name is allowed).
+    Unknown `sampling_params` move to `extra_params`, whose own values take precedence. For a local engine, known
+    parameters also move from `extra_params`. Raises `PromptmillError` (`invalid_config`) with `unsupported: error` and,
+    unless `of_pipeline`, for a misspelt name of promptmill (`extra_params` may have such a name).
 
-    A pipeline's `response_format` moves to `extra_params`: the endpoint gets it, and answers are not checked.
+    A pipeline's `response_format` moves to `extra_params`: it is sent to the endpoint, and answers are not checked.
     """
     sampling, extra = raw.get("sampling_params"), raw.get("extra_params")
     if not isinstance(sampling, Mapping | None) or not isinstance(extra, Mapping | None):
-        return dict(raw), []  # the types of the settings refuse it
+        return dict(raw), []  # the types of the settings refuse this
     ours, others, body = dict(sampling or {}), {}, {}
     for name in [name for name in ours if not _is_ours(name, ours[name])]:
         others[str(name)] = ours.pop(name)
@@ -418,7 +418,7 @@ def _listed(names: Iterable[str]) -> str:
 
 # The fourth backend of a pipeline's server: https://github.com/OpenBMB/UltraRAG/pull/496
 _LITELLM = "litellm"
-# Prefixes of LiteLLM's model names (litellm 1.109) → our providers; both send the same name to the same host.
+# Prefixes of LiteLLM's model names (litellm 1.109) → promptmill's providers. Both send the same name to the same host.
 _PROVIDERS = {
     **{name: name for name in ("anthropic", "cerebras", "cohere", "dashscope", "deepinfra", "deepseek", "groq")},
     **{name: name for name in ("minimax", "mistral", "nebius", "novita", "ollama", "openai", "openrouter")},
@@ -434,22 +434,22 @@ _PROVIDERS = {
     "volcengine": "doubao",
     "zai": "glm",
 }
-# LiteLLM's addresses that differ from our provider's: a region refuses the keys of another one.
+# LiteLLM's addresses that differ from promptmill's: a region refuses keys of another region.
 _ADDRESSES = {
     "dashscope": "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
     "moonshot": "https://api.moonshot.ai/v1",
     "zai": "https://api.z.ai/api/paas/v4",
 }
-# Prefixes for any OpenAI-compatible server; these need `base_url`.
+# Prefixes for any OpenAI-compatible server, which need a `base_url`.
 _ANY_SERVER = frozenset({"custom_openai", "hosted_vllm", "litellm_proxy", "lm_studio", "openai_like"})
 
 
 def without_litellm(values: JsonObject) -> JsonDict:
-    """Return `values`, which may have `backend` and `backend_configs`, with `openai` in place of `litellm`.
+    """Return `values`, which may have `backend` and `backend_configs`, with `litellm` replaced by `openai`.
 
-    The block `litellm` is dropped if another backend is used. `drop_params` has no counterpart: parameters that a
-    provider refuses are always dropped with a warning. Raises `PromptmillError` (`invalid_config`) for a model whose
-    provider does not speak OpenAI's protocol.
+    The block `litellm` is dropped if another backend is used. `drop_params` has no equivalent: parameters that a
+    provider refuses are always dropped with a warning. Raises `PromptmillError` (`invalid_config`) if the model's
+    provider does not support OpenAI's protocol.
     """
     blocks, backend = values.get("backend_configs"), values.get("backend")
     is_used = isinstance(backend, str) and backend.strip().lower() == _LITELLM
@@ -468,7 +468,7 @@ def without_litellm(values: JsonObject) -> JsonDict:
 
 
 def _endpoint_of(name: object, *, has_address: bool) -> JsonDict:
-    """Return the keys of `openai` for a model's name in LiteLLM. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the keys of `openai` for a LiteLLM model name. Raises `PromptmillError` (`invalid_config`)."""
     path = f"backend_configs.{_LITELLM}"
     prefix, slash, model = name.partition("/") if isinstance(name, str) else ("", "", "")
     if not slash or not model:
@@ -482,7 +482,7 @@ def _endpoint_of(name: object, *, has_address: bool) -> JsonDict:
             "`backend: openai` and `backend_configs: {openai: {base_url: …, model_name: …, api_key: …}}`. Known "
             f"prefixes: {', '.join(sorted({*_PROVIDERS, *_ANY_SERVER}))}.",
         )
-    if has_address:  # the provider is found by the address
+    if has_address:  # the address identifies the provider
         return {"model_name": model}
     address = {"base_url": _ADDRESSES[prefix]} if prefix in _ADDRESSES else {}
     return {"model_name": model, "provider": _PROVIDERS[prefix], **address}

@@ -1,4 +1,4 @@
-"""The server's own keys, headers and tokens: no text of a file that contains one of them is sent."""
+"""The server's own keys, headers and tokens. A file that contains one of them is never sent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 
 SECRET_NAME = re.compile(r"(?i)key|token(?!iz)|secret|passw|pwd|auth|credential|cookie|signature|header")
-"""In the names of fields whose values are secrets."""
+"""Matches names of fields whose values are secrets."""
 _VARIABLE = re.compile(r"(?i).*(_|^)(key|token|secret|password|passwd|passphrase|credentials?)")
 _NO_SECRET = re.compile(r"[/~.].*|\w+://.*|.*\s.*")  # a path, a URL, a sentence
 _RANDOM = re.compile(r"(?=.*[0-9])[A-Za-z0-9._~+/=-]{20,}")
@@ -18,7 +18,7 @@ _SHORTEST_PART = 12
 
 
 def secrets_in(value: Any, name: str = "") -> Iterator[str]:
-    """Yield the secrets in settings, a part of which is called `name`. Names of variables (`api_key_env`) are none."""
+    """Yield the secrets in settings. `name`: of this part. Names of variables (`api_key_env`) are not secrets."""
     match value:
         case SecretStr():
             yield value.get_secret_value()
@@ -35,14 +35,14 @@ def secrets_in(value: Any, name: str = "") -> Iterator[str]:
 
 
 def secrets_of(environ: Mapping[str, str]) -> Iterator[str]:
-    """Yield the keys, tokens and passwords in the environment, by the names of the variables."""
+    """Yield the keys, tokens and passwords in the environment, recognized by the variables' names."""
     for name, value in environ.items():
         if _VARIABLE.fullmatch(name) and not _NO_SECRET.fullmatch(value):
             yield value
 
 
 def _headers(headers: Any) -> Iterator[str]:
-    """Yield the secrets in headers. Others (`X-Title`, `HTTP-Referer`) may occur in any file."""
+    """Yield the secrets in headers. Other headers (`X-Title`, `HTTP-Referer`) may occur in any file."""
     for name, value in headers.items() if isinstance(headers, Mapping) else ():
         text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         if SECRET_NAME.search(name) or _RANDOM.fullmatch(text):
@@ -51,7 +51,7 @@ def _headers(headers: Any) -> Iterator[str]:
 
 
 def without_secrets(value: Any) -> Any:
-    """Return parameters without the texts whose names are names of secrets."""
+    """Return parameters without texts whose names indicate secrets."""
     match value:
         case Mapping():
             return {

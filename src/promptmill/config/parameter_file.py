@@ -1,4 +1,4 @@
-"""The configuration file: find it, read it strictly and in bounded memory, replace its `${NAME}`, explain its YAML."""
+"""The configuration file: finds it, reads it strictly in limited memory, expands `${NAME}`, and explains errors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FILE_NAME = "parameter.yaml"
 _VARIABLE = "PROMPTMILL_CONFIG"
 _NAMED = re.compile(
     r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?(?:\}|(\Z))"
-)  # as in shells; `$${name}` stays `${name}`
-# Problems of PyYAML → ours. `line` has the problem; `began` is the line where the value or block around it begins.
+)  # as in shells; `$${name}` means a literal `${name}`
+# PyYAML's problems → promptmill's messages. `line` has the problem; `began` starts the value or block around it.
 _PROBLEMS = (
     (r"but got '{'", "Line {line} needs quotes: inside {{…}}, put `${{…}}` between quotes."),
     (r"expected ',' or|<stream end>", "The {{ or [ in line {began} is not closed: a }} or ], or a comma, is missing."),
@@ -55,7 +55,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which PyYAML would silently keep the last, unless `duplicates` collects them."""
+    """Refuses duplicate keys, unless `duplicates` collects them. (PyYAML would silently keep the last of them.)"""
 
     duplicates: list[str] | None = None
 
@@ -72,7 +72,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the configuration file: `path`, `PROMPTMILL_CONFIG`, `./parameter.yaml`, the user's, the shipped one."""
+    """Return the configuration file: `path`, `PROMPTMILL_CONFIG`, `./parameter.yaml`, the user's, or the shipped."""
     named = path or (home_expanded(environ[_VARIABLE]) if environ.get(_VARIABLE) else None)
     if named is not None and not named.is_file():
         where = "" if path else _VARIABLE
@@ -95,18 +95,18 @@ def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> P
 
 
 def _shipped() -> list[Path]:
-    """Return the places of the file that comes with promptmill: in a wheel, in a checkout."""
+    """Return the possible paths of the shipped file: in a wheel, or in a checkout."""
     here = Path(__file__).parents[1]
     return [here / FILE_NAME, here.parent.parent / FILE_NAME]
 
 
 def is_shipped(file: Path) -> bool:
-    """Return whether `file` came with promptmill, so that its user has not seen it and should not edit it."""
+    """Return whether promptmill ships `file`, so that the user has not seen it and should not edit it."""
     return file.is_absolute() and file in _shipped()
 
 
 def parsed(text: str, duplicates: list[str] | None = None) -> Any:
-    """Return the value of YAML text. `duplicates` collects messages about duplicate keys; if None, these are an error.
+    """Parse YAML text. `duplicates` collects messages about duplicate keys; if it is None, these are errors.
 
     Raises `yaml.YAMLError`, `ValueError` (an invalid date), `RecursionError`, `PromptmillError`.
     """
@@ -135,9 +135,9 @@ def line_of(file: Path, keys: Sequence[str]) -> int | None:
 
 
 def read(file: Path, duplicates: list[str] | None = None) -> JsonDict:
-    """Return the keys and values of a YAML file. Raises `PromptmillError` (`invalid_config`) with the line.
+    """Return the keys and values in a YAML file. Raises `PromptmillError` (`invalid_config`) with the line.
 
-    `duplicates` as in `parsed`.
+    `duplicates`: see `parsed`.
     """
     try:
         content = parsed(file.read_text(encoding="utf-8-sig"), duplicates)
@@ -166,13 +166,13 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Unset:
-    """Replaces `${name}` of an unset variable: an error only if its block is used."""
+    """Replaces `${name}` of an unset variable. It is an error only if its block is used."""
 
     name: str
 
 
 def expand(value: Any, environ: Mapping[str, str]) -> Any:
-    """Return `value`, a part of a configuration, with each `${NAME}` replaced. For unset ones see `without_unset`."""
+    """Return a configuration's `value` with each `${NAME}` replaced. For unset variables, see `without_unset`."""
     if isinstance(value, dict):
         return {key: expand(inner, environ) for key, inner in value.items()}
     if isinstance(value, list):
@@ -186,7 +186,7 @@ def expand(value: Any, environ: Mapping[str, str]) -> Any:
 
 
 def _value_of(found: re.Match[str], environ: Mapping[str, str]) -> str:
-    if found[4] is not None:  # it has no closing brace
+    if found[4] is not None:  # the closing brace is missing
         return found[0]
     return found[0][1:] if _is_literal(found) else environ.get(found[1]) or found[3] or ""
 
@@ -196,12 +196,12 @@ def _is_literal(found: re.Match[str]) -> bool:
 
 
 def without_unset(raw: JsonDict, backend: str) -> JsonDict:
-    """Return `raw`, a result of `expand`, without the unset variables in blocks of other backends than `backend`.
+    """Return `raw`, a result of `expand`, without unset variables in blocks of backends other than `backend`.
 
-    A list that holds one is left out as a whole. Raises `PromptmillError` (`invalid_config`) for an unset variable
-    elsewhere.
+    A list with an unset variable is omitted completely. Raises `PromptmillError` (`invalid_config`) for an unset
+    variable elsewhere.
     """
-    # the model in use is also outside of `models`
+    # the used model is also outside of `models`
     spare = re.compile(rf"models\.|backend_configs\.(?!{re.escape(str(backend))}(?:\.|$))")
 
     def known(value: Any, path: str) -> Any:
@@ -221,7 +221,7 @@ def without_unset(raw: JsonDict, backend: str) -> JsonDict:
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
-    """Explain an error of PyYAML: a whole sentence with the line and the remedy."""
+    """Explain a PyYAML error in a sentence with the line and the remedy."""
     problem, mark = getattr(error, "problem", None) or "", getattr(error, "problem_mark", None)
     if mark is None:
         return "It is not valid YAML."

@@ -1,4 +1,4 @@
-"""Resolve each named model's configuration, and apply choices of the command line to it."""
+"""Resolves the configuration of each named model, and applies the command line's choices to it."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _OF_AN_ENDPOINT: JsonObject = MappingProxyType(
 )
 _OWN = ("system_prompt", "image_tag", "idle_unload")
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
-"""Names of the parameter for the longest answer, in tokens, at endpoints and engines."""
+"""The parameter names for the limit of answer tokens, at endpoints and engines."""
 OTHER_LIMIT = re.compile(r"(?i)^(?!.*prompt).*(tokens|predict|max_?length)")
-"""Names of limits that some endpoints obey and others ignore."""
+"""Names of limits that some endpoints support and others ignore."""
 
 
 @dataclass(frozen=True)
 class ResolvedConfig:
     """The settings of one model: the backend to load and how to run it.
 
-    `from_call` names the keys of the chosen backend's block that a call set. `operator` is the configuration without
-    the call; it limits the keys, headers and remote code that a call may use.
+    `from_call`: the keys in the chosen backend's block that a call set. `operator`: the configuration without the call;
+    it limits the keys, headers and remote code that a call may use.
     """
 
     settings: Settings
@@ -49,26 +49,26 @@ class ResolvedConfig:
     from_call: frozenset[str] = frozenset()
     trust_client: bool = False
     warnings: tuple[str, ...] = ()
-    """Settings that promptmill does not follow exactly, as notes for the user."""
+    """Notes for the user about settings that promptmill does not follow exactly."""
     chosen: str = ""
-    """The backend or model that promptmill chose because the configuration leaves it open, and why."""
+    """The backend or model that promptmill chose because the configuration leaves it open, with the reason."""
     keyless: bool = False
-    """Whether promptmill found the endpoint by itself: then no key of the environment is sent to it."""
+    """Whether promptmill itself found the endpoint. Then no key from the environment is sent to it."""
     name: str = DEFAULT
     """The model's name in calls and rows."""
     file: Settings | None = None
-    """The whole file's settings, if `operator` holds the settings of a single model."""
+    """The settings of the whole file, if `operator` has those of a single model."""
     call_files: FileRule | None = None
-    """The rule for the files of a client's calls; None in the operator's own programs."""
+    """The rule for files in a client's calls; None for the operator's own programs."""
 
     @cached_property
     def file_rule(self) -> FileRule:
-        """The files that requests on this plan may use."""
+        """The rule for files in requests on this plan."""
         return self.call_files or FileRule(roots_of(self.settings.allowed_roots))
 
     @cached_property
     def fallback(self) -> list[str]:
-        """The names of the models that answer, in this order, the items that this one cannot."""
+        """The models that answer, in this order, items that this model could not answer."""
         model = self.operator.models.get(self.name)
         return [] if model is None else [other for other in dict.fromkeys(model.fallback) if other != self.name]
 
@@ -84,20 +84,20 @@ class ResolvedConfig:
 
     @cached_property
     def block(self) -> Block | None:
-        """The chosen backend's settings; None for `auto` and for an unknown name."""
+        """The settings of the chosen backend; None for `auto` and for an unknown name."""
         return getattr(self.settings.backend_configs, self.backend, None)
 
     @cached_property
     def model(self) -> str:
-        """The model in the chosen backend's block; `""` if it names none."""
+        """The model in the chosen backend's block; `""` if the block names none."""
         return getattr(self.block, self.record.model_key, None) or ""
 
     def is_same_model(self, other: ResolvedConfig) -> bool:
-        """Return whether both plans are of the same backend and model."""
+        """Return whether both plans have the same backend and model."""
         return (self.backend, self.model) == (other.backend, other.model)
 
     def with_model(self, name: str) -> ResolvedConfig:
-        """Return the plan of another model of the same backend. The configured price is not the price of that model."""
+        """Return the plan for another model of the same backend, without the configured price."""
         if name == self.model or self.block is None:
             return self
         block = self.block.model_copy(update={self.record.model_key: name})
@@ -111,7 +111,7 @@ class ResolvedConfig:
 
     @property
     def replicas(self) -> int:
-        """How many engines of the model run, each on its part of the GPUs."""
+        """The number of engines for the model, each on its part of the GPUs."""
         return getattr(self.block, "replicas", 1)
 
     @cached_property
@@ -125,7 +125,7 @@ class ResolvedConfig:
         return replace(self, settings=self.operator).model
 
     def with_sampling(self, changes: JsonObject) -> ResolvedConfig:
-        """Return the plan of a call with `changes` to `sampling_params`; null removes a parameter.
+        """Return the plan for a call with `changes` to `sampling_params`. Null removes a parameter.
 
         `changes` may include tools and `logprobs`. Raises `PromptmillError` (`invalid_config`).
         """
@@ -144,13 +144,13 @@ class ResolvedConfig:
 
     @cached_property
     def capped(self) -> ResolvedConfig:
-        """The plan of a call without sampling parameters, within `client_limits`."""
+        """The plan for a call without sampling parameters, within `client_limits`."""
         return self.within_limits({})
 
     def within_limits(self, asked: JsonObject) -> ResolvedConfig:
-        """Return the plan of a call with the sampling parameters `asked`, within `client_limits`.
+        """Return the plan for a call with the sampling parameters `asked`, within `client_limits`.
 
-        Raises `PromptmillError` (`invalid_config`) when `asked` exceeds them.
+        Raises `PromptmillError` (`invalid_config`) if `asked` exceeds the limits.
         """
         limits = self.operator.client_limits
         most, sampling = limits.max_tokens, self.settings.sampling_params
@@ -165,13 +165,13 @@ class ResolvedConfig:
 
 
 def named(raw: JsonObject) -> JsonObject:
-    """Return the block `models` of a file's content, by the models' names."""
+    """Return the block `models` of a file's content, by model name."""
     found = raw.get("models")
     return found if isinstance(found, Mapping) else {}
 
 
 def default_name(raw: JsonObject) -> str:
-    """Return the name of the model for calls that name none; `raw` is the content of the file."""
+    """Return the model for calls that name none. `raw`: the content of the file."""
     models = named(raw)
     if chosen := raw.get("default_model"):
         return str(chosen)
@@ -190,7 +190,7 @@ def names(raw: JsonObject) -> list[str]:
 def raw_of(raw: JsonObject, name: str) -> JsonDict:
     """Return the content of the file as if `name` were its only model.
 
-    A model has its own block and inherits nothing from the file's: that key, address and price belong to another model.
+    A named model has its own block and inherits nothing from the file's, whose key and price are another model's.
     """
     model = named(raw).get(name)
     if not isinstance(model, Mapping):
@@ -209,11 +209,10 @@ def raw_of(raw: JsonObject, name: str) -> JsonDict:
 
 
 def endpoint_over(own: JsonObject, given: JsonObject) -> JsonDict:
-    """Return the keys of `openai` in `given`, which override the file's block `own`.
+    """Return the `openai` keys in `given`, which override the file's block `own`.
 
-    A provider in `given` means that provider's address instead of the file's, and an address replaces the file's
-    provider. Then the file's key and headers must not be sent: they belong to the other endpoint. `given` may name
-    both.
+    A provider in `given` replaces the file's address by the provider's, and an address replaces the file's provider.
+    Then the file's key and headers are not sent, because they belong to the other endpoint. `given` may have both.
     """
     provider, address = given.get("provider"), given.get("base_url")
     other_provider = provider and not address and provider != own.get("provider")
@@ -221,8 +220,8 @@ def endpoint_over(own: JsonObject, given: JsonObject) -> JsonDict:
     return {**(_OF_AN_ENDPOINT if other_provider or other_address else {}), **given}
 
 
-# A flex answer may take a quarter of an hour, and capacity may be missing for hours ("429 Resource Unavailable",
-# which costs nothing).
+# A flex answer may take a quarter of an hour, and capacity may be missing for hours ("429 Resource Unavailable", which
+# costs nothing).
 _FLEX = {"timeout": [10, 900], "patience": 86_400, "max_delay": 300}
 
 
@@ -235,10 +234,10 @@ def settings_of(
     sampling: JsonObject,
     tier: str | None = None,
 ) -> dict[tuple[str, ...], Any]:
-    """Return the settings for choices of the command line, by their paths.
+    """Return the settings for the command line's choices, by path.
 
-    `raw` is the file's content, `endpoint` holds keys of `openai`, `tier` is a service tier. `model` names one of the
-    file's `models`; with `backend` or `endpoint`, or if the file has no `models`, it names a model of that backend.
+    `raw`: the file's content. `endpoint`: keys of `openai`. `tier`: a service tier. `model`: a name in the file's
+    `models`; with `backend` or `endpoint`, or without `models` in the file, a model of that backend.
 
     Raises `PromptmillError`: `invalid_config` for a key that the backend lacks, `invalid_input` for an unknown model.
     """
@@ -285,7 +284,7 @@ def settings_of(
 
 
 def leave_to_all(raw: JsonDict, parameter: str) -> None:
-    """Remove a sampling parameter from every model's own block, so that the file's value applies."""
+    """Remove a sampling parameter from the block of every model, so that the file's value applies."""
     if found := named(raw):
         raw["models"] = {name: _without(model, parameter) for name, model in found.items()}
 
@@ -313,7 +312,7 @@ def check_names(settings: Settings) -> None:
 
 
 def unknown_model(name: str, known: Iterable[str], where: str | Named = "model") -> PromptmillError:
-    """Return the error of a call that names an unknown model; it lists the known ones, the nearest first."""
+    """Return the error for a call that names an unknown model. It lists the known models, the most similar first."""
     return input_error(where, f": {_unknown(name, list(known))}")
 
 
@@ -324,7 +323,7 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 
 def named_models(extra: JsonObject) -> list[str]:
-    """Return the models that a request's body names: `model`, and the alternatives that routers accept."""
+    """Return the models that a request's body names: `model`, and alternatives that routers support."""
     found = [extra.get("model")]
     for name in ("models", "fallbacks"):  # OpenRouter and LiteLLM
         found += others if isinstance(others := extra.get(name), list) else [others]
@@ -333,9 +332,9 @@ def named_models(extra: JsonObject) -> list[str]:
 
 
 def numbers_of(body: JsonObject, names: re.Pattern[str]) -> Iterator[tuple[str, int]]:
-    """Yield the parameters with one of `names` in a request's body, or in an object of it such as `options`.
+    """Yield the parameters with a name in `names` from a request's body, or from an object in it such as `options`.
 
-    `metadata` is left out: it holds the user's labels.
+    `metadata` is ignored, because it has the user's labels.
     """
     inner = (value for name, value in body.items() if name != "metadata" and isinstance(value, Mapping))
     for one in (body, *inner):
@@ -345,7 +344,7 @@ def numbers_of(body: JsonObject, names: re.Pattern[str]) -> Iterator[tuple[str, 
 
 
 def whole_number(value: object) -> int | None:
-    """Return a limit as an endpoint may read it (some read `"300"` and 300.0), at least 1; None for other values."""
+    """Return a limit as an endpoint may read it (some accept `"300"` and 300.0), at least 1; None for other values."""
     try:
         return max(1, math.ceil(float(value))) if isinstance(value, int | float | str) else None
     except (ValueError, OverflowError):
@@ -353,7 +352,7 @@ def whole_number(value: object) -> int | None:
 
 
 def check_size(given: Any) -> None:
-    """Raise `PromptmillError` (`invalid_config`) when the settings of a call hold too many values or too much text."""
+    """Raise `PromptmillError` (`invalid_config`) if a call's settings have too many values or too much text."""
     waiting, left = [given], LONGEST_SETTINGS
     while waiting and left >= 0:
         value = waiting.pop()

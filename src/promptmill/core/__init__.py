@@ -1,1 +1,1 @@
-"""The types everything else is built from: conversations, sampling parameters, outcomes, errors."""
+"""The types from which everything else is built: conversations, sampling parameters, outcomes, errors."""

@@ -1,4 +1,4 @@
-"""Errors: a stable code, whether a retry may help, and a hint."""
+"""Errors, each with a stable code, whether a retry may help, and a hint."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Code(StrEnum):
 
 
 READS_IMAGES = "Choose a model that reads images, or leave the images out."
-"""The hint for images that a model cannot take; correcting them helps nothing."""
+"""The hint for images that a model does not support. Correcting the images would not help."""
 
 
 class _Trait(NamedTuple):
@@ -122,9 +122,9 @@ _TRAITS: dict[Code, _Trait] = {
 
 
 class Named(NamedTuple):
-    """The name of an argument, or the path of a key of the configuration, in the text of an error.
+    """The name of an argument, or the path of a configuration key, in the text of an error.
 
-    `text` is the text around it: "; {} replaces it". A `value` belongs to the name: `again: "all"`.
+    `text`: the text around the name, such as "; {} replaces it". `value`: a value after the name: `again: "all"`.
     """
 
     field: str
@@ -138,13 +138,13 @@ Words: TypeAlias = str | Sequence[str | Named]
 class PromptmillError(Exception):
     """An error with a code and a hint, safe to show and to pickle.
 
-    `message` states the problem and its place, `hint` the remedy. Neither ever contains a key, prompt or image. Both
-    have the names of arguments and keys. A surface (the command line, a tool) replaces them by those that it has, and
-    leaves out the text around others (`worded`).
+    `message` states the problem and where it is; `hint` states the remedy. They never contain keys, prompts or images.
+    Both contain names of arguments and keys. A surface (the command line, a tool) replaces them by its own names, and
+    omits the text around names that it lacks (`worded`).
     """
 
     said: Mapping[str, Any] | None = None
-    """An endpoint's own error: its `status_code`, and the fields of its `error`."""
+    """The endpoint's own error: its `status_code`, and the fields of `error` in its body."""
 
     def __init__(self, code: Code, message: Words, hint: Words | None = None) -> None:
         super().__init__(code, message, hint)  # pickle rebuilds the error from these arguments
@@ -156,11 +156,11 @@ class PromptmillError(Exception):
 
     @property
     def retryable(self) -> bool:
-        """Whether the same request may succeed later without a change."""
+        """Whether the unchanged request may succeed later."""
         return _TRAITS[self.code].retryable
 
     def worded(self, name: Callable[[Named], str | None]) -> str:
-        """Return the text with each field replaced by the result of `name`; None: the surface lacks the field."""
+        """Return the text with each name replaced by the result of `name`; None: the surface lacks the name."""
         return f"{worded(self.parts, name)} {worded(self.remedy, name)}".rstrip()
 
     def __str__(self) -> str:
@@ -174,12 +174,12 @@ def argument_name(named: Named) -> str:
 
 
 def parts_of(words: Words) -> tuple[str | Named, ...]:
-    """Return the texts and fields of an error or a note, one after the other."""
+    """Return the texts and names of an error or a note, in order."""
     return (words,) if isinstance(words, str) else tuple(words)
 
 
 def worded(words: Words, name: Callable[[Named], str | None]) -> str:
-    """Return the text of an error or a note with each field replaced by the result of `name`, as in `PromptmillError`.
+    """Return the text of an error or a note with each name replaced by the result of `name`, as in `PromptmillError`.
 
     >>> worded(["3 PDFs sent as text; ", Named("pdf"), " chooses"], argument_name)
     '3 PDFs sent as text; `pdf` chooses'
@@ -194,26 +194,26 @@ def worded(words: Words, name: Callable[[Named], str | None]) -> str:
 
 
 class ArgumentError(PromptmillError, TypeError):
-    """A function of ours has no such argument. It is a `TypeError`, as for every function of Python."""
+    """A function of promptmill lacks this argument. It is a `TypeError`, as for any Python function."""
 
 
 def input_error(*message: str | Named, hint: str = "") -> PromptmillError:
-    """Return the error of a caller's mistake in an argument; `message` includes the remedy."""
+    """Return the error for a caller's mistake in an argument. `message` includes the remedy."""
     return PromptmillError(Code.INVALID_INPUT, message, hint)
 
 
 def config_error(path: str | Named, *problem: str | Named) -> PromptmillError:
-    """Return the error of the configuration key at `path`, such as `backend_configs.openai.concurrency`."""
+    """Return the error for the configuration key at `path`, such as `backend_configs.openai.concurrency`."""
     place = () if not path else (f"{path}: ",) if isinstance(path, str) else (path, ": ")
     return PromptmillError(Code.INVALID_CONFIG, (*place, *problem), "")
 
 
-# Characters that control a terminal or are invisible: C0, DEL and C1 except white space, direction marks, and U+200B.
+# Characters that control a terminal or are invisible: C0, DEL and C1 (except white space), direction marks, U+200B.
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)"
 )
 _URL_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
-# of a connection to Postgres, as a URL's parameter or in libpq's own form
+# in a connection to Postgres: a parameter of a URL, or libpq's own form
 _PASSWORD = re.compile(r"(?i)\b((?:ssl)?password=)[^\s&'\"]+")
 _BEARER = re.compile(r"(?i)\b(bearer\s+|basic\s+(?=[A-Za-z]*[0-9])(?=[A-Za-z0-9+/=]{16}))[^\s\"',;]+")
 
@@ -239,7 +239,7 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
 
 
 def first_line(error: BaseException | str) -> str:
-    """Return the first line of an exception's message, redacted and without its full stop, at most 200 characters.
+    """Return the first line of an exception's message, redacted, without a full stop, with at most 200 characters.
 
     An exception without a message is described by the name of its class.
     """
@@ -247,7 +247,7 @@ def first_line(error: BaseException | str) -> str:
 
 
 def first_sentence(error: BaseException | str) -> str:
-    """Return the first sentence of an exception's message, redacted, at most 300 characters."""
+    """Return the first sentence of an exception's message, redacted, with at most 300 characters."""
     return f"{redact(_line(error).split('. ')[0])[:300].rstrip('.')}."
 
 
@@ -256,13 +256,13 @@ def _line(error: BaseException | str) -> str:
 
 
 def looks_like_key(text: str) -> bool:
-    """Return whether `text`, which should be the name of a variable, looks like a pasted key."""
+    """Return whether `text`, which should be a variable's name, looks like a pasted key."""
     mixed = len(text) >= 20 and text.upper() != text and any(character.isdigit() for character in text)
     return mixed or redact(text) != text or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text)
 
 
 def internal_error(what: str, error: BaseException) -> PromptmillError:
-    """Turn an unexpected exception into INTERNAL; log its traceback, never its message, which may quote data."""
+    """Convert an unexpected exception to INTERNAL. Log its traceback, but never its message, which may quote data."""
     frames = "".join(traceback.format_tb(error.__traceback__))
     logging.getLogger("promptmill").error("%s: %s\n%s", what, type(error).__name__, frames)
     return PromptmillError(Code.INTERNAL, f"{what}: {type(error).__name__}.")
@@ -279,8 +279,8 @@ def unwritable_parameters() -> PromptmillError:
 def without_frames(error: BaseException) -> None:
     """Clear the tracebacks of a stored exception and its causes, so that they keep no frames alive.
 
-    A frame refers to the call with all its answers, which refer to the error: a cycle that only the garbage collector
-    would free.
+    A frame refers to the call with all its answers, which refer to the error: only the garbage collector would free
+    this cycle.
     """
     found: BaseException | None = error
     while found is not None and found.__traceback__ is not None:

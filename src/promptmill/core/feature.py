@@ -1,10 +1,10 @@
-"""Features: packages that plug into the core's sockets, and that may be missing.
+"""Features: packages that extend the core through sockets, and that may be missing.
 
     features/NAME/__init__.py:   FEATURE = Feature("one line", commands=(Command(…),), …)
 
 A feature is a folder of `promptmill.features`, or a package of another distribution that names its `FEATURE` in an
-entry point of the group `promptmill.features`. `FEATURE` is data: each part is written as `"module:name"` and imported
-at its first use, so a process pays for the features that it uses. Nothing else in the core names a feature.
+entry point of the group `promptmill.features`. `FEATURE` is data: each part is given as `"module:name"` and imported on
+first use, so a process loads only the features it uses. The core names no feature otherwise.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 from promptmill.core.errors import config_error
 
 GROUP = "promptmill.features"
-"""The package of our own features, and the entry-point group of other distributions."""
+"""The package of promptmill's features, and the entry-point group of other distributions."""
 WITHOUT = "PROMPTMILL_WITHOUT"
-"""The environment variable that hides features: names, separated by commas; `all` hides every one."""
+"""The environment variable that hides features: a list of names with commas; `all` hides all features."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Command:
 
     name: str
     words: str
-    """Its line of help."""
+    """The command's line of help."""
     options: str
     """`"module:function"`: adds the options to the command's parser, and sets the function that runs it."""
 
@@ -43,16 +43,16 @@ class PlanEntry:
     """A plan of jobs."""
 
     name: str
-    """Its name in the databases of jobs."""
+    """The plan's name in the databases of jobs."""
     options: Sequence[str]
-    """The options of `bulk` that may ask for it."""
+    """The options of `bulk` that may select the plan."""
     plan: str
     """`"module:class"`: the subclass of `promptmill.jobs.store.spec.Plan`."""
 
 
 @dataclass(frozen=True, slots=True)
 class WayEntry:
-    """A way in which the requests of a round are answered."""
+    """A way to answer the requests of a round."""
 
     name: str
     run: str
@@ -69,18 +69,18 @@ class Face:
     words: str
     """The API and its path, for the help of `serve`."""
     app: str
-    """`"module:class"`: makes a `promptmill.http.app.OtherApi` of the service."""
+    """`"module:class"`: makes a `promptmill.http.app.OtherApi` for the service."""
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A further argument of the tool `bulk_status`."""
+    """An additional argument of the tool `bulk_status`."""
 
     option: str
-    """`"module:name"`: its `promptmill.options.option.Option`."""
+    """`"module:name"`: the argument's `promptmill.options.option.Option`."""
     run: str
-    """`"module:function"`: takes the `RunningJobs`, the caller, the job's id and the argument. The tool returns its
-    result under the name of the option."""
+    """`"module:function"`: takes the `RunningJobs`, the caller, the job's id and the argument. The tool adds its result
+    under the name of the option."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +88,24 @@ class JobAction:
     """An action of the command `jobs` on one job."""
 
     names: Sequence[str]
-    """The arguments of which one asks for it, as argparse stores them. The first names it."""
+    """The arguments of which one selects the action, as argparse stores them. The first is the action's name."""
     purpose: str
-    """What the job is named for, such as `to report`."""
+    """The purpose for which a job is named, such as `to report`."""
     options: str
-    """`"module:function"`: adds its options to the group of argparse that it takes."""
+    """`"module:function"`: takes a group of argparse, and adds the action's options."""
     run: str
     """`"module:function"`: takes the job's `Folder` and the arguments, and returns the exit code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A kind of inputs and outputs of jobs: files with a suffix, or URLs with a scheme."""
+    """A kind of input and output of jobs: files with a suffix, or URLs with a scheme."""
 
     names: Sequence[str]
     """Suffixes and schemes, such as `".yaml"` and `"lake://"`."""
     read: str = ""
-    """`"module:function"`: takes the path of a file and yields its rows, which are mappings. Raises `PromptmillError`
-    (`invalid_input`) for a file that is not of the format. Folders, patterns and compressed files do not reach it."""
+    """`"module:function"`: takes the path of a file and yields its rows as mappings. Raises `PromptmillError`
+    (`invalid_input`) for a file of another format. It never gets folders, patterns or compressed files."""
     write: str = ""
     """`"module:function"`: takes rows and the path of a new file, and writes them."""
     store: str = ""
@@ -113,36 +113,36 @@ class Format:
     database: str = ""
     """`"module:class"`: a `promptmill.jobs.databases.Database`, whose tables are inputs and outputs."""
     packages: Sequence[str] = ()
-    """Modules that it needs, of an extra of promptmill's."""
+    """The modules that the format needs, from an extra of promptmill."""
     extra: str = ""
     title: str = ""
-    """The name of such files in messages; else the suffix."""
+    """The name for such files in messages; by default the suffix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A field of the status of jobs. Its functions take a status that has the field."""
+    """A field of the status of jobs. Its functions take a status that has this field."""
 
     name: str
     record: str
-    """`"module:type"`: its type. A stored value of another type is left out."""
+    """`"module:type"`: the field's type. A stored value of another type is ignored."""
     facts: str = ""
-    """`"module:function"`: yields the names and texts of its lines in the summary of a job."""
+    """`"module:function"`: yields the names and texts of the field's lines in the summary of a job."""
     news: str = ""
-    """`"module:function"`: returns lines that are shown once, while the job runs; `[]` as long as there are none."""
+    """`"module:function"`: returns lines that are shown once while the job runs; `[]` if there are none yet."""
     section: str = ""
-    """`"module:function"`: returns its section of a report, None for none; also takes the curve of the plan."""
+    """`"module:function"`: returns the field's section of a report or None. It also takes the curve of the plan."""
     count: str = ""
-    """`"module:function"`: returns the field, and others, at the end of a run; takes what `Plan.figures` takes. Without
-    it, a plan or a way has the field."""
+    """`"module:function"`: returns this field and others at the end of a run; takes the arguments of `Plan.figures`.
+    Without a function, a plan or a way sets the field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """An observer of the calls of a service, which exports them to another program."""
+    """An observer of a service's calls, which exports them to another program."""
 
     variables: str
-    """The first letters of the environment's variables that ask for it."""
+    """The prefix of the environment variables that enable the observer."""
     module: str
     """A module with the functions `exporting`, `exported` and `inherited`, see `promptmill.service.observers`."""
 
@@ -152,45 +152,45 @@ class Feature:
     """The parts of a feature, by socket."""
 
     words: str
-    """One line for `promptmill features`."""
+    """The line of the feature in `promptmill features`."""
     needs: Sequence[str] = ()
-    """Features that it imports: without one of them it is missing, too."""
+    """The features that it imports. Without one of them, this feature counts as missing too."""
     options: str = ""
-    """`"module:name"`: a sequence of `promptmill.options.option.Option`, options of a job."""
+    """`"module:name"`: a sequence of `promptmill.options.option.Option`, which are options of a job."""
     commands: Sequence[Command] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
-    """Commands of the last release, and those that replace them, in backticks."""
+    """Commands of the last release, each with the command that replaces it, in backticks."""
     job_actions: Sequence[JobAction] = ()
     tools: str = ""
     """`"module:function"`: adds tools to the MCP server; takes a `promptmill.server.mcp_app.ToolSocket`."""
     controls: Sequence[Control] = ()
     plans: Sequence[PlanEntry] = ()
-    """If several of a feature ask for a job, the first one gets it; those of two features exclude each other."""
+    """If several plans of this feature are selected, the first is used. Plans of two features exclude each other."""
     ways: Sequence[WayEntry] = ()
     figures: Sequence[Figure] = ()
     instructions: str = ""
-    """A sentence about the tools, for the instructions that an MCP client gets."""
+    """A sentence about the tools, for the instructions to MCP clients."""
     faces: Sequence[Face] = ()
     formats: Sequence[Format] = ()
     names: Mapping[str, str] = field(default_factory=dict)
-    """Names of the package `promptmill` for programs, such as `{"solve": "module:solve"}`; `api.NAME` is one of
+    """Names in the package `promptmill` for programs, such as `{"solve": "module:solve"}`; `api.NAME` is a name in
     `promptmill.api`."""
 
     observation: Observation | None = None
     order_parts: Mapping[str, str] = field(default_factory=dict)
-    """Parts of the orders of jobs by the option that asks for each, such as `{"lake": "module:class"}`: each class is a
+    """Parts of the orders of jobs, by the option that selects them, such as `{"lake": "module:class"}`; each class is a
     `promptmill.jobs.store.order.OrderPart`."""
     query: str = ""
-    """`"module:function"`: answers queries over files and URLs; takes `JobFolders`, the query and the names of the
-    inputs, and is a context with the `promptmill.jobs.inputs.input_rows.InputRows` rows."""
+    """`"module:function"`: runs a query over files and URLs. It takes `JobFolders`, the query and the names of the
+    inputs, and is a context manager that yields `promptmill.jobs.inputs.input_rows.InputRows`."""
     client_command: str = ""
     """The command that adds promptmill to an MCP client, for hints."""
     after_job: str = ""
-    """`"module:function"`: takes the `promptmill.cli.job_run.EndedJob` of a command."""
+    """`"module:function"`: takes the `promptmill.cli.job_run.EndedJob` after a command has run a job."""
 
     @property
     def sockets(self) -> list[str]:
-        """The names of the sockets that it uses."""
+        """The names of the sockets that the feature uses."""
         return [each.name for each in fields(self)[2:] if getattr(self, each.name)]
 
 
@@ -200,15 +200,15 @@ def part(name: str) -> Any:
 
 
 def features() -> Mapping[str, Feature]:
-    """Return the installed features by name, without hidden ones and without those that need a missing one.
+    """Return the installed features by name, except hidden features and features that need a missing one.
 
-    Raises `PromptmillError` (`invalid_config`) for a package that cannot be imported.
+    Raises `PromptmillError` (`invalid_config`) if a package cannot be imported.
     """
     return _features(os.environ.get(WITHOUT, ""))
 
 
 def hidden() -> Mapping[str, Feature]:
-    """Return the installed features that are hidden, and those that need one of them."""
+    """Return the installed features that are hidden, and the features that need a hidden one."""
     return {} if not os.environ.get(WITHOUT) else _hidden(os.environ[WITHOUT])
 
 
@@ -218,7 +218,7 @@ def _hidden(without: str) -> Mapping[str, Feature]:
 
 
 def query() -> Any:
-    """Return the function that answers queries over files and URLs. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the function for queries over files and URLs. Raises `PromptmillError` (`invalid_config`)."""
     for each in features().values():
         if each.query:
             return part(each.query)
@@ -232,12 +232,12 @@ def client_command() -> str:
 
 
 def figures() -> Mapping[str, Figure]:
-    """Return the fields of the status that features add, by their names."""
+    """Return the status fields that features add, by name."""
     return {figure.name: figure for feature in features().values() for figure in feature.figures}
 
 
 def format_of(name: str) -> Format | None:
-    """Return the format that a feature has for a file or a URL."""
+    """Return a feature's format for a file or URL, or None."""
     text = name.lower()
     is_url = "://" in text
     for each in (each for feature in features().values() for each in feature.formats):
@@ -248,7 +248,7 @@ def format_of(name: str) -> Format | None:
 
 
 def names(module: str = "") -> dict[str, str]:
-    """Return the parts behind the names that features add to the package `promptmill`, or to its module `module`."""
+    """Return the parts for the names that features add to the package `promptmill`, or to its module `module`."""
     added = (item for each in features().values() for item in each.names.items())
     return {name.rpartition(".")[2]: where for name, where in added if name.rpartition(".")[0] == module}
 

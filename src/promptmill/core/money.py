@@ -1,4 +1,4 @@
-"""Budgets: an amount is reserved before a request is sent and settled afterwards. Amounts as text."""
+"""Budgets: an amount is reserved before a request is sent, and charged afterwards. Also amounts as text."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 import math
 
 _DIGITS = 2
-_CLOSE = 1e-9  # sums of floats differ by less
+_CLOSE = 1e-9  # sums of floats may differ by less than this
 
 
 class Budget:
     """One spending limit. It belongs to one event loop."""
 
     def __init__(self, limit: float, spent: float = 0.0, set_aside: float = 0.0) -> None:
-        """`spent` is the amount of earlier runs; `set_aside` is the highest cost of requests that they lost."""
+        """`spent`: the amount spent by earlier runs. `set_aside`: the highest cost of requests that these runs lost."""
         self.limit = limit
         self.spent = spent
         self.set_aside = set_aside
@@ -28,26 +28,26 @@ class Budget:
         return True
 
     def charge(self, reserved: float, spent: float) -> None:
-        """Release the amount `reserved` and count the amount `spent`."""
+        """Release the reserved amount `reserved`, and charge the amount `spent`."""
         self._reserved = max(0.0, self._reserved - reserved)
         self.spent += spent
         self._changed()
 
     def set_reserved_aside(self, amount: float) -> None:
-        """Set aside an `amount` that was reserved: its cost is known only hours later."""
+        """Set aside an `amount` that was reserved, because its cost will be known only hours later."""
         self._reserved = max(0.0, self._reserved - amount)
         self.set_aside += amount
         self._changed()
 
     def lend(self, most: float | None) -> float:
-        """Set aside up to `most` (None: all that is left); return the amount."""
+        """Set aside up to `most` (None: all of the free amount). Return the amount."""
         room = max(0.0, self.limit - self.spent - self.set_aside - self._reserved)
         lent = room if most is None else min(room, max(0.0, most))
         self.set_aside += lent
         return lent
 
     def free(self, set_aside: float, spent: float) -> None:
-        """Release `set_aside`, and count the amount `spent` by the requests that it was for."""
+        """Release `set_aside`, and charge the amount `spent` by its requests."""
         self.set_aside = max(0.0, self.set_aside - set_aside)
         self.spent += spent
         self._changed()
@@ -59,7 +59,7 @@ class Budget:
                 waiter.set_result(None)
 
     def fits(self, amount: float) -> bool:
-        """Return whether the limit would allow `amount` if no amount were reserved."""
+        """Return whether the limit would allow `amount` if nothing were reserved."""
         return self.spent + self.set_aside + amount <= self.limit + _CLOSE
 
     @property
@@ -68,7 +68,7 @@ class Budget:
         return self._reserved <= _CLOSE
 
     async def changed(self) -> None:
-        """Wait until an amount is settled or freed."""
+        """Wait until an amount is charged or released."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         await waiter

@@ -1,8 +1,8 @@
-"""A request: its conversation, built from what callers send, and its sampling parameters.
+"""A request: its conversation, which is built from callers' input, and its sampling parameters.
 
-Accepted shapes: plain text; `{"content": …}` and `{"text": …}`; MCP prompt messages (modelcontextprotocol.io, prompts);
-OpenAI chat messages (platform.openai.com, chat completions). MCP's blocks with images, audio and embedded text are
-parts. Any other shape is refused with its place and kind.
+Accepted forms: plain text; `{"content": …}` and `{"text": …}`; MCP prompt messages (modelcontextprotocol.io, prompts);
+OpenAI chat messages (platform.openai.com, chat completions). MCP blocks with images, audio and embedded text become
+parts. Any other form is refused, and the error states its position and kind.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ ROLES = frozenset({"system", "user", "assistant", "developer", "tool"})
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 _ACCEPTED = 'Send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
 TOP_CHOICES = "top_choices"
-"""The name of the parameter for the number of likeliest choices to report with their probabilities."""
+"""The parameter for the number of most probable choices to report with their probabilities."""
 BESIDE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs", TOP_CHOICES})
-"""OpenAI's parameters, and one of ours, that a call may put into `sampling_params`, and that are sent with
+"""Parameters of OpenAI, and one of promptmill, that a call may put into `sampling_params`. They are sent with
 `extra_params`."""
 
 PASSED_ON = frozenset({"chat_template_kwargs", "logit_bias", "structured_outputs"})
-"""Parameters of OpenAI and vLLM that a request to `/v1` or of a Batch file may have, and that are sent with
+"""Parameters of OpenAI and vLLM that a request to `/v1` or of a Batch file may have. They are sent with
 `extra_params`."""
 
 
@@ -43,7 +43,7 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """An image by its source: a local path, or a `file:`, `http(s):` or `data:` URL. `detail` is OpenAI's hint."""
+    """An image, given as a local path or a `file:`, `http(s):` or `data:` URL. `detail`: OpenAI's hint."""
 
     source: str
     detail: str | None = None
@@ -51,7 +51,7 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True)
 class AudioPart:
-    """A sound: base64, and its format as OpenAI names it (`wav`, `mp3`, …)."""
+    """A sound in base64, with its format in OpenAI's words (`wav`, `mp3`, …)."""
 
     data: str
     format: str
@@ -59,14 +59,14 @@ class AudioPart:
 
 Part: TypeAlias = TextPart | ImagePart | AudioPart
 ImagePosition: TypeAlias = Literal["after", "before"]
-"""The place of images if the text has no tag: after or before the text."""
+"""The position of images relative to a text without tags."""
 
 
-@dataclass(slots=True, unsafe_hash=True)  # if frozen, it would take twice as long to create
+@dataclass(slots=True, unsafe_hash=True)  # a frozen class would take twice as long to create
 class Message:
     """One turn. `extra` (`tool_calls`, `name`, …) is passed to the endpoint or chat template unchanged.
 
-    It never changes.
+    A message must not be changed.
     """
 
     role: str
@@ -100,7 +100,7 @@ def _openai_part(part: Part) -> JsonDict:
 
 @dataclass(slots=True, unsafe_hash=True)
 class Conversation:
-    """The turns of one request, which never change."""
+    """The turns of one request, which must not be changed."""
 
     messages: tuple[Message, ...]
 
@@ -126,7 +126,7 @@ class Conversation:
 
     @property
     def has_audio(self) -> bool:
-        """Whether a sound is part of it, or a turn refers to one of the endpoint's."""
+        """Whether a turn contains a sound, or refers to a sound stored at the endpoint."""
         for message in self.messages:  # a generator would take four times as long
             if isinstance(message.content, tuple) and any(isinstance(part, AudioPart) for part in message.content):
                 return True
@@ -139,9 +139,9 @@ class Conversation:
         return [message.as_openai() for message in self.messages]
 
     def with_system(self, system_prompt: str) -> Conversation:
-        """Return the conversation under `system_prompt`, which replaces a leading system turn; `""` changes nothing.
+        """Return the conversation with `system_prompt` in place of a leading system turn; `""` changes nothing.
 
-        It replaces, because many chat templates fail on two system turns.
+        The turn is replaced because many chat templates fail on two system turns.
         """
         if not system_prompt:
             return self
@@ -149,7 +149,7 @@ class Conversation:
         return Conversation((Message("system", system_prompt), *rest))
 
     def with_sources(self, change: Callable[[str], str]) -> Conversation:
-        """Return the conversation with the source of each image changed."""
+        """Return the conversation with the source of each image converted by `change`."""
         if not self.images:
             return self
         return Conversation(tuple(_with_sources(message, change) for message in self.messages))
@@ -157,10 +157,10 @@ class Conversation:
     def with_images(
         self, sources: Sequence[str], image_tag: str | None, position: ImagePosition = "after"
     ) -> Conversation:
-        """Return the conversation with images in its last message: at its image tags, or after or before its text.
+        """Return the conversation with images in its last message: at its image tags, or before or after its text.
 
-        Without sources the conversation is unchanged, so a tag in the text stays text. Raises `PromptmillError`
-        (`invalid_input`) when there are more tags than images or more images than tags.
+        Without sources, the conversation is unchanged, so a tag in the text stays text. Raises `PromptmillError`
+        (`invalid_input`) if the numbers of tags and images differ.
         """
         if not sources:
             return self
@@ -186,7 +186,7 @@ def _with_sources(message: Message, change: Callable[[str], str]) -> Message:
 
 def _place_at_tags(parts: Sequence[Part], images: Sequence[ImagePart], image_tag: str) -> list[Part]:
     tags = sum(part.text.count(image_tag) for part in parts if isinstance(part, TextPart))
-    if tags != len(images):  # before anything is made for each tag: megabytes of text may consist of tags
+    if tags != len(images):  # before anything is created for each tag: megabytes of text may consist of tags
         raise input_error(
             f"The prompt contains the image tag {tags} time(s) but has {len(images)} image(s); "
             "send one image per tag, or no image tag to put the images after the text."
@@ -207,9 +207,9 @@ def _tagged(parts: Iterable[Part], images: Iterator[ImagePart], image_tag: str) 
 
 
 def conversation_from_prompt(item: object, where: str) -> Conversation:
-    """Return the conversation of one prompt item; `where` names it in errors, such as `prompts[3]`.
+    """Return the conversation for one prompt item. `where`: the item's name in errors, such as `prompts[3]`.
 
-    Raises `PromptmillError` (`invalid_input`) for a shape that this module's docstring does not list.
+    Raises `PromptmillError` (`invalid_input`) for a form that this module's docstring does not list.
     """
     if isinstance(item, str):
         return Conversation((Message("user", item),))
@@ -228,9 +228,9 @@ def conversation_from_prompt(item: object, where: str) -> Conversation:
 
 
 def conversation_from_messages(messages: Sequence[object], where: str) -> Conversation:
-    """Return the conversation of OpenAI-style `messages`, at least one.
+    """Return the conversation for OpenAI-style `messages`, at least one.
 
-    Raises `PromptmillError` (`invalid_input`) with the index of a message that has another shape or an unknown role.
+    Raises `PromptmillError` (`invalid_input`) that names a message of another form or with an unknown role.
     """
     if not messages:
         raise input_error(f'{where} is empty. Send at least one message, such as {{"role": "user", "content": "…"}}.')
@@ -291,7 +291,7 @@ def _part(part: object, where: str) -> Part:
 
 
 def _mcp_block(block: Mapping[Any, Any]) -> Part | None:
-    """Return an MCP content block as a part; None for any other object."""
+    """Return an MCP content block as a part; None for other objects."""
     match block:
         case {"type": "image", "data": str(data), "mimeType": str(media_type)}:
             return ImagePart(f"data:{media_type};base64,{data}")
@@ -312,9 +312,9 @@ def _text(value: object, where: str) -> str:
 
 
 def is_longer(value: Any, most: int) -> bool:
-    """Return whether the JSON text of `value` is surely longer than `most` characters.
+    """Return whether the JSON text of `value` is certainly longer than `most` characters.
 
-    Writing tens of megabytes would hold up everything else.
+    Writing tens of megabytes would block all other work.
     """
     left, waiting = most, [value]
     while waiting:
@@ -331,7 +331,7 @@ def is_longer(value: Any, most: int) -> bool:
 
 
 def check_encodable(conversation: Conversation) -> None:
-    """Raise `PromptmillError` (`invalid_input`) when a text cannot be written as UTF-8 (a lone surrogate)."""
+    """Raise `PromptmillError` (`invalid_input`) if a text has a lone surrogate, which UTF-8 cannot represent."""
     for message in conversation.messages:
         content = message.content
         texts = (
@@ -359,7 +359,7 @@ def _list_of_stops(value: object) -> object:
 
 
 def list_of_choices(value: object) -> object:
-    """Return the texts of a list, or of a text with commas (one with a comma itself in double quotes).
+    """Return the texts of a list, or of a text with commas. (A text that contains a comma is in double quotes.)
 
     Raises `ValueError`.
     """
@@ -382,7 +382,7 @@ def _none_for_one(value: int | None) -> int | None:
 
 
 def replacing_choices(changes: JsonObject) -> JsonDict:
-    """Return `changes` to parameters; a `response_format` among them also takes the place of earlier `choices`."""
+    """Return `changes` to parameters. A `response_format` in them also replaces earlier `choices`."""
     return ({} if changes.get("response_format") is None else {"choices": None}) | dict(changes)
 
 
@@ -393,7 +393,7 @@ def _with_known_type(value: JsonDict | None) -> JsonDict | None:
 
 
 class _TokenChoice(BaseModel):
-    """The parameters that choose each token."""
+    """The parameters for choosing each token."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -414,9 +414,9 @@ class _TokenChoice(BaseModel):
 
 
 class Sampling(_TokenChoice):
-    """Parameters for choosing tokens. The engine or endpoint decides those that are not set.
+    """Parameters for choosing tokens. The engine or endpoint decides about unset parameters.
 
-    Names follow OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` follow vLLM.
+    Names are those of OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` are vLLM's.
     """
 
     max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
@@ -446,7 +446,7 @@ class Sampling(_TokenChoice):
 
 
 def top_choices_of(extra: JsonObject) -> int | None:
-    """Return the requested `top_choices`; None without. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the requested `top_choices`, or None. Raises `PromptmillError` (`invalid_input`)."""
     if (most := extra.get(TOP_CHOICES)) is None or (type(most) is int and most > 0):
         return most
     raise input_error(f"{TOP_CHOICES} is {shape(most)}; send a whole number, at least 1.")
@@ -459,22 +459,22 @@ _NEUTRAL: JsonObject = {
     "chat_template_kwargs": ({},),
     "logit_bias": ({},),
 }
-"""The values of parameters that mean the same at endpoints without the parameter. Many programs always send them."""
+"""Parameter values that have no effect at endpoints without the parameter. Many programs always send them."""
 
 
 def required_of(given: JsonObject) -> frozenset[str]:
-    """Return the parameters in `given`, which the author of a request named, that may not be left out of it.
+    """Return the parameters in `given`, set by a request's author, that a backend must not leave out.
 
     >>> sorted(required_of({"seed": 1, "top_p": 1.0, "user": "me"}))
     ['seed']
     """
     known = given.keys() & (Sampling.model_fields.keys() | BESIDE | PASSED_ON)
     names = {name for name in known if given[name] is not None and given[name] not in _NEUTRAL.get(name, ())}
-    return frozenset(names | {"logprobs"} if TOP_CHOICES in names else names)  # `top_choices` needs them
+    return frozenset(names | {"logprobs"} if TOP_CHOICES in names else names)  # `top_choices` needs `logprobs`
 
 
 def check_left_out(names: Iterable[str], required: Container[str], taker: str) -> None:
-    """Raise `PromptmillError` (`unsupported`) if one of the parameters `names`, which `taker` cannot take, is required.
+    """Raise `PromptmillError` (`unsupported`) if one of `names`, which `taker` does not support, is required.
 
     The message begins with the name.
     """
@@ -484,20 +484,20 @@ def check_left_out(names: Iterable[str], required: Container[str], taker: str) -
 
 
 class Account(Protocol):
-    """The amount that a budget has set aside for one request. The sender reports each attempt here."""
+    """The amount that a budget has reserved for one request. The sender reports each attempt to it."""
 
     def sent(self) -> float:
-        """Note that a request is sent and may be billed; return its highest possible cost."""
+        """Record that a request is sent and may be billed. Return its highest possible cost."""
         ...
 
     def not_billed(self) -> None:
-        """Note that the last request was refused, which costs nothing."""
+        """Record that the last request was refused, which costs nothing."""
         ...
 
     async def reserve_again(self) -> bool:
-        """Reserve the cost of another attempt, after a failed one that may be billed.
+        """Reserve the cost of another attempt after a failed attempt that may be billed.
 
-        False if a budget does not allow it: the request then fails with code `budget`, and is sent again when it does.
+        False if a budget does not allow this: the request then fails as `budget`, and is sent again when it does.
         """
         ...
 
@@ -507,21 +507,21 @@ LEAST_SHARED = 4096
 
 
 class Shared(NamedTuple):
-    """The beginning of a conversation that other requests of the job share, for the provider's cache of prompts."""
+    """The beginning of a conversation that other requests of the job share, for the provider's prompt cache."""
 
     characters: int
-    """Its length in the texts of the messages, one after the other."""
+    """The number of characters in the messages' texts that form the beginning."""
     key: str
-    """Its digest: the same for the same beginning, with the same model."""
+    """The digest of the beginning and the model."""
 
 
 @dataclass(slots=True)
 class Request:
     """One conversation to answer; immutable.
 
-    `key` is the caller's (an index, a row number); keys may be sparse, and the requests for several answers to one item
-    (`Sampling.n`) share its key. `extra` holds `extra_params`, which go to the engine or into the request body.
-    `attempts` counts the attempts of an earlier run that ended early.
+    `key`: the caller's key (an index, a row number). Keys may have gaps, and requests for several answers to an item
+    (`Sampling.n`) share its key. `extra`: the `extra_params` for the engine or the request body. `attempts`: the number
+    of attempts in an earlier run that ended early.
     """
 
     key: int
@@ -530,16 +530,16 @@ class Request:
     extra: JsonObject = field(default_factory=dict)
     attempts: int = 0
     path: str = ""
-    """The path of a request that is not a chat, such as `/embeddings`; `extra` is all of its body."""
+    """The path of a request that is not a chat, such as `/embeddings`. Its whole body is then `extra`."""
     account: Account | None = None
-    """Set if its cost is charged to a budget."""
+    """Set if the cost of the request is charged to a budget."""
     choice: int = 0
-    """Its number among the requests for several answers to one item, each of which is kept separately."""
+    """The number of the request among those for several answers to one item. Each answer is stored separately."""
     shared: Shared | None = None
-    """Set if it begins as other requests do, with a text long enough for a cache."""
+    """Set if other requests have the same beginning, and it is long enough for a cache."""
     required: frozenset[str] = frozenset()
-    """The parameters that fail the request if its backend cannot take them; others are left out, with a warning."""
+    """Parameters that the backend must support. Other unsupported parameters are left out, with a warning."""
 
     def changed(self, **changes: Any) -> Request:
-        """Return the request with `changes`."""
+        """Return a copy of the request with `changes`."""
         return replace(self, **changes)

@@ -1,12 +1,12 @@
-"""Text that gives access: keys, tokens and passwords, recognised by their form or known as the server's own.
+"""Secret text: keys, tokens and passwords, recognized by their form or known as the server's own.
 
-`redact` (in `errors`) removes such text from messages, and more: any word after "bearer", the user of any URL. A
-message loses nothing by that. `SecretFinder` decides whether a file may be sent, and must not refuse it for a word:
-it finds private keys, and of the texts for `redact` only random ones and passwords.
+`redact` (in `errors`) removes secret text from messages, and more: any word after "bearer", the user in any URL. A
+message loses nothing by this. `SecretFinder` decides whether a file may be sent, and must not refuse a file because of
+a word: it finds private keys and, of the texts that `redact` removes, only random texts and passwords.
 
-A file of rows may have gigabytes, so each form has a pattern that begins with a rare letter, which Python's `re` finds
-at memory speed: 0.6 s per gigabyte and pattern, against 14 s for one pattern that begins with any of the prefixes. Only
-what these find is compared with the form itself. Measured: 8 s per gigabyte for all, on one core.
+A file of rows may have gigabytes, so each form has a pattern that starts with a rare letter, which Python's `re` finds
+at memory speed: 0.6 s per gigabyte and pattern, against 14 s for one pattern that starts with any of the prefixes. Only
+these matches are compared with the whole form. Measured: 8 s per gigabyte for all forms, on one core.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from promptmill.core.bounds import DEEPEST_TEXT
 
 _SHORTEST_KEY = 8
-_TAIL = 64 << 10  # bytes: more than any key, also one whose letters are all escaped as \u0041
-_BEFORE = 16  # letters of the longest prefix of a key
+_TAIL = 64 << 10  # bytes; more than any key, even one whose letters are all escaped as \u0041
+_BEFORE = 16  # letters of the longest key prefix
 
 # Prefixes of keys, by their providers' documentation and the rules of gitleaks.
 _PREFIXES = (
@@ -26,9 +26,9 @@ _PREFIXES = (
     *("github_pat", "glpat", "xoxa", "xoxb", "xoxe", "xoxo", "xoxp", "xoxr", "xoxs", "xapp", "npm", "pypi", "dckr_pat"),
     *("dop_v1", "shpat", "shpca", "shppa", "shpss", "whsec", "lin_api", "figd", "sntrys", "sntryu"),
 )
-# A prefix is followed by a run of sixteen letters, or of ten letters and digits: ordinary names and paths
-# (`skip_special_tokens`, `hf_dataset_prompts_2024`) have no such run. There are two patterns because one would search
-# for the run again after each of many prefixes in one word.
+# After a prefix, a key has a run of sixteen letters, or of ten letters and digits: ordinary names and paths
+# (`skip_special_tokens`, `hf_dataset_prompts_2024`) have no such run. There are two patterns because a single one would
+# search for the run again after each of many prefixes in one word.
 KEY = re.compile(
     rf"(?a)\b(?:(?:{'|'.join(_PREFIXES)})[-_]|AIza|A[KS]IA|AGE-SECRET-KEY-1|ya29\.|SG\.|hvs\.|eyJ[\w-]{{10,999}}\.eyJ)"
     r"([A-Za-z0-9_-]{16,})"
@@ -42,7 +42,7 @@ _PLACEHOLDER = re.compile(
     r"(?i)(?:your|my|some|the|an?)?[-_ ]*(?:pass(?:word|wd)?|pwd|secret|token|key)\d?|x+|\*+|\.+|%\w"
 )
 
-# The patterns that begin with a rare letter, for a `KEY`, a `_BEARER`, a URL with a password, a private key.
+# The patterns that start with a rare letter, for a `KEY`, a `_BEARER`, a URL with a password, and a private key.
 _RUN = rb"[A-Za-z0-9_-]{16}"
 _BEHIND_PREFIX = b"|".join(rb"(?<=%b.)" % name.encode() for name in _PREFIXES)
 _ANCHORS = tuple(
@@ -63,9 +63,9 @@ _ANCHORS = tuple(
     )
 )
 _PRIVATE_KEY = b"-----BEGIN "
-_BEHIND = 120  # bytes behind what an anchor finds that decide whether a key has a run of letters and digits
+_BEHIND = 120  # bytes after a match of an anchor that decide whether a key has a run of letters and digits
 
-# Names of fields that hold a password or a key: the columns of what password managers export, and of configurations.
+# Names of fields with passwords or keys: columns in exports of password managers, and keys of configurations.
 _FIELD = (
     r"(?:login[_ -]?|user[_ -]?|db[_ -]?)?pass(?:word|wd|phrase)|pwd|(?:login[_ -]?)?totp|otp[_ -]?auth|"
     r"(?:secret|api|private|access|encryption|signing|account)[_ -]?keys?(?:[_ -]?id)?|client[_ -]?secret|"
@@ -73,7 +73,7 @@ _FIELD = (
 )
 _VARIABLE = r"[A-Z0-9_]+_(?:PASSWORD|PASSWD|SECRET|TOKEN)|[A-Z0-9_]*(?:API|ACCESS|PRIVATE|SECRET)_KEY"
 _FIELD_NAME = re.compile(rf"\s*(?:(?i:{_FIELD})|{_VARIABLE})\s*")
-# A value given to a name that ends so, as in settings.py, docker-compose.yml, appsettings.json and .env:
+# A value assigned to a name with such an end, as in settings.py, docker-compose.yml, appsettings.json and .env:
 #     DB_PASSWORD = "…"    "api_key": "…"    define('DB_PASSWORD', '…')    <password>…</password>    Password=…;
 _NAME_END = r"(?i:passw(?:or)?d|passphrase|pwd|secret(?:[_-]?key)?|token|key)"
 _QUOTED = re.compile(
@@ -81,22 +81,22 @@ _QUOTED = re.compile(
 )
 _ELEMENT = re.compile(rf"{_NAME_END}>\s{{0,20}}([^<>\s${{}}]{{6,500}})\s{{0,20}}</")
 _IN_TEXT = re.compile(r"""(?i:password|pwd)\s?=\s?([^;"'\s${}<>%(]{4,500})(?=[;"'])""")
-# The same without quotes, on a line of its own: YAML, INI, properties, shell.
+# An assignment without quotes, on its own line: YAML, INI, properties, shell.
 _UNQUOTED = re.compile(
     rf"""{_NAME_END}["']?[ \t]{{0,20}}[:=][ \t]{{0,20}}"""
     r"""([^\s"'`${}<>%(\[|&*!#][^\s"'`{}()<>]{5,500})[ \t]{0,20}\r?$""",
     re.MULTILINE,
 )
 _LINE_START = re.compile(r"""\s*(?:-\s+|export\s+|set\s+|ENV\s+|ARG\s+)?["']?[\w.-]*""")
-_WORDS = (b"passw", b"passphrase", b"pwd", b"secret", b"token", b"key")  # each `_NAME_END` begins with one
+_WORDS = (b"passw", b"passphrase", b"pwd", b"secret", b"token", b"key")  # each `_NAME_END` starts with one of these
 _OF_KEYS = re.compile(r"(?i)(?:api|access|private|account|auth|encryption|signing)[_-]?")
 _LONGEST_NAME, _LONGEST_ASSIGNED = 120, 600  # characters
 _PASSWORD = re.compile(r"(?i)passw|passphrase|pwd")
 _WORD = re.compile(
     r"_*[A-Za-z]+(?:[._-]+[A-Za-z]+)*[._-]*"
-)  # such as `request.token`, `Bearer`: the name of another value
+)  # for example `request.token` or `Bearer`: the name of another value
 _NO_VALUE = re.compile(r"(?i)true|false|none|null|required|optional|string|\w+\.[a-z_.]+")
-# Files of secrets by their form: a Secret of Kubernetes, .netrc, shadow and htpasswd, a key of PuTTY.
+# Files of secrets, recognized by their form: a Kubernetes Secret, .netrc, shadow and htpasswd, a PuTTY key.
 _FILES = (
     re.compile(rb"kind:[ \t]*[\"']?Secret\b"),
     re.compile(rb"machine\s+\S{1,200}\s+login\s+\S{1,200}\s+password\s"),
@@ -106,13 +106,13 @@ _FILES = (
 
 
 class SecretFinder:
-    """Finds keys and passwords in the content of files. `own` are the server's own keys, headers and tokens."""
+    """Finds keys and passwords in the content of files. `own`: the server's own keys, headers and tokens."""
 
     def __init__(self, own: Iterable[str] = ()) -> None:
         self._own = tuple(secret.encode("utf-8", "replace") for secret in dict.fromkeys(own) if is_long_enough(secret))
 
     def find(self, data: bytes) -> str:
-        """Return the kind of secret in a text: "an API key"; `""` if there is none.
+        """Return the kind of secret in a text, such as "an API key"; `""` without a secret.
 
         >>> SecretFinder().find(b"key: sk-proj-0123456789abcdefghij")
         'an API key'
@@ -122,14 +122,14 @@ class SecretFinder:
         if b"\0" in data:  # UTF-16 and UTF-32
             data = data.replace(b"\0", b"")
         texts = [data]
-        for _ in range(DEEPEST_TEXT):  # JSON may hold JSON as a text
+        for _ in range(DEEPEST_TEXT):  # JSON may contain JSON as a text
             if b"\\" not in data or (unescaped := _unescaped(data)) == data:
                 break
             data = unescaped
             texts.append(data)
         if any(secret in text for text in texts for secret in self._own):
             return "a key of this server"
-        for text in texts:  # each, as a key behind a backslash may begin with the letter of an escape: `C:\npm_…`
+        for text in texts:  # each, because a key after a backslash may start with the letter of an escape: `C:\npm_…`
             for anchor in _ANCHORS:
                 for found in anchor.finditer(text):
                     near = text[max(0, found.start() - _BEFORE) : found.end() + _BEHIND]
@@ -138,9 +138,9 @@ class SecretFinder:
         return ""
 
     def find_in(self, blocks: Iterable[bytes]) -> tuple[str, int]:
-        """Return the kind of secret in a file that is read in `blocks`, as `find` does, and its line, 0 if unknown.
+        """Return the kind of secret in a file that is read in `blocks`, as `find` does, and its line (0 if unknown).
 
-        A key may be cut by the borders of blocks.
+        A key may be split by the borders of blocks.
         """
         tail, lines = b"", 0
         for block in blocks:
@@ -154,9 +154,9 @@ class SecretFinder:
 
 
 def find_assigned(data: bytes, *, has_lines: bool) -> str:
-    """Return the kind of secret that a program or a configuration gives to a name such as `DB_PASSWORD`, or `""`.
+    """Return the kind of secret that a program or configuration assigns to a name such as `DB_PASSWORD`, or `""`.
 
-    `has_lines`: values need no quotes, as in YAML.
+    `has_lines`: values need no quotes, for example in YAML.
     """
     if any(form.search(data) for form in _FILES):
         return "passwords or keys, by its form"
@@ -173,7 +173,7 @@ def find_assigned(data: bytes, *, has_lines: bool) -> str:
 
 
 def _assigns(before: str, after: str, *, has_lines: bool) -> bool:
-    """Return whether a secret is given to a name; `after` begins with the name's last word."""
+    """Return whether a secret is assigned to a name. `after` starts with the name's last word."""
     found = _QUOTED.match(after) or _ELEMENT.match(after) or _IN_TEXT.match(after)
     if found is not None and "," in after[: found.start(found.lastindex or 0)] and "define" not in before:
         found = None  # a list of names
@@ -187,12 +187,12 @@ def _ends_with(pattern: re.Pattern[str], text: str) -> bool:
 
 
 def find_field(names: Iterable[object]) -> str:
-    """Return the first of the names of columns or fields that holds passwords or keys; `""` if none does."""
+    """Return the first name of a column or field that holds passwords or keys; `""` without one."""
     return next((name for name in names if isinstance(name, str) and _FIELD_NAME.fullmatch(name)), "")
 
 
 def is_long_enough(secret: str) -> bool:
-    """Return whether a configured key is a secret: not the word that local servers take for one (`EMPTY`, `ollama`)."""
+    """Return whether a configured key is a secret, not a word that local servers accept (`EMPTY`, `ollama`)."""
     # letters of a key that is a word, such as the `ollama` or `not-needed` of local servers
     return len(secret) >= _SHORTEST_KEY and (len(secret) > 16 or _DIGIT.search(secret) is not None)
 
@@ -223,7 +223,7 @@ _SPACES = (b"\\n", b"\\r", b"\\t", b"\\b", b"\\f")
 def _unescaped(data: bytes) -> bytes:
     r"""Return JSON with `/` and `+` in place of `\/` and `\u002b`, as some programs write them, and a space for `\n`.
 
-    A key may follow a line feed; `\\n` is a backslash and a letter.
+    A key may follow a line feed. `\\n` is a backslash and a letter.
     """
     data = data.replace(b"\\/", b"/")
     if b"\\u00" in data:

@@ -1,4 +1,4 @@
-"""Values of a row as JSON, without loss: what JSON has no form for is an object with one tagged field.
+"""Values of a row as JSON, without loss: a value that JSON cannot represent becomes an object with one tagged field.
 
 >>> dumps([1, "a", None, b"\\x00", dt.date(2025, 1, 2)])
 b'[1,"a",null,{"promptmill:bytes":"AA=="},{"promptmill:date":"2025-01-02"}]'
@@ -22,25 +22,25 @@ from typing import Any, TypeAlias
 import orjson
 
 INT64 = range(-(2**63), 2**63)
-"""The whole numbers that tables and databases hold."""
+"""The whole numbers that tables and databases can hold."""
 JsonObject: TypeAlias = Mapping[str, Any]
-"""Any object of JSON from outside: a row, a schema, a tool, a provider's line or answer."""
+"""Any JSON object from outside: a row, a schema, a tool, a provider's line or answer."""
 JsonDict: TypeAlias = dict[str, Any]
-"""The same, to be changed or to be written."""
+"""A JSON object that promptmill changes or writes."""
 
 _ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _LONG_NUMBERS = (b"0" * 20, b"-" + b"0" * 19)  # the digits of 2^64 and of -2^63
 
 
 class SheetDate(str):
-    """The ISO text of a cell with a date in a workbook, where a cell with the same text may stand beside it."""
+    """The ISO text of a cell with a date in a workbook. Another cell may have the same text without being a date."""
 
     __slots__ = ()
 
 
 _TAG = "promptmill:"
 _TAGGED = _TAG.encode()
-# orjson would write dates in its own way, large numbers not at all, and NaN as null
+# orjson would write dates in its own form, refuse large numbers, and write NaN as null
 _OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
 _PLAIN: Sequence[Callable[[Any], Any]] = (str, int, float, list, dict)
 _MICROSECOND = dt.timedelta(microseconds=1)
@@ -60,7 +60,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
 
 
 def read_json(text: bytes | str) -> Any:
-    """Return the value of a JSON text, with whole numbers of any length; orjson rounds those beyond 64 bits.
+    """Return the value of a JSON text, with whole numbers of any length. (orjson rounds numbers beyond 64 bits.)
 
     Raises `json.JSONDecodeError`.
 
@@ -69,16 +69,16 @@ def read_json(text: bytes | str) -> Any:
     """
     try:
         data = text.encode() if isinstance(text, str) else text
-        zeros = data.translate(_ZEROS)  # a regular expression takes ten times the time of orjson
+        zeros = data.translate(_ZEROS)  # a regular expression would take ten times as long as orjson
         return json.loads(data.decode()) if any(long in zeros for long in _LONG_NUMBERS) else orjson.loads(data)
     except json.JSONDecodeError:
         raise
-    except (ValueError, RecursionError):  # half a surrogate pair, no UTF-8, thousands of digits
+    except (ValueError, RecursionError):  # a lone surrogate, invalid UTF-8, or thousands of digits
         raise json.JSONDecodeError("a text or number is invalid, or nested too deeply", "", 0) from None
 
 
 def json_text(value: Any, *, sort_keys: bool = False) -> str:
-    """Return a value as JSON, with whole numbers of any length; a value that JSON has no form for is its text."""
+    """Return a value as JSON, with whole numbers of any length. A value that JSON cannot represent becomes a text."""
     try:
         return orjson.dumps(value, plain_text, orjson.OPT_SORT_KEYS if sort_keys else None).decode()
     except TypeError:  # a number beyond 64 bits
@@ -86,9 +86,9 @@ def json_text(value: Any, *, sort_keys: bool = False) -> str:
 
 
 def dumps(value: Any, *, finite: bool = True) -> bytes:
-    """Return a value as JSON; `finite`: it holds neither NaN nor infinity, which are written as Python does otherwise.
+    """Return a value as JSON. `finite`: it contains neither NaN nor infinity, which are otherwise written as in Python.
 
-    A value of an unknown type is its text.
+    A value of an unknown type becomes a text.
     """
     if finite:
         try:
@@ -99,7 +99,7 @@ def dumps(value: Any, *, finite: bool = True) -> bytes:
 
 
 def loads(data: bytes) -> Any:
-    """Return the value that `dumps` wrote."""
+    """Return the value that `dumps` has written."""
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError:
@@ -108,7 +108,7 @@ def loads(data: bytes) -> Any:
 
 
 def _exact(value: Any) -> Any:
-    """Return a value with tagged numbers beyond 64 bits, which orjson would read as fractions."""
+    """Return a value with numbers beyond 64 bits tagged, because orjson would read them as floats."""
     match value:
         case SheetDate():
             return _tagged(value)
@@ -160,7 +160,7 @@ def _untagged(value: Any) -> Any:
 
 
 def plain_text(value: object) -> str:
-    """Return a value without a form in JSON as text; bytes as base64.
+    """Return a value that JSON cannot represent as text; bytes become base64.
 
     >>> plain_text(dt.timedelta(days=10, hours=15)), plain_text(decimal.Decimal("0E-8"))
     ('255:00:00', '0.00000000')
@@ -178,7 +178,7 @@ def plain_text(value: object) -> str:
 
 
 def text_of(value: Any) -> str:
-    """Return a value as text, the same for every format: `1`, `true`, JSON of lists and objects."""
+    """Return a value as text, equal for every format: `1`, `true`, lists and objects as JSON."""
     match value:
         case None:
             return ""
@@ -191,4 +191,4 @@ def text_of(value: Any) -> str:
         case int():
             return str(value)
     text = json_text(value, sort_keys=True)
-    return str(orjson.loads(text)) if text.startswith('"') else text  # a date or a decimal of Parquet
+    return str(orjson.loads(text)) if text.startswith('"') else text  # a date or a decimal from Parquet

@@ -1,4 +1,4 @@
-"""Words for messages: the kind of a value, numbers with their nouns, names that look alike; texts for files."""
+"""Texts for messages: the kind of a value, numbers with nouns, similar names; and texts for files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 LONGEST_SHOWN = 2_000
-"""Characters of a cell, a prompt or a path on a page or in a tool's result: a longer one takes the room of others."""
+"""Characters of a cell, prompt or path on a page or in a tool's result. A longer text would crowd out others."""
 MOST_SHOWN = 50
-"""Columns, fields or values in one table: more are no table that a person reads."""
-_ALIKE = 0.5  # difflib's ratio, the share of letters in common: below it, any two short names look alike
+"""Columns, fields or values in one table. A person does not read more."""
+_ALIKE = 0.5  # difflib's ratio, the share of letters in common; below it, any two short names would count as similar
 _SYNONYMS = (
     ("input_file files input rows", "file path filename csv data dataset infile"),
     ("output_file output", "out outfile outputs target destination save_to results_file"),
@@ -37,7 +37,7 @@ _SYNONYMS = (
     ("criterion", "criteria rubric"),
     ("job_id", "job"),
 )
-"""Our names of a thing, and what other programs, and people at their first try, call it."""
+"""promptmill's names, with the names that other programs and new users give to the same things."""
 _ESCAPES = re.compile(r"(?<!\\)(?:\\u[0-9a-fA-F]{4})+")
 # in pieces, because no other thread runs while one is replaced
 _SURROGATES = re.compile("(?:[\ud800-\udbff][\udc00-\udfff]?|[\udc00-\udfff]){1,10000}")
@@ -69,7 +69,7 @@ def shape(value: object) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return `1 answer`, `1,200 answers`: a number with its noun, whose plural ends in s.
+    """Return a number with its noun: `1 answer`, `1,200 answers`. The plural of the noun ends with s.
 
     >>> counted(1200, "answer")
     '1,200 answers'
@@ -78,7 +78,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:
-    """Return the first names, and how many others there are.
+    """Return the first names, and the number of others.
 
     >>> listed(["a", "b", "c", "d"], 2)
     'a, b and 2 more'
@@ -99,7 +99,7 @@ def duration(seconds: float) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """Return `text` if it has at most so many characters, else its beginning and an ellipsis.
+    """Return `text` if it has at most `most` characters, else its beginning and an ellipsis.
 
     >>> cut("a long text", 7)
     'a long…'
@@ -108,7 +108,7 @@ def cut(text: str, most: int) -> str:
 
 
 def unescaped(text: str) -> str:
-    """Return a text; of JSON, with the letters that models write as escapes: é for `\\u00e9`. All else stays.
+    """Return a text; in JSON, letters that models write as escapes are decoded: é for `\\u00e9`. All else stays.
 
     >>> unescaped('{"name": "Ren\\\\u00e9"}')
     '{"name": "René"}'
@@ -124,13 +124,13 @@ def unescaped(text: str) -> str:
 
 def _letters(escapes: re.Match[str]) -> str:
     letters = json.loads(f'"{escapes[0]}"')
-    # a quote or a line end stays an escape, and so does half a surrogate pair
+    # escapes of quotes, of line ends and of lone surrogates stay
     is_text = all(letter >= "\xa0" and not "\ud800" <= letter <= "\udfff" for letter in letters)
     return letters if is_text else escapes[0]
 
 
 def mended(value: Any) -> Any:
-    """Return a JSON value with pairs of surrogates joined, and U+FFFD for half a pair, which no file can hold."""
+    """Return a JSON value with surrogate pairs joined, and U+FFFD for a lone surrogate, which no file can contain."""
     match value:
         case str():
             return value if value.isascii() else _SURROGATES.sub(_joined, value)
@@ -148,7 +148,7 @@ def _joined(surrogates: re.Match[str]) -> str:
 def did_you_mean(
     name: str, known: Iterable[str], otherwise: str = "", *, likeness: float = _ALIKE, most: int = 1
 ) -> str:
-    """Return a question with the synonym of `name`, or up to `most` names that look like it; else `otherwise`.
+    """Return a question that suggests the synonym of `name`, or up to `most` similar names; else `otherwise`.
 
     >>> did_you_mean("temprature", ["temperature", "seed"])
     'did you mean temperature?'
@@ -161,7 +161,7 @@ def did_you_mean(
 
 
 def synonym(name: str, known: Iterable[str]) -> str:
-    """Return the one of the names `known` that means the same as `name`, as in `_SYNONYMS`; `""` if none does."""
+    """Return the name in `known` that means the same as `name` according to `_SYNONYMS`; `""` without one."""
     plain = {one.lstrip("-").replace("-", "_"): one for one in known}
     wanted = name.lower().lstrip("-").replace("-", "_")
     for ours, theirs in _SYNONYMS:
@@ -172,9 +172,9 @@ def synonym(name: str, known: Iterable[str]) -> str:
 
 
 def close_matches(name: str, known: Iterable[str], n: int = 3, cutoff: float = _ALIKE) -> list[str]:
-    """Return up to `n` of the names `known` that look like `name`, the best first; capitals do not count.
+    """Return up to `n` names in `known` that are similar to `name`, the best first, ignoring case.
 
-    Long names have no matches: a comparison takes time in proportion to the product of the lengths.
+    Long names have no matches, because a comparison takes time in proportion to the product of the lengths.
     """
     if len(name) > 100:
         return []

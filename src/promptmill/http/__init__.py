@@ -1,4 +1,4 @@
-"""The tools over streamable HTTP: listening sockets, who may call, and how much they may send."""
+"""The tools over streamable HTTP: listening sockets, authentication, and limits of requests."""
 
 from promptmill.system import logs
 

@@ -1,9 +1,9 @@
-"""The server's own address: HOST:PORT → listening sockets, and the `Host` headers that it answers.
+"""The server's address: converts HOST:PORT to listening sockets, and checks the `Host` headers of requests.
 
-The sockets are bound before anything else starts. The headers are checked against DNS rebinding: a web page makes its
-own name point to this machine, so its requests carry that name as `Host`. A page cannot do this with an IP address,
-only with a name. So only names that the operator knows of are answered. A page of another port of this machine has
-another origin: `Origin` is compared with the scheme, host and port of the request.
+The sockets are bound before anything else starts. The check of headers prevents DNS rebinding: a web page lets its own
+name point to this machine, so its requests have this name as `Host`. A page can do this only with a name, not with an
+IP address. So only names known to the operator are answered. A page from another port of this machine has another
+origin: `Origin` is compared with the request's scheme, host and port.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _WHERE = Named("http")
 _BACKLOG = 2048
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9](?:[a-z0-9._-]*[a-z0-9])?)\.?)(?::[0-9]{1,5})?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*")
-_USUAL_PORTS = {"http": ":80", "https": ":443"}  # which browsers leave out
+_USUAL_PORTS = {"http": ":80", "https": ":443"}  # browsers omit these
 _Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """The address to listen on, as the operator wrote it; `host` is without brackets."""
+    """The listening address from the operator. `host` has no brackets."""
 
     host: str
     port: int
@@ -58,7 +58,7 @@ class Address:
                 except OSError as error:
                     if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
                         raise
-                    missing = error  # machines without IPv6 may list an IPv6 address for `localhost`
+                    missing = error  # a machine without IPv6 may have an IPv6 address for `localhost`
             if not bound and missing:
                 raise missing
         except (OSError, UnicodeError) as error:
@@ -87,12 +87,12 @@ class Address:
 def _listening(family: int, kind: int, protocol: int, where: tuple[object, ...]) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
-        if sys.platform == "win32":  # there, SO_REUSEADDR would let another program take the port over
+        if sys.platform == "win32":  # on Windows, SO_REUSEADDR would let another program take over the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:  # without it the port stays taken for a minute after this process ends
+        else:  # otherwise the port stays in use for a minute after this process ends
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            both = where[0] == "::"  # IPv4 too, on every platform alike
+            both = where[0] == "::"  # IPv4 too, on every platform
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not both))
         listener.bind(where)
         listener.listen(_BACKLOG)
@@ -114,7 +114,7 @@ def is_loopback(sockets: Sequence[socket.socket]) -> bool:
 
 
 def url(address: Address, sockets: Sequence[socket.socket], *, tls: bool) -> str:
-    """Return the URL of the tools, with the port that was really bound."""
+    """Return the URL of the tools with the actual port."""
     return f"http{'s' if tls else ''}://{_in_url(address.host)}:{sockets[0].getsockname()[1]}/mcp"
 
 
@@ -123,7 +123,7 @@ def _in_url(host: str) -> str:
 
 
 class HostAllowlist:
-    """The names and addresses that `Host` may hold, and the pages that may call."""
+    """The names and addresses that `Host` may have, and the web pages that may call."""
 
     def __init__(
         self,
@@ -132,12 +132,12 @@ class HostAllowlist:
         allowed: Iterable[str] = (),
         origins: Iterable[str] = (),
     ) -> None:
-        """`allowed`: the operator's further names; `origins`: the origins of pages that may call.
+        """`allowed`: additional names from the operator. `origins`: the origins of web pages that may call.
 
-        Raises `PromptmillError` (`invalid_config`) for an invalid one.
+        Raises `PromptmillError` (`invalid_config`) if one of them is invalid.
         """
         self.origins = frozenset(map(_origin, origins))
-        """The allowed origins, as browsers write them."""
+        """The allowed origins in the form of browsers."""
         bound = addresses(sockets)
         self._addresses = set(bound)
         self._any_address = any(one.is_unspecified for one in bound)
@@ -155,16 +155,16 @@ class HostAllowlist:
                 self._addresses.add(host)
 
     def is_ours(self, header: bytes) -> bool:
-        """Return whether a `Host` header names this server. The port is ignored: proxies and containers map it."""
+        """Return whether a `Host` header names this server. The port is ignored: proxies and containers change it."""
         host = _host(header.decode("latin-1"))
         if host is None or isinstance(host, str):
             return host in self._names
         return self._any_address or (self._any_loopback and host.is_loopback) or host in self._addresses
 
     def may_call(self, origin: bytes, scheme: str, host: bytes) -> bool:
-        """Return whether a page may call: it has this server's own scheme, host and port, or an allowed origin.
+        """Return whether a web page may call: its origin is this server's scheme, host and port, or an allowed origin.
 
-        `scheme` and the header `host`, which `is_ours`, belong to the page's request.
+        `scheme` and `host` (a header that passed `is_ours`) are those of the page's request.
         """
         text = origin.decode("latin-1").lower()
         return text == f"{scheme}://{host.decode('latin-1').lower()}" or text in self.origins
@@ -178,11 +178,11 @@ def _origin(text: str) -> str:
 
 
 def _host(text: str) -> str | _Ip | None:
-    """Return the name or address in `name`, `name:port`, `[v6]` or `[v6]:port`; None for anything else."""
+    """Return the name or address in `name`, `name:port`, `[v6]` or `[v6]:port`; None for other texts."""
     found = _HOST.fullmatch(text.lower())
     if found is None:
         return None
     try:
         return ipaddress.ip_address(found[1] or found[2])
     except ValueError:
-        return found[2]  # None for brackets that hold no address
+        return found[2]  # None if the brackets contain no address

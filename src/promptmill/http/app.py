@@ -1,8 +1,8 @@
-"""The ASGI app: every request passes the same checks in the same order before its body is read.
+"""The ASGI app: every request passes the same checks, in the same order, before its body is read.
 
 framing → host and origin → path → token → method → body (size, slowness, values) → the SDK, or the app of another API
 
-The pages for monitoring leave after the path or, if they show something, after the token.
+Pages for monitoring are answered after the path check or, if they show data, after the token check.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HEALTH = "/healthz"
 READY = "/readyz"
 METRICS = "/metrics"
 _METHODS = ("GET", "POST", "DELETE")
-# Some clients (LazyLLM) disconnect after five seconds of silence. The SDK creates the streams and has no option for
+# Some clients (LazyLLM) disconnect after five seconds of silence. The SDK creates the streams, without an option for
 # the interval of pings.
 _PING_S = 3
 EventSourceResponse.DEFAULT_PING_INTERVAL = _PING_S
@@ -57,10 +57,10 @@ _NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or re
 _DIGITS = 18
 # A call takes about six times the size of its body in memory.
 _LARGE_BODY = 4 << 20
-_BESIDE_CALLS = 4 << 10  # of a GET or DELETE, which needs no body: a stream would keep it as long as its client stays
+_BESIDE_CALLS = 4 << 10  # for a GET or DELETE, which needs no body; streams keep their body
 _ROOM_S = 2.0  # some clients disconnect after five seconds of silence
 _RETRY_S = 30
-_SHARE = "promptmill.share"  # key in a request's scope
+_SHARE = "promptmill.share"  # a key in the scope of a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,29 +71,29 @@ class Rules:
     token: Token | None
     max_body: int
     others: tuple[Token, ...] = ()
-    """Further tokens, which open the other APIs alone."""
+    """Additional tokens, which permit only the other APIs."""
 
 
 class OtherApi(Protocol):
-    """An API next to MCP: an ASGI app that gets requests after the checks, with their whole body."""
+    """An API next to MCP: an ASGI app that receives checked requests with their complete bodies."""
 
     prefix: str
-    """How its paths begin."""
+    """The prefix of the API's paths."""
     streamed: frozenset[str]
-    """The paths whose POST bodies it reads and limits itself."""
+    """The paths whose POST bodies the app itself reads and limits."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request. `OPTIONS` comes without a token, because browsers send none with it."""
+        """Answer a request. `OPTIONS` requests have no token, because browsers send none with them."""
         ...
 
     async def tend(self) -> None:
-        """Do the work that no request asks for, until the task is cancelled."""
+        """Do background work until the task is cancelled."""
         ...
 
     async def refuse(
         self, scope: Scope, send: Send, status: int, message: str, headers: Mapping[str, str] | None
     ) -> None:
-        """Send the error of a request that fails a check."""
+        """Send the error for a request that failed a check."""
         ...
 
 
@@ -119,7 +119,7 @@ class MonitoringPages:
         except HttpError as refusal:
             await self._refuse(refusal, scope, receive, send)
         except ConnectionError:
-            return  # the client has left
+            return  # the client has disconnected
 
     async def _refuse(self, refusal: HttpError, scope: Scope, receive: Receive, send: Send) -> None:
         await refusal.response()(scope, receive, send)
@@ -161,7 +161,7 @@ class MonitoringPages:
             raise HttpError(401, wrong, {"www-authenticate": "Bearer"})
 
     def close(self) -> None:
-        """Take no more calls; running calls continue."""
+        """Accept no more calls; running calls continue."""
         self._closing = True
 
 
@@ -178,14 +178,14 @@ class App(MonitoringPages):
         max_sessions: int = MOST_SESSIONS,
         others: Sequence[OtherApi] = (),
     ) -> None:
-        """`session_idle_s` seconds without a request end a session and the calls that run in it.
+        """`session_idle_s`: after this time without a request, a session and its calls are ended.
 
-        `others` are served next to the tools.
+        `others`: APIs served in addition to the tools.
         """
         super().__init__(rules, metrics)
         self._others = others
-        sdk_server = server._mcp_server  # FastMCP's own wrapper cannot set the largest body
-        # Otherwise the SDK lists all tools at each call to find arguments that come in headers; our tools have none.
+        sdk_server = server._mcp_server  # FastMCP's wrapper has no option for the largest body
+        # Otherwise, the SDK lists all tools at each call to find arguments in headers, which these tools do not have.
         sdk_server.get_tool_input_schema = lambda _: None
         self._sessions = Sessions(
             sdk_server,
@@ -198,7 +198,7 @@ class App(MonitoringPages):
         self._inner = self._mounted()
         self._lost_calls = LostCalls(self._respond)
         self.answered = 0
-        """Number of requests that have passed the checks."""
+        """The number of requests that passed the checks."""
         self._calls = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -228,7 +228,7 @@ class App(MonitoringPages):
     async def _answer_other(self, other: OtherApi, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "OPTIONS":
             self._check_token(scope, self._rules.others)
-        if self._rules.token is None:  # else each invented token would own its share of the disk
+        if self._rules.token is None:  # otherwise each invented token would get a share of the disk
             scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"authorization"]}
         self._check_open()
         if scope["method"] == "POST" and scope["path"] in other.streamed:
@@ -305,7 +305,7 @@ class App(MonitoringPages):
 
 
 def _check_framing(scope: Scope) -> None:
-    """Refuse a body with two lengths: a proxy that reads the other one can be made to pass on a hidden request."""
+    """Refuse a body with two lengths: a proxy that uses the other length could be made to forward a hidden request."""
     if _headers(scope, b"transfer-encoding") and _headers(scope, b"content-length"):
         raise HttpError(
             400, "The request has both Content-Length and Transfer-Encoding; send one of them.", {"connection": "close"}
@@ -313,9 +313,9 @@ def _check_framing(scope: Scope) -> None:
 
 
 def _visitor(scope: Scope) -> Response | None:
-    """Return the answer to a browser or a plain curl, None for an MCP client; the status is the one the SDK gives.
+    """Return the answer for a browser or plain curl, with the SDK's status; None for an MCP client.
 
-    An MCP client names `text/event-stream` in `Accept`, or has a session.
+    An MCP client has `text/event-stream` in `Accept`, or has a session.
     """
     if scope["method"] != "GET" or _headers(scope, b"mcp-session-id"):
         return None
@@ -335,7 +335,7 @@ def _header(scope: Scope, name: bytes) -> bytes | None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives `body` first, then the messages after it."""
+    """Return a `receive` that first returns `body`, then the following messages."""
     left = [body]
 
     async def replay() -> Message:
@@ -345,7 +345,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 def _plain(send: Send) -> Send:
-    """Return a `send` that replaces the SDK's validation error, which quotes the body, by a short one."""
+    """Return a `send` that shortens the SDK's validation error, which quotes the body."""
     start: Message | None = None
 
     async def wrapped_send(message: Message) -> None:
@@ -376,7 +376,7 @@ def _unquoted(body: bytes) -> bytes:
 
 
 class _BodyMemory(Middleware):
-    """Holds a call's share of the memory for bodies: in a session, the call continues after its client disconnects."""
+    """Holds a call's share of the memory for bodies: in a session, a call continues without its client."""
 
     async def on_call_tool(
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
@@ -387,9 +387,9 @@ class _BodyMemory(Middleware):
 
 
 async def _grow(held: Held, size: int) -> None:
-    """Hold `size` bytes, if that is a large body. Raises `HttpError` 503 if there is no room in time.
+    """Hold `size` bytes if the body is large. Raises `HttpError` 503 if there is no room in time.
 
-    The end of a refused request frees its bytes.
+    When a refused request ends, its bytes are freed.
     """
     if size <= _LARGE_BODY:
         return
@@ -402,11 +402,11 @@ async def _grow(held: Held, size: int) -> None:
 
 
 async def read_body(receive: Receive, limit: int, share: Held, *, declared: bytes | None) -> bytes:
-    """Return the body. Nothing beyond `limit` bytes is ever held.
+    """Return the body. At most `limit` bytes are ever in memory.
 
-    Raises `HttpError` 413 as soon as the body is known to exceed `limit` (at once if `declared`, the Content-Length,
-    does) or to hold more than 300,000 values, and 503 if `share` finds no room for it. Raises `ConnectionError` when
-    the client leaves.
+    Raises `HttpError` 413 as soon as the body is known to exceed `limit` (immediately if `declared`, the
+    Content-Length, does) or 300,000 values; 503 if `share` finds no room. Raises `ConnectionError` if the client
+    disconnects.
     """
     if declared is not None and declared.isdigit() and (len(declared) > _DIGITS or int(declared) > limit):
         raise _too_large(limit)
@@ -431,7 +431,7 @@ async def read_body(receive: Receive, limit: int, share: Held, *, declared: byte
 
 
 class _ValueCount:
-    """Counts the separators of values (`[`, `{`, `,`, `:` outside of strings) in a JSON text that comes in pieces."""
+    """Counts value separators (`[`, `{`, `,`, `:` outside of strings) in a JSON text that arrives in pieces."""
 
     def __init__(self) -> None:
         self.found = 0
@@ -442,7 +442,7 @@ class _ValueCount:
         """Count a piece."""
         piece = self._escape + piece
         slashes = len(piece) - len(piece.rstrip(b"\\"))
-        self._escape = b"\\" * (slashes % 2)  # the escaped character comes with the next piece
+        self._escape = b"\\" * (slashes % 2)  # the escaped character is in the next piece
         piece = piece[: len(piece) - slashes].replace(rb"\\", b"").replace(rb"\"", b"")
         texts = piece.split(b'"')
         outside = b"".join(texts[self._in_string :: 2])
@@ -461,10 +461,10 @@ def _too_large(limit: int) -> HttpError:
 
 
 class HttpError(Exception):
-    """Ends a request with this status, and a JSON-RPC error whose message clients show."""
+    """Ends a request with a status, and with a JSON-RPC error whose message clients show."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
-        """`message` is sent to the client; if it is empty, the response has no body."""
+        """`message` is sent to the client. If it is empty, the response has no body."""
         super().__init__(status, message)
         self.status = status
         self.message = message

@@ -1,8 +1,8 @@
-"""Workaround: send large results as one JSON response to clients that may be unable to take them as an event.
+"""Workaround: sends a large result as one JSON response to clients that may not accept it as an event.
 
-httpx2, which the Python SDK's 2.x client uses, ends an event stream at an event of 1 MiB, and Go's SDK at 16 MiB: the
-call has been paid for, and its answers are lost. A JSON body has no such limit, but cannot carry progress. A program
-chooses its `User-Agent` and its name itself, so only those that are known to come without a limit get long events.
+httpx2, which the Python SDK's 2.x client uses, aborts a stream at an event of 1 MiB, and Go's SDK at 16 MiB: the
+answers of a paid call are lost. A JSON body has no such limit, but cannot carry progress. A program chooses its
+`User-Agent` and its name freely, so only clients known to have no limit get long events.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from starlette.types import Message, Scope, Send
 from promptmill.core.values import json_text, read_json
 
 _LIMITED = b"httpx2"
-# The `User-Agent` of clients whose events have no limit: httpx, under the Python SDK's 1.x line and FastMCP up to 3;
-# Node's fetch, under the TypeScript SDK (which took an event of 60 MB) and the AI SDK; Claude Code.
+# The `User-Agent`s of clients without a limit for events: httpx, in the Python SDK's 1.x line and FastMCP up to 3;
+# Node's fetch, in the TypeScript SDK (which accepted an event of 60 MB) and the AI SDK; Claude Code.
 _WITHOUT_LIMIT = re.compile(rb"python-httpx/|claude-code/|(?:node|undici)$")
 _TOKEN = b'"progressToken"'
 _CALL = b'"tools/call"'
 _LARGE = 4 << 10  # dozens of prompts, whose answers together may be large
 _NOTIFICATION = b'{"jsonrpc":"2.0","method":'
 _DATA = b"data: "
-_EVENT_BYTES = 1_000_000  # of 1,048,576, the event's other lines included
+_EVENT_BYTES = 1_000_000  # of 1,048,576, which include the event's other lines
 RESPONSE = "promptmill.response"
-"""Key in a request's scope: its `EitherResponse`, if the client may have a limit."""
+"""The key of a request's `EitherResponse` in its scope, if the client may have a limit."""
 
 
 class EitherResponse:
     """A response that becomes one JSON body or a stream of events when its first message is sent.
 
-    If the result comes first, the response is JSON. Progress that the client requested needs a stream, and so does a
-    connection that would be silent for too long. A call with a large request, and one without progress by a client that
-    is known to have the limit, is always JSON: blanks keep its connection alive.
+    If the result is the first message, the response is JSON. It must be a stream if the client requested progress, or
+    if the connection would be silent for too long. A call with a large request, or a call without progress from a
+    client known to have the limit, is always JSON: blanks keep its connection alive.
     """
 
     def __init__(self, body: bytes, *, is_limited: bool) -> None:
-        """`body` is the request's; `is_limited`: the client is known to have the limit."""
+        """`body`: the request's body. `is_limited`: the client is known to have the limit."""
         self._json = _CALL in body and (len(body) > _LARGE or (is_limited and _TOKEN not in body))
         self._is_stream = False
         self._held: list[Message] = []
@@ -44,30 +44,30 @@ class EitherResponse:
 
     @classmethod
     def to(cls, scope: Scope, body: bytes) -> EitherResponse | None:
-        """Return the response to a request; None for a client without a limit."""
+        """Return the response for a request; None if the client has no limit."""
         agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
         if scope["method"] != "POST" or _WITHOUT_LIMIT.match(agent):
             return None
         return cls(body, is_limited=_LIMITED in agent)
 
     def stream(self) -> None:
-        """Make the response a stream, in which the server can send the client a request of its own."""
+        """Make the response a stream, so that the server can send its own requests to the client."""
         self._is_stream, self._json = True, False
 
     def most_bytes(self) -> int | None:
-        """Return the limit in bytes of the result that is sent next; None for no limit."""
+        """Return the limit in bytes for the next result; None: no limit."""
         self._json = self._json or not (self._sent or self._is_stream)
         return None if self._json else _EVENT_BYTES
 
     def over(self, send: Send) -> Send:
-        """Return a `send` that turns a response's messages into JSON or leaves them as events."""
+        """Return a `send` that converts the response's messages to JSON, or passes events on."""
         return lambda message: self._take(message, send)
 
     async def _take(self, message: Message, send: Send) -> None:
         if message["type"] == "http.response.start" and _is_stream(message):
             self._held.append(message)
         elif not self._held and not self._sent:
-            await send(message)  # JSON already
+            await send(message)  # already JSON
         else:
             await self._take_events(message, send)
 
@@ -76,7 +76,7 @@ class EitherResponse:
         response = b"" if self._is_stream or (self._sent and not self._json) else _response(events)
         if not self._sent:
             if not response and _is_empty(events) and message.get("more_body"):
-                self._held.append(message)  # the id from which a client resumes a stream
+                self._held.append(message)  # the id with which a client resumes a stream
                 return
             self._json = self._json or bool(response)
             self._sent = True
@@ -85,7 +85,7 @@ class EitherResponse:
             for event in () if self._json else held:
                 await send(event)
         if self._json and events:
-            message = {**message, "body": response or b" "}  # JSON may begin with a blank
+            message = {**message, "body": response or b" "}  # JSON may start with a blank
         elif events:
             message = {**message, "body": _unescaped(events)}
         await send(message)
@@ -104,7 +104,7 @@ def _response(events: bytes) -> bytes:
 
 
 def _unescaped(events: bytes) -> bytes:
-    r"""Return `events` with their JSON in UTF-8: the SDK writes six bytes (`\u4f60`) for what takes two or three."""
+    r"""Return `events` with JSON in UTF-8: the SDK writes six bytes (`\u4f60`) for characters of two or three bytes."""
     if b"\\u" not in events:
         return events
     return b"".join(map(_unescaped_line, events.splitlines(keepends=True)))
@@ -116,12 +116,12 @@ def _unescaped_line(line: bytes) -> bytes:
     data = line[len(_DATA) :].rstrip(b"\r\n")
     try:
         return _DATA + json_text(read_json(data)).encode() + line[len(_DATA) + len(data) :]
-    except ValueError:  # half a surrogate pair
+    except ValueError:  # a lone surrogate
         return line
 
 
 def _is_empty(events: bytes) -> bool:
-    """Return whether `events` holds events, and none with data."""
+    """Return whether all events in `events` are without data."""
     found = _data(events)
     return bool(found) and not any(found)
 

@@ -24,9 +24,9 @@ _LEAST, _MOST = 64 << 10, 2 << 30
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of `64MiB`, `64M` (both 1024² times 64), `64MB` (1000² times) or `67108864`.
+    """Return the number of bytes for `64MiB`, `64M` (both 64 · 1024²), `64MB` (64 · 1000²) or `67108864`.
 
-    Raises `PromptmillError` (`invalid_config`) for another form, and below 64 KiB or above 2 GiB.
+    Raises `PromptmillError` (`invalid_config`) for another form, or for a size below 64 KiB or above 2 GiB.
     """
     found = _FORM.fullmatch(text.strip())
     if found is None:
@@ -40,7 +40,7 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class BoundServer:
-    """The options of a server with its sockets open. `greeting` is a line for people, with the URL."""
+    """The options of a server whose sockets are open. `greeting`: a line for people with the URL."""
 
     sockets: list[socket.socket]
     rules: Rules
@@ -64,10 +64,10 @@ def opened(
     access_log: bool,
     environ: MutableMapping[str, str],
 ) -> Iterator[BoundServer]:
-    """Read the options of `serve`, remove the token from `environ`, and listen until the block ends.
+    """Read the options of `serve`, remove the token from `environ`, and listen during the block.
 
-    `further_tokens` are `client_limits.tokens`. Raises `PromptmillError` (`invalid_config`) for an invalid option,
-    when it is impossible to listen, or when other machines, clients of a further token or pages could call without a
+    `further_tokens`: `client_limits.tokens`. Raises `PromptmillError` (`invalid_config`) for an invalid option, if
+    listening is impossible, or if other machines, clients with a further token, or web pages could call without a
     token.
     """
     if tls_key is not None and tls_cert is None:
@@ -100,7 +100,7 @@ def opened(
 
 
 def check_tokens(token: Token | None, others: Sequence[Token], allowed_origins: Sequence[str]) -> None:
-    """Raise `PromptmillError` (`invalid_config`) if the server lacks its own token, or two tokens are the same."""
+    """Raise `PromptmillError` (`invalid_config`) if the server lacks its own token, or if two tokens are equal."""
     how = f"Put one into the environment variable {VARIABLE}. {HOW_TO_MAKE_ONE}"
     if token is None and others:
         raise config_error(

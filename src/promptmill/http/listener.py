@@ -15,7 +15,7 @@ from promptmill.core.bounds import LARGEST_HEAD
 from promptmill.core.errors import Named, config_error
 from promptmill.http.app import MonitoringPages
 
-_KEEP_ALIVE_S = 75  # longer than clients' pools keep a connection, so that they never reuse one that we have closed
+_KEEP_ALIVE_S = 75  # longer than clients' pools keep connections, so that clients never reuse a closed connection
 
 
 class Listener(uvicorn.Server):
@@ -23,16 +23,16 @@ class Listener(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone: uvicorn would raise them again at its end, before our own shutdown is complete."""
+        """Do not handle signals: uvicorn would raise them again at its end, before the server has shut down."""
         yield
 
     def stop(self) -> None:
-        """Take no more connections, and close those that wait for no answer."""
+        """Accept no more connections, and close connections without a request."""
         self.should_exit = True
 
     @property
     def is_quiet(self) -> bool:
-        """Whether every request is answered, and the answers have left our buffers."""
+        """Whether every request is answered and all answers have been sent."""
         return not any(
             (connection.cycle is not None and not connection.cycle.response_complete)
             or connection.transport.get_write_buffer_size()
@@ -48,16 +48,16 @@ def listener(
     tls: ssl.SSLContext | None,
     access_log: bool = False,
 ) -> Listener:
-    """Return a server of `app` for at most `connections` at a time; `access_log`: log each request."""
+    """Return a server for `app` with at most `connections` connections. `access_log`: log each request."""
     config = uvicorn.Config(
         app,
-        http=H11Protocol,  # it refuses ambiguous heads
+        http=H11Protocol,  # refuses ambiguous heads
         ws="none",
         lifespan="on",
         log_config=None,
         log_level="error",  # any client could fill the log with warnings
         access_log=access_log,
-        proxy_headers=False,  # nothing here uses a proxy's headers about the client
+        proxy_headers=False,  # no code here uses a proxy's headers about the client
         server_header=False,
         limit_concurrency=connections,
         timeout_keep_alive=_KEEP_ALIVE_S,
@@ -71,7 +71,7 @@ def listener(
 
 
 def tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
-    """Return the TLS of a server with this certificate chain. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the TLS context for this certificate chain. Raises `PromptmillError` (`invalid_config`)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:

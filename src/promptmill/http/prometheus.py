@@ -1,17 +1,17 @@
-"""The metrics of a server in Prometheus' text format: what its calls have done, and how far this user's jobs are.
+"""The metrics of a server in Prometheus' text format: figures of its calls, and the progress of this user's jobs.
 
-A scrape costs no call any time: it reads the counters that a `Call` has anyway, and the status that the runner of a
-job keeps in the job's database, whichever process runs the job:
+A scrape costs calls no time: it reads the counters of each `Call`, and the status that a job's runner stores in the
+job's database, in whichever process it runs:
 
     calls of this process    Service.calls ──────────────────────┐
                                                                  ├──▶ text
     jobs of this user        job.db of each ──▶ thread, 5 s ─────┘
 
-So the rows of detached jobs count, before and after a restart of the server. Rows are gauges: they count rows in the
-databases, and fall when a job is removed or sends its failed rows again. Requests, tokens and cost of jobs never
-fall during the life of a server: a removed job's stay.
+So rows of detached jobs count, even after a restart of the server. Rows are gauges: they count rows in the databases,
+and fall if a job is removed or sends its failed rows again. Requests, tokens and costs of jobs never fall during the
+life of a server: those of a removed job still count.
 
-No label has a value from a prompt. Of the models, the first fifty have a label of their own; the rest is `other`.
+No label has a value from a prompt. The first fifty models have their own label; all others are `other`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from promptmill.service.metrics import CALLS, COUNTS, Labels, ModelLabels, Sampl
 from promptmill.service.service import Service
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# Of a job's status: name → family.
+# Fields of a job's status: name → family.
 _OF_JOBS = {name: family for name, family in COUNTS.items() if name in RECORDED} | {"cost": "cost_dollars_total"}
 _DURATION = "gen_ai_client_operation_duration_seconds"
-# name → type and help, in the order of the page; names without a prefix get `promptmill_`.
+# name → type and help, in the order of the page. Names without a prefix get `promptmill_`.
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "start_time_seconds": ("gauge", "Unix time at which this process started."),
     **{name: (kind, text) for name, (kind, _, text) in CALLS.items()},
@@ -58,12 +58,12 @@ _ESCAPED = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
 class Metrics:
-    """The metrics of one server. `text` is a page of them."""
+    """The metrics of one server. `text` is a page with their values."""
 
     def __init__(
         self, service: Service, folders: JobFolders | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`folders` is where jobs live, by default where the environment says."""
+        """`folders`: the folders of jobs; by default those that the environment names."""
         self._service, self._clock = service, clock
         self._jobs = _Jobs(folders, clock)
         self._reading: asyncio.Future[str] | None = None
@@ -72,12 +72,12 @@ class Metrics:
 
     @property
     def not_ready(self) -> str:
-        """The reason why a call would wait now, else `""`. The next call loads a model that failed to load."""
+        """The reason why a call would wait now, else `""`. The next call loads a model whose load failed."""
         state = self._service.state
         return state if state in {"loading", "closed"} else ""
 
     async def text(self) -> str:
-        """Return the page. The databases of jobs are read in a thread, at most every five seconds."""
+        """Return the page. A thread reads the jobs' databases, at most every five seconds."""
         if self._reading is None or (self._reading.done() and self._clock() - self._read_at > _FRESH_S):
             self._read_at = self._clock()
             self._reading = asyncio.ensure_future(asyncio.to_thread(self._of_jobs))
@@ -125,17 +125,17 @@ class Metrics:
 
 
 class _JobSeen:
-    """The last status of a job. `most` holds the highest value of each counter."""
+    """The last known status of a job. `most`: the highest value of each counter."""
 
     def __init__(self, provider: str, model: str) -> None:
         self.provider, self.model = provider, model
         self.status: Status = {}
         self.stamp: object = None
-        """The state of the database's files; None while the job runs, which changes them."""
+        """The state of the database's files; None while the job runs, because a run changes them."""
         self.most: dict[str, float] = {}
 
     def note(self, found: Status, stamp: object) -> None:
-        """Take over a status."""
+        """Store a status."""
         self.status, self.stamp = found, stamp
         for name in _OF_JOBS:
             if isinstance(value := found.get(name), int | float):
@@ -143,18 +143,18 @@ class _JobSeen:
 
 
 class _Jobs:
-    """The jobs of this user, as their databases have them. A finished job is read once, a running one each time."""
+    """The jobs of this user, from their databases. A finished job is read once, a running job every time."""
 
     def __init__(self, folders: JobFolders | None, clock: Callable[[], float]) -> None:
         self._folders, self._clock = folders, clock
         self._by_path: dict[Path, _JobSeen] = {}
         self._by_job: dict[tuple[Path, int], _JobSeen] = {}
-        """All jobs that this process has seen, those that are gone by now included."""
+        """All jobs that this process has seen, including removed jobs."""
         self.unread = 0
 
     @property
     def present(self) -> list[_JobSeen]:
-        """The jobs that were there when they were read last."""
+        """The jobs that existed at the last read."""
         return list(self._by_path.values())
 
     @property
@@ -163,12 +163,12 @@ class _Jobs:
         return list(self._by_job.values())
 
     def read(self) -> None:
-        """Read changed jobs for two seconds at most, those first that were read longest ago. Blocks."""
+        """Read changed jobs for at most two seconds, those with the oldest reading first. Blocks."""
         self._folders = self._folders or JobFolders.from_environ()
         end = self._clock() + _READ_S
         try:
             found = list(self._folders.all())
-        except PromptmillError:  # the folder of all jobs cannot be read now
+        except PromptmillError:  # the folder of all jobs is unreadable at the moment
             return
         stamps = {folder.path: (folder, folder.stamp) for folder in found}
         left = [(folder, stamp) for folder, stamp in stamps.values() if stamp and not self._is_known(folder, stamp)]
@@ -179,7 +179,7 @@ class _Jobs:
             folder, stamp = left.pop(0)
             present.pop(folder.path, None)
             if (job := self._noted(folder, stamp)) is not None:
-                present[folder.path] = job  # at the end, so that another one comes first if time is short
+                present[folder.path] = job  # at the end, so that other jobs come first if time is short
         self.unread = len(left)
         self._by_path = present
 
@@ -188,7 +188,7 @@ class _Jobs:
         return job is not None and job.stamp == stamp
 
     def _noted(self, folder: Folder, stamp: object) -> _JobSeen | None:
-        """Return the job in `folder` with its status, None when there is none."""
+        """Return the job in `folder` with its status; None if it does not exist."""
         spec, last = folder.spec_and_status()
         if spec is None:
             return None
@@ -200,7 +200,7 @@ class _Jobs:
 
 
 def _text(found: Mapping[str, Series], *, of_jobs: bool) -> str:
-    """Return the families of jobs, or all others, with their series."""
+    """Return the families of jobs (or all other families) with their series."""
     lines: list[str] = []
     for family, (kind, help_text) in FAMILIES.items():
         if family.startswith("job") != of_jobs:

@@ -1,8 +1,8 @@
-"""Sessions of clients over HTTP, and the events that a client gets after its connection broke.
+"""Sessions of HTTP clients, and the events that a client receives after its connection broke.
 
-A client with a session asks for the events after the last one that it has seen: `Events` keeps the newest of all
-sessions. A client without a session (the protocol has such calls since 2026-07-28) sends the same request again:
-`LostCalls` joins it to the call that is still running, or sends the kept answer.
+A client with a session requests the events after the last event it has seen: `Events` keeps the newest events of all
+sessions. A client without a session (allowed since 2026-07-28) repeats its request: `LostCalls` connects it to the
+running call, or sends the kept answer.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from promptmill.core.bounds import MOST_SHARED
 
 IDLE_S = 1800.0
-_EACH = 1024  # bytes of an event beside its JSON
-# Closing the connection is also how a client cancels a call, and then the work has to stop within a second.
+_EACH = 1024  # bytes of an event in addition to its JSON
+# A client also cancels a call by closing the connection; then the work must stop within a second.
 _RUNS_ON_S = 0.7
 _KEPT_S = 60.0
-_LOOKS_S = 1.0  # between two looks at whether the session has ended
-_UNIQUE = 16  # shortest id that two clients do not choose by chance
+_LOOKS_S = 1.0  # between two checks whether the session has ended
+_UNIQUE = 16  # the shortest id that two clients do not choose by chance
 _IDENTIFYING = (b"authorization", b"accept", b"mcp-protocol-version", b"user-agent")
 
 
 class Sessions(StreamableHTTPSessionManager):
-    """The SDK's sessions, but at the limit a new session replaces the session with the longest idle time.
+    """The SDK's sessions, except that at the limit, a new session replaces the session with the longest idle time.
 
-    The SDK refuses new sessions at its limit, so a client that opens them all locks the others out. Each session keeps
-    its last events, so that a client whose connection broke gets the events that it missed.
+    The SDK refuses new sessions at its limit, so a client that opens many would lock out others. Each session keeps its
+    last events, so that a client whose connection broke receives the events it missed.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -53,7 +53,7 @@ class Sessions(StreamableHTTPSessionManager):
 
     @property
     def event_store(self) -> EventStore | None:
-        """The store of one new session; the SDK reads this attribute once per session."""
+        """The store of one new session. The SDK reads this attribute once per session."""
         return SessionEvents(self._events)
 
     @event_store.setter
@@ -80,7 +80,7 @@ class Sessions(StreamableHTTPSessionManager):
             _, session_id = min(idle)
             transport = self._server_instances.pop(session_id)
             assert transport.idle_scope is not None
-            transport.idle_scope.cancel()  # ends its message loop, which then discards the session
+            transport.idle_scope.cancel()  # ends its message loop, which discards the session
 
 
 class _Event(NamedTuple):
@@ -90,9 +90,9 @@ class _Event(NamedTuple):
 
 
 class Events:
-    """The events of all sessions by id, at most `most_bytes` of them: the oldest are dropped.
+    """The events of all sessions by id, at most `most_bytes`. The oldest events are dropped.
 
-    FastMCP's store writes each event as JSON and reads it again; this one keeps the message itself.
+    FastMCP's store writes each event as JSON and parses it again; this store keeps the message itself.
     """
 
     def __init__(self, most_bytes: int = MOST_SHARED) -> None:
@@ -101,7 +101,7 @@ class Events:
         self._events: OrderedDict[str, _Event] = OrderedDict()
 
     def add(self, event_id: str, stream: str, message: JSONRPCMessage | None) -> None:
-        """Keep an event, the newest one."""
+        """Add an event as the newest."""
         event = _Event(stream, message, _size(message))
         self._events[event_id] = event
         self._bytes += event.size
@@ -110,7 +110,7 @@ class Events:
             self._bytes -= oldest.size
 
     def after(self, event_id: str) -> tuple[str, list[tuple[str, JSONRPCMessage]]] | None:
-        """Return an event's stream and the later events in it; None for an unknown or dropped event."""
+        """Return an event's stream and the stream's later events; None for an unknown or dropped event."""
         event = self._events.get(event_id)
         if event is None:
             return None
@@ -120,23 +120,23 @@ class Events:
         return event.stream, [(name, message) for name, message in found if message is not None]
 
     def is_answer(self, event_id: str) -> bool:
-        """Return whether an event is the response that ends its stream."""
+        """Return whether an event is the final response of its stream."""
         event = self._events.get(event_id)
         return event is not None and isinstance(event.message, JSONRPCResponse | JSONRPCError)
 
 
 class SessionEvents(EventStore):
-    """One session's view of `Events`: its ids give access to its own events only."""
+    """One session's view of `Events`. Its ids give access only to its own events."""
 
     def __init__(self, events: Events) -> None:
-        self.is_over: Callable[[], bool] = lambda: False  # whether the session has ended
+        self.is_over: Callable[[], bool] = lambda: False  # returns whether the session has ended
         self._events = events
         self._session = secrets.token_hex(8)
         self._numbers = itertools.count(1)
         self._added = asyncio.Event()
 
     async def store_event(self, stream_id: str, message: JSONRPCMessage | None) -> str:
-        """Keep an event of a stream of the session; return its id."""
+        """Keep an event in a stream of the session. Return its id."""
         event_id = f"{self._session}-{next(self._numbers)}"
         self._events.add(event_id, f"{self._session}:{stream_id}", message)
         self._added.set()
@@ -144,10 +144,10 @@ class SessionEvents(EventStore):
         return event_id
 
     async def replay_events_after(self, last_event_id: str, send_callback: EventCallback) -> str | None:
-        """Send the later events of the event's stream; return the stream, None if nothing more will be sent.
+        """Send the later events in the event's stream. Return the stream; None if nothing more will be sent.
 
-        The stream of a request is followed here until its response. The SDK listens for new events only after
-        this function has returned: a response that is stored in between would not be sent.
+        A request's stream is followed here until its response. The SDK listens for new events only after this function
+        has returned, so it would miss a response stored just before.
         """
         if not last_event_id.startswith(f"{self._session}-"):
             return None
@@ -169,22 +169,22 @@ class SessionEvents(EventStore):
 
 
 def _size(message: JSONRPCMessage | None) -> int:
-    """Return a message's approximate size in memory: its JSON's."""
+    """Return a message's approximate size in memory, which is that of its JSON."""
     held = message.result if isinstance(message, JSONRPCResponse) else None
     if isinstance(message, JSONRPCError):
         held = {"message": message.error.message, "data": message.error.data}
     try:
         return _EACH + len(orjson.dumps(held))
-    except TypeError:  # half a surrogate pair, or a number of more than 64 bits
+    except TypeError:  # a lone surrogate, or a number of more than 64 bits
         return _EACH + len(repr(held))
 
 
 class LostCalls:
-    """Answers requests by `app`; a client whose connection broke sends the same request again and gets the same answer.
+    """Answers requests with `app`. If a connection breaks, its client can repeat the request and gets the same answer.
 
     A call continues for `runs_on_s` seconds without a client, and a finished answer is kept for `kept_s`. A request
-    joins a call that another client still listens to only if its id is unique: clients count ids from 0, and two
-    clients that send the same request at the same time may want two answers.
+    joins a call with a connected client only if its id is unique: clients count ids from 0, and two clients that send
+    the same request at the same time may want two answers.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class LostCalls:
         self._calls: OrderedDict[bytes, _Call] = OrderedDict()
 
     async def answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """Answer one request; `body` is its body, `receive` reports when its client has left."""
+        """Answer one request. `body`: its body. `receive` reports that its client has disconnected."""
         key = _key(scope, body)
         call = self._calls.get(key)
         if call is None or (call.listeners and not _has_unique_id(body)):
@@ -239,7 +239,7 @@ class LostCalls:
 
 
 class _Call:
-    """One run of the app, and all messages that it has sent."""
+    """One run of the app, with all messages it has sent."""
 
     def __init__(self, app: ASGIApp, scope: Scope, body: bytes) -> None:
         self.listeners = 0
@@ -252,7 +252,7 @@ class _Call:
         self.task.add_done_callback(self._ended)
 
     async def listen(self, receive: Receive, send: Send) -> bool:
-        """Send the app's messages, earlier ones first; return whether the client has received all of them."""
+        """Send the app's messages, earlier ones first. Return whether the client has received all of them."""
         self.listeners += 1
         left = asyncio.ensure_future(_disconnected(receive))
         passed = 0
@@ -275,7 +275,7 @@ class _Call:
             self.listeners -= 1
 
     def abandon(self) -> None:
-        """Report to the app that its client has left."""
+        """Report to the app that its client has disconnected."""
         self._left.set()
 
     async def _receive(self) -> Message:
@@ -321,7 +321,7 @@ def _has_unique_id(body: bytes) -> bool:
 
 
 def is_lone_call(scope: Scope) -> bool:
-    """Return whether a request is a tool call outside any session."""
+    """Return whether a request is a tool call outside of any session."""
     headers = dict(scope["headers"])
     named = headers.get(b"mcp-method") == b"tools/call"
     return named and scope["method"] == "POST" and b"mcp-session-id" not in headers

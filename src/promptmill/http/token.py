@@ -21,7 +21,7 @@ HOW_TO_MAKE_ONE = f"Make one with: {_MAKE}"
 
 
 class Token:
-    """One secret. It is compared as a digest, and kept to recognise it in files that must not be sent."""
+    """A secret token. Its digest is compared; the token is kept to detect it in files that must not be sent."""
 
     def __init__(self, secret: str) -> None:
         self.secret = SecretStr(secret)
@@ -29,11 +29,11 @@ class Token:
 
     @property
     def owner(self) -> str:
-        """The owner of what its requests make, see `owner_of`."""
+        """The owner of the objects that the token's requests create, see `owner_of`."""
         return owner_of(f"Bearer {self.secret.get_secret_value()}")
 
     def opens(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
-        """Return whether the only `Authorization` header in `headers` is this token. Constant time."""
+        """Return whether `headers` have exactly one `Authorization` header, with this token. Takes constant time."""
         given = [value for name, value in headers if name == b"authorization"]
         scheme, _, secret = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         same = hmac.compare_digest(_digest(secret.strip(b" ")), self._digest)
@@ -41,7 +41,7 @@ class Token:
 
 
 def owner_of(authorization: str) -> str:
-    """Return the owner of the things that a request makes: a digest of its header, in one spelling of `Bearer`."""
+    """Return the owner of objects that a request creates: a digest of its header, with `Bearer` in a fixed spelling."""
     scheme, _, secret = authorization.partition(" ")
     same = f"Bearer {secret.strip(' ')}" if scheme.lower() == "bearer" else authorization
     return hashlib.sha256(same.encode()).hexdigest()
@@ -52,10 +52,10 @@ def _digest(secret: bytes) -> bytes:
 
 
 def find_token(file: Path | None, variable: str | None, environ: MutableMapping[str, str]) -> Token | None:
-    """Return the token in `file`, else in the environment's `variable`, else in PROMPTMILL_HTTP_TOKEN, else None.
+    """Return the token in `file`, in the environment variable `variable`, or in PROMPTMILL_HTTP_TOKEN, else None.
 
-    It is removed from `environ`, so that no child process inherits it. Raises `PromptmillError` (`invalid_config`)
-    without quoting any of it.
+    The token is removed from `environ`, so that no child process inherits it. Raises `PromptmillError`
+    (`invalid_config`), without quoting the token.
     """
     found = environ.pop(variable or VARIABLE, None)
     if file is not None:
@@ -73,7 +73,7 @@ def find_token(file: Path | None, variable: str | None, environ: MutableMapping[
 
 
 def configured(tokens: Mapping[str, ApiToken]) -> dict[str, Token]:
-    """Return the further tokens of `client_limits.tokens` by name. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the additional tokens in `client_limits.tokens` by name. Raises `PromptmillError` (`invalid_config`)."""
     return {
         name: _checked(each.token.get_secret_value(), f"client_limits.tokens.{name}.token")
         for name, each in tokens.items()

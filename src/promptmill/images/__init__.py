@@ -1,1 +1,1 @@
-"""A path or URL to checked image bytes."""
+"""Converts a path or URL to the bytes of a checked image."""

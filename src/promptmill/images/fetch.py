@@ -20,9 +20,9 @@ from promptmill.core.errors import Code, PromptmillError
 _REDIRECTS = 5
 _UNICAST = ipaddress.IPv6Network(
     "2000::/3"
-)  # the only globally routable unicast block; the rest is local, embedded or reserved
-# Inside it: IETF assignments with Teredo, documentation, 6to4. IPv4: blocks that only some versions of Python know as
-# not global, and Azure's metadata service, whose address looks public.
+)  # the only globally routable unicast block; other blocks are local, embedded or reserved
+# Exceptions inside this block: IETF assignments with Teredo, documentation, 6to4. IPv4: blocks that only some Python
+# versions know as not global, and Azure's metadata service, whose address looks public.
 _NOT_PUBLIC = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -33,10 +33,10 @@ _NOT_PUBLIC = tuple(
 
 
 def is_public(address: str) -> bool:
-    """Return whether `address` is on the public internet: not private, loopback, link-local, metadata or multicast.
+    """Return whether `address` is public: not private, loopback, link-local, metadata or multicast.
 
-    IPv6 addresses that embed an IPv4 address are not public, except mapped ones (`::ffff:1.2.3.4`), which count as
-    their IPv4 address. Raises `ValueError` for an invalid address.
+    An IPv6 address that embeds an IPv4 address is not public, except that a mapped address (`::ffff:1.2.3.4`) counts as
+    its IPv4 address. Raises `ValueError` for an invalid address.
     """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
@@ -47,7 +47,7 @@ def is_public(address: str) -> bool:
 
 
 class _PublicResolver(AbstractResolver):
-    """Resolves to public addresses only; the connection uses the checked address."""
+    """Resolves names only to public addresses. The connection uses the checked address."""
 
     def __init__(self) -> None:
         self._inner = ThreadedResolver()
@@ -66,7 +66,7 @@ class _PublicResolver(AbstractResolver):
 
 
 def _socket_to(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Return a socket for `address`, the one to connect to, after a check of it: a URL can spell an IP in many ways."""
+    """Check `address` and return a socket for it, because a URL can write an IP address in many ways."""
     family, kind, protocol, _, place = address
     if not is_public(str(place[0])):
         raise _refusal(place[0])
@@ -81,7 +81,7 @@ class ImageFetcher:
         self._session: aiohttp.ClientSession | None = None
 
     async def fetch(self, url: str) -> str:
-        """Return the body at `url` as a data URL, still to be checked. Raises `PromptmillError` (`invalid_image`)."""
+        """Return the body at `url` as an unchecked data URL. Raises `PromptmillError` (`invalid_image`)."""
         if self._session is None:
             connector = aiohttp.TCPConnector(
                 resolver=_PublicResolver(), use_dns_cache=False, limit=16, socket_factory=_socket_to
@@ -122,9 +122,9 @@ async def _body(response: aiohttp.ClientResponse, url: str) -> str:
 
 
 def _check(url: str) -> None:
-    """Refuse URLs that are not http(s), and IP addresses that are not public: those never reach the resolver."""
+    """Refuse URLs that are not http(s), and IP addresses that are not public: the resolver never sees them."""
     try:
-        parts = URL(url)  # the parser that aiohttp uses: another parser might find another host
+        parts = URL(url)  # aiohttp's parser, because another parser might find another host
         host = parts.raw_host if parts.scheme in {"http", "https"} else None
     except ValueError:
         host = None
@@ -132,7 +132,7 @@ def _check(url: str) -> None:
         raise PromptmillError(
             Code.INVALID_IMAGE, "The image's URL cannot be fetched.", "It must begin with http:// or https://."
         )
-    with contextlib.suppress(ValueError):  # a name: the resolver checks its addresses
+    with contextlib.suppress(ValueError):  # for a name, the resolver checks the addresses
         if not is_public(host):
             raise _refusal(host)
 
@@ -148,6 +148,6 @@ def _refusal(host: Any) -> PromptmillError:
 def _failure(url: str, why: str) -> PromptmillError:
     try:
         host = URL(url).raw_host
-    except ValueError:  # such as a port beyond 65535
+    except ValueError:  # for example, a port above 65535
         host = "an invalid address"
     return PromptmillError(Code.INVALID_IMAGE, f"The image at {host} cannot be fetched: {why}.")

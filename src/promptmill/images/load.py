@@ -1,7 +1,7 @@
-"""Load images from paths, URLs or memory as bytes that models read: PNG, JPEG, WebP or GIF.
+"""Loads images from paths, URLs or memory as bytes in a format for models: PNG, JPEG, WebP or GIF.
 
-A file that is not an image is never read beyond its header, and never sent. `ImageCache` loads and keeps the images of
-a call, images of the web by way of `WebImages`.
+Of a file that is not an image, only the header is read, and nothing is sent. `ImageCache` loads and keeps the images of
+a call; `WebImages` downloads web images.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ _FORMATS = {
 }
 _PLUGINS = tuple(
     f"PIL.{name}ImagePlugin" for name in ("Tiff", "WebP", "Avif", "Ico")
-)  # otherwise the first such image has Pillow import all of its
+)  # otherwise, the first such image makes Pillow import all its plugins
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII | re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
-_BYTES_PER_PIXEL = 12  # of the decoded, the rotated or converted, and the written image
+_BYTES_PER_PIXEL = 12  # for the decoded, the rotated or converted, and the written image
 _SHORTEST_BASE64 = 64
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]++={0,2}\s*", re.ASCII)
-# The first bytes of each format in base64: JPEG, PNG, GIF, WebP, BMP, TIFF.
+# The first bytes of each format, in base64: JPEG, PNG, GIF, WebP, BMP, TIFF.
 _BASE64_SIGNATURES = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK")
 
-_LOSSY_WEBP = b"VP8 "  # a photo without transparency, several times as large as a PNG
+_LOSSY_WEBP = b"VP8 "  # a photo without transparency, which would be several times as large as a PNG
 
 _QUALITY = 95
 _PNG_MODES = frozenset({"1", "LA", "P", "PA", "RGBA", "RGBa", "La"})
@@ -65,30 +65,30 @@ _CHANNELS = frozenset({1, 3, 4})
 _ORIENTATION = 0x0112
 
 _DEFAULT_BYTES = 1 << 30
-"""Bytes of memory that images may take together while they are decoded."""
+"""Bytes of memory for all images that are decoded at the same time."""
 KEPT_BYTES = 256 * 1024 * 1024
-"""Bytes of images kept for later items of a call that share them."""
+"""Bytes of images that are kept for later items of a call."""
 _THREADS = 8
-_EACH = 4096  # bytes of a kept entry without its image; most of them are the error of an unreadable image
+_EACH = 4096  # bytes of a kept entry without its image; usually the error of an unreadable image
 _LARGE = 32 << 20
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def _map_large_blocks() -> None:
-    """Make glibc map each block of 4 MiB or more separately, so that freed memory returns to the system.
+    """Make glibc map each block of at least 4 MiB separately, so that freed memory is returned to the system.
 
-    By default glibc stops this after the first large block, and each thread keeps up to 64 MiB of freed memory.
+    By default, glibc stops this after the first large block, and each thread keeps up to 64 MiB of freed memory.
     """
     if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library has no such function
+        with contextlib.suppress(OSError, AttributeError):  # another C library lacks this function
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 4 << 20)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
-    """Limits of reading: the files that may be read, the most pixels of an image, and memory for decoding.
+    """Limits for images: the files that may be read, the most pixels of an image, and the memory for decoding.
 
-    `types` are the media types of the result, PNG and JPEG among them; None: all of `_FORMATS`.
+    `types`: the permitted media types of the result, which include PNG and JPEG; None: all of `_FORMATS`.
     """
 
     files: FileRule = field(default_factory=FileRule)
@@ -100,20 +100,20 @@ class ImageRules:
     def of(
         cls, files: FileRule, max_pixels: int, memory: int = _DEFAULT_BYTES, types: frozenset[str] | None = None
     ) -> ImageRules:
-        """Return the rules with so many bytes of memory for decoding."""
+        """Return the rules with this number of bytes for decoding."""
         return cls(files, max_pixels, Memory(memory), types)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image that can be sent: PNG, JPEG, WebP or GIF, one frame, 8 bits a channel, upright."""
+    """An image in a form that can be sent: PNG, JPEG, WebP or GIF; one frame, 8 bits per channel, upright."""
 
     data: bytes
     media_type: str
 
 
 def is_web(source: str) -> bool:
-    """Return whether `source` is an `http(s)` URL, which an endpoint fetches by itself."""
+    """Return whether `source` is an `http(s)` URL, which an endpoint may fetch itself."""
     return source[:8].lower().startswith(("http://", "https://"))
 
 
@@ -123,7 +123,7 @@ def is_data(source: str) -> bool:
 
 
 def from_folder(source: str, folders: Sequence[str]) -> str:
-    """Return a relative path in the first of `folders` that has it, else in the first; any other source stays."""
+    """Return a relative path in the first of `folders` that contains it, or else in the first. Other sources stay."""
     if not folders or source.startswith("~") or is_data(source) or source[:5].lower() == "file:" or _URL.match(source):
         return source
     if Path(source).is_absolute():
@@ -133,12 +133,12 @@ def from_folder(source: str, folders: Sequence[str]) -> str:
 
 
 def load_image(source: str, rules: ImageRules) -> ImageFile:
-    """Return the image at a local path, `file:` URL or `data:` URL, or one in memory. Blocks: call it off the loop.
+    """Return the image at a local path, `file:` URL or `data:` URL, or in memory. Blocks: call it in a thread.
 
-    BMP, TIFF, AVIF and ICO become PNG (a photo in AVIF a JPEG), and so do animations (their first frame), CMYK and
-    16-bit images, images that EXIF rotates, and types outside `rules.types` (a lossy WebP becomes a JPEG);
-    any other image stays byte for byte. `scan.pdf#page=3` is a page of a PDF. Raises `PromptmillError`
-    (`invalid_image`; `missing_dependency` for a PDF).
+    BMP, TIFF, AVIF and ICO become PNG (an AVIF photo becomes JPEG), as do animations (their first frame), CMYK and
+    16-bit images, images rotated by EXIF, and types outside `rules.types` (a lossy WebP becomes JPEG); any other image
+    stays byte for byte. `scan.pdf#page=3` is a PDF page. Raises `PromptmillError` (`invalid_image`;
+    `missing_dependency` for a PDF).
     """
     if isinstance(source, HeldImage):
         name, data = "the image in memory", encode_held(source)
@@ -152,7 +152,7 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
 
 
 def encode_held(source: HeldImage) -> bytes:
-    """Return an image in memory as the bytes of a file. Blocks. Raises `PromptmillError`."""
+    """Convert an image in memory to the bytes of a file. Blocks. Raises `PromptmillError`."""
     try:
         return encoded(source.image)
     except Exception:  # noqa: BLE001 (Pillow's encoders raise many kinds of errors)
@@ -189,7 +189,7 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
 
 
 def _pdf_page(file: BinaryIO, page: int | None, name: str) -> bytes:
-    """Return the image of a page. Raises `PromptmillError` (`invalid_image`, `missing_dependency`)."""
+    """Return the image of a PDF page. Raises `PromptmillError` (`invalid_image`, `missing_dependency`)."""
     try:
         if page:
             return pdf.READER.page(file, page)
@@ -206,7 +206,7 @@ def local_path(source: str) -> Path:
     """Return the file that a path or `file:` URL names. Raises `PromptmillError` (`invalid_image`)."""
     try:
         return _local_path(source)
-    except (RuntimeError, ValueError):  # the home folder of an unknown user, an incomplete host name
+    except (RuntimeError, ValueError):  # the home folder of an unknown user, or an incomplete host name
         raise _unusable(
             f"{redact(source[:80])} is not a valid image path or URL.", "Send the path of a file."
         ) from None
@@ -214,7 +214,7 @@ def local_path(source: str) -> Path:
 
 def _local_path(source: str) -> Path:
     if source[:5].lower() == "file:":
-        # a character has up to four bytes, each written as %XX
+        # a character has up to four bytes, each of which may be written as %XX
         if len(source) > 12 * LONGEST_PATH:
             raise ValueError("no path is that long")
         parts = urlsplit(source)
@@ -225,13 +225,13 @@ def _local_path(source: str) -> Path:
         raise _unusable(
             f"Images cannot be read from {redact(source[:80])}.", "Send a path or a file, http or data URL."
         )
-    if len(source) > LONGEST_PATH:  # a `Path` with millions of folders takes a gigabyte
+    if len(source) > LONGEST_PATH:  # a `Path` with millions of folders would take a gigabyte
         raise ValueError("no path is that long")
     return home_expanded(source)
 
 
 def _short_path(path: Path) -> str:
-    """Return the path for a message. A long one (perhaps base64 without a `data:` head) is shortened."""
+    """Return the path for a message. A long path (perhaps base64 without the `data:` prefix) is shortened."""
     text = str(path)
     if len(text) > 80:
         return f"{text[: 80 // 4]}…{text[-80 * 3 // 4 :]}"
@@ -239,7 +239,7 @@ def _short_path(path: Path) -> str:
 
 
 def _whole(path: Path) -> str:
-    """Return the resolved path of a file that was opened."""
+    """Return the resolved path of an opened file."""
     try:
         return str(path.absolute())
     except OSError:
@@ -253,7 +253,7 @@ def _data(source: str) -> tuple[str, bytes]:
     if head is None:
         raise _unusable("The head of a data URL is invalid.", "Write data:image/png;base64,….")
     try:
-        if ";base64" in (head[2] or "").lower():  # its lines may be broken, as MIME does
+        if ";base64" in (head[2] or "").lower():  # its lines may be broken, as in MIME
             return "the data URL", pybase64.b64decode("".join(source[head.end() :].split()), validate=True)
         return "the data URL", unquote(source[head.end() :], "latin-1").encode("latin-1")
     except ValueError:
@@ -261,7 +261,7 @@ def _data(source: str) -> tuple[str, bytes]:
 
 
 def _probe(start: bytes, name: str) -> None:
-    """Refuse a file that does not begin like an image, before more of it is read."""
+    """Refuse a file that does not start like an image, before more of it is read."""
     signatures = (
         b"\x89PNG\r\n\x1a\n",
         b"\xff\xd8\xff",
@@ -286,7 +286,7 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
     _probe(data[:16], name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own warning about large images; our limit is below
+            warnings.simplefilter("ignore")  # ignore Pillow's warning about large images; the limit is checked below
             with Image.open(io.BytesIO(data), formats=list(_FORMATS)) as image:
                 width, height = image.size
                 if width * height > rules.max_pixels:
@@ -307,7 +307,7 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
                     return ImageFile(_rewritten(image), "image/png")
     except PromptmillError:
         raise
-    except Image.DecompressionBombError:  # Pillow raises at twice its own limit, before our check runs
+    except Image.DecompressionBombError:  # Pillow raises this at twice its own limit, before the check below
         raise _unusable(
             f"{name} has far more pixels than `max_image_pixels` ({rules.max_pixels}) or Pillow's own limit.",
             "Make it smaller.",
@@ -317,25 +317,25 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
 
 
 def _kind(image: Image) -> str:
-    """Return the image's format; MPO (multi-picture JPEG, which phones write) counts as JPEG."""
+    """Return the format of the image. MPO (multi-picture JPEG, from phones) counts as JPEG."""
     return "JPEG" if image.format == "MPO" else image.format or ""
 
 
 def _unusable(message: str, hint: str | None = None) -> PromptmillError:
-    # a path may contain half a surrogate pair, which no JSON result can carry
+    # a path may have a lone surrogate, which no JSON result can represent
     return PromptmillError(Code.INVALID_IMAGE, message.encode("utf-8", "replace").decode(), hint)
 
 
 class HeldImage(str):
-    """An image in a program's memory, in the place of a path or URL: bytes, a Pillow image, an array or a tensor.
+    """An image in a program's memory instead of a path or URL: bytes, a Pillow image, an array or a tensor.
 
-    As a text it is a name, equal for equal images.
+    As a text, it is a name; equal images have equal names.
     """
 
     image: Any
 
     def __new__(cls, image: Any, name: str = "") -> HeldImage:
-        """`name` defaults to the identity of `image`, which this object keeps alive."""
+        """`name`: by default the identity of `image`, which this object keeps alive."""
         held = super().__new__(cls, name or f"held:{id(image):x}")
         held.image = image
         return held
@@ -345,9 +345,9 @@ class HeldImage(str):
 
 
 def source_of(value: Any) -> str | None:
-    """Return the source of an image as programs give it; None for anything else.
+    """Return the image source in a program's value; None if the value is not an image.
 
-    A text (path, URL or base64), a `Path`, an open file, bytes, an array, a tensor, or an image of Pillow's.
+    The value may be a text (path, URL or base64), a `Path`, an open file, bytes, an array, a tensor, or a Pillow image.
     """
     if isinstance(value, str):
         return value
@@ -357,16 +357,16 @@ def source_of(value: Any) -> str | None:
         if value.seekable():  # several inputs may share the file
             value.seek(0)
         value = value.read()
-    # looked up on the type: a Pillow image would copy all its pixels
+    # checked on the type, because for a Pillow image it would copy all pixels
     is_array = hasattr(type(value), "__array_interface__") or hasattr(type(value), "__array__")
     is_pillows = hasattr(value, "mode") and hasattr(value, "tobytes")
     return HeldImage(value) if isinstance(value, bytes | bytearray | memoryview) or is_array or is_pillows else None
 
 
 def is_bare_base64(source: str) -> bool:
-    """Return whether `source` is base64 of an image without the `data:` head, as some programs send it.
+    """Return whether `source` is an image in base64 without the `data:` prefix, as some programs send it.
 
-    No such source is shorter than 64 characters, so short file names that begin alike stay paths.
+    Such a source has at least 64 characters, so that short file names with the same beginning stay paths.
     """
     if len(source) < _SHORTEST_BASE64 or not source.lstrip()[:11].startswith(_BASE64_SIGNATURES):
         return False
@@ -374,7 +374,7 @@ def is_bare_base64(source: str) -> bool:
 
 
 def encoded(image: Any) -> bytes:
-    """Return an image in memory as the bytes of a file; bytes stay as they are, an array holds pixels.
+    """Convert an image in memory to the bytes of a file. Bytes are unchanged; an array contains pixels.
 
     The format is JPEG, or PNG if JPEG would lose transparency or a palette. Blocks. Raises `TypeError`, `ValueError`.
     """
@@ -397,13 +397,13 @@ def encoded(image: Any) -> bytes:
 
 
 def _pixels(array: Any) -> Any:
-    """Return an array or tensor in the form that Pillow reads: channels last, whole numbers if there are several.
+    """Convert an array or tensor to Pillow's form: channels last; whole numbers if there are several channels.
 
-    Tensors have the channels first, and floats from 0 to 1: pytorch.org/vision/stable/transforms.html.
+    Tensors have channels first, and floats from 0 to 1: pytorch.org/vision/stable/transforms.html.
     """
     import numpy as np
 
-    if hasattr(array, "detach"):  # of torch: it may have gradients, be on a GPU, or have a type that NumPy lacks
+    if hasattr(array, "detach"):  # a torch tensor may have gradients, be on a GPU, or have a type that NumPy lacks
         array = array.detach().cpu()
         array = array.float() if array.is_floating_point() else array
     array = np.asarray(array)
@@ -418,21 +418,21 @@ def _pixels(array: Any) -> Any:
 
 
 def _needs_rewriting(image: Image) -> bool:
-    """Return whether models cannot read an image as it is: animated, rotated by EXIF, or not 8 bits a channel."""
+    """Return whether models cannot read the image: it is animated, rotated by EXIF, or not 8 bits per channel."""
     animated = getattr(image, "is_animated", False) and image.format != "MPO"
     if animated or image.mode not in _WEB_MODES:
         return True
-    # `getexif` parses the file, so call it only if there is EXIF
+    # `getexif` parses the file, so it is called only if EXIF exists
     return "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
 
 
 def _rewritten(image: Image) -> bytes:
-    """Return an image, or its first frame, as a PNG file: upright, 8 bits a channel."""
+    """Return an image, or its first frame, as a PNG file: upright, with 8 bits per channel."""
     from PIL import ImageOps
 
     image.seek(0)
     upright = ImageOps.exif_transpose(image)
-    image.close()  # frees the pixels now; a reference cycle keeps the object until the next garbage collection
+    image.close()  # frees the pixels now, because a reference cycle keeps the object until the next garbage collection
     changed = _in_web_mode(upright)
     out = io.BytesIO()
     changed.save(out, "PNG", compress_level=1)
@@ -450,7 +450,7 @@ def _in_web_mode(image: Image) -> Image:
 
 
 def _to_eight_bits(image: Image) -> Image:
-    """Scale 16 bits to 8; Pillow's own conversion would clip everything above 255 to white."""
+    """Scale 16 bits to 8. (Pillow's conversion would turn every value above 255 into white.)"""
     if image.mode in {"I;16", "I;16L", "I;16B"}:  # take the upper byte of each pixel, without a conversion to 32 bits
         from PIL.Image import frombytes
 
@@ -465,15 +465,15 @@ def _to_eight_bits(image: Image) -> Image:
 
 
 class WebImages:
-    """Downloads images from public addresses; the HTTP client is imported at the first download."""
+    """Downloads images from public addresses. The HTTP client is imported for the first download."""
 
     def __init__(self) -> None:
         self._fetcher: ImageFetcher | None = None
 
     async def fetch(self, url: str) -> str:
-        """Return the image at `url` as a `data:` URL, still to be checked. Raises `PromptmillError`."""
+        """Return the image at `url` as an unchecked `data:` URL. Raises `PromptmillError`."""
         fetcher = self._fetcher
-        if fetcher is None:  # importing the HTTP client takes long, and most calls have no image on the web
+        if fetcher is None:  # importing the HTTP client takes long, and most calls have no web images
             module = await asyncio.to_thread(importlib.import_module, "promptmill.images.fetch")
             fetcher = self._fetcher = self._fetcher or module.ImageFetcher()
         return await fetcher.fetch(url)
@@ -486,9 +486,9 @@ class WebImages:
 
 
 class ImageCache:
-    """The images of one call: reads each source once, off the event loop, and keeps it for later items.
+    """The images of one call. Reads each source once, outside of the event loop, and keeps it for later items.
 
-    Items that need the same file at the same time share one reading.
+    Items that need the same file at the same time share one read.
     """
 
     def __init__(
@@ -498,9 +498,9 @@ class ImageCache:
         fetch: Callable[[str], Awaitable[str]] | None,
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
-        """`encode` makes the bytes to keep, in a thread; `fetch` turns an `http(s)` URL into a `data:` URL.
+        """`encode` makes the bytes to keep, in a thread. `fetch` converts an `http(s)` URL to a `data:` URL.
 
-        At most `kept_bytes` are kept for later items of the call; items in flight keep their own images alive.
+        At most `kept_bytes` are kept for later items of the call. Items in flight keep their own images.
         """
         self._rules = rules
         self._encode = encode
@@ -508,7 +508,7 @@ class ImageCache:
         self._readings: OrderedDict[str, asyncio.Future[bytes]] = OrderedDict()
         self._kept_bytes = kept_bytes
         self._kept = 0
-        # separate from the default pool: images may wait for memory, and must not block other work
+        # a separate pool, because images may wait for memory and must not block other work
         self._threads: ThreadPoolExecutor | None = None
 
     async def read(self, source: str) -> bytes:
@@ -518,7 +518,7 @@ class ImageCache:
             reading = asyncio.ensure_future(self._read(source))
             self._readings[source] = reading
             reading.add_done_callback(functools.partial(self._remember, source))
-        return await asyncio.shield(reading)  # another item may be waiting for the same file
+        return await asyncio.shield(reading)  # another item may wait for the same file
 
     async def _read(self, source: str) -> bytes:
         if self._fetch is not None and is_web(source):
@@ -550,5 +550,5 @@ class ImageCache:
 def _kept_size(source: str, reading: asyncio.Future[bytes]) -> int:
     image = b"" if reading.cancelled() or reading.exception() else reading.result()
     size = _EACH + len(source) + len(image)
-    # a `data:` URL or a page seldom occurs twice: count it eightfold, so that a file of such rows needs little memory
+    # a `data:` URL or a page seldom repeats: count it eightfold, so that a file of such rows needs little memory
     return size * 8 if is_data(source) or pdf.split(source)[1] else size

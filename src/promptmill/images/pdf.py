@@ -1,13 +1,13 @@
-"""The text and the pages of PDF files, read in a process of its own that is used again.
+"""Text and pages of PDF files, read in a child process that serves many files.
 
-**The attacker** is the author of a PDF. **The harm**: the parser, which is written in C++, crashes, or takes memory or
-time without end. The process is ended then, and that PDF alone fails.
+**The attacker** is the author of a PDF. **The harm**: the parser, which is written in C++, crashes, or takes unlimited
+memory or time. Then the process is ended, and only this PDF fails.
 
-The process gets a file once and returns a page for each request, so neither process holds two pages.
+The process gets a file once and returns a page per request, so neither process holds two pages at a time.
 
-To the process: `{"size": …}` and so many bytes, a file; then for it `{"page": …}`, or `{"page": 0}` for its contents.
-From it: `{"pages": …}`, `{"image": …}` in base64 or `{"contents": [[text, is_image, has_pictures], …]}`; or
-`{"problem": …}`.
+Messages to the process: `{"size": …}` followed by the `size` bytes of a file; then `{"page": …}` for a page, or
+`{"page": 0}` for the contents. Replies: `{"pages": …}`, `{"image": …}` in base64, `{"contents": [[text, is_image,
+has_pictures], …]}`, or `{"problem": …}`.
 """
 
 from __future__ import annotations
@@ -31,52 +31,52 @@ from promptmill.system.installation import adding
 
 SUFFIX = ".pdf"
 _NAMED = re.compile(r"(?is)(.+\.pdf)#(?:page=(\d{1,9})|(text))")
-# Of processor time. A page of a scan in 600 dpi takes 0.5 s, the text of 1,000 pages 2 s.
+# Of processor time. A scanned page with 600 dpi takes 0.5 s, the text of 1,000 pages 2 s.
 _COMPUTING_S = 20.0
-_REPLY_S = 60.0  # on the clock, for a busy machine
+_REPLY_S = 60.0  # of wall time, for a busy machine
 _MEMORY = 1 << 30  # a file of `LARGEST_FILE`, and a decoded scan of 100 million pixels
 _DPI = 200
 _SIDE = 2048  # pixels of the longer side: providers make larger images smaller
-_QUALITY = 90  # of JPEG: small letters stay sharp
-_REOPENED = 50  # images: a document keeps a copy of each image that it has shown; to open it takes 1 ms
-_GRID = 20  # cells of a side: the share of a page that pictures cover, also in strips, is counted in them
-_SCAN, _PICTURE = 0.5, 0.05  # shares of a page: above, it is a scan, or has pictures; a logo covers 2 %
-# Drawings are compared with letters: a full page has 3,000, the outline of one has 20 segments.
+_QUALITY = 90  # of JPEG; small letters stay sharp
+_REOPENED = 50  # images; a document keeps a copy of each shown image, and reopening it takes 1 ms
+_GRID = 20  # cells per side, for counting the share of a page that pictures cover
+_SCAN, _PICTURE = 0.5, 0.05  # shares of a page for a scan, and for pictures; a logo covers 2 %
+# Drawings are compared with letters: a full page has 3,000 letters, and a letter's outline has 20 segments.
 _LETTERS_OF_PAGE, _SEGMENTS_OF_LETTER = 3000, 20
-_SAMPLED = 500  # characters of a page that are checked for their meaning
-_UNMAPPED = 0.1  # their share without one: symbols of lists are fewer, fonts without a table of characters have all
-_LETTERS = 1 / 3  # of the visible characters of a text; leaders of dots do not count
+_SAMPLED = 500  # characters of a page that are checked for a meaning
+_UNMAPPED = 0.1  # share without a meaning: more than list symbols; all in fonts without a table
+_LETTERS = 1 / 3  # of the visible characters of a text; dot leaders do not count
 _LEADER = re.compile(r"([\W_])\1{3,}")
 _LOST = "takes too much time or memory to read, or is damaged"
 
 
 class PdfError(Exception):
-    """A PDF that cannot be read; the text is the reason, as the predicate of a sentence."""
+    """A PDF cannot be read. The text is the reason, as the predicate of a sentence."""
 
 
 class PageContent(NamedTuple):
-    """The text of a page, and whether it is enough for a model."""
+    """The text of a page, and whether the text is enough for a model."""
 
     text: str
-    """Its text layer, if that is text, and the values of its form: `""` if it has none."""
+    """The text layer, if it has a meaning, and the values of form fields; `""` without either."""
     is_image: bool
-    """Whether its text is not enough: it is a scan or a drawing, or its text layer is no text."""
+    """Whether the text is not enough: the page is a scan or a drawing, or its text layer has no meaning."""
     has_pictures: bool
-    """Whether a page of text has pictures, too."""
+    """Whether a page with text also has pictures."""
 
 
 def page_of(source: str, page: int) -> str:
-    """Return the source of an image: a page, from 1, of the PDF at `source`."""
+    """Return the image source for page `page` (from 1) of the PDF at `source`."""
     return f"{source}#page={page}"
 
 
 def text_of(source: str) -> str:
-    """Return the source of the missing text of a PDF. It is no image, so that its row fails with the reason."""
+    """Return a source for the missing text of a PDF. It is not an image, so its row fails with the reason."""
     return f"{source}#text"
 
 
 def split(source: str) -> tuple[str, int | None]:
-    """Return the file of `source`, and the page of a PDF: 0 for its text, None if it names no page.
+    """Return the file in `source`, and the page of a PDF; 0 for its text, None if no page is named.
 
     >>> split("scans/a.pdf#page=3")
     ('scans/a.pdf', 3)
@@ -87,22 +87,22 @@ def split(source: str) -> tuple[str, int | None]:
 
 
 def check_installed() -> None:
-    """Raise `PromptmillError` (`missing_dependency`) when PDF files cannot be read here."""
+    """Raise `PromptmillError` (`missing_dependency`) if the package for PDF files is not installed."""
     if importlib.util.find_spec("pypdfium2") is None:
         raise PromptmillError(Code.MISSING_DEPENDENCY, "PDF files need pypdfium2.", adding("files"))
 
 
 class PdfReader:
-    """Reads PDF files in its process, which the first file starts. Any thread may use it, one at a time."""
+    """Reads PDF files in its child process, which the first file starts. Any thread may use it, one at a time."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
         self._helper = subprocesses.Helper(__name__, _REPLY_S)
         self._held: object = None
-        """The file that the process holds."""
+        """The file that the process has loaded."""
         self._pages = 0
         self._lost: OrderedDict[object, None] = OrderedDict()
-        """Files that ended the process: their next pages would take as long."""
+        """Files that crashed the process. Their other pages are not tried, because they would take as long."""
 
     def pages(self, file: BinaryIO) -> int:
         """Return the number of pages. Raises `PdfError`; and `PromptmillError` (`missing_dependency`)."""
@@ -127,7 +127,7 @@ class PdfReader:
             return bytes(pybase64.b64decode(self._reply({"page": page})["image"]))
 
     def _hold(self, file: BinaryIO) -> None:
-        """Send a file to the process, unless it holds it."""
+        """Send a file to the process, unless the process already has it."""
         about = os.fstat(file.fileno())
         key = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
         if key in self._lost:
@@ -144,7 +144,7 @@ class PdfReader:
             raise
 
     def _reply(self, question: frames.Frame, file: BinaryIO | None = None) -> frames.Frame:
-        """Return the reply of the process. Raises `PdfError`."""
+        """Send a question to the process and return its reply. Raises `PdfError`."""
         if self._helper.pid is None:
             check_installed()
         try:
@@ -161,17 +161,17 @@ class PdfReader:
         return reply
 
     def end(self) -> None:
-        """End the process, even while it reads."""
+        """End the process, even during a read."""
         self._helper.end()
 
 
 READER = PdfReader()
-"""The reader of this process."""
+"""The PDF reader that this process uses."""
 atexit.register(READER.end)
 
 
 class _Reading:
-    """The file that the process reads."""
+    """The file that the child process reads."""
 
     def __init__(self) -> None:
         self._content = (ctypes.c_char * 0)()
@@ -179,7 +179,7 @@ class _Reading:
         self._images = 0
 
     def reply(self, asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:
-        """Answer a message of the parent; `incoming` has the content of a new file."""
+        """Answer a message of the parent process; `incoming` holds the content of a new file."""
         if "size" in asked:
             self._close()
             self._content = (ctypes.c_char * asked["size"])()
@@ -217,9 +217,9 @@ def _opened(content: ctypes.Array[ctypes.c_char]) -> Any:
         raise PdfError("is damaged, or no PDF") from None
     if not len(document):
         raise PdfError("has no page")
-    if document.get_formtype() == pypdfium2.raw.FORMTYPE_XFA_FULL:  # its only page asks to wait, or for another reader
+    if document.get_formtype() == pypdfium2.raw.FORMTYPE_XFA_FULL:  # its only page asks to wait or for another reader
         raise PdfError("is a form that only Adobe's programs show (XFA); print it into a PDF there")
-    document.init_forms()  # the values of forms are on the images of the pages
+    document.init_forms()  # so that the images of pages show the values of forms
     return document
 
 
@@ -239,7 +239,7 @@ def _contents(document: Any) -> list[PageContent]:
 
 def _content(page: Any) -> PageContent:
     layer = page.get_textpage()
-    # pdfium reports a hyphen at the end of a line as U+FFFE
+    # pdfium reports a hyphen at a line's end as U+FFFE
     text = layer.get_text_range().replace("\ufffe", "-\n").replace("\r\n", "\n").replace("\0", "").strip()
     is_text = not text or _is_text(layer, text)
     layer.close()
@@ -247,12 +247,12 @@ def _content(page: Any) -> PageContent:
     drawn = share * _LETTERS_OF_PAGE + segments // _SEGMENTS_OF_LETTER
     is_image = not is_text or share >= _SCAN or drawn > len(text)
     parts = [text] if text and is_text else []
-    text = "\n".join(parts + _filled_in(page)).encode("utf-8", "replace").decode()  # half a surrogate pair
+    text = "\n".join(parts + _filled_in(page)).encode("utf-8", "replace").decode()  # a lone surrogate
     return PageContent(text, is_image, share >= _PICTURE and not is_image)
 
 
 def _is_text(layer: Any, text: str) -> bool:
-    """Return whether a text layer has a meaning. A font may lack the table from its glyphs to characters."""
+    """Return whether a text layer has a meaning. A font may lack the table from glyphs to characters."""
     from pypdfium2 import raw
 
     sampled = range(0, layer.count_chars(), 1 + layer.count_chars() // _SAMPLED)
@@ -265,7 +265,7 @@ def _is_text(layer: Any, text: str) -> bool:
 
 
 def _drawn(page: Any) -> tuple[float, int]:
-    """Return the share of a page that images cover, and the number of segments of its lines."""
+    """Return the share of a page that images cover, and the number of segments in its lines."""
     from pypdfium2 import raw
 
     left, bottom, right, top = page.get_bbox()
@@ -277,7 +277,7 @@ def _drawn(page: Any) -> tuple[float, int]:
         if drawn.type == raw.FPDF_PAGEOBJ_PATH:
             segments += max(0, raw.FPDFPath_CountSegments(drawn))
             continue
-        least = 1  # an image between the middles of the cells
+        least = 1  # an image between the centres of cells
         matrix, form = drawn.get_matrix(), drawn.container
         while form is not None:
             matrix, form = matrix.multiply(form.get_matrix()), form.container
@@ -287,13 +287,13 @@ def _drawn(page: Any) -> tuple[float, int]:
 
 
 def _filled_in(page: Any) -> list[str]:
-    """Return a line for each filled field of a page, such as `Name: Ann`, and for each text typed onto the page.
+    """Return a line for each filled form field of a page, such as `Name: Ann`, and for each text typed onto the page.
 
-    The text layer has neither.
+    The text layer contains neither.
     """
     from pypdfium2 import raw
 
-    lines: dict[str, None] = {}  # the buttons of a group have one value
+    lines: dict[str, None] = {}  # the buttons of a group share one value
     for at in range(raw.FPDFPage_GetAnnotCount(page)):
         if not (found := raw.FPDFPage_GetAnnot(page, at)):
             continue
@@ -310,7 +310,7 @@ def _filled_in(page: Any) -> list[str]:
 
 
 def _value(form: Any, field: Any) -> str:
-    """Return the value of a form's field: of a list, the labels of the entries that are selected."""
+    """Return the value of a form field; for a list, the labels of the selected entries."""
     from pypdfium2 import raw
 
     chosen = [
@@ -354,8 +354,8 @@ def _problem(_: frames.Frame, error: Exception) -> frames.Frame:
 
 
 def main() -> None:
-    """Serve the process that started this one."""
-    # the time of a page does not include their imports
+    """Serve the parent process."""
+    # the import time does not count for a page
     modules = ("pypdfium2", "PIL.JpegImagePlugin")
     subprocesses.serve_parent(_Reading().reply, _problem, modules, memory=_MEMORY, computing_s=_COMPUTING_S)
 

@@ -1,4 +1,4 @@
-"""The one check of the combinations of a job's options. Its rules are fields of the options in the table."""
+"""The only check for combinations of a job's options. Its rules are fields of the options in the table."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from promptmill.options.option import Face, Option
 
 
 def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") -> None:
-    """Raise `PromptmillError` (`invalid_input`) for options that do not go together, or not with their rows.
+    """Raise `PromptmillError` (`invalid_input`) if options exclude each other, or do not apply to the source of rows.
 
-    `options`: values by names, of which None, False and the default mean an option that is not there. A value may have
-    others, see `Argument.within`. `rows`: the source of the rows, one of `table.ROWS`; `""`: it is not checked. `face`:
-    how the error names sources; it has the options as `Named`.
+    `options`: values by name; None, False and the default mean that an option is not set. A value may contain others,
+    see `Argument.within`. `rows`: the source of the rows, one of `table.ROWS`; `""`: not checked. `face`: the face
+    whose names for sources the error uses; options are given as `Named`.
 
     >>> check({"by": "6h"})
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""Values of options on the command line that need more than a type. Each function raises `PromptmillError`."""
+"""Parses option values of the command line for which a type is not enough. Each function raises `PromptmillError`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from promptmill.core.errors import input_error, looks_like_key
 
 
 def number(text: str, how: str = "write one such as 0.7", example: str = "0.7") -> float:
-    """Return a number of 0 or more."""
+    """Parse a number that is at least 0."""
     try:
         value = float(text)
     except ValueError:
@@ -17,12 +17,12 @@ def number(text: str, how: str = "write one such as 0.7", example: str = "0.7") 
 
 
 def amount(text: str) -> float:
-    """Return an amount of money."""
+    """Parse an amount of money."""
     return number(text, "write 5 or 5.00, without a sign (a shell reads $5 as a variable of its own)", "5.00")
 
 
 def names(text: str) -> list[str]:
-    """Return names that commas separate."""
+    """Parse names separated by commas."""
     found = [name.strip() for name in text.split(",")]
     if not all(found):
         raise input_error("write names with commas, such as answer,error")
@@ -30,7 +30,7 @@ def names(text: str) -> list[str]:
 
 
 def variable(text: str) -> str:
-    """Return the name of an environment variable."""
+    """Parse the name of an environment variable."""
     if looks_like_key(text):
         raise input_error(
             "that looks like a key, or is no name; write the NAME of the variable that holds it, such as OPENAI_API_KEY"

@@ -1,4 +1,4 @@
-"""An option of a job: its name, its type, its words, and its form on each face."""
+"""An option of a job: its name, its type, its description, and its form on each face."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from promptmill.core.errors import Named
 
 Face: TypeAlias = Literal["flag", "argument", "keyword"]
-"""A place that has options: the command line, the tool `bulk_generate`, or Python."""
-_NAME = re.compile(r"(?<!\{)\{(\w+)\}(?!\})")  # a prompt has {{column}}
+"""An interface that has options: the command line, the tool `bulk_generate`, or Python."""
+_NAME = re.compile(r"(?<!\{)\{(\w+)\}(?!\})")  # must not match {{column}} in a prompt
 _MODULES = re.compile(r"\b(?:typing|collections\.abc|pathlib)\.")
 
 
@@ -23,27 +23,27 @@ class Flag:
     """An option on the command line."""
 
     name: str = ""
-    """Its name, if it is not the option's; `-m` in front of it is a second one."""
+    """The flag's name, if it differs from the option's. A leading `-m` is a second name."""
     metavar: str = ""
-    """The word for its value; a switch has none."""
+    """The placeholder for the value in the help; a switch has none."""
     words: str = ""
-    """Its line of help, if other values than in Python make other words."""
+    """The line of help, if the flag's values, and therefore its description, differ from Python's."""
     read: str | type = ""
-    """The type of its value, or `"module:function"`: reads it, and raises `PromptmillError`; imported at its first
-    use."""
+    """The type of the value, or `"module:function"`, which parses the value and raises `PromptmillError`; it is
+    imported on first use."""
     action: str = ""
     """`append`: each use adds a value. `pairs`: each use adds a key and a value. `several`: the first value
     is `NAME`, all are `NAMEs`. `off`: stores False."""
     bare: object = None
-    """The value of the flag without a word; None: it needs one."""
+    """The value of the flag without an argument; None: the argument is required."""
     stored: str = ""
-    """The name under which the command line stores it, if it is not the flag's."""
+    """The name under which argparse stores the value, if it differs from the flag's."""
     one_of: str = ""
-    """Flags with the same text here exclude each other."""
+    """Flags with the same text in this field exclude each other."""
     is_common: bool = False
-    """Whether the short help shows it."""
+    """Whether the short help shows the flag."""
     was: str = ""
-    """Its name in the last release, such as `old`."""
+    """The flag's name in the last release, such as `old`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +51,19 @@ class Argument:
     """An option as an argument of the tool."""
 
     name: str = ""
-    """Its name, if it is not the option's."""
+    """The argument's name, if it differs from the option's."""
     words: str = ""
-    """Its description, if a call has other values than Python, or a language model needs more."""
+    """The description, if a call's values differ from Python's, or if a language model needs more information."""
     is_common: bool = False
-    """Whether the list of tools shows it; else it is a key of `options` there."""
+    """Whether the list of tools shows the argument; otherwise it is a key of `options` in the list."""
     form: str = ""
-    """What the list shows behind the name of such a key, for a value that the name does not tell."""
+    """The description of the value that the list shows after the name of such a key."""
     least: float | None = None
     most: float | None = None
     within: str = ""
-    """The argument that has it as a key; it is no argument itself."""
+    """The argument that contains this option as a key. The option is then not an argument itself."""
     also_within: str = ""
-    """The argument that may have it as a key, too."""
+    """An argument that may also contain this option as a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,23 +71,23 @@ class Keyword:
     """An option as a keyword argument in Python."""
 
     name: str = ""
-    """Its name, if it is not the option's."""
+    """The keyword's name, if it differs from the option's."""
     type: str = ""
-    """Its type as the source of Python, if it is not the option's."""
+    """The keyword's type as Python source, if it differs from the option's."""
 
 
 class Without(NamedTuple):
-    """Another option that an option excludes."""
+    """An option that excludes another option."""
 
     name: str
     why: str = ""
     """The reason, for the end of the error."""
     value: str = ""
-    """The value that is excluded; `""`: every one."""
+    """The excluded value; `""`: every value."""
     words: str = ""
-    """The words of the error in place of the option."""
+    """The text in the error that replaces the option's name."""
     when: Callable[[Mapping[str, Any]], bool] | None = None
-    """Whether the options exclude each other, by all options that are set."""
+    """Whether the options exclude each other, given all options that are set."""
 
     def excludes(self, present: Mapping[str, Any]) -> bool:
         """Return whether the other option, which is set, is excluded."""
@@ -98,33 +98,33 @@ class Without(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option of a job. A face that is None does not have it.
+    """An option of a job. If a face is None, this face lacks the option.
 
-    `words` define it in a line. `{name}` in them is another option, which each face spells in its own way.
+    `words` describe the option in a line. `{name}` in them is another option, whose name depends on the face.
     """
 
     name: str
     type: object
-    """`bool` for a switch, `Literal` for a choice; else the type of its value in a call of the tool."""
+    """`bool` for a switch, `Literal` for a choice; otherwise the type of the value in a tool call."""
     words: str
     default: object = None
     flag: Flag | None = field(default_factory=Flag)
     argument: Argument | None = field(default_factory=Argument)
     keyword: Keyword | None = field(default_factory=Keyword)
     keys: Sequence[str] = ()
-    """The keys of the configuration that it sets."""
+    """The configuration keys that the option sets."""
     goes_with: Sequence[Named] = ()
-    """It needs one of these options."""
+    """The option requires one of these options."""
     goes_without: Sequence[Without] = ()
     check: str = ""
-    """`"module:function"`: takes its value before a job begins, and raises `PromptmillError`."""
+    """`"module:function"`: takes the value before a job starts, and raises `PromptmillError`."""
     only_model: str = ""
-    """The option that names the only model that gets requests, if this one takes the place of `model`."""
+    """If the option replaces `model`: the option that names the only model that gets requests."""
     rows: Sequence[str] = ()
-    """The sources of rows (`ROWS`) that it is for; `()`: all."""
+    """The sources of rows (`ROWS`) to which the option applies; `()`: all."""
 
     def name_on(self, face: Face) -> str | None:
-        """Return its name on a face; None: the face does not have it."""
+        """Return the option's name on a face; None: the face lacks the option."""
         match face:
             case "flag":
                 if self.flag is None:
@@ -139,7 +139,7 @@ class Option:
                 return None if self.keyword is None else self.keyword.name or self.name
 
     def words_on(self, face: Face, names: Mapping[str, Option]) -> str:
-        """Return its words on a face, with the other options as the face spells them."""
+        """Return the option's description on a face, with other options named as on this face."""
         words = self.words
         if face == "flag" and self.flag is not None:
             words = self.flag.words or words
@@ -149,37 +149,37 @@ class Option:
 
     @property
     def stored(self) -> str:
-        """The name under which the command line stores its value."""
+        """The name under which argparse stores the value."""
         flag = self.name_on("flag") or ""
         return (self.flag is not None and self.flag.stored) or flag.removeprefix("--").replace("-", "_")
 
     @property
     def choices(self) -> tuple[str, ...] | None:
-        """The values of a choice; None for other types."""
+        """The possible values of a choice; None for other types."""
         is_choice = typing.get_origin(self.type) is Literal
         return typing.get_args(self.type) if is_choice else None
 
     @property
     def annotation(self) -> str:
-        """Its type in Python, as source."""
+        """The option's type in Python, as source."""
         if self.keyword is not None and self.keyword.type:
             return self.keyword.type
         name = source_of(self.type)
         return name if self.default is not None else f"{name} | None"
 
     def is_set(self, value: object) -> bool:
-        """Return whether a value is more than the default, or the absence of one."""
+        """Return whether a value is set and differs from the default."""
         is_empty = isinstance(value, str | list | tuple | dict) and not value
         return not (value is None or value is False or is_empty or value == self.default)
 
 
 def sentence(words: str) -> str:
-    """Return words as a sentence."""
+    """Return a description as a sentence."""
     return f"{words[:1].upper()}{words[1:]}{'' if words.endswith('…') else '.'}"
 
 
 def spelled(words: str, face: Face | None, names: Mapping[str, Option]) -> str:
-    """Return words with each `{name}` as the face spells it; None: by its name in the table.
+    """Return a description with each `{name}` replaced by the face's name; None: by the table's name.
 
     Raises `KeyError` for an option that the face lacks.
     """
@@ -194,7 +194,7 @@ def spelled(words: str, face: Face | None, names: Mapping[str, Option]) -> str:
 
 
 def source_of(kind: object) -> str:
-    """Return a type as the source of Python.
+    """Return a type as Python source.
 
     >>> source_of(Literal["file", "line"]), source_of(list[str] | None)
     ('Literal["file", "line"]', 'list[str] | None')
@@ -211,9 +211,9 @@ def source_of(kind: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Options that belong together: below a heading of the long help, and in a class of Python's keywords."""
+    """A group of options: a heading in the long help, and a class of Python's keywords."""
 
     name: str
-    """`limit` becomes the class `LimitOptions` of Python's keywords; the name of a feature."""
+    """The name of the group: `limit` becomes the class `LimitOptions` in Python; a feature's group has its name."""
     heading: str
     options: Sequence[Option]

@@ -1,4 +1,4 @@
-"""Texts that are made from the table: Python's keywords as a module, the rows of docs/names.md, and the text of
+"""Texts generated from the table: Python's keywords as a module, the rows of docs/names.md, and the text of
 `help(promptmill.bulk)`."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from promptmill.answers.schema import AnswerType
 
 
 def keywords(groups: Iterable[Group]) -> str:
-    """Return the module of the keywords, a class for each name of a group."""
+    """Return the source of the keywords module, with a class for each group name."""
     names, classes = table.options(), dict[str, list[str]]()
     for group in groups:
         for option in group.options:
@@ -70,7 +70,7 @@ def _row(option: Option) -> str:
 
 
 def listing(groups: Iterable[Group]) -> str:
-    """Return the keywords with their words, for the docstring of a function."""
+    """Return the keywords with their descriptions, for a function's docstring."""
     known, parts = table.options(), list[str]()
     for group in groups:
         entries = [

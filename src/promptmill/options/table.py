@@ -1,7 +1,7 @@
 """The table of all options of a job.
 
-An option is one entry: every face makes its flag, argument or keyword from it. The code that uses it reads it by its
-name, mostly `jobs.store.order.JobOrder.of`. The list of a feature moves into its folder as it is (`Feature.options`).
+An option is one entry, from which each face makes its flag, argument or keyword. The code that uses an option reads it
+by name, mostly in `jobs.store.order.JobOrder.of`. A feature's options are in its folder (`Feature.options`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from promptmill.core.feature import features, hidden, part
 from promptmill.options.option import Argument, Face, Flag, Group, Keyword, Option, Without
 
 Again: TypeAlias = Literal["failed", "truncated", "all"]
-"""The rules `again …`, by which an order sends rows again."""
+"""The rules for sending rows again, by the value of the option `again`."""
 
 _ENDPOINT = "backend_configs.openai."
 _SAMPLING = "sampling_params."
@@ -33,14 +33,14 @@ ROWS: Mapping[str, Mapping[Face, str]] = MappingProxyType(
         "values": {"argument": "`prompts`", "keyword": "a list or a table"},
     }
 )
-"""The sources of a job's rows, as each face names those that it has."""
+"""The sources of a job's rows, with each face's name for them."""
 
 
 SEVERAL = (
     Without("model", words="several models", when=lambda present: _are_several(present["model"])),
     Without("prompt", words="several prompts", when=lambda present: _are_several(present["prompt"])),
 )
-"""Several models, several prompts."""
+"""Conditions for several models, and for several prompts."""
 _FIELDS = Without("fields", when=lambda present: isinstance(present["fields"], str))
 
 
@@ -49,7 +49,7 @@ def _are_several(value: Any) -> bool:
 
 
 def _sampling(name: str, kind: object, words: str, keyword: str = "") -> Option:
-    """Return a sampling parameter, which the command line sets as a key."""
+    """Return the option of a sampling parameter, which the command line sets as a configuration key."""
     within, keys = Argument(within="sampling_params"), [f"{_SAMPLING}{name}"]
     return Option(name, kind, words, flag=None, argument=within, keyword=Keyword(type=keyword), keys=keys)
 
@@ -533,7 +533,7 @@ GROUPS = (
 
 
 def groups() -> list[Group]:
-    """Return the options of the core, and those of each feature under its name."""
+    """Return the groups of the core's options, and a group of each feature's options under the feature's name."""
     added = [
         Group(name, f"{name}: {each.words}", part(each.options)) for name, each in features().items() if each.options
     ]
@@ -541,8 +541,8 @@ def groups() -> list[Group]:
 
 
 def needs_hidden(name: str, face: Face) -> str:
-    """Return `needs the feature order, which is hidden here` for an option of a hidden feature by its name on a face;
-    `""` for any other name."""
+    """Return `needs the feature order, which is hidden here` for an option of a hidden feature, given by its name on a
+    face; `""` for any other name."""
     for feature, each in hidden().items():
         if any(option.name_on(face) == name for option in (part(each.options) if each.options else ())):
             return f"needs the feature {feature}, which is hidden here"
@@ -550,18 +550,18 @@ def needs_hidden(name: str, face: Face) -> str:
 
 
 def renamed(flag: str) -> str:
-    """Return the new name of a flag of the last release; `""` for any other name."""
+    """Return the new name for a flag of the last release; `""` for any other name."""
     every = options().values()
     names = {f"--{each.flag.was}": each.name_on("flag") for each in every if each.flag is not None and each.flag.was}
     return names.get(flag) or ""
 
 
 def only_model(given: Mapping[str, Any]) -> str | None:
-    """Return the only model that gets requests, if an option takes the place of `model`, see `Option.only_model`."""
+    """Return the only model that gets requests, if an option replaces `model`, see `Option.only_model`."""
     names = (each.only_model for each in options().values() if each.only_model and given.get(each.name))
     return next((given[name] for name in names if isinstance(given.get(name), str)), None)
 
 
 def options() -> dict[str, Option]:
-    """Return all options by their names."""
+    """Return all options by name."""
     return {option.name: option for group in groups() for option in group.options}

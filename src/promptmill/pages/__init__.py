@@ -1,1 +1,1 @@
-"""Pages of one HTML file, which makes no request: figures, and rows to browse and search."""
+"""Pages that are single HTML files and make no requests: figures, and rows that can be browsed and searched."""

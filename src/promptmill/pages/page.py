@@ -1,11 +1,11 @@
-"""A page of figures and rows: one HTML file.
+"""A page with figures and rows, as a single HTML file.
 
-The file makes no request, and nothing in it can run but its own script:
+The file makes no requests, and only its own script can run:
 
-* `head.html` and `rows.html` are the whole page. Its policy permits its one script and its styles, by their digests.
-* The data is JSON in two elements that no browser executes. The script makes text nodes of it, never HTML.
-* The rows are columns of texts, deflated, which the browser inflates by itself. `_LARGEST` bounds the file:
-  long texts are cut off first, then some rows are left out. The page states both.
+* `head.html` and `rows.html` form the page. Its policy permits its only script and its styles, by their digests.
+* The data is JSON in two elements that browsers do not execute. The script inserts it as text nodes, never as HTML.
+* The rows are columns of texts, deflated; the browser itself inflates them. `_LARGEST` limits the file: long texts are
+  shortened first, then rows are left out. The page reports both.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from promptmill.pages.page_rows import PageRows
 
 MOST_ROWS = 100_000
 """The most rows of a page."""
-_LARGEST = 12_000_000  # bytes of the file: with 100,000 rows a browser opens it in half a second
-_SPARE = 1_000  # for the words on rows that have no room
-_LEAST = 100_000  # bytes of deflated rows, whatever else there is
+_LARGEST = 12_000_000  # bytes of the file; with 100,000 rows, a browser opens it in half a second
+_SPARE = 1_000  # bytes for the note about omitted rows
+_LEAST = 100_000  # bytes of deflated rows, whatever the other content
 _MARK = b'<meta name="generator" content="promptmill report">'
-_HEAD = 4096  # bytes, within which an earlier report has the mark
+_HEAD = 4096  # bytes, which contain the mark of an earlier report
 TEMPLATE = Path(__file__).with_name("rows.html")
-"""The page of a report."""
+"""The template of a report's page."""
 HEAD = Path(__file__).with_name("head.html")
-"""The head of every page, with its colours."""
+"""The head of every page, with the page's colours."""
 _PARTS = dict.fromkeys(("notes", "counts", "failures", "sections", "spreads", "footnotes"), ())
 _EMPTY: dict[str, Any] = {**_PARTS, "tiles": (), "overview": None, "answers": "", "thumbnails": {}, "course": {}}
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
@@ -49,32 +49,32 @@ _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A report that was written."""
+    """A written report."""
 
     path: Path
     rows: int
     total: int
-    """The rows with an answer or a failure; `rows` of them are in the report."""
+    """The number of rows with an answer or a failure. The report has `rows` of them."""
     noun: str = "row"
-    """`answer`, if a row has several."""
+    """The noun for a row; `answer` if a row has several answers."""
 
     def __str__(self) -> str:
         some = f"{self.rows:,} of " if self.rows < self.total else ""
         return f"report of {some}{counted(self.total, self.noun)}: {self.path}"
 
     def as_dict(self) -> JsonDict:
-        """Return the file and its numbers of rows, for programs."""
+        """Return the file and its numbers of rows as data for programs."""
         return {"file": str(self.path.absolute()), "rows": self.rows, "total": self.total}
 
     def show(self) -> None:
-        """Open it in the browser."""
-        import webbrowser  # imported where it is needed
+        """Open the report in the browser."""
+        import webbrowser  # imported on use
 
         webbrowser.open(self.path.absolute().as_uri())
 
 
 def check(target: Path, title: str = "") -> None:
-    """Raise `PromptmillError` unless a report can be written to `target`: it replaces only one with its title."""
+    """Raise `PromptmillError` unless a report can be written to `target`: it may replace a report with its title."""
     try:
         with target.open("rb") as file:
             head = file.read(_HEAD)
@@ -92,7 +92,7 @@ def check(target: Path, title: str = "") -> None:
 
 
 def put(target: Path, text: bytes) -> None:
-    """Write a file, all at once. Raises `OSError`."""
+    """Write a file atomically. Raises `OSError`."""
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         with os.fdopen(disk.created(beside, 0o666), "wb") as file:
@@ -103,7 +103,7 @@ def put(target: Path, text: bytes) -> None:
 
 
 def filled(title: str, data: Mapping[str, Any], rows: PageRows, total: int, so_far: str = "") -> bytes:
-    """Return the page with its data, and as many of its rows, `total`, as there is room for."""
+    """Return the page with its data, and with as many of its `total` rows as fit."""
     room = _LARGEST - len(_page_of(title, {**data, "rows": rows.facts(total, so_far)}, b"")) - _SPARE
     packed = rows.packed(max(_LEAST, room * 3 // 4))
     return _page_of(title, {**data, "rows": rows.facts(total, so_far)}, packed)
@@ -114,7 +114,7 @@ def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
 
 
 def html_of(template: str, title: str, data: Mapping[str, Any], packed: bytes = b"") -> bytes:
-    """Return the page of a template with its data, and with deflated rows if it has them."""
+    """Return the page for a template, with its data and, if any, its deflated rows."""
     template = template.replace("{{head}}", HEAD.read_text(encoding="utf-8"))
     styles = " ".join(_source(part.partition("</style>")[0]) for part in template.split("<style>")[1:])
     script = template.rpartition("<script>")[2].partition("</script>")[0]

@@ -1,4 +1,4 @@
-"""The rows of a page, column by column: these are deflated better than rows."""
+"""The rows of a page, stored by column, because columns are deflated better than rows."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from promptmill.core.bounds import MOST_NAMES
 from promptmill.core.wording import MOST_SHOWN, counted, cut
 from promptmill.jobs.inputs.question_columns import distinct
 
-LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # of a text, at most
+LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # the possible lengths of a text
 OWN = "own."
 """The prefix of the keys of the input's columns."""
-_TEXTS = 64_000_000  # characters of all rows, in memory
-_ROOMY = 4  # so many parts may each be as long as a text may be
-_LEVEL = 6  # 100,000 rows of 200 characters: 1.1 s and 2 % more bytes than level 9, which takes 4.5 s
-_TRIED = 2_000  # rows, which show how well texts are deflated
+_TEXTS = 64_000_000  # characters of all rows in memory
+_ROOMY = 4  # this number of parts may each have the full length of a text
+_LEVEL = 6  # for 100,000 rows of 200 characters: 1.1 s and 2 % more bytes than level 9, which takes 4.5 s
+_TRIED = 2_000  # rows that show how well texts are deflated
 Cell: TypeAlias = str | int | float | Sequence[str | tuple[str, str]] | None
-"""A value; a list of several answers; or the turns of a conversation, with their roles."""
+"""A value; a list of several answers; or the turns of a conversation, each with its role."""
 _NUMBERS = (int, float)
 Filter: TypeAlias = tuple[str, str, int, int]
-"""The key and the label of a button, a mask, and what of it the state of a row has that the button shows."""
+"""The key and the label of a button, and a mask with the value that the masked state of a shown row has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,13 @@ class Column:
     key: str
     name: str
     kind: Literal["own", "prompt", "variant", "answer", "error", "figure"]
-    """`own`: of the input. `variant`: the model, or the name of the prompt."""
+    """`own`: a column of the input. `variant`: the model, or the name of the prompt."""
     wrong: int = 0
-    """The bit of a row's state that shows its cell as wrong."""
+    """The bit of a row's state that marks the row's cell as wrong."""
     has_images: bool = False
-    """Whether its cells show the thumbnails."""
+    """Whether the cells show thumbnails."""
     is_hidden: bool = False
-    """Whether it is shown only when the user chooses it."""
+    """Whether the column is shown only if the user chooses it."""
 
 
 @dataclass(slots=True)
@@ -50,24 +50,24 @@ class PageRows:
     columns: list[Column] = field(default_factory=list)
     number: list[int] = field(default_factory=list)
     state: list[int] = field(default_factory=list)
-    """Bits, which `filters` select."""
+    """The state bits of each row, which `filters` select."""
     cells: list[list[Cell]] = field(default_factory=list)
     """The cells of each column."""
     templates: Sequence[Sequence[str]] = ()
-    """Prompts whose places are columns of the table: a text, the name of a column, a text, … Where the cell of the
-    prompt is a number, this template makes the prompt."""
+    """Prompts as templates for columns of the table: a text, the name of a column, a text, … If a prompt cell is a
+    number, the template with this number builds the prompt."""
     filters: Sequence[Filter] = ()
     rows_of_input: int = 0
-    """The number of rows of the input, if rows have several answers."""
+    """The number of input rows, if rows have several answers."""
     rows_left_out: int = 0
-    """The rows that the size of the file has no room for."""
+    """The number of rows left out because of the file's size."""
     longest: int = LENGTHS[0]
-    """The length after which texts are cut off."""
+    """The length to which texts are shortened."""
     is_cut: bool = False
     own: dict[str, bool] = field(default_factory=dict)
-    """The columns of the input, and whether each is in the table."""
+    """The columns of the input, each with whether it is in the table."""
     _size: int = 0
-    """The characters of all texts."""
+    """The total characters of all texts."""
 
     @property
     def noun(self) -> str:
@@ -75,12 +75,12 @@ class PageRows:
         return "answer" if self.rows_of_input else "row"
 
     def add_column(self, column: Column, at: int) -> None:
-        """Insert a column; the rows that are there already have no value in it."""
+        """Insert a column. Existing rows have no value in it."""
         self.columns.insert(at, column)
         self.cells.insert(at, [None] * len(self.number))
 
     def has_own(self, name: str, *, has_images: bool = False) -> bool:
-        """Return whether the table has this column of the input; a new one is added behind the others, if it may."""
+        """Return whether the table has this input column. A new column is added after the others, if allowed."""
         if name in self.own:
             return self.own[name]
         if (shown := sum(self.own.values())) >= MOST_SHOWN:
@@ -92,7 +92,7 @@ class PageRows:
         return True
 
     def add(self, number: int, state: int, values: Mapping[str, Cell]) -> None:
-        """Add a row, whose values are given by the keys of their columns."""
+        """Add a row, with its values by column key."""
         self.number.append(number)
         self.state.append(state)
         for column, cells in zip(self.columns, self.cells, strict=True):
@@ -111,7 +111,7 @@ class PageRows:
         return next(at for at, column in enumerate(self.columns) if column.key == key)
 
     def name_columns(self) -> None:
-        """Give each column a name of its own."""
+        """Give each column a unique name."""
         names = distinct([column.name for column in self.columns])
         self.columns = [replace(column, name=name) for column, name in zip(self.columns, names, strict=True)]
 
@@ -123,11 +123,11 @@ class PageRows:
                 del self.columns[index], self.cells[index]
 
     def sort(self) -> None:
-        """Order the rows by their numbers."""
+        """Sort the rows by number."""
         self._keep(sorted(range(len(self.number)), key=self.number.__getitem__))
 
     def packed(self, most: int) -> bytes:
-        """Return the rows, deflated to `most` bytes. Texts are cut off first, then rows are left out at random."""
+        """Return the rows, deflated to at most `most` bytes: shorten texts first, then leave out rows at random."""
         tried = self._some(range(0, len(self.number), 1 + len(self.number) // _TRIED))
         room = most * len(tried.number) // max(1, len(self.number))
         while len(tried._deflated(self.longest)) > room and self._shorter():
@@ -138,7 +138,7 @@ class PageRows:
         return packed
 
     def facts(self, total: int, so_far: str) -> dict[str, Any]:
-        """Return the facts for the page, of `total` rows."""
+        """Return facts about the rows for the page. `total`: the number of all rows."""
         shown = len(self.number)
         noun, of = self.noun, f" to {counted(self.rows_of_input, 'row')}" if self.rows_of_input else ""
         note = f"{'All ' if total > 1 else ''}{counted(shown, noun)}{of}{so_far}."
@@ -164,7 +164,7 @@ class PageRows:
         }
 
     def _shorter(self) -> bool:
-        """Cut off texts after the next shorter length; return whether there is one."""
+        """Shorten texts to the next shorter length. Return whether there is one."""
         texts = (text for cells in self.cells for value in cells for text in _texts(value))
         present = max(map(len, texts), default=0)
         shorter = [length for length in LENGTHS if length < min(present, self.longest)]
@@ -195,7 +195,7 @@ class PageRows:
         self._keep([int(at * every) for at in range(kept)])
 
     def _deflated(self, length: int) -> bytes:
-        """Return the columns, texts cut off after `length` characters."""
+        """Return the deflated columns, with texts shortened to `length` characters."""
         columns = {
             "steps": [now - before for before, now in zip([0, *self.number], self.number, strict=False)],
             "state": self.state,
@@ -207,7 +207,7 @@ class PageRows:
 
 
 def last_turns(turns: Sequence[tuple[str, str]], most: int = LENGTHS[0]) -> Sequence[tuple[str, str]]:
-    """Return the last 40 turns of a conversation, cut off. With many, each has less room."""
+    """Return the last 40 turns of a conversation, shortened. The more turns, the shorter each."""
     left_out = max(0, len(turns) - MOST_SHOWN)
     kept = turns[left_out:]
     each = max(LENGTHS[-1], min(most, _ROOMY * most // max(1, len(kept))))

@@ -1,4 +1,4 @@
-"""The MCP server. The names of the tools' fields (`prompt_ls`, `ans_ls`, …) occur only here and in `compat`."""
+"""The MCP server. The names of its tools' fields (`prompt_ls`, `ans_ls`, …) are used only here and in `compat`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logs.quiet_fastmcp()
 
 
 def __getattr__(name: str) -> Any:
-    """Import FastMCP, which takes a second, only when a server is created."""
+    """Import FastMCP only when a server is created, because the import takes a second."""
     if name != "create_server":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from promptmill.server.mcp_app import create_server

@@ -1,8 +1,8 @@
-"""The arguments of the tools: their types, with the schemas and descriptions that clients get from `tools/list`.
+"""The arguments of the tools: their types, with the schemas and descriptions in `tools/list`.
 
-Pydantic does not check the lists of prompts, images and turns, because it would check every item and quote all wrong
-ones in its error. The functions below the types read them into conversations and stop at the first wrong item; long
-or large ones are read in a thread: half a million items take a second, during which the event loop serves other calls.
+Pydantic does not check the lists of prompts, images and turns, because it would check every item and quote all invalid
+items in its error. The functions below convert lists to conversations and stop at the first invalid item. Long or large
+lists are converted in a thread: half a million items take a second, and the event loop serves other calls meanwhile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from promptmill.core.request import (
 from promptmill.core.wording import shape
 
 T = TypeVar("T")
-_SHORT = 20_000  # characters, or values, of prompts that take a millisecond to read
+_SHORT = 20_000  # characters, or values, of prompts that are converted within a millisecond
 _TURN = {
     "type": "object",
     "properties": {"role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]}},
@@ -36,7 +36,7 @@ _TURN = {
 
 
 def a_list(*, of: dict[str, Any], description: str) -> WithJsonSchema:
-    """Return the schema of a list, which pydantic only passes on."""
+    """Return the schema of a list that pydantic passes on unchecked."""
     return WithJsonSchema({"type": "array", "items": of, "description": description})
 
 
@@ -98,7 +98,7 @@ ExtraParams = Annotated[
 
 
 class Sent(str):
-    """A name that the client sent; its type distinguishes it from the same name as a default."""
+    """A name from the client. The type distinguishes it from the same name as a default."""
 
     __slots__ = ()
 
@@ -125,7 +125,7 @@ async def conversations(prompts: Sequence[Any]) -> list[Conversation]:
 async def conversations_with_images(
     prompts: Sequence[Any], images: Sequence[Any], tag: str | None, position: ImagePosition
 ) -> list[Conversation | PromptmillError]:
-    """Return one conversation for each prompt and its images. Raises `PromptmillError` for an invalid list."""
+    """Return a conversation for each prompt with its images. Raises `PromptmillError` for an invalid list."""
 
     def read() -> list[Conversation | PromptmillError]:
         sources: list[list[str]] = []
@@ -149,7 +149,7 @@ async def conversations_with_images(
 
 
 async def conversation(messages: Sequence[Any]) -> Conversation:
-    """Return the turns as a conversation. Raises `PromptmillError`."""
+    """Convert the turns to a conversation. Raises `PromptmillError`."""
     return await _read(messages, lambda: conversation_from_messages(messages, "messages"))
 
 
@@ -158,7 +158,7 @@ async def _read(items: Sequence[Any], read: Callable[[], T]) -> T:
 
 
 def _sources(item: object, where: str) -> list[str]:
-    """Return the images of one prompt; a single image becomes a list of one."""
+    """Return the images of one prompt. A single image becomes a list."""
     if isinstance(item, str):
         return [item]
     if isinstance(item, list) and all(isinstance(source, str) for source in item):

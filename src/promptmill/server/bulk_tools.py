@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
 
 _ENVELOPE = 4 << 10
-_LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # programs end a call after a minute
+_LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # clients abort a call after a minute
 _MOST_LISTED, _MOST_READ = 20, 50
 _OTHER_ARGUMENTS = {"status": "bulk_status", "system_prompt": "`system_prompt`", "prompts": "`prompts`"}
 _STATUS = schema(Status)
@@ -72,7 +72,7 @@ _SEVERAL = object_schema(
 
 
 def _argument_of(named: Named) -> str | None:
-    """Return the argument of `bulk_generate` for a field of an order; None if it has none."""
+    """Return the argument of `bulk_generate` for a field of an order, or None."""
     if named.field in _OTHER_ARGUMENTS:
         return _OTHER_ARGUMENTS[named.field]
     option = table.options().get(named.field)
@@ -83,7 +83,7 @@ def _argument_of(named: Named) -> str | None:
 def _check_source(
     input_file: str, output_file: str, prompts: object, files: list[str] | None, options: Mapping[str, Any]
 ) -> None:
-    """Raise `PromptmillError` (`invalid_input`) unless the rows have one source, and their answers a place."""
+    """Raise `PromptmillError` (`invalid_input`) unless rows have one source, and their answers a destination."""
     if bool(input_file) + (prompts is not None) + (files is not None) != 1:
         raise input_error("Give one of `input_file`, `prompts` and `files`.")
     check(options, "file" if input_file else "values" if files is None else "files", "argument")
@@ -92,12 +92,12 @@ def _check_source(
 
 
 def _sent(options: Mapping[str, Any]) -> JsonDict:
-    """Return the options that a call has: null leaves one out, and so does an empty text, except for `fields`."""
+    """Return the options that a call sets. Null and, except in `fields`, an empty text set nothing."""
     return {name: value for name, value in options.items() if value is not None and (value != "" or name == "fields")}
 
 
 def _models_of(model: str | list[str] | None, prompt: str | dict[str, str] | None) -> Sequence[str | None]:
-    """Return the models of a job, None for the default one. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the models of a job; None stands for the default model. Raises `PromptmillError` (`invalid_input`)."""
     models = [*dict.fromkeys(model)] if isinstance(model, list) else [model]
     if not models:
         raise input_error("`model` is an empty list; name a model, or leave it out.")
@@ -105,7 +105,7 @@ def _models_of(model: str | list[str] | None, prompt: str | dict[str, str] | Non
         raise input_error("`prompt` is an empty object; name each prompt in it, or send one text.")
     names = {"model": models, "prompt": prompt if isinstance(prompt, dict) else ()}
     for argument, name in ((argument, name or "-") for argument, given in names.items() for name in given):
-        if not name.strip() or not name.isprintable() or len(name) > LONGEST_COLUMN:  # each row repeats it
+        if not name.strip() or not name.isprintable() or len(name) > LONGEST_COLUMN:  # the name is repeated in each row
             raise input_error(f"`{argument}`: a name has printable characters, {LONGEST_COLUMN} at most.")
     if (variants := len(models) * (len(prompt) if isinstance(prompt, dict) else 1)) > MOST_VARIANTS:
         raise input_error(f"Each row would get {variants} answers; at most {MOST_VARIANTS} are possible.")
@@ -121,11 +121,11 @@ async def _rows_of(
     options: Mapping[str, Any],
     session: str,
 ) -> Rows:
-    """Return the rows of a call. Equal rows of two sessions are two jobs: no client may learn what another one asks.
+    """Return the rows of a call. Equal rows of two sessions are two jobs, so that no client learns another's requests.
 
     Raises `PromptmillError` (`invalid_input`).
     """
-    from promptmill.jobs.door import Rows  # imported by `jobs`, as are the next ones
+    from promptmill.jobs.door import Rows  # imported by `jobs`, like the next imports
     from promptmill.jobs.inputs.input_rows import lines_of
     from promptmill.jobs.inputs.whole_files import RowFiles
 
@@ -141,9 +141,9 @@ async def _rows_of(
 
 
 async def _models_of_call(service: Service, names: Sequence[str | None], asked: tuple[Any, Any, Any]) -> CallModels:
-    """Return the models of a job: the first one, and those that the configuration names, if there are several.
+    """Return the models of a job: the first model, and the configuration's models if there are several.
 
-    `asked`: the last arguments of `plan_of_call`, which raises the same errors.
+    `asked`: the last arguments of `plan_of_call`, whose errors this raises.
     """
     from promptmill.jobs.caller import CallModels
 
@@ -154,7 +154,7 @@ async def _models_of_call(service: Service, names: Sequence[str | None], asked: 
 
 
 def _about_files(job: OpenJob) -> JsonDict:
-    """Return the entries about the files of a call: how many, and which are left out."""
+    """Return entries about the files of a call: how many are used, and which are left out."""
     if (found := job.files) is None:
         return {}
     left_out = [worded(reason, argument_name) for reason in found.left_out]
@@ -164,7 +164,7 @@ def _about_files(job: OpenJob) -> JsonDict:
 
 
 def add_bulk_tools(socket: ToolSocket) -> None:
-    """Add the tools of jobs and the resource of answers to the app."""
+    """Add to the app the tools for jobs, and the resource with their answers."""
     mcp, service, questions, jobs = socket.mcp, socket.service, socket.questions, socket.jobs
 
     @tool(
@@ -173,7 +173,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         annotations=ToolAnnotations(
             title="Answer a file of prompts",
             readOnlyHint=False,
-            destructiveHint=True,  # again="all" replaces the answers so far
+            destructiveHint=True,  # again="all" replaces the existing answers
             idempotentHint=True,
             openWorldHint=True,
         ),
@@ -217,7 +217,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
         model, prompt = values.get("model"), values.get("prompt")
         validate = bool(values["validate"])
         names, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
-        from promptmill.jobs.inputs.short_forms import answer_forms  # imported by `jobs`, as is the other one
+        from promptmill.jobs.inputs.short_forms import answer_forms  # imported by `jobs`, like the other import
         from promptmill.jobs.store.spec import plan_of
 
         try:
@@ -253,7 +253,7 @@ def add_bulk_tools(socket: ToolSocket) -> None:
                 approve = None if cost is None else cost.approve
                 started = await running.start(job, caller, approve, validate=validate) | about
         except PromptmillError as error:
-            if error.code is Code.INVALID_INPUT:  # it names fields of the order
+            if error.code is Code.INVALID_INPUT:  # the error names fields of the order
                 raise input_error(error.worded(_argument_of)) from None
             raise
         return ToolResult(structured_content=started)
@@ -272,7 +272,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         meta=INLINE,
         annotations=ToolAnnotations(
             title="Progress and answers of jobs",
-            readOnlyHint=False,  # `action`
+            readOnlyHint=False,  # because of `action`
             destructiveHint=False,
             idempotentHint=True,
             openWorldHint=True,
@@ -338,7 +338,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
             return ToolResult(structured_content=found)
         results = functools.partial(running.visible.results, with_input=with_input)
         rows = await asyncio.to_thread(results, job_id, caller, offset, limit or _MOST_READ, read)
-        found = found | rows  # the rows' `state` is the newer one
+        found = found | rows  # the `state` of the rows is newer
         characters = page_characters(ctx) if max_characters == PAGE_CHARACTERS else max_characters
         found = await asyncio.to_thread(page, found, characters, copies=1)
         if (most := most_bytes(ctx, service.plan)) is not None:
@@ -379,7 +379,7 @@ async def _acted(running: RunningJobs, job_id: str, caller: Caller, action: str)
 
 
 async def _awaited(running: RunningJobs, job_id: str, caller: Caller, wait_s: int, *, goes_on: bool) -> JsonDict:
-    """Return the status of a job at its end, at its pause unless it `goes_on`, or after `wait_s` seconds."""
+    """Return the status of a job at its end, at its pause (unless it `goes_on`), or after `wait_s` seconds."""
     from promptmill.jobs.store.progress import ALIVE
 
     end = time.monotonic() + wait_s

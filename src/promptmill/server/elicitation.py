@@ -1,12 +1,12 @@
-"""Questions to the user of a client (MCP elicitation): before a call costs much, or sends or replaces files.
+"""Questions to a client's user (MCP elicitation): before a call is expensive, or sends or replaces files.
 
-An agent writes the arguments of a call, but the client's program returns the user's answer.
+An agent writes the arguments of a call, but the client program returns the user's answer.
 
-In the protocol of 2025 the server sends its question while the call waits. In the protocol of 2026-07-28 the call ends
+In the 2025 protocol, the server sends its question while the call waits. In the protocol of 2026-07-28, the call ends
 with the question (`UnansweredQuestion`), and the client repeats the call with the answer.
 
-Without elicitation, `ask_above_cost` does not limit a client: the operator has `max_cost` for that. Files are not sent
-and not replaced: nothing else protects them.
+For a client without elicitation, `ask_above_cost` has no effect, because the operator has `max_cost`. But files are
+neither sent nor replaced, because nothing else protects them.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _ANSWER = "agree"
 
 
 async def is_agreed(ctx: Context, name: str, question: str, title: str) -> bool:
-    """Return whether the user agrees. The client must be able to ask; `title` is the label of its box.
+    """Return whether the user agrees. The client must support questions. `title`: the label of its box.
 
-    `name` distinguishes the questions of one call. Raises `UnansweredQuestion`.
+    `name` distinguishes the questions of a call. Raises `UnansweredQuestion`.
     """
     session, request = ctx.session, None if ctx.request_context is None else ctx.request_context.request
     form = {"type": "object", "properties": {_ANSWER: {"type": "boolean", "title": title, "default": True}}}
@@ -62,18 +62,18 @@ def is_able_to_ask(ctx: Context) -> bool:
 
 
 class Questions:
-    """The answers of the users of a server's clients, and the cost of the calls without a question."""
+    """The answers of the clients' users, and the cost of calls without a question."""
 
     def __init__(self) -> None:
         self._unasked: OrderedDict[str, float] = OrderedDict()
         """By session: the highest cost, in US dollars, of the calls without a question since the last question."""
         self._agreed: list[tuple[object, ...]] = []
-        """Endpoints that may get the text of files, with the key and the headers; files that may be replaced."""
+        """Accepted endpoints (with key and headers) that may get file texts; accepted files that may be replaced."""
 
     async def check_endpoint(self, ctx: Context, plan: ResolvedConfig) -> None:
-        """Ask before the text of local files goes to an endpoint that a call chose.
+        """Ask the user before the text of local files is sent to an endpoint that a call chose.
 
-        Raises `PromptmillError` (`invalid_input`) unless the user agrees, for as long as the server runs.
+        Raises `PromptmillError` (`invalid_input`) unless the user agrees. The answer is valid while the server runs.
         """
         chosen, block = registry.endpoints_of_call(plan), plan.block
         agreement = (chosen, getattr(block, "api_key", None), getattr(block, "headers", None))
@@ -98,7 +98,7 @@ class Questions:
         self._agreed.append(agreement)
 
     async def check_replacing(self, ctx: Context, output: Path, there: Stamp) -> None:
-        """Ask before a job replaces a file that it did not make. `there`: its stamp.
+        """Ask the user before a job replaces a file that it did not make. `there`: the file's stamp.
 
         Raises `PromptmillError` (`invalid_input`) unless the user agrees.
         """
@@ -113,14 +113,14 @@ class Questions:
         self._agreed.append(agreement)
 
     def cost(self, ctx: Context, plan: ResolvedConfig, max_cost: float | None, what: str) -> CostQuestion | None:
-        """Return the question about the cost of a call; None if operator or client has none."""
+        """Return the question about the cost of a call; None if the operator or the client does not support it."""
         if plan.settings.ask_above_cost is None or not is_able_to_ask(ctx):
             return None
         limits = [limit for limit in (max_cost, plan.settings.max_cost) if limit is not None]
         return CostQuestion(self, ctx, plan, what, min(limits, default=None), session_of(ctx))
 
     def add(self, session: str, amount: float) -> float:
-        """Add to the cost of a session's calls without a question; return the sum."""
+        """Add an amount to the cost of a session's calls without a question. Return the sum."""
         total = self._unasked[session] = max(0.0, self._unasked.pop(session, 0.0) + amount)
         if len(self._unasked) > MOST_SESSIONS:
             self._unasked.popitem(last=False)
@@ -129,23 +129,23 @@ class Questions:
 
 @dataclass(slots=True)
 class CostQuestion:
-    """The question about the cost of one call, and the share of the call in the sum of its session."""
+    """The question about the cost of one call, and the call's part in its session's sum."""
 
     questions: Questions
     ctx: Context
     plan: ResolvedConfig
     what: str
     limit: float | None
-    """Of `max_cost`."""
+    """The limit from `max_cost`."""
     session: str
     counted: float = 0.0
 
     async def approve(self, estimated: float | None, most: float | None, sample: float | None = None) -> None:
-        """Ask the user if this call and the earlier ones without a question may cost more than `ask_above_cost`.
+        """Ask the user whether this call, with earlier calls without a question, may exceed `ask_above_cost`.
 
-        `most` is the highest cost, None if it is unknown. `sample` is the cost of the call's sample, if it has one; the
-        sample shows the cost of the call. `estimated` is None for an unknown price: then only a model that a call chose
-        leads to a question. Raises `PromptmillError` (`budget`) unless the user agrees.
+        `most`: the highest cost; None if unknown. `sample`: the cost of the call's sample, if any, which shows the real
+        cost. `estimated`: None if the price is unknown; then the user is asked only about a model that a call chose.
+        Raises `PromptmillError` (`budget`) unless the user agrees.
         """
         amount = self.plan.settings.ask_above_cost
         operators = replace(self.plan, settings=self.plan.operator)
@@ -168,7 +168,7 @@ class CostQuestion:
         self.questions.add(self.session, -before)
 
     def charge(self, cost: float) -> None:
-        """Replace the highest cost of the call by its real cost."""
+        """Replace the call's highest cost by its real cost."""
         if self.counted:
             self.questions.add(self.session, cost - self.counted)
             self.counted = 0.0

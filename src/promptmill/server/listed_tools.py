@@ -1,6 +1,6 @@
-"""The tools as `tools/list` gives them: a language model reads all of them before it does anything, so they are short.
+"""The tools as `tools/list` shows them. They are short, because a language model reads all of them first.
 
-A call may have every argument at its top level, too: the schema of a tool itself has all of them.
+A call may have every argument at its top level; a tool's own schema lists all of them.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from promptmill.core.errors import input_error
 from promptmill.core.values import JsonDict, JsonObject
 
 RARE = "rare"
-"""Marks the schema of an argument that the list shows as a key of `options`, with the form of its value."""
+"""Marks the schema of an argument that the list shows as a key of `options`, with a description of its value."""
 OPTIONS = "options"
 SKILL = "skill://promptmill/SKILL.md"
 _UNREAD = frozenset({"default", "examples", "title"})
 
 
 def listed(schemas: Mapping[str, JsonObject]) -> dict[str, JsonDict]:
-    """Return the input schemas of all tools as the list shows them: types and words, and rare arguments in `options`.
+    """Return the input schemas for the list: types and descriptions, with rare arguments in `options`.
 
-    The words of an argument stand once: the same argument of a later tool has only its type.
+    An argument is described only once: later tools show only its type.
     """
     seen = set[tuple[str, str]]()
     shown = {}
@@ -45,15 +45,15 @@ def listed(schemas: Mapping[str, JsonObject]) -> dict[str, JsonDict]:
 
 
 def rare_names(schema: JsonObject) -> Iterator[str]:
-    """Yield the names of a tool's rare arguments."""
+    """Yield the names of the rare arguments in a tool's schema."""
     return (name for name, argument in schema.get("properties", {}).items() if RARE in argument)
 
 
 def unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:
-    """Return the arguments of a call with the keys of `options` among them. Raises `PromptmillError`."""
+    """Return the arguments of a call with the keys of `options` moved to the top level. Raises `PromptmillError`."""
     rare = next(rare_names(schema), "")
     if not rare:
-        return dict(arguments)  # an unknown argument, as any other one
+        return dict(arguments)  # an unknown argument, like any other
     options = {} if arguments[OPTIONS] is None else arguments[OPTIONS]
     if not isinstance(options, dict):
         raise input_error(f'`options` is an object, such as {{"{rare}": …}}.')

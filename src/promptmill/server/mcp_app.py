@@ -1,4 +1,4 @@
-"""The FastMCP app: its tools, instructions, capabilities and icon, and the resources with its status and models."""
+"""The FastMCP app: tools, instructions, capabilities and icon, and the resources for status and models."""
 
 from __future__ import annotations
 
@@ -65,25 +65,25 @@ _ICON = Path(__file__).with_name("icon.png")
 _SKILL_FILE = Path(__file__).with_name("SKILL.md")
 _NEVER_CHANGE = ("server/discover", "tools/list", "prompts/list", "resources/list", "resources/templates/list")
 _ABSENT = "logging/setLevel"
-_FRESH = CacheHint(ttl_ms=600_000, scope="public")  # the same for all clients; a new process may be of another version
+_FRESH = CacheHint(ttl_ms=600_000, scope="public")  # equal for all clients; a new process may have another version
 _STATUS = "promptmill://status"
 _MODELS = "promptmill://models"
 _TASKS = mcp_types.ServerTasksCapability.model_validate(
     {"cancel": {}, "requests": {"tools": {"call": {}}}}
-)  # of 2025-11-25 only
+)  # only for 2025-11-25
 _SET = "[set]"
 
 
 def _icon() -> mcp_types.Icon:
-    data = base64.b64encode(_ICON.read_bytes()).decode()  # a data URL also works offline
+    data = base64.b64encode(_ICON.read_bytes()).decode()  # a data URL works offline
     return mcp_types.Icon(src=f"data:image/png;base64,{data}", mime_type="image/png", sizes=["48x48"])
 
 
 def _announce_what_is_there(mcp: FastMCP) -> None:
-    """Remove the methods and capabilities that FastMCP adds and this server does not use.
+    """Remove methods and capabilities that FastMCP adds but this server does not use.
 
-    The lists of tools and resources never change while the server runs: it announces no changes, and clients may cache
-    the lists.
+    The lists of tools and resources never change while the server runs, so it announces no changes, and clients may
+    cache the lists.
     """
     sdk_server = mcp._mcp_server
     del sdk_server._request_handlers[_ABSENT]  # the SDK derives the capabilities from these handlers
@@ -101,7 +101,7 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
         return found.model_copy(update=there)
 
     sdk_server.get_capabilities = capabilities  # type: ignore[method-assign]
-    # FastMCP's own hint would also apply to the contents of resources
+    # FastMCP's own hint would also apply to contents of resources
     sdk_server.cache_hints = dict.fromkeys(_NEVER_CHANGE, _FRESH)
 
 
@@ -119,13 +119,13 @@ def create_server(
     observer: Observer | None = None,
     secrets: Iterable[str] = (),
 ) -> FastMCP:
-    """Return the app over `service`, which the caller created and closes. From now on it restricts files for clients.
+    """Return the app for `service`, which the caller creates and closes. It restricts files for clients from now on.
 
-    `locked` leaves out the tools that change the model of the server, so that only the operator chooses it. `tools`:
-    the only ones that clients get; `()` for all. `observer` gets each call of a tool. `secrets` are the server's
-    further secrets, besides keys in configuration and environment: no file that contains one is sent.
+    `locked`: leave out tools that change the server's model, so that only the operator chooses it. `tools`: the only
+    tools that clients get; `()` for all. `observer`: gets each tool call. `secrets`: secrets in addition to the keys in
+    configuration and environment; no file that contains one is sent.
 
-    Raises `PromptmillError` (`invalid_config`) for an unknown name of `tools`.
+    Raises `PromptmillError` (`invalid_config`) for an unknown name in `tools`.
     """
     service.serve_clients(secrets)
     mcp = FastMCP(
@@ -157,7 +157,7 @@ def create_server(
 
 
 def _keep(mcp: FastMCP, tools: Sequence[str]) -> None:
-    """Remove all tools but these, `()` for all. Raises `PromptmillError` (`invalid_config`) for an unknown name."""
+    """Keep only these tools; `()` keeps all. Raises `PromptmillError` (`invalid_config`) for an unknown name."""
     known = [tool.name for tool in mcp.local_provider._components.values() if isinstance(tool, Tool)]
     for name in tools:
         if name not in known:
@@ -194,7 +194,7 @@ def _add_status(mcp: FastMCP, service: Service) -> None:
 
 
 class _Skills(ServerExtension):
-    """The methods of clients that load skills over MCP (SEP-2640); for others the skill is a plain resource."""
+    """Methods for clients that load skills over MCP (SEP-2640). For others, the skill is a plain resource."""
 
     identifier = "io.modelcontextprotocol/skills"
 
@@ -218,7 +218,7 @@ _SKILL_CACHE = {"ttlMs": _FRESH.ttl_ms, "cacheScope": _FRESH.scope}
 
 
 def _skill_entry() -> dict[str, Any]:
-    """Return the skill's address, its head, and the digest of its only file."""
+    """Return the skill's address, its front matter, and the digest of its only file."""
     content = _SKILL_FILE.read_bytes()
     file = {"uri": SKILL, "digest": f"sha256:{hashlib.sha256(content).hexdigest()}", "size": len(content)}
     return {"uri": SKILL, "frontmatter": _skill_head(), "resources": [file]}
@@ -248,14 +248,14 @@ def _add_skill(mcp: FastMCP) -> None:
 
 
 class _SkillAnnounced(Middleware):
-    """The SDK leaves extensions out of its answer to clients before 2026-07-28."""
+    """Announces the extension to clients before 2026-07-28, which the SDK does not do."""
 
     async def on_initialize(
         self,
         context: MiddlewareContext[mcp_types.InitializeRequest],
         call_next: CallNext[mcp_types.InitializeRequest, mcp_types.InitializeResult | None],
     ) -> mcp_types.InitializeResult | None:
-        """Name the extension of skills."""
+        """Add the extension for skills to the reply."""
         result = await call_next(context)
         if result is not None:
             result.capabilities.extensions = {_Skills.identifier: {}}
@@ -283,7 +283,7 @@ def _add_prompts(socket: ToolSocket) -> None:
 
 
 def describe(service: Service) -> dict[str, Any]:
-    """Return the status as a JSON object. It contains no key, header, password or prompt."""
+    """Return the status as a JSON object, without keys, headers, passwords and prompts."""
     plan, calls = service.plan, service.calls
     shown = _Shown(plan)
     return {
@@ -300,7 +300,7 @@ def describe(service: Service) -> dict[str, Any]:
 
 
 class _Shown:
-    """Values of a plan's settings without secrets, for any reader."""
+    """Shows values of a plan's settings without secrets."""
 
     def __init__(self, plan: ResolvedConfig) -> None:
         self._plan, self._settings = plan, plan.settings
@@ -309,7 +309,7 @@ class _Shown:
         self._secrets = (*secrets_in(plan.settings), *secrets_in(plan.operator), *filter(None, variables))
 
     def configuration(self) -> dict[str, Any]:
-        """Return the settings in use, with the block of the chosen backend only."""
+        """Return the settings in use, with only the block of the chosen backend."""
         settings = self._settings
         block = self._plan.block
         top = {
@@ -321,12 +321,12 @@ class _Shown:
             **self.value(top),
             "system_prompt": f"[{len(settings.system_prompt)} characters]" if settings.system_prompt else "",
             "sampling_params": self.value(settings.sampling_params.given()),
-            "extra_params": self.value(settings.extra_params, secret=True),  # any of its texts may be a secret
+            "extra_params": self.value(settings.extra_params, secret=True),  # any text in it may be a secret
             "backend_configs": {self.value(settings.backend): self.value(dict(block) if block else {})},
         }
 
     def value(self, value: Any, *, secret: bool = False) -> Any:
-        """Return `value` without secrets; all texts of a `secret` value are replaced."""
+        """Return `value` without secrets. In a `secret` value, all texts are replaced."""
         match value:
             case SecretStr():
                 return _SET
@@ -350,7 +350,7 @@ class _Shown:
 
 
 def _bare(url: str) -> str:
-    """Return `url` without user, password, query and fragment, where people put keys."""
+    """Return `url` without user, password, query and fragment, which may contain keys."""
     try:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]

@@ -1,4 +1,4 @@
-"""The server process: event loop, signals, shutdown, across platforms."""
+"""The server process on all platforms: event loop, signals, shutdown."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from promptmill.http.listen_options import BoundServer
 
 _ENDING_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
-# Clients send SIGTERM 2 s after closing stdin and SIGKILL 2 s later (facts about the MCP SDKs).
+# Clients send SIGTERM 2 s after closing stdin, and SIGKILL 2 s later (facts about the MCP SDKs).
 _LAST_WORDS_S = 0.5
 _CLOSE_S = 1.5
 _SCRAPERS = 16
 _TIDY_S = 10.0
-_MUCH = 5_000  # items in progress: a garbage collection of more would cause a noticeable pause
+_MUCH = 5_000  # items in progress; with more, a garbage collection would cause a noticeable pause
 
 
 def serve_stdio(
@@ -42,13 +42,12 @@ def serve_stdio(
     metrics_port: int | None = None,
     extend: Callable[[FastMCP, Service], None] = lambda _server, _service: None,
 ) -> int:
-    """Serve over stdio until stdin ends (exit code 0) or a signal arrives (128 + its number).
+    """Serve over stdio until stdin ends (exit code 0) or a signal arrives (exit code 128 + its number).
 
-    Does not return after either.
-    `locked` and `tools`: see `create_server`. `metrics_port`: serve metrics on loopback there, too. `extend` may add
-    tools to the server before it answers.
+    Never returns. `locked` and `tools`: see `create_server`. `metrics_port`: also serve metrics on this loopback port.
+    `extend` may add tools before the server answers.
     """
-    for name in _ENDING_SIGNALS:  # during the import of FastMCP nothing runs that needs a shutdown
+    for name in _ENDING_SIGNALS:  # nothing needs a shutdown during the import of FastMCP
         if (number := getattr(signal, name, None)) is not None:
             signal.signal(number, lambda got, _frame: os._exit(128 + got))
     return run(_serve_stdio(configuration, extend, locked=locked, tools=tools, metrics_port=metrics_port))
@@ -60,9 +59,9 @@ def serve_http(
     others: Sequence[Callable[[Service, frozenset[str]], OtherApi]] = (),
     tools: Sequence[str] = (),
 ) -> int:
-    """Serve over HTTP until a signal arrives (exit code 128 + its number; it does not return then).
+    """Serve over HTTP until a signal arrives; the process then exits with 128 + its number.
 
-    `others` make the APIs that are served next to MCP.
+    `others` make the APIs that are served in addition to MCP.
     """
     return run(_serve_http(configuration, bound, others, tools))
 
@@ -87,7 +86,7 @@ async def _serve_stdio(
     extend(server, service)
     pages = None if metrics_port is None else _serve_metrics(service, metrics_port)
     stay_responsive()
-    signals = _Signals()  # after the imports: until now signals end the process at once
+    signals = _Signals()  # after the imports; before, signals end the process immediately
     stdio = StdioServer(server)
     serving = asyncio.ensure_future(stdio.run())
     tidying = asyncio.ensure_future(_tidy(service, lambda: service.calls.totals()["calls"]))
@@ -98,7 +97,7 @@ async def _serve_stdio(
     closing = asyncio.ensure_future(service.aclose())  # the first step, so that engines end even if a tool hangs
     loop = asyncio.get_running_loop()
     until = loop.time() + _CLOSE_S
-    # running calls return their answers so far when the service closes
+    # when the service closes, running calls return their answers so far
     answered = asyncio.ensure_future(stdio.last_answers(_CLOSE_S))
     hurried = asyncio.ensure_future(signals.hurry.wait())
     await asyncio.wait({serving, answered, hurried}, return_when=asyncio.FIRST_COMPLETED)
@@ -110,7 +109,7 @@ async def _serve_stdio(
 
 
 def _serve_metrics(service: Service, port: int) -> asyncio.Task[None] | None:
-    """Serve the pages for monitoring on loopback; None if the port is in use, as by the server of another session."""
+    """Serve metrics on loopback; None if the port is in use, for example by another session's server."""
     from promptmill.http.address import Address, HostAllowlist
     from promptmill.http.app import MonitoringPages, Rules
     from promptmill.http.listener import listener
@@ -120,7 +119,7 @@ def _serve_metrics(service: Service, port: int) -> asyncio.Task[None] | None:
     try:
         sockets = address.bind()
     except PromptmillError as error:
-        _, _, reason = str(error).partition(": ")  # without the name of the option
+        _, _, reason = str(error).partition(": ")  # without the option's name
         announce(f"metrics are not served: {reason}")
         return None
     pages = MonitoringPages(Rules(HostAllowlist(address, sockets), None, 0), Metrics(service))
@@ -129,9 +128,9 @@ def _serve_metrics(service: Service, port: int) -> asyncio.Task[None] | None:
 
 
 async def _tidy(service: Service, answered: Callable[[], int]) -> None:
-    """Collect garbage after `answered` has grown, while few items are in progress.
+    """Collect garbage when `answered` has grown and few items are in progress.
 
-    Calls leave reference cycles, which are large but too few to start Python's own collection.
+    Calls leave reference cycles, which are large but too few to trigger Python's own collection.
     """
     seen = 0
     while True:
@@ -187,13 +186,13 @@ async def _serve_http(
 
 
 async def _export_rest(observer: Observer | None, until: float) -> None:
-    """Export the last spans and metrics, within the time that is left for the end."""
+    """Export the last spans and metrics before the time `until`."""
     if observer is not None:
         await observer.aclose(max(0.0, until - asyncio.get_running_loop().time()) + _LAST_WORDS_S / 2)
 
 
 def _leave(serving: asyncio.Future[None], signals: _Signals) -> NoReturn:
-    """End the process at once: a blocked thread could not be joined, and unloading the modules takes 0.1 s."""
+    """End the process immediately: a blocked thread cannot be joined, and unloading modules takes 0.1 s."""
     failed = serving.done() and not serving.cancelled() and serving.exception()
     if failed:
         logging.getLogger(__name__).error("the server ended: %s", type(failed).__name__)
@@ -204,13 +203,13 @@ def _leave(serving: asyncio.Future[None], signals: _Signals) -> NoReturn:
 
 
 class _Signals:
-    """Handles the signals that end the server, from its creation on."""
+    """Handles the signals that end the server, starting with its creation."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
         self._stop = asyncio.Event()
         self.hurry = asyncio.Event()
-        """Set by a signal after the first one: then the server waits for no client."""
+        """Set by a second signal: the server then waits for no client."""
         loop = asyncio.get_running_loop()
         for name in _ENDING_SIGNALS:
             number = getattr(signal, name, None)
@@ -218,7 +217,7 @@ class _Signals:
                 continue
             try:
                 loop.add_signal_handler(number, self._note, int(number))
-            except NotImplementedError:  # Windows: Python's own handler, handed to the loop
+            except NotImplementedError:  # Windows: Python's own handler notifies the event loop
                 signal.signal(number, lambda got, _frame: loop.call_soon_threadsafe(self._note, got))
 
     def _note(self, number: int) -> None:
@@ -226,7 +225,7 @@ class _Signals:
         (self.hurry if self._stop.is_set() else self._stop).set()
 
     async def wait_for_one_or(self, serving: asyncio.Future[None]) -> None:
-        """Wait until a signal has arrived or `serving` is done."""
+        """Wait until a signal arrives or `serving` is done."""
         stopped = asyncio.ensure_future(self._stop.wait())
         either: set[asyncio.Future[Any]] = {serving, stopped}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

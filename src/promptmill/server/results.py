@@ -1,4 +1,4 @@
-"""Outcomes → the result of a tool: complete, or the part that its client accepts in one message."""
+"""Converts outcomes to a tool's result: complete, or the part that its client accepts in one message."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from promptmill.service import choosing, list_call
 
 T = TypeVar("T")
 _FEW = 10_000  # items whose result is built on the event loop
-_LITTLE = 1 << 20  # characters of theirs
+_LITTLE = 1 << 20  # characters of these items
 
-# TypeScript's SDK ends a session over stdio at a message of 10 MiB. It has no default client name, so these names, the
-# defaults of clients without a limit, do not belong to its clients. `mcp` is the default of Python's SDK.
+# TypeScript's SDK ends a stdio session at a message of 10 MiB. It has no default client name, so these names, the
+# defaults of clients without a limit, are not used by its clients. `mcp` is the default of Python's SDK.
 _STDIO_BYTES = 9 << 20
 _WITHOUT_LIMIT = frozenset({"mcp", "fastmcp", "mcp-use", "ai-sdk-mcp-client"})
-# Over HTTP several clients share the event loop, on which the SDK writes a message at some 10 ns a byte.
+# Over HTTP, clients share the event loop, on which the SDK writes a message at about 10 ns per byte.
 _HTTP_BYTES = 24 << 20
 _ENVELOPE = 4 << 10
 _NO_COPY = "The answers are in the structured content (`ans_ls`) only, without a copy here."
-# Claude Code writes a longer result of the tool to a file, which its model has to open; no larger number counts.
+# Claude Code writes a longer result to a file, which its model must open. Larger numbers have no effect.
 INLINE = {"anthropic/maxResultSizeChars": 500_000}
-PAGE_CHARACTERS = 40_000  # some 10,000 tokens; clients cut or refuse a result of more than 25,000
-_PAGES = {"codex-mcp-client": 9_000}  # it cuts what exceeds 10,000 bytes out of the middle of a result
-# Their models get the structured content and never see the text (seen in these versions and later ones).
+PAGE_CHARACTERS = 40_000  # about 10,000 tokens; clients shorten or refuse results of more than 25,000
+_PAGES = {"codex-mcp-client": 9_000}  # this client removes the middle of a result beyond 10,000 bytes
+# The models of these clients get the structured content, and never the text (in these versions and later ones).
 _WITHOUT_TEXT = {"claude-code": (2, 1, 121), "codex-mcp-client": (0, 169)}
 
 
@@ -48,7 +48,7 @@ def object_schema(properties: JsonDict, *required: str) -> JsonDict:
 
 
 def objects_schema(description: str = "") -> JsonDict:
-    """Return the schema of a list of objects without types: a row may include the input's fields, of any names."""
+    """Return the schema of a list of objects without types: a row may include input fields of any name."""
     found: JsonDict = {"type": "array", "items": {"type": "object", "additionalProperties": True}}
     return found | ({"description": description} if description else {})
 
@@ -119,7 +119,7 @@ def _undescribed(schema: Any) -> Any:
 
 
 ANSWERS_IN_SHORT: JsonDict = _undescribed(ANSWERS)
-"""The same schema without descriptions, for the other tools: a client has all schemas in its context at once."""
+"""The schema of answers without descriptions, for further tools: a client has all schemas in its context."""
 
 
 def _result(
@@ -142,7 +142,7 @@ def _result(
 
 
 async def _with_models(outcomes: Sequence[Outcome], plan: ResolvedConfig) -> Sequence[Outcome]:
-    """Return the outcomes; if the endpoint lacks the model, their hint names its models."""
+    """Return the outcomes. If the endpoint lacks the model, add a hint with its models."""
     lacking = next((one for one in outcomes if _lacks_model(one)), None)
     if not isinstance(lacking, Failure) or plan.settings.client_limits.models is not None:
         return outcomes
@@ -154,7 +154,7 @@ async def _with_models(outcomes: Sequence[Outcome], plan: ResolvedConfig) -> Seq
 
 
 def _lacks_model(outcome: Outcome) -> bool:
-    # with any other hint, the address is wrong and not the model
+    # any other hint means a wrong address, not a wrong model
     return (
         isinstance(outcome, Failure)
         and outcome.error.code is Code.NOT_FOUND
@@ -185,9 +185,9 @@ def _goes_on(outcomes: Sequence[Outcome], job_id: str | None) -> list[str]:
 
 
 def most_bytes(ctx: Context, plan: ResolvedConfig) -> int | None:
-    """Return the largest size of the next message with a call's result, in bytes; None for no limit.
+    """Return the largest size in bytes of the next message with a call's result; None: no limit.
 
-    A trusted client is the operator's own program, which has no limit over stdio.
+    A trusted client is the operator's own program, for which stdio has no limit.
     """
     limit, context = plan.settings.max_result_bytes, ctx.request_context
     if context is not None and context.request is not None:
@@ -209,13 +209,13 @@ def _client(ctx: Context) -> Implementation | None:
 
 
 def page_characters(ctx: Context) -> int:
-    """Return the length of a page of rows that the model behind the client sees whole."""
+    """Return the length of a page of rows that the client's model sees completely."""
     client = _client(ctx)
     return PAGE_CHARACTERS if client is None else _PAGES.get(client.name, PAGE_CHARACTERS)
 
 
 def wants_copy(ctx: Context) -> bool:
-    """Return whether the client may need the copy of the structured content in the text: all but a few named ones."""
+    """Return whether the client may need a copy of the structured content as text, which all but a few clients do."""
     client = _client(ctx)
     since = None if client is None else _WITHOUT_TEXT.get(client.name)
     return client is None or since is None or tuple(map(int, re.findall(r"\d+", client.version)[:3])) < since
@@ -230,15 +230,15 @@ async def result_of(
     *,
     job_id: str | None = None,
 ) -> ToolResult:
-    """Return the result of a call; if it is too large for the client, it names the job that `keep` makes of it.
+    """Return the result of a call. If it is too large for the client, it names the job that `keep` creates for it.
 
-    `job_id` names the job that answers the deferred items.
+    `job_id`: the job that answers the deferred items.
     """
     any_failure = plan.settings.on_error == "raise"
     is_small = _is_small(outcomes)
 
     async def apart(work: Callable[[], T]) -> T:
-        """Run `work`, in a thread if it takes long, so that other calls continue meanwhile."""
+        """Run `work`, in a thread if it takes long, so that other calls continue."""
         return work() if is_small else await asyncio.to_thread(work)
 
     if await apart(partial(list_call.failed, outcomes, any_failure=any_failure)):
@@ -260,14 +260,14 @@ async def result_of(
 
 
 def _is_small(outcomes: Sequence[Outcome]) -> bool:
-    """Return whether the result of a call takes a few milliseconds to build."""
+    """Return whether the result of a call can be built within a few milliseconds."""
     if len(outcomes) > _FEW:
         return False
     done = [one for one in outcomes if isinstance(one, Completion)]
     if any(one.logprobs or one.tool_calls for one in done):
         return False
     more = sum(len(text) for one in done for text in (one.reasoning or "", *one.answers))
-    return more + sum(len(one.text) for one in outcomes) < _LITTLE  # a failure may contain the model's wrong answer
+    return more + sum(len(one.text) for one in outcomes) < _LITTLE  # a failure may contain the model's invalid answer
 
 
 def _whole_result(
@@ -279,10 +279,10 @@ def _whole_result(
     most: int | None,
     with_copy: bool = True,
 ) -> ToolResult | None:
-    """Return the result of a call; None if it is larger than `most` bytes even without its copy.
+    """Return the result of a call; None if it exceeds `most` bytes even without its text copy.
 
-    The copy is a text block with the same JSON, because existing pipelines parse it; an error's text is for people.
-    `job_id` names the job that answers the deferred items.
+    The copy is a text block with the same JSON, for existing pipelines that parse it; an error's text is for people.
+    `job_id`: the job that answers the deferred items.
     """
     failed = list_call.failed(outcomes, any_failure=any_failure)
     result = _result(outcomes, list_call.errors(outcomes), stats, is_error=failed, job_id=job_id)
@@ -298,13 +298,13 @@ def _whole_result(
 
 
 def _message_bytes(result: ToolResult) -> int:
-    """Return the size of the message with `result`, accurate to a few bytes."""
+    """Return the size of the message with `result`, exact to a few bytes."""
     texts = [block.text for block in result.content if isinstance(block, TextContent)]
     return _ENVELOPE + sum(map(_json_bytes, (result.structured_content or {}, result.meta or {}, {"": texts})))
 
 
 def _json_bytes(found: JsonObject) -> int:
-    """Return the size of `found` as JSON; in pieces, because no other thread runs while orjson writes one value."""
+    """Return the size of `found` as JSON; in pieces, because orjson blocks all threads while it writes a value."""
     size = 0
     for name, value in found.items():
         pieces = value if isinstance(value, list) else [value]
@@ -321,9 +321,9 @@ def _first_answers(
     job_id: str | None,
     most: int,
 ) -> ToolResult:
-    """Return the result of a call with as many of its first answers as fit in `most` bytes; job `kept_id` has all.
+    """Return the result with the first answers that fit into `most` bytes. Job `kept_id` has all answers.
 
-    The other answers are `""`, and one entry in `errors` covers all of them. `job_id` is the job of the deferred items.
+    The other answers are `""`, with one common entry in `errors`. `job_id`: the job of the deferred items.
     """
     link = ResourceLink(
         type="resource_link",
@@ -356,7 +356,7 @@ def _first_answers(
 
 
 def _sizes(outcomes: Sequence[Outcome]) -> Iterator[int]:
-    """Yield for each outcome the number of bytes that it adds to the message, or slightly more."""
+    """Yield the number of bytes that each outcome adds to the message, or slightly more."""
     columns = list(list_call.columns(outcomes).values())
     several = list_call.several(outcomes)
     for index, outcome in enumerate(outcomes):
@@ -382,9 +382,9 @@ def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str, m
 
 
 def page(found: JsonObject, most: int, copies: int) -> JsonDict:
-    """Return a page with as many of a job's rows as fit into `most` bytes; the message has each row `copies` times.
+    """Return a page with the rows of a job that fit into `most` bytes. The message has each row `copies` times.
 
-    It always has the first row, whatever its size. A `next_offset` becomes the number of rows so far.
+    It always has the first row, whatever its size. `next_offset` becomes the number of rows so far.
     """
     size = 0
     for place, row in enumerate(found["rows"]):

@@ -1,4 +1,4 @@
-"""The arguments of a tool that are made from the table of options."""
+"""Tool arguments that are generated from the table of options."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def with_options(*options: Option) -> Callable[[F], F]:
-    """Return a decorator that replaces the last parameter `**…` of a tool's function by an argument for each option,
-    for the tool's schema."""
+    """Return a decorator that replaces the last parameter `**…` of a tool's function by one argument per option, in the
+    tool's schema."""
     return functools.partial(_with_options, options=options)
 
 

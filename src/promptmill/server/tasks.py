@@ -1,4 +1,4 @@
-"""Tasks of MCP (SEP-2663): a long call returns a handle at once, and its result is fetched later, from any process.
+"""MCP tasks (SEP-2663): a long call immediately returns a handle, and any process can return its result later.
 
     tools/call ──▶ the call, as a job ──▶ done in time: its result
                           │ longer, or large
@@ -6,12 +6,12 @@
                      job call-… ◀── tasks/get: its status, at the end the result; resumes it after a kill
                                 ◀── tasks/cancel: ends it
 
-A task is the job of a call (`jobs.manage.call_job`), and its id is the job's, which is random. All that is known about
-a task is in the job's folder, so any server of the same user answers for it, to the owner of the job. A task never has
-the status `failed`, which is for errors of the protocol: a job that stopped is a result, with the answers so far.
+A task is the job of a call (`jobs.manage.call_job`), and its id is the job's id, which is random. The job's folder has
+all data about the task, so any server of the same user can answer the job's owner about it. A task never has the status
+`failed`, which means a protocol error: a job that stopped has a result, with the answers so far.
 
-In the form of 2025-11-25 the client decides that a call is a task, with `task` in its parameters, and fetches the
-result with `tasks/result`. The SDK lets no handle of that form pass, so `Tasks.in_old_form` writes it after the SDK.
+In the 2025-11-25 form, the client makes a call a task by `task` in its parameters, and fetches the result with
+`tasks/result`. The SDK does not support handlers for this form, so `Tasks.in_old_form` writes the reply after the SDK.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ if TYPE_CHECKING:
     from promptmill.jobs.store.folder import Folder
 
 EXTENSION = "io.modelcontextprotocol/tasks"
-_LARGE = 100  # prompts; a call of so many is a task at once
+_LARGE = 100  # prompts; a call with this many is a task from the start
 _SOON_S = 5.0
 _TTL_S = 7 * 86_400
 _POLL_MS = (1000, 10_000)
-_POLLS = 10  # of the time that is left
+_POLLS = 10  # polls in the remaining time
 _OLD = "2025-11-25"
-_WANTED = "promptmill/task"  # in the `_meta` of a call: its client wants a task; in its result's: the handle
+_WANTED = "promptmill/task"  # in a call's `_meta`: the client wants a task; in its result's: the handle
 _RELATED = "io.modelcontextprotocol/related-task"
 _CAPABILITY: dict[str, Any] = {"requiredCapabilities": {"extensions": {EXTENSION: {}}}}
 
 
 def limit_s(ctx: Context, prompts: int) -> float | None:
-    """Return the seconds after which a call of so many prompts becomes a task; None if its client takes no tasks."""
+    """Return the seconds after which a call of `prompts` prompts becomes a task; None for clients without tasks."""
     context = ctx.request_context
     if context is None:
         return None
@@ -73,7 +73,7 @@ def limit_s(ctx: Context, prompts: int) -> float | None:
 
 
 def task_of(ctx: Context, prompts: int, plan: ResolvedConfig) -> CallTask:
-    """Return the task that a call may become."""
+    """Return the task that the call may become."""
     from promptmill.jobs.manage.call_job import CallTask
 
     context = ctx.request_context
@@ -87,7 +87,7 @@ def task_of(ctx: Context, prompts: int, plan: ResolvedConfig) -> CallTask:
 
 
 class Started(InputRequiredToolResult):
-    """The result of a call that became a task: FastMCP sends its content in place of a tool's result."""
+    """The result of a call that became a task. FastMCP sends its content instead of a tool result."""
 
     input_required: Any
 
@@ -96,14 +96,14 @@ class Started(InputRequiredToolResult):
 
 
 async def started(ctx: Context, running_jobs: RunningJobs, job_id: str) -> ToolResult:
-    """Return the handle of a job that is a task and durable."""
+    """Return the handle for a job that is a task and survives a power loss."""
     task = await asyncio.to_thread(lambda: _Task(running_jobs.folders.loose(job_id)).as_dict())
     is_old = ctx.request_context is not None and ctx.request_context.protocol_version == _OLD
     return ToolResult([], meta={_WANTED: _old(task)}) if is_old else Started(task)
 
 
 def _old(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a task as of 2025-11-25."""
+    """Return the fields of a task in the form of 2025-11-25."""
     names = {"ttlMs": "ttl", "pollIntervalMs": "pollInterval"}
     return {names.get(name, name): value for name, value in task.items() if name not in {"result", "resultType"}}
 
@@ -113,7 +113,7 @@ class _TaskParams(mcp_types.RequestParams):
 
 
 class Tasks(ServerExtension):
-    """The methods `tasks/get`, `tasks/update` and `tasks/cancel`; as of 2025-11-25 also `tasks/result`."""
+    """The methods `tasks/get`, `tasks/update` and `tasks/cancel`; for 2025-11-25 also `tasks/result`."""
 
     identifier = EXTENSION
 
@@ -132,7 +132,7 @@ class Tasks(ServerExtension):
         ]
 
     async def in_old_form(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
-        """Middleware of the SDK: let a call with `task` of 2025-11-25 return the handle of a task."""
+        """SDK middleware: makes a call with `task` in the 2025-11-25 form return a task's handle."""
         params = ctx.params or {}
         if ctx.method != "tools/call" or ctx.protocol_version != _OLD or params.get("task") is None:
             return await call_next(ctx)
@@ -148,7 +148,7 @@ class Tasks(ServerExtension):
         return {"task": task}
 
     async def _payload(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
-        """Return the result of a task when it has ended."""
+        """Return the result of a task after its end."""
         while True:
             state = await self._get(ctx, params)
             if state["status"] != "working":
@@ -159,7 +159,7 @@ class Tasks(ServerExtension):
         return {**result, "_meta": {**result.get("_meta", {}), _RELATED: {"taskId": params.task_id}}}
 
     async def _get(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
-        """Return the state of a task, with its result at the end. Interrupted work is resumed."""
+        """Return the state of a task and, at its end, the result. Resumes interrupted work."""
         task = await self._found(ctx, params.task_id)
         if task.is_interrupted:
             task = await self._resumed(task, _caller(ctx))
@@ -171,12 +171,12 @@ class Tasks(ServerExtension):
         return {"resultType": "complete", **found}
 
     async def _update(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
-        """Accept answers to questions; our tasks ask none."""
+        """Accept answers to questions. promptmill's tasks ask none."""
         await self._found(ctx, params.task_id)
         return {"resultType": "complete"}
 
     async def _cancel(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
-        """End a task; a task that has ended stays unchanged."""
+        """End a task. An ended task is not changed."""
         task = await self._found(ctx, params.task_id)
         if not task.has_ended:
             await self._running_jobs().cancel(params.task_id, _caller(ctx), also_interrupted=True)
@@ -206,12 +206,12 @@ class Tasks(ServerExtension):
         return task
 
     async def _resumed(self, task: _Task, caller: Caller) -> _Task:
-        """Return the task after its job was resumed or waits for a place; if that is impossible, it has stopped."""
+        """Return the task after its job was resumed or queued for a place; otherwise the task has stopped."""
         job_id, error = task.folder.job_id, None
         try:
             await self._running_jobs().resume(job_id, self._service.offered_plan(task.note["model"]), caller)
         except PromptmillError as refused:
-            error = None if refused.code is Code.RATE_LIMITED else refused  # then the next look tries again
+            error = None if refused.code is Code.RATE_LIMITED else refused  # the next poll tries again
         resumed = await asyncio.to_thread(lambda: _Task(task.folder))
         if error is not None and resumed.is_interrupted:
             resumed.status |= {"state": "stopped", "reason": str(error), "code": error.code}
@@ -226,7 +226,7 @@ class Tasks(ServerExtension):
             plan = self._service.plan
 
         async def kept(_: Sequence[Outcome]) -> str:
-            return task.folder.job_id  # it has all answers
+            return task.folder.job_id  # the job has all answers
 
         async with Context(fastmcp=self.server) as context:
             result = (await result_of(context, outcomes, stats, plan, kept)).to_mcp_result()
@@ -235,10 +235,10 @@ class Tasks(ServerExtension):
 
 
 class _Task:
-    """A task as its job's folder shows it. Reading blocks."""
+    """A task, as its job's folder describes it. Reading blocks."""
 
     def __init__(self, folder: Folder) -> None:
-        """Raises `PromptmillError` (`invalid_input`) if there is no such job."""
+        """Raises `PromptmillError` (`invalid_input`) if the job does not exist."""
         from promptmill.jobs.store import progress, status
 
         self.folder = folder
@@ -246,21 +246,21 @@ class _Task:
         self.status = status.read(folder)
         self.has_ended = self.status["state"] in progress.ENDED - {progress.INTERRUPTED}
         self.is_cancelled = self.status["state"] == progress.CANCELLED
-        if self.status["state"] == progress.INTERRUPTED and folder.control.cancel:  # killed while it was cancelled
+        if self.status["state"] == progress.INTERRUPTED and folder.control.cancel:  # killed during a cancellation
             self.has_ended = self.is_cancelled = True
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether no process runs the job, which is not finished: it waits for a place, or its process has ended."""
+        """Whether no process runs the unfinished job: it waits for a place, or its process has ended."""
         return not self.has_ended and self.status["state"] == "interrupted"
 
     @property
     def is_expired(self) -> bool:
-        """Whether the `ttlMs` that the client received is over."""
+        """Whether the `ttlMs` given to the client has passed."""
         return time.time() > float(self.note.get("expires", 0.0))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields of the protocol, without a result."""
+        """Return the fields of the protocol, without the result."""
         status, created = self.status, float(self.status["created"])
         answered, failed = status.get("done", 0) - status.get("failed", 0), status.get("failed", 0)
         message = f"{answered:,} of {self.note['prompts']:,} prompts answered"
@@ -277,7 +277,7 @@ class _Task:
         }
 
     def outcomes(self) -> list[Outcome]:
-        """Return the outcome of each prompt; prompts without one failed with the reason why the job stopped. Blocks."""
+        """Return the outcome of each prompt; without one, a failure with the reason why the job stopped. Blocks."""
         with self.folder.reading() as store:
             records = {record.key: record for record in store.sound_records()}
         reason = self.status.get("reason") or "The job has no answer."
@@ -286,7 +286,7 @@ class _Task:
         return [records[row].outcome() if row in records else left for row in prompts]
 
     def stats(self, *, several_models: bool) -> Call:
-        """Return the counts of the call, over all runs of its job."""
+        """Return the counts of the call for all runs of its job."""
         every = {each.name for each in fields(Counts)}
         counted: dict[str, Any] = {name: count for name, count in self.status.items() if name in every and count}
         counts = Counts(codes=Counter(self.status.get("errors")), **counted)

@@ -1,8 +1,8 @@
-"""Every call of a tool: the check of its arguments, its errors without quoted values, its log line and its progress.
+"""Every tool call: checks its arguments, hides values in its errors, logs a line, and reports its progress.
 
-Progress is reported at the start of a call, at its end, and at most twice a second in between. A response that may
-still become JSON (`EitherResponse`) is a stream from its first notification on, and holds less. So its call reports
-nothing in its first two seconds.
+Progress is reported at the start of a call, at its end, and at most twice a second between them. A response that can
+still become JSON (`EitherResponse`) becomes a stream at its first notification, and then has a smaller size limit. So
+its call reports nothing in the first two seconds.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ _log = logging.getLogger(CALLS)
 _OK, _CANCELLED = "code=ok", "code=cancelled"
 _STRANGE = re.compile(r"[^\w.@+-]")  # names come from the client: no spaces, no line feeds
 _IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
-_SCHEMA = ("schema", "answer_schema")  # its name, and its name in earlier releases
-# Older releases of n8n add the fields of their chat trigger to the arguments of each tool (n8n#21500, #21716); other
+_SCHEMA = ("schema", "answer_schema")  # the present name, and the name in earlier releases
+# Older releases of n8n add the fields of their chat trigger to the arguments of each tool (n8n#21500, #21716). Other
 # programs add the last two.
 _NOT_OURS = frozenset({"sessionId", "action", "chatInput", "toolCallId", "tool", "_meta", "kwargs"})
 _PAUSE_S = 0.5
 _FAST_S = 2.0
 _CHANGE_S = 1.0  # before a changed text is reported without progress
-_SILENCE_S = 5.0  # clients end a call that reports no progress
-_STEP = 1e-6  # the protocol requires a number that grows each time; a million silent reports take weeks
+_SILENCE_S = 5.0  # clients abort a call that reports no progress
+_STEP = 1e-6  # the protocol requires a growing number; a million reports without progress take weeks
 _WANTED = {
     "string": "a text",
     "integer": "a whole number",
@@ -82,15 +82,15 @@ _WANTED = {
 
 
 class CodedToolError(ToolError):
-    """A tool error with one of our codes. `CallLog` logs it, so FastMCP does not."""
+    """A tool error with a code of promptmill. `CallLog` logs it, so FastMCP does not."""
 
     def __init__(self, message: str, code: Code = Code.INVALID_INPUT) -> None:
         super().__init__(message, log_level=logging.DEBUG)
         self.code = code
 
 
-class UnansweredQuestion(Exception):  # noqa: N818 (no error: the client asks its user and repeats the call)
-    """The user has to answer before the call can run; `result` is the result of this one."""
+class UnansweredQuestion(Exception):  # noqa: N818 (not an error: the client asks its user and repeats the call)
+    """The user must answer before the call can run. `result`: the result of this call."""
 
     def __init__(self, result: InputRequiredResult) -> None:
         super().__init__()
@@ -98,9 +98,9 @@ class UnansweredQuestion(Exception):  # noqa: N818 (no error: the client asks it
 
 
 def tool(mcp: FastMCP, **options: Any) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
-    """Return a decorator that adds a function to `mcp` as a tool, with its docstring as the description.
+    """Return a decorator that adds a function to `mcp` as a tool, whose description is the docstring.
 
-    Our errors are raised as errors of FastMCP, which it neither masks nor logs with a traceback.
+    promptmill's errors are raised as FastMCP errors, which it neither masks nor logs with a traceback.
     """
 
     def added(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
@@ -123,14 +123,14 @@ def tool(mcp: FastMCP, **options: Any) -> Callable[[Callable[P, Awaitable[T]]], 
 
 
 def _flowing(text: str) -> str:
-    """Return `text` with one line for each paragraph."""
+    """Return `text` with each paragraph on one line."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(text).split("\n\n"))
 
 
 class CallLog(Middleware):
-    """Logs one line per call: tool, client and outcome. A failure is a warning; other calls are logged at INFO.
+    """Logs a line per call: tool, client and outcome. A failure is logged as a warning, other calls at INFO.
 
-    With `observer`, each call is observed, too.
+    With `observer`, each call is also observed.
     """
 
     def __init__(self, observer: Observer | None = None) -> None:
@@ -139,7 +139,7 @@ class CallLog(Middleware):
     async def on_call_tool(
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
     ) -> ToolResult:
-        """Log the call, also if it fails or is cancelled."""
+        """Log the call, even if it fails or is cancelled."""
         if self._observer is None:
             return await self._logged(context, call_next, lambda _: None)
         fastmcp = context.fastmcp_context
@@ -154,7 +154,7 @@ class CallLog(Middleware):
         call_next: CallNext[CallToolRequestParams, ToolResult],
         failed: Callable[[str], None],
     ) -> ToolResult:
-        """Log the call. `failed` gets the code of one that has not answered all of its items."""
+        """Log the call. `failed` gets the code of a call that has not answered all of its items."""
         began, end = time.monotonic(), f"code={Code.INTERNAL}"
         try:
             result = await call_next(context)
@@ -198,7 +198,7 @@ def _end_of(result: ToolResult) -> str:
 
 
 def _client(context: MiddlewareContext[CallToolRequestParams]) -> str:
-    """Return the NAME/VERSION that the client sent, over HTTP with its address."""
+    """Return NAME/VERSION from the client, over HTTP with its address."""
     request = context.fastmcp_context.request_context if context.fastmcp_context else None
     if request is None:
         return "-"
@@ -209,7 +209,7 @@ def _client(context: MiddlewareContext[CallToolRequestParams]) -> str:
 
 
 def _carrier(context: MiddlewareContext[CallToolRequestParams]) -> Mapping[str, str]:
-    """Return the carrier of the client's trace: the `_meta` of the call, else the headers of its HTTP request."""
+    """Return the carrier of the client's trace: the call's `_meta`, or else the headers of its HTTP request."""
     request = context.fastmcp_context.request_context if context.fastmcp_context else None
     if request is None:
         return {}
@@ -224,10 +224,10 @@ def _name(text: str) -> str:
 
 
 class PlainArguments(Middleware):
-    """Reports wrong arguments of tools, prompts and resources in plain words, without tracebacks and quoted values.
+    """Reports invalid arguments of tools, prompts and resources in plain words, without tracebacks and values.
 
-    It checks names and types before pydantic does, because pydantic's errors quote all arguments: with ten megabytes
-    that blocks the event loop for half a second.
+    It checks names and types before pydantic does, because pydantic's errors quote all arguments: ten megabytes of
+    arguments would block the event loop for half a second.
     """
 
     def __init__(self) -> None:
@@ -237,7 +237,7 @@ class PlainArguments(Middleware):
     async def on_list_tools(
         self, context: MiddlewareContext[ListToolsRequest], call_next: CallNext[ListToolsRequest, Sequence[Tool]]
     ) -> Sequence[Tool]:
-        """Return the tools with short schemas."""
+        """Return the tools with their short schemas."""
         tools = await call_next(context)
         if self._listed.keys() != {tool.name for tool in tools}:
             self._listed = listed({tool.name: tool.parameters for tool in tools})
@@ -256,7 +256,7 @@ class PlainArguments(Middleware):
         backend = arguments.get("backend")
         name = backend.strip().lower() if isinstance(backend, str) else AUTO
         if name != AUTO and "backend" in schema.get("properties", {}):
-            try:  # before missing arguments: a call with another program's arguments lacks several
+            try:  # first, because a call with another program's arguments also lacks several
                 check_name(name)
             except PromptmillError as error:
                 raise CodedToolError(redact(str(error)), error.code) from None
@@ -281,7 +281,7 @@ class PlainArguments(Middleware):
         context: MiddlewareContext[ReadResourceRequestParams],
         call_next: CallNext[ReadResourceRequestParams, ResourceResult],
     ) -> ResourceResult:
-        """Refuse a long URI, which FastMCP would compare with its templates for seconds; name a wrong `offset`."""
+        """Refuse a long URI, which FastMCP would match against templates for seconds; report an invalid `offset`."""
         uri = str(context.message.uri)
         if len(uri) > 2000:
             raise ResourceError(f"The URI has {len(uri):,} characters; no resource has such a long one.")
@@ -295,7 +295,7 @@ class PlainArguments(Middleware):
         context: MiddlewareContext[GetPromptRequestParams],
         call_next: CallNext[GetPromptRequestParams, PromptResult],
     ) -> PromptResult:
-        """Name the arguments that are missing; FastMCP would log a stack trace, and answer -32603."""
+        """Report missing arguments. FastMCP would log a stack trace and answer -32603."""
         server, given = context.fastmcp_context, context.message.arguments or {}
         prompt = None if server is None else await server.fastmcp.get_prompt(context.message.name)
         required = [] if prompt is None else [one.name for one in prompt.arguments or () if one.required]
@@ -304,7 +304,7 @@ class PlainArguments(Middleware):
         return await call_next(context)
 
     async def _schema(self, context: MiddlewareContext[CallToolRequestParams]) -> JsonDict:
-        """Return the input schema of the called tool; tools never change while the server runs."""
+        """Return the input schema of the called tool. Tools never change while the server runs."""
         name = context.message.name
         if name not in self._schemas:
             server = context.fastmcp_context
@@ -319,7 +319,7 @@ class PlainArguments(Middleware):
 
 
 def _unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:
-    """Return arguments with the keys of `options`, an object or its JSON, among them. Raises `CodedToolError`."""
+    """Move the keys of `options` (an object or its JSON text) to the top level. Raises `CodedToolError`."""
     if isinstance(options := arguments[OPTIONS], str):
         arguments = {**arguments, OPTIONS: _parsed(OPTIONS, options, ["object"])}
     try:
@@ -329,12 +329,12 @@ def _unpacked(arguments: JsonObject, schema: JsonObject) -> JsonDict:
 
 
 def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
-    """Return arguments as language models mean them: `null` is the default of an optional argument.
+    """Return the arguments as language models mean them: `null` stands for an optional argument's default.
 
-    For a list or an object they also send its JSON as a text, for a list also its only text or object, for `choices`
-    a text with commas. `schema` has the name `answer_schema`, too.
+    For a list or an object, they may send its JSON text; for a list, also its only text or object; for `choices`, a
+    text with commas. `schema` may also be named `answer_schema`.
 
-    Raises `CodedToolError` for a text that may hold more than 300,000 values: 60 MB of them would take 2 GB and 15
+    Raises `CodedToolError` for a text that may have more than 300,000 values: 60 MB of them would take 2 GB and 15
     seconds.
     """
     properties, required = schema.get("properties", {}), schema.get("required", ())
@@ -355,16 +355,16 @@ def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
 
 
 def _in_list(value: Any, kinds: Collection[str]) -> Any:
-    """Return a list of one value in place of a single text or object, if only a list is possible."""
+    """Return a list with a single text or object, if the argument can only be a list."""
     kind = "string" if isinstance(value, str) else "object" if isinstance(value, dict) else ""
     return [value] if kind and "array" in kinds and kind not in kinds else value
 
 
 def _parsed(name: str, text: str, kinds: Collection[str]) -> Any:
-    """Return the list or object in a text, if it was meant as one, else the text. Raises `CodedToolError`, see
-    `_as_meant`.
+    """Return the list or object in a JSON text, if the text was meant as one; else the text. Raises `CodedToolError`,
+    see `_as_meant`.
 
-    If a text is possible, too, only a list of texts is read as a list: `["a", "b"]` names two models. An object stays a
+    If the argument may be a text, only a list of texts is parsed: `["a", "b"]` names two models. An object stays a
     text: `{"task": "classify", "text": "{{text}}"}` is a prompt.
     """
     if len(text) > MOST_VALUES and sum(map(text.count, "[{,")) > MOST_VALUES:
@@ -384,7 +384,7 @@ def _parsed(name: str, text: str, kinds: Collection[str]) -> Any:
 
 def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
     if not schema:
-        return ""  # FastMCP reports that the tool is missing
+        return ""  # FastMCP reports the missing tool
     properties: JsonDict = schema.get("properties", {})
     lines = []
     for name in schema.get("required", ()):
@@ -421,12 +421,12 @@ def _json_types(value: object) -> set[str]:
 
 
 def _kinds(argument: JsonObject) -> list[str]:
-    """Return the JSON types that an argument may have."""
+    """Return the JSON types that an argument accepts."""
     return [kind["type"] for kind in (argument, *argument.get("anyOf", ())) if "type" in kind]
 
 
 def _where(name: str, properties: JsonObject) -> str:
-    """Return the right place of an unknown argument, or the argument with a similar name."""
+    """Return the right position of an unknown argument, or the argument with a similar name."""
     if "output_file" in properties and (needs := table.needs_hidden(name, "argument")):
         return f": it {needs}."
     if meant := synonym(name, properties):
@@ -460,11 +460,11 @@ async def with_progress(
     work: Coroutine[Any, Any, T],
     words_of: Callable[[], str] | None = None,
 ) -> T:
-    """Run `work` in a separate task, and report its progress to the client if the request asks for that.
+    """Run `work` in a separate task, and report its progress to the client if the request asks for progress.
 
-    `words_of` returns the words of a report; without it, they are about the items that `stats` counts.
+    `words_of` returns the text of a report; by default, the text is about the items that `stats` counts.
 
-    The task is separate because FastMCP cancels with an anyio scope, in which the clean-up of `work` could not wait.
+    The task is separate because FastMCP cancels by an anyio scope, in which the clean-up of `work` could not wait.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -494,8 +494,8 @@ async def with_progress(
 class ReportedProgress:
     """The last progress report to a client, and its time.
 
-    `number` is the number of finished items; while no item finishes, it grows a little with each report. For work
-    without items it is the number of seconds.
+    `number`: the number of finished items; it grows slightly with each report even if no item finishes. For work
+    without items, it is the number of seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -505,7 +505,7 @@ class ReportedProgress:
         self._began = self._at = clock()
 
     def is_news(self, stats: Call, words: str) -> bool:
-        """Return whether to report `words` now, and note the report. The final number is reserved for `end`."""
+        """Return whether to report `words` now; if so, record the report. The final number is reserved for `end`."""
         silent_s = self._clock() - self._at
         done = self._reached(stats)
         if stats.facts.total is not None and done >= stats.facts.total:
@@ -545,7 +545,7 @@ def session_of(ctx: Context) -> str:
 
 
 def owner_of(request: Any) -> str:
-    """Return the owner of what an HTTP request makes: a digest of its token; `""` without a request, for this user."""
+    """Return the owner of the objects that an HTTP request creates: a digest of its token; `""` without a request."""
     return "" if request is None else token.owner_of(request.headers.get("authorization", ""))
 
 

@@ -1,4 +1,4 @@
-"""The socket of tools: the MCP server, with the service, the jobs and the questions that tools use."""
+"""The socket for tools: the MCP server, with the service, the jobs and the questions that tools use."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _ARGUMENTS = MappingProxyType(
         "models": "Names from promptmill://models, separated by commas.",
     }
 )
-"""The arguments of prompts."""
+"""The arguments that prompts may have."""
 
 
 def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
-    """Return a function that returns the jobs of the server. The first use creates them: most servers run no jobs.
+    """Return a function that returns the server's jobs. The first call creates them, because most servers run no jobs.
 
-    A trusted client's jobs read and write files inside `allowed_roots`; if that is not set, in the working directory.
+    A trusted client's jobs read and write files in `allowed_roots`; by default, in the working directory.
     """
 
     def rule() -> FileRule:
@@ -55,7 +55,7 @@ def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
 
 @dataclass(frozen=True, slots=True)
 class ToolSocket:
-    """A server under construction. Features get it, too, see `promptmill.core.feature.Feature.tools`."""
+    """A server under construction, which features also get; see `promptmill.core.feature.Feature.tools`."""
 
     mcp: FastMCP
     service: Service
@@ -64,17 +64,17 @@ class ToolSocket:
 
     @classmethod
     def of(cls, mcp: FastMCP, service: Service) -> ToolSocket:
-        """Return the socket of a server over `service`."""
+        """Return the socket for a server on `service`."""
         return cls(mcp, service, running_jobs_of(service), Questions())
 
     async def jobs(self) -> RunningJobs:
-        """Return the jobs of the server; the first import takes 0.4 s, in a thread."""
+        """Return the server's jobs. The first import takes 0.4 s, in a thread."""
         await asyncio.to_thread(importlib.import_module, "promptmill.jobs.manage.running_jobs")
         return self.running_jobs()
 
     def add_prompt(self, function: Callable[..., str], title: str, description: str) -> None:
-        """Add a prompt, which clients show as a command; it takes files, questions and models."""
+        """Add a prompt, which clients show as a command. It takes files, questions and models."""
         prompt = Prompt.from_function(function, title=title, description=description)
-        for argument in prompt.arguments or ():  # FastMCP adds a JSON schema to a description in the signature
+        for argument in prompt.arguments or ():  # FastMCP adds a JSON schema to descriptions in the signature
             argument.description = _ARGUMENTS[argument.name]
         self.mcp.add_prompt(prompt)

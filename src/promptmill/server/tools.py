@@ -1,4 +1,4 @@
-"""The tools that answer (`generate`, …), and those that load and unload the server's model (`generation_init`, …)."""
+"""The tools that answer prompts (`generate`, …), and those that load and unload the server's model."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from promptmill.service.service import Service
 if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
 
-_SHORT_SETTINGS = 2000  # characters of settings that take less than a millisecond
+_SHORT_SETTINGS = 2000  # characters of settings that are parsed in less than a millisecond
 _KEPT = "The backend is still `{}`, as the configuration names it; give `backend` to choose another."
 
 
 def add_answer_tools(socket: ToolSocket) -> None:
-    """Add the three tools to the app. Its jobs continue the items that are unanswered at the time limit."""
+    """Add the three answer tools to the app. Jobs continue items that are unanswered at the time limit."""
     mcp, service = socket.mcp, socket.service
     answers = _Answers(service, socket.running_jobs, socket.questions)
 
@@ -165,9 +165,9 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
 
 
 def _stays(service: Service, backend_configs: Mapping[str, object]) -> bool:
-    """Return whether a call without a backend keeps the present backend instead of the tool's default.
+    """Return whether a call without a backend keeps the present backend, instead of the tool's default.
 
-    A pipeline's client gets the default, as from its own server.
+    A pipeline's client gets the default, as its own server gave it.
     """
     running = service.plan.backend
     named = service.configured_backend in {running, AUTO} and not service.plan.trust_client
@@ -181,9 +181,9 @@ async def plan_of_call(
     sampling_params: Mapping[str, Any] | None,
     choices: Sequence[str] | None = None,
 ) -> ResolvedConfig:
-    """Return the plan of a call; `plan` is the plan of its model.
+    """Return the plan of a call. `plan`: the plan of the call's model.
 
-    Raises `PromptmillError` (`invalid_input`, `invalid_config`) for an invalid schema or parameters, or for values
+    Raises `PromptmillError` (`invalid_input`, `invalid_config`) for an invalid schema, invalid parameters, or values
     above the operator's limits.
     """
     if not sampling_params and schema is None and not choices:
@@ -208,12 +208,12 @@ async def plan_of_call(
 def sampling_of_call(
     schema: Mapping[str, Any] | None, sampling_params: Mapping[str, Any] | None, choices: Sequence[str] | None
 ) -> Mapping[str, Any]:
-    """Return the sampling parameters that a call changes. Raises `PromptmillError`."""
+    """Return the sampling parameters that a call sets. Raises `PromptmillError`."""
     return with_schema(dict(sampling_params or {}) | ({"choices": choices} if choices else {}), schema)
 
 
 def _import_jobs() -> None:
-    """Import what keeps calls as jobs, which few servers need; on the event loop this would take 0.4 s of its time."""
+    """Import the code that keeps calls as jobs, which few servers need. On the event loop, this would take 0.4 s."""
     importlib.import_module("promptmill.jobs.manage.call_job")
 
 
@@ -222,7 +222,7 @@ def _stats(total: int, max_cost: float | None) -> Call:
 
 
 class _Answers:
-    """The common part of the three tools: answers a list of conversations and builds the result."""
+    """The common part of the three answer tools: answers a list of conversations, and builds the result."""
 
     def __init__(self, service: Service, running_jobs: Callable[[], RunningJobs], questions: Questions) -> None:
         self._service = service
@@ -237,12 +237,12 @@ class _Answers:
         system_prompt: str,
         plan: ResolvedConfig,
     ) -> ToolResult:
-        """Answer `items` according to `plan`; what takes longer than `max_call_s` becomes a job, or the client's task.
+        """Answer `items` with `plan`. Work beyond `max_call_s` becomes a job, or the client's task.
 
         Raises `PromptmillError`.
         """
         service = self._service
-        # 128 requests of a call may hold its system prompt at the same time
+        # 128 requests of a call may each hold its system prompt at the same time
         if (most := MOST_SHARED // max(1, min(len(items), 128))) < len(system_prompt):
             raise input_error(
                 f"system_prompt has {len(system_prompt):,} characters, and each of {len(items):,} requests repeats it; "
@@ -259,12 +259,12 @@ class _Answers:
             work = CallWork(items, stats, system_prompt or plan.settings.system_prompt, plan, caller)
             result, job_id = await self._answered(ctx, work)
         finally:
-            if cost is not None and job_id is None:  # else the job may cost the rest
+            if cost is not None and job_id is None:  # otherwise the job may spend the rest
                 cost.charge(stats.counts.cost or 0.0)
         return result
 
     async def _answered(self, ctx: Context, work: CallWork) -> tuple[ToolResult, str | None]:
-        """Return the result, and the id of the job that continues the call."""
+        """Return the result, and the id of the job that continues the call, if any."""
         service, stats, plan = self._service, work.stats, work.plan
 
         async def keep(outcomes: Sequence[Outcome]) -> str:
@@ -299,7 +299,7 @@ class _Answers:
 def _costs(
     items: Sequence[Conversation | PromptmillError], system_prompt: str, plan: ResolvedConfig
 ) -> tuple[float | None, float | None]:
-    """Return the estimated and the highest cost of a call, None for an unknown one. Blocks."""
+    """Return the estimated and the highest cost of a call; None if unknown. Blocks."""
     settings = plan.settings
     system = system_prompt or settings.system_prompt
     asked = (item.with_system(system) for item in items if isinstance(item, Conversation))

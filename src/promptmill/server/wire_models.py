@@ -1,4 +1,4 @@
-"""The models of MCP's messages, which a start builds only as far as it needs them."""
+"""The models of MCP's messages, which are built only when they are needed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from mcp_types._wire_base import WireModel
 
 
 def build_late() -> None:
-    """Have pydantic build each model when it is first used; called before the SDK is imported.
+    """Make pydantic build each model on first use. Call it before the SDK is imported.
 
-    All models of two versions of the protocol take an eighth of the start of a server.
+    Building all models of two protocol versions takes an eighth of a server's start.
     """
     WireModel.model_config["defer_build"] = True

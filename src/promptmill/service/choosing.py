@@ -1,4 +1,4 @@
-"""Resolve `backend: auto` and a model that the configuration does not name, once per process."""
+"""Resolves `backend: auto`, and a model that the configuration does not name, once per process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import close_matches, listed
 
-# The package that each engine needs; the first engine that has it runs the embedded model.
+# The package that each engine needs. The first engine whose package is installed runs the embedded model.
 _ENGINES = (("openvino", "openvino_genai"), ("hf", "torch"))
 _LOG = logging.getLogger("promptmill.choice")
 
@@ -25,9 +25,9 @@ Choose: TypeAlias = Callable[[Configuration], Awaitable[Choice]]
 
 
 async def decided(configuration: Configuration, choose: Choose | None = None) -> Configuration:
-    """Return `configuration` with the backend and model filled in where it leaves them open. Raises like `with_model`.
+    """Return `configuration` with its open backend and model resolved. Raises like `with_model`.
 
-    `choose` is by default the openai backend's.
+    `choose`: by default, the choice of the openai backend.
     """
     if configuration.plan.backend == AUTO:
         choice = await (choose or (await _module(BACKENDS["openai"].choice)).choose)(configuration)
@@ -41,9 +41,9 @@ async def decided(configuration: Configuration, choose: Choose | None = None) ->
 
 
 async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
-    """Return `plan` with its endpoint's only model, if the plan names none.
+    """Return `plan` with the only model of its endpoint, if the plan names no model.
 
-    Raises `PromptmillError` when the endpoint does not list its models, or lists no model or several.
+    Raises `PromptmillError` if the endpoint does not list its models, or does not list exactly one.
     """
     if plan.model or not (choice := plan.record.choice):
         return plan
@@ -53,7 +53,7 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
 
 
 async def models_at(plan: ResolvedConfig) -> list[str]:
-    """Return the names of the models that the plan's endpoint lists, loaded ones first; empty if it lists none.
+    """Return the names of the models at the plan's endpoint, loaded models first; empty without a list.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
     """
@@ -64,15 +64,15 @@ async def models_at(plan: ResolvedConfig) -> list[str]:
 
 
 async def around() -> tuple[str, str]:
-    """Return the address of a server on this machine, and a provider whose key is set; `""` for none."""
+    """Return the address of a server on this machine, and a provider with a set key; `""` without one."""
     found: tuple[str, str] = await (await _module(BACKENDS["openai"].choice)).around(Configuration({"backend": AUTO}))
     return found
 
 
 async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str) -> str:
-    """Return a hint with the endpoint's models if `error` means that it lacks the plan's model; empty for other errors.
+    """If `error` means that the endpoint lacks the plan's model, return a hint with the endpoint's models; else `""`.
 
-    `how` is the way to name a model, such as an option.
+    `how`: the way to name a model, such as an option.
     """
     if error.code is not Code.NOT_FOUND or not plan.model:
         return ""
@@ -85,7 +85,7 @@ async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str) ->
 
 
 def local_engine() -> str:
-    """Return the backend that runs the embedded model with the installed packages; `openvino` if none is installed."""
+    """Return the engine that can run the embedded model with the installed packages; `openvino` if there is none."""
     return next((name for name, _ in _ENGINES if is_installed(name)), _ENGINES[0][0])
 
 
@@ -95,7 +95,7 @@ def is_installed(engine: str) -> bool:
 
 
 def _embedded(configuration: Configuration, choice: Choice) -> Choice:
-    """Return the choice if no endpoint works: an engine on this machine with the embedded model."""
+    """Return the choice if no endpoint works: a local engine with the embedded model."""
     engine = local_engine()
     block = getattr(configuration.plan.settings.backend_configs, engine)
     model = block.model_name_or_path or EMBEDDED

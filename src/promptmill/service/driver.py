@@ -1,17 +1,17 @@
 """The driver: takes a call's requests from a source, passes them to `answer`, and puts the outcomes into a sink.
 
-It keeps `share.most` answers in flight, each with one worker: a worker takes a request, awaits its answer, settles the
-outcome (see `record_outcome`), and takes the next request. A request can wait in one of three ways:
+It keeps `share.most` answers in flight, with one worker for each: a worker takes a request, awaits its answer, records
+the outcome (see `record_outcome`), and takes the next request. A request can wait in three ways:
 
     for a place at an endpoint    its worker waits too, because a place is free soon
     for a time (`Call.park`)      another worker starts in its place, while fewer than 2 x `most` requests are parked
     for others (`Call.hold`)      another worker starts in its place, however many requests are parked
 
-Held requests must not count against the bound of parked ones: two requests that are held until an answer of the call
-arrives would otherwise block the third request, which could bring that answer. When no request is left except held
-ones, no event will release them, so the driver calls `share.idle()`, which decides about them.
+Held requests must not count against the limit of parked requests: two requests that are held until an answer of the
+call arrives would otherwise block the third request, which could bring this answer. If only held requests are left, no
+event will release them, so the driver calls `share.idle()`, which decides about them.
 
-Memory holds only the requests in flight. A sink applies back-pressure by returning late.
+Only the requests in flight are in memory. A sink applies back-pressure by returning late.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from promptmill.core.request import Request
 
 _TAKEN_AT_ONCE = 256
 _MOST_HELD = 1024
-"""The driver takes no request while this many are held, so that memory stays bounded while they wait for a slow one."""
+"""While this many are held, the driver takes no requests, so that memory stays limited if they wait long."""
 
 
 def record_outcome(key: int, outcome: Outcome, sink: Sink, call: Call) -> Awaitable[None] | None:
-    """Put the outcome of item `key` into the sink and count it. No other function counts outcomes.
+    """Put the outcome of item `key` into the sink, and count it. No other function counts outcomes.
 
-    Returns the awaitable of `put`. Not a coroutine: one that calls another takes 5,000 instructions.
+    Return the awaitable of `put`. Not a coroutine, because one that calls another takes 5,000 instructions.
     """
     try:
         waits = sink.put(key, outcome)
-    except PromptmillError:  # it has taken this one, and takes no more
+    except PromptmillError:  # the sink has accepted this outcome, but accepts no more
         call.count(outcome)
         raise
     call.count(outcome)
@@ -51,19 +51,19 @@ class Driver:
         self._fresh: deque[Request] = deque()
         self._ended = False
         self._short = False
-        """Whether the source returned fewer requests than wanted: then only the open requests are left."""
+        """Whether the source returned fewer requests than wanted, so that only the open requests are left."""
         self._open = 0
         self._workers = 0
         self._taking = asyncio.Lock()
         self._loop_ran = False
         self._closed = True
         self._over = asyncio.Event()
-        """Set when the source has ended: until then a call that is paused has no worker."""
+        """Set when the source has ended. Until then, a paused call has no worker."""
         self.stoppable = Stoppable()
-        """Stops `run` from outside: `run` then raises the given reason."""
+        """Stops `run` from outside, which then raises the given reason."""
 
     async def run(self, answer: Answer, share: Share) -> None:
-        """Answer until the source ends and every request has its outcome.
+        """Run until the source has ended and every request has its outcome.
 
         Raises the exceptions of the source, the sink and `answer`: then no request can continue, and the caller decides
         about requests without an outcome.
@@ -75,7 +75,7 @@ class Driver:
             with self.stoppable:
                 async with asyncio.TaskGroup() as self._group:
                     self._workers += 1
-                    await self._work()  # the first worker needs no task; a call of one prompt has no other
+                    await self._work()  # the first worker needs no task; a call of one prompt has no other worker
                     if not self._ended:
                         await self._over.wait()
         except BaseExceptionGroup as group:
@@ -86,7 +86,7 @@ class Driver:
 
     @property
     def _running(self) -> int:
-        """The number of requests that occupy a part of the share."""
+        """The number of requests that use a part of the share."""
         waits = self._waits
         return self._workers + waits.forked - waits.parked - waits.held
 
@@ -101,7 +101,7 @@ class Driver:
         return min(self._share.most, self._waits.most)
 
     def _start_workers(self) -> None:
-        """Start workers for waiting requests, up to the share; called when a part of the share becomes free."""
+        """Start workers for waiting requests, up to the share. Called when a part of the share becomes free."""
         if self._closed:
             return
         wanted = len(self._fresh) or (self._may_take and not self._taking.locked())
@@ -137,7 +137,7 @@ class Driver:
         self._start_workers()
 
     async def _take(self) -> bool:
-        """Take requests from the source if no taken one is left; return whether there are any."""
+        """Take requests from the source if none is ready. Return whether there are any."""
         async with self._taking:
             if self._fresh or not self._may_take:
                 return bool(self._fresh)
@@ -156,9 +156,9 @@ class Driver:
         return bool(self._fresh)
 
     async def _let_loop_run(self) -> None:
-        """Let the event loop run if it has not since the last time: all requests of a list may fail at once.
+        """Let the event loop run, unless it has run since the last time: all requests of a list may fail immediately.
 
-        If it has, other workers would only come to wait for this one, at 8 in flight one per request.
+        If it has run, other workers would only wait for this one; at 8 in flight, one per request.
         """
         if not self._loop_ran:
             await asyncio.sleep(0)
@@ -169,13 +169,13 @@ class Driver:
         self._loop_ran = True
 
     def _look(self) -> None:
-        """Call `share.idle` if only held requests are left, which no event will release."""
+        """Call `share.idle` if only held requests are left, because no event will release them."""
         waits = self._waits
         if waits.held and not waits.parked and not self._running and not self._fresh and not self._may_take:
             self._share.idle()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first exception of `group` that is not a group itself."""
+    """Return the first exception in `group` that is not a group."""
     error = group.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error

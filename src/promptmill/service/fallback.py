@@ -1,8 +1,8 @@
-"""One call over several models: a request goes to the model that it names; if that fails, to the model's fallbacks.
+"""One call on several models: a request is sent to the model it names and, if that fails, to the model's fallbacks.
 
-Models that do not fit side by side take turns. A request for a model that is not loaded waits without occupying a
-worker, so the driver takes further requests, and the loaded model answers its own. The call leaves a loaded model when
-it has had no request for it for a moment, or when all its remaining requests wait for another model.
+Models that do not fit into memory together take turns. A request for a model that is not loaded waits without a worker,
+so the driver takes further requests, and the loaded model answers its requests. The call leaves a loaded model after a
+moment without a request for it, or if all remaining requests wait for another model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.service.model import Loaded
 
-# Failures that every model would share: the caller's mistakes, the end of the call, problems of this machine.
+# Failures that every model would share: mistakes of the caller, the end of the call, problems of this machine.
 _STAYS = frozenset(
     {
         *(
@@ -35,46 +35,46 @@ _STAYS = frozenset(
     }
 )
 _ENDS_CALL = frozenset({Code.SHUTDOWN, Code.REPLACED, Code.DEADLINE})
-_ABANDONED_S = 60.0  # for this long a failed model gets no further request
+_ABANDONED_S = 60.0  # a failed model gets no requests for this time
 _LEAVES_S = 0.25
 
 
 class NotLoadedError(PromptmillError):
-    """The error of a model that cannot be loaded."""
+    """The error for a model that cannot be loaded."""
 
     @classmethod
     def of(cls, error: PromptmillError) -> NotLoadedError:
-        """Return the error for the reason `error`."""
+        """Return this error for the reason `error`."""
         return cls(error.code, error.parts, error.remedy)
 
 
 Enter: TypeAlias = Callable[[str, protocol.Call, protocol.Stoppable], Awaitable[tuple[Loaded, protocol.Share]]]
-"""Loads a model if necessary and enters it. Raises `NotLoadedError`, or another `PromptmillError`."""
+"""Enters a model, loading it first if necessary. Raises `NotLoadedError`, or another `PromptmillError`."""
 
 
 @dataclass(slots=True, eq=False)
 class _Route:
-    """One model of a call, and the call's requests for it."""
+    """One of a call's models, and the call's requests for this model."""
 
     name: str
     plan: ResolvedConfig
     entering: asyncio.Task[tuple[Loaded, protocol.Share]] | None = None
     share: protocol.Share | None = None
-    """Set while the model is entered."""
+    """The call's share of the model; None while the call has not entered the model."""
     wanted: int = 0
-    """Requests for this model, including those that wait for its load."""
+    """The number of requests for this model, including requests that wait for its load."""
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     stoppable: protocol.Stoppable = field(default_factory=protocol.Stoppable)
-    """The answers of the model that are in flight."""
+    """The answers in flight at this model."""
 
     @property
     def is_resting(self) -> bool:
-        """Whether the call has entered the model and has no request for it."""
+        """Whether the call has entered the model but has no requests for it."""
         return self.share is not None and not self.wanted
 
     def wake(self) -> None:
-        """Release waiting requests as far as the share allows."""
+        """Release waiting requests, as many as the share permits."""
         while self.waiting and self.share is not None and self.running < self.share.most:
             future = self.waiting.popleft()
             if not future.done():
@@ -83,7 +83,7 @@ class _Route:
 
 
 class Router:
-    """One call's routes to its models: its `answer` is for the driver, its share the sum of the models' shares."""
+    """Routes one call's requests to its models. Its `answer` is for the driver; its share is that of all models."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Router:
         enter: Enter,
         call: protocol.Call,
     ) -> None:
-        """`names` are the models that a request may name as its extra parameter `model`; others go to `first`."""
+        """`names`: the models that a request may name in its extra parameter `model`. Other requests go to `first`."""
         self._first, self._names, self._plan_of, self._enter, self._call = first, names, plan_of, enter, call
         self.grown: Callable[[], None] = protocol.ignored
         self._routes: dict[str, _Route] = {}
@@ -103,24 +103,24 @@ class Router:
 
     @property
     def most(self) -> int:
-        """The number of answers to keep in flight now, over all models."""
+        """The number of answers to keep in flight now, for all models together."""
         return sum(route.share.most for route in self._routes.values() if route.share is not None) or 1
 
     def want(self, items: int | None) -> None:
-        """Note how many items the call still has."""
+        """Set the number of items that remain for the call."""
         shares = [route.share for route in self._routes.values() if route.share is not None]
         for share in shares:
             share.want(items if len(shares) == 1 else None)
 
     def idle(self) -> None:
-        """Let each model decide on its held requests, and leave the models without work."""
+        """Let each model decide on its held requests, and leave models without work."""
         for route in self._routes.values():
             if route.share is not None:
                 route.share.idle()
         self._let_leave()
 
     async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
-        """Answer a request with its model, or the first of the fallbacks that can."""
+        """Answer a request with its model, or with the first fallback that can answer."""
         assert call is self._call
         named = request.extra.get("model")
         name = self._first
@@ -159,7 +159,7 @@ class Router:
         if raised is not None and all(
             self._is_abandoned(other) for other in [self._first, *self._fallback(self._first)]
         ):
-            raise raised  # no model is left that would answer the rest
+            raise raised  # no remaining model would answer the rest
         return protocol.Failure(raised or self._abandoned[way[0]][1], request.attempts, usage=usage, cost=cost)
 
     def _answered(
@@ -177,7 +177,7 @@ class Router:
         return outcome
 
     async def aclose(self) -> None:
-        """Leave all models, once no answer of the call is in flight."""
+        """Leave all models. No answer of the call may be in flight."""
         for route in self._routes.values():
             if route.entering is not None:
                 route.entering.cancel()
@@ -188,7 +188,7 @@ class Router:
             await self._leave(route)
 
     async def _ask(self, route: _Route, request: Request) -> protocol.Outcome | None:
-        """Answer a request with one model, once it is loaded and its share allows; None if it failed meanwhile."""
+        """Answer a request with one model, when it is loaded and has room in its share; None if it failed meanwhile."""
         call = self._call
         while route.share is None:
             with call.hold():
@@ -227,7 +227,7 @@ class Router:
         route.wake()
 
     async def _entered(self, route: _Route) -> None:
-        """Wait until a model is loaded and entered. Raises the error that prevents it."""
+        """Wait until a model is loaded and entered. Raises the error that prevents this."""
         if route.entering is None:
             entering = route.entering = asyncio.ensure_future(self._load(route))
             entering.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -257,7 +257,7 @@ class Router:
         self.grown()
 
     def _let_leave(self) -> None:
-        """Leave the models without requests if another model of this call is loading."""
+        """Leave models without requests, if another model of this call is loading."""
         if not any(route.entering is not None and route.share is None for route in self._routes.values()):
             return
         for route in self._routes.values():
@@ -274,7 +274,7 @@ class Router:
             await model.leave(self._call)
 
     async def _lost(self, name: str, error: PromptmillError) -> None:
-        """Stop using a model after its `error`; raise the error if it ends the call."""
+        """Stop using a model after its `error`. Raises the error if it ends the call."""
         if error.code in _ENDS_CALL:
             raise error
         self._abandon(name, error)
@@ -292,7 +292,7 @@ class Router:
         return self._routes[name]
 
     def _own_name(self, name: str) -> str:
-        """Return the model's own name; `name` may be `default`."""
+        """Return the real name of a model; `name` may be `default`."""
         try:
             return self._plan_of(name).name
         except PromptmillError:
@@ -313,9 +313,9 @@ class Router:
 
 
 def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Request:
-    """Return `request`, which was made for the model of `before`, in the form for the model of `now`.
+    """Convert `request`, which was made for the model of `before`, to the form for the model of `now`.
 
-    The request's own parameters stay; parameters from the configuration are replaced by the parameters of `now`.
+    The request's own parameters stay; the configuration's parameters are replaced by those of `now`.
     """
     if before is now:
         return request

@@ -16,14 +16,14 @@ from promptmill.core.bounds import MOST_LARGE, MOST_ROWS
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Request, Sampling
 
-_ERROR = 1024  # bytes in memory of an error beside its texts
-_LARGE_ANSWER = 64 * 1024  # bytes in memory
+_ERROR = 1024  # bytes of memory for an error, in addition to its texts
+_LARGE_ANSWER = 64 * 1024  # bytes of memory
 _VALUE = 100
-"""Bytes in memory of a value in tool calls and `logprobs`, with its name."""
+"""The bytes of memory for a value in tool calls and `logprobs`, with its name."""
 
 
 class ListSource(Source):
-    """The conversations of a call, in order, or its whole requests. Items that are already errors are skipped."""
+    """The conversations or whole requests of a call, in order. Items that are already errors are skipped."""
 
     def __init__(
         self,
@@ -40,12 +40,12 @@ class ListSource(Source):
 
     @property
     def size(self) -> int:
-        """The total length of all texts, in characters."""
+        """The total length of all texts in characters."""
         turns = [turn for item in self._items if isinstance(item, Conversation) for turn in item.messages]
         return sum([len(turn.content) for turn in turns if isinstance(turn.content, str)])
 
     async def take(self, n: int) -> list[Request]:
-        """Return the next up to `n` requests."""
+        """Return the next requests, at most `n`."""
         requests: list[Request] = []
         items, system, sampling, extra = self._items, self._system_prompt, self._sampling, self._extra
         while self._next < len(items):
@@ -64,24 +64,24 @@ class ListSource(Source):
 
 
 class ListSink(Sink):
-    """The outcomes of a call, by position."""
+    """The outcomes of a call by position."""
 
     def __init__(self, size: int, most_large: int | None = None, most: int | None = None) -> None:
-        """`most_large` limits the bytes of large answers, `most` the bytes of all answers; None: no limit."""
+        """`most_large`: the limit for the bytes of large answers; `most`: for all answers; None: no limit."""
         self._outcomes: list[Outcome | None] = [None] * size
         self._most_large, self._most = most_large, most
         self._large = self._all = 0
         self._sized: tuple[object, object, int] = None, None, 0
-        """The last `logprobs` and tool calls, which thousands of equal prompts may share, and their size."""
+        """The last `logprobs` and tool calls, which thousands of equal prompts may share, with their size."""
         self._failures: dict[tuple[Code, str], Failure] = {}
-        """The last failure of each kind, up to some number."""
+        """The last failure of each kind, for a limited number of kinds."""
         self._unshared = 0
 
     def put(self, key: int, outcome: Outcome) -> None:
-        """Keep the outcome of item `key`; a large answer that exceeds the limit of large answers becomes a failure.
+        """Keep the outcome of item `key`. A large answer beyond the limit of large answers becomes a failure.
 
-        A failure with such an answer keeps its error alone.
-        Raises `PromptmillError` when the limit of all answers is reached; the call then sends no further request.
+        A failure with such an answer keeps only its error. Raises `PromptmillError` when the limit of all answers is
+        reached; the call then sends no further requests.
         """
         if self._most_large is not None:
             size = self._size(outcome)
@@ -95,14 +95,14 @@ class ListSink(Sink):
             raise _too_large("answers", self._most)
 
     def _shared(self, failure: Failure) -> Failure:
-        """Return `failure` with the error of an earlier one with the same words: all items may fail alike.
+        """Give `failure` the error of an earlier failure with equal text, because all items may fail alike.
 
-        If too many errors have different messages, the further ones share an error without a message.
+        After too many different messages, further failures share an error without a message.
         """
         error = failure.error
         kind = error.code, str(error)
         known = self._failures.get(kind)
-        # of failures that share an error
+        # the message for failures that share an error
         if known is None and len(self._failures) < 100:
             self._failures[kind] = failure
             return failure
@@ -119,7 +119,7 @@ class ListSink(Sink):
         return failure
 
     def _size(self, outcome: Outcome) -> int:
-        """Return the approximate size of an answer in memory, in bytes; 0 for a failure without one."""
+        """Return the approximate bytes of memory for an answer; 0 for a failure without an answer."""
         if not isinstance(outcome, Completion):
             return sys.getsizeof(outcome.text) if outcome.text else 0
         size = sys.getsizeof(outcome.text)
@@ -140,7 +140,7 @@ class ListSink(Sink):
         return [key for key, outcome in enumerate(self._outcomes) if outcome is None]
 
     def result(self, unanswered: PromptmillError | None) -> list[Outcome]:
-        """Return the outcomes in order; items without one fail with `unanswered`."""
+        """Return the outcomes in order. Items without an outcome fail with `unanswered`."""
         if unanswered is None:
             found = [outcome for outcome in self._outcomes if outcome is not None]
             assert len(found) == len(self._outcomes), "a backend returned without settling every item"
@@ -150,7 +150,7 @@ class ListSink(Sink):
 
 
 def _without_answer(outcome: Outcome, most: int) -> Failure:
-    """Return the failure for a large answer that exceeds `most`, the bytes of the large answers of a call."""
+    """Return the failure for a large answer beyond `most`, the limit for the bytes of a call's large answers."""
     if isinstance(outcome, Failure):
         return replace(outcome, text="")
     error = _too_large("large answers", most)
@@ -170,24 +170,24 @@ def _unsaid(code: Code) -> PromptmillError:
 
 
 def answers(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return the answers in order, `""` for a failed item."""
+    """Return the answers in order; `""` for a failed item."""
     return [outcome.text if isinstance(outcome, Completion) else "" for outcome in outcomes]
 
 
 def several(outcomes: Sequence[Outcome]) -> list[list[str]]:
-    """Return all answers of each item in order; empty if each item has one answer."""
+    """Return all answers of each item, in order; empty if each item has one answer."""
     found = [list(outcome.answers) if isinstance(outcome, Completion) else [] for outcome in outcomes]
     return found if any(found) else []
 
 
 def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Return an entry per failed item: index, code, message, retryable, attempts; `text` if the model returned a text.
+    """Return an entry per failed item: index, code, message, retryable, attempts; `text` if the model returned text.
 
-    Hundreds of thousands of items may share one failure, such as a full budget: beyond some number, a run of them
-    is one entry with `index` and `last`.
+    Hundreds of thousands of items may share one failure, such as an exhausted budget: beyond a certain number, a run of
+    such items becomes one entry with `index` and `last`.
     """
     found: list[dict[str, Any]] = []
-    shared: dict[int, list[Any]] = {}  # by the error's identity: the number of its items, and their message
+    shared: dict[int, list[Any]] = {}  # by the id of the error object: the number of its items, and their message
     before: object = None
     for index, outcome in enumerate(outcomes):
         if not isinstance(outcome, Failure):
@@ -214,7 +214,7 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """Return one paragraph about the failures, the most frequent first; `""` without failures."""
+    """Return a paragraph about the failures, the most frequent first; `""` without failures."""
     failures = [failure for outcome in outcomes if (failure := _wrong(outcome))]
     if not failures:
         return ""
@@ -232,7 +232,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
 
 
 def totals(stats: Call) -> dict[str, Any]:
-    """Return the totals of a call. `seconds` counts from its start; `tokens_per_second` counts answers' tokens."""
+    """Return the totals of a call. `seconds`: since its start. `tokens_per_second`: tokens of answers."""
     seconds = time.monotonic() - stats.started
     found: dict[str, Any] = {
         "requests": stats.counts.requests,
@@ -255,10 +255,10 @@ def totals(stats: Call) -> dict[str, Any]:
 
 
 def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
-    """Return per-item lists in order; empty for calls of more than `MOST_ROWS` items.
+    """Return lists with one value per item, in order; empty for calls of more than `MOST_ROWS` items.
 
-    `reasoning`, `tool_calls`, `logprobs`, `top_choices`, `costs` and `answered_by` are included only when
-    some item has them.
+    `reasoning`, `tool_calls`, `logprobs`, `top_choices`, `costs` and `answered_by` are included only if at least one
+    item has them.
     """
     if len(outcomes) > MOST_ROWS:
         return {}
@@ -291,7 +291,7 @@ def _usage(usage: Usage) -> dict[str, int]:
 
 
 def failed(outcomes: Sequence[Outcome], *, any_failure: bool) -> bool:
-    """Return whether the call as a whole failed: no item was answered, or, with `any_failure`, some item was not."""
+    """Return whether the whole call failed: no item was answered or, with `any_failure`, at least one was not."""
     wrong = sum(_wrong(outcome) is not None for outcome in outcomes)
     return wrong > 0 and (any_failure or wrong == len(outcomes))
 
@@ -302,5 +302,5 @@ def deferred(outcomes: Sequence[Outcome]) -> int:
 
 
 def _wrong(outcome: Outcome) -> Failure | None:
-    """Return the failure of an item; None also for an item that continues as a job."""
+    """Return the failure of an item; None if it has none or continues as a job."""
     return outcome if isinstance(outcome, Failure) and outcome.error.code is not Code.DEFERRED else None

@@ -1,4 +1,4 @@
-"""The counts of a service's calls as families of series: one source, which `/metrics` and OpenTelemetry render.
+"""The counts of a service's calls as families of series. `/metrics` and OpenTelemetry both use them.
 
 Service.calls ──▶ samples ──▶ series ──┬──▶ text for Prometheus    (`http.prometheus`)
                                        └──▶ points for OTLP        (a feature)
@@ -40,7 +40,7 @@ CALLS: Mapping[str, tuple[str, str, str]] = {
         "Most requests that may be in flight now at the endpoints of running calls.",
     ),
 }
-"""The families of samples: kind, unit, help."""
+"""The families of metrics: kind, unit, help."""
 COUNTS = {
     "requests": "requests_total",
     "retries": "retries_total",
@@ -50,15 +50,15 @@ COUNTS = {
     "cached_tokens": "cached_input_tokens_total",
     "completion_tokens": "output_tokens_total",
 }
-"""Of `Counts`: name → family."""
+"""The family for each field of `Counts`."""
 _OTHER = ("other", "other")
 
 Labels = tuple[str, str]
-"""Provider and model."""
+"""The provider and the model."""
 
 
 class Sample(NamedTuple):
-    """A value of a family. `outcome` is given where the family counts by it, `labels` where it is of a model."""
+    """A value of a family, with its `outcome` and `labels` (of a model) if the family has them."""
 
     family: str
     value: float
@@ -67,11 +67,11 @@ class Sample(NamedTuple):
 
 
 Series: TypeAlias = dict[tuple[Labels | None, str | None], float]
-"""The values of a family by labels and outcome."""
+"""The values of a family, by labels and outcome."""
 
 
 class ModelLabels:
-    """The labels of models: each of the first fifty has its own, all others share one."""
+    """The labels of models: each of the first fifty models has its own, and all other models share one."""
 
     def __init__(self) -> None:
         self._named: set[Labels] = set()
@@ -85,12 +85,12 @@ class ModelLabels:
         return labels
 
     def of_plan(self, plan: ResolvedConfig | None) -> Labels:
-        """Return the labels of the plan's model; None means all models that are not counted apart."""
+        """Return the labels of the plan's model; None stands for all models without labels of their own."""
         return _OTHER if plan is None else self.of(registry.provider_of(plan), plan.model)
 
 
 def samples(service: Service, labels_of: ModelLabels, *, of_job: bool) -> Iterator[Sample]:
-    """Yield the counts of the service's calls, or with `of_job` of its runs of jobs. Equal labels add up."""
+    """Yield the counts of the service's calls, or with `of_job` of its runs of jobs. Equal labels may repeat."""
     for totals in service.calls.by_model():
         if totals.of_job is not of_job:
             continue
@@ -130,9 +130,9 @@ def series(found: Iterable[Sample]) -> dict[str, Series]:
 def durations(
     service: Service, labels_of: ModelLabels, *, of_job: bool | None = None
 ) -> dict[tuple[Labels, str], Histogram]:
-    """Return the times of items, from request to outcome, by model and code of the failure (`""`: answered).
+    """Return the seconds of items from request to outcome, by model and failure code (`""`: answered).
 
-    Items of calls count, rows of jobs with `of_job`, and both if it is None.
+    `of_job`: False counts items of calls, True rows of jobs, None both.
     """
     found: dict[tuple[Labels, str], Histogram] = {}
     for totals in service.calls.by_model():
@@ -140,5 +140,5 @@ def durations(
             continue
         for code, times in totals.counts.durations.items():
             key = labels_of.of_plan(totals.plan), code
-            found[key] = found.get(key, Histogram()) + times  # a copy: they go on counting
+            found[key] = found.get(key, Histogram()) + times  # a copy, because the histograms continue to count
     return found

@@ -1,17 +1,17 @@
-"""The models of a process: each is loaded when a call needs it, may be swapped, and is unloaded.
+"""The models of a process. A model is loaded when a call needs it, may be swapped, and is unloaded.
 
     not loaded ──a call, init──▶ loading ──▶ ready ──▶ unloading ──▶ not loaded
                                     └── failed, died ─────▲ the next call loads it again
 
-**Load.** The first call that needs a model loads it, and so does `generation_init`. Calls that arrive meanwhile wait
-for the same load. **Use.** A call enters a ready model and leaves it when it ends; any number of calls share a model.
-**Unload.** Either after its last call: when no call used it for `idle_unload` seconds, when another engine needs its
-device, or when a swap replaced it by one that fits next to it. Or at once, and its calls end with the reason:
-`vllm_shutdown`, the end of the server, a swap on the same device whose running calls take longer than `drain_s`.
+**Load.** The first call that needs a model loads it, as does `generation_init`. Calls that arrive meanwhile wait for
+the same load. **Use.** A call enters a ready model, and leaves it at its end; any number of calls share a model.
+**Unload.** After its last call, if no call used it for `idle_unload` seconds, another engine needs its device, or a
+swap replaced it by a model that fits next to it. Or immediately, ending its calls with the reason: `vllm_shutdown`, the
+server's end, a swap on the same device whose running calls take longer than `drain_s`.
 
-**Turns.** Engines that do not fit side by side (`fits_beside`) take turns. Before an engine loads, the engines in its
-way are unloaded, the least recently used first and each after its last call. A call for a model that is unloading
-loads it again after the other one, so two such models alternate. Endpoints are never in the way.
+**Turns.** Engines that do not fit into memory together (`fits_beside`) take turns. Before an engine loads, engines that
+need its room are unloaded, the least recently used first and each after its last call. A call for a model that is
+unloading loads it again after the other model, so two such models alternate. Endpoints need no room.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 
-_STOPPING_S = 1.0  # for stopped calls and a stopped load to end, before the backend is closed under them
-# Loading makes two copies, or bfloat16 on disk becomes float32; the rest is for activations and cache.
+_STOPPING_S = 1.0  # so that stopped calls and a stopped load can end before their backend is closed
+# Loading makes two copies, or bfloat16 on disk becomes float32; the rest is for activations and the cache.
 _MEMORY_PER_WEIGHT = 2.5
 
 TOY = f"{EMBEDDED} is a toy to try promptmill with: choose another model for real work."
-"""A warning of every call that the embedded model answers."""
+"""A warning for every call that the embedded model answers."""
 
 
 async def _create(plan: ResolvedConfig) -> Backend:
@@ -52,37 +52,37 @@ async def _create(plan: ResolvedConfig) -> Backend:
 
 
 class Models:
-    """The models of a process by name, each made when it is first needed. The engines among them share the machine."""
+    """The models of a process by name, created when first needed. Its engines share the machine."""
 
     def __init__(self, create: Create | None, drain_s: float, budget: Budget | None, *, is_shared: bool) -> None:
-        """`create` makes the backend of a plan in place of promptmill's own function.
+        """`create` makes the backend for a plan, instead of promptmill's own function.
 
-        `drain_s` limits how long calls continue on a model that is swapped. `is_shared`: several clients call.
+        `drain_s`: the limit for calls that continue on a swapped model. `is_shared`: the process has several clients.
         """
         self.create, self.drain_s, self.budget, self.is_shared = create or _create, drain_s, budget, is_shared
         self._by_name: dict[str, Model] = {}
         self._turn = asyncio.Lock()
         self._loading: list[Loaded] = []
-        """The engines that are loading, in memory reserved by `room`."""
+        """The engines that are loading, in memory that `room` has reserved."""
 
     def get(self, name: str) -> Model | None:
-        """Return the model `name`; None if it was never needed."""
+        """Return the model `name`; None if it was never used."""
         return self._by_name.get(name)
 
     def add(self, name: str, plan: ResolvedConfig) -> Model:
-        """Return a new model, which is not loaded."""
+        """Create a model, which is not yet loaded."""
         model = self._by_name[name] = Model(plan, self)
         return model
 
     @property
     def activity(self) -> str:
-        """The current step of a load, in a few words; empty if no model is loading."""
+        """The current step of a load as text; empty if no model is loading."""
         return next((model.activity for model in self._by_name.values() if model.activity), "")
 
     async def unload(self, wanted: Callable[[ResolvedConfig], bool], reason: PromptmillError) -> None:
-        """Unload at once, for `reason`, each model whose plan `wanted` accepts; a later call loads it again.
+        """Immediately unload each model whose plan `wanted` accepts, for `reason`. A later call loads it again.
 
-        All are unloaded even if one fails to close; its error is raised then.
+        All such models are unloaded even if one fails to close; then its error is raised.
         """
         unloading = [model.unload(wanted, reason) for model in self._by_name.values()]
         for error in await asyncio.gather(*unloading, return_exceptions=True):
@@ -91,7 +91,7 @@ class Models:
 
     @contextlib.asynccontextmanager
     async def room(self, coming: Loaded) -> AsyncIterator[None]:
-        """Make room for `coming`, and reserve the room until the end of the block, in which `coming` loads."""
+        """Make room for `coming`, and reserve it until the end of the block, in which `coming` loads."""
         if not coming.plan.record.is_engine:
             yield
             return
@@ -109,7 +109,7 @@ class Models:
             self._loading.remove(coming)
 
     def _loading_there(self, coming: Loaded) -> Loaded | None:
-        """Return an engine that is loading and may use the same device; its memory is not known yet."""
+        """Return an engine that is loading and may use the same device, so that its memory is not yet known."""
         return next((other for other in self._loading if not _on_other_gpus(other.plan, coming.plan)), None)
 
     def _in_the_way(self, coming: Loaded) -> Loaded | None:
@@ -125,26 +125,26 @@ class Models:
 
 
 class Model:
-    """One model: its plan and its loaded backends, which are two during a swap."""
+    """One model: its plan, and its backends, of which there are two during a swap."""
 
     def __init__(self, plan: ResolvedConfig, models: Models) -> None:
         self.plan, self.models = plan, models
         self._current: Loaded | None = None
         """The backend that calls enter."""
         self._coming: Loaded | None = None
-        """Its successor, while both are loaded."""
+        """The backend that will replace it, while both are loaded."""
         self._unloading: dict[Loaded, asyncio.Task[None]] = {}
-        """Its predecessors, and the task that unloads each after its last call."""
+        """Replaced backends, each with the task that unloads it after its last call."""
         self._swapping = asyncio.Lock()
 
     @property
     def activity(self) -> str:
-        """The current step of its load, in a few words; empty if it is not loading."""
+        """The current step of the model's load as text; empty if it is not loading."""
         return next((loaded.activity for loaded in (self._coming, self._current) if loaded and loaded.activity), "")
 
     @property
     def state(self) -> str:
-        """`not_loaded`, `loading`, `ready` or `failed` (the next call tries again)."""
+        """The state: `not_loaded`, `loading`, `ready` or `failed` (the next call tries again)."""
         if self._current is None:
             return "not_loaded"
         if not self._current.is_usable:
@@ -152,7 +152,7 @@ class Model:
         return "ready" if self._current.is_ready else "loading"
 
     def all_loaded(self) -> Iterator[Loaded]:
-        """Yield all backends that are loaded, loading or not unloaded yet."""
+        """Yield all backends that are loading, loaded, or not yet unloaded."""
         for loaded in (self._current, self._coming, *self._unloading):
             if loaded is not None:
                 yield loaded
@@ -160,7 +160,7 @@ class Model:
                     yield loaded.predecessor
 
     async def load(self) -> Loaded:
-        """Return the loaded model, and load it first if necessary. Raises the error that prevents the load."""
+        """Return the loaded backend, loading it first if necessary. Raises the error that prevents the load."""
         loaded = self._usable()
         if loaded is None:
             registry.check_name(self.plan.backend)
@@ -176,9 +176,9 @@ class Model:
         return loaded
 
     async def swap(self, plan: ResolvedConfig, refuse_when_closed: Callable[[], None]) -> None:
-        """Load the model of `plan` in place of the present one. An unchanged engine stays loaded, with new sampling.
+        """Replace the present backend by one for `plan`. An unchanged engine stays loaded, with new sampling.
 
-        Raises `PromptmillError`; the present model, if it still exists, then continues to serve unchanged.
+        Raises `PromptmillError`; the present backend, if it still exists, then stays in use.
         """
         registry.check_name(plan.backend)
         async with self._swapping:
@@ -193,7 +193,7 @@ class Model:
                 await self._swap_beside(Loaded(plan, self))
 
     async def _swap_on_the_device(self, old: Loaded | None, new: Loaded) -> None:
-        """Load `new` once `old` is unloaded; calls that arrive meanwhile wait for `new`."""
+        """Load `new` after `old` is unloaded. Calls that arrive meanwhile wait for `new`."""
         before, self.plan, self._current = self.plan, new.plan, new
 
         async def back(error: PromptmillError) -> None:
@@ -205,7 +205,7 @@ class Model:
             await new.wait_ready()
         except PromptmillError as error:
             is_wanted = old is None and error.code is Code.SHUTDOWN  # the next call loads it again
-            if self._current in {new, None} and not is_wanted:  # else a call already loads it again
+            if self._current in {new, None} and not is_wanted:  # otherwise a call is already loading it again
                 await back(error)
             raise
         except asyncio.CancelledError:
@@ -214,7 +214,7 @@ class Model:
             raise
 
     async def _swap_beside(self, new: Loaded) -> None:
-        """Load `new` next to the present backend, which serves until then and is unloaded after its last call."""
+        """Load `new` next to the present backend, which stays in use until then and is unloaded after its last call."""
         self._coming = new
         new.start()
         try:
@@ -224,13 +224,13 @@ class Model:
             raise
         finally:
             self._coming = None
-        # `_current` may have changed: the next call after an engine's death loads it again
+        # `_current` may have changed: after an engine's death, the next call loads it again
         old, self.plan, self._current = self._current, new.plan, new
         if old is not None:
             self.unload_after_calls(old)
 
     def unload_after_calls(self, loaded: Loaded) -> Awaitable[None]:
-        """Unload `loaded` after its last call; return an awaitable of that. A call meanwhile loads it again."""
+        """Unload `loaded` after its last call; return an awaitable for that. A call meanwhile loads the model again."""
         if loaded is self._current:
             self._current = None
         if loaded not in self._unloading:
@@ -245,7 +245,7 @@ class Model:
             del self._unloading[loaded]
 
     async def unload(self, wanted: Callable[[ResolvedConfig], bool], reason: PromptmillError) -> None:
-        """Unload at once, for `reason`, the backends whose plan `wanted` accepts. Raises the first error of a close."""
+        """Unload now, for `reason`, the backends whose plan `wanted` accepts. Raises the first error of a close."""
         found = {loaded for loaded in self.all_loaded() if wanted(loaded.plan)}
         if self._current in found:
             self._current = None
@@ -258,16 +258,16 @@ class Model:
 
 
 class Loaded:
-    """One backend of a model, from the start of its load until it is unloaded, and the calls on it."""
+    """One backend of a model with its calls, from the start of its load until it is unloaded."""
 
     def __init__(self, plan: ResolvedConfig, model: Model) -> None:
         self.plan, self.model = plan, model
         self.warning = TOY if is_embedded(plan) else ""
-        """The warning of each call that it answers."""
+        """A warning for each call that this backend answers."""
         self.activity = ""
         self.last_used = time.monotonic()
         self.predecessor: Loaded | None = None
-        """The backend to unload before this one loads; None after that."""
+        """The backend to unload before this one loads; None afterwards."""
         self.ready: asyncio.Task[None]
         """The task that loads the backend."""
         self.awaited = 0
@@ -277,41 +277,41 @@ class Loaded:
         self._no_calls = asyncio.Event()
         self._no_calls.set()
         self._reason: PromptmillError | None = None
-        """The reason why it cannot be used: it is unloaded or it died."""
+        """The reason why this backend is unusable: it was unloaded, or it died."""
         self._idle_timer: asyncio.TimerHandle | None = None
 
     @property
     def is_usable(self) -> bool:
-        """Whether calls may wait for it or enter it: it is loading or loaded, and alive."""
+        """Whether calls may wait for this backend or enter it: it is loading or loaded, and alive."""
         return self._reason is None and (not self.ready.done() or self.is_ready)
 
     @property
     def is_ready(self) -> bool:
-        """Whether it is loaded and calls can enter it."""
+        """Whether this backend is loaded, so that calls can enter it."""
         ready = self.ready
         return self._reason is None and ready.done() and not ready.cancelled() and ready.exception() is None
 
     @property
     def answer(self) -> Answer:
-        """Answers one request of a call that has entered."""
+        """Answers one request of an entered call."""
         assert self._chain is not None
         return self._chain.answer
 
     def start(self, *, after: Loaded | None = None) -> None:
-        """Start the load, which waits until `after` is unloaded."""
+        """Start the load. It first waits until `after` is unloaded."""
         self.predecessor = after
         self.ready = asyncio.ensure_future(self._load(after))
-        # every waiting caller gets the error; without one, asyncio would log "exception was never retrieved"
+        # every waiting caller gets the error; without callers, asyncio would log "exception was never retrieved"
         self.ready.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _load(self, after: Loaded | None) -> None:
         models = self.model.models
         try:
-            from promptmill.answering.chain import Chain  # for a model, not for a server's start
+            from promptmill.answering.chain import Chain  # heavy, and not needed to start a server
 
             backend = await models.create(self.plan)
             while after is not None:
-                before = after.predecessor  # `after` was to replace it, and may not have done so yet
+                before = after.predecessor  # the backend that `after` should have replaced may still be loaded
                 self.activity = "waiting for running calls to end"
                 await after.wait_without_calls(models.drain_s)
                 await after.unload(PromptmillError(Code.REPLACED, "Another model was loaded on the same device."))
@@ -327,7 +327,7 @@ class Loaded:
         self.activity = activity
 
     async def wait_ready(self) -> None:
-        """Wait until it is loaded. Raises the error of the load; a cancelled waiter does not stop the load."""
+        """Wait until this backend is loaded. Raises the load's error. A cancelled caller does not stop the load."""
         self.awaited += 1
         try:
             await asyncio.shield(self.ready)
@@ -339,9 +339,9 @@ class Loaded:
             self.awaited -= 1
 
     def enter(self, call: Call, run: Stoppable) -> Share:
-        """Note that a call starts here. Raises the reason if it cannot, before it takes any request.
+        """Record that a call starts on this backend. Raises the reason if it cannot, before it takes any request.
 
-        `run` stops the call's work here if the model is unloaded meanwhile.
+        `run` stops the call's work on this backend if it is unloaded meanwhile.
         """
         if self._reason is not None:
             raise self._reason
@@ -356,17 +356,17 @@ class Loaded:
         return share
 
     def widen(self, most: int) -> None:
-        """Allow so many requests in flight, if it is loaded and limits them itself."""
+        """Allow `most` requests in flight, if this backend is loaded and limits them itself."""
         if self._chain is not None:
             self._chain.widen(most)
 
     def note(self, error: PromptmillError) -> None:
-        """Note the error for which a call cannot continue; after an engine's death the next call loads it again."""
+        """Record an error that ends a call's work here. After an engine's death, the next call loads it again."""
         if error.code is Code.ENGINE_DIED:
             self._reason = self._reason or error
 
     async def leave(self, call: Call) -> None:
-        """Note that a call has ended, with no answer in flight."""
+        """Record that a call has ended, with no answer in flight."""
         assert self._chain is not None
         self._calls.pop(call, None)
         try:
@@ -377,19 +377,19 @@ class Loaded:
                 self._no_calls.set()
 
     async def wait_without_calls(self, limit_s: float | None = None) -> None:
-        """Wait until no call runs here, at most `limit_s`."""
+        """Wait until no call runs on this backend, at most for `limit_s`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 await self._no_calls.wait()
 
     async def wait_unused(self) -> None:
-        """Wait until no call runs here or waits for it."""
+        """Wait until no call runs on this backend or waits for it."""
         while self._calls or self.awaited:
             await self._no_calls.wait()
-            await asyncio.sleep(0)  # a call that waited for the load enters in a moment
+            await asyncio.sleep(0)  # a call that waited for the load is about to enter
 
     async def unload(self, reason: PromptmillError) -> None:
-        """Unload at once: stop the load, end running calls with `reason`, free all memory. May be called twice."""
+        """Immediately stop the load, end running calls with `reason`, and free all memory. May be called twice."""
         self._reason = self._reason or reason
         if self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -399,12 +399,12 @@ class Loaded:
         try:
             await asyncio.wait({self.ready}, timeout=_STOPPING_S)
             await self.wait_without_calls(_STOPPING_S)
-        finally:  # continues if the caller is cancelled meanwhile
+        finally:  # runs even if the caller is cancelled meanwhile
             if self._chain is not None:
                 await self._chain.aclose()
 
     def _note_use(self) -> None:
-        """Note that it was used just now, and restart the time of `idle_unload`."""
+        """Record that the backend was just used, and restart the time of `idle_unload`."""
         self.last_used = time.monotonic()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -420,7 +420,7 @@ class Loaded:
 
 
 def _identity_of(plan: ResolvedConfig) -> tuple[object, ...]:
-    """Return the parts of a plan whose change needs a new load: its block, and the keys that the call set."""
+    """Return the parts of a plan whose change requires a new load: its block, and the keys that the call set."""
     block = plan.block
     if plan.record.needs_endpoint:
         from_call = plan.from_call & {"api_key", "api_key_env", "base_url", "headers"}
@@ -430,14 +430,14 @@ def _identity_of(plan: ResolvedConfig) -> tuple[object, ...]:
 
 
 def fits_beside(old: ResolvedConfig, new: ResolvedConfig) -> bool:
-    """Return whether `new` may load while `old` still runs.
+    """Return whether `new` may load while `old` is still loaded.
 
-    An endpoint always may. An engine may on a separate GPU, or on the CPU with ample free memory for its weights.
+    An endpoint always may. An engine may on a separate GPU, or on the CPU if ample memory is free for its weights.
     """
     if not (old.record.is_engine and new.record.is_engine):
         return True
     ours, theirs = old.block, new.block
-    if isinstance(ours, OpenVINOSettings) or isinstance(theirs, OpenVINOSettings):  # on the CPU, always
+    if isinstance(ours, OpenVINOSettings) or isinstance(theirs, OpenVINOSettings):  # OpenVINO always runs on the CPU
         elsewhere = hardware.has_accelerator() and not isinstance(theirs, OpenVINOSettings)
         return elsewhere or _enough_memory(new)
     if getattr(ours, "gpu_ids", None) and getattr(theirs, "gpu_ids", None):
@@ -457,12 +457,12 @@ def _enough_memory(plan: ResolvedConfig) -> bool:
 
 
 def _weights(model: str) -> int:
-    """Return the bytes of a model's weights, 0 if unknown."""
+    """Return the size of a model's weights in bytes; 0 if unknown."""
     if model == EMBEDDED:
         return embedded_model.WEIGHTS_BYTES
     return hardware.weights(Path(model))
 
 
 def is_embedded(plan: ResolvedConfig) -> bool:
-    """Return whether the embedded model answers."""
+    """Return whether the plan's model is the embedded model."""
     return plan.record.is_engine and plan.model == EMBEDDED

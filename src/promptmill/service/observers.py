@@ -1,4 +1,4 @@
-"""Observers of what a service does, which features export to other programs."""
+"""Observers of a service, by which features export telemetry to other programs."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from promptmill.service.service import Service
 
 
 class Observer(Protocol):
-    """An observer of one service, whose `observe` it sets. It belongs to the running event loop."""
+    """An observer of one service. It sets the service's `observe`, and belongs to the running event loop."""
 
     def tool_call(self, tool: str | None, carrier: Mapping[str, str]) -> AbstractContextManager[Callable[[str], None]]:
-        """Observe the call of a tool in the block, which gets a function that notes the code of a failure."""
+        """Observe a tool call in the block. Yields a function that records the code of a failure."""
         ...
 
     async def aclose(self, limit_s: float) -> None:
-        """Export the rest, for at most so many seconds."""
+        """Export the rest, for at most `limit_s` seconds."""
         ...
 
 
 class _Module(Protocol):
-    """The module of an observation, see `core.feature.Observation`."""
+    """The module of an observing feature, see `core.feature.Observation`."""
 
     def exporting(self, service: Service, environ: Mapping[str, str]) -> Observer | None: ...
 
@@ -44,20 +44,20 @@ def _module(environ: Mapping[str, str]) -> _Module | None:
 
 
 def exporting(service: Service, environ: Mapping[str, str] = os.environ) -> Observer | None:
-    """Return the observer of what `service` does from now on; None if the environment asks for none."""
+    """Start to observe `service`; return None if the environment requests no observer."""
     module = _module(environ)
     return None if module is None else module.exporting(service, environ)
 
 
 @contextlib.asynccontextmanager
 async def exported(service: Service, environ: Mapping[str, str] = os.environ) -> AsyncIterator[None]:
-    """Observe what `service` does in the block, and export what is left when it ends."""
+    """Observe `service` during the block, and export the rest at its end."""
     module = _module(environ)
     async with contextlib.nullcontext() if module is None else module.exported(service, environ):
         yield
 
 
 def inherited(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the variables with which a child process is observed as this one is."""
+    """Return environment variables that make a child process observed like this process."""
     module = _module(environ)
     return {} if module is None else module.inherited(environ)

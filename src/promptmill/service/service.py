@@ -1,4 +1,4 @@
-"""The service: owns the models, runs calls on them, and counts their outcomes."""
+"""The service: owns the models, runs calls on them, and counts the calls' outcomes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from promptmill.service.list_call import ListSink, ListSource
 from promptmill.service.model import TOY, Create, Loaded, Model, Models, is_embedded
 
 _DRAIN_S = 30.0
-_FEW = 10_000  # items that are examined on the event loop
+_FEW = 10_000  # items that are checked on the event loop
 _COUNTS = (
     *("done", "failed", "requests", "retries", "prompt_tokens", "completion_tokens"),
     *("cached", "repaired", "asked_again"),
@@ -35,7 +35,7 @@ _COUNTS = (
 
 
 class Service:
-    """The models of a process and the calls on them. The code that creates it closes it."""
+    """The models of a process, and the calls on them. Its creator closes it."""
 
     def __init__(
         self,
@@ -46,31 +46,31 @@ class Service:
         drain_s: float = _DRAIN_S,
         is_shared: bool = False,
     ) -> None:
-        """`plan` replaces the configuration's plan of the default model, which answers calls that name none.
+        """`plan` replaces the configuration's plan of the default model, which answers calls that name no model.
 
-        `create` makes the backend of a plan in place of promptmill's own function. `drain_s` limits how long calls
-        continue on a model that is swapped. `is_shared`: several clients call, and no client may learn another client's
-        requests.
+        `create` makes the backend for a plan, instead of promptmill's own function. `drain_s`: the limit for calls that
+        continue on a swapped model. `is_shared`: the service has several clients, and no client may learn another
+        client's requests.
         """
         self._configuration = configuration
         self.is_shared = is_shared
         limit = configuration.plan.operator.max_cost
         self.budget = None if limit is None else Budget(limit)
-        """The limit of the cost of all calls together."""
+        """The limit for the total cost of all calls."""
         self.calls = _ServiceStats()
         self.observe: Observe = _unobserved
-        """Entered for each call, with its sink; the call puts its outcomes into the sink that this gives."""
+        """Entered for each call with the call's sink. It yields a sink for the call's outcomes."""
         self.planning = asyncio.Lock()
-        """Held while a thread reads the long settings of a call: several would leave the event loop little time."""
+        """Held while a thread reads the long settings of a call, because several threads would slow the event loop."""
         self._models = Models(create, drain_s, self.budget, is_shared=is_shared)
         self._models.add(configuration.default, plan or configuration.plan)
         self._deciding = asyncio.Lock()
         self._closed = False
 
     def serve_clients(self, secrets: Iterable[str] = ()) -> None:
-        """Restrict the files of all calls to the rule for clients, see `system.call_files`; before the first call.
+        """Apply the clients' file rule (see `system.call_files`) to all calls. Call it before the first call.
 
-        `secrets` are the server's further secrets, besides keys in configuration and environment.
+        `secrets`: secrets of the server in addition to the keys in configuration and environment.
         """
         self._configuration = self._configuration.for_clients(secrets)
         model = self._model()
@@ -87,12 +87,12 @@ class Service:
         return list(self._configuration.names)
 
     def plan_of(self, name: str | None) -> ResolvedConfig:
-        """Return the plan of the model `name`. Raises `PromptmillError` if it is unknown or not usable."""
+        """Return the plan of the model `name`. Raises `PromptmillError` if the model is unknown or unusable."""
         return self._model(name).plan
 
     @property
     def usable(self) -> list[str]:
-        """The names of the models whose configuration can be used."""
+        """The names of the models with a usable configuration."""
         return [about["name"] for about in self.described(self.models) if "reason" not in about]
 
     @property
@@ -104,22 +104,22 @@ class Service:
         return [name for name in self.models if name in {*allowed, self._configuration.default}]
 
     def row_models(self, plan: ResolvedConfig) -> frozenset[str] | None:
-        """The models that rows of a file may name in a job on `plan`; None: any model of the endpoint."""
+        """The models that rows of a file may name, in a job on `plan`; None: any model of the endpoint."""
         allowed = plan.operator.client_limits.models
         if allowed is None or plan.trust_client:
             return None
         return frozenset({*self.offered, *allowed, DEFAULT, plan.model})
 
     def offered_plan(self, name: str | None) -> ResolvedConfig:
-        """Return the plan of the model that a client names, else of the default one. Raises like `plan_of`."""
+        """Return the plan of the model that a client names, or else of the default model. Raises like `plan_of`."""
         if name and name not in {*self.offered, DEFAULT}:
             raise unknown_model(name, self.offered)
         return self.plan_of(name)
 
     async def job_plan(self, name: str | None, where: str = "model") -> ResolvedConfig:
-        """Return the plan of a job on the model that a client names: an offered model, or one that rows may name.
+        """Return the plan for a job on the model that a client names: an offered model, or a model that rows may name.
 
-        `where` is the argument that names it. Raises like `plan_of`.
+        `where`: the argument that names the model. Raises like `plan_of`.
         """
         if not name or name in {*self.offered, DEFAULT}:
             return self.plan_of(name)
@@ -132,7 +132,7 @@ class Service:
         return plan.with_model(name)
 
     async def call_plan(self, name: str | None) -> ResolvedConfig:
-        """Return the plan of a call on the model that a client names: the loaded backend is asked for it by its name.
+        """Return the plan for a call on the model that a client names. A loaded backend gets the model by its name.
 
         Raises like `job_plan`.
         """
@@ -143,7 +143,7 @@ class Service:
         return replace(plan, settings=plan.settings.model_copy(update={"extra_params": extra}))
 
     def widen(self, plan: ResolvedConfig, most: int) -> None:
-        """Allow so many requests in flight to the model of `plan`, if it is loaded and limits them itself."""
+        """Allow `most` requests in flight to the model of `plan`, if it is loaded and limits them itself."""
         model = self._models.get(plan.name)
         for loaded in () if model is None else model.all_loaded():
             loaded.widen(most)
@@ -154,7 +154,7 @@ class Service:
         return "not_loaded" if model is None else model.state
 
     def described(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the backend, model, state and fallbacks of each model, or the reason why it cannot be used."""
+        """Return the backend, model, state and fallbacks of each model, or the reason why it is unusable."""
         found = []
         for name in names:
             about: dict[str, Any] = {"name": name, "is_default": name == self._configuration.default}
@@ -170,18 +170,18 @@ class Service:
 
     @property
     def activity(self) -> str:
-        """The current step of a load, in a few words; empty if no model is loading."""
+        """The current step of a load as text; empty if no model is loading."""
         return self._models.activity
 
     @property
     def state(self) -> str:
-        """`not_loaded`, `loading`, `ready`, `failed` (the next call tries again) or `closed`."""
+        """The state: `not_loaded`, `loading`, `ready`, `failed` (the next call tries again) or `closed`."""
         return "closed" if self._closed else self._model().state
 
     async def decided(self, name: str | None = None) -> ResolvedConfig:
-        """Return the plan of a model. A backend or model that the configuration leaves open is resolved once.
+        """Return the plan of a model. An open backend or model in the configuration is resolved once.
 
-        Raises `PromptmillError` when the endpoint does not list its models, or has several; a later call tries again.
+        Raises `PromptmillError` if the endpoint does not list its models, or lists several. A later call tries again.
         """
         model = self._model(name)
         if model.plan.is_open:
@@ -194,7 +194,7 @@ class Service:
         return model.plan
 
     async def resolved_plan(self, plan: ResolvedConfig) -> ResolvedConfig:
-        """Return the plan of a call with its own sampling; `decided` resolves an open backend or model."""
+        """Return the plan of a call that has its own sampling. `decided` resolves an open backend or model."""
         if not plan.is_open:
             return plan
         found = await self.decided(plan.name)
@@ -202,10 +202,10 @@ class Service:
         return replace(found, settings=found.settings.model_copy(update=own))
 
     async def init(self, overrides: Overrides) -> None:
-        """Load the configuration under `overrides` as the default model.
+        """Load the configuration with `overrides` as the default model.
 
         An unchanged engine stays loaded, with new sampling. Raises `PromptmillError`; the present model, if it still
-        exists, then continues to serve unchanged.
+        exists, then stays in use.
         """
         if overrides.backend in {AUTO, None} and self.configured_backend == AUTO:
             overrides = replace(overrides, backend=(await self.decided()).backend)
@@ -228,14 +228,14 @@ class Service:
         plan: ResolvedConfig | None = None,
         sink: ListSink | None = None,
     ) -> list[Outcome]:
-        """Answer `items`: n conversations → n outcomes in the same order; an item that is an error becomes its failure.
+        """Answer `items`: n conversations → n outcomes in order. An item that is an error becomes a failure.
 
-        A `Request` in place of a conversation has its own parameters, which `plan` and `system_prompt` do not change.
-        `plan` is set for a call with its own sampling (`ResolvedConfig.with_sampling`). `sink` holds the outcomes so
-        far, for a caller that needs them after it cancels the call.
+        A `Request` instead of a conversation has its own parameters, which `plan` and `system_prompt` do not change.
+        `plan`: for a call with its own sampling (`ResolvedConfig.with_sampling`). `sink`: has the outcomes so far, for
+        a caller that needs them after cancelling the call.
 
         If an error ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …), unanswered items fail
-        with it. Raises `PromptmillError` only when the backend cannot be loaded.
+        with this error. Raises `PromptmillError` only if the backend cannot be loaded.
         """
         sink = sink or ListSink(len(items), MOST_LARGE, MOST_SHARED if self.is_shared else None)
         limit_s = self.plan.settings.call_timeout
@@ -261,9 +261,9 @@ class Service:
         system_prompt: str = "",
         plan: ResolvedConfig | None = None,
     ) -> PromptmillError | None:
-        """Answer `items` and put the outcomes into `sink` by their positions, without a time limit.
+        """Answer `items` without a time limit, and put the outcomes into `sink` by position.
 
-        Returns the error of the items without an outcome; None if all have one. Raises like `generate`.
+        Return the error for items without an outcome; None if all have one. Raises like `generate`.
         """
         plan = plan or self.plan
         settings = plan.settings
@@ -296,37 +296,37 @@ class Service:
         *,
         around: Callable[[Answer], Answer] | None = None,
     ) -> None:
-        """Answer the requests of `source`, without `call_timeout`; `sink` gets the outcomes.
+        """Answer the requests of `source`, without `call_timeout`. `sink` receives the outcomes.
 
-        `of_job` is the plan of a job: a model that was loaded in its place gets no row, because files may not be
-        allowed there. `around` returns a function around the model's `answer`, which may send several requests for one.
+        `of_job`: the plan of a job. A model that replaced the job's model gets no row, because files may not be
+        permitted there. `around` wraps the model's `answer`, and may send several requests for one request.
 
-        Raises `PromptmillError` when the model cannot be loaded or no request can continue.
+        Raises `PromptmillError` if the model cannot be loaded, or if no request can continue.
         """
         plan = self.plan_of(None if of_job is None else of_job.name)
         with self._counted(plan, stats, sink) as observed:
             await self._run(plan, source, observed, stats, of_job, around=around)
 
     async def shutdown_engine(self) -> None:
-        """Unload the engines to free their memory; endpoints use none. A later call loads the engines again."""
+        """Unload the engines to free their memory. A later call loads them again. (Endpoints use no memory.)"""
         reason = PromptmillError(Code.SHUTDOWN, "The engine was shut down by `vllm_shutdown`.")
         await self._models.unload(lambda plan: plan.record.is_engine, reason)
 
     async def aclose(self) -> None:
-        """Unload all models; the service cannot be used again. Running calls end with the code `shutdown`."""
+        """Unload all models and end the service. Running calls end with the code `shutdown`."""
         self._closed = True
         reason = PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
-        with contextlib.suppress(Exception):  # a backend failed to close
+        with contextlib.suppress(Exception):  # closing a backend failed
             await self._models.unload(lambda _: True, reason)
 
     @contextlib.contextmanager
     def _counted(self, plan: ResolvedConfig, stats: Call, sink: Sink) -> Iterator[Sink]:
-        """Count a call until the end of the block, which gets the sink for its outcomes."""
+        """Count a call during the block. Yield the sink for its outcomes."""
         for warning in plan.warnings:
             stats.warn(warning)
         if len(self.models) > 1:
             stats.model = plan.name
-        # a plan that leaves its model open is decided during the call
+        # an open model is decided during the call
         now = (lambda: self._model(plan.name).plan) if plan.is_open else lambda: plan
         counted = Counted(stats, now, stats.counts + Counts())
         with self.calls.counted(counted), self.observe(counted, sink) as observed:
@@ -337,7 +337,7 @@ class Service:
             raise PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
 
     def _model(self, name: str | None = None) -> Model:
-        """Return the model `name`; the default model for an empty name."""
+        """Return the model `name`; the default model if `name` is empty."""
         configuration = self._configuration
         if not name or (name == DEFAULT and name not in configuration.names):
             name = configuration.default
@@ -357,7 +357,7 @@ class Service:
         *,
         around: Callable[[Answer], Answer] | None = None,
     ) -> None:
-        """Run a call on the model of `plan`, the models that its requests name, and their fallbacks.
+        """Run a call on the model of `plan`, on models that its requests name, and on their fallbacks.
 
         Raises `NotLoadedError`, or the error that ended the run.
         """
@@ -382,7 +382,7 @@ class Service:
     async def _enter(
         self, name: str, call: Call, run: Stoppable, of_job: ResolvedConfig | None = None
     ) -> tuple[Loaded, Share]:
-        """Load the model `name` if necessary and enter it. Raises `NotLoadedError`, or the error of the entry."""
+        """Enter the model `name`, loading it first if necessary. Raises `NotLoadedError`, or the error of the entry."""
         model = self._model(name)
         for last_try in (False, True):
             try:
@@ -406,18 +406,18 @@ class Service:
 
 
 def too_long(limit_s: float | None) -> PromptmillError:
-    """Return the error of the unanswered items of a call that took longer than `call_timeout`."""
+    """Return the error for unanswered items of a call that exceeded `call_timeout`."""
     return PromptmillError(Code.DEADLINE, f"The call took longer than `call_timeout` ({limit_s:g} s).")
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A call in progress, or a round of a job's, and a function that returns its plan."""
+    """A running call, or a running round of a job, with a function that returns its plan."""
 
     call: Call
     plan: Callable[[], ResolvedConfig]
     before: Counts = field(default_factory=Counts)
-    """The counts of the call before: a job has several rounds."""
+    """The counts before this round, because a job has several rounds."""
 
     @property
     def counts(self) -> Counts:
@@ -434,7 +434,7 @@ def _unobserved(_: Counted, sink: Sink) -> AbstractContextManager[Sink]:
 
 @dataclass(slots=True)
 class Totals:
-    """The sums over the calls of one model. `plan` is None for all models beyond the first fifty."""
+    """The sums over the calls on one model. `plan` is None for all models after the first fifty."""
 
     plan: ResolvedConfig | None
     of_job: bool
@@ -448,7 +448,7 @@ class Totals:
 
 
 class _ServiceStats:
-    """Statistics of all calls, read from their `Call` objects, so that they cost a running call no time."""
+    """Statistics of all calls, read from their `Call` objects without a cost for running calls."""
 
     def __init__(self) -> None:
         self.started = time.time()
@@ -458,7 +458,7 @@ class _ServiceStats:
 
     @contextlib.contextmanager
     def counted(self, counted: Counted) -> Iterator[None]:
-        """Count a call, in progress until the end of the block."""
+        """Count a call, which is in progress during the block."""
         self._number = number = self._number + 1
         self._running[number] = counted
         try:
@@ -468,7 +468,7 @@ class _ServiceStats:
             _of_model(self._ended, counted.plan(), of_job=counted.call.facts.of_job).add(counted.counts)
 
     def unanswered(self, plan: ResolvedConfig, code: Code, count: int) -> None:
-        """Count items without an answer when their call ended early."""
+        """Count the items without an answer of a call that ended early."""
         totals = _of_model(self._ended, plan, of_job=False)
         totals.counts = totals.counts + Counts(done=count, codes=Counter({str(code): count}))
 
@@ -492,21 +492,21 @@ class _ServiceStats:
         ]
 
     def by_model(self) -> list[Totals]:
-        """Return the sums by model over all calls since the start, running ones included."""
+        """Return the sums by model for all calls since the start, including running calls."""
         found = {key: replace(totals) for key, totals in self._ended.items()}
         for running in self._running.values():
             _of_model(found, running.plan(), of_job=running.call.facts.of_job).add(running.counts)
         return list(found.values())
 
     def totals(self) -> dict[str, Any]:
-        """Return the sums over all calls since the start, running ones included. `errors` counts failures by code."""
+        """Return the sums for all calls since the start, including running calls. `errors`: failures by code."""
         total = sum((totals.counts for totals in self.by_model()), Counts())
         counts = {"calls": self._number} | {name: getattr(total, name) for name in _COUNTS}
         return counts | {"errors": dict(total.codes.most_common())}
 
 
 def _of_model(found: dict[tuple[object, ...], Totals], plan: ResolvedConfig, *, of_job: bool) -> Totals:
-    """Return the sums of the plan's model, new ones if need be."""
+    """Return the sums for the plan's model, creating them if necessary."""
     block = plan.block
     key = plan.backend, plan.model, getattr(block, "provider", None), *getattr(block, "base_url", ()), of_job
     if key not in found and len(found) >= MOST_MODELS:

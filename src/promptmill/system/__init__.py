@@ -1,1 +1,1 @@
-"""Differences between operating systems, and the set-up of our processes."""
+"""Differences between operating systems, and the set-up of promptmill's processes."""

@@ -1,19 +1,19 @@
-"""Which files of this machine a call may use: one rule for all that calls name, whether to read or to write.
+"""The rule that decides which files of this machine a call may read or write.
 
-**The attacker** is an agent that has read a poisoned page and now writes the arguments of calls. It names files
-directly, by patterns, by links, or in rows of a file. **The harm**: keys, passwords and transcripts of this machine are
-sent to an endpoint or back to the agent, or a file is planted where a shell or another agent will read it.
+**The attacker** is an agent that has read a poisoned page and writes the arguments of calls. It names files directly,
+by patterns, by links, or in rows of a file. **The harm**: keys, passwords and transcripts of this machine are sent to
+an endpoint or the agent, or a file is planted where a shell or another agent reads it.
 
 A call may use a file
 
-    below a root            `allowed_roots`, else the working directory, unless that holds the home folder
-    with no hidden part     below the root, `.git` as well as `.env`
-    of an ordinary name     no name of environment files, keys, key stores, credentials and password exports
+    below a root            `allowed_roots`, or else the working directory, unless it contains the home folder
+    with no hidden part     below the root; `.git` and `.env` are hidden
+    of an ordinary name     not the name of an environment file, key, key store, credential or password export
     not promptmill's own    its configuration, any `parameter.yaml`, the folder of its jobs
-    without secrets in it   see `core.secret_text`; this counts for files that are sent as text
+    without secrets in it   see `core.secret_text`; this applies to files that are sent as text
 
-A link is as secret as its target, and its own name counts, too. The file that is opened is the file that was checked.
-The operator's command line and Python programs may use every file, unless `allowed_roots` restricts their images.
+A link counts as secret if its target or its own name does. The opened file is the file that was checked. The operator's
+command line and Python programs may use every file, unless `allowed_roots` restricts their images.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from promptmill.core.secret_text import SecretFinder
 from promptmill.system import safe_open
 
 _ROWS = r"json|jsonl|ndjson|ya?ml|toml|ini|cfg|conf|txt|csv|tsv|parquet|xml|properties"
-# The names that tools against leaks look for, and that the ignore lists of coding agents contain.
+# Names that leak scanners search for, and that ignore lists of coding agents contain.
 _SECRET = re.compile(
     r"(?i)(env|dotenv|(.*\.)?env(\..*)?|id_(rsa|dsa|ecdsa|ed25519)(_sk)?(\.pub)?|.*_(rsa|dsa|ecdsa|ed25519)|"
     r"known_hosts|authorized_keys|.*\.(pem|key|ppk|p8|p12|pfx|pkcs12|jks|keystore|kdbx?|asc|gpg|ovpn|tfvars(\.json)?|"
@@ -48,30 +48,30 @@ MAY_HOLD_SECRETS = "may hold secrets"
 
 
 class RefusedError(Exception):
-    """The rule refuses a file; the text is the reason, as the predicate of a sentence."""
+    """The rule refuses a file. The text is the reason, as the predicate of a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileRule:
-    """The rule for one server's calls. Without arguments, it allows every file: for the operator's own programs."""
+    """The rule for a server's calls. Without arguments, it permits every file, for the operator's own programs."""
 
     roots: tuple[Path, ...] | None = None
-    """Resolved; None: anywhere."""
+    """The resolved roots; None: files anywhere."""
     is_guarded: bool = False
-    """Whether more than the roots counts."""
+    """Whether names and contents are checked, in addition to the roots."""
     own: tuple[Path, ...] = ()
-    """promptmill's own files and folders, resolved."""
+    """The resolved paths of promptmill's own files and folders."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """The server's own keys, headers and tokens."""
     started_in: str = ""
-    """The working directory, if it is too much for a root."""
+    """The working directory, if it contains too much to be a root."""
 
     @classmethod
     def of_calls(cls, allowed_roots: Sequence[str] | None, own: Sequence[Path], secrets: Sequence[str]) -> FileRule:
         """Return the rule for the calls of a server with this setting.
 
-        Without the setting, the root is the working directory. Desktop programs start their servers in `/` or in the
-        home folder, where this would be everything that the user has: then there is no root.
+        Without the setting, the root is the working directory. Desktop programs start servers in `/` or in the home
+        folder, which contain all of the user's files: then there is no root.
         """
         roots, started_in = safe_open.roots_of(allowed_roots), ""
         if roots is None:
@@ -92,11 +92,11 @@ class FileRule:
 
     @property
     def without_secrets(self) -> FileRule:
-        """The rule for a process that reads no text, and needs no keys."""
+        """The rule for a process that reads no text and therefore needs no keys."""
         return replace(self, secrets=())
 
     def check(self, real: Path, name: str = "") -> None:
-        """Check the resolved path `real` of a file that may be missing; `name` is the name of a link to it.
+        """Check the resolved path `real` of a file, which may be missing. `name`: the name of a link to it.
 
         Raises `OutsideError`, `RefusedError`.
         """
@@ -117,11 +117,11 @@ class FileRule:
             raise RefusedError(f"{MAY_HOLD_SECRETS}, by its name")
 
     def open(self, path: Path) -> int:
-        """Return a descriptor of the regular file that `path` leads to. Raises as `check` and `open_regular` do."""
+        """Return a descriptor of the regular file to which `path` leads. Raises as `check` and `open_regular` do."""
         return safe_open.open_regular(path, self.roots, lambda real: self.check(real, path.name))
 
     def resolved(self, path: Path) -> Path:
-        """Return the path that `path` leads to; the file may be missing. Raises as `check` does, and `ValueError`."""
+        """Return the resolved path of `path`, which may be missing. Raises as `check` does, and `ValueError`."""
         if safe_open.is_remote(str(path)) and not any(path.is_relative_to(root) for root in self.roots or ()):
             raise safe_open.OutsideError
         real = safe_open.real_path(path)
@@ -141,12 +141,12 @@ class FileRule:
             return path
 
     def is_own(self, path: Path) -> bool:
-        """Return whether `path`, resolved, is one of promptmill's own files, by any name, or in such a folder."""
+        """Return whether the resolved `path` is one of promptmill's own files, under any name, or in such a folder."""
         return safe_open.is_inside(path, self.own) or any(safe_open.is_same(path, own) for own in self.own)
 
     @property
     def words(self) -> str:
-        """The places of files, for errors: "the folders that agents may use (`allowed_roots`: /data)"."""
+        """The permitted places, for errors: "the folders that agents may use (`allowed_roots`: /data)"."""
         if self.started_in:
             return (
                 f"the folders that agents may use: no `allowed_roots` is set, and {self.started_in}, where the server "
@@ -157,7 +157,7 @@ class FileRule:
 
 
 def holds_everything(folder: Path) -> bool:
-    """Return whether a folder is a drive's root or holds the home folder."""
+    """Return whether a folder is the root of a drive or contains the home folder."""
     folder = safe_open.real_path(folder)
     try:
         return folder.parent == folder or safe_open.is_inside(Path.home().resolve(), (folder,))
@@ -166,7 +166,7 @@ def holds_everything(folder: Path) -> bool:
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether a file of this name is likely to hold secrets, whatever is in it."""
+    """Return whether a file with this name probably contains secrets."""
     return _SECRET.fullmatch(_plain(name)) is not None
 
 
@@ -175,7 +175,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """Return a name as file systems may compare it: without invisible letters, and without what Windows ignores."""
+    """Return a name as file systems may compare it: without invisible characters and parts that Windows ignores."""
     plain = unicodedata.normalize("NFKC", name) if not name.isascii() else name
     if not plain.isascii():
         plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Cf")  # HFS+ ignores them
@@ -185,11 +185,11 @@ def _plain(name: str) -> str:
 
 
 def _below(path: Path, roots: Sequence[Path]) -> Iterator[tuple[str, ...]]:
-    """Yield the parts of `path` below each root that holds it."""
+    """Yield the parts of `path` below each root that contains it."""
     for root in roots:
         if path.is_relative_to(root):
             yield path.relative_to(root).parts
-        elif not safe_open.CASE_COUNTS:  # the root may have another spelling in the path
+        elif not safe_open.CASE_COUNTS:  # the path may spell the root differently
             yield from (
                 path.relative_to(above).parts for above in (path, *path.parents) if safe_open.is_same(above, root)
             )

@@ -1,7 +1,7 @@
-"""Messages between a process and its children: a four-byte length, then one JSON object.
+"""Messages between a process and its children: a four-byte length, followed by a JSON object.
 
-The format is JSON, not pickle: the output of a process that ran a model's code, or read an endpoint's answer, must be
-data. Only the requests that a parent sends to its worker are pickled. The receivers define the messages:
+The format is JSON, not pickle, because the output of a process that ran a model's code or read an endpoint's answer
+must be treated as data. Only requests from a parent to its worker are pickled. The receivers define the messages:
 `backends/engines/channel.py`, `cluster/fan_out.py`.
 """
 
@@ -22,32 +22,32 @@ _LENGTH = struct.Struct("<I")
 
 
 class OutOfStepError(Exception):
-    """The stream is out of sync: something else wrote to the pipe."""
+    """The stream is out of sync, because other code wrote to the pipe."""
 
 
 def packed(message: Frame) -> bytes:
-    """Return `message` as one frame. Raises `TypeError` for values outside of JSON (half a surrogate pair)."""
+    """Return `message` as a frame. Raises `TypeError` for values that JSON cannot represent (a lone surrogate)."""
     body = orjson.dumps(message)
     return _LENGTH.pack(len(body)) + body
 
 
 def pickled(message: Any) -> bytes:
-    """Return a message to a child that trusts this process as one frame."""
+    """Return a message to a child that trusts this process, as a frame."""
     body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(body)) + body
 
 
 async def receive_pickled(stream: asyncio.StreamReader) -> Any:
-    """Return the next message of the parent; None when it has closed."""
+    """Return the next message from the parent; None after it has closed the pipe."""
     try:
         head = await stream.readexactly(_LENGTH.size)
-        return pickle.loads(await stream.readexactly(_body_length(head)))  # noqa: S301 (our parent's own)
+        return pickle.loads(await stream.readexactly(_body_length(head)))  # noqa: S301 (data from the parent process)
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
 
 
 def read(pipe: IO[bytes]) -> Frame | None:
-    """Return the next message, waiting for it; None when the other side has closed."""
+    """Wait for the next message and return it; None after the other side has closed the pipe."""
     head = pipe.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None
@@ -57,7 +57,7 @@ def read(pipe: IO[bytes]) -> Frame | None:
 
 
 async def receive(stream: asyncio.StreamReader) -> Frame | None:
-    """Return the next message; None when the other side has closed."""
+    """Return the next message; None after the other side has closed the pipe."""
     try:
         head = await stream.readexactly(_LENGTH.size)
         return _unpacked(await stream.readexactly(_body_length(head)))

@@ -1,4 +1,4 @@
-"""The commands that add an extra or a package to this installation of promptmill, for error messages."""
+"""Commands that add an extra or a package to this installation of promptmill, for error messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAME = "promptmill"
 
 @functools.cache
 def _source() -> tuple[str, bool]:
-    """Return the source that promptmill was installed from, and whether that is an editable checkout."""
+    """Return the source from which promptmill was installed, and whether it is an editable checkout."""
     try:
         about = json.loads(importlib.metadata.distribution(_NAME).read_text("direct_url.json") or "{}")
     except (importlib.metadata.PackageNotFoundError, ValueError):
@@ -52,12 +52,12 @@ def command_for_package(package: str) -> str:
 
 
 def command_into(folder: Path, requirement: str) -> tuple[str, ...] | None:
-    """Return the command of pip or uv that puts a package alone into `folder`; None without both.
+    """Return a pip or uv command that installs only a package into `folder`; None if both are missing.
 
-    Each knows its own settings of indexes, proxies, certificates and passwords.
+    pip and uv each use their own settings for indexes, proxies, certificates and passwords.
     """
     pip = ("install", "--no-user", "--disable-pip-version-check")
-    ensurepip = importlib.util.find_spec("ensurepip")  # Python brings it, some systems leave it out
+    ensurepip = importlib.util.find_spec("ensurepip")  # part of Python, but some systems omit it
     wheels = [*Path(ensurepip.origin).parent.glob("_bundled/pip-*.whl")] if ensurepip and ensurepip.origin else []
     if importlib.util.find_spec("pip") is not None:
         command: tuple[str, ...] = (sys.executable, "-P", "-m", "pip", *pip)
@@ -71,9 +71,9 @@ def command_into(folder: Path, requirement: str) -> tuple[str, ...] | None:
 
 
 def _uv() -> str | None:
-    """Return the path of the uv that runs this process; if it is missing, of the uv on PATH."""
+    """Return the path of the uv that runs this process, or else of the uv on PATH."""
     found = shutil.which(os.environ.get("UV", "")) or shutil.which("uv")
-    # on Windows, `which` looks into the working directory first
+    # on Windows, `which` searches the working directory first
     return found if found is not None and Path(found).is_absolute() else None
 
 

@@ -1,4 +1,4 @@
-"""Logs on stderr: ours and FastMCP's."""
+"""Logs of promptmill and FastMCP on stderr."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def to_stderr(level: str | None = None, *, all_calls: bool = False, as_json: boo
 
     `as_json`: each entry is one line of JSON.
 
-    `level` applies to our own loggers; its default is PROMPTMILL_LOG_LEVEL, else warning. Libraries stay at warning:
-    below it some log whole messages, keys and prompts included.
+    `level` applies to promptmill's loggers; the default is PROMPTMILL_LOG_LEVEL, or else warning. Libraries stay at
+    warning, because at lower levels some log whole messages with keys and prompts.
     """
     logging.basicConfig(stream=sys.stderr, level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if as_json:
@@ -46,7 +46,7 @@ def announce(text: str) -> None:
 
 
 class _JsonLines(logging.Formatter):
-    """Entries as lines of JSON. The line of a call has a field for each of its parts."""
+    """Log entries as lines of JSON. The line of a call has a field for each part."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line."""
@@ -68,16 +68,16 @@ def _number(text: str) -> str | float:
 
 
 def quiet_fastmcp() -> None:
-    """Set FastMCP's environment variables. Call it before FastMCP is imported, which reads them then."""
-    # A `.env` in the working directory is the caller's, not FastMCP's: a bad value there would stop the import.
+    """Set FastMCP's environment variables. Call it before FastMCP is imported, because the import reads them."""
+    # A `.env` in the working directory is the caller's; an invalid value in it would stop FastMCP's import.
     os.environ.setdefault("FASTMCP_ENV_FILE", os.devnull)
     os.environ.setdefault("FASTMCP_ENABLE_RICH_LOGGING", "false")  # rich prints tracebacks with source lines
-    os.environ.setdefault("FASTMCP_LOG_LEVEL", "ERROR")  # our own log has the failed calls
-    # At DEBUG both libraries log the arguments of calls and whole messages, with prompts and keys in them.
+    os.environ.setdefault("FASTMCP_LOG_LEVEL", "ERROR")  # promptmill's log has the failed calls
+    # At DEBUG, both libraries log arguments of calls and whole messages, which contain prompts and keys.
     if os.environ["FASTMCP_LOG_LEVEL"].strip().upper() not in {"INFO", "WARNING", "ERROR", "CRITICAL"}:
         os.environ["FASTMCP_LOG_LEVEL"] = "INFO"
     logging.getLogger("mcp").setLevel(logging.WARNING)
-    # A tool may set up OpenTelemetry for all libraries; FastMCP's spans would hold the messages of exceptions.
+    # A tool may set up OpenTelemetry for all libraries; FastMCP's spans would contain exception messages.
     os.environ.setdefault("FASTMCP_TELEMETRY_MODE", "off")
 
 

@@ -1,4 +1,4 @@
-"""The account of memory: bytes that several holders share, in any threads and event loops."""
+"""Shared memory limits: several holders share a number of bytes, in any threads and event loops."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import NamedTuple, Self
 
 
 class Memory:
-    """`limit` bytes. Holders wait for room in the order in which they ask, so that no small one overtakes a large one.
+    """A limit of `limit` bytes. Holders wait for room in order, so that no small holder overtakes a large one.
 
     A holder that needs more than the limit waits until it is alone. With `one_beyond`, one holder at a time may exceed
-    the limit instead: bodies that arrive in pieces would otherwise all wait for each other.
+    the limit instead; otherwise bodies that arrive in pieces would all wait for each other.
     """
 
     def __init__(self, limit: int, *, one_beyond: bool = False) -> None:
         self.held = 0
         self._limit, self._one_beyond = limit, one_beyond
-        self._beyond = 0  # the `id` of the holder beyond the limit; a reference would keep it alive
+        self._beyond = 0  # the `id` of the holder that exceeds the limit; a reference would keep it alive
         self._waiting: deque[_Waiting] = deque()
         self._lock = threading.RLock()  # a holder may be freed while another one is counted
 
     def hold(self, size: int = 0) -> Held:
-        """Return a holder; it waits for its first `size` bytes, which blocks."""
+        """Return a holder. Blocks until there is room for its first `size` bytes."""
         held = Held(self)
         if size:
             held.grow(size).result()
         return held
 
     def _go_on(self) -> None:
-        """Give the holders that wait their bytes, as far as there is room."""
+        """Give waiting holders their bytes, as far as there is room."""
         while self._waiting:
             first = self._waiting[0]
             if self.held and self.held + first.size > self._limit:
@@ -46,7 +46,7 @@ class Memory:
 
 
 class Held:
-    """The bytes of one holder. `free`, the end of all its `with` blocks, or its own end returns them."""
+    """The bytes of one holder. `free`, the end of all its `with` blocks, or its deletion returns them."""
 
     def __init__(self, memory: Memory) -> None:
         self.size = 0
@@ -54,7 +54,7 @@ class Held:
         self._users = 0
 
     def grow(self, size: int) -> Future[None]:
-        """Take `size` more bytes. The result is done when there is room."""
+        """Request `size` more bytes. The result is done when there is room."""
         memory, waiting = self._memory, _Waiting(self, size, Future())
         with memory._lock:
             if memory._beyond == id(self):
@@ -65,13 +65,13 @@ class Held:
         return waiting.room
 
     def stop_waiting(self) -> None:
-        """Withdraw all requests for bytes that wait for room."""
+        """Withdraw all requests that wait for room."""
         with self._memory._lock:
             self._memory._waiting = deque(one for one in self._memory._waiting if one.holder is not self)
             self._memory._go_on()
 
     def free(self) -> None:
-        """Return all bytes, and wait for no more."""
+        """Return all bytes, and withdraw all requests."""
         with self._memory._lock:
             self._memory.held -= self.size
             self.size = 0

@@ -1,4 +1,4 @@
-"""This process: its event loop, garbage collector, cores and file descriptors."""
+"""The set-up of this process: event loop, garbage collector, cores and file descriptors."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 CGROUP = Path("/sys/fs/cgroup")
-# A thread's longest wait for the GIL of a busy event loop. At Python's 5 ms a ping, which one thread reads and another
-# writes, takes up to 47 ms next to a full pool; at this value 26 ms (99th percentile), at the same throughput.
+# A thread's longest wait for the GIL of a busy event loop. With Python's 5 ms, a ping, which one thread reads and
+# another writes, takes up to 47 ms next to a full pool; with this value 26 ms (99th percentile), at equal throughput.
 _SWITCH_S = 0.0005
 
 
@@ -28,7 +28,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end; in a separate thread if this one already runs an event loop (a notebook)."""
+    """Run `work` to its end; in a separate thread if this thread already runs an event loop (a notebook)."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -47,7 +47,7 @@ def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
             return result.result()
         except KeyboardInterrupt:
             if stop and not result.done():
-                with contextlib.suppress(RuntimeError):  # the loop is closed: the work has just ended
+                with contextlib.suppress(RuntimeError):  # the event loop is closed, because the work has just ended
                     stop[0]()
             raise
 
@@ -76,19 +76,19 @@ def _factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def start_quickly() -> None:
-    """Save a tenth of a server's start: search for no cyclic garbage until `stay_responsive`, and for no plugins.
+    """Save a tenth of a server's start: no garbage collection until `stay_responsive`, and no search for plugins.
 
-    For its first model pydantic would read the metadata of every installed package, to find plugins that watch it.
+    For its first model, pydantic would read the metadata of every installed package to find pydantic plugins.
     """
     gc.disable()
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
 def stay_responsive() -> None:
-    """Keep pauses short in this process: collect cyclic garbage seldom, and switch threads quickly.
+    """Keep pauses short in this process: collect cyclic garbage seldom, and switch threads often.
 
-    By default 100,000 prompts cause several full collections of 0.2 s or more, during which the process answers no
-    request. Prompts and answers have no cycles, and imported objects are never garbage.
+    By default, 100,000 prompts cause several full collections of 0.2 s or more, during which the process answers no
+    request. Prompts and answers have no cycles, and imported objects never become garbage.
     """
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
@@ -97,7 +97,7 @@ def stay_responsive() -> None:
 
 
 def usable_cores() -> int:
-    """Return the number of cores that affinity and the container's quota allow, hyper-threads included."""
+    """Return the number of cores permitted by affinity and the container's quota, including hyper-threads."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     usable = len(affinity(0)) if affinity else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
@@ -121,9 +121,9 @@ def limit_memory(most: int) -> None:
 
 
 def limit_computing(seconds: float) -> None:
-    """End this process once it has computed for `seconds` more, whatever it does then; a later call starts anew.
+    """End this process after `seconds` more of processor time. A later call restarts the limit.
 
-    The system ends it: no handler of Python runs while one long operation computes. Not on Windows.
+    The system ends it, because Python runs no handlers during a single long operation. Not on Windows.
     """
     if sys.platform != "win32":
         import signal
@@ -132,9 +132,9 @@ def limit_computing(seconds: float) -> None:
 
 
 def descriptors(wanted: int) -> int:
-    """Raise the soft limit of file descriptors to `wanted` if it is lower; return the resulting limit.
+    """Raise the soft limit of file descriptors to `wanted` if it is lower. Return the resulting limit.
 
-    Without any limit the result is `wanted`.
+    If there is no limit, return `wanted`.
     """
     if sys.platform == "win32":
         return wanted
@@ -148,6 +148,6 @@ def descriptors(wanted: int) -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (goal, hard))
             soft = goal
-        except (ValueError, OSError):  # macOS has its own lower limit
+        except (ValueError, OSError):  # macOS has a lower limit
             pass
     return soft

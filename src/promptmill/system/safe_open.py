@@ -1,4 +1,4 @@
-"""Open an untrusted path without a race between check and use."""
+"""Opens an untrusted path without a race between check and use."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from promptmill.core.bounds import LONGEST_PATH
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 CASE_COUNTS = sys.platform not in {"darwin", "win32"}
-"""Whether `A` and `a` are two files; otherwise one folder has several spellings."""
+"""Whether `A` and `a` are different files; otherwise a folder has several spellings."""
 
 
 class OutsideError(Exception):
-    """The file is outside the allowed roots; existence is not disclosed."""
+    """The file is outside the allowed roots. The error does not reveal whether it exists."""
 
 
 class NoFileError(Exception):
@@ -24,7 +24,7 @@ class NoFileError(Exception):
 
 
 def is_file(path: str | Path) -> bool:
-    """Return whether a file is at `path`, which may be any text, such as a long prompt."""
+    """Return whether `path` is a file. It may be any text, such as a long prompt."""
     try:
         return Path(path).is_file()
     except (OSError, ValueError):
@@ -32,9 +32,9 @@ def is_file(path: str | Path) -> bool:
 
 
 def open_regular(path: Path, roots: Sequence[Path] | None, check: Callable[[Path], None] = lambda _: None) -> int:
-    """Return a descriptor of the regular file that `path` leads to, inside one of `roots` (resolved; None: anywhere).
+    """Return a descriptor of the regular file at `path`, which must be in one of `roots` (resolved; None: anywhere).
 
-    `check` gets the resolved path before it is opened, and the path of the open file, and raises to refuse it.
+    `check` is called with the resolved path before opening, and with the path of the open file; it raises to refuse.
 
     Never waits for a pipe's writer. Raises `OutsideError`, `NoFileError`, `OSError`.
     """
@@ -44,12 +44,12 @@ def open_regular(path: Path, roots: Sequence[Path] | None, check: Callable[[Path
         raise FileNotFoundError(path)
     try:
         resolved = path.resolve()
-    except (RuntimeError, ValueError):  # a cycle of links, a NUL character
+    except (RuntimeError, ValueError):  # a cycle of links, or a NUL character
         raise FileNotFoundError(path) from None
     if roots is not None and not is_inside(resolved, roots):
         raise OutsideError
     check(resolved)
-    if not stat.S_ISREG(resolved.stat().st_mode):  # opening a device may have an effect
+    if not stat.S_ISREG(resolved.stat().st_mode):  # opening a device may have side effects
         raise NoFileError
     descriptor = os.open(resolved, _FLAGS)
     try:
@@ -67,22 +67,22 @@ def open_regular(path: Path, roots: Sequence[Path] | None, check: Callable[[Path
 
 
 def roots_of(folders: Sequence[str] | None) -> tuple[Path, ...] | None:
-    """Return the resolved `folders` of `allowed_roots`; `~` is the user's home. None: all folders are allowed."""
+    """Return the resolved folders of `allowed_roots`; `~` is the user's home. None: all folders are permitted."""
     return None if folders is None else tuple(home_expanded(folder).resolve() for folder in folders)
 
 
 def is_inside(path: Path, roots: Sequence[Path]) -> bool:
-    """Return whether `path` is in one of `roots`, both resolved."""
+    """Return whether `path` is in one of `roots`. All are resolved."""
     if any(path.is_relative_to(root) for root in roots):
         return True
     return not CASE_COUNTS and any(is_same(above, root) for above in (path, *path.parents) for root in roots)
 
 
 def real_path(path: Path) -> Path:
-    """Return the absolute path that `path` leads to; a link that leads to itself stays as it is.
+    """Return the absolute, resolved path of `path`. A link that leads to itself stays unchanged.
 
-    `Path.resolve` raises `RuntimeError` for such a link before Python 3.13. A relative path stays relative if the
-    working directory was removed: it is in no root then.
+    Before Python 3.13, `Path.resolve` raises `RuntimeError` for such a link. A relative path stays relative if the
+    working directory was removed; then it is in no root.
     """
     try:
         return Path(os.path.realpath(path))
@@ -103,7 +103,7 @@ def make_private(path: Path) -> None:
 def home_expanded(path: str | Path) -> Path:
     """Return `path` with a leading `~` expanded to the user's home.
 
-    `~name` stays as it is: its expansion would reveal which accounts exist, and fails for those that do not.
+    `~name` stays unchanged: expanding it would reveal which accounts exist, and fails for missing accounts.
     """
     text = os.fspath(path)
     return Path(text).expanduser() if text == "~" or text.startswith(("~/", "~\\")) else Path(text)
@@ -115,7 +115,7 @@ def is_remote(path: str, platform: str = sys.platform) -> bool:
 
 
 def is_same(one: Path, other: Path) -> bool:
-    """Return whether both paths lead to the same file or folder; False if one of them is missing."""
+    """Return whether both paths lead to the same existing file or folder."""
     try:
         return one.samefile(other)
     except OSError:
@@ -123,7 +123,7 @@ def is_same(one: Path, other: Path) -> bool:
 
 
 def _place_of(descriptor: int, resolved: Path) -> Path:
-    """Return the path of the open file from the system; `resolved` is the path that was opened."""
+    """Return the path of an open file, from the system. `resolved`: the path that was opened."""
     try:
         if sys.platform == "linux":
             return Path(f"/proc/self/fd/{descriptor}").readlink()
@@ -132,7 +132,7 @@ def _place_of(descriptor: int, resolved: Path) -> Path:
 
             found = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024))
             return Path(os.fsdecode(found.split(b"\0", 1)[0]))
-    except OSError:  # no /proc here
+    except OSError:  # the system has no /proc
         pass
     again = resolved.resolve(strict=True)
     if not os.path.samestat(os.fstat(descriptor), again.stat()):

@@ -1,4 +1,4 @@
-"""The folder in which promptmill keeps the jobs of this user, and the rows that are in no file of the user's."""
+"""The folder in which promptmill keeps this user's jobs, and rows that are not in the user's files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ JOBS, GIVEN = "jobs", "given"
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder in `PROMPTMILL_STATE`, else the user's."""
+    """Return the folder in `PROMPTMILL_STATE`, or else the default folder of the user."""
     if named := environ.get(VARIABLE):
         return home_expanded(named).absolute()
     import platformdirs

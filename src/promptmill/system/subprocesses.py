@@ -1,4 +1,4 @@
-"""Child processes across operating systems: group, priority, termination."""
+"""Child processes on all operating systems: process group, priority, termination."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ _KEY = re.compile(r"_API_KEY$|^OTEL_\w*HEADERS$")
 _TRIES = 1000
 _PAUSE_S = 0.005
 _START_S = 30.0  # for the imports of a helper on a busy machine
-_NICENESS = 5  # low enough that the server answers at once on a busy machine, not so low that the engine starves
+_NICENESS = 5  # low enough priority for fast answers of the server on a busy machine, without starving the engine
 
 if sys.platform == "win32":
 
     def group_creation_flags() -> int:
-        """Return the flags that start a process in its own group, so that Ctrl-C does not reach it."""
+        """Return flags that start a process in a new group, so that Ctrl-C does not reach it."""
         return subprocess.CREATE_NEW_PROCESS_GROUP
 
     def end_group(pid: int) -> None:
-        """End the process at once; Windows has no process groups."""
+        """End the process immediately. (Windows has no process groups.)"""
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGTERM)  # TerminateProcess
 
@@ -62,44 +62,44 @@ if sys.platform == "win32":
         return False
 
     def end_own_group() -> NoReturn:
-        """End this process at once."""
+        """End this process immediately."""
         os._exit(1)
 
     def lower_priority() -> None:
-        """Do nothing: the scheduler already favours the process that waits for input."""
+        """Do nothing: the scheduler already prefers processes that wait for input."""
 
 else:
 
     def group_creation_flags() -> int:
-        """Return 0: on POSIX `start_new_session` makes the group."""
+        """Return 0, because on POSIX `start_new_session` makes the group."""
         return 0
 
     def end_group(pid: int) -> None:
-        """End the process group that `pid` leads, at once; a missing group is not an error."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
+        """Immediately end the process group that `pid` leads. A missing group is not an error."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS raises EPERM for a group of zombies
             os.killpg(pid, signal.SIGKILL)
 
     def group_exists(pid: int) -> bool:
-        """Return whether the group that `pid` led still has a process; an unreaped zombie counts."""
+        """Return whether the group of `pid` still has a process. An unreaped zombie counts."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, 0)
             return True
         return False
 
     def end_own_group() -> NoReturn:
-        """End this process and, when it leads a group, the whole group, at once."""
+        """Immediately end this process and, if it leads a group, the whole group."""
         if os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
     def lower_priority() -> None:
-        """Lower this process's priority, so that the server answers within milliseconds while this one computes."""
+        """Lower this process's priority, so that the server answers within milliseconds during its computations."""
         with contextlib.suppress(OSError):
             os.nice(_NICENESS)
 
 
 class Child:
-    """One of our modules in a process, which leads a new process group, with frames in both directions."""
+    """A process that runs a module of promptmill in a new process group, with frames in both directions."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         """Use `start`."""
@@ -112,7 +112,7 @@ class Child:
     async def start(cls, module: str, environment: Mapping[str, str]) -> Child:
         """Start `module`. Raises `OSError`.
 
-        uvloop cannot start a process while a loop in another thread starts one; then this tries again.
+        uvloop cannot start a process while an event loop in another thread starts one; then this retries.
         """
         tries = 0
         while True:
@@ -130,12 +130,12 @@ class Child:
         return self._process.returncode is not None
 
     def write(self, frame: bytes) -> None:
-        """Send a frame without waiting; nothing happens once the process has ended."""
+        """Send a frame without waiting. Does nothing if the process has ended."""
         if not self._outgoing.is_closing():
             self._outgoing.write(frame)
 
     async def send(self, frame: bytes) -> bool:
-        """Send a frame, and wait while the pipe is full; return False if the process has ended."""
+        """Send a frame, waiting while the pipe is full. Return False if the process has ended."""
         with contextlib.suppress(ConnectionError):
             self._outgoing.write(frame)
             await self._outgoing.drain()
@@ -143,16 +143,16 @@ class Child:
         return False
 
     async def receive(self) -> frames.Frame | None:
-        """Return its next message; None once it has ended. Raises `OutOfStepError`."""
+        """Return the next message; None if the process has ended. Raises `OutOfStepError`."""
         return await frames.receive(self._incoming)
 
     def kill(self) -> None:
-        """End the process and those that it has started, at once."""
+        """Immediately end the process and its children."""
         if not self.has_ended:
             end_group(self.pid)
 
     async def wait(self) -> str:
-        """Wait for the end of the process, even if this is cancelled; return how it ended, in words."""
+        """Wait for the end of the process, even if this is cancelled. Return a text about how it ended."""
         self._outgoing.close()
         ending = asyncio.ensure_future(self._process.wait())
         try:
@@ -163,8 +163,8 @@ class Child:
 
 
 def command_of(module: str) -> tuple[str, ...]:
-    """Return the command that runs one of our modules in a process of its own."""
-    # -P: no module in the working directory replaces ours
+    """Return the command that runs a module of promptmill in a new process."""
+    # -P: modules in the working directory must not replace promptmill's
     return sys.executable, "-P", "-m", module
 
 
@@ -179,14 +179,14 @@ def _options(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 class Helper:
-    """One of our modules in a process that calls `serve_parent`; the first question starts it, any thread may ask.
+    """Runs a module that calls `serve_parent`. The first question starts the process; any thread may ask.
 
-    It answers one question at a time. One that takes too long, or ends it, gets no reply; the next one starts another.
-    It is no `Child`, because threads without an event loop wait for its replies.
+    The process answers one question at a time. A question that takes too long, or crashes it, gets no reply; the next
+    question starts a new process. It is not a `Child`, because threads without an event loop wait for its replies.
     """
 
     def __init__(self, module: str, reply_s: float) -> None:
-        """`reply_s` is the longest time of a reply, on the clock."""
+        """`reply_s`: the time limit for a reply (wall time)."""
         self._module, self._reply_s = module, reply_s
         self._turn = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -194,14 +194,14 @@ class Helper:
 
     @property
     def pid(self) -> int | None:
-        """The number of the process, None while none runs."""
+        """The id of the process; None if it is not running."""
         process = self._process  # another thread may end it
         return None if process is None or self._is_killed or process.poll() is not None else process.pid
 
     def ask(self, question: bytes, file: IO[bytes] | None = None) -> frames.Frame | None:
-        """Send a frame, and the content of `file` behind it; return the reply. Raises `OSError` if no process starts.
+        """Send a frame, followed by the content of `file`; return the reply. Raises `OSError` if no process starts.
 
-        Without a reply (None), the process has been ended.
+        If there is no reply (None), the process was ended.
         """
         with self._turn:
             reply = None
@@ -220,13 +220,13 @@ class Helper:
             return reply
 
     def kill(self) -> None:
-        """End the process at once, even while it answers a question."""
+        """Immediately end the process, even if it is answering a question."""
         if (pid := self.pid) is not None:
-            self._is_killed = True  # it may take a moment to end
+            self._is_killed = True  # the process may take a moment to end
             end_group(pid)
 
     def end(self) -> None:
-        """End the process and wait until it is gone."""
+        """End the process, and wait for its end."""
         self.kill()
         process, self._process = self._process, None
         if process is not None:
@@ -246,7 +246,7 @@ def _exchange(
     timer.daemon = True
     timer.start()
     try:
-        with contextlib.suppress(OSError):  # it ended
+        with contextlib.suppress(OSError):  # the process has ended
             process.stdin.write(question)
             if file is not None:
                 file.seek(0)
@@ -260,9 +260,9 @@ def _exchange(
 
 
 def private_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """In a child: return stdin and stdout as private pipes; replace fd 0 by the null device and fd 1 by stderr.
+    """In a child: return stdin and stdout as private pipes. Replace fd 0 by the null device, and fd 1 by stderr.
 
-    Duplicated descriptors are not inherited, so no grandchild can write to the pipes or keep them open.
+    Duplicated descriptors are not inherited, so a grandchild can neither write to the pipes nor keep them open.
     """
     incoming, outgoing = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
@@ -283,7 +283,7 @@ def serve_parent(
     memory: int,
     computing_s: float,
 ) -> NoReturn:
-    """In a child: answer each message of the parent by `reply`, until the parent closes its pipe.
+    """In a child: answer each message of the parent with `reply`, until the parent closes its pipe.
 
     `reply` also gets the pipe, for content that follows the message. `failure` answers a message for which it raises,
     so no file and no answer ends the process. The process may take `memory` bytes (Linux), and a reply `computing_s` of
@@ -310,25 +310,25 @@ def serve_parent(
 
 
 def end_with_parent() -> None:
-    """Have Linux end this process when its parent dies; for a process without a pipe to its parent."""
+    """Let Linux end this process when its parent dies, for a process that has no pipe to its parent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def remove_scratch() -> None:
-    """Remove this process's folder for temporary files, if its parent gave it one."""
+    """Remove this process's temporary folder, if its parent assigned one."""
     if folder := os.environ.get(SCRATCH):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def environment() -> dict[str, str]:
-    """Return the environment for a child that imports this package (also from a checkout), without API keys.
+    """Return the environment, without API keys, for a child that imports promptmill (perhaps from a checkout).
 
-    Workers receive keys over their pipe. Engines run other people's code and need no keys, nor a collector's.
+    Workers receive keys over their pipe. Engines run foreign code, and need neither keys nor a collector's credentials.
     """
     environment = {name: value for name, value in os.environ.items() if not _KEY.search(name.upper())}
     root = Path(__file__).parents[2]
-    if root.name not in {"site-packages", "dist-packages"}:  # a checkout may be on this process's path only
+    if root.name not in {"site-packages", "dist-packages"}:  # a checkout may be only on this process's import path
         inherited = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = f"{root}{os.pathsep}{inherited}" if inherited else str(root)
     return environment
@@ -337,7 +337,7 @@ def environment() -> dict[str, str]:
 def bare_environment(keys: Collection[str]) -> dict[str, str]:
     """Return the environment for a detached child: the variables `keys`, and no others that may be secret.
 
-    Variables of the system, Python, the network and compute libraries are passed on by name.
+    Variables of the system, Python, the network and compute libraries are passed by name.
     """
     return {
         name: value
@@ -347,7 +347,7 @@ def bare_environment(keys: Collection[str]) -> dict[str, str]:
 
 
 def how_it_ended(returncode: int | None) -> str:
-    """Describe the end of a process: `it was killed by SIGKILL`, `it ended with status 3`."""
+    """Describe how a process ended: `it was killed by SIGKILL`, `it ended with status 3`."""
     if returncode is None:
         return "how it ended is unknown"
     if returncode >= 0:

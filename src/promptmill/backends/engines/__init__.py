@@ -1,1 +1,1 @@
-"""Engines that compute here, each in a process of its own."""
+"""Engines that compute on this machine, each in a child process."""

@@ -1,15 +1,15 @@
-"""The engine's end of the pipe to the server: messages in and out, and the rows that wait to be computed.
+"""The engine's end of the pipe to the server: incoming and outgoing messages, and the rows that wait to be computed.
 
     pipe ──reads──▶ Intake ──prepares, run by run──▶ WaitingRows ──next_row──▶ decode loop ──send──▶ pipe
 
-A thread reads, a second one prepares, and the main thread computes, so that a cancellation is read while a prompt of
-megabytes is tokenized. The engine ends when the server does. Messages to the engine:
+One thread reads, a second thread prepares, and the main thread computes. So a cancellation is read while a prompt of
+megabytes is tokenized. The engine ends when the server ends. Messages to the engine:
 
     {"type": "load", "engine", "options"}            first, once
     {"type": "submit", "run", "id", "messages", "sampling", "extra", "images", "live", "required"}
                                                      `live`: send previews of the growing answer
                                                      `required`: see `Request`
-    {"type": "submit", "run", "id", "path", "body"}  another request than a chat; only for vLLM
+    {"type": "submit", "run", "id", "path", "body"}  a request that is not a chat; only for vLLM
     {"type": "cancel", "run"}                        drop all requests of this run
 
 Messages from the engine:
@@ -22,10 +22,9 @@ Messages from the engine:
     {"type": "preview", "run", "id", "text", "reasoning"}  the answer so far, if `live`
     {"type": "last_words", "text"}                   the reason why it is about to end
 
-`error` is what `frames.packed_error` returns. A turn's `content` is a text, null, or a list of
-`{"type": "text", "text"}` and `{"type": "image", "index"}`; `images[index]` is that image, checked and in base64 (PNG,
-JPEG, WebP or GIF: see `submission`). Counted over the turns the indices are 0, 1, 2, …; without images the key is
-missing.
+`error` is the result of `frames.packed_error`. The `content` of a turn is a text, null, or a list of `{"type": "text",
+"text"}` and `{"type": "image", "index"}`; `images[index]` is the checked image in base64 (PNG, JPEG, WebP or GIF: see
+`submission`). The indices count over all turns: 0, 1, 2, …; without images, the key is missing.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ R = TypeVar("R", bound="GrowingAnswer")
 
 
 class Channel:
-    """Messages from the server and to it."""
+    """The messages from and to the server."""
 
     def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
         self._incoming, self._outgoing = incoming, outgoing
@@ -57,8 +56,8 @@ class Channel:
     def receive(self) -> Frame:
         """Wait for the first message and return it.
 
-        From then on a thread reads, even while the main thread imports or computes: on every system the end of the pipe
-        shows that the server died, and then this process ends with its group.
+        From then on, a thread reads, even while the main thread imports or computes: on every system, a closed pipe
+        shows that the server died, and this process then ends with its process group.
         """
         if (message := frames.read(self._incoming)) is None:
             _end()
@@ -66,17 +65,17 @@ class Channel:
         return message
 
     def route(self, handler: Callable[[Frame], None]) -> None:
-        """Pass every further message to `handler` on the reading thread; there is none before `loaded` is sent."""
+        """Pass every further message to `handler` on the reading thread. No message arrives before `loaded` is sent."""
         self._handler = handler
 
     def send(self, message: Frame) -> None:
-        """Write one message; threads may send at the same time."""
+        """Write one message. Several threads may send at the same time."""
         frame = frames.packed(message)
         try:
             with self._writing:
                 self._outgoing.write(frame)
                 self._outgoing.flush()
-        except OSError:  # the server is gone
+        except OSError:  # the server has ended
             subprocesses.end_own_group()
 
     def progress(self, text: str) -> None:
@@ -84,7 +83,7 @@ class Channel:
         self.send({"type": "progress", "text": text})
 
     def leave_to_parent(self) -> None:
-        """In a forked child: close both pipes, which it would keep open, and end when the parent ends."""
+        """In a forked child: close its copies of both pipes, and end when the parent ends."""
         null = os.open(os.devnull, os.O_RDWR)
         for pipe in (self._incoming, self._outgoing):
             os.dup2(null, pipe.fileno(), inheritable=False)
@@ -100,34 +99,34 @@ class Channel:
 
 
 def _end() -> NoReturn:
-    subprocesses.remove_scratch()  # the server, which usually does this, is gone
+    subprocesses.remove_scratch()  # the server, which usually removes it, has ended
     subprocesses.end_own_group()
 
 
 class WaitingRows(Generic[R]):
-    """Waiting rows by run. One thread prepares and adds them, another takes and computes them."""
+    """Waiting rows by run. One thread prepares and adds rows; another thread takes and computes them."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: dict[int, deque[R]] = {}
-        """In the order of service: the run that was served longest ago comes first."""
+        """The rows of each run. The run that was served longest ago comes first."""
         self._cancelled: set[int] = set()
 
     def add(self, row: R) -> None:
-        """Add a new row after the others of its run."""
+        """Add a new row behind the other rows of its run."""
         with self._changed:
             if row.run not in self._cancelled:
                 self._waiting.setdefault(row.run, deque()).append(row)
                 self._changed.notify()
 
     def put_back(self, row: R) -> None:
-        """Add a row that ran already before the others of its run."""
+        """Add a row that has already run in front of the other rows of its run."""
         with self._changed:
             if row.run not in self._cancelled:
                 self._waiting.setdefault(row.run, deque()).appendleft(row)
 
     def next_row(self, running: Mapping[int, int], free: int) -> R | None:
-        """Take the next row of the run with the fewest `running`; None if no row waits or no place is free.
+        """Take the next row of the run with the fewest `running` rows; None if no row waits or no place is free.
 
         A run without running rows gets a place even if `free` is 0.
         """
@@ -147,7 +146,7 @@ class WaitingRows(Generic[R]):
             self._waiting[run] = rows
 
     def cancel(self, run: int) -> None:
-        """Drop the run's rows, present and future."""
+        """Drop all present and future rows of the run."""
         with self._changed:
             self._cancelled.add(run)
             self._waiting.pop(run, None)
@@ -158,7 +157,7 @@ class WaitingRows(Generic[R]):
         return run in self._cancelled
 
     def wait(self, most_s: float | None = None) -> bool:
-        """Wait for a row; return false if no row waits after `most_s` seconds (None: no limit)."""
+        """Wait for a row. Return False if no row is waiting after `most_s` seconds (None: no limit)."""
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._waiting), most_s)
 
@@ -166,7 +165,7 @@ class WaitingRows(Generic[R]):
 class Intake(Generic[R]):
     """Prepares submitted requests as rows and adds them to `WaitingRows`, one request of each run in turn.
 
-    A separate thread prepares, so that a cancellation takes effect while a prompt of megabytes is tokenized.
+    It prepares in a separate thread, so that a cancellation takes effect while a prompt of megabytes is tokenized.
     """
 
     def __init__(self, prepare: Callable[[Frame], R], waiting: WaitingRows[R], channel: Channel) -> None:
@@ -178,7 +177,7 @@ class Intake(Generic[R]):
         threading.Thread(target=self._work, name="prepare", daemon=True).start()
 
     def handle(self, message: Frame) -> None:
-        """Take a message from the server."""
+        """Handle a message from the server."""
         with self._changed:
             if message["type"] == "submit":
                 self._submitted.setdefault(message["run"], deque()).append(message)
@@ -209,5 +208,5 @@ class Intake(Generic[R]):
             del self._submitted[run]
             message = queue.popleft()
             if queue:
-                self._submitted[run] = queue  # after the others
+                self._submitted[run] = queue  # this run's next turn comes after all other runs
             return message

@@ -1,4 +1,4 @@
-"""Chat templates: turns → the text of a prompt, also for models without a template."""
+"""Chat templates: convert turns to the text of a prompt, even for models without a template."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ NO_TEMPLATE = (
 
 
 class ChatTemplate:
-    """A template from a model's files. It is untrusted code, so it runs in a sandbox."""
+    """A template from a model's files. It is untrusted code and runs in a sandbox."""
 
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
-        """`tokens` are the special tokens that templates use: `bos_token`, `eos_token`, `pad_token`.
+        """`tokens`: the special tokens that templates use: `bos_token`, `eos_token`, `pad_token`.
 
         Raises `jinja2.TemplateError` for an invalid template.
         """
@@ -41,7 +41,7 @@ class ChatTemplate:
         self._template = environment.from_string(source)
 
     def render(self, turns: Sequence[JsonObject], options: JsonObject) -> str:
-        """Return the prompt of `turns`. Raises the template's own errors."""
+        """Return the prompt for `turns`. Raises the template's own errors."""
         text: str = self._template.render(
             messages=turns, **{**self._tokens, "tools": None, "documents": None, **options}
         )
@@ -54,14 +54,14 @@ class _Generation(Extension):  # type: ignore[misc]
     tags = frozenset({"generation"})
 
     def parse(self, parser: Parser) -> list[Node]:
-        """Return the content of the block."""
+        """Return the nodes inside the block."""
         next(parser.stream)
         inside: list[Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return inside
 
 
 def _to_json(value: Any, *, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    # jinja2's own filter escapes HTML
+    # jinja2's filter would escape HTML
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
@@ -79,19 +79,19 @@ def prompt_text(
     render: Callable[[list[JsonDict]], str],
     warnings: list[str],
 ) -> tuple[str, bool]:
-    """Return the prompt of `turns`, and whether the tokenizer should add its own special tokens to it.
+    """Return the prompt for `turns`, and whether the tokenizer should add its special tokens to it.
 
-    `template` is the model's (None: it has none); `render` applies it. Raises `PromptmillError` (`invalid_input`) if
-    the template refuses the conversation.
+    `template`: the model's template (None: it has none). `render`: applies the template. Raises `PromptmillError`
+    (`invalid_input`) if the template refuses the conversation.
     """
     if template is None:
         warnings.append(NO_TEMPLATE)
         return plain_text(turns), True
-    if "developer" not in template:  # OpenAI's newer name of `system`, which most templates lack
+    if "developer" not in template:  # the role `developer` is OpenAI's newer name of `system`; most templates lack it
         turns = [{**turn, "role": "system"} if turn["role"] == "developer" else turn for turn in turns]
     try:
         return render_turns(render, turns), False
-    except Exception as error:  # templates raise any exception
+    except Exception as error:  # templates may raise any exception
         raise _refusal(error) from None
 
 
@@ -103,10 +103,10 @@ def _refusal(error: Exception) -> PromptmillError:
 
 
 def render_turns(render: Callable[[list[JsonDict]], str], turns: list[JsonDict]) -> str:
-    """Render `turns`, in whose tool calls the arguments are JSON text, as in OpenAI's format.
+    """Render `turns` whose tool calls have their arguments as JSON text, which is OpenAI's format.
 
-    Most chat templates take objects; a template that joins texts, such as DeepSeek's, gets the text. A model may have
-    written arguments that are no object: they are the only member of one for a template that takes nothing else.
+    Most chat templates need objects; a template that joins texts, such as DeepSeek's, gets texts. If a model wrote
+    arguments that are not an object, a template that needs objects gets an object with them as its only member.
     """
     for read in (_loaded, lambda arguments: arguments, _object):
         try:
@@ -144,7 +144,7 @@ def _object(arguments: Any) -> Any:
 
 
 def text_turn(message: JsonObject) -> JsonDict:
-    """Return `message` with its content as one text, the form for templates of text models."""
+    """Return `message` with its content joined to one text, for templates of text models."""
     content = message["content"]
     if isinstance(content, list):
         content = "\n".join(part["text"] for part in content)
@@ -152,7 +152,7 @@ def text_turn(message: JsonObject) -> JsonDict:
 
 
 def plain_text(turns: Sequence[JsonObject]) -> str:
-    """Return the prompt of `turns` for a model without a template; their contents are texts."""
+    """Return the prompt for `turns` if the model has no template. The contents of the turns are texts."""
     if [turn["role"] for turn in turns if turn["role"] not in {"system", "developer"}] == ["user"]:
         return "\n\n".join(turn["content"] for turn in turns if turn["content"])
     names = {"user": "User: ", "assistant": "Assistant: ", "tool": "Tool: "}

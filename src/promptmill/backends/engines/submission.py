@@ -1,4 +1,4 @@
-"""A submitted request as all engines read it: its options and images, and the errors about them."""
+"""Reads a submitted request for all engines: its options and images, and errors about them."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CHARACTERS_PER_TOKEN = 16
-"""An upper bound: a text with more characters per token of context is measured by its beginning only."""
+"""An upper bound: if a text has more characters per token of context, only its beginning is measured."""
 
 USUAL_TOKENS = 1024
-"""Longest answer if neither the request nor the model's generation defaults limit it."""
+"""The limit of an answer's tokens if neither the request nor the model's generation defaults set one."""
 
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
-"""Names in `extra_params` for the longest answer; the second is OpenAI's newer name, the third transformers'."""
+"""Names in `extra_params` for the token limit; the second is OpenAI's newer name, the third transformers'."""
 
 LOGPROBS = frozenset({"logprobs", "top_logprobs"})
 """The names in `extra_params` that request log probabilities."""
 MOST_LOGPROBS = 20
-"""The largest `top_logprobs`, OpenAI's limit."""
+"""The largest permitted `top_logprobs`, which is OpenAI's limit."""
 
 EXTRA = frozenset({"chat_template_kwargs", *TOKEN_LIMITS, *tool_use.NAMES, *LOGPROBS, TOP_CHOICES})
-"""The names in `extra_params` that all engines know."""
+"""The names in `extra_params` that all engines support."""
 TAKES = frozenset(
     {
         *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop", "response_format", "reasoning"),
         *("presence_penalty", "frequency_penalty", "repetition_penalty", "choices"),
     }
 )
-"""The sampling parameters that all engines map."""
+"""The sampling parameters that all engines support."""
 
 _TEMPLATES = ("enable_thinking", "reasoning_effort")
-"""Sampling parameters that are switches of chat templates."""
+"""Sampling parameters that are options of chat templates."""
 _OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length", "chat_template"})
 
 
 def longest_answer(sampling: Mapping[str, Any], extra: Mapping[str, Any]) -> int | None:
-    """Return the request's limit of answer tokens, None without one. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the request's limit of answer tokens; None without a limit. Raises `PromptmillError` (`invalid_input`)."""
     if (limit := sampling.get("max_tokens")) is not None:
         return int(limit)
     for name in TOKEN_LIMITS:
@@ -71,7 +71,7 @@ def wanted_logprobs(extra: Mapping[str, Any]) -> int | None:
     Raises `PromptmillError` (`invalid_input`).
     """
     asked, most = extra.get("logprobs"), extra.get("top_logprobs") or 0
-    if isinstance(asked, int) and not isinstance(asked, bool):  # vLLM's own form
+    if isinstance(asked, int) and not isinstance(asked, bool):  # vLLM's form of the parameter
         asked, most = True, asked
     if not isinstance(most, int) or isinstance(most, bool) or not 0 <= most <= MOST_LOGPROBS:
         raise input_error(f"top_logprobs is {shape(most)}; send a whole number from 0 to {MOST_LOGPROBS}.")
@@ -81,7 +81,7 @@ def wanted_logprobs(extra: Mapping[str, Any]) -> int | None:
 
 
 def chances_of(extra: Mapping[str, Any], choices: Choices | None) -> tuple[Chances, int] | None:
-    """Return what adds up the probabilities of the `choices`, and how many to report; None if none are requested.
+    """Return the object that sums the probabilities of the `choices`, and the number to report; None if not requested.
 
     Raises `PromptmillError` (`invalid_input`).
     """
@@ -90,12 +90,12 @@ def chances_of(extra: Mapping[str, Any], choices: Choices | None) -> tuple[Chanc
 
 
 def is_inline(message: Frame) -> bool:
-    """Return whether the reasoning of a `submit` message's answer stays in its text."""
+    """Return whether the reasoning stays in the text of the answer to a `submit` message."""
     return bool(message["sampling"].get("reasoning") == "inline")
 
 
 def unknown_names(extra: Mapping[str, Any], known: Container[str]) -> list[str]:
-    """Return the names in `extra_params` that are not `known`; null and `n: 1` request nothing."""
+    """Return the names in `extra_params` that are not in `known`. Null and `n: 1` request nothing and do not count."""
     asked = (name for name, value in extra.items() if value is not None and not (name == "n" and value == 1))
     return sorted(name for name in asked if name not in known)
 
@@ -106,7 +106,7 @@ def template_options(
     left_out: list[str],
     knows: Callable[[str], bool],
 ) -> dict[str, Any]:
-    """Return the options of the chat template; `knows` returns whether the template has a switch of that name.
+    """Return the options for the chat template. `knows` returns whether the template has an option of this name.
 
     `left_out` gets the names of parameters that neither engine nor template supports. Raises `PromptmillError`
     (`invalid_input`).
@@ -122,15 +122,15 @@ def template_options(
             continue
         if knows(name):
             options[name] = value
-        elif value is not False:  # a model without that switch does not think anyway
+        elif value is not False:  # a model without this option does not think anyway
             left_out.append(name)
     return {"add_generation_prompt": True, **options}
 
 
 def choices_after(prompt: str, sampling: Mapping[str, Any], tools: tool_use.ToolUse | None) -> Choices | None:
-    """Return the choices of a request if its answer may begin with `Choices.OPENING` right after `prompt`; else None.
+    """Return the request's choices if the answer may begin with `Choices.OPENING` directly after `prompt`; else None.
 
-    An answer that begins with reasoning, or that may call tools, is constrained or checked by its `response_format`.
+    If an answer may begin with reasoning or call tools, its `response_format` constrains or checks it instead.
     """
     if not sampling.get("choices") or tools is not None or opened_by(prompt) is not None:
         return None
@@ -138,14 +138,14 @@ def choices_after(prompt: str, sampling: Mapping[str, Any], tools: tool_use.Tool
 
 
 def is_known_format(wanted: Mapping[str, Any] | None) -> bool:
-    """Return whether `response_format` is one of OpenAI's."""
+    """Return whether `response_format` has one of OpenAI's formats."""
     return (wanted or {}).get("type", "text") in {"text", "json_object", "json_schema"}
 
 
 def split_stops(
     wanted: Sequence[str], special: Mapping[str, int], warnings: list[str]
 ) -> tuple[list[str], frozenset[int]]:
-    """Return the stop strings, and as end tokens the stops that are special tokens."""
+    """Return the stop strings, and those of them that are special tokens as end tokens."""
     stops = [stop for stop in wanted if stop]
     if len(stops) < len(wanted):
         warnings.append("An empty stop string was left out.")
@@ -155,34 +155,34 @@ def split_stops(
 
 
 def draws(sampling: Mapping[str, Any], *, by_default: bool) -> bool:
-    """Return whether to draw tokens for a request without a temperature: yes if it sets top_p, top_k or min_p."""
+    """Return whether a request without a temperature draws tokens: it does if it sets top_p, top_k or min_p."""
     return by_default or any((sampling.get(name) or 0) > 0 for name in ("top_p", "top_k", "min_p"))
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:
-    """Return the special tokens by name. Answers' texts omit them, so they cannot be found as stop strings."""
+    """Return the special tokens by name. Answers omit these tokens, so they cannot be found as stop strings."""
     named = {token: tokenizer.convert_tokens_to_ids(token) for token in getattr(tokenizer, "all_special_tokens", ())}
     marked = getattr(tokenizer, "added_tokens_decoder", None) or {}
     return named | {str(token): number for number, token in marked.items() if token.special}
 
 
 def warn_of_left_out(names: Sequence[str], engine: str, warnings: list[str], required: Container[str] = ()) -> None:
-    """Warn of the parameters `names`, which `engine` does not support with this model.
+    """Warn about the parameters `names`, which `engine` does not support with this model.
 
-    Raises `PromptmillError` (`unsupported`) for one that is `required`.
+    Raises `PromptmillError` (`unsupported`) if one of them is `required`.
     """
     check_left_out(names, required, f"the {engine} backend")
     warnings += [f"The {engine} backend cannot take {name:.60} with this model; it was left out." for name in names]
 
 
 def refuse(warnings: Iterable[str]) -> None:
-    """Raise `PromptmillError` (`unsupported`) if there are warnings, for `unsupported: error`."""
+    """With `unsupported: error`: raise `PromptmillError` (`unsupported`) if there are warnings."""
     if refused := [text for text in warnings if text is not NO_TEMPLATE]:
         raise PromptmillError(Code.UNSUPPORTED, " ".join(refused))
 
 
 def check_length(text: str, context: int | None, encode: Callable[[str], Sequence[int]]) -> None:
-    """Raise `PromptmillError` (`context_length`) for a text whose beginning is already too long.
+    """Raise `PromptmillError` (`context_length`) if the beginning of a text is already too long.
 
     Tokenizing megabytes takes seconds and gigabytes of memory.
     """
@@ -203,7 +203,7 @@ def too_long(size: str, context: int, unit: str = "tokens", *, images: bool = Fa
 
 
 def check_tokens(count: int, context: int | None, description: str = "", *, images: bool) -> None:
-    """Raise `PromptmillError` for a prompt of `count` tokens that leaves no room for an answer, or is empty.
+    """Raise `PromptmillError` if a prompt of `count` tokens is empty, or leaves no room for an answer.
 
     `description` describes the number, where it is not exact.
     """
@@ -214,13 +214,13 @@ def check_tokens(count: int, context: int | None, description: str = "", *, imag
 
 
 def answer_limit(wanted: int | None, context: int | None, used: int) -> int:
-    """Return the longest answer, in tokens, to a prompt of `used` tokens."""
+    """Return the limit of answer tokens after a prompt of `used` tokens."""
     most = int(wanted or USUAL_TOKENS)
     return most if context is None else min(most, context - used)
 
 
 def pictures(images: Iterable[str]) -> list[Image]:
-    """Return the `images` of a `submit` message in their order, as 8-bit RGB on white.
+    """Return the `images` of a `submit` message in order, converted to 8-bit RGB on white.
 
     Raises `PromptmillError` (`invalid_image`) for an image whose data is broken.
     """
@@ -232,7 +232,7 @@ def _decode(encoded: str, place: int) -> Image:
 
     try:
         with catch_warnings():
-            simplefilter("ignore")  # about the size, which the server has checked
+            simplefilter("ignore")  # a warning about the size, which the server has checked
             with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
                 return _on_white(image)
     except (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError):
@@ -251,7 +251,7 @@ def _on_white(image: Image) -> Image:
 
 
 def mark_in_text(mark: str) -> PromptmillError:
-    """Return the error for a prompt whose text contains `mark`, the model's mark of an image."""
+    """Return the error for a prompt whose text contains `mark`, the model's image mark."""
     return input_error(
         f"The prompt's own text contains {mark}, which stands for an image in this model; "
         "write it in another way, or make it the `image_tag`."

@@ -1,8 +1,8 @@
-"""Tools of a request: checked, given to the chat template, and the calls read back from the answer's text.
+"""Tools of a request: checks them, passes them to the chat template, and reads the calls from the answer's text.
 
-A model writes calls in one of the forms of `_FORMS`. The form is recognised by marks in the model's chat template,
-which shows the model its own calls of earlier turns. Sources of the forms: the chat templates of Qwen, Nous Hermes,
-GLM, Mistral, DeepSeek, Kimi, Liquid AI, IBM and Meta on the model hub; the tool parsers of vLLM 0.32 and SGLang 0.5.23;
+A model writes calls in one of the forms of `_FORMS`. The form is recognized by marks in the model's chat template,
+which shows the model its calls of earlier turns. Sources of the forms: the chat templates of Qwen, Nous Hermes, GLM,
+Mistral, DeepSeek, Kimi, Liquid AI, IBM and Meta on the model hub; the tool parsers of vLLM 0.32 and SGLang 0.5.23;
 OpenAI's Harmony (github.com/openai/harmony, docs/format.md).
 """
 
@@ -32,12 +32,12 @@ NAMES = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 _ADVICE = "Choose a model that was trained to call tools, or send the request without tools."
 _ENVIRONMENT = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
 Tools: TypeAlias = Mapping[str, JsonObject]
-"""The JSON Schemas of the tools' parameters, by the tools' names."""
+"""The JSON Schemas of the tools' parameters, by tool name."""
 Found: TypeAlias = tuple[str, list[tuple[str, object]]]
-"""The text without the calls, and the calls: names and arguments."""
+"""The text without its calls, and the calls as pairs of name and arguments."""
 _AROUND = re.compile(r"\A(?:<\|python_tag\|>|<\|tool_call\|>|functools)|<\|/tool_call\|>\Z")
 _BARE = re.compile(r"(?:```(?:json)?)?\s*([\[{].*[\]}])\s*(?:```)?", re.DOTALL)
-# A part without a closing mark extends to the end of the text, so that the search stays linear.
+# A part without a closing mark extends to the end of the text. This keeps the search linear.
 _FUNCTION = re.compile(r"<function=([^<>\s]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^<>\s]+)>\n?(.*?)(\n?</parameter>|\Z)", re.DOTALL)
 # GLM, Hunyuan 3 and K2 Horizon; Solar Open 2
@@ -48,7 +48,7 @@ _KEYED = re.compile(
     r"|<\|tool_arg:start\|>([^<]*)<\|tool_arg:value\|>(.*?)(<\|tool_arg:end\|>|\Z)",
     re.DOTALL,
 )
-# <invoke name="…"><parameter name="…">, with the prefixes of several families and their own words for both
+# <invoke name="…"><parameter name="…">, with the prefixes and the words of several model families
 _INVOKE = re.compile(
     r"<[\w｜:]*\s?(?:invoke|function)\s++name\s*+=\s*+[\"']?([^\s\"'<>]++)[\"']?\s*+>"
     r"(.*?)(?:</[\w｜:]*\s?(?:invoke|function)>|\Z)",
@@ -98,10 +98,10 @@ class ToolUse:
     """The tools of one request."""
 
     offered: Sequence[JsonObject]
-    """In OpenAI's format."""
+    """The offered tools, in OpenAI's format."""
     form: Form
     must: bool
-    """Whether the answer has to be a call. It is then constrained to JSON, whatever form the model has."""
+    """Whether the answer must be a call. Then it is constrained to JSON, whatever the model's form."""
     single: bool
     """Whether at most one call is allowed."""
 
@@ -112,9 +112,9 @@ class ToolUse:
 
     @property
     def response_format(self) -> JsonObject | None:
-        """The schema that constrains the answer to calls if a call is required, else None.
+        """The schema that constrains the answer to calls, if a call is required; else None.
 
-        None also if the request has a `response_format`: the answer may be calls instead, and is validated afterwards.
+        Also None if the request has a `response_format`: the answer may be calls, and is validated afterwards.
         """
         if not self.must:
             return None
@@ -122,7 +122,7 @@ class ToolUse:
         return {"type": "json_schema", "json_schema": {"name": "calls", "schema": schema}}
 
     def before_calls(self, text: str) -> str:
-        """Return the beginning of an unfinished answer that is surely no part of a call."""
+        """Return the beginning of an unfinished answer that is certainly not part of a call."""
         if self.must or self.form is BARE_FORM:
             return ""
         marks = self.form.marks or (_RECIPIENT_MARK,)
@@ -133,7 +133,7 @@ class ToolUse:
         if self.must:
             try:
                 calls = [_call_of(call["name"], call["arguments"]) for call in json.loads(text)]
-            except (ValueError, KeyError, TypeError):  # cut at its length
+            except (ValueError, KeyError, TypeError):  # the call was cut off
                 return text, []
             return "", calls
         rest, calls = read_calls(text, self.form, self._schemas)
@@ -141,19 +141,19 @@ class ToolUse:
 
 
 class ToolReader:
-    """Prepares the tools of requests to one model, by the model's chat template."""
+    """Reads the tools of requests, in the form of one model's chat template."""
 
     def __init__(self, template: str | None) -> None:
-        """`template` is None for a model without one."""
+        """`template`: None if the model has no template."""
         self._source = template or ""
         self._takes = bool(template) and "tools" in _variables(self._source)
         self.form = form_of(self._source)
 
     def use(self, extra: JsonObject, messages: Iterable[JsonObject]) -> ToolUse | None:
-        """Return the tools of a request, None without any.
+        """Return the tools of a request; None if it has no tools.
 
-        Raises `PromptmillError` (`unsupported`) if the model's template has no place for them or for the calls of
-        earlier turns, (`invalid_input`) for malformed tools.
+        Raises `PromptmillError`: `unsupported` if the model's template supports neither tools nor calls of earlier
+        turns; `invalid_input` for malformed tools.
         """
         if "tool_calls" not in self._source and any(message.get("tool_calls") for message in messages):
             raise PromptmillError(
@@ -179,7 +179,7 @@ class ToolReader:
 def _variables(source: str) -> set[str]:
     try:
         return set(jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(source)))
-    except jinja2.TemplateError:  # it has tags that only its own renderer knows
+    except jinja2.TemplateError:  # the template has tags that only the model's own renderer supports
         return {"tools"} if "tools" in source else set()
 
 
@@ -197,7 +197,7 @@ def _check_tools(tools: object) -> list[JsonDict]:
 
 
 def _chosen(choice: object, tools: list[JsonDict]) -> str | None:
-    """Return the name of the only tool that may be called. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the name of the tool that must be called, if it is fixed. Raises `PromptmillError` (`invalid_input`)."""
     match choice:
         case None | "auto" | "required":
             return None
@@ -228,20 +228,20 @@ def _schema_of_calls(schemas: Tools, *, single: bool) -> JsonDict:
 
 
 class UnreadableCallError(Exception):
-    """The text has the mark of a call, but no readable call."""
+    """The text has the mark of a call, but no call that can be read."""
 
 
 class Form(NamedTuple):
-    """One way in which models write calls."""
+    """A form in which models write calls."""
 
     shown: str
-    """The text by which a chat template of such models is recognised."""
+    """The text that identifies the chat templates of these models."""
     marks: tuple[str, ...]
-    """Marks that may be special tokens; decoding must keep them, or the calls cannot be found."""
+    """Marks that may be special tokens. Decoding must keep them, because they identify the calls."""
     read: Callable[[str, Tools], Found]
     """Returns the calls in a text. Raises `UnreadableCallError`, `ValueError`, `KeyError` or `TypeError`."""
     before_reasoning: bool = False
-    """Whether calls are read before reasoning is split off, because both are channels (Harmony)."""
+    """Whether calls are read before the reasoning is separated, because both are channels (Harmony)."""
 
 
 def _between(
@@ -252,10 +252,10 @@ def _between(
     shown: str = "",
     lone: str = "",
 ) -> Form:
-    """Return the form of calls between two marks; at the end of the text the closing mark may be missing.
+    """Return the form for calls between two marks. At the end of the text, the closing mark may be missing.
 
-    `around` are further marks of such calls, which are no part of the text; `lone` is the beginning of a call whose
-    opening mark some models leave out.
+    `around`: further marks of such calls, which are not part of the text. `lone`: the beginning of a call, for models
+    that omit the opening mark.
     """
     blocks = re.compile(f"{re.escape(opening)}(.*?)(?:{re.escape(closing)}|\\Z)", re.DOTALL)
 
@@ -274,7 +274,7 @@ def _between(
 
 
 def _invoking(shown: str, *marks: str) -> Form:
-    """Return the form of calls written as `<invoke name="…">`; the text ends at the first of `marks`."""
+    """Return the form for calls written as `<invoke name="…">`. The answer's text ends at the first of `marks`."""
 
     def read(text: str, tools: Tools) -> Found:
         start = min(place for mark in marks if (place := text.find(mark)) >= 0)
@@ -297,7 +297,7 @@ def _tagged(block: str, tools: Tools) -> list[tuple[str, object]]:
 
 
 def _invoked(text: str, tools: Tools) -> list[tuple[str, object]]:
-    """Read `<invoke name="…"><parameter name="…">`, where a declared text stays one; some models write JSON inside."""
+    """Read `<invoke name="…"><parameter name="…">`. Declared texts stay texts; some models write JSON inside."""
     return [
         (
             name,
@@ -314,7 +314,7 @@ def _xtml(block: str, tools: Tools) -> list[tuple[str, object]]:
 
 
 def _declared(pattern: re.Pattern[str], body: str, schema: JsonObject) -> JsonDict:
-    """Return the arguments that `pattern` finds: names, attributes, texts and closing marks."""
+    """Return the arguments that `pattern` matches: names, attributes, texts and closing marks."""
     closed = [(name, attributes, text) for name, attributes, text, closing in pattern.findall(body) if closing]
     texts = {html.unescape(name): text for name, attributes, text in closed if _IS_TEXT.search(attributes)}
     others = [(html.unescape(name), text) for name, attributes, text in closed if not _IS_TEXT.search(attributes)]
@@ -348,7 +348,7 @@ def _gemma_word(match: re.Match[str]) -> str:
 
 
 def _minimax(text: str, tools: Tools) -> Found:
-    """Read the calls of MiniMax M3: each argument is an element, with inner elements if it is an object or a list."""
+    """Read the calls of MiniMax M3: each argument is an element, and an object or list has inner elements."""
     before, *pieces = text.split(_MINIMAX)
     calls: list[tuple[str, object]] = []
     open_elements: list[tuple[str, list[tuple[str, Any]], str]] = []
@@ -368,7 +368,7 @@ def _minimax(text: str, tools: Tools) -> Found:
 
 
 def _element(value: Any, schema: JsonObject, root: JsonObject) -> Any:
-    """Return the value of an element: a text, or its inner elements."""
+    """Return the value of an element: its text, or the values of its inner elements."""
     if isinstance(value, str):
         return _value_of(value, schema, root)
     if value and all(name == "item" for name, _ in value):
@@ -379,7 +379,7 @@ def _element(value: Any, schema: JsonObject, root: JsonObject) -> Any:
 
 def _json_calls(text: str, _: Tools | None = None) -> list[tuple[str, object]]:
     calls: list[tuple[str, object]] = []
-    decoder, at = json.JSONDecoder(strict=False), 0  # models write line breaks into texts
+    decoder, at = json.JSONDecoder(strict=False), 0  # models write unescaped line breaks in texts
     while at < len(text):
         value, at = decoder.raw_decode(text, at)
         calls += [_name_and_arguments(call) for call in (value if isinstance(value, list) else [value])]
@@ -403,15 +403,15 @@ def _single_keys(block: str, _: Tools) -> list[tuple[str, object]]:
 
 
 def _typed(arguments: list[tuple[str, str]], schema: JsonObject) -> JsonDict:
-    """Convert arguments written as text."""
+    """Convert arguments that were written as text to the types of the schema."""
     properties = schema.get("properties") or {}
     return {name.strip(): _value_of(text, properties.get(name.strip()) or {}, schema) for name, text in arguments}
 
 
 def _value_of(text: str, schema: JsonObject, root: JsonObject) -> Any:
-    """Return the value of a text: a text where the schema allows one, else JSON or a Python value, else the text.
+    """Return the value for a text: the text itself if the schema allows texts, else JSON, a Python value, or the text.
 
-    `root` is the schema with the definitions.
+    `root`: the schema that has the definitions.
     """
     types, bare = _types_in(schema, root), text.strip()
     if "string" in types:
@@ -424,14 +424,14 @@ def _value_of(text: str, schema: JsonObject, root: JsonObject) -> Any:
 
 
 def _python_value(text: str) -> Any:
-    """Return the value of a Python literal, also with the words of JSON. Raises `ValueError` for any other text."""
+    """Return the value of a Python literal in which JSON's words may occur. Raises `ValueError` for any other text."""
     value = ast.literal_eval(_JsonWords().visit(ast.parse(text, mode="eval")))
-    json.dumps(value)  # `TypeError` for a value that JSON lacks
+    json.dumps(value)  # raises `TypeError` for a value that JSON cannot represent
     return value
 
 
 class _JsonWords(ast.NodeTransformer):
-    """Replaces `true`, `false` and `null` by the words of Python."""
+    """Replaces `true`, `false` and `null` by Python's words."""
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         words = {"true": True, "false": False, "null": None, "none": None}
@@ -439,7 +439,7 @@ class _JsonWords(ast.NodeTransformer):
 
 
 def _types_in(schema: Any, root: JsonObject, depth: int = 8) -> set[str]:
-    """Return the types that a schema allows, empty if it names none; `depth` ends one that contains itself."""
+    """Return the types that a schema allows; empty if it names none. `depth` limits schemas that contain themselves."""
     if not isinstance(schema, dict) or not depth:
         return set()
     named = schema.get("type")
@@ -471,7 +471,7 @@ def _mistral(text: str, _: Tools) -> Found:
 
 
 def _matching(pattern: re.Pattern[str], begin: str) -> Callable[[str, Tools], Found]:
-    """Return a reader of calls that `pattern` finds, each a name and JSON; the text ends at `begin`."""
+    """Return a reader for calls that `pattern` matches as a name and JSON. The answer's text ends at `begin`."""
 
     def read(text: str, _: Tools) -> Found:
         return text.partition(begin)[0], [(name.strip(), json.loads(body)) for name, body in _closed(pattern, text)]
@@ -480,7 +480,7 @@ def _matching(pattern: re.Pattern[str], begin: str) -> Callable[[str, Tools], Fo
 
 
 def _closed(pattern: re.Pattern[str], text: str) -> list[tuple[str, str]]:
-    """Return the names and bodies that `pattern` finds, without a last one that is cut off."""
+    """Return the names and bodies that `pattern` matches, except a last match that is cut off."""
     return [(name, body) for name, body, closing in pattern.findall(text) if closing]
 
 
@@ -500,7 +500,7 @@ def _pythonic(block: str, _: Tools) -> list[tuple[str, object]]:
 
 
 def _python_or_json(block: str, tools: Tools) -> list[tuple[str, object]]:
-    """Read the calls of Liquid AI's models: Python, or JSON if the system prompt asks for it."""
+    """Read the calls of Liquid AI's models: Python, or JSON if the system prompt requests it."""
     is_json = block.startswith("{") or re.match(r"\[\s*\{", block)
     return _json_calls(block) if is_json else _pythonic(block, tools)
 
@@ -615,16 +615,16 @@ _FORMS = (
     Form("<|channel|>", (), _harmony, before_reasoning=True),
 )
 BARE_FORM = Form("", ("<|python_tag|>", "<|tool_call|>", "<|/tool_call|>"), _alone)
-"""The form of Llama, and of models whose template has no known mark: an answer that consists only of calls."""
+"""The form of Llama, and of models whose template has no known mark: the answer consists only of calls."""
 
 
 def form_of(template: str) -> Form:
-    """Return the form that a chat template shows."""
+    """Return the form of calls that a chat template shows."""
     return next((form for form in _FORMS if form.shown in template), BARE_FORM)
 
 
 def read_calls(text: str, form: Form, tools: Tools) -> tuple[str, list[JsonDict]]:
-    """Return the text without the calls, and the calls in OpenAI's format; an unreadable text stays as it is."""
+    """Return the text without its calls, and the calls in OpenAI's format; an unreadable text stays unchanged."""
     if not any(mark in text for mark in form.marks) and form is not BARE_FORM and not form.before_reasoning:
         return text, []
     try:
@@ -636,9 +636,9 @@ def read_calls(text: str, form: Form, tools: Tools) -> tuple[str, list[JsonDict]
 
 
 def _call_of(name: str, arguments: object) -> JsonDict:
-    """Return a call in OpenAI's format. Raises `TypeError` or `ValueError` for arguments that JSON lacks."""
+    """Return a call in OpenAI's format. Raises `TypeError` or `ValueError` for arguments that JSON cannot represent."""
     written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-    # nine letters and digits: Mistral's chat templates refuse any other id in later turns
+    # nine letters and digits, because Mistral's chat templates refuse any other id in later turns
     return {
         "id": uuid.uuid4().hex[:9],
         "type": "function",

@@ -1,1 +1,1 @@
-"""Any OpenAI-compatible endpoint, over one pool of connections."""
+"""The backend for OpenAI-compatible endpoints, over one pool of connections."""

@@ -1,4 +1,4 @@
-"""The wait that an error response requests: in its headers, in fields of its body, or in words.
+"""The wait that an error response requests: in headers, in fields of the body, or in its text.
 
 Forms: RFC 9110 section 10.2.3 (Retry-After), OpenAI's `retry-after-ms` and `x-ratelimit-reset-*`, Google's
 `RetryInfo`, OpenRouter's `metadata.headers`, the IETF draft `RateLimit`; tests/backends/openai/evidence.jsonl has each.
@@ -37,7 +37,7 @@ _DATE = re.compile(
     r"\d{4}-\d{2}-\d{2}(?:T|\s+(?:at\s+)?)\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?\s*(?:Z|UTC|GMT|[+-]\d{2}:?\d{2})?",
     re.IGNORECASE,
 )
-# A time counts as a wait only behind one of these words in the same sentence.
+# A time counts as a wait only after one of these words in the same sentence.
 _ASKING = re.compile(
     r"(?:again|retry|wait|reset|replenish|available|access|cool ?down|delay|until|请|等待|恢复|重置|解除)",
     re.IGNORECASE,
@@ -60,7 +60,7 @@ _FIELDS: Mapping[str, float | None] = {
     "resetafterseconds": 1, "ratelimitreset": None, "xratelimitreset": None, "quotaresettime": None,
     "resettimestamp": None, "quotaresetdelay": None,
 }  # fmt: skip
-# The headers of an answer that report a limit: the remainder, and the time of its reset.
+# Response headers that report a limit: the remaining amount, and the time of the reset.
 _LIMITS = (
     *((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens")),
     *(
@@ -72,9 +72,9 @@ _NONSENSE_S = 100 * 365 * 86400.0
 
 
 def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str, now: float | None = None) -> float | None:
-    """Return the seconds that a response asks to wait, or None if it names no wait.
+    """Return the seconds that a response requests to wait, or None.
 
-    `payload` is the parsed body, `text` its words, `now` the time in seconds since 1970.
+    `payload`: the parsed body. `text`: its text. `now`: the time in seconds since 1970.
     """
     now = time.time() if now is None else now
     for wait in (
@@ -89,7 +89,7 @@ def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str, now: float
 
 
 def exhausted_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Return the seconds until the reset of a limit that an answer's headers report as used up, or None."""
+    """Return the seconds until the reset of a limit that is used up according to an answer's headers; else None."""
     waits: list[float] = []
     for remaining, resets in _LIMITS:
         if headers.get(remaining) == "0":
@@ -100,7 +100,7 @@ def exhausted_s(headers: Mapping[str, str], now: float | None = None) -> float |
 
 
 def _retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Return the wait that `retry-after-ms` or `Retry-After` asks for: seconds, a date, or a span such as `1m30s`."""
+    """Return the wait in `retry-after-ms` or `Retry-After`: seconds, a date, or a span such as `1m30s`."""
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
@@ -129,7 +129,7 @@ def _from_fields(payload: Any, now: float) -> float | None:
 
 
 def _fields(payload: Any) -> Iterator[tuple[str, Any]]:
-    """Yield names and values of all objects in `payload`, within bounds."""
+    """Yield the names and values of all objects in `payload`, up to a limit."""
     waiting, left = [payload], MOST_LEAVES
     while waiting and left:
         value = waiting.pop()
@@ -143,7 +143,7 @@ def _fields(payload: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _span_s(value: Any, unit_s: float | None, now: float) -> float | None:
-    """Return a field or header value in seconds from now: a span, seconds, or a time (since 1970 or as a date)."""
+    """Return a field or header value in seconds from now: it is a span, seconds, or a time (Unix or a date)."""
     if isinstance(value, Mapping):  # google.protobuf.Duration as an object
         return _number(value.get("seconds"))
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -172,7 +172,7 @@ def _from_words(text: str, now: float) -> float | None:
                 continue
             if pattern is _SPAN:
                 waits.append(_span_sum_s(match[0]))
-            elif pattern is _CLOCK:  # else a time of day
+            elif pattern is _CLOCK:  # otherwise it is a time of day
                 waits += [_clock_s(match)] if before.endswith((" in ", " after ")) else []
             elif (wait := _until_s(match[0], now, local=not text.isascii())) is not None:
                 waits.append(wait)
@@ -182,7 +182,7 @@ def _from_words(text: str, now: float) -> float | None:
 
 
 def _from_resets(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the wait until the most exhausted limit resets, as the headers say."""
+    """Return the wait until the reset of the most exhausted limit, according to the headers."""
     lower = {name.lower(): value for name, value in headers.items()}
     if match := re.search(r"\b(?:t|reset)=(\d+)", lower.get("ratelimit", "")):
         return float(match[1])
@@ -200,7 +200,7 @@ def _from_resets(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def _until_s(text: str, now: float, *, local: bool = False) -> float | None:
-    """Return the seconds until `text`, which must be only a date. `local`: without a zone it is in China's time."""
+    """Return the seconds until the date `text`. `local`: a date without a time zone is in China's time."""
     match = _DATE.fullmatch(text.strip())
     if match is None:
         return None

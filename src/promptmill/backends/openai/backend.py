@@ -1,15 +1,15 @@
-"""The `openai` backend: requests → HTTP → outcomes, over one pool of connections, and the loop of one request.
+"""The `openai` backend: converts requests to outcomes by HTTP, over one pool of connections, with a loop per request.
 
-`OpenAIBackend` has what all calls share; `Attempts` takes the requests of one call to their outcomes: permit, attempt,
-classify, wait, again.
+`OpenAIBackend` has what all calls share. `Attempts` brings the requests of one call to their outcomes: get a permit,
+make an attempt, classify, wait, repeat.
 
-An attempt needs a permit, which the limiter gives when the endpoint can take it. A failed attempt is classified: it
-concerns the item alone (final), this attempt alone (try again, counted against `retries`), or the endpoint (try again
-when the endpoint can take it; not counted as long as other items are not answered either). An item fails after
-`retries` counted attempts, and in any case after five times as many.
+An attempt needs a permit, which the limiter gives when the endpoint can take a request. A failed attempt is classified:
+it concerns only the item (final), only this attempt (retry, counted against `retries`), or the endpoint (retry when the
+endpoint can take it; not counted while other items are not answered either). An item fails after `retries` counted
+attempts, and in any case after five times that number.
 
-A refusal that may concern every item, such as a refused key, is held back until other items have shown whether it does:
-see `_Attribution`.
+A refusal that may concern every item, such as a refused key, is held until other items show whether it does: see
+`_Attribution`.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from promptmill.core.errors import Code, PromptmillError, config_error, internal
 from promptmill.core.request import Request
 from promptmill.images.load import ImageRules, WebImages
 
-# An item fails after this many times `retries` attempts, even if most of them did not count against it.
+# An item fails after this multiple of `retries` attempts, even if most of them were not counted.
 _HARD_CAP = 5
-_NOTHING_BEHIND = 502  # a proxy's answer where its server is gone
-# Failures with these codes are due to the contents of the item, however many items have them.
+_NOTHING_BEHIND = 502  # a proxy's answer if its server is down
+# Failures with these codes are caused by the item's content, however many items have them.
 _OWN = frozenset(
     {Code.CONTENT_FILTER, Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.EMPTY_ANSWER, Code.OPEN_REASONING}
 )
@@ -61,24 +61,24 @@ _Result: TypeAlias = Completion | RetryDecision
 
 
 def create(plan: ResolvedConfig) -> OpenAIBackend:
-    """Return the backend of `plan`. Raises `PromptmillError` (`invalid_config`) for what cannot work."""
+    """Return the backend of `plan`. Raises `PromptmillError` (`invalid_config`) for settings that cannot work."""
     return OpenAIBackend(plan)
 
 
 class OpenAIBackend:
-    """Calls share one pool and one limiter, so `concurrency` bounds all of them together."""
+    """All calls share one pool and one limiter, so `concurrency` limits all of them together."""
 
     def __init__(self, plan: ResolvedConfig) -> None:
-        """`plan` chooses endpoints, keys and limits; nothing is opened yet."""
+        """`plan` chooses endpoints, keys and limits. Nothing is opened yet."""
         self._plan = plan
         self._settings = plan.settings.backend_configs.openai
         if not self._settings.model_name:
             raise config_error("backend_configs.openai.model_name", "is missing; name the endpoint's model.")
         self._endpoints = endpoints(plan)
         for endpoint in self._endpoints:
-            proxy_of(endpoint.url, trust_env=self._settings.trust_env)  # raises for a proxy that cannot be used
+            proxy_of(endpoint.url, trust_env=self._settings.trust_env)  # raises if the proxy is unusable
         self._pool: Pool | None = None
-        """None before it is loaded, and once it is closed."""
+        """The pool; None before loading and after closing."""
         self._fetcher = WebImages() if plan.settings.fetch_images else None
         self._limiter: Limiter | None = None
         self._calls: dict[Call, Attempts | ExchangedAnswers] = {}
@@ -87,13 +87,13 @@ class OpenAIBackend:
 
     @cached_property
     def _rules(self) -> ImageRules:
-        """The rules of images, made for the first one; all calls share its memory."""
+        """The rules for images, created for the first image. All calls share their memory."""
         settings = self._plan.settings
         types = image_types_of(self._endpoints)
         return ImageRules.of(self._plan.file_rule, settings.max_image_pixels, settings.max_image_memory, types)
 
     async def load(self, report: Callable[[str], None]) -> None:
-        """Make the pool; nothing is sent."""
+        """Create the pool. Nothing is sent."""
         settings, model = self._settings, self._settings.model_name or ""
         report(f"using {model} at {', '.join(endpoint.name for endpoint in self._endpoints)}")
         wanted = most_in_flight(settings, self._endpoints)
@@ -105,16 +105,16 @@ class OpenAIBackend:
 
     @property
     def most(self) -> int:
-        """The requests that may be in flight together, here and in other processes."""
+        """The limit of requests in flight, in this and other processes together."""
         return self._concurrency
 
     async def lease(self, most: int, rates: float) -> None:
-        """Use only a part of `concurrency`, `rpm` and `tpm` from now on: see `Leased`. It is loaded."""
+        """From now on, use only a part of `concurrency`, `rpm` and `tpm`: see `Leased`. The backend must be loaded."""
         assert self._limiter is not None
         await self._limiter.lease(most, rates)
 
     def widen(self, most: int) -> None:
-        """Allow so many requests in flight from now on, if that is more than before."""
+        """From now on, allow `most` requests in flight, if this is more than before."""
         if self._limiter is None or self._pool is None or most <= self._concurrency:
             return
         self._concurrency = max(self._concurrency, min(most, room_for_connections(most)))
@@ -125,7 +125,7 @@ class OpenAIBackend:
                 attempts.widen(self._concurrency)
 
     def enter(self, call: Call) -> Attempts | ExchangedAnswers:
-        """Note that a call starts. Raises `PromptmillError` (`shutdown`)."""
+        """Record that a call starts. Raises `PromptmillError` (`shutdown`)."""
         if self._pool is None or self._limiter is None:
             raise PromptmillError(Code.SHUTDOWN, "The connections are closed.")
         if call.exchange is not None:
@@ -154,11 +154,11 @@ class OpenAIBackend:
         return attempts
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer one request; each failure is its own."""
+        """Answer one request. A failure affects only this request."""
         return self._calls[call].answer(request)
 
     async def leave(self, call: Call) -> None:
-        """Note that a call has ended."""
+        """Record that a call has ended."""
         attempts = self._calls.pop(call)
         if not self._calls:
             for watch in self._watches:
@@ -186,7 +186,7 @@ class OpenAIBackend:
 
 
 class Attempts(ConcurrencyShare):
-    """The requests of one call at one pool of endpoints. `answer` takes one of them to its outcome."""
+    """The requests of one call at one pool of endpoints. `answer` brings one of them to its outcome."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class Attempts(ConcurrencyShare):
         self._take = Hedge(self._answer).answer if settings.hedge else self._answer
         self._item_timeout = settings.item_timeout
         self._plain = not settings.hedge and settings.item_timeout is None
-        """Whether an attempt is one request, however long it takes."""
+        """Whether an attempt is always one request without a time limit."""
         self._attribution: _Attribution | None = None
         """Created at the first failure."""
         self._answered = call.facts.has_answered
@@ -214,12 +214,12 @@ class Attempts(ConcurrencyShare):
             call.flow = self
 
     def widen(self, most: int) -> None:
-        """Use so many requests in flight."""
+        """Use `most` requests in flight."""
         self.cap = most
         self._limiter.share_out()
 
     async def aclose(self) -> None:
-        """Free the call's resources, once no answer is in flight."""
+        """Free the call's resources. No answer may be in flight."""
         if self.call.flow is self:
             self.call.flow = None
         self._limiter.close(self)
@@ -227,7 +227,7 @@ class Attempts(ConcurrencyShare):
 
     @property
     def limit(self) -> int:
-        """The most requests in flight to the endpoints, of all calls together."""
+        """The limit of requests in flight to the endpoints, for all calls together."""
         return self._limiter.room
 
     @property
@@ -237,7 +237,7 @@ class Attempts(ConcurrencyShare):
         return ", ".join(dict.fromkeys(busy))
 
     def waiting(self) -> str:
-        """Return why the call is stalled and when it resumes; `""` while requests are running."""
+        """Return the reason for a stall and its end; `""` while requests are running."""
         return self._flow.waiting()
 
     @cached_property
@@ -245,7 +245,7 @@ class Attempts(ConcurrencyShare):
         return CallFlow(self._limiter, self.call, time.monotonic, self._began)
 
     def idle(self) -> None:
-        """Decide on the failures that are held: no other item is left to show whether they concern all."""
+        """Decide on the held failures, because no other item is left that could show whether they concern all items."""
         if self._attribution is not None:
             self._attribution.release()
 
@@ -259,7 +259,7 @@ class Attempts(ConcurrencyShare):
             preparing = sender.prepare(request)
             prepared = NOTHING if preparing is None else await preparing
             item.tokens = _estimated_tokens(request) if limiter.counts_tokens else 0
-        except Exception as error:  # noqa: BLE001 (one item never ends the others)
+        except Exception as error:  # noqa: BLE001 (one item must never end the others)
             return _unprepared(item, error)
         while True:
             if self._attribution is not None and self._attribution.ended:
@@ -289,7 +289,7 @@ class Attempts(ConcurrencyShare):
                 return failure
 
     def _attempt(self, item: Item, permit: Permit, prepared: Mapping[str, bytes]) -> Awaitable[_Result]:
-        """Return the result of an attempt. Raises `PromptmillError` for an error of the item itself."""
+        """Return the result of an attempt. Raises `PromptmillError` for an error in the item itself."""
         limit_s = self._item_timeout
         if not item.since:
             item.since = permit.at
@@ -301,7 +301,7 @@ class Attempts(ConcurrencyShare):
         return self._send_bounded(item, permit, prepared)
 
     def _completed(self, item: Item, answer: Completion, permit: Permit, now: float) -> Completion:
-        """Return `answer`, which came at `now` by `permit`, with the attempts, time and usage of its item."""
+        """Return `answer`, which arrived at `now` with `permit`, with its item's attempts, time and usage."""
         if self._limiter.counts_tokens:
             self._limiter.charge_tokens(answer.usage.prompt_tokens + answer.usage.completion_tokens - item.tokens)
         self._answered = True
@@ -312,11 +312,11 @@ class Attempts(ConcurrencyShare):
             own = [(answer.usage, answer.tier)] if answer.is_metered else []
             answer.usage, answer.spent = answer.usage + billed.usage, (*billed.spent, *own)
         answer.attempts = item.attempts
-        answer.latency_s = int((now - item.since) * 10_000 + 0.5) / 10_000  # a fifth of the time of `round`
+        answer.latency_s = int((now - item.since) * 10_000 + 0.5) / 10_000  # takes a fifth of the time of `round`
         return answer
 
     async def _send_bounded(self, item: Item, permit: Permit, prepared: Mapping[str, bytes]) -> _Result:
-        """Send once, within `item_timeout`; it may be cancelled because its twin has an answer."""
+        """Send once, within `item_timeout`. It may be cancelled if the second request of a hedge is answered."""
         limit_s, before = self._item_timeout, item.attempts
         left_s = None if limit_s is None else item.since + limit_s - time.monotonic()
         try:
@@ -333,7 +333,7 @@ class Attempts(ConcurrencyShare):
         """Report a failure to the endpoint's state; return whether it counts against the item's `retries`."""
         endpoint_state = permit.endpoint_state
         if decision.kind is FailureKind.ITEM:
-            endpoint_state.succeeded(permit)  # it answered; the response concerns this item alone
+            endpoint_state.succeeded(permit)  # the endpoint answered: the response concerns only this item
             return True
         self.call.counts.refused += decision.kind is FailureKind.LOAD
         before = item.failed_serial if item.failed_at is endpoint_state else None
@@ -344,7 +344,7 @@ class Attempts(ConcurrencyShare):
         return not forgiven
 
     def _explained(self, decision: RetryDecision, endpoint_state: EndpointState) -> RetryDecision:
-        """Return `decision` with hints on the key that was sent, the scheme of the URL, or a wait that is too long."""
+        """Return `decision` with a hint on the sent key, the URL's scheme, or an excessive wait."""
         if decision.error.code is Code.UNAUTHORIZED:
             return replace(decision, error=with_key_hint(endpoint_state.endpoint, decision.error, decision.status))
         if decision.error.code is Code.CONNECTION_LOST and not endpoint_state.health.successes:
@@ -357,7 +357,7 @@ class Attempts(ConcurrencyShare):
     async def _after_failure(
         self, item: Item, permit: Permit, decision: RetryDecision, *, counts: bool
     ) -> Failure | None:
-        """Return the failure of an item, or None once it is to be sent again."""
+        """Return the failure of an item; None after putting the item back to be sent again."""
         error, endpoint_state = decision.error, permit.endpoint_state
         settings = self._settings
         if not decision.may_be_billed:
@@ -403,12 +403,12 @@ class Attempts(ConcurrencyShare):
         return None
 
     def _is_gone(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
-        """Return whether a final failure shows that no endpoint is left, whether or not items remain to be sent.
+        """Return whether a final failure shows that no endpoint is left, even if no items remain to be sent.
 
-        If an endpoint has answered, a timeout may be due to the item: then only a lost connection counts. If none
-        ever has, a connection lost once is enough, as is a proxy without a server behind it: a call of many items ends
-        at `SEVERAL` of these, and a short one must not end otherwise. An item that failed in an earlier run shows
-        nothing by this: it may be the only one left because it always loses its connection.
+        If an endpoint has answered before, a timeout may be due to the item, so only a lost connection counts. If none
+        has, one lost connection is enough, or a proxy without a server: a long call ends after `SEVERAL` of these, and
+        a short call must end in the same way. An item that failed in an earlier run shows nothing: it may be the only
+        remaining item because its connection is always lost.
         """
         is_lost = decision.kind is FailureKind.LOST
         has_answered = any(state.health.successes for state in self._limiter.endpoint_states)
@@ -419,23 +419,23 @@ class Attempts(ConcurrencyShare):
         return is_lost or not endpoint_state.health.successes
 
     def _wait_s(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool) -> float:
-        """Return how long an item that is put back waits by itself, in addition to its endpoint's pauses."""
+        """Return the wait of an item that is put back, in addition to pauses of its endpoint."""
         settings = self._settings
         wait_s = 0.0
         if decision.kind is FailureKind.LOAD:
-            if item.refusals:  # at the first refusal, the lower limit is delay enough
+            if item.refusals:  # after the first refusal, the lower limit is a sufficient delay
                 base_s = min(settings.base_delay, endpoint_state.load.answer_s or settings.base_delay)
                 wait_s = backoff_s(item.refusals, base_s, settings.max_delay, self._rng)
         elif counts and not endpoint_state.is_down and not decision.stale:
-            # an endpoint that is down pauses between its probes, which is delay enough
+            # an endpoint that is down pauses between probes, which is a sufficient delay
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._rng)
-        if not self._limiter.elsewhere(endpoint_state):  # another endpoint requested no wait
+        if not self._limiter.elsewhere(endpoint_state):  # another endpoint did not request the wait
             wait_s = max(wait_s, endpoint_state.honoured_wait_s(decision))
         return wait_s
 
 
 def _estimated_tokens(request: Request) -> int:
-    """Return a rough estimate for `tpm`; the tokens that were really used are charged afterwards."""
+    """Return a rough estimate for `tpm`. The actual tokens are charged afterwards."""
     return sum(len(m.content) for m in request.conversation.messages if isinstance(m.content, str)) // 4
 
 
@@ -449,7 +449,7 @@ def _unprepared(item: Item, error: Exception) -> Failure:
 def _failure(
     item: Item, error: PromptmillError, last: RetryDecision | None = None, *, concerns_all: bool = False
 ) -> Failure:
-    """Return the failure of an item; `last` is the decision on its last attempt, if that is not charged yet."""
+    """Return the failure of an item. `last`: the decision on its last attempt, if it is not yet charged."""
     if last is not None:
         item.charge(last)
     age_s = round(time.monotonic() - item.since, 4) if item.since else 0.0
@@ -474,38 +474,38 @@ class _Held:
     permit: Permit
     decision: RetryDecision
     verdict: asyncio.Future[bool]
-    """Whether the refusal concerns all items."""
+    """Set to whether the refusal concerns all items."""
 
 
 class _Attribution:
-    """Finds out whether the items or the endpoint caused the final failures of a call.
+    """Determines whether the items or the endpoint caused the final failures of a call.
 
-    A refusal for the key or the model is held until a request that was sent later is answered: then its item caused it.
-    An answer to a request that was sent earlier shows nothing about the key now.
+    A refusal because of key or model is held until a later request is answered: then the item caused the refusal. An
+    answer to an earlier request shows nothing about the key now.
 
-    While the call has no answer at all, every final failure is held: a parameter that the endpoint does not support
-    fails every item, whatever the message. `SEVERAL` equal failures then end the call.
+    While the call has no answers, every final failure is held: an unsupported parameter makes every item fail, whatever
+    the message. `SEVERAL` equal failures then end the call.
     """
 
     def __init__(self, *, answered: bool) -> None:
-        """`answered`: an item of the call was answered before."""
+        """`answered`: an item of the call has already been answered."""
         self._held: list[_Held] = []
         self._answered = answered
         self._pages = 0
         self.ended: PromptmillError | None = None
-        """The error that ends the call: no further request is sent."""
+        """The error that ends the call, after which no request is sent."""
 
     def takes(self, decision: RetryDecision) -> bool:
-        """Return whether a final failure has to wait here."""
+        """Return whether a final failure must be held."""
         if decision.kind is FailureKind.ENDPOINT:
             return True
         return not self._answered and decision.error.code not in _OWN
 
     def is_ended_by(self, decision: RetryDecision) -> bool:
-        """Note a failure that would be tried again; return whether it ends the call.
+        """Count a retryable failure. Return whether it ends the call.
 
         A single web page may come from a portal or proxy and be gone at the next request. `SEVERAL` pages without an
-        answer are the contents of that address.
+        answer mean that the address is a web site.
         """
         if self._answered or decision.error.code is not Code.BAD_RESPONSE or decision.status != 200:
             return False
@@ -516,9 +516,9 @@ class _Attribution:
         return self.ended is not None
 
     def hold(self, permit: Permit, decision: RetryDecision) -> asyncio.Future[bool]:
-        """Return the verdict on a final failure of the request that `permit` sent: whether it concerns all items."""
+        """Hold a final failure of the request with `permit`. Return its verdict: whether it concerns all items."""
         held = _Held(permit, decision, asyncio.get_running_loop().create_future())
-        self._held = [one for one in self._held if not one.verdict.done()]  # without those that were cancelled
+        self._held = [one for one in self._held if not one.verdict.done()]  # without cancelled ones
         self._held.append(held)
         if permit.endpoint_state.health.blocked:
             self.ended = permit.endpoint_state.health.blocked
@@ -531,7 +531,7 @@ class _Attribution:
         return held.verdict
 
     def answered(self, permit: Permit) -> None:
-        """Note that the request which `permit` sent was answered: some of the failures were the items' own."""
+        """Record that the request with `permit` was answered: items themselves caused some of the failures."""
         self._answered = True
         if not self._held:
             return
@@ -541,7 +541,7 @@ class _Attribution:
             _decide(held, concerns_all=False)
 
     def release(self) -> None:
-        """Decide on all held failures: they concern all items if they ended the call or the endpoint."""
+        """Decide on all held failures. They concern all items if they ended the call or blocked the endpoint."""
         held_requests, self._held = self._held, []
         for held in held_requests:
             health = held.permit.endpoint_state.health

@@ -1,6 +1,6 @@
-"""A chat completion as endpoints write it, and replies of all dialects become: its fields in all their places.
+"""The format of chat completions, to which replies of all dialects are converted, with all variants of its fields.
 
-`read_message`, `read_finish` and `details_of` read its fields; `GrowingMessage` has those of a stream so far.
+`read_message`, `read_finish` and `details_of` read its fields. `GrowingMessage` collects those of a stream.
 
 Formats: platform.openai.com, chat completions, streaming; html.spec.whatwg.org, server-sent events; the providers' own
 reasoning fields.
@@ -19,21 +19,21 @@ from promptmill.answers.reasoning import split_marked, without_broken_mark
 from promptmill.backends.protocol import Growing
 from promptmill.core.values import JsonDict, JsonObject
 
-# vLLM, SGLang, DeepSeek, Qwen; OpenRouter, newer vLLM, Ollama; Anthropic's format through gateways.
+# Names of the reasoning field: vLLM, SGLang, DeepSeek, Qwen; OpenRouter, newer vLLM, Ollama; Anthropic via gateways.
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text")
 _THINKING_PARTS = frozenset({"thinking", "reasoning", "reasoning_text", "thought", "redacted_thinking"})
 _INNER = ("text", "thinking", "reasoning", "content", "summary", "parts", "value")
-# Fields that `Completion` has itself, or that are equal in every answer.
+# Fields that `Completion` has, or that are equal in every answer.
 _PAYLOAD = frozenset({"object", "choices", "error"})
 _CHOICE = frozenset({"index", "message", "text", "finish_reason", "logprobs"})
 _MESSAGE = frozenset({"role", "content", "reasoning_content", "reasoning", "tool_calls"})
 END = b"[DONE]"
-"""The data of the last event of a stream."""
+"""The data of a stream's last event."""
 EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
 def read_message(message: JsonObject) -> tuple[str, str | None]:
-    """Return `(text, reasoning)` of a message, the text unchanged. Raises `TypeError` for content that is not text."""
+    """Return `(text, reasoning)` of a message; the text is unchanged. Raises `TypeError` if the content is not text."""
     text, thought = _split_parts(message.get("content"))
     return text, _reasoning(message) or thought or None
 
@@ -43,7 +43,7 @@ def _is_thinking(part: Any) -> bool:
 
 
 def text_of(part: Any, depth: int = 0) -> str:
-    """Return the text of a part; `""` for a part with a `type` and no text. Raises `TypeError` for any other value."""
+    """Return the text of a part; `""` if it has a `type` but no text. Raises `TypeError` for any other value."""
     if isinstance(part, str):
         return part
     if part is None:
@@ -63,7 +63,7 @@ def text_of(part: Any, depth: int = 0) -> str:
 
 
 def _split_parts(content: Any) -> tuple[str, str]:
-    """Return `(text, thinking)` of a message's content. Mistral's and Anthropic's reasoning models send parts."""
+    """Return `(text, thinking)` of a message's content, which is a list of parts for some reasoning models."""
     if isinstance(content, str):
         return content, ""
     parts = content if isinstance(content, list) else [content]
@@ -97,7 +97,7 @@ def _optional(value: Any) -> str | None:
 
 
 class Ending(Enum):
-    """The way an answer ended."""
+    """How an answer ended."""
 
     WHOLE = auto()
     FILTERED = auto()
@@ -116,7 +116,7 @@ _LENGTH = _set_of(
     "length max_tokens max_output_tokens max_length model_length token_limit length_limit error_limit max_new_tokens "
     "model_context_window_exceeded context_length_exceeded repetition_truncation"
 )
-# Any word for a filter, also inside a longer reason such as `content_filter: PROHIBITED_CONTENT`.
+# Any word for a content filter, even inside a longer reason such as `content_filter: PROHIBITED_CONTENT`.
 _FILTER = re.compile(
     r"filter|safety|sensitive|moderat|blocked|blocklist|prohibit|spii|recitation|guardrail|toxic|refus|polic"
     r"|flagged|unsafe"
@@ -130,7 +130,7 @@ _BROKEN = re.compile(
 
 
 def read_finish(reason: object) -> tuple[str | None, Ending]:
-    """Return `(OpenAI's finish reason or the endpoint's own, the ending)`; SGLang's may be an object with a `type`.
+    """Return `(OpenAI's finish reason or the endpoint's, the ending)`. SGLang's reason may be an object with a `type`.
 
     Sources: the providers' API references. Gateways pass on Gemini's and Cohere's own reasons unchanged.
     """
@@ -138,7 +138,7 @@ def read_finish(reason: object) -> tuple[str | None, Ending]:
         reason = reason.get("type")
     if not isinstance(reason, str) or not reason:
         return None, Ending.WHOLE
-    # characters; a search through a longer one would hold up everything else
+    # characters; searching a longer text would block the event loop
     reason = reason[:200]
     word = reason.strip().lower().replace("-", "_").replace(" ", "_")
     if word in _STOP:
@@ -153,9 +153,9 @@ def read_finish(reason: object) -> tuple[str | None, Ending]:
 
 
 def details_of(payload: JsonObject, choice: JsonObject, message: JsonObject) -> JsonDict | None:
-    """Return the other fields of an answer's `body`, `choice` and `message`, for outputs of the Batch format.
+    """Return the remaining fields of an answer's `body`, `choice` and `message`, for outputs in the Batch format.
 
-    None if there are none, or if they are nested too deeply for a file.
+    Return None if there are none, or if their nesting is too deep for a file.
     """
     extras = {"body": _rest(payload, _PAYLOAD), "choice": _rest(choice, _CHOICE), "message": _rest(message, _MESSAGE)}
     kept = {name: value for name, value in extras.items() if value}
@@ -167,13 +167,13 @@ def _rest(value: JsonObject, known: frozenset[str]) -> JsonDict:
 
 
 def can_go_on(value: Any) -> bool:
-    """Return whether files, frames and results can hold `value`: it is valid JSON and not nested too deeply."""
+    """Return whether files, frames and results can hold `value`: it is valid JSON without too deep nesting."""
     try:
         text = orjson.dumps(value)
-        # at most 32 levels, because later encoders have limits; with more brackets, the depth is measured
+        # at most 32 levels, because later encoders have limits; more brackets are measured exactly
         if text.count(b"{") + text.count(b"[") <= 32:
             return True
-        for _ in range(254 - 32):  # wrapped until orjson's limit is ours
+        for _ in range(254 - 32):  # wrapped so that orjson's limit equals ours
             value = [value]
         return bool(orjson.dumps(value))
     except TypeError:
@@ -181,7 +181,7 @@ def can_go_on(value: Any) -> bool:
 
 
 ENDED: JsonDict = {}
-"""The end mark of a stream, as one of its events."""
+"""The end of a stream, as one of its events."""
 
 
 class CutOffError(Exception):
@@ -189,7 +189,7 @@ class CutOffError(Exception):
 
 
 def is_stream(content_type: str, body: bytes) -> bool:
-    """Return whether a body that is not JSON is a stream of events, or of JSON objects line by line."""
+    """Return whether a body that is not JSON is a stream of events, or one JSON object per line."""
     start = body.lstrip()
     if content_type.startswith("text/event-stream") or start.startswith(EVENT_STARTS):
         return True
@@ -197,7 +197,7 @@ def is_stream(content_type: str, body: bytes) -> bool:
 
 
 def first_event(body: bytes) -> Any:
-    """Return the first event that is JSON, or None. Some servers send errors as streams."""
+    """Return the first event that is JSON, or None. Some servers send errors as a stream."""
     for data in events_in(body):
         try:
             return orjson.loads(data)
@@ -212,7 +212,7 @@ def events_in(body: bytes) -> Iterator[bytes]:
     for line in body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"):
         if line.startswith(b"data:"):
             lines.append(line[5:].removeprefix(b" "))
-        elif line.startswith(b"{"):  # JSON line by line
+        elif line.startswith(b"{"):  # one JSON object per line
             yield line
         elif not line and lines:
             yield b"\n".join(lines)
@@ -230,7 +230,7 @@ class GrowingMessage:
         self._calls: dict[int, _Call] = {}
 
     def add(self, delta: JsonDict) -> None:
-        """Take the next pieces. Raises `TypeError` for content that is not text."""
+        """Add the next pieces. Raises `TypeError` if the content is not text."""
         for name, value in delta.items():
             if name == "tool_calls":
                 for piece in value or ():
@@ -268,7 +268,7 @@ class _Call:
         self._arguments: list[str] = []
 
     def add(self, piece: JsonDict) -> None:
-        """Take the next piece. Raises `TypeError` for a name or arguments that are no text."""
+        """Add the next piece. Raises `TypeError` if the name or the arguments are not text."""
         self._fields |= {name: piece[name] for name in ("id", "type") if piece.get(name)}
         function = piece.get("function") or {}
         for name, parts in (("name", self._name), ("arguments", self._arguments)):
@@ -287,13 +287,13 @@ class _Call:
 class StreamPreview:
     """Shows a streamed answer while it arrives.
 
-    Unreadable events are skipped, because the whole body is read again at the end.
+    Unreadable events are skipped, because the complete body is read again at the end.
     """
 
     def __init__(
         self, show: Callable[[Growing], None], delta_in: Callable[[JsonDict], JsonDict], *, inline: bool
     ) -> None:
-        """`show` gets the answer so far, which grows by `delta_in` each event; with `inline`, with its reasoning."""
+        """`show` gets the answer so far, to which `delta_in` each event adds; with `inline`, including reasoning."""
         self._show, self._inline, self._delta_in = show, inline, delta_in
         self._rest = b""
         self._message = GrowingMessage()
@@ -301,7 +301,7 @@ class StreamPreview:
     def feed(self, piece: bytes) -> None:
         """Take the next piece of the body."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
-        if sum(map(self._add, lines)):  # not `any`, which would stop at the first
+        if sum(map(self._add, lines)):  # not `any`, which would stop at the first line
             self._show(self._so_far())
 
     def _add(self, line: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""`promptmill models --check`: try each endpoint of a configuration, stage by stage, and report what works."""
+"""`promptmill models --check`: tests each endpoint of a configuration stage by stage, and reports the results."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _IN_ALL_S = 15.0
 _TLS_PROBE_S = 3.0
 # Paths of APIs that users often omit: OpenAI's own, Open WebUI's, Groq's, DashScope's.
 _USUAL_PATHS = ("/v1", "/api/v1", "/api", "/openai/v1", "/compatible-mode/v1")
-# The Responses API accepts no fewer; thoughts of Anthropic's need at least a thousand more.
+# The Responses API accepts no smaller limit; Anthropic's thoughts need at least a thousand tokens more.
 _FEWEST_TOKENS = 16
 _NO_THINKING: JsonObject = MappingProxyType({"enable_thinking": None, "reasoning_effort": None})
 _REASONING_STARTED = "max_tokens or model output limit was reached"
 
 
 async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None], limit_s: float = _IN_ALL_S) -> None:
-    """Try each endpoint of `plan`, within `limit_s` in all.
+    """Test each endpoint of `plan`, within `limit_s` in total.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
     """
@@ -75,7 +75,7 @@ class _Stages:
 
 
 class _Trial:
-    """One endpoint, stage by stage, up to the first that fails."""
+    """The test of one endpoint, stage by stage, up to the first failing stage."""
 
     def __init__(self, plan: ResolvedConfig, endpoint: Endpoint, pool: Pool, stage: _Stages) -> None:
         self._plan, self._endpoint, self._pool, self._stage = plan, endpoint, pool, stage
@@ -134,7 +134,7 @@ class _Trial:
         return True
 
     async def _model(self) -> str:
-        """Report the models of the endpoint; return the name to send in requests, `""` if there is none."""
+        """Report the models of the endpoint. Return the model name for requests, or `""`."""
         stage, named = self._stage, self._settings.model_name
         stage.begin("models")
         try:
@@ -199,7 +199,7 @@ class _Trial:
             stage.warn(f"the answer is empty (finish_reason {answer.finish_reason}): is {model} a chat model?")
 
     async def _with_hint(self, error: PromptmillError, decision: failures.RetryDecision, model: str) -> PromptmillError:
-        """Return the error of the request with a hint from the results of the earlier stages."""
+        """Return the error of a request with a hint that uses the results of earlier stages."""
         if self._url.scheme == "http" and await self._port_speaks_tls(error):
             return failures.tls_port(self._endpoint)
         if error.code not in {Code.NOT_FOUND, Code.BAD_RESPONSE} and decision.status != 405:
@@ -214,7 +214,7 @@ class _Trial:
         return error
 
     async def _api_elsewhere(self) -> str | None:
-        """Return another base URL on the same host that lists models, or None."""
+        """Return another base URL on the same host that lists models; None without one."""
         base = self._endpoint.base_url
         origin = urlunsplit((self._url.scheme, self._url.netloc, "", "", ""))
         for candidate in (f"{base}/v1", *(origin + path for path in _USUAL_PATHS)):
@@ -235,7 +235,7 @@ class _Trial:
             return False
         context = ssl.create_default_context()
         context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # tests only whether the port speaks TLS; nothing is sent
+        context.verify_mode = ssl.CERT_NONE  # only tests whether the port speaks TLS; nothing is sent
         try:
             async with asyncio.timeout(_TLS_PROBE_S):
                 _, writer = await asyncio.open_connection(self._url.hostname, self._url.port or 80, ssl=context)

@@ -1,4 +1,4 @@
-"""Find the endpoint for `backend: auto`, and the model where `model_name` is missing."""
+"""Finds the endpoint for `backend: auto`, and the model if `model_name` is missing."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _BY_NAME = Named("model_name", text=" ({})")
 _LOCAL_S = 2.0
 _PROVIDER_S = 5.0
 _MODEL_S = 15.0
-# The configured key and headers belong to the configured endpoint; no other endpoint gets them.
+# The configured key and headers belong to the configured endpoint. Other endpoints do not get them.
 _NOTHING_OF_ANOTHER: JsonObject = MappingProxyType(
     {"api_key": None, "api_key_env": None, "headers": {}, "dialect": None}
 )
 _NATIVE_S = 2.0
-# Anthropic lists 20 models on a page unless asked for more, Google 50.
+# Page sizes: by default, Anthropic lists 20 models per page, Google 50.
 _ALL = {"anthropic": "?limit=1000", "gemini": "?pageSize=1000"}
 _OWNERS = {"vllm": "vLLM", "sglang": "SGLang", "llamacpp": "llama.cpp"}
 
 
 @contextlib.asynccontextmanager
 async def connected(plan: ResolvedConfig) -> AsyncIterator[Pool]:
-    """Open connections for a few requests to the plan's endpoints."""
+    """Open connections to the plan's endpoints, for a few requests."""
     pool = Pool(plan.settings.backend_configs.openai, 16)
     try:
         yield pool
@@ -54,7 +54,7 @@ async def connected(plan: ResolvedConfig) -> AsyncIterator[Pool]:
 async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
     """Return `plan` with the endpoint's model if the plan names no model.
 
-    Raises `PromptmillError`, which lists the models if the endpoint has several, or explains why the list is missing.
+    Raises `PromptmillError` that lists the models if the endpoint has several, or that explains a missing list.
     """
     first = endpoints(plan)[0]
     async with connected(plan) as pool:
@@ -73,7 +73,7 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
 
 
 async def models_at(plan: ResolvedConfig) -> list[str]:
-    """Return the names of the models that the first endpoint lists, loaded ones first; `[]` without a list."""
+    """Return the names of the models at the first endpoint, loaded models first; `[]` without a list."""
     first = endpoints(plan)[0]
     try:
         async with connected(plan) as pool:
@@ -110,7 +110,7 @@ def _naming(plan: ResolvedConfig, model: str, why: str) -> ResolvedConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """An endpoint that may be chosen. `values` are the settings of its `openai` block."""
+    """A candidate endpoint. `values` are the settings for its `openai` block."""
 
     name: str
     values: JsonObject
@@ -123,10 +123,10 @@ async def choose(
     environ: Mapping[str, str] = os.environ,
     profiles: Sequence[ProviderProfile] = PROFILES,
 ) -> Choice:
-    """Return the first endpoint that works, and the reasons against those before it. Without one, the choice is empty.
+    """Return the first working endpoint, and the reasons against earlier candidates. If none works, it is empty.
 
-    The order: the endpoint of the configuration, servers at their usual addresses on this machine, providers whose key
-    is set and which have the named model.
+    The order: the configuration's endpoint; servers at their usual addresses on this machine; providers whose key is
+    set and that have the named model.
     """
     block = configuration.plan.settings.backend_configs.openai
     against: list[str] = []
@@ -153,7 +153,7 @@ async def around(
     environ: Mapping[str, str] = os.environ,
     profiles: Sequence[ProviderProfile] = PROFILES,
 ) -> tuple[str, str]:
-    """Return the address of a server on this machine that answers, and a provider whose key is set; `""` for none."""
+    """Return the address of an answering server on this machine, and a provider with a key; `""` if there is none."""
     servers = _local(configuration, environ, profiles)
     async with connected(configuration.plan) as pool:
         answers = await asyncio.gather(*(_ask(pool, server, _LOCAL_S, environ) for server in servers))
@@ -169,7 +169,7 @@ async def around(
 def _judge(
     candidate: _Candidate, answer: tuple[Endpoint, ModelList] | PromptmillError, wanted: str | None, against: list[str]
 ) -> Choice | None:
-    """Return the choice for a candidate that works; for any other, append the reason to `against`."""
+    """Return the choice if the candidate works; otherwise append the reason to `against`."""
     if isinstance(answer, PromptmillError):
         if not candidate.is_local or answer.code is not Code.UNREACHABLE:
             against.append(f"{candidate.name}: {answer.message}".rstrip("."))
@@ -203,7 +203,7 @@ def _local(
 
 
 def _ollama_url(named: str) -> str:
-    """Return Ollama's URL for the value of OLLAMA_HOST: a host, a port, both, or a URL (docs/faq.md of Ollama)."""
+    """Return Ollama's URL for a value of OLLAMA_HOST: a host, a port, both, or a URL (docs/faq.md of Ollama)."""
     host = (named.partition("://")[2] or named).partition("/")[0]
     name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
     if not colon:
@@ -245,7 +245,7 @@ async def _ask(
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """A model that answers chats. `context` is its length in tokens; `loaded`: in memory now."""
+    """A chat model. `context`: its context length in tokens. `loaded`: whether it is in memory."""
 
     name: str
     context: int | None = None
@@ -254,18 +254,18 @@ class ListedModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelList:
-    """The models of one endpoint; `server` names the program, such as `Ollama 0.9.0`, where it is known."""
+    """The models of one endpoint. `server`: the name of the server program, such as `Ollama 0.9.0`, if known."""
 
     models: tuple[ListedModel, ...]
     server: str = ""
 
     def get(self, name: str) -> ListedModel | None:
-        """Return the model called `name`; Ollama's may leave out `:latest`, Google's are listed as `models/NAME`."""
+        """Return the model called `name`. Ollama's names may omit `:latest`; Google lists models as `models/NAME`."""
         same = {name, f"{name}:latest", f"models/{name}"}
         return next((model for model in self.models if model.name in same), None)
 
     def only(self) -> ListedModel | None:
-        """Return the default model: the only model, or the only loaded one; None if there are several."""
+        """Return the default model: the only model, or the only loaded model; else None."""
         loaded = [model for model in self.models if model.loaded]
         candidates = loaded if len(loaded) == 1 else self.models
         return candidates[0] if len(candidates) == 1 else None
@@ -275,11 +275,11 @@ class ModelList:
 
 
 async def read_models(pool: Pool, endpoint: Endpoint, limit_s: float | None = None) -> ModelList:
-    """Return the models at `endpoint`. Raises `PromptmillError` if they cannot be listed within `limit_s` seconds.
+    """Return the models at `endpoint`. Raises `PromptmillError` if `limit_s` seconds are not enough to list them.
 
-    Formats: `GET /models` of OpenAI, Anthropic and Google; vLLM and SGLang add `max_model_len`. Servers of the
-    operator's own are also read in their own formats: llama.cpp `GET /props` (tools/server/README.md), Ollama
-    `GET /api/version`, `/api/tags` and `/api/ps` (docs/api.md), LM Studio `GET /api/v0/models`
+    Formats: `GET /models` of OpenAI, Anthropic and Google; vLLM and SGLang add `max_model_len`. The operator's own
+    servers are also read in their own formats: llama.cpp `GET /props` (tools/server/README.md), Ollama `GET
+    /api/version`, `/api/tags` and `/api/ps` (docs/api.md), LM Studio `GET /api/v0/models`
     (lmstudio.ai/docs/api/rest-api), text-generation-inference `GET /info`.
     """
     try:
@@ -318,7 +318,7 @@ def _no_list(endpoint: Endpoint, status: int) -> PromptmillError:
 
 
 async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[JsonObject]) -> ModelList:
-    """Return the models of one of the operator's own servers, with the context and state that its pages report."""
+    """Return the models of one of the operator's own servers, with the context and state that the server reports."""
     owner = next((str(entry.get("owned_by")) for entry in entries), "")
     whole = {name for entry in entries if not entry.get("parent") and (name := _name(entry))}  # else LoRA adapters
     models = [ListedModel(name, _context(entry)) for entry in entries if (name := _name(entry)) in whole]
@@ -328,7 +328,7 @@ async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[Json
         try:
             async with asyncio.timeout(_NATIVE_S):
                 status, _, body = await pool.page(endpoint, f"{root}{path}", LARGEST_BODY)
-        except (TransportError, OSError, ValueError):  # an optional page, which only another server has
+        except (TransportError, OSError, ValueError):  # an optional page of another kind of server
             return None
         return _json(body) if status == 200 else None
 
@@ -352,7 +352,7 @@ async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[Json
 
 
 def _of_ollama(models: Sequence[ListedModel], tags: Any, running: Any) -> tuple[ListedModel, ...]:
-    """Return Ollama's models without those for embeddings, with the context that each loaded one has."""
+    """Return Ollama's models without embedding models; loaded models get their context length."""
     loaded = {str(_field(entry, "name")): _count(_field(entry, "context_length")) for entry in _listed(running)}
     tagged = {str(_field(entry, "name")): _field(_field(entry, "details"), "family") for entry in _listed(tags)}
     names = [name for name in tagged if "bert" not in str(tagged[name])] or [model.name for model in models]
@@ -372,7 +372,7 @@ def _of_lm_studio(entries: Sequence[JsonObject]) -> tuple[ListedModel, ...]:
 
 
 def _entries(payload: Any) -> list[JsonObject] | None:
-    """Return the entries of a list of models: OpenAI's and Anthropic's form, Google's, or Together's, the bare list."""
+    """Return the entries of a list of models in the format of OpenAI and Anthropic, Google, or Together."""
     entries = payload.get("data", payload.get("models")) if isinstance(payload, dict) else payload
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else None
 
@@ -383,7 +383,7 @@ def _listed(payload: Any) -> list[Any]:
 
 
 def _name(entry: JsonObject) -> str:
-    """Return the name of a model; `""` for an entry that is none, or answers no chats."""
+    """Return the name of a model; `""` if the entry is not a chat model."""
     if "generateContent" not in entry.get("supportedGenerationMethods", ("generateContent",)):
         return ""
     name = entry.get("id", str(entry.get("name", "")).removeprefix("models/"))

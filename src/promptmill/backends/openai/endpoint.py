@@ -1,4 +1,4 @@
-"""URL, key and provider profile of one endpoint, and which key may go where."""
+"""URL, key and provider profile of an endpoint, and the rule that decides which key it gets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from promptmill.core.errors import Named, PromptmillError, config_error, looks_l
 from promptmill.core.wording import close_matches
 
 if TYPE_CHECKING:
-    from promptmill.config.resolved_config import ResolvedConfig  # workers need no YAML
+    from promptmill.config.resolved_config import ResolvedConfig  # worker processes do not need YAML
 
 
 _BLOCK = "backend_configs.openai"
@@ -32,7 +32,7 @@ _OF_AN_ACCOUNT = frozenset({"api_key", "headers"})
 _FRAMING = frozenset(
     {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
 )
-# Several servers may share one address; the operator's key belongs to the server that the operator named.
+# Several servers may share an address. The operator's key belongs only to the server that the operator named.
 _OF_THE_OPERATOR = frozenset({"host", "proxy-authorization", "proxy-connection", "forwarded", "x-forwarded-host"})
 # Mistakes in pasted keys.
 _QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
@@ -47,7 +47,7 @@ _PLACEHOLDER = re.compile(
 WHERE = "backend_configs.openai.base_url"
 COMPLETIONS = chat.PATH
 _LIKE = "write it like http://localhost:8000/v1."
-# Other characters are refused: one URL parser may end the host at a character that another one includes in it.
+# Other characters are refused, because URL parsers may disagree about the end of the host.
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
 _PORT = re.compile(r":([^/:@\]]*)(?=/|$)")
 _SCHEME = re.compile(
@@ -56,16 +56,16 @@ _SCHEME = re.compile(
 _OTHER_API = re.compile(r"(/completions|/embeddings|/models)$")
 _OTHER_DIALECT = re.compile(r"(?<=/v\d)(/responses|/messages)$")
 KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "x-goog-api-key"})
-"""The headers that carry a key, in lower case."""
+"""The headers that may carry a key, in lower case."""
 _AROUND = "\"'`<>()\u201c\u201d\u2018\u2019\u00ab\u00bb,;"
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The address and credentials of one endpoint. `headers` hold the key; `secrets` must not appear in any message.
+    """The address and credentials of one endpoint. `headers` contain the key; no message may contain `secrets`.
 
-    `key_note` says why an existing key is not sent; it is reported when the endpoint refuses a request. `own`: the
-    endpoint is on this machine or in its local network, so it is most likely one of the operator's own servers.
+    `key_note`: the reason why an existing key is not sent, for errors. `own`: the endpoint is on this machine or in its
+    local network, so it is probably one of the operator's own servers.
     """
 
     url: str
@@ -76,13 +76,13 @@ class Endpoint:
     key_note: str = ""
     own: bool = False
     key_source: str = ""
-    """The source of the key in words, such as "`api_key` of the configuration"; empty if no key is sent."""
+    """The source of the key as text, such as "`api_key` of the configuration"; empty if no key is sent."""
     dialect: str = "openai"
-    """The API that it speaks: a name in `dialects.DIALECTS`."""
+    """The API of the endpoint: a name in `dialects.DIALECTS`."""
 
     @property
     def base_url(self) -> str:
-        """The common prefix of its URLs, such as `http://localhost:8000/v1`."""
+        """The common prefix of the endpoint's URLs, such as `http://localhost:8000/v1`."""
         parts = urlsplit(self.url)
         return urlunsplit(parts._replace(path=parts.path.removesuffix(DIALECTS[self.dialect].PATH), query=""))
 
@@ -100,7 +100,7 @@ def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
 
 
 def _keys(settings: OpenAISettings) -> list[str]:
-    """Return the configured keys, `[""]` when there is none."""
+    """Return the configured keys; `[""]` without keys."""
     given = settings.api_key if isinstance(settings.api_key, list) else [settings.api_key]
     keys = [key.get_secret_value() for key in given if key is not None]
     return [key for key in keys if key.strip()] or [""]
@@ -123,12 +123,12 @@ def _required_urls(settings: OpenAISettings) -> list[str]:
 
 
 def addresses(settings: OpenAISettings) -> list[SplitResult]:
-    """Return the addresses of the settings, of which there may be none. Raises as `endpoints` does."""
+    """Return the addresses in the settings, perhaps none. Raises as `endpoints` does."""
     return list(map(parsed, _urls(settings)))
 
 
 def _urls(settings: OpenAISettings) -> list[str]:
-    """Return the URLs of the settings: `base_url`, else the address of `provider`'s profile."""
+    """Return the URLs of the settings: `base_url`, or else the address in `provider`'s profile."""
     if settings.base_url or settings.provider is None:
         return settings.base_url
     base_url = _named_profile(settings.provider).base_url
@@ -143,12 +143,12 @@ def _named_profile(provider: str) -> ProviderProfile:
 
 
 def _dialect_of(given: str, settings: OpenAISettings, profile: ProviderProfile) -> str:
-    """Return the dialect of an endpoint: chosen by the configuration, by a whole URL, or by the provider."""
+    """Return the dialect of an endpoint: set by the configuration, by a complete URL, or by the provider."""
     if settings.dialect is not None:
         return settings.dialect
     path = urlsplit(given.strip() if "://" in given else f"//{given.strip()}").path.rstrip("/")
     for name, dialect in DIALECTS.items():
-        if path.endswith(dialect.PATH) and name != "gemini":  # `/models` is also the list of models
+        if path.endswith(dialect.PATH) and name != "gemini":  # `/models` is also the path of the list of models
             return name
     if settings.provider is None and path.endswith(gemini.OPENAI_LAYER):
         return "openai"
@@ -156,14 +156,14 @@ def _dialect_of(given: str, settings: OpenAISettings, profile: ProviderProfile) 
 
 
 def _in_dialect(url: SplitResult, given: str, name: str, profile: ProviderProfile) -> SplitResult:
-    """Return the URL of an endpoint's requests in its dialect, for its URL of chat completions."""
+    """Convert an endpoint's URL for chat completions to the URL for requests in its dialect."""
     dialect = DIALECTS[name]
     base = url.path.removesuffix(COMPLETIONS)
-    if base == "/v1" and not given.strip().rstrip("/").endswith(base):  # a host alone
+    if base == "/v1" and not given.strip().rstrip("/").endswith(base):  # only a host was given
         base = ""
     if dialect is not chat:
         return url._replace(path=(dialect.base(base) or "/v1") + dialect.PATH)
-    if profile.dialect == "gemini":  # its chat completions have a place of their own
+    if profile.dialect == "gemini":  # its chat completions have a separate path
         return url._replace(path=gemini.base(base) + gemini.OPENAI_LAYER + COMPLETIONS)
     return url
 
@@ -171,7 +171,7 @@ def _in_dialect(url: SplitResult, given: str, name: str, profile: ProviderProfil
 def _endpoint(
     given: str, plan: ResolvedConfig, environ: Mapping[str, str], configured: str, trusted: Collection[str]
 ) -> Endpoint:
-    """Return the endpoint at the URL `given`; `trusted` are the origins that the operator named."""
+    """Return the endpoint at the URL `given`. `trusted`: the origins that the operator named."""
     settings = plan.settings.backend_configs.openai
     url = parsed(given)
     host_profile = profile_at(url)
@@ -220,13 +220,13 @@ def _endpoint(
 
 
 def _headers(url: SplitResult, key: str, profile: ProviderProfile, dialect: str) -> dict[str, str]:
-    """Return the headers of each request, without the user's own; `key` may be empty."""
+    """Return the headers of each request, without those of the user. `key` may be empty."""
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     is_azure = (url.hostname or "").endswith(".openai.azure.com")
     if key and is_azure:
         headers |= {"api-key": key}
     elif key and dialect != profile.dialect:
-        headers |= {"Authorization": f"Bearer {key}"}  # servers that speak another provider's API check either header
+        headers |= {"Authorization": f"Bearer {key}"}  # servers with another provider's API may check either header
     if not (is_azure and dialect in {"openai", "responses"}):
         headers |= DIALECTS[dialect].headers(key)
     return headers
@@ -235,11 +235,11 @@ def _headers(url: SplitResult, key: str, profile: ProviderProfile, dialect: str)
 def _from_environment(
     settings: OpenAISettings, plan: ResolvedConfig, environ: Mapping[str, str], host_profile: ProviderProfile
 ) -> tuple[str, str] | None:
-    """Return the key that the environment holds for an endpoint on a host of `host_profile`, and where it is."""
+    """Return the environment's key for an endpoint on a host of `host_profile`, and the name of its source."""
     named = settings.api_key_env
     if named:
         if "api_key_env" in plan.from_call and not plan.trust_client and not named.endswith("_API_KEY"):
-            # otherwise a call could read any secret of the environment by its name
+            # otherwise a call could read any secret in the environment
             raise config_error(f"{_BLOCK}.api_key_env", "from a call may only name a variable that ends in _API_KEY.")
         if not environ.get(named, "").strip():
             raise config_error(
@@ -248,7 +248,7 @@ def _from_environment(
             )
         return environ[named], f"{named} in the environment"
     if settings.provider and host_profile.key_env and (key := environ.get(host_profile.key_env, "").strip()):
-        return key, f"{host_profile.key_env} in the environment"  # a provider's own variable, and its own host
+        return key, f"{host_profile.key_env} in the environment"  # the provider's own variable is for its own host
     usual = [name for name in USUAL_KEYS if environ.get(name)]
     over = f" (which takes precedence over {usual[1]})" if usual[1:] else ""
     return (environ[usual[0]], f"{usual[0]} in the environment{over}") if usual else None
@@ -259,7 +259,7 @@ def _block(plan: ResolvedConfig) -> str:
 
 
 def _variable(name: str) -> str:
-    # a user may have written the key itself where its variable's name belongs; a message must not show it
+    # the user may have written the key instead of the variable's name; a message must not show it
     shows = _VARIABLE.fullmatch(name) and not looks_like_key(name)
     return f"the environment variable {name}" if shows else "the environment variable that it names"
 
@@ -273,7 +273,7 @@ def _name(name: str, *, of_call: bool) -> str:
 
 
 def _over(headers: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
-    """Return `headers` updated with `own`; names are case-insensitive."""
+    """Return `headers` with `own` added or replacing. Names are case-insensitive."""
     names = {name.lower() for name in own}
     if len(names) < len(own):
         raise config_error(f"{_BLOCK}.headers", "contains the same name twice; header names are case-insensitive.")
@@ -294,14 +294,14 @@ def _origin(url: SplitResult) -> str:
 
 
 def image_types_of(endpoints: Sequence[Endpoint]) -> frozenset[str] | None:
-    """Return the media types that each of the endpoints reads; None: all that models read."""
+    """Return the media types that all endpoints support; None: all types that models read."""
     known = [types for endpoint in endpoints if (types := endpoint.profile.image_types) is not None]
     return frozenset.intersection(*known) if known else None
 
 
 def _is_loopback(url: SplitResult) -> bool:
     address = ip_address_of(url.hostname or "")
-    # names below localhost, such as x.localhost, may resolve to another machine
+    # names such as x.localhost may resolve to another machine
     return url.hostname == "localhost" or (address is not None and address.is_loopback)
 
 
@@ -311,7 +311,7 @@ def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
 
 
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
-    """Return the endpoint for requests other than chats, such as `/embeddings`: OpenAI's APIs."""
+    """Return the endpoint for requests that are not chats, such as `/embeddings`, in OpenAI's API."""
     url = urlsplit(endpoint.url)
     base = url.path.removesuffix("/").removesuffix(DIALECTS[endpoint.dialect].PATH)
     if endpoint.dialect == "gemini":
@@ -323,17 +323,17 @@ def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
 
 
 def endpoints_of_call(plan: ResolvedConfig, environ: Mapping[str, str]) -> list[str]:
-    """Return the endpoints of the plan that a call chose, without queries: the operator named neither of these.
+    """Return the plan's endpoints that a call chose and the operator did not name, without their queries.
 
-    An endpoint of the operator's with a key or headers of a call is another account there. One on this machine is no
-    exception: programs of other users, containers and tunnels listen on its loopback interface, too.
+    An operator's endpoint with a call's key or headers counts as another account. Endpoints on this machine are no
+    exception, because programs of other users, containers and tunnels listen on its loopback interface too.
     """
     own = plan.file or plan.operator
     blocks = [plan.operator.backend_configs.openai, own.backend_configs.openai]
     blocks += [model.openai for model in own.models.values() if model.openai is not None]
     named: set[str] = set()
     for block in blocks:
-        with contextlib.suppress(PromptmillError):  # a model of the file that cannot be used
+        with contextlib.suppress(PromptmillError):  # an unusable model in the configuration file
             named.update(map(_origin, addresses(block)))
     is_of_call = bool(_OF_AN_ACCOUNT & plan.from_call)
     return [
@@ -345,7 +345,7 @@ def endpoints_of_call(plan: ResolvedConfig, environ: Mapping[str, str]) -> list[
 
 
 def _is_allowed(url: SplitResult, listed: Sequence[str]) -> bool:
-    """Return whether `allowed_endpoints` has the address, its host with the port, or its host."""
+    """Return whether `allowed_endpoints` contains the address, its host with the port, or its host."""
     names = {url.hostname, url.netloc.lower()}
     return any(
         _origin(parsed(entry)) == _origin(url) if "://" in entry else entry.strip().lower() in names for entry in listed
@@ -358,7 +358,7 @@ def _is_listed(url: SplitResult, environ: Mapping[str, str]) -> bool:
 
 
 def key_problem(key: str) -> str:
-    """Return the mistake in a key (already stripped) that was copied or typed wrongly; `""` if there is no mistake."""
+    """Return the mistake in a copied or typed key (already stripped); `""` if there is none."""
     if key[:1] in _QUOTES or key[-1:] in _QUOTES:
         curly = " of a web page" if not key[0].isascii() or not key[-1].isascii() else ""
         return f"is enclosed in quotes{curly} that are not part of the key; remove them."
@@ -374,25 +374,25 @@ def key_problem(key: str) -> str:
 
 
 def names_key_variable(key: str) -> bool:
-    """Return whether `key` is the name of the environment variable that holds one, such as `OPENAI_API_KEY`."""
+    """Return whether `key` is the name of the variable that holds a key, such as `OPENAI_API_KEY`."""
     return _KEY_VARIABLE.fullmatch(key) is not None and not key.startswith(("YOUR", "MY_"))
 
 
 def is_placeholder_key(key: str) -> bool:
-    """Return whether `key` is the placeholder of an example, such as `sk-...` or `YOUR_API_KEY`."""
+    """Return whether `key` is a placeholder from an example, such as `sk-...` or `YOUR_API_KEY`."""
     return len(key) < 60 and _PLACEHOLDER.fullmatch(key) is not None
 
 
 def parsed(url: str) -> SplitResult:
-    """Return the URL of chat completions for a `base_url` as users write it: host, `…/v1`, or the whole URL.
+    """Return the URL for chat completions from a user's `base_url`: a host, `…/v1`, or the complete URL.
 
-    Raises `PromptmillError` (`invalid_config`) for an invalid URL, with the most likely intended one.
+    Raises `PromptmillError` (`invalid_config`) for an invalid URL, and suggests the most likely URL.
     """
     url = url.strip()
     if slip := _slip(url):
         raise config_error(WHERE, slip)
     try:
-        if "://" not in url:  # as people write it: localhost:11434, api.example.com/v1
+        if "://" not in url:  # users write localhost:11434, or api.example.com/v1
             url = f"{'http' if is_near(urlsplit(f'//{url}').hostname or '') else 'https'}://{url}"
         parts = urlsplit(url)
         port = parts.port
@@ -418,12 +418,12 @@ def parsed(url: str) -> SplitResult:
 def is_near(host: str) -> bool:
     """Return whether `host` is this machine or in its local network."""
     if (address := ip_address_of(host)) is not None:
-        return address.is_private  # loopback among them
+        return address.is_private  # includes loopback
     return "." not in host or host.endswith((".local", ".internal", ".lan", ".home.arpa"))
 
 
 def ip_address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the IP address that `host` is; None for a name."""
+    """Return `host` as an IP address; None if it is a name."""
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -431,7 +431,7 @@ def ip_address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | 
 
 
 def _slip(url: str) -> str:
-    """Return the mistake in a mistyped or badly copied URL, with the likely intended URL; `""` for a correct one."""
+    """Return the mistake in a mistyped or badly copied URL, with a suggested URL; `""` for a correct URL."""
     if not url:
         return "is empty; write the server's address, like http://localhost:8000/v1."
     if variable := re.search(r"\$\{?(\w+)", url):
@@ -449,7 +449,7 @@ def _slip(url: str) -> str:
 
 
 def _straightened(url: str) -> str:
-    """Return `url` without the usual slips: quotes and spaces of a copy, a mistyped or doubled scheme."""
+    """Return `url` without common mistakes: copied quotes and spaces, a mistyped or doubled scheme."""
     url = "".join(url.strip(_AROUND).split())
     url = re.sub(r"https?://(?=https?(?::/|//))", "", url, count=1)
     if not re.match(r"https?:\d+(/|$)", url):  # a host called http
@@ -462,17 +462,17 @@ def _straightened(url: str) -> str:
 
 
 def _no_port(url: str, error: ValueError) -> str:
-    if "@" in url:  # what looks like a port may be a part of a password
+    if "@" in url:  # an apparent port may be a part of a password
         return f"is not a URL; {_LIKE}"
     port = _PORT.search(url.partition("://")[2] or url)
     if port and "out of range" in str(error):
         return f"port {port[1][:12]} is above 65535."
-    # a longer word may be a password: the user may have forgotten the @ after it
+    # a longer word may be a password, if the user has forgotten the @ after it
     shown = "" if port is None or len(port[1]) > 5 else f"{_display(url)}"
     return f"{shown}{'is not a URL' if port is None else 'has a port that is not a number'}; {_LIKE}"
 
 
 def _display(url: str) -> str:
-    """Return a URL and a space, to start a sentence about it; `""` for a URL that may contain a password."""
+    """Return a URL and a space, as the start of a sentence; `""` if the URL may contain a password."""
     url = url.partition("?")[0]
     return "" if "@" in url or redact(url) != url else f"{url[:100]} "

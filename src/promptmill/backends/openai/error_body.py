@@ -1,7 +1,7 @@
-"""Error bodies: the message, words and codes in any provider's format, and the cause that they name.
+"""Reads error bodies in any provider's format: the message, its words and codes, and the cause that they indicate.
 
-`read_error` extracts them; `CODES` and `WORDS` map them to a `Cause`. A provider's own codes and phrases take
-precedence: see its profile. Evidence: tests/backends/openai/evidence.jsonl, each body with its source.
+`read_error` extracts message, words and codes; `CODES` and `WORDS` map them to a `Cause`. A provider's own codes and
+phrases, in its profile, take precedence. Evidence: tests/backends/openai/evidence.jsonl has each body with its source.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ _MESSAGES = ("message", "msg", "detail", "error_msg", "status_msg", "error", "er
 _CODES = frozenset({"code", "type", "status", "reason", "error_code", "error_type", "status_code", "statuscode",
                     "http_code", "param", "limit_source", "errorcode", "object"})  # fmt: skip
 _NUMBERED = ("code", "status_code", "http_code", "status", "statusCode", "error_code")
-# These fields quote the request, and a prompt may contain any words.
+# These fields quote the request, whose prompt may contain any words.
 _QUOTING = frozenset({"input", "flagged_input", "failed_generation", "ctx", "links", "url", "prompt", "messages"})
-# Long quotations, such as pydantic's of its input, are not the provider's own words either.
+# Long quotations, such as pydantic's of its input, are not the provider's words either.
 _QUOTED = re.compile(r"(?<!\w)(['\"`])(?:(?!\1)[^\n]){25,}\1(?!\w)")
 _URL = re.compile(r"https?://\S+")
 _TITLE = re.compile(r"<title[^<>]*>([^<]*)", re.IGNORECASE)
-# An unclosed script extends to the end of the text, so that the search does not start again inside it.
+# An unclosed script extends to the end of the text, so that the search does not restart inside it.
 _MARKUP = re.compile(r"<(?:script|style).*?(?:</(?:script|style)>|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """`shown` is for users; `text`, `words` (without URLs and quotations) and `codes` are in lower case, for search.
+    """`shown` is for users. `text`, `words` (without URLs and quotations) and `codes` are in lower case, for searches.
 
-    `numbers` are the codes that are numbers, by the name of their field; `payload` is the body, parsed as far as it is
-    JSON within JSON.
+    `numbers`: numeric codes by the name of their field. `payload`: the parsed body; JSON inside its strings is parsed
+    too.
     """
 
     shown: str
@@ -48,7 +48,7 @@ class ErrorBody:
 
     @property
     def status(self) -> int | None:
-        """The HTTP status that the body names, if the response has another one."""
+        """The HTTP status in the body, if it differs from the response's status."""
         for name in _NUMBERED:
             if 400 <= (number := self.numbers.get(name, 0)) < 600:
                 return number
@@ -56,7 +56,7 @@ class ErrorBody:
 
 
 def read_error(payload: Any) -> ErrorBody:
-    """Return the contents of an error body; `payload` is the parsed body, or its text."""
+    """Return the contents of an error body. `payload`: the parsed body, or its text."""
     payload = _parsed(payload, [MOST_LEAVES])
     if isinstance(payload, str):
         payload = payload[:LONGEST_SEARCHED]
@@ -71,7 +71,7 @@ def read_error(payload: Any) -> ErrorBody:
     for name, value in _leaves(payload):
         field = name.lower()
         if isinstance(value, str):
-            leaves.append(value[:1000])  # providers state the problem first; quotations follow it
+            leaves.append(value[:1000])  # providers state the problem first; quotations follow
             if field in _CODES:
                 codes.add(value.lower()[:100])
         if field in _CODES and not isinstance(value, bool) and name not in numbers:
@@ -85,15 +85,15 @@ def read_error(payload: Any) -> ErrorBody:
 
 
 def _parsed(value: Any, left: list[int], depth: int = 0) -> Any:
-    """Return `value` with JSON inside strings parsed, because gateways quote the response of another server.
+    """Return `value` with JSON inside strings parsed, because gateways quote responses of other servers.
 
-    `left` counts down the values that may still be visited.
+    `left`: counts down the values that may still be visited.
     """
     left[0] -= 1
     if depth > 6 or left[0] < 0:
         return value
     if isinstance(value, str):
-        # of JSON inside a string
+        # of JSON in a string
         value = value[: 64 * 1024]
     if isinstance(value, str) and (start := value.find("{")) >= 0 and '"' in value[start : start + 20]:
         try:
@@ -110,7 +110,7 @@ def _parsed(value: Any, left: list[int], depth: int = 0) -> Any:
 
 
 def _leaves(payload: Any) -> Iterator[tuple[str, Any]]:
-    """Yield values with the names of their fields, outer ones first, within bounds."""
+    """Yield values with the names of their fields, outer fields first, up to a limit."""
     level: list[tuple[str, Any]] = [("", payload)]
     left = MOST_LEAVES
     while level and left > 0:
@@ -128,15 +128,15 @@ def _leaves(payload: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _searched(leaves: list[str]) -> tuple[str, str]:
-    """Return `text` and `words`. Links are removed from `words`: their paths say nothing about the request."""
+    """Return `text` and `words`. Links are removed from `words`, because their paths do not describe the request."""
     text = "\n".join(leaves)[:LONGEST_SEARCHED].lower()
     return text, _QUOTED.sub(" ", _URL.sub(" ", text))
 
 
 def _message(value: Any) -> str:
-    """Return the message of a body; it may be nested, such as FastAPI's list of errors and their locations."""
+    """Return the message of a body. It may be nested, as in FastAPI's list of errors with locations."""
     if isinstance(value, dict):
-        inner = _message(value.get("inner"))  # read once: twice on each level would double the time of each level
+        inner = _message(value.get("inner"))  # read once: two reads per level would double the time with each level
         message = next((text for name in _MESSAGES if (text := _message(value.get(name)))), "")
         if not message:
             nested = ("base_resp", "header", "response", "inner", "body")
@@ -151,28 +151,28 @@ def _message(value: Any) -> str:
 
 
 class Cause(Enum):
-    """The reason for a refusal."""
+    """The cause of a refusal."""
 
     FILTER = auto()
-    """The content of the request or of the answer."""
+    """The content of the request or the answer was filtered."""
     CONTEXT = auto()
     """The request is longer than the model's context."""
     TOO_LARGE = auto()
-    """The request is larger than any limit for one request."""
+    """The request exceeds every limit for a single request."""
     INPUT = auto()
-    """Something else in the request."""
+    """Another mistake in the request."""
     KEY = auto()
-    """The key, or its permissions."""
+    """The key, or the permissions of the key."""
     MODEL = auto()
     """The model, deployment or path does not exist."""
     QUOTA = auto()
-    """The account's money or credits are used up."""
+    """The money or credits of the account are used up."""
     DAY = auto()
-    """A limit of a day or more, without the time of its reset."""
+    """A limit for a day or longer, without the time of its reset."""
     RATE = auto()
     """A limit that passes within minutes."""
     BUSY = auto()
-    """The endpoint itself is overloaded or broken."""
+    """The endpoint is overloaded or broken."""
 
 
 def _set_of(text: str) -> frozenset[str]:
@@ -298,9 +298,9 @@ WORDS: dict[Cause, re.Pattern[str]] = {
     ),
 }
 
-# Sentences that mean money at one provider and a limit per minute at another.
+# Sentences that refer to money at one provider, and to a limit per minute at another.
 SOFT_QUOTA = re.compile(r"exceeded your current quota|insufficient[_ ]quota|quota exceeded|plan and billing")
-# A limit of requests in flight, which some gateways call a quota, too; and words that mean money in any case.
+# A limit of requests in flight, which some gateways call a quota; and words that always refer to money.
 IN_FLIGHT = re.compile(
     r"concurren|in[ -]flight|(?:parallel|simultaneous|active|pending|outstanding) requests|at the same time"
     r"|limit of .{0,40}requests|并发"
@@ -313,7 +313,7 @@ PER_DAY = re.compile(
 )
 NO_QUOTA_AT_ALL = re.compile(r"\blimit: 0\b")
 NEVER_ENOUGH = re.compile(r"limit:? (\d+)(?!.{0,40}limit).{0,80}?requested:? ~?(\d+)")
-# In a 5xx these still refer to the request; all other words there describe the server's own failure.
+# With a 5xx status, these words still refer to the request; all other words describe a failure of the server.
 CONTEXT_FOR_SURE = re.compile(
     r"exceeds? (?:the )?(?:available )?context|(?:prompt|input)\b.{0,30} is too long"
     r"|maximum context length is \d|context_length_exceeded"

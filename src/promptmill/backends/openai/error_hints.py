@@ -1,6 +1,6 @@
-"""The user's next step after an error response, as rows of statuses and words. The first row that fits counts.
+"""The user's next step after an error response, as rows of statuses and words. The first matching row counts.
 
-The words are the providers' own, in lower case; a gateway passes them on, so a row holds for all endpoints.
+The words are the providers' own, in lower case. Gateways pass them on, so each row applies to all endpoints.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from promptmill.core.errors import READS_IMAGES
 
 
 class Hint(NamedTuple):
-    """A hint for the error bodies that `words` match, at one of `statuses`."""
+    """A hint for error bodies that match `words` and have one of `statuses`."""
 
     statuses: Container[int]
     words: re.Pattern[str]
     text: str
-    """The hint; `{0}` stands for what the words' group matched."""
+    """The hint. `{0}` is replaced by the text that the group in `words` matched."""
     is_in_quotations: bool = True
-    """Whether the words also count in URLs and quotations."""
+    """Whether words inside URLs and quotations also match."""
 
     def of(self, status: int, body: ErrorBody) -> str | None:
-        """Return the hint for a response; None if the row does not fit."""
+        """Return the hint for a response; None if the row does not match."""
         if status not in self.statuses:
             return None
         match = self.words.search(body.text if self.is_in_quotations else body.words)

@@ -1,6 +1,6 @@
-"""The requests of a call whose replies come another way than by a request each: by a batch, hours later.
+"""Requests of a call whose replies arrive by a batch, hours later, instead of by HTTP requests.
 
-A body is the same as in a live request, and a reply is read in the same way.
+Bodies are the same as in live requests, and replies are read in the same way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _IN_FLIGHT = 64  # images are read while other bodies are written
 
 
 class ExchangedAnswers(FixedShare):
-    """One call's share: writes each request's body, and reads the reply that the call's `exchange` has for it."""
+    """One call's share. It writes each request's body, and reads the reply that the call's `exchange` returns."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class ExchangedAnswers(FixedShare):
         *,
         unsupported_is_error: bool,
     ) -> None:
-        """`images` makes an encoder for the first image."""
+        """`images` creates an encoder, for the first image."""
         super().__init__(_IN_FLIGHT)
         self._call, self._exchange = call, exchange
         self._endpoint, self._encoder = endpoint, encoder
@@ -42,11 +42,11 @@ class ExchangedAnswers(FixedShare):
         self._unsupported_is_error = unsupported_is_error
 
     async def answer(self, request: Request) -> Outcome:
-        """Return the outcome of one request: the reply to it, or the failure that `exchange` has in its place."""
+        """Return the outcome of one request, from the reply or from the failure that `exchange` returns."""
         try:
             reply = await self._exchange(request, self._body)
         except PromptmillError as error:
-            if error.code is Code.STORAGE:  # of the job's folder, which every request needs
+            if error.code is Code.STORAGE:  # an error of the job's folder, which every request needs
                 raise
             return Failure(error, request.attempts)
         if isinstance(reply, Failure):
@@ -68,7 +68,7 @@ class ExchangedAnswers(FixedShare):
             self._images.close()
 
     async def _body(self, request: Request) -> bytes:
-        """Return the body of a request. Raises `PromptmillError` for one that cannot be sent."""
+        """Return the body of a request. Raises `PromptmillError` if the request cannot be sent."""
         head = self._encoder.head(request)
         if head.refused:
             left_out(head, self._endpoint, request, self._call, is_error=self._unsupported_is_error)

@@ -1,9 +1,9 @@
-"""Failed attempts: the decision on each, and the exceptions of transports, from which decisions are made.
+"""Failed attempts: the decision on each attempt, and the exceptions of transports that lead to decisions.
 
 A `RetryDecision` states the scope of a failure and the time of the next attempt; the loop in `backend` waits and
-retries. `classify_exception` makes it from an exception, `refusals` from an error response.
+retries. `classify_exception` makes a decision from an exception, `refusals` from an error response.
 
-Both transports raise `TransportError` for an attempt without a complete response. The system's exceptions
+Both transports raise `TransportError` for an attempt without a complete response. Exceptions of the system
 (`ssl.SSLError`, `socket.gaierror`, other `OSError`s) may pass unchanged.
 """
 
@@ -35,7 +35,7 @@ _TEXTS = {
     Code.NO_FILE_DESCRIPTORS: "could not be reached: this process has no file descriptors left",
     Code.BAD_RESPONSE: "sent an invalid HTTP response",
 }
-# OpenSSL's reasons for a reply that is not TLS.
+# OpenSSL's reasons for replies that are not TLS.
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
 _NOT_TLS |= {"UNKNOWN_PROTOCOL", "UNEXPECTED_EOF_WHILE_READING", "TLSV1_ALERT_PROTOCOL_VERSION"}
 # X.509 verification results (openssl-verification-options(1)).
@@ -46,25 +46,25 @@ class FailureKind(Enum):
     """The scope of a failure."""
 
     ITEM = auto()
-    """Only this item: final."""
+    """It affects only this item, and is final."""
     TRANSIENT = auto()
-    """Only this attempt: try again, counted against `retries`."""
+    """It affects only this attempt: retry, counted against `retries`."""
     LOAD = auto()
     """The endpoint is busy (429): put the item back, lower the limit."""
     LOST = auto()
     """The endpoint may be down (lost or refused connection, 503)."""
     ENDPOINT = auto()
-    """The key, the account, the model or the host: all items, if others are refused in the same way."""
+    """It concerns the key, the account, the model or the host: all items, if others are refused in the same way."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """The consequences of one failed attempt.
+    """The consequences of a failed attempt.
 
     `wait_s`: the wait that the endpoint requested, if any. `stale`: the server had closed the kept connection, so the
-    next attempt needs a new one and no wait. `usage`: the cost of an unusable answer, and `tier`: the service tier that
-    served it. `status`: the HTTP status, or the status that the body names; 0 without one. `unmetered`: the request was
-    sent and may be billed, but no usage was reported. `is_cut`: the connection ended within the response.
+    next attempt needs a new connection but no wait. `usage`: the usage of an unusable answer; `tier`: its service tier.
+    `status`: the HTTP status, or the status in the body; 0 without one. `unmetered`: the request was sent and may be
+    billed, but no usage was reported. `is_cut`: the connection ended within the response.
     """
 
     kind: FailureKind
@@ -79,12 +79,12 @@ class RetryDecision:
 
     @property
     def may_be_billed(self) -> bool:
-        """Whether the attempt may cost something."""
+        """Whether the attempt may have a cost."""
         return self.unmetered or self.usage != NO_USAGE
 
 
 def backoff_s(failures: int, base_s: float, cap_s: float, rng: random.Random) -> float:
-    """Return the seconds to wait after `failures` (from 1) in a row: exponential, capped, full jitter.
+    """Return the seconds to wait after `failures` consecutive failures (from 1): exponential, capped, with full jitter.
 
     Source: M. Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015.
     """
@@ -92,7 +92,7 @@ def backoff_s(failures: int, base_s: float, cap_s: float, rng: random.Random) ->
 
 
 def classify_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
-    """Return the decision about an attempt that ended in `exc`, whose frames may hold large bodies."""
+    """Return the decision on an attempt that ended with `exc`, whose frames may hold large bodies."""
     without_frames(exc)
     decision = _classified(exc, endpoint)
     return replace(decision, unmetered=True) if isinstance(exc, TransportError) and exc.was_sent else decision
@@ -132,13 +132,13 @@ class TransportError(Exception):
 
     code = Code.CONNECTION_LOST
     was_sent = True
-    """Whether the request had been sent: then it may be billed."""
+    """Whether the request had been sent. Then it may be billed."""
 
 
 class StaleError(TransportError):
-    """A kept connection ended without a byte of an answer: most likely the server closed it between requests.
+    """A kept connection ended without any byte of an answer: most likely the server closed it between requests.
 
-    RFC 9112, section 9.5, requires clients to expect this. An attempt on a new connection shows whether it was so.
+    RFC 9112, section 9.5, requires clients to expect this. An attempt on a new connection shows the cause.
     """
 
 
@@ -147,14 +147,14 @@ class CutError(TransportError):
 
 
 class ConnectTimeoutError(TransportError):
-    """The connection was not established in time; the text states the limit."""
+    """The connection was not established in time. The text states the limit."""
 
     code = Code.TIMEOUT
     was_sent = False
 
 
 class SilenceTimeoutError(TransportError):
-    """Nothing was received for the time that the text states."""
+    """No data was received for the time that the text states."""
 
     code = Code.TIMEOUT
 
@@ -173,14 +173,14 @@ class UnreachableError(TransportError):
 
 
 class ProxyError(TransportError):
-    """The proxy accepted no connection, or refused to open one to the endpoint; the text names it."""
+    """The proxy, which the text names, accepted no connection or refused to open one to the endpoint."""
 
     code = Code.UNREACHABLE
     was_sent = False
 
 
 class PrivateAddressError(TransportError):
-    """The host, which the text names, has a private address, and only a public one is allowed."""
+    """The host in the text has a private address, but only public addresses are permitted."""
 
     code = Code.UNSUPPORTED
     was_sent = False
@@ -193,7 +193,7 @@ class InvalidResponseError(TransportError):
 
 
 class TooLargeError(InvalidResponseError):
-    """A response body beyond `LARGEST_BODY`."""
+    """A response body is larger than `LARGEST_BODY`."""
 
 
 class InvalidURLError(TransportError):
@@ -204,7 +204,7 @@ class InvalidURLError(TransportError):
 
 
 def of_connecting(error: OSError) -> Exception:
-    """Return the error for a failure to connect; lack of descriptors and failed name resolution remain unchanged."""
+    """Return the error for a failed connection. Errors of descriptors and of name resolution stay unchanged."""
     if isinstance(error, TimeoutError):
         return ConnectTimeoutError("in time")
     if error.errno in {errno.EMFILE, errno.ENFILE} or isinstance(error, socket.gaierror):
@@ -230,7 +230,7 @@ def code_of(exc: BaseException) -> Code:
 
 
 def tls_error(endpoint: Endpoint, error: BaseException) -> PromptmillError:
-    """Return the error of a failed handshake, with the remedy."""
+    """Return the error for a failed handshake, with the remedy."""
     if not isinstance(error, ssl.SSLCertVerificationError):
         reason = str(getattr(error, "reason", None) or "TLS failed")
         if reason in _NOT_TLS:
@@ -252,12 +252,12 @@ def tls_error(endpoint: Endpoint, error: BaseException) -> PromptmillError:
 
 
 def plain_port(endpoint: Endpoint) -> PromptmillError:
-    """Return the error of an https:// URL whose port answers plain HTTP."""
+    """Return the error for an https:// URL whose port answers plain HTTP."""
     text = f"{endpoint.name} speaks plain HTTP, not TLS."
     return PromptmillError(Code.TLS, text, "Write http:// instead of https:// in `base_url`.")
 
 
 def tls_port(endpoint: Endpoint) -> PromptmillError:
-    """Return the error of an http:// URL whose port speaks TLS."""
+    """Return the error for an http:// URL whose port speaks TLS."""
     text = f"{endpoint.name} speaks TLS, not plain HTTP."
     return PromptmillError(Code.TLS, text, "Write https:// instead of http:// in `base_url`.")

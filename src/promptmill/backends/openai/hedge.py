@@ -1,4 +1,4 @@
-"""`hedge: true`: a request that takes far longer than others is sent a second time, and the first answer counts."""
+"""`hedge: true`: a request that takes much longer than others is sent a second time. The first answer counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from promptmill.backends.openai.sender import Billed, Item
 from promptmill.backends.protocol import Completion, Outcome, billed
 
-# A request is a straggler after twice the time in which this share of the newest requests was answered.
+# A request is late after twice the time in which this share of the newest requests was answered.
 _STRAGGLER = 2
 _PERCENTILE = 0.95
 _KEPT_TIMES = 200
@@ -19,7 +19,7 @@ _TWIN_SHARE = 0.05
 
 
 class Hedge:
-    """A function around `answer`, which takes an item of one call to its outcome."""
+    """Wraps the `answer` that brings an item of one call to its outcome."""
 
     def __init__(self, answer: Callable[[Item], Awaitable[Outcome]]) -> None:
         self._answer = answer
@@ -27,7 +27,7 @@ class Hedge:
         self._sent = self._twins = 0
 
     async def answer(self, item: Item) -> Outcome:
-        """Return the first answer to `item` or to its twin; without an answer, the failure of `item`."""
+        """Return the first answer to `item` or to its copy; without an answer, return the failure of `item`."""
         self._sent += 1
         times = sorted(self._times)
         slow_s = _STRAGGLER * times[int(_PERCENTILE * len(times))] if len(times) >= _FEWEST_ANSWERS else None
@@ -67,7 +67,7 @@ class Hedge:
 
 
 def _twin_of(item: Item) -> Item | None:
-    """Return the same request again, for another endpoint if there is one; None if it waits or has no budget."""
+    """Return the same request again, for another endpoint if possible; None if the item waits or lacks budget."""
     if item.permit is None or not (item.request.account is None or item.request.account.reserve_again()):
         return None
     twin, slow = Item(item.request), item.permit.endpoint_state

@@ -1,7 +1,7 @@
 """HTTP/1.1 on one connection, for many small requests whose answers take long.
 
-A request costs little more than the kernel's work: its head is prepared once per endpoint, and the bytes go from the
-socket through `httptools` to the future that the caller awaits, without a task or a stream in between.
+A request costs little more than the kernel's work: its head is prepared once per endpoint, and the response's bytes
+pass from the socket through `httptools` to the awaited future, without a task or a stream.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from promptmill.core.bounds import LARGEST_BODY, LARGEST_HEAD, MOST_EVENTS, MOST
 from promptmill.system.memory import Held, Memory
 
 SMALL_BODY = 64 * 1024
-"""The size of an ordinary answer's body. Bodies up to this size are not counted."""
-# An endpoint chooses the size of the chunks of its body, and each one costs time and memory. So more chunks than
-# `MOST_EVENTS` have some size on average: the smallest event of a stream, a word in `choices`, has 47 bytes.
+"""The largest usual body of an answer. Bodies up to this size are not counted."""
+# An endpoint chooses the size of its body's chunks, and each chunk costs time and memory. So chunks beyond
+# `MOST_EVENTS` must have a minimum average size: the smallest event of a stream, a word in `choices`, has 47 bytes.
 _SMALL_PIECE = 40
 
 
 def check_body(size: int, pieces: int) -> None:
-    """Raise `TransportError` for a body that is too large, or has too many small pieces."""
+    """Raise `TransportError` if a body is too large or has too many small pieces."""
     if size > LARGEST_BODY:
         raise TooLargeError(f"more than {LARGEST_BODY} bytes")
     if pieces > MOST_EVENTS and size < pieces * _SMALL_PIECE:
@@ -47,7 +47,7 @@ def check_body(size: int, pieces: int) -> None:
 
 
 class Headers(Mapping[str, str]):
-    """Headers of a response, parsed on first use. Names are case-insensitive; of equal names the first counts."""
+    """Response headers, parsed on first use. Names are case-insensitive; of equal names, the first counts."""
 
     __slots__ = ("_raw", "_read")
 
@@ -56,7 +56,7 @@ class Headers(Mapping[str, str]):
         self._read: dict[bytes, bytes] | None = None
 
     def any_zero(self) -> bool:
-        """Return whether any value is 0, without reading the names."""
+        """Return whether any value is 0, without parsing the names."""
         return b"0" in self._raw.values()
 
     def _all(self) -> dict[bytes, bytes]:
@@ -68,7 +68,7 @@ class Headers(Mapping[str, str]):
         return self._all()[name.lower().encode("latin-1")].decode("latin-1").strip()
 
     def get(self, key: str, /, default: Any = None) -> Any:
-        """Return a header. `Mapping`'s own `get` would raise and catch an exception for a missing one."""
+        """Return a header. (The inherited `get` would raise and catch an exception if a header is missing.)"""
         value = self._all().get(key.lower().encode("latin-1"))
         return default if value is None else value.decode("latin-1").strip()
 
@@ -79,15 +79,15 @@ class Headers(Mapping[str, str]):
         return len(self._all())
 
 
-# One per process, because the limit protects the memory of the process, across backends and event loops.
+# One per process, because the limit protects the process's memory, for all backends and event loops.
 BODIES_IN_FLIGHT = Memory(MOST_SHARED, one_beyond=True)
-"""The response bodies of more than `SMALL_BODY` bytes, until they are read."""
+"""The bytes of response bodies larger than `SMALL_BODY` that are not yet read."""
 
 
 class HttpResponse:
-    """A complete response. `held` counts the bytes of a large body, `encoding` is its compression, if any.
+    """A complete response. `held` counts the bytes of a large body; `encoding` is its compression, if any.
 
-    `proxy` is the host and port of the proxy that read the request and may have answered it; `""` without one.
+    `proxy`: the host and port of the proxy that read the request, and may have answered it; else `""`.
     """
 
     __slots__ = ("body", "encoding", "headers", "held", "proxy", "status")
@@ -107,11 +107,11 @@ class HttpResponse:
 
     @property
     def is_soon_read(self) -> bool:
-        """Whether the content is so small that reading it holds up nothing."""
+        """Whether the content is so small that reading it does not block the event loop."""
         return len(self.body) <= SMALL_BODY and not self.encoding
 
     def content(self) -> bytes:
-        """Return the body, decompressed. Raises `TransportError` for one that is invalid or expands too far."""
+        """Return the decompressed body. Raises `TransportError` if it is invalid or expands too far."""
         if not self.encoding:
             return self.body
         try:
@@ -126,10 +126,10 @@ Answer = asyncio.Future[HttpResponse]
 
 
 class Target:
-    """The destination of an endpoint's requests: address, TLS, and the request head up to the length of the body."""
+    """The destination of an endpoint's requests: address, TLS, and the request head up to the body's length."""
 
     def __init__(self, url: URL, headers: Mapping[str, str]) -> None:
-        """Raises `ValueError` for a header with a line break, which would corrupt the request."""
+        """Raises `ValueError` if a header has a line break, which would corrupt the request."""
         host = url.raw_host
         if not host:
             raise ValueError("a URL without a host")
@@ -154,46 +154,46 @@ class Target:
 
 
 class _Pieces:
-    """The size of a response that arrives in several pieces, up to the newest one."""
+    """The sizes of a response that arrives in several pieces."""
 
     __slots__ = ("before", "body_size", "counted", "held", "received", "waits")
 
     def __init__(self) -> None:
         self.received = self.body_size = 0
         self.before = 0
-        """`received` at the last piece of the head or the body."""
+        """The value of `received` at the last piece of the head or the body."""
         self.counted = 0
-        """The pieces of the body in `body_size`."""
+        """The number of body pieces that `body_size` includes."""
         self.held: Held | None = None
         self.waits = False
 
 
 class _Response:
-    """The response that a connection receives; `httptools` calls its methods `on_…`."""
+    """The response that a connection receives. `httptools` calls its `on_…` methods."""
 
     __slots__ = ("body", "head", "headers", "keep", "last", "on_body", "on_header", "parser", "status")
 
     def __init__(self) -> None:
         self.head: dict[bytes, bytes] = {}
         self.body: list[bytes] = []
-        # methods of these two, because a function of Python would cost 2,000 instructions per header
+        # bound methods of C objects: a Python function would cost 2,000 instructions per header
         self.on_header = self.head.setdefault  # of equal names, the first counts
         self.on_body = self.body.append
         self.parser = httptools.HttpResponseParser(self)
         self.status = 0
         self.headers: Headers | None = None
-        """Complete headers. Later ones belong to a trailer or to another response."""
+        """The complete headers. Later headers belong to a trailer or to another response."""
         self.last = -1
-        """The number of pieces of the body, once it is complete."""
+        """The number of the body's pieces, when it is complete."""
         self.keep = True
         """Whether another response may follow on the connection."""
 
     def ends_with_connection(self) -> bool:
-        """Return whether only the end of the connection ends the body."""
+        """Return whether the body ends only with the connection."""
         return {"content-length", "transfer-encoding"}.isdisjoint(self.headers or ())
 
     def on_message_begin(self) -> None:
-        if self.last >= 0:  # a second response to one request
+        if self.last >= 0:  # a second response to the same request
             self.keep = False
 
     def on_headers_complete(self) -> None:
@@ -216,7 +216,7 @@ class _Response:
 
 
 class ConnectionOwner(Protocol):
-    """The owner of connections, which they report to."""
+    """The owner of connections, to which they report."""
 
     clock: Callable[[], float]
 
@@ -224,36 +224,36 @@ class ConnectionOwner(Protocol):
         """Deliver the result of a request."""
 
     def release(self, connection: Connection) -> None:
-        """Keep a connection after the answer to its request."""
+        """Keep a connection after its request was answered."""
 
     def forget(self, connection: Connection) -> None:
-        """Note that a connection is closed."""
+        """Remove a connection that is closed."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection. Data between requests closes it, because it would be taken for the answer to the next request.
+    """One connection. Data between requests closes it: it would be taken for the answer to the next request.
 
-    HTTP/1.1 pairs responses with requests by their order alone. So a second response to a request cannot be detected if
-    it arrives when the next request has been sent: it is taken for the answer to that one.
+    HTTP/1.1 matches responses to requests only by their order. So a second response to a request cannot be detected if
+    it arrives after the next request was sent: it is taken for the answer to that request.
     """
 
     def __init__(self, owner: ConnectionOwner, target: Target, sock: socket.socket) -> None:
-        """`sock` is the connected socket; its transport closes it."""
+        """`sock`: the connected socket, which the transport closes."""
         self.target = target
         self.at = 0.0
         """The time at which data was last sent or received."""
         self.answer: Answer | None = None
-        """The future that the response is for; None between requests."""
+        """The future for the response; None between requests."""
         self.closed = False
         self._owner = owner
         self._clock = owner.clock
         self.has_arrived = _arrival_at(sock)
-        """Whether something has arrived that the event loop has yet to read: data or the end."""
+        """Whether data, or the end of the connection, has arrived that the event loop has not read."""
         self._transport: asyncio.Transport | None = None
         self._answered = False
         self._response = _Response()
         self._pieces: _Pieces | None = None
-        """None for a response that arrives at once, as most do."""
+        """The sizes of the pieces; None if the response arrived in one piece, as most do."""
 
     # asyncio
 
@@ -303,25 +303,25 @@ class Connection(asyncio.Protocol):
         elif self._pieces is not None:
             self._end(CutError("the connection ended within the response"))
         else:
-            # TLS 1.3 refuses a client after the handshake, by an alert
+            # in TLS 1.3, a server refuses a client by an alert after the handshake
             is_refused = isinstance(exc, ssl.SSLError) and "ALERT" in str(exc.reason)
             self._end(exc if exc and is_refused else TransportError("the connection ended before a response"))
 
     def _count(self, size: int) -> None:
-        """Count the `size` bytes that have arrived. Raises `TransportError` for too much of a response."""
+        """Count the `size` bytes that have arrived. Raises `TransportError` if the response is too large."""
         response = self._response
         body = response.body
         pieces = self._pieces = self._pieces or _Pieces()
         pieces.received += size
         if response.last >= 0:
-            del body[response.last :]  # of a second response
+            del body[response.last :]  # remove the pieces of a second response
         if response.headers is not None and (len(body) > pieces.counted or not pieces.before):
             pieces.before = pieces.received
         if len(body) > pieces.counted:
             self._grow(pieces, body[pieces.counted :])
         if response.last >= 0:
             return
-        # all interim responses together count as one head
+        # all interim responses together count as a single head
         if pieces.received - pieces.before > LARGEST_HEAD:
             raise InvalidResponseError("a head, a trailer or a size of a chunk without an end")
         if pieces.received - pieces.body_size > LARGEST_BODY:
@@ -330,7 +330,7 @@ class Connection(asyncio.Protocol):
             self._pause(pieces)
 
     def _grow(self, pieces: _Pieces, grown: Sequence[bytes]) -> None:
-        """Count further pieces of the body, and stop reading a large one while other bodies have priority."""
+        """Count further pieces of the body. Stop reading a large body while other bodies have priority."""
         size = sum(map(len, grown))
         pieces.counted += len(grown)
         pieces.body_size += size
@@ -351,7 +351,7 @@ class Connection(asyncio.Protocol):
         self._read_on(pieces)
 
     def _pause(self, pieces: _Pieces) -> None:
-        """Read no more of a large body in this turn of the event loop: uvloop reads up to 8 MB of each connection."""
+        """Read no more of a large body in this turn: uvloop reads up to 8 MB of each connection."""
         assert self._transport is not None
         self._transport.pause_reading()
         if not pieces.waits:
@@ -362,12 +362,12 @@ class Connection(asyncio.Protocol):
             assert self._transport is not None
             self._transport.resume_reading()
 
-    # the owner's
+    # ---- called by the owner
 
     def send(self, body: bytes | Sequence[bytes], length: int, answer: Answer, *, last: bool = False) -> None:
-        """Send a request with a body of `length` bytes, whole or in pieces, at `at`.
+        """Send a request with a body of `length` bytes (in one piece or several) at the time `at`.
 
-        `answer` gets the response or the exception. The connection closes after the `last` one.
+        `answer` gets the response or the exception. After the `last` request, the connection closes.
         """
         transport = self._transport
         assert transport is not None
@@ -383,7 +383,7 @@ class Connection(asyncio.Protocol):
             transport.writelines([head, body])
 
     def close(self) -> None:
-        """Close at once, without a result for `answer`."""
+        """Close immediately, without a result for `answer`."""
         self._response.keep = False
         self.answer = None
         if self._pieces is not None and self._pieces.held is not None:
@@ -396,7 +396,7 @@ class Connection(asyncio.Protocol):
             self._owner.forget(self)
 
     def fail(self, error: Exception) -> None:
-        """End the request in flight, and the connection."""
+        """Fail the request in flight, and close the connection."""
         self._response.keep = False
         self._end(error)
 
@@ -406,7 +406,7 @@ class Connection(asyncio.Protocol):
         content = body[0] if response.last == 1 else b"".join(body[: response.last])
         held = None if pieces is None else pieces.held
         assert headers is not None
-        # an ordinary answer needs no look at its headers: no format of compression begins like a JSON object
+        # the headers of an ordinary answer are not read: no compressed format starts like a JSON object
         encoding = b"" if content[:1] == b"{" else headers.get("content-encoding", "").lower().encode("latin-1")
         self._answered = True
         self._end(HttpResponse(response.status, headers, content, held, encoding))
@@ -424,7 +424,7 @@ class Connection(asyncio.Protocol):
         if response.keep and not self.closed:
             response.headers, response.last = None, -1
             response.body.clear()
-            response.head.clear()  # a trailer
+            response.head.clear()  # remove a trailer
             self._owner.release(self)
         else:
             self.close()
@@ -434,11 +434,11 @@ class Connection(asyncio.Protocol):
 
 
 def _arrival_at(sock: socket.socket) -> Callable[[], object]:
-    """Return a function whose result is true if data or the end has arrived at `sock`.
+    """Return a function whose result is true if data, or the end of the connection, has arrived at `sock`.
 
-    `recv` of nothing, by the exception that it raises, takes 8,000 instructions, `poll` 1,500.
+    `recv` of nothing raises an exception and takes 8,000 instructions; `poll` takes 1,500.
     """
-    if sys.platform == "win32":  # without `poll`
+    if sys.platform == "win32":  # Windows has no `poll`
         return lambda: sock.fileno() < 0 or select.select([sock], [], [], 0)[0]  # closed by a reset of this turn
     arrived = select.poll()
     arrived.register(sock, select.POLLIN)
@@ -453,7 +453,7 @@ def _decoded(body: bytes, encoding: bytes) -> bytes:
     window_bits = 16 + zlib.MAX_WBITS if encoding.endswith(b"gzip") else zlib.MAX_WBITS
     plain: list[bytes] = []
     left = LARGEST_BODY
-    for _ in range(128):  # a gzip file may have several
+    for _ in range(128):  # a gzip file may have several members
         unpacker = zlib.decompressobj(window_bits)
         plain.append(unpacker.decompress(body, left + 1))
         left -= len(plain[-1])

@@ -1,7 +1,7 @@
-"""Providers and servers: the profile of each as a row of a table, and the lookup by name, host or port.
+"""Profiles of providers and servers as rows of a table, with lookups by name, host or port.
 
-`page` is the provider's own page, `READ` the date when address, key and switches were last compared with it. A host
-that is not listed gets all parameters unchanged. No profile has a default model, because models change every year.
+`page` is the provider's page, `READ` the date on which addresses, keys and options were last compared with it. An
+unlisted host gets all parameters unchanged. No profile has a default model, because models change every year.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from promptmill.core.wording import did_you_mean
 
 READ = "2026-11-21"
 JsonForm: TypeAlias = Literal["strict", "schema", "grammar", "object", "words"]
-"""`strict`: a schema in OpenAI's strict subset; `schema`: any; `grammar`: a schema that llama.cpp can turn into a
-grammar; `object`: JSON mode; `words`: no `response_format`."""
+"""`strict`: a schema in OpenAI's strict subset; `schema`: any schema; `grammar`: a schema that llama.cpp can convert to
+a grammar; `object`: JSON mode; `words`: instructions instead of `response_format`."""
 
-# Models that always reason at every provider (help.aliyun.com/zh/model-studio/deep-thinking, docs.sglang.io on
-# separate reasoning).
+# Models that reason at every provider (help.aliyun.com/zh/model-studio/deep-thinking, docs.sglang.io on separate
+# reasoning).
 _ALWAYS_THINKING = re.compile(r"(?i)\bqwq|\bqvq|(?<!non)[-:]thinking\b|deepseek-r1|deepseek-reasoner|minimax-m2")
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderProfile:
-    """One provider. `refused` are body keys that cause a 4xx or have no effect.
+    """One provider. `refused`: body keys that cause a 4xx or have no effect.
 
-    `thinking` is the form of `enable_thinking` (`type_object`: `thinking: {type: enabled}`; `effort`: off is
-    `reasoning_effort: none`), `json_form` the form of a request for JSON. `reasoning_models` matches models that take
+    `thinking`: the form of `enable_thinking` (`type_object`: `thinking: {type: enabled}`; `effort`: `reasoning_effort:
+    none` switches it off). `json_form`: the form of a request for JSON. `reasoning_models`: matches models that use
     `max_completion_tokens` and refuse `reasoning_refused`.
     """
 
     name: str
     more_hosts: tuple[str, ...] = ()
-    """Its hosts besides the host of a public `base_url`."""
+    """The provider's hosts in addition to the host of a public `base_url`."""
     ports: tuple[int, ...] = ()
     public: bool = True
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -49,40 +49,40 @@ class ProviderProfile:
     reasoning_models: re.Pattern[str] | None = None
     reasoning_refused: frozenset[str] = frozenset()
     base_url: str = ""
-    """The address for `provider: NAME`."""
+    """The address that `provider: NAME` means."""
     key_env: str = ""
-    """The variable that usually holds its key; that key is sent only to the provider's own hosts."""
+    """The variable that usually holds the provider's key. This key is sent only to the provider's hosts."""
     page: str = ""
-    """The provider's own page with these facts."""
+    """The provider's page with these facts."""
     images: Literal["url", "data"] = "url"
     """`url`: the provider downloads images from the web; `data`: it accepts them only inside the request."""
     image_types: frozenset[str] | None = None
-    """The media types that it reads; None: all that models read."""
+    """The media types that the provider supports; None: all types that models read."""
     takes_json_mode: bool = True
-    """Whether it accepts `response_format: {type: json_object}`."""
+    """Whether the provider accepts `response_format: {type: json_object}`."""
     cuts_prompts: bool = False
-    """Whether it may cut a prompt that is longer than its context, and answer without an error."""
+    """Whether the provider may shorten a prompt that exceeds its context, and answer without an error."""
     thinking_on: str = "enabled"
-    """The type that switches thinking on, where `thinking` is `type_object`."""
+    """The type that switches thinking on if `thinking` is `type_object`."""
     always_thinking: re.Pattern[str] | None = None
-    """Its models whose thinking cannot be switched off, in addition to those that always think at every provider."""
+    """The provider's models whose thinking cannot be switched off, in addition to those that always think."""
     dialect: str = "openai"
-    """The API that it speaks unless the configuration names another one; `openai` is chat completions."""
+    """The default API of the provider; the configuration may choose another. `openai` is chat completions."""
     account_tier: bool = False
-    """Whether the account decides about the service tier of a request that names none."""
+    """Whether the account determines the service tier of a request that names no tier."""
     codes: Mapping[str, Cause] = field(default_factory=dict)
-    """Its own error codes → cause. A code is `field=number`, or the lower-case word of `code` or `type`."""
+    """The cause of each of the provider's error codes: `field=number`, or the lower-case word of `code` or `type`."""
     phrases: Mapping[str, Cause] = field(default_factory=dict)
-    """Its own phrases, in lower case, → cause, if other providers mean something else by them."""
+    """The provider's phrases, in lower case, and their causes, if they mean something else at other providers."""
     batch: BatchProfile | None = None
-    """Its Batch API; None: unknown."""
+    """The provider's Batch API; None: unknown."""
     prompt_cache: Literal["", "automatic", "key", "marks"] = ""
-    """How it caches the beginnings of prompts: by itself, with requests of the same `prompt_cache_key` at one place, or
-    up to a `cache_control` in a request of its dialect; `""`: unknown."""
+    """How beginnings of prompts are cached: automatically; for requests with the same `prompt_cache_key`; or up to a
+    `cache_control` in a request of the provider's dialect. `""`: unknown."""
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """Its hosts; each includes its subdomains."""
+        """The provider's hosts; each includes its subdomains."""
         host = urlsplit(self.base_url).hostname if self.public else None
         return (host, *self.more_hosts) if host else self.more_hosts
 
@@ -92,7 +92,7 @@ class ProviderProfile:
         return bool(own or _ALWAYS_THINKING.search(model))
 
     def cause_of(self, body: ErrorBody) -> Cause | None:
-        """Return the cause that this provider's own codes and phrases give for an error body, or None."""
+        """Return the cause that this provider's codes and phrases give for an error body, or None."""
         codes = [*(f"{name}={number}" for name, number in body.numbers.items()), *body.codes]
         if known := next((cause for code in codes if (cause := self.codes.get(code))), None):
             return known
@@ -100,7 +100,7 @@ class ProviderProfile:
 
 
 def translate(profile: ProviderProfile, model: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return `(body keys, names of unsupported parameters)` for `given`, the sampling and extra parameters together."""
+    """Return `(body keys, names of unsupported parameters)` for `given`, which has sampling and extra parameters."""
     body = dict(given)
     refused: list[str] = []
     thinking = body.pop("enable_thinking", None)
@@ -132,7 +132,7 @@ _NOT_OPENAIS = frozenset({"top_k", "min_p", "repetition_penalty", "chat_template
 
 
 def _codes(field_name: str, **numbers: str) -> Mapping[str, Cause]:
-    """Return `field=number` or word → cause, from the codes of each cause: numbers in `field_name`, or words."""
+    """Return the causes by code, from the codes of each cause: numbers in the field `field_name`, or words."""
     return MappingProxyType(
         {
             f"{field_name}={code}" if code.lstrip("-").isdigit() else code.lower(): Cause[cause]
@@ -163,14 +163,14 @@ DASHSCOPE_PHRASES: Mapping[str, Cause] = MappingProxyType(
     {"throttling.": Cause.RATE, "allocated quota exceeded": Cause.RATE, "error-code#token-limit": Cause.RATE}
 )
 
-# LM Studio's 400 while it loads a model or swaps it: lmstudio-ai/lmstudio-bug-tracker#1347.
+# LM Studio's 400 while it loads or swaps a model: lmstudio-ai/lmstudio-bug-tracker#1347.
 _LOADING: Mapping[str, Cause] = MappingProxyType({"failed to load model": Cause.BUSY})
-# Other formats are refused, or dropped without a word: ggml-org/llama.cpp#28230, ollama/ollama#17755.
+# Other formats are refused or silently ignored: ggml-org/llama.cpp#28230, ollama/ollama#17755.
 _EVERY_SERVER_READS = frozenset({"image/png", "image/jpeg"})
 
 PROFILES = (
     _OPENAI,
-    # not public: any customer can have a host there, so a key is sent to it only on request
+    # not public: any customer can have a host there, so the key is sent only on request
     replace(
         _OPENAI,
         name="azure",
@@ -240,7 +240,7 @@ PROFILES = (
         more_hosts=("dashscope-intl.aliyuncs.com",),
         thinking="top_level",
         json_form="object",
-        # its code for tokens per minute; its code for missing money is `Arrearage`
+        # the code for tokens per minute; the code for missing money is `Arrearage`
         phrases=MappingProxyType({"insufficient_quota": Cause.RATE, **DASHSCOPE_PHRASES}),
         base_url="https://dashscope.aliyuncs.com/compatible-mode/v1",
         key_env="DASHSCOPE_API_KEY",
@@ -582,7 +582,7 @@ PROFILES = (
         key_env="NEBIUS_API_KEY",
         page="docs.tokenfactory.nebius.com/api-reference/introduction",
     ),
-    # self-hosted servers, at the addresses that they have by default
+    # self-hosted servers, at their default addresses
     ProviderProfile(
         "vllm",
         public=False,
@@ -618,7 +618,7 @@ _TELLING = len("code=12345")
 
 
 def _agreed() -> Mapping[str, Cause]:
-    """Return the codes whose meaning no two profiles dispute and that are too long to be ambiguous."""
+    """Return the codes that have the same meaning in all profiles and are too long to be ambiguous."""
     causes: dict[str, Cause] = {}
     differing: set[str] = set()
     for profile in PROFILES:
@@ -628,11 +628,11 @@ def _agreed() -> Mapping[str, Cause]:
     return MappingProxyType({code: cause for code, cause in causes.items() if code not in differing})
 
 
-# The profile of every unlisted host: parameters are sent unchanged. It may be a gateway, which passes on the codes of
-# other providers.
+# The profile of an unlisted host, to which parameters are sent unchanged. The host may be a gateway, which passes on
+# other providers' codes.
 PLAIN = ProviderProfile("plain", public=False, codes=_agreed(), phrases=DASHSCOPE_PHRASES)
-# An unknown server on this machine or in its network, most likely built on llama.cpp; every other server can do without
-# the features that llama.cpp lacks.
+# An unknown server on this machine or in its network, probably built on llama.cpp; other servers work without the
+# features that llama.cpp lacks.
 LOCAL = replace(
     PLAIN,
     name="local",
@@ -647,7 +647,7 @@ _ALIASES: Mapping[str, str] = MappingProxyType(
 
 
 def profile_at(url: SplitResult) -> ProviderProfile:
-    """Return the profile of the endpoint at `url`, by its host or well-known local port."""
+    """Return the profile for the endpoint at `url`, by its host or its well-known local port."""
     host, port = url.hostname or "", url.port
     for profile in PROFILES:
         if any(host == known or host.endswith("." + known) for known in profile.hosts):
@@ -663,7 +663,7 @@ def profile_named(name: str) -> ProviderProfile:
 
 
 def profile_of(name: str) -> ProviderProfile:
-    """Return the profile for `provider: NAME`, aliases included. Raises `KeyError` that suggests a known name."""
+    """Return the profile for `provider: NAME`, which may be an alias. Raises `KeyError` that suggests a known name."""
     wanted = name.strip().lower()
     named = profile_named(_ALIASES.get(wanted, wanted))
     if named is PLAIN or named is LOCAL:

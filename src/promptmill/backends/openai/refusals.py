@@ -1,6 +1,6 @@
-"""Classify error responses: cause, time of the next attempt, requests that the failure affects, and remedy.
+"""Classifies error responses: cause, time of the next attempt, affected requests, and remedy.
 
-status, body → cause (the provider's own codes, else words and status) → kind, code and wait → hint
+status, body → cause (by the provider's codes, else by words and status) → kind, code and wait → hint
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from promptmill.core.bounds import LONGEST_SEARCHED
 from promptmill.core.errors import Code, Named, PromptmillError, redact, without_controls
 
 _RATE_LIMITS = frozenset({420, 429})  # some servers send 420 instead of 429
-# Retried in addition to these and 5xx: 498 is some providers' 503, 424 means a broken backend at TGI and Azure, and
-# balancers send 444, 460 and 499 when their own client has disconnected.
+# Statuses that are retried in addition to these and 5xx: 498 is some providers' 503, 424 means a broken backend at TGI
+# and Azure, and load balancers send 444, 460 and 499 when their own client has disconnected.
 _RETRIED = frozenset({408, 409, 423, 424, 425, 444, 460, 498, 499})
 _NEVER_RETRIED = frozenset({501, 505})
-# The endpoint, or a gateway in front of it, stopped waiting for the model (408, 504, 524), or got a response that it
-# could not pass on (502; 520 at Cloudflare): the answer is lost, but may be billed.
+# The endpoint or its gateway stopped waiting for the model (408, 504, 524) or got an unusable response (502;
+# Cloudflare's 520): the answer is lost, but may be billed.
 _LOST_ANSWERS = frozenset({408, 502, 504, 520, 524})
 _ERROR_FIELDS = ("message", "type", "param", "code")
 _LATER = "It is a limit of a day or more: start again after its reset, or use another key."
@@ -49,7 +49,7 @@ _ENDPOINTS = {
     Cause.MODEL: Code.NOT_FOUND,
     Cause.QUOTA: Code.INSUFFICIENT_QUOTA,
 }
-# Replies to plain HTTP on a TLS port, by nginx, Apache, Go, Tomcat, Node behind a balancer.
+# Replies to plain HTTP on a TLS port: nginx, Apache, Go, Tomcat, Node behind a load balancer.
 SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
 _ABOUT_MODELS = re.compile(r"model|deployment|engine")
 
@@ -57,15 +57,15 @@ _ABOUT_MODELS = re.compile(r"model|deployment|engine")
 def classify_refusal(
     status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint, now: float | None = None
 ) -> RetryDecision:
-    """Return the decision for an error response. `payload` is the parsed body or its text, `now` Unix time.
+    """Return the decision for an error response. `payload`: the parsed body or its text. `now`: Unix time.
 
-    A status below 300 means that the body reports an error.
+    A status below 300 means that only the body reports an error.
     """
     body = read_error(payload)
     wait_s = asked_wait_s(headers, body.payload, body.words, now)
     meant = status if status >= 300 else body.status or 0
     cause = endpoint.profile.cause_of(body) or _cause(meant, body, wait_s)
-    if cause is Cause.INPUT and meant < 500:  # a provider's one code for many mistakes
+    if cause is Cause.INPUT and meant < 500:  # a provider may have one code for many mistakes
         cause = _first(body, Cause.FILTER, Cause.CONTEXT, Cause.TOO_LARGE, Cause.MODEL) or cause
     decision = replace(_decision(cause, meant, _message(status, body, endpoint), wait_s), status=meant)
     if meant in _LOST_ANSWERS:
@@ -79,7 +79,7 @@ def classify_refusal(
 
 
 def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, Any]:
-    """Return those fields of the endpoint's error object that OpenAI and vLLM define."""
+    """Return the fields of the endpoint's error object that OpenAI and vLLM define."""
     payload = body.payload
     inner = payload.get("error", payload) if isinstance(payload, dict) else None
     if not isinstance(inner, dict):
@@ -115,7 +115,7 @@ def _decision(cause: Cause, meant: int, message: str, wait_s: float | None) -> R
 
 
 def with_wait_hint(decision: RetryDecision, now: float) -> RetryDecision:
-    """Return `decision` as final, with a hint that states the end of its wait. `now` is Unix time."""
+    """Return `decision` as final, with a hint that states when its wait ends. `now`: Unix time."""
     assert decision.wait_s is not None
     over = datetime.fromtimestamp(min(now + decision.wait_s, 253_402_300_799), UTC)
     hours = decision.wait_s / 3600
@@ -133,7 +133,7 @@ def _message(status: int, body: ErrorBody, endpoint: Endpoint) -> str:
     named = f" {body.status}" if body.status else ""
     verb = f"answered {status}" if status >= 300 else f"sent an error{named} with status {status}"
     message = f"{endpoint.name} {verb}{f': {reason}' if reason else ''}"
-    return message if message[-1] in ".!?…" else message + "."  # our own sentence follows
+    return message if message[-1] in ".!?…" else message + "."  # another sentence follows
 
 
 def _cause(status: int, body: ErrorBody, wait_s: float | None) -> Cause:
@@ -169,7 +169,7 @@ def _cause(status: int, body: ErrorBody, wait_s: float | None) -> Cause:
 
 
 def _limit(body: ErrorBody, wait_s: float | None) -> Cause:
-    """Return the cause of a rate limit: one too large request, a limit of minutes, of a day, or money."""
+    """Return the cause of a rate limit: a request that is too large, a limit per minute or day, or money."""
     enough = error_body.NEVER_ENOUGH.search(body.words)
     if _says(body, Cause.TOO_LARGE) or (enough and int(enough[2]) > int(enough[1])):
         return Cause.TOO_LARGE
@@ -196,7 +196,7 @@ def _server_error(status: int, body: ErrorBody) -> Cause:
 
 
 def _first(body: ErrorBody, *causes: Cause) -> Cause | None:
-    """Return the first of `causes` that a code of the body names, else the first that its words name."""
+    """Return the first of `causes` that a code of the body indicates, else the first that its words indicate."""
     coded = next((cause for cause in causes if _coded(body, cause)), None)
     return coded or next((cause for cause in causes if error_body.WORDS[cause].search(body.words)), None)
 
@@ -210,7 +210,7 @@ def _says(body: ErrorBody, cause: Cause) -> bool:
 
 
 def _hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: Endpoint) -> str | None:
-    """Return the user's next step after a response with `status`; None if its error code suffices."""
+    """Return the user's next step after a response with `status`; None if the error code is clear enough."""
     if 300 <= status < 400:
         return _redirected(headers.get("Location", ""), endpoint)
     if any(words in body.text for words in SPOKE_TLS) and endpoint.url.startswith("http:"):
@@ -221,9 +221,9 @@ def _hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint:
 
 
 def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> PromptmillError:
-    """Return the error of a refusal with a hint about the key that was sent, or about its absence.
+    """Add a hint to a refusal's error about the key that was sent, or about a missing key.
 
-    Only 401 and 403 may mean a missing key; an account error with another status implies that a key was accepted.
+    Only 401 and 403 may mean a missing key. An account error with another status implies an accepted key.
     """
     if status not in {401, 403} or error.code is not Code.UNAUTHORIZED:
         return error
@@ -255,10 +255,10 @@ def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pr
 
 
 def with_scheme_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillError:
-    """Return the error of a lost connection to an endpoint that has never answered, with a hint about the scheme."""
+    """Add a hint about the scheme to the error of a lost connection, if the endpoint has never answered."""
     if endpoint.url.startswith("http:"):
         hint = "It has never answered: does the port need https:// in `base_url`? Otherwise try again."
-    elif not endpoint.own:  # no hint may lead to a key sent unencrypted over the internet
+    elif not endpoint.own:  # no hint may make the user send a key unencrypted over the internet
         return error
     else:
         hint = (
@@ -269,7 +269,7 @@ def with_scheme_hint(endpoint: Endpoint, error: PromptmillError) -> PromptmillEr
 
 
 def wrong_address(endpoint: Endpoint) -> str:
-    """Return the hint for a reply that does not come from the API."""
+    """Return the hint for a reply that is not from the API."""
     url = urlunsplit(urlsplit(endpoint.url)._replace(query=""))
     path = urlsplit(url).path
     if endpoint.dialect != "openai":
@@ -277,7 +277,7 @@ def wrong_address(endpoint: Endpoint) -> str:
             f"The request went to {redact(url)}, as `dialect: {endpoint.dialect}` says; is that this server's API? "
             "Otherwise correct `base_url` or `dialect`."
         )
-    if not path.endswith(COMPLETIONS) and "/v1/" in path:  # a line of a Batch file names its own path
+    if not path.endswith(COMPLETIONS) and "/v1/" in path:  # a line of a Batch file has its own path
         return f"The request went to {redact(url)}: the endpoint has no {path[path.rindex('/v1/') :]}, the line's path."
     twice = " It contains `/v1` twice." if "/v1/v1/" in url else ""
     if path.endswith(f"/v1{COMPLETIONS}") and not twice:

@@ -1,10 +1,10 @@
-"""The answer in a response: OpenAI's format for chat completions and its variants, and errors with any status.
+"""Reads the answer in a response: OpenAI's chat completions and variants, and errors with any status.
 
-`read_response` returns a `Completion` or a `RetryDecision`. An ordinary answer (text only) takes a short path. All
-other bodies go through the long one: streams, answers wrapped by gateways, invalid UTF-8, errors with status 200, and
-replies in a dialect, which become chat completions first.
+`read_response` returns a `Completion` or a `RetryDecision`. An ordinary answer (text only) is read by a short path, and
+all other bodies by a long path: streams, answers wrapped by gateways, invalid UTF-8, errors with status 200, and
+replies in a dialect, which are first converted to chat completions.
 
-Format: platform.openai.com/docs/api-reference/chat; reasoning fields as vLLM, DeepSeek and OpenRouter send them.
+Format: platform.openai.com/docs/api-reference/chat; reasoning fields of vLLM, DeepSeek and OpenRouter.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ _ERROR_FIELDS = frozenset(
 )
 _ERROR_SIGNS = frozenset({"error", "error_code", "base_resp"})
 _NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
-"""Fields of a message that add nothing to its text."""
+"""Fields of a message that do not change its text."""
 _ENDS = frozenset({"stop", "length"})
 _OF_PROXIES = frozenset({403, 407, 502, 503, 504})
-# The memory that the values of a JSON body take, estimated by its separators: a number some 32 bytes, an object or list
-# up to 200. Small bodies cannot hold many.
+# The memory for the values of a JSON body, estimated from its separators: about 32 bytes for a number, up to 200 for an
+# object or list. Small bodies cannot contain many values.
 _NUMBER, _CONTAINER = 32, 200
 _SMALL = 256 * 1024
 
 
 class _Spent(TypedDict):
-    """The fields of a `RetryDecision` for the cost of a failed reply."""
+    """The fields of a `RetryDecision` about the cost of a failed reply."""
 
     usage: Usage
     tier: str
@@ -71,7 +71,7 @@ def _content(response: HttpResponse, endpoint: Endpoint) -> bytes | RetryDecisio
 def answer_in(
     response: HttpResponse, endpoint: Endpoint, *, keep_raw: bool, inline: bool
 ) -> Completion | RetryDecision:
-    """Return the answer in a response, its reasoning apart unless `inline`, or the decision about a failure."""
+    """Return the answer in a response (with its reasoning separated unless `inline`), or the decision on a failure."""
     content = _content(response, endpoint) if response.encoding else response.body
     if isinstance(content, RetryDecision):
         return content
@@ -84,7 +84,7 @@ def answer_in(
 
 
 def with_reasoning_apart(completion: Completion) -> Completion:
-    """Return `completion` with the reasoning in its text moved to `reasoning`."""
+    """Return `completion` with the reasoning in its text moved to the field `reasoning`."""
     reasoning, text = split_marked(completion.text, already=completion.reasoning is not None)
     if text == completion.text:
         return completion
@@ -92,7 +92,7 @@ def with_reasoning_apart(completion: Completion) -> Completion:
 
 
 def other_answer_in(response: HttpResponse, endpoint: Endpoint) -> Completion | RetryDecision:
-    """Return the response to a request for a path other than chats, or the decision about a failure."""
+    """Return the reply to a request that is not a chat, or the decision on a failure."""
     content = _content(response, endpoint)
     if isinstance(content, RetryDecision):
         return content
@@ -101,7 +101,7 @@ def other_answer_in(response: HttpResponse, endpoint: Endpoint) -> Completion | 
 
 
 def _with_proxy(decision: RetryDecision, response: HttpResponse) -> RetryDecision:
-    """Return the decision about a response with the proxy that may have sent it."""
+    """Return the decision with the proxy that may have sent the response."""
     if not response.proxy:
         return decision
     error = decision.error
@@ -114,7 +114,7 @@ def _with_proxy(decision: RetryDecision, response: HttpResponse) -> RetryDecisio
 def read_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, keep_raw: bool = False
 ) -> Completion | RetryDecision:
-    """Return the answer in a response, or the decision about a failure. `keep_raw` keeps all fields of the answer."""
+    """Return the answer in a response, or the decision on a failure. `keep_raw`: keep all fields of the answer."""
     try:
         if len(body) > _SMALL and (excess := _excess(body)):
             return _unreadable(endpoint, excess, b"")
@@ -126,14 +126,14 @@ def read_response(
         if status == 200 and not keep_raw and type(payload) is dict and (completion := _ordinary(payload)) is not None:
             return completion
         return _read_other_form(status, headers, body, payload, endpoint, keep_raw=keep_raw)
-    except Exception:  # noqa: BLE001 (no response, such as one nested too deeply, may end the run)
+    except Exception:  # noqa: BLE001 (no response, however deeply nested, may end the run)
         return _unreadable(endpoint, "an unreadable response", b"")
 
 
 def read_other_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint
 ) -> Completion | RetryDecision:
-    """Return the response to a request for a path other than chats: its text, if any, and its payload."""
+    """Return the reply to a request that is not a chat: its text, if any, and its payload."""
     if excess := _excess(body):
         return _unreadable(endpoint, excess, b"")
     try:
@@ -152,7 +152,7 @@ def read_other_response(
 
 
 def _excess(body: bytes) -> str:
-    """Return the description of a body that takes too much memory or time to read; `""` for any other."""
+    """Return a description of a body that would take too much memory or time; `""` for other bodies."""
     if len(body) <= _SMALL:
         return ""
     if _NUMBER * body.count(b",") + _CONTAINER * (body.count(b"[") + body.count(b"{")) > MOST_MEMORY:
@@ -167,7 +167,7 @@ def _has_too_many_fields(data: bytes) -> bool:
 
 
 def _text_of_other(payload: JsonObject) -> str:
-    """Return the text of a completion, or of a response of OpenAI's Responses API."""
+    """Return the text of a completion, or of a Responses API reply."""
     match payload:
         case {"choices": [{"text": str(text)}, *_]}:
             return text
@@ -201,15 +201,15 @@ def _read_other_form(
 
 
 def _translated(payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint) -> JsonDict:
-    """Return a reply in the endpoint's dialect as a chat completion; any other object unchanged, such as an error."""
+    """Convert a reply in the endpoint's dialect to a chat completion. Other objects, such as errors, stay unchanged."""
     translated = None if "choices" in payload else DIALECTS[endpoint.dialect].completion(payload, headers)
     return payload if translated is None else translated
 
 
 def _refused(status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint) -> RetryDecision:
-    """Return the decision about an error, with the usage of an answer that broke off.
+    """Return the decision on an error, with the usage of an incomplete answer.
 
-    An error costs nothing, unless it reports a usage or comes with a part of an answer.
+    An error has no cost, unless it reports a usage or follows a part of an answer.
     """
     decision = classify_refusal(status, headers, payload, endpoint)
     if not isinstance(payload, dict):
@@ -224,9 +224,9 @@ def _refused(status: int, headers: Mapping[str, str], payload: Any, endpoint: En
 
 
 def _ordinary(payload: JsonDict) -> Completion | None:
-    """Return the answer in an object of the usual form with text only; None for any other.
+    """Return the answer in an object of the usual form with only text; None for other objects.
 
-    `read_payload` gives the same result but takes four times as long.
+    `read_payload` gives the same result, but takes four times as long.
     """
     try:
         choice = payload["choices"][0]
@@ -248,7 +248,7 @@ def _ordinary(payload: JsonDict) -> Completion | None:
 
 
 def _unwrapped(payload: Any) -> Any:
-    """Remove the wrapping that gateways add to a completion or error: a list, a JSON string, another object."""
+    """Remove wrappings that gateways add to a completion or error: a list, a JSON string, another object."""
     if isinstance(payload, str):
         payload = _loosely(payload.encode("utf-8", "replace"))
     if isinstance(payload, list) and len(payload) == 1:
@@ -258,7 +258,7 @@ def _unwrapped(payload: Any) -> Any:
             inner = payload.get(name)
             if isinstance(inner, dict) and isinstance(inner.get("choices"), list):
                 return {"usage": payload.get("usage"), **inner}
-        if isinstance(payload.get("message"), dict) and payload.get("done") is True:  # Ollama's own form
+        if isinstance(payload.get("message"), dict) and payload.get("done") is True:  # Ollama's own format
             choice = {"message": payload["message"], "finish_reason": payload.get("done_reason")}
             usage = {"prompt_tokens": payload.get("prompt_eval_count"), "completion_tokens": payload.get("eval_count")}
             return {"choices": [choice], "usage": usage}
@@ -272,7 +272,7 @@ def _read_stream(
         return _unreadable(endpoint, f"a stream of more than {MOST_EVENTS:,} events", b"")
     try:
         whole = DIALECTS[endpoint.dialect].assemble(_objects(body))
-        # repaired only after assembly, because two events may hold the halves of one surrogate pair
+        # repaired after assembly, because a surrogate pair may be split over two events
         completion = _translated(mended(whole), headers, endpoint)
         return read_payload(completion, headers, endpoint, keep_raw=keep_raw)
     except chat_completion.CutOffError:
@@ -285,7 +285,7 @@ def _read_stream(
 
 
 def _objects(body: bytes) -> Iterator[JsonDict]:
-    """Yield the events of a stream. Raises `ValueError` for one that is not a JSON object."""
+    """Yield the events of a stream. Raises `ValueError` if one is not a JSON object."""
     for data in chat_completion.events_in(body):
         event = chat_completion.ENDED if data == chat_completion.END else _load(data)
         if not isinstance(event, dict):
@@ -296,9 +296,9 @@ def _objects(body: bytes) -> Iterator[JsonDict]:
 def read_payload(
     payload: JsonDict, headers: Mapping[str, str], endpoint: Endpoint, *, keep_raw: bool = False
 ) -> Completion | RetryDecision:
-    """Return the answer in a chat completion object, or the decision about a failure. `keep_raw` keeps all its fields.
+    """Return the answer in a chat completion, or the decision on a failure. `keep_raw`: keep all fields.
 
-    The text is the endpoint's, unchanged; `answers.reasoning` separates reasoning from it.
+    The text is unchanged; `answers.reasoning` separates the reasoning from it.
     """
     choices = payload.get("choices")
     if _is_error(payload):
@@ -310,10 +310,10 @@ def read_payload(
     usage, tier = _usage(payload.get("usage")), _tier(payload)
     spent: _Spent = {"usage": usage, "tier": tier, "unmetered": not usage.prompt_tokens}
     if not choices or not isinstance(choices[0], dict):
-        unread = _prompt_filtered(payload)  # before the model read it
+        unread = _prompt_filtered(payload)  # filtered before the model read the prompt
         return replace(_filtered(endpoint, spent), unmetered=False) if unread else _empty(endpoint, spent)
     choice = choices[0]
-    if isinstance(choice.get("error"), dict):  # OpenRouter, if the provider behind it failed during the answer
+    if isinstance(choice.get("error"), dict):  # OpenRouter, if the provider failed while answering
         return replace(classify_refusal(200, headers, {"error": choice["error"]}, endpoint), **spent)
     finish, ending = chat_completion.read_finish(choice.get("finish_reason"))
     if ending is Ending.FILTERED:
@@ -347,11 +347,11 @@ def read_payload(
 
 
 class _ShapeError(Exception):
-    """Describes what an answer has in the place of a message."""
+    """An answer has something else instead of a message; the text describes it."""
 
 
 def _message(choice: JsonObject) -> JsonObject:
-    """Return the message of a choice, also of a stream or of a completion without chat. Raises `_ShapeError`."""
+    """Return the message of a choice; the choice may be of a stream or of a text completion. Raises `_ShapeError`."""
     for name in ("message", "delta"):
         if isinstance(message := choice.get(name), dict):
             return message
@@ -361,7 +361,7 @@ def _message(choice: JsonObject) -> JsonObject:
 
 
 def _contents(message: JsonObject) -> tuple[str, str | None, tuple[JsonObject, ...]]:
-    """Return text, reasoning and tool calls of a message. Raises `_ShapeError`, for what looks like an empty answer."""
+    """Return text, reasoning and tool calls of a message. Raises `_ShapeError` if the message is malformed."""
     try:
         text, reasoning = chat_completion.read_message(message)
     except TypeError:
@@ -374,7 +374,7 @@ def _contents(message: JsonObject) -> tuple[str, str | None, tuple[JsonObject, .
 
 
 def _tier(payload: JsonObject) -> str:
-    """Return the service tier in an answer: OpenAI's field, or Anthropic's in the usage."""
+    """Return the service tier of an answer, from OpenAI's field or from Anthropic's usage."""
     tier = payload.get("service_tier")
     if tier is None and isinstance(usage := payload.get("usage"), dict):
         tier = usage.get("service_tier")
@@ -382,7 +382,7 @@ def _tier(payload: JsonObject) -> str:
 
 
 def _is_error(payload: JsonObject) -> bool:
-    """Return whether a body reports an error, regardless of its status and its `choices`."""
+    """Return whether a body reports an error, whatever its status and its `choices`."""
     if payload.get("object") == "error":
         return True
     if _ERROR_SIGNS.isdisjoint(payload):
@@ -399,11 +399,10 @@ def _prompt_filtered(payload: JsonObject) -> bool:
 
 
 def _usage(usage: Any, *, answers: bool = True) -> Usage:
-    """Return the usage that an endpoint reports; none if a count is missing or no number of tokens.
+    """Return the usage that an endpoint reports; an empty usage if a count is missing or invalid.
 
-    A prompt of 0 tokens is a missing count, too: gateways send zeros, some of them next to a `total_tokens`, which does
-    not say how much of it was the answer. Without `answers`, the count of the answer may be missing: embeddings have
-    none.
+    A prompt of 0 tokens also counts as missing, because some gateways send zeros, even with a `total_tokens` that does
+    not show the answer's part. Without `answers`, the count of answer tokens may be missing, as for embeddings.
     """
     if not isinstance(usage, dict):
         return NO_USAGE
@@ -424,14 +423,14 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
         prompt, completion = prompt or total, completion or 0
     if not prompt or completion is None:
         return NO_USAGE
-    # DeepSeek's name, Moonshot's
+    # names of DeepSeek and of Moonshot
     flat = _count(usage, "prompt_cache_hit_tokens") or _count(usage, "cached_tokens")
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or flat or 0
     written, an_hour = (
         _detail(usage, "prompt_tokens_details", name) for name in ("cache_write_tokens", "cache_write_1h_tokens")
     )
     reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
-    # xAI and Gemini bill the reasoning as output and count it in the total only
+    # xAI and Gemini bill reasoning as output, but count it only in the total
     completion = max(completion, total - prompt, completion + reasoning if reasoning > completion else 0)
     cached, written = min(cached, prompt), min(written, prompt - min(cached, prompt))
     return Usage(prompt, completion, cached, min(reasoning, completion), written, min(an_hour, written))
@@ -443,7 +442,7 @@ def _detail(usage: JsonDict, group: str, name: str) -> int:
 
 
 def _largest(usage: JsonObject, *names: str) -> int | None:
-    """Return the largest of these counts, which some gateways give twice; None if none is given or one is invalid."""
+    """Return the largest of these counts, which some gateways repeat; None if none is given or one is invalid."""
     given = [name for name in names if usage.get(name) is not None]
     counts = [count for name in given if (count := _count(usage, name)) is not None]
     return max(counts, default=None) if len(counts) == len(given) else None
@@ -472,7 +471,7 @@ def _unreadable(endpoint: Endpoint, problem: str, body: bytes) -> RetryDecision:
         f"{endpoint.name} answered with {_page(body) if page else problem}.",
         wrong_address(endpoint) if page else None,
     )
-    # a proxy may have put its page in the place of an answer, which is billed
+    # a proxy's page may replace a billed answer
     return RetryDecision(FailureKind.TRANSIENT, error, status=200 if page else 0, unmetered=True)
 
 
@@ -482,7 +481,7 @@ def _page(body: bytes) -> str:
 
 
 def _refusal(choice: JsonObject) -> str:
-    """Return the reason that an API gives for a filtered answer."""
+    """Return the API's reason for filtering an answer."""
     message = choice.get("message")
     said = message.get("refusal") if isinstance(message, dict) else None
     return (
@@ -511,9 +510,9 @@ def _load(data: bytes) -> Any:
 
 
 def _load_leniently(data: bytes) -> Any:
-    """Return the value of `data`, which orjson refused: unpaired surrogates (llama.cpp cuts emojis) or invalid UTF-8.
+    """Parse `data` that orjson refused: it has unpaired surrogates (llama.cpp splits emojis) or invalid UTF-8.
 
-    Unpaired surrogates remain, because the other half may follow. Raises `ValueError`.
+    Unpaired surrogates stay, because the other half may follow. Raises `ValueError`.
     """
     if len(data) > LONGEST_ANSWER:
         raise ValueError("too large")

@@ -1,12 +1,12 @@
-"""Writes request bodies: parameters, conversation, images, each in the endpoint's dialect.
+"""Writes request bodies: parameters, conversation and images, in the endpoint's dialect.
 
-The bytes of a body are a head (model and parameters), which is written once for all requests with the same
-parameters, and the messages. Images are encoded once per call and inserted as bytes.
+A body consists of a head (model and parameters), which is written once for all requests with the same parameters, and
+of the messages. Images are encoded once per call and inserted as bytes.
 
     {"model":"m","temperature":0.7,"messages":[ {"role":"user","content":"…"} ]}
     └──────────── head ──────────────────────┘ └──────── per request ────────┘
 
-`dialects` has the forms of the APIs.
+`dialects` has the formats of the APIs.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from promptmill.core.wording import shape
 from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules, WebImages, is_web
 
 _LARGE_PIECE = 32 * 1024
-_MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # kept; the parameters that they are made of take several times as much
+_MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # limits of kept heads; their parameters take several times the memory
 _OURS = frozenset({"messages", "stream", "stream_options", TOP_CHOICES})
 _LM_STUDIO = "'response_format.type' must be 'json_schema' or 'text'"  # lmstudio-ai/lmstudio-bug-tracker#189
 
 
 class Head(NamedTuple):
-    """The part of a body that all requests with the same parameters share."""
+    """The part of a body that is equal for all requests with the same parameters."""
 
     text: bytes
     refused: list[str]
@@ -52,11 +52,11 @@ class Head(NamedTuple):
     """Instructions to add to the conversation."""
     parameters: tuple[Sampling, JsonObject]
     inline: bool
-    """Whether reasoning is part of the answer's text."""
+    """Whether the answer's text includes the reasoning."""
     endpoint: Endpoint
-    """The address of these requests: some APIs have the model in the URL."""
+    """The endpoint for these requests, because some APIs have the model in the URL."""
     streaming: Endpoint
-    """The same for requests with a streamed answer."""
+    """The endpoint for requests with a streamed answer."""
 
 
 class RequestEncoder:
@@ -72,7 +72,7 @@ class RequestEncoder:
         self._marks = endpoint.profile.prompt_cache == "marks" and endpoint.dialect == "anthropic"
         self._streamed = self._dialect.STREAMED
         self._ours = _OURS | self._dialect.FILLED
-        # keyed by identity, because a call's requests share the objects; a head keeps them, so an id is never reused
+        # keyed by identity: a call's requests share the objects, and a head keeps them alive, so no id is reused
         self._heads: dict[tuple[int, int], Head] = {}
         self._head_bytes = 0
         self._last: Head | None = None
@@ -87,13 +87,12 @@ class RequestEncoder:
         stream: bool = False,
         for_an_hour: bool = False,
     ) -> bytes | list[bytes]:
-        """Return the body of a chat, in pieces if it holds images.
+        """Return the body of a chat, in pieces if it contains images.
 
-        `images` maps sources to JSON strings, sent unchanged.
-        `stream` requests a streamed answer even if the configuration does not.
-        `shared` is the beginning that the provider is to cache, and `for_an_hour` asks for that time.
+        `images` maps sources to JSON strings, which are inserted unchanged. `stream` requests a streamed answer even if
+        the configuration does not. `shared`: the beginning that the provider should cache; `for_an_hour`: for how long.
 
-        Raises `PromptmillError` (`invalid_input`) for text that JSON cannot carry.
+        Raises `PromptmillError` (`invalid_input`) for text that JSON cannot represent.
         """
         text = head.text
         if stream and not self._stream and self._streamed:
@@ -109,19 +108,19 @@ class RequestEncoder:
         try:
             pieces = [text, *self._dialect.conversation(conversation, images), b"}"]
             return _merged(pieces) if images else b"".join(pieces)
-        except (TypeError, AttributeError, orjson.JSONEncodeError):  # a message's other fields may be any JSON
+        except (TypeError, AttributeError, orjson.JSONEncodeError):  # other fields of a message may contain any JSON
             check_encodable(conversation)
             raise _unencodable() from None
 
     def encode_body(self, request: Request) -> bytes:
-        """Return the body of a request for another path than chats. Raises as `encode` does."""
+        """Return the body of a request that is not a chat. Raises as `encode` does."""
         try:
             return orjson.dumps({"model": self._model, **request.extra})
         except (TypeError, orjson.JSONEncodeError):
             raise _unencodable() from None
 
     def head(self, request: Request) -> Head:
-        """Return the head of a chat's body. Raises `PromptmillError` (`invalid_input`) for what JSON cannot carry."""
+        """Return the head of a chat's body. Raises `PromptmillError` (`invalid_input`) for values that are not JSON."""
         last, sampling, extra = self._last, request.sampling, request.extra
         if last is not None and last.parameters[0] is sampling and last.parameters[1] is extra:
             return last
@@ -136,7 +135,7 @@ class RequestEncoder:
             text = text[:-1] + (b"," if body else b"")
             inline = sampling.reasoning == "inline"
             head = Head(text, refused, words, (sampling, extra), inline, *self._places(extra))
-            # each request may have its own parameters, and these a large schema
+            # each request may have different parameters, and these may include a large schema
             if len(self._heads) >= _MOST_HEADS or self._head_bytes + len(text) > _MOST_HEAD_BYTES:
                 self._heads.clear()
                 self._head_bytes = 0
@@ -146,7 +145,7 @@ class RequestEncoder:
         return head
 
     def is_corrected(self, head: Head, refusal: str) -> bool:
-        """Return whether to send a request with `head` again: its refusal has identified the server."""
+        """Return whether to send a request with `head` again, because its refusal identified the server."""
         if head.endpoint.profile is not LOCAL or _LM_STUDIO not in refusal:
             return False
         if self._endpoint.profile is LOCAL:
@@ -156,17 +155,17 @@ class RequestEncoder:
         return True
 
     def _places(self, extra: JsonObject) -> tuple[Endpoint, Endpoint]:
-        """Return the URLs of requests with a whole and with a streamed answer."""
+        """Return the endpoints for requests with a complete and with a streamed answer."""
         endpoint, url = self._endpoint, self._dialect.url
         urls = [url(endpoint.url, str(extra.get("model", self._model)), stream=way) for way in (False, True)]
         one, streaming = (endpoint if url == endpoint.url else replace(endpoint, url=url) for url in urls)
         return streaming if self._stream else one, streaming
 
     def _parameters(self, sampling: Sampling, extra: JsonObject) -> tuple[JsonDict, list[str], str]:
-        # extra parameters go first, as in the `openai` package's `extra_body`
+        # extra parameters are first, as in the `openai` package's `extra_body`
         given = {name: value for name, value in extra.items() if name not in self._ours}
         ours = sampling.given()
-        for name in ("reasoning", "choices"):  # how to read the answer; `response_format` requests the choices
+        for name in ("reasoning", "choices"):  # these affect only how the answer is read
             ours.pop(name, None)
         if not isinstance(template := given.get("chat_template_kwargs") or {}, Mapping):
             raise PromptmillError(
@@ -193,7 +192,7 @@ def _unencodable() -> PromptmillError:
 
 
 def _merged(pieces: Iterable[bytes]) -> list[bytes]:
-    """Return the same bytes in fewer pieces; large ones are not copied (fresh memory costs 0.7 ms per MB)."""
+    """Return the same bytes in fewer pieces, without copying large pieces (new memory costs 0.7 ms per MB)."""
     merged: list[bytes] = []
     small: list[bytes] = []
     for piece in pieces:
@@ -214,18 +213,18 @@ def _with_words(conversation: Conversation, words: str) -> Conversation:
 
 
 def _length(conversation: Conversation) -> int:
-    """Return the number of characters of the messages that are plain texts."""
+    """Return the number of characters in messages that are plain texts."""
     return sum(len(message.content) for message in conversation.messages if isinstance(message.content, str))
 
 
 class ImageEncoder:
-    """Encodes the images of one call, each once and off the event loop.
+    """Encodes the images of one call, each image once and outside of the event loop.
 
-    Endpoints get a `data:` URL, or the URL of an image on the web.
+    The endpoint gets a `data:` URL, or the URL of a web image.
     """
 
     def __init__(self, rules: ImageRules, fetcher: WebImages | None, kept_bytes: int = KEPT_BYTES) -> None:
-        """With a `fetcher`, images on the web are downloaded here; without one, the endpoint gets their URLs.
+        """With a `fetcher`, this process downloads web images; otherwise the endpoint gets their URLs.
 
         Up to `kept_bytes` of encoded images are kept for later requests.
         """
@@ -233,11 +232,11 @@ class ImageEncoder:
         self._image_cache = ImageCache(rules, _json_url, None if fetcher is None else fetcher.fetch, kept_bytes)
 
     def passes_on(self, images: Sequence[ImagePart]) -> bool:
-        """Return whether the endpoint gets the URL of one of `images`."""
+        """Return whether the endpoint gets the URL of one of these `images`."""
         return not self._fetches and any(is_web(image.source) for image in images)
 
     async def read(self, images: Sequence[ImagePart]) -> dict[str, bytes]:
-        """Return source → JSON string of the URL to send. Raises `PromptmillError` (`invalid_image`)."""
+        """Return the JSON string of the URL to send, by source. Raises `PromptmillError` (`invalid_image`)."""
         return {image.source: await self._one(image.source) for image in images}
 
     async def _one(self, source: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The way of a request to an endpoint: its URL and headers, the proxy of the environment, TLS, a body from a file."""
+"""The route of a request to an endpoint: URL, headers, proxy and TLS; and bodies that are read from a file."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from promptmill.backends.openai.endpoint import Endpoint, ip_address_of
 from promptmill.backends.openai.http_connection import Target
 from promptmill.core.errors import config_error
 
-_BLOCK = 1 << 18  # of a file that is sent
+_BLOCK = 1 << 18  # bytes of a file that are sent at a time
 
 
 @dataclass(frozen=True, slots=True)
 class FileBody:
-    """A body with the contents of a file between two texts, read block by block."""
+    """A body that consists of a file's contents between two texts. The file is read in blocks."""
 
     path: Path
     size: int
-    """Bytes of the file."""
+    """The size of the file in bytes."""
     content_type: str
     before: bytes = b""
     after: bytes = b""
     is_list: bool = False
-    """Send JSON Lines as the items of a JSON list, without the list's brackets: a comma in place of each line feed."""
+    """Whether to send JSON Lines as items of a JSON list, without its brackets: commas replace line feeds."""
 
     @property
     def length(self) -> int:
-        """The bytes of the body."""
+        """The size of the body in bytes."""
         return len(self.before) + self.size - self.is_list + len(self.after)
 
     async def blocks(self) -> AsyncIterator[bytes]:
-        """Yield the body block by block. Raises `OSError` for a file that was shortened."""
+        """Yield the body in blocks. Raises `OSError` if the file was shortened."""
         yield self.before
-        remaining = self.size - self.is_list  # the last line feed has no item after it
+        remaining = self.size - self.is_list  # no item follows the last line feed
         file = await asyncio.to_thread(self.path.open, "rb")
         try:
             while remaining:
@@ -70,10 +70,10 @@ class Route(NamedTuple):
 
 
 def route_to(endpoint: Endpoint, *, trust_env: bool) -> Route:
-    """Return the route to `endpoint`; with `trust_env`, through the proxy that the environment names for it.
+    """Return the route to `endpoint`. With `trust_env`, it uses the proxy that the environment names.
 
-    aiohttp's own `trust_env` reads the environment and .netrc in threads for each request, which costs 0.17 ms, and a
-    .netrc entry for the host would clash with the key.
+    aiohttp's `trust_env` reads the environment and .netrc in threads for each request, which costs 0.17 ms; and a
+    .netrc entry for the host would conflict with the key.
     """
     url = URL(endpoint.url)
     headers = CIMultiDict({"User-Agent": "promptmill", **endpoint.headers})
@@ -87,7 +87,7 @@ def route_to(endpoint: Endpoint, *, trust_env: bool) -> Route:
 
 
 def proxy_of(url: str, *, trust_env: bool) -> URL | None:
-    """Return the proxy that the environment names for `url`, or None; requests to this machine use none.
+    """Return the proxy that the environment names for `url`, or None; None for requests to this machine.
 
     Raises `PromptmillError` (`invalid_config`) for a SOCKS proxy.
     """
@@ -109,7 +109,7 @@ def proxy_of(url: str, *, trust_env: bool) -> URL | None:
 
 
 def _is_direct(host: str, port: int | None) -> bool:
-    """Return whether `host` is this machine, or in NO_PROXY; there the standard library knows only names."""
+    """Return whether `host` is this machine or listed in NO_PROXY. (The standard library's NO_PROXY has only names.)"""
     host = host.rstrip(".")
     address = ip_address_of(host)
     address = getattr(address, "ipv4_mapped", None) or address
@@ -125,18 +125,18 @@ def _is_direct(host: str, port: int | None) -> bool:
 
 
 def _networks(no_proxy: str) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    """Yield the addresses and networks among the entries of NO_PROXY."""
+    """Yield the IP addresses and networks in NO_PROXY."""
     for entry in no_proxy.replace(",", " ").split():
         with contextlib.suppress(ValueError):
             yield ipaddress.ip_network(entry, strict=False)
 
 
 def trust_of_environment() -> ssl.SSLContext:
-    """Return a TLS context with the certificate authorities from the variables of OpenSSL, requests and curl.
+    """Return a TLS context with the certificate authorities in the variables of OpenSSL, requests and curl.
 
-    Blocks for some 50 ms.
+    Blocks for about 50 ms.
     """
-    context = ssl.create_default_context()  # SSL_CERT_FILE is in it
+    context = ssl.create_default_context()  # this includes SSL_CERT_FILE
     context.set_alpn_protocols(["http/1.1"])
     named = [path for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if (path := os.environ.get(name))]
     for path in named[:1]:

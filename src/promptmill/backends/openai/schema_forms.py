@@ -1,9 +1,8 @@
-"""The forms in which providers take a request for JSON: `response_format`, and JSON Schema in the subset of each.
+"""The formats in which providers accept a request for JSON: `response_format`, and their subsets of JSON Schema.
 
-`asked_of` chooses the form for a chat completion; `strict_form`, `closed_form`, `google_form` and `grammar_form`
-translate a schema to the subsets of OpenAI, Anthropic, Google and llama.cpp. A keyword that a subset lacks is
-described to the model in words, if the subset has a place for them; promptmill checks every answer with the whole
-schema.
+`asked_of` chooses the format for a chat completion. `strict_form`, `closed_form`, `google_form` and `grammar_form`
+convert a schema to the subsets of OpenAI, Anthropic, Google and llama.cpp. Keywords that a subset lacks are described
+to the model in words, if the subset has a field for them. promptmill checks every answer against the whole schema.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _ANY_OBJECT: JsonObject = {"type": "json_schema", "json_schema": {"name": "answe
 def asked_of(profile: ProviderProfile, wanted: JsonObject) -> tuple[JsonObject | None, str]:
     """Return the `response_format` for a provider, and the instructions for the prompt.
 
-    Raises `PromptmillError` (`invalid_input`) for a `json_schema` without a schema.
+    Raises `PromptmillError` (`invalid_input`) if a `json_schema` has no schema.
     """
     schema, form = schema_of(wanted), profile.json_form
     if wanted.get("type") == "json_object" and not profile.takes_json_mode:
@@ -44,7 +43,7 @@ def asked_of(profile: ProviderProfile, wanted: JsonObject) -> tuple[JsonObject |
 
 
 def in_words(wanted: JsonObject) -> str:
-    """Return the instructions for a model whose provider does not enforce `wanted`, a request for JSON."""
+    """Return instructions for a model whose provider does not enforce `wanted`, a request for JSON."""
     words = "Answer with JSON alone, without any other words or code fences."
     if wanted["type"] == "json_schema":
         words += f" It must satisfy this JSON schema:\n{orjson.dumps(schema_of(wanted)).decode()}"
@@ -56,19 +55,19 @@ def _strictly(wanted: JsonObject) -> JsonObject:
     if not block.get("strict"):
         return wanted
     schema = strict_form(block["schema"])
-    # a schema that strict mode cannot express is sent as guidance; promptmill validates every answer anyway
+    # a schema that strict mode cannot represent is sent as guidance; promptmill validates every answer
     block = {**block, "strict": False} if schema is None else {**block, "schema": schema}
     return {**wanted, "json_schema": block}
 
 
-# JSON Schema → the subset that OpenAI's strict mode accepts: all fields required, no open objects. Rules:
-# platform.openai.com/docs/guides/structured-outputs#supported-schemas; the keywords that bring an error were compared
-# with pydantic-ai's and openai-python's translations (November 2026).
+# JSON Schema → the subset of OpenAI's strict mode: all fields required, no additional fields. Rules:
+# platform.openai.com/docs/guides/structured-outputs#supported-schemas; the keywords that cause an error were compared
+# with the translations of pydantic-ai and openai-python (November 2026).
 
 _SILENT = frozenset(
     {"title", "$schema", "$id", "$comment", "default", "examples", "discriminator", "readOnly", "writeOnly"}
 )
-# Described to the model in words; promptmill checks them in the answer.
+# Keywords that are described to the model in words; promptmill checks them in the answer.
 _IN_WORDS = frozenset({
     "minLength", "maxLength", "propertyNames", "minProperties", "maxProperties", "contains", "minContains",
     "maxContains", "uniqueItems",
@@ -83,14 +82,14 @@ _DEFINITIONS = ("$defs", "definitions")
 
 
 class _InexpressibleError(Exception):
-    """Strict mode cannot express the schema."""
+    """Strict mode cannot represent the schema."""
 
 
 def strict_form(schema: JsonObject) -> JsonDict | None:
-    """Return `schema` in the form of strict mode; None if strict mode cannot express it.
+    """Return `schema` in the form for strict mode; None if strict mode cannot represent it.
 
-    An answer that satisfies the result satisfies `schema`, with two exceptions: optional fields may be null, and
-    keywords that strict mode lacks are only described in words.
+    An answer that satisfies the result satisfies `schema`, except that optional fields may be null, and that keywords
+    which strict mode lacks are only described in words.
     """
     try:
         node = _node(_with_root(schema))
@@ -100,7 +99,7 @@ def strict_form(schema: JsonObject) -> JsonDict | None:
 
 
 def _with_root(schema: JsonObject) -> JsonObject:
-    """Return `schema` with the reference at its root replaced: strict mode requires an object there."""
+    """Return `schema` with a reference at its root resolved, because strict mode requires an object there."""
     reference = schema.get("$ref")
     for name in _DEFINITIONS:
         if isinstance(reference, str) and reference.startswith(f"#/{name}/"):
@@ -129,7 +128,7 @@ def _node(schema: Any) -> JsonDict:
         elif key not in _SILENT:
             node[key] = value
     if "$ref" in node and len(node) > 1 and not (node.keys() <= {"$ref", *_DEFINITIONS}):
-        node["anyOf"] = [{"$ref": node.pop("$ref")}]  # `$ref` may have no siblings, `anyOf` may
+        node["anyOf"] = [{"$ref": node.pop("$ref")}]  # `$ref` may have no sibling keywords, `anyOf` may
     if words:
         node["description"] = f"{node.get('description', '')} ({', '.join(words)})".strip()
     if "properties" in node or node.get("type") == "object":
@@ -148,10 +147,10 @@ def _options(key: str, value: Any, *, taken: bool) -> list[JsonDict]:
 
 
 def _close(node: JsonDict) -> None:
-    """Require all fields of an object and allow no others; an optional field may be null."""
+    """Require all fields of an object and forbid others. Optional fields may be null."""
     properties = node.get("properties")
     if not properties or node.get("type", "object") != "object":
-        raise _InexpressibleError  # an object with arbitrary names would always be empty
+        raise _InexpressibleError  # an object with arbitrary field names would always be empty
     required = node.get("required") or ()
     if not set(required) <= properties.keys():
         raise _InexpressibleError
@@ -178,18 +177,18 @@ _ALWAYS = frozenset({"type", "description", "title", "required"})
 
 @dataclass(frozen=True, slots=True)
 class _Subset:
-    """A part of JSON Schema. `kept` are its keywords without schemas in them, `formats` those of `format`."""
+    """A subset of JSON Schema. `kept`: keywords that contain no schemas. `formats`: permitted values of `format`."""
 
     kept: frozenset[str]
     formats: frozenset[str]
     closes: bool
-    """Whether an object must name all its fields, and a schema may not refer to itself."""
+    """Whether objects must name all their fields, and schemas may not refer to themselves."""
     has_tuples: bool
-    """Whether it has `prefixItems`, and objects with arbitrary names."""
+    """Whether the subset has `prefixItems`, and objects with arbitrary field names."""
 
 
 _ANTHROPIC = _Subset(_ALWAYS | {"enum", "const"}, _STRICT_FORMATS | {"uri"}, closes=True, has_tuples=False)
-# Google also takes `maxItems`, but several of them bring a refusal without a reason: googleapis/python-genai#2170.
+# Google also accepts `maxItems`, but several of them cause a refusal without a reason: googleapis/python-genai#2170.
 _GOOGLE = _Subset(
     _ALWAYS | {"enum", "minItems", "minimum", "maximum", "propertyOrdering"},
     frozenset({"date-time", "date", "time"}),
@@ -199,20 +198,20 @@ _GOOGLE = _Subset(
 
 
 def closed_form(schema: JsonObject) -> JsonDict | None:
-    """Return `schema` in Anthropic's subset; None if that cannot express it.
+    """Return `schema` in Anthropic's subset; None if the subset cannot represent it.
 
-    An answer that satisfies it satisfies `schema`. Keywords that the subset lacks are only described in words.
+    An answer that satisfies the result satisfies `schema`. Keywords that the subset lacks are only described in words.
     """
     return _in_subset(schema, _ANTHROPIC)
 
 
 def google_form(schema: JsonObject) -> JsonDict | None:
-    """Return `schema` in Google's subset; None if that cannot express it. As `closed_form`."""
+    """Return `schema` in Google's subset; None if the subset cannot represent it. Otherwise like `closed_form`."""
     return _in_subset(schema, _GOOGLE)
 
 
-# The fields of Google's `Schema` object (ai.google.dev/api/caching#Schema). Its batches give degenerate answers under a
-# JSON Schema (crmne/ruby_llm#894).
+# The fields of Google's `Schema` object (ai.google.dev/api/caching#Schema). With a JSON Schema, Google's batches give
+# degenerate answers (crmne/ruby_llm#894).
 _OPENAPI = frozenset({
     "anyOf", "description", "enum", "format", "items", "maximum", "maxItems", "minimum", "minItems", "nullable",
     "properties", "propertyOrdering", "required", "type",
@@ -220,7 +219,7 @@ _OPENAPI = frozenset({
 
 
 def openapi_form(form: JsonObject | None) -> JsonDict | None:
-    """Return a schema in Google's subset as its older `Schema` object; None if that cannot express it."""
+    """Convert a schema in Google's subset to the older `Schema` object; None if that cannot represent it."""
     try:
         return _as_openapi(form)
     except (_InexpressibleError, RecursionError, AttributeError, TypeError):
@@ -260,7 +259,7 @@ def _in_subset(schema: JsonObject, subset: _Subset) -> JsonDict | None:
 
 
 def _reaches(name: str, node: Any, definitions: JsonObject, seen: set[str]) -> bool:
-    """Return whether `node` refers to the definition `name`, also through others."""
+    """Return whether `node` refers, directly or indirectly, to the definition `name`."""
     if isinstance(node, list):
         return any(_reaches(name, inner, definitions, seen) for inner in node)
     if not isinstance(node, Mapping):
@@ -278,7 +277,7 @@ def _reaches(name: str, node: Any, definitions: JsonObject, seen: set[str]) -> b
 def _within(schema: Any, subset: _Subset) -> JsonDict:
     if not isinstance(schema, Mapping) or (_INEXPRESSIBLE - {"prefixItems"}) & schema.keys():
         raise _InexpressibleError
-    if "$ref" in schema:  # it may have no siblings
+    if "$ref" in schema:  # `$ref` may have no sibling keywords
         if not (reference := str(schema["$ref"])).startswith(("#/$defs/", "#/definitions/")):
             raise _InexpressibleError
         return {"$ref": f"#/$defs/{reference.rsplit('/', 1)[-1]}"}
@@ -304,7 +303,7 @@ def _within(schema: Any, subset: _Subset) -> JsonDict:
 
 
 def _keyword(key: str, value: Any, subset: _Subset) -> JsonDict | None:
-    """Return a keyword and its value in the subset; None for one that it lacks."""
+    """Return a keyword and its value in the subset; None if the subset lacks the keyword."""
     if key in {"anyOf", "oneOf"}:
         return {"anyOf": [_within(option, subset) for option in value]}
     if key == "properties":
@@ -329,7 +328,7 @@ def _without(schema: Any, name: str) -> JsonDict:
 
 
 def _of_several_types(schema: JsonObject, subset: _Subset) -> JsonDict:
-    """Return a schema with a list of types, or null among its values, as a choice between one schema for each."""
+    """Split a schema with several types, or with null among its values, into a choice of one schema per type."""
     named = schema.get("type")
     types = named if isinstance(named, list) else [named, "null"]
     values = schema.get("enum")
@@ -351,7 +350,7 @@ def _of_several_types(schema: JsonObject, subset: _Subset) -> JsonDict:
 
 
 def _close_literals(node: JsonDict, subset: _Subset) -> None:
-    """Give a list of values the type that Google requires; Anthropic takes values without a type."""
+    """Add the type that Google requires to a list of values. (Anthropic accepts values without a type.)"""
     if subset.closes:
         node.pop("type", None)
         return
@@ -365,10 +364,10 @@ def _close_literals(node: JsonDict, subset: _Subset) -> None:
 
 
 def _close_fields(node: JsonDict) -> None:
-    """Allow no other fields of an object than the named ones."""
+    """Forbid fields of an object that are not named."""
     if node.get("type") == "object" or "properties" in node:
         if not node.get("properties") and node.get("additionalProperties") is not False:
-            raise _InexpressibleError  # an object with arbitrary names would always be empty
+            raise _InexpressibleError  # an object with arbitrary field names would always be empty
         if isinstance(node.get("additionalProperties"), Mapping):
             raise _InexpressibleError
         node |= {"type": "object", "additionalProperties": False}
@@ -376,11 +375,11 @@ def _close_fields(node: JsonDict) -> None:
         raise _InexpressibleError
 
 
-# JSON Schema → what llama.cpp turns into a grammar; LM Studio and Ollama use its code. Everything else brings a 400, or
+# JSON Schema → the keywords that llama.cpp (also in LM Studio and Ollama) converts to a grammar. Others cause a 400, or
 # an answer without any schema. Rules: common/json-schema-to-grammar.cpp and src/llama-grammar.cpp of llama.cpp (July
-# 2026): a pattern needs both anchors and knows few escapes, a schema is no boolean, a reference stays in the schema.
+# 2026): a pattern needs both anchors and supports few escapes, a schema is not a boolean, a reference stays.
 
-# 2,000 repetitions of one rule are refused; an item of a list, with its comma, is up to four rules.
+# More than 2,000 repetitions of a rule are refused; a list's item with its comma takes up to four rules.
 _REPETITIONS = 2000
 _REPEATED = {"minLength": 1, "maxLength": 1, "minItems": 4, "maxItems": 4}
 _GRAMMAR_PATTERN = re.compile(
@@ -388,12 +387,12 @@ _GRAMMAR_PATTERN = re.compile(
 )
 _COUNTS = re.compile(r"\{(\d*+),?(\d*+)\}")
 _ANNOTATIONS = _SILENT | {"description", "deprecated"}
-# llama.cpp reads `{}` as an object, and earlier versions refuse a schema that has annotations alone.
+# llama.cpp reads `{}` as an object, and earlier versions refuse a schema that has only annotations.
 _ANYTHING: JsonObject = {"type": ["object", "array", "string", "number", "boolean", "null"]}
 
 
 def grammar_form(schema: JsonObject) -> JsonObject | None:
-    """Return `schema` without what llama.cpp's grammar refuses; None if no grammar can express it."""
+    """Return `schema` without the keywords that llama.cpp's grammar refuses; None if no grammar can represent it."""
     try:
         return _in_grammar(schema)
     except (_InexpressibleError, RecursionError, AttributeError, TypeError):

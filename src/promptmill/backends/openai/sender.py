@@ -1,6 +1,6 @@
-"""The sender makes one attempt at an item: encode, post, read the response.
+"""The sender makes one attempt at an item: it encodes, posts, and reads the response.
 
-`Item` is a request with the ledger of its attempts; it counts an attempt when it is written to the wire.
+`Item` is a request with the record of its attempts. An attempt is counted when it is written to the connection.
 """
 
 from __future__ import annotations
@@ -23,62 +23,62 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Request, check_left_out
 
 NOTHING: Mapping[str, bytes] = {}
-# If an item is refused for load while this many other requests succeed for each refused one, the item itself is the
-# cause: by chance, five such refusals in a row happen to one item in a million.
+# If an item is refused because of load while this many other requests succeed per refusal, the item itself is the
+# cause: by chance, one item in a million gets five such refusals in a row.
 _SUCCESSES_PER_REFUSAL = 10
-_SMALLEST_CONTEXT = 2048  # of Ollama, by default, until 2025; contexts are powers of two
-_FEWEST_TOKENS = 512  # of a cut prompt; a server that reports fewer for a long text counts something else
-_SHORT_TOKEN = 5  # characters: English texts have 4.3 a token, with their spaces
+_SMALLEST_CONTEXT = 2048  # Ollama's default context until 2025; contexts are powers of two
+_FEWEST_TOKENS = 512  # tokens of a shortened prompt; a server that reports fewer for a long text counts something else
+_SHORT_TOKEN = 5  # characters; English texts have 4.3 per token, spaces included
 _LONG_TOKEN = 16  # bytes
 
 
 @dataclass(slots=True)
 class Billed:
-    """Attempts that may be billed: the usage of those that reported one, and the number of the others."""
+    """Attempts that may be billed: the reported usage of some, and the number of the others."""
 
     spent: tuple[Spent, ...] = ()
     unmetered: int = 0
 
     @property
     def usage(self) -> Usage:
-        """The reported usage, together."""
+        """The sum of the reported usages."""
         return sum((usage for usage, _ in self.spent), NO_USAGE)
 
 
 class Item:
-    """A request and the ledger of its attempts: `attempts` sent in all, `counted` against `retries`."""
+    """A request and the record of its attempts: `attempts` sent in total, `counted` against `retries`."""
 
-    # on the class, because the first attempt at most items is the only one and changes few of them
+    # defaults on the class: for most items, the first attempt is the only one and changes few of these
     permit: Permit | None = None
-    """The permit of its last attempt."""
+    """The permit of the last attempt."""
     tokens: int = 0
-    """Its estimated size, where `tpm` is set."""
+    """The estimated size of the request, if `tpm` is set."""
     counted: int = 0
     refusals: int = 0
     first_refusal: tuple[int, int] = (0, 0)
-    """`successes` and `rejections` of the endpoint when it first refused the item for load."""
+    """The endpoint's `successes` and `rejections` when it first refused the item because of load."""
     failed_at: EndpointState | None = None
     failed_serial: int = 0
     stale: bool = False
     """Whether the next attempt needs a new connection."""
     since: float = 0.0
-    """When it was first given a place at an endpoint; 0: not yet."""
+    """The time when the item first got a place at an endpoint; 0: not yet."""
     billed: Billed | None = None
-    """Its attempts that brought no answer and may be billed."""
+    """The attempts that brought no answer and may be billed."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.attempts = request.attempts
 
     def count(self, call: Call) -> None:
-        """Count an attempt that is written to the wire."""
+        """Count an attempt that is written to the connection."""
         self.attempts += 1
         call.counts.requests += 1
         if self.attempts > 1:
             call.counts.retries += 1
 
     def charge(self, decision: RetryDecision | None) -> None:
-        """Add an attempt without an answer; None: its usage is unknown."""
+        """Add an attempt without an answer. None: its usage is unknown."""
         if decision is not None and not decision.may_be_billed:
             return
         self.billed = self.billed or Billed()
@@ -87,7 +87,7 @@ class Item:
             self.billed.spent += ((decision.usage, decision.tier),)
 
     def is_refused_for_load(self, endpoint_state: EndpointState) -> bool:
-        """Return whether load is the cause of a refusal for load: not if other requests hardly ever get one."""
+        """Return whether load really is the cause: it is not if other requests are hardly ever refused."""
         if not self.refusals or self.failed_at is not endpoint_state:
             self.refusals = 0
             self.first_refusal = endpoint_state.health.successes, endpoint_state.load.rejections
@@ -108,7 +108,7 @@ class Sender:
         *,
         unsupported_is_error: bool,
     ) -> None:
-        """`image_encoder` makes one for the first image."""
+        """`image_encoder` creates an encoder, for the first image."""
         self._pool = pool
         self._make_image_encoder = image_encoder
         self._image_encoder: ImageEncoder | None = None
@@ -116,7 +116,7 @@ class Sender:
         self._unsupported_is_error = unsupported_is_error
 
     def prepare(self, request: Request) -> Awaitable[Mapping[str, bytes]] | None:
-        """Return the request's images, read and encoded."""
+        """Return the request's images, read and encoded; None if there are none."""
         images = request.conversation.images
         if not images:
             return None
@@ -130,7 +130,7 @@ class Sender:
     async def send(
         self, item: Item, endpoint_state: EndpointState, prepared: Mapping[str, bytes]
     ) -> Completion | RetryDecision:
-        """Encode, post, read."""
+        """Encode, post, and read the response."""
         request = item.request
         if request.path:
             return await self._send_elsewhere(item, endpoint_state)
@@ -153,7 +153,7 @@ class Sender:
         endpoint = head.endpoint if preview is None else head.streaming
         item.count(call)
         call.ledger.sent(request)
-        try:  # not in a function of its own: each coroutine takes some 2,000 instructions
+        try:  # not in a separate function, because each coroutine takes about 2,000 instructions
             response = await self._pool.send(endpoint, body, fresh=item.stale, on_data=on_data)
         except Exception as error:  # noqa: BLE001 (every exception is classified, so that one item never ends a call)
             return classify_exception(error, endpoint)
@@ -165,7 +165,7 @@ class Sender:
         if isinstance(reading, RetryDecision):
             corrected = encoder.is_corrected(head, reading.error.message)
             if corrected or (preview is not None and response.status in {400, 422}):
-                call.preview = preview if corrected else None  # it may be the streaming that is refused
+                call.preview = preview if corrected else None  # the endpoint may only refuse streaming
                 call.ledger.not_billed(request)
                 return await self.send(item, endpoint_state, prepared)
             return reading
@@ -188,7 +188,7 @@ class Sender:
             self._image_encoder.close()
 
     async def _send_elsewhere(self, item: Item, endpoint_state: EndpointState) -> Completion | RetryDecision:
-        """Post the body of a request for another path than chats, and keep its response, both unchanged."""
+        """Post the unchanged body of a request that is not a chat, and keep the response unchanged."""
         endpoint = elsewhere(endpoint_state.endpoint, item.request.path)
         body = endpoint_state.encoder.encode_body(item.request)
         item.count(self._call)
@@ -206,7 +206,7 @@ class Sender:
 
 
 def left_out(head: Head, endpoint: Endpoint, request: Request, call: Call, *, is_error: bool) -> tuple[str, ...]:
-    """Warn about the parameters that the endpoint refuses, and return the warnings.
+    """Warn about parameters that the endpoint refuses, and return the warnings.
 
     Raises `PromptmillError` (`unsupported`) if `request` requires one of them, or if the operator wants an error.
     """
@@ -218,9 +218,9 @@ def left_out(head: Head, endpoint: Endpoint, request: Request, call: Call, *, is
 
 
 def _cut_prompt(conversation: Conversation, answer: Completion, endpoint: Endpoint) -> str:
-    """Return the warning about a prompt that the server has cut, or may have cut; `""` for a whole one.
+    """Return a warning if the server has shortened, or may have shortened, the prompt; else `""`.
 
-    A word is at least one token, and without spaces (Chinese, base64) a token has some six bytes on average.
+    A word is at least one token; without spaces (Chinese, base64), a token has about six bytes on average.
     """
     tokens, filled = answer.usage.prompt_tokens, answer.usage.prompt_tokens
     if answer.finish_reason == "length":
@@ -229,7 +229,7 @@ def _cut_prompt(conversation: Conversation, answer: Completion, endpoint: Endpoi
     if filled >= _SMALLEST_CONTEXT and filled.bit_count() == 1:
         return f"{endpoint.name} may have cut a prompt: it fills a context of {filled:,} tokens exactly; {remedy}"
     texts = conversation.texts if tokens >= _FEWEST_TOKENS else []
-    if sum(map(len, texts)) <= _SHORT_TOKEN * tokens:  # the usual case, without a look at the words
+    if sum(map(len, texts)) <= _SHORT_TOKEN * tokens:  # the usual case, in which words need not be counted
         return ""
     words = [word for text in texts for word in text.split()]
     if tokens < max(len(words), sum(len(word.encode("utf-8", "replace")) for word in words) // _LONG_TOKEN):
@@ -238,6 +238,6 @@ def _cut_prompt(conversation: Conversation, answer: Completion, endpoint: Endpoi
 
 
 def _note_limit(response: HttpResponse, endpoint_state: EndpointState) -> None:
-    """Have the endpoint paused if the headers of an answer report that the limit of the minute is used up."""
+    """Pause the endpoint if the headers of an answer report that the limit per minute is used up."""
     if wait_s := exhausted_s(response.headers):
         endpoint_state.used_up(wait_s)

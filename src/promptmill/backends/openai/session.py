@@ -1,6 +1,6 @@
-"""aiohttp's session as a transport: proxies, large bodies, streamed responses, pages.
+"""aiohttp's session as a transport, for proxies, large bodies, streamed responses and pages.
 
-Imported only on first use: most processes never need it, and it takes 11 MB and a tenth of a second.
+Imported on first use, because most processes never need it, and it takes 11 MB and a tenth of a second.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from promptmill.backends.openai.route import FileBody, Route
 from promptmill.images.fetch import is_public
 from promptmill.system.memory import Held
 
-# The slowest accepted upload; its duration is added to the timeouts.
+# The slowest permitted upload. Its duration is added to the timeouts.
 _SLOWEST_UPLOAD_BYTES_S = 50_000
 
 
 class StreamedResponse:
-    """A response whose body has not been read. Methods raise the errors of `Session`."""
+    """A response whose body is not yet read. Methods raise the errors of `Session`."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.content = response.content
@@ -33,11 +33,11 @@ class StreamedResponse:
         self.headers = _headers_of(response)
 
     def pieces(self) -> AsyncIterator[bytes]:
-        """Yield the body piece by piece, decompressed."""
+        """Yield the decompressed body in pieces."""
         return self.content.iter_any()
 
     async def read(self, largest: int) -> bytes:
-        """Return the whole body. Raises `TooLargeError` beyond `largest` bytes."""
+        """Return the whole body. Raises `TooLargeError` if it exceeds `largest` bytes."""
         pieces: list[bytes] = []
         size = 0
         async for piece in self.pieces():
@@ -49,13 +49,13 @@ class StreamedResponse:
 
 
 class Session:
-    """A connection per request: data that arrives on a kept one between requests would count as the next answer.
+    """Uses a connection per request, because data between requests would be taken for the next answer.
 
     All methods raise `TransportError` and the system's exceptions.
     """
 
     def __init__(self, limit: int, connect_s: float, silence_s: float, trust: ssl.SSLContext) -> None:
-        """Must be made on the event loop. `limit` is the most connections at a time."""
+        """Must be created on the event loop. `limit`: the most concurrent connections."""
         self._limits_s = connect_s, silence_s
         self._session, self._public = (
             aiohttp.ClientSession(
@@ -81,8 +81,8 @@ class Session:
     ) -> AsyncIterator[StreamedResponse]:
         """Send a request to the route's URL, or to `url`. The response is read within the context.
 
-        The time until a response starts is limited as a whole, because in aiohttp each interim response restarts the
-        timeout, so a server could send them forever.
+        The total time until the response starts is limited, because in aiohttp each interim response restarts the
+        timeout, and a server could send them forever.
         """
         sent, length = _payload(body)
         session = self._public if only_public and route.proxy is None else self._session
@@ -99,7 +99,7 @@ class Session:
             begins_s = sum(self._limits_s) + length / _SLOWEST_UPLOAD_BYTES_S
             async with asyncio.timeout(
                 begins_s
-            ):  # Python 3.11's `wait_for` loses a cancellation that arrives together with the head
+            ):  # in Python 3.11, `wait_for` loses a cancellation that arrives together with the head
                 response = await sending
             async with response:
                 try:
@@ -109,14 +109,14 @@ class Session:
                     raise
 
     async def post(self, route: Route, pieces: list[bytes], on_data: Callable[[bytes], None] | None) -> HttpResponse:
-        """Post a body of these pieces; `on_data` gets each piece of the response's body as it arrives."""
+        """Post a body in pieces. `on_data` is called with each piece of the response's body as it arrives."""
         async with self.exchange(route, "POST", pieces) as response:
             content, held = await _read(response.content, on_data, self._limits_s[1])
-            reader = _name(route.proxy) if route.url.scheme == "http" else ""  # TLS hides a request from it
+            reader = _name(route.proxy) if route.url.scheme == "http" else ""  # TLS hides a request from the proxy
             return HttpResponse(response.status, response.headers, content, held, proxy=reader)
 
     async def get(self, route: Route, url: URL, largest: int) -> HttpResponse:
-        """Return a page with up to `largest` bytes of its body."""
+        """Return a page with at most `largest` bytes."""
         async with self.exchange(route, "GET", url=url) as response:
             return HttpResponse(response.status, response.headers, await response.content.read(largest))
 
@@ -127,7 +127,7 @@ class Session:
 
 
 def _payload(body: FileBody | bytes | list[bytes]) -> tuple[AsyncIterator[bytes] | None, int]:
-    """Return the blocks of a body, which aiohttp writes one by one without a copy of the whole, and their length."""
+    """Return the blocks of a body, which aiohttp writes without copying the whole body, and its length."""
     if isinstance(body, FileBody):
         return body.blocks(), body.length
     pieces = [body] if isinstance(body, bytes) else body
@@ -141,7 +141,7 @@ async def _each(pieces: list[bytes]) -> AsyncIterator[bytes]:
 
 
 def _public_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Return a socket for `address`, the one to connect to. Raises `PrivateAddressError`."""
+    """Return a socket for connecting to `address`. Raises `PrivateAddressError`."""
     family, kind, protocol, _, place = address
     if not is_public(str(place[0])):
         raise failures.PrivateAddressError(str(place[0]))
@@ -151,16 +151,16 @@ def _public_socket(address: aiohttp.AddrInfoType) -> socket.socket:
 async def _read(
     content: aiohttp.StreamReader, on_data: Callable[[bytes], None] | None, silence_s: float
 ) -> tuple[bytes, Held | None]:
-    """Return the body and, if it is large, the object that counts it; `on_data` gets each piece.
+    """Return the body and, if it is large, the object that counts its bytes. `on_data` is called with each piece.
 
-    After a `TooLargeError` the connection is unusable.
+    After a `TooLargeError`, the connection is unusable.
     """
     chunks: list[bytes] = []
     size = 0
     held: Held | None = None
     while not content.at_eof():
         chunk, _ = await content.readchunk()
-        if not chunk:  # the end of a piece that was read before
+        if not chunk:  # the end of a piece that was already read
             continue
         size += len(chunk)
         chunks.append(chunk)
@@ -200,9 +200,9 @@ def _name(proxy: URL | None) -> str:
 
 
 def translated(error: Exception, limits_s: tuple[float, float], proxy: str = "") -> Exception:
-    """Return an exception of aiohttp as an exception of ours or the system's.
+    """Convert an exception of aiohttp to an exception of promptmill or the system.
 
-    `limits_s`: the timeouts of connecting and of silence. `proxy`: the host and port of the proxy in use.
+    `limits_s`: the timeouts for connecting and for silence. `proxy`: the host and port of the used proxy.
     """
     match error:
         case aiohttp.ClientHttpProxyError():

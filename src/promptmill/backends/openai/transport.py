@@ -1,6 +1,6 @@
-"""Sends one attempt to an endpoint: over our own connections, or over aiohttp's session.
+"""Sends one attempt to an endpoint, over promptmill's own connections or over aiohttp's session.
 
-small body, no proxy, no streaming  →  RawHttpClient  (our own HTTP/1.1, the cheapest way)
+small body, no proxy, no streaming  →  RawHttpClient  (promptmill's HTTP/1.1, the fastest way)
 everything else                     →  session.Session (aiohttp, imported on first use)
 """
 
@@ -39,20 +39,20 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# Half a millisecond of work. If all of 256 waiting answers were taken up in one iteration of the event loop, a ping,
-# which needs ten iterations, would wait for ten such batches (0.3 s). Small batches are also a fifth faster, in the
-# cache. Twice as many requests may start, so that those which follow the answers need not queue.
+# Half a millisecond of work. If all of 256 waiting answers were processed in one iteration of the event loop, a ping,
+# which needs ten iterations, would wait for ten such batches (0.3 s). Small batches are also a fifth faster, because
+# they fit into the cache. Twice as many requests may start, so that requests that follow answers need not queue.
 _ANSWERS_PER_TURN = 8
 _STARTS_PER_TURN = 2 * _ANSWERS_PER_TURN
-# The load is averaged over this long, so that one pause of the endpoint does not look like time to spare.
+# The load is averaged over this time, so that one pause of the endpoint does not look like idle time.
 _LOAD_MEMORY_S = 0.25
 _SATURATED = 0.8
-# The session writes larger bodies piece by piece and waits while the endpoint reads slowly.
+# The session writes larger bodies in pieces, and waits while the endpoint reads slowly.
 _DIRECT_BYTES = 1024 * 1024
-# Descriptors for everything except connections: stdio, the engine's pipes, open files.
+# Descriptors for everything except connections: stdio, pipes of engines, open files.
 _SPARE_DESCRIPTORS = 64
-# uvicorn, which serves vLLM and SGLang, closes a connection after 5 s without a request. We close earlier, so that no
-# request is lost to that.
+# uvicorn, which serves vLLM and SGLang, closes a connection after 5 s without a request. promptmill closes it earlier,
+# so that no request is lost.
 _KEEPALIVE_S = 4.0
 _NAMES_KEPT_S = 300
 # RFC 8305, section 5: the time after which the next address is tried in parallel.
@@ -60,10 +60,10 @@ _HAPPY_EYEBALLS_S = 0.25
 
 
 class LoopThrottle:
-    """Lets `_STARTS_PER_TURN` requests start per iteration of the event loop, over all calls, and measures its load.
+    """Lets `_STARTS_PER_TURN` requests start per iteration of the event loop, for all calls, and measures its load.
 
-    If this process limits the rate, more requests in flight only wait for it. A limit that grows all the
-    same costs a fifth of the rate. Times are seconds of `clock`.
+    If this process limits the rate, additional requests in flight only wait for it, and a limit that grows anyway costs
+    a fifth of the rate. Times are seconds of `clock`.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -71,12 +71,12 @@ class LoopThrottle:
         self._left = _STARTS_PER_TURN
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._ticking = False
-        self._since = clock()  # the process has had requests to start since then, or none
+        self._since = clock()  # since then, requests have been waiting to start, or none has
         self._idle_s = 0.0
         self._load = 0.0
 
     def pass_now(self) -> bool:
-        """Return whether the caller may continue in this iteration; if not, it awaits `turn`."""
+        """Return whether the caller may continue in this iteration; otherwise the caller awaits `turn`."""
         if not self._left:
             return False
         self._left -= 1
@@ -87,19 +87,19 @@ class LoopThrottle:
         return True
 
     async def turn(self) -> None:
-        """Wait for an iteration with room."""
+        """Wait for an iteration that has room."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         await future
 
     def idle_s(self, now: float) -> float:
-        """Return the seconds until `now` without a request to start."""
+        """Return the seconds up to `now` in which no request waited to start."""
         return self._idle_s if self._ticking else self._idle_s + now - self._since
 
     def is_limit(self, since: float, idle_s: float, now: float) -> bool:
-        """Return whether this process, and not the endpoint, limits the rate at `now`: more in flight would only wait.
+        """Return whether this process, not the endpoint, limits the rate at `now`: additional requests only wait.
 
-        `since` is the start of a request, `idle_s` the value of `idle_s` then.
+        `since`: the start of a request. `idle_s`: the value of `idle_s` at that time.
         """
         if self.idle_s(now) - idle_s < (1 - _SATURATED) * (now - since):
             return True
@@ -107,7 +107,7 @@ class LoopThrottle:
         return self._load > _SATURATED
 
     def _note(self, now: float) -> None:
-        """Add the time since the last note to the average load and to the idle time."""
+        """Add the time since the last call to the average load and to the idle time."""
         passed, self._since = now - self._since, now
         fading = math.exp(-passed / _LOAD_MEMORY_S)
         self._load *= fading
@@ -132,10 +132,10 @@ class LoopThrottle:
 
 
 class Pool:
-    """One backend's connections: kept alive, DNS cached, proxies and certificate authorities from the environment."""
+    """The connections of one backend: kept alive, with cached DNS, proxies and CAs from the environment."""
 
     def __init__(self, settings: OpenAISettings, connections: int, throttle: LoopThrottle | None = None) -> None:
-        """Open nothing yet; must be created on the event loop. `connections` is the limit of open connections."""
+        """Open no connection. Must be created on the event loop. `connections`: the limit of open connections."""
         self._connect_s, self._silence_s = settings.timeout
         self._max_connections = settings.max_connections
         limit = self._max_connections or connections
@@ -149,7 +149,7 @@ class Pool:
         self._last: tuple[Endpoint, Route] | None = None
 
     def widen(self, connections: int) -> None:
-        """Allow so many connections, which is more than before, unless `max_connections` is set."""
+        """Allow `connections` connections, which is more than before, unless `max_connections` is set."""
         if self._max_connections is None:
             self._client.widen(connections)
 
@@ -161,11 +161,11 @@ class Pool:
         fresh: bool = False,
         on_data: Callable[[bytes], None] | None = None,
     ) -> Awaitable[HttpResponse]:
-        """Post `body`, whole or in pieces, on a new connection if `fresh`, and return the whole response.
+        """Post `body` (in one piece or several), on a new connection if `fresh`. Return the complete response.
 
-        Waits for a turn if many requests start at the same time.
+        If many requests start at the same time, wait for a turn.
 
-        `on_data` gets each piece of the response's body as it arrives.
+        `on_data` is called with each piece of the response's body as it arrives.
 
         Raises `TransportError` and the system's exceptions.
         """
@@ -185,7 +185,7 @@ class Pool:
         return await session.post(route, pieces, on_data)
 
     async def page(self, endpoint: Endpoint, url: str, largest: int) -> tuple[int, Headers, bytes]:
-        """Return status, headers and body of a page of `endpoint`'s host; sends its key. Raises as `send`."""
+        """Return status, headers and body of a page on the host of `endpoint`. Sends its key. Raises as `send`."""
         session = await self._opened()
         response = await session.get(self._route(endpoint), URL(url), largest)
         return response.status, response.headers, response.body
@@ -200,9 +200,9 @@ class Pool:
         *,
         only_public: bool = False,
     ) -> AsyncIterator[StreamedResponse]:
-        """Send a request to `endpoint.url` with its headers and these; its response is read within the context.
+        """Send a request to `endpoint.url` with its headers and `headers`. The response is read within the context.
 
-        `only_public`: connect to a public address only, or leave that to the proxy. Files are streamed in both
+        `only_public`: connect only to a public address, or leave this check to the proxy. Files are streamed in both
         directions. Raises as `send`.
         """
         session = await self._opened()
@@ -211,7 +211,7 @@ class Pool:
             yield response
 
     async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
-        """Return the body of a page, or None for any failure. Sends no key."""
+        """Return the body of a page; None after any failure. Sends no key."""
         try:
             async with asyncio.timeout(timeout_s):
                 page, session = URL(url), await self._opened()
@@ -221,9 +221,9 @@ class Pool:
             return None
 
     async def read_apart(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `read`, which parses a large body, in a thread and return its result.
+        """Run `read`, which parses a large body, in a thread. Return its result.
 
-        One at a time, because values take several times the memory of their text.
+        Only one at a time, because parsed values take several times the memory of their text.
         """
         async with self._reading:
             return await asyncio.to_thread(read, *args, **kwargs)
@@ -249,7 +249,7 @@ class Pool:
         return session
 
     async def aclose(self) -> None:
-        """Close all connections, also with a request in flight."""
+        """Close all connections, even with a request in flight."""
         self._client.close()
         if self._session is not None:
             session = await self._session
@@ -257,9 +257,9 @@ class Pool:
 
 
 class RawHttpClient:
-    """Our own HTTP/1.1 connections, kept alive, up to `limit`. Times are in seconds.
+    """promptmill's HTTP/1.1 connections, kept alive, up to `limit`. Times are in seconds.
 
-    A request costs far less here than over aiohttp's session. One timer checks all connections for silence.
+    A request costs much less than over aiohttp's session. One timer checks all connections for silence.
     """
 
     def __init__(
@@ -272,7 +272,7 @@ class RawHttpClient:
     ) -> None:
         """Must be created on the event loop. `trust` returns the TLS context; it may block and runs in a thread."""
         self._loop = asyncio.get_running_loop()
-        self.clock = time.monotonic  # the time of asyncio's loop, without its method
+        self.clock = time.monotonic  # the clock of asyncio's loop, without the cost of its method
         self._limit, self._connect_s, self._silence_s = limit, connect_s, silence_s
         self._trust, self._throttle = trust, throttle
         self._context: asyncio.Future[ssl.SSLContext] | None = None
@@ -285,7 +285,7 @@ class RawHttpClient:
         self._closed = False
 
     def widen(self, limit: int) -> None:
-        """Open so many connections, which is more than before."""
+        """Allow `limit` connections, which is more than before."""
         more, self._limit = limit - self._limit, limit
         for _ in range(min(more, len(self._waiting))):
             self._wake()
@@ -293,9 +293,9 @@ class RawHttpClient:
     async def post(
         self, target: Target, body: bytes | Sequence[bytes], length: int, *, fresh: bool = False
     ) -> HttpResponse:
-        """Post a body of `length` bytes, whole or in pieces, on a new connection if `fresh`.
+        """Post a body of `length` bytes (in one piece or several), on a new connection if `fresh`.
 
-        Waits for a turn if many requests start at the same time. Raises `TransportError` and the system's exceptions.
+        If many requests start together, wait for a turn. Raises `TransportError` and the system's exceptions.
         """
         if not self._throttle.pass_now():
             await self._throttle.turn()
@@ -307,7 +307,7 @@ class RawHttpClient:
         try:
             return await answer
         except BaseException:
-            if connection.answer is answer:  # cancelled
+            if connection.answer is answer:  # the caller was cancelled
                 connection.close()
             raise
 
@@ -325,7 +325,7 @@ class RawHttpClient:
         return None
 
     async def _new(self, target: Target, *, fresh: bool) -> Connection:
-        """Return a new connection, or one that became idle while this call waited below the limit."""
+        """Return a new connection, or one that became idle while this call waited because of the limit."""
         while len(self._open) + self._connecting >= self._limit:
             if not self._close_an_idle_one():
                 waiter = self._loop.create_future()
@@ -333,7 +333,7 @@ class RawHttpClient:
                 try:
                     await waiter
                 except asyncio.CancelledError:
-                    if not waiter.cancelled():  # pass the free place on to another waiter
+                    if not waiter.cancelled():  # pass the free place to another waiter
                         self._wake()
                     raise
                 if not fresh and (connection := self._idle(target)) is not None:
@@ -414,13 +414,13 @@ class RawHttpClient:
             self._loop.call_soon(self._hand_out)
 
     def release(self, connection: Connection) -> None:
-        """Keep a connection after the answer to its request."""
+        """Keep a connection after its request was answered."""
         connection.target.idle.append(connection)
         if self._waiting:
             self._wake()
 
     def forget(self, connection: Connection) -> None:
-        """Note that a connection is closed."""
+        """Remove a connection that is closed."""
         self._open.discard(connection)
         if self._waiting:
             self._wake()
@@ -453,7 +453,7 @@ class RawHttpClient:
             self._watch = self._loop.call_later(self._period_s, self._look)
 
     def close(self) -> None:
-        """Close all connections, also with a request in flight."""
+        """Close all connections, even with a request in flight."""
         self._closed = True
         if self._watch is not None:
             self._watch.cancel()
@@ -465,5 +465,5 @@ class RawHttpClient:
 
 
 def room_for_connections(wanted: int) -> int:
-    """Return how many of `wanted` connections this process may open, after raising its soft limit of descriptors."""
+    """Return how many of the `wanted` connections this process may open. Raises the soft limit of descriptors first."""
     return max(1, min(wanted, descriptors(wanted + _SPARE_DESCRIPTORS) - _SPARE_DESCRIPTORS))

@@ -188,7 +188,7 @@ class Draft(NamedTuple):
     """The parameters of the last request; None if no request is needed."""
     question: str = ""
     merged: Merged | None = None
-    """The merged fields; the last request decides the conflicting fields. None if it writes the whole answer."""
+    """The merged fields, whose conflicts the last request decides; None if that request writes the whole answer."""
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ The id of a batch names its job and is stored before the job starts. So after a 
 and repeats the interrupted step; each step may be repeated:
 
 * The validation writes the valid lines as rows to a file for the job, and an error line for each refused line to
-another file.
+  another file.
 * The job resumes as every job does: only the requests in flight are sent again.
 * The results replace files with fixed ids; one transaction makes them visible and stores the batch's final state.
 

@@ -76,7 +76,7 @@ _NEW = {
 def check_target(spec: JobSpec) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the output is in a workbook that cannot be written.
 
-    Called before the first request. It writes the sheet without rows and discards it.
+    Called before the first request. The check writes the sheet without rows and discards the result.
     """
     file, name = members.split(spec.output.path)
     if name and (len(name) > _LONGEST_NAME or _NO_NAME.search(name)):

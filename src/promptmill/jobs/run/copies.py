@@ -43,7 +43,7 @@ class Copies:
         *,
         sends: bool,
     ) -> Between | None:
-        """Return a function that delivers answers between the windows of a live round; None if none can be known.
+        """Return a function that delivers answers between the windows of a live round; None if the plan has none.
 
         `sends`: whether rows that need another answer are sent in this round.
         """

@@ -98,7 +98,7 @@ class JobRounds:
         self._copies.copy(round_, self._duplicates if round_.is_by_question else self._work, recorded)
 
     def between(self, round_: Round, delivered: Callable[[Sequence[Record]], None]) -> Between | None:
-        """Return a function that delivers answers while a live round runs; None if no answer can be known then."""
+        """Return a function that delivers answers while a live round runs; None if the plan has none."""
         # otherwise, rows that need another answer are sent by the way of the order
         return self._copies.between(round_, self._work, delivered, sends=self._job.order.way == LIVE)
 

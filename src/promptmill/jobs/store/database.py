@@ -1,10 +1,10 @@
 """One job's SQLite database, `job.db`: the rows of its input, its rounds, and every paid answer.
 
     job       name → JSON: `spec` (the job), `order` (the last order), `output` (the file that the job wrote), `status`
-    (the progress, stored about once a second), `course` (samples of the status, for a report), `task` (see
-    `server.tasks`); `before` (`spec`, `order` and `output` before an order whose input is not yet read), `stretches`
-    (of the input, see `ingest`), `written` (the blocks of the output), `secrets_checked` (the input that was checked
-    for secrets)
+              (the progress, stored about once a second), `course` (samples of the status, for a report), `task` (see
+              `server.tasks`); `before` (`spec`, `order` and `output` before an order whose input is not yet read),
+              `stretches` (of the input, see `ingest`), `written` (the blocks of the output), `secrets_checked` (the
+              input that was checked for secrets)
     row       the rows of the input, see `Row`; `row_next` holds them while the input is read again
     settings  id → JSON: the settings with which answers were made
     round     id → JSON: the rounds of the job, see `rounds`; `chosen` has the rows that were drawn for a round

@@ -1,4 +1,4 @@
-"""The transformers engine, with a decode loop of our own, so that rows join and leave at any token."""
+"""The transformers engine. Its own decode loop lets rows join and leave at any token."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from promptmill.backends.engines.model_loading import locate, require_packages
 
 
 def serve(options: Mapping[str, Any], channel: Channel) -> None:
-    """Load the model that `options` (the `hf` block of the configuration) name, then answer what `channel` brings.
+    """Load the model in `options` (the `hf` block of the configuration), then answer the requests from `channel`.
 
-    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) when it cannot be loaded.
+    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) if the model cannot be loaded.
     """
-    gc.disable()  # saves a fifth of the time to import torch and transformers, which leave no garbage
+    gc.disable()  # saves a fifth of the time to import torch and transformers, which create no garbage
     _set_up_libraries()
     location = locate(
         options["model_name_or_path"],
@@ -26,7 +26,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
         lambda: require_packages("hf", "torch", "transformers"),
     )
     channel.progress("Starting transformers")
-    # imports torch and transformers, now that a model was found
+    # imports torch and transformers, because a model was found
     from promptmill.backends.engines.hf.decode_loop import Decoder, GenerateLoop
     from promptmill.backends.engines.hf.language_model import load_model
     from promptmill.backends.engines.hf.schedule import Schedule, capacity_for
@@ -43,7 +43,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
         if model.batching.joins
         else GenerateLoop(model, schedule, channel, capacity.rows, 4 * chunk)
     )
-    gc.freeze()  # loaded objects stay, so collections can skip them
+    gc.freeze()  # loaded objects stay in memory, so garbage collections can skip them
     gc.enable()
     channel.route(intake.handle)
     channel.send({"type": "loaded", "window": 2 * capacity.rows, "images": model.vision is not None})
@@ -51,8 +51,8 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
 
 
 def _set_up_libraries() -> None:
-    # Threads that spin while they wait for each other make a step 10 times as long when other programs run, and slow
-    # the server down. A few microseconds of spinning (only GNU's library reads the number) gain 18 % on an idle
+    # If threads spin while they wait for each other, a step takes 10 times as long when other programs run, and the
+    # server slows down. A few microseconds of spinning (only GNU's library uses the number) gain 18 % on an idle
     # machine and cost 10 % on a busy one (measured on 2 cores); 3,000 turns gain 30 % and cost 36 %.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "400")

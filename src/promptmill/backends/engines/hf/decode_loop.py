@@ -1,17 +1,17 @@
 """The decode loop: rows join and leave a running batch at any token.
 
-One turn computes a piece of a new prompt, if one is admitted, and one token of every row in the batch:
+One turn computes a piece of a new prompt, if one is admitted, and one token for every row in the batch:
 
     waiting ──admit──▶ Prefill ──join──▶ ContinuousBatch ──token──▶ answered
        ▲               (a piece a turn)        │
        └───────────pause, keys kept────────────┘
 
-A row is admitted while `Capacity` allows. If the batch is full, a row of the call with the most running rows is paused
-for a call that has at least two fewer. A call without any running row gets a place from any row that has had
-`_QUANTUM` tokens, so that all calls progress. A long prompt is computed in pieces, so that the batch never waits long.
+A row is admitted while `Capacity` allows it. If the batch is full, a row of the call with the most running rows is
+paused in favour of a call that has at least two fewer. A call without running rows gets the place of any row that has
+had `_QUANTUM` tokens, so that all calls progress. A long prompt is computed in pieces, so the batch never waits long.
 
-After a failed step the rows of the batch start over, fewer at a time; a row that fails alone, or too often with others,
-gets the error. Models whose rows cannot join a running batch go through transformers' own `generate` (`GenerateLoop`).
+After a failed step, the rows of the batch start over, fewer at a time; a row that fails alone, or too often with
+others, gets the error. `GenerateLoop` (transformers' `generate`) is for models whose rows cannot join a running batch.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ from promptmill.backends.engines.hf.sequence import RunningSequence
 from promptmill.core.errors import Code, PromptmillError, first_line
 from promptmill.system.frames import Frame
 
-_RECOVERY = 512  # after this many steps without running out of memory, one more row is tried
-_IDLE_S = 1.0  # then unused memory is returned to the system; allocating it again takes time
-_MISHAPS = 3  # a row that took part in this many failed steps is taken for their cause
-_MOST_LEADING = 256  # of the tokens that lead to a choice, so many are told from each other
-_QUANTUM = 64  # tokens that a row may compute before it is paused for a call without a running row
+_RECOVERY = 512  # steps without running out of memory, after which one more row is tried
+_IDLE_S = 1.0  # after this time, unused memory is returned to the system; allocating it again takes time
+_MISHAPS = 3  # a row that was in this many failed steps is assumed to cause them
+_MOST_LEADING = 256  # tokens that lead to a choice and can be distinguished
+_QUANTUM = 64  # tokens that a row may compute before it is paused for a call without running rows
 
 
 class Advance(NamedTuple):
-    """The result of a step: a token per row (None: its scores are NaN), and the places of the finished rows."""
+    """The result of a step: a token per row (None: the row's scores are NaN), and the places of the finished rows."""
 
     tokens: list[int | None]
     done: list[int]
 
 
 class DecodeLoop(ABC):
-    """Takes waiting rows and answers them until the process ends."""
+    """Takes waiting rows and answers them, until the process ends."""
 
     def __init__(self, model: LanguageModel, schedule: Schedule, channel: Channel, rows: int) -> None:
-        """`rows` is the largest number to compute together."""
+        """`rows`: the largest number of rows to compute together."""
         self._model = model
         self._schedule = schedule
         self._channel = channel
@@ -89,9 +89,9 @@ class DecodeLoop(ABC):
         """Discard the batch; return its rows."""
 
     def _advance_rows(self, rows: list[RunningSequence], scores: Any) -> Advance:
-        """Choose each row's next token by `scores`, `(rows, vocabulary)`; send the outcomes of finished rows."""
+        """Choose each row's next token from `scores`, `(rows, vocabulary)`. Send the outcomes of finished rows."""
         wrong: dict[int, Exception] = {}
-        # the model's own log probabilities, before penalties and masks
+        # the log probabilities of the model itself, before penalties and masks
         logprobs = {
             position: scores[position].log_softmax(-1)
             for position, row in enumerate(rows)
@@ -135,9 +135,9 @@ class DecodeLoop(ABC):
         self._channel.send(outcome)
 
     def _mishap(self, rows: list[RunningSequence], error: Exception) -> None:
-        """Let `rows` start over, fewer at a time, after a failed step; a row that fails alone gets the error.
+        """After a failed step, let `rows` start over, fewer at a time. A row that failed alone gets the error.
 
-        Raises `error` if it does not concern rows or the device is broken: this process cannot continue then.
+        Raises `error` if no row has caused it, or if the device is broken: then this process cannot continue.
         """
         no_memory = _is_out_of_memory(error)
         if not rows or (not no_memory and isinstance(error, getattr(torch, "AcceleratorError", ()))):
@@ -146,7 +146,7 @@ class DecodeLoop(ABC):
         if no_memory:
             self._places = max(1, (len(rows) + len(self._running())) // 2)
             self._schedule.drop_kept()
-            error.__traceback__ = None  # it references the tensors of the step
+            error.__traceback__ = None  # the traceback references the tensors of the step
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -160,7 +160,7 @@ class DecodeLoop(ABC):
 
 
 class Decoder(DecodeLoop):
-    """The loop over a `ContinuousBatch`, by the rule above."""
+    """The decode loop for a `ContinuousBatch`, by the rule above."""
 
     def __init__(
         self, model: LanguageModel, schedule: Schedule, channel: Channel, capacity: Capacity, chunk: int
@@ -215,13 +215,13 @@ class Decoder(DecodeLoop):
                 else:
                     self._prefill = Prefill(self._model, taken, self._chunk)
             except Exception as error:
-                # a prompt that fails before its first step has not damaged the batch
+                # a prompt that fails before its first step does not damage the batch
                 self._mishap(self._reset(*taken) if is_resumed else taken, error)
 
     def _make_room(self, running: Counter[int]) -> int:
-        """Pause a row of the run with the most for a run with at least two fewer, or none; return the places freed.
+        """Pause a row of the run with the most rows if another run has at least two fewer. Return the freed places.
 
-        A run without a place takes that of a row that has used up its quantum, so that many runs take turns.
+        A run without a place gets that of a row that has used up its quantum, so that many runs take turns.
         """
         fewest = self._schedule.fewest_running(running)
         if fewest is None:
@@ -237,7 +237,7 @@ class Decoder(DecodeLoop):
         row = rows[position]
         self._batch.leave(position)
         if self._schedule.kept() >= self._most:
-            row.kept = None  # memory is for running rows; recomputing takes less time than the row may wait
+            row.kept = None  # memory is for running rows; recomputing takes less time than the row may have to wait
         self._schedule.put_back(row)
         return 1
 
@@ -278,7 +278,7 @@ class Decoder(DecodeLoop):
         self._count_step()
 
     def _accept(self, first: int, scores: Any) -> None:
-        """Give each row from place `first` on its next token; drop the rows that are finished with it."""
+        """Give each row from place `first` on its next token. Remove the rows that are then finished."""
         advance = self._advance_rows(self._batch.rows[first:], scores)
         for position, token in enumerate(advance.tokens):
             if token is None:
@@ -286,7 +286,7 @@ class Decoder(DecodeLoop):
         self._batch.drop([first + position for position in advance.done])
 
     def _reset(self, *more: RunningSequence) -> list[RunningSequence]:
-        """Discard the batch's computed state; return its rows and `more`, each once."""
+        """Discard the batch's computed state. Return its rows and `more`, each row once."""
         rows = list(dict.fromkeys([*self._batch.rows, *more]))
         self._batch = ContinuousBatch(self._model, self._limits.tokens)
         return rows
@@ -297,38 +297,38 @@ class Decoder(DecodeLoop):
 
 
 def _longest(rows: list[RunningSequence]) -> int:
-    """Return the longest possible length of any of `rows`; every row takes that many columns of the cache."""
+    """Return the longest possible length of any row in `rows`; every row takes this many columns of the cache."""
     return max((len(row.prompt) + row.ending.limit for row in rows), default=0)
 
 
 def _offset(positions: Any, rows: list[RunningSequence]) -> Any:
-    """Return `positions`, `(rows, 1)`, shifted by each row's offset, which its images cause."""
+    """Return `positions`, `(rows, 1)`, shifted by each row's offset, which is due to its images."""
     if not any(row.offset for row in rows):
         return positions
     return positions + torch.tensor([[row.offset] for row in rows], device=positions.device)
 
 
 class ContinuousBatch:
-    """A batch that rows join and leave at any token. Requires a cache of plain columns."""
+    """A batch that rows can join and leave at any token. Its cache must consist of plain columns."""
 
     def __init__(self, model: LanguageModel, tokens: int | None) -> None:
-        """`tokens` is the capacity of its cache (None: no limit)."""
+        """`tokens`: the capacity of the cache (None: no limit)."""
         self.rows: list[RunningSequence] = []
         self._model = model
         self._cache = PooledCache(len(model.new_cache().layers), tokens)
 
     def join(self, row: RunningSequence, content: KeysValues) -> None:
-        """Add a row with the keys and values of its sequence, all but the last token."""
+        """Add a row, with the keys and values of its sequence except for the last token."""
         self._cache.add(content)
         self.rows.append(row)
 
     def leave(self, position: int) -> None:
-        """Remove a row that continues later; it keeps its content."""
+        """Remove a row that continues later. The row keeps its content."""
         self.rows[position].kept = self._cache.copy_of(position)
         self.drop([position])
 
     def wipe(self, position: int) -> None:
-        """Erase a row's content, because another row will use its place."""
+        """Erase a row's content before another row uses its place."""
         self._cache.wipe(position)
 
     def drop(self, positions: list[int]) -> None:
@@ -339,33 +339,33 @@ class ContinuousBatch:
             self.rows.pop()
 
     def step(self) -> Any:
-        """Compute each row's last token; return the scores of its next, `(rows, vocabulary)`."""
+        """Compute each row's last token. Return the scores for its next token, `(rows, vocabulary)`."""
         tokens = torch.tensor([[row.tokens[-1]] for row in self.rows], device=self._model.device)
         positions = _offset(self._cache.advance(), self.rows)
         return self._model.scores(tokens, self._cache.mask, positions, self._cache, first=False)
 
 
 class Prefill:
-    """The computation of prompts before they join: several of similar length at once, or a long one in pieces."""
+    """The computation of prompts before they join: several of similar length together, or a long one in pieces."""
 
     def __init__(self, model: LanguageModel, rows: list[RunningSequence], chunk: int) -> None:
         self.rows = rows
         self._model = model
         self._chunk = (
             chunk if len(rows) == 1 and rows[0].image_inputs is None else None
-        )  # a prompt with images is computed at once
+        )  # a prompt with images is computed in one piece
         self._done = 0
         self._cache = model.new_cache()
         sequences = [row.sequence for row in rows]
         self._lengths = list(map(len, sequences))
         self._tokens, self._mask, self._positions = left_padded(sequences, model.device)
         self._seen: dict[str, Any] = {}
-        if (image_inputs := rows[0].image_inputs) is not None:  # then it is the only row
+        if (image_inputs := rows[0].image_inputs) is not None:  # a row with images is the only row
             self._seen = image_inputs.inputs(self._lengths[0], model.device, model.network.dtype)
             self._positions, rows[0].offset = model.positions(self._tokens, self._mask, self._seen)
 
     def step(self) -> Any:
-        """Compute the next piece; after the last one return the scores of the rows' next tokens, else None."""
+        """Compute the next piece. After the last piece, return the scores for the rows' next tokens, else None."""
         first, whole = self._done, self._tokens.shape[1]
         self._done = end = whole if self._chunk is None else min(whole, first + self._chunk)
         scores = self._model.scores(
@@ -379,23 +379,23 @@ class Prefill:
         return scores if end == whole else None
 
     def content(self, position: int) -> KeysValues:
-        """Return the keys and values of a row, with which it joins the batch."""
+        """Return the keys and values with which a row joins the batch."""
         return row_of(self._cache, position, self._lengths[position])
 
 
 class GenerateLoop(DecodeLoop):
-    """For models whose rows cannot join a running batch, because they have recurrent states or special caches.
+    """The loop for models whose rows cannot join a running batch, because of recurrent states or special caches.
 
-    A batch runs until its longest answer is complete. If another call waits, the batch ends earlier, and its rows
-    continue later from the tokens that they have.
+    A batch runs until its longest answer is complete. If another call waits, the batch ends earlier, and its rows later
+    continue after the tokens they already have.
     """
 
     def __init__(self, model: LanguageModel, schedule: Schedule, channel: Channel, rows: int, tokens: int) -> None:
-        """`tokens` limits the total length of prompts that are computed together."""
+        """`tokens`: the limit for the total length of prompts that are computed together."""
         super().__init__(model, schedule, channel, rows)
         self._tokens = tokens
         self._rows: list[RunningSequence] = []
-        model.network.generation_config = GenerationConfig()  # rows apply the model's defaults themselves
+        model.network.generation_config = GenerationConfig()  # each row applies the model's defaults itself
 
     def _running(self) -> list[RunningSequence]:
         return self._rows
@@ -435,7 +435,7 @@ class GenerateLoop(DecodeLoop):
         )
 
     def _choose(self, tokens: Any, scores: Any) -> Any:
-        """Make `generate` take the tokens that the rows choose, by ruling out all others."""
+        """Make `generate` use the tokens that the rows choose, by excluding all other tokens."""
         del tokens
         positions = [position for position, row in enumerate(self._rows) if not row.answered]
         advance = self._advance_rows([self._rows[position] for position in positions], scores[positions])
@@ -452,14 +452,14 @@ class GenerateLoop(DecodeLoop):
         del scores
         waits = self._schedule.fewest_running({row.run: 1 for row in self._rows}) == 0
         leaves = waits and max(row.turns for row in self._rows) >= _QUANTUM
-        # above the border the computed keys are invalid
+        # beyond the border, the computed keys are invalid
         leaves = leaves or self._model.batching.border in {len(row.sequence) - 1 for row in self._rows}
         ended = [leaves or row.answered or self._schedule.is_cancelled(row.run) for row in self._rows]
         return torch.tensor(ended, device=tokens.device)
 
 
 def _free_unused_memory() -> None:
-    """Return unused memory to the system; the allocators would keep it."""
+    """Return unused memory to the system, because the allocators would keep it."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform == "linux":

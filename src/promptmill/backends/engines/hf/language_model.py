@@ -1,4 +1,4 @@
-"""A causal language model: load it with its tokenizer; then token ids in, scores of the next token out."""
+"""A causal language model: loads it with its tokenizer, and computes the scores of the next token from token ids."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from promptmill.core.errors import PromptmillError, first_sentence
 if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import Vision
 
-_SLOPES = frozenset({"bloom", "mpt"})  # model types with ALiBi, which derive distances from the mask or columns
+_SLOPES = frozenset({"bloom", "mpt"})  # model types with ALiBi, which compute distances from the mask or the columns
 _SHORT = (torch.float16, torch.bfloat16)
-_STATEFUL = frozenset({"cpmant", "recurrent_gemma"})  # keep state in the module, or truncate their input
+_STATEFUL = frozenset({"cpmant", "recurrent_gemma"})  # these keep state in the module, or truncate their input
 
 
 @dataclass(frozen=True, slots=True)
 class _Forward:
-    """The arguments that a model's `forward` takes; they differ between architectures."""
+    """The arguments that a model's `forward` accepts. They differ between architectures."""
 
     takes_positions: bool
     cache_name: str
     short_logits: Mapping[str, int]
-    """Restricts the scores to the last token, where the model can."""
+    """The argument that limits the scores to the last token, if the model has one."""
 
     @classmethod
     def of(cls, network: Any) -> _Forward:
-        """Return the features of `network`."""
+        """Return the supported arguments of `network`."""
         accepted = inspect.signature(network.forward).parameters
         return cls(
             takes_positions="position_ids" in accepted,
@@ -59,18 +59,18 @@ class _Forward:
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """The rules for computing a model's rows together."""
+    """The rules for computing several rows of a model together."""
 
     border: int | None
-    """Length above which all tokens of a sequence, cached ones included, have different keys (LongRoPE)."""
+    """The length beyond which all tokens of a sequence, even cached ones, have different keys (LongRoPE)."""
     alone: bool
-    """Whether each row must be computed by itself."""
+    """Whether each row must be computed alone."""
     joins: bool
-    """Whether rows may join a running batch; otherwise transformers' own `generate` computes them."""
+    """Whether rows may join a running batch; otherwise transformers' own `generate` is used."""
 
 
 class LanguageModel:
-    """One interface for the decode loop to models of every architecture."""
+    """One interface to models of every architecture, for the decode loop."""
 
     def __init__(self, model: Any, tokenizer: Any, vision: Vision | None = None) -> None:
         self.network = model
@@ -91,7 +91,7 @@ class LanguageModel:
 
     @property
     def config(self) -> Any:
-        """The configuration of the decoder; an image model's configuration holds others, too."""
+        """The decoder's configuration. An image model's configuration also contains configurations of other parts."""
         return self.network.config.get_text_config(decoder=True)
 
     @property
@@ -102,15 +102,15 @@ class LanguageModel:
     def new_cache(self) -> Cache:
         """Return an empty cache for rows that join a running batch.
 
-        All layers keep all columns, even layers with a sliding window: the mask hides the columns before the window.
+        All layers keep all columns, even layers with a sliding window: a mask hides the columns before the window.
         """
         return plain_cache(self._layers)
 
     def _bears_padding(self) -> bool:
-        """Return whether rows of different lengths may be computed together, padded at the left.
+        """Return whether rows of different lengths may be computed together with padding at the left.
 
-        They may if the model takes each row's positions. Some models derive positions from the columns of the cache
-        instead, and would count a shorter row's padding.
+        They may if the model uses the given positions. Some models derive positions from the columns of the cache
+        instead, and would count the padding of a shorter row.
         """
         if not self._forward.takes_positions:
             return self._forward.cache_name == "cache_params" or self.network.config.model_type in _SLOPES
@@ -124,18 +124,18 @@ class LanguageModel:
                 is_first_iteration=False,
                 **{self._forward.cache_name: self.new_cache()},
             )
-        except Exception:  # the model's own code failed; it will fail again for each item, which reports it
+        except Exception:  # the model's own code failed; it will fail again for each item, and the items report it
             return True
         return inputs.get("position_ids") is not None
 
     def positions(self, tokens: Any, mask: Any, seen: Mapping[str, Any]) -> tuple[Any, int]:
-        """Return the positions of one prompt with images, and the next token's position minus the number of tokens.
+        """Return the positions of a prompt with images, and the next token's position minus the number of tokens.
 
-        They are `(1, tokens)` or, where images have height and width, `(axes, 1, tokens)`.
+        The positions are `(1, tokens)` or, if images have height and width, `(axes, 1, tokens)`.
         """
         given = {"attention_mask": mask, **seen}
         positions = self.network._prepare_position_ids_for_generation(tokens, given)
-        axes = positions[-3:] if positions.dim() == 3 else positions  # a fourth axis, the first, counts tokens
+        axes = positions[-3:] if positions.dim() == 3 else positions  # an additional first axis counts tokens
         return positions, int(axes.max()) + 1 - tokens.shape[1]
 
     def scores(
@@ -148,10 +148,10 @@ class LanguageModel:
         first: bool,
         seen: Mapping[str, Any] = MappingProxyType({}),
     ) -> Any:
-        """Compute `tokens`, which follow the content of `cache`; return each row's scores of its next token.
+        """Compute `tokens`, which follow the content of `cache`. Return each row's scores for its next token.
 
         `tokens` and `positions` are `(rows, new)`, `mask` is `(rows, cached + new)`; the result is `(rows, vocabulary)`
-        in float32. `first`: the cache is empty; `seen` then holds the prompt's image inputs.
+        in float32. `first`: the cache is empty; `seen` then has the prompt's image inputs.
         """
         inputs = self.network.prepare_inputs_for_generation(
             tokens,
@@ -162,14 +162,14 @@ class LanguageModel:
             **({"position_ids": positions} if self._forward.takes_positions else {}),
             **seen,
         )
-        # Phi-3 drops the cache from its inputs for a prompt that is longer than the border
+        # for a prompt longer than the border, Phi-3 drops the cache from its inputs
         given = {**inputs, self._forward.cache_name: cache, **self._forward.short_logits}
         answered = self.network(**given, return_dict=True)
         return answered.logits[:, -1].float()
 
 
 def _border(config: Any) -> int | None:
-    """Return the length at which the model switches its rotary factors, as LongRoPE does; None without one."""
+    """Return the length at which the model changes its rotary factors, as LongRoPE does; None if it never does."""
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(inner for inner in rope.values() if isinstance(inner, dict))]
     lengths = [kind.get("original_max_position_embeddings") for kind in kinds if kind.get("rope_type") == "longrope"]
@@ -178,7 +178,7 @@ def _border(config: Any) -> int | None:
 
 
 def _keeps_more_than_a_cache(network: Any) -> bool:
-    """Return whether the model carries more than the cache from token to token, such as image positions."""
+    """Return whether the model passes more than the cache from token to token, such as image positions."""
     name = "_update_model_kwargs_for_generation"
     return getattr(type(network), name, None) is not getattr(transformers.GenerationMixin, name)
 
@@ -200,7 +200,7 @@ def _ends(defaults: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def left_padded(rows: list[list[int]], device: torch.device) -> tuple[Any, Any, Any]:
-    """Return `(tokens, mask, positions)` of rows of token ids, each `(rows, longest)`, padded at the left."""
+    """Return `(tokens, mask, positions)` for rows of token ids, each `(rows, longest)`, padded at the left."""
     longest = max(map(len, rows))
     tokens = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
@@ -208,9 +208,9 @@ def left_padded(rows: list[list[int]], device: torch.device) -> tuple[Any, Any, 
 
 
 def load_model(location: Location, options: Mapping[str, Any], report: Callable[[str], None]) -> LanguageModel:
-    """Load the model at `location` as `options` (the `hf` block) say.
+    """Load the model at `location` with `options` (the `hf` block).
 
-    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) with the remedy.
+    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`), with the remedy.
     """
     _be_quiet()
     wanted = os.environ.get("OMP_NUM_THREADS", "")
@@ -244,7 +244,7 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
         )
     except PromptmillError:
         raise
-    except Exception as error:  # transformers raises nearly every kind
+    except Exception as error:  # transformers may raise any exception
         raise _load_error(error, options) from None
     if missing := info.get("missing_keys"):
         raise load_failure(
@@ -257,13 +257,13 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
 
 
 def _processor(source: dict[str, Any]) -> tuple[Any, Vision | None]:
-    """Return the tokenizer of an image model, and its `Vision` if the model comes with an image processor."""
-    # imported here: it takes most of a second, and text models do not need it
+    """Return the tokenizer of an image model, and its `Vision` if the model has an image processor."""
+    # imported here, because it takes most of a second and text models do not need it
     from promptmill.backends.engines.hf.vision import Vision, load_processor
 
     try:
         processor = load_processor(source)
-    except OSError:  # no image processor configuration: some copies of a model are for text only
+    except OSError:  # no configuration of an image processor: some copies of a model support only text
         return transformers.AutoTokenizer.from_pretrained(**source), None
     if not hasattr(processor, "image_processor"):
         return processor, None
@@ -276,7 +276,7 @@ def _reads_images(config: Any) -> bool:
 
 
 def _refuse_kinds_that_cannot_answer(config: Any) -> None:
-    """Raise for models that transformers would silently load in part, or whose answers would be noise."""
+    """Raise an error for models that transformers would load only in part, or whose answers would be noise."""
     decoder = config.get_text_config(decoder=True)
     if config.is_encoder_decoder or decoder.model_type in _STATEFUL:
         raise _unfit(config)
@@ -292,25 +292,25 @@ def _unfit(config: Any) -> PromptmillError:
 
 
 def _takes_a_cache(network: Any) -> bool:
-    """Return whether the model accepts a cache; a few early models recompute the whole sequence for each token."""
+    """Return whether the model accepts a cache. A few early models recompute the whole sequence for each token."""
     accepted = inspect.signature(network.forward).parameters
     return "input_ids" not in accepted or not accepted.keys().isdisjoint(("past_key_values", "cache_params"))
 
 
 def _writes_its_own_way(network: Any) -> bool:
-    """Return whether the model overrides `generate`, whose steps our loop follows."""
+    """Return whether the model overrides `generate`, whose steps the decode loop replaces."""
     return getattr(type(network), "generate", None) is not transformers.GenerationMixin.generate
 
 
 def _be_quiet() -> None:
-    """Keep progress bars and advice for programmers out of the server's stderr."""
+    """Keep progress bars and advice for developers out of the server's stderr."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
 
 
 def _device(options: Mapping[str, Any]) -> str:
-    """Return the device to load on. Raises if the configured GPU is not available."""
+    """Return the device for the model. Raises an error if the configured GPU is not available."""
     wanted, gpu_ids = options["device"], options["gpu_ids"]
     present = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu_ids and wanted in {"auto", "cuda"} and present < len(gpu_ids):
@@ -329,7 +329,7 @@ def _no_cuda() -> str:
 
 
 def _dtype(wanted: str, device: str, config: Any) -> torch.dtype:
-    """Return the number format: the checkpoint's, unless the CPU would have to emulate it."""
+    """Return the number format of the checkpoint; another format if the CPU would have to emulate it."""
     if wanted != "auto":
         return getattr(torch, wanted)
     own = getattr(config, "dtype", None) or getattr(config.get_text_config(decoder=True), "dtype", None)
@@ -366,11 +366,11 @@ def _install_attention() -> None:
 def _attention(
     module: Any, query: Any, key: Any, value: Any, attention_mask: Any, *, scaling: float | None = None, **options: Any
 ) -> Any:
-    """Compute as `sdpa_attention_forward` does: `(rows, heads, 1, width)` queries → `(rows, 1, heads, width)`.
+    """Do the computation of `sdpa_attention_forward`: `(rows, heads, 1, width)` queries → `(rows, 1, heads, width)`.
 
-    If several query heads share a head of the cache, transformers copies the cache for each of them. For a single
-    new token, the heads of a group can be treated as several tokens instead: the same sums without the copy, five times
-    as fast in bfloat16 on a CPU (8 rows, 100 to 1,500 columns, 9 query heads on 3).
+    If several query heads share a head of the cache, transformers copies the cache for each of them. For a single new
+    token, the heads of a group can instead be treated as several tokens: the same sums without the copy, five times as
+    fast in bfloat16 on a CPU (8 rows, 100 to 1,500 columns, 9 query heads on 3).
     """
     rows, heads, tokens, _ = query.shape
     shared = key.shape[1]

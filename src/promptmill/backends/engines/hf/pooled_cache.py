@@ -1,4 +1,4 @@
-"""The keys and values of all running rows in one buffer per layer, written in place."""
+"""The keys and values of all running rows, in one buffer per layer that is written in place."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any, TypeAlias
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-_STEP = 256  # columns; room is made for at least this many tokens at a time
-_LEAST_STEP = 64  # where memory is short
+_STEP = 256  # columns; space is added for at least this many tokens at a time
+_LEAST_STEP = 64  # used if memory is short
 _LEAST_ROWS = 4
 
 KeysValues: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
-"""One row's part of a cache, per layer: `(heads, tokens, width)` keys and values."""
+"""One row's part of a cache: per layer, keys and values of shape `(heads, tokens, width)`."""
 
 
 def is_of_columns(cache: Cache) -> bool:
-    """Return whether all layers of `cache` keep a column of keys and values per token, or the last ones of a window."""
+    """Return whether all layers of `cache` have a column of keys and values per token, or per token of a window."""
     return bool(cache.layers) and all(
         type(layer) in {DynamicLayer, DynamicSlidingWindowLayer} for layer in cache.layers
     )
 
 
 def is_common(cache: Cache) -> bool:
-    """Return whether all layers of `cache` are of transformers' common kinds; models bring kinds of their own, too."""
+    """Return whether all layers of `cache` are of transformers' common kinds. Some models define their own kinds."""
     return all(type(layer).__module__ == Cache.__module__ for layer in cache.layers)
 
 
@@ -35,12 +35,12 @@ def plain_cache(layers: int) -> DynamicCache:
 
 
 def row_of(cache: Cache, index: int, tokens: int) -> KeysValues:
-    """Return the last `tokens` columns of one row of a cache that can merge; views, not copies."""
+    """Return the last `tokens` columns of one row of a mergeable cache, as views."""
     return [(layer.keys[index, :, -tokens:], layer.values[index, :, -tokens:]) for layer in cache.layers]
 
 
 class _Window:
-    """Which part of the buffers is in use: `rows` rows and the columns from `start` up to `end`."""
+    """The used part of the buffers: `rows` rows, and the columns from `start` up to `end`."""
 
     def __init__(self) -> None:
         self.rows = self.start = self.end = 0
@@ -48,7 +48,7 @@ class _Window:
 
 
 class _PooledLayer(DynamicLayer):  # type: ignore[misc]
-    """One layer's buffers. During a step the window's last column is the one being written."""
+    """The buffers of one layer. During a step, the window's last column is the one being written."""
 
     def __init__(self, window: _Window) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _PooledLayer(DynamicLayer):  # type: ignore[misc]
         return max(0, self._window.end - self._window.start - 1)
 
     def place(self, like: tuple[Any, Any], old: _Window, new: _Window) -> None:
-        """Move the window's content into new buffers; `like` gives shape and kind of a row."""
+        """Move the window's content to new buffers. `like` has the shape and type of a row."""
         for name, row in zip(("keys", "values"), like, strict=True):
             heads, _, width = row.shape
             buffer = row.new_zeros((new.room_rows, heads, new.room_columns, width))
@@ -77,14 +77,14 @@ class _PooledLayer(DynamicLayer):  # type: ignore[misc]
 
 
 class PooledCache(DynamicCache):  # type: ignore[misc]
-    """A cache whose rows come and go. Rows end at the same column; shorter ones leave columns at their left unused.
+    """A cache that rows join and leave. All rows end at the same column; short rows leave columns unused at the left.
 
-    transformers' own cache is copied whole for every token, and has no way in for a row. The buffers grow with the
+    transformers' own cache is copied completely for every token, and rows cannot join it. These buffers grow with the
     rows, shrink when they are moved for fewer rows, and are freed with the last row.
     """
 
     def __init__(self, layers: int, tokens: int | None = None) -> None:
-        """`tokens` is the most that the buffers have room for, unless the rows need more; None is no limit."""
+        """`tokens`: the most tokens that the buffers have space for, unless the rows need more; None: no limit."""
         super().__init__()
         self._tokens = tokens
         self._window = _Window()
@@ -98,7 +98,7 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
         return self._mask[: self._window.rows, self._window.start : self._window.end]
 
     def add(self, content: KeysValues) -> None:
-        """Add a row behind the others."""
+        """Add a row after the last row."""
         tokens = content[0][0].shape[1]
         window = self._window
         if window.rows == window.room_rows or tokens > window.end:
@@ -114,7 +114,7 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
         self.lengths.append(tokens)
 
     def advance(self) -> torch.Tensor:
-        """Open the column of the next token for all rows; return its positions, `(rows, 1)`."""
+        """Open the column for the next token of all rows. Return the token's positions, `(rows, 1)`."""
         window = self._window
         if window.end == window.room_columns:
             any_row = [(layer.keys[0], layer.values[0]) for layer in self.layers]
@@ -126,7 +126,7 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
         return positions
 
     def remove(self, slot: int) -> None:
-        """Remove a row; the last one takes its place."""
+        """Remove a row. The last row takes its place."""
         window = self._window
         last = window.rows - 1
         if slot != last:
@@ -150,7 +150,7 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
             layer.values[slot] = 0
 
     def copy_of(self, slot: int) -> KeysValues:
-        """Return a row's content, to be added again later."""
+        """Return a copy of a row's content, with which the row can be added again."""
         used = slice(self._window.end - self.lengths[slot], self._window.end)
         return [(layer.keys[slot, :, used].clone(), layer.values[slot, :, used].clone()) for layer in self.layers]
 
@@ -162,7 +162,7 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
         self._mask = torch.zeros((0, 0), dtype=torch.long)
 
     def _place(self, like: KeysValues, rows: int, columns: int) -> None:
-        """Move to new buffers for `rows` rows of `columns`, with some room for more of both as far as memory allows."""
+        """Move to new buffers for `rows` rows of `columns`, with spare space for more if memory allows."""
         old, new = self._window, _Window()
         new.rows = old.rows
         spare = max(_LEAST_ROWS, 2 * old.rows)

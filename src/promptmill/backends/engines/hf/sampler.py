@@ -1,8 +1,8 @@
-"""Choose the next token of each row: penalties, the model's constraints, the schema's mask, then a draw.
+"""Chooses the next token of each row: applies penalties, the model's constraints and the schema's mask, then draws.
 
     scores → penalties → `Constraints` → `AnswerMask` → temperature → top_k, top_p, min_p → token
 
-Each row has its own parameters and random numbers, so that its answer does not depend on the rows next to it.
+Each row has its own parameters and random numbers, so its answer does not depend on other rows in the batch.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError, first_line
 from promptmill.system.installation import adding
 
-# The number of likeliest tokens to examine first: sorting a whole vocabulary for each token would cost more than the
-# step of a small model, and these nearly always include the nucleus.
+# The number of most probable tokens to examine first: sorting the whole vocabulary for each token would cost more than
+# a step of a small model, and these tokens nearly always include the nucleus.
 _CANDIDATES = 256
-_GREEDY_BELOW = 1e-5  # a lower temperature leaves no choice, and its scores overflow float32
-_TAIL = 32  # tokens in which the end of a reasoning block is looked for
+_GREEDY_BELOW = 1e-5  # a lower temperature leaves no choice, and the scores would overflow float32
+_TAIL = 32  # the last tokens, among which the end of a reasoning block is searched for
 # Small models write endless white space if the grammar allows it.
 _OVERRIDES = {"whitespace_pattern": r"[ ]?"}
-# Defaults that `SequenceBuilder` combines with the request, or that change no choice.
+# Defaults that `SequenceBuilder` combines with the request, or that do not affect the choice.
 _ELSEWHERE = {"repetition_penalty": None, "do_sample": False, "renormalize_logits": None}
-# Ways of choosing that the decode loop does not support, with the values that switch them off.
+# Sampling methods that the decode loop does not support, each with the value that switches it off.
 _UNSUPPORTED = {
     "num_beams": (None, 1),
     "guidance_scale": (None, 1),
@@ -51,7 +51,7 @@ _UNSUPPORTED_WHEN_SAMPLING = {
 
 @dataclass(slots=True)
 class Penalties:
-    """A row's penalties for tokens that it has already, and which it has."""
+    """A row's penalties for tokens that it already contains, and the record of these tokens."""
 
     repetition: float = 1.0
     presence: float = 0.0
@@ -61,11 +61,11 @@ class Penalties:
     _counted: int = 0  # tokens of the answer in `_seen` and `_counts`
 
     def apply(self, scores: Any, prompt: list[int], tokens: list[int]) -> None:
-        """Change the row's `scores`, `(vocabulary,)`, in place."""
+        """Change the `scores` of the row, `(vocabulary,)`, in place."""
         if self.repetition != 1:
             if self._seen is None:
                 self._seen = torch.zeros_like(scores, dtype=torch.bool)
-                self._seen[[token for token in prompt if token < len(scores)]] = True  # image tokens may be beyond
+                self._seen[[token for token in prompt if token < len(scores)]] = True  # image tokens may exceed it
             self._seen[tokens[self._counted :]] = True
             weaker = torch.where(scores > 0, scores / self.repetition, scores * self.repetition)
             torch.where(self._seen, weaker, scores, out=scores)
@@ -80,7 +80,7 @@ class Penalties:
 
 @dataclass(slots=True)
 class SamplerState:
-    """A row's sampling parameters, and the state of its choices so far."""
+    """The sampling parameters of a row, and the state of its choices."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -91,21 +91,21 @@ class SamplerState:
     constraints: Any = None
     """The result of `Constraints.processors_for`; None without constraints."""
     mask: AnswerMask | None = None
-    """Rules tokens out that would violate the schema; applied last."""
+    """The mask that excludes tokens which would violate the schema; it is applied last."""
     _generator: Any = None
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is always taken."""
+        """Whether the most probable token is always chosen."""
         return self.temperature < _GREEDY_BELOW
 
     @property
     def truncates(self) -> bool:
-        """Whether unlikely tokens are left out."""
+        """Whether improbable tokens are excluded."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
     def draw(self) -> float:
-        """Return the row's next random number, at least 0 and less than 1."""
+        """Return the row's next random number, at least 0 and below 1."""
         if self._generator is None:
             self._generator = torch.Generator()
             if self.seed is None:
@@ -115,7 +115,7 @@ class SamplerState:
         return float(torch.rand((), generator=self._generator, dtype=torch.float64))
 
     def penalise(self, scores: Any, prompt: list[int], tokens: list[int]) -> None:
-        """Apply penalties, constraints and mask to the row's `scores`, `(vocabulary,)`, in place."""
+        """Apply penalties, constraints and mask to the `scores` of the row, `(vocabulary,)`, in place."""
         self.penalties.apply(scores, prompt, tokens)
         if self.constraints is not None:
             whole = torch.tensor([prompt + tokens], device=scores.device)
@@ -125,7 +125,7 @@ class SamplerState:
 
 
 def choose(scores: Any, choices: list[SamplerState]) -> list[int | None]:
-    """Return one token per row of `scores`, `(rows, vocabulary)` in float32; None for a row whose scores are NaN."""
+    """Return a token for each row of `scores`, `(rows, vocabulary)` in float32; None if the scores of a row are NaN."""
     best, tokens = scores.max(-1)
     broken = best.isnan().tolist()
     chosen = tokens.tolist()
@@ -143,7 +143,7 @@ def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
     drawn = [0] * len(choices)
     whole = [row for row, choice in enumerate(choices) if not choice.truncates]
     for row in whole:
-        upto = scaled[row].softmax(-1).cpu().cumsum(-1, dtype=torch.float64)  # cpu: Apple's GPUs have no float64
+        upto = scaled[row].softmax(-1).cpu().cumsum(-1, dtype=torch.float64)  # cpu, because Apple's GPUs lack float64
         drawn[row] = _place_of(numbers[row], upto)
     truncated = [row for row in range(len(choices)) if row not in set(whole)]
     candidates = min(scaled.shape[1], _CANDIDATES)
@@ -162,14 +162,14 @@ def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
 
 
 def _from_candidates(shares: Any, choice: SamplerState, number: float, *, last: bool) -> int | None:
-    """Return the place drawn from the likeliest `shares`, in descending order; None if the cut may be beyond them."""
+    """Return the index drawn from the largest `shares`, in descending order; None if they may not contain the cut."""
     kept = shares[: choice.top_k] if choice.top_k > 0 else shares
     complete = last or (0 < choice.top_k <= len(shares))
     mass = float(kept.sum()) if complete else 1.0
     upto = kept.cumsum(-1, dtype=torch.float64)
     count = len(kept)
     if choice.top_p < 1:
-        # the token that reaches the mass is the last one kept
+        # the token that reaches the mass is the last token to keep
         reached = int((upto < choice.top_p * mass).sum()) + 1
         complete = complete or reached <= count
         count = min(count, reached)
@@ -181,7 +181,7 @@ def _from_candidates(shares: Any, choice: SamplerState, number: float, *, last: 
 
 
 def _place_of(number: float, upto: Any) -> int:
-    """Return the first place where the cumulative sums `upto` exceed `number` times their total."""
+    """Return the first index at which the cumulative sums `upto` exceed `number` times their total."""
     aim = number * float(upto[-1])
     if not math.isfinite(aim):
         return 0
@@ -190,7 +190,7 @@ def _place_of(number: float, upto: Any) -> int:
 
 
 class AnswerMasks:
-    """Creates the masks for one model's answers. `ends` are the tokens that end an answer."""
+    """Creates masks for answers of one model. `ends`: the tokens that end an answer."""
 
     def __init__(self, tokenizer: Any, ends: Collection[int]) -> None:
         self._tokenizer = tokenizer
@@ -199,10 +199,10 @@ class AnswerMasks:
         self._grammar = functools.lru_cache(maxsize=MOST_KEPT)(self._valid_grammar)
 
     def of(self, wanted: Mapping[str, Any] | None, *, opened: Family | None) -> AnswerMask | None:
-        """Return the mask for an answer in the `response_format` `wanted`; None if it is not JSON.
+        """Return the mask for an answer in the `response_format` `wanted`; None if the format is not JSON.
 
-        `opened`: the answer starts inside reasoning of this family, and JSON follows it. Raises `PromptmillError`
-        (`unsupported`, `missing_dependency`) if the format cannot be enforced.
+        `opened`: the answer starts inside reasoning of this family, and the JSON follows the reasoning. Raises
+        `PromptmillError` (`unsupported`, `missing_dependency`) if the format cannot be enforced.
         """
         schema = schema_of(wanted)
         if schema is None:
@@ -210,7 +210,7 @@ class AnswerMasks:
         return self._mask("schema", json.dumps(schema), closings=() if opened is None else opened.closings)
 
     def of_choices(self, choices: Choices) -> AnswerMask:
-        """Return the mask for the rest of an answer whose beginning is `choices.OPENING`. Raises as `of` does."""
+        """Return the mask for the rest of an answer that begins with `choices.OPENING`. Raises as `of` does."""
         alternatives = " | ".join(json.dumps(ending, ensure_ascii=False) for ending in choices.endings)
         return self._mask("lark", f"start: {alternatives}")
 
@@ -248,7 +248,7 @@ def _vocabulary(tokenizer: Any, ends: list[int]) -> Any:
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     try:
         return LLTokenizer(backend.to_str(), n_vocab=len(tokenizer), eos_token=ends[0] if ends else None)
-    except Exception as error:  # native code fails for vocabularies that it cannot read
+    except Exception as error:  # native code fails for vocabularies it does not support
         raise PromptmillError(
             Code.UNSUPPORTED,
             f"The hf backend cannot constrain this model's answers to a schema: {first_line(error)}.",
@@ -265,10 +265,10 @@ def _not_held(problem: str) -> PromptmillError:
 
 
 class AnswerMask:
-    """The token mask of one answer: allows only tokens that can still lead to a text of its grammar."""
+    """The token mask of one answer: permits only tokens that can still lead to a text of the grammar."""
 
     def __init__(self, matcher: Any, known: int, ends: list[int], tokenizer: Any, closings: tuple[str, ...]) -> None:
-        """`known` is the number of tokens that the matcher knows; one of `closings` precedes the grammar's text."""
+        """`known`: the number of tokens that the matcher knows. `closings`: one precedes the grammar's text."""
         self._matcher = matcher
         self._known = known
         self._ends = ends
@@ -278,21 +278,21 @@ class AnswerMask:
         self._bits: Any = None
 
     def apply(self, scores: Any, tokens: list[int]) -> None:
-        """Set the `scores`, `(vocabulary,)`, of tokens that cannot follow `tokens`, the answer so far, to -inf."""
+        """Set the `scores`, `(vocabulary,)`, of tokens that cannot follow the answer so far (`tokens`) to -inf."""
         if self._closings and not self._begins(tokens):
             return
         for token in tokens[self._followed :]:
-            if not self._matcher.consume_token(token):  # a limit of llguidance: a token would take seconds
+            if not self._matcher.consume_token(token):  # a limit of llguidance: the token would take seconds
                 raise _not_held(self._matcher.get_error())
         self._followed = len(tokens)
         ruled_out = self._ruled_out(len(scores))
-        if scores.device.type == "cpu":  # numpy is faster: torch would involve its threads
+        if scores.device.type == "cpu":  # numpy is faster, because torch would use its threads
             np.copyto(scores.numpy(), -np.inf, where=ruled_out)
         else:
             scores.masked_fill_(torch.from_numpy(ruled_out).to(scores.device), float("-inf"))
 
     def _ruled_out(self, size: int) -> Any:
-        """Return for each token of a vocabulary of `size` whether it cannot come next."""
+        """Return for each token of a vocabulary of `size` whether it cannot be next."""
         from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
         if self._bits is None:
@@ -308,7 +308,7 @@ class AnswerMask:
         return ruled_out
 
     def _begins(self, tokens: list[int]) -> bool:
-        """Return whether the last token ended the reasoning; the grammar starts after it."""
+        """Return whether the last token ended the reasoning, after which the grammar starts."""
         end = self._tokenizer.decode(tokens[-_TAIL:], skip_special_tokens=False)
         if not any(mark in end for mark in self._closings):
             return False
@@ -317,10 +317,10 @@ class AnswerMask:
 
 
 class Constraints:
-    """A model's generation defaults as transformers' logits processors: forced and banned tokens, n-gram rules, …"""
+    """A model's generation defaults as logits processors of transformers: forced and banned tokens, n-gram rules, …"""
 
     def __init__(self, network: Any, ends: Collection[int], device: torch.device) -> None:
-        """`ends` are the tokens that end an answer; `device` has the scores."""
+        """`ends`: the tokens that end an answer. `device`: the device of the scores."""
         self._network = network
         self._device = device
         self._defaults = defaults = copy.deepcopy(network.generation_config)
@@ -333,13 +333,13 @@ class Constraints:
         self._any = bool(self.processors_for([0], 1, always=True))
 
     def warnings(self, *, drawing: bool) -> list[str]:
-        """Return warnings about generation defaults that this engine does not follow."""
+        """Return warnings about generation defaults that this engine ignores."""
         return [text for text in self._warnings[: 2 if drawing else 1] if text]
 
     def processors_for(self, prompt: list[int], limit: int, *, always: bool = False) -> Any:
-        """Return the logits processors for an answer of up to `limit` tokens to `prompt`; None if there are none.
+        """Return the logits processors for an answer of up to `limit` tokens to `prompt`; None if none are needed.
 
-        They are called with all tokens so far, `(1, tokens)`, and the scores of the next, `(1, vocabulary)`.
+        They are called with all tokens so far, `(1, tokens)`, and the scores for the next token, `(1, vocabulary)`.
         """
         if not (always or self._any):
             return None

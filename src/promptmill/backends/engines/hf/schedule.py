@@ -1,12 +1,12 @@
-"""Which waiting rows are computed next, and how many fit together.
+"""Decides which waiting rows are computed next, and how many rows fit into the batch.
 
-`Schedule` shares places fairly: each place goes to the run (call) with the fewest rows in the batch, and among equals
-to the one served longest ago. With three places free and these rows,
+`Schedule` shares places fairly: each place goes to the run (call) with the fewest rows in the batch and, among equal
+runs, to the run that was served longest ago. With three free places and these rows,
 
     run 1   waiting: a b c   running: none
     run 2   waiting: d e     running: x
 
-the places go to a (run 1 has fewer), d (equal, and run 1 was served last) and b. Rows that are taken together have
+the places go to a (run 1 has fewer rows), d (equal, and run 1 was served last) and b. Rows that are taken together have
 similar lengths, so that padding stays small; a row that does not fit waits for the next turn. `Capacity` limits the
 batch by the model's speed and by memory.
 """
@@ -24,21 +24,21 @@ from promptmill.backends.engines.channel import WaitingRows
 from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.sequence import RunningSequence
 
-_SIMILAR = 1.5  # prompts computed together differ in length by less than this, so that padding stays small
-_STATIC_ROWS = 8  # for models whose rows cannot join a running batch, which lasts as long as its longest row
-_CACHE_SHARE = 3  # the cache gets one third of free memory; while it is moved it exists twice
+_SIMILAR = 1.5  # the largest ratio of lengths of prompts that are computed together, to keep padding small
+_STATIC_ROWS = 8  # for models whose rows cannot join a running batch, which runs as long as its longest row
+_CACHE_SHARE = 3  # the cache gets one third of free memory; it exists twice while it is moved
 
 
 class Schedule(WaitingRows[RunningSequence]):
-    """Waiting rows by run. Rows that are taken together have similar lengths."""
+    """Waiting rows by run. It takes rows of similar lengths together."""
 
     def __init__(self, border: int | None = None) -> None:
-        """A row that may exceed `border` tokens is computed alone."""
+        """`border`: a row that may exceed this number of tokens is computed alone."""
         super().__init__()
         self._border = border
 
     def fewest_running(self, running: Mapping[int, int]) -> int | None:
-        """Return the smallest number of running rows of any waiting run; None if no run waits."""
+        """Return the smallest number of running rows among the waiting runs; None if no run waits."""
         with self._changed:
             return min((running.get(run, 0) for run in self._waiting), default=None)
 
@@ -55,9 +55,9 @@ class Schedule(WaitingRows[RunningSequence]):
                     row.kept = None
 
     def take(self, most: int, most_tokens: int, running: Mapping[int, int]) -> list[RunningSequence]:
-        """Take up to `most` rows of similar length with `most_tokens` in total, but at least one.
+        """Take up to `most` rows of similar length with at most `most_tokens` in total, but at least one row.
 
-        Each place goes to the run with the fewest rows running or taken; among equals, to the one served longest ago.
+        Each place goes to the run with the fewest running or taken rows; among equals, to the one served longest ago.
         """
         taken: list[RunningSequence] = []
         counts = dict(running)
@@ -91,26 +91,26 @@ class Schedule(WaitingRows[RunningSequence]):
         return None
 
     def _is_alone(self, row: RunningSequence) -> bool:
-        """Return whether it is taken alone: it failed with others, has images, resumes, or may cross the border."""
+        """Return whether a row runs alone: it failed with others, has images, resumes, or may cross the border."""
         crosses = self._border is not None and len(row.prompt) + row.ending.limit > self._border
         return crosses or row.kept is not None or bool(row.mishaps) or row.image_inputs is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Limits of a batch: `rows` rows, and `tokens` tokens in the cache (None: unknown)."""
+    """The limits of a batch: `rows` rows, and `tokens` tokens in the cache (None: unknown)."""
 
     rows: int
     tokens: int | None = None
 
     def more(self, rows: int, longest: int) -> int:
-        """Return how many rows may join `rows` rows if the longest takes `longest` tokens; each row takes that many."""
+        """Return how many rows may join `rows` rows, if each row takes `longest` tokens."""
         by_memory = self.rows if self.tokens is None or not longest else self.tokens // longest
         return min(self.rows, by_memory) - rows
 
 
 def capacity_for(model: LanguageModel, wanted: int | None) -> Capacity:
-    """Return the limits for a loaded model; `wanted` is the operator's number of rows."""
+    """Return the limits for a loaded model. `wanted`: the number of rows that the operator configured."""
     if wanted is not None:
         return Capacity(wanted)
     if not model.batching.joins:
@@ -125,7 +125,7 @@ def _free_memory(device: torch.device) -> int | None:
 
 
 def _bytes_per_token(model: LanguageModel) -> int | None:
-    """Return the size of the keys and values of one token; None if the model's configuration does not state it."""
+    """Return the bytes for the keys and values of a token; None if the model's configuration does not tell."""
     config = model.config
     try:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads

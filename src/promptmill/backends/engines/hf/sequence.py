@@ -1,4 +1,4 @@
-"""A row of the decode loop, and how it is made of a submitted request: chat template, tokens, limits, sampling."""
+"""A row of the decode loop, and how it is built from a submitted request: chat template, tokens, limits, sampling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import ImageInputs
 
 _KNOWN = submission.EXTRA | {"ignore_eos", "stop_token_ids", "do_sample"}
-# Parameters of transformers and vLLM, with the only value that this engine supports.
+# Parameters of transformers and vLLM, each with the only value that this engine supports.
 _AS_IT_IS = {
     "num_beams": 1,
     "num_return_sequences": 1,
@@ -34,19 +34,19 @@ _AS_IT_IS = {
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class RunningSequence(GrowingAnswer):
-    """A request with the state of its computation."""
+    """A request, its answer so far, and the state of its computation."""
 
     choice: SamplerState
     image_inputs: ImageInputs | None = None
     offset: int = 0
-    """Its position minus its number of tokens; not 0 in models that give an image fewer positions than tokens."""
+    """Its position minus its number of tokens; not 0 if the model gives an image fewer positions than tokens."""
     kept: KeysValues | None = None
-    """The keys and values computed before it was paused."""
+    """The keys and values that were computed before the row was paused."""
     turns: int = 0
-    """Tokens computed since it joined the batch."""
+    """The number of tokens computed since the row joined the batch."""
     answered: bool = False
     top_logprobs: int = 0
-    """The number of likeliest tokens to report at each position, in addition to the chosen one."""
+    """The number of most probable tokens to report at each position, in addition to the chosen token."""
 
     @property
     def sequence(self) -> list[int]:
@@ -54,13 +54,13 @@ class RunningSequence(GrowingAnswer):
         return self.prompt + self.tokens
 
     def accept(self, token: int) -> bool:
-        """Take the next token; return whether the answer is complete with it."""
+        """Add the next token. Return whether it completes the answer."""
         self.turns += 1
         return GrowingAnswer.accept(self, token)
 
 
 class SequenceBuilder:
-    """Makes rows of submitted requests, with the model's own template and defaults."""
+    """Builds rows from submitted requests, with the model's template and defaults."""
 
     def __init__(self, model: LanguageModel, *, refuse_unsupported: bool) -> None:
         self._model = model
@@ -79,7 +79,7 @@ class SequenceBuilder:
         self._texts, self._tool_texts = Texts(model.tokenizer), Texts(model.tokenizer, self._tools.form.marks)
 
     def build(self, message: Frame) -> RunningSequence:
-        """Return the row of a `submit` message.
+        """Return the row for a `submit` message.
 
         Raises `PromptmillError` (`context_length`, `invalid_image`, `invalid_input`, `unsupported`).
         """
@@ -98,7 +98,7 @@ class SequenceBuilder:
             ends |= self._model.ends
         ends |= _token_ids(message["extra"].get("stop_token_ids"))
         if message["extra"].get("do_sample") is False:
-            sampling = {**sampling, "temperature": 0.0}  # transformers' name for always taking the likeliest token
+            sampling = {**sampling, "temperature": 0.0}  # transformers' way to request the most probable token
         elif message["extra"].get("do_sample"):
             sampling = {"temperature": 1.0, **sampling}
         choice, longest = self._choice(sampling), submission.longest_answer(sampling, message["extra"])
@@ -106,7 +106,7 @@ class SequenceBuilder:
             submission.refuse(warnings)
         warnings += self._model.constraints.warnings(
             drawing=not choice.greedy
-        )  # after `refuse`: the request did not ask for these
+        )  # after `refuse`, because the request did not ask for these
         tokens, image_inputs = self._encode(text, message, special=special)
         limit = submission.answer_limit(
             longest or self._model.defaults.max_new_tokens, self._model.context, len(tokens)
@@ -142,7 +142,7 @@ class SequenceBuilder:
     def _prompt_text(
         self, messages: list[dict[str, Any]], options: Mapping[str, Any], warnings: list[str]
     ) -> tuple[str, bool]:
-        """Return the prompt's text, and whether the tokenizer should add its own special tokens to it."""
+        """Return the prompt's text, and whether the tokenizer should add its special tokens to it."""
         template = self._tool_template if "tools" in options else self._template
 
         def render(turns: list[dict[str, Any]]) -> str:
@@ -152,7 +152,7 @@ class SequenceBuilder:
         return prompt_text(list(map(self._turn, messages)), template, render, warnings)
 
     def _choice(self, sampling: Mapping[str, Any]) -> SamplerState:
-        """Return the row's sampling parameters: the request's, else the model's generation defaults."""
+        """Return the row's sampling parameters from the request, or else from the model's generation defaults."""
         defaults = self._model.defaults
 
         def given(name: str, otherwise: Any) -> Any:
@@ -202,7 +202,7 @@ def _token_ids(value: object) -> frozenset[int]:
 
 
 def _template(source: Any, name: str = "default") -> str | None:
-    """Return the chat template of a tokenizer or processor; if it has several, the one called `name`."""
+    """Return the chat template of a tokenizer or processor. If it has several, return the template called `name`."""
     template = getattr(source, "chat_template", None)
     if isinstance(template, dict):
         template = template.get(name)

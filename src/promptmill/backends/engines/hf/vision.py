@@ -1,4 +1,4 @@
-"""Prompts with images: the layout of turns for the chat template, then text and images → tokens and pixels."""
+"""Prompts with images: the layout of turns for the chat template, and the conversion to tokens and pixels."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from promptmill.core.errors import Code, PromptmillError, first_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_BEFORE, _AFTER = "promptmillbefore", "promptmillafter"  # words that no template contains
+_BEFORE, _AFTER = "promptmillbefore", "promptmillafter"  # words that occur in no template
 
 
 class NoVideos(dict[str, Any]):
-    """Replaces the video processor, which transformers cannot create without torchvision; videos are never read.
+    """Replaces the video processor, which transformers cannot create without torchvision. Videos are never read.
 
-    It is a dict because transformers prints processors as JSON.
+    The class is a dict because transformers prints processors as JSON.
     """
 
     model_input_names: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class NoVideos(dict[str, Any]):
 
 
 def stand_in_for_videos() -> None:
-    """Allow processors that also take videos to be created without torchvision, in this process."""
+    """Let processors that also support videos be created without torchvision, in this process."""
     if importlib.util.find_spec("torchvision") is None:
         mapping = processing_utils.MODALITY_TO_AUTOPROCESSOR_MAPPING._MAPPING_NAMES
         mapping["video_processor"] = (NoVideos.__module__, NoVideos.__name__)
@@ -46,22 +46,22 @@ def stand_in_for_videos() -> None:
 
 
 def load_processor(source: dict[str, Any]) -> Any:
-    """Return the processor of an image model, which also holds its tokenizer."""
+    """Return the processor of an image model, which contains the model's tokenizer."""
     stand_in_for_videos()
     return AutoProcessor.from_pretrained(**source)
 
 
 @dataclass(slots=True)
 class ImageInputs:
-    """One prompt's images as its model takes them."""
+    """The images of one prompt, as inputs of the model."""
 
     whole: dict[str, Any]
-    """Pixels, sizes and the like, as the processor made them."""
+    """Pixels, sizes and other inputs from the processor."""
     marks: dict[str, Any]
-    """One number per token of the prompt, `(1, tokens)`, that distinguishes text from image."""
+    """A number per token of the prompt, `(1, tokens)`, that distinguishes text from images."""
 
     def inputs(self, tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-        """Return all inputs for a sequence of `tokens`: the prompt and, after a pause, text that follows it."""
+        """Return all inputs for a sequence of `tokens`: the prompt and, after a pause, the text generated so far."""
         given = {name: _to_device(value, device, dtype) for name, value in self.whole.items()}
         for name, marks in self.marks.items():
             longer = marks.new_zeros((*marks.shape[:-1], tokens))
@@ -79,7 +79,7 @@ def _to_device(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 class Vision:
-    """Encodes prompts with images; used by one thread at a time."""
+    """Encodes prompts with images. Only one thread may use it at a time."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
@@ -87,7 +87,7 @@ class Vision:
         """The mark of an image in a text; None if the processor does not define one."""
 
     def encode(self, text: str, images: list[Image], *, special: bool) -> tuple[list[int], ImageInputs]:
-        """Return the token ids of `text` and its image inputs; each mark becomes as many tokens as its image has.
+        """Return the token ids of `text`, and its image inputs. Each mark becomes as many tokens as its image needs.
 
         Raises `PromptmillError` (`invalid_input`, `invalid_image`).
         """
@@ -96,7 +96,7 @@ class Vision:
             made = self.processor(
                 text=[text], images=images, add_special_tokens=special, return_tensors="pt", padding=False
             )
-        except Exception as error:  # processors raise any exception, StopIteration and IndexError included
+        except Exception as error:  # processors may raise any exception, including StopIteration and IndexError
             raise PromptmillError(
                 Code.INVALID_IMAGE,
                 f"The model's processor cannot take this prompt's images: {type(error).__name__}: {first_line(error)}",
@@ -104,7 +104,7 @@ class Vision:
             ) from None
         data = dict(made)
         tokens: list[int] = data.pop("input_ids")[0].tolist()
-        for name in ("attention_mask", "labels"):  # we make our own mask; labels are for training
+        for name in ("attention_mask", "labels"):  # the engine makes its own mask; labels are for training
             data.pop(name, None)
         marks = {name: value for name, value in data.items() if _is_per_token(value, len(tokens))}
         return tokens, ImageInputs({name: value for name, value in data.items() if name not in marks}, marks)
@@ -114,7 +114,7 @@ class Vision:
         return ImageLayout(tokenizer, template, self.mark)
 
     def _check_marks(self, text: str, images: int) -> None:
-        """Raise for a wrong number of marks; processors and models would fail late or misplace images."""
+        """Raise an error if the number of marks is wrong: processors and models would fail late or misplace images."""
         if self.mark is None or (marks := text.count(self.mark)) == images:
             return
         raise mark_in_text(self.mark) if marks > images else misplaced_images(marks, images)
@@ -122,7 +122,7 @@ class Vision:
 
 def _mark(processor: Any) -> str | None:
     mark = getattr(processor, "image_token", None)
-    return getattr(mark, "content", mark) or None  # some processors hold an `AddedToken`
+    return getattr(mark, "content", mark) or None  # in some processors, the mark is an `AddedToken`
 
 
 def _is_per_token(value: Any, tokens: int) -> bool:
@@ -130,25 +130,25 @@ def _is_per_token(value: Any, tokens: int) -> bool:
 
 
 class ImageLayout:
-    """Converts turns for the chat template of an image model: content as text, or as a list of text and image parts.
+    """Converts turns for an image model's template: the content is a text, or a list of text and image parts.
 
-    Templates differ in which they accept, so the template is tried once with probes.
+    Templates differ in the form they accept, so the template is tried once with test turns.
     """
 
     def __init__(self, tokenizer: Any, template: str | None, mark: str | None) -> None:
-        """`mark` is the mark of an image in a text, if known; without a template, turns become texts with marks."""
+        """`mark`: the mark of an image in a text, if known. Without a template, turns become texts with marks."""
         self._mark = mark
         text, image = {"type": "text", "text": _BEFORE}, {"type": "image"}
         after = {"type": "text", "text": _AFTER}
         seen = _probe(tokenizer, template, [text, image, after])
         self._takes_lists = _BEFORE in seen and _AFTER in seen
         self._takes_texts = template is None or _BEFORE in _probe(tokenizer, template, _BEFORE)
-        # many templates move the images of a turn before its texts
+        # many templates move the images of a turn in front of its texts
         between = seen.partition(_BEFORE)[2].partition(_AFTER)[0]
         self._keeps_places = self._takes_lists and (mark is None or mark in between)
 
     def turn(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `message` as the template takes it, every image in its place."""
+        """Return `message` in the form for the template, with every image in its place."""
         content = message["content"] or ""
         if isinstance(content, str):
             content = content if self._takes_texts else [{"type": "text", "text": content}]
@@ -171,6 +171,6 @@ def _probe(tokenizer: Any, template: str | None, content: Any) -> str:
     try:
         turns = [{"role": "user", "content": content}]
         text: str = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
-    except Exception:  # templates raise any exception; this one does not accept such a turn
+    except Exception:  # templates may raise any exception; this template does not accept such a turn
         return ""
     return text

@@ -9,18 +9,18 @@ from typing import Any
 from promptmill.backends.engines.channel import Channel, Intake, WaitingRows
 from promptmill.backends.engines.openvino.location import find
 
-# At its import OpenVINO reports to its makers and writes a folder `intel` into the home folder. Without this package it
-# has a stub that does neither.
+# When imported, OpenVINO reports to its makers and writes a folder `intel` into the home folder. Without this package,
+# OpenVINO uses a stub that does neither.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
 def serve(options: Mapping[str, Any], channel: Channel) -> None:
-    """Load the model that `options` (the `openvino` block) name, then answer what `channel` brings.
+    """Load the model in `options` (the `openvino` block), then answer the requests from `channel`.
 
-    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) when it cannot be loaded.
+    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) if the model cannot be loaded.
     """
     path = find(options, channel.progress)
-    # openvino, only now that there is something to load
+    # imports openvino, because a model was found
     from promptmill.backends.engines.openvino.pipeline import PipelineDecoder, Row, load_model
     from promptmill.backends.engines.openvino.prompt import PromptBuilder
 

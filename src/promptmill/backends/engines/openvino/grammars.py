@@ -1,11 +1,11 @@
-"""The grammars of OpenVINO's constrained answers: of JSON schemas, and of choices.
+"""The grammars for OpenVINO's constrained answers: for JSON schemas, and for choices.
 
-A JSON schema becomes a grammar in EBNF whose only white space is a space after `,` and `:`, and perhaps after `{`.
-OpenVINO's own grammar of a schema allows any white space, and a small model then writes blank lines until `max_tokens`:
-36 of 100 answers with a list of texts were valid, after 93 tokens each. With this grammar all are, after 49.
+A JSON schema becomes an EBNF grammar whose only white space is a space after `,` and `:`, and perhaps after `{`.
+OpenVINO's own grammar allows any white space, and a small model then writes blank lines until `max_tokens`: 36 of 100
+answers with a list of texts were valid, after 93 tokens each. With this grammar all are valid, after 49.
 
-The grammar is as strict as OpenVINO's: fields in the order of the schema, and others only if `additionalProperties`
-allows them. A text with a length holds no escapes, and a number has at most 18 digits before and 17 after its point.
+The grammar is as strict as OpenVINO's: fields in the schema's order, and other fields only if `additionalProperties`
+allows them. A text with a length has no escapes; a number has at most 18 digits before and 17 after its point.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _IGNORED = frozenset(
     {"title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "uniqueItems"}
     | {"$comment", "$schema", "$id", "$defs", "definitions"}
 )
-"""Keywords that change no grammar; answers are checked for unique items."""
+"""Keywords without an effect on the grammar. (Unique items are checked in the answer.)"""
 _EXCLUSIVE = frozenset({"exclusiveMinimum", "exclusiveMaximum"})
 _BOUNDS = _EXCLUSIVE | {"minimum", "maximum"}
 _KEYWORDS: Mapping[str, frozenset[str]] = {
@@ -47,7 +47,7 @@ _KEYWORDS: Mapping[str, frozenset[str]] = {
     "boolean": frozenset(),
     "null": frozenset(),
 }
-# Without a choice of the space, the embedded model writes the first name letter by letter, and then worse values.
+# Without a choice of spaces, the embedded model writes the first name letter by letter, followed by worse values.
 _OPENING = '"{" " "?'
 _CHARACTER = r'[^"\\\x00-\x1f]'
 _SHARED = rf"""
@@ -62,24 +62,24 @@ integer ::= "-"? ("0" | [1-9] [0-9]{{0,17}})
 number ::= integer ("." [0-9]{{1,17}})? ([eE] [-+]? [0-9]{{1,2}})?
 """
 _LARGEST = 10**18 - 1
-# OpenVINO takes 10 ms of processor time for each place of a repeat, and 0.2 s for each later token once a repeat has
-# more than about 128 places. Repeats of rules of at most this many places take 0.4 s, and 0.01 s a token.
+# OpenVINO takes 10 ms of processor time for each place of a repeat and, if a repeat has more than about 128 places, 0.2
+# s for each later token. Repeats of rules of at most this many places take 0.4 s, and 0.01 s a token.
 _LONGEST_REPEAT = 16
-# A class of characters holds at most 200, or a pattern of `[` alone would be read to its end from each of them.
+# A class has at most 200 characters; otherwise a pattern of many `[` would be read to its end from each `[`.
 _PIECE_OF_PATTERN = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\]){1,200}\]|\(\?:|[*+?]\??|\{\d+(?:,\d*)?\}\??|.", re.DOTALL)
 _CLASSES = {"d": "0-9", "w": "a-zA-Z0-9_"}
-_NEEDING_ESCAPE = '"\\' + "".join(map(chr, range(32)))  # in the texts of JSON
+_NEEDING_ESCAPE = '"\\' + "".join(map(chr, range(32)))  # characters that JSON texts must escape
 _MISREAD = re.compile(
     "([\x80-\xff])"
-)  # OpenVINO reads such a letter and a hex digit after it as one code: `ße` as U+0DFE
+)  # OpenVINO reads such a letter and a following hex digit as one code: `ße` as U+0DFE
 
 
 class _Costs(NamedTuple):
-    """The work of compiling a schema in one of two forms."""
+    """The work for compiling a schema in one of two forms."""
 
     most_of_a_length: int
     squares_per_work: int
-    """The number of optional properties whose square takes one unit of work."""
+    """The number of optional properties whose square equals one unit of work."""
 
 
 _STRICT = _Costs(most_of_a_length=40, squares_per_work=150)
@@ -95,10 +95,10 @@ class Grammar(NamedTuple):
 
 
 def grammar_of_schema(wanted: Mapping[str, Any], warnings: list[str]) -> Grammar:
-    """Return the grammar of a JSON schema, without lengths and patterns that take too long to compile.
+    """Return the grammar for a JSON schema, without lengths and patterns that take too long to compile.
 
-    A warning names these; complete answers are validated against all of `wanted`. Raises `PromptmillError`
-    (`invalid_input`) for a schema that still takes more than about a second.
+    A warning names the omitted parts; complete answers are validated against all of `wanted`. Raises `PromptmillError`
+    (`invalid_input`) if the rest of the schema still takes more than about a second.
     """
     grammar, is_whole = _of_schema(json.dumps(wanted))
     if not is_whole:
@@ -110,13 +110,13 @@ def grammar_of_schema(wanted: Mapping[str, Any], warnings: list[str]) -> Grammar
 
 
 def grammar_of_choices(choices: Choices) -> Grammar:
-    """Return the grammar of the rest of an answer whose beginning is `choices.OPENING`."""
+    """Return the grammar for the rest of an answer that begins with `choices.OPENING`."""
     return Grammar("grammar", f"root ::= {' | '.join(map(_literal, choices.endings))}")
 
 
 @functools.lru_cache(maxsize=MOST_KEPT)
 def _of_schema(text: str) -> tuple[Grammar, bool]:
-    """Return the grammar of the schema `text`, and whether it is the grammar of the whole schema."""
+    """Return the grammar for the schema `text`, and whether it covers the whole schema."""
     try:
         schema, is_whole = _within_reach(text, _STRICT)
         return Grammar("grammar", StrictJson(schema).text), is_whole
@@ -126,7 +126,7 @@ def _of_schema(text: str) -> tuple[Grammar, bool]:
 
 
 def _within_reach(text: str, costs: _Costs) -> tuple[Any, bool]:
-    """Return the part of the schema `text` that compiles in time, and whether it is the whole schema."""
+    """Return the part of the schema `text` that compiles in time, and whether this is the whole schema."""
     schema = json.loads(text)
     work = len(text) / _CHARACTERS_PER_WORK
     limits: dict[tuple[Any, ...], list[dict[str, Any]]] = {}  # equal limits are compiled once
@@ -178,7 +178,7 @@ def _work_of(limit: tuple[str, ...], costs: _Costs) -> int:
 
 
 def _repeats(pattern: str) -> int:
-    """Return the number of places to which a pattern's counted repeats unroll; nested repeats multiply."""
+    """Return the number of places to which the counted repeats of a pattern unroll. Nested repeats multiply."""
     groups, last, in_class = [0], 0, False
     for piece in re.findall(r"\\.|\{\d+(?:,\d*)?\}|.", pattern, re.DOTALL):
         if in_class:
@@ -208,23 +208,23 @@ def _too_much(what: str) -> PromptmillError:
 
 
 class NotWritableError(Exception):
-    """The schema has a part that this grammar cannot express."""
+    """The schema has a part that this grammar cannot represent."""
 
 
 class StrictJson:
     """The grammar of one schema."""
 
     def __init__(self, schema: Any) -> None:
-        """Raises `NotWritableError`."""
+        """Raises `NotWritableError` if the grammar cannot represent the schema."""
         self._schema = schema
         self._rules: dict[str, str] = {}
         self._names: dict[str, str] = {}
-        """The rules' names by their bodies, so that equal parts are compiled once."""
+        """The rules' names by body, so that equal parts are compiled once."""
         self._references: dict[str, str] = {}
         try:
             self._root = self._of(schema, frozenset())
         except (RecursionError, TypeError, ValueError, KeyError, AttributeError, OverflowError):
-            raise NotWritableError from None  # malformed, which OpenVINO reports
+            raise NotWritableError from None  # a malformed schema; OpenVINO reports it
 
     @property
     def text(self) -> str:
@@ -233,14 +233,14 @@ class StrictJson:
         return f"root ::= {self._root}\n{rules}{_SHARED}"
 
     def _rule(self, body: str) -> str:
-        """Return the name of a rule with this `body`."""
+        """Return the name of the rule with this `body`."""
         if body not in self._names:
             self._names[body] = name = f"rule{len(self._names)}"
             self._rules[name] = body
         return self._names[body]
 
     def _of(self, node: Any, open_references: frozenset[str]) -> str:
-        """Return the expression of a schema. `open_references` contain it at the same place of the answer."""
+        """Return the expression for a schema. `open_references` contain the schema at the same place of the answer."""
         if node is True:
             return "value"
         keywords = node.keys() - _IGNORED
@@ -265,7 +265,7 @@ class StrictJson:
         return _either(getattr(self, f"_{kind}")(node) for kind in types)
 
     def _referred(self, reference: str, open_references: frozenset[str]) -> str:
-        if reference in open_references:  # the rule would begin with itself
+        if reference in open_references:  # the rule would start with itself
             raise NotWritableError
         if reference not in self._references:
             root, _, path = reference.partition("/")
@@ -328,14 +328,14 @@ class StrictJson:
         return self._rule(f'"\\"" {self._exactly(least)} {self._at_most(most - least)} "\\""')
 
     def _exactly(self, count: int) -> str:
-        """Return the expression of `count` characters."""
+        """Return an expression for `count` characters."""
         if count <= _LONGEST_REPEAT:
             return f"{_CHARACTER}{{{count}}}" if count else ""
         half = self._rule(self._exactly(count // 2))
         return f"{half} {half}" if count % 2 == 0 else f"{half} {half} {_CHARACTER}"
 
     def _at_most(self, count: int) -> str:
-        """Return the expression of 0 to `count` characters, which reads each number of them in one way only."""
+        """Return an expression for 0 to `count` characters that matches each length in only one way."""
         if count <= _LONGEST_REPEAT:
             return f"{_CHARACTER}{{0,{count}}}" if count else ""
         half = (count + 1) // 2
@@ -374,7 +374,7 @@ class StrictJson:
 
 
 def _either(parts: Iterable[str]) -> str:
-    """Return the expression of one of the `parts`."""
+    """Return an expression for any one of the `parts`."""
     alternatives = list(dict.fromkeys(parts))
     if not alternatives:
         raise NotWritableError
@@ -386,13 +386,13 @@ def _json(value: Any) -> str:
 
 
 def _literal(text: str) -> str:
-    """Return the expression of `text` itself."""
+    """Return an expression for the literal `text`."""
     pieces = _MISREAD.split(text)
     return " ".join(f"[{piece}]" if place % 2 else _json(piece) for place, piece in enumerate(pieces) if piece)
 
 
 def _matching(pattern: str) -> str:
-    """Return the expression of texts that are a match of a regular expression from end to end."""
+    """Return an expression for texts that a regular expression matches completely."""
     if not pattern.isascii():
         raise NotWritableError
     parts, previous = ["("], "("
@@ -413,7 +413,7 @@ def _matching(pattern: str) -> str:
 
 
 def _matching_character(piece: str) -> str:
-    """Return the expression of one character of a pattern, which needs no escape in JSON."""
+    """Return an expression for one character of a pattern. The character needs no escape in JSON."""
     if piece == ".":
         return _CHARACTER
     if piece[0] == "[" and len(piece) > 1:
@@ -438,7 +438,7 @@ def _class_of(escape: re.Match[str] | None) -> str:
 
 
 def _whole(low: int, high: int) -> str:
-    """Return the expression of the whole numbers from `low` to `high`, neither negative."""
+    """Return an expression for the whole numbers from `low` to `high`; neither is negative."""
     parts = []
     while low <= high:
         last = min(high, 10 ** len(str(low)) - 1)
@@ -448,7 +448,7 @@ def _whole(low: int, high: int) -> str:
 
 
 def _digits(low: str, high: str) -> str:
-    """Return the expression of the numbers from `low` to `high`, which have the same number of digits."""
+    """Return an expression for the numbers from `low` to `high`, which have equally many digits."""
     more = len(low) - 1
     if low == "0" * len(low) and high == "9" * len(high):
         return f"[0-9]{{{len(low)}}}"
@@ -469,9 +469,9 @@ def _digits(low: str, high: str) -> str:
 
 
 def _decimal(low: int, high: int, *, above: bool, below: bool) -> list[str]:
-    """Return the expressions of the numbers from `low` to `high`, neither negative.
+    """Return expressions for the numbers from `low` to `high`; neither is negative.
 
-    `above` and `below`: without `low`, or without `high`.
+    `above` and `below`: exclude `low`, or `high`.
     """
     parts = []
     if above and low < high:

@@ -1,4 +1,4 @@
-"""Find the file or folder that OpenVINO reads: a model on disk, on the hub, or the converted embedded model."""
+"""Finds the file or folder that OpenVINO loads: a model on disk, on the hub, or the converted embedded model."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ADVICE = (
     "`backend: hf`."
 )
 WITH_IMAGES = "openvino_language_model.xml"
-"""The main graph of a model that reads images; `_BESIDE` are its other graphs."""
+"""The main graph of a model that reads images; its other graphs are in `_BESIDE`."""
 _TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _BESIDE = ("openvino_text_embeddings_model.xml", "openvino_vision_embeddings_model.xml")
 
 
 def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
-    """Return the GGUF file or the folder of the model that `options` (the `openvino` block) name.
+    """Return the GGUF file or the folder of the model in `options` (the `openvino` block).
 
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """
@@ -75,7 +75,7 @@ def _fetch(name: str, gguf_file: str | None, report: Callable[[str], None]) -> P
         if gguf_file is not None:
             return Path(hf_hub_download(name, gguf_file))
         return Path(snapshot_download(name, allow_patterns=["*.xml", "*.bin", "*.json", "*.jinja"]))
-    except Exception as error:  # the client raises many kinds
+    except Exception as error:  # the client may raise many kinds of exceptions
         raise load_failure(
             f"{name} could not be fetched from the model hub: {type(error).__name__}.",
             "Check the network and the free disk space.",
@@ -83,7 +83,7 @@ def _fetch(name: str, gguf_file: str | None, report: Callable[[str], None]) -> P
 
 
 def _write_plain(source: Path, target: Path) -> int:
-    """Copy a GGUF file with its weights as 16-bit numbers; return the model's context length."""
+    """Copy a GGUF file with its weights converted to 16-bit numbers. Return the model's context length."""
     import gguf
     import numpy as np
 
@@ -106,10 +106,10 @@ def _write_plain(source: Path, target: Path) -> int:
 
 
 def _convert(source: Path, target: Path) -> None:
-    """Write the embedded model as a folder: OpenVINO loads it in two seconds instead of nine for the GGUF file.
+    """Write the embedded model as a folder, which OpenVINO loads in two seconds; the GGUF file takes nine.
 
-    OpenVINO's own reader rounds the zero points of Q4_1 to whole steps: weights off by up to 0.3, and the capital of
-    France becomes "Paris, capital of France". So the weights are made 16-bit numbers first.
+    OpenVINO rounds the zero points of Q4_1 to whole steps, so weights are wrong by up to 0.3, and the capital of France
+    becomes "Paris, capital of France". So the weights are first converted to 16-bit numbers.
     """
     import openvino
     import openvino_genai
@@ -122,7 +122,7 @@ def _convert(source: Path, target: Path) -> None:
     tokenizer = openvino_genai.Tokenizer(file, enable_save_ov_model=True)
     scheduling = openvino_genai.SchedulerConfig()
     with contextlib.suppress(RuntimeError):
-        # it writes the graph before it looks for the device; without a device it skips compiling, which takes most time
+        # the graph is written before the device is searched; without a device, the slow compilation is skipped
         openvino_genai.ContinuousBatchingPipeline(file, tokenizer, scheduling, "NONE", enable_save_ov_model=True)
     graph = openvino.Core().read_model(plain / "openvino_model.xml")
     apply_moc_transformations(graph, cf=True, smart_reshape=False)  # half of the work that each start would repeat

@@ -1,13 +1,13 @@
-"""OpenVINO's pipeline for one model: loading, the model's facts and tokenizer, its rows, and the loop around it.
+"""OpenVINO's pipeline for one model: loading, facts about the model, its tokenizer, its rows, and the decode loop.
 
     waiting ──admit──▶ pipeline: one step computes a token of every row it has chosen ──read──▶ answered
        ▲                     │
        └──the step failed────┘  (a new pipeline)
 
-The loop keeps `Model.rows` rows in the pipeline, and up to as many again, so that a call without any gets a place at
-once. It reads the new tokens after each step and stops rows at stop strings, which the pipeline does not know. A failed
-step breaks the pipeline, so its rows start over in a new one. A row whose grammar was used for the first time is taken
-for the cause and gets the error; so is a row that took part in `_MISHAPS` failed steps.
+The loop keeps `Model.rows` rows in the pipeline, and up to the same number again, so that a call without rows gets a
+place immediately. It reads the new tokens after each step and stops rows at stop strings, which the pipeline does not
+know. A failed step breaks the pipeline, so its rows start over in a new one. If a row's grammar was used for the first
+time, the row is assumed to be the cause and gets the error; so does a row that was in `_MISHAPS` failed steps.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ from promptmill.core.errors import Code, PromptmillError, input_error, redact
 
 _PRECISIONS = MappingProxyType({"float32": "f32", "bfloat16": "bf16", "float16": "f16"})
 _GIB = 1 << 30
-_CACHE_SHARE = 4  # the cache gets this fraction of free memory: one fourth, at most 8 GiB
-# An image model's pipeline takes text. It adds the tokenizer's special tokens unless a chat template is applied, so
+_CACHE_SHARE = 4  # the cache gets this fraction of free memory, at most 8 GiB
+# An image model's pipeline takes text, and adds the tokenizer's special tokens unless a chat template is applied. So
 # rendered prompts go through a template that changes nothing.
 _AS_IT_IS = "{{ messages[0]['content'] }}"
-# Candidates for special tokens by their spelling; the detokenizer then decides which of them are special.
+# Candidates for special tokens, by spelling. The detokenizer then decides which of them are special.
 _MARKED = re.compile(b"<[^<>\\s]+>|\\[[^\\[\\]\\s]+\\]")
-# The key, its type (4: 32 bits) and its value, which come before the vocabulary. The gguf package takes seconds to read
-# the vocabulary, too.
+# The key, its type (4: 32 bits) and its value, which precede the vocabulary. The gguf package reads the vocabulary too,
+# which takes seconds.
 _GGUF_CONTEXT = re.compile(rb"\.context_length\x04\0\0\0(.{4})", re.DOTALL)
 _GGUF_HEAD = 1 << 20
-_GGUF_TOKENS = 8192  # OpenVINO's tokenizer of a GGUF file cuts longer texts silently
-_MISHAPS = 2  # a row that took part in this many failed steps gets the error
+_GGUF_TOKENS = 8192  # OpenVINO's tokenizer of a GGUF file shortens longer texts without a warning
+_MISHAPS = 2  # a row in this many failed steps gets the error
 
 
 class Model:
-    """A model's tokenizer and pipeline. After a failed step the pipeline is broken; `renew` replaces it."""
+    """The tokenizer and the pipeline of a model. A failed step breaks the pipeline; `renew` replaces it."""
 
     def __init__(self, path: Path, options: Mapping[str, Any], parameters: int) -> None:
-        """`path` is a GGUF file or a folder; `parameters` is the number of the model's parameters."""
+        """`path`: a GGUF file or a folder. `parameters`: the number of the model's parameters."""
         self._path = path
         self._options = options
         self._parameters = parameters
@@ -71,7 +71,7 @@ class Model:
         if self.reads_images:
             self._tokenizer.set_chat_template(_AS_IT_IS)
         self.context = _context(path)
-        self._renewing = threading.Lock()  # the thread that prepares prompts reads the pipeline's defaults
+        self._renewing = threading.Lock()  # the thread that prepares prompts also reads the pipeline's defaults
         self.pipeline = self._make_pipeline()
         defaults = self.defaults()
         own = {self._tokenizer.get_eos_token_id(), defaults.eos_token_id}
@@ -79,7 +79,7 @@ class Model:
         """The tokens that end an answer."""
 
     def defaults(self) -> Any:
-        """Return a new copy of the model's own `GenerationConfig`."""
+        """Return a copy of the model's `GenerationConfig`."""
         with self._renewing:
             return self.pipeline.get_config()
 
@@ -95,9 +95,9 @@ class Model:
         return self.pipeline.add_request(number, row.sight.text, images, row.config)
 
     def renew(self) -> None:
-        """Make the pipeline again."""
+        """Create the pipeline again."""
         with self._renewing:
-            self.pipeline = None  # frees its memory first
+            self.pipeline = None  # first frees the memory
             self.pipeline = self._make_pipeline()
 
     def _make_pipeline(self) -> Any:
@@ -108,8 +108,8 @@ class Model:
         precision = self._options["precision"]
         properties: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": self._options["threads"] or hardware.cores(),
-            "ENABLE_CPU_PINNING": False,  # a pinned thread has to wait while another process uses its core
-            # the other models of an image model do not know this property
+            "ENABLE_CPU_PINNING": False,  # a pinned thread waits while another process uses its core
+            # the other parts of an image model do not support this property
             "MODEL_PROPERTIES": {"language_model": {"sampler_num_threads": 1}},
         }
         if precision != "auto":
@@ -120,9 +120,9 @@ class Model:
 
 
 def load_model(path: Path, options: Mapping[str, Any], report: Callable[[str], None]) -> Model:
-    """Load the model at `path` as `options` (the `openvino` block) say.
+    """Load the model at `path` with `options` (the `openvino` block).
 
-    Raises `PromptmillError` (`engine_load_failed`) with the remedy.
+    Raises `PromptmillError` (`engine_load_failed`), with the remedy.
     """
     weights = path.stat().st_size if path.is_file() else hardware.weights(path, ("*.bin",))
     check_memory(weights)
@@ -169,36 +169,36 @@ def _context(path: Path) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """The prompt of a model that reads images: text and images in place of tokens."""
+    """The prompt for a model that reads images, as text and images instead of tokens."""
 
     text: str
-    """The prompt, with OpenVINO's tags in place of its images."""
+    """The prompt, with OpenVINO's tags at the places of its images."""
     images: Sequence[str]
-    """Files in base64; decoded, waiting rows would take many times the memory."""
+    """Image files in base64; decoded images of waiting rows would take many times the memory."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Row(GrowingAnswer):
-    """A request with its OpenVINO generation settings. With `sight`, `prompt` holds only the tokens of its text."""
+    """A request with OpenVINO's generation settings. If it has `sight`, `prompt` has only the tokens of the text."""
 
     config: Any
     """`openvino_genai.GenerationConfig`."""
     sight: Sight | None = None
     counted: int | None = None
-    """The number of prompt tokens including images, once the pipeline has reported it."""
+    """The number of prompt tokens including images, after the pipeline has reported it."""
     grammar: Grammar | None = None
-    """The constraint of its answer."""
+    """The constraint for the answer."""
     handle: Any = None
-    """`openvino_genai.GenerationHandle` while it runs."""
+    """The row's `openvino_genai.GenerationHandle` while the row runs."""
 
     @property
     def prompt_tokens(self) -> int:
-        """How many tokens the prompt has, images included."""
+        """The number of prompt tokens, images included."""
         return len(self.prompt) if self.counted is None else self.counted
 
 
 class Tokenizer:
-    """Text ↔ tokens of one model, with the method names of transformers' tokenizers. Thread-safe."""
+    """Converts text to tokens and back, with the method names of transformers' tokenizers. Thread-safe."""
 
     def __init__(self, tokenizer: Any) -> None:
         """`tokenizer` is `openvino_genai.Tokenizer`."""
@@ -215,7 +215,7 @@ class Tokenizer:
         return self.special[token]
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        """Return the tokens of `text`; with `special` the tokenizer adds its own, such as a BOS token."""
+        """Return the tokens of `text`; with `special`, the tokenizer adds its own tokens, such as a BOS token."""
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].tolist()
         return tokens
 
@@ -226,7 +226,7 @@ class Tokenizer:
 
 
 def _special(tokenizer: Any) -> dict[str, int]:
-    """Return the special tokens by name: those that the detokenizer omits from text."""
+    """Return the special tokens by name: tokens that the detokenizer omits from texts."""
     vocabulary: dict[bytes, int] = tokenizer.get_vocab()
     marked = [(name.decode(errors="replace"), number) for name, number in vocabulary.items() if _MARKED.fullmatch(name)]
     marked = sorted(marked, key=lambda pair: -pair[1])[:4096]
@@ -237,7 +237,7 @@ def _special(tokenizer: Any) -> dict[str, int]:
 
 
 class PipelineDecoder:
-    """Keeps the pipeline full of rows; the pipeline decides which of them each step computes."""
+    """Keeps the pipeline full of rows. The pipeline chooses the rows of each step."""
 
     def __init__(self, model: Model, waiting: WaitingRows[Row], channel: Channel) -> None:
         self._model = model
@@ -270,7 +270,7 @@ class PipelineDecoder:
         self._running = [row for row in self._running if not self._waiting.is_cancelled(row.run)]
 
     def _admit(self) -> None:
-        """Add the next rows to the pipeline. A row with a new grammar is added last: a bad one breaks the step."""
+        """Add the next rows to the pipeline. A row with a new grammar is added last, because it may break the step."""
         while not any(self._is_on_trial(row) for row in self._running):
             running = Counter(row.run for row in self._running)
             free = self._model.rows - len(self._running)
@@ -292,13 +292,13 @@ class PipelineDecoder:
                 continue
             self._running.append(row)
             if row.sight is not None and row.sight.images:
-                return  # encoding images takes long, and the other rows wait for their next token
+                return  # encoding images takes long, and other rows wait for their next token
 
     def _is_on_trial(self, row: Row) -> bool:
         return row.grammar is not None and row.grammar not in self._good_grammars
 
     def _read(self, row: Row) -> bool:
-        """Read a row's new tokens after a step; return whether the row is finished."""
+        """Read the new tokens of a row after a step. Return whether the row is finished."""
         if row.finish_reason is None:
             status = row.handle.get_status()
             if status == GenerationStatus.IGNORED:
@@ -311,10 +311,10 @@ class PipelineDecoder:
                 if (preview := row.preview()) is not None:
                     self._channel.send(preview)
                 return False
-            if status == GenerationStatus.RUNNING:  # it met a stop string, which the pipeline does not know
+            if status == GenerationStatus.RUNNING:  # the row met a stop string, which the pipeline does not know
                 row.handle.cancel()
                 if row.sight is not None:
-                    return False  # the token count of its images is available after the next step
+                    return False  # the number of tokens of its images is available after the next step
         if row.sight is not None:
             row.counted = row.handle.get_perf_metrics().get_num_input_tokens()
         self._answer(row, row.outcome())
@@ -338,11 +338,11 @@ class PipelineDecoder:
         self._channel.send(outcome)
 
     def _mishap(self, error: Exception) -> None:
-        """Recover from a failed step: the pipeline is broken, so its rows start over in a new one."""
+        """Recover from a failed step, which broke the pipeline: its rows start over in a new pipeline."""
         rows, self._running = self._running, []
         on_trial = [row for row in rows if self._is_on_trial(row)]
         for row in reversed(rows):
-            if row.finish_reason is not None:  # its answer is complete
+            if row.finish_reason is not None:  # the answer is complete
                 self._answer(row, row.outcome())
                 continue
             row.handle, row.tokens = None, []
@@ -361,7 +361,7 @@ class PipelineDecoder:
 
 
 def _bad_grammar(error: Exception) -> PromptmillError:
-    said = re.search(r"\.cc:\d+: (.+)", str(error))  # xgrammar puts a source location first
+    said = re.search(r"\.cc:\d+: (.+)", str(error))  # xgrammar's messages start with a source location
     reason = redact(said[1])[:200].rstrip(".") if said else _last_sentence(error)
     return input_error(
         f"OpenVINO cannot constrain an answer to this JSON schema: {reason}.", hint="Simplify the schema."

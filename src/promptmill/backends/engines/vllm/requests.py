@@ -1,7 +1,7 @@
-"""Requests in, answers out: one vLLM request per item; all runs share one continuous batch fairly.
+"""Requests and answers of vLLM: one vLLM request per item; all runs share one continuous batch fairly.
 
-`RequestRunner` admits requests. `AnswerParser` reads answers of a model that generates; `Embedder` answers bodies of
-`/v1/embeddings` with a pooling model.
+`RequestRunner` admits requests. `AnswerParser` reads answers of a generating model; `Embedder` answers `/v1/embeddings`
+with a pooling model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from promptmill.backends.engines.vllm.startup import unfit_parser
 from promptmill.core.errors import Code, PromptmillError, first_line, input_error
 from promptmill.system.frames import Frame, packed_error
 
-_LOOK_S = 0.2  # between two checks that vLLM's processes are alive
+_LOOK_S = 0.2  # between two checks whether vLLM's processes are alive
 _EMBEDDING_FIELDS = frozenset({"model", "input", "dimensions", "encoding_format"})
 _IGNORED_FIELDS = frozenset({"user"})
 
@@ -42,7 +42,7 @@ class EngineGoneError(Exception):
 
 
 class _Run:
-    """The requests of one call, both waiting and in vLLM."""
+    """The waiting requests of one call, and its requests in vLLM."""
 
     def __init__(self) -> None:
         self.waiting: deque[Frame] = deque()
@@ -50,23 +50,23 @@ class _Run:
 
 
 class RequestRunner:
-    """Keeps vLLM's batch full; the next request comes from the call with the fewest requests in vLLM."""
+    """Keeps vLLM's batch full. The next request comes from the call with the fewest requests in vLLM."""
 
     def __init__(self, engine: AsyncLLM, options: Mapping[str, Any], channel: Channel) -> None:
-        """`options` are the `vllm` block of the configuration."""
+        """`options`: the `vllm` block of the configuration."""
         self._engine = engine
         self._channel = channel
         self._prompts = VllmPrompts(engine, options)
         self._embedder = Embedder(engine, options)
         self._reading = AnswerParser(engine, options.get("reasoning_parser"))
         rows: int = engine.vllm_config.scheduler_config.max_num_seqs
-        self._capacity = rows + max(2, rows // 8)  # the next ones are prepared while all rows are taken
+        self._capacity = rows + max(2, rows // 8)  # the next requests are prepared while all rows are in use
         self._running = 0
         self._runs: dict[int, _Run] = {}
         self._names = itertools.count(1)
 
     async def run(self) -> None:
-        """Report `loaded`, then answer requests. Raises `EngineGoneError` when vLLM's own process ends."""
+        """Report `loaded`, then answer requests. Raises `EngineGoneError` if vLLM's own process ends."""
         loop = asyncio.get_running_loop()
         takes_images = "image" in self._modalities()
 
@@ -117,7 +117,7 @@ class RequestRunner:
         try:
             reply = await self._answer_of(message, warnings)
         except EngineDeadError:
-            return  # this process ends, which the server reports for all requests
+            return  # this process ends, which the server reports to all requests
         except Exception as error:
             reply = {"error": packed_error(_item_error(error))}
         address = {"type": "outcome", "run": message["run"], "id": message["id"], "warnings": warnings}
@@ -153,7 +153,7 @@ class RequestRunner:
 def _item_error(error: Exception) -> PromptmillError:
     if isinstance(error, PromptmillError):
         return error
-    cause = error.__cause__ or error  # vLLM wraps unexpected errors
+    cause = error.__cause__ or error  # vLLM wraps unexpected exceptions
     reason = first_line(cause)
     if isinstance(error, VLLMClientError | ValueError):
         return input_error(f"vLLM refused the request: {reason}.")
@@ -161,10 +161,10 @@ def _item_error(error: Exception) -> PromptmillError:
 
 
 class MarkReader:
-    """Reads an answer by the marks of its form: `<think>…</think>` and the like, or the channels of gpt-oss."""
+    """Reads an answer by the marks of its form: `<think>…</think>` and similar marks, or the channels of gpt-oss."""
 
     limiter: Mapping[str, Any] = MappingProxyType({})
-    """Arguments of `AsyncLLM.generate` that state where reasoning ends; a constrained structure begins there."""
+    """Arguments of `AsyncLLM.generate` that say where reasoning ends, because a constrained structure begins there."""
 
     def __init__(self, prepared: Prepared) -> None:
         self._form = prepared.form
@@ -176,15 +176,15 @@ class MarkReader:
         return self._form.texts.split(text, opened=self._form.opened)
 
     def so_far(self, text: str) -> Frame:
-        """Return the preview of an answer whose first part is `text`."""
+        """Return the preview of an unfinished answer with the text so far."""
         return self._form.preview(self.shown(text.rstrip(growing_answer.BROKEN)))
 
 
 class ParserReader:
-    """Reads one answer with the configured reasoning parser, as vLLM's own server does."""
+    """Reads one answer with the configured reasoning parser, as vLLM's server does."""
 
     def __init__(self, parser: Any, prepared: Prepared) -> None:
-        """`parser` is made for this request only: it has state."""
+        """`parser`: a new parser for this request, because parsers have state."""
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
         options = dict(prepared.template_options)
@@ -193,7 +193,7 @@ class ParserReader:
         self._request = parser.adjust_request(
             ChatCompletionRequest(messages=[{"role": "user", "content": ""}], chat_template_kwargs=options)
         )
-        # the marks of many families are special tokens, which vLLM would strip before the parser sees them
+        # the marks of many families are special tokens, which vLLM would remove before the parser runs
         prepared.params.skip_special_tokens &= self._request.skip_special_tokens
         prepared.params.spaces_between_special_tokens &= self._request.spaces_between_special_tokens
         self._prompt: list[int] = prepared.prompt["prompt_token_ids"]
@@ -208,13 +208,13 @@ class ParserReader:
         """Return `(reasoning, answer)`."""
         marks = (self._parser.reasoning_parser.reasoning_start_str, self._parser.reasoning_parser.reasoning_end_str)
         if self._ended and all(marks) and not any(mark in text for mark in marks):
-            return None, text  # thinking was switched off; many parsers would return all of it as reasoning
+            return None, text  # thinking was switched off; many parsers would return the whole text as reasoning
         self._parser.set_prompt_token_ids(self._prompt)
         reasoning, answer, _ = self._parser.parse(text, self._request, model_output_token_ids=tokens)
         return (reasoning or "").strip() or None, (answer or "").lstrip()
 
     def so_far(self, text: str) -> Frame:
-        """Return the preview of an answer whose first part is `text`; parsers need the end to find the reasoning."""
+        """Return the preview of an unfinished answer; parsers need the end of a text to find the reasoning."""
         return self._form.preview(text.rstrip(growing_answer.BROKEN)) if self._form.inline else {}
 
 
@@ -225,9 +225,9 @@ class AnswerParser:
     """Reads the answers of one model."""
 
     def __init__(self, engine: AsyncLLM, parser: str | None) -> None:
-        """`parser` names one of vLLM's reasoning parsers; without it, the marks of `answers.reasoning` are used.
+        """`parser`: the name of a vLLM reasoning parser; without a name, the marks of `answers.reasoning` are used.
 
-        Raises `PromptmillError` (`invalid_config`) when the model's tokenizer lacks tokens that the parser needs.
+        Raises `PromptmillError` (`invalid_config`) if the model's tokenizer lacks tokens that the parser needs.
         """
         self._tokenizer: Any = engine.renderer.tokenizer
         self._model = engine.model_config
@@ -246,7 +246,7 @@ class AnswerParser:
             raise unfit_parser(str(error.__cause__ or error)) from None
 
     def reader(self, prepared: Prepared) -> Reader:
-        """Return the reader for the answer to a request; sets `prepared.params` to keep the tokens that it needs."""
+        """Return the reader for the answer to a request. Sets `prepared.params` to keep the tokens that it needs."""
         if (self._parser is None or prepared.form.tools) and prepared.form.texts.keeps_marks:
             prepared.params.skip_special_tokens = False
         if self._parser is None:
@@ -275,7 +275,7 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[S
     return growing_answer.outcome_fields(
         prepared.form.parts(text, lambda text: reader.split(text, answer.token_ids)),
         reason=reason,
-        ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # that is a stop string
+        ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # the reason is a stop string
         logprobs=None if prepared.top_logprobs is None else _logprobs(answer, decode, prepared.top_logprobs),
         chances=prepared.chances,
         prompt_tokens=len(output.prompt_token_ids or ()),
@@ -293,7 +293,7 @@ def _logprobs(answer: Any, decode: Callable[[Sequence[int]], str], most: int) ->
 
 
 def _add_chances(answer: Any, decode: Callable[[Sequence[int]], str], chances: Chances) -> None:
-    """Add the tokens of an answer, whose log probabilities vLLM computes after the grammar's mask."""
+    """Add the tokens of an answer. vLLM computes their log probabilities after applying the grammar's mask."""
     for place, (taken, by_token) in enumerate(zip(answer.token_ids, answer.logprobs, strict=True)):
         tokens = [(taken, by_token[taken]), *((each, value) for each, value in by_token.items() if each != taken)]
         before = answer.token_ids[:place]
@@ -313,7 +313,7 @@ class Embedder:
         self._names = itertools.count(1)
 
     async def answer(self, body: Mapping[str, Any], warnings: list[str]) -> Frame:
-        """Return the outcome of a request; `warnings` gets a line for each deviation from the request.
+        """Return the outcome of a request. Add a line to `warnings` for each deviation from the request.
 
         Raises `PromptmillError` (`unsupported`, `invalid_input`, `context_length`), and vLLM's own errors.
         """
@@ -364,7 +364,7 @@ class Embedder:
 
 
 def _inputs(given: Any) -> list[Any]:
-    """Return the prompts of an `input`: a text, a list of texts, tokens, or a list of lists of them."""
+    """Return the prompts in an `input`: a text, a list of texts, tokens, or a list of lists of tokens."""
     several = given if isinstance(given, list) and given and not _are_tokens(given) else [given]
     prompts: list[Any] = []
     for one in several:

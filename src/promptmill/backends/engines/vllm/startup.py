@@ -1,4 +1,4 @@
-"""Start vLLM: from the `vllm` block of the configuration to engine arguments to a running `AsyncLLM`."""
+"""Starts vLLM: converts the `vllm` block of the configuration to engine arguments, and runs an `AsyncLLM`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from promptmill.core.errors import PromptmillError, config_error, first_sentence
 from promptmill.core.wording import did_you_mean
 from promptmill.system.safe_open import home_expanded
 
-_CACHED_TOKENS = 64 * 1024  # capacity of a CPU's cache, unless one longest prompt needs more
+_CACHED_TOKENS = 64 * 1024  # KV cache size on a CPU; more if one maximal prompt needs it
 _LEAST_CACHE = 256 << 20
 _MEMORY_SIGNS = (
     *("out of memory", "allocate memory", "MemoryError", "free memory on device", "KV cache", "No available memory"),
@@ -39,7 +39,7 @@ _OURS = frozenset({"model_name_or_path", "gpu_ids", "replicas", "lora_modules", 
 _MEANT = {"model": "model_name_or_path", "gguf_file": "model_name_or_path"}
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
 _PARSER = "backend_configs.vllm.reasoning_parser"
-_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM knows
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks that vLLM supports
 _BINDINGS = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_WORKER_MULTIPROC_METHOD", "VLLM_CPU_OMP_THREADS_BIND")
 _NODES = Path("/sys/devices/system/node")
 
@@ -51,10 +51,10 @@ def load_engine(
     report: Callable[[str], None],
     leave_to_parent: Callable[[], None] | None,
 ) -> AsyncLLM:
-    """Start vLLM on the model at `location` as `options` (the `vllm` block) say.
+    """Start vLLM with the model at `location` and `options` (the `vllm` block).
 
     `stderr_reason` returns the last exception that vLLM's processes printed. `leave_to_parent` is called in a forked
-    child to close its parent's pipes; None forbids forking.
+    child to close the parent's pipes; None forbids forking.
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`, `invalid_config`).
     """
     warnings.filterwarnings("ignore")
@@ -74,14 +74,14 @@ def load_engine(
         return AsyncLLM.from_vllm_config(config, disable_log_stats=bool(arguments["disable_log_stats"]))
     except PromptmillError:
         raise
-    except Exception as error:  # vLLM and transformers raise nearly everything
+    except Exception as error:  # vLLM and transformers may raise almost any exception
         raise _load_error(error, stderr_reason, options) from None
 
 
 def _fork(leave_to_parent: Callable[[], None]) -> None:
-    """Let vLLM fork its process; a spawned process would repeat half a minute of imports.
+    """Let vLLM fork its process, because a spawned process would repeat half a minute of imports.
 
-    Forking is safe because this process has computed nothing yet, so it has no threads that the child would lack.
+    Forking is safe because this process has not computed anything, so it has no threads that the child would lack.
     """
     if sys.platform == "linux":
         os.register_at_fork(after_in_child=leave_to_parent)
@@ -103,7 +103,7 @@ def _check_memory(location: Location) -> None:
 
 
 def _size_cache(config: Any) -> None:
-    """Size a CPU's cache to its need; by default vLLM takes nine tenths of main memory, or fails."""
+    """Set a CPU's cache to the size it needs. By default, vLLM takes nine tenths of main memory, or fails."""
     cache, model, parallel = config.cache_config, config.model_config, config.parallel_config
     free = hardware.free_memory()
     if cache.kv_cache_memory_bytes is not None or free is None:
@@ -137,7 +137,7 @@ def _load_error(
 
 
 def _validation(error: Exception) -> str:
-    """Return the first problem of a pydantic error, without counts, inputs and links."""
+    """Return the first problem in a pydantic error, without counts, inputs and links."""
     problems = getattr(error, "errors", None)
     if not callable(problems):
         return ""
@@ -148,7 +148,7 @@ def _validation(error: Exception) -> str:
 
 
 def engine_arguments(options: Mapping[str, Any], location: Location, *, on_cpu: bool) -> dict[str, Any]:
-    """Return the keyword arguments of `AsyncEngineArgs`: the block's, plus our choices for the rest.
+    """Return the keyword arguments of `AsyncEngineArgs`: those of the block, and promptmill's choices for the rest.
 
     Raises `PromptmillError` (`invalid_config`) for an unknown engine argument or reasoning parser.
     """
@@ -194,7 +194,7 @@ def _check_parser(given: Mapping[str, Any]) -> None:
 
 
 def unfit_parser(why: str) -> PromptmillError:
-    """Return the error for a reasoning parser that does not fit the model."""
+    """Return the error for a reasoning parser that does not match the model."""
     reason = first_sentence(why).rstrip("!.")
     return config_error(
         _PARSER, f"does not fit this model: {reason}; name the parser of the model's family, or leave it out."
@@ -202,7 +202,7 @@ def unfit_parser(why: str) -> PromptmillError:
 
 
 def _largest_rank(adapters: Mapping[str, str]) -> int:
-    """Return the smallest rank that vLLM knows and every adapter fits into."""
+    """Return the smallest rank that vLLM supports and that is enough for every adapter."""
     largest = 1
     for name, folder in adapters.items():
         file = home_expanded(folder) / "adapter_config.json"
@@ -217,9 +217,9 @@ def _largest_rank(adapters: Mapping[str, str]) -> int:
 
 
 def _for_the_cpu(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return our choices on a CPU for arguments that the operator did not set.
+    """Return promptmill's choices on a CPU for arguments that the operator did not set.
 
-    Compiling takes minutes, which short-lived processes do not earn back; an emulated number format is slow.
+    Compiling takes minutes, which a short-lived process does not regain; an emulated number format is slow.
     """
     chosen: dict[str, Any] = {}
     if not {"enforce_eager", "compilation_config", "optimization_level"} & set(given):
@@ -228,14 +228,14 @@ def _for_the_cpu(given: Mapping[str, Any]) -> dict[str, Any]:
         chosen["dtype"] = "float32"
     if _may_run_in_one_process(given):
         chosen["distributed_executor_backend"] = "uni"
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else it ignores "uni"
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # otherwise vLLM ignores "uni"
     return chosen
 
 
 def _may_run_in_one_process(given: Mapping[str, Any]) -> bool:
     """Return whether vLLM's scheduler and its only worker can share a process and use all cores.
 
-    On machines with several memory nodes vLLM uses one, and binds threads to it only in a separate worker.
+    With several memory nodes, vLLM uses only one, and binds threads to it only in a separate worker process.
     """
     one = all(given.get(name, 1) == 1 for name in _PARALLEL) and "distributed_executor_backend" not in given
     nodes = len(list(_NODES.glob("node[0-9]*")))

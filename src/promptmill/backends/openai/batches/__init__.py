@@ -1,1 +1,1 @@
-"""The Batch APIs of providers: one class per family of wire formats, behind `wire.BatchApi`."""
+"""The Batch APIs of providers: one class for each family of formats, behind `backends.batches.BatchApi`."""

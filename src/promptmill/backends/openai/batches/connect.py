@@ -1,4 +1,4 @@
-"""Opens the Batch API of an endpoint: its profile, its address, its key."""
+"""Opens the Batch API of an endpoint: its profile, address and key."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from promptmill.backends.openai.transport import Pool
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 
-# Files are kept below the provider's limits, which may count in other ways than we do.
+# Files are kept below the provider's limits, because the provider may count bytes differently.
 _MARGIN = 0.9
 _PATHS = re.compile(r"(/chat/completions|/responses|/messages|/models(?:/[^/]+:\w+)?)/?$")
-# The end of an address that speaks an API of its own, and the batches of that API.
+# The end of a base URL for an API other than OpenAI's, and that API's batches.
 _OWN_API = re.compile(r"/(messages|models)(?:/[^/]+:\w+)?/?$")
 _ROWS = {
     "messages": BatchProfile(family="anthropic", limits=BatchLimits(requests=100_000), label=""),
@@ -30,11 +30,11 @@ _ROWS = {
 }
 _KEY_HEADERS = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}
 _ANTHROPIC_VERSION = "2023-06-01"
-_DEPLOYMENT = re.compile(r"/deployments/[^/]+$")  # of Azure's addresses with an `api-version`
+_DEPLOYMENT = re.compile(r"/deployments/[^/]+$")  # in Azure's addresses with an `api-version`
 
 
 def batch_profile(endpoint: Endpoint) -> BatchProfile:
-    """Return the row of the endpoint's provider; at other endpoints the row of the API that the address belongs to."""
+    """Return the batch profile of the endpoint's provider; for other endpoints, that of the API in the address."""
     if endpoint.profile.batch is not None:
         return endpoint.profile.batch
     match = _OWN_API.search(urlsplit(endpoint.url).path)
@@ -45,9 +45,9 @@ def batch_profile(endpoint: Endpoint) -> BatchProfile:
 async def open_batches(
     endpoint: Endpoint, settings: OpenAISettings, *, sleep: Sleep = asyncio.sleep, rng: random.Random | None = None
 ) -> AsyncIterator[BatchApi]:
-    """Open the Batch API of an endpoint. Nothing is sent yet.
+    """Open the Batch API of an endpoint. Sends nothing.
 
-    Raises `unsupported` if its requests are in another API than the provider's batches.
+    Raises `unsupported` if the endpoint's API is not that of the provider's batches.
     """
     pool = Pool(settings, 4)
     try:
@@ -76,7 +76,7 @@ def _family(
     base = _DEPLOYMENT.sub("", _PATHS.sub("", parts.path))
     if profile.family == "gemini":
         base = base.removesuffix("/openai")
-    elif profile.family == "fireworks":  # beside the API of inference
+    elif profile.family == "fireworks":  # this API is next to the inference API
         base = base.replace("/inference/v1", "/v1")
     limits = replace(profile.limits, file_bytes=int(profile.limits.file_bytes * _MARGIN))
     connection = BatchConnection(
@@ -93,7 +93,7 @@ def _family(
 
 
 def _headers(endpoint: Endpoint, profile: BatchProfile) -> dict[str, str]:
-    """Return the endpoint's headers with the key in the header of the family."""
+    """Return the endpoint's headers, with the key in the family's header."""
     headers = dict(endpoint.headers)
     names = {name.lower(): name for name in headers}
     if profile.family == "anthropic" and "anthropic-version" not in names:

@@ -1,4 +1,4 @@
-"""Requests of a Batch API over a pool: repeated with waits, or made once, or streamed from and to files."""
+"""Requests of a Batch API over a pool: repeated with waits, sent only once, or streamed from and to files."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Sleep: TypeAlias = Callable[[float], Awaitable[None]]
 Query: TypeAlias = Mapping[str, str | int]
-"""The parameters of a URL."""
+"""The query parameters of a URL."""
 _LOG = logging.getLogger(__name__)
 _PASSING = frozenset({FailureKind.TRANSIENT, FailureKind.LOAD, FailureKind.LOST})
-# A provider that asks for more is left to the job, which looks again after its own interval.
+# If a provider requests a longer wait, the job polls again after its own interval.
 _LONGEST_WAIT_S = 300.0
-# Codes of exceptions before any byte of the request was sent.
+# Codes of exceptions that occur before any byte of the request is sent.
 _NOT_SENT = frozenset({Code.TLS, Code.NAME_RESOLUTION, Code.UNREACHABLE, Code.NO_FILE_DESCRIPTORS})
-# The request may have been carried out: a gateway answers these where its server's answer was lost, and a provider 409
-# where the same thing exists.
+# Statuses after which the request may have been carried out: a gateway sends them if its server's answer was lost, and
+# a provider sends 409 if the object already exists.
 _UNCLEAR = frozenset({408, 409, 425, 499})
 _MISSING = frozenset({404, 405, 410, 501})
-# Statuses with which providers refuse to cancel a batch that has ended.
+# Statuses of providers that refuse to cancel an ended batch.
 _ENDED_ALREADY = frozenset({400, 404, 409, 410, 422})
-# Providers redirect downloads to the storage of their files.
+# Providers redirect downloads to their storage.
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_HOPS = 3
 _FILE_CHECKS, _FILE_CHECK_S = 240, 5.0  # Azure processes 200 MB within minutes
@@ -61,7 +61,7 @@ _FILE_CHECKS, _FILE_CHECK_S = 240, 5.0  # Azure processes 200 MB within minutes
 
 @dataclass(slots=True)
 class FailedRequestError(Exception):
-    """A request without a usable response. `is_unclear`: it may have been carried out all the same."""
+    """A request without a usable response. `is_unclear`: it may have been carried out anyway."""
 
     decision: RetryDecision
     is_unclear: bool
@@ -71,16 +71,16 @@ class FailedRequestError(Exception):
 
 
 class Paging(NamedTuple):
-    """A provider's way to read a list page by page."""
+    """A provider's way of reading a list page by page."""
 
     first: Query
-    """The parameters of every page."""
+    """The query parameters for every page."""
     following: Callable[[JsonObject, int], Query | None]
-    """Returns the parameters of the next page for a page and its number from 1, or None after the last."""
+    """Returns the parameters for the next page from a page and its number (from 1); None after the last page."""
 
 
 class BatchConnection:
-    """The requests of one endpoint's Batch API. Paths follow `root`, such as `/batches`."""
+    """Sends the requests of one endpoint's Batch API. Paths such as `/batches` are relative to `root`."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class BatchConnection:
         sleep: Sleep = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
-        """`root` is a URL, to which the query of the endpoint's own URL is added; `headers` hold the key."""
+        """`root`: a URL, to which the query of the endpoint's URL is added. `headers`: contain the key."""
         self.endpoint = replace(endpoint, url=root, headers=headers)
         self._pool, self._settings = pool, settings
         self._query = urlsplit(endpoint.url).query
@@ -102,7 +102,7 @@ class BatchConnection:
         self._rng = rng or random.SystemRandom()
 
     def url(self, path: str, query: Query | None = None) -> str:
-        """Return the URL of a path below the root; `path` may also be a whole URL."""
+        """Return the URL for a path below the root. `path` may also be a complete URL."""
         is_whole = "://" in path
         parts = urlsplit(path if is_whole else self.endpoint.url + path)
         queries = [parts.query, "" if is_whole else self._query, urlencode(query or {})]
@@ -118,7 +118,7 @@ class BatchConnection:
         headers: Mapping[str, str] | None = None,
         largest: int = LARGEST_BODY,
     ) -> tuple[JsonDict | list[Any], Headers]:
-        """Send a request once and return its JSON, `{}` for an empty body, and headers. Raises `FailedRequestError`."""
+        """Send a request once. Return its JSON (`{}` for an empty body) and headers. Raises `FailedRequestError`."""
         endpoint = self._to(path, query)
         sent = body if isinstance(body, FileBody | bytes) else b"" if body is None else orjson.dumps(body)
         kind = {"Content-Type": body.content_type} if isinstance(body, FileBody) else {}
@@ -143,11 +143,11 @@ class BatchConnection:
         query: Query | None = None,
         largest: int = LARGEST_BODY,
     ) -> JsonDict | list[Any]:
-        """Send a request that may be repeated, and return its JSON. Raises `PromptmillError`."""
+        """Send a repeatable request, and return its JSON. Raises `PromptmillError`."""
         return (await self.repeated(lambda: self.once(method, path, body, query=query, largest=largest)))[0]
 
     async def repeated(self, attempt: Callable[[], Awaitable[T]], look: Callable[[], Awaitable[T]] | None = None) -> T:
-        """Repeat `attempt` with waits and return its result, or what `look` finds after an unclear failure.
+        """Repeat `attempt` with waits and return its result; after an unclear failure, return the result of `look`.
 
         Raises `PromptmillError`.
         """
@@ -168,9 +168,9 @@ class BatchConnection:
         *,
         quota_is_queue: bool = False,
     ) -> JsonDict:
-        """Send the request that creates a batch, once. Raises as `BatchApi.create`.
+        """Send the request that creates a batch, only once. Raises as `BatchApi.create`.
 
-        `quota_is_queue`: the provider calls its queue a quota.
+        `quota_is_queue`: the provider's word for its queue is quota.
         """
         try:
             payload, _ = await self.once("POST", path, body)
@@ -190,7 +190,7 @@ class BatchConnection:
         return payload
 
     async def until_processed(self, path: str, is_ready: Callable[[JsonObject], bool]) -> None:
-        """Look at an uploaded file until it `is_ready`, which may raise a refusal. Raises `PromptmillError`."""
+        """Poll an uploaded file until `is_ready`, which may raise the provider's refusal. Raises `PromptmillError`."""
         for _ in range(_FILE_CHECKS):
             payload = await self.call("GET", path)
             if is_ready(payload if isinstance(payload, dict) else {}):
@@ -199,7 +199,7 @@ class BatchConnection:
         raise PromptmillError(Code.TIMEOUT, f"{self.endpoint.name} did not process a file in time.", "")
 
     async def delete(self, path: str) -> None:
-        """Delete something; it may be deleted already. A refusal is logged: providers delete it themselves one day."""
+        """Delete an object, if it exists. A refusal is only logged: providers delete old objects themselves."""
         try:
             await self.call("DELETE", path)
         except PromptmillError as error:
@@ -209,7 +209,7 @@ class BatchConnection:
                 _LOG.warning("%s", error)
 
     async def cancel(self, path: str) -> None:
-        """Request a cancellation. A batch that has ended refuses it, which is fine."""
+        """Request a cancellation. The refusal of an ended batch is ignored."""
 
         async def attempt() -> None:
             try:
@@ -221,9 +221,9 @@ class BatchConnection:
         await self.repeated(attempt)
 
     async def lines(self, path: str, query: Query | None = None) -> AsyncIterator[JsonDict]:
-        """Yield the objects of a file of JSON Lines, `{}` for a damaged line. Raises `PromptmillError`.
+        """Yield the objects in a JSON Lines file, `{}` for a damaged line. Raises `PromptmillError`.
 
-        After a lost connection, the file is read from its beginning again.
+        After a lost connection, the file is read again from its beginning.
         """
         endpoint, failures, hops = self._to(path, query), 0, 0
         while True:
@@ -246,12 +246,12 @@ class BatchConnection:
                 failed = refused
             failures += 1
             await self.wait(failed, failures)
-            endpoint, hops = self._to(path, query), 0  # an address of a file may be valid for minutes only
+            endpoint, hops = self._to(path, query), 0  # the address of a file may be valid for only a few minutes
 
     async def pages(
         self, path: str, field: str, paging: Paging, query: Query | None = None
     ) -> AsyncIterator[list[JsonDict]]:
-        """Yield the pages of a list, which may be bare or in the named field."""
+        """Yield the pages of a list. A page is a bare list, or has it in the named field."""
         before: set[bytes] = set()
         number = 0
         following: Query | None = {}
@@ -260,7 +260,7 @@ class BatchConnection:
             listed = payload if isinstance(payload, list) else payload.get(field) or payload.get("value")
             entries = [entry for entry in listed or () if isinstance(entry, dict)]
             digests = set(map(orjson.dumps, entries))
-            if digests <= before:  # empty, or of an endpoint that ignores the parameter and would repeat it forever
+            if digests <= before:  # an empty page, or a repeated one: the endpoint ignores the parameter
                 return
             before = digests
             yield entries
@@ -271,7 +271,7 @@ class BatchConnection:
             following = None if isinstance(payload, list) else paging.following(payload, number)
 
     async def wait(self, failed: FailedRequestError, failures: int) -> None:
-        """Wait before the next attempt after `failures` of them. Raises the error if another one is useless."""
+        """Wait after `failures` failed attempts. Raises the error if another attempt is useless."""
         decision, settings = failed.decision, self._settings
         asked_s = decision.wait_s or 0.0
         if decision.kind not in _PASSING or failures >= settings.retries or asked_s > _LONGEST_WAIT_S:
@@ -279,9 +279,9 @@ class BatchConnection:
         await self._sleep(max(asked_s, backoff_s(failures, settings.base_delay, settings.max_delay, self._rng)))
 
     def _to(self, path: str, query: Query | None = None) -> Endpoint:
-        """Return the endpoint of one request. Another host than the provider's does not get the key.
+        """Return the endpoint for one request. Only hosts of the provider get the key.
 
-        Raises `PromptmillError` (`unsupported`) for an address without TLS, or with a user's name of its own.
+        Raises `PromptmillError` (`unsupported`) for an address without TLS or with a user name.
         """
         url = self.url(path, query)
         ours, there = urlsplit(self.endpoint.url), urlsplit(url)
@@ -296,7 +296,7 @@ class BatchConnection:
     def _exchange(
         self, endpoint: Endpoint, method: str, headers: Mapping[str, str], body: FileBody | bytes = b""
     ) -> AbstractAsyncContextManager[StreamedResponse]:
-        """Send a request. A provider elsewhere can name no private address of this network for a file."""
+        """Send a request. A remote provider must not name a private address of this network for a file."""
         is_foreign = urlsplit(endpoint.url)[:2] != urlsplit(self.endpoint.url)[:2]
         only_public = is_foreign and not self._is_near
         return self._pool.exchange(endpoint, method, headers, body, only_public=only_public)
@@ -317,17 +317,17 @@ class BatchConnection:
 
 
 def _place(endpoint: Endpoint) -> str:
-    """Return the URL of an endpoint without its query, which may be a signature."""
+    """Return the URL of an endpoint without its query, which may contain a signature."""
     return redact(endpoint.url.partition("?")[0], endpoint.secrets)
 
 
 async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the lines of a body, without empty ones; a line that is too long is cut, so it cannot be parsed."""
+    """Yield the non-empty lines of a body. A line that is too long is cut off, so it cannot be parsed."""
     parts: list[bytes] = []
     size = 0
     async for piece in pieces:
         first, *others = piece.split(b"\n")
-        if size <= 2 * LARGEST_BODY:  # a result is a line: the body of an answer, in quotes at the worst
+        if size <= 2 * LARGEST_BODY:  # a line holds the body of one answer, at most with every character quoted
             parts.append(first)
         size += len(first)
         for other in others:

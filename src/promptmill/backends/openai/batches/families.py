@@ -1,4 +1,4 @@
-"""The Batch APIs that differ from OpenAI's, each as its differences."""
+"""The Batch APIs that differ from OpenAI's, each as a class with the differences."""
 
 from __future__ import annotations
 
@@ -41,29 +41,29 @@ from promptmill.core.values import JsonDict, JsonObject
 
 
 def _following(field: str, parameter: str) -> Callable[[JsonObject, int], Query | None]:
-    """Return the way to the next page by a token in a field of the page."""
+    """Return the function for the next page, if a field of the page has its token."""
     return lambda page, _: {parameter: str(page[field])} if page.get(field) else None
 
 
 def _after_last(page: JsonObject, _: int) -> Query | None:
-    """Return the parameters of the page after this one, in Anthropic's way."""
+    """Return the query parameters for the next page, in Anthropic's format."""
     last = page.get("last_id")
     return {"after_id": str(last)} if page.get("has_more") and last else None
 
 
 def _requests(batch: PlannedBatch, before: bytes) -> FileBody:
-    """Return the body of a request that creates a batch with its requests in a list."""
+    """Return the body that creates a batch and contains its requests as a list."""
     return FileBody(batch.file, file_size(batch), "application/json", before + b'"requests":[', b"]}", is_list=True)
 
 
 def _coded(custom_id: str, error: JsonObject) -> Reply:
-    """Return the reply of a failed request, whose code is one of google.rpc."""
+    """Return the reply for a failed request with a code of google.rpc."""
     status = rpc_status(error.get("code"))
     return Reply(custom_id, status, orjson.dumps({"error": error}) if status else b"")
 
 
 class TogetherBatches(Batches):
-    """Together's: an upload goes to an address that it names, then the file is checked (together 3.1.1)."""
+    """Together's: the file is uploaded to an address that the provider names, and then checked (together 3.1.1)."""
 
     PLACES = Places(expires="expires_at|job_deadline")
 
@@ -91,12 +91,12 @@ class TogetherBatches(Batches):
 
     @override
     async def find_file(self, batch: PlannedBatch) -> str:
-        # perhaps the process ended before it could request the check
+        # an earlier process may have ended before requesting the check
         return await self._checked(await super().find_file(batch))
 
     @override
     def _read(self, job: Any) -> BatchState:
-        return super()._read(at(job, "job") or job)  # a created batch is wrapped
+        return super()._read(at(job, "job") or job)  # the reply to `create` wraps the batch
 
 
 class MistralBatches(Batches):
@@ -128,7 +128,7 @@ class MistralBatches(Batches):
 class AnthropicBatches(Batches):
     """Anthropic's (platform.claude.com/docs/en/build-with-claude/batch-processing, anthropic 2.12.0).
 
-    Until a batch ends, `processing` counts all its requests; `ended` is the only final state.
+    Until a batch has ended, `processing` counts all its requests. `ended` is the only final state.
     """
 
     JOBS, FILES = "/messages/batches", ""
@@ -147,7 +147,7 @@ class AnthropicBatches(Batches):
         state = replace(state, total=sum(counts.values()) or None)
         if not state.is_ended:
             return state
-        # our own path, because `results_url` of a gateway may name Anthropic's host
+        # a fixed path, because a gateway's `results_url` may name Anthropic's host
         results = (f"{self._place(state.id)}/results",)
         return replace(state, done=counts.get("succeeded"), failed=counts.get("errored"), results=results)
 
@@ -168,7 +168,7 @@ class AnthropicBatches(Batches):
 
 
 class OpenRouterBatches(Batches):
-    """OpenRouter's: the results are in the record of the batch, in one body, so batches are kept small.
+    """OpenRouter's: the batch's record contains all results in one body, so batches are kept small.
 
     Facts: openrouter.ai/docs/guides/features/batch-api, openrouter 1.3.84.
     """
@@ -194,16 +194,16 @@ class OpenRouterBatches(Batches):
 
 
 class GeminiBatches(Batches):
-    """Gemini's: a resumable upload, a long-running operation. Ids are names, such as `batches/123` and `files/abc`.
+    """Gemini's: a resumable upload and a long-running operation. Ids are names, such as `batches/123` and `files/abc`.
 
-    Facts: ai.google.dev/gemini-api/docs/batch-api, google-genai 3.4.0. Requests are never sent inline, because the
-    results of large inline batches cannot be read: each look at the operation carries all of them twice.
+    Facts: ai.google.dev/gemini-api/docs/batch-api, google-genai 3.4.0. Requests are never sent inline, because results
+    of large inline batches cannot be read: each poll of the operation returns all results twice.
     """
 
     FIELD, CANCEL, QUOTA_IS_QUEUE = "operations", ":cancel", True
     LINE = b'{"key":"%b","request":%b}\n'
     PAGES = Paging({"pageSize": 100}, _following("nextPageToken", "pageToken"))
-    SKEW_S = math.inf  # lists have no order
+    SKEW_S = math.inf  # lists are not sorted
     PLACES = Places(
         id="name",
         said="metadata.state|state",
@@ -221,7 +221,7 @@ class GeminiBatches(Batches):
 
     @override
     def line(self, custom_id: str, body: bytes) -> bytes:
-        # in batches, a schema only works in the older form
+        # in batches, a schema works only in its older form
         if b'"responseJsonSchema"' in body:
             request = orjson.loads(body)
             config = request.get("generationConfig", {})
@@ -232,7 +232,7 @@ class GeminiBatches(Batches):
         return super().line(custom_id, body)
 
     def _beside(self, place: str) -> str:
-        """Return the URL that has `upload` or `download` before the version."""
+        """Return the URL with `upload` or `download` in front of the version."""
         return self._VERSION.sub(rf"/{place}/\1", self._connection.endpoint.url)
 
     @override
@@ -290,9 +290,9 @@ class GeminiBatches(Batches):
 
 
 class FireworksBatches(Batches):
-    """Fireworks': datasets for requests and results, below an account that has another path than inference.
+    """Fireworks': datasets for requests and results, in an account whose path differs from that of inference.
 
-    Our key is the id of the job and of both datasets, so a job cannot be created twice. Facts:
+    promptmill's key is the id of the job and of both datasets, so a job cannot be created twice. Facts:
     docs.fireworks.ai/guides/batch-inference, fireworks-ai 1.2.30.
     """
 
@@ -317,7 +317,7 @@ class FireworksBatches(Batches):
         await self._check_path(await self._below("batchInferenceJobs"))
 
     async def _below(self, rest: str) -> str:
-        """Return a path below the account of the key."""
+        """Return a path in the account of the key."""
         if not self._account:
             self._account = str(at(await self._connection.call("GET", "/accounts"), "accounts.0.name") or "")
             if not self._account:
@@ -336,7 +336,7 @@ class FireworksBatches(Batches):
             about = {"datasetId": name, "dataset": {"userUploaded": {}}}
             await self._connection.once("POST", await self._below("datasets"), about)
         except FailedRequestError as failed:
-            if failed.status != 409:  # else it exists: an earlier attempt made it
+            if failed.status != 409:  # 409: an earlier attempt has created it
                 raise
         await self._connection.once("POST", await self._below(f"datasets/{name}:upload"), form_of(batch, {}))
         return name
@@ -347,7 +347,7 @@ class FireworksBatches(Batches):
         return _id(batch) if state_word(at(dataset, "state")) == "ready" else ""
 
     async def _record(self, rest: str) -> Any:
-        """Return the record at a path below the account; None without one."""
+        """Return the record at a path in the account; None if it does not exist."""
         try:
             return await self._connection.call("GET", await self._below(rest))
         except PromptmillError as error:
@@ -396,7 +396,7 @@ class FireworksBatches(Batches):
 
 
 def _id(batch: PlannedBatch) -> str:
-    """Return our key as an id: lower case, with a letter first."""
+    """Return promptmill's key as an id: in lower case, starting with a letter."""
     return f"pm-{batch.key.lower()}"
 
 

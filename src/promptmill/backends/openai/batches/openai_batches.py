@@ -1,7 +1,7 @@
-"""A provider's Batch API in OpenAI's way: also Azure, Groq, Doubleword and gateways; `families` varies it.
+"""OpenAI's Batch API, also that of Azure, Groq, Doubleword and gateways. `families` has the APIs that differ.
 
-Facts: developers.openai.com/api/reference/resources/batches, openai 3.54.0. Azure sends states with capitals, times as
-texts, counts of null and lists in `value`.
+Facts: developers.openai.com/api/reference/resources/batches, openai 3.54.0. Azure writes states with capitals, times as
+texts, null for counts, and lists in `value`.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
 
 LABEL = "promptmill"
-"""The name of our key in a batch's metadata."""
+"""The name of promptmill's key in a batch's metadata."""
 _FORM = "multipart/form-data; boundary="
 _READY = frozenset({"processed", "completed", "active", ""})
 _REFUSED = frozenset({"error", "failed", "deleted"})
 
 
 class Places(NamedTuple):
-    """The paths of the facts in a record of a batch, for `reading.at`; empty: the record lacks the fact."""
+    """The paths of values in a batch's record, for `reading.at`; empty: the record lacks the value."""
 
     id: str = "id"
     said: str = "status"
@@ -61,14 +61,14 @@ class Places(NamedTuple):
     created: str = "created_at"
     expires: str = "expires_at"
     key: str = f"metadata.{LABEL}"
-    """Of our label."""
+    """The path of promptmill's label."""
     file: str = "input_file_id"
     error: str = "errors.data.0|errors.0|error"
     results: tuple[str, ...] = ("output_file_id", "error_file_id")
 
 
 class FilePlaces(NamedTuple):
-    """The same for the record of a file, and the field of a page that lists files."""
+    """The paths of values in a file's record, and the field of a page with files."""
 
     files: str = "data"
     id: str = "id"
@@ -77,33 +77,33 @@ class FilePlaces(NamedTuple):
 
 
 def _after_last(payload: JsonObject, _: int) -> dict[str, str] | None:
-    """Return the parameters of the page after this one."""
+    """Return the query parameters for the next page."""
     entries = payload.get("data") or payload.get("value") or [{}]
     last = payload.get("last_id") or entries[-1].get("id")
     return {"after": str(last)} if payload.get("has_more") and last else None
 
 
 class Batches(BatchApi):
-    """The batches of one endpoint. Another family sets the constants and replaces the methods that differ."""
+    """The batches of one endpoint. A subclass for another family sets the constants and overrides methods."""
 
     PLACES, FILE_PLACES = Places(), FilePlaces()
     JOBS, FILES = "/batches", "/files"
-    """The paths of batches and of files. Without files, `create` sends the requests, and there is no label."""
+    """The paths of batches and files. Without files, `create` sends the requests, and no label is stored."""
     FIELD = "data"
-    """The field of a page that lists batches."""
+    """The field of a page that holds batches."""
     PAGES = Paging({"limit": 100, "order": "desc"}, _after_last)
     ORDER: Query = MappingProxyType({})
-    """More parameters of a list of batches."""
+    """Further query parameters for a list of batches."""
     SKEW_S = CLOCK_SKEW_S
     CANCEL = "/cancel"
     LINE = b""
-    """A line with places for id and body, if it is not OpenAI's."""
+    """The format of a line with placeholders for id and body, if it differs from OpenAI's."""
     LARGEST = LARGEST_BODY
     QUOTA_IS_QUEUE = False
-    """Whether the provider calls its queue a quota."""
+    """Whether the provider's word for its queue is quota."""
 
     def __init__(self, connection: BatchConnection, profile: BatchProfile, limits: BatchLimits, path: str) -> None:
-        """`path` is the path of the requests, such as `/v1/chat/completions`."""
+        """`path`: the path of the requests, such as `/v1/chat/completions`."""
         self._connection, self._profile, self.limits, self._path = connection, profile, limits, path
         self._name = connection.endpoint.name
         named = b'"method":"POST","url":"%b",' % path.encode() if profile.names_path else b""
@@ -119,7 +119,7 @@ class Batches(BatchApi):
             await self._check_path(path)
 
     async def _check_path(self, path: str) -> None:
-        """Raise `unsupported` if the endpoint has no list at this path."""
+        """Raise `unsupported` if this path of the endpoint returns no list."""
         try:
             await self._connection.call("GET", path, query={next(iter(self.PAGES.first)): 1})
         except PromptmillError as error:
@@ -136,7 +136,7 @@ class Batches(BatchApi):
     async def upload(self, batch: PlannedBatch) -> str:
         if not self.FILES:
             return ""
-        # a lost answer is repeated only if the file is not there
+        # after a lost answer, the upload is repeated only if the file is missing
         return await self._connection.repeated(lambda: self._upload(batch), lambda: self.find_file(batch))
 
     async def _upload(self, batch: PlannedBatch) -> str:
@@ -166,7 +166,7 @@ class Batches(BatchApi):
         return next(whole, "")
 
     async def _named(self, batch: PlannedBatch) -> list[JsonDict]:
-        """Return the files with the batch's name, whole or not; none where the endpoint lists no files."""
+        """Return the files with the batch's name, complete or not; none if the endpoint lists no files."""
         name, places, files = file_name(batch), self.FILE_PLACES, list[JsonDict]()
         purpose = {"purpose": self._profile.purpose} if self._profile.purpose else {}
         try:
@@ -185,7 +185,7 @@ class Batches(BatchApi):
         return bool(times) and all(time is not None and time < batch.planned - self.SKEW_S for time in times)
 
     def _is_usable(self, file: JsonObject) -> bool:
-        """Return whether the provider has processed a file. Raises its refusal."""
+        """Return whether the provider has processed a file. Raises the provider's refusal."""
         word = state_word(at(file, "status|state"))
         if word in _REFUSED:
             reason = at(file, "error.message|status_details") or word
@@ -200,7 +200,7 @@ class Batches(BatchApi):
             await self._connection.delete(self._place(state.id))
 
     async def _delete_files(self, known: Collection[str], batch: PlannedBatch) -> None:
-        """Delete these files and all with the batch's name. Files that are gone are fine."""
+        """Delete the known files and all files with the batch's name. Missing files are ignored."""
         for file_id in known:
             await self._connection.delete(self._place_of_file(file_id))
         for file in await self._named(batch):
@@ -220,7 +220,7 @@ class Batches(BatchApi):
         return state
 
     def _order(self, batch: PlannedBatch) -> tuple[str, FileBody | JsonObject]:
-        """Return path and body of the request that creates a batch."""
+        """Return the path and the body of the request that creates a batch."""
         body: JsonDict = {
             "input_file_id": batch.file_id,
             "endpoint": self._path,
@@ -260,7 +260,7 @@ class Batches(BatchApi):
 
     @override
     async def replies(self, state: BatchState) -> AsyncIterator[Reply | None]:
-        gone = False  # reported once the other results are read
+        gone = False  # raised after the other results are read
         for name in state.results:
             try:
                 async for line in self._results(name):
@@ -274,15 +274,15 @@ class Batches(BatchApi):
             raise PromptmillError(Code.NOT_FOUND, text, "Providers keep them for days or weeks.")
 
     def _results(self, name: str) -> AsyncIterator[JsonDict]:
-        """Yield the results with this name of `BatchState.results`; `{}` for one that is no object."""
+        """Yield the results with this name from `BatchState.results`; `{}` for a result that is not an object."""
         return self._connection.lines(f"{self._place_of_file(name)}/content")
 
     def _reply(self, line: JsonObject) -> Reply | None:
-        """Return the reply in a result; None for a damaged one."""
+        """Return the reply in a result line; None if the line is damaged."""
         return reply_of(line)
 
     def _read(self, job: Any) -> BatchState:
-        """Return the state in a record of a batch."""
+        """Return the state in a batch's record."""
         places, said = self.PLACES, state_word(at(job, self.PLACES.said))
         error, failed = {"error": at(job, places.error) or {}}, said == "failed"
         created = unix_time(at(job, places.created))
@@ -304,7 +304,7 @@ class Batches(BatchApi):
 
 
 def form_of(batch: PlannedBatch, fields: Mapping[str, str]) -> FileBody:
-    """Return the form that uploads a batch's file, with more fields."""
+    """Return the form that uploads a batch's file, with additional fields."""
     boundary = boundary_of_form()
     before = form_fields(fields, boundary) + (
         f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name(batch)}"\r\n'
@@ -315,7 +315,7 @@ def form_of(batch: PlannedBatch, fields: Mapping[str, str]) -> FileBody:
 
 
 def boundary_of_form() -> str:
-    """Return a text that no file contains."""
+    """Return a boundary text that no file contains."""
     return f"promptmill-{secrets.token_hex(12)}"
 
 

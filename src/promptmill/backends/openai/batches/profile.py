@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 from promptmill.backends.batches import BatchLimits
 
 Family: TypeAlias = Literal["openai", "together", "anthropic", "gemini", "mistral", "openrouter", "fireworks", "none"]
-"""`none`: the provider publishes no reference of its Batch API, so batches are refused."""
+"""`none`: the provider publishes no reference for its Batch API, so promptmill refuses batches."""
 
 
 _OPENAIS = BatchLimits()
@@ -16,29 +16,29 @@ _OPENAIS = BatchLimits()
 
 @dataclass(frozen=True, slots=True)
 class BatchProfile:
-    """One provider's Batch API; the defaults are OpenAI's."""
+    """The Batch API of one provider. The defaults are OpenAI's."""
 
     family: Family = "openai"
     limits: BatchLimits = _OPENAIS
     label: Literal["metadata", "displayName", "id", ""] = "metadata"
-    """The field that stores our key; empty: the provider stores no label."""
+    """The field for promptmill's key; empty: the provider stores no label."""
     discount: float | None = None
-    """The documented part of the live price that a batch saves; None: not documented for all models."""
+    """The documented discount, as a share of the live price; None: not documented for all models."""
     page: str = ""
-    """The page with these facts."""
+    """The provider's page with these facts."""
     purpose: str = "batch"
     """The purpose of an uploaded file."""
     names_path: bool = True
     """Whether each line of a file names the path of its request."""
     checks_files: bool = False
-    """Whether an uploaded file can be used only after the provider has processed it."""
+    """Whether an uploaded file is usable only after the provider has processed it."""
     can_cancel: bool = True
 
     @property
     def is_open(self) -> bool:
-        """Whether batches can be sent."""
+        """Whether promptmill can send batches."""
         return self.family != "none"
 
 
 PLAIN_BATCHES = BatchProfile()
-"""The Batch API of every endpoint that is not listed: OpenAI's."""
+"""The Batch API of endpoints that are not listed: OpenAI's."""

@@ -1,4 +1,4 @@
-"""Reads the parts that the families have in common: states, times, counts, errors, and lines of results."""
+"""Reads what all families have in common: states, times, counts, errors, and lines of results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PREFIX = re.compile(r"(?:job|batch)_state_")
 _FULL_CODES = frozenset({"token_limit_exceeded", "too_many_tasks"})
 _FULL_WORDS = re.compile(r"enqueued token|(?:queue|batch(?:es| job)s?) .{0,40}limit")
 _NOT_RUN = re.compile(r"expired|cancell?ed")
-# The HTTP status of an error that only names its type: OpenAI's, Anthropic's (docs/en/api/errors).
+# The HTTP status for an error of which only the type is known: OpenAI's, Anthropic's (docs/en/api/errors).
 _STATUSES: Mapping[str, int] = MappingProxyType(
     {
         "invalid_request_error": 400,
@@ -50,14 +50,14 @@ _STATUSES: Mapping[str, int] = MappingProxyType(
         "overloaded_error": 529,
     }
 )
-# The HTTP status of a code of google.rpc (google/rpc/code.proto); 1 is a cancellation.
+# The HTTP status for a code of google.rpc (google/rpc/code.proto). Code 1 is a cancellation.
 _RPC: Mapping[int, int] = MappingProxyType(
     {1: 0, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400, 10: 409, 11: 400, 12: 501, 14: 503, 16: 401}
 )
 
 
 def json_object(text: bytes) -> JsonDict | list[Any] | None:
-    """Return the JSON object or list, None for anything else."""
+    """Return a JSON object or list; None for any other JSON or text."""
     try:
         value = orjson.loads(text.removeprefix(b"\xef\xbb\xbf"))
     except orjson.JSONDecodeError:
@@ -66,7 +66,7 @@ def json_object(text: bytes) -> JsonDict | list[Any] | None:
 
 
 def at(value: Any, places: str) -> Any:
-    """Return the first value that is not empty at one of `places`; None without one.
+    """Return the first non-empty value at one of `places`; None if all are empty.
 
     >>> at({"errors": {"data": [{"code": 5}]}}, "error|errors.data.0")
     {'code': 5}
@@ -84,7 +84,7 @@ def at(value: Any, places: str) -> Any:
 
 
 def state_word(value: object) -> str:
-    """Return the word of a state in its common form.
+    """Return the word for a state in a common form.
 
     >>> state_word("BATCH_STATE_SUCCEEDED"), state_word("Validating"), state_word(None)
     ('succeeded', 'validating', '')
@@ -93,12 +93,12 @@ def state_word(value: object) -> str:
 
 
 def is_ended(word: str) -> bool:
-    """Return whether a batch in this state is ended. Unknown words mean that it runs."""
+    """Return whether this state is final. An unknown word counts as running."""
     return word in _ENDED
 
 
 def unix_time(value: object) -> float | None:
-    """Return the Unix time of a number, a number in a text, an ISO text, or a date; None for anything else.
+    """Return the Unix time for a number, a number as text, an ISO text, or a date; None for other values.
 
     >>> unix_time(1700000000), unix_time("1700000000"), unix_time("2023-11-14"), unix_time("2023-11-14T22:13:20Z")
     (1700000000.0, 1700000000.0, 1699920000.0, 1700000000.0)
@@ -117,7 +117,7 @@ def unix_time(value: object) -> float | None:
 
 
 def count(value: object) -> int | None:
-    """Return a count, which may be a text; None if it is missing.
+    """Return a count, which may be given as text; None if it is missing.
 
     >>> count(3), count("3"), count(None)
     (3, 3, None)
@@ -128,7 +128,7 @@ def count(value: object) -> int | None:
 
 
 def is_full(payload: Any, *, soft: bool = False) -> bool:
-    """Return whether an error body says that the provider's queue is full; `soft`: also by the words for a quota."""
+    """Return whether an error body reports a full queue. `soft`: words for a quota count too."""
     body = read_error(payload)
     if soft and SOFT_QUOTA.search(body.words) and not NO_QUOTA_AT_ALL.search(body.words):
         return True
@@ -136,7 +136,7 @@ def is_full(payload: Any, *, soft: bool = False) -> bool:
 
 
 def batch_problem(payload: Any, endpoint: Endpoint) -> PromptmillError:
-    """Return the error of a batch that the provider refused as a whole; `payload` is its error body."""
+    """Return the error for a batch that the provider refused as a whole. `payload`: the provider's error body."""
     refusal = classify_refusal(400, {}, payload, endpoint).error
     reason = ((refusal.said or {}).get("error") or {}).get("message") or "no reason is given"
     code = Code.RATE_LIMITED if is_full(payload) else refusal.code
@@ -144,9 +144,9 @@ def batch_problem(payload: Any, endpoint: Endpoint) -> PromptmillError:
 
 
 def reply_of(line: JsonObject) -> Reply | None:
-    """Return the reply of a result line in OpenAI's form; None for a damaged line.
+    """Return the reply in a result line of OpenAI's format; None for a damaged line.
 
-    Two forms of failures exist: a response with a status of 400 or more, and an error without a response.
+    Failures have two forms: a response with a status of at least 400, or an error without a response.
     """
     custom_id, response, error = line.get("custom_id"), line.get("response"), line.get("error")
     if not isinstance(custom_id, str) or not (isinstance(response, dict) or error):
@@ -159,7 +159,7 @@ def reply_of(line: JsonObject) -> Reply | None:
             content = body.encode() if isinstance(body, str) else orjson.dumps(body)
             if 100 <= status < 600:
                 return Reply(custom_id, status, content)
-            # some servers leave the status out
+            # some servers omit the status
             return Reply(custom_id, error_status(body) if "error" in body else 200, content)
         if not error:
             return Reply(custom_id, status if status >= 400 else 0, b"")
@@ -167,7 +167,7 @@ def reply_of(line: JsonObject) -> Reply | None:
 
 
 def failed_reply(custom_id: str, error: object) -> Reply:
-    """Return the reply of a request that failed without a response."""
+    """Return the reply for a request that failed without a response."""
     body = read_error({"error": error})
     if any(_NOT_RUN.search(code) for code in body.codes):
         return Reply(custom_id, 0, b"")
@@ -175,7 +175,7 @@ def failed_reply(custom_id: str, error: object) -> Reply:
 
 
 def error_status(error: object) -> int:
-    """Return the HTTP status that fits an error object; 500 for an unknown one."""
+    """Return the HTTP status for an error object; 500 for an unknown error."""
     body = read_error({"error": error})
     if body.status:
         return body.status
@@ -183,7 +183,7 @@ def error_status(error: object) -> int:
 
 
 def rpc_status(code: object) -> int:
-    """Return the HTTP status of a code that is one, or of google.rpc; 0 if the request was cancelled.
+    """Return the HTTP status for a code, which is one or is a code of google.rpc; 0 if the request was cancelled.
 
     >>> rpc_status(8), rpc_status(503), rpc_status(None)
     (429, 503, 500)
@@ -195,12 +195,12 @@ def rpc_status(code: object) -> int:
 
 
 def file_name(batch: PlannedBatch) -> str:
-    """Return the name of a batch's file at the provider; it identifies the file after a crash."""
+    """Return the name of a batch's file at the provider, by which the file is found after a crash."""
     return f"{batch.key}.jsonl"
 
 
 def file_size(batch: PlannedBatch) -> int:
-    """Return the bytes of a batch's file. Raises `storage` if it is missing."""
+    """Return the size of a batch's file in bytes. Raises `storage` if the file is missing."""
     try:
         return batch.file.stat().st_size
     except OSError as error:
@@ -215,9 +215,9 @@ async def only_match(
     batch: PlannedBatch,
     known: Collection[str],
 ) -> BatchState | None:
-    """Return the only batch of a list, newest first, that can be the planned one where the provider stores no label.
+    """Return the only batch in a list (newest first) that may be the planned batch, if the provider stores no label.
 
-    Raises `BatchUnclearError` if several can be.
+    Raises `BatchUnclearError` if several batches may be it.
     """
     since = batch.planned - CLOCK_SKEW_S
     candidates: list[BatchState] = []

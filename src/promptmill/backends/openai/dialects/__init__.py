@@ -1,6 +1,6 @@
-"""The requests and replies of each API: its form is a chat completion's, or becomes one.
+"""The formats of each API's requests and replies. Replies are converted to chat completions.
 
-`DIALECTS` has them by name; `openai` is the name of chat completions.
+`DIALECTS` has the dialects by name. `openai` is the name of chat completions.
 """
 
 from __future__ import annotations

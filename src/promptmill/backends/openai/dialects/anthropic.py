@@ -1,7 +1,7 @@
 """Anthropic's Messages API.
 
-Form: platform.claude.com/docs/en/api/messages, and the types of the package anthropic 2.13.0. A request names no newer
-API version than 2023-06-01, which gateways know as well; `headers` may name another one.
+Format: platform.claude.com/docs/en/api/messages, and the types of the package anthropic 2.13.0. Requests name the API
+version 2023-06-01, which gateways support; `headers` may name a newer version.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ url = same_url
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"messages", "system"})
 DEFAULT_TOKENS = 16_384
-"""The `max_tokens` of requests without one, which the API requires; more is streamed, or may be cut off. Twice as many
-if the model thinks, because its thoughts count."""
+"""The `max_tokens` of requests without a limit, because the API requires one. Larger answers are streamed, or may be
+cut off. The value is doubled for a thinking model, because its thoughts count."""
 
-# Chat completions' parameters without a counterpart.
+# Parameters of chat completions without a counterpart.
 _UNKNOWN = set_of(
     "seed presence_penalty frequency_penalty min_p repetition_penalty n logit_bias logprobs top_logprobs store "
     "modalities audio prediction prompt_cache_key prompt_cache_retention safety_identifier verbosity "
     "web_search_options functions function_call chat_template_kwargs structured_outputs"
 )
-# What models do: platform.claude.com/docs/en/build-with-claude/thinking, .../effort, .../structured-outputs.
+# Facts about models: platform.claude.com/docs/en/build-with-claude/thinking, .../effort, .../structured-outputs.
 _NAMED = re.compile(
     r"claude-(?:(?P<old>[23])|instant|(?P<line>[a-z]+)-(?P<major>\d+)(?:[-.](?P<minor>\d{1,2}))?(?!\d))"
 )
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16_384, "xhigh": 24_576, "max": 24_576}
 _LEAST_BUDGET = 1024
 
-# A paused turn is not continued here. Its answer is cut, so `again: truncated` asks for it again.
+# A paused turn is not continued. Its answer counts as cut off, so `again: truncated` requests it again.
 _FINISHES = {"end_turn": "stop", "stop_sequence": "stop", "tool_use": "tool_calls", "pause_turn": "length"}
 _HOUR: JsonObject = {"type": "ephemeral", "ttl": "1h"}
 _FIVE_MINUTES: JsonObject = {"type": "ephemeral"}
@@ -68,12 +68,12 @@ _READ = frozenset({"type", "role", "content", "stop_reason", "usage", "stop_deta
 
 
 def base(base: str) -> str:
-    """Return the path of the API's base URL, which ends in its version."""
+    """Return the path of the API's base URL, which ends with the version."""
     return versioned(base, "v1")
 
 
 def headers(key: str) -> dict[str, str]:
-    """Return the key and the version."""
+    """Return the headers for the key and the version."""
     return {"anthropic-version": "2023-06-01"} | ({"x-api-key": key} if key else {})
 
 
@@ -81,7 +81,7 @@ def headers(key: str) -> dict[str, str]:
 
 
 def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> Written:
-    """Return the parameters of a request."""
+    """Return the parameters in the format of this API."""
     body = {name: value for name, value in {**sampling, **extra}.items() if value is not None}
     refused = dropped(body, _UNKNOWN)
     if profile.reasoning_models and profile.reasoning_models.search(model):
@@ -104,7 +104,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
 
 
 def _version(model: str) -> tuple[int, int]:
-    """Return the version of a model; an unknown model counts as one of the newest."""
+    """Return the version of a model. An unknown model counts as one of the newest models."""
     match = _NAMED.search(model)
     if match is None:
         return (5, 0)
@@ -119,7 +119,7 @@ def _line(model: str) -> str:
 
 
 def _think(body: JsonDict, model: str, longest: int | None) -> list[str]:
-    """Turn `enable_thinking` and `reasoning_effort` into `thinking` and the effort; return those not supported."""
+    """Convert `enable_thinking` and `reasoning_effort` to `thinking` and the effort. Return unsupported parameters."""
     wanted, effort = body.pop("enable_thinking", None), body.pop("reasoning_effort", None)
     if effort == "none":
         wanted, effort = False, None
@@ -132,7 +132,7 @@ def _think(body: JsonDict, model: str, longest: int | None) -> list[str]:
     if "thinking" in body:
         return refused
     if wanted is False:
-        if version < (5, 0):  # they think on request only
+        if version < (5, 0):  # older models think only on request
             return refused
         if line in {"fable", "mythos"} or (line == "opus" and version >= (5, 5)):
             return ["enable_thinking"]
@@ -151,7 +151,7 @@ def _think(body: JsonDict, model: str, longest: int | None) -> list[str]:
 
 
 def _format(body: JsonDict, model: str) -> str:
-    """Turn `response_format` into a format that the provider enforces, or return instructions for the prompt."""
+    """Convert `response_format` to a format that the provider enforces, or return instructions for the prompt."""
     wanted = body.pop("response_format", None)
     schema = schema_of(wanted) if isinstance(wanted, Mapping) else None
     if wanted is None or schema is None:
@@ -184,16 +184,16 @@ def _tool(function: JsonObject) -> JsonDict:
 
 @dataclass(frozen=True, slots=True)
 class _MarkedPart(TextPart):
-    """A text up to whose end the provider is to cache the request."""
+    """A text with a cache mark: the provider caches the request up to the end of the text."""
 
     mark: JsonObject
 
 
 def marked(conversation: Conversation, characters: int, *, for_an_hour: bool) -> Conversation:
-    """Return a conversation with a mark behind the first `characters` of its texts, up to which a request is cached.
+    """Return a conversation with a cache mark after the first `characters` of its texts.
 
-    A long system prompt gets a mark, too, because more requests may share it. Marks of the caller stay the only ones. A
-    text with a mark within it becomes two blocks.
+    A long system prompt gets a mark too, because more requests may share it. If the caller has set marks, none are
+    added. A text with a mark in the middle becomes two blocks.
     """
     messages = [*conversation.messages]
     if any(_marked(message) for message in messages):
@@ -228,7 +228,7 @@ def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> lis
 
 
 def _marked(message: Message) -> JsonDict:
-    """Return the mark of a message up to which the provider is to cache the request."""
+    """Return the cache mark of a message: the provider caches the request up to it."""
     mark = (message.extra or {}).get("cache_control")
     return {"cache_control": mark} if mark else {}
 
@@ -348,7 +348,7 @@ def _usage(usage: Any) -> JsonDict:
 
 
 def assemble(events: Iterator[JsonDict]) -> JsonDict:
-    """Return the message of a stream, or its error with the usage until then."""
+    """Return the message in a stream; for an error, the error with the usage so far."""
     message: JsonDict = {}
     blocks: dict[int, JsonDict] = {}
     pieces: dict[int, dict[str, list[str]]] = {}
@@ -381,12 +381,12 @@ def _add(pieces: dict[str, list[str]], delta: JsonDict) -> None:
 
 
 def _filled(block: JsonDict, pieces: Mapping[str, list[str]]) -> JsonDict:
-    """Return a block with the pieces of its fields."""
+    """Return a block with its streamed pieces inserted."""
     for name, texts in pieces.items():
         if name == "partial_json":
             written = "".join(texts) or "{}"
             value = orjson.loads(written)
-            block["input"] = written if block.get("type") == "tool_use" else value  # the text is what was streamed
+            block["input"] = written if block.get("type") == "tool_use" else value  # the streamed pieces are JSON text
         else:
             block[name] = str(block.get(name) or "") + "".join(texts)
     return block
@@ -397,7 +397,7 @@ def _given(usage: Any) -> JsonDict:
 
 
 def delta_in(event: JsonDict) -> JsonDict:
-    """Return an event as a delta."""
+    """Convert an event to a delta of a chat completion."""
     match event:
         case {"content_block": {"type": "tool_use"} as block}:
             begun = {"id": block.get("id"), "function": {"name": block.get("name")}}

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, which most endpoints speak, and whose form the replies of all dialects get.
+"""OpenAI's chat completions, the format of most endpoints, to which replies of all dialects are converted.
 
 Format: platform.openai.com/docs/api-reference/chat; its streaming.
 """
@@ -85,16 +85,16 @@ def _pieces(message: Message, images: Mapping[str, bytes]) -> list[bytes]:
 
 
 def completion(*_: Any, **__: Any) -> JsonDict | None:
-    """Return None: a reply has this form already, or it is no answer."""
+    """Return None: a reply already has this format, or is not an answer."""
     return None
 
 
 def assemble(events: Iterator[JsonDict]) -> JsonDict:
-    """Return the completion object of a whole stream, or the first event that reports an error.
+    """Return the completion object for a complete stream, or the first event that reports an error.
 
-    After a part of an answer, the event has that part's usage and `choices`.
+    If an error follows a part of an answer, the event has this part's `choices` and usage.
 
-    Raises `CutOffError` for a stream with neither a finish reason nor an end mark.
+    Raises `CutOffError` if the stream has neither a finish reason nor an end mark.
     """
     completion: JsonDict = {}
     growing = GrowingMessage()

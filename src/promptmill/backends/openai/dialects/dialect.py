@@ -1,10 +1,10 @@
-"""A dialect: one API's form of requests and replies, as pure functions. Each other module here is one.
+"""A dialect: the format of an API's requests and replies, as pure functions. Each other module here is a dialect.
 
     parameters + conversation + images ─▶ the API's body          `parameters`, `conversation`, `url`, `headers`
     the API's reply, or its events ─▶ a chat completion            `assemble`, `completion`, `delta_in`
 
-A reply becomes a chat completion, which `reply.read_payload` reads, so that answers, usage and failures of all APIs are
-judged in one place.
+Replies are converted to chat completions, which `reply.read_payload` reads, so that one place interprets the answers,
+usage and failures of all APIs.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _VERSION = re.compile(r"v\d\w*")
 
 
 class Written(NamedTuple):
-    """The parameters of requests in the form of an API."""
+    """Request parameters in the format of an API."""
 
     body: JsonDict
-    """The fields of the body, without the conversation."""
+    """The fields of the body, except for the conversation."""
     refused: list[str]
     """The parameters that the API does not support."""
     words: str = ""
@@ -36,57 +36,57 @@ class Written(NamedTuple):
 
 
 class Dialect(Protocol):
-    """An API."""
+    """The interface of a dialect module."""
 
     PATH: str
-    """The path of requests behind the base URL."""
+    """The path of requests, after the base URL."""
     STREAMED: JsonObject
-    """The fields of a body that request a streamed reply."""
+    """Fields of the body that request a streamed reply."""
     FILLED: frozenset[str]
-    """The fields of a body that no parameter may set, such as the conversation."""
+    """Fields of the body that a parameter must not set, such as the conversation."""
 
     def base(self, base: str) -> str:
-        """Return the path of the API's base URL, for `base` as users write it."""
+        """Return the path of the API's base URL, for the path that the user wrote."""
         ...
 
     def url(self, url: str, model: str, *, stream: bool) -> str:
-        """Return the URL of a request, for the URL of the endpoint, which ends in `PATH`."""
+        """Return the URL of a request. `url`: the endpoint's URL, which ends with `PATH`."""
         ...
 
     def headers(self, key: str) -> dict[str, str]:
-        """Return the headers of a request besides its content type; `key` may be empty."""
+        """Return the headers of a request, except for its content type. `key` may be empty."""
         ...
 
     def parameters(self, profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> Written:
-        """Return the parameters in the API's form. `extra` ones have chat completions' names, or the API's own."""
+        """Return the parameters in the API's format. `extra` uses the names of chat completions, or the API's own."""
         ...
 
     def conversation(self, conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
-        """Return the fields of the body that hold the conversation, in pieces, without braces.
+        """Return the fields of the body for the conversation, in pieces, without the body's braces.
 
-        `images` maps sources to the JSON string of a `data:` URL, or of the URL of an image on the web. Raises
-        `PromptmillError` for a part that the API cannot carry, and orjson's errors.
+        `images` maps sources to the JSON string of a `data:` URL or of a web image's URL. Raises `PromptmillError` for
+        a part that the API does not support, and orjson's errors.
         """
         ...
 
     def completion(self, payload: JsonDict, headers: Mapping[str, str], /) -> JsonDict | None:
-        """Return a reply as a chat completion; None for an object that is no answer of this API, such as an error."""
+        """Convert a reply to a chat completion; None if it is not an answer of this API, such as an error."""
         ...
 
     def assemble(self, events: Iterator[JsonDict]) -> JsonDict:
-        """Return the reply that a whole stream amounts to, or its error; the end mark is the event `ENDED`.
+        """Return the reply for a complete stream, or its error. The event `ENDED` marks the end.
 
-        Raises `CutOffError` for a stream cut off.
+        Raises `CutOffError` if the stream was cut off.
         """
         ...
 
     def delta_in(self, event: JsonDict) -> JsonDict:
-        """Return the part of the answer in an event of a stream, as the `delta` of a chat completion's stream."""
+        """Return the part of the answer in a stream's event, as the `delta` of a chat completion stream."""
         ...
 
 
 def bearer(key: str) -> dict[str, str]:
-    """Return the header of a key."""
+    """Return the header for a key."""
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -96,17 +96,17 @@ def same_url(url: str, *_: object, **__: object) -> str:
 
 
 def versioned(base: str, version: str) -> str:
-    """Return the path of a base URL with the version of the API at its end, the one it has or `version`."""
+    """Return the path of a base URL with a version at its end: the present version, or else `version`."""
     return base if _VERSION.fullmatch(base.rpartition("/")[2]) else f"{base}/{version}"
 
 
 def set_of(words: str) -> frozenset[str]:
-    """Return the words of a text."""
+    """Return the set of words in a text."""
     return frozenset(words.split())
 
 
 def data_url(encoded: bytes) -> tuple[bytes, bytes] | None:
-    """Return the media type and the base64 text of an encoded image; None for one on the web."""
+    """Return the media type and the base64 text of an encoded image; None for a web image."""
     if not encoded.startswith(b'"data:'):
         return None
     start = encoded.index(b";base64,")
@@ -114,9 +114,9 @@ def data_url(encoded: bytes) -> tuple[bytes, bytes] | None:
 
 
 def text_of_message(message: Message) -> str:
-    """Return the text of a message that can hold no other parts, such as a system message.
+    """Return the text of a message that may only have text parts, such as a system message.
 
-    Raises `PromptmillError` (`unsupported`) if it has some.
+    Raises `PromptmillError` (`unsupported`) if it has other parts.
     """
     content = message.content
     if not isinstance(content, tuple):
@@ -128,12 +128,12 @@ def text_of_message(message: Message) -> str:
 
 
 def unsupported(what: str) -> PromptmillError:
-    """Return the error of a request with a part that the API cannot carry."""
+    """Return the error for a request with a part that the API does not support."""
     return PromptmillError(Code.UNSUPPORTED, f"The API of this endpoint does not accept {what}.", "Leave it out.")
 
 
 def parted(conversation: Conversation) -> tuple[list[Message], list[Message]]:
-    """Return the system messages, wherever they are, and the other turns; a lone system message becomes a turn."""
+    """Return the system messages from anywhere, and the other turns. A lone system message becomes a turn."""
     system = [message for message in conversation.messages if message.role in SYSTEM_ROLES]
     turns = [message for message in conversation.messages if message.role not in SYSTEM_ROLES]
     if system and not turns:
@@ -142,7 +142,7 @@ def parted(conversation: Conversation) -> tuple[list[Message], list[Message]]:
 
 
 def calls_of(message: Message) -> Iterator[tuple[str, str, JsonDict, JsonObject]]:
-    """Yield `(id, name, arguments, call)` of the tool calls of an assistant's turn."""
+    """Yield `(id, name, arguments, call)` for each tool call in an assistant's turn."""
     calls = (message.extra or {}).get("tool_calls")
     for call in calls if isinstance(calls, list | tuple) else ():
         function = call.get("function") or {} if isinstance(call, Mapping) else {}
@@ -151,7 +151,7 @@ def calls_of(message: Message) -> Iterator[tuple[str, str, JsonDict, JsonObject]
 
 
 def object_in(value: Any) -> JsonDict:
-    """Return the arguments of a tool call, which are an object or its JSON text."""
+    """Return the arguments of a tool call as an object; they may be given as its JSON text."""
     if isinstance(value, str):
         try:
             value = orjson.loads(value)
@@ -161,9 +161,9 @@ def object_in(value: Any) -> JsonDict:
 
 
 def functions_in(tools: Any) -> Iterator[tuple[JsonObject, bool]]:
-    """Yield the tools of a request, and whether each is a function in the form of chat completions.
+    """Yield the tools of a request, each with whether it is a function in the format of chat completions.
 
-    The function is then the object below `function`.
+    For a function, the object below `function` is yielded.
     """
     for tool in tools if isinstance(tools, Sequence) and not isinstance(tools, str) else ():
         inner = tool.get("function") if isinstance(tool, Mapping) else None
@@ -171,7 +171,7 @@ def functions_in(tools: Any) -> Iterator[tuple[JsonObject, bool]]:
 
 
 def named_function(choice: Any) -> str | None:
-    """Return the name of the function that a `tool_choice` of chat completions demands."""
+    """Return the name of the function that a `tool_choice` of chat completions requires."""
     match choice:
         case {"type": "function", "function": {"name": str(name)}}:
             return name
@@ -179,7 +179,7 @@ def named_function(choice: Any) -> str | None:
 
 
 def call(identity: str, name: Any, arguments: Any, **more: Any) -> JsonDict:
-    """Return a tool call in the form of chat completions."""
+    """Return a tool call in the format of chat completions."""
     text = arguments if isinstance(arguments, str) else orjson.dumps(arguments or {}).decode()
     return {"id": identity, "type": "function", "function": {"name": name, "arguments": text}, **more}
 
@@ -187,7 +187,7 @@ def call(identity: str, name: Any, arguments: Any, **more: Any) -> JsonDict:
 def chat_completion(
     payload: JsonObject, known: frozenset[str], message: JsonDict, finish: Any, usage: Any, **choice: Any
 ) -> JsonDict:
-    """Return a chat completion of these parts, with the fields of `payload` that are not `known`."""
+    """Return a chat completion of these parts. Fields of `payload` that are not in `known` are kept."""
     kept = {name: value for name, value in payload.items() if name not in known}
     message = {"role": "assistant", **{name: value for name, value in message.items() if value}}
     message.setdefault("content", "")
@@ -196,7 +196,7 @@ def chat_completion(
 
 
 def chat_usage(prompt: Any, completion: Any, cached: Any, written: Any = 0, reasoning: Any = 0) -> JsonDict:
-    """Return a usage in the form of chat completions; a count that is no number is 0."""
+    """Return a usage in the format of chat completions. A count that is not a number becomes 0."""
     prompt, completion, cached, written, reasoning = (
         count if type(count) is int else 0 for count in (prompt, completion, cached, written, reasoning)
     )
@@ -210,7 +210,7 @@ def chat_usage(prompt: Any, completion: Any, cached: Any, written: Any = 0, reas
 
 
 def joined(parts: Iterable[Sequence[bytes]]) -> list[bytes]:
-    """Return the pieces of a JSON list with these elements, each in pieces."""
+    """Return a JSON list of these elements, in pieces; each element is given in pieces."""
     pieces = [b"["]
     for part in parts:
         pieces += [*part, b","]
@@ -220,6 +220,6 @@ def joined(parts: Iterable[Sequence[bytes]]) -> list[bytes]:
 
 
 def dropped(body: JsonDict, names: frozenset[str]) -> list[str]:
-    """Remove the parameters of these names from `body`; return those that ask for something."""
+    """Remove these parameters from `body`. Return the names of those that request something."""
     present = [name for name in body if name in names]
     return [name for name in present if body.pop(name) is not False]

@@ -1,6 +1,6 @@
 """Google's Gemini API, `generateContent`.
 
-Form: ai.google.dev/api/generate-content, and the types of the package google-genai 3.6.1. The model is in the URL.
+Format: ai.google.dev/api/generate-content, and the types of the package google-genai 3.6.1. The URL names the model.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PATH = "/models"
 STREAMED: JsonObject = {}
 FILLED = frozenset({"contents", "systemInstruction", "system_instruction"})
 OPENAI_LAYER = "/openai"
-"""The path of the provider's chat completions behind the base URL."""
+"""The path of the provider's chat completions after the base URL."""
 
 _CONFIG = {
     "temperature": "temperature",
@@ -58,7 +58,7 @@ _CONFIG = {
     "responseModalities": "responseModalities",
     "mediaResolution": "mediaResolution",
 }
-"""Parameters → fields of `generationConfig`."""
+"""The field of `generationConfig` for each parameter."""
 _UNKNOWN = set_of(
     "min_p repetition_penalty n logit_bias modalities audio prediction prompt_cache_key prompt_cache_retention "
     "safety_identifier verbosity web_search_options functions function_call chat_template_kwargs user metadata "
@@ -84,13 +84,13 @@ _TYPES = {"wav": "audio/wav", "mp3": "audio/mp3"}
 
 
 def base(base: str) -> str:
-    """Return the path of the API's base URL, which ends in its version."""
+    """Return the path of the API's base URL, which ends with the version."""
     base = base.removesuffix(OPENAI_LAYER)
     return versioned(base, "v1beta")
 
 
 def url(url: str, model: str, *, stream: bool) -> str:
-    """Return the URL of a model's method."""
+    """Return the URL of the model's method."""
     parts = urlsplit(url)
     name = quote(model.removeprefix("models/"), safe="/-._~:@")
     tuned = "/" in name  # such as tunedModels/NAME
@@ -101,7 +101,7 @@ def url(url: str, model: str, *, stream: bool) -> str:
 
 
 def headers(key: str) -> dict[str, str]:
-    """Return the key."""
+    """Return the header for the key."""
     return {"x-goog-api-key": key} if key else {}
 
 
@@ -109,7 +109,7 @@ def headers(key: str) -> dict[str, str]:
 
 
 def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> Written:
-    """Return the parameters of a request."""
+    """Return the parameters in the format of this API."""
     given = {**sampling, **extra}
     body = {name: value for name, value in given.items() if value is not None and name not in {"model", "store"}}
     refused = dropped(body, _UNKNOWN)
@@ -119,7 +119,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
     if isinstance(config.get("stopSequences"), str):
         config["stopSequences"] = [config["stopSequences"]]
     if type(seed := config.get("seed")) is int:
-        config["seed"] = seed % 2**31  # it has 32 bits there
+        config["seed"] = seed % 2**31  # the API's seed has 32 bits
     if body.pop("logprobs", None):
         config["responseLogprobs"] = True
         if top := body.pop("top_logprobs", 0):
@@ -138,7 +138,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
 
 
 def _thinking(body: JsonDict, profile: ProviderProfile, model: str) -> tuple[JsonDict, list[str]]:
-    """Return `thinkingConfig` for `enable_thinking` and `reasoning_effort`, and those that are not supported."""
+    """Return `thinkingConfig` for `enable_thinking` and `reasoning_effort`, and the unsupported ones of these."""
     wanted, effort = body.pop("enable_thinking", None), body.pop("reasoning_effort", None)
     if effort == "none":
         wanted, effort = False, None
@@ -160,7 +160,7 @@ def _thinking(body: JsonDict, profile: ProviderProfile, model: str) -> tuple[Jso
 
 
 def _format(body: JsonDict, config: JsonDict) -> str:
-    """Turn `response_format` into a format that the provider enforces, or return instructions for the prompt."""
+    """Convert `response_format` to a format that the provider enforces, or return instructions for the prompt."""
     wanted = body.pop("response_format", None)
     schema = schema_of(wanted) if isinstance(wanted, Mapping) else None
     if wanted is None or schema is None:
@@ -208,7 +208,7 @@ def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> lis
         pieces = [b'"systemInstruction":%b,' % orjson.dumps({"parts": parts})]
     names = {identity: name for message in turns for identity, name, *_ in calls_of(message)}
     spoken = [("model" if message.role == "assistant" else "user", _parts(message, images, names)) for message in turns]
-    contents = [  # turns of one side are one content: all results of parallel calls must follow these together
+    contents = [  # turns of one side form one content: results of parallel calls must follow them together
         [b'{"role":"%b","parts":' % role.encode(), *joined(part for _, parts in same for part in parts), b"}"]
         for role, same in itertools.groupby(spoken, key=lambda one: one[0])
     ]
@@ -234,7 +234,7 @@ def _parts(message: Message, images: Mapping[str, bytes], names: Mapping[str, st
 
 
 def _signature(whole_call: JsonObject) -> Any:
-    """Return the signature of the thought behind a tool call, where Google's chat completions put it."""
+    """Return the signature of a tool call's thought, from the field of Google's chat completions."""
     match whole_call:
         case {"extra_content": {"google": {"thought_signature": signature}}}:
             return signature
@@ -258,7 +258,7 @@ def _part(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) -
 
 
 def completion(payload: JsonDict, headers: Mapping[str, str]) -> JsonDict | None:
-    """Return a response as a chat completion."""
+    """Convert a response to a chat completion."""
     if _SIGNS.isdisjoint(payload) or payload.get("error"):
         return None
     usage = _usage(payload.get("usageMetadata"))
@@ -309,7 +309,7 @@ def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict
         choice["logprobs"] = {"content": probabilities}
     finish = _finish(reason, calls=bool(calls))
     if finish == "stop" and not content.get("parts"):
-        finish = None  # it said nothing, which another attempt may change
+        finish = None  # the answer is empty, which another attempt may change
     return chat_completion(payload, _READ, message, finish, usage, **choice)
 
 
@@ -340,7 +340,7 @@ def _tier(payload: JsonObject, headers: Mapping[str, str]) -> str:
 
 
 def _logprobs(result: Any) -> list[JsonDict]:
-    """Return the log probabilities in the form of chat completions."""
+    """Return the log probabilities in the format of chat completions."""
     if not isinstance(result, dict):
         return []
     chosen = [one for one in result.get("chosenCandidates") or () if isinstance(one, dict)]
@@ -357,7 +357,7 @@ def _probability(one: Any) -> JsonDict:
 
 
 def assemble(events: Iterator[JsonDict]) -> JsonDict:
-    """Return the response of a stream, or its error with the usage until then."""
+    """Return the response in a stream; for an error, the error with the usage so far."""
     whole: JsonDict = {}
     candidate: JsonDict = {}
     parts: list[Any] = []
@@ -377,7 +377,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
 
 
 def delta_in(event: JsonDict) -> JsonDict:
-    """Return an event as a delta, without its tool calls: each comes whole, and at the end of the stream."""
+    """Convert an event to a delta without tool calls, because a call arrives complete at the end of the stream."""
     texts = {"content": "", "reasoning_content": ""}
     for part in event["candidates"][0]["content"]["parts"]:
         texts["reasoning_content" if part.get("thought") is True else "content"] += part.get("text", "")

@@ -1,6 +1,6 @@
-"""OpenAI's Responses API, without state: nothing is stored at the provider without `store`.
+"""OpenAI's Responses API without state: the provider stores nothing, unless `store` is set.
 
-Form: developers.openai.com/api/reference/resources/responses, and the types of the package openai 3.57.0.
+Format: developers.openai.com/api/reference/resources/responses, and the types of the package openai 3.57.0.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ url, headers = same_url, bearer
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"input", "background"})
 
-# Chat completions' parameters without a counterpart.
+# Parameters of chat completions without a counterpart.
 _UNKNOWN = set_of(
     "seed stop presence_penalty frequency_penalty n logit_bias modalities audio prediction web_search_options "
     "functions function_call structured_outputs"
@@ -58,7 +58,7 @@ def base(base: str) -> str:
 
 
 def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> Written:
-    """Return the parameters of a request."""
+    """Return the parameters in the format of this API."""
     given = {name: value for name, value in {**sampling, **extra}.items() if value is not None}
     words = ""
     wanted = given.pop("response_format", None)
@@ -132,7 +132,7 @@ def _part(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) -
 
 
 def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
-    """Return a response as a chat completion."""
+    """Convert a response to a chat completion."""
     items = payload.get("output")
     if not isinstance(items, list) or payload.get("error"):
         return None
@@ -207,7 +207,7 @@ def assemble(events: Iterator[JsonDict]) -> JsonDict:
 
 
 def delta_in(event: JsonDict) -> JsonDict:
-    """Return an event as a delta."""
+    """Convert an event to a delta of a chat completion."""
     match event:
         case {"type": "response.output_text.delta", "delta": text}:
             return {"content": text}

@@ -1,20 +1,20 @@
-"""The limit of requests in flight to an endpoint, found from its refusals and from its answers per second.
+"""The limit of requests in flight to an endpoint, derived from its refusals and its answers per second.
 
-`AdaptiveLimit` finds the endpoint's own limit by its refusals. It doubles per round trip until more requests are
-refused than an endpoint refuses at random. Then it tries a lower limit. If refusals stop, that is the endpoint's
-limit; from then on a little more is tried from time to time. If refusals continue at the same rate, they do not
-depend on the number in flight, and the limit returns to where it was and grows again.
+`AdaptiveLimit` finds the endpoint's own limit from refusals. The limit doubles per round trip until more requests are
+refused than chance explains. Then a lower limit is tried. If refusals stop, this is the endpoint's limit, and a
+slightly higher limit is tried from time to time. If refusals continue at the same rate, they do not depend on the
+number in flight; the earlier limit is restored and grows again.
 
-Each refusal closes one place at once, and answers reopen closed places, so that nothing storms during a trial. The
-doubling is TCP's slow start (V. Jacobson, 1988). The trial is what keeps random refusals, which shared providers
-give, from costing speed.
+Each refusal closes one place immediately, and answers reopen places, so that a trial causes no storm of requests. The
+doubling is TCP's slow start (V. Jacobson, 1988). Because of the trial, random refusals, which are common at shared
+providers, do not cost speed.
 
-`ThroughputSearch` sets the bound of the limit for a server of the operator's own, which seldom refuses. A server that
-batches continuously answers more requests per second the more it has in flight, up to a point; beyond it each answer
-only takes longer. The bound is doubled while that pays, then set to where the gain ended, and from there a little more
-is tried from time to time. A server that publishes how many requests wait inside it is not sent more than it computes:
-vLLM always publishes this (docs.vllm.ai, "Production Metrics"), SGLang and llama.cpp when started with a switch, as
-Prometheus text at `/metrics` next to the API.
+`ThroughputSearch` sets the upper bound of the limit for an operator's own server, which seldom refuses. With continuous
+batching, a server answers more requests per second the more are in flight, up to a point; beyond this point, each
+answer only takes longer. The bound is doubled while this pays, then set to the point where the gain ended, and a
+slightly higher bound is tried from time to time. A server that publishes its number of waiting requests does not get
+more than it computes: vLLM always publishes it (docs.vllm.ai, "Production Metrics"), SGLang and llama.cpp if started
+with an option, as Prometheus text at `/metrics` next to the API.
 """
 
 from __future__ import annotations
@@ -28,35 +28,34 @@ from typing import NamedTuple
 
 from promptmill.backends.protocol import ignored
 
-# A refusal comes at once, an answer after seconds: places that were taken this long ago without a refusal are granted.
+# A refusal comes at once, an answer after seconds: places taken this long ago without a refusal are granted.
 QUIET_S = 0.2
 _START = 64
-# While the limit doubles, this share of refusals does not start a trial …
+# While the limit doubles, a smaller share of refusals starts no trial …
 _TOLERATED = 0.1
 # … and refusals beyond this share never count as random.
 _RANDOM_BELOW = 0.2
 _CUT = 0.85
 _GENTLE_CUT = 0.95
-# A trial is over when the share of refusals before it would have brought this many, or after so many limits' worth of
-# answers.
+# A trial ends when the earlier share of refusals would have caused this many, or after this many answers per place.
 _TELLING = 8
 _TRIAL_LIMITS = 4
-# Rounds at a limit that was found, before a little more is tried. A rest that doubles from 2 to 32 is no faster.
+# Rounds at a found limit before a slightly higher limit is tried. A wait that doubles from 2 to 32 is no faster.
 _REST = 16
 _LONGEST_REST = 32
 _KEPT_ROUNDS = 8
 _FIRST_STEP = 0.02
 
-# Doubling the limit must bring this share of the gain that a server with time to spare would bring. This is a choice of
-# shorter answers over a higher rate: where the rate grows like n / (1 + n / 100), the search stops at 146 in flight,
-# with 0.65 of the rate of 1000 in flight.
+# Doubling the limit must bring this share of the gain that a server with spare capacity would bring. The value prefers
+# short answers to a high rate: if the rate grows like n / (1 + n / 100), the search stops at 146 in flight, with 0.65
+# of the rate at 1000 in flight.
 _PAYS = 0.7
-# A small step must bring this share of its size.
+# A small step must bring this share of its relative size.
 _PAYS_STILL = 0.4
 _STEP = 0.1
 _FEWEST_ANSWERS = 32
 _BUSY = 0.8
-# A sample of the text format: name, perhaps labels, value. One line per engine or model, to be added up.
+# A sample in the text format: name, perhaps labels, value. Values of several engines or models are added.
 _WAITING = re.compile(
     rb"^(?:vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred|tgi_queue_size)"
     rb"(?:\{[^\n}]*\})? +([0-9.eE+]+)(?: .*)?$",
@@ -66,7 +65,7 @@ _WAITING = re.compile(
 
 @dataclass(slots=True)
 class _Count:
-    """Requests sent since a round began, and how many of them were answered or refused."""
+    """The requests sent since the start of a round, and how many of them were answered or refused."""
 
     since: int
     sent: int = 0
@@ -79,15 +78,15 @@ class _Count:
         return self.refused / self.sent if self.sent else 0.0
 
     def exceeds(self, share: float, deviations: float = 3.0) -> bool:
-        """Return whether there are more refusals than `share` explains, by this many standard deviations."""
+        """Return whether the refusals exceed what `share` explains, by this number of standard deviations."""
         expected = share * self.sent
         return self.refused > expected + deviations * math.sqrt(expected + 1)
 
 
 class _Rounds:
-    """The present round and earlier ones, whose refusals may still arrive.
+    """The present round, and earlier rounds whose refusals may still arrive.
 
-    A round ends with the answer to a request that was sent in it, or when it stays quiet.
+    A round ends when a request sent in it is answered, or when it stays quiet.
     """
 
     __slots__ = ("_kept", "full", "in_a_row", "lag", "now", "number")
@@ -95,16 +94,16 @@ class _Rounds:
     def __init__(self) -> None:
         self.number = 0
         self.full = -2
-        """The last round in which all places were taken."""
+        """The number of the last round in which all places were taken."""
         self.in_a_row = 0
-        """Refusals without an answer in between."""
+        """Consecutive refusals without an answer between them."""
         self.lag = 0
-        """The most rounds that ended before a refusal of one of their requests came."""
+        """The largest number of rounds between sending a request and its refusal."""
         self.now = _Count(0)
         self._kept = deque([self.now], _KEPT_ROUNDS)
 
     def begin(self, *, forget: bool = False) -> None:
-        """Begin the next round; with `forget`, the refusals that still come from earlier rounds no longer count."""
+        """Start the next round. With `forget`, refusals from earlier rounds no longer count."""
         if forget:
             self._kept.clear()
         self.number += 1
@@ -112,7 +111,7 @@ class _Rounds:
         self._kept.append(self.now)
 
     def refused(self, number: int) -> _Count | None:
-        """Count a refusal in the round of its request; return that round's count, or None if the round is too old."""
+        """Count a refusal in its request's round. Return the round's count, or None if the round is too old."""
         age = self.number - number
         if age >= len(self._kept):
             return None
@@ -126,50 +125,50 @@ class _Trial(NamedTuple):
     """The trial of a lower limit."""
 
     before: _Count
-    """The requests whose refusals led to it."""
+    """The counts that led to the trial."""
     limit: float
-    """The limit to return to."""
+    """The limit to restore if the trial fails."""
 
 
 @dataclass(slots=True)
 class _Search:
-    """The search for a slightly higher limit than the one found."""
+    """The search for a limit slightly higher than the found limit."""
 
     proven: float
-    """The last limit without unusual refusals."""
+    """The last limit without an unusual number of refusals."""
     found: float = 0.0
-    """The endpoint's own limit; 0: not met yet."""
+    """The endpoint's own limit; 0: not yet found."""
     step: float = 1.0
     rest: int = 0
-    """Rounds before the next try."""
+    """The number of rounds before the next try."""
 
 
 class AdaptiveLimit:
-    """The most requests in flight to one endpoint.
+    """The limit of requests in flight to one endpoint.
 
-    Requests carry the number of their round (`taken`), so that their refusals are counted where they were sent.
+    A request carries the number of its round (from `taken`), so that its refusal is counted in this round.
     """
 
     def __init__(self, most: int, *, adaptive: bool = True) -> None:
-        """`most` is the configured bound; without `adaptive` the limit stays there."""
+        """`most`: the configured upper bound. Without `adaptive`, the limit stays at this bound."""
         self._most = most
         self._adaptive = adaptive
         self._limit = float(min(most, _START) if adaptive else most)
-        self._size = self._limit  # the limit less the places that refusals closed
+        self._size = self._limit  # the limit minus the places that refusals closed
         self.size = int(self._limit)
-        """Requests that may be in flight now; at least 1."""
+        """The number of requests that may be in flight now; at least 1."""
         self.resized: Callable[[], None] = ignored
         """Called when `size` has changed."""
         self._ramping = adaptive
-        self._random = 0.0  # the share of refusals that does not depend on the number in flight
+        self._random = 0.0  # the share of refusals that is independent of the number in flight
         self._rounds = _Rounds()
-        self._level = _Count(0)  # all requests since the limit was last changed
+        self._level = _Count(0)  # all requests since the last change of the limit
         self._trial: _Trial | None = None
         self._search = _Search(self._limit)
 
     @property
     def most(self) -> int:
-        """The upper bound of the limit; may be changed at any time."""
+        """The upper bound of the limit. It may be changed at any time."""
         return self._most
 
     @most.setter
@@ -188,12 +187,12 @@ class AdaptiveLimit:
 
     @property
     def may_grow(self) -> bool:
-        """Whether it is below its bound and allowed to change."""
+        """Whether the limit is below its bound and may change."""
         return self._adaptive and self._limit < self._most
 
     @property
     def may_double(self) -> bool:
-        """Whether `stayed_quiet` may raise it."""
+        """Whether `stayed_quiet` may raise the limit."""
         return self._ramping and self._trial is None and self._limit < self._most and self._rounds.in_a_row < _TELLING
 
     @property
@@ -205,7 +204,7 @@ class AdaptiveLimit:
         return max(self._random, _TOLERATED)
 
     def taken(self, in_flight: int) -> int:
-        """Count a request that is sent as the `in_flight`th; return the number of its round."""
+        """Count a request that brings the number in flight to `in_flight`. Return the number of its round."""
         rounds = self._rounds
         if self._adaptive:
             rounds.now.sent += 1
@@ -215,18 +214,18 @@ class AdaptiveLimit:
         return rounds.number
 
     def stayed_quiet(self, round_number: int) -> None:
-        """Note that all places have been taken since `round_number` for `QUIET_S` and that round has not ended."""
+        """Report that all places were taken since `round_number` for `QUIET_S`, and that this round has not ended."""
         if self.may_double and round_number == self._rounds.number and not self._rounds.now.exceeds(self._tolerated):
             self._widen(self._limit)
             self._rounds.begin()
 
     def accepted(self, round_number: int, *, may_grow: bool = True) -> None:
-        """Count an answer. Without `may_grow`, more in flight would not help."""
+        """Count an answer. Without `may_grow`, a higher limit would not help."""
         if not self._adaptive:
             return
         self._rounds.in_a_row = 0
         if may_grow and self.may_double and self._in_use:
-            self._widen(1)  # one more per answer doubles the limit per round trip
+            self._widen(1)  # one more per answer doubles the limit with each round trip
         if self._size < self._limit:
             closed = self._limit - self._size
             self._resize(self._size + min(closed, 2 * closed / self._limit + self._random))
@@ -249,7 +248,7 @@ class AdaptiveLimit:
         trial, level = self._trial, self._level
         if self._size == 1.0 < self._limit and self._rounds.in_a_row >= _TELLING:
             self._start_over()
-        elif trial is not None and round_number < level.since:  # sent before the trial: part of what led to it
+        elif trial is not None and round_number < level.since:  # sent before the trial: one of its reasons
             self._limit = min(self._limit, self._size)
             trial.before.refused += round_number >= trial.before.since
         else:
@@ -260,12 +259,12 @@ class AdaptiveLimit:
                 self._consider_trial(count)
 
     def _consider_trial(self, count: _Count) -> None:
-        """Try less if a round has more refusals than chance explains."""
+        """Try a lower limit if a round has more refusals than chance explains."""
         if count.exceeds(self._tolerated if self._ramping else self._random):
             self._try_less(1.0 if self._ramping else _GENTLE_CUT)
 
     def _start_over(self) -> None:
-        """Start again with one request, because all requests are refused, as beyond a limit per minute."""
+        """Start again with one request, because all requests are refused, as happens beyond a limit per minute."""
         self._limit = self._search.proven = 1.0
         self._resize(1.0)
         self._ramping, self._trial, self._search.found = True, None, 0.0
@@ -285,27 +284,27 @@ class AdaptiveLimit:
             self.resized()
 
     def _next_level(self) -> None:
-        """Start new counts, after a decision on the refusals so far."""
+        """Reset the counts after a decision on the refusals so far."""
         self._rounds.begin(forget=True)
         self._level = _Count(self._rounds.number)
 
     def _try_less(self, factor: float) -> None:
-        """Try a lower limit for a while, to see whether refusals become rarer."""
+        """Try a lower limit for a while, to test whether refusals become rarer."""
         self._trial = _Trial(self._level, self._limit)
         self._limit = max(1.0, self._size * factor)
         self._resize(self._limit)
         self._next_level()
 
     def _judge(self, trial: _Trial, *, answered: bool) -> None:
-        """End the trial once it has shown whether the lower limit helps."""
+        """End the trial when it has shown whether the lower limit helps."""
         now, before = self._level, trial.before
         if now.exceeds(_RANDOM_BELOW, 2):
             return self._try_less(_CUT)
         if now.refused >= 0.6 * _TELLING and now.share >= 0.5 * before.share:
             return self._return_from(trial)
-        if not answered:  # more refusals of requests that were sent with these may be on their way
+        if not answered:  # further refusals of requests sent at the same time may be on their way
             return None
-        likely = before.refused / (before.sent + 100)  # the share before is the highest of many, so take somewhat less
+        likely = before.refused / (before.sent + 100)  # the earlier share is the highest of many: lower it
         if now.answered < min(_TELLING / max(likely, 1e-9), _TRIAL_LIMITS * self._limit + _TELLING):
             return None
         if now.refused > 0.3 * now.sent * likely:
@@ -322,14 +321,14 @@ class AdaptiveLimit:
         self._next_level()
 
     def _begin_rest(self) -> None:
-        """Stay for some rounds, then try a little more."""
+        """Keep the limit for some rounds, then try a slightly higher limit."""
         self._search.step = max(1.0, _FIRST_STEP * self._limit)
         self._search.rest = _REST
         self._trial = None
         self._next_level()
 
     def _end_round(self, *, may_grow: bool) -> None:
-        """Rest at the limit that was found, or raise it; the step doubles after each round without more refusals."""
+        """Keep the found limit, or raise it. The step doubles after each round without unusual refusals."""
         search, level, expected = self._search, self._level, self._random * self._level.sent
         if search.rest > 0:
             search.rest -= 1
@@ -350,10 +349,10 @@ class AdaptiveLimit:
 
 
 class ThroughputSearch:
-    """Sets the bound of `limit`, from its present size up to `most`.
+    """Sets the bound of `limit`, between its present size and `most`.
 
-    By Little's law, the answers per second are the requests in flight divided by the seconds of an answer. If the
-    server reports the tokens of its answers, tokens are counted in place of answers, whose lengths then do not matter.
+    By Little's law, the answers per second are the requests in flight divided by the seconds per answer. If the server
+    reports the tokens of answers, tokens are counted instead of answers, so that lengths do not matter.
     """
 
     def __init__(self, limit: AdaptiveLimit, most: int) -> None:
@@ -362,14 +361,14 @@ class ThroughputSearch:
         self._doubling = True
         self._base: tuple[float, float] | None = None  # the best level so far: (in flight, answered per second)
         self._step = _STEP
-        self._rest = 0  # levels' worth of answers before the next try
+        self._rest = 0  # answers, in multiples of the level, before the next try
         self._rests = 2
         self._begin(limit.size)
 
     def answered(self, round_number: int, in_flight: int, answer_s: float, tokens: int) -> None:
-        """Count an answer that came while `in_flight` requests were out, itself included.
+        """Count an answer that arrived while `in_flight` requests, including its own, were in flight.
 
-        `round_number` is from `AdaptiveLimit.taken`; `tokens` is 0 where the server does not report them.
+        `round_number`: from `AdaptiveLimit.taken`. `tokens`: 0 if the server does not report them.
         """
         if round_number < self._since:
             return
@@ -381,7 +380,7 @@ class ThroughputSearch:
             self._decide()
 
     def waits(self, waiting: float, in_flight: int) -> None:
-        """Note the number of requests that wait inside the server, ours (`in_flight`) and other clients'."""
+        """Report the number of requests that wait inside the server: ours (`in_flight`) and those of other clients."""
         if waiting > 0.05 * in_flight:
             self._doubling = False
             self._base = None
@@ -396,7 +395,7 @@ class ThroughputSearch:
 
     def _decide(self) -> None:
         level = self._in_flight / self._answers
-        if level < _BUSY * self._limit.most or self._seconds <= 0:  # too little to do: this shows nothing
+        if level < _BUSY * self._limit.most or self._seconds <= 0:  # there was too little work for a conclusion
             return self._begin(self._limit.most)
         rate = level * self._tokens / self._seconds
         if self._base is None or self._rest:
@@ -413,7 +412,7 @@ class ThroughputSearch:
             self._step = min(1.0, 2 * self._step)
             self._rests = 2
             return self._begin(self._wider(level))
-        if self._doubling:  # as many as reach this rate at the base's speed
+        if self._doubling:  # the number in flight that reaches this rate at the base's speed
             self._doubling = False
             self._base = None
             return self._begin(max(base_level, min(level, base_level * rate / base_rate)))
@@ -427,7 +426,7 @@ class ThroughputSearch:
 
 
 def waiting_in(page: bytes) -> float | None:
-    """Return the number of waiting requests on a page of metrics; None if it has none."""
+    """Return the number of waiting requests on a metrics page; None if the page lacks it."""
     numbers = _WAITING.findall(page)
     try:
         return sum(map(float, numbers)) if numbers else None

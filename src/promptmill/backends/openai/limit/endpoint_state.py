@@ -1,4 +1,4 @@
-"""The state of one endpoint: its requests and their limit, whether it is usable, and the time of the next request."""
+"""The state of one endpoint: its requests and their limit, its health, and the time of its next request."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from promptmill.config.settings import OpenAISettings
 from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, PromptmillError
 
-# As many refusals in a row, without a success, concern the endpoint and not single items. A filter that refuses a third
-# of all prompts does so once in 40 million.
+# This number of consecutive refusals concerns the endpoint, not single items. A filter that refuses a third of all
+# prompts does this once in 40 million.
 SEVERAL = 16
 _FADING = 0.1
 _LOAD_PERIOD_S, _PAGE_S = 1.0, 1.0
-# The bound of the requests in flight to a server of the operator's own, if `concurrency` is not set.
+# The upper bound of requests in flight to an operator's own server, if `concurrency` is not set.
 _MOST_OWN = 1024
 
 
 class Permit:
-    """The right to send one request to `endpoint_state`, given at `at`."""
+    """The right to send one request to `endpoint_state`, given at the time `at`."""
 
     __slots__ = ("at", "endpoint_state", "idle_s", "round_number", "serial")
 
@@ -36,27 +36,27 @@ class Permit:
         self.endpoint_state = endpoint_state
         self.at = at
         self.serial = serial
-        """The number of the request at the endpoint, from 1."""
+        """The number of the request at this endpoint, from 1."""
         self.round_number = round_number
-        """From `AdaptiveLimit.taken`."""
+        """The round, from `AdaptiveLimit.taken`."""
         self.idle_s = idle_s
-        """From `LoopThrottle.idle_s`."""
+        """The idle time, from `LoopThrottle.idle_s`."""
 
 
 @dataclass(slots=True)
 class Load:
-    """The requests at an endpoint, and how many there may be at a time."""
+    """The requests at an endpoint, and their limit."""
 
     limit: AdaptiveLimit
     search: ThroughputSearch | None
-    """Sets the bound of `limit` for a server of the operator's own."""
+    """Sets the bound of `limit` for an operator's own server."""
     in_flight: int = 0
     sent: int = 0
-    """Requests so far; the serial of the newest."""
+    """The number of requests so far, which is the serial of the newest request."""
     rejections: int = 0
-    """Requests that were refused for load so far."""
+    """The number of requests refused because of load so far."""
     answer_s: float = 0.0
-    """Moving average of the time to an answer; 0: none yet."""
+    """The moving average of the time to an answer; 0: no answer yet."""
     watched: bool = False
     """Whether a check is scheduled that raises the limit if all places stay taken without a refusal."""
 
@@ -74,37 +74,36 @@ class Health:
 
     successes: int = 0
     succeeded_at: int = 0
-    """`Load.sent` when the last success came."""
+    """The value of `Load.sent` at the last success."""
     newest_success: int = 0
-    """The highest serial of a request that succeeded."""
+    """The highest serial of a successful request."""
     has_listened: bool = False
-    """Whether it ever accepted a connection."""
+    """Whether the endpoint has ever accepted a connection."""
     losses: int = 0
-    """Lost connections since the last success."""
+    """The number of lost connections since the last success."""
     refusals: int = 0
-    """Refusals in a row that would concern all items, with the code `refused_as`."""
+    """The number of consecutive refusals that would concern all items, with the code `refused_as`."""
     refused_as: Code | None = None
     blocked: PromptmillError | None = None
-    """The error that ends the use of this endpoint."""
+    """The error because of which this endpoint is no longer used."""
     suspected: PromptmillError | None = None
-    """An error that may have to block it: it refused before it ever answered, and other requests are on their way."""
+    """An error that may block the endpoint: a refusal before any answer, while other requests are in flight."""
     trouble: Trouble | None = None
 
 
 @dataclass(slots=True)
 class Pause:
-    """When the next request may go to an endpoint, after strikes or at its request."""
+    """The time of the next request to an endpoint, after strikes or because the endpoint requested a wait."""
 
     until: float = 0.0
     used_up_until: float = 0.0
-    """The part of it that an answer reported; an answer to a request that was sent after the last strike ends the rest.
-
-    Otherwise a call that has ended would leave its pause to the next one.
+    """The part of the pause that an answer reported. An answer to a request sent after the last strike ends the rest of
+    the pause; otherwise an ended call would leave its pause to the next call.
     """
     strikes: int = 0
-    """Strikes in a row; while there are any, one request at a time probes the endpoint."""
+    """The number of consecutive strikes. After a strike, one request at a time probes the endpoint."""
     struck_at: int = 0
-    """`Load.sent` at the last strike."""
+    """The value of `Load.sent` at the last strike."""
     probe: Permit | None = None
 
 
@@ -125,7 +124,7 @@ class EndpointState:
         *,
         throttle: LoopThrottle | None = None,
     ) -> None:
-        """The limit does not grow while `throttle` measures that this process, not the endpoint, limits the rate."""
+        """While `throttle` shows that this process, not the endpoint, limits the rate, the limit does not grow."""
         self.endpoint = endpoint
         self.encoder = encoder
         limit = AdaptiveLimit(settings.concurrency, adaptive=settings.adaptive)
@@ -148,11 +147,11 @@ class EndpointState:
 
     @property
     def may_be_probed(self) -> bool:
-        """Whether a call that has sent nothing yet may try it during a pause that other calls have caused."""
+        """Whether a call that has not sent anything may try the endpoint during a pause caused by other calls."""
         return self.pause.strikes > 0 and not (self.pause.probe or self.health.blocked or self.health.suspected)
 
     def enter(self, now: float) -> Permit:
-        """Take a place for one request."""
+        """Take a place for one request, and return its permit."""
         load = self.load
         load.in_flight = in_flight = load.in_flight + 1
         load.sent = serial = load.sent + 1
@@ -171,9 +170,9 @@ class EndpointState:
             health.blocked, health.suspected = health.suspected, None
 
     def succeeded(self, permit: Permit, tokens: int = 0) -> float:
-        """Count a response that shows that the endpoint works; `tokens` is the length of its answer. Before `leave`.
+        """Count a response that shows that the endpoint works. `tokens`: the answer's length. Call it before `leave`.
 
-        Returns the time.
+        Return the present time.
         """
         load, health = self.load, self.health
         health.successes += 1
@@ -187,7 +186,7 @@ class EndpointState:
         limit, search = load.limit, load.search
         may_grow = search is not None or limit.may_grow
         if may_grow and self._throttle.is_limit(permit.at, permit.idle_s, now):
-            may_grow = False  # this process is the limit, not the endpoint
+            may_grow = False  # this process, not the endpoint, limits the rate
         if search is not None and may_grow:
             search.answered(permit.round_number, load.in_flight, answer_s, tokens)
         limit.accepted(permit.round_number, may_grow=may_grow)
@@ -200,10 +199,10 @@ class EndpointState:
         if pause.strikes and permit.serial > pause.struck_at:
             pause.until = pause.used_up_until
         pause.strikes = 0
-        pause.probe = None  # so that another can be sent while this one hangs
+        pause.probe = None  # so that another probe can be sent while this one hangs
 
     async def watch_load(self, pool: Pool) -> None:
-        """Report to the search once a second how many requests wait at the server, for as long as it publishes that."""
+        """Once a second, report the server's waiting requests to the search, while the server publishes them."""
         url = urljoin(self.endpoint.url, "/metrics")
         while self.load.search is not None:
             await asyncio.sleep(_LOAD_PERIOD_S)
@@ -213,9 +212,9 @@ class EndpointState:
             self.load.search.waits(waiting, self.load.in_flight)
 
     def failed(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
-        """Count a failure; return whether the endpoint caused it, so that it does not count against the item.
+        """Count a failure. Return whether the endpoint caused it; then it does not count against the item.
 
-        `failed_before` is `Load.sent` at the item's previous failure here.
+        `failed_before`: the value of `Load.sent` at the item's previous failure at this endpoint.
         """
         trouble = self.health.trouble
         self.health.trouble = Trouble(self._clock() if trouble is None else trouble.since, decision)
@@ -228,14 +227,14 @@ class EndpointState:
                 return True
             case FailureKind.LOST:
                 is_forgiven = self._lost(permit, decision, failed_before)
-                return is_forgiven and not decision.is_cut  # a proxy's limit of time cuts each long answer, all billed
+                return is_forgiven and not decision.is_cut  # a proxy's time limit cuts long answers, all billed
         return False
 
     def _nothing_succeeded(self, permit: Permit, failed_before: int | None) -> bool:
-        """Return whether no request succeeded since `permit` was given.
+        """Return whether no request has succeeded since `permit` was given.
 
-        From the item's second failure here on, only answers to requests count that were sent after the first: an
-        endpoint that drains before it goes still answers older ones for a while.
+        From the item's second failure on, only answers to requests sent after the first failure count, because a
+        draining endpoint still answers older requests for a while.
         """
         if failed_before is None:
             return self.health.succeeded_at < permit.serial
@@ -244,7 +243,7 @@ class EndpointState:
     def _refused(self, error: PromptmillError) -> None:
         """Count a refusal that would concern all items.
 
-        It is believed if the endpoint has never answered, or after many in a row.
+        The refusal counts if the endpoint has never answered, or after many consecutive refusals.
         """
         health = self.health
         health.refusals = health.refusals + 1 if error.code is health.refused_as else 1
@@ -255,33 +254,33 @@ class EndpointState:
             health.suspected = error
 
     def _overloaded(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> None:
-        """Lower the limit for a refusal for load; pause the endpoint if it takes nothing at all."""
+        """Lower the limit after a refusal because of load. Pause the endpoint if it accepts no requests at all."""
         self.health.has_listened = True
         self.load.rejections += 1
         self.load.limit.refused(permit.round_number)
-        # other requests in flight show that it does take some
+        # other requests in flight show that the endpoint accepts some
         if self.load.in_flight <= 1 and self._nothing_succeeded(permit, failed_before):
             self._strike(permit, decision, self.pause.strikes + 1, self._settings.max_delay)
 
     def _lost(self, permit: Permit, decision: RetryDecision, failed_before: int | None) -> bool:
-        """Pause the endpoint for a lost or refused connection, if no request succeeded meanwhile.
+        """Pause the endpoint after a lost or refused connection, if no request has succeeded meanwhile.
 
-        Returns whether it does not count against the item.
+        Return whether the endpoint caused it; then it does not count against the item.
         """
         health = self.health
         health.losses += 1
         if not self._nothing_succeeded(permit, failed_before):
-            # several losses without a success in between are the endpoint's, even if another item was just answered
+            # several losses without a success are the endpoint's, even if it has just answered another item
             return health.losses > 1 and health.successes > 0
         refused = decision.error.code in {Code.UNREACHABLE, Code.NAME_RESOLUTION}
         health.has_listened = health.has_listened or not refused
-        # the first probe goes at once: a connection closed between requests is not an outage
+        # the first probe is immediate: a connection closed between requests is not an outage
         # a probe of a lost endpoint costs almost nothing, but a longer wait would delay the run
         self._strike(permit, decision, self.pause.strikes, min(self._settings.max_delay, 5.0))
         return health.successes > 0 or (refused and health.has_listened)
 
     def _strike(self, permit: Permit, decision: RetryDecision, failures: int, longest_s: float) -> None:
-        """Pause the endpoint, once for all requests that were on their way together."""
+        """Pause the endpoint, only once for all requests that were in flight together."""
         pause = self.pause
         if pause.struck_at >= permit.serial:
             return
@@ -291,29 +290,29 @@ class EndpointState:
         pause.until = self._clock() + max(pause_s, self.honoured_wait_s(decision))
 
     def used_up(self, wait_s: float) -> None:
-        """Send nothing for `wait_s`: an answer reported that the limit of the minute is used up until then."""
-        # A limit per minute is whole again after a minute; headers that name a longer wait are about days, and are
-        # believed only in a refusal.
+        """Send nothing for `wait_s`: an answer reported that the limit per minute is used up until then."""
+        # A limit per minute resets after a minute. Headers with a longer wait refer to days, and count only in a
+        # refusal.
         if wait_s <= min(60.0, self.longest_wait_s):
             self.pause.used_up_until = self._clock() + wait_s
             self.pause.until = max(self.pause.until, self.pause.used_up_until)
 
     @property
     def is_down(self) -> bool:
-        """Whether the endpoint is being probed, or blocked."""
+        """Whether the endpoint is probed or blocked."""
         return self.pause.strikes > 0 or self.health.blocked is not None
 
     def is_unavailable(self, now: float) -> bool:
-        """Return whether it is down, or requested a pause that an answer to an earlier request did not end."""
+        """Return whether the endpoint is down, or has requested a pause that no answer to a later request has ended."""
         return self.is_down or now < self.pause.until
 
     def honoured_wait_s(self, decision: RetryDecision) -> float:
-        """Return the wait that the endpoint requested, as far as it is honoured, in seconds."""
+        """Return the wait in seconds that the endpoint requested, up to the longest honoured wait."""
         return min(decision.wait_s or 0.0, self.longest_wait_s)
 
     @property
     def longest_wait_s(self) -> float:
-        """The longest wait that is honoured; an endpoint that requests a longer one is no longer used."""
+        """The longest honoured wait. An endpoint that requests a longer wait is no longer used."""
         return 10 * self._settings.max_delay
 
     @property
@@ -322,7 +321,7 @@ class EndpointState:
         return self._settings.timeout[1]
 
     def unusable(self) -> PromptmillError | None:
-        """Return the error that makes this endpoint unusable, or None."""
+        """Return the error because of which this endpoint is unusable, or None."""
         health = self.health
         if health.blocked or health.trouble is None:
             return health.blocked
@@ -331,17 +330,17 @@ class EndpointState:
 
     @property
     def has_never_listened(self) -> bool:
-        """Whether it has never accepted a connection."""
+        """Whether the endpoint has never accepted a connection."""
         return not (self.health.successes or self.health.has_listened)
 
     @property
     def patience_s(self) -> float:
-        """The seconds until it becomes unusable if no request succeeds."""
+        """The seconds without a success after which the endpoint becomes unusable."""
         trouble = self.health.trouble
         return self._settings.patience - (0.0 if trouble is None else self._clock() - trouble.since)
 
     def forgive(self) -> None:
-        """Give the endpoint a new chance, as a new call does."""
+        """Reset the endpoint's health, for a new call."""
         health, pause = self.health, self.pause
         health.blocked = health.suspected = health.trouble = None
         health.refusals = pause.strikes = 0
@@ -353,7 +352,7 @@ def _is_searched(settings: OpenAISettings, endpoint: Endpoint) -> bool:
 
 
 def most_in_flight(settings: OpenAISettings, endpoints: Sequence[Endpoint]) -> int:
-    """Return the most requests that there can be in flight to all `endpoints` together."""
+    """Return the limit of requests in flight to all `endpoints` together."""
     if any(_is_searched(settings, endpoint) for endpoint in endpoints):
         return max(settings.concurrency, _MOST_OWN)
     return settings.concurrency

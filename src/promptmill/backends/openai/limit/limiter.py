@@ -1,6 +1,6 @@
-"""The limiter: gives permits to calls, fairly, within `concurrency`, the rates and each endpoint's limit.
+"""The limiter: gives permits to calls, fairly, within `concurrency`, the rates, and each endpoint's limit.
 
-`CallFlow` states in words why a call waits, for progress displays.
+`CallFlow` explains, for progress displays, why a call waits.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from promptmill.backends.protocol import Call, ignored
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import counted, duration
 
-# A bucket's debt never exceeds this, because the usage that an endpoint reports may be wrong.
+# A bucket's debt is limited to this, because the usage that an endpoint reports may be wrong.
 _MOST_DEBT_S = 120
-# A shorter wait ends before a user has read about it.
+# A shorter wait would end before a user has read about it.
 _SHORTEST_S = 1.0
-# An answer seldom takes longer; if it does, the user may want to know the reason.
+# Answers seldom take longer; if one does, the user may want to know the reason.
 _QUIET_S = 10.0
 _WORDS = {
     Code.RATE_LIMITED: "rate limit",
@@ -42,48 +42,48 @@ class _Waiter(NamedTuple):
 
 
 class ConcurrencyShare:
-    """A call's fair share of the concurrency limit: the number of its items to keep in flight, at least 1.
+    """A call's fair share of the concurrency limit: the number of items to keep in flight, at least 1.
 
-    Also the identity of the call at its limiter: one call may use several limiters, one for each of its models.
+    It also identifies the call at its limiter: a call may use several limiters, one for each of its models.
     """
 
     def __init__(self, limiter: Limiter, call: Call, cap: int) -> None:
-        """`cap`: the most answers in flight that the call can use here."""
+        """`cap`: the most answers in flight that the call can use at this limiter."""
         self.call = call
         self.most = 1
         self.cap = cap
         self.grown: Callable[[], None] = ignored
         self.wanted: int | None = None
-        """The items that the call still has; None: more than its share can ever be."""
+        """The number of items that remain for the call; None: more than its share can ever be."""
         self.in_flight = 0
         self.sent = 0
-        """Requests sent so far."""
+        """The number of requests sent so far."""
         self._limiter = limiter
 
     @property
     def has_sent(self) -> bool:
-        """Whether a request of the call was sent, or is about to be."""
+        """Whether the call has sent a request, or is about to."""
         return bool(self.sent or self.in_flight)
 
     def want(self, items: int | None) -> None:
-        """Note how many items the call still has; None if that is unknown."""
+        """Set the number of remaining items; None if unknown."""
         if items != self.wanted:
             self.wanted = items
             self._limiter.share_changed(self)
 
     def idle(self) -> None:
-        """Do nothing: no item waits for others here."""
+        """Do nothing: at this limiter, no item waits for others."""
 
 
 def _in_flight(share: ConcurrencyShare) -> tuple[int, int]:
-    """Return the sort key of a waiting call: fewest in flight first, then fewest sent."""
+    """Return the sort key of a waiting call: the fewest requests in flight first, then the fewest sent."""
     return share.in_flight, share.sent
 
 
 class TokenBucket:
-    """Allows `per_minute` units a minute, and at once at most the units of a quarter of a second.
+    """Allows `per_minute` units per minute; at a time, at most the units of a quarter of a second.
 
-    A long prompt may overdraw it; the next ones then wait until the debt is paid.
+    A long prompt may overdraw the bucket; later requests then wait until the debt is paid.
     """
 
     def __init__(self, per_minute: float, now: float) -> None:
@@ -93,14 +93,14 @@ class TokenBucket:
         self._at = now
 
     def lease(self, share: float, now: float) -> None:
-        """Allow only this fraction (0 to 1) from now on; saved units shrink to the same fraction."""
+        """From now on, allow only this fraction (0 to 1). Saved units shrink in proportion."""
         self.wait_s(now)
         self._level = min(self._level, max(1.0, self._full_rate / 4) * share)
         self._rate = self._full_rate * share
         self._most = max(1.0, self._rate / 4)
 
     def wait_s(self, now: float) -> float:
-        """Return the seconds until a unit may be taken; 0: now."""
+        """Return the seconds until a unit is available; 0: now."""
         self._level = min(self._most, self._level + (now - self._at) * self._rate)
         self._at = now
         need = min(1.0, self._most) - self._level
@@ -114,7 +114,7 @@ class TokenBucket:
 
 
 class _RateLimits:
-    """A bucket for `rpm` and one for `tpm`, each only if set; a request takes from both."""
+    """A bucket for `rpm` and a bucket for `tpm`, each only if set. A request takes units from both."""
 
     def __init__(self, rpm: float | None, tpm: float | None, now: float) -> None:
         self._requests = TokenBucket(rpm, now) if rpm else None
@@ -126,18 +126,18 @@ class _RateLimits:
         return max((bucket.wait_s(now) for bucket in self._buckets), default=0.0)
 
     def take(self, tokens: int) -> None:
-        """Take a request of an estimated number of tokens."""
+        """Take the units for a request with an estimated number of tokens."""
         if self._requests is not None:
             self._requests.take(1)
         self.charge_tokens(tokens)
 
     def charge_tokens(self, difference: int) -> None:
-        """Take the tokens that a request really used beyond its estimate."""
+        """Take the tokens that a request used in addition to its estimate."""
         if self._tokens is not None:
             self._tokens.take(difference)
 
     def lease(self, share: float, now: float) -> None:
-        """Allow at most this fraction (0 to 1) of both from now on."""
+        """From now on, allow at most this fraction (0 to 1) of both rates."""
         for bucket in self._buckets:
             bucket.lease(share, now)
 
@@ -145,7 +145,7 @@ class _RateLimits:
 class Limiter:
     """Gives permits: a free place goes to the waiting call with the fewest requests in flight (max-min fairness).
 
-    Calls that keep to their share seldom have to wait for one.
+    Calls that keep to their share seldom have to wait.
     """
 
     def __init__(
@@ -160,11 +160,11 @@ class Limiter:
         self.endpoint_states = endpoint_states
         self._whole = self._concurrency = concurrency
         self._leased = sys.maxsize
-        """The part of it that other processes leave."""
+        """The part of `concurrency` that other processes leave to this one."""
         self._drained = asyncio.Event()
         self._clock = clock
         self.counts_tokens = tpm is not None
-        """Whether the sizes of requests are needed."""
+        """Whether the sizes of requests are needed, because `tpm` is set."""
         self._rates = _RateLimits(rpm, tpm, clock()) if rpm or tpm else None
         self._in_flight = 0
         self._waiting: dict[ConcurrencyShare, deque[_Waiter]] = {}
@@ -176,14 +176,14 @@ class Limiter:
             state.load.limit.resized = self.share_out
 
     def widen(self, concurrency: int) -> None:
-        """Allow so many requests in flight, which is more than before, if they are leased."""
+        """Allow `concurrency` requests in flight, which is more than before, as far as they are leased."""
         self._whole = concurrency
         self._concurrency = min(concurrency, self._leased)
         for state in self.endpoint_states:
             state.load.limit.most = max(state.load.limit.most, concurrency)
 
     def open(self, share: ConcurrencyShare) -> None:
-        """Note that a call begins; the first one gives every endpoint a new chance."""
+        """Record that a call starts. The first call resets the health of every endpoint."""
         if not self._shares:
             self._forgive()
             self._capacity = self.room
@@ -192,16 +192,16 @@ class Limiter:
         self.share_out()
 
     def close(self, share: ConcurrencyShare) -> None:
-        """Note that a call has ended."""
+        """Record that a call has ended."""
         self._shares.discard(share)
-        share.grown = ignored  # else call and share keep each other and all answers alive until a garbage collection
+        share.grown = ignored  # else a reference cycle keeps all answers until a garbage collection
         self.share_out()
         if not self._shares and self._timer:
             self._timer.cancel()
             self._timer = None
 
     def share_changed(self, share: ConcurrencyShare) -> None:
-        """Compute the shares again if a call's need changes any: of several calls, or a single one that needs more."""
+        """Compute the shares again if the call's need may change a share."""
         if len(self._shares) > 1 or share.wanted is None or share.wanted > share.most:
             self.share_out()
 
@@ -212,7 +212,7 @@ class Limiter:
             asyncio.get_running_loop().call_soon(self._share_out)
 
     def _share_out(self) -> None:
-        """Give each call as much as it needs, and at most as much as the others get (max-min fairness)."""
+        """Give each call what it needs, up to an equal share of the places (max-min fairness)."""
         self._sharing = False
         left = self._capacity = self.room
         modest_first = sorted(self._shares, key=lambda share: math.inf if share.wanted is None else share.wanted)
@@ -226,7 +226,7 @@ class Limiter:
 
     @property
     def room(self) -> int:
-        """The requests that may be in flight together, by the endpoints' limits and `concurrency`."""
+        """The number of requests that may be in flight, by the endpoints' limits and `concurrency`."""
         endpoint_states = self.endpoint_states
         size = (
             endpoint_states[0].load.limit.size
@@ -236,16 +236,16 @@ class Limiter:
         return max(1, min(self._concurrency, size))
 
     def enter_now(self, share: ConcurrencyShare, tokens: int, avoid: EndpointState | None) -> Permit | None:
-        """Return a permit if there is a free place and no other request waits for it.
+        """Return a permit if a place is free and no other request waits for it.
 
-        `tokens` is the request's estimated size, `avoid` the endpoint where it failed last: another one is better.
+        `tokens`: the request's estimated size. `avoid`: the endpoint where it failed last; others are preferred.
         """
         return None if self._waiting else self._admit(share, tokens, avoid, self._clock())
 
     async def enter(self, share: ConcurrencyShare, tokens: int, avoid: EndpointState | None) -> Permit:
-        """Wait for a permit. Raises the endpoints' error when all of them are unusable.
+        """Wait for a permit. Raises the endpoints' error if all endpoints are unusable.
 
-        A call that has sent nothing yet is never refused: its first request probes an endpoint that others gave up on.
+        A call that has not sent anything is not refused: its first request probes an endpoint that others gave up on.
         """
         if error := self.unusable():
             if share.has_sent:
@@ -253,7 +253,7 @@ class Limiter:
             self._forgive()
         future: asyncio.Future[Permit] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(share, deque()).append(_Waiter(future, tokens, avoid))
-        if self._in_flight < self._concurrency:  # else the next request that leaves calls it
+        if self._in_flight < self._concurrency:  # otherwise the next finished request does this
             self.serve()
         try:
             return await future
@@ -263,7 +263,7 @@ class Limiter:
             raise
 
     def leave(self, permit: Permit, share: ConcurrencyShare) -> None:
-        """Free the place; the next request in turn gets it."""
+        """Free the place for the next request in turn."""
         permit.endpoint_state.leave(permit)
         self._in_flight -= 1
         share.in_flight -= 1
@@ -271,7 +271,7 @@ class Limiter:
         if self._in_flight <= self._leased:
             self._drained.set()
         if len(self.endpoint_states) > 1:
-            self.share_out()  # one of them may be blocked now
+            self.share_out()  # an endpoint may be blocked now
         if self._waiting:
             self.serve()
 
@@ -280,7 +280,7 @@ class Limiter:
         return all(other.unusable() is not None for other in self.endpoint_states if other is not state)
 
     def elsewhere(self, state: EndpointState) -> bool:
-        """Return whether another endpoint than `state` is available."""
+        """Return whether an endpoint other than `state` is available."""
         now = self._clock()
         return any(
             not other.is_unavailable(now) and other.unusable() is None
@@ -289,9 +289,9 @@ class Limiter:
         )
 
     async def lease(self, most: int, rates: float) -> None:
-        """Allow `most` requests in flight, and this fraction (0 to 1) of `rpm` and `tpm`, from now on.
+        """From now on, allow `most` requests in flight, and this fraction (0 to 1) of `rpm` and `tpm`.
 
-        Returns when no more are in flight; never at the same time as another one.
+        Returns when at most this number is in flight. Never runs twice at the same time.
         """
         self._leased = most
         self._concurrency = min(self._whole, most)
@@ -305,13 +305,13 @@ class Limiter:
             await self._drained.wait()
 
     def charge_tokens(self, difference: int) -> None:
-        """Charge the tokens that a request really used beyond its estimate."""
+        """Charge the tokens that a request used in addition to its estimate."""
         if self._rates is not None:
             self._rates.charge_tokens(difference)
 
     def serve(self) -> None:
-        """Give the free places to waiting requests; called whenever a place, a pause or a rate may have changed."""
-        # one time for the whole method: a pause that ended between two readings of the clock would get no timer
+        """Give free places to waiting requests. Called whenever a place, a pause or a rate may have changed."""
+        # one reading of the clock: a pause that ends between two readings would get no timer
         now = self._clock()
         stuck: set[EndpointState | None] = set()
         while self._waiting and self._in_flight < self._concurrency and self._serve_one(now, stuck):
@@ -326,10 +326,10 @@ class Limiter:
                 self._wake_later(now)
 
     def _serve_one(self, now: float, stuck: set[EndpointState | None]) -> bool:
-        """Give one permit, or drop a call without waiting requests; False when there is nothing to do.
+        """Give one permit, or drop a call without waiting requests. Return False if there is nothing to do.
 
-        Requests that wait for another endpoint than the one where they failed do not delay others: `stuck` holds the
-        endpoints to avoid for which there is no permit at `now`.
+        A request that waits for an endpoint other than the one where it failed does not delay other requests. `stuck`:
+        the endpoints to avoid for which no permit is available at `now`.
         """
         waiting, alone = self._waiting, len(self.endpoint_states) == 1
         for share in [min(waiting, key=_in_flight)] if alone else sorted(waiting, key=_in_flight):
@@ -388,7 +388,7 @@ class Limiter:
             self.serve()
 
     def _best(self, avoid: EndpointState | None, now: float) -> EndpointState | None:
-        """Return the endpoint with the most room; `avoid` only when all others are unavailable."""
+        """Return the endpoint with the most room; `avoid` only if all others are unavailable."""
         others = [state for state in self.endpoint_states if state is not avoid and state.unusable() is None]
         best = max(others, key=lambda state: state.room(now), default=avoid)
         if avoid is None or best is None or best.room(now) > 0 or avoid.unusable() is not None:
@@ -400,7 +400,7 @@ class Limiter:
         return 0.0 if self._rates is None else self._rates.wait_s(now)
 
     def unusable(self) -> PromptmillError | None:
-        """Return an endpoint's error when all endpoints are unusable, else None."""
+        """Return an endpoint's error if all endpoints are unusable, else None."""
         error = None
         for state in self.endpoint_states:
             error = state.unusable()
@@ -413,7 +413,7 @@ class Limiter:
             state.forgive()
 
     def _refuse_all(self, error: PromptmillError) -> None:
-        """Refuse all waiting requests, except of calls that have sent nothing yet."""
+        """Refuse all waiting requests, except those of calls that have not sent anything."""
         waiting = self._waiting
         self._waiting = {share: queue for share, queue in waiting.items() if not share.has_sent}
         for share, queue in waiting.items():
@@ -422,7 +422,7 @@ class Limiter:
                     waiter.future.set_exception(error)
 
     def _wake_later(self, now: float) -> None:
-        """Schedule `serve` for the end of the next pause or of the rate's wait; a place given back calls it anyway."""
+        """Schedule `serve` for the end of the next pause or rate wait. (A freed place calls `serve` anyway.)"""
         times = [state.pause.until - now for state in self.endpoint_states if state.pause.until > now]
         if (rate := self.rate_wait_s(now)) > 0:
             times.append(rate)
@@ -444,7 +444,7 @@ class CallFlow:
         self._done, self._quiet_since = 0, since
 
     def put_back(self, endpoint_state: EndpointState, decision: RetryDecision, wait_s: float) -> None:
-        """Note that an item is sent again after `wait_s`."""
+        """Record that an item will be sent again after `wait_s`."""
         self._last = endpoint_state, decision
         now = self._quiet_since = self._clock()
         while self._due and self._due[0] <= now:
@@ -452,9 +452,9 @@ class CallFlow:
         heapq.heappush(self._due, now + wait_s)
 
     def waiting(self) -> str:
-        """Return why the call is stalled and when it resumes; `""` while requests are running.
+        """Return the reason for a stall and its end; `""` while requests are running.
 
-        A probe of an endpoint that is down does not count as running.
+        A probe of an endpoint that is down does not count as a running request.
         """
         now = self._clock()
         states = [state for state in self._limiter.endpoint_states if not state.health.blocked]
@@ -495,7 +495,7 @@ class CallFlow:
         return f"no answer from {names} for {quiet_s:.0f} s{perhaps}; an attempt fails after {most_s:.0f} s (`timeout`)"
 
     def _between_attempts(self, now: float) -> str:
-        """Return why all remaining items wait: to be sent again, or for `rpm` and `tpm`."""
+        """Return the reason why all remaining items wait: for another attempt, or for `rpm` and `tpm`."""
         rate_s = self._limiter.rate_wait_s(now)
         if rate_s >= _SHORTEST_S:
             return f"`rpm` or `tpm` allows the next request in {rate_s:.0f} s"
@@ -515,7 +515,7 @@ class CallFlow:
 
     @staticmethod
     def _end(state: EndpointState) -> str:
-        """Return when the waiting ends, and the key that decides about it; `""` while requests succeed."""
+        """Return the end of the wait, and the configuration key that determines it; `""` while requests succeed."""
         if state.health.trouble is None or state.has_never_listened:
             return ""
         return f"; gives up in {duration(max(0.0, state.patience_s))} (`patience`)"
