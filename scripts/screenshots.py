@@ -3,9 +3,10 @@
     .venv/bin/python scripts/screenshots.py
 
 300 reviews are labelled by two models, a good one and one that errs more often, and compared with the right answers.
-Chromium shows the report, the comparison and the job inside a chat in light and dark colours. Those of a desktop become the pictures of
-README; those of a phone are in build/screenshots, to look at. An error on the console of a page ends the script, and
-so does a picture above 150 kB. Needs Chromium: `CHROMIUM=PATH`, else `chromium` on PATH. Linux and macOS.
+Chromium shows the report, the comparison and a job inside a chat, whose reviews have pictures, in light and dark
+colours. Those of a desktop become the pictures of README and docs; those of a phone are in build/screenshots, to look
+at. An error on the console of a page ends the script, and so does a picture above 150 kB. Needs Chromium:
+`CHROMIUM=PATH`, else `chromium` on PATH. Linux and macOS.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from aiohttp import web
 from fastmcp import Client
-from PIL import Image
+from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "screenshots"
@@ -70,7 +71,9 @@ KNOWN = {
 async def _answer(request: web.Request) -> web.Response:
     """Answer as the model would that is asked: right, but for its share of errors."""
     body = await request.json()
-    asked = str(body["messages"][-1]["content"])
+    asked = body["messages"][-1]["content"]
+    if isinstance(asked, list):
+        asked = next(part["text"] for part in asked if part["type"] == "text")
     chance = random.Random(body["model"] + asked)  # the same errors in each run
     await asyncio.sleep(chance.uniform(0.1, 0.4))
     answer = dict(next(value for text, value in KNOWN.items() if text in asked))
@@ -113,6 +116,37 @@ def write_rows(folder: Path) -> None:
             writer = csv.DictWriter(opened, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+
+
+def draw_pictures(folder: Path) -> None:
+    """Draw a picture for each topic: a plate, a bell, coins, and a lake. Name them in the reviews."""
+    for topic in SAID:
+        image = Image.new("RGB", (320, 240), "#e9dcc6")
+        draw = ImageDraw.Draw(image)
+        if topic == "food":
+            for size, colour in ((110, "white"), (80, "#f3f3f3"), (62, "#d9822b"), (26, "#5b8c3a")):
+                draw.ellipse((160 - size, 120 - size, 160 + size, 120 + size), fill=colour)
+        elif topic == "service":
+            draw.pieslice((70, 50, 250, 290), 180, 360, fill="#c9a227")
+            draw.rectangle((55, 170, 265, 190), fill="#5b4a3a")
+            draw.ellipse((146, 28, 174, 56), fill="#5b4a3a")
+        elif topic == "price":
+            for at, colour in enumerate(("#c9a227", "#b0b3b8", "#b87333")):
+                draw.ellipse((30 + 85 * at, 70, 130 + 85 * at, 170), fill=colour, outline="#5b4a3a", width=5)
+        else:
+            draw.rectangle((0, 0, 320, 130), fill="#9cc9ee")
+            draw.ellipse((220, 20, 280, 80), fill="#f6d84c")
+            draw.polygon([(0, 130), (90, 40), (180, 130)], fill="#5b8c3a")
+            draw.rectangle((0, 130, 320, 240), fill="#3f78a8")
+        image.save(folder / f"{topic}.png")
+    with (folder / "reviews.csv").open(newline="", encoding="utf-8") as opened:
+        texts = [row["text"] for row in csv.DictReader(opened)]
+    with (folder / "reviews.csv").open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["photo", "text"])
+        for text in texts:
+            topic = next(value["topic"] for known, value in KNOWN.items() if known in text)
+            writer.writerow([f"{topic}.png", text])
 
 
 def pages(folder: Path) -> dict[str, Path]:
@@ -180,14 +214,17 @@ async def chat(folder: Path) -> None:
     from promptmill.service.service import Service
 
     write_rows(folder)
-    block = {"base_url": endpoint(), "model_name": "good-1", "api_key": "none", "concurrency": 12}
+    draw_pictures(folder)
+    # the page looks every two seconds: with 4 in flight, the job takes 19
+    block = {"base_url": endpoint(), "model_name": "good-1", "api_key": "none", "concurrency": 4}
     price = {"input": 0.3, "output": 1.2}
     settings = {"backend": "openai", "backend_configs": {"openai": block}, "price": price}
     service = Service(Configuration({**settings, "allowed_roots": [str(folder)]}))
     async with Client(create_server(service)) as client, browser.opened() as page:
         for scheme in SCHEMES:
             asked = {"input_file": str(folder / "reviews.csv"), "output_file": str(folder / f"labels-{scheme}.csv")}
-            started = await client.call_tool("bulk_generate", {**asked, "prompt": PROMPT, "fields": FIELDS})
+            asked |= {"prompt": PROMPT, "fields": FIELDS, "image_column": "photo"}
+            started = await client.call_tool("bulk_generate", asked)
             async with hosting(client, ADDRESS, theme=scheme) as url:
                 await page.look(1000, 720, scheme)
                 await page.visit(url)
@@ -195,6 +232,10 @@ async def chat(folder: Path) -> None:
                 result = json.dumps({"content": [], "structuredContent": started.structured_content})
                 await page.run(f"window.notify('ui/notifications/tool-result', {result})")
                 await page.inside("document.getElementById('bar').value > 120")
+                images = "[...document.querySelectorAll('#table td img')]"
+                has_pictures = f"{images}.length > 5 && {images}.every(each => each.naturalWidth > 0)"
+                await asyncio.wait_for(page.inside(has_pictures), 30)
+                assert await page.inside("document.getElementById('state').textContent === 'running'")
                 keep(await page.picture(), f"chat-{scheme}")
                 await page.inside("document.getElementById('state').textContent === 'finished'")
     await service.aclose()
