@@ -134,11 +134,11 @@ def durations(
 
     Items of calls count, rows of jobs with `of_job`, and both if it is None.
     """
-    found: dict[tuple[Labels, str], Histogram] = {}
+    histograms: dict[tuple[Labels, str], Histogram] = {}
     for totals in service.calls.by_model():
         if of_job is not None and totals.of_job is not of_job:
             continue
         for code, times in totals.counts.durations.items():
             key = labels_of.of_plan(totals.plan), code
-            found[key] = found.get(key, Histogram()) + times  # a copy: they go on counting
-    return found
+            histograms[key] = histograms.get(key, Histogram()) + times  # a copy: they go on counting
+    return histograms
