@@ -371,7 +371,7 @@ class RemoteBackend:
         self._orders.requests.append(sent)
         self._has_orders.set()
         try:
-            found = await outcome
+            result = await outcome
         except asyncio.CancelledError:
             self._orders.cancelled.append(number)
             self._has_orders.set()
@@ -379,12 +379,12 @@ class RemoteBackend:
         finally:
             call.in_flight -= 1
             del self._open[number]
-        if self._quota is not None and isinstance(found, Completion):
+        if self._quota is not None and isinstance(result, Completion):
             self._quota.answered.add(call)
-        attempts = found.attempts - request.attempts
+        attempts = result.attempts - request.attempts
         call.counts.requests += attempts
         call.counts.retries += max(0, attempts - 1)
-        return found
+        return result
 
     async def leave(self, call: Call) -> None:
         """Record that a call has ended, with no answer in flight."""
@@ -503,15 +503,15 @@ class _SentImages:
 
     async def sendable(self, request: Request) -> Request:
         """Return `request` with its images converted."""
-        found: dict[str, HeldImage] = {}
+        encoded_images: dict[str, HeldImage] = {}
         for image in request.conversation.images:
             if isinstance(source := image.source, HeldImage):
                 if (encoded := self._encoded.get(source)) is None:
                     encoded = self._encoded[source] = HeldImage(await asyncio.to_thread(_bytes_of, source), source)
-                found[source] = encoded
+                encoded_images[source] = encoded
         while len(self._encoded) > _KEPT_IMAGES:
             self._encoded.popitem(last=False)
-        conversation = request.conversation.with_sources(lambda source: found.get(source, source))
+        conversation = request.conversation.with_sources(lambda source: encoded_images.get(source, source))
         return replace(request, conversation=conversation)
 
 

@@ -95,15 +95,15 @@ def _imported(name: str) -> BackendRecord:
     entry = installed()[name]
     package = entry.dist.name if entry.dist is not None else entry.value
     try:
-        found = entry.load()
+        loaded = entry.load()
     except PromptmillError:
         raise
     except Exception as error:  # noqa: BLE001 (another package may raise anything at import)
         why = redact(f"{type(error).__name__}: {error}".splitlines()[0])[:300]
         problem = f"{name} of the package {package} cannot be imported ({why}); update or remove the package."
         raise config_error("backend", problem) from None
-    if not isinstance(found, BackendRecord):
+    if not isinstance(loaded, BackendRecord):
         raise config_error(
             "backend", f"{name} of the package {package} is not a `BackendRecord`; update or remove the package."
         )
-    return found
+    return loaded

@@ -127,10 +127,10 @@ def line_of(file: Path, keys: Sequence[str]) -> int | None:
     line = None
     for key in keys:
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        found = next((pair for pair in pairs if pair[0].value == key), None)
-        if found is None:
+        entry = next((pair for pair in pairs if pair[0].value == key), None)
+        if entry is None:
             return line
-        line, node = found[0].start_mark.line + 1, found[1]
+        line, node = entry[0].start_mark.line + 1, entry[1]
     return line
 
 
@@ -179,20 +179,20 @@ def expand(value: Any, environ: Mapping[str, str]) -> Any:
         return [expand(inner, environ) for inner in value]
     if not isinstance(value, str) or "${" not in value:
         return value
-    for found in _NAMED.finditer(value):
-        if found[4] is None and not _is_literal(found) and found[1] not in environ and not found[2]:
-            return _Unset(found[1])
-    return _NAMED.sub(lambda found: _value_of(found, environ), value)
+    for match in _NAMED.finditer(value):
+        if match[4] is None and not _is_literal(match) and match[1] not in environ and not match[2]:
+            return _Unset(match[1])
+    return _NAMED.sub(lambda match: _value_of(match, environ), value)
 
 
-def _value_of(found: re.Match[str], environ: Mapping[str, str]) -> str:
+def _value_of(match: re.Match[str], environ: Mapping[str, str]) -> str:
     if found[4] is not None:  # the closing brace is missing
-        return found[0]
-    return found[0][1:] if _is_literal(found) else environ.get(found[1]) or found[3] or ""
+        return match[0]
+    return match[0][1:] if _is_literal(match) else environ.get(match[1]) or match[3] or ""
 
 
-def _is_literal(found: re.Match[str]) -> bool:
-    return found[0].startswith("$$")
+def _is_literal(match: re.Match[str]) -> bool:
+    return match[0].startswith("$$")
 
 
 def without_unset(raw: JsonDict, backend: str) -> JsonDict:

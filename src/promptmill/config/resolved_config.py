@@ -166,8 +166,8 @@ class ResolvedConfig:
 
 def named(raw: JsonObject) -> JsonObject:
     """Return the block `models` of a file's content, by model name."""
-    found = raw.get("models")
-    return found if isinstance(found, Mapping) else {}
+    models = raw.get("models")
+    return models if isinstance(models, Mapping) else {}
 
 
 def default_name(raw: JsonObject) -> str:
@@ -241,20 +241,20 @@ def settings_of(
 
     Raises `PromptmillError`: `invalid_config` for a key that the backend lacks, `invalid_input` for an unknown model.
     """
-    found: dict[tuple[str, ...], Any] = {}
+    values: dict[tuple[str, ...], Any] = {}
     of_backend = backend or endpoint.keys() & _WHICH_ENDPOINT
     name = default_name(raw) if of_backend or model not in names(raw) else model
     if name == model:
-        found["default_model",] = name
+        values["default_model",] = name
         model = None
     elif of_backend and name != DEFAULT:
-        found["default_model",] = name = DEFAULT
+        values["default_model",] = name = DEFAULT
     is_named = name in named(raw)
     model_raw = raw_of(raw, name)
     own = str(model_raw.get("backend") or Settings.model_fields["backend"].default)
     chosen = backend or ("openai" if endpoint.keys() & _WHICH_ENDPOINT else own)
     if chosen != own:
-        found["backend",] = chosen
+        values["backend",] = chosen
     if model is not None and named(raw) and not of_backend:
         raise unknown_model(model, names(raw), Named("model"))
     answering = "openai" if chosen == backends.AUTO else chosen  # `auto` may resolve to openai
@@ -268,25 +268,25 @@ def settings_of(
     own_blocks = model_raw.get("backend_configs")
     own_block = own_blocks.get(answering) if isinstance(own_blocks, Mapping) else None
     given = endpoint_over(own_block if isinstance(own_block, Mapping) else {}, endpoint)
-    found.update({(*block, key): value for key, value in given.items()})
+    values.update({(*block, key): value for key, value in given.items()})
     if model is not None:
-        found[*block, record.model_key] = model
+        values[*block, record.model_key] = model
     if tier is not None:
-        found[*(("models", name) if is_named else ()), "extra_params", "service_tier"] = tier
+        values[*(("models", name) if is_named else ()), "extra_params", "service_tier"] = tier
     if tier == "flex":
-        found.update({(*block, key): value for key, value in _FLEX.items() if key not in (own_block or {})})
+        values.update({(*block, key): value for key, value in _FLEX.items() if key not in (own_block or {})})
     for key, value in sampling.items():
         if key not in BESIDE:
-            found["sampling_params", key] = value
+            values["sampling_params", key] = value
         else:  # a named model does not inherit these from the file
-            found[*(("models", name) if is_named else ()), "extra_params", key] = value
-    return found
+            values[*(("models", name) if is_named else ()), "extra_params", key] = value
+    return values
 
 
 def leave_to_all(raw: JsonDict, parameter: str) -> None:
     """Remove a sampling parameter from the block of every model, so that the file's value applies."""
-    if found := named(raw):
-        raw["models"] = {name: _without(model, parameter) for name, model in found.items()}
+    if models := named(raw):
+        raw["models"] = {name: _without(model, parameter) for name, model in models.items()}
 
 
 def _without(model: Any, parameter: str) -> Any:
@@ -324,11 +324,11 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 def named_models(extra: JsonObject) -> list[str]:
     """Return the models that a request's body names: `model`, and alternatives that routers support."""
-    found = [extra.get("model")]
+    model_names = [extra.get("model")]
     for name in ("models", "fallbacks"):  # OpenRouter and LiteLLM
-        found += others if isinstance(others := extra.get(name), list) else [others]
-    found = [one.get("model") if isinstance(one, Mapping) else one for one in found]
-    return [str(name) for name in found if name is not None]
+        model_names += others if isinstance(others := extra.get(name), list) else [others]
+    model_names = [one.get("model") if isinstance(one, Mapping) else one for one in model_names]
+    return [str(name) for name in model_names if name is not None]
 
 
 def numbers_of(body: JsonObject, names: re.Pattern[str]) -> Iterator[tuple[str, int]]:

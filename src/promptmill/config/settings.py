@@ -363,8 +363,8 @@ class _OneBackend(Block):
         data = {key: {} if value is None and key in blocks else value for key, value in data.items()}
         named = data.get("backend")
         if len(blocks) > 1 or (named is None and not blocks):
-            found = " and ".join(blocks) or "none"
-            raise ValueError(f"needs the block of one backend ({', '.join(known)}); it has {found}")
+            present = " and ".join(blocks) or "none"
+            raise ValueError(f"needs the block of one backend ({', '.join(known)}); it has {present}")
         if named is not None and blocks and named != blocks[0]:
             raise ValueError(f"names the backend {named:.40} but has a block of {blocks[0]}")
         return data if named is not None else {**data, "backend": blocks[0]}

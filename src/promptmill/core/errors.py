@@ -184,13 +184,13 @@ def worded(words: Words, name: Callable[[Named], str | None]) -> str:
     >>> worded(["3 PDFs sent as text; ", Named("pdf"), " chooses"], argument_name)
     '3 PDFs sent as text; `pdf` chooses'
     """
-    found = []
+    texts = []
     for part in parts_of(words):
         if isinstance(part, str):
-            found.append(part)
+            texts.append(part)
         elif (called := name(part)) is not None:
-            found.append(part.text.format(called))
-    return "".join(found)
+            texts.append(part.text.format(called))
+    return "".join(texts)
 
 
 class ArgumentError(PromptmillError, TypeError):
@@ -235,7 +235,7 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
     text = _URL_USERINFO.sub("[redacted]@", text)
     text = _PASSWORD.sub(r"\1[redacted]", text)
     text = _BEARER.sub(r"\1[redacted]", text)
-    return KEY.sub(lambda found: "[redacted]" if KEY_RUN.search(found[1]) else found[0], text)
+    return KEY.sub(lambda match: "[redacted]" if KEY_RUN.search(match[1]) else match[0], text)
 
 
 def first_line(error: BaseException | str) -> str:
@@ -282,7 +282,7 @@ def without_frames(error: BaseException) -> None:
     A frame refers to the call with all its answers, which refer to the error: only the garbage collector would free
     this cycle.
     """
-    found: BaseException | None = error
-    while found is not None and found.__traceback__ is not None:
-        found.__traceback__ = None
-        found = found.__cause__ or found.__context__
+    chained: BaseException | None = error
+    while chained is not None and chained.__traceback__ is not None:
+        chained.__traceback__ = None
+        chained = chained.__cause__ or chained.__context__

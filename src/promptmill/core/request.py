@@ -107,22 +107,22 @@ class Conversation:
     @property
     def images(self) -> list[ImagePart]:
         """All images, in order."""
-        found: list[ImagePart] = []
+        parts: list[ImagePart] = []
         for message in self.messages:
             if isinstance(message.content, tuple):
-                found += message.images
-        return found
+                parts += message.images
+        return parts
 
     @property
     def texts(self) -> list[str]:
         """The texts of all turns, in order."""
-        found: list[str] = []
+        texts: list[str] = []
         for message in self.messages:
             if isinstance(message.content, tuple):
-                found += [part.text for part in message.content if isinstance(part, TextPart)]
+                texts += [part.text for part in message.content if isinstance(part, TextPart)]
             elif message.content:
-                found.append(message.content)
-        return found
+                texts.append(message.content)
+        return texts
 
     @property
     def has_audio(self) -> bool:
@@ -247,8 +247,8 @@ def _message(item: object, where: str) -> Message:
         )
     if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(sorted(ROLES))
-        found = "no role" if role is None else f"the role {role!r:.40}" if isinstance(role, str) else shape(role)
-        raise input_error(f"{where} has {found}. Known roles: {known}.")
+        given_role = "no role" if role is None else f"the role {role!r:.40}" if isinstance(role, str) else shape(role)
+        raise input_error(f"{where} has {given_role}. Known roles: {known}.")
     extra = {key: value for key, value in item.items() if key not in {"role", "content"} and value is not None}
     content = item.get("content")
     if content is None:

@@ -131,8 +131,8 @@ class SecretFinder:
             return "a key of this server"
         for text in texts:  # each, because a key after a backslash may start with the letter of an escape: `C:\npm_…`
             for anchor in _ANCHORS:
-                for found in anchor.finditer(text):
-                    near = text[max(0, found.start() - _BEFORE) : found.end() + _BEHIND]
+                for match in anchor.finditer(text):
+                    near = text[max(0, match.start() - _BEFORE) : match.end() + _BEHIND]
                     if words := _kind_of(near):
                         return words
         return ""
@@ -174,12 +174,12 @@ def find_assigned(data: bytes, *, has_lines: bool) -> str:
 
 def _assigns(before: str, after: str, *, has_lines: bool) -> bool:
     """Return whether a secret is assigned to a name. `after` starts with the name's last word."""
-    found = _QUOTED.match(after) or _ELEMENT.match(after) or _IN_TEXT.match(after)
-    if found is not None and "," in after[: found.start(found.lastindex or 0)] and "define" not in before:
-        found = None  # a list of names
-    if found is None and has_lines and _LINE_START.fullmatch(before):
-        found = _UNQUOTED.match(after)
-    return found is not None and _is_secret(found[found.lastindex or 0], is_password=_PASSWORD.match(after) is not None)
+    match = _QUOTED.match(after) or _ELEMENT.match(after) or _IN_TEXT.match(after)
+    if match is not None and "," in after[: match.start(match.lastindex or 0)] and "define" not in before:
+        match = None  # a list of names
+    if match is None and has_lines and _LINE_START.fullmatch(before):
+        match = _UNQUOTED.match(after)
+    return match is not None and _is_secret(match[match.lastindex or 0], is_password=_PASSWORD.match(after) is not None)
 
 
 def _ends_with(pattern: re.Pattern[str], text: str) -> bool:
@@ -207,11 +207,11 @@ def _kind_of(near: bytes) -> str:
     text = near.decode("latin-1")
     if _PRIVATE_KEY in near and "PRIVATE KEY" in text:
         return "a private key"
-    if any(KEY_RUN.search(found[1]) for found in KEY.finditer(text)):
+    if any(KEY_RUN.search(match[1]) for match in KEY.finditer(text)):
         return "an API key"
-    if any(KEY_RUN.search(found[1]) and _DIGIT.search(found[1]) for found in _BEARER.finditer(text)):
+    if any(KEY_RUN.search(match[1]) and _DIGIT.search(match[1]) for match in _BEARER.finditer(text)):
         return "a token"
-    if any(not _PLACEHOLDER.fullmatch(found[1]) for found in _PASSWORD_IN_URL.finditer(text)):
+    if any(not _PLACEHOLDER.fullmatch(match[1]) for match in _PASSWORD_IN_URL.finditer(text)):
         return "a URL with a password"
     return ""
 
@@ -227,7 +227,7 @@ def _unescaped(data: bytes) -> bytes:
     """
     data = data.replace(b"\\/", b"/")
     if b"\\u00" in data:
-        data = _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), data)
+        data = _ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), data)
     data = data.replace(b"\\\\", b"\0")  # `find` has removed every other NUL
     for escape in _SPACES:
         data = data.replace(escape, b" ")

@@ -38,20 +38,20 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """Read HOST:PORT. Raises `PromptmillError` (`invalid_config`)."""
-        found = _FORM.fullmatch(text)
-        if found is None:
+        match = _FORM.fullmatch(text)
+        if match is None:
             raise config_error(_WHERE, _HOW)
-        if int(found[3]) > 65_535:
-            raise config_error(_WHERE, f"port {found[3]} is too large; the highest port is 65535.")
-        return cls(found[1] or found[2], int(found[3]))
+        if int(match[3]) > 65_535:
+            raise config_error(_WHERE, f"port {match[3]} is too large; the highest port is 65535.")
+        return cls(match[1] or match[2], int(match[3]))
 
     def bind(self) -> list[socket.socket]:
         """Return listening sockets, one for each address of the host. Raises `PromptmillError` (`invalid_config`)."""
         bound: list[socket.socket] = []
         try:
-            found = dict.fromkeys(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
+            resolved = dict.fromkeys(socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
             missing: OSError | None = None
-            for family, kind, protocol, _, where in found:
+            for family, kind, protocol, _, where in resolved:
                 port = bound[0].getsockname()[1] if bound else self.port
                 try:
                     bound.append(_listening(family, kind, protocol, (where[0], port, *where[2:])))
@@ -179,10 +179,10 @@ def _origin(text: str) -> str:
 
 def _host(text: str) -> str | _Ip | None:
     """Return the name or address in `name`, `name:port`, `[v6]` or `[v6]:port`; None for other texts."""
-    found = _HOST.fullmatch(text.lower())
-    if found is None:
+    match = _HOST.fullmatch(text.lower())
+    if match is None:
         return None
     try:
-        return ipaddress.ip_address(found[1] or found[2])
+        return ipaddress.ip_address(match[1] or match[2])
     except ValueError:
         return found[2]  # None if the brackets contain no address

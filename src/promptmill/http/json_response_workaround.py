@@ -122,8 +122,8 @@ def _unescaped_line(line: bytes) -> bytes:
 
 def _is_empty(events: bytes) -> bool:
     """Return whether all events in `events` are without data."""
-    found = _data(events)
-    return bool(found) and not any(found)
+    data = _data(events)
+    return bool(data) and not any(data)
 
 
 def _data(events: bytes) -> list[bytes]:

@@ -28,11 +28,11 @@ def parse_size(text: str) -> int:
 
     Raises `PromptmillError` (`invalid_config`) for another form, or for a size below 64 KiB or above 2 GiB.
     """
-    found = _FORM.fullmatch(text.strip())
-    if found is None:
+    match = _FORM.fullmatch(text.strip())
+    if match is None:
         raise config_error(Named("max_body"), "write a size such as 64MiB.")
-    decimal = not found[3] and text.strip().lower().endswith("b")
-    size = int(found[1]) * (_DECIMAL if decimal else _BINARY)[(found[2] or "").lower()]
+    decimal = not match[3] and text.strip().lower().endswith("b")
+    size = int(match[1]) * (_DECIMAL if decimal else _BINARY)[(match[2] or "").lower()]
     if not _LEAST <= size <= _MOST:
         raise config_error(Named("max_body"), "should be between 64KiB and 2GiB.")
     return size

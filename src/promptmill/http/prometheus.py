@@ -108,20 +108,20 @@ class Metrics:
                 yield Sample(f"job_{_OF_JOBS[name]}", value, labels)
 
     def _samples_of(self, job: _JobSeen) -> Iterator[Sample]:
-        labels, found = self._labels.of(job.provider, job.model), job.status
-        yield Sample("jobs", 1, labels, found["state"])
-        failed: Mapping[str, int] = found.get("errors") or {}
-        rows = {"answered": found.get("answered", 0), "skipped": found.get("skipped", 0)}
+        labels, job_status = self._labels.of(job.provider, job.model), job.status
+        yield Sample("jobs", 1, labels, job_status["state"])
+        failed: Mapping[str, int] = job_status.get("errors") or {}
+        rows = {"answered": job_status.get("answered", 0), "skipped": job_status.get("skipped", 0)}
         for outcome, count in {**rows, **failed}.items():
             yield Sample("job_rows", count, labels, outcome)
-        if (total := found.get("total")) is not None:
-            yield Sample("job_rows_left", max(0, total - found.get("done", 0)), labels)
-        yield Sample("job_rows_cached", found.get("cached", 0), labels)
-        if found["alive"]:
-            yield Sample("job_rows_per_second", found.get("rows_per_second") or 0.0, labels)
-            yield Sample("job_requests_in_flight", found.get("in_flight") or 0, labels)
-            yield Sample("job_requests_in_flight_limit", found.get("window") or 0, labels)
-            yield Sample("jobs_waiting", bool(found.get("waiting")), labels)
+        if (total := job_status.get("total")) is not None:
+            yield Sample("job_rows_left", max(0, total - job_status.get("done", 0)), labels)
+        yield Sample("job_rows_cached", job_status.get("cached", 0), labels)
+        if job_status["alive"]:
+            yield Sample("job_rows_per_second", job_status.get("rows_per_second") or 0.0, labels)
+            yield Sample("job_requests_in_flight", job_status.get("in_flight") or 0, labels)
+            yield Sample("job_requests_in_flight_limit", job_status.get("window") or 0, labels)
+            yield Sample("jobs_waiting", bool(job_status.get("waiting")), labels)
 
 
 class _JobSeen:
@@ -134,11 +134,11 @@ class _JobSeen:
         """The state of the database's files; None while the job runs, because a run changes them."""
         self.most: dict[str, float] = {}
 
-    def note(self, found: Status, stamp: object) -> None:
+    def note(self, job_status: Status, stamp: object) -> None:
         """Store a status."""
-        self.status, self.stamp = found, stamp
+        self.status, self.stamp = job_status, stamp
         for name in _OF_JOBS:
-            if isinstance(value := found.get(name), int | float):
+            if isinstance(value := job_status.get(name), int | float):
                 self.most[name] = max(value, self.most.get(name, 0))
 
 
@@ -167,10 +167,10 @@ class _Jobs:
         self._folders = self._folders or JobFolders.from_environ()
         end = self._clock() + _READ_S
         try:
-            found = list(self._folders.all())
+            folders = list(self._folders.all())
         except PromptmillError:  # the folder of all jobs is unreadable at the moment
             return
-        stamps = {folder.path: (folder, folder.stamp) for folder in found}
+        stamps = {folder.path: (folder, folder.stamp) for folder in folders}
         left = [(folder, stamp) for folder, stamp in stamps.values() if stamp and not self._is_known(folder, stamp)]
         places = {path: place for place, path in enumerate(self._by_path)}
         left.sort(key=lambda one: places.get(one[0].path, -1))
@@ -192,10 +192,10 @@ class _Jobs:
         spec, last = folder.spec_and_status()
         if spec is None:
             return None
-        found = status.of(folder, spec, last)
+        job_status = status.of(folder, spec, last)
         key = folder.path, spec.created
         job = self._by_job.setdefault(key, _JobSeen(spec.provider or spec.backend, spec.model))
-        job.note(found, None if found["state"] in ALIVE else stamp)
+        job.note(job_status, None if job_status["state"] in ALIVE else stamp)
         return job
 
 

@@ -116,8 +116,8 @@ class Events:
             return None
         younger = itertools.dropwhile(lambda item: item[0] != event_id, self._events.items())
         next(younger)
-        found = [(name, later.message) for name, later in younger if later.stream == event.stream]
-        return event.stream, [(name, message) for name, message in found if message is not None]
+        messages = [(name, later.message) for name, later in younger if later.stream == event.stream]
+        return event.stream, [(name, message) for name, message in messages if message is not None]
 
     def is_answer(self, event_id: str) -> bool:
         """Return whether an event is the final response of its stream."""

@@ -57,19 +57,19 @@ def find_token(file: Path | None, variable: str | None, environ: MutableMapping[
     The token is removed from `environ`, so that no child process inherits it. Raises `PromptmillError`
     (`invalid_config`), without quoting the token.
     """
-    found = environ.pop(variable or VARIABLE, None)
+    token = environ.pop(variable or VARIABLE, None)
     if file is not None:
         try:
             return _checked(file.read_text(encoding="utf-8"), Named("token_file"))
         except (OSError, UnicodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise config_error(Named("token_file"), f"{file} cannot be read: {reason}.") from None
-    if found is None and variable is not None:
+    if token is None and variable is not None:
         raise config_error(
             Named("token_env"),
             f"the environment variable {variable} is not set. Set it: `export {variable}=$({_MAKE})`",
         )
-    return None if found is None else _checked(found, variable or VARIABLE)
+    return None if token is None else _checked(token, variable or VARIABLE)
 
 
 def configured(tokens: Mapping[str, ApiToken]) -> dict[str, Token]:

@@ -155,12 +155,12 @@ async def _models_of_call(service: Service, names: Sequence[str | None], asked: 
 
 def _about_files(job: OpenJob) -> JsonDict:
     """Return entries about the files of a call: how many are used, and which are left out."""
-    if (found := job.files) is None:
+    if (files := job.files) is None:
         return {}
-    left_out = [worded(reason, argument_name) for reason in found.left_out]
-    pdf = "".join(worded(form, argument_name) for form in found.forms)
-    about = {"left_out": left_out, "raw": found.raw, "pdf": pdf}
-    return {"files": found.count, **{name: value for name, value in about.items() if value}}
+    left_out = [worded(reason, argument_name) for reason in files.left_out]
+    pdf = "".join(worded(form, argument_name) for form in files.forms)
+    about = {"left_out": left_out, "raw": files.raw, "pdf": pdf}
+    return {"files": files.count, **{name: value for name, value in about.items() if value}}
 
 
 def add_bulk_tools(socket: ToolSocket) -> None:
@@ -319,8 +319,8 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         if job_id is None:
             if any(value is not None for value in (action, read, concurrency, max_cost, *added.values())):
                 raise input_error("`job_id` is missing: name the job.")
-            found = await asyncio.to_thread(running.status, None, limit or _MOST_LISTED, caller)
-            return ToolResult(structured_content=found)
+            job_status = await asyncio.to_thread(running.status, None, limit or _MOST_LISTED, caller)
+            return ToolResult(structured_content=job_status)
         wanted = (("concurrency", concurrency), ("max_cost", max_cost))
         changes = {name: value for name, value in wanted if value is not None}
         if max_cost is not None and (cost := questions.cost(ctx, service.plan, max_cost, "This job")) is not None:
@@ -330,20 +330,20 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         if action is not None:
             await _acted(running, job_id, caller, action)
         work = _awaited(running, job_id, caller, wait_s, goes_on=action == "continue")
-        found = await with_progress(ctx, service, Call(Facts()), work, lambda: "waiting for the job")
+        job_status = await with_progress(ctx, service, Call(Facts()), work, lambda: "waiting for the job")
         for name, value in added.items():
             if value is not None:
-                found[name] = await part(controls[name])(running, caller, job_id, value)
+                job_status[name] = await part(controls[name])(running, caller, job_id, value)
         if read is None:
-            return ToolResult(structured_content=found)
+            return ToolResult(structured_content=job_status)
         results = functools.partial(running.visible.results, with_input=with_input)
         rows = await asyncio.to_thread(results, job_id, caller, offset, limit or _MOST_READ, read)
         found = found | rows  # the `state` of the rows is newer
         characters = page_characters(ctx) if max_characters == PAGE_CHARACTERS else max_characters
-        found = await asyncio.to_thread(page, found, characters, copies=1)
+        job_status = await asyncio.to_thread(page, job_status, characters, copies=1)
         if (most := most_bytes(ctx, service.plan)) is not None:
-            found = await asyncio.to_thread(page, found, most - _ENVELOPE, copies=2)
-        return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", found)
+            job_status = await asyncio.to_thread(page, job_status, most - _ENVELOPE, copies=2)
+        return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", job_status)
 
     @mcp.resource(
         "promptmill://jobs/{job_id}/answers{?offset}",
@@ -355,13 +355,13 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
     async def answers(ctx: Context, job_id: str, offset: int = 0) -> str:
         try:
             results = (await jobs()).visible.results
-            found = await asyncio.to_thread(results, job_id, caller_of(ctx, service), max(0, offset), MOST_ROWS)
+            result = await asyncio.to_thread(results, job_id, caller_of(ctx, service), max(0, offset), MOST_ROWS)
         except PromptmillError as error:
             raise ResourceError(str(error)) from None
-        found = page(found, min(most_bytes(ctx, service.plan) or LARGEST_PAGE, LARGEST_PAGE) - _ENVELOPE, copies=1)
-        after = found.pop("next_offset")
-        found["next"] = None if after is None else f"promptmill://jobs/{job_id}/answers?offset={after}"
-        return json_text(found)
+        result = page(result, min(most_bytes(ctx, service.plan) or LARGEST_PAGE, LARGEST_PAGE) - _ENVELOPE, copies=1)
+        after = result.pop("next_offset")
+        result["next"] = None if after is None else f"promptmill://jobs/{job_id}/answers?offset={after}"
+        return json_text(result)
 
 
 async def _acted(running: RunningJobs, job_id: str, caller: Caller, action: str) -> None:
@@ -371,10 +371,10 @@ async def _acted(running: RunningJobs, job_id: str, caller: Caller, action: str)
     if action == "cancel":
         await running.cancel(job_id, caller)
         return
-    found = await asyncio.to_thread(
+    job_status = await asyncio.to_thread(
         functools.partial(running.visible.control, job_id, caller, paused=action == "pause")
     )
-    if action == "continue" and found["state"] not in {*ALIVE, "finished"}:
+    if action == "continue" and job_status["state"] not in {*ALIVE, "finished"}:
         await running.resume_call(job_id, caller)
 
 
@@ -384,8 +384,8 @@ async def _awaited(running: RunningJobs, job_id: str, caller: Caller, wait_s: in
 
     end = time.monotonic() + wait_s
     while True:
-        found = await asyncio.to_thread(running.status, job_id, caller=caller)
-        is_paused = found.get("paused") and not goes_on
-        if found["state"] not in ALIVE or is_paused or (left := end - time.monotonic()) <= 0:
-            return dict(found)
+        job_status = await asyncio.to_thread(running.status, job_id, caller=caller)
+        is_paused = job_status.get("paused") and not goes_on
+        if job_status["state"] not in ALIVE or is_paused or (left := end - time.monotonic()) <= 0:
+            return dict(job_status)
         await asyncio.sleep(min(_LOOK_S, left))

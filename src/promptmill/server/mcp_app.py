@@ -90,15 +90,15 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
     whole = sdk_server.get_capabilities
 
     def capabilities(*arguments: Any, **options: Any) -> mcp_types.ServerCapabilities:
-        found = whole(*arguments, **options)
-        extensions = {name: what for name, what in (found.extensions or {}).items() if name != UI_EXTENSION_ID}
+        capabilities = whole(*arguments, **options)
+        extensions = {name: what for name, what in (capabilities.extensions or {}).items() if name != UI_EXTENSION_ID}
         lists = {
             "tools": mcp_types.ToolsCapability(),
             "prompts": mcp_types.PromptsCapability(),
             "resources": mcp_types.ResourcesCapability(),
         }
         there = {**lists, "extensions": extensions or None, "tasks": _TASKS}
-        return found.model_copy(update=there)
+        return capabilities.model_copy(update=there)
 
     sdk_server.get_capabilities = capabilities  # type: ignore[method-assign]
     # FastMCP's own hint would also apply to contents of resources
@@ -189,8 +189,8 @@ def _add_status(mcp: FastMCP, service: Service) -> None:
         annotations=mcp_types.Annotations(audience=["user", "assistant"]),
     )
     def models() -> str:
-        found = {"models": service.described(service.offered)}
-        return orjson.dumps(_Shown(service.plan).value(found), option=orjson.OPT_INDENT_2).decode()
+        models = {"models": service.described(service.offered)}
+        return orjson.dumps(_Shown(service.plan).value(models), option=orjson.OPT_INDENT_2).decode()
 
 
 class _Skills(ServerExtension):

@@ -49,8 +49,8 @@ def object_schema(properties: JsonDict, *required: str) -> JsonDict:
 
 def objects_schema(description: str = "") -> JsonDict:
     """Return the schema of a list of objects without types: a row may include input fields of any name."""
-    found: JsonDict = {"type": "array", "items": {"type": "object", "additionalProperties": True}}
-    return found | ({"description": description} if description else {})
+    schema: JsonDict = {"type": "array", "items": {"type": "object", "additionalProperties": True}}
+    return schema | ({"description": description} if description else {})
 
 
 ANSWERS: JsonDict = {
@@ -303,10 +303,10 @@ def _message_bytes(result: ToolResult) -> int:
     return _ENVELOPE + sum(map(_json_bytes, (result.structured_content or {}, result.meta or {}, {"": texts})))
 
 
-def _json_bytes(found: JsonObject) -> int:
+def _json_bytes(fields: JsonObject) -> int:
     """Return the size of `found` as JSON; in pieces, because orjson blocks all threads while it writes a value."""
     size = 0
-    for name, value in found.items():
+    for name, value in fields.items():
         pieces = value if isinstance(value, list) else [value]
         size += len(name) + len(pieces) + len('"": [],') + sum(len(orjson.dumps(piece)) for piece in pieces)
     return size
@@ -381,17 +381,17 @@ def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str, m
     )
 
 
-def page(found: JsonObject, most: int, copies: int) -> JsonDict:
+def page(result: JsonObject, most: int, copies: int) -> JsonDict:
     """Return a page with the rows of a job that fit into `most` bytes. The message has each row `copies` times.
 
     It always has the first row, whatever its size. `next_offset` becomes the number of rows so far.
     """
     size = 0
-    for place, row in enumerate(found["rows"]):
+    for place, row in enumerate(result["rows"]):
         text = json_text(row).encode()
         size += copies * len(text) + text.count(b'"') + text.count(b"\\")
         if place and size > most:
-            number = row[found.get("columns", {}).get("row", "row")]
-            after = {"next_offset": number - 1} if "next_offset" in found else {}
-            return {**found, "rows": found["rows"][:place], **after}
-    return dict(found)
+            number = row[result.get("columns", {}).get("row", "row")]
+            after = {"next_offset": number - 1} if "next_offset" in result else {}
+            return {**result, "rows": result["rows"][:place], **after}
+    return dict(result)

@@ -299,12 +299,12 @@ def _in_words(reason: str) -> str:
 def _id_of(line: str) -> int | str | None:
     try:
         message = json.loads(line, parse_int=_number)
-        found = message.get("id") if isinstance(message, dict) and "method" in message else None
+        request_id = message.get("id") if isinstance(message, dict) and "method" in message else None
     except RecursionError:
-        found = _outermost_id(line)
+        request_id = _outermost_id(line)
     except ValueError:
         return None
-    return found if _is_id(found) else None
+    return request_id if _is_id(request_id) else None
 
 
 def _is_id(value: Any) -> bool:

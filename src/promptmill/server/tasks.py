@@ -141,9 +141,9 @@ class Tasks(ServerExtension):
             raise MCPError(mcp_types.METHOD_NOT_FOUND, f"{tool.name} cannot be called as a task.")
         marked = {**params, "_meta": {**(meta if isinstance(meta, Mapping) else {}), _WANTED: True}}
         result = await call_next(replace(ctx, params=marked))
-        found: dict[str, Any] = dict(result) if isinstance(result, Mapping) else {}
-        if (task := found.get("_meta", {}).get(_WANTED)) is None:
-            text = " ".join(block.get("text", "") for block in found.get("content", ()))
+        result_fields: dict[str, Any] = dict(result) if isinstance(result, Mapping) else {}
+        if (task := result_fields.get("_meta", {}).get(_WANTED)) is None:
+            text = " ".join(block.get("text", "") for block in result_fields.get("content", ()))
             raise MCPError(mcp_types.INVALID_PARAMS, f"The call did not become a task: {text}")
         return {"task": task}
 
@@ -163,12 +163,12 @@ class Tasks(ServerExtension):
         task = await self._found(ctx, params.task_id)
         if task.is_interrupted:
             task = await self._resumed(task, _caller(ctx))
-        found = await asyncio.to_thread(task.as_dict)
+        state = await asyncio.to_thread(task.as_dict)
         if ctx.protocol_version == _OLD:
-            return _old(found)
-        if found["status"] == "completed":
-            found["result"] = await self._result(task)
-        return {"resultType": "complete", **found}
+            return _old(state)
+        if state["status"] == "completed":
+            state["result"] = await self._result(task)
+        return {"resultType": "complete", **state}
 
     async def _update(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
         """Accept answers to questions. promptmill's tasks ask none."""

@@ -47,9 +47,9 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
     """
     if plan.model or not (choice := plan.record.choice):
         return plan
-    found: ResolvedConfig = await (await _module(choice)).with_model(plan)
-    _LOG.info("%s", found.chosen)
-    return found
+    plan_with_model: ResolvedConfig = await (await _module(choice)).with_model(plan)
+    _LOG.info("%s", plan_with_model.chosen)
+    return plan_with_model
 
 
 async def models_at(plan: ResolvedConfig) -> list[str]:
@@ -59,14 +59,14 @@ async def models_at(plan: ResolvedConfig) -> list[str]:
     """
     if not (choice := plan.record.choice):
         return []
-    found: list[str] = await (await _module(choice)).models_at(plan)
-    return found
+    models: list[str] = await (await _module(choice)).models_at(plan)
+    return models
 
 
 async def around() -> tuple[str, str]:
     """Return the address of a server on this machine, and a provider with a set key; `""` without one."""
-    found: tuple[str, str] = await (await _module(BACKENDS["openai"].choice)).around(Configuration({"backend": AUTO}))
-    return found
+    words: tuple[str, str] = await (await _module(BACKENDS["openai"].choice)).around(Configuration({"backend": AUTO}))
+    return words
 
 
 async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str) -> str:

@@ -142,9 +142,9 @@ class ListSink(Sink):
     def result(self, unanswered: PromptmillError | None) -> list[Outcome]:
         """Return the outcomes in order. Items without an outcome fail with `unanswered`."""
         if unanswered is None:
-            found = [outcome for outcome in self._outcomes if outcome is not None]
-            assert len(found) == len(self._outcomes), "a backend returned without settling every item"
-            return found
+            received = [outcome for outcome in self._outcomes if outcome is not None]
+            assert len(received) == len(self._outcomes), "a backend returned without settling every item"
+            return received
         left = Failure(unanswered)
         return [left if outcome is None else outcome for outcome in self._outcomes]
 
@@ -176,8 +176,8 @@ def answers(outcomes: Sequence[Outcome]) -> list[str]:
 
 def several(outcomes: Sequence[Outcome]) -> list[list[str]]:
     """Return all answers of each item, in order; empty if each item has one answer."""
-    found = [list(outcome.answers) if isinstance(outcome, Completion) else [] for outcome in outcomes]
-    return found if any(found) else []
+    answer_lists = [list(outcome.answers) if isinstance(outcome, Completion) else [] for outcome in outcomes]
+    return answer_lists if any(answer_lists) else []
 
 
 def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -186,7 +186,7 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     Hundreds of thousands of items may share one failure, such as an exhausted budget: beyond a certain number, a run of
     such items becomes one entry with `index` and `last`.
     """
-    found: list[dict[str, Any]] = []
+    groups: list[dict[str, Any]] = []
     shared: dict[int, list[Any]] = {}  # by the id of the error object: the number of its items, and their message
     before: object = None
     for index, outcome in enumerate(outcomes):
@@ -197,7 +197,7 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         known[0] += 1
         shown = id(outcome.error), outcome.attempts, outcome.text
         if shown == before and known[0] > MOST_ROWS + 1:
-            found[-1]["last"] = index
+            groups[-1]["last"] = index
             continue
         before = shown
         entry = {
@@ -209,8 +209,8 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         }
         if known[0] == MOST_ROWS:
             known[1] = f"The same as for item {index}."
-        found.append(entry | {"text": outcome.text} if outcome.text else entry)
-    return found
+        groups.append(entry | {"text": outcome.text} if outcome.text else entry)
+    return groups
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
@@ -234,7 +234,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
 def totals(stats: Call) -> dict[str, Any]:
     """Return the totals of a call. `seconds`: since its start. `tokens_per_second`: tokens of answers."""
     seconds = time.monotonic() - stats.started
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "requests": stats.counts.requests,
         "retries": stats.counts.retries,
         "prompt_tokens": stats.counts.prompt_tokens,
@@ -243,15 +243,15 @@ def totals(stats: Call) -> dict[str, Any]:
         "tokens_per_second": round(stats.counts.completion_tokens / seconds, 1) if seconds else 0.0,
     }
     if stats.model:
-        found["model"] = stats.model
+        facts["model"] = stats.model
     if stats.counts.cost is not None:
-        found["cost"] = round(stats.counts.cost, 9)
-    found |= {name: count for name in ("cached", "repaired", "asked_again") if (count := getattr(stats.counts, name))}
+        facts["cost"] = round(stats.counts.cost, 9)
+    facts |= {name: count for name in ("cached", "repaired", "asked_again") if (count := getattr(stats.counts, name))}
     if stats.chosen:
-        found["chosen"] = stats.chosen
+        facts["chosen"] = stats.chosen
     if stats.warnings:
-        found["warnings"] = list(stats.warnings)
-    return found
+        facts["warnings"] = list(stats.warnings)
+    return facts
 
 
 def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
@@ -266,7 +266,7 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
     def column(value: Callable[[Completion], Any]) -> list[Any]:
         return [value(outcome) if isinstance(outcome, Completion) else None for outcome in outcomes]
 
-    found: dict[str, list[Any]] = {
+    lists: dict[str, list[Any]] = {
         "finish_reason": column(lambda completion: completion.finish_reason),
         "usage": [_usage(outcome.usage) for outcome in outcomes],
         "attempts": [outcome.attempts for outcome in outcomes],
@@ -280,14 +280,14 @@ def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
         "costs": [outcome.cost if outcome.cost is None else round(outcome.cost, 9) for outcome in outcomes],
         "answered_by": column(lambda completion: completion.answered_by or None),
     }
-    return found | {name: values for name, values in rare.items() if any(value is not None for value in values)}
+    return lists | {name: values for name, values in rare.items() if any(value is not None for value in values)}
 
 
 def _usage(usage: Usage) -> dict[str, int]:
-    found = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+    counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
     names = ("cached_tokens", "reasoning_tokens", "written_tokens", "hour_written_tokens")
     apart = {name: getattr(usage, name) for name in names}
-    return found | {name: count for name, count in apart.items() if count}
+    return counts | {name: count for name, count in apart.items() if count}
 
 
 def failed(outcomes: Sequence[Outcome], *, any_failure: bool) -> bool:

@@ -134,11 +134,11 @@ def durations(
 
     `of_job`: False counts items of calls, True rows of jobs, None both.
     """
-    found: dict[tuple[Labels, str], Histogram] = {}
+    histograms: dict[tuple[Labels, str], Histogram] = {}
     for totals in service.calls.by_model():
         if of_job is not None and totals.of_job is not of_job:
             continue
         for code, times in totals.counts.durations.items():
             key = labels_of.of_plan(totals.plan), code
             found[key] = found.get(key, Histogram()) + times  # a copy, because the histograms continue to count
-    return found
+    return histograms

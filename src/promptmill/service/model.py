@@ -246,10 +246,10 @@ class Model:
 
     async def unload(self, wanted: Callable[[ResolvedConfig], bool], reason: PromptmillError) -> None:
         """Unload now, for `reason`, the backends whose plan `wanted` accepts. Raises the first error of a close."""
-        found = {loaded for loaded in self.all_loaded() if wanted(loaded.plan)}
-        if self._current in found:
+        to_unload = {loaded for loaded in self.all_loaded() if wanted(loaded.plan)}
+        if self._current in to_unload:
             self._current = None
-        for error in await asyncio.gather(*(loaded.unload(reason) for loaded in found), return_exceptions=True):
+        for error in await asyncio.gather(*(loaded.unload(reason) for loaded in to_unload), return_exceptions=True):
             if error is not None:
                 raise error
 

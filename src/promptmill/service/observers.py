@@ -37,9 +37,9 @@ class _Module(Protocol):
 
 def _module(environ: Mapping[str, str]) -> _Module | None:
     for feature in features().values():
-        found = feature.observation
-        if found is not None and any(name.upper().startswith(found.variables) for name in environ):
-            return cast("_Module", importlib.import_module(found.module))
+        observation = feature.observation
+        if observation is not None and any(name.upper().startswith(observation.variables) for name in environ):
+            return cast("_Module", importlib.import_module(observation.module))
     return None
 
 

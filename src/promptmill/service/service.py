@@ -155,18 +155,18 @@ class Service:
 
     def described(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return the backend, model, state and fallbacks of each model, or the reason why it is unusable."""
-        found = []
+        models = []
         for name in names:
             about: dict[str, Any] = {"name": name, "is_default": name == self._configuration.default}
             try:
                 plan = self.plan_of(name)
             except PromptmillError as error:
-                found.append(about | {"state": "unusable", "reason": str(error)})
+                models.append(about | {"state": "unusable", "reason": str(error)})
                 continue
             about |= {"backend": plan.backend, "model": plan.model or None, "state": self.state_of(name)}
             about |= {"note": TOY} if is_embedded(plan) else {}
-            found.append(about | ({"fallback": plan.fallback} if plan.fallback else {}))
-        return found
+            models.append(about | ({"fallback": plan.fallback} if plan.fallback else {}))
+        return models
 
     @property
     def activity(self) -> str:
@@ -197,9 +197,9 @@ class Service:
         """Return the plan of a call that has its own sampling. `decided` resolves an open backend or model."""
         if not plan.is_open:
             return plan
-        found = await self.decided(plan.name)
+        decided = await self.decided(plan.name)
         own = {name: getattr(plan.settings, name) for name in ("sampling_params", "extra_params")}
-        return replace(found, settings=found.settings.model_copy(update=own))
+        return replace(decided, settings=decided.settings.model_copy(update=own))
 
     async def init(self, overrides: Overrides) -> None:
         """Load the configuration with `overrides` as the default model.
@@ -493,10 +493,10 @@ class _ServiceStats:
 
     def by_model(self) -> list[Totals]:
         """Return the sums by model for all calls since the start, including running calls."""
-        found = {key: replace(totals) for key, totals in self._ended.items()}
+        by_model = {key: replace(totals) for key, totals in self._ended.items()}
         for running in self._running.values():
-            _of_model(found, running.plan(), of_job=running.call.facts.of_job).add(running.counts)
-        return list(found.values())
+            _of_model(by_model, running.plan(), of_job=running.call.facts.of_job).add(running.counts)
+        return list(by_model.values())
 
     def totals(self) -> dict[str, Any]:
         """Return the sums for all calls since the start, including running calls. `errors`: failures by code."""
@@ -505,10 +505,10 @@ class _ServiceStats:
         return counts | {"errors": dict(total.codes.most_common())}
 
 
-def _of_model(found: dict[tuple[object, ...], Totals], plan: ResolvedConfig, *, of_job: bool) -> Totals:
+def _of_model(totals: dict[tuple[object, ...], Totals], plan: ResolvedConfig, *, of_job: bool) -> Totals:
     """Return the sums for the plan's model, creating them if necessary."""
     block = plan.block
     key = plan.backend, plan.model, getattr(block, "provider", None), *getattr(block, "base_url", ()), of_job
-    if key not in found and len(found) >= MOST_MODELS:
-        return found.setdefault((of_job,), Totals(None, of_job))
-    return found.setdefault(key, Totals(plan, of_job))
+    if key not in totals and len(totals) >= MOST_MODELS:
+        return totals.setdefault((of_job,), Totals(None, of_job))
+    return totals.setdefault(key, Totals(plan, of_job))
