@@ -186,7 +186,7 @@ def expand(value: Any, environ: Mapping[str, str]) -> Any:
 
 
 def _value_of(match: re.Match[str], environ: Mapping[str, str]) -> str:
-    if found[4] is not None:  # the closing brace is missing
+    if match[4] is not None:  # the closing brace is missing
         return match[0]
     return match[0][1:] if _is_literal(match) else environ.get(match[1]) or match[3] or ""
 

@@ -338,7 +338,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
             return ToolResult(structured_content=job_status)
         results = functools.partial(running.visible.results, with_input=with_input)
         rows = await asyncio.to_thread(results, job_id, caller, offset, limit or _MOST_READ, read)
-        found = found | rows  # the `state` of the rows is newer
+        job_status = job_status | rows  # the `state` of the rows is newer
         characters = page_characters(ctx) if max_characters == PAGE_CHARACTERS else max_characters
         job_status = await asyncio.to_thread(page, job_status, characters, copies=1)
         if (most := most_bytes(ctx, service.plan)) is not None:

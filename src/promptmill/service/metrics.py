@@ -140,5 +140,7 @@ def durations(
             continue
         for code, times in totals.counts.durations.items():
             key = labels_of.of_plan(totals.plan), code
-            found[key] = found.get(key, Histogram()) + times  # a copy, because the histograms continue to count
+            histograms[key] = (
+                histograms.get(key, Histogram()) + times
+            )  # a copy, because the histograms continue to count
     return histograms
