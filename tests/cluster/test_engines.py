@@ -92,7 +92,7 @@ async def two_engines(model: Path, **block: Any) -> AsyncIterator[Replicas]:
 
 
 async def ready(backend: Replicas, count: int) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(200):  # loading takes a minute where other tests load engines, too
         while len(backend.ready) < count:
             await asyncio.sleep(0.01)
 
