@@ -131,15 +131,15 @@ class Child:
 
     def write(self, frame: bytes) -> None:
         """Send a frame without waiting. Does nothing if the process has ended."""
-        if not self._outgoing.is_closing():
+        if not self._outgoing.is_closing():  # uvloop raises `RuntimeError` for a closed pipe
             self._outgoing.write(frame)
 
     async def send(self, frame: bytes) -> bool:
         """Send a frame, waiting while the pipe is full. Return False if the process has ended."""
         with contextlib.suppress(ConnectionError):
-            self._outgoing.write(frame)
+            self.write(frame)
             await self._outgoing.drain()
-            return True
+            return not self._outgoing.is_closing()
         return False
 
     async def receive(self) -> frames.Frame | None:
