@@ -145,8 +145,8 @@ def draw_pictures(folder: Path) -> None:
         writer = csv.writer(opened)
         writer.writerow(["photo", "text"])
         for text in texts:
-            topic = next(value["topic"] for known, value in KNOWN.items() if known in text)
-            writer.writerow([f"{topic}.png", text])
+            about = next(value["topic"] for known, value in KNOWN.items() if known in text)
+            writer.writerow([f"{about}.png", text])
 
 
 def pages(folder: Path) -> dict[str, Path]:
