@@ -363,7 +363,7 @@ def _request_digest(request: Request, *context: Any) -> bytes:
 
 
 def _fingerprint_of(plan: ResolvedConfig, *, is_shared: bool) -> bytes:
-    """Return a digest of the settings that affect answers, except those in a request, and of the position."""
+    """Return a digest of the position and of the settings that affect answers. Settings in a request do not count."""
     block = plan.block
     assert block is not None
     asked = block.model_dump(mode="json", exclude={*_NOT_ASKED, "headers"})

@@ -68,7 +68,7 @@ _ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers before the advice; the advised 
 
 
 class BudgetedAnswers:
-    """Adds the cost to each outcome. `budget` is that of the process; `Ledger.budget` that of the call or job."""
+    """Adds the cost to each outcome. `budget` limits the process; `Ledger.budget` limits the call or job."""
 
     def __init__(
         self, following: Answer, plan: resolved_config.ResolvedConfig, price: Price, budget: Budget | None

@@ -124,7 +124,7 @@ class BatchApi(Protocol):
     """The limits of one batch."""
 
     def line(self, custom_id: str, body: bytes) -> bytes:
-        """Return the line for a request. `custom_id`: `[A-Za-z0-9_-]{1,64}`. `body`: that of a live request."""
+        """Return the line for a request. `custom_id`: `[A-Za-z0-9_-]{1,64}`. `body`: the body of a live request."""
 
     async def check(self) -> None:
         """Raise `unsupported` if the endpoint has no Batch API."""

@@ -85,7 +85,7 @@ class ModelLabels:
         return labels
 
     def of_plan(self, plan: ResolvedConfig | None) -> Labels:
-        """Return the labels of the plan's model; None stands for all models without labels of their own."""
+        """Return the labels of the plan's model; `plan`: None for all models without labels."""
         return _OTHER if plan is None else self.of(registry.provider_of(plan), plan.model)
 
 

@@ -40,6 +40,15 @@ def client(bench, closing, monkeypatch) -> Any:
     return lambda **options: Client(server, **options)
 
 
+async def shown(page: Any, url: str, host: Any, tool: str, **arguments: Any) -> None:
+    """Open the page, call a tool, and give its result to the page."""
+    await page.visit(url)
+    await page.until("window.ready")
+    found = (await host.call_tool(tool, arguments)).structured_content
+    result = json.dumps({"content": [], "structuredContent": found})
+    await page.run(f"window.notify('ui/notifications/tool-result', {result})")
+
+
 async def test_only_a_host_of_such_pages_learns_of_the_page(client):
     async with client() as plain, client(extensions=[advertise(UI_EXTENSION_ID)]) as host:
         without, tools = await plain.list_tools(), await host.list_tools()
@@ -74,12 +83,7 @@ async def test_a_job_is_shown_live_paused_and_its_hostile_rows_do_nothing(bench,
         0.02, choose(lambda seen: replies.get(seen.prompt) or answer(HOSTILE if "onerror" in seen.prompt else "fine"))
     )
     async with client() as host, hosting(host, ADDRESS, theme="dark") as url, browser.opened() as page:
-        await page.visit(url)
-        await page.until("window.ready")
-        asked = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
-        started = (await host.call_tool("bulk_generate", asked)).structured_content
-        result = json.dumps({"content": [], "structuredContent": started})
-        await page.run(f"window.notify('ui/notifications/tool-result', {result})")
+        await shown(page, url, host, "bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         await page.inside("document.querySelectorAll('#table tbody tr:not(.space)').length > 2")
         await page.inside("(document.getElementById('hold').click(), true)")
         await page.inside("['paused', 'finished'].includes(document.getElementById('state').textContent)")
@@ -155,15 +159,11 @@ async def test_rows_of_requests_have_the_pictures_of_their_messages(conversed, c
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
 async def test_the_table_shows_the_pictures_of_its_rows(pictured, client):
     async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
-        await page.visit(url)
-        await page.until("window.ready")
-        found = (await host.call_tool("bulk_status", {"job_id": "out.csv"})).structured_content
-        result = json.dumps({"content": [], "structuredContent": found})
-        await page.run(f"window.notify('ui/notifications/tool-result', {result})")
+        await shown(page, url, host, "bulk_status", job_id="out.csv")
         images = "[...document.querySelectorAll('#table td img')]"
         await page.inside(f"{images}.length === 2 && {images}.every(each => each.naturalWidth > 0)")
-        shown = await page.inside(f"{images}.map(each => each.closest('tr').firstChild.textContent).join()")
-        assert shown == "6,1"
+        rows = await page.inside(f"{images}.map(each => each.closest('tr').firstChild.textContent).join()")
+        assert rows == "6,1"
         assert "[image]" in await page.inside(f"{images}[0].parentNode.title")
         await page.inside(f"({images}[0].click(), document.querySelector('dialog img').naturalWidth > 0)")
         assert not [each for each in page.complaints if "Content Security" in each or "exception" in each]
@@ -183,11 +183,7 @@ def doubtful(bench):
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
 async def test_labels_of_a_person_are_stored_from_the_page(doubtful, client):
     async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
-        await page.visit(url)
-        await page.until("window.ready")
-        found = (await host.call_tool("bulk_status", {"job_id": "out.jsonl"})).structured_content
-        result = json.dumps({"content": [], "structuredContent": found})
-        await page.run(f"window.notify('ui/notifications/tool-result', {result})")
+        await shown(page, url, host, "bulk_status", job_id="out.jsonl")
         await page.inside("!document.getElementById('unsure').hidden")
         await page.inside("(document.getElementById('unsure').click(), true)")
         await page.inside("document.querySelectorAll('#review section').length === 6")
@@ -207,11 +203,7 @@ async def test_a_comparison_is_its_table_and_the_rows_that_differ(bench, client)
         rows = "".join(f"{n},{text}\n" for n, text in enumerate(answers))
         (bench.path / name).write_text(f"id,answer\n{rows}")
     async with client() as host, hosting(host, ADDRESS) as url, browser.opened() as page:
-        await page.visit(url)
-        await page.until("window.ready")
-        found = (await host.call_tool("compare", {"files": ["a.csv", "b.csv"]})).structured_content
-        result = json.dumps({"content": [], "structuredContent": found})
-        await page.run(f"window.notify('ui/notifications/tool-result', {result})")
+        await shown(page, url, host, "compare", files=["a.csv", "b.csv"])
         assert await page.inside("document.getElementById('facts').textContent") == "1 of 3 rows differ"
         assert "66.7 %" in await page.inside("document.querySelector('.overview').textContent")
         row = await page.inside("document.querySelector('#table tbody tr:not(.space)').textContent")

@@ -254,7 +254,7 @@ def _likely_token(decode: Callable[[Sequence[int]], str], token: int, logprob: f
 
 
 class Texts:
-    """Decodes the answers of one model. Special tokens are omitted, except marks of reasoning and those in `also`."""
+    """Decodes the answers of one model. Special tokens are omitted, except marks of reasoning and tokens in `also`."""
 
     def __init__(self, tokenizer: Any, also: Collection[str] = ()) -> None:
         """`tokenizer`: the model's tokenizer. `also`: further special tokens to keep, such as marks of tool calls."""

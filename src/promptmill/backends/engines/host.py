@@ -450,7 +450,7 @@ def _outcome_of(message: Frame, request: Request) -> Outcome:
 
 
 # vLLM's arguments that a call may set: numbers, switches and names from closed lists, which change the amount, speed
-# and number format of the computation. All other arguments, even those of later vLLM versions, are reserved for the
+# and number format of the computation. All other arguments, also of later vLLM versions, are reserved for the
 # operator: they may import code (`spec_model: "module.Class"`), read and write files, or open connections.
 ENGINE_ARGUMENTS = frozenset(
     {

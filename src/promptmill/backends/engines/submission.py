@@ -145,7 +145,7 @@ def is_known_format(wanted: Mapping[str, Any] | None) -> bool:
 def split_stops(
     wanted: Sequence[str], special: Mapping[str, int], warnings: list[str]
 ) -> tuple[list[str], frozenset[int]]:
-    """Return the stop strings, and those of them that are special tokens as end tokens."""
+    """Return the stop strings, and the end tokens: the stop strings that are special tokens."""
     stops = [stop for stop in wanted if stop]
     if len(stops) < len(wanted):
         warnings.append("An empty stop string was left out.")

@@ -77,7 +77,7 @@ class ProviderProfile:
     batch: BatchProfile | None = None
     """The provider's Batch API; None: unknown."""
     prompt_cache: Literal["", "automatic", "key", "marks"] = ""
-    """How beginnings of prompts are cached: automatically; for requests with the same `prompt_cache_key`; or up to a
+    """The way to cache beginnings of prompts: automatically; for requests with the same `prompt_cache_key`; or up to a
     `cache_control` in a request of the provider's dialect. `""`: unknown."""
 
     @property

@@ -51,7 +51,7 @@ _DONE = "SELECT id FROM batch WHERE value ->> '$.state' = 'done'"
 
 
 class AtProvider(Stored):
-    """What the job knows about a batch at the provider."""
+    """The job's knowledge of a batch at the provider."""
 
     file_id: str = ""
     """The id of the uploaded file."""

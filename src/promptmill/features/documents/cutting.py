@@ -4,9 +4,8 @@
 
 Tokens are counted by the model's own tokenizer if the model runs on an engine; otherwise they are estimated. The
 estimate assumes one token for four letters or spaces, two punctuation marks, one digit or one other character, plus a
-tenth.
-Qwen and SmolLM2 have a token for each digit, GPT-4o one for up to three: tables of numbers have 1.0 to 1.2 times the
-estimate with the former, and 0.4 to 0.7 times with the latter. With four digits to a token, it was 3.6 times.
+tenth. Qwen and SmolLM2 have one token for each digit, GPT-4o has one for up to three: tables of numbers have 1.0 to 1.2
+times the estimate with Qwen and SmolLM2, and 0.4 to 0.7 times with GPT-4o.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ class How(Stored):
     overlap: int = Field(0, ge=0)
     """The number of tokens that a piece repeats from the end of the previous piece."""
     merge: Literal["ask", "first", "sum"] = "ask"
-    """How to choose among different values of a field."""
+    """The rule that chooses among different values of a field."""
     merge_prompt: str = ""
     """The prompt that requests one answer from the answers about the pieces; `""`: promptmill's own prompt."""
 

@@ -1,8 +1,8 @@
 """Lines of a batch: its file's lines become rows of a job, and the rows' outcomes become lines of its results.
 
 A row is a line in OpenAI's format. Its body is the request that a POST of the same body to the line's path would
-become, with all settings of the model. `metadata`, which is not part of the question, keeps what the reply repeats: the
-model's name as the client wrote it, and the body's fields without their texts.
+become, with all settings of the model. The reply repeats the model's name as the client wrote
+it, and the body's fields without their texts: `metadata`, which is not part of the question, keeps them.
 """
 
 from __future__ import annotations

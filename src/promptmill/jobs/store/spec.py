@@ -462,7 +462,7 @@ class JobSpec(Stored):
     plan: AnyPlan = Plan()
     """The plan, which decides the rows to send next and the answer of each row."""
     to_bind: Literal["questions", "rows"] | None = None
-    """How answers are bound when the input is read again: by question, or by row number."""
+    """The rule that binds answers when the input is read again: by question, or by row number."""
     origin: Origin = Origin()
 
     @property

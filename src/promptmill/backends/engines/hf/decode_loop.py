@@ -221,7 +221,7 @@ class Decoder(DecodeLoop):
     def _make_room(self, running: Counter[int]) -> int:
         """Pause a row of the run with the most rows if another run has at least two fewer. Return the freed places.
 
-        A run without a place gets that of a row that has used up its quantum, so that many runs take turns.
+        A row that has used up its quantum gives its place to a run without a place, so that many runs take turns.
         """
         fewest = self._schedule.fewest_running(running)
         if fewest is None:
@@ -474,7 +474,7 @@ def _logprobs(row: RunningSequence, token: int, logprobs: Any) -> dict[str, Any]
 
 
 def _add_chances(row: RunningSequence, token: int, logprobs: Any) -> None:
-    """Add the next token of an answer that is one of several choices; `logprobs` is -inf for tokens of none of them."""
+    """Add the next token of an answer that is one of several choices; `logprobs` is -inf for all other tokens."""
     assert row.chances is not None
     values, tokens = logprobs.topk(min(_MOST_LEADING, len(logprobs)))
     ranked = zip(tokens.tolist(), values.tolist(), strict=True)

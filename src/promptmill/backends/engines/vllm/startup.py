@@ -148,7 +148,7 @@ def _validation(error: Exception) -> str:
 
 
 def engine_arguments(options: Mapping[str, Any], location: Location, *, on_cpu: bool) -> dict[str, Any]:
-    """Return the keyword arguments of `AsyncEngineArgs`: those of the block, and promptmill's choices for the rest.
+    """Return the keyword arguments of `AsyncEngineArgs`: the block's settings, and promptmill's choices for the rest.
 
     Raises `PromptmillError` (`invalid_config`) for an unknown engine argument or reasoning parser.
     """

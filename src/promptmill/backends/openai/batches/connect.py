@@ -34,7 +34,7 @@ _DEPLOYMENT = re.compile(r"/deployments/[^/]+$")  # in Azure's addresses with an
 
 
 def batch_profile(endpoint: Endpoint) -> BatchProfile:
-    """Return the batch profile of the endpoint's provider; for other endpoints, that of the API in the address."""
+    """Return the batch profile of the endpoint's provider; for an unknown one, by the API in the address."""
     if endpoint.profile.batch is not None:
         return endpoint.profile.batch
     match = _OWN_API.search(urlsplit(endpoint.url).path)
@@ -47,7 +47,7 @@ async def open_batches(
 ) -> AsyncIterator[BatchApi]:
     """Open the Batch API of an endpoint. Sends nothing.
 
-    Raises `unsupported` if the endpoint's API is not that of the provider's batches.
+    Raises `unsupported` if the provider's batches have another API than the endpoint.
     """
     pool = Pool(settings, 4)
     try:

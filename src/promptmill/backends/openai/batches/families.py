@@ -290,7 +290,7 @@ class GeminiBatches(Batches):
 
 
 class FireworksBatches(Batches):
-    """Fireworks': datasets for requests and results, in an account whose path differs from that of inference.
+    """Fireworks': datasets for requests and results, in an account whose path differs from the path of inference.
 
     promptmill's key is the id of the job and of both datasets, so a job cannot be created twice. Facts:
     docs.fireworks.ai/guides/batch-inference, fireworks-ai 1.2.30.

@@ -1,4 +1,4 @@
-"""OpenAI's Batch API, also that of Azure, Groq, Doubleword and gateways. `families` has the APIs that differ.
+"""OpenAI's Batch API, which Azure, Groq, Doubleword and gateways have, too. `families` has the APIs that differ.
 
 Facts: developers.openai.com/api/reference/resources/batches, openai 3.54.0. Azure writes states with capitals, times as
 texts, null for counts, and lists in `value`.

@@ -90,8 +90,9 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def same_url(url: str, *_: object, **__: object) -> str:
-    """Return the endpoint's URL, which is that of each request: its body has the model and `stream`."""
+def same_url(url: str, model: str, *, stream: bool) -> str:
+    """Return the endpoint's URL, which all requests use: the body has `model` and `stream`."""
+    del model, stream
     return url
 
 
