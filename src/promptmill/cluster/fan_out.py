@@ -212,6 +212,7 @@ class ProcessLink:
         if self._child is None or self._hearing is None or self._hearing.done():
             raise LostError
         number, reply = next(self._numbers), asyncio.get_running_loop().create_future()
+        reply.add_done_callback(lambda done: done.cancelled() or done.exception())  # a failed `send` leaves it unread
         self._open[number] = reply
         try:
             if not await self._child.send(frames.pickled((number, method, arguments))):

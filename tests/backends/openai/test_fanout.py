@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -20,6 +22,7 @@ from promptmill.cluster.fan_out import ProcessLink
 from promptmill.cluster.remote import LostError
 from promptmill.core.errors import Code
 from promptmill.core.request import Conversation, Message, Request, Sampling, conversation_from_prompt
+from promptmill.system.subprocesses import Child
 from replies import answer, by_prompt, late, quota, reset, status
 from waiting import until
 
@@ -272,6 +275,24 @@ async def test_a_call_ends_although_a_worker_dies_at_that_very_moment(upstream, 
         async with asyncio.timeout(10):
             await asyncio.wait({call})
     assert not workers()
+
+
+async def test_a_worker_that_ends_while_a_request_is_on_its_way_is_one_error(monkeypatch):
+    """The event loop reports an error that nobody has read, which fails a test."""
+
+    async def ends(_: Child, frame: bytes) -> bool:
+        for reply in link._open.values():
+            reply.set_exception(LostError())
+        return False
+
+    monkeypatch.setattr(Child, "send", ends)
+    link = ProcessLink()
+    link._child = Child(mock.Mock(pid=1))
+    link._hearing = asyncio.ensure_future(asyncio.sleep(60, ""))
+    with pytest.raises(LostError):
+        await link.call("submit")
+    link._hearing.cancel()
+    gc.collect()
 
 
 async def test_workers_that_all_end_as_they_start_end_the_call(upstream, drive, monkeypatch):
