@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from types import SimpleNamespace
 from typing import cast
+from unittest import mock
 
 import pytest
 
@@ -15,7 +16,7 @@ from promptmill.backends.openai.limit.endpoint_state import Permit
 from promptmill.backends.openai.sender import Item
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Conversation, Request, Sampling
+from promptmill.core.request import Account, Conversation, Request, Sampling
 from replies import choose, hang, late, status
 
 pytestmark = pytest.mark.simulated
@@ -67,7 +68,7 @@ def _completion(text: str) -> Completion:
     return Completion(text, "stop", Usage(5, 7), latency_s=0.001)
 
 
-async def _raced(first: Awaitable[Outcome], second: Awaitable[Outcome]) -> Outcome:
+async def _raced(first: Awaitable[Outcome], second: Awaitable[Outcome], account: Account | None = None) -> Outcome:
     """Return the outcome of a straggler whose own outcome is `first`, and its twin's `second`."""
     outcomes = iter((first, second))
 
@@ -84,7 +85,7 @@ async def _raced(first: Awaitable[Outcome], second: Awaitable[Outcome]) -> Outco
 
     hedge = Hedge(answer)
     for key in range(21):
-        outcome = await hedge.answer(Item(Request(key, Conversation(()), Sampling())))
+        outcome = await hedge.answer(Item(Request(key, Conversation(()), Sampling(), account=account)))
     return outcome
 
 
@@ -97,6 +98,15 @@ async def test_the_request_that_loses_is_counted_and_charged():
     outcome = await _raced(_later(_completion("slow"), 60), _later(_completion("twin"), 0.1))
     assert isinstance(outcome, Completion)
     assert (outcome.text, outcome.attempts - 1, outcome.usage, outcome.unmetered) == ("twin", 1, Usage(5, 7), 1)
+
+
+async def test_a_twin_that_a_budget_has_no_room_for_is_not_sent():
+    account = mock.Mock(reserve_again=mock.AsyncMock(return_value=False))
+    twin: asyncio.Future[Outcome] = asyncio.Future()
+    outcome = await _raced(_later(_completion("slow"), 60), twin, account)
+    assert isinstance(outcome, Completion)
+    assert (outcome.text, outcome.unmetered) == ("slow", 0)
+    account.reserve_again.assert_awaited_once()
 
 
 async def test_a_failure_is_not_the_outcome_while_the_other_request_may_be_answered():

@@ -35,7 +35,8 @@ class Hedge:
         racing, attempts = {winner: item}, 0
         try:
             done, _ = await asyncio.wait(racing, timeout=slow_s)
-            if not done and self._twins < _TWIN_SHARE * self._sent and (twin := _twin_of(item)) is not None:
+            may_race = not done and self._twins < _TWIN_SHARE * self._sent
+            if may_race and (twin := await _twin_of(item)) is not None and not winner.done():
                 self._twins += 1
                 attempts = twin.attempts
                 racing[asyncio.ensure_future(self._answer(twin))] = twin
@@ -66,9 +67,10 @@ class Hedge:
         )
 
 
-def _twin_of(item: Item) -> Item | None:
+async def _twin_of(item: Item) -> Item | None:
     """Return the same request again, for another endpoint if possible; None if the item waits or lacks budget."""
-    if item.permit is None or not (item.request.account is None or item.request.account.reserve_again()):
+    account = item.request.account
+    if item.permit is None or not (account is None or await account.reserve_again()):
         return None
     twin, slow = Item(item.request), item.permit.endpoint_state
     twin.attempts, twin.failed_at, twin.failed_serial = item.attempts, slow, slow.load.sent
