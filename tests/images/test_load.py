@@ -400,7 +400,7 @@ def test_no_decoder_is_imported_but_those_of_the_formats_that_are_read(tmp_path)
 def test_a_data_url_may_have_line_breaks():
     encoded = base64.encodebytes(_bytes(_picture(), "PNG")).decode()
     assert "\n" in encoded.strip()
-    assert load_image(f"data:image/png;base64,{encoded}", ANYWHERE)
+    assert load_image(f"data:image/png;base64,{encoded}", ANYWHERE).data == _bytes(_picture(), "PNG")
 
 
 @pytest.mark.parametrize("source", ["../" * 3000, "a" * 5000, "~/" + "b/" * 3000])

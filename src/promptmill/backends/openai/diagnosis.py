@@ -162,7 +162,7 @@ class _Trial:
             return ""
         names = [one.name for one in listed.models]
         near = close_matches(named, names, n=3, cutoff=0.4)
-        stage.warn(f"{named} is not among them: {', '.join(near) or listed or 'none'}")
+        stage.warn(f"{named} is not among them: {', '.join(near) or str(listed) or 'none'}")
         return named
 
     async def _answers(self, model: str) -> None:
