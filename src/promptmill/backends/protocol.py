@@ -316,8 +316,8 @@ class Facts:
 
     total: int | None = None
     """The number of items, if known."""
-    size: int = 0
-    """The total size of all items in bytes or characters; 0 if unknown. Large calls justify worker processes."""
+    has_images: bool = False
+    """Whether the first items have images, whose encoding can take more than one core."""
     keep_raw: bool = False
     """Whether answers keep the endpoint's other fields, for outputs of the Batch format."""
     has_answered: bool = False

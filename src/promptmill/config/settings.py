@@ -183,7 +183,7 @@ class OpenAISettings(_EndpointPatience, _EndpointLimits, _EndpointAddress):
         None,
         ge=1,
         le=256,
-        description="Worker processes for large calls; default: one per 256 requests in flight, up to the cores or 8.",
+        description="Worker processes for large calls; default: one per 256 images in flight, up to the cores or 8.",
     )
     worker_concurrency: int | None = Field(
         None, ge=1, description="Requests in flight per worker; default: `concurrency` divided among the workers."

@@ -38,12 +38,6 @@ class ListSource(Source):
         self._extra = extra
         self._next = 0
 
-    @property
-    def size(self) -> int:
-        """The total length of all texts in characters."""
-        turns = [turn for item in self._items if isinstance(item, Conversation) for turn in item.messages]
-        return sum([len(turn.content) for turn in turns if isinstance(turn.content, str)])
-
     async def take(self, n: int) -> list[Request]:
         """Return the next requests, at most `n`."""
         requests: list[Request] = []

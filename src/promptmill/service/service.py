@@ -27,7 +27,7 @@ from promptmill.service.list_call import ListSink, ListSource
 from promptmill.service.model import TOY, Create, Loaded, Model, Models, is_embedded
 
 _DRAIN_S = 30.0
-_FEW = 10_000  # items that are checked on the event loop
+_FIRST = 20  # items whose images decide whether the call gets processes
 _COUNTS = (
     *("done", "failed", "requests", "retries", "prompt_tokens", "completion_tokens"),
     *("cached", "repaired", "asked_again"),
@@ -278,8 +278,7 @@ class Service:
                     return None
                 system = system_prompt or settings.system_prompt
                 source = ListSource(items, system, settings.sampling_params, settings.extra_params)
-                size = source.size if len(items) <= _FEW else await asyncio.to_thread(lambda: source.size)
-                stats.facts = replace(stats.facts, size=size)
+                stats.facts = replace(stats.facts, has_images=any(map(_has_images, items[:_FIRST])))
                 await self._run(plan, source, observed, stats)
         except NotLoadedError:
             raise
@@ -503,6 +502,13 @@ class _ServiceStats:
         total = sum((totals.counts for totals in self.by_model()), Counts())
         counts = {"calls": self._number} | {name: getattr(total, name) for name in _COUNTS}
         return counts | {"errors": dict(total.codes.most_common())}
+
+
+def _has_images(item: Conversation | Request | PromptmillError) -> bool:
+    match item:
+        case Request(conversation=conversation) | (Conversation() as conversation):
+            return bool(conversation.images)
+    return False
 
 
 def _of_model(totals: dict[tuple[object, ...], Totals], plan: ResolvedConfig, *, of_job: bool) -> Totals:

@@ -506,7 +506,7 @@ class MPOpenAIAPI(OpenAIAPI):
 
     @_with_worker_arguments
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        """`num_workers` processes (default: cores, at most 8), each with `worker_concurrency` requests in flight.
+        """`num_workers` processes, each with `worker_concurrency` requests in flight. Only images get them by default.
 
         The default of `worker_concurrency` is a worker's share of `thread_num`. The other arguments are those of
         `OpenAIAPI`. As positional arguments, both come before `enable_thinking`, as in DataStudio's class.

@@ -31,6 +31,7 @@ from promptmill.service.service import Service
 
 _NO_QUESTION = bytes(16)
 _LARGE = 32 * 1024  # bytes of a question that is too large to parse on the event loop
+_FIRST = 20  # rows whose images decide whether the call gets processes
 _LARGEST_BATCH, _MOST_CHARACTERS = 64, 1 << 20
 _GATHER_S = 0.005
 _SYNC_S = 0.9  # between the starts of two syncs, so that data reaches the disk every second
@@ -69,14 +70,11 @@ async def answer_rows(
     """
     syncing = asyncio.ensure_future(sink.keep_synced())
     source = RowSource(rows, sink, stats)
-    stats.facts = replace(
-        stats.facts,
-        keep_raw=rows.requests[0].reader.keep_raw,
-        size=rows.store.path.stat().st_size,
-    )
-    answering = asyncio.ensure_future(service.run(source, sink, stats, plan, around=around))
-    sink.on_error = answering.cancel
     try:
+        has_images = await source.has_images()
+        stats.facts = replace(stats.facts, keep_raw=rows.requests[0].reader.keep_raw, has_images=has_images)
+        answering = asyncio.ensure_future(service.run(source, sink, stats, plan, around=around))
+        sink.on_error = answering.cancel
         await answering
     except asyncio.CancelledError:
         task = asyncio.current_task()
@@ -242,10 +240,22 @@ class RowSource(Source):
                     record_outcome(row.key, outcome, self._sink.without_request, self._call)
         return requests
 
+    async def has_images(self) -> bool:
+        """Return whether one of the first rows has an image. Raises as `take` does."""
+        await self._fill()
+        first = [*itertools.islice(self._ready, _FIRST)]
+        return await asyncio.to_thread(lambda: any(map(self._has_images, first)))
+
     async def aclose(self) -> None:
         """Wait until this source's thread has finished reading."""
         if self._ahead is not None:
             await asyncio.wait({self._ahead})
+
+    def _has_images(self, row: OpenRow) -> bool:
+        try:
+            return bool(self._request(row).conversation.images)
+        except PromptmillError:  # which `take` records
+            return False
 
     def _request(self, row: OpenRow) -> Request:
         request = self._rows.requests[row.slot].request(row.n, row.line, row.cells, row.attempts)
