@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,13 +19,14 @@ import sysconfig
 import tempfile
 import venv
 from collections.abc import Collection, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FEATURES, TESTS = Path("src", "promptmill", "features"), Path("tests", "features")
 SMOKE = "tests/test_everyday_use.py"
 EVERYDAY = ("tests", "-m", "not thorough and not clients")
-SCRIPT = "#!{python}\nimport sys\nfrom promptmill.cli.main import main\nsys.exit(main())\n"
+SCRIPT = "#!{python}\nimport sys\nfrom {entry.module} import {entry.attr}\nsys.exit({entry.attr}())\n"
 
 
 def main(words: Sequence[str]) -> int:
@@ -82,10 +84,16 @@ def copy(target: Path, names: Collection[str]) -> Path:
     packages = Path(sysconfig.get_path("purelib", vars=names_of))
     ours = sysconfig.get_path("purelib")
     (packages / "checkout.pth").write_text(f"{target / 'src'}\n{ours}\n", encoding="utf-8")
+    for info in Path(ours).glob("promptmill-*.dist-info"):
+        shutil.copytree(info, packages / info.name)
+        url = {"url": target.as_uri(), "dir_info": {"editable": True}}
+        (packages / info.name / "direct_url.json").write_text(json.dumps(url), encoding="utf-8")
     python = Path(sysconfig.get_path("scripts", vars=names_of), Path(sys.executable).name)
-    script = python.with_name("promptmill")
-    script.write_text(SCRIPT.format(python=python), encoding="utf-8")
-    script.chmod(0o755)
+    for name in ("promptmill", "fastmcp"):
+        (entry,) = entry_points(group="console_scripts", name=name)
+        script = python.with_name(name)
+        script.write_text(SCRIPT.format(python=python, entry=entry), encoding="utf-8")
+        script.chmod(0o755)
     subprocess.run(["git", "init", "-q"], cwd=target, check=True)
     return python
 

@@ -95,10 +95,16 @@ def test_a_package_adds_an_option_and_a_plan(run, tmp_path, upstream):
     run(*asked)
     assert len(upstream.seen) == 3, "a long answer of the other model is asked for once"
     assert "--long-to MODEL" in run("bulk", "--help", "all")
+    without = run(*asked, code=2, PROMPTMILL_WITHOUT="acme")
+    assert "unknown option --long-to" in without or "needs the feature acme" in without
+
+
+@pytest.mark.features("labels")
+def test_a_package_and_a_feature_cannot_both_plan_a_job(run, tmp_path, upstream):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "long"}\n')
+    asked = ("bulk", "in.jsonl", "out.jsonl", "--base-url", upstream.url, "--model", "small", "--long-to", "large")
     both = run(*asked, "--choices", "x,y", "--votes", "3", code=2)
     assert "--long-to" in both
     assert "--votes" in both
     assert "a job has one plan" in both
-    assert len(upstream.seen) == 3
-    without = run(*asked, code=2, PROMPTMILL_WITHOUT="acme")
-    assert "unknown option --long-to" in without or "needs the feature acme" in without
+    assert not upstream.seen

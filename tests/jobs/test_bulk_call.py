@@ -293,6 +293,7 @@ _NOT_IN_PYTHON = {  # a file's text, what stdin and stdout are, what the screen 
 }
 
 
+@pytest.mark.features
 def test_the_help_names_the_options_of_the_command_and_all_parameters():
     known = set(BulkOptions.__annotations__)
     parser = Parser()

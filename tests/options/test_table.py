@@ -44,6 +44,7 @@ def test_no_name_stands_for_two_options():
         assert sorted(names) == sorted(set(names))
 
 
+@pytest.mark.features
 def test_rules_name_options_of_the_table():
     known = table.options()
     for option in known.values():
