@@ -1,10 +1,11 @@
-"""Count the source files that one warm prompt and one CSV row pass: fewer files are easier to follow.
+"""Count the source files that a warm prompt, a job of one CSV row, and each further row pass: fewer are easier to follow.
 
     .venv/bin/python scripts/walk.py           # the files
     .venv/bin/python scripts/walk.py --check   # fails above the numbers of `tool.promptmill.walk` in pyproject.toml
 
 A prompt goes from the MCP tool `generate` to the socket and back; a row from a CSV file through `promptmill bulk` into
-the output. Counted are the files of the package in which some function ran, after a first call has loaded everything.
+the output. Counted are the files of the package in which some function ran, after a first call has loaded everything;
+for a further row, those with at least one more call for each row.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import tomllib
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import FrameType
@@ -27,6 +29,7 @@ from promptmill.config.loading import Configuration
 from promptmill.server import create_server
 from promptmill.service.service import Service
 
+FURTHER = 100
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "promptmill"
 
 
@@ -55,16 +58,16 @@ class Echo(BaseHTTPRequestHandler):
 
 
 class Walk:
-    """The files of the package in which a function was called between `start` and `stop`, in all threads."""
+    """The calls in each file of the package, in all threads."""
 
     def __init__(self) -> None:
-        self.files: set[Path] = set()
+        self.calls = Counter[Path]()
 
     def _called(self, frame: FrameType, event: str, _: object) -> None:
         if event == "call":
             file = Path(frame.f_code.co_filename)
             if file.is_relative_to(PACKAGE):
-                self.files.add(file.relative_to(PACKAGE))
+                self.calls[file.relative_to(PACKAGE)] += 1
 
     def __enter__(self) -> Walk:
         threading.setprofile(self._called)
@@ -87,20 +90,20 @@ async def prompt(url: str) -> set[Path]:
                 await client.call_tool("generate", {"prompt_ls": ["walk"]})
     finally:
         await service.aclose()
-    return walk.files
+    return {*walk.calls}
 
 
-def row(url: str, folder: Path) -> set[Path]:
-    """Return the files that a job of one CSV row passes, from its command to its output."""
+def rows(url: str, folder: Path, count: int) -> Counter[Path]:
+    """Return the calls in each file by a job of CSV rows, from its command to its output."""
     source = folder / "in.csv"
-    source.write_text("prompt\nwalk\n")
+    source.write_text("prompt\n" + "walk\n" * count)
     options = ["--backend", "openai", "--base-url", url, "--model", "m", "--set", "backend_configs.openai.api_key=k"]
     arguments = ["bulk", str(source), *options]
-    main([*arguments, str(folder / "warm.csv"), "--quiet"])
+    output = folder / f"{count}.csv"
     with Walk() as walk:
-        main([*arguments, str(folder / "out.csv"), "--quiet"])
-    assert "yes" in (folder / "out.csv").read_text()
-    return walk.files
+        main([*arguments, str(output), "--quiet"])
+    assert output.read_text().count("yes") == count
+    return walk.calls
 
 
 def check(what: str, files: set[Path], most: int) -> bool:
@@ -121,7 +124,12 @@ def run() -> int:
     url = f"http://127.0.0.1:{server.server_address[1]}/v1"
     is_short = check("a warm prompt", asyncio.run(prompt(url)), most["walk"]["prompt"])
     with tempfile.TemporaryDirectory() as name:
-        is_short &= check("a CSV row", row(url, Path(name)), most["walk"]["row"])
+        folder = Path(name)
+        rows(url, folder, 2)  # loads everything
+        one, more = rows(url, folder, 1), rows(url, folder, 1 + FURTHER)
+        is_short &= check("a job of one CSV row", {*one}, most["walk"]["row"])
+        further = {file for file, calls in more.items() if calls - one[file] >= FURTHER}
+        is_short &= check("each further row", further, most["walk"]["further"])
     return 0 if is_short else 1
 
 
