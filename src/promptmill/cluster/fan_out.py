@@ -124,9 +124,8 @@ class FannedOut:
         """Record that a call starts. Raises as the backend does."""
         if self._is_closed:
             raise PromptmillError(Code.SHUTDOWN, "The connections are closed.")
-        most = self._backend.most
-        count = min(self._settings.num_workers or min(usable_cores(), 8, most // _IN_FLIGHT), most)
-        if count < 2 or call.exchange is not None or not self._is_worth_processes(call):
+        count = self._processes(call)
+        if count < 2:
             share = self._backend.enter(call)
             self._small.add(call)
             self._want()
@@ -134,10 +133,14 @@ class FannedOut:
         large = self._large[call] = LargeCall(self._plan, count)
         return large.replicas.enter(call)
 
-    def _is_worth_processes(self, call: Call) -> bool:
-        """Return whether the call is large and has images. With `num_workers`, a job of any kind gets processes."""
-        is_large, is_wanted = (call.facts.total or 0) >= self._settings.bulk_threshold, self._settings.num_workers
-        return (is_large and call.facts.has_images) or (is_wanted is not None and (is_large or call.facts.of_job))
+    def _processes(self, call: Call) -> int:
+        """Return how many processes the call is worth. With `num_workers`, that is any large call and any job."""
+        if call.exchange is not None:
+            return 0
+        is_large, most = (call.facts.total or 0) >= self._settings.bulk_threshold, self._backend.most
+        if (wanted := self._settings.num_workers) is not None:
+            return min(wanted, most) if is_large or call.facts.of_job else 0
+        return min(usable_cores(), 8, most // _IN_FLIGHT) if is_large and call.facts.has_images else 0
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer one request of a call."""
