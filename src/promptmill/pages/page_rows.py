@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import orjson
 
@@ -137,7 +137,7 @@ class PageRows:
                 self._drop(len(self.number) * most // len(packed) * 97 // 100)
         return packed
 
-    def facts(self, total: int, so_far: str) -> dict[str, Any]:
+    def facts(self, total: int, so_far: str) -> dict[str, object]:
         """Return facts about the rows for the page. `total`: the number of all rows."""
         shown = len(self.number)
         noun, of = self.noun, f" to {counted(self.rows_of_input, 'row')}" if self.rows_of_input else ""

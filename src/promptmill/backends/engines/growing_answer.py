@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypedDict
 
 from promptmill.answers.chances import Chances
 from promptmill.answers.reasoning import (
@@ -22,6 +22,7 @@ from promptmill.answers.schema import Choices
 from promptmill.backends.engines.submission import special_tokens
 from promptmill.backends.engines.tool_use import ToolUse
 from promptmill.core.errors import PromptmillError
+from promptmill.core.values import JsonDict
 from promptmill.system.frames import Frame, packed_error
 
 _Decode: TypeAlias = Callable[[Sequence[int]], str]
@@ -33,6 +34,20 @@ _TOKENS_OF_A_MARK = 16  # tokens; the beginning of a text is held back this long
 _LOWEST = -9999.0  # JSON has no infinity
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """The decoded form of an incomplete character at the end of a text."""
+
+
+class LikelyToken(TypedDict):
+    """A token and its log probability, in OpenAI's form."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(LikelyToken):
+    """An entry of OpenAI's `logprobs.content`: a token of the answer, and the likeliest tokens at its place."""
+
+    top_logprobs: list[LikelyToken]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +87,10 @@ class AnswerForm:
         """Return whether a beginning of the text contains more than reasoning, in which stop strings do not count."""
         return self.inline or self._split(text) == (None, text) or bool(self._split(text)[1])
 
-    def parts(self, text: str, split: _Split | None = None) -> dict[str, Any]:
+    def parts(self, text: str, split: _Split | None = None) -> Frame:
         """Return `text`, `reasoning` and `tool_calls` of a complete answer. `split` separates the reasoning."""
         split, tools = split or self._split, self.tools
-        calls: list[dict[str, Any]] = []
+        calls: list[JsonDict] = []
         if tools is not None and tools.form.before_reasoning and not tools.must:
             text, calls = tools.read(text)
             tools = None
@@ -110,7 +125,7 @@ class GrowingAnswer:
     prompt: list[int]
     form: AnswerForm
     ending: Ending
-    logprobs: list[dict[str, Any]] | None = None
+    logprobs: list[TokenLogprob] | None = None
     """The log probabilities of the answer's tokens, if requested."""
     chances: tuple[Chances, int] | None = None
     """The probabilities of the request's choices, and the number of choices to report, if requested."""
@@ -216,11 +231,11 @@ def _whole_text(tokens: Sequence[int], decode: _Decode) -> str:
 
 
 def outcome_fields(
-    answer: dict[str, Any],
+    answer: Frame,
     *,
     reason: str | None,
     ended: bool,
-    logprobs: list[dict[str, Any]] | None,
+    logprobs: list[TokenLogprob] | None,
     chances: tuple[Chances, int] | None,
     prompt_tokens: int,
     tokens: int,
@@ -239,8 +254,8 @@ def outcome_fields(
 
 
 def logprob_entry(
-    decode: Callable[[Sequence[int]], str], token: int, logprob: float, likeliest: Iterable[tuple[int, float]] = ()
-) -> dict[str, Any]:
+    decode: _Decode, token: int, logprob: float, likeliest: Iterable[tuple[int, float]] = ()
+) -> TokenLogprob:
     """Return an entry of OpenAI's `logprobs.content`."""
     return {
         **_likely_token(decode, token, logprob),
@@ -248,7 +263,7 @@ def logprob_entry(
     }
 
 
-def _likely_token(decode: Callable[[Sequence[int]], str], token: int, logprob: float) -> dict[str, Any]:
+def _likely_token(decode: _Decode, token: int, logprob: float) -> LikelyToken:
     text = decode([token])
     return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(text.encode())}
 

@@ -78,7 +78,7 @@ def classify_refusal(
     return decision
 
 
-def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, Any]:
+def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, object]:
     """Return the fields of the endpoint's error object that OpenAI and vLLM define."""
     payload = body.payload
     inner = payload.get("error", payload) if isinstance(payload, dict) else None

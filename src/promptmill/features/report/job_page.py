@@ -268,7 +268,7 @@ def _example(code: str, text: str) -> tuple[str, str]:
     return text.removesuffix(error.hint).rstrip(), error.hint + later
 
 
-def _spreads(found: Sequence[tuple[float, int, int]]) -> list[dict[str, Any]]:
+def _spreads(found: Sequence[tuple[float, int, int]]) -> list[dict[str, object]]:
     kinds = (("Latency", "s"), ("Length of answers", "characters"), ("Tokens of answers", "tokens"))
     return [
         _histogram(title, unit, values)
@@ -277,7 +277,7 @@ def _spreads(found: Sequence[tuple[float, int, int]]) -> list[dict[str, Any]]:
     ]
 
 
-def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]:
+def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, object]:
     ordered = sorted(value for value in values if value is not None)
     to = ordered[min(len(ordered) - 1, math.ceil(_SHOWN_SHARE * len(ordered)))] or ordered[-1]
     bins = min(_BINS, int(to)) if unit != "s" and to >= 1 else _BINS

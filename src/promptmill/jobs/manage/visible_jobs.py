@@ -31,14 +31,14 @@ class VisibleJobs:
         """List a job on rows of a call for the session of the call."""
         self._sessions[job_id] = session
 
-    def newest(self, limit: int, caller: Caller) -> dict[str, Any]:
+    def newest(self, limit: int, caller: Caller) -> dict[str, object]:
         """Return the status of the newest jobs: `{"jobs": […], "more": the number of other jobs}`. Blocks."""
         jobs = status.read_all(self.folders.all(), partial(self._is_listed, caller=caller))
         return {"jobs": jobs[:limit], "more": max(0, len(jobs) - limit)}
 
     def results(
         self, job_id: str, caller: Caller, offset: int, limit: int, only: Only = "all", *, with_input: bool = True
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Return a page of answered rows, even before the job's end; see `results_page`. Blocks."""
         return results_page(self.find(job_id, caller), self.paths.rule, offset, limit, only, with_input=with_input)
 

@@ -171,7 +171,7 @@ def requests_of(spec: JobSpec, reader: RowReader, targets: Sequence[Target] = ()
     questions = questions_of(spec.question, spec.input.format, spec.input.names)
     for target in targets or [Target(prompt=at) for at in range(len(questions))]:
         own: RowReader = reader.models.get(target.model, reader) if target.model else reader
-        extra: Mapping[str, Any] = target.extra | ({"model": target.model} if target.model else {})
+        extra: Mapping[str, object] = target.extra | ({"model": target.model} if target.model else {})
         yield RowRequests(own, questions[target.prompt], target.prompt, extra)
 
 

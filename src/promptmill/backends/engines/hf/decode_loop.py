@@ -30,7 +30,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from promptmill.backends.engines.channel import Channel
-from promptmill.backends.engines.growing_answer import BROKEN, logprob_entry
+from promptmill.backends.engines.growing_answer import BROKEN, TokenLogprob, logprob_entry
 from promptmill.backends.engines.hf.language_model import LanguageModel, left_padded
 from promptmill.backends.engines.hf.pooled_cache import KeysValues, PooledCache, row_of
 from promptmill.backends.engines.hf.sampler import choose
@@ -467,7 +467,7 @@ def _free_unused_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def _logprobs(row: RunningSequence, token: int, logprobs: Any) -> dict[str, Any]:
+def _logprobs(row: RunningSequence, token: int, logprobs: Any) -> TokenLogprob:
     values, tokens = logprobs.topk(min(row.top_logprobs, len(logprobs)))
     likeliest = zip(tokens.tolist(), values.tolist(), strict=True)
     return logprob_entry(row.form.texts.decode, token, float(logprobs[token]), likeliest)

@@ -283,7 +283,7 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[S
     )
 
 
-def _logprobs(answer: Any, decode: Callable[[Sequence[int]], str], most: int) -> list[dict[str, Any]]:
+def _logprobs(answer: Any, decode: Callable[[Sequence[int]], str], most: int) -> list[growing_answer.TokenLogprob]:
     entries = []
     for token, by_token in zip(answer.token_ids, answer.logprobs, strict=True):
         ranked = sorted(by_token.items(), key=lambda pair: pair[1].rank)
