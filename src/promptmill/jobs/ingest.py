@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from promptmill.backends import rows
 from promptmill.backends.questions import Questions, joined, question_json
-from promptmill.core.bounds import LONGEST_QUERY_S, MOST_QUERY_ROWS
+from promptmill.core.bounds import LONGEST_QUERY_S
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
 from promptmill.jobs import columns
@@ -219,14 +219,12 @@ class _Reader:
             yield page, stretch
             if stretch.rows:
                 if self._is_of_call:
-                    self._check_query(stretch.rows[-1].n)
+                    self._check_query()
                 self._work.note(stretch.rows[-1].n + 1)
 
-    def _check_query(self, last: int) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if the query of a call returns too many rows."""
+    def _check_query(self) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if the query of a call takes too long."""
         less = Named("limit", text="; {} reads the first ones")
-        if last >= MOST_QUERY_ROWS:
-            raise input_error(Named("sql"), f" gives more than {MOST_QUERY_ROWS:,} rows, the most of a call", less, ".")
         if time.monotonic() - self._began > LONGEST_QUERY_S:
             raise input_error(Named("sql"), f" takes more than {LONGEST_QUERY_S:,} s, the most of a call", less, ".")
 

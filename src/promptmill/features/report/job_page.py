@@ -44,7 +44,6 @@ Bar: TypeAlias = tuple[str, int, str] | tuple[str, int, str, dict[str, str]]
 """A value, its count, a remark, and the column values by which the bar filters (default: the value)."""
 Bars: TypeAlias = tuple[str, str, list[Bar], str]
 """A title, the column whose values are counted, the bars, and a sentence."""
-_MOST_IMAGES = 200
 _PICTURES = 1_000_000  # total characters of all thumbnails
 _SHARES = "Each is the share among the strong model's labels if it answered every row, with its interval."
 
@@ -332,7 +331,7 @@ class _Thumbnails:
         """Yield the rows, and make thumbnails of their images."""
         for row in rows:
             has_image = row.images and not row.error and str(row.number) not in self.found
-            if has_image and len(self.found) < _MOST_IMAGES and self._room > 0:
+            if has_image and self._room > 0:
                 picture = thumbnail(from_folder(row.images[0], self._folders), self._rules)
                 self._room -= len(picture or "")
                 if picture is not None and self._room >= 0:
