@@ -186,16 +186,21 @@ def reader_of(
     """Return a reader that makes requests for the model of `plan`. `may_name`, `most_values`: see `RowLimits`."""
     settings = plan.settings
     input_format = spec.input.format
+    limits = RowLimits(
+        may_name,
+        None if plan.trust_client else plan.operator.client_limits.max_tokens,
+        most_values,
+        "" if plan.record.any_model else plan.model or plan.backend,
+        plan.record.other_paths,
+    )
     return RowReader(
         row_kind(input_format),
         settings.sampling_params,
         settings.extra_params,
         system_prompt_of(plan, system_prompt, input_format),
         RowImages(settings.image_tag, settings.image_position, spec.image_folders),
-        "" if plan.record.any_model else plan.model or plan.backend,
-        plan.record.other_paths,
         keep_raw=input_format == "batch",
         prompt_column=spec.question.column if input_format == "jsonl" else None,
         row_settings=spec.question.rows_set,
-        limits=RowLimits(may_name, None if plan.trust_client else plan.operator.client_limits.max_tokens, most_values),
+        limits=limits,
     )
