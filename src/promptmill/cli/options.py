@@ -353,14 +353,18 @@ def _check_backend(name: str) -> None:
     from promptmill.backends import registry
     from promptmill.config.backends import is_named
 
+    if is_named(name):
+        return
     plain = name.lower().replace("_", "-")
-    instead = {
-        row[0]: f"{row[0]} is a provider; instead: --provider {row[0]} --model NAME" for row in registry.providers()
-    }
-    instead |= dict.fromkeys(_ENDPOINTS, "instead: --base-url URL --model NAME")
-    instead["ollama"] = "Ollama is an endpoint; instead: --base-url localhost:11434 --model NAME"
-    if plain in instead and not is_named(name):  # otherwise a similar name is reported together with other mistakes
-        raise config_error(f"--backend {name}", instead[plain])
+    if plain == "ollama":
+        instead = "Ollama is an endpoint; instead: --base-url localhost:11434 --model NAME"
+    elif plain in _ENDPOINTS:
+        instead = "instead: --base-url URL --model NAME"
+    elif any(row.provider == plain for row in registry.providers()):
+        instead = f"{plain} is a provider; instead: --provider {plain} --model NAME"
+    else:  # a similar name is reported together with other mistakes
+        return
+    raise config_error(f"--backend {name}", instead)
 
 
 def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:

@@ -259,8 +259,10 @@ class Attempts(ConcurrencyShare):
             preparing = sender.prepare(request)
             prepared = NOTHING if preparing is None else await preparing
             item.tokens = _estimated_tokens(request) if limiter.counts_tokens else 0
+        except PromptmillError as error:
+            return _failure(item, error)
         except Exception as error:  # noqa: BLE001 (one item must never end the others)
-            return _unprepared(item, error)
+            return _failure(item, internal_error("The request could not be prepared", error))
         while True:
             if self._attribution is not None and self._attribution.ended:
                 return _failure(item, self._attribution.ended, concerns_all=True)
@@ -437,13 +439,6 @@ class Attempts(ConcurrencyShare):
 def _estimated_tokens(request: Request) -> int:
     """Return a rough estimate for `tpm`. The actual tokens are charged afterwards."""
     return sum(len(m.content) for m in request.conversation.messages if isinstance(m.content, str)) // 4
-
-
-def _unprepared(item: Item, error: Exception) -> Failure:
-    """Return the failure of an item that could not be prepared."""
-    if not isinstance(error, PromptmillError):
-        return _failure(item, internal_error("The request could not be prepared", error))
-    return _failure(item, error)
 
 
 def _failure(

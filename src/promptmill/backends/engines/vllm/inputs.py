@@ -101,7 +101,7 @@ class VllmPrompts:
         Raises `PromptmillError` (`context_length`, `invalid_input`, `invalid_image`, `unsupported`).
         """
         sampling, extra = message["sampling"], message["extra"]
-        left_out = submission.unknown_names(extra, _EXTRA | _known_names())
+        left_out = submission.unknown_names(extra, _EXTRA | _PARAMETERS | _GUIDED.keys())
         options = submission.template_options(sampling, extra, left_out, self._has_switch)
         tools = self._tools.use(extra, message["messages"])
         if tools is not None:
@@ -259,10 +259,6 @@ def _structure(wanted: JsonObject | None, extra: JsonObject, left_out: list[str]
         return given | {"json": schema}
     left_out.append("response_format")
     return given or None
-
-
-def _known_names() -> frozenset[str]:
-    return _PARAMETERS | frozenset(_GUIDED)
 
 
 def _bad_parameter(error: Exception) -> PromptmillError:

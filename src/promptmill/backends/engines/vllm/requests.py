@@ -68,7 +68,8 @@ class RequestRunner:
     async def run(self) -> None:
         """Report `loaded`, then answer requests. Raises `EngineGoneError` if vLLM's own process ends."""
         loop = asyncio.get_running_loop()
-        takes_images = "image" in self._modalities()
+        processor = getattr(self._engine.renderer, "mm_processor", None)
+        takes_images = processor is not None and "image" in processor.info.allowed_mm_limits
 
         def handle(message: Frame) -> None:
             loop.call_soon_threadsafe(self._handle, message)
@@ -78,10 +79,6 @@ class RequestRunner:
         while not self._engine.errored:  # noqa: ASYNC110 (vLLM offers no event)
             await asyncio.sleep(_LOOK_S)
         raise EngineGoneError("the process of vLLM's engine core ended")
-
-    def _modalities(self) -> Mapping[str, Any]:
-        processor = getattr(self._engine.renderer, "mm_processor", None)
-        return {} if processor is None else processor.info.allowed_mm_limits
 
     def _handle(self, message: Frame) -> None:
         if message["type"] == "submit":
