@@ -9,6 +9,7 @@ from typing import Any
 from promptmill.core.errors import input_error
 from promptmill.jobs import members
 from promptmill.jobs.caller import USER, Caller
+from promptmill.jobs.databases import Stamp
 from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.job_rows import Only, results_page
 from promptmill.jobs.store import status
@@ -98,7 +99,7 @@ class VisibleJobs:
         """Return whether the answers of a job are only in its database, because its rows came in a call."""
         return self.folders.owner(spec.output.path) is not None
 
-    def foreign_output(self, text: str) -> tuple[Path, members.Stamp] | None:
+    def foreign_output(self, text: str) -> tuple[Path, Stamp] | None:
         """Return the file at a job's output, and its stamp, if the job did not make the file; else None. Blocks.
 
         Raises as `CallPaths.allowed` does.

@@ -19,10 +19,10 @@ from promptmill.core import values
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, unwritable_parameters
 from promptmill.core.feature import features, part
 from promptmill.jobs import members
+from promptmill.jobs.databases import Stamp
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.labels import probability
-from promptmill.jobs.members import Stamp
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import Round
