@@ -29,6 +29,7 @@ from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget, dollars
 from promptmill.core.request import Account, Request, TextPart
+from promptmill.core.values import JsonObject, nested
 from promptmill.system.installation import command_for
 
 _UNKNOWN_MODEL = "The cost leaves out rows that name a model whose price is not known."
@@ -457,7 +458,7 @@ class Prices:
         """Return the first model in `request` whose price is unknown."""
         return next(model for model in self._others_in(request.extra) if self._of_other(model) is None)
 
-    def _others_in(self, extra: Mapping[str, Any]) -> list[str]:
+    def _others_in(self, extra: JsonObject) -> list[str]:
         return [model for model in resolved_config.named_models(extra) if model not in self._ours]
 
     def _of_other(self, model: str) -> Price | None:
@@ -533,7 +534,7 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
     return estimated, None if math.isinf(most) else most
 
 
-def tier_of(extra: Mapping[str, Any]) -> str:
+def tier_of(extra: JsonObject) -> str:
     """Return the service tier in a request's parameters, in lower case; `""` without a tier."""
     tier = extra.get("service_tier")
     return tier.lower() if isinstance(tier, str) else ""
@@ -573,13 +574,13 @@ def worst_case(request: Request, model: str = "") -> Usage:
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
 
 
-def _wants_audio(extra: Mapping[str, Any]) -> bool:
+def _wants_audio(extra: JsonObject) -> bool:
     """Return whether parameters request an audio answer."""
     wanted = extra.get("modalities")
     return isinstance(wanted, list) and "audio" in wanted
 
 
-def _is_unbounded(body: Mapping[str, Any]) -> bool:
+def _is_unbounded(body: JsonObject) -> bool:
     """Return whether a request for `/responses` has a file, audio, or content that the endpoint stores or finds."""
     tools = body.get("tools")
     if any(body.get(name) for name in _STORED) or (
@@ -587,19 +588,14 @@ def _is_unbounded(body: Mapping[str, Any]) -> bool:
         and any(not (isinstance(one, Mapping) and one.get("type") in _OWN_TOOLS) for one in tools)
     ):
         return True
-    waiting = [body.get("input")]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Mapping):
-            if any(value.get(name) for name in _FILES) or ("id" in value and value.keys() <= {"id", "type"}):
-                return True
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return False
+    return any(
+        any(value.get(name) for name in _FILES) or ("id" in value and value.keys() <= {"id", "type"})
+        for value in nested(body.get("input"))
+        if isinstance(value, Mapping)
+    )
 
 
-def _largest(extra: Mapping[str, Any], names: re.Pattern[str]) -> int:
+def _largest(extra: JsonObject, names: re.Pattern[str]) -> int:
     """Return the largest number under any of `names` in a body, or in an object of the body such as `options`."""
     return max((number for _, number in resolved_config.numbers_of(extra, names)), default=0)
 
@@ -627,7 +623,7 @@ def _prompt_size(request: Request, per_image: int) -> int:
     return size + (len(str(form).encode("utf-8", "replace")) if form else 0)
 
 
-def _as_json(extra: Mapping[str, Any]) -> bytes:
+def _as_json(extra: JsonObject) -> bytes:
     try:
         return orjson.dumps(extra, default=str, option=orjson.OPT_NON_STR_KEYS)
     except TypeError:  # numbers beyond 64 bits, a lone surrogate
