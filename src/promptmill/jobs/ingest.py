@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -191,7 +191,7 @@ class _Reader:
     def _prepare(self, first: Sequence[InputRow]) -> None:
         """Make the questions. `first`: rows that are objects. A template may name any field of these objects."""
         spec = self._spec
-        seen = _fields_of(first[:_LOOKED_AT])
+        seen = {name for row in first[:_LOOKED_AT] if isinstance(value := _value(row), dict) for name in value}
         fields = {name for text in spec.question.templates for name in special_columns(text, seen)}
         self._fields = tuple(sorted(fields.union(self._fields)))
         self._questions = questions_in(spec.question, spec.input.format, self._source, self._fields)
@@ -296,10 +296,6 @@ def _value(row: InputRow) -> Any:
         return rows.load(row.cells, "")
     except PromptmillError:
         return None
-
-
-def _fields_of(rows_: Iterable[InputRow]) -> set[str]:
-    return {name for row in rows_ if isinstance(value := _value(row), dict) for name in value}
 
 
 class _Names:

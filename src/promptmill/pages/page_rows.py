@@ -106,10 +106,6 @@ class PageRows:
         if self._size > _TEXTS and self.longest > LENGTHS[-1]:
             self._shorten()
 
-    def index_of(self, key: str) -> int:
-        """Return the index of a column."""
-        return next(at for at, column in enumerate(self.columns) if column.key == key)
-
     def name_columns(self) -> None:
         """Give each column a unique name."""
         names = distinct([column.name for column in self.columns])
@@ -118,7 +114,7 @@ class PageRows:
     def drop_empty(self, keys: Sequence[str]) -> None:
         """Remove these columns if no row has a value in them."""
         for key in keys:
-            index = self.index_of(key)
+            index = next(at for at, column in enumerate(self.columns) if column.key == key)
             if all(value in (None, "") for value in self.cells[index]):
                 del self.columns[index], self.cells[index]
 

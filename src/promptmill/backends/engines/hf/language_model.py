@@ -229,7 +229,7 @@ def load_model(location: Location, options: HFOptions, report: Callable[[str], N
     _be_quiet()
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     torch.set_num_threads(int(wanted) if wanted.isdecimal() else hardware.cores())
-    _install_attention()
+    transformers.AttentionInterface.register("sdpa", _attention)
     device = _device(options)
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": location.name,
@@ -371,10 +371,6 @@ def _load_error(error: Exception, options: HFOptions) -> PromptmillError:
         return missing_package(error, "hf")
     known = in_known_words(text, trusted=options["trust_remote_code"])
     return known or load_failure(f"transformers cannot load the model: {first_sentence(error)}")
-
-
-def _install_attention() -> None:
-    transformers.AttentionInterface.register("sdpa", _attention)
 
 
 def _attention(
