@@ -198,7 +198,8 @@ class Attempts(ConcurrencyShare):
         sender: Sender,
         rng: random.Random | None = None,
     ) -> None:
-        super().__init__(limiter, call, concurrency)
+        super().__init__(limiter.shares, call, concurrency)
+        self._limiter = limiter
         self._settings, self._sender = settings, sender
         self._rng = rng or random.SystemRandom()
         self._take = Hedge(self._answer).answer if settings.hedge else self._answer
@@ -216,7 +217,7 @@ class Attempts(ConcurrencyShare):
     def widen(self, most: int) -> None:
         """Use `most` requests in flight."""
         self.cap = most
-        self._limiter.share_out()
+        self._limiter.shares.divide()
 
     async def aclose(self) -> None:
         """Free the call's resources. No answer may be in flight."""
