@@ -71,6 +71,8 @@ class AnswerForm:
     tools: ToolUse | None = None
     choices: Choices | None = None
     """Set if the prompt ends with `Choices.OPENING`, so that the model writes one of the endings."""
+    chances: tuple[Chances, int] | None = None
+    """The probabilities of the choices, and the number of choices to report, if requested."""
 
     def written(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, with reasoning and tool calls."""
@@ -88,7 +90,8 @@ class AnswerForm:
         return self.inline or self._split(text) == (None, text) or bool(self._split(text)[1])
 
     def parts(self, text: str, split: _Split | None = None) -> Frame:
-        """Return `text`, `reasoning` and `tool_calls` of a complete answer. `split` separates the reasoning."""
+        """Return `text`, `reasoning`, `tool_calls` and `top_choices` of a complete answer. `split` separates the
+        reasoning."""
         split, tools = split or self._split, self.tools
         calls: list[JsonDict] = []
         if tools is not None and tools.form.before_reasoning and not tools.must:
@@ -99,7 +102,10 @@ class AnswerForm:
         before, after = (text[:place], text[place + len(answer) :]) if place >= 0 else ("", "")
         if tools is not None:
             answer, calls = tools.read(answer)
-        fields = {"text": before + answer + after, "reasoning": None if self.inline else reasoning}
+        fields: Frame = {"text": before + answer + after, "reasoning": None if self.inline else reasoning}
+        if self.chances is not None:
+            chances, most = self.chances
+            fields["top_choices"] = chances.likeliest(most)
         return fields | ({"tool_calls": calls} if calls else {})
 
     def preview(self, text: str) -> Frame:
@@ -127,8 +133,6 @@ class GrowingAnswer:
     ending: Ending
     logprobs: list[TokenLogprob] | None = None
     """The log probabilities of the answer's tokens, if requested."""
-    chances: tuple[Chances, int] | None = None
-    """The probabilities of the request's choices, and the number of choices to report, if requested."""
     warnings: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
@@ -168,7 +172,6 @@ class GrowingAnswer:
             reason=self.finish_reason,
             ended=ended,
             logprobs=self.logprobs,
-            chances=self.chances,
             prompt_tokens=self.prompt_tokens,
             tokens=len(self.tokens),
         )
@@ -236,7 +239,6 @@ def outcome_fields(
     reason: str | None,
     ended: bool,
     logprobs: list[TokenLogprob] | None,
-    chances: tuple[Chances, int] | None,
     prompt_tokens: int,
     tokens: int,
 ) -> Frame:
@@ -246,9 +248,6 @@ def outcome_fields(
     """
     if logprobs is not None:
         answer = answer | {"logprobs": {"content": logprobs[:-1] if ended else logprobs}}
-    if chances is not None:
-        added, most = chances
-        answer = answer | {"top_choices": added.likeliest(most)}
     called = "tool_calls" in answer and reason == "stop"
     return {**answer, "finish_reason": "tool_calls" if called else reason, "usage": [prompt_tokens, tokens]}
 

@@ -267,14 +267,13 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[S
     if (choices := prepared.form.choices) is not None:
         chosen = choices.completed(answer.text.rstrip(growing_answer.BROKEN))
         text, reason = (chosen, "stop") if chosen else (choices.OPENING + text, reason)
-    if prepared.chances is not None:
-        _add_chances(answer, decode, prepared.chances[0])
+    if prepared.form.chances is not None:
+        _add_chances(answer, decode, prepared.form.chances[0])
     return growing_answer.outcome_fields(
         prepared.form.parts(text, lambda text: reader.split(text, answer.token_ids)),
         reason=reason,
         ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # the reason is a stop string
         logprobs=None if prepared.top_logprobs is None else _logprobs(answer, decode, prepared.top_logprobs),
-        chances=prepared.chances,
         prompt_tokens=len(output.prompt_token_ids or ()),
         tokens=len(answer.token_ids),
     )
