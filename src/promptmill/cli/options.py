@@ -315,21 +315,15 @@ class Several(argparse.Action):
         setattr(namespace, self.dest, every[0])
 
 
-def add_shared(parser: Parser, *, answering: bool = True, named: Sequence[str] = ()) -> None:
-    """Add, in separate groups, the options of commands that need the configuration.
+def add_shared(parser: Parser, *, named: Sequence[str] = ()) -> None:
+    """Add, in separate groups, the options of commands that need the configuration, a model and its sampling.
 
-    `answering`: also add options for model and sampling. `named`: other names for `--model`.
+    `named`: other names for `--model`.
     """
     add_table(parser.add_argument_group("configuration"), table.CONFIGURATION)
-    if answering:
-        model = parser.add_argument_group("model and sampling", "instead of keys of the file")
-        shared = [option for option in (*table.MODEL, *table.SAMPLING) if option.name != "tier"]
-        add_table(model, shared, named=named)
-
-
-def add_endpoint(parser: argparse._ActionsContainer) -> None:
-    """Add the options that name an endpoint."""
-    add_table(parser, [option for option in table.MODEL if option.name in {"base_url", "provider", "api_key_env"}])
+    model = parser.add_argument_group("model and sampling", "instead of keys of the file")
+    shared = [option for option in (*table.MODEL, *table.SAMPLING) if option.name != "tier"]
+    add_table(model, shared, named=named)
 
 
 def configuration_of(arguments: argparse.Namespace) -> Configuration:

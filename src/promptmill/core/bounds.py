@@ -17,7 +17,8 @@ MOST_LARGE = 32 << 20
 MOST_VALUES = 300_000
 """JSON values in a request: each takes up to 130 bytes, and blocks the event loop for 0.3 µs while it is parsed."""
 MOST_ROWS = 1000
-"""Rows on a page, and items of a call or job that get details or a span each: more would block all other work."""
+"""Rows on a page, items of a call or job that get details or a span each, and errors of a batch's file: more would
+block all other work."""
 MOST_SESSIONS = 2000
 """Sessions: a client that disappears leaves a session of about 40 KiB for half an hour."""
 MOST_CALL_JOBS = 10_000
@@ -60,8 +61,6 @@ LARGEST_BATCH, MOST_BATCH_LINES = 200 << 20, 50_000
 """Bytes and lines of a batch (OpenAI's limits): its rows and answers take several times as much of the disk."""
 MOST_BATCHES = 100
 """Unfinished batches of a token, for the same reason. `MOST_RUNNERS` of them run, and the others wait."""
-MOST_BATCH_ERRORS = 100
-"""Errors of a batch whose file is invalid, because each reply repeats them."""
 
 # ---- a reply of an endpoint
 

@@ -202,11 +202,11 @@ class PageRows:
         return zlib.compress(orjson.dumps(columns), _LEVEL)
 
 
-def last_turns(turns: Sequence[tuple[str, str]], most: int = LENGTHS[0]) -> Sequence[tuple[str, str]]:
+def last_turns(turns: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
     """Return the last 40 turns of a conversation, shortened. The more turns, the shorter each."""
     left_out = max(0, len(turns) - MOST_SHOWN)
     kept = turns[left_out:]
-    each = max(LENGTHS[-1], min(most, _ROOMY * most // max(1, len(kept))))
+    each = max(LENGTHS[-1], min(LENGTHS[0], _ROOMY * LENGTHS[0] // max(1, len(kept))))
     shown = [(cut(role, LENGTHS[-1]), cut(text, each)) for role, text in kept]
     return [*([("…", f"{left_out:,} more")] if left_out else []), *shown]
 
