@@ -19,7 +19,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from promptmill.answering.cached import AnswerCache, CachedAnswers, SameRequests, path_of
-from promptmill.answering.costs import BudgetedAnswers, Price, price_of, unknown_batch_price, unknown_price
+from promptmill.answering.costs import BudgetedAnswers, unknown_batch_price, unknown_price
+from promptmill.answering.prices import Price, price_of
 from promptmill.answering.warmed import WarmedAnswers
 from promptmill.answers.chances import chances_in
 from promptmill.answers.checker import Checker

@@ -20,7 +20,7 @@ from fastmcp import Context
 from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
-from promptmill.answering.costs import price_of
+from promptmill.answering.prices import price_of
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_SESSIONS

@@ -24,7 +24,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
-from promptmill.answering.costs import cost_of_many, price_of
+from promptmill.answering.prices import cost_of_many, price_of
 from promptmill.backends import registry
 from promptmill.backends.batches import (
     LIST_LAG_S,

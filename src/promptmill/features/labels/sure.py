@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promptmill.answering.costs import price_of, tier_of
+from promptmill.answering.prices import price_of, tier_of
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
