@@ -19,7 +19,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from promptmill.answering.tier_prices import DATED, TABLE, TIERS
+from promptmill.answering.prices import DATED, TABLE, TIERS
 from promptmill.backends.openai.providers import profile_named
 
 PROVIDERS = {

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from fakes import openai_configuration, openai_plan
-from promptmill.answering.costs import FlatPrice, price_of
+from promptmill.answering.prices import FlatPrice, price_of
 from promptmill.answers.schema import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts, Ledger, Usage
 from promptmill.cli.main import main

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from fakes import openai_plan
-from promptmill.answering.costs import FlatPrice, Prices, Tiers, charge, most_of, price_of, worst_case
+from promptmill.answering.costs import most_of, worst_case
+from promptmill.answering.prices import FlatPrice, Prices, Tiers, charge, price_of
 from promptmill.backends.protocol import Completion, Failure, Usage, billed
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration

@@ -9,8 +9,7 @@ import orjson
 import pytest
 
 from fakes import openai_plan
-from promptmill.answering.costs import FlatPrice, price_of
-from promptmill.answering.tier_prices import DATED, TABLE, TIERS, factors_of
+from promptmill.answering.prices import DATED, TABLE, TIERS, FlatPrice, factors_of, price_of
 from promptmill.backends.openai.providers import PROFILES
 from promptmill.backends.protocol import Usage
 from promptmill.config.settings import PriceSettings

@@ -55,7 +55,7 @@ def test_a_line_that_is_not_a_chat_goes_to_its_own_path():
         "url": "/v1/embeddings",
         "body": {"model": "m", "input": '"url":"/chat/completions"'},
     }
-    asked = rows.RowReader("batch", paths=OTHER_PATHS).request(3, json.dumps(line).encode(), 1)
+    asked = rows.RowReader("batch", limits=rows.RowLimits(paths=OTHER_PATHS)).request(3, json.dumps(line).encode(), 1)
     assert (asked.key, asked.attempts, asked.path, asked.extra) == (3, 1, "/embeddings", line["body"])
     with pytest.raises(PromptmillError, match="only the openai and vllm backends can run"):
-        rows.RowReader("batch", model="local").request(3, json.dumps(line).encode())
+        rows.RowReader("batch", limits=rows.RowLimits(only_model="local")).request(3, json.dumps(line).encode())

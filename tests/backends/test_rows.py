@@ -192,7 +192,7 @@ def test_cells_of_a_table_hold_numbers_and_json_as_text():
 )
 def test_an_unsupported_field_is_an_error_of_its_row(given, said):
     with pytest.raises(PromptmillError, match=re.escape(said)):
-        read("jsonl", {"prompt": "a", **given}, model="loaded")
+        read("jsonl", {"prompt": "a", **given}, limits=RowLimits(only_model="loaded"))
 
 
 def _batch_line(path: str = "/v1/chat/completions", **body: Any) -> dict[str, Any]:
@@ -218,14 +218,14 @@ def _batch_line(path: str = "/v1/chat/completions", **body: Any) -> dict[str, An
     ],
 )
 def test_a_row_above_the_limit_of_tokens_fails(kind, row):
-    reader = RowReader(kind, paths=OTHER_PATHS, limits=RowLimits(tokens=100))
+    reader = RowReader(kind, limits=RowLimits(tokens=100, paths=OTHER_PATHS))
     with pytest.raises(PromptmillError, match=r"(line|row) 7: max_\w*tokens\w* must be 1 to 100 tokens on this server"):
         reader.request(6, json.dumps(row).encode())
 
 
 def test_the_limit_of_tokens_applies_to_rows_without_one():
     def body(row: Any, kind: str = "batch", **more: Any) -> dict[str, Any]:
-        asked = RowReader(kind, paths=OTHER_PATHS, limits=RowLimits(tokens=100), **more).request(
+        asked = RowReader(kind, limits=RowLimits(tokens=100, paths=OTHER_PATHS), **more).request(
             6, json.dumps(row).encode()
         )
         return {name: value for name, value in {**asked.sampling.given(), **asked.extra}.items() if "tokens" in name}
@@ -255,7 +255,7 @@ def test_the_limit_of_tokens_applies_to_rows_without_one():
     ],
 )
 def test_a_row_names_only_models_that_a_call_may_choose(kind, row):
-    reader = RowReader(kind, paths=OTHER_PATHS, limits=RowLimits(models=frozenset({"fast"})))
+    reader = RowReader(kind, limits=RowLimits(models=frozenset({"fast"}), paths=OTHER_PATHS))
     line = row if isinstance(row, bytes) else json.dumps(row).encode()
     with pytest.raises(PromptmillError, match="line 7: there is no model 'dear'; models here: fast"):
         reader.request(6, line)

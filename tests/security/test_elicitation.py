@@ -13,7 +13,7 @@ from mcp_types import ElicitResult
 from PIL import Image
 
 from fakes import FakeBackend
-from promptmill.answering import costs
+from promptmill.answering import prices
 from promptmill.backends import registry
 from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration, Overrides
@@ -316,9 +316,9 @@ async def test_a_call_without_max_tokens_may_cost_any_amount(upstream):
 @pytest.mark.parametrize("chosen", [{"model_name": "an-unknown-model"}, {"base_url": "here", "model_name": "unknown"}])
 async def test_a_model_of_a_call_without_a_known_price_may_cost_any_amount(folder, upstream, monkeypatch, chosen):
     """The operator knows the price of the configured model; a call chooses another one."""
-    user, real = User(agrees=False), costs._listed
+    user, real = User(agrees=False), prices._listed
     monkeypatch.setattr(
-        costs, "_listed", lambda model, plan: costs.FlatPrice(0, 1e6, 0) if model == "m" else real(model, plan)
+        prices, "_listed", lambda model, plan: prices.FlatPrice(0, 1e6, 0) if model == "m" else real(model, plan)
     )
     raw = _raw(upstream, sampling_params={"max_tokens": 1}, ask_above_cost=6)
     async with serving(Configuration(raw), elicitation_handler=user) as talk:
@@ -329,7 +329,7 @@ async def test_a_model_of_a_call_without_a_known_price_may_cost_any_amount(folde
         assert unknown in await talk.error("generate", prompt_ls=["x"])
         assert unknown in await talk.error("bulk_generate", prompts=["x"])
     del raw["ask_above_cost"]
-    monkeypatch.setattr(costs, "_listed", real)
+    monkeypatch.setattr(prices, "_listed", real)
     async with serving(Configuration({**raw, "ask_above_cost": 6}), elicitation_handler=user) as talk:
         assert await talk.answers("x") == ["echo: x"], "nobody knows the price of the operator's model either"
     assert len(user.asked) == 2

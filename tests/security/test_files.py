@@ -27,7 +27,7 @@ from promptmill.jobs.caller import USER, CallModels
 from promptmill.jobs.door import Rows, open_job
 from promptmill.jobs.export import output
 from promptmill.jobs.inputs.files import InputFiles, Part
-from promptmill.jobs.inputs.whole_files import WholeFiles
+from promptmill.jobs.inputs.whole_files import FileQuestion, WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.prune import prune
 from promptmill.jobs.run import admission, validation
@@ -520,8 +520,9 @@ def test_a_text_that_becomes_a_link_to_a_secret_in_the_same_folder_is_not_sent(w
         return found
 
     monkeypatch.setattr(os.path, "realpath", resolved)
+    asked = FileQuestion(Question(templates=("{{content}}",)))
     with pytest.raises(PromptmillError, match="is hidden"):
-        list(WholeFiles(["note.txt"], FileRule((work_folder,)), Question(templates=("{{content}}",))).lines())
+        list(WholeFiles(["note.txt"], FileRule((work_folder,)), asked).lines())
 
 
 @pytest.mark.rule("F11")

@@ -19,7 +19,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from promptmill.answering.cached import AnswerCache, CachedAnswers, SameRequests, path_of
-from promptmill.answering.costs import BudgetedAnswers, Price, price_of, unknown_batch_price, unknown_price
+from promptmill.answering.costs import BudgetedAnswers, unknown_batch_price, unknown_price
+from promptmill.answering.prices import Price, price_of
 from promptmill.answering.warmed import WarmedAnswers
 from promptmill.answers.chances import chances_in
 from promptmill.answers.checker import Checker
@@ -283,12 +284,13 @@ class _StructuredAnswers:
         self._following = following
         self._retries = plan.settings.schema_retries
         self._is_endpoint = plan.record.needs_endpoint
-        self._schemas, self._checker = SchemaCache(), Checker()
+        self._checking: tuple[SchemaCache, Checker] | None = None  # made for the first request with a schema
         self._choices: dict[tuple[int, int], tuple[Sampling, tuple[Sampling, Choices]]] = {}
 
     async def aclose(self) -> None:
         """End the processes that check answers."""
-        await self._checker.aclose()
+        if self._checking is not None:
+            await self._checking[1].aclose()
 
     def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
         """Answer a request. A request without a schema is passed on."""
@@ -320,8 +322,9 @@ class _StructuredAnswers:
     async def _checked(self, request: Request, call: protocol.Call, choices: Choices | None = None) -> protocol.Outcome:
         wanted = request.sampling.response_format
         assert wanted is not None
+        schemas, checker = self._checking = self._checking or (SchemaCache(), Checker())
         try:
-            schema = await self._schemas.of(wanted)
+            schema = await schemas.of(wanted)
         except PromptmillError as error:
             return protocol.Failure(error, request.attempts)
         outcome = await self._following(request, call)
@@ -334,7 +337,7 @@ class _StructuredAnswers:
             if isinstance(outcome, protocol.Failure) or (outcome.tool_calls and not outcome.text):
                 return replace(outcome, usage=usage, latency_s=latency_s, cost=cost)
             complete = outcome.finish_reason != "length"
-            text, problem = await _check(self._checker, schema, request, outcome, call, choices=choices)
+            text, problem = await _check(checker, schema, request, outcome, call, choices=choices)
             if not problem:
                 return replace(outcome, text=text, usage=usage, latency_s=latency_s, cost=cost)
             if not complete or again == self._retries:

@@ -3,10 +3,6 @@
 Before an item is sent, the highest possible cost of one request is reserved. If a failed attempt may be billed, it uses
 this reservation, so the sender reserves the amount again before a retry (`Account.reserve_again`). If a budget does not
 allow this, the item returns with its cost so far, and waits until other items have cost less than they reserved.
-
-The operator sets the price of a model, or `genai-prices` has it; it is never guessed. The price of a batch or service
-tier, as a share of the model's price, comes from the operator, or the table `tier_prices.json`, or the provider's
-documents.
 """
 
 from __future__ import annotations
@@ -15,27 +11,25 @@ import asyncio
 import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from promptmill.answering.tier_prices import Factors, even, factors_of
+from promptmill.answering.prices import BATCH, Price, Prices, Tiers, charge, price_of, tier_of
 from promptmill.backends import registry
-from promptmill.backends.protocol import NO_USAGE, Answer, Call, Failure, Outcome, Spent, Usage, billed
+from promptmill.backends.protocol import NO_USAGE, Answer, Call, Failure, Outcome, Usage, billed
 from promptmill.config import resolved_config
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget, dollars
-from promptmill.core.request import Account, Request, TextPart
+from promptmill.core.request import Account, Request, TextPart, nested
+from promptmill.core.values import JsonObject
 from promptmill.system.installation import command_for
 
 _UNKNOWN_MODEL = "The cost leaves out rows that name a model whose price is not known."
 _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported no usage."
 _AUDIO_AS_TEXT = "The cost counts audio at the price of text, which is lower at most providers."
-_MILLION = 1_000_000
-_LONG_CONTEXT = 100_000  # tokens; several models charge more above a certain length, which is always larger
 # The most tokens of a prompt: a text has at most one token per byte; each turn adds roles and marks; an image has at
 # most Qwen-VL's count for the largest (16,384; others count less, even for a photo of 12 million pixels).
 _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
@@ -43,8 +37,6 @@ _PER_COMPLAINT = 512  # the turns that a second attempt adds to the invalid answ
 # gpt-4o-mini counts 2,833 tokens, and 5,667 for each of up to eight tiles, so that an image costs the same as with
 # gpt-4o (OpenAI, "Images and vision", calculating costs).
 _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
-# The price of writing to the cache, relative to the input price; only Anthropic has one for an hour (pricing page).
-_WRITTEN, _HOUR_WRITTEN = 1.25, 2.0
 _BYTES_PER_TOKEN = 4  # for English text; less accurate for other scripts
 _BOUNDS = (*resolved_config.TOKEN_LIMITS, "n_predict")  # a request within a budget needs one of these
 # Names of the number of answers, which some endpoints support and others ignore.
@@ -54,17 +46,12 @@ _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices
 _STORED = ("previous_response_id", "conversation", "prompt")
 _FILES = ("file_id", "file_url", "file_data", "input_audio")
 _OWN_TOOLS = frozenset({"function", "custom"})  # other tools add texts to the prompt
-BATCH = "batch"
-"""The tier of requests in batches. No request may name it."""
-# The prices of tiers if only the standard price is known: OpenAI's for most models. `fast` is a later name.
-_TIERS = {"flex": even(0.5), "priority": even(2.0), "fast": even(2.0)}
-_STANDARD = even(1.0)
-_NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "fast")}
 # The most expensive tier that may serve a request for another tier: with `auto`, the provider's account decides, and at
 # OpenAI and Azure `auto` is the default.
 _DEAREST = {"auto": "priority"}
 _RESERVES = "The budget has room for few requests at a time"
 _ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # answers before the advice; the advised limit, in average answers
+_BATCH = Tiers(BATCH)
 
 
 class BudgetedAnswers:
@@ -312,184 +299,6 @@ def unknown_batch_price(model: str) -> PromptmillError:
     )
 
 
-class Price(Protocol):
-    """The price of one model, in US dollars."""
-
-    @property
-    def batch(self) -> float | None:
-        """The price of a request in a batch, as a share of the live price; None if unknown."""
-        ...
-
-    def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return the cost of `usage` at a service tier: `flex` or `priority`; other tiers have the standard price."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class FlatPrice:
-    """Prices per million tokens of prompt and answer, independent of the length."""
-
-    input: float
-    output: float
-    cached_input: float
-    written_input: float | None = None
-    """The price for prompt tokens written to the endpoint's cache; None: 1.25 times `input`."""
-    hour_written_input: float | None = None
-    """The price for prompt tokens that the cache keeps for an hour; None: twice `input`."""
-    tiers: Mapping[str, Factors] = field(default_factory=lambda: _TIERS)
-    """The price factors of each tier; other tiers have the standard price."""
-
-    @property
-    def batch(self) -> float | None:
-        """The price of a request in a batch, as a share of the live price; None: unknown."""
-        return self.tiers[BATCH].input if BATCH in self.tiers else None
-
-    def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return the cost of `usage`."""
-        of_input, of_output, of_cached = self.tiers.get(tier, _STANDARD)
-        cached = usage.cached_tokens
-        prompt = (usage.prompt_tokens - cached) * self.input
-        if usage.written_tokens:
-            hour = usage.hour_written_tokens
-            written = _WRITTEN * self.input if self.written_input is None else self.written_input
-            for_an_hour = _HOUR_WRITTEN * self.input if self.hour_written_input is None else self.hour_written_input
-            prompt += (usage.written_tokens - hour) * (written - self.input) + hour * (for_an_hour - self.input)
-        cost = prompt * of_input + cached * self.cached_input * of_cached
-        return (cost + usage.completion_tokens * self.output * of_output) / _MILLION
-
-
-class _ListedPrice:
-    """A model's price in `genai-prices`, which may depend on the prompt's length."""
-
-    def __init__(self, model: str, place: dict[str, Any], tiers: Mapping[str, Factors]) -> None:
-        """`place`: the location of the model in the list. Raises `LookupError` if the list lacks the model."""
-        self._model, self._place = model, place
-        one = 1000
-        usages = (
-            *(Usage(one, 0), Usage(0, one), Usage(one, 0, cached_tokens=one)),
-            *(Usage(one, 0, written_tokens=one), Usage(one, 0, written_tokens=one, hour_written_tokens=one)),
-        )
-        prompt, answer, cached, written, an_hour = (self._exact(usage) / one * _MILLION for usage in usages)
-        self._usual = FlatPrice(prompt, answer, cached, written, an_hour, tiers)
-        self.batch = self._usual.batch
-
-    def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return the cost of `usage`."""
-        usual = self._usual.cost(usage, tier)
-        if usage.prompt_tokens < _LONG_CONTEXT or not usual:
-            return usual
-        return self._exact(usage) * usual / self._usual.cost(usage)
-
-    def _exact(self, usage: Usage) -> float:
-        from genai_prices import Usage as Tokens
-        from genai_prices import calc_price
-
-        tokens = Tokens(
-            input_tokens=usage.prompt_tokens,
-            output_tokens=usage.completion_tokens,
-            cache_read_tokens=usage.cached_tokens,
-            cache_write_tokens=usage.written_tokens,
-            cache_write_1h_tokens=usage.hour_written_tokens,
-        )
-        return float(calc_price(tokens, self._model, **self._place).total_price)
-
-
-def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
-    """Return the price of the plan's model; None if unknown. The first call is slow."""
-    settings = plan.settings
-    if (said := settings.price) is not None:
-        cached = said.input if said.cached_input is None else said.cached_input
-        tiers = _tiers_at(plan, plan.model)
-        if said.batch is not None:
-            tiers[BATCH] = even(said.batch)
-        return FlatPrice(said.input, said.output, cached, tiers=tiers)
-    if not plan.record.needs_endpoint or not plan.model:
-        return None
-    return _listed(plan.model, plan)
-
-
-def _tiers_at(plan: resolved_config.ResolvedConfig, model: str) -> dict[str, Factors]:
-    """Return the tier prices of a model at the plan's provider, from the table or from the provider's documents."""
-    tiers = dict(_TIERS)
-    if not plan.record.needs_endpoint:
-        return tiers
-    if (rate := registry.batch_rate(plan)) is not None:
-        tiers[BATCH] = even(rate)
-    for tier, factors in factors_of(registry.provider_of(plan), model).items():
-        tiers |= dict.fromkeys(_NAMES_OF[tier], factors)
-    return tiers
-
-
-def _listed(model: str, plan: resolved_config.ResolvedConfig) -> Price | None:
-    try:
-        tiers = _tiers_at(plan, model)
-        prices = [_ListedPrice(model, {"provider_api_url": url.geturl()}, tiers) for url in registry.addresses(plan)]
-    except (ImportError, LookupError):  # the extra is missing, or the list lacks the host, provider or model
-        return None
-    return prices[0] if len(prices) == 1 else None
-
-
-class Prices:
-    """The prices at one backend: of its own model, and of models that rows name."""
-
-    def __init__(self, plan: resolved_config.ResolvedConfig, own: Price) -> None:
-        self._plan, self._own = plan, own
-        self._ours = {plan.model, plan.name, *resolved_config.named_models(plan.settings.extra_params)}
-        self._others: dict[str, Price | None] = {}
-
-    def of(self, request: Request) -> Price | None:
-        """Return the price of the model in `request`, None if unknown. Of several models, the most expensive counts.
-
-        The operator's price applies only to the model and the alternatives in the configuration.
-        """
-        extra = request.extra
-        if not extra or not (others := self._others_in(extra)):
-            return self._own
-        prices = [self._of_other(model) for model in others]
-        if extra.get("model") not in others:
-            prices.append(self._own)
-        known = [price for price in prices if price is not None]
-        if len(known) < len(prices):
-            return None
-        return known[0] if len(known) == 1 else _DearestPrice(known)
-
-    def unknown(self, request: Request) -> str:
-        """Return the first model in `request` whose price is unknown."""
-        return next(model for model in self._others_in(request.extra) if self._of_other(model) is None)
-
-    def _others_in(self, extra: Mapping[str, Any]) -> list[str]:
-        return [model for model in resolved_config.named_models(extra) if model not in self._ours]
-
-    def _of_other(self, model: str) -> Price | None:
-        if model not in self._others:
-            self._others[model] = _listed(model, self._plan)
-        return self._others[model]
-
-
-@dataclass(frozen=True, slots=True)
-class _DearestPrice:
-    """The highest price of several models, one of which will serve the request."""
-
-    prices: Sequence[Price]
-
-    @property
-    def batch(self) -> float | None:
-        """The highest batch price, as a share of the live price; None if one of them is unknown."""
-        known = [price.batch for price in self.prices if price.batch is not None]
-        return max(known) if len(known) == len(self.prices) else None
-
-    def cost(self, usage: Usage, tier: str = "") -> float:
-        """Return the cost of `usage`."""
-        return max(price.cost(usage, tier) for price in self.prices)
-
-
-def cost_of_many(price: Price, usage: Usage, rows: int, tier: str = "") -> float:
-    """Return the cost of the total usage of many equal rows; no prompt counts as long."""
-    counts = astuple(usage)
-    each, rest = zip(*(divmod(count, rows) for count in counts), strict=True) if rows else ((), counts)
-    return rows * price.cost(Usage(*each), tier) + price.cost(Usage(*rest), tier)
-
-
 def _served_at(plan: resolved_config.ResolvedConfig, tier: str) -> set[str]:
     """Return the tiers that may serve a request for `tier`."""
     decides = {"": "priority"} if registry.account_decides_tier(plan) else {}
@@ -533,12 +342,6 @@ def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -
     return estimated, None if math.isinf(most) else most
 
 
-def tier_of(extra: Mapping[str, Any]) -> str:
-    """Return the service tier in a request's parameters, in lower case; `""` without a tier."""
-    tier = extra.get("service_tier")
-    return tier.lower() if isinstance(tier, str) else ""
-
-
 def worst_case(request: Request, model: str = "") -> Usage:
     """Return the highest usage of one attempt at `request`, which goes to `model` unless it names others.
 
@@ -573,13 +376,13 @@ def worst_case(request: Request, model: str = "") -> Usage:
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
 
 
-def _wants_audio(extra: Mapping[str, Any]) -> bool:
+def _wants_audio(extra: JsonObject) -> bool:
     """Return whether parameters request an audio answer."""
     wanted = extra.get("modalities")
     return isinstance(wanted, list) and "audio" in wanted
 
 
-def _is_unbounded(body: Mapping[str, Any]) -> bool:
+def _is_unbounded(body: JsonObject) -> bool:
     """Return whether a request for `/responses` has a file, audio, or content that the endpoint stores or finds."""
     tools = body.get("tools")
     if any(body.get(name) for name in _STORED) or (
@@ -587,19 +390,14 @@ def _is_unbounded(body: Mapping[str, Any]) -> bool:
         and any(not (isinstance(one, Mapping) and one.get("type") in _OWN_TOOLS) for one in tools)
     ):
         return True
-    waiting = [body.get("input")]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Mapping):
-            if any(value.get(name) for name in _FILES) or ("id" in value and value.keys() <= {"id", "type"}):
-                return True
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return False
+    return any(
+        any(value.get(name) for name in _FILES) or ("id" in value and value.keys() <= {"id", "type"})
+        for value in nested(body.get("input"))
+        if isinstance(value, Mapping)
+    )
 
 
-def _largest(extra: Mapping[str, Any], names: re.Pattern[str]) -> int:
+def _largest(extra: JsonObject, names: re.Pattern[str]) -> int:
     """Return the largest number under any of `names` in a body, or in an object of the body such as `options`."""
     return max((number for _, number in resolved_config.numbers_of(extra, names)), default=0)
 
@@ -627,38 +425,8 @@ def _prompt_size(request: Request, per_image: int) -> int:
     return size + (len(str(form).encode("utf-8", "replace")) if form else 0)
 
 
-def _as_json(extra: Mapping[str, Any]) -> bytes:
+def _as_json(extra: JsonObject) -> bytes:
     try:
         return orjson.dumps(extra, default=str, option=orjson.OPT_NON_STR_KEYS)
     except TypeError:  # numbers beyond 64 bits, a lone surrogate
         return str(extra).encode("utf-8", "replace")
-
-
-class Tiers(NamedTuple):
-    """The service tiers named by the request and by the operator; `""` without one."""
-
-    requested: str = ""
-    operators: str = ""
-
-    def charged(self, served: str = "") -> str:
-        """Return the tier whose price applies. `served`: the tier that the answer reports, or `""`.
-
-        A discount applies only if the request or the operator named it. The request's own discount applies only if the
-        answer reports it, because endpoints without tiers ignore the parameter and bill the standard price.
-        """
-        if self.requested == BATCH:  # whatever tier the reply reports
-            return BATCH
-        tier = served or self.requested
-        is_named = tier in self if served else tier == self.operators
-        return tier if is_named or _TIERS.get(tier, _STANDARD).input >= 1.0 else ""
-
-
-_BATCH = Tiers(BATCH)
-
-
-def charge(spent: Sequence[Spent], price: Price, tiers: Tiers) -> float:
-    """Return the cost of requests, each at the tier that its reply reports."""
-    cost = 0.0
-    for usage, served in spent:
-        cost += price.cost(usage, tiers.charged(served))
-    return cost

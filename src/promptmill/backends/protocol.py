@@ -18,6 +18,7 @@ from promptmill.backends.batches import Reply
 from promptmill.core.errors import Code, PromptmillError, without_frames
 from promptmill.core.money import Budget
 from promptmill.core.request import Request
+from promptmill.core.values import JsonObject
 
 _CUT_WHILE_REASONING = (
     "Answers are empty because they reached `max_tokens` while the model was still reasoning; raise `max_tokens`, or "
@@ -76,14 +77,14 @@ class Completion:
     finish_reason: str | None = None
     usage: Usage = NO_USAGE
     reasoning: str | None = None
-    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    tool_calls: tuple[JsonObject, ...] = ()
     attempts: int = 1
     latency_s: float = 0.0
-    logprobs: Mapping[str, Any] | None = None
+    logprobs: JsonObject | None = None
     """The token probabilities from the endpoint, if the request has `logprobs`."""
     top_choices: Mapping[str, float] | None = None
     """The most probable of the request's choices and their probabilities, if the request has `top_choices`."""
-    details: Mapping[str, Any] | None = None
+    details: JsonObject | None = None
     """Other fields of the endpoint's response, for Batch output: see `chat_completion.details_of`."""
     answered_by: str = ""
     """The name of the answering model, if the call could use several."""
@@ -155,7 +156,7 @@ class Failure:
     """See `Completion.spent`."""
     part: str = ""
     """A partial answer, in the form of an answer; an output shows it together with the error."""
-    details: Mapping[str, Any] | None = None
+    details: JsonObject | None = None
     """See `Completion.details`."""
 
     def __post_init__(self) -> None:
@@ -171,7 +172,7 @@ class Growing(NamedTuple):
 
     text: str = ""
     reasoning: str = ""
-    tool_calls: Sequence[Mapping[str, Any]] = ()
+    tool_calls: Sequence[JsonObject] = ()
     """Tool calls in OpenAI's format. The name and the arguments of the last call may be incomplete."""
 
 
@@ -249,7 +250,7 @@ class Choice:
     `against`: the reasons against earlier candidates. `keyless`: no key from the environment is sent.
     """
 
-    values: Mapping[str, Any]
+    values: JsonObject
     why: str
     against: tuple[str, ...]
     keyless: bool

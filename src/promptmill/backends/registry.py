@@ -126,7 +126,7 @@ class Listed(NamedTuple):
     """The discount of a batch, as a share of the live price; None: it varies by model, or there are no batches."""
 
 
-def providers(environ: Mapping[str, str] = os.environ) -> list[Listed]:
+def providers() -> list[Listed]:
     """Return every provider that the openai backend knows, in the order of its table."""
     profiles = importlib.import_module("promptmill.backends.openai.providers").PROFILES
     return [
@@ -134,7 +134,7 @@ def providers(environ: Mapping[str, str] = os.environ) -> list[Listed]:
             profile.name,
             profile.base_url,
             profile.key_env,
-            bool(environ.get(profile.key_env, "").strip()),
+            bool(os.environ.get(profile.key_env, "").strip()),
             profile.batch is not None and profile.batch.is_open,
             None if profile.batch is None else profile.batch.discount,
         )

@@ -96,6 +96,10 @@ class RowLimits:
     """The largest `max_tokens` of a row according to `client_limits`; also the default."""
     values: int | None = None
     """The most values in a row: while it parses JSON, the process does nothing else."""
+    only_model: str = ""
+    """The only model that a row may name; `""` if the endpoint has several models."""
+    paths: frozenset[str] = frozenset()
+    """The paths, other than chats, that a Batch line may request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +111,6 @@ class RowReader:
     extra: JsonObject = field(default_factory=dict)
     system_prompt: str = ""
     images: RowImages = RowImages()
-    model: str = ""
-    """The only model that a row may name; `""` if the endpoint has several models."""
-    paths: frozenset[str] = frozenset()
-    """The paths, other than chats, that a Batch line may request."""
     keep_raw: bool = False
     """Whether answers keep the endpoint's other fields, for outputs in the Batch format."""
     prompt_column: str | None = None
@@ -215,13 +215,13 @@ class RowReader:
         """Return the request of a row that is not a chat; None for a chat or an unreadable row."""
         if self.kind == "messages" and "path" in row:
             return BatchLine(row["path"], row["extra"])
-        if self.kind != "batch" or not self.paths:
+        if self.kind != "batch" or not self.limits.paths:
             return None
         try:
             asked = batch_lines.read(row, where)
         except PromptmillError:
             return None
-        return asked if asked.path in self.paths else None
+        return asked if asked.path in self.limits.paths else None
 
     def _plain_row(self, row: JsonObject, where: str) -> Asked:
         """Read a plain row: a prompt or messages, and optional parameters that override the job's."""
@@ -239,7 +239,7 @@ class RowReader:
         conversation = _row(row, where, self.images, column or "")
         system_prompt, own, body = "", _NOTHING, _NOTHING
         if len(row) > 1:
-            own, body = _own_parameters(row, where, self.model)
+            own, body = _own_parameters(row, where, self.limits.only_model)
             system_prompt = _own_system_prompt(row, where)
         conversation = conversation.with_system(system_prompt or self.system_prompt)
         sampling = self.sampling.model_copy(update=replacing_choices(own)) if own else self.sampling

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -91,7 +90,7 @@ def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+def _options_of(arguments: argparse.Namespace) -> dict[str, object]:
     """Return the options of a command by their names in the table. Several prompts or models become lists."""
     prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
     models = list(dict.fromkeys(getattr(arguments, "models", None) or [])) or arguments.model
@@ -143,7 +142,7 @@ def _rows_of(arguments: argparse.Namespace) -> Rows:
     return Rows(blocks=itertools.chain([first], blocks), suffix=f".{named}" if named else suffix_of(first))
 
 
-def _read_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def _read_options(arguments: argparse.Namespace) -> dict[str, object]:
     """Return the options of a command by name, with prompts in files read."""
     values = _options_of(arguments)
     if isinstance(values["prompt"], list):
@@ -254,7 +253,7 @@ def _shortened(prompt: str) -> str:
     return "\n".join([*(cut(line, _LINE_SHOWN) for line in lines[:_LINES_SHOWN]), *more])
 
 
-def _left_out(found: Mapping[str, Any]) -> str:
+def _left_out(found: Mapping[str, object]) -> str:
     return "images and what the chat template adds" if found["images"] else "what the chat template adds"
 
 

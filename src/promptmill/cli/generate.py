@@ -186,7 +186,7 @@ def _prompt_with_images(prompt: str, images: Sequence[str]) -> object:
 
 
 def _as_json(outcomes: Sequence[Outcome], stats: Call) -> str:
-    found: dict[str, Any] = {"ans_ls": list_call.answers(outcomes)}
+    found: dict[str, object] = {"ans_ls": list_call.answers(outcomes)}
     if several := list_call.several(outcomes):
         found["answers"] = several
     if errors := list_call.errors(outcomes):

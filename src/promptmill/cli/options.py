@@ -315,21 +315,15 @@ class Several(argparse.Action):
         setattr(namespace, self.dest, every[0])
 
 
-def add_shared(parser: Parser, *, answering: bool = True, named: Sequence[str] = ()) -> None:
-    """Add, in separate groups, the options of commands that need the configuration.
+def add_shared(parser: Parser, *, named: Sequence[str] = ()) -> None:
+    """Add, in separate groups, the options of commands that need the configuration, a model and its sampling.
 
-    `answering`: also add options for model and sampling. `named`: other names for `--model`.
+    `named`: other names for `--model`.
     """
     add_table(parser.add_argument_group("configuration"), table.CONFIGURATION)
-    if answering:
-        model = parser.add_argument_group("model and sampling", "instead of keys of the file")
-        shared = [option for option in (*table.MODEL, *table.SAMPLING) if option.name != "tier"]
-        add_table(model, shared, named=named)
-
-
-def add_endpoint(parser: argparse._ActionsContainer) -> None:
-    """Add the options that name an endpoint."""
-    add_table(parser, [option for option in table.MODEL if option.name in {"base_url", "provider", "api_key_env"}])
+    model = parser.add_argument_group("model and sampling", "instead of keys of the file")
+    shared = [option for option in (*table.MODEL, *table.SAMPLING) if option.name != "tier"]
+    add_table(model, shared, named=named)
 
 
 def configuration_of(arguments: argparse.Namespace) -> Configuration:
@@ -353,14 +347,18 @@ def _check_backend(name: str) -> None:
     from promptmill.backends import registry
     from promptmill.config.backends import is_named
 
+    if is_named(name):
+        return
     plain = name.lower().replace("_", "-")
-    instead = {
-        row[0]: f"{row[0]} is a provider; instead: --provider {row[0]} --model NAME" for row in registry.providers()
-    }
-    instead |= dict.fromkeys(_ENDPOINTS, "instead: --base-url URL --model NAME")
-    instead["ollama"] = "Ollama is an endpoint; instead: --base-url localhost:11434 --model NAME"
-    if plain in instead and not is_named(name):  # otherwise a similar name is reported together with other mistakes
-        raise config_error(f"--backend {name}", instead[plain])
+    if plain == "ollama":
+        instead = "Ollama is an endpoint; instead: --base-url localhost:11434 --model NAME"
+    elif plain in _ENDPOINTS:
+        instead = "instead: --base-url URL --model NAME"
+    elif any(row.provider == plain for row in registry.providers()):
+        instead = f"{plain} is a provider; instead: --provider {plain} --model NAME"
+    else:  # a similar name is reported together with other mistakes
+        return
+    raise config_error(f"--backend {name}", instead)
 
 
 def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:

@@ -19,19 +19,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Protocol, cast
 
-from promptmill.backends import registry
-from promptmill.backends.protocol import (
-    Backend,
-    Call,
-    Completion,
-    Facts,
-    Failure,
-    Leased,
-    Outcome,
-    Share,
-    Usage,
-    Widening,
-)
+from promptmill.backends import protocol, registry
 from promptmill.cluster import replicas
 from promptmill.cluster.remote import LostError, Quota, RemoteBackend, ReplicaReport, environment_of, part_of
 from promptmill.cluster.replicas import Replicas
@@ -61,7 +49,7 @@ _ANSWER = attrgetter(
 )
 
 
-async def create(plan: ResolvedConfig) -> Backend:
+async def create(plan: ResolvedConfig) -> protocol.Backend:
     """Return the backend of `plan`, not yet loaded: as replicas, or with workers. Raises `PromptmillError`."""
     if plan.replicas > 1:
         return await replicas.create(plan)
@@ -69,7 +57,7 @@ async def create(plan: ResolvedConfig) -> Backend:
     return FannedOut(cast("_Local", backend), plan) if plan.backend == "openai" else backend
 
 
-class _Local(Backend, Leased, Widening, Protocol):
+class _Local(protocol.Backend, protocol.Leased, protocol.Widening, Protocol):
     """The backend in this process."""
 
 
@@ -87,7 +75,7 @@ class LargeCall:
         """Start the processes, each with a part of `quota`."""
         arguments = registry.create, part_of(self._plan), environment_of(self._plan), __version__
         wanted = self._plan.settings.backend_configs.openai.worker_concurrency or sys.maxsize
-        facts = Facts(kept_image_bytes=_KEPT_BYTES)
+        facts = protocol.Facts(kept_image_bytes=_KEPT_BYTES)
         self.links = [ProcessLink() for _ in range(self._count)]
         remotes = [RemoteBackend(link, arguments, quota, wanted=wanted, facts=facts) for link in self.links]
         self.replicas.begin(remotes, lambda _: None)
@@ -97,7 +85,7 @@ class LargeCall:
         for link in self.links:
             link.cast("widen", most)
 
-    async def end(self, call: Call) -> None:
+    async def end(self, call: protocol.Call) -> None:
         """End the processes."""
         await self.replicas.aclose()
         await asyncio.gather(*(link.ended() for link in self.links))
@@ -110,8 +98,8 @@ class FannedOut:
     def __init__(self, backend: _Local, plan: ResolvedConfig) -> None:
         self._backend, self._plan = backend, plan
         self._settings = plan.settings.backend_configs.openai
-        self._large: dict[Call, LargeCall] = {}
-        self._small: set[Call] = set()
+        self._large: dict[protocol.Call, LargeCall] = {}
+        self._small: set[protocol.Call] = set()
         self._quota: Quota | None = None
         """Set after worker processes have run."""
         self._is_closed = False
@@ -120,7 +108,7 @@ class FannedOut:
         """Load the backend in this process."""
         await self._backend.load(report)
 
-    def enter(self, call: Call) -> Share:
+    def enter(self, call: protocol.Call) -> protocol.Share:
         """Record that a call starts. Raises as the backend does."""
         if self._is_closed:
             raise PromptmillError(Code.SHUTDOWN, "The connections are closed.")
@@ -133,7 +121,7 @@ class FannedOut:
         large = self._large[call] = LargeCall(self._plan, count)
         return large.replicas.enter(call)
 
-    def _processes(self, call: Call) -> int:
+    def _processes(self, call: protocol.Call) -> int:
         """Return how many processes the call is worth. With `num_workers`, that is any large call and any job."""
         if call.exchange is not None:
             return 0
@@ -142,7 +130,7 @@ class FannedOut:
             return min(wanted, most) if is_large or call.facts.of_job else 0
         return min(usable_cores(), 8, most // _IN_FLIGHT) if is_large and call.facts.has_images else 0
 
-    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
+    def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
         """Answer one request of a call."""
         large = self._large.get(call)
         if large is None:
@@ -163,7 +151,7 @@ class FannedOut:
             most = self._backend.most
             self._quota.want(self._backend, sum(call.facts.total or most for call in self._small))
 
-    async def leave(self, call: Call) -> None:
+    async def leave(self, call: protocol.Call) -> None:
         """Record that a call has ended. When this returns, its processes have ended too."""
         if (large := self._large.pop(call, None)) is not None:
             await large.end(call)
@@ -270,11 +258,11 @@ def packed(found: ReplicaReport | PromptmillError | None) -> Any:
     return ["report", outcomes, *_REPORT(found)]
 
 
-def _packed_outcome(outcome: Outcome | PromptmillError) -> list[Any]:
+def _packed_outcome(outcome: protocol.Outcome | PromptmillError) -> list[Any]:
     if isinstance(outcome, PromptmillError):
         return ["error", frames.packed_error(outcome)]
     bill = [_USAGE(outcome.usage), [[_USAGE(usage), tier] for usage, tier in outcome.spent]]
-    if isinstance(outcome, Completion):
+    if isinstance(outcome, protocol.Completion):
         return ["answer", _ANSWER(outcome), *bill]
     fields = [outcome.attempts, outcome.latency_s, outcome.unmetered, outcome.concerns_all, outcome.text]
     return ["failure", [frames.packed_error(outcome.error), *fields], *bill]
@@ -290,16 +278,20 @@ def unpacked(found: Any) -> ReplicaReport | PromptmillError | None:
     return None
 
 
-def _unpacked_outcome(kind: str, fields: Any, usage: Any = (), spent: Any = ()) -> Outcome | PromptmillError:
+def _unpacked_outcome(kind: str, fields: Any, usage: Any = (), spent: Any = ()) -> protocol.Outcome | PromptmillError:
     if kind == "error":
         return frames.unpacked_error(fields)
-    bill = tuple((Usage(*counts), tier) for counts, tier in spent)
+    bill = tuple((protocol.Usage(*counts), tier) for counts, tier in spent)
     if kind == "failure":
         error, attempts, latency_s, unmetered, concerns_all, text = fields
-        failure = Failure(frames.unpacked_error(error), attempts, latency_s, Usage(*usage), text, concerns_all)
+        failure = protocol.Failure(
+            frames.unpacked_error(error), attempts, latency_s, protocol.Usage(*usage), text, concerns_all
+        )
         return replace(failure, unmetered=unmetered, spent=bill) if unmetered or bill else failure
     text, finish_reason, reasoning, calls, logprobs, details, tier, warnings, attempts, latency_s, unmetered = fields
-    answer = Completion(text, finish_reason, Usage(*usage), reasoning, tuple(calls), attempts, latency_s, logprobs)
+    answer = protocol.Completion(
+        text, finish_reason, protocol.Usage(*usage), reasoning, tuple(calls), attempts, latency_s, logprobs
+    )
     answer.details, answer.tier, answer.warnings = details, tier, tuple(warnings)
     answer.unmetered, answer.spent = unmetered, bill
     return answer

@@ -25,19 +25,7 @@ from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from promptmill.backends import registry
-from promptmill.backends.protocol import (
-    Backend,
-    Call,
-    Completion,
-    Facts,
-    FixedShare,
-    Leased,
-    Outcome,
-    Share,
-    Widening,
-    ignored,
-)
+from promptmill.backends import protocol, registry
 from promptmill.cluster.replicas import changed_block
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, internal_error
@@ -74,7 +62,7 @@ class LostError(Exception):
 class ReplicaReport:
     """The news of the other process since its last report."""
 
-    outcomes: list[tuple[int, Outcome | PromptmillError]]
+    outcomes: list[tuple[int, protocol.Outcome | PromptmillError]]
     """Outcomes by the requests' numbers; an error if no request can continue in that process."""
     most: int
     """The number of requests that the backend takes at a time."""
@@ -116,24 +104,24 @@ class Orders:
     cancelled: list[int] = field(default_factory=list)
     reserved: list[tuple[int, bool]] = field(default_factory=list)
     """The requests whose next attempt waited for a reservation, each with whether it was reserved."""
-    facts: Facts = field(default_factory=Facts)
+    facts: protocol.Facts = field(default_factory=protocol.Facts)
     """Facts about the requests' call."""
 
 
 T = TypeVar("T")
-_Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
+_Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[protocol.Backend]]
 
 
 class Replica:
     """The remote end: a backend that gets requests and returns reports. Errors are returned, as some do not pickle."""
 
     def __init__(self) -> None:
-        self._backend: Backend | None = None
-        self._share: Share | None = None
+        self._backend: protocol.Backend | None = None
+        self._share: protocol.Share | None = None
         """Set while it answers a call's requests."""
-        self._call = Call()
+        self._call = protocol.Call()
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._outcomes: list[tuple[int, Outcome | PromptmillError]] = []
+        self._outcomes: list[tuple[int, protocol.Outcome | PromptmillError]] = []
         self._refused = 0
         """The number of refusals already reported."""
         self._reserving: dict[int, asyncio.Future[bool]] = {}
@@ -219,18 +207,18 @@ class Replica:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._outcomes.clear()
         if self._share is not None and self._backend is not None:
-            self._share.grown, self._share = ignored, None
+            self._share.grown, self._share = protocol.ignored, None
             await self._backend.leave(self._call)
-        self._call, self._refused = Call(), 0
+        self._call, self._refused = protocol.Call(), 0
 
     async def widen(self, most: int) -> None:
         """From now on, allow `most` of the leased requests in flight."""
-        if isinstance(self._backend, Widening):
+        if isinstance(self._backend, protocol.Widening):
             self._backend.widen(most)
 
     async def lease(self, most: int, rates: float) -> None:
         """From now on, use only this part of the endpoint's limits: see `Leased`."""
-        assert isinstance(self._backend, Leased), "nothing of it can be leased"
+        assert isinstance(self._backend, protocol.Leased), "nothing of it can be leased"
         await self._backend.lease(most, rates)
 
     async def aclose(self) -> None:
@@ -240,7 +228,7 @@ class Replica:
             backend, self._backend = self._backend, None
             await backend.aclose()
 
-    async def _answer(self, request: Request, backend: Backend) -> None:
+    async def _answer(self, request: Request, backend: protocol.Backend) -> None:
         try:
             outcome = await _or_error(backend.answer(request, self._call), "A replica's backend failed")
         finally:
@@ -272,7 +260,7 @@ class Link(Protocol):
         ...
 
 
-class _RemoteShare(FixedShare):
+class _RemoteShare(protocol.FixedShare):
     """A call's share of a remote backend: the requests that the backend takes, and a few that wait in its process."""
 
     def __init__(self, remote: RemoteBackend, most: int) -> None:
@@ -305,8 +293,8 @@ class _Open(NamedTuple):
     """A request that was sent to the replica."""
 
     request: Request
-    call: Call
-    outcome: asyncio.Future[Outcome]
+    call: protocol.Call
+    outcome: asyncio.Future[protocol.Outcome]
 
 
 class RemoteBackend:
@@ -319,14 +307,14 @@ class RemoteBackend:
         quota: Quota | None = None,
         *,
         wanted: int = sys.maxsize,
-        facts: Facts | None = None,
+        facts: protocol.Facts | None = None,
     ) -> None:
         """`arguments`: for `Replica.load`. `facts`: about its calls. `wanted`: the places of `quota` it can use."""
-        self._link, self._arguments, self._quota, self._facts = link, arguments, quota, facts or Facts()
+        self._link, self._arguments, self._quota, self._facts = link, arguments, quota, facts or protocol.Facts()
         self._wanted = wanted
         self.last = ReplicaReport([], 1)
         """The newest report."""
-        self._shares: dict[Call, _RemoteShare] = {}
+        self._shares: dict[protocol.Call, _RemoteShare] = {}
         self._open: dict[int, _Open] = {}
         self._numbers = itertools.count(1)
         self._orders = Orders()
@@ -348,21 +336,21 @@ class RemoteBackend:
         self.last = ReplicaReport([], 1)
         self._serving = asyncio.create_task(self._serve())
 
-    def enter(self, call: Call) -> _RemoteShare:
+    def enter(self, call: protocol.Call) -> _RemoteShare:
         """Record that a call starts. Raises `PromptmillError` (`engine_died`)."""
         if self._serving is None or self._serving.done():
             raise _lost()
         share = self._shares[call] = _RemoteShare(self, _most(self.last))
         return share
 
-    async def answer(self, request: Request, call: Call) -> Outcome:
+    async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
         """Let the replica answer one request. Raises `PromptmillError` (`engine_died`) if the process is lost."""
         if (images := request.conversation.images) and any(isinstance(image.source, HeldImage) for image in images):
             request = await self._images.sendable(request)
         if self._serving is None or self._serving.done():
             raise _lost()
         number = next(self._numbers)
-        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        outcome: asyncio.Future[protocol.Outcome] = asyncio.get_running_loop().create_future()
         self._open[number] = _Open(request, call, outcome)
         call.in_flight += 1
         call.ledger.sent(request)  # its outcome states how many requests were sent
@@ -379,14 +367,14 @@ class RemoteBackend:
         finally:
             call.in_flight -= 1
             del self._open[number]
-        if self._quota is not None and isinstance(result, Completion):
+        if self._quota is not None and isinstance(result, protocol.Completion):
             self._quota.answered.add(call)
         attempts = result.attempts - request.attempts
         call.counts.requests += attempts
         call.counts.retries += max(0, attempts - 1)
         return result
 
-    async def leave(self, call: Call) -> None:
+    async def leave(self, call: protocol.Call) -> None:
         """Record that a call has ended, with no answer in flight."""
         del self._shares[call]
         if not self._shares and self._serving is not None and not self._serving.done():
@@ -438,7 +426,7 @@ class RemoteBackend:
             orders.facts = self._facts_now()
             await self._link.call("submit", orders)
 
-    def _facts_now(self) -> Facts:
+    def _facts_now(self) -> protocol.Facts:
         keep_raw = any(call.facts.keep_raw for call in self._shares)
         has_answered = self._quota is not None and not self._quota.answered.isdisjoint(self._shares)
         return replace(self._facts, keep_raw=keep_raw, has_answered=has_answered)
@@ -551,7 +539,7 @@ class Quota:
     def __init__(self, whole: int, here: Lessee | None = None) -> None:
         """`whole`: the limit of requests in flight together. `here`: this process, which has had the whole so far."""
         self.whole = whole
-        self.answered: weakref.WeakSet[Call] = weakref.WeakSet()
+        self.answered: weakref.WeakSet[protocol.Call] = weakref.WeakSet()
         """The calls that the endpoint has answered."""
         self._parts: dict[Lessee, _Part] = {} if here is None else {here: _Part(whole, 1.0)}
         self._wanted = dict.fromkeys(self._parts, 0)

@@ -18,7 +18,7 @@ from promptmill.config.explain import explain
 from promptmill.config.settings import Block, ModelSettings, Settings
 from promptmill.core.bounds import LONGEST_SETTINGS
 from promptmill.core.errors import Named, PromptmillError, config_error, input_error
-from promptmill.core.request import BESIDE, Sampling, replacing_choices
+from promptmill.core.request import BESIDE, Sampling, nested, replacing_choices
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import close_matches
 from promptmill.system.call_files import FileRule
@@ -353,17 +353,9 @@ def whole_number(value: object) -> int | None:
 
 def check_size(given: Any) -> None:
     """Raise `PromptmillError` (`invalid_config`) if a call's settings have too many values or too much text."""
-    waiting, left = [given], LONGEST_SETTINGS
-    while waiting and left >= 0:
-        value = waiting.pop()
-        left -= 50
-        if isinstance(value, str):
-            left -= len(value)
-        elif isinstance(value, Mapping):
-            waiting += [*value, *value.values()]
-        elif isinstance(value, list | tuple):
-            left -= len(value)
-            waiting += value
-    if left < 0:
-        most = f"{LONGEST_SETTINGS:,} characters, or too many values"
-        raise config_error("", f"The settings of the call have more than {most}; send shorter ones.")
+    left = LONGEST_SETTINGS
+    for value in nested(given):
+        left -= 50 + (len(value) if isinstance(value, str | list | tuple) else 0)
+        if left < 0:
+            most = f"{LONGEST_SETTINGS:,} characters, or too many values"
+            raise config_error("", f"The settings of the call have more than {most}; send shorter ones.")

@@ -17,7 +17,8 @@ MOST_LARGE = 32 << 20
 MOST_VALUES = 300_000
 """JSON values in a request: each takes up to 130 bytes, and blocks the event loop for 0.3 µs while it is parsed."""
 MOST_ROWS = 1000
-"""Rows on a page, and items of a call or job that get details or a span each: more would block all other work."""
+"""Rows on a page, items of a call or job that get details or a span each, and errors of a batch's file: more would
+block all other work."""
 MOST_SESSIONS = 2000
 """Sessions: a client that disappears leaves a session of about 40 KiB for half an hour."""
 MOST_CALL_JOBS = 10_000
@@ -53,14 +54,13 @@ LARGEST_UPLOAD = 512 << 20
 """Bytes of a file that a client uploads (OpenAI's limit), because an upload could fill the disk."""
 MOST_UPLOADS, LARGEST_UPLOADS = 1000, 32 << 30
 """Files of a token, and their total bytes, for the same reason. Output files of the token's batches also count."""
-LONGEST_FIELD = 64 << 10
-"""Bytes of an upload's other form fields, and of a batch's parameters, because they are kept in memory."""
+LONGEST_FIELD, MOST_FORM_FIELDS = 64 << 10, 8
+"""Bytes of an upload's other form fields, and of a batch's parameters, and the number of these form fields, because
+they are kept in memory."""
 LARGEST_BATCH, MOST_BATCH_LINES = 200 << 20, 50_000
 """Bytes and lines of a batch (OpenAI's limits): its rows and answers take several times as much of the disk."""
 MOST_BATCHES = 100
 """Unfinished batches of a token, for the same reason. `MOST_RUNNERS` of them run, and the others wait."""
-MOST_BATCH_ERRORS = 100
-"""Errors of a batch whose file is invalid, because each reply repeats them."""
 
 # ---- a reply of an endpoint
 
@@ -109,10 +109,9 @@ LARGEST_TEXT = 1 << 20
 """Bytes of a text file that is sent completely, and characters of a PDF's text: no model reads more."""
 MOST_PDF_PAGES = 100
 """PDF pages whose images a request may contain: providers allow 50 to 500; each page takes 300 KB of memory."""
-MOST_QUERY_ROWS = 10_000_000
-"""Rows of a call's query, because a recursive query makes any number of rows from nothing."""
 LONGEST_QUERY_S = 300
-"""Seconds for a call's query to return its rows, for the same reason. A million short rows take a minute."""
+"""Seconds for a call's query to return its rows, because a recursive query makes any number of rows from nothing. A
+million short rows take a minute."""
 LONGEST_COLUMN = 200
 """Characters of a column name from a call, because each row of the output repeats it."""
 MOST_NAMES = 10_000

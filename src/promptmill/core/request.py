@@ -311,45 +311,45 @@ def _text(value: object, where: str) -> str:
     raise input_error(f"{where} is {shape(value)}, not a text.")
 
 
+def nested(value: Any) -> Iterator[Any]:
+    """Yield a value, and all keys and values inside it.
+
+    >>> [*nested({"a": [1, None]})]
+    [{'a': [1, None]}, [1, None], None, 1, 'a']
+    """
+    waiting = [value]
+    while waiting:
+        yield (inner := waiting.pop())
+        if isinstance(inner, Mapping):
+            waiting += inner
+            waiting += inner.values()
+        elif isinstance(inner, list | tuple):
+            waiting += inner
+
+
 def is_longer(value: Any, most: int) -> bool:
     """Return whether the JSON text of `value` is certainly longer than `most` characters.
 
     Writing tens of megabytes would block all other work.
     """
-    left, waiting = most, [value]
-    while waiting:
-        value = waiting.pop()
-        left -= len(value) if isinstance(value, str | list | Mapping) else 1
+    left = most
+    for inner in nested(value):
+        left -= len(inner) if isinstance(inner, str | list | Mapping) else 1
         if left < 0:
             return True
-        if isinstance(value, Mapping):
-            waiting += value
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
     return False
 
 
 def check_encodable(conversation: Conversation) -> None:
     """Raise `PromptmillError` (`invalid_input`) if a text has a lone surrogate, which UTF-8 cannot represent."""
-    for message in conversation.messages:
-        content = message.content
-        texts = (
-            (part.text for part in content if isinstance(part, TextPart)) if isinstance(content, tuple) else (content,)
-        )
-        for text in texts:
-            if text is None or text.isascii():
-                continue
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise _surrogate(error) from None
-
-
-def _surrogate(error: UnicodeEncodeError) -> PromptmillError:
-    return input_error(
-        f"The prompt contains an unpaired surrogate at character {error.start}; remove it or send the whole character."
-    )
+    for text in conversation.texts:
+        if text.isascii():
+            continue
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = f"The prompt contains an unpaired surrogate at character {error.start}"
+            raise input_error(f"{found}; remove it or send the whole character.") from None
 
 
 def _list_of_stops(value: object) -> object:

@@ -182,7 +182,7 @@ def _size(message: JSONRPCMessage | None) -> int:
 class LostCalls:
     """Answers requests with `app`. If a connection breaks, its client can repeat the request and gets the same answer.
 
-    A call continues for `runs_on_s` seconds without a client, and a finished answer is kept for `kept_s`. A request
+    A call continues for `runs_on_s` seconds without a client, and a finished answer is kept for `_KEPT_S`. A request
     joins a call with a connected client only if its id is unique: clients count ids from 0, and two clients that send
     the same request at the same time may want two answers.
     """
@@ -192,11 +192,10 @@ class LostCalls:
         app: ASGIApp,
         *,
         runs_on_s: float = _RUNS_ON_S,
-        kept_s: float = _KEPT_S,
         most_bytes: int = MOST_SHARED,
     ) -> None:
         self._app = app
-        self._runs_on_s, self._kept_s, self._most_bytes = runs_on_s, kept_s, most_bytes
+        self._runs_on_s, self._most_bytes = runs_on_s, most_bytes
         self._calls: OrderedDict[bytes, _Call] = OrderedDict()
 
     async def answer(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
@@ -228,7 +227,7 @@ class LostCalls:
             self._forget(key, call)
         elif self._calls.get(key) is call:
             self._calls.move_to_end(key)
-            asyncio.get_running_loop().call_later(self._kept_s, self._forget, key, call)
+            asyncio.get_running_loop().call_later(_KEPT_S, self._forget, key, call)
             while sum(kept.size for kept in self._calls.values() if kept.task.done()) > self._most_bytes:
                 oldest = next(name for name, kept in self._calls.items() if kept.task.done())
                 del self._calls[oldest]

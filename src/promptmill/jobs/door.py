@@ -31,7 +31,7 @@ from promptmill.jobs.inputs.input_rows import InputRows, loose_id, written
 from promptmill.jobs.inputs.remote_files import RemoteOutput, Say, as_written
 from promptmill.jobs.inputs.row_secrets import check_encoding
 from promptmill.jobs.inputs.sql_table import is_query
-from promptmill.jobs.inputs.whole_files import OwnFiles, WholeFiles, are_asked_whole
+from promptmill.jobs.inputs.whole_files import FileQuestion, OwnFiles, WholeFiles, are_asked_whole
 from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission, runner
 from promptmill.jobs.run.job import NO_HOOKS, Apart, Hooks, Job
@@ -255,11 +255,11 @@ def _whole_files(
     order: JobOrder, paths: Sequence[Path], rows: Rows, options: Mapping[str, Any], plan: ResolvedConfig
 ) -> WholeFiles | None:
     """Return the files if each file is a row; None if each file contains rows. Raises `PromptmillError`."""
-    asked = order.question, options.get("pdf"), order.reading.encoding
+    asked = FileQuestion(order.question, options.get("pdf"), order.reading.encoding, plan.has_schema)
     if rows.rule is not None:
-        return WholeFiles(rows.names, rows.rule, *asked, has_schema=plan.has_schema)
+        return WholeFiles(rows.names, rows.rule, asked)
     if paths and are_asked_whole(paths, options.get("each")):
-        return OwnFiles(paths, order.output, *asked, has_schema=plan.has_schema)
+        return OwnFiles(paths, order.output, asked)
     return None
 
 

@@ -14,13 +14,13 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from promptmill.backends import rows
 from promptmill.backends.questions import Questions, joined, question_json
-from promptmill.core.bounds import LONGEST_QUERY_S, MOST_QUERY_ROWS
+from promptmill.core.bounds import LONGEST_QUERY_S
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
 from promptmill.jobs import columns
@@ -191,7 +191,7 @@ class _Reader:
     def _prepare(self, first: Sequence[InputRow]) -> None:
         """Make the questions. `first`: rows that are objects. A template may name any field of these objects."""
         spec = self._spec
-        seen = _fields_of(first[:_LOOKED_AT])
+        seen = {name for row in first[:_LOOKED_AT] if isinstance(value := _value(row), dict) for name in value}
         fields = {name for text in spec.question.templates for name in special_columns(text, seen)}
         self._fields = tuple(sorted(fields.union(self._fields)))
         self._questions = questions_in(spec.question, spec.input.format, self._source, self._fields)
@@ -219,14 +219,12 @@ class _Reader:
             yield page, stretch
             if stretch.rows:
                 if self._is_of_call:
-                    self._check_query(stretch.rows[-1].n)
+                    self._check_query()
                 self._work.note(stretch.rows[-1].n + 1)
 
-    def _check_query(self, last: int) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if the query of a call returns too many rows."""
+    def _check_query(self) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if the query of a call takes too long."""
         less = Named("limit", text="; {} reads the first ones")
-        if last >= MOST_QUERY_ROWS:
-            raise input_error(Named("sql"), f" gives more than {MOST_QUERY_ROWS:,} rows, the most of a call", less, ".")
         if time.monotonic() - self._began > LONGEST_QUERY_S:
             raise input_error(Named("sql"), f" takes more than {LONGEST_QUERY_S:,} s, the most of a call", less, ".")
 
@@ -298,10 +296,6 @@ def _value(row: InputRow) -> Any:
         return rows.load(row.cells, "")
     except PromptmillError:
         return None
-
-
-def _fields_of(rows_: Iterable[InputRow]) -> set[str]:
-    return {name for row in rows_ if isinstance(value := _value(row), dict) for name in value}
 
 
 class _Names:

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeAlias
 
-from promptmill.jobs import databases
-from promptmill.jobs.databases import DATABASES, database_of
+from promptmill.jobs.databases import DATABASES, Stamp, database_of
 
 WORKBOOKS = MappingProxyType({".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "xlsx"})
-Stamp: TypeAlias = databases.Stamp
 _MARK = "#"
 
 

@@ -42,12 +42,9 @@ def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") ->
 
 def _check_others(option: Option, present: Mapping[str, Any]) -> None:
     if option.goes_with and not any(other.field in present for other in option.goes_with):
-        raise input_error(Named(option.name), " goes with ", option.goes_with[0], *_or(option.goes_with[1:]), ".")
+        others = [word for other in option.goes_with[1:] for word in (" or ", other)]
+        raise input_error(Named(option.name), " goes with ", option.goes_with[0], *others, ".")
     for other in option.goes_without:
         if other.name in present and other.excludes(present):
             words = other.words or Named(other.name, other.value)
             raise input_error(Named(option.name), " goes without ", words, f"{other.why}.")
-
-
-def _or(others: Any) -> list[str | Named]:
-    return [word for other in others for word in (" or ", other)]

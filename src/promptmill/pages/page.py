@@ -20,7 +20,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -43,7 +42,7 @@ TEMPLATE = Path(__file__).with_name("rows.html")
 HEAD = Path(__file__).with_name("head.html")
 """The head of every page, with the page's colours."""
 _PARTS = dict.fromkeys(("notes", "counts", "failures", "sections", "spreads", "footnotes"), ())
-_EMPTY: dict[str, Any] = {**_PARTS, "tiles": (), "overview": None, "answers": "", "thumbnails": {}, "course": {}}
+_EMPTY: dict[str, object] = {**_PARTS, "tiles": (), "overview": None, "answers": "", "thumbnails": {}, "course": {}}
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -102,18 +101,18 @@ def put(target: Path, text: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def filled(title: str, data: Mapping[str, Any], rows: PageRows, total: int, so_far: str = "") -> bytes:
+def filled(title: str, data: Mapping[str, object], rows: PageRows, total: int, so_far: str = "") -> bytes:
     """Return the page with its data, and with as many of its `total` rows as fit."""
     room = _LARGEST - len(_page_of(title, {**data, "rows": rows.facts(total, so_far)}, b"")) - _SPARE
     packed = rows.packed(max(_LEAST, room * 3 // 4))
     return _page_of(title, {**data, "rows": rows.facts(total, so_far)}, packed)
 
 
-def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
+def _page_of(title: str, data: Mapping[str, object], packed: bytes) -> bytes:
     return html_of(TEMPLATE.read_text(encoding="utf-8"), title, {**_EMPTY, **data}, packed)
 
 
-def html_of(template: str, title: str, data: Mapping[str, Any], packed: bytes = b"") -> bytes:
+def html_of(template: str, title: str, data: Mapping[str, object], packed: bytes = b"") -> bytes:
     """Return the page for a template, with its data and, if any, its deflated rows."""
     template = template.replace("{{head}}", HEAD.read_text(encoding="utf-8"))
     styles = " ".join(_source(part.partition("</style>")[0]) for part in template.split("<style>")[1:])

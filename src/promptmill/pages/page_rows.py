@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import orjson
 
@@ -106,10 +106,6 @@ class PageRows:
         if self._size > _TEXTS and self.longest > LENGTHS[-1]:
             self._shorten()
 
-    def index_of(self, key: str) -> int:
-        """Return the index of a column."""
-        return next(at for at, column in enumerate(self.columns) if column.key == key)
-
     def name_columns(self) -> None:
         """Give each column a unique name."""
         names = distinct([column.name for column in self.columns])
@@ -118,7 +114,7 @@ class PageRows:
     def drop_empty(self, keys: Sequence[str]) -> None:
         """Remove these columns if no row has a value in them."""
         for key in keys:
-            index = self.index_of(key)
+            index = next(at for at, column in enumerate(self.columns) if column.key == key)
             if all(value in (None, "") for value in self.cells[index]):
                 del self.columns[index], self.cells[index]
 
@@ -137,7 +133,7 @@ class PageRows:
                 self._drop(len(self.number) * most // len(packed) * 97 // 100)
         return packed
 
-    def facts(self, total: int, so_far: str) -> dict[str, Any]:
+    def facts(self, total: int, so_far: str) -> dict[str, object]:
         """Return facts about the rows for the page. `total`: the number of all rows."""
         shown = len(self.number)
         noun, of = self.noun, f" to {counted(self.rows_of_input, 'row')}" if self.rows_of_input else ""
@@ -206,11 +202,11 @@ class PageRows:
         return zlib.compress(orjson.dumps(columns), _LEVEL)
 
 
-def last_turns(turns: Sequence[tuple[str, str]], most: int = LENGTHS[0]) -> Sequence[tuple[str, str]]:
+def last_turns(turns: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
     """Return the last 40 turns of a conversation, shortened. The more turns, the shorter each."""
     left_out = max(0, len(turns) - MOST_SHOWN)
     kept = turns[left_out:]
-    each = max(LENGTHS[-1], min(most, _ROOMY * most // max(1, len(kept))))
+    each = max(LENGTHS[-1], min(LENGTHS[0], _ROOMY * LENGTHS[0] // max(1, len(kept))))
     shown = [(cut(role, LENGTHS[-1]), cut(text, each)) for role, text in kept]
     return [*([("…", f"{left_out:,} more")] if left_out else []), *shown]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from fastmcp import Context
 from fastmcp.exceptions import ResourceError
@@ -23,6 +25,7 @@ from promptmill.jobs.caller import Caller
 from promptmill.jobs.store.status_record import Status, schema
 from promptmill.options import table
 from promptmill.options.check import check
+from promptmill.options.option import Argument, Option, sentence
 from promptmill.server import arguments
 from promptmill.server.listed_tools import RARE
 from promptmill.server.results import (
@@ -35,7 +38,6 @@ from promptmill.server.results import (
     page_characters,
     wants_copy,
 )
-from promptmill.server.table_arguments import with_options
 from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.server.tool_socket import ToolSocket
 from promptmill.server.tools import plan_of_call, sampling_of_call
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from promptmill.jobs.manage.call_paths import CallPaths
     from promptmill.jobs.manage.running_jobs import RunningJobs
 
+F = TypeVar("F", bound=Callable[..., Any])
 _ENVELOPE = 4 << 10
 _LOOK_S, _LONGEST_WAIT_S = 0.5, 60  # clients abort a call after a minute
 _MOST_LISTED, _MOST_READ = 20, 50
@@ -69,6 +72,46 @@ _SEVERAL = object_schema(
         "jobs": {"type": "array", "items": {"$ref": "#"}, "description": "Without `job_id`: the newest jobs."},
     }
 )
+
+
+def with_options(*options: Option) -> Callable[[F], F]:
+    """Return a decorator that replaces the last parameter `**…` of a tool's function by one argument per option, in the
+    tool's schema."""
+    return functools.partial(_with_options, options=options)
+
+
+def _with_options(function: F, options: Sequence[Option]) -> F:
+    shown = inspect.signature(function)
+    *own, rest = shown.parameters.values()
+    made = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, kind, default in _arguments(options)
+    ]
+    function.__signature__ = shown.replace(parameters=[*own, *made])  # type: ignore[attr-defined]
+    hints = typing.get_type_hints(function, include_extras=True)
+    hints.pop(rest.name)
+    function.__annotations__ = hints | {each.name: each.annotation for each in made}
+    return function
+
+
+def _arguments(options: Sequence[Option]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name, the type and the default of each argument."""
+    known = table.options()
+    for option in options:
+        argument = option.argument
+        if argument is not None and not argument.within:
+            yield argument.name or option.name, _annotation(option, argument, known), option.default
+
+
+def _annotation(option: Option, argument: Argument, known: dict[str, Option]) -> Any:
+    kind: Any = option.type if option.default is not None else option.type | None  # type: ignore[operator]
+    field = Field(
+        description=sentence(option.words_on("argument", known)),
+        ge=argument.least,
+        le=argument.most,
+        json_schema_extra=None if argument.is_common else {RARE: argument.form},
+    )
+    return Annotated[kind, field]
 
 
 def _argument_of(named: Named) -> str | None:

@@ -20,14 +20,14 @@ from fastmcp import Context
 from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
-from promptmill.answering.costs import price_of
+from promptmill.answering.prices import price_of
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_SESSIONS
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
-from promptmill.jobs.members import Stamp
+from promptmill.jobs.databases import Stamp
 from promptmill.server.tool_calls import UnansweredQuestion, session_of
 
 _COST, _FILES, _REPLACES = "cost", "files", "overwrite"

@@ -205,10 +205,10 @@ class _Skills(ServerExtension):
             MethodBinding("skills/get", mcp_types.ReadResourceRequestParams, self._get),
         ]
 
-    async def _list(self, _: Any, __: mcp_types.PaginatedRequestParams) -> dict[str, Any]:
+    async def _list(self, _: Any, __: mcp_types.PaginatedRequestParams) -> dict[str, object]:
         return {"skills": [_skill_entry()], **_SKILL_CACHE}
 
-    async def _get(self, _: Any, params: mcp_types.ReadResourceRequestParams) -> dict[str, Any]:
+    async def _get(self, _: Any, params: mcp_types.ReadResourceRequestParams) -> dict[str, object]:
         if str(params.uri) != SKILL:
             raise MCPError(mcp_types.INVALID_PARAMS, f"Unknown skill; the skill here is {SKILL}.")
         return {"skill": _skill_entry(), **_SKILL_CACHE}
@@ -217,7 +217,7 @@ class _Skills(ServerExtension):
 _SKILL_CACHE = {"ttlMs": _FRESH.ttl_ms, "cacheScope": _FRESH.scope}
 
 
-def _skill_entry() -> dict[str, Any]:
+def _skill_entry() -> dict[str, object]:
     """Return the skill's address, its front matter, and the digest of its only file."""
     content = _SKILL_FILE.read_bytes()
     file = {"uri": SKILL, "digest": f"sha256:{hashlib.sha256(content).hexdigest()}", "size": len(content)}
@@ -282,7 +282,7 @@ def _add_prompts(socket: ToolSocket) -> None:
     socket.add_prompt(bulk, "Answer a question for each row of a file", "Estimates the cost first.")
 
 
-def describe(service: Service) -> dict[str, Any]:
+def describe(service: Service) -> dict[str, object]:
     """Return the status as a JSON object, without keys, headers, passwords and prompts."""
     plan, calls = service.plan, service.calls
     shown = _Shown(plan)
@@ -308,7 +308,7 @@ class _Shown:
         variables = [os.environ.get(name, "") for name in (*USUAL_KEYS, *named) if name]
         self._secrets = (*secrets_in(plan.settings), *secrets_in(plan.operator), *filter(None, variables))
 
-    def configuration(self) -> dict[str, Any]:
+    def configuration(self) -> dict[str, object]:
         """Return the settings in use, with only the block of the chosen backend."""
         settings = self._settings
         block = self._plan.block

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import mcp_types
 from fastmcp import Context
@@ -37,6 +37,7 @@ from pydantic import BaseModel
 from promptmill.backends.protocol import Call, Counts, Facts, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.caller import Caller
 from promptmill.server.results import result_of
 from promptmill.server.tool_calls import owner_of
@@ -56,7 +57,28 @@ _POLLS = 10  # polls in the remaining time
 _OLD = "2025-11-25"
 _WANTED = "promptmill/task"  # in a call's `_meta`: the client wants a task; in its result's: the handle
 _RELATED = "io.modelcontextprotocol/related-task"
-_CAPABILITY: dict[str, Any] = {"requiredCapabilities": {"extensions": {EXTENSION: {}}}}
+_CAPABILITY: JsonObject = {"requiredCapabilities": {"extensions": {EXTENSION: {}}}}
+
+
+class _Note(TypedDict):
+    """What the job of a task stores about the task."""
+
+    prompts: int
+    model: str
+    chosen: str | None
+    expires: float
+
+
+class _State(TypedDict):
+    """The state of a task in the protocol."""
+
+    taskId: str
+    status: str
+    statusMessage: str
+    createdAt: str
+    lastUpdatedAt: str
+    ttlMs: int
+    pollIntervalMs: int
 
 
 def limit_s(ctx: Context, prompts: int) -> float | None:
@@ -77,7 +99,7 @@ def task_of(ctx: Context, prompts: int, plan: ResolvedConfig) -> CallTask:
     from promptmill.jobs.manage.call_job import CallTask
 
     context = ctx.request_context
-    note = {
+    note: _Note = {
         "prompts": prompts,
         "model": plan.name,
         "chosen": plan.chosen,
@@ -91,21 +113,21 @@ class Started(InputRequiredToolResult):
 
     input_required: Any
 
-    def __init__(self, task: Mapping[str, Any]) -> None:
+    def __init__(self, task: _State) -> None:
         BaseModel.__init__(self, content=[], input_required={"resultType": "task", **task})
 
 
 async def started(ctx: Context, running_jobs: RunningJobs, job_id: str) -> ToolResult:
     """Return the handle for a job that is a task and survives a power loss."""
-    task = await asyncio.to_thread(lambda: _Task(running_jobs.folders.loose(job_id)).as_dict())
+    task = await asyncio.to_thread(lambda: _Task(running_jobs.folders.loose(job_id)).state())
     is_old = ctx.request_context is not None and ctx.request_context.protocol_version == _OLD
     return ToolResult([], meta={_WANTED: _old(task)}) if is_old else Started(task)
 
 
-def _old(task: Mapping[str, Any]) -> dict[str, Any]:
+def _old(task: _State) -> JsonDict:
     """Return the fields of a task in the form of 2025-11-25."""
     names = {"ttlMs": "ttl", "pollIntervalMs": "pollInterval"}
-    return {names.get(name, name): value for name, value in task.items() if name not in {"result", "resultType"}}
+    return {names.get(name, name): value for name, value in task.items()}
 
 
 class _TaskParams(mcp_types.RequestParams):
@@ -147,35 +169,37 @@ class Tasks(ServerExtension):
             raise MCPError(mcp_types.INVALID_PARAMS, f"The call did not become a task: {text}")
         return {"task": task}
 
-    async def _payload(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
+    async def _payload(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> JsonDict:
         """Return the result of a task after its end."""
-        while True:
-            state = await self._get(ctx, params)
-            if state["status"] != "working":
-                break
-            await asyncio.sleep(state["pollInterval"] / 1000)
-        result = await self._result(await self._found(ctx, params.task_id))
+        task, state = await self._current(ctx, params)
+        while state["status"] == "working":
+            await asyncio.sleep(state["pollIntervalMs"] / 1000)
+            task, state = await self._current(ctx, params)
+        result = await self._result(task)
         del result["resultType"]
         return {**result, "_meta": {**result.get("_meta", {}), _RELATED: {"taskId": params.task_id}}}
 
-    async def _get(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
-        """Return the state of a task and, at its end, the result. Resumes interrupted work."""
+    async def _current(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> tuple[_Task, _State]:
+        """Return a task and its state. Resumes interrupted work."""
         task = await self._found(ctx, params.task_id)
         if task.is_interrupted:
             task = await self._resumed(task, _caller(ctx))
-        state = await asyncio.to_thread(task.as_dict)
+        return task, await asyncio.to_thread(task.state)
+
+    async def _get(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> JsonDict:
+        """Return the state of a task and, at its end, the result."""
+        task, state = await self._current(ctx, params)
         if ctx.protocol_version == _OLD:
             return _old(state)
-        if state["status"] == "completed":
-            state["result"] = await self._result(task)
-        return {"resultType": "complete", **state}
+        result = {"result": await self._result(task)} if state["status"] == "completed" else {}
+        return {"resultType": "complete", **state, **result}
 
-    async def _update(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
+    async def _update(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> JsonDict:
         """Accept answers to questions. promptmill's tasks ask none."""
         await self._found(ctx, params.task_id)
         return {"resultType": "complete"}
 
-    async def _cancel(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
+    async def _cancel(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> JsonDict:
         """End a task. An ended task is not changed."""
         task = await self._found(ctx, params.task_id)
         if not task.has_ended:
@@ -217,7 +241,7 @@ class Tasks(ServerExtension):
             resumed.status |= {"state": "stopped", "reason": str(error), "code": error.code}
         return resumed
 
-    async def _result(self, task: _Task) -> dict[str, Any]:
+    async def _result(self, task: _Task) -> JsonDict:
         outcomes = await asyncio.to_thread(task.outcomes)
         stats = task.stats(several_models=len(self._service.models) > 1)
         try:
@@ -242,7 +266,7 @@ class _Task:
         from promptmill.jobs.store import progress, status
 
         self.folder = folder
-        self.note: dict[str, Any] = folder.task or {}
+        self.note = cast("_Note", folder.task or {})
         self.status = status.read(folder)
         self.has_ended = self.status["state"] in progress.ENDED - {progress.INTERRUPTED}
         self.is_cancelled = self.status["state"] == progress.CANCELLED
@@ -259,8 +283,8 @@ class _Task:
         """Whether the `ttlMs` given to the client has passed."""
         return time.time() > float(self.note.get("expires", 0.0))
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields of the protocol, without the result."""
+    def state(self) -> _State:
+        """Return the state in the protocol, without the result."""
         status, created = self.status, float(self.status["created"])
         answered, failed = status.get("done", 0) - status.get("failed", 0), status.get("failed", 0)
         message = f"{answered:,} of {self.note['prompts']:,} prompts answered"

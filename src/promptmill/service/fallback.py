@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from promptmill.backends import protocol
 from promptmill.config.resolved_config import ResolvedConfig
@@ -321,7 +321,7 @@ def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Re
         return request
     ours, theirs = before.settings, now.settings
     own = {name: value for name, value in request.sampling if value != getattr(ours.sampling_params, name)}
-    extra: dict[str, Any] = {
+    extra: dict[str, object] = {
         name: value
         for name, value in request.extra.items()
         if name not in ours.extra_params or ours.extra_params[name] != value

@@ -228,7 +228,7 @@ def summary(outcomes: Sequence[Outcome]) -> str:
 def totals(stats: Call) -> dict[str, Any]:
     """Return the totals of a call. `seconds`: since its start. `tokens_per_second`: tokens of answers."""
     seconds = time.monotonic() - stats.started
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "requests": stats.counts.requests,
         "retries": stats.counts.retries,
         "prompt_tokens": stats.counts.prompt_tokens,

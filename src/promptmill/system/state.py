@@ -21,6 +21,6 @@ def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     return platformdirs.user_state_path("promptmill")
 
 
-def private_folders(environ: Mapping[str, str] = os.environ) -> list[Path]:
+def private_folders() -> list[Path]:
     """Return the folders with the prompts and answers of all clients."""
-    return [state_folder(environ) / name for name in (JOBS, GIVEN)]
+    return [state_folder() / name for name in (JOBS, GIVEN)]

@@ -90,8 +90,18 @@ def save(tiny, tmp_path):
 
 
 def _load(folder: Path):
-    block = {"device": "cpu", "dtype": "float32", "gpu_ids": None, "trust_remote_code": False}
-    return hf.load_model(Location(str(folder)), {**block, "model_name_or_path": str(folder)}, lambda text: None)
+    options: hf.HFOptions = {
+        "model_name_or_path": str(folder),
+        "gguf_file": None,
+        "trust_remote_code": False,
+        "gpu_ids": None,
+        "batch_size": None,
+        "dtype": "float32",
+        "device": "cpu",
+        "attn_implementation": None,
+        "unsupported": "warn",
+    }
+    return hf.load_model(Location(str(folder)), options, lambda text: None)
 
 
 def _answers(model, prompts: list[list[int]], lengths: tuple[int, ...], batch_size: int = 4) -> list[list[int]]:

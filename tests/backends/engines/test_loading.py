@@ -172,7 +172,7 @@ class TestRemoteCode:
 
     @staticmethod
     def trusted(plan) -> bool:
-        return create(plan)._options["trust_remote_code"]
+        return create(plan)._options["trust_remote_code"] is True
 
     def test_the_operator_may_switch_it_on(self, make_plan):
         assert self.trusted(make_plan("model", trust_remote_code=True))

@@ -101,8 +101,7 @@ def test_the_openvino_engine_calls_tools(desk, engine_of, make_engine, tools, tm
 
     engine_of("openvino")  # which has its files made
     folder = tmp_path / "model"
-    options = {"model_name_or_path": "smollm2-135m-instruct", "gguf_file": None}
-    shutil.copytree(find(options, lambda text: None), folder)
+    shutil.copytree(find("smollm2-135m-instruct", None, lambda text: None), folder)
     tokenizer = openvino.Core().read_model(folder / "openvino_tokenizer.xml")
     template = (
         "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}<|im_end|>\n{% endif %}{% for turn in messages %}"

@@ -35,7 +35,7 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = _now
+        environment.globals["strftime_now"] = lambda form: dt.datetime.now().astimezone().strftime(form)
         self.source = source
         self._tokens = dict(tokens)
         self._template = environment.from_string(source)
@@ -67,10 +67,6 @@ def _to_json(value: Any, *, ensure_ascii: bool = False, indent: int | None = Non
 
 def _raise(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return dt.datetime.now().astimezone().strftime(form)
 
 
 def prompt_text(

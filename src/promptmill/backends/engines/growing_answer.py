@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypedDict
 
 from promptmill.answers.chances import Chances
 from promptmill.answers.reasoning import (
@@ -22,6 +22,7 @@ from promptmill.answers.schema import Choices
 from promptmill.backends.engines.submission import special_tokens
 from promptmill.backends.engines.tool_use import ToolUse
 from promptmill.core.errors import PromptmillError
+from promptmill.core.values import JsonDict
 from promptmill.system.frames import Frame, packed_error
 
 _Decode: TypeAlias = Callable[[Sequence[int]], str]
@@ -33,6 +34,20 @@ _TOKENS_OF_A_MARK = 16  # tokens; the beginning of a text is held back this long
 _LOWEST = -9999.0  # JSON has no infinity
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """The decoded form of an incomplete character at the end of a text."""
+
+
+class LikelyToken(TypedDict):
+    """A token and its log probability, in OpenAI's form."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(LikelyToken):
+    """An entry of OpenAI's `logprobs.content`: a token of the answer, and the likeliest tokens at its place."""
+
+    top_logprobs: list[LikelyToken]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +71,8 @@ class AnswerForm:
     tools: ToolUse | None = None
     choices: Choices | None = None
     """Set if the prompt ends with `Choices.OPENING`, so that the model writes one of the endings."""
+    chances: tuple[Chances, int] | None = None
+    """The probabilities of the choices, and the number of choices to report, if requested."""
 
     def written(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, with reasoning and tool calls."""
@@ -72,10 +89,11 @@ class AnswerForm:
         """Return whether a beginning of the text contains more than reasoning, in which stop strings do not count."""
         return self.inline or self._split(text) == (None, text) or bool(self._split(text)[1])
 
-    def parts(self, text: str, split: _Split | None = None) -> dict[str, Any]:
-        """Return `text`, `reasoning` and `tool_calls` of a complete answer. `split` separates the reasoning."""
+    def parts(self, text: str, split: _Split | None = None) -> Frame:
+        """Return `text`, `reasoning`, `tool_calls` and `top_choices` of a complete answer. `split` separates the
+        reasoning."""
         split, tools = split or self._split, self.tools
-        calls: list[dict[str, Any]] = []
+        calls: list[JsonDict] = []
         if tools is not None and tools.form.before_reasoning and not tools.must:
             text, calls = tools.read(text)
             tools = None
@@ -84,7 +102,10 @@ class AnswerForm:
         before, after = (text[:place], text[place + len(answer) :]) if place >= 0 else ("", "")
         if tools is not None:
             answer, calls = tools.read(answer)
-        fields = {"text": before + answer + after, "reasoning": None if self.inline else reasoning}
+        fields: Frame = {"text": before + answer + after, "reasoning": None if self.inline else reasoning}
+        if self.chances is not None:
+            chances, most = self.chances
+            fields["top_choices"] = chances.likeliest(most)
         return fields | ({"tool_calls": calls} if calls else {})
 
     def preview(self, text: str) -> Frame:
@@ -110,10 +131,8 @@ class GrowingAnswer:
     prompt: list[int]
     form: AnswerForm
     ending: Ending
-    logprobs: list[dict[str, Any]] | None = None
+    logprobs: list[TokenLogprob] | None = None
     """The log probabilities of the answer's tokens, if requested."""
-    chances: tuple[Chances, int] | None = None
-    """The probabilities of the request's choices, and the number of choices to report, if requested."""
     warnings: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
@@ -153,7 +172,6 @@ class GrowingAnswer:
             reason=self.finish_reason,
             ended=ended,
             logprobs=self.logprobs,
-            chances=self.chances,
             prompt_tokens=self.prompt_tokens,
             tokens=len(self.tokens),
         )
@@ -216,12 +234,11 @@ def _whole_text(tokens: Sequence[int], decode: _Decode) -> str:
 
 
 def outcome_fields(
-    answer: dict[str, Any],
+    answer: Frame,
     *,
     reason: str | None,
     ended: bool,
-    logprobs: list[dict[str, Any]] | None,
-    chances: tuple[Chances, int] | None,
+    logprobs: list[TokenLogprob] | None,
     prompt_tokens: int,
     tokens: int,
 ) -> Frame:
@@ -231,16 +248,13 @@ def outcome_fields(
     """
     if logprobs is not None:
         answer = answer | {"logprobs": {"content": logprobs[:-1] if ended else logprobs}}
-    if chances is not None:
-        added, most = chances
-        answer = answer | {"top_choices": added.likeliest(most)}
     called = "tool_calls" in answer and reason == "stop"
     return {**answer, "finish_reason": "tool_calls" if called else reason, "usage": [prompt_tokens, tokens]}
 
 
 def logprob_entry(
-    decode: Callable[[Sequence[int]], str], token: int, logprob: float, likeliest: Iterable[tuple[int, float]] = ()
-) -> dict[str, Any]:
+    decode: _Decode, token: int, logprob: float, likeliest: Iterable[tuple[int, float]] = ()
+) -> TokenLogprob:
     """Return an entry of OpenAI's `logprobs.content`."""
     return {
         **_likely_token(decode, token, logprob),
@@ -248,7 +262,7 @@ def logprob_entry(
     }
 
 
-def _likely_token(decode: Callable[[Sequence[int]], str], token: int, logprob: float) -> dict[str, Any]:
+def _likely_token(decode: _Decode, token: int, logprob: float) -> LikelyToken:
     text = decode([token])
     return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(text.encode())}
 

@@ -80,7 +80,7 @@ class EngineHost:
     """A `Backend` whose engine runs in a separate process group."""
 
     def __init__(
-        self, engine: str, options: Mapping[str, Any], environment: Mapping[str, str], rules: ImageRules
+        self, engine: str, options: Mapping[str, object], environment: Mapping[str, str], rules: ImageRules
     ) -> None:
         """`options` are passed to the engine's `serve` unchanged; `environment` is the process's whole environment."""
         self._engine = engine
@@ -400,14 +400,14 @@ def _packed(message: frames.Frame) -> bytes:
     return frame
 
 
-def _messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
+def _messages(messages: tuple[Message, ...]) -> list[dict[str, object]]:
     """Return the turns as OpenAI messages in which numbers, counted over all turns, replace the images."""
     index = 0
     turns = []
     for message in messages:
         content: object = message.content
         if isinstance(content, tuple):
-            parts: list[dict[str, Any]] = []
+            parts: list[dict[str, object]] = []
             for part in content:
                 if isinstance(part, TextPart):
                     parts.append({"type": "text", "text": part.text})
@@ -495,7 +495,7 @@ def check_arguments(plan: ResolvedConfig) -> None:
             raise config_error(f"backend_configs.{plan.backend}.{name:.60}", f"a call may not set this; {switch}")
 
 
-def _check_spelling(backend: str, extra: Mapping[str, Any]) -> None:
+def _check_spelling(backend: str, extra: Mapping[str, object]) -> None:
     """Raise `PromptmillError` (`invalid_config`) for unknown names in an engine's block that resemble known names.
 
     Used if the block has no model: a misspelt name explains more than "missing".
@@ -530,6 +530,6 @@ def trusts_remote_code(plan: ResolvedConfig) -> bool:
     return all(name in _BRINGS_NO_CODE or ours.get(name) == theirs.get(name) for name in plan.from_call)
 
 
-def _given(settings: Any, backend: str) -> dict[str, Any]:
-    block: dict[str, Any] = getattr(settings.backend_configs, backend).model_dump()
+def _given(settings: Any, backend: str) -> dict[str, object]:
+    block: dict[str, object] = getattr(settings.backend_configs, backend).model_dump()
     return block

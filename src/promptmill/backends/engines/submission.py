@@ -16,6 +16,7 @@ from promptmill.backends.engines import tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import TOP_CHOICES, check_left_out, top_choices_of
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.system.frames import Frame
 
@@ -51,7 +52,7 @@ _TEMPLATES = ("enable_thinking", "reasoning_effort")
 _OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length", "chat_template"})
 
 
-def longest_answer(sampling: Mapping[str, Any], extra: Mapping[str, Any]) -> int | None:
+def longest_answer(sampling: Mapping[str, Any], extra: JsonObject) -> int | None:
     """Return the request's limit of answer tokens; None without a limit. Raises `PromptmillError` (`invalid_input`)."""
     if (limit := sampling.get("max_tokens")) is not None:
         return int(limit)
@@ -65,7 +66,7 @@ def longest_answer(sampling: Mapping[str, Any], extra: Mapping[str, Any]) -> int
     return None
 
 
-def wanted_logprobs(extra: Mapping[str, Any]) -> int | None:
+def wanted_logprobs(extra: JsonObject) -> int | None:
     """Return the requested `top_logprobs`; None if no log probabilities are requested.
 
     Raises `PromptmillError` (`invalid_input`).
@@ -80,7 +81,7 @@ def wanted_logprobs(extra: Mapping[str, Any]) -> int | None:
     return most if asked or (most and asked is None) else None
 
 
-def chances_of(extra: Mapping[str, Any], choices: Choices | None) -> tuple[Chances, int] | None:
+def chances_of(extra: JsonObject, choices: Choices | None) -> tuple[Chances, int] | None:
     """Return the object that sums the probabilities of the `choices`, and the number to report; None if not requested.
 
     Raises `PromptmillError` (`invalid_input`).
@@ -94,7 +95,7 @@ def is_inline(message: Frame) -> bool:
     return bool(message["sampling"].get("reasoning") == "inline")
 
 
-def unknown_names(extra: Mapping[str, Any], known: Container[str]) -> list[str]:
+def unknown_names(extra: JsonObject, known: Container[str]) -> list[str]:
     """Return the names in `extra_params` that are not in `known`. Null and `n: 1` request nothing and do not count."""
     asked = (name for name, value in extra.items() if value is not None and not (name == "n" and value == 1))
     return sorted(name for name in asked if name not in known)
@@ -102,10 +103,10 @@ def unknown_names(extra: Mapping[str, Any], known: Container[str]) -> list[str]:
 
 def template_options(
     sampling: Mapping[str, Any],
-    extra: Mapping[str, Any],
+    extra: JsonObject,
     left_out: list[str],
     knows: Callable[[str], bool],
-) -> dict[str, Any]:
+) -> JsonDict:
     """Return the options for the chat template. `knows` returns whether the template has an option of this name.
 
     `left_out` gets the names of parameters that neither engine nor template supports. Raises `PromptmillError`
@@ -137,7 +138,7 @@ def choices_after(prompt: str, sampling: Mapping[str, Any], tools: tool_use.Tool
     return choices_of(tuple(sampling["choices"]))
 
 
-def is_known_format(wanted: Mapping[str, Any] | None) -> bool:
+def is_known_format(wanted: JsonObject | None) -> bool:
     """Return whether `response_format` has one of OpenAI's formats."""
     return (wanted or {}).get("type", "text") in {"text", "json_object", "json_schema"}
 

@@ -71,12 +71,9 @@ _LIMITS = (
 _NONSENSE_S = 100 * 365 * 86400.0
 
 
-def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str, now: float | None = None) -> float | None:
-    """Return the seconds that a response requests to wait, or None.
-
-    `payload`: the parsed body. `text`: its text. `now`: the time in seconds since 1970.
-    """
-    now = time.time() if now is None else now
+def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str) -> float | None:
+    """Return the seconds that a response requests to wait, or None. `payload`: the parsed body. `text`: its text."""
+    now = time.time()
     for wait in (
         _retry_after_s(headers, now),
         _from_fields(payload, now),
@@ -88,18 +85,18 @@ def asked_wait_s(headers: Mapping[str, str], payload: Any, text: str, now: float
     return 0.0 if "Retry-After" in headers or "retry-after-ms" in headers else None
 
 
-def exhausted_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
+def exhausted_s(headers: Mapping[str, str]) -> float | None:
     """Return the seconds until the reset of a limit that is used up according to an answer's headers; else None."""
     waits: list[float] = []
     for remaining, resets in _LIMITS:
         if headers.get(remaining) == "0":
             reset = headers.get(resets)
-            wait = None if reset is None else _span_s(reset, None, time.time() if now is None else now)
+            wait = None if reset is None else _span_s(reset, None, time.time())
             waits += [] if wait is None else [wait]
     return max(waits) if waits else None
 
 
-def _retry_after_s(headers: Mapping[str, str], now: float | None = None) -> float | None:
+def _retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     """Return the wait in `retry-after-ms` or `Retry-After`: seconds, a date, or a span such as `1m30s`."""
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
@@ -111,7 +108,7 @@ def _retry_after_s(headers: Mapping[str, str], now: float | None = None) -> floa
     if _SPAN.fullmatch(text.strip()):
         return _span_sum_s(text)
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - (time.time() if now is None else now))
+        return max(0.0, parsedate_to_datetime(text).timestamp() - now)
     except (ValueError, TypeError, OverflowError):
         return None
 

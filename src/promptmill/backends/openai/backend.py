@@ -198,7 +198,8 @@ class Attempts(ConcurrencyShare):
         sender: Sender,
         rng: random.Random | None = None,
     ) -> None:
-        super().__init__(limiter, call, concurrency)
+        super().__init__(limiter.shares, call, concurrency)
+        self._limiter = limiter
         self._settings, self._sender = settings, sender
         self._rng = rng or random.SystemRandom()
         self._take = Hedge(self._answer).answer if settings.hedge else self._answer
@@ -216,7 +217,7 @@ class Attempts(ConcurrencyShare):
     def widen(self, most: int) -> None:
         """Use `most` requests in flight."""
         self.cap = most
-        self._limiter.share_out()
+        self._limiter.shares.divide()
 
     async def aclose(self) -> None:
         """Free the call's resources. No answer may be in flight."""
@@ -259,8 +260,10 @@ class Attempts(ConcurrencyShare):
             preparing = sender.prepare(request)
             prepared = NOTHING if preparing is None else await preparing
             item.tokens = _estimated_tokens(request) if limiter.counts_tokens else 0
+        except PromptmillError as error:
+            return _failure(item, error)
         except Exception as error:  # noqa: BLE001 (one item must never end the others)
-            return _unprepared(item, error)
+            return _failure(item, internal_error("The request could not be prepared", error))
         while True:
             if self._attribution is not None and self._attribution.ended:
                 return _failure(item, self._attribution.ended, concerns_all=True)
@@ -437,13 +440,6 @@ class Attempts(ConcurrencyShare):
 def _estimated_tokens(request: Request) -> int:
     """Return a rough estimate for `tpm`. The actual tokens are charged afterwards."""
     return sum(len(m.content) for m in request.conversation.messages if isinstance(m.content, str)) // 4
-
-
-def _unprepared(item: Item, error: Exception) -> Failure:
-    """Return the failure of an item that could not be prepared."""
-    if not isinstance(error, PromptmillError):
-        return _failure(item, internal_error("The request could not be prepared", error))
-    return _failure(item, error)
 
 
 def _failure(

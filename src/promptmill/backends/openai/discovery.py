@@ -148,13 +148,9 @@ async def choose(
     return Choice({}, "", tuple(against), keyless=False)
 
 
-async def around(
-    configuration: Configuration,
-    environ: Mapping[str, str] = os.environ,
-    profiles: Sequence[ProviderProfile] = PROFILES,
-) -> tuple[str, str]:
+async def around(configuration: Configuration, environ: Mapping[str, str] = os.environ) -> tuple[str, str]:
     """Return the address of an answering server on this machine, and a provider with a key; `""` if there is none."""
-    servers = _local(configuration, environ, profiles)
+    servers = _local(configuration, environ, PROFILES)
     async with connected(configuration.plan) as pool:
         answers = await asyncio.gather(*(_ask(pool, server, _LOCAL_S, environ) for server in servers))
     urls = [
@@ -162,7 +158,7 @@ async def around(
         for server, answer in zip(servers, answers, strict=True)
         if not isinstance(answer, PromptmillError)
     ]
-    names = [provider.name for provider in _providers(configuration, environ, profiles)]
+    names = [provider.name for provider in _providers(configuration, environ, PROFILES)]
     return next(iter(urls), ""), next(iter(names), "")
 
 

@@ -109,12 +109,12 @@ def _parsed(value: Any, left: list[int], depth: int = 0) -> Any:
     return value
 
 
-def _leaves(payload: Any) -> Iterator[tuple[str, Any]]:
+def _leaves(payload: Any) -> Iterator[tuple[str, object]]:
     """Yield values with the names of their fields, outer fields first, up to a limit."""
-    level: list[tuple[str, Any]] = [("", payload)]
+    level: list[tuple[str, object]] = [("", payload)]
     left = MOST_LEAVES
     while level and left > 0:
-        below: list[tuple[str, Any]] = []
+        below: list[tuple[str, object]] = []
         for name, value in level:
             left -= 1
             if isinstance(value, dict):

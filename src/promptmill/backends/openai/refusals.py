@@ -54,15 +54,13 @@ SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
 _ABOUT_MODELS = re.compile(r"model|deployment|engine")
 
 
-def classify_refusal(
-    status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint, now: float | None = None
-) -> RetryDecision:
-    """Return the decision for an error response. `payload`: the parsed body or its text. `now`: Unix time.
+def classify_refusal(status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint) -> RetryDecision:
+    """Return the decision for an error response. `payload`: the parsed body or its text.
 
     A status below 300 means that only the body reports an error.
     """
     body = read_error(payload)
-    wait_s = asked_wait_s(headers, body.payload, body.words, now)
+    wait_s = asked_wait_s(headers, body.payload, body.words)
     meant = status if status >= 300 else body.status or 0
     cause = endpoint.profile.cause_of(body) or _cause(meant, body, wait_s)
     if cause is Cause.INPUT and meant < 500:  # a provider may have one code for many mistakes
@@ -78,7 +76,7 @@ def classify_refusal(
     return decision
 
 
-def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, Any]:
+def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, object]:
     """Return the fields of the endpoint's error object that OpenAI and vLLM define."""
     payload = body.payload
     inner = payload.get("error", payload) if isinstance(payload, dict) else None

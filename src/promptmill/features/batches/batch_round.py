@@ -23,9 +23,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from promptmill.answering.costs import cost_of_many, price_of
+from promptmill.answering.prices import cost_of_many, price_of
 from promptmill.backends import registry
 from promptmill.backends.batches import (
     LIST_LAG_S,
@@ -618,7 +617,7 @@ class BatchWay:
         await BatchRound(round_).run()
 
     @staticmethod
-    def figures(store: JobDatabase, config: ResolvedConfig) -> Mapping[str, Any]:
+    def figures(store: JobDatabase, config: ResolvedConfig) -> Mapping[str, object]:
         """Return the numbers and costs of the answers by batch and of the live answers."""
         ids = [round_.id for round_ in stored_rounds(store) if round_.way == "batch"]
         by_batch, live = statistics.paid(store, ids)

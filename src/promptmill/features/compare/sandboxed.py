@@ -116,7 +116,7 @@ class _Judging:
 
     asked: JudgeOrder
     model: str
-    settings: dict[str, Any]
+    settings: dict[str, object]
     """The settings, see `JudgeOrder.settings`."""
     session: str
     """The session, see `Pairs.job_id`."""
@@ -146,7 +146,7 @@ def _compare(
     files: list[str],
     gold: str | None,
     may_read_gold: bool,
-    options: dict[str, Any],
+    options: dict[str, object],
     most: int,
     report: Path | None,
     folders: JobFolders,

@@ -31,7 +31,7 @@ class Table:
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    answers: Mapping[str, Any] | None = None
+    answers: Mapping[str, object] | None = None
     """For a cross-tabulation: `values`, each line's answer (None: all others), and `columns` of the page."""
 
     @property

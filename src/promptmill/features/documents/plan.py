@@ -77,7 +77,7 @@ class Split(Plan):
         checked: Mapping[str, Any],
         *,
         end: int,
-    ) -> Mapping[str, Any]:
+    ) -> Mapping[str, object]:
         """Return the number of long rows and of their pieces. The first texts are cut as the run cuts them."""
         del configs, checked
         if (size := self.how.size) is None:
@@ -109,7 +109,7 @@ class Split(Plan):
 
         return LongRows(job, self.how)
 
-    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
+    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, object]:
         """Return the location of each value in the document; None for a row that was sent whole."""
         del spec, beside
         return {SOURCES: None if record.more is None else (record.extras.get("details") or {}).get(SOURCES)}

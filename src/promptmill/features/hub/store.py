@@ -1,15 +1,28 @@
-"""The Hugging Face Hub as a store of inputs and outputs."""
+"""The Hugging Face Hub as a store of inputs and outputs.
+
+The card of a dataset has a section about the origin of each output's answers. The section names neither prompts nor
+local files; digests show whether two outputs used the same prompt.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from promptmill.features.hub import dataset_card, hub
+from promptmill.core.money import dollars
+from promptmill.core.version import __version__
+from promptmill.features.hub import hub
 from promptmill.jobs.inputs.remote_files import RemoteOutput, Say, Store
+from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.spec import digest
+
+_HOME = "https://github.com/promptmill/promptmill"
+_NEW = "---\ntags:\n- promptmill\n---\n"
 
 
 class HubStore(Store):
@@ -46,8 +59,8 @@ class HubOutput(RemoteOutput):
 
     def _upload(self, folder: Folder) -> None:
         place = self._place
-        card = functools.partial(dataset_card.with_section, folder=folder, file=place.path)
-        hub.commit(place, self.local, dataset_card.title(folder), card)
+        card = functools.partial(_with_section, folder=folder, file=place.path)
+        hub.commit(place, self.local, _title(folder), card)
 
     def _local(self) -> Sequence[str]:
         """Return the digests of the file, because a killed run may have committed the file without recording it."""
@@ -59,3 +72,56 @@ class HubOutput(RemoteOutput):
     @property
     def _place(self) -> hub.Dataset:
         return hub.Dataset.of(self.url)
+
+
+def _with_section(card: str, folder: Folder, file: str) -> str:
+    """Return the card with a section about the data file `file`, which the job in `folder` wrote.
+
+    The section replaces the file's earlier section; all other text stays. The same job always gives the same text.
+    Raises the errors of `Folder.known_spec`.
+    """
+    begin, end = f"<!-- promptmill: {file} -->", f"<!-- end of promptmill: {file} -->"
+    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _facts(folder))
+    section = (
+        f"{begin}\n## {file}\n\nAnswers of a model, made with [promptmill]({_HOME}) {__version__}.\n\n"
+        f"| | |\n|---|---|\n{rows}\n{end}"
+    )
+    earlier = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if earlier.search(card):
+        return earlier.sub(lambda _: section, card)
+    return f"{(card or _NEW).rstrip()}\n\n{section}\n"
+
+
+def _title(folder: Folder) -> str:
+    """Return the title for the commit."""
+    found = status.read(folder)
+    return f"promptmill: {found.get('total') or 0:,} rows by {found['model'] or 'a model'}"[:200]
+
+
+def _facts(folder: Folder) -> list[tuple[str, str]]:
+    found, spec, order = status.read(folder), folder.known_spec(), folder.order
+    cost = found.get("cost")
+    facts = [
+        ("model", found["model"] or "unknown"),
+        (
+            "rows",
+            f"{found.get('total') or 0:,}: {found.get('answered', 0):,} answered, {found.get('failed', 0):,} failed",
+        ),
+        ("tokens", f"{found.get('prompt_tokens', 0):,} in, {found.get('completion_tokens', 0):,} out"),
+        ("cost", "unknown: no price is known" if cost is None else dollars(cost)),
+    ]
+    source = order.shown.urls.get("input_file", "") if order is not None else ""
+    if source.startswith(hub.SCHEME):
+        facts.insert(1, ("input", source))
+    templates: Sequence[str] = spec.question.templates
+    facts += [("prompt", f"sha256 {hashlib.sha256(text.encode()).hexdigest()}") for text in templates]
+    if not templates:
+        facts.append(("prompt", f"the column {spec.question.column or 'prompt'}"))
+    system = spec.targets[0].fingerprint.get("system_prompt", "")
+    if system and system != digest(""):
+        facts.append(("system prompt", f"digest {system}"))
+    return facts
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from promptmill.answering.costs import price_of, tier_of
+from promptmill.answering.prices import price_of, tier_of
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, PromptmillError, input_error
@@ -39,7 +39,7 @@ class Sure(SureRule):
     """The plan of a job with `sure`."""
 
     @property
-    def identity(self) -> Sequence[Mapping[str, Any]]:
+    def identity(self) -> Sequence[Mapping[str, object]]:
         """The rule without its decisions."""
         return [self.model_dump(exclude={"parts"})]
 
@@ -94,7 +94,7 @@ class Sure(SureRule):
         checked: Mapping[str, Any],
         *,
         end: int,
-    ) -> Mapping[str, Any]:
+    ) -> Mapping[str, object]:
         """Return the sample size and, if prices are known, the costs of the sample and of all rows with the strong
         model."""
         strong = configs[self.model]
@@ -106,7 +106,7 @@ class Sure(SureRule):
             choices = list(strong.settings.sampling_params.choices or ())
             known = right_labels(store.rows(last=end - 1), spec, self.gold, choices)
             size = sample_of_gold(rows, len(known), self)
-        sure: dict[str, Any] = {"model": self.model, "rows": rows, "sampled": size}
+        sure: dict[str, object] = {"model": self.model, "rows": rows, "sampled": size}
         if self.student:
             sure["taught"] = taught
         if price is not None:
@@ -138,7 +138,7 @@ class Sure(SureRule):
 
     # ---- the answers
 
-    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
+    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, object]:
         """Return the giver of a row's label (None for a failed row), and the label's score."""
         score, _ = self._scored(beside)
         return {
@@ -163,12 +163,12 @@ class Sure(SureRule):
     def _panel_of(self, part: SurePart, beside: Sequence[Record | None]) -> list[Record | None]:
         return [beside[slot - 1] for slot in self.panel(part.score)]
 
-    def running_figures(self, spec: JobSpec) -> Mapping[str, Any]:
+    def running_figures(self, spec: JobSpec) -> Mapping[str, object]:
         """Return the figures of the samples."""
         del spec
         return {"sure": sample_status(self)}
 
-    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, Any]:
+    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, object]:
         """Return the figures of the samples and labels."""
         return {"sure": sure_status(store, spec, self, fields, before)}
 

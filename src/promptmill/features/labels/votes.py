@@ -111,7 +111,7 @@ class Votes(Plan):
         """Return the decisions for one run."""
         return VoteWork(job, self)
 
-    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
+    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, object]:
         """Return the giver of the label, and the label's share of the votes."""
         del spec
         decision = majority(beside)
@@ -122,7 +122,7 @@ class Votes(Plan):
             return {SURE: None, SCORE: score}
         return {SURE: "tie" if decision.is_tie else "votes", SCORE: score}
 
-    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, Any]:
+    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, object]:
         """Count rows whose votes are all equal, and rows with a tie. 1,000,000 rows with 3 votes take 4 s."""
         del spec, fields
         store.define("label", label_in)

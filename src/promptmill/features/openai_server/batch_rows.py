@@ -21,7 +21,7 @@ import orjson
 from promptmill.backends import rows
 from promptmill.backends.batch_lines import CHAT
 from promptmill.backends.protocol import Completion
-from promptmill.core.bounds import LONGEST_ROW, MOST_BATCH_ERRORS, MOST_BATCH_LINES, MOST_VALUES
+from promptmill.core.bounds import LONGEST_ROW, MOST_BATCH_LINES, MOST_ROWS, MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.features.openai_server.api_errors import ApiError, as_api_error, error_of
@@ -69,7 +69,7 @@ class FileCheck:
                     await asyncio.sleep(0)
                 written = good.tell() + bad.tell()
                 await asyncio.to_thread(check_disk, place, written, written)
-                is_full = len(self.errors) >= MOST_BATCH_ERRORS or self.count > MOST_BATCH_LINES
+                is_full = len(self.errors) >= MOST_ROWS or self.count > MOST_BATCH_LINES
                 if is_full or await asyncio.to_thread(halts):
                     break
         for path in (place / INPUT, place / REFUSED):  # after the next state, a power loss must not lose the rows
@@ -82,7 +82,7 @@ class FileCheck:
 
     def note(self, code: str, message: str, line: int | None, param: str | None = None) -> None:
         """Record an error of the file."""
-        if len(self.errors) < MOST_BATCH_ERRORS:
+        if len(self.errors) < MOST_ROWS:
             self.errors.append({"code": code, "message": message, "line": line, "param": param})
 
     async def _take(self, line: bytes, good: IO[bytes], bad: IO[bytes]) -> None:

@@ -10,19 +10,9 @@ from typing import Any
 from promptmill.core.request import PASSED_ON, Sampling
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
+from promptmill.features.openai_server import response_tools
 from promptmill.features.openai_server.api_errors import ApiError, unsupported
 from promptmill.features.openai_server.choices import Choice
-from promptmill.features.openai_server.response_tools import (
-    CALLS,
-    OUTPUTS,
-    call_of,
-    functions_of,
-    instructions_of,
-    item_of,
-    new_id,
-    output_of,
-    unsupported_item,
-)
 
 GUIDED = {f"guided_{name}": name for name in ("json", "regex", "choice", "grammar")}
 """vLLM's older names for the parts of `structured_outputs`."""
@@ -75,7 +65,7 @@ def chat_body(body: JsonObject) -> JsonDict:
                 found[name] = value
             case _:
                 raise unsupported(name, _WHY) if name in _NEEDS_STATE else unsupported(name)
-    tools = list(functions_of(body))
+    tools = list(response_tools.functions_of(body))
     return found | ({"tools": tools} if tools else {}) | {"messages": _messages(body)}
 
 
@@ -96,13 +86,13 @@ def _messages(body: JsonObject) -> list[JsonDict]:
     messages: list[JsonDict] = [{"role": "system", "content": instructions}] if instructions else []
     for place, item in enumerate(items):
         match item:
-            case {"type": str(kind), "call_id": str()} if kind in CALLS:
+            case {"type": str(kind), "call_id": str()} if kind in response_tools.CALLS:
                 if not messages or messages[-1]["role"] != "assistant":
                     messages.append({"role": "assistant", "content": None})
-                call = call_of(item, f"input[{place}]")
+                call = response_tools.call_of(item, f"input[{place}]")
                 messages[-1].setdefault("tool_calls", []).append(call)  # all calls of a turn form one message
-            case {"type": str(kind), "call_id": called} if kind in OUTPUTS:
-                output = _content(output_of(item, f"input[{place}]"))
+            case {"type": str(kind), "call_id": called} if kind in response_tools.OUTPUTS:
+                output = _content(response_tools.output_of(item, f"input[{place}]"))
                 messages.append({"role": "tool", "tool_call_id": called, "content": output})
             case {"type": "reasoning"}:
                 continue  # reasoning of an earlier turn, which models ignore
@@ -110,8 +100,8 @@ def _messages(body: JsonObject) -> list[JsonDict]:
                 role = "system" if role == "developer" else role  # most endpoints do not support the newer role
                 messages.append({"role": role, "content": _content(content)})
             case _:
-                raise unsupported_item(f"input[{place}]")
-    return _with_one_system(messages, instructions_of(body))
+                raise response_tools.unsupported_item(f"input[{place}]")
+    return _with_one_system(messages, response_tools.instructions_of(body))
 
 
 def _with_one_system(messages: list[JsonDict], further: Iterable[str]) -> list[JsonDict]:
@@ -148,9 +138,9 @@ def text_item(kind: str, text: str, logprobs: Sequence[Any] = (), status: str = 
     """Return an item with a text, of type `message` or `reasoning`."""
     if kind == "reasoning":
         part: JsonDict = {"type": "reasoning_text", "text": text}
-        return {"type": kind, "id": new_id("rs"), "status": status, "summary": [], "content": [part]}
+        return {"type": kind, "id": response_tools.new_id("rs"), "status": status, "summary": [], "content": [part]}
     part = {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
-    return {"type": kind, "id": new_id("msg"), "status": status, "role": "assistant", "content": [part]}
+    return {"type": kind, "id": response_tools.new_id("msg"), "status": status, "role": "assistant", "content": [part]}
 
 
 def head(body: JsonObject, model: str, status: str) -> JsonDict:
@@ -159,7 +149,7 @@ def head(body: JsonObject, model: str, status: str) -> JsonDict:
     echoed["parallel_tool_calls"] = body.get("parallel_tool_calls") is not False
     echoed |= {"tool_choice": body.get("tool_choice") or "auto", "tools": body.get("tools") or []}
     return {
-        "id": new_id("resp"),
+        "id": response_tools.new_id("resp"),
         "object": "response",
         "created_at": int(time.time()),
         "status": status,
@@ -208,6 +198,6 @@ def reply_body(body: JsonObject, choice: Choice, usage: JsonObject, model: str) 
     cut = cut_of(choice)
     if choice.text or not (choice.tool_calls or (cut and choice.reasoning)):
         output.append(text_item("message", choice.text, logprobs))
-    output += [item_of(call, body) for call in choice.tool_calls]
+    output += [response_tools.item_of(call, body) for call in choice.tool_calls]
     output[-1]["status"] = "incomplete" if cut else "completed"
     return finished(head(body, model, "completed"), choice, output, usage)

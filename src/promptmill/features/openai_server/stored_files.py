@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from promptmill.core.bounds import LARGEST_UPLOAD, LARGEST_UPLOADS, LONGEST_FIELD, MOST_UPLOADS
+from promptmill.core.bounds import LARGEST_UPLOAD, LARGEST_UPLOADS, LONGEST_FIELD, MOST_FORM_FIELDS, MOST_UPLOADS
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict
 from promptmill.features.openai_server.api_errors import ApiError
@@ -37,7 +37,6 @@ _PARTIAL = ".partial"
 _UNTOUCHED_S = 3600.0  # longer than writing any file takes
 _AT_ONCE = 4  # concurrent uploads per token
 _SILENCE_S = 60.0  # longer than a short network outage
-_MOST_FIELDS = 8
 _CHARSET = re.compile(r";\s*charset=[^;]*", re.IGNORECASE)
 """Removed from the header: forms are UTF-8 (RFC 7578), but Starlette would use any codec of Python named here."""
 Model = TypeVar("Model", bound=BaseModel)
@@ -236,7 +235,7 @@ async def _form(content_type: str, body: AsyncGenerator[bytes]) -> FormData:
     try:
         headers = Headers({"content-type": _CHARSET.sub("", content_type)})
         return await MultiPartParser(
-            headers, limited(), max_files=1, max_fields=_MOST_FIELDS, max_part_size=LONGEST_FIELD
+            headers, limited(), max_files=1, max_fields=MOST_FORM_FIELDS, max_part_size=LONGEST_FIELD
         ).parse()
     except MultiPartException as error:
         raise ApiError(400, error.message, "file") from None

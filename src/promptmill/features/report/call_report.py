@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from promptmill.core.values import JsonDict
 from promptmill.features.report import job_page
@@ -36,7 +35,7 @@ async def written(jobs: RunningJobs, caller: Caller, job_id: str, report: str) -
     return await jobs.apart(call, folder.job_id, _MODULE)
 
 
-def _write(_: Work, *, path: Path, target: Path, rule: FileRule) -> dict[str, Any]:
+def _write(_: Work, *, path: Path, target: Path, rule: FileRule) -> dict[str, object]:
     runtime.limit_computing(_COMPUTING_S)
     return job_page.write(Folder(path), target, ImageRules(rule)).as_dict()
 

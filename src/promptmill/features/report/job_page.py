@@ -44,7 +44,6 @@ Bar: TypeAlias = tuple[str, int, str] | tuple[str, int, str, dict[str, str]]
 """A value, its count, a remark, and the column values by which the bar filters (default: the value)."""
 Bars: TypeAlias = tuple[str, str, list[Bar], str]
 """A title, the column whose values are counted, the bars, and a sentence."""
-_MOST_IMAGES = 200
 _PICTURES = 1_000_000  # total characters of all thumbnails
 _SHARES = "Each is the share among the strong model's labels if it answered every row, with its interval."
 
@@ -268,7 +267,7 @@ def _example(code: str, text: str) -> tuple[str, str]:
     return text.removesuffix(error.hint).rstrip(), error.hint + later
 
 
-def _spreads(found: Sequence[tuple[float, int, int]]) -> list[dict[str, Any]]:
+def _spreads(found: Sequence[tuple[float, int, int]]) -> list[dict[str, object]]:
     kinds = (("Latency", "s"), ("Length of answers", "characters"), ("Tokens of answers", "tokens"))
     return [
         _histogram(title, unit, values)
@@ -277,7 +276,7 @@ def _spreads(found: Sequence[tuple[float, int, int]]) -> list[dict[str, Any]]:
     ]
 
 
-def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]:
+def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, object]:
     ordered = sorted(value for value in values if value is not None)
     to = ordered[min(len(ordered) - 1, math.ceil(_SHOWN_SHARE * len(ordered)))] or ordered[-1]
     bins = min(_BINS, int(to)) if unit != "s" and to >= 1 else _BINS
@@ -332,7 +331,7 @@ class _Thumbnails:
         """Yield the rows, and make thumbnails of their images."""
         for row in rows:
             has_image = row.images and not row.error and str(row.number) not in self.found
-            if has_image and len(self.found) < _MOST_IMAGES and self._room > 0:
+            if has_image and self._room > 0:
                 picture = thumbnail(from_folder(row.images[0], self._folders), self._rules)
                 self._room -= len(picture or "")
                 if picture is not None and self._room >= 0:

@@ -98,7 +98,7 @@ def _labels(choices: Sequence[str] | None) -> list[str]:
 
 def _review(
     _: Work, *, path: Path, most: int, at_random: bool, labels: list[str], target: Path | None, rule: FileRule
-) -> dict[str, Any]:
+) -> dict[str, object]:
     runtime.limit_computing(_COMPUTING_S)
     found = review(Folder(path), most, labels, at_random=at_random)
     if target is not None:
@@ -137,7 +137,7 @@ def _shown(row: ReviewRow, finder: SecretFinder | None) -> JsonDict:
     }
 
 
-def _take(_: Work, *, path: Path, decisions: Path, labels: list[str]) -> dict[str, Any]:
+def _take(_: Work, *, path: Path, decisions: Path, labels: list[str]) -> dict[str, object]:
     runtime.limit_computing(_COMPUTING_S)
     return {"job_id": Folder(path).job_id, **take(Folder(path), decisions, labels).as_dict()}
 

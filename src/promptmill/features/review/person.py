@@ -20,7 +20,7 @@ Shares: TypeAlias = dict[str, dict[str, LabelShare]]
 """By field and label: the share that the label would have if the person labelled every row."""
 
 
-def figures(store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: int) -> Mapping[str, Any]:
+def figures(store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: int) -> Mapping[str, object]:
     """Return `person`, the number of a person's delivered labels, and `shares`, if their rows were drawn at random."""
     persons = store.count(f"{ANSWERED} AND settings = {PERSON} AND key < {min(before, SLOT)}")
     if not persons:

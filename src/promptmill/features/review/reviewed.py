@@ -150,7 +150,7 @@ def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_r
 
 def _labels_in(store: JobDatabase) -> list[str]:
     """Return the labels of all answers, the most frequent first; none if the answers are not labels."""
-    query = f"SELECT text, count(*) FROM answer WHERE {ANSWERED} GROUP BY text ORDER BY 2 DESC LIMIT ?"  # noqa: S608
+    query = f"SELECT text, count(*) FROM answer WHERE {ANSWERED} GROUP BY text ORDER BY 2 DESC LIMIT ?"
     counts = Counter[str]()
     for text, rows in store.read(query, _MOST_LABELS):
         counts[label_in(text)] += rows
@@ -370,7 +370,7 @@ def _restored(store: JobDatabase, back: Sequence[Record]) -> Iterator[tuple[str,
             places.append((record.key, found[1]))
     fields = ", ".join(Record._fields[1:])
     yield "DELETE FROM answer WHERE key = ?", [(record.key,) for record in back]
-    yield f"INSERT INTO answer SELECT ?, {fields} FROM spare WHERE place = ?", places  # noqa: S608 (constants)
+    yield f"INSERT INTO answer SELECT ?, {fields} FROM spare WHERE place = ?", places
     yield "DELETE FROM spare WHERE place = ?", [(place,) for _, place in places]
     yield "DELETE FROM spare WHERE settings = ? AND asked IS ?", [(PERSON, record.asked) for record in back]
 

@@ -347,7 +347,8 @@ def _with_sheet(packed: zipfile.ZipFile, parts: xlsx.Parts, name: str) -> tuple[
     """Return the path of a new sheet, and the changed parts that list the sheet."""
     folder = parts.book.rpartition("/")[0]
     known = {*packed.namelist()}
-    part = next(f"{folder}/worksheets/sheet{n}.xml" for n in range(1, len(known) + 2) if _is_free(folder, n, known))
+    candidates = (f"{folder}/worksheets/sheet{number}.xml" for number in range(1, len(known) + 2))
+    part = next(candidate for candidate in candidates if candidate not in known)
     book, rels, types = (packed.read(path) for path in (parts.book, xlsx.rels_of(parts.book), "[Content_Types].xml"))
     listed = xlsx.children(parts.tree, "sheets")
     number = max((int(one.get("sheetId", 0)) for one in listed), default=0) + 1
@@ -361,10 +362,6 @@ def _with_sheet(packed: zipfile.ZipFile, parts: xlsx.Parts, name: str) -> tuple[
         xlsx.rels_of(parts.book): _with_last(rels, "Relationships", related),
         "[Content_Types].xml": _with_last(types, "Types", override),
     }
-
-
-def _is_free(folder: str, number: int, known: set[str]) -> bool:
-    return f"{folder}/worksheets/sheet{number}.xml" not in known
 
 
 def _with_last(data: bytes, parent: str, child: str) -> bytes:

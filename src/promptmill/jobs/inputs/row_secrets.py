@@ -48,7 +48,7 @@ OTHERWISE = "Name another file, or answer this one with `promptmill bulk` in a s
 
 def check_beginning(files: InputFiles, rule: FileRule) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the first megabytes of the text contain secrets."""
-    if not rule.is_guarded or _format(files) in _PACKED:
+    if _format(files) in _PACKED:
         return
     block = max(_SMALL_BLOCK, _BLOCK // len(files.parts))
     for at, part in enumerate(files.parts):

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import BinaryIO, Literal, NamedTuple, TypeVar
 
 import orjson
 
@@ -254,28 +254,27 @@ class RowFiles(FoundFiles):
         return self._rule.resolved(path)
 
 
+class FileQuestion(NamedTuple):
+    """The question about each file, and the form in which files are sent."""
+
+    question: Question
+    as_pdf: PdfForm | None = None
+    encoding: str | None = None
+    """The encoding of files that are not UTF-8."""
+    has_schema: bool = False
+    """Whether the answers have a schema."""
+
+
 class WholeFiles(FoundFiles):
     """Files that become rows: one line of JSON for each file."""
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        rule: FileRule,
-        question: Question,
-        as_pdf: PdfForm | None = None,
-        encoding: str | None = None,
-        *,
-        has_schema: bool = False,
-    ) -> None:
-        """`encoding`: the encoding of files that are not UTF-8. `has_schema`: whether the answers have a schema.
-
-        Raises `PromptmillError` (`invalid_input`).
-        """
+    def __init__(self, names: Sequence[str], rule: FileRule, asked: FileQuestion) -> None:
+        """Raises `PromptmillError` (`invalid_input`)."""
         super().__init__(names, rule)
-        self._as_pdf = as_pdf
-        self._encoding = encoding
+        self._as_pdf = asked.as_pdf
+        self._encoding = asked.encoding
         has_pdfs = any(path.suffix.lower() == pdf.SUFFIX for path in self._files)
-        self.question = _question_of(question, as_pdf, has_pdfs=has_pdfs, has_schema=has_schema)
+        self.question = _question_of(asked.question, asked.as_pdf, has_pdfs=has_pdfs, has_schema=asked.has_schema)
         """The question to ask about each file."""
         self._pages: Counter[str] = Counter()
         """The number of PDF pages for each form in which they are sent; the forms are named as in `forms`."""
@@ -425,18 +424,9 @@ class WholeFiles(FoundFiles):
 class OwnFiles(WholeFiles):
     """The operator's files, with no limit on number or content. Hidden files and `output` are left out."""
 
-    def __init__(
-        self,
-        given: Sequence[Path],
-        output: Path,
-        question: Question,
-        as_pdf: PdfForm | None = None,
-        encoding: str | None = None,
-        *,
-        has_schema: bool = False,
-    ) -> None:
+    def __init__(self, given: Sequence[Path], output: Path, asked: FileQuestion) -> None:
         self._given, self._output = given, output
-        super().__init__([], FileRule(), question, as_pdf, encoding, has_schema=has_schema)
+        super().__init__([], FileRule(), asked)
 
     @property
     def name(self) -> str:

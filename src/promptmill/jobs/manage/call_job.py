@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
@@ -54,7 +54,7 @@ _ITEM_S = 4e-5  # to read an item from the database and add it to the result
 class CallTask(NamedTuple):
     """The task that a call can become."""
 
-    note: Mapping[str, Any]
+    note: Mapping[str, object]
     """The data about the task that its job stores."""
     is_required: bool
     """Whether the client accepts only the handle of a task, not a result."""
@@ -194,7 +194,7 @@ def write(
     outcomes: Mapping[int, Outcome] = MappingProxyType({}),
     *,
     all_answered: bool = False,
-    task: Mapping[str, Any] | None = None,
+    task: Mapping[str, object] | None = None,
 ) -> Job:
     """Write a call as a job that only this user can read, and open the job. Blocks.
 
@@ -267,7 +267,7 @@ def _lines(work: CallWork, rows: Iterable[int]) -> Iterator[tuple[int, bytes]]:
 def _line(
     item: Conversation | PromptmillError,
     system_prompt: str,
-    shared: Mapping[str, Any],
+    shared: Mapping[str, object],
     rule: FileRule,
 ) -> bytes:
     try:
@@ -283,7 +283,7 @@ def _line(
         return json.dumps(value, default=str).encode()
 
 
-def _portable(conversation: Conversation, rule: FileRule) -> list[dict[str, Any]]:
+def _portable(conversation: Conversation, rule: FileRule) -> list[dict[str, object]]:
     """Return messages with resolved paths of images, for a process in another folder that has the same file rule."""
     messages = conversation.as_messages()
     for message in messages:

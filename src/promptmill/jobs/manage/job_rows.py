@@ -11,7 +11,7 @@ from typing import Any, Literal
 import orjson
 
 from promptmill.backends import rows
-from promptmill.backends.rows import RowReader
+from promptmill.backends.rows import RowLimits, RowReader
 from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.bounds import LARGEST_PAGE
 from promptmill.core.errors import PromptmillError
@@ -67,9 +67,9 @@ class JobRows:
         self._store, self._spec = store, spec
         reader = RowReader(
             row_kind(spec.input.format),
-            paths=OTHER_PATHS,
             prompt_column=spec.question.column if spec.input.format == "jsonl" else None,
             row_settings=spec.question.rows_set,
+            limits=RowLimits(paths=OTHER_PATHS),
         )
         is_read = spec.output.names is not None
         self._requests = list(requests_of(spec, reader)) if is_read else []

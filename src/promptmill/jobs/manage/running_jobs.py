@@ -40,10 +40,10 @@ Approve: TypeAlias = Callable[[float | None, float | None, float | None], Awaita
 class RunningJobs:
     """The jobs that a server starts for its callers. Jobs that run in this process end with the service."""
 
-    def __init__(self, service: Service, rule: Callable[[], FileRule], folders: JobFolders | None = None) -> None:
-        """`rule` returns the rule for files that are read and written. `folders`: the folders of all jobs."""
+    def __init__(self, service: Service, rule: Callable[[], FileRule]) -> None:
+        """`rule` returns the rule for files that are read and written."""
         self._service = service
-        self.folders, self.paths = folders or JobFolders.from_environ(), CallPaths(rule)
+        self.folders, self.paths = JobFolders.from_environ(), CallPaths(rule)
         self.visible = VisibleJobs(self.folders, self.paths)
         self._here: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, asyncio.Task[None]] = {}

@@ -9,6 +9,7 @@ from typing import Any
 from promptmill.core.errors import input_error
 from promptmill.jobs import members
 from promptmill.jobs.caller import USER, Caller
+from promptmill.jobs.databases import Stamp
 from promptmill.jobs.manage.call_paths import CallPaths
 from promptmill.jobs.manage.job_rows import Only, results_page
 from promptmill.jobs.store import status
@@ -31,14 +32,14 @@ class VisibleJobs:
         """List a job on rows of a call for the session of the call."""
         self._sessions[job_id] = session
 
-    def newest(self, limit: int, caller: Caller) -> dict[str, Any]:
+    def newest(self, limit: int, caller: Caller) -> dict[str, object]:
         """Return the status of the newest jobs: `{"jobs": […], "more": the number of other jobs}`. Blocks."""
         jobs = status.read_all(self.folders.all(), partial(self._is_listed, caller=caller))
         return {"jobs": jobs[:limit], "more": max(0, len(jobs) - limit)}
 
     def results(
         self, job_id: str, caller: Caller, offset: int, limit: int, only: Only = "all", *, with_input: bool = True
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Return a page of answered rows, even before the job's end; see `results_page`. Blocks."""
         return results_page(self.find(job_id, caller), self.paths.rule, offset, limit, only, with_input=with_input)
 
@@ -98,7 +99,7 @@ class VisibleJobs:
         """Return whether the answers of a job are only in its database, because its rows came in a call."""
         return self.folders.owner(spec.output.path) is not None
 
-    def foreign_output(self, text: str) -> tuple[Path, members.Stamp] | None:
+    def foreign_output(self, text: str) -> tuple[Path, Stamp] | None:
         """Return the file at a job's output, and its stamp, if the job did not make the file; else None. Blocks.
 
         Raises as `CallPaths.allowed` does.

@@ -12,11 +12,11 @@ from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import disk, members
+from promptmill.jobs.databases import Stamp
 from promptmill.jobs.ingest import CALL_DISK_SHARE
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import check_columns
 from promptmill.jobs.inputs.xlsx import sheet_names
-from promptmill.jobs.members import Stamp
 from promptmill.jobs.run.job import Job
 from promptmill.jobs.run.resumption import SEND_ALL, check_keeps_rows, resumed
 from promptmill.jobs.run.steps import Change
@@ -47,7 +47,7 @@ def admit(wanted: WantedJob, *, are_columns_checked: bool = False) -> Job:
     folder = files.folder
     if not files.is_loose:
         files.target.parent.mkdir(parents=True, exist_ok=True)
-    if files.input is not None and given is None:
+    if files.input is not None and given is None and plan.file_rule.is_guarded:
         row_secrets.check_beginning(files.input, plan.file_rule)
     with contextlib.ExitStack() as opened:
         try:

@@ -171,7 +171,7 @@ def requests_of(spec: JobSpec, reader: RowReader, targets: Sequence[Target] = ()
     questions = questions_of(spec.question, spec.input.format, spec.input.names)
     for target in targets or [Target(prompt=at) for at in range(len(questions))]:
         own: RowReader = reader.models.get(target.model, reader) if target.model else reader
-        extra: Mapping[str, Any] = target.extra | ({"model": target.model} if target.model else {})
+        extra: Mapping[str, object] = target.extra | ({"model": target.model} if target.model else {})
         yield RowRequests(own, questions[target.prompt], target.prompt, extra)
 
 
@@ -186,16 +186,21 @@ def reader_of(
     """Return a reader that makes requests for the model of `plan`. `may_name`, `most_values`: see `RowLimits`."""
     settings = plan.settings
     input_format = spec.input.format
+    limits = RowLimits(
+        may_name,
+        None if plan.trust_client else plan.operator.client_limits.max_tokens,
+        most_values,
+        "" if plan.record.any_model else plan.model or plan.backend,
+        plan.record.other_paths,
+    )
     return RowReader(
         row_kind(input_format),
         settings.sampling_params,
         settings.extra_params,
         system_prompt_of(plan, system_prompt, input_format),
         RowImages(settings.image_tag, settings.image_position, spec.image_folders),
-        "" if plan.record.any_model else plan.model or plan.backend,
-        plan.record.other_paths,
         keep_raw=input_format == "batch",
         prompt_column=spec.question.column if input_format == "jsonl" else None,
         row_settings=spec.question.rows_set,
-        limits=RowLimits(may_name, None if plan.trust_client else plan.operator.client_limits.max_tokens, most_values),
+        limits=limits,
     )

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TypeVar
 
-from promptmill.answering.costs import BATCH, cost_of_many, price_of, tier_of
+from promptmill.answering.prices import BATCH, cost_of_many, price_of, tier_of
 from promptmill.backends.protocol import Usage
 from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig

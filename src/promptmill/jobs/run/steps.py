@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs import columns
+from promptmill.jobs.databases import Stamp
 from promptmill.jobs.export import join, output
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.files import InputFiles, Part
-from promptmill.jobs.members import Stamp
 from promptmill.jobs.run.resumption import check_bound
 from promptmill.jobs.store import binding
 from promptmill.jobs.store.binding import Bound

@@ -9,7 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from promptmill.answering.costs import BATCH, Price, Prices, most_of, price_of, tier_of
+from promptmill.answering.costs import most_of
+from promptmill.answering.prices import BATCH, Price, Prices, price_of, tier_of
 from promptmill.backends import rows
 from promptmill.backends.protocol import Usage
 from promptmill.config.resolved_config import ResolvedConfig

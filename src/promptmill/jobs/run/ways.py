@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from promptmill.backends.protocol import Answer, Call
 from promptmill.config.resolved_config import ResolvedConfig
@@ -46,7 +46,7 @@ class Way(Protocol):
         ...
 
     @staticmethod
-    def figures(store: JobDatabase, config: ResolvedConfig) -> Mapping[str, Any]:
+    def figures(store: JobDatabase, config: ResolvedConfig) -> Mapping[str, object]:
         """Return the figures of a job that has rounds of this way. Blocks. Raises the errors of `JobDatabase`."""
         ...
 
@@ -62,7 +62,7 @@ class Live:
         await answer_rows(round_.service, round_.rows, sink, stats, round_.job.plan, around=round_.around)
 
     @staticmethod
-    def figures(store: JobDatabase, config: ResolvedConfig) -> Mapping[str, Any]:
+    def figures(store: JobDatabase, config: ResolvedConfig) -> Mapping[str, object]:
         """Return no figures."""
         del store, config
         return {}
@@ -84,9 +84,9 @@ def _places() -> dict[str, str]:
     }
 
 
-def figures(store: JobDatabase, config: ResolvedConfig) -> dict[str, Any]:
+def figures(store: JobDatabase, config: ResolvedConfig) -> dict[str, object]:
     """Return the figures of all ways that answered rows of a job. Blocks. Raises the errors of `JobDatabase`."""
-    of_ways = dict[str, Any]()
+    of_ways = dict[str, object]()
     for name in {round_.way for round_ in stored_rounds(store)} & _places().keys():
         of_ways |= way_named(name).figures(store, config)
     return of_ways

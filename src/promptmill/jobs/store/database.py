@@ -183,7 +183,7 @@ class JobDatabase:
             return None
         return value if isinstance(value, dict) else None
 
-    def put(self, **values: Mapping[str, Any] | None) -> None:
+    def put(self, **values: Mapping[str, object] | None) -> None:
         """Store `values` by name in table `job`, in one transaction. None removes a value."""
         kept = [
             (name, orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())
@@ -193,7 +193,7 @@ class JobDatabase:
         gone = [(name,) for name, value in values.items() if value is None]
         self.change(("INSERT OR REPLACE INTO job VALUES (?, ?)", kept), ("DELETE FROM job WHERE name = ?", gone))
 
-    def settings_id(self, fingerprint: Mapping[str, Any]) -> int:
+    def settings_id(self, fingerprint: Mapping[str, object]) -> int:
         """Return the id of the settings with this fingerprint. New settings are stored first."""
         text = orjson.dumps(fingerprint, option=orjson.OPT_SORT_KEYS).decode()
         query = "SELECT id FROM settings WHERE fingerprint = ? ORDER BY id"

@@ -22,7 +22,7 @@ def system_prompt_of(plan: ResolvedConfig, given: str, input_format: str) -> str
     return given or ("" if input_format in WHOLE_REQUESTS else plan.settings.system_prompt)
 
 
-def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str, model: str = "") -> dict[str, Any]:
+def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str, model: str = "") -> dict[str, object]:
     """Return digests of the settings that affect answers. (A row's own settings are part of its question.)
 
     `model` replaces the plan's model. Limits of an answer's length are left out: a shortened answer has the finish
@@ -31,7 +31,7 @@ def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str, mode
     """
     settings = plan.settings
     system = system_prompt_of(plan, given_prompt, input_format)
-    digests: dict[str, Any] = {"model": digest(model or plan.model), "system_prompt": digest(system)}
+    digests: dict[str, object] = {"model": digest(model or plan.model), "system_prompt": digest(system)}
     digests["backend"] = digest(plan.backend)
     if plan.record.needs_endpoint:
         digests["endpoint"] = digest(getattr(plan.block, "base_url", None))
@@ -48,13 +48,13 @@ def plain_sampling(plan: ResolvedConfig) -> dict[str, bool | int | float | str]:
     return {name: value for name, value in given.items() if isinstance(value, bool | int | float | str)}
 
 
-def _sampling(plan: ResolvedConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+def _sampling(plan: ResolvedConfig) -> tuple[dict[str, object], dict[str, object]]:
     settings = plan.settings
     extra = {name: value for name, value in settings.extra_params.items() if name != "service_tier"}
     return settings.sampling_params.given(), extra
 
 
-def without_lengths(values: Mapping[str, Any]) -> dict[str, Any]:
+def without_lengths(values: Mapping[str, object]) -> dict[str, object]:
     """Return the parameters without those that limit an answer's length."""
     return {name: value for name, value in values.items() if name not in TOKEN_LIMITS}
 

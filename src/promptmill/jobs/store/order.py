@@ -207,7 +207,7 @@ def _read_part(name: str, value: Any, where: str | None) -> OrderPart:
     return kind.model_validate(value)
 
 
-def _written_parts(parts: Mapping[str, OrderPart]) -> dict[str, Any]:
+def _written_parts(parts: Mapping[str, OrderPart]) -> dict[str, object]:
     return {
         name: each.values if isinstance(each, UnknownPart) else each.model_dump(mode="json")
         for name, each in parts.items()

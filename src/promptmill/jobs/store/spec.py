@@ -19,10 +19,10 @@ from promptmill.core import values
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, unwritable_parameters
 from promptmill.core.feature import features, part
 from promptmill.jobs import members
+from promptmill.jobs.databases import Stamp
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.labels import probability
-from promptmill.jobs.members import Stamp
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.rounds import Round
@@ -32,7 +32,7 @@ from promptmill.options.table import Again
 WHOLE_REQUESTS = frozenset({"batch", "messages"})
 """Formats in which each row is a whole request."""
 _LAST_TIME = 10**11  # the year 5138
-UNREAD: Mapping[str, Any] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})
+UNREAD: Mapping[str, object] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})
 """Values of `InputSpec` that match no input, so that the job reads its input again."""
 _Names: TypeAlias = Annotated[
     tuple[str, ...],
@@ -215,7 +215,7 @@ class Plan(Stored):
         return bool(self.ways)
 
     @property
-    def identity(self) -> Sequence[Mapping[str, Any]]:
+    def identity(self) -> Sequence[Mapping[str, object]]:
         """The values, in addition to `ways`, that distinguish jobs without an output."""
         return ()
 
@@ -269,7 +269,7 @@ class Plan(Stored):
         checked: Mapping[str, Any],
         *,
         end: int,
-    ) -> Mapping[str, Any]:
+    ) -> Mapping[str, object]:
         """Return additional figures for a validation. Blocks.
 
         `configs`: by model. `checked`: the figures so far. `end`: the number of the first row beyond the limit.
@@ -301,18 +301,18 @@ class Plan(Stored):
 
     # ---- the answers
 
-    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, Any]:
+    def marks(self, spec: JobSpec, record: Record, beside: Sequence[Record | None]) -> dict[str, object]:
         """Return the values of `fields` for a row with the delivered answer `record`. `beside`: the answers in the
         later slots."""
         del spec, record, beside
         return {}
 
-    def running_figures(self, spec: JobSpec) -> Mapping[str, Any]:
+    def running_figures(self, spec: JobSpec) -> Mapping[str, object]:
         """Return the status fields that follow from the decisions alone."""
         del spec
         return {}
 
-    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, Any]:
+    def figures(self, store: JobDatabase, spec: JobSpec, fields: Sequence[str], before: int) -> Mapping[str, object]:
         """Return the plan's status fields for the rows below `before`. Blocks. Raises the errors of `JobDatabase`.
 
         `fields`: the fields of the answers whose values are labels.
@@ -423,7 +423,7 @@ def _read_plan(value: Any) -> Any:
     return UnknownPlan(kind=stored.name, delivers_one=stored.chooses, values=stored.values)
 
 
-def _written_plan(plan: Plan) -> dict[str, Any] | None:
+def _written_plan(plan: Plan) -> dict[str, object] | None:
     if not plan.option:
         return None
     values = plan.values if isinstance(plan, UnknownPlan) else plan.model_dump(mode="json")

@@ -13,7 +13,7 @@ from promptmill.core.errors import PromptmillError
 
 
 def found(name: object, gguf_file: str | None = None) -> object:
-    return location.find({"model_name_or_path": str(name), "gguf_file": gguf_file}, lambda text: None)
+    return location.find(str(name), gguf_file, lambda text: None)
 
 
 def refusal(name: object, gguf_file: str | None = None) -> PromptmillError:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.engine
 
 def request(number: int, **body: Any) -> Any:
     line = {"custom_id": f"{number}", "method": "POST", "url": "/v1/embeddings", "body": {"model": "e", **body}}
-    reader = rows.RowReader("batch", model="e", paths=BACKENDS["vllm"].other_paths)
+    reader = rows.RowReader("batch", limits=rows.RowLimits(only_model="e", paths=BACKENDS["vllm"].other_paths))
     return reader.request(number, json.dumps(line).encode())
 
 

@@ -38,7 +38,7 @@ class Bench:
         self.state = EndpointState(endpoint, encoder, settings, self.clock, random.Random(1))
         self.limiter = Limiter([self.state], 64, self.clock, **limits)
         self.stats = Call(Facts(total=10))
-        self.share = ConcurrencyShare(self.limiter, self.stats, 64)
+        self.share = ConcurrencyShare(self.limiter.shares, self.stats, 64)
         self.flow = CallFlow(self.limiter, self.stats, self.clock, self.clock())
 
     def fails(self, decision):

@@ -45,7 +45,7 @@ def a_limiter(concurrency: int) -> Limiter:
 
 
 def a_share(limiter: Limiter, *, sent: int = 0, grown: Callable[[], None] | None = None) -> ConcurrencyShare:
-    share = ConcurrencyShare(limiter, Call(), 1000)
+    share = ConcurrencyShare(limiter.shares, Call(), 1000)
     share.sent = sent
     limiter.open(share)
     share.grown = grown or share.grown

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from promptmill.backends.engines import hardware
 from promptmill.backends.engines.channel import Channel, Intake
 from promptmill.backends.engines.model_loading import locate, require_packages
 
+if TYPE_CHECKING:
+    from promptmill.backends.engines.hf.language_model import HFOptions
 
-def serve(options: Mapping[str, Any], channel: Channel) -> None:
+
+def serve(options: HFOptions, channel: Channel) -> None:
     """Load the model in `options` (the `hf` block of the configuration), then answer the requests from `channel`.
 
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) if the model cannot be loaded.

@@ -30,7 +30,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from promptmill.backends.engines.channel import Channel
-from promptmill.backends.engines.growing_answer import BROKEN, logprob_entry
+from promptmill.backends.engines.growing_answer import BROKEN, TokenLogprob, logprob_entry
 from promptmill.backends.engines.hf.language_model import LanguageModel, left_padded
 from promptmill.backends.engines.hf.pooled_cache import KeysValues, PooledCache, row_of
 from promptmill.backends.engines.hf.sampler import choose
@@ -95,7 +95,7 @@ class DecodeLoop(ABC):
         logprobs = {
             position: scores[position].log_softmax(-1)
             for position, row in enumerate(rows)
-            if row.logprobs is not None or row.chances is not None
+            if row.logprobs is not None or row.form.chances is not None
         }
         for position, row in enumerate(rows):
             try:
@@ -112,7 +112,7 @@ class DecodeLoop(ABC):
                     raise _not_a_number()
                 if row.logprobs is not None:
                     row.logprobs.append(_logprobs(row, token, logprobs[position]))
-                if row.chances is not None:
+                if row.form.chances is not None:
                     _add_chances(row, token, logprobs[position].masked_fill(scores[position].isneginf(), -math.inf))
                 if row.accept(token):
                     self._answer(row, row.outcome())
@@ -467,7 +467,7 @@ def _free_unused_memory() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def _logprobs(row: RunningSequence, token: int, logprobs: Any) -> dict[str, Any]:
+def _logprobs(row: RunningSequence, token: int, logprobs: Any) -> TokenLogprob:
     values, tokens = logprobs.topk(min(row.top_logprobs, len(logprobs)))
     likeliest = zip(tokens.tolist(), values.tolist(), strict=True)
     return logprob_entry(row.form.texts.decode, token, float(logprobs[token]), likeliest)
@@ -475,7 +475,7 @@ def _logprobs(row: RunningSequence, token: int, logprobs: Any) -> dict[str, Any]
 
 def _add_chances(row: RunningSequence, token: int, logprobs: Any) -> None:
     """Add the next token of an answer that is one of several choices; `logprobs` is -inf for all other tokens."""
-    assert row.chances is not None
+    assert row.form.chances is not None
     values, tokens = logprobs.topk(min(_MOST_LEADING, len(logprobs)))
     ranked = zip(tokens.tolist(), values.tolist(), strict=True)
     others = [(other, value) for other, value in ranked if other != token and value > -math.inf]
@@ -484,7 +484,7 @@ def _add_chances(row: RunningSequence, token: int, logprobs: Any) -> None:
         (decode([*row.tokens, each]).rstrip(BROKEN), value)
         for each, value in [(token, float(logprobs[token])), *others]
     ]
-    row.chances[0].step(told, told[0][0])
+    row.form.chances[0].step(told, told[0][0])
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 import transformers
@@ -207,7 +207,21 @@ def left_padded(rows: list[list[int]], device: torch.device) -> tuple[Any, Any, 
     return tokens, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def load_model(location: Location, options: Mapping[str, Any], report: Callable[[str], None]) -> LanguageModel:
+class HFOptions(TypedDict):
+    """The `hf` block of the configuration, and how the engine treats parameters that it does not support."""
+
+    model_name_or_path: str
+    gguf_file: str | None
+    trust_remote_code: bool
+    gpu_ids: list[int] | None
+    batch_size: int | None
+    dtype: str
+    device: str
+    attn_implementation: str | None
+    unsupported: str
+
+
+def load_model(location: Location, options: HFOptions, report: Callable[[str], None]) -> LanguageModel:
     """Load the model at `location` with `options` (the `hf` block).
 
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`), with the remedy.
@@ -215,7 +229,7 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
     _be_quiet()
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     torch.set_num_threads(int(wanted) if wanted.isdecimal() else hardware.cores())
-    _install_attention()
+    transformers.AttentionInterface.register("sdpa", _attention)
     device = _device(options)
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": location.name,
@@ -234,7 +248,7 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
         report(f"Loading {name} on {device}, {str(dtype).removeprefix('torch.')}")
         several = device == "cuda" and len(options["gpu_ids"] or ()) > 1
         kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-        attention_kind = options.get("attn_implementation")
+        attention_kind = options["attn_implementation"]
         network, info = kind.from_pretrained(
             **source,
             **({"attn_implementation": attention_kind} if attention_kind else {}),
@@ -309,7 +323,7 @@ def _be_quiet() -> None:
     warnings.filterwarnings("ignore")
 
 
-def _device(options: Mapping[str, Any]) -> str:
+def _device(options: HFOptions) -> str:
     """Return the device for the model. Raises an error if the configured GPU is not available."""
     wanted, gpu_ids = options["device"], options["gpu_ids"]
     present = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -321,7 +335,7 @@ def _device(options: Mapping[str, Any]) -> str:
         raise load_failure(f"`device: {wanted}` needs a GPU that is not there{_no_cuda()}.", "Set `device: auto`.")
     if wanted == "mps" and not torch.backends.mps.is_available():
         raise load_failure("`device: mps` needs an Apple GPU that is not there.", "Set `device: auto`.")
-    return str(wanted)
+    return wanted
 
 
 def _no_cuda() -> str:
@@ -346,7 +360,7 @@ def _check_memory(location: Location, device: str, dtype: torch.dtype, config: A
     check_memory(hardware.weights(location.folder) * (2 if dtype == torch.float32 and own in _SHORT else 1))
 
 
-def _load_error(error: Exception, options: Mapping[str, Any]) -> PromptmillError:
+def _load_error(error: Exception, options: HFOptions) -> PromptmillError:
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
         return load_failure(
@@ -357,10 +371,6 @@ def _load_error(error: Exception, options: Mapping[str, Any]) -> PromptmillError
         return missing_package(error, "hf")
     known = in_known_words(text, trusted=options["trust_remote_code"])
     return known or load_failure(f"transformers cannot load the model: {first_sentence(error)}")
-
-
-def _install_attention() -> None:
-    transformers.AttentionInterface.register("sdpa", _attention)
 
 
 def _attention(

@@ -115,16 +115,16 @@ class SequenceBuilder:
         wanted = tools.response_format if tools else sampling.get("response_format")
         choice.mask = self._masks.of(wanted, opened=opened) if choices is None else self._masks.of_choices(choices)
         top_logprobs = submission.wanted_logprobs(message["extra"])
+        chances = submission.chances_of(message["extra"], choices)
         texts = self._tool_texts if tools else self._texts
         return RunningSequence.of(
             message,
-            AnswerForm(texts, opened, submission.is_inline(message), tools, choices),
+            AnswerForm(texts, opened, submission.is_inline(message), tools, choices, chances),
             Ending(limit, ends, stops),
             prompt=tokens,
             choice=choice,
             image_inputs=image_inputs,
             logprobs=None if top_logprobs is None else [],
-            chances=submission.chances_of(message["extra"], choices),
             top_logprobs=top_logprobs or 0,
             warnings=warnings,
         )

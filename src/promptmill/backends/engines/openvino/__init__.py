@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from promptmill.backends.engines.channel import Channel, Intake, WaitingRows
-from promptmill.backends.engines.openvino.location import find
+from promptmill.backends.engines.openvino.location import OpenVINOOptions, find
 
 # When imported, OpenVINO reports to its makers and writes a folder `intel` into the home folder. Without this package,
 # OpenVINO uses a stub that does neither.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
-def serve(options: Mapping[str, Any], channel: Channel) -> None:
+def serve(options: OpenVINOOptions, channel: Channel) -> None:
     """Load the model in `options` (the `openvino` block), then answer the requests from `channel`.
 
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) if the model cannot be loaded.
     """
-    path = find(options, channel.progress)
+    path = find(options["model_name_or_path"], options["gguf_file"], channel.progress)
     # imports openvino, because a model was found
     from promptmill.backends.engines.openvino.pipeline import PipelineDecoder, Row, load_model
     from promptmill.backends.engines.openvino.prompt import PromptBuilder

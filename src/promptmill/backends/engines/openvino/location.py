@@ -6,9 +6,9 @@ import contextlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from promptmill.backends.engines import embedded_model
 from promptmill.backends.engines.model_loading import Format, load_failure, locate, require_packages
@@ -25,12 +25,22 @@ _TOKENIZERS = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 _BESIDE = ("openvino_text_embeddings_model.xml", "openvino_vision_embeddings_model.xml")
 
 
-def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
-    """Return the GGUF file or the folder of the model in `options` (the `openvino` block).
+class OpenVINOOptions(TypedDict):
+    """The `openvino` block of the configuration, and how the engine treats parameters that it does not support."""
+
+    model_name_or_path: str
+    gguf_file: str | None
+    threads: int | None
+    precision: str
+    cache_gb: int | None
+    unsupported: str
+
+
+def find(name: str, gguf_file: str | None, report: Callable[[str], None]) -> Path:
+    """Return the GGUF file or the folder of the model `name`.
 
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """
-    name, gguf_file = options["model_name_or_path"], options["gguf_file"]
     folder = home_expanded(name)
     is_ir = any((folder / file).is_file() for file in IR.files)
     if gguf_file is None and not is_ir and (folder / "config.json").is_file():

@@ -18,7 +18,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -35,7 +35,7 @@ from promptmill.backends.engines.growing_answer import GrowingAnswer, logprob_en
 from promptmill.backends.engines.hardware import check_memory
 from promptmill.backends.engines.model_loading import load_failure
 from promptmill.backends.engines.openvino.grammars import Grammar
-from promptmill.backends.engines.openvino.location import ADVICE, WITH_IMAGES
+from promptmill.backends.engines.openvino.location import ADVICE, WITH_IMAGES, OpenVINOOptions
 from promptmill.backends.engines.submission import pictures, too_long
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 
@@ -58,7 +58,7 @@ _MISHAPS = 2  # a row in this many failed steps gets the error
 class Model:
     """The tokenizer and the pipeline of a model. A failed step breaks the pipeline; `renew` replaces it."""
 
-    def __init__(self, path: Path, options: Mapping[str, Any], parameters: int) -> None:
+    def __init__(self, path: Path, options: OpenVINOOptions, parameters: int) -> None:
         """`path`: a GGUF file or a folder. `parameters`: the number of the model's parameters."""
         self._path = path
         self._options = options
@@ -106,7 +106,7 @@ class Model:
         scheduling.max_num_batched_tokens = max(2 * self.rows, hardware.prompt_chunk("cpu", self._parameters))
         scheduling.cache_size = self._options["cache_gb"] or _cache_gb()
         precision = self._options["precision"]
-        properties: dict[str, Any] = {
+        properties: dict[str, object] = {
             "INFERENCE_NUM_THREADS": self._options["threads"] or hardware.cores(),
             "ENABLE_CPU_PINNING": False,  # a pinned thread waits while another process uses its core
             # the other parts of an image model do not support this property
@@ -119,7 +119,7 @@ class Model:
         return openvino_genai.ContinuousBatchingPipeline(self._path, self._tokenizer, scheduling, "CPU", **properties)
 
 
-def load_model(path: Path, options: Mapping[str, Any], report: Callable[[str], None]) -> Model:
+def load_model(path: Path, options: OpenVINOOptions, report: Callable[[str], None]) -> Model:
     """Load the model at `path` with `options` (the `openvino` block).
 
     Raises `PromptmillError` (`engine_load_failed`), with the remedy.

@@ -16,7 +16,6 @@ from vllm.renderers.hf import resolve_chat_template
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from promptmill.answers.chances import Chances
 from promptmill.answers.reasoning import opened_by
 from promptmill.answers.schema import schema_of
 from promptmill.backends.engines import submission
@@ -61,8 +60,6 @@ class Prepared:
     form: AnswerForm
     top_logprobs: int | None
     """The number of most probable tokens to report at each position; None: no log probabilities are requested."""
-    chances: tuple[Chances, int] | None
-    """The probabilities of the request's choices, and the number of choices to report, if requested."""
 
 
 class VllmPrompts:
@@ -101,7 +98,7 @@ class VllmPrompts:
         Raises `PromptmillError` (`context_length`, `invalid_input`, `invalid_image`, `unsupported`).
         """
         sampling, extra = message["sampling"], message["extra"]
-        left_out = submission.unknown_names(extra, _EXTRA | _known_names())
+        left_out = submission.unknown_names(extra, _EXTRA | _PARAMETERS | _GUIDED.keys())
         options = submission.template_options(sampling, extra, left_out, self._has_switch)
         tools = self._tools.use(extra, message["messages"])
         if tools is not None:
@@ -126,8 +123,8 @@ class VllmPrompts:
         if (chances := submission.chances_of(extra, choices)) is not None:
             params.logprobs = submission.MOST_LOGPROBS  # the log probabilities of the tokens that the grammar allows
         texts = self._tool_texts if tools else self._texts
-        form = AnswerForm(texts, opened_by(end_of_prompt), submission.is_inline(message), tools, choices)
-        return Prepared(prompt, params, adapter, options, form, top_logprobs, chances)
+        form = AnswerForm(texts, opened_by(end_of_prompt), submission.is_inline(message), tools, choices, chances)
+        return Prepared(prompt, params, adapter, options, form, top_logprobs)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`."""
@@ -259,10 +256,6 @@ def _structure(wanted: JsonObject | None, extra: JsonObject, left_out: list[str]
         return given | {"json": schema}
     left_out.append("response_format")
     return given or None
-
-
-def _known_names() -> frozenset[str]:
-    return _PARAMETERS | frozenset(_GUIDED)
 
 
 def _bad_parameter(error: Exception) -> PromptmillError:

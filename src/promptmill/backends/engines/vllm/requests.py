@@ -68,7 +68,8 @@ class RequestRunner:
     async def run(self) -> None:
         """Report `loaded`, then answer requests. Raises `EngineGoneError` if vLLM's own process ends."""
         loop = asyncio.get_running_loop()
-        takes_images = "image" in self._modalities()
+        processor = getattr(self._engine.renderer, "mm_processor", None)
+        takes_images = processor is not None and "image" in processor.info.allowed_mm_limits
 
         def handle(message: Frame) -> None:
             loop.call_soon_threadsafe(self._handle, message)
@@ -78,10 +79,6 @@ class RequestRunner:
         while not self._engine.errored:  # noqa: ASYNC110 (vLLM offers no event)
             await asyncio.sleep(_LOOK_S)
         raise EngineGoneError("the process of vLLM's engine core ended")
-
-    def _modalities(self) -> Mapping[str, Any]:
-        processor = getattr(self._engine.renderer, "mm_processor", None)
-        return {} if processor is None else processor.info.allowed_mm_limits
 
     def _handle(self, message: Frame) -> None:
         if message["type"] == "submit":
@@ -270,20 +267,19 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[S
     if (choices := prepared.form.choices) is not None:
         chosen = choices.completed(answer.text.rstrip(growing_answer.BROKEN))
         text, reason = (chosen, "stop") if chosen else (choices.OPENING + text, reason)
-    if prepared.chances is not None:
-        _add_chances(answer, decode, prepared.chances[0])
+    if prepared.form.chances is not None:
+        _add_chances(answer, decode, prepared.form.chances[0])
     return growing_answer.outcome_fields(
         prepared.form.parts(text, lambda text: reader.split(text, answer.token_ids)),
         reason=reason,
         ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # the reason is a stop string
         logprobs=None if prepared.top_logprobs is None else _logprobs(answer, decode, prepared.top_logprobs),
-        chances=prepared.chances,
         prompt_tokens=len(output.prompt_token_ids or ()),
         tokens=len(answer.token_ids),
     )
 
 
-def _logprobs(answer: Any, decode: Callable[[Sequence[int]], str], most: int) -> list[dict[str, Any]]:
+def _logprobs(answer: Any, decode: Callable[[Sequence[int]], str], most: int) -> list[growing_answer.TokenLogprob]:
     entries = []
     for token, by_token in zip(answer.token_ids, answer.logprobs, strict=True):
         ranked = sorted(by_token.items(), key=lambda pair: pair[1].rank)

@@ -170,7 +170,7 @@ def engine_arguments(options: Mapping[str, Any], location: Location, *, on_cpu: 
     return arguments | (_for_the_cpu(given) if on_cpu else {})
 
 
-def _check_names(given: Mapping[str, Any]) -> None:
+def _check_names(given: Mapping[str, object]) -> None:
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs) if not field.name.startswith("_")} - {"model"}
     for name in given:
         if name in known:
@@ -181,7 +181,7 @@ def _check_names(given: Mapping[str, Any]) -> None:
         raise config_error(f"backend_configs.vllm.{name:.60}", f"unknown engine argument of vLLM; {advice}")
 
 
-def _check_parser(given: Mapping[str, Any]) -> None:
+def _check_parser(given: Mapping[str, object]) -> None:
     if plugin := given.get("reasoning_parser_plugin"):
         ReasoningParserManager.import_reasoning_parser(plugin)
     known = ReasoningParserManager.list_registered()
@@ -216,12 +216,12 @@ def _largest_rank(adapters: Mapping[str, str]) -> int:
     return next((rank for rank in _LORA_RANKS if rank >= largest), _LORA_RANKS[-1])
 
 
-def _for_the_cpu(given: Mapping[str, Any]) -> dict[str, Any]:
+def _for_the_cpu(given: Mapping[str, object]) -> dict[str, object]:
     """Return promptmill's choices on a CPU for arguments that the operator did not set.
 
     Compiling takes minutes, which a short-lived process does not regain; an emulated number format is slow.
     """
-    chosen: dict[str, Any] = {}
+    chosen: dict[str, object] = {}
     if not {"enforce_eager", "compilation_config", "optimization_level"} & set(given):
         chosen["enforce_eager"] = True
     if given.get("dtype", "auto") == "auto" and not hardware.has_native_bfloat16(torch):
@@ -232,7 +232,7 @@ def _for_the_cpu(given: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _may_run_in_one_process(given: Mapping[str, Any]) -> bool:
+def _may_run_in_one_process(given: Mapping[str, object]) -> bool:
     """Return whether vLLM's scheduler and its only worker can share a process and use all cores.
 
     With several memory nodes, vLLM uses only one, and binds threads to it only in a separate worker process.

@@ -13,26 +13,9 @@ import orjson
 from typing_extensions import override
 
 from promptmill.backends.batches import BatchState, PlannedBatch, Reply
+from promptmill.backends.openai.batches import openai_batches, reading
 from promptmill.backends.openai.batches.connection import FailedRequestError, Paging, Query
-from promptmill.backends.openai.batches.openai_batches import (
-    Batches,
-    FilePlaces,
-    Places,
-    boundary_of_form,
-    form_fields,
-    form_of,
-)
 from promptmill.backends.openai.batches.profile import Family
-from promptmill.backends.openai.batches.reading import (
-    at,
-    batch_problem,
-    count,
-    error_status,
-    file_name,
-    file_size,
-    rpc_status,
-    state_word,
-)
 from promptmill.backends.openai.route import FileBody
 from promptmill.backends.openai.schema_forms import openapi_form
 from promptmill.core.bounds import MOST_SHARED
@@ -53,25 +36,27 @@ def _after_last(page: JsonObject, _: int) -> Query | None:
 
 def _requests(batch: PlannedBatch, before: bytes) -> FileBody:
     """Return the body that creates a batch and contains its requests as a list."""
-    return FileBody(batch.file, file_size(batch), "application/json", before + b'"requests":[', b"]}", is_list=True)
+    return FileBody(
+        batch.file, reading.file_size(batch), "application/json", before + b'"requests":[', b"]}", is_list=True
+    )
 
 
 def _coded(custom_id: str, error: JsonObject) -> Reply:
     """Return the reply for a failed request with a code of google.rpc."""
-    status = rpc_status(error.get("code"))
+    status = reading.rpc_status(error.get("code"))
     return Reply(custom_id, status, orjson.dumps({"error": error}) if status else b"")
 
 
-class TogetherBatches(Batches):
+class TogetherBatches(openai_batches.Batches):
     """Together's: the file is uploaded to an address that the provider names, and then checked (together 3.1.1)."""
 
-    PLACES = Places(expires="expires_at|job_deadline")
+    PLACES = openai_batches.Places(expires="expires_at|job_deadline")
 
     @override
     async def _upload(self, batch: PlannedBatch) -> str:
-        connection, boundary = self._connection, boundary_of_form()
-        fields = {"purpose": self._profile.purpose, "file_name": file_name(batch), "file_type": "jsonl"}
-        form = f"{form_fields(fields, boundary)}--{boundary}--\r\n".encode()
+        connection, boundary = self._connection, openai_batches.boundary_of_form()
+        fields = {"purpose": self._profile.purpose, "file_name": reading.file_name(batch), "file_type": "jsonl"}
+        form = f"{openai_batches.form_fields(fields, boundary)}--{boundary}--\r\n".encode()
         kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
         headers: Mapping[str, str]
         try:
@@ -80,7 +65,7 @@ class TogetherBatches(Batches):
             if failed.status not in {302, 307}:
                 raise
             headers = failed.headers
-        body = FileBody(batch.file, file_size(batch), "application/octet-stream")
+        body = FileBody(batch.file, reading.file_size(batch), "application/octet-stream")
         await connection.once("PUT", headers.get("Location", ""), body)
         return await self._checked(self._id_in({"id": headers.get("X-Together-File-Id")}))
 
@@ -96,15 +81,15 @@ class TogetherBatches(Batches):
 
     @override
     def _read(self, job: Any) -> BatchState:
-        return super()._read(at(job, "job") or job)  # the reply to `create` wraps the batch
+        return super()._read(reading.at(job, "job") or job)  # the reply to `create` wraps the batch
 
 
-class MistralBatches(Batches):
+class MistralBatches(openai_batches.Batches):
     """Mistral's (docs.mistral.ai/studio-api/batch-processing, mistralai 3.7.0). Results are kept for 24 hours."""
 
     JOBS, ORDER = "/batch/jobs", MappingProxyType({"order_by": "-created"})
     PAGES = Paging({"page_size": 100}, lambda _, number: {"page": number})
-    PLACES = Places(
+    PLACES = openai_batches.Places(
         done="succeeded_requests",
         failed="failed_requests",
         total="total_requests",
@@ -125,7 +110,7 @@ class MistralBatches(Batches):
         }
 
 
-class AnthropicBatches(Batches):
+class AnthropicBatches(openai_batches.Batches):
     """Anthropic's (platform.claude.com/docs/en/build-with-claude/batch-processing, anthropic 2.12.0).
 
     Until a batch has ended, `processing` counts all its requests. `ended` is the only final state.
@@ -134,7 +119,7 @@ class AnthropicBatches(Batches):
     JOBS, FILES = "/messages/batches", ""
     LINE = b'{"custom_id":"%b","params":%b}\n'
     PAGES = Paging({"limit": 100}, _after_last)
-    PLACES = Places(said="processing_status", key="", results=())
+    PLACES = openai_batches.Places(said="processing_status", key="", results=())
 
     @override
     def _order(self, batch: PlannedBatch) -> tuple[str, FileBody]:
@@ -143,7 +128,7 @@ class AnthropicBatches(Batches):
     @override
     def _read(self, job: Any) -> BatchState:
         state = super()._read(job)
-        counts = {name: count(value) or 0 for name, value in (at(job, "request_counts") or {}).items()}
+        counts = {name: reading.count(value) or 0 for name, value in (reading.at(job, "request_counts") or {}).items()}
         state = replace(state, total=sum(counts.values()) or None)
         if not state.is_ended:
             return state
@@ -161,20 +146,20 @@ class AnthropicBatches(Batches):
             case {"custom_id": str(custom_id), "result": {"type": "succeeded", "message": dict(message)}}:
                 return Reply(custom_id, 200, orjson.dumps(message))
             case {"custom_id": str(custom_id), "result": {"type": "errored", "error": dict(error)}}:
-                return Reply(custom_id, error_status(error.get("error") or error), orjson.dumps(error))
+                return Reply(custom_id, reading.error_status(error.get("error") or error), orjson.dumps(error))
             case {"custom_id": str(custom_id), "result": {"type": "expired" | "canceled"}}:
                 return Reply(custom_id, 0, b"")
         return None
 
 
-class OpenRouterBatches(Batches):
+class OpenRouterBatches(openai_batches.Batches):
     """OpenRouter's: the batch's record contains all results in one body, so batches are kept small.
 
     Facts: openrouter.ai/docs/guides/features/batch-api, openrouter 1.3.84.
     """
 
     FILES, LARGEST = "", MOST_SHARED
-    PLACES = Places(error="error", key="", results=())
+    PLACES = openai_batches.Places(error="error", key="", results=())
 
     @override
     def _order(self, batch: PlannedBatch) -> tuple[str, FileBody]:
@@ -189,11 +174,11 @@ class OpenRouterBatches(Batches):
     @override
     async def _results(self, name: str) -> AsyncIterator[JsonDict]:
         job = await self._connection.call("GET", self._place(name), largest=self.LARGEST)
-        for line in at(job, "results") or ():
+        for line in reading.at(job, "results") or ():
             yield line if isinstance(line, dict) else {}
 
 
-class GeminiBatches(Batches):
+class GeminiBatches(openai_batches.Batches):
     """Gemini's: a resumable upload and a long-running operation. Ids are names, such as `batches/123` and `files/abc`.
 
     Facts: ai.google.dev/gemini-api/docs/batch-api, google-genai 3.4.0. Requests are never sent inline, because results
@@ -204,7 +189,7 @@ class GeminiBatches(Batches):
     LINE = b'{"key":"%b","request":%b}\n'
     PAGES = Paging({"pageSize": 100}, _following("nextPageToken", "pageToken"))
     SKEW_S = math.inf  # lists are not sorted
-    PLACES = Places(
+    PLACES = openai_batches.Places(
         id="name",
         said="metadata.state|state",
         done="metadata.batchStats.successfulRequestCount|batchStats.successfulRequestCount",
@@ -215,7 +200,7 @@ class GeminiBatches(Batches):
         key="metadata.displayName|displayName",
         error="error|metadata.error",
     )
-    FILE_PLACES = FilePlaces("files", "name", "displayName", "sizeBytes")
+    FILE_PLACES = openai_batches.FilePlaces("files", "name", "displayName", "sizeBytes")
     _KIND = "application/jsonl"
     _VERSION = re.compile(r"/(v\d[^/?]*)$")
 
@@ -237,21 +222,21 @@ class GeminiBatches(Batches):
 
     @override
     async def _upload(self, batch: PlannedBatch) -> str:
-        size = file_size(batch)
+        size = reading.file_size(batch)
         about = {
             "X-Goog-Upload-Protocol": "resumable",
             "X-Goog-Upload-Command": "start",
             "X-Goog-Upload-Header-Content-Length": str(size),
             "X-Goog-Upload-Header-Content-Type": self._KIND,
         }
-        named = {"file": {"displayName": file_name(batch), "mimeType": self._KIND}}
+        named = {"file": {"displayName": reading.file_name(batch), "mimeType": self._KIND}}
         _, headers = await self._connection.once("POST", f"{self._beside('upload')}/files", named, headers=about)
         address = headers.get("X-Goog-Upload-URL", "")
         if not address:
             raise PromptmillError(Code.BAD_RESPONSE, f"{self._name} named no address for a file.")
         command = {"X-Goog-Upload-Offset": "0", "X-Goog-Upload-Command": "upload, finalize"}
         body = FileBody(batch.file, size, self._KIND)
-        return self._id_in(at((await self._connection.once("POST", address, body, headers=command))[0], "file"))
+        return self._id_in(reading.at((await self._connection.once("POST", address, body, headers=command))[0], "file"))
 
     @override
     def _place_of_file(self, file_id: str) -> str:
@@ -268,12 +253,14 @@ class GeminiBatches(Batches):
 
     @override
     def _read(self, job: Any) -> BatchState:
-        state, error = super()._read(job), at(job, self.PLACES.error)
-        output = at(job, "response|metadata.output|output|metadata.dest|dest")
-        file = at(output, "responsesFile")
-        if error and not file and state.problem is None and rpc_status(error.get("code")) != 0:
-            state = replace(state, problem=batch_problem({"error": error}, self._connection.endpoint))
-        return replace(state, is_ended=bool(at(job, "done")) or state.is_ended, results=(str(file),) if file else ())
+        state, error = super()._read(job), reading.at(job, self.PLACES.error)
+        output = reading.at(job, "response|metadata.output|output|metadata.dest|dest")
+        file = reading.at(output, "responsesFile")
+        if error and not file and state.problem is None and reading.rpc_status(error.get("code")) != 0:
+            state = replace(state, problem=reading.batch_problem({"error": error}, self._connection.endpoint))
+        return replace(
+            state, is_ended=bool(reading.at(job, "done")) or state.is_ended, results=(str(file),) if file else ()
+        )
 
     @override
     def _results(self, name: str) -> AsyncIterator[JsonDict]:
@@ -289,7 +276,7 @@ class GeminiBatches(Batches):
         return None
 
 
-class FireworksBatches(Batches):
+class FireworksBatches(openai_batches.Batches):
     """Fireworks': datasets for requests and results, in an account whose path differs from the path of inference.
 
     promptmill's key is the id of the job and of both datasets, so a job cannot be created twice. Facts:
@@ -297,7 +284,7 @@ class FireworksBatches(Batches):
     """
 
     PAGES = Paging({"pageSize": 100}, _following("nextPageToken", "pageToken"))
-    PLACES = Places(
+    PLACES = openai_batches.Places(
         id="name",
         said="state",
         done="jobProgress.successfullyProcessedRequests",
@@ -319,7 +306,7 @@ class FireworksBatches(Batches):
     async def _below(self, rest: str) -> str:
         """Return a path in the account of the key."""
         if not self._account:
-            self._account = str(at(await self._connection.call("GET", "/accounts"), "accounts.0.name") or "")
+            self._account = str(reading.at(await self._connection.call("GET", "/accounts"), "accounts.0.name") or "")
             if not self._account:
                 text = f"{self._name} names no account for this key, so it runs no batches."
                 raise PromptmillError(Code.UNSUPPORTED, text, "Use a key of an account.")
@@ -338,13 +325,15 @@ class FireworksBatches(Batches):
         except FailedRequestError as failed:
             if failed.status != 409:  # 409: an earlier attempt has created it
                 raise
-        await self._connection.once("POST", await self._below(f"datasets/{name}:upload"), form_of(batch, {}))
+        await self._connection.once(
+            "POST", await self._below(f"datasets/{name}:upload"), openai_batches.form_of(batch, {})
+        )
         return name
 
     @override
     async def find_file(self, batch: PlannedBatch) -> str:
         dataset = await self._record(f"datasets/{_id(batch)}")
-        return _id(batch) if state_word(at(dataset, "state")) == "ready" else ""
+        return _id(batch) if reading.state_word(reading.at(dataset, "state")) == "ready" else ""
 
     async def _record(self, rest: str) -> Any:
         """Return the record at a path in the account; None if it does not exist."""
@@ -379,7 +368,7 @@ class FireworksBatches(Batches):
     @override
     async def _results(self, name: str) -> AsyncIterator[JsonDict]:
         payload = await self._connection.call("GET", f"/{name}:getDownloadEndpoint")
-        for url in (at(payload, "filenameToSignedUrls") or {}).values():
+        for url in (reading.at(payload, "filenameToSignedUrls") or {}).values():
             async for line in self._connection.lines(str(url)):
                 yield line
 
@@ -400,9 +389,9 @@ def _id(batch: PlannedBatch) -> str:
     return f"pm-{batch.key.lower()}"
 
 
-FAMILIES: Mapping[Family, type[Batches]] = MappingProxyType(
+FAMILIES: Mapping[Family, type[openai_batches.Batches]] = MappingProxyType(
     {
-        "openai": Batches,
+        "openai": openai_batches.Batches,
         "together": TogetherBatches,
         "mistral": MistralBatches,
         "anthropic": AnthropicBatches,

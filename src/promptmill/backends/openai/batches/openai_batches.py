@@ -14,30 +14,10 @@ from urllib.parse import urlsplit
 
 from typing_extensions import override
 
-from promptmill.backends.batches import (
-    CLOCK_SKEW_S,
-    BatchApi,
-    BatchLimits,
-    BatchState,
-    BatchUnclearError,
-    PlannedBatch,
-    Reply,
-)
+from promptmill.backends import batches
+from promptmill.backends.openai.batches import reading
 from promptmill.backends.openai.batches.connection import BatchConnection, Paging, Query
 from promptmill.backends.openai.batches.profile import BatchProfile
-from promptmill.backends.openai.batches.reading import (
-    at,
-    batch_problem,
-    count,
-    file_name,
-    file_size,
-    is_ended,
-    is_full,
-    only_match,
-    reply_of,
-    state_word,
-    unix_time,
-)
 from promptmill.backends.openai.route import FileBody
 from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, PromptmillError
@@ -83,7 +63,7 @@ def _after_last(payload: JsonObject, _: int) -> dict[str, str] | None:
     return {"after": str(last)} if payload.get("has_more") and last else None
 
 
-class Batches(BatchApi):
+class Batches(batches.BatchApi):
     """The batches of one endpoint. A subclass for another family sets the constants and overrides methods."""
 
     PLACES, FILE_PLACES = Places(), FilePlaces()
@@ -94,7 +74,7 @@ class Batches(BatchApi):
     PAGES = Paging({"limit": 100, "order": "desc"}, _after_last)
     ORDER: Query = MappingProxyType({})
     """Further query parameters for a list of batches."""
-    SKEW_S = CLOCK_SKEW_S
+    SKEW_S = batches.CLOCK_SKEW_S
     CANCEL = "/cancel"
     LINE = b""
     """The format of a line with placeholders for id and body, if it differs from OpenAI's."""
@@ -102,7 +82,9 @@ class Batches(BatchApi):
     QUOTA_IS_QUEUE = False
     """Whether the provider's word for its queue is quota."""
 
-    def __init__(self, connection: BatchConnection, profile: BatchProfile, limits: BatchLimits, path: str) -> None:
+    def __init__(
+        self, connection: BatchConnection, profile: BatchProfile, limits: batches.BatchLimits, path: str
+    ) -> None:
         """`path`: the path of the requests, such as `/v1/chat/completions`."""
         self._connection, self._profile, self.limits, self._path = connection, profile, limits, path
         self._name = connection.endpoint.name
@@ -133,19 +115,19 @@ class Batches(BatchApi):
     # files
 
     @override
-    async def upload(self, batch: PlannedBatch) -> str:
+    async def upload(self, batch: batches.PlannedBatch) -> str:
         if not self.FILES:
             return ""
         # after a lost answer, the upload is repeated only if the file is missing
         return await self._connection.repeated(lambda: self._upload(batch), lambda: self.find_file(batch))
 
-    async def _upload(self, batch: PlannedBatch) -> str:
+    async def _upload(self, batch: batches.PlannedBatch) -> str:
         """Upload the file once; return its id. Raises `FailedRequestError`."""
         form = form_of(batch, {"purpose": self._profile.purpose})
         return self._id_in((await self._connection.once("POST", self.FILES, form))[0])
 
     def _id_in(self, file: object) -> str:
-        file_id = at(file, self.FILE_PLACES.id)
+        file_id = reading.at(file, self.FILE_PLACES.id)
         if not isinstance(file_id, str):
             raise PromptmillError(Code.BAD_RESPONSE, f"{self._name} sent no id for a file.")
         return file_id
@@ -154,20 +136,20 @@ class Batches(BatchApi):
         return f"{self.FILES}/{file_id}"
 
     @override
-    async def find_file(self, batch: PlannedBatch) -> str:
+    async def find_file(self, batch: batches.PlannedBatch) -> str:
         if not self.FILES:
             return ""
-        size = file_size(batch)
+        size = reading.file_size(batch)
         whole = (
             self._id_in(file)
             for file in await self._named(batch)
-            if count(file.get(self.FILE_PLACES.size)) in {None, size}
+            if reading.count(file.get(self.FILE_PLACES.size)) in {None, size}
         )
         return next(whole, "")
 
-    async def _named(self, batch: PlannedBatch) -> list[JsonDict]:
+    async def _named(self, batch: batches.PlannedBatch) -> list[JsonDict]:
         """Return the files with the batch's name, complete or not; none if the endpoint lists no files."""
-        name, places, files = file_name(batch), self.FILE_PLACES, list[JsonDict]()
+        name, places, files = reading.file_name(batch), self.FILE_PLACES, list[JsonDict]()
         purpose = {"purpose": self._profile.purpose} if self._profile.purpose else {}
         try:
             async for page in self._connection.pages(self.FILES, places.files, self.PAGES, purpose):
@@ -179,27 +161,27 @@ class Batches(BatchApi):
                 raise
         return files
 
-    def _is_older(self, page: list[JsonDict], batch: PlannedBatch, field: str) -> bool:
+    def _is_older(self, page: list[JsonDict], batch: batches.PlannedBatch, field: str) -> bool:
         """Return whether all entries of a page were created before the batch was planned."""
-        times = [unix_time(at(entry, field)) for entry in page]
+        times = [reading.unix_time(reading.at(entry, field)) for entry in page]
         return bool(times) and all(time is not None and time < batch.planned - self.SKEW_S for time in times)
 
     def _is_usable(self, file: JsonObject) -> bool:
         """Return whether the provider has processed a file. Raises the provider's refusal."""
-        word = state_word(at(file, "status|state"))
+        word = reading.state_word(reading.at(file, "status|state"))
         if word in _REFUSED:
-            reason = at(file, "error.message|status_details") or word
+            reason = reading.at(file, "error.message|status_details") or word
             raise PromptmillError(Code.BAD_REQUEST, f"{self._name} refused the file of a batch: {reason}.")
         return word in _READY
 
     @override
-    async def delete(self, batch: PlannedBatch, state: BatchState | None) -> None:
+    async def delete(self, batch: batches.PlannedBatch, state: batches.BatchState | None) -> None:
         if self.FILES:
             await self._delete_files({batch.file_id, *(state.results if state else ())} - {""}, batch)
         elif state is not None:
             await self._connection.delete(self._place(state.id))
 
-    async def _delete_files(self, known: Collection[str], batch: PlannedBatch) -> None:
+    async def _delete_files(self, known: Collection[str], batch: batches.PlannedBatch) -> None:
         """Delete the known files and all files with the batch's name. Missing files are ignored."""
         for file_id in known:
             await self._connection.delete(self._place_of_file(file_id))
@@ -210,16 +192,16 @@ class Batches(BatchApi):
     # batches
 
     @override
-    async def create(self, batch: PlannedBatch) -> BatchState:
+    async def create(self, batch: batches.PlannedBatch) -> batches.BatchState:
         if self._profile.checks_files:
             await self._connection.until_processed(self._place_of_file(batch.file_id), self._is_usable)
         path, body = self._order(batch)
         state = self._read(await self._connection.create(path, body, quota_is_queue=self.QUOTA_IS_QUEUE))
         if not state.id:
-            raise BatchUnclearError(Code.BAD_RESPONSE, f"{self._name} sent no id for a batch.", "")
+            raise batches.BatchUnclearError(Code.BAD_RESPONSE, f"{self._name} sent no id for a batch.", "")
         return state
 
-    def _order(self, batch: PlannedBatch) -> tuple[str, FileBody | JsonObject]:
+    def _order(self, batch: batches.PlannedBatch) -> tuple[str, FileBody | JsonObject]:
         """Return the path and the body of the request that creates a batch."""
         body: JsonDict = {
             "input_file_id": batch.file_id,
@@ -232,14 +214,16 @@ class Batches(BatchApi):
         return f"{self.JOBS}/{batch_id}"
 
     @override
-    async def find(self, batch: PlannedBatch, known: Collection[str] = ()) -> BatchState | None:
+    async def find(self, batch: batches.PlannedBatch, known: Collection[str] = ()) -> batches.BatchState | None:
         pages = self._connection.pages(self.JOBS, self.FIELD, self.PAGES, self.ORDER)
         if not self.FILES:
-            return await only_match(pages, self._read, batch, known)
+            return await reading.only_match(pages, self._read, batch, known)
         async for page in pages:
             for job in page:
                 state = self._read(job)
-                is_ours = state.key == batch.key or (batch.file_id and at(job, self.PLACES.file) == batch.file_id)
+                is_ours = state.key == batch.key or (
+                    batch.file_id and reading.at(job, self.PLACES.file) == batch.file_id
+                )
                 if is_ours and state.id not in known:
                     return state
             if self._is_older(page, batch, self.PLACES.created):
@@ -247,11 +231,11 @@ class Batches(BatchApi):
         return None
 
     @override
-    async def state(self, batch_id: str) -> BatchState:
+    async def state(self, batch_id: str) -> batches.BatchState:
         return self._read(await self._connection.call("GET", self._place(batch_id), largest=self.LARGEST))
 
     @override
-    async def cancel(self, batch_id: str) -> BatchState:
+    async def cancel(self, batch_id: str) -> batches.BatchState:
         if not self._profile.can_cancel:
             text = f"{self._name} cannot cancel batch {batch_id}; it ends by itself within a day."
             raise PromptmillError(Code.UNSUPPORTED, text, "")
@@ -259,7 +243,7 @@ class Batches(BatchApi):
         return await self.state(batch_id)
 
     @override
-    async def replies(self, state: BatchState) -> AsyncIterator[Reply | None]:
+    async def replies(self, state: batches.BatchState) -> AsyncIterator[batches.Reply | None]:
         gone = False  # raised after the other results are read
         for name in state.results:
             try:
@@ -277,41 +261,41 @@ class Batches(BatchApi):
         """Yield the results with this name from `BatchState.results`; `{}` for a result that is not an object."""
         return self._connection.lines(f"{self._place_of_file(name)}/content")
 
-    def _reply(self, line: JsonObject) -> Reply | None:
+    def _reply(self, line: JsonObject) -> batches.Reply | None:
         """Return the reply in a result line; None if the line is damaged."""
-        return reply_of(line)
+        return reading.reply_of(line)
 
-    def _read(self, job: Any) -> BatchState:
+    def _read(self, job: Any) -> batches.BatchState:
         """Return the state in a batch's record."""
-        places, said = self.PLACES, state_word(at(job, self.PLACES.said))
-        error, failed = {"error": at(job, places.error) or {}}, said == "failed"
-        created = unix_time(at(job, places.created))
+        places, said = self.PLACES, reading.state_word(reading.at(job, self.PLACES.said))
+        error, failed = {"error": reading.at(job, places.error) or {}}, said == "failed"
+        created = reading.unix_time(reading.at(job, places.created))
         after_window = None if created is None else created + self.limits.window_s
-        return BatchState(
-            id=str(at(job, places.id) or ""),
-            is_ended=is_ended(said),
+        return batches.BatchState(
+            id=str(reading.at(job, places.id) or ""),
+            is_ended=reading.is_ended(said),
             said=said,
-            done=count(at(job, places.done)),
-            failed=count(at(job, places.failed)),
-            total=count(at(job, places.total)),
+            done=reading.count(reading.at(job, places.done)),
+            failed=reading.count(reading.at(job, places.failed)),
+            total=reading.count(reading.at(job, places.total)),
             created=created,
-            expires=unix_time(at(job, places.expires)) if places.expires else after_window,
-            key=str(at(job, places.key) or ""),
-            results=tuple(str(name) for place in places.results if (name := at(job, place))),
-            problem=batch_problem(error, self._connection.endpoint) if failed else None,
-            is_full=failed and is_full(error),
+            expires=reading.unix_time(reading.at(job, places.expires)) if places.expires else after_window,
+            key=str(reading.at(job, places.key) or ""),
+            results=tuple(str(name) for place in places.results if (name := reading.at(job, place))),
+            problem=reading.batch_problem(error, self._connection.endpoint) if failed else None,
+            is_full=failed and reading.is_full(error),
         )
 
 
-def form_of(batch: PlannedBatch, fields: Mapping[str, str]) -> FileBody:
+def form_of(batch: batches.PlannedBatch, fields: Mapping[str, str]) -> FileBody:
     """Return the form that uploads a batch's file, with additional fields."""
     boundary = boundary_of_form()
     before = form_fields(fields, boundary) + (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{file_name(batch)}"\r\n'
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{reading.file_name(batch)}"\r\n'
         "Content-Type: application/octet-stream\r\n\r\n"
     )
     end = f"\r\n--{boundary}--\r\n".encode()
-    return FileBody(batch.file, file_size(batch), _FORM + boundary, before.encode(), end)
+    return FileBody(batch.file, reading.file_size(batch), _FORM + boundary, before.encode(), end)
 
 
 def boundary_of_form() -> str:

@@ -15,32 +15,14 @@ import orjson
 
 from promptmill.answers.schema import schema_of
 from promptmill.backends.openai.chat_completion import CutOffError
-from promptmill.backends.openai.dialects.dialect import (
-    SYSTEM_ROLES,
-    Written,
-    call,
-    calls_of,
-    chat_completion,
-    chat_usage,
-    data_url,
-    dropped,
-    functions_in,
-    joined,
-    named_function,
-    parted,
-    same_url,
-    set_of,
-    text_of_message,
-    unsupported,
-    versioned,
-)
+from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile
 from promptmill.backends.openai.schema_forms import closed_form, in_words
 from promptmill.core.request import LEAST_SHARED, AudioPart, Conversation, ImagePart, Message, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
 PATH = "/messages"
-url = same_url
+url = dialect.same_url
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"messages", "system"})
 DEFAULT_TOKENS = 16_384
@@ -48,7 +30,7 @@ DEFAULT_TOKENS = 16_384
 cut off. The value is doubled for a thinking model, because its thoughts count."""
 
 # Parameters of chat completions without a counterpart.
-_UNKNOWN = set_of(
+_UNKNOWN = dialect.set_of(
     "seed presence_penalty frequency_penalty min_p repetition_penalty n logit_bias logprobs top_logprobs store "
     "modalities audio prediction prompt_cache_key prompt_cache_retention safety_identifier verbosity "
     "web_search_options functions function_call chat_template_kwargs structured_outputs"
@@ -69,7 +51,7 @@ _READ = frozenset({"type", "role", "content", "stop_reason", "usage", "stop_deta
 
 def base(base: str) -> str:
     """Return the path of the API's base URL, which ends with the version."""
-    return versioned(base, "v1")
+    return dialect.versioned(base, "v1")
 
 
 def headers(key: str) -> dict[str, str]:
@@ -80,12 +62,12 @@ def headers(key: str) -> dict[str, str]:
 # Requests
 
 
-def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> Written:
+def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> dialect.Written:
     """Return the parameters in the format of this API."""
     body = {name: value for name, value in {**sampling, **extra}.items() if value is not None}
-    refused = dropped(body, _UNKNOWN)
+    refused = dialect.dropped(body, _UNKNOWN)
     if profile.reasoning_models and profile.reasoning_models.search(model):
-        refused += dropped(body, profile.reasoning_refused | {"top_k"})
+        refused += dialect.dropped(body, profile.reasoning_refused | {"top_k"})
     asked = body.pop("max_tokens", None), body.pop("max_completion_tokens", None)
     longest = next((count for count in asked if count is not None), None)
     if body.get("top_k", 1) <= 0:
@@ -100,7 +82,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
     _use_tools(body)
     thinks = (body.get("thinking") or {}).get("type") in {"enabled", "adaptive"} or _version(model) >= (5, 0)
     default = 4096 if _version(model) < (4, 0) else (1 + thinks) * DEFAULT_TOKENS
-    return Written({"model": model, "max_tokens": longest or default} | body, refused, words)
+    return dialect.Written({"model": model, "max_tokens": longest or default} | body, refused, words)
 
 
 def _version(model: str) -> tuple[int, int]:
@@ -165,11 +147,13 @@ def _format(body: JsonDict, model: str) -> str:
 
 def _use_tools(body: JsonDict) -> None:
     if "tools" in body:
-        body["tools"] = [_tool(tool) if is_function else tool for tool, is_function in functions_in(body["tools"])]
+        body["tools"] = [
+            _tool(tool) if is_function else tool for tool, is_function in dialect.functions_in(body["tools"])
+        ]
     choice, parallel = body.pop("tool_choice", None), body.pop("parallel_tool_calls", None)
     if isinstance(choice, str):
         choice = {"type": {"required": "any"}.get(choice, choice)}
-    elif (name := named_function(choice)) is not None:
+    elif (name := dialect.named_function(choice)) is not None:
         choice = {"type": "tool", "name": name}
     if parallel is False and "tools" in body:
         choice = {"type": "auto", **(choice or {}), "disable_parallel_tool_use": True}
@@ -208,7 +192,7 @@ def marked(conversation: Conversation, characters: int, *, for_an_hour: bool) ->
             if message.role == "user" and is_last:
                 split = (_MarkedPart(part.text[:left], mark), TextPart(part.text[left:]))
                 messages[at] = replace(message, content=(*parts[:place], *split, *parts[place + 1 :]))
-            elif is_last or (message.role in SYSTEM_ROLES and len(part.text) >= LEAST_SHARED):
+            elif is_last or (message.role in dialect.SYSTEM_ROLES and len(part.text) >= LEAST_SHARED):
                 messages[at] = replace(message, extra={**(message.extra or {}), "cache_control": mark})
             if is_last:
                 return Conversation(tuple(messages))
@@ -218,13 +202,15 @@ def marked(conversation: Conversation, characters: int, *, for_an_hour: bool) ->
 
 def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
     """Return `system` and `messages`."""
-    system, turns = parted(conversation)
+    system, turns = dialect.parted(conversation)
     pieces = []
     if system:
-        blocks = [{"type": "text", "text": text, **_marked(one)} for one in system if (text := text_of_message(one))]
+        blocks = [
+            {"type": "text", "text": text, **_marked(one)} for one in system if (text := dialect.text_of_message(one))
+        ]
         alone = len(blocks) == 1 and len(blocks[0]) == 2
         pieces = [b'"system":%b,' % orjson.dumps(blocks[0]["text"] if alone else blocks)]
-    return [*pieces, b'"messages":', *joined(_turn(message, images) for message in turns)]
+    return [*pieces, b'"messages":', *dialect.joined(_turn(message, images) for message in turns)]
 
 
 def _marked(message: Message) -> JsonDict:
@@ -248,8 +234,10 @@ def _turn(message: Message, images: Mapping[str, bytes]) -> list[bytes]:
 def _assistant(message: Message, mark: JsonDict) -> list[bytes]:
     thoughts = (message.extra or {}).get("thinking_blocks")
     blocks: list[JsonDict] = list(thoughts) if isinstance(thoughts, list) else []
-    text = text_of_message(message)
-    uses = [{"type": "tool_use", "id": id_, "name": name, "input": args} for id_, name, args, _ in calls_of(message)]
+    text = dialect.text_of_message(message)
+    uses = [
+        {"type": "tool_use", "id": id_, "name": name, "input": args} for id_, name, args, _ in dialect.calls_of(message)
+    ]
     if not blocks and not uses and not mark:
         return [b'{"role":"assistant","content":%b}' % orjson.dumps(text)]
     blocks += [{"type": "text", "text": text}] if text else []
@@ -269,7 +257,7 @@ def _content(message: Message, images: Mapping[str, bytes], mark: JsonDict) -> l
     blocks = [_block(part, images) for part in parts]
     if mark and blocks:
         blocks[-1][-1] = b"%b,%b}" % (blocks[-1][-1][:-1], orjson.dumps(mark)[1:-1])
-    return joined(blocks)
+    return dialect.joined(blocks)
 
 
 def _block(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) -> list[bytes]:
@@ -277,8 +265,8 @@ def _block(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) 
         mark = {"cache_control": part.mark} if isinstance(part, _MarkedPart) else {}
         return [orjson.dumps({"type": "text", "text": part.text, **mark})]
     if isinstance(part, AudioPart):
-        raise unsupported("sound")
-    kind_and_data = data_url(encoded := images[part.source])
+        raise dialect.unsupported("sound")
+    kind_and_data = dialect.data_url(encoded := images[part.source])
     if kind_and_data is None:
         return [b'{"type":"image","source":{"type":"url","url":%b}}' % encoded]
     start = b'{"type":"image","source":{"type":"base64","media_type":"%b","data":"' % kind_and_data[0]
@@ -308,7 +296,7 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
             case {"type": "redacted_thinking"}:
                 kept.append(block)
             case {"type": "tool_use"}:
-                calls.append(call(str(block.get("id") or ""), block.get("name"), block.get("input")))
+                calls.append(dialect.call(str(block.get("id") or ""), block.get("name"), block.get("input")))
             case {"type": str()}:
                 others.append(block)
     details = payload.get("stop_details")
@@ -322,7 +310,9 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     }
     finish = payload.get("stop_reason")
     tier = payload["usage"].get("service_tier") if isinstance(payload.get("usage"), dict) else None
-    chat = chat_completion(payload, _READ, message, _FINISHES.get(str(finish), finish), _usage(payload.get("usage")))
+    chat = dialect.chat_completion(
+        payload, _READ, message, _FINISHES.get(str(finish), finish), _usage(payload.get("usage"))
+    )
     return chat | ({"service_tier": tier} if tier else {})
 
 
@@ -340,7 +330,7 @@ def _usage(usage: Any) -> JsonDict:
         for name in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
     )
     thinking = (usage.get("output_tokens_details") or {}).get("thinking_tokens")
-    counts = chat_usage(fresh + cached + written, usage.get("output_tokens"), cached, written, thinking)
+    counts = dialect.chat_usage(fresh + cached + written, usage.get("output_tokens"), cached, written, thinking)
     an_hour = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens")
     if type(an_hour) is int:
         counts["prompt_tokens_details"]["cache_write_1h_tokens"] = an_hour

@@ -16,23 +16,7 @@ import orjson
 
 from promptmill.answers.schema import schema_of
 from promptmill.backends.openai.chat_completion import CutOffError
-from promptmill.backends.openai.dialects.dialect import (
-    Written,
-    call,
-    calls_of,
-    chat_completion,
-    chat_usage,
-    data_url,
-    dropped,
-    functions_in,
-    joined,
-    named_function,
-    object_in,
-    parted,
-    set_of,
-    text_of_message,
-    versioned,
-)
+from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile
 from promptmill.backends.openai.schema_forms import google_form, in_words
 from promptmill.core.request import AudioPart, Conversation, ImagePart, Message, TextPart
@@ -59,7 +43,7 @@ _CONFIG = {
     "mediaResolution": "mediaResolution",
 }
 """The field of `generationConfig` for each parameter."""
-_UNKNOWN = set_of(
+_UNKNOWN = dialect.set_of(
     "min_p repetition_penalty n logit_bias modalities audio prediction prompt_cache_key prompt_cache_retention "
     "safety_identifier verbosity web_search_options functions function_call chat_template_kwargs user metadata "
     "parallel_tool_calls structured_outputs"
@@ -69,11 +53,11 @@ _SERIES = re.compile(r"gemini-(\d+)(?:\.(\d+))?")
 _BUDGETS = {"minimal": 1024, "low": 1024, "medium": 8192, "high": 24_576}
 _LEVELS = {"max": "HIGH"}
 
-_FILTERED = set_of(
+_FILTERED = dialect.set_of(
     "SAFETY RECITATION LANGUAGE BLOCKLIST PROHIBITED_CONTENT SPII IMAGE_SAFETY IMAGE_PROHIBITED_CONTENT "
     "IMAGE_RECITATION MODEL_ARMOR ESCALATION"
 )
-_BROKEN = set_of(
+_BROKEN = dialect.set_of(
     "FINISH_REASON_UNSPECIFIED OTHER MALFORMED_FUNCTION_CALL MALFORMED_RESPONSE UNEXPECTED_TOOL_CALL "
     "TOO_MANY_TOOL_CALLS MISSING_THOUGHT_SIGNATURE IMAGE_OTHER NO_IMAGE"
 )
@@ -86,7 +70,7 @@ _TYPES = {"wav": "audio/wav", "mp3": "audio/mp3"}
 def base(base: str) -> str:
     """Return the path of the API's base URL, which ends with the version."""
     base = base.removesuffix(OPENAI_LAYER)
-    return versioned(base, "v1beta")
+    return dialect.versioned(base, "v1beta")
 
 
 def url(url: str, model: str, *, stream: bool) -> str:
@@ -108,11 +92,11 @@ def headers(key: str) -> dict[str, str]:
 # Requests
 
 
-def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> Written:
+def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> dialect.Written:
     """Return the parameters in the format of this API."""
     given = {**sampling, **extra}
     body = {name: value for name, value in given.items() if value is not None and name not in {"model", "store"}}
-    refused = dropped(body, _UNKNOWN)
+    refused = dialect.dropped(body, _UNKNOWN)
     config: JsonDict = {_CONFIG[name]: body.pop(name) for name in [*body] if name in _CONFIG}
     if config.get("topK", 1) <= 0:
         del config["topK"]
@@ -134,7 +118,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
     if "service_tier" in body:
         body.setdefault("serviceTier", body.pop("service_tier"))
     config |= body.pop("generationConfig", None) or {}
-    return Written(body | ({"generationConfig": config} if config else {}), refused, words)
+    return dialect.Written(body | ({"generationConfig": config} if config else {}), refused, words)
 
 
 def _thinking(body: JsonDict, profile: ProviderProfile, model: str) -> tuple[JsonDict, list[str]]:
@@ -176,14 +160,14 @@ def _format(body: JsonDict, config: JsonDict) -> str:
 
 def _use_tools(body: JsonDict) -> None:
     if "tools" in body:
-        tools = list(functions_in(body["tools"]))
+        tools = list(dialect.functions_in(body["tools"]))
         functions = [_function(tool) for tool, is_function in tools if is_function]
         others = [tool for tool, is_function in tools if not is_function]
         body["tools"] = [*([{"functionDeclarations": functions}] if functions else []), *others]
     choice = body.pop("tool_choice", None)
     if isinstance(choice, str):
         mode: JsonDict = {"mode": {"required": "ANY"}.get(choice, choice.upper())}
-    elif (name := named_function(choice)) is not None:
+    elif (name := dialect.named_function(choice)) is not None:
         mode = {"mode": "ANY", "allowedFunctionNames": [name]}
     else:
         return
@@ -201,31 +185,31 @@ def _function(function: JsonObject) -> JsonDict:
 
 def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
     """Return `systemInstruction` and `contents`."""
-    system, turns = parted(conversation)
+    system, turns = dialect.parted(conversation)
     pieces = []
     if system:
-        parts = [{"text": text} for message in system if (text := text_of_message(message))]
+        parts = [{"text": text} for message in system if (text := dialect.text_of_message(message))]
         pieces = [b'"systemInstruction":%b,' % orjson.dumps({"parts": parts})]
-    names = {identity: name for message in turns for identity, name, *_ in calls_of(message)}
+    names = {identity: name for message in turns for identity, name, *_ in dialect.calls_of(message)}
     spoken = [("model" if message.role == "assistant" else "user", _parts(message, images, names)) for message in turns]
     contents = [  # turns of one side form one content: results of parallel calls must follow them together
-        [b'{"role":"%b","parts":' % role.encode(), *joined(part for _, parts in same for part in parts), b"}"]
+        [b'{"role":"%b","parts":' % role.encode(), *dialect.joined(part for _, parts in same for part in parts), b"}"]
         for role, same in itertools.groupby(spoken, key=lambda one: one[0])
     ]
-    return [*pieces, b'"contents":', *joined(contents)]
+    return [*pieces, b'"contents":', *dialect.joined(contents)]
 
 
 def _parts(message: Message, images: Mapping[str, bytes], names: Mapping[str, str]) -> list[list[bytes]]:
     if message.role == "tool":
         extra = message.extra or {}
         name = extra.get("name") or names.get(extra.get("tool_call_id", ""), "function")
-        text = text_of_message(message)
-        output = object_in(text) if text.lstrip()[:1] == "{" else {"output": text}
+        text = dialect.text_of_message(message)
+        output = dialect.object_in(text) if text.lstrip()[:1] == "{" else {"output": text}
         return [[orjson.dumps({"functionResponse": {"name": name, "response": output}})]]
     parts = [[b'{"text":%b}' % orjson.dumps(message.content)]] if isinstance(message.content, str) else []
     if isinstance(message.content, tuple):
         parts = [_part(part, images) for part in message.content if not isinstance(part, TextPart) or part.text]
-    for _, name, arguments, whole_call in calls_of(message):
+    for _, name, arguments, whole_call in dialect.calls_of(message):
         part: JsonDict = {"functionCall": {"name": name, "args": arguments}}
         if signature := _signature(whole_call):
             part["thoughtSignature"] = signature
@@ -247,7 +231,7 @@ def _part(part: TextPart | ImagePart | AudioPart, images: Mapping[str, bytes]) -
     if isinstance(part, AudioPart):
         kind = _TYPES.get(part.format, f"audio/{part.format}")
         return [orjson.dumps({"inlineData": {"mimeType": kind, "data": part.data}})]
-    kind_and_data = data_url(encoded := images[part.source])
+    kind_and_data = dialect.data_url(encoded := images[part.source])
     if kind_and_data is None:
         kind = mimetypes.guess_type(urlsplit(part.source).path)[0] or "image/jpeg"
         return [b'{"fileData":{"mimeType":%b,"fileUri":%b}}' % (orjson.dumps(kind), encoded)]
@@ -268,9 +252,9 @@ def completion(payload: JsonDict, headers: Mapping[str, str]) -> JsonDict | None
     if not candidate and isinstance(feedback, dict) and feedback.get("blockReason"):
         finish = f"content_filter: {feedback['blockReason']}"
         said = feedback.get("blockReasonMessage") or feedback["blockReason"]
-        chat = chat_completion(payload, _READ, {"refusal": said}, finish, usage)
+        chat = dialect.chat_completion(payload, _READ, {"refusal": said}, finish, usage)
     elif not candidate:
-        chat = chat_completion(payload, _READ, {}, None, usage) | {"choices": []}
+        chat = dialect.chat_completion(payload, _READ, {}, None, usage) | {"choices": []}
     else:
         chat = _answer(payload, candidate, usage)
     if tier := _tier(payload, headers):
@@ -290,7 +274,7 @@ def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict
             case {"functionCall": {"name": name, **rest}}:
                 signature = part.get("thoughtSignature")
                 more = {"extra_content": {"google": {"thought_signature": signature}}} if signature else {}
-                calls.append(call(str(rest.get("id") or f"call_{len(calls)}"), name, rest.get("args"), **more))
+                calls.append(dialect.call(str(rest.get("id") or f"call_{len(calls)}"), name, rest.get("args"), **more))
             case {"text": str(text)}:
                 (thoughts if part.get("thought") is True else texts).append(text)
             case _:
@@ -310,7 +294,7 @@ def _answer(payload: JsonDict, candidate: JsonDict, usage: JsonDict) -> JsonDict
     finish = _finish(reason, calls=bool(calls))
     if finish == "stop" and not content.get("parts"):
         finish = None  # the answer is empty, which another attempt may change
-    return chat_completion(payload, _READ, message, finish, usage, **choice)
+    return dialect.chat_completion(payload, _READ, message, finish, usage, **choice)
 
 
 def _finish(reason: str, *, calls: bool) -> str | None:
@@ -330,7 +314,7 @@ def _usage(usage: Any) -> JsonDict:
         count if type(count := usage.get(name)) is int else 0
         for name in ("promptTokenCount", "toolUsePromptTokenCount", "candidatesTokenCount", "thoughtsTokenCount")
     )
-    return chat_usage(prompt + tools, answer + thoughts, usage.get("cachedContentTokenCount"), 0, thoughts)
+    return dialect.chat_usage(prompt + tools, answer + thoughts, usage.get("cachedContentTokenCount"), 0, thoughts)
 
 
 def _tier(payload: JsonObject, headers: Mapping[str, str]) -> str:

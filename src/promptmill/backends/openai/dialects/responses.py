@@ -11,40 +11,26 @@ from typing import Any
 import orjson
 
 from promptmill.backends.openai.chat_completion import CutOffError
-from promptmill.backends.openai.dialects.dialect import (
-    Written,
-    bearer,
-    call,
-    calls_of,
-    chat_completion,
-    chat_usage,
-    dropped,
-    functions_in,
-    joined,
-    named_function,
-    same_url,
-    set_of,
-    text_of_message,
-)
+from promptmill.backends.openai.dialects import dialect
 from promptmill.backends.openai.providers import ProviderProfile, translate
 from promptmill.backends.openai.schema_forms import asked_of
 from promptmill.core.request import AudioPart, Conversation, ImagePart, Message, TextPart
 from promptmill.core.values import JsonDict, JsonObject
 
 PATH = "/responses"
-url, headers = same_url, bearer
+url, headers = dialect.same_url, dialect.bearer
 STREAMED: JsonObject = {"stream": True}
 FILLED = frozenset({"input", "background"})
 
 # Parameters of chat completions without a counterpart.
-_UNKNOWN = set_of(
+_UNKNOWN = dialect.set_of(
     "seed stop presence_penalty frequency_penalty n logit_bias modalities audio prediction web_search_options "
     "functions function_call structured_outputs"
 )
 _LOGPROBS = "message.output_text.logprobs"
 _BETWEEN_THOUGHTS = "\n\n"
 _FINISHES = {"max_output_tokens": "length", "max_messages": "length"}
-_READ = set_of(
+_READ = dialect.set_of(
     "output usage error status incomplete_details text tools tool_choice instructions input reasoning object"
 )
 
@@ -57,7 +43,7 @@ def base(base: str) -> str:
 # Requests
 
 
-def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> Written:
+def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra: JsonObject) -> dialect.Written:
     """Return the parameters in the format of this API."""
     given = {name: value for name, value in {**sampling, **extra}.items() if value is not None}
     words = ""
@@ -66,7 +52,7 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
         form, words = asked_of(profile, wanted)
         given |= {} if form is None else {"response_format": form}
     body, refused = translate(profile, model, given)
-    refused += dropped(body, _UNKNOWN)
+    refused += dialect.dropped(body, _UNKNOWN)
     for name in ("max_completion_tokens", "max_tokens"):
         if name in body:
             body["max_output_tokens"] = body.pop(name)
@@ -79,11 +65,11 @@ def parameters(profile: ProviderProfile, model: str, sampling: JsonObject, extra
     if body.pop("logprobs", None):
         body["include"] = [*(body.get("include") or ()), _LOGPROBS]
     if "tools" in body:
-        tools = functions_in(body["tools"])
+        tools = dialect.functions_in(body["tools"])
         body["tools"] = [_tool(tool) if is_function else tool for tool, is_function in tools]
-    if (chosen := named_function(body.get("tool_choice"))) is not None:
+    if (chosen := dialect.named_function(body.get("tool_choice"))) is not None:
         body["tool_choice"] = {"type": "function", "name": chosen}
-    return Written({"model": model, "store": False} | body, refused, words)
+    return dialect.Written({"model": model, "store": False} | body, refused, words)
 
 
 def _format(form: JsonObject) -> JsonObject:
@@ -98,22 +84,22 @@ def _tool(function: JsonObject) -> JsonDict:
 
 def conversation(conversation: Conversation, images: Mapping[str, bytes]) -> list[bytes]:
     """Return `input`."""
-    return [b'"input":', *joined(item for message in conversation.messages for item in _items(message, images))]
+    return [b'"input":', *dialect.joined(item for message in conversation.messages for item in _items(message, images))]
 
 
 def _items(message: Message, images: Mapping[str, bytes]) -> Iterator[list[bytes]]:
     if message.role == "tool":
         identity = (message.extra or {}).get("tool_call_id", "")
-        output = {"type": "function_call_output", "call_id": identity, "output": text_of_message(message)}
+        output = {"type": "function_call_output", "call_id": identity, "output": dialect.text_of_message(message)}
         yield [orjson.dumps(output)]
         return
     start = b'{"role":"%b","content":' % message.role.encode()
     if message.role == "assistant" or not isinstance(message.content, tuple):
-        if text := text_of_message(message):
+        if text := dialect.text_of_message(message):
             yield [start, orjson.dumps(text), b"}"]
     else:
-        yield [start, *joined(_part(part, images) for part in message.content), b"}"]
-    for identity, name, arguments, _ in calls_of(message):
+        yield [start, *dialect.joined(_part(part, images) for part in message.content), b"}"]
+    for identity, name, arguments, _ in dialect.calls_of(message):
         text = orjson.dumps(arguments).decode()
         yield [orjson.dumps({"type": "function_call", "call_id": identity, "name": name, "arguments": text})]
 
@@ -153,7 +139,9 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
                 parts = [*(item.get("summary") or ()), *(item.get("content") or ())]
                 thoughts += [part["text"] for part in parts if isinstance(part.get("text"), str)]
             case {"type": "function_call"}:
-                calls.append(call(str(item.get("call_id") or ""), item.get("name"), item.get("arguments") or "{}"))
+                calls.append(
+                    dialect.call(str(item.get("call_id") or ""), item.get("name"), item.get("arguments") or "{}")
+                )
             case {"type": str()}:
                 others.append(item)
     message = {
@@ -165,7 +153,7 @@ def completion(payload: JsonDict, _: Mapping[str, str]) -> JsonDict | None:
     }
     finish = _finish(payload, calls=bool(calls))
     choice = {"logprobs": {"content": logprobs}} if logprobs else {}
-    return chat_completion(payload, _READ, message, finish, _usage(payload.get("usage")), **choice)
+    return dialect.chat_completion(payload, _READ, message, finish, _usage(payload.get("usage")), **choice)
 
 
 def _finish(payload: JsonObject, *, calls: bool) -> str:
@@ -183,7 +171,7 @@ def _usage(usage: Any) -> JsonDict:
     if not isinstance(usage, dict):
         return {}
     inputs, outputs = usage.get("input_tokens_details") or {}, usage.get("output_tokens_details") or {}
-    return chat_usage(
+    return dialect.chat_usage(
         usage.get("input_tokens"),
         usage.get("output_tokens"),
         inputs.get("cached_tokens"),

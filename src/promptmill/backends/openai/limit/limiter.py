@@ -47,7 +47,7 @@ class ConcurrencyShare:
     It also identifies the call at its limiter: a call may use several limiters, one for each of its models.
     """
 
-    def __init__(self, limiter: Limiter, call: Call, cap: int) -> None:
+    def __init__(self, shares: FairShares, call: Call, cap: int) -> None:
         """`cap`: the most answers in flight that the call can use at this limiter."""
         self.call = call
         self.most = 1
@@ -58,7 +58,7 @@ class ConcurrencyShare:
         self.in_flight = 0
         self.sent = 0
         """The number of requests sent so far."""
-        self._limiter = limiter
+        self._shares = shares
 
     @property
     def has_sent(self) -> bool:
@@ -69,10 +69,68 @@ class ConcurrencyShare:
         """Set the number of remaining items; None if unknown."""
         if items != self.wanted:
             self.wanted = items
-            self._limiter.share_changed(self)
+            self._shares.changed(self)
 
     def idle(self) -> None:
         """Do nothing: at this limiter, no item waits for others."""
+
+
+class FairShares:
+    """Divides the places of a limiter among its calls: each gets what it needs, up to an equal share (max-min)."""
+
+    def __init__(self, room: Callable[[], int]) -> None:
+        """`room` returns the number of requests that may be in flight now."""
+        self._room = room
+        self._shares: set[ConcurrencyShare] = set()
+        self._divided = 1
+        """The number of places that were divided last."""
+        self._is_due = False
+
+    def __len__(self) -> int:
+        """Return the number of calls."""
+        return len(self._shares)
+
+    def add(self, share: ConcurrencyShare) -> None:
+        """Record that a call starts."""
+        if not self._shares:
+            self._divided = self._room()
+        share.most = min(share.cap, max(1, self._divided // (len(self._shares) + 1)))
+        self._shares.add(share)
+        self.divide()
+
+    def remove(self, share: ConcurrencyShare) -> None:
+        """Record that a call has ended."""
+        self._shares.discard(share)
+        share.grown = ignored  # else a reference cycle keeps all answers until a garbage collection
+        self.divide()
+
+    def changed(self, share: ConcurrencyShare) -> None:
+        """Compute the shares again if the call's need may change a share."""
+        if len(self._shares) > 1 or share.wanted is None or share.wanted > share.most:
+            self.divide()
+
+    def room_changed(self) -> None:
+        """Compute the shares again if another number of places was divided."""
+        if self._room() != self._divided:
+            self.divide()
+
+    def divide(self) -> None:
+        """Compute the shares again soon."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._divide)
+
+    def _divide(self) -> None:
+        self._is_due = False
+        left = self._divided = self._room()
+        modest_first = sorted(self._shares, key=lambda share: math.inf if share.wanted is None else share.wanted)
+        for position, share in enumerate(modest_first):
+            fair = left // (len(modest_first) - position)
+            fair = min(fair, share.cap)
+            before, share.most = share.most, max(1, fair if share.wanted is None else min(share.wanted, fair))
+            left -= share.most
+            if share.most > before:
+                share.grown()
 
 
 def _in_flight(share: ConcurrencyShare) -> tuple[int, int]:
@@ -143,7 +201,7 @@ class _RateLimits:
 
 
 class Limiter:
-    """Gives permits: a free place goes to the waiting call with the fewest requests in flight (max-min fairness).
+    """Gives permits: a free place goes to the waiting call with the fewest requests in flight.
 
     Calls that keep to their share seldom have to wait.
     """
@@ -169,11 +227,9 @@ class Limiter:
         self._in_flight = 0
         self._waiting: dict[ConcurrencyShare, deque[_Waiter]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._shares: set[ConcurrencyShare] = set()
-        self._capacity = 1
-        self._sharing = False
+        self.shares = FairShares(lambda: self.room)
         for state in endpoint_states:
-            state.load.limit.resized = self.share_out
+            state.load.limit.resized = self.shares.divide
 
     def widen(self, concurrency: int) -> None:
         """Allow `concurrency` requests in flight, which is more than before, as far as they are leased."""
@@ -184,45 +240,16 @@ class Limiter:
 
     def open(self, share: ConcurrencyShare) -> None:
         """Record that a call starts. The first call resets the health of every endpoint."""
-        if not self._shares:
+        if not self.shares:
             self._forgive()
-            self._capacity = self.room
-        share.most = min(share.cap, max(1, self._capacity // (len(self._shares) + 1)))
-        self._shares.add(share)
-        self.share_out()
+        self.shares.add(share)
 
     def close(self, share: ConcurrencyShare) -> None:
         """Record that a call has ended."""
-        self._shares.discard(share)
-        share.grown = ignored  # else a reference cycle keeps all answers until a garbage collection
-        self.share_out()
-        if not self._shares and self._timer:
+        self.shares.remove(share)
+        if not self.shares and self._timer:
             self._timer.cancel()
             self._timer = None
-
-    def share_changed(self, share: ConcurrencyShare) -> None:
-        """Compute the shares again if the call's need may change a share."""
-        if len(self._shares) > 1 or share.wanted is None or share.wanted > share.most:
-            self.share_out()
-
-    def share_out(self) -> None:
-        """Compute the shares again soon."""
-        if not self._sharing:
-            self._sharing = True
-            asyncio.get_running_loop().call_soon(self._share_out)
-
-    def _share_out(self) -> None:
-        """Give each call what it needs, up to an equal share of the places (max-min fairness)."""
-        self._sharing = False
-        left = self._capacity = self.room
-        modest_first = sorted(self._shares, key=lambda share: math.inf if share.wanted is None else share.wanted)
-        for position, share in enumerate(modest_first):
-            fair = left // (len(modest_first) - position)
-            fair = min(fair, share.cap)
-            before, share.most = share.most, max(1, fair if share.wanted is None else min(share.wanted, fair))
-            left -= share.most
-            if share.most > before:
-                share.grown()
 
     @property
     def room(self) -> int:
@@ -271,7 +298,7 @@ class Limiter:
         if self._in_flight <= self._leased:
             self._drained.set()
         if len(self.endpoint_states) > 1:
-            self.share_out()  # an endpoint may be blocked now
+            self.shares.divide()  # an endpoint may be blocked now
         if self._waiting:
             self.serve()
 
@@ -297,7 +324,7 @@ class Limiter:
         self._concurrency = min(self._whole, most)
         if self._rates is not None:
             self._rates.lease(rates, self._clock())
-        self.share_out()
+        self.shares.divide()
         if self._waiting:
             self.serve()
         self._drained.clear()
@@ -382,8 +409,7 @@ class Limiter:
     def _widen_if_quiet(self, state: EndpointState, round_number: int) -> None:
         state.load.watched = False
         state.load.limit.stayed_quiet(round_number)
-        if self.room != self._capacity:
-            self.share_out()
+        self.shares.room_changed()
         if self._waiting:
             self.serve()
 

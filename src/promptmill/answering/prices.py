@@ -1,0 +1,280 @@
+"""The price of a model: from its operator, or from `genai-prices`; it is never guessed.
+
+The price of a batch or service tier, as a share of the price, comes from the operator, the provider's documents, or
+`tier_prices.json`. `scripts/prices.py` writes this table of batch prices that differ, and of `flex` and `priority`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import orjson
+
+from promptmill.backends import registry
+from promptmill.backends.protocol import Spent, Usage
+from promptmill.config import resolved_config
+from promptmill.core.request import Request
+from promptmill.core.values import JsonObject
+
+TABLE = Path(__file__).with_name("tier_prices.json")
+TIERS = ("batches", "flex", "priority")
+DATED = re.compile(r"-\d{4}-\d\d-\d\d$|-\d{8}$")
+_MILLION = 1_000_000
+_LONG_CONTEXT = 100_000  # tokens; several models charge more above a certain length, which is always larger
+# The price of writing to the cache, relative to the input price; only Anthropic has one for an hour (pricing page).
+_WRITTEN, _HOUR_WRITTEN = 1.25, 2.0
+BATCH = "batch"
+"""The tier of requests in batches. No request may name it."""
+
+
+class Factors(NamedTuple):
+    """Price factors for prompts, for answers, and for prompts in the provider's cache."""
+
+    input: float
+    output: float
+    cached_input: float
+
+
+def even(factor: float) -> Factors:
+    """Return factors with the same value for each price."""
+    return Factors(factor, factor, factor)
+
+
+# The prices of tiers if only the standard price is known: OpenAI's for most models. `fast` is a later name.
+_TIERS = {"flex": even(0.5), "priority": even(2.0), "fast": even(2.0)}
+_STANDARD = even(1.0)
+_NAMES_OF = {"batches": (BATCH,), "flex": ("flex",), "priority": ("priority", "fast")}
+
+
+def factors_of(provider: str, model: str) -> dict[str, Factors]:
+    """Return the known factors of `model` at a provider, by tier (see `TIERS`)."""
+    name = model.rpartition("/")[2]
+    if name.startswith("ft:"):  # an organisation and an id follow
+        name = ":".join(name.split(":")[:2])
+    found: dict[str, Factors] = {}
+    for tier, rows in _table().get(provider, {}).items():
+        factor = next((rows[key] for key in (name, DATED.sub("", name), "*") if key in rows), None)
+        if factor is not None:
+            found[tier] = Factors(*factor) if isinstance(factor, list) else even(factor)
+    return found
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    return {name: rows for name, rows in orjson.loads(TABLE.read_bytes()).items() if isinstance(rows, dict)}
+
+
+class Price(Protocol):
+    """The price of one model, in US dollars."""
+
+    @property
+    def batch(self) -> float | None:
+        """The price of a request in a batch, as a share of the live price; None if unknown."""
+        ...
+
+    def cost(self, usage: Usage, tier: str = "") -> float:
+        """Return the cost of `usage` at a service tier: `flex` or `priority`; other tiers have the standard price."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FlatPrice:
+    """Prices per million tokens of prompt and answer, independent of the length."""
+
+    input: float
+    output: float
+    cached_input: float
+    written_input: float | None = None
+    """The price for prompt tokens written to the endpoint's cache; None: 1.25 times `input`."""
+    hour_written_input: float | None = None
+    """The price for prompt tokens that the cache keeps for an hour; None: twice `input`."""
+    tiers: Mapping[str, Factors] = field(default_factory=lambda: _TIERS)
+    """The price factors of each tier; other tiers have the standard price."""
+
+    @property
+    def batch(self) -> float | None:
+        """The price of a request in a batch, as a share of the live price; None: unknown."""
+        return self.tiers[BATCH].input if BATCH in self.tiers else None
+
+    def cost(self, usage: Usage, tier: str = "") -> float:
+        """Return the cost of `usage`."""
+        of_input, of_output, of_cached = self.tiers.get(tier, _STANDARD)
+        cached = usage.cached_tokens
+        prompt = (usage.prompt_tokens - cached) * self.input
+        if usage.written_tokens:
+            hour = usage.hour_written_tokens
+            written = _WRITTEN * self.input if self.written_input is None else self.written_input
+            for_an_hour = _HOUR_WRITTEN * self.input if self.hour_written_input is None else self.hour_written_input
+            prompt += (usage.written_tokens - hour) * (written - self.input) + hour * (for_an_hour - self.input)
+        cost = prompt * of_input + cached * self.cached_input * of_cached
+        return (cost + usage.completion_tokens * self.output * of_output) / _MILLION
+
+
+class _ListedPrice:
+    """A model's price in `genai-prices`, which may depend on the prompt's length."""
+
+    def __init__(self, model: str, place: dict[str, Any], tiers: Mapping[str, Factors]) -> None:
+        """`place`: the location of the model in the list. Raises `LookupError` if the list lacks the model."""
+        self._model, self._place = model, place
+        one = 1000
+        usages = (
+            *(Usage(one, 0), Usage(0, one), Usage(one, 0, cached_tokens=one)),
+            *(Usage(one, 0, written_tokens=one), Usage(one, 0, written_tokens=one, hour_written_tokens=one)),
+        )
+        prompt, answer, cached, written, an_hour = (self._exact(usage) / one * _MILLION for usage in usages)
+        self._usual = FlatPrice(prompt, answer, cached, written, an_hour, tiers)
+        self.batch = self._usual.batch
+
+    def cost(self, usage: Usage, tier: str = "") -> float:
+        """Return the cost of `usage`."""
+        usual = self._usual.cost(usage, tier)
+        if usage.prompt_tokens < _LONG_CONTEXT or not usual:
+            return usual
+        return self._exact(usage) * usual / self._usual.cost(usage)
+
+    def _exact(self, usage: Usage) -> float:
+        from genai_prices import Usage as Tokens
+        from genai_prices import calc_price
+
+        tokens = Tokens(
+            input_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens,
+            cache_read_tokens=usage.cached_tokens,
+            cache_write_tokens=usage.written_tokens,
+            cache_write_1h_tokens=usage.hour_written_tokens,
+        )
+        return float(calc_price(tokens, self._model, **self._place).total_price)
+
+
+def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
+    """Return the price of the plan's model; None if unknown. The first call is slow."""
+    settings = plan.settings
+    if (said := settings.price) is not None:
+        cached = said.input if said.cached_input is None else said.cached_input
+        tiers = _tiers_at(plan, plan.model)
+        if said.batch is not None:
+            tiers[BATCH] = even(said.batch)
+        return FlatPrice(said.input, said.output, cached, tiers=tiers)
+    if not plan.record.needs_endpoint or not plan.model:
+        return None
+    return _listed(plan.model, plan)
+
+
+def _tiers_at(plan: resolved_config.ResolvedConfig, model: str) -> dict[str, Factors]:
+    """Return the tier prices of a model at the plan's provider, from the table or from the provider's documents."""
+    tiers = dict(_TIERS)
+    if not plan.record.needs_endpoint:
+        return tiers
+    if (rate := registry.batch_rate(plan)) is not None:
+        tiers[BATCH] = even(rate)
+    for tier, factors in factors_of(registry.provider_of(plan), model).items():
+        tiers |= dict.fromkeys(_NAMES_OF[tier], factors)
+    return tiers
+
+
+def _listed(model: str, plan: resolved_config.ResolvedConfig) -> Price | None:
+    try:
+        tiers = _tiers_at(plan, model)
+        prices = [_ListedPrice(model, {"provider_api_url": url.geturl()}, tiers) for url in registry.addresses(plan)]
+    except (ImportError, LookupError):  # the extra is missing, or the list lacks the host, provider or model
+        return None
+    return prices[0] if len(prices) == 1 else None
+
+
+class Prices:
+    """The prices at one backend: of its own model, and of models that rows name."""
+
+    def __init__(self, plan: resolved_config.ResolvedConfig, own: Price) -> None:
+        self._plan, self._own = plan, own
+        self._ours = {plan.model, plan.name, *resolved_config.named_models(plan.settings.extra_params)}
+        self._others: dict[str, Price | None] = {}
+
+    def of(self, request: Request) -> Price | None:
+        """Return the price of the model in `request`, None if unknown. Of several models, the most expensive counts.
+
+        The operator's price applies only to the model and the alternatives in the configuration.
+        """
+        extra = request.extra
+        if not extra or not (others := self._others_in(extra)):
+            return self._own
+        prices = [self._of_other(model) for model in others]
+        if extra.get("model") not in others:
+            prices.append(self._own)
+        known = [price for price in prices if price is not None]
+        if len(known) < len(prices):
+            return None
+        return known[0] if len(known) == 1 else _DearestPrice(known)
+
+    def unknown(self, request: Request) -> str:
+        """Return the first model in `request` whose price is unknown."""
+        return next(model for model in self._others_in(request.extra) if self._of_other(model) is None)
+
+    def _others_in(self, extra: JsonObject) -> list[str]:
+        return [model for model in resolved_config.named_models(extra) if model not in self._ours]
+
+    def _of_other(self, model: str) -> Price | None:
+        if model not in self._others:
+            self._others[model] = _listed(model, self._plan)
+        return self._others[model]
+
+
+@dataclass(frozen=True, slots=True)
+class _DearestPrice:
+    """The highest price of several models, one of which will serve the request."""
+
+    prices: Sequence[Price]
+
+    @property
+    def batch(self) -> float | None:
+        """The highest batch price, as a share of the live price; None if one of them is unknown."""
+        known = [price.batch for price in self.prices if price.batch is not None]
+        return max(known) if len(known) == len(self.prices) else None
+
+    def cost(self, usage: Usage, tier: str = "") -> float:
+        """Return the cost of `usage`."""
+        return max(price.cost(usage, tier) for price in self.prices)
+
+
+def cost_of_many(price: Price, usage: Usage, rows: int, tier: str = "") -> float:
+    """Return the cost of the total usage of many equal rows; no prompt counts as long."""
+    counts = astuple(usage)
+    each, rest = zip(*(divmod(count, rows) for count in counts), strict=True) if rows else ((), counts)
+    return rows * price.cost(Usage(*each), tier) + price.cost(Usage(*rest), tier)
+
+
+def tier_of(extra: JsonObject) -> str:
+    """Return the service tier in a request's parameters, in lower case; `""` without a tier."""
+    tier = extra.get("service_tier")
+    return tier.lower() if isinstance(tier, str) else ""
+
+
+class Tiers(NamedTuple):
+    """The service tiers named by the request and by the operator; `""` without one."""
+
+    requested: str = ""
+    operators: str = ""
+
+    def charged(self, served: str = "") -> str:
+        """Return the tier whose price applies. `served`: the tier that the answer reports, or `""`.
+
+        A discount applies only if the request or the operator named it. The request's own discount applies only if the
+        answer reports it, because endpoints without tiers ignore the parameter and bill the standard price.
+        """
+        if self.requested == BATCH:  # whatever tier the reply reports
+            return BATCH
+        tier = served or self.requested
+        is_named = tier in self if served else tier == self.operators
+        return tier if is_named or _TIERS.get(tier, _STANDARD).input >= 1.0 else ""
+
+
+def charge(spent: Sequence[Spent], price: Price, tiers: Tiers) -> float:
+    """Return the cost of requests, each at the tier that its reply reports."""
+    cost = 0.0
+    for usage, served in spent:
+        cost += price.cost(usage, tiers.charged(served))
+    return cost
