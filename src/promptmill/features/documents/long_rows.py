@@ -29,6 +29,7 @@ from promptmill.jobs.store.spec import WHOLE_REQUESTS, PlanWork, RunningJob
 _MOST_PIECES = 2000  # pieces of a row; a mistyped size (50 for 5000) would send thousands of requests
 _AT_ONCE = 16  # pieces of a row that are in flight together
 _SHOWN = 5  # failed pieces listed in an error
+_REPLACES = "replaces"
 _ANY = "Answer from this part alone."
 _FIELDS = "Fill in only what this part says: null, or an empty list, for everything else."
 _DECIDE = "The document was read in parts, which gave different values. Decide from these answers:"
@@ -135,7 +136,9 @@ class LongRows(PlanWork):
         spec = self._job.spec
         prompt = spec.targets[key // SLOT].prompt
         (row,), record = self._job.store.rows_at([key % SLOT]), self._job.store.record(key)
-        replaces = record.round if record is not None and record.code is None else None
+        replaces = None
+        if record is not None:  # a failure keeps the number: its later pieces belong to the same answer
+            replaces = record.round if record.code is None else (record.extras.get("details") or {}).get(_REPLACES)
         longest = max(_texts(row.cells), key=len, default="")
         if len(longest) > len(message) // 2 and (at := message.find(longest)) >= 0:
             return Document(message[:at], longest, message[at + len(longest) :], replaces)
@@ -177,6 +180,11 @@ class Asked(NamedTuple):
         """Whether the failure of the piece ends the row, whatever the answers of other pieces."""
         failure = self.outcome
         return isinstance(failure, Failure) and (failure.concerns_all or failure.error.code is Code.BUDGET)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the piece waits for a batch."""
+        return isinstance(self.outcome, Failure) and self.outcome.error.code is Code.BATCHED
 
 
 class Draft(NamedTuple):
@@ -222,7 +230,7 @@ class Reading:
 
         async def work() -> None:
             for at, piece in waiting:
-                found[at] = await self._whole_or_halves(piece, 1 + 2 * at)
+                found[at] = await self._whole_or_halves(piece, 1 + 3 * at)
                 if any(one.ends for one in found[at]):
                     deque(waiting, maxlen=0)  # the remaining pieces find nothing to send
 
@@ -231,14 +239,18 @@ class Reading:
 
     async def _whole_or_halves(self, piece: Piece, choice: int) -> list[Asked]:
         """Send a piece. If the model refuses it as too long, send its two halves."""
-        found = await self.one(piece, choice)
-        if not found.is_too_long or piece.end - piece.start < 2:
+        may_be_cut = piece.end - piece.start > 1
+        found = await self.one(piece, choice, may_be_cut=may_be_cut)
+        if not found.is_too_long or not may_be_cut:
             return [found]
         halves = piece.halves(self.document.text)
-        return [await self.one(half, number) for half, number in zip(halves, (choice, choice + 1), strict=True)]
+        return [await self.one(half, choice + at) for at, half in enumerate(halves, 1)]
 
-    async def one(self, piece: Piece, choice: int = 1) -> Asked:
-        """Return the stored answer about a piece; without one, send a request and store the answer."""
+    async def one(self, piece: Piece, choice: int = 1, *, may_be_cut: bool = False) -> Asked:
+        """Return the stored answer about a piece; without one, send a request and store the answer.
+
+        `may_be_cut`: store a refusal as too long, too: when the answers about the halves arrive, it still counts.
+        """
         request, document, store = self.request, self.document, self.job.store
         where = document.place(piece)
         only = _ANY if self.schema is None else _FIELDS
@@ -247,18 +259,36 @@ class Reading:
         settings = self.job.spec.targets[request.key // SLOT].fingerprint
         before = [(each.role, str(each.content)) for each in request.conversation.messages[:-1]]
         name = _name_of(text, before, settings, dict(request.extra), self.schema, document.replaces)
-        if (known := await asyncio.to_thread(store.get, name)) is not None:
-            # the cost was charged when the request was sent; the tokens count only if no record includes them
-            usage = Usage(*known["usage"]) if request.key in store.in_flight.lost else NO_USAGE
-            answer = Completion(known["text"], known["finish_reason"], usage, attempts=0)
+        known, is_by_batch = await asyncio.to_thread(store.get, name), self.call.exchange is not None
+        if known is not None and "refused" in known:
+            return Asked(piece, Failure(PromptmillError(Code.CONTEXT_LENGTH, known["refused"])))
+        if known is not None:
+            answer = Completion(known["text"], known["finish_reason"], attempts=0)
+            if known["after"] == [
+                request.key,
+                request.attempts,
+            ]:  # a killed run recorded no outcome of the row after this answer
+                by_batch = {"attempts": known["attempts"], "cost": known["cost"]}
+                answer = replace(answer, usage=Usage(*known["usage"]), **by_batch)
+                if answer.cost and self.call.ledger.budget is not None:
+                    self.call.ledger.budget.free(0.0, answer.cost)
             self.sent.append(answer)
             return Asked(piece, answer)
         outcome = await self._answer(text, self.of_piece, choice)
         if isinstance(outcome, Completion):
             used = outcome.usage
-            counts = used.prompt_tokens, used.completion_tokens, used.cached_tokens
-            kept = {"text": mended(outcome.text), "finish_reason": outcome.finish_reason, "usage": counts}
+            kept = {
+                "text": mended(outcome.text),
+                "finish_reason": outcome.finish_reason,
+                "usage": (used.prompt_tokens, used.completion_tokens, used.cached_tokens),
+                # the ledger of requests in flight has the others
+                "cost": outcome.cost if is_by_batch else None,
+                "attempts": outcome.attempts if is_by_batch else 0,
+                "after": (request.key, request.attempts),
+            }
             await asyncio.to_thread(functools.partial(store.put, **{name: kept}))
+        elif may_be_cut and outcome.error.code is Code.CONTEXT_LENGTH:
+            await asyncio.to_thread(functools.partial(store.put, **{name: {"refused": outcome.error.message}}))
         return Asked(piece, outcome)
 
     async def _answer(self, text: str, sampling: Sampling, choice: int) -> Outcome:
@@ -274,8 +304,8 @@ class Reading:
 
         If a piece failed, the row fails without a last request. The failure keeps the answers of the other pieces.
         """
-        if ended := [one.outcome for one in found if one.ends]:
-            return self.summed(ended[0])
+        if open_ := [one.outcome for one in found if one.ends] or [one.outcome for one in found if one.waits]:
+            return self.summed(open_[0])
         read = [(one.piece, one.outcome) for one in found if isinstance(one.outcome, Completion)]
         draft = await asyncio.to_thread(self._draft, read) if read else Draft("", None)
         if len(read) < len(found):
@@ -302,6 +332,8 @@ class Reading:
             "latency_s": max((one.latency_s for one in sent), default=0.0),
             "wanted" if isinstance(outcome, Failure) else "made_of": requests,
         }
+        if isinstance(outcome, Failure) and self.document.replaces is not None:
+            changes["details"] = {**(outcome.details or {}), _REPLACES: self.document.replaces}
         return replace(outcome, **changes)
 
     def _failure(self, found: Sequence[Asked]) -> Failure:

@@ -46,6 +46,8 @@ class Split(Plan):
             return None
         if size != AUTO and (isinstance(size, bool) or not isinstance(size, int) or size < LEAST):
             raise input_error(Named("split"), f" is {str(size)[:20]}; write tokens, {LEAST} or more, or {AUTO}.")
+        if size == AUTO and options.get("batch"):  # each trial of a size would take as long as a batch
+            raise input_error(Named("split", AUTO), " tries sizes live; with ", Named("batch"), ", write tokens.")
         overlap = options.get("overlap") or 0
         if not isinstance(overlap, int) or overlap < 0 or (size != AUTO and overlap > size // 2):
             raise input_error(Named("overlap"), f" is {str(overlap)[:20]}; write tokens, half a piece at most.")
