@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -20,7 +20,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Message, Request, Sampling
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, mended
-from promptmill.features.documents import cutting, merging
+from promptmill.features.documents import cutting, merging, places
 from promptmill.features.documents.cutting import LEAST, PLACE, Count, How, Piece
 from promptmill.features.documents.merging import SOURCES, Found, Merged
 from promptmill.jobs.store.records import SLOT
@@ -40,8 +40,8 @@ class LongRows(PlanWork):
     """Reads the long rows of a job during one run."""
 
     def __init__(self, job: RunningJob, how: How) -> None:
-        self._job, self._how = job, how
-        self._send: Answer
+        self.job, self.how = job, how
+        self.send: Answer
         self._size = how.size
         """The tokens per piece; None until the model has refused a whole text as too long."""
         self._count: Count | None = None
@@ -51,52 +51,49 @@ class LongRows(PlanWork):
     def begin(self, round_: int) -> None:
         """Raise `PromptmillError` (`invalid_input`) if rows are whole requests."""
         del round_
-        if self._job.spec.input.format in WHOLE_REQUESTS:
+        if self.job.spec.input.format in WHOLE_REQUESTS:
             raise input_error(Named("split"), " goes without rows that are whole requests, as those of a Batch file.")
-        if self._size is None and (known := self._job.store.get(self._learned_by)) is not None:
+        if self._size is None and (known := self.job.store.get(self._learned_by)) is not None:
             self._size = known["tokens"]
 
     @property
     def _learned_by(self) -> str:
         """The name under which the learned size of the models is stored, because other pieces would be paid again."""
-        return _name_of([target.fingerprint for target in self._job.spec.targets])
+        return _name_of([target.fingerprint for target in self.job.spec.targets])
 
     def around(self, answer: Answer) -> Answer:
         """Return the function that reads long rows in pieces."""
-        self._send = answer
+        self.send = answer
         return self.answer
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; a short text is sent whole."""
         messages, size = request.conversation.messages, self._size
         text = messages[-1].content if messages else None
-        if not isinstance(text, str):
-            return self._send(request, call)
-        if size is None:
-            return self._tried(request, text, call)
-        if len(text) <= size or (not self._job.config.record.is_engine and cutting.fits(text, size)):
-            return self._send(request, call)
+        if not isinstance(text, str) or (size is not None and self._is_short(text, size)):
+            return self.send(request, call)
         return self._read(request, text, call)
 
-    async def _tried(self, request: Request, text: str, call: Call) -> Outcome:
-        """Send a row whole. If the model refuses it as too long, read this row and later rows in pieces."""
-        outcome = await self._send(request, call)
-        if isinstance(outcome, Completion) or outcome.error.code is not Code.CONTEXT_LENGTH:
-            return outcome
-        refused = replace(outcome, attempts=outcome.attempts - request.attempts)  # earlier runs count once
-        return await self._read(request, text, call, refused)
+    def _is_short(self, text: str, size: int) -> bool:
+        """Return whether a text surely fits into a piece. An engine's own tokenizer counts in a thread, later."""
+        return len(text) <= size or (not self.job.config.record.is_engine and cutting.fits(text, size))
 
-    async def _read(self, request: Request, text: str, call: Call, *refused: Failure) -> Outcome:
-        """Read a row in pieces. `refused`: the failure of the whole row, if the row was sent whole."""
+    async def _read(self, request: Request, text: str, call: Call) -> Outcome:
+        """Read a row in pieces; without a known size only if the model refuses the whole row as too long."""
+        refused: list[Outcome] = []
+        if self._size is None:
+            outcome = await self.send(request, call)
+            if isinstance(outcome, Completion) or outcome.error.code is not Code.CONTEXT_LENGTH:
+                return outcome
+            refused = [replace(outcome, attempts=outcome.attempts - request.attempts)]  # earlier runs count once
         document = await asyncio.to_thread(self._document, request.key, text)
-        of_piece = once(self._of_pieces, request.sampling, lambda: _of_piece(request.sampling))
-        reading = Reading(self._send, self._job, self._how, request, call, document, of_piece, [*refused])
+        reading = Reading(self, request, call, document, refused)
         with call.hold():  # hold other rows while this row finds the size
             await self._learning.acquire()
         try:
             if (count := self._count) is None:
-                several = len({target.model for target in self._job.spec.targets}) > 1
-                count = cutting.tokens if several else await asyncio.to_thread(cutting.count_of, self._job.config)
+                several = len({target.model for target in self.job.spec.targets}) > 1
+                count = cutting.tokens if several else await asyncio.to_thread(cutting.count_of, self.job.config)
                 self._count = count
             if (size := self._size) is None:
                 cut, first = await self._learned(reading, cutting.tokens(text) // 2, count)
@@ -104,7 +101,7 @@ class LongRows(PlanWork):
             self._learning.release()
         if size is not None:
             if not refused and await asyncio.to_thread(cutting.fits, text, size, count):
-                return await self._send(request, call)
+                return await self.send(request, call)
             cut, first = await asyncio.to_thread(self._cut, document, size, count), None
         if len(cut) > _MOST_PIECES:
             problem = f"The row has {len(cut):,} pieces, more than {_MOST_PIECES:,}."
@@ -117,34 +114,43 @@ class LongRows(PlanWork):
         while True:
             size = max(LEAST, size)
             cut = await asyncio.to_thread(self._cut, reading.document, size, count)
-            first = await reading.one(cut[0])
-            if size == LEAST or not first.is_too_long:
-                if isinstance(first.outcome, Completion):
+            first = await reading.one(cut[0], 1)
+            if size == LEAST or first.code is not Code.CONTEXT_LENGTH:
+                if first.code is None:
                     self._size = size
-                    kept = {self._learned_by: {"tokens": size}}
-                    await asyncio.to_thread(functools.partial(self._job.store.put, **kept))
+                    await self.keep(self._learned_by, {"tokens": size})
                 return cut, first
             size //= 2
+
+    def of_piece(self, sampling: Sampling) -> Sampling:
+        """Return the parameters of the requests for pieces, whose fields may be null: one object for equal `sampling`,
+        by which caches recognise it."""
+        if (schema := schema_of(sampling.response_format)) is None:
+            return sampling
+        return once(self._of_pieces, sampling, lambda: _with_schema(sampling, merging.nullable(schema)))
+
+    async def keep(self, name: str, value: JsonObject) -> None:
+        """Store an object under a name in the job's database."""
+        await asyncio.to_thread(functools.partial(self.job.store.put, **{name: value}))
 
     def _cut(self, document: Document, size: int, count: Count) -> list[Piece]:
         """Return the pieces of a document."""
         around = document.before + document.after
-        return list(cutting.pieces_in(document.text, around, size, self._how.overlap, count))
+        return list(cutting.pieces_in(document.text, around, size, self.how.overlap, count))
 
     def _document(self, key: int, message: str) -> Document:
         """Return the long text of a row, and the prompt around the text. Blocks."""
-        spec = self._job.spec
-        prompt = spec.targets[key // SLOT].prompt
-        (row,), record = self._job.store.rows_at([key % SLOT]), self._job.store.record(key)
+        spec = self.job.spec
+        (row,), record = self.job.store.rows_at([key % SLOT]), self.job.store.record(key)
         replaces = None
         if record is not None:  # a failure keeps the number: its later pieces belong to the same answer
             replaces = record.round if record.code is None else (record.extras.get("details") or {}).get(_REPLACES)
-        longest = max(_texts(row.cells), key=len, default="")
+        longest = cutting.longest(row.cells)
         if len(longest) > len(message) // 2 and (at := message.find(longest)) >= 0:
             return Document(message[:at], longest, message[at + len(longest) :], replaces)
         # a file's content is no column; it replaces the only placeholder of the prompt
-        parts = [PLACE.split(text) for text in spec.question.templates[prompt : prompt + 1]]
-        before, after = (parts[0][0], parts[0][-1]) if parts and len(parts[0]) > 1 else ("", "")
+        before, *others = PLACE.split((*spec.question.templates, "")[spec.targets[key // SLOT].prompt])
+        after = others[-1] if others else before
         if len(before) + len(after) < len(message) and message.startswith(before) and message.endswith(after):
             return Document(before, message[len(before) : len(message) - len(after)], after, replaces)
         return Document("", message, "", replaces)
@@ -161,7 +167,7 @@ class Document(NamedTuple):
 
     def place(self, piece: Piece) -> str:
         """Return the location of a piece."""
-        return cutting.place(self.text, piece)
+        return places.place(self.text, piece)
 
 
 class Asked(NamedTuple):
@@ -169,22 +175,18 @@ class Asked(NamedTuple):
 
     piece: Piece
     outcome: Outcome
+    name: str
+    """The name under which the answer is stored."""
 
     @property
-    def is_too_long(self) -> bool:
-        """Whether the model refused the piece as too long."""
-        return isinstance(self.outcome, Failure) and self.outcome.error.code is Code.CONTEXT_LENGTH
+    def code(self) -> Code | None:
+        """The code of the failure."""
+        return self.outcome.error.code if isinstance(self.outcome, Failure) else None
 
     @property
     def ends(self) -> bool:
         """Whether the failure of the piece ends the row, whatever the answers of other pieces."""
-        failure = self.outcome
-        return isinstance(failure, Failure) and (failure.concerns_all or failure.error.code is Code.BUDGET)
-
-    @property
-    def waits(self) -> bool:
-        """Whether the piece waits for a batch."""
-        return isinstance(self.outcome, Failure) and self.outcome.error.code is Code.BATCHED
+        return isinstance(self.outcome, Failure) and (self.outcome.concerns_all or self.code is Code.BUDGET)
 
 
 class Draft(NamedTuple):
@@ -203,15 +205,11 @@ class Draft(NamedTuple):
 class Reading:
     """Reads one row in pieces."""
 
-    send: Answer
-    job: RunningJob
-    how: How
+    rows: LongRows
     request: Request
     call: Call
     document: Document
-    of_piece: Sampling
-    """The parameters of the requests for pieces, whose fields may be null."""
-    sent: list[Outcome] = field(default_factory=list)
+    sent: list[Outcome]
     """The outcomes of all requests of the row, and of the stored answers that were reused."""
 
     @property
@@ -239,63 +237,58 @@ class Reading:
 
     async def _whole_or_halves(self, piece: Piece, choice: int) -> list[Asked]:
         """Send a piece. If the model refuses it as too long, send its two halves."""
-        may_be_cut = piece.end - piece.start > 1
-        found = await self.one(piece, choice, may_be_cut=may_be_cut)
-        if not found.is_too_long or not may_be_cut:
-            return [found]
-        halves = piece.halves(self.document.text)
-        return [await self.one(half, choice + at) for at, half in enumerate(halves, 1)]
+        asked = await self.one(piece, choice)
+        if asked.code is not Code.CONTEXT_LENGTH or piece.end - piece.start < 2:
+            return [asked]
+        # the refusal still counts when the answers about the halves arrive by batch
+        await self.rows.keep(asked.name, {"refused": True})
+        return [await self.one(half, choice + at) for at, half in enumerate(piece.halves(self.document.text), 1)]
 
-    async def one(self, piece: Piece, choice: int = 1, *, may_be_cut: bool = False) -> Asked:
-        """Return the stored answer about a piece; without one, send a request and store the answer.
-
-        `may_be_cut`: store a refusal as too long, too: when the answers about the halves arrive, it still counts.
-        """
-        request, document, store = self.request, self.document, self.job.store
+    async def one(self, piece: Piece, choice: int) -> Asked:
+        """Return the stored outcome of a piece; without one, send a request and store the answer."""
+        request, document = self.request, self.document
         where = document.place(piece)
         only = _ANY if self.schema is None else _FIELDS
         about = f"[{where[0].upper()}{where[1:]} of a document. {only}]\n"
         text = f"{document.before}{about}{piece.of(document.text)}{document.after}"
-        settings = self.job.spec.targets[request.key // SLOT].fingerprint
+        settings = self.rows.job.spec.targets[request.key // SLOT].fingerprint
         before = [(each.role, str(each.content)) for each in request.conversation.messages[:-1]]
         name = _name_of(text, before, settings, dict(request.extra), self.schema, document.replaces)
-        known, is_by_batch = await asyncio.to_thread(store.get, name), self.call.exchange is not None
-        if known is not None and "refused" in known:
-            return Asked(piece, Failure(PromptmillError(Code.CONTEXT_LENGTH, known["refused"])))
-        if known is not None:
-            answer = Completion(known["text"], known["finish_reason"], attempts=0)
-            if known["after"] == [
-                request.key,
-                request.attempts,
-            ]:  # a killed run recorded no outcome of the row after this answer
-                by_batch = {"attempts": known["attempts"], "cost": known["cost"]}
-                answer = replace(answer, usage=Usage(*known["usage"]), **by_batch)
-                if answer.cost and self.call.ledger.budget is not None:
-                    self.call.ledger.budget.free(0.0, answer.cost)
-            self.sent.append(answer)
-            return Asked(piece, answer)
-        outcome = await self._answer(text, self.of_piece, choice)
+        if (known := await asyncio.to_thread(self.rows.job.store.get, name)) is not None:
+            return Asked(piece, self._known(known), name)
+        outcome = await self._answer(text, self.rows.of_piece(request.sampling), choice)
         if isinstance(outcome, Completion):
-            used = outcome.usage
+            used, is_by_batch = outcome.usage, self.call.exchange is not None
             kept = {
                 "text": mended(outcome.text),
                 "finish_reason": outcome.finish_reason,
                 "usage": (used.prompt_tokens, used.completion_tokens, used.cached_tokens),
-                # the ledger of requests in flight has the others
+                # of live requests, the ledger of requests in flight has these
                 "cost": outcome.cost if is_by_batch else None,
                 "attempts": outcome.attempts if is_by_batch else 0,
                 "after": (request.key, request.attempts),
             }
-            await asyncio.to_thread(functools.partial(store.put, **{name: kept}))
-        elif may_be_cut and outcome.error.code is Code.CONTEXT_LENGTH:
-            await asyncio.to_thread(functools.partial(store.put, **{name: {"refused": outcome.error.message}}))
-        return Asked(piece, outcome)
+            await self.rows.keep(name, kept)
+        return Asked(piece, outcome, name)
+
+    def _known(self, known: JsonObject) -> Outcome:
+        """Return a stored outcome. It has its usage if a killed run recorded no outcome of the row after it."""
+        if "refused" in known:
+            return Failure(PromptmillError(Code.CONTEXT_LENGTH, "The piece was refused as too long."))
+        answer = Completion(known["text"], known["finish_reason"], attempts=0)
+        if known["after"] == [self.request.key, self.request.attempts]:
+            spent = {"attempts": known["attempts"], "cost": known["cost"]}
+            answer = replace(answer, usage=Usage(*known["usage"]), **spent)
+            if answer.cost and self.call.ledger.budget is not None:
+                self.call.ledger.budget.free(0.0, answer.cost)
+        self.sent.append(answer)
+        return answer
 
     async def _answer(self, text: str, sampling: Sampling, choice: int) -> Outcome:
         *before, last = self.request.conversation.messages
         conversation = Conversation((*before, Message(last.role, text, last.extra)))
         changes = {"conversation": conversation, "sampling": sampling, "choice": choice}
-        outcome = await self.send(self.request.changed(**changes, attempts=0, shared=None), self.call)
+        outcome = await self.rows.send(self.request.changed(**changes, attempts=0, shared=None), self.call)
         self.sent.append(outcome)
         return outcome
 
@@ -304,8 +297,8 @@ class Reading:
 
         If a piece failed, the row fails without a last request. The failure keeps the answers of the other pieces.
         """
-        if open_ := [one.outcome for one in found if one.ends] or [one.outcome for one in found if one.waits]:
-            return self.summed(open_[0])
+        if open_ := [one for one in found if one.ends] or [one for one in found if one.code is Code.BATCHED]:
+            return self.summed(open_[0].outcome)
         read = [(one.piece, one.outcome) for one in found if isinstance(one.outcome, Completion)]
         draft = await asyncio.to_thread(self._draft, read) if read else Draft("", None)
         if len(read) < len(found):
@@ -346,28 +339,28 @@ class Reading:
 
     def _draft(self, read: Sequence[tuple[Piece, Completion]]) -> Draft:
         """Return the answer merged from the pieces that have answers."""
-        sampling, schema = self.request.sampling, self.schema
-        places = [self.document.place(piece) for piece, _ in read]
-        said = "\n\n".join(f"[{where}]\n{answer.text}" for where, (_, answer) in zip(places, read, strict=True))
+        sampling = self.request.sampling
+        sources = [self.document.place(piece) for piece, _ in read]
+        said = "\n\n".join(f"[{where}]\n{answer.text}" for where, (_, answer) in zip(sources, read, strict=True))
         if sampling.choices is not None:
             best = merging.vote([answer.text for _, answer in read])
             if len(best) == 1:
                 return Draft(best[0], [self.document.place(piece) for piece, answer in read if answer.text == best[0]])
-            return Draft("", places, sampling.model_copy(update={"choices": tuple(best)}), self._last(_DECIDE, said))
-        if schema is not None:
-            return self._fields(read, schema)
-        if self.how.merge == "first":
-            return Draft(read[0][1].text, places[:1])
-        return Draft(said, places, sampling, self._last(_JOIN, said))
+            return Draft("", sources, sampling.model_copy(update={"choices": tuple(best)}), self._last(_DECIDE, said))
+        if self.schema is not None:
+            return self._fields(read, self.schema)
+        if self.rows.how.merge == "first":
+            return Draft(read[0][1].text, sources[:1])
+        return Draft(said, sources, sampling, self._last(_JOIN, said))
 
     def _fields(self, read: Sequence[tuple[Piece, Completion]], schema: JsonObject) -> Draft:
         """Return the merged fields of all pieces. Conflicting fields stay empty, and the last request decides them."""
 
         def source(one: Found) -> str:
-            return cutting.place_of(self.document.text, read[one.piece][0], _words(one.value))
+            return places.place_of(self.document.text, read[one.piece][0], one.value)
 
         found = [Found(at, _value(answer.text)) for at, (_, answer) in enumerate(read)]
-        merged = merging.merged(schema, found, self.how.merge, source)
+        merged = merging.merged(schema, found, self.rows.how.merge, source)
         if not merged.conflicts:
             return Draft(_json(merged.value), merged.sources)
         values = {
@@ -380,7 +373,7 @@ class Reading:
     def _last(self, words: str, said: str) -> str:
         """Return the last request, which contains the answers of the pieces."""
         asked = f"{words}\n\nThe request was: {self.document.before} … {self.document.after}"
-        return f"{self.how.merge_prompt or asked}\n\n{said}"
+        return f"{self.rows.how.merge_prompt or asked}\n\n{said}"
 
 
 def _with_schema(sampling: Sampling, schema: JsonObject) -> Sampling:
@@ -398,25 +391,6 @@ def _value(text: str) -> Any:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         return None
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return next((words for each in value.values() if isinstance(each, str) and (words := _words(each))), "")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _of_piece(sampling: Sampling) -> Sampling:
-    schema = schema_of(sampling.response_format)
-    return sampling if schema is None else _with_schema(sampling, merging.nullable(schema))
-
-
-def _texts(cells: bytes | None) -> list[str]:
-    value: Any = orjson.loads(cells) if cells else []
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [each for each in values if isinstance(each, str)]
 
 
 def _name_of(*asked: Any) -> str:
