@@ -96,7 +96,14 @@ def test_the_pieces_of_all_rows_are_one_batch_at_its_price(tmp_path, server):
 
 def test_values_that_differ_are_decided_by_a_second_batch(tmp_path, server):
     write(tmp_path, document(12, 4)[0], document(12, 5, seed=1)[0])
-    status = bulk(tmp_path, server, fields="party:list,amount:number").status
+    shown: list[tuple[int, int]] = []
+    status = bulk(
+        tmp_path,
+        server,
+        fields="party:list,amount:number",
+        progress=lambda status: shown.append((status["done"], status["failed"])),
+    ).status
+    assert all(done <= 2 and not failed for done, failed in shown)
     assert [float(row["amount"]) for row in out(tmp_path)] == [7.0, 7.0]
     assert (server.creates, server.live) == (2, 0)
     assert sum(LAST in prompt for prompt in server.billed) == 2
