@@ -205,21 +205,51 @@ def test_rows_with_the_same_document_share_its_pieces(tmp_path, server):
     assert status["prompt_tokens"] == server.tokens["batch_prompt"]
 
 
-def test_an_edited_input_keeps_the_pieces_of_its_batch(tmp_path, server):
-    documents = [document(12, 6, seed=seed) for seed in range(3)]
-    write(tmp_path, *(text for text, _ in documents))
+def interrupt_waiting(folder: Path, server: BatchServer, **options: Any) -> None:
+    """Interrupt a job while its batch is at the provider."""
     server.switches.polls = 10_000
 
-    def interrupt(status: Any) -> None:
+    def watch(status: Any) -> None:
         if status.get("batch", {}).get("ids"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bulk(tmp_path, server, progress=interrupt)
-    server.switches.polls, rows = 1, [document(12, 6, seed=9), documents[2], documents[0]]
+        bulk(folder, server, progress=watch, **options)
+    server.switches.polls = 1
+
+
+def test_an_edited_input_keeps_the_pieces_of_its_batch(tmp_path, server):
+    documents = [document(12, 6, seed=seed) for seed in range(3)]
+    write(tmp_path, *(text for text, _ in documents))
+    interrupt_waiting(tmp_path, server)
+    rows = [document(12, 6, seed=9), documents[2], documents[0]]
     write(tmp_path, *(text for text, _ in rows))
     bulk(tmp_path, server)
     check(tmp_path, server, *rows)
+
+
+@pytest.mark.parametrize("more", [{"batch": False, "poll": None}, {"again": "failed"}, {"again": "all"}], ids=str)
+def test_another_order_collects_the_pieces_first(tmp_path, server, more):
+    documents = [document(12, 4, seed=seed) for seed in range(2)]
+    write(tmp_path, *(text for text, _ in documents))
+    asked = {"fields": "party:list,amount:number"}
+    interrupt_waiting(tmp_path, server, **asked)
+    status = bulk(tmp_path, server, **asked | more).status
+    check(tmp_path, server, *documents)
+    assert server.live == (0 if "again" in more else 2)
+    assert status["cost"] == pytest.approx(dollars_billed(server), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "several",
+    [{"model": ["m", "b"]}, {"prompt": {"one": "Parties? {{text}}", "two": "Which parties? {{text}}"}}],
+    ids=str,
+)
+def test_several_models_or_prompts_each_have_their_pieces(tmp_path, server, several):
+    write(tmp_path, document(12, 4)[0], document(12, 5, seed=1)[0])
+    status = bulk(tmp_path, server, fields="party:list,amount:number", **several).status
+    assert (status["answered"], status["failed"], server.live) == (4, 0, 0)
+    assert status["requests"] == sum(server.billed.values())
 
 
 def test_sizes_are_tried_live_alone(tmp_path, server):

@@ -176,7 +176,7 @@ class BatchRound:
             if batch.state == "planning":  # a killed run left an incomplete file
                 await self._drop(batch)
         while True:
-            full = None if self._is_late else await self._plan()
+            full = None if self._is_late or self._job.order.way != self._round.way else await self._plan()
             if not self._open():
                 return full
             self._replans = False
