@@ -6,7 +6,7 @@ import asyncio
 import functools
 import hashlib
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -44,7 +44,6 @@ class LongRows(PlanWork):
         self.send: Answer
         self._size = how.size
         """The tokens per piece; None until the model has refused a whole text as too long."""
-        self._count: Count | None = None
         self._learning = asyncio.Lock()
         self._of_pieces: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
 
@@ -81,46 +80,56 @@ class LongRows(PlanWork):
     async def _read(self, request: Request, text: str, call: Call) -> Outcome:
         """Read a row in pieces; without a known size only if the model refuses the whole row as too long."""
         refused: list[Outcome] = []
-        if self._size is None:
+        if (size := self._size) is None:
             outcome = await self.send(request, call)
             if isinstance(outcome, Completion) or outcome.error.code is not Code.CONTEXT_LENGTH:
                 return outcome
             refused = [replace(outcome, attempts=outcome.attempts - request.attempts)]  # earlier runs count once
+        elif await asyncio.to_thread(lambda: cutting.fits(text, size, self._count)):
+            return await self.send(request, call)
         document = await asyncio.to_thread(self._document, request.key, text)
         reading = Reading(self, request, call, document, refused)
-        with call.hold():  # hold other rows while this row finds the size
-            await self._learning.acquire()
-        try:
-            if (count := self._count) is None:
-                several = len({target.model for target in self.job.spec.targets}) > 1
-                count = cutting.tokens if several else await asyncio.to_thread(cutting.count_of, self.job.config)
-                self._count = count
-            if (size := self._size) is None:
-                cut, first = await self._learned(reading, cutting.tokens(text) // 2, count)
-        finally:
-            self._learning.release()
-        if size is not None:
-            if not refused and await asyncio.to_thread(cutting.fits, text, size, count):
-                return await self.send(request, call)
-            cut, first = await asyncio.to_thread(self._cut, document, size, count), None
+        cut, first = await self._pieces(reading)
         if len(cut) > _MOST_PIECES:
             problem = f"The row has {len(cut):,} pieces, more than {_MOST_PIECES:,}."
             return reading.summed(Failure(PromptmillError(Code.INVALID_INPUT, problem, "Divide it into several rows.")))
         return await reading.whole(await reading.read(cut, first))
 
-    async def _learned(self, reading: Reading, size: int, count: Count) -> tuple[list[Piece], Asked | None]:
-        """Find the size that the model accepts, with the first piece of a row. Return the pieces of this size, and the
-        outcome of the first piece."""
+    async def _pieces(self, reading: Reading) -> tuple[list[Piece], Asked | None]:
+        """Return the pieces of a row, and the outcome of the first piece if it was sent to find their size."""
+        if self._size is None:
+            with reading.call.hold():  # hold other rows while this row finds the size
+                await self._learning.acquire()
+            try:
+                if self._size is None:
+                    return await self._learned(reading)
+            finally:
+                self._learning.release()
+        return await asyncio.to_thread(self._cut, reading.document, self._size), None
+
+    async def _learned(self, reading: Reading) -> tuple[list[Piece], Asked]:
+        """Find the size that the model accepts, with the first piece of a row."""
+        size = max(LEAST, cutting.tokens(reading.document.text) // 2)
         while True:
-            size = max(LEAST, size)
-            cut = await asyncio.to_thread(self._cut, reading.document, size, count)
+            cut = await asyncio.to_thread(self._cut, reading.document, size)
             first = await reading.one(cut[0], 1)
+            if first.code is None:
+                self._size = size
+                await self.keep(self._learned_by, {"tokens": size})
             if size == LEAST or first.code is not Code.CONTEXT_LENGTH:
-                if first.code is None:
-                    self._size = size
-                    await self.keep(self._learned_by, {"tokens": size})
                 return cut, first
-            size //= 2
+            size = max(LEAST, size // 2)
+
+    @functools.cached_property
+    def _count(self) -> Count:
+        """Counts the tokens of a text. The first use blocks."""
+        several = len({target.model for target in self.job.spec.targets}) > 1
+        return cutting.tokens if several else cutting.count_of(self.job.config)
+
+    def _cut(self, document: Document, size: int) -> list[Piece]:
+        """Return the pieces of a document. Blocks."""
+        around = document.before + document.after
+        return list(cutting.pieces_in(document.text, around, size, self.how.overlap, self._count))
 
     def of_piece(self, sampling: Sampling) -> Sampling:
         """Return the parameters of the requests for pieces, whose fields may be null: one object for equal `sampling`,
@@ -132,11 +141,6 @@ class LongRows(PlanWork):
     async def keep(self, name: str, value: JsonObject) -> None:
         """Store an object under a name in the job's database."""
         await asyncio.to_thread(functools.partial(self.job.store.put, **{name: value}))
-
-    def _cut(self, document: Document, size: int, count: Count) -> list[Piece]:
-        """Return the pieces of a document."""
-        around = document.before + document.after
-        return list(cutting.pieces_in(document.text, around, size, self.how.overlap, count))
 
     def _document(self, key: int, message: str) -> Document:
         """Return the long text of a row, and the prompt around the text. Blocks."""
@@ -343,10 +347,12 @@ class Reading:
         sources = [self.document.place(piece) for piece, _ in read]
         said = "\n\n".join(f"[{where}]\n{answer.text}" for where, (_, answer) in zip(sources, read, strict=True))
         if sampling.choices is not None:
-            best = merging.vote([answer.text for _, answer in read])
-            if len(best) == 1:
-                return Draft(best[0], [self.document.place(piece) for piece, answer in read if answer.text == best[0]])
-            return Draft("", sources, sampling.model_copy(update={"choices": tuple(best)}), self._last(_DECIDE, said))
+            votes = Counter(answer.text for _, answer in read)
+            best, *tied = [label for label, count in votes.items() if count == max(votes.values())]
+            if not tied:
+                return Draft(best, [self.document.place(piece) for piece, answer in read if answer.text == best])
+            among = sampling.model_copy(update={"choices": (best, *tied)})
+            return Draft("", sources, among, self._last(_DECIDE, said))
         if self.schema is not None:
             return self._fields(read, self.schema)
         if self.rows.how.merge == "first":
