@@ -154,7 +154,7 @@ def test_a_failed_piece_is_named_and_the_next_run_sends_it_alone(tmp_path, serve
     assert server.live == 0
 
 
-def test_all_rows_again_sends_all_pieces_again_and_the_next_run_none_of_them(tmp_path, server):
+def test_all_rows_again_sends_all_pieces_again(tmp_path, server):
     text, _ = document(12, 4)
     write(tmp_path, text)
     asked = {"fields": "party:list,amount:number"}

@@ -391,6 +391,19 @@ def test_all_rows_again_sends_all_pieces_again(bench):
     assert len(bench.upstream.seen) == 2 * sent
 
 
+def test_all_rows_again_sends_all_pieces_of_a_failed_row_and_then_only_those_that_failed(bench):
+    text, _ = document(8, 3)
+    bench.upstream.reply = choose(lambda seen: status(400) if "Page 8." in seen.prompt else reader())
+    write(bench, text)
+    command = (*ASKED, "--fields", "party:list", "--split", "900")
+    bench.run(*command)
+    sent = len(bench.upstream.seen)
+    bench.run(*command, "--again", "all")
+    assert len(bench.upstream.seen) == 2 * sent
+    bench.run(*command, "--again", "failed")
+    assert len(bench.upstream.seen) == 2 * sent + 1
+
+
 def test_the_requests_for_refused_pieces_count(bench):
     text, _ = document(8, 6)
     bench.upstream.reply = reader(900)

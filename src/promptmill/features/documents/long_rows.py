@@ -24,6 +24,7 @@ from promptmill.features.documents import cutting, merging, places
 from promptmill.features.documents.cutting import LEAST, PLACE, Count, How, Piece
 from promptmill.features.documents.merging import SOURCES, Found, Merged
 from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, PlanWork, RunningJob
 
 _MOST_PIECES = 2000  # pieces of a row; a mistyped size (50 for 5000) would send thousands of requests
@@ -45,6 +46,8 @@ class LongRows(PlanWork):
         self._size = how.size
         """The tokens per piece; None until the model has refused a whole text as too long."""
         self._learning = asyncio.Lock()
+        self._renewed = 0
+        """The id of the last round whose outcomes are replaced, even failures; 0: only answers are replaced."""
         self._of_pieces: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
 
     def begin(self, round_: int) -> None:
@@ -54,6 +57,10 @@ class LongRows(PlanWork):
             raise input_error(Named("split"), " goes without rows that are whole requests, as those of a Batch file.")
         if self._size is None and (known := self.job.store.get(self._learned_by)) is not None:
             self._size = known["tokens"]
+
+    def prepare(self, round_: Round) -> None:
+        """Note whether the round sends all pieces again, also those of failed rows."""
+        self._renewed = round_.since if round_.rows == "again all" else 0
 
     @property
     def _learned_by(self) -> str:
@@ -132,8 +139,7 @@ class LongRows(PlanWork):
         return list(cutting.pieces_in(document.text, around, size, self.how.overlap, self._count))
 
     def of_piece(self, sampling: Sampling) -> Sampling:
-        """Return the parameters of the requests for pieces, whose fields may be null: one object for equal `sampling`,
-        by which caches recognise it."""
+        """Return the parameters of requests for pieces, whose fields may be null: one object for each `sampling`."""
         if (schema := schema_of(sampling.response_format)) is None:
             return sampling
         return once(self._of_pieces, sampling, lambda: _with_schema(sampling, merging.nullable(schema)))
@@ -147,8 +153,9 @@ class LongRows(PlanWork):
         spec = self.job.spec
         (row,), record = self.job.store.rows_at([key % SLOT]), self.job.store.record(key)
         replaces = None
-        if record is not None:  # a failure keeps the number: its later pieces belong to the same answer
-            replaces = record.round if record.code is None else (record.extras.get("details") or {}).get(_REPLACES)
+        if record is not None:  # a failure that is continued keeps the number: its later pieces have the same answer
+            is_replaced = record.code is None or record.round <= self._renewed
+            replaces = record.round if is_replaced else (record.extras.get("details") or {}).get(_REPLACES)
         longest = cutting.longest(row.cells)
         if len(longest) > len(message) // 2 and (at := message.find(longest)) >= 0:
             return Document(message[:at], longest, message[at + len(longest) :], replaces)
@@ -167,7 +174,7 @@ class Document(NamedTuple):
     text: str
     after: str
     replaces: int | None = None
-    """The round of an existing answer that will be replaced, whose pieces are not reused; None without an answer."""
+    """The round of the outcome that will be replaced, whose pieces are not reused; None if there is none."""
 
     def place(self, piece: Piece) -> str:
         """Return the location of a piece."""
