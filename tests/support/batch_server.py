@@ -41,6 +41,7 @@ import orjson
 from aiohttp import BodyPartReader, web
 
 _BLOCK = 1 << 16
+TOO_LONG = {"message": "This model's maximum context length is 2000 tokens.", "code": "context_length_exceeded"}
 FULL = "Enqueued token limit reached for test in organization org-1. Limit: 90,000 enqueued tokens."
 
 
@@ -204,6 +205,10 @@ class BatchServer:
         """Requests without the provider's own header for the key."""
         self.leaked = 0
         """Requests to another origin that carried the key."""
+        self.answers: Callable[[dict[str, Any]], str | None] = lambda body: answer_to(
+            prompt_of(body), self.switches.choices
+        )
+        """Returns the answer to the body of a request; None: the request is refused as too long."""
         self.offset_s = 0.0
         self.folder = Path(tempfile.mkdtemp(prefix="batches-"))
         self.port = port
@@ -485,9 +490,12 @@ class BatchServer:
                 kind = "error" if number // self.switches.errors % 2 else "bare error"
                 errors.append(orjson.dumps(shape(self, custom_id, kind, None)))
             else:
+                prompt, answer = prompt_of(body), self.answers(body)
+                if answer is None:
+                    batch.failed += 1
+                    errors.append(orjson.dumps(shape(self, custom_id, "too long", None)))
+                    continue
                 batch.done += 1
-                prompt = prompt_of(body)
-                answer = answer_to(prompt, self.switches.choices)
                 self.bill(prompt, answer, "batch")
                 self.billed_ids[custom_id] += 1
                 line = orjson.dumps(shape(self, custom_id, "answer", body_of(self.family, body, answer)))
@@ -520,8 +528,9 @@ class BatchServer:
         """Answer a live request."""
         self.requests["live"] += 1
         body = orjson.loads(await request.read())
-        prompt = prompt_of(body)
-        answer = answer_to(prompt, self.switches.choices)
+        prompt, answer = prompt_of(body), self.answers(body)
+        if answer is None:
+            return reply({"error": TOO_LONG}, status=400)
         self.live += 1
         self.bill(prompt, answer, "live")
         if self.is_held("live"):
@@ -588,6 +597,8 @@ def _openai_shape(server: BatchServer, custom_id: str, kind: str, body: Any) -> 
     error = {"message": "The server had an error", "type": "server_error", "param": None, "code": None}
     if kind == "answer":
         line["response"] = {"status_code": 200, "request_id": "r1", "body": body}
+    elif kind == "too long":
+        line["response"] = {"status_code": 400, "request_id": "r1", "body": {"error": TOO_LONG}}
     elif kind == "error":
         line["response"] = {"status_code": status, "request_id": "r1", "body": {"error": error}}
     elif kind == "bare error":

@@ -78,10 +78,10 @@ class BudgetedAnswers:
         return self._within_budget(request, call, budgets) if budgets else self._priced(request, call)
 
     async def _charged(
-        self, request: Request, call: Call, budgets: Sequence[Budget], deferred: Callable[[int], float]
+        self, request: Request, call: Call, budgets: Sequence[Budget], deferred: Callable[[Request], float]
     ) -> Outcome:
         """Answer a request of a batch. Its highest cost was reserved when the batch was planned."""
-        set_aside = deferred(request.key)
+        set_aside = deferred(request)
         outcome = await self._priced(request, call, set_aside)
         for budget in budgets:
             budget.free(set_aside, outcome.cost or 0.0)

@@ -455,8 +455,8 @@ class Ledger:
     """The limit of the call's cost."""
     journal: Journal | None = None
     """Set while requests are recorded on disk."""
-    deferred: Callable[[int], float] | None = None
-    """Set while replies of a batch are read. Returns the amount that budgets have reserved for an item."""
+    deferred: Callable[[Request], float] | None = None
+    """Set while replies of a batch are read. Returns the amount that budgets have reserved for a request."""
 
     def sent(self, request: Request) -> None:
         """Record that a request is about to be sent."""

@@ -181,6 +181,9 @@ def test_a_budget_is_never_exceeded(tmp_path, server, share):
     assert has_room or share < 40
     assert (tokens["batch_prompt"] + 10 * tokens["batch_answer"]) / 2e6 <= share * each
     assert not server.running()
+    bulk(tmp_path, server, max_cost=1)
+    check_whole(tmp_path, server)
+    assert not server.live
 
 
 def dollars_billed(server: BatchServer) -> float:
@@ -288,8 +291,8 @@ def test_a_batch_round_comes_before_the_live_round_which_takes_its_failures():
     assert first == Round(1, "open", "batch", way="batch")
     second = rounds_after([replace(first, done=True)], order, {"live"})
     assert second == Round(2, "open", "first", since=1)
-    assert "batched" in first.condition([0])
-    assert "batched" not in second.condition([0])
+    assert "FROM batched" in first.condition([0])
+    assert "FROM batched" not in second.condition([0])
 
 
 def test_an_edited_input_keeps_the_replies_of_its_batch(tmp_path, server):

@@ -15,8 +15,9 @@ from long_texts import document, reader
 from page_content import column
 from page_content import written as report_of
 from promptmill.features.documents import plan
-from promptmill.features.documents.cutting import Piece, count_of, pieces, pieces_in, place_of, tokens
+from promptmill.features.documents.cutting import Piece, count_of, pieces, pieces_in, tokens
 from promptmill.features.documents.merging import Found, decided, merged, nullable, schema_of_conflicts
+from promptmill.features.documents.places import place_of
 from replies import answer, choose, status
 
 ASKED = ("--prompt", "List the parties. {{text}}")
@@ -259,6 +260,23 @@ def test_a_dry_run_counts_the_pieces_that_the_run_sends(bench, is_file):
     assert f"2 rows longer than a piece: about {sent} pieces" in " ".join(said.split())
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        (*ASKED, "--model", "test-model", "--model", "b"),
+        ("--prompt", "short=Parties? {{text}}", "--prompt", f"long={'List the parties. ' * 99}{{{{text}}}}"),
+    ],
+    ids=["models", "prompts"],
+)
+def test_a_dry_run_counts_the_pieces_for_each_model_and_prompt(bench, asked):
+    write(bench, document(20, 2)[0], "short")
+    bench.upstream.reply = reader()
+    asked = (*asked, "--fields", "party:list", "--split", "1000")
+    said = bench.run(*asked, "--dry-run").stdout
+    bench.succeed(*asked)
+    assert f"1 row longer than a piece: about {len(bench.upstream.seen) - 2} pieces" in " ".join(said.split())
+
+
 def test_a_dry_run_of_many_texts_counts_the_pieces_of_the_first_ones(bench, monkeypatch):
     monkeypatch.setattr(plan, "_MOST_CUT", 10_000)
     write(bench, *[document(30, 2)[0]] * 10)
@@ -373,6 +391,19 @@ def test_all_rows_again_sends_all_pieces_again(bench):
     assert len(bench.upstream.seen) == 2 * sent
 
 
+def test_all_rows_again_sends_all_pieces_of_a_failed_row_and_then_only_those_that_failed(bench):
+    text, _ = document(8, 3)
+    bench.upstream.reply = choose(lambda seen: status(400) if "Page 8." in seen.prompt else reader())
+    write(bench, text)
+    command = (*ASKED, "--fields", "party:list", "--split", "900")
+    bench.run(*command)
+    sent = len(bench.upstream.seen)
+    bench.run(*command, "--again", "all")
+    assert len(bench.upstream.seen) == 2 * sent
+    bench.run(*command, "--again", "failed")
+    assert len(bench.upstream.seen) == 2 * sent + 1
+
+
 def test_the_requests_for_refused_pieces_count(bench):
     text, _ = document(8, 6)
     bench.upstream.reply = reader(900)
@@ -414,10 +445,32 @@ def test_the_estimate_of_tokens_counts_digits_and_marks_in_tables():
     assert all(tokens(piece.of(table)) <= 300 for piece in pieces(table, 300))
 
 
-def test_a_number_is_found_as_a_whole_word_alone():
-    text = "In 2021 all was well.\fOf 1 euro each."
-    assert place_of(text, Piece(0, len(text)), "1") == "page 2"
-    assert place_of(text, Piece(0, len(text)), "202") == "pages 1 to 2"
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("1", "1"),
+        ("1", 1),
+        ("128.50", 128.5),
+        ("EUR 128,50.", 128.5),
+        ("1,250", 1250),
+        ("$1,250.00", 1250.0),
+        ("1.250,00", 1250),
+        ("1\u202f250", 1250),
+        ("1'250", 1250),
+        ("-5", -5),
+        ("Ann  LEE", "ann lee"),
+        ("of 3 chairs", {"many": 1, "what": "Chairs"}),
+    ],
+)
+def test_a_value_is_found_where_the_document_writes_it_in_its_own_way(written, value):
+    text = f"In 2021 the 1st of 12.5% and 128.505.\fOf {written} each."
+    assert place_of(text, Piece(0, len(text)), value) == "page 2"
+
+
+@pytest.mark.parametrize("value", ["202", 202, 28.5, 12850, 1.25, True, None, "", {}, "12.5.2021"])
+def test_a_part_of_a_word_or_number_is_no_place_of_a_value(value):
+    text = "In 2021 all was true.\fOf 128.50 or 1,250.00 or 28.505 each."
+    assert place_of(text, Piece(0, len(text)), value) == "pages 1 to 2"
 
 
 def test_a_text_that_means_no_value_is_kept_where_no_piece_has_another():

@@ -1,4 +1,4 @@
-"""The files of a batch round: each open row becomes a line, and each file becomes the content of a batch."""
+"""The files of a batch round: each request of the open rows becomes a line, and each file the content of a batch."""
 
 from __future__ import annotations
 
@@ -63,21 +63,20 @@ class BatchFiles:
         """Batches with complete files, which become planned when the highest cost of each is known."""
         self._bytes = 0
         self._digest = hashlib.sha256()
-        self._rows: list[tuple[int, bytes | None]] = []
+        self._rows: list[tuple[int, int, bytes | None]] = []
         self._reserved: dict[int, float] = {}
         """The highest possible cost of each batch."""
-        self._batch_of: dict[int, int] = {}
-        """The batch of each row whose cost is not yet known, by the row's key."""
-        self.planned = 0
-        """The number of rows in batches of this run."""
+        self._batches_of: dict[int, list[int]] = {}
+        """The batch of each request of the rows whose cost is not yet known, by the row's key."""
 
     async def exchange(self, request: Request, body_of: Callable[[Request], Awaitable[bytes]]) -> Failure:
         """Add a request to a file. A row for another path or model stays open and is sent live after the batch."""
-        if request.path or request.choice or request.extra.get("model") not in self._names:
+        if request.path or request.extra.get("model") not in self._names:
             return waits(request)
         if request.conversation.images and not self._limits.takes_local_images:
             raise PromptmillError(Code.UNSUPPORTED, "The provider's batches take no images.", "Send them live.")
-        line = self._api.line(f"{self._of.mark}{request.key}", await body_of(request))
+        custom = stored_batches.custom_of(request)
+        line = self._api.line(f"{self._of.mark}{custom}", await body_of(request))
         if len(line) > self._limits.file_bytes:
             raise PromptmillError(Code.REQUEST_TOO_LARGE, f"The request has {len(line):,} bytes, too many for a batch.")
         try:
@@ -92,17 +91,17 @@ class BatchFiles:
         self._digest.update(line)
         self._bytes += len(line)
         self._batch = self._batch.changed(requests=self._batch.requests + 1)
-        self._rows.append((request.key, self._asked_of(request.key)))
-        self._batch_of[request.key] = self._batch.id
-        self.planned += 1
+        self._rows.append((custom, request.key, self._asked_of(request.key)))
+        self._batches_of.setdefault(request.key, []).append(self._batch.id)
         if len(self._rows) >= _ROWS_AT_ONCE:
             self._store_rows()
         return waits(request)
 
     def reserve(self, key: int, most: float) -> None:
-        """Record the highest possible cost of a row."""
-        if (batch := self._batch_of.pop(key, None)) is not None:
-            self._reserved[batch] = self._reserved.get(batch, 0.0) + most
+        """Record the highest possible cost of a row, divided among the batches of its requests."""
+        batches = self._batches_of.pop(key, [])
+        for batch in batches:
+            self._reserved[batch] = self._reserved.get(batch, 0.0) + most / len(batches)
 
     def complete(self) -> None:
         """Complete the present file, if any. Raises as `JobDatabase` does."""

@@ -10,7 +10,8 @@
 A batch that was created exists and is paid, even if later requests about it fail. The round waits for it; then the run
 ends with an error, and the next run looks again. Only the user's `by` abandons a batch, at its highest possible cost.
 
-Rows that have no answer afterwards (expired, cancelled, retryable failures) are sent in the live round that follows.
+A plan may send several requests for a row, and further ones after their answers: these go into a second batch. Rows
+that have no answer afterwards (expired, cancelled, retryable failures) are sent in the live round that follows.
 The chain of functions runs twice: while planning, `Call.exchange` receives the request instead of the network; while
 storing, it returns the reply. `stored_batches` has the states of a batch; a job may be killed in any of them.
 """
@@ -21,7 +22,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from promptmill.answering.prices import cost_of_many, price_of
@@ -88,7 +89,7 @@ class PlanSink(StoreSink):
     """Records outcomes of rows that need no request, such as cache hits. Rows in a batch have no outcome yet."""
 
     planned: Callable[[int, float], None]
-    """Called with the key of a row in a batch, and the row's highest possible cost."""
+    """Called with the key of a row, and the highest possible cost of its requests in a batch."""
     full: PromptmillError | None = None
     """The error of a row that exceeds the free budget now."""
 
@@ -101,6 +102,7 @@ class PlanSink(StoreSink):
             return None
         if code is Code.BUDGET and isinstance(outcome, Failure):
             self.taken.pop(key, None)
+            self.planned(key, outcome.cost or 0.0)  # some requests of the row may be in a batch
             self.full = outcome.error
             return None
         return super().put(key, outcome)
@@ -112,6 +114,7 @@ class BatchRound:
     def __init__(self, run: RoundRun, *, clock: Clock = Clock()) -> None:
         self._job, self._service, self._progress, self._round = run.job, run.service, run.progress, run.rows.round
         self._rows, self._sink_of, self._clock = run.rows, run.sink_of, clock
+        self._around = run.around
         order = run.job.order.parts.get("batch")
         self._order = order if isinstance(order, BatchOrder) else BatchOrder()
         self._is_cancelled, self._no_room = run.is_cancelled, run.no_room
@@ -151,36 +154,37 @@ class BatchRound:
                 if not self._is_resumed:
                     await api.check()
             try:
-                await self._through()
+                full = await self._through()
             except asyncio.CancelledError:
                 if self._is_cancelled():
                     await self._cancel_all()
                 raise
+        if full is not None:  # with a larger budget, the round is resumed
+            self._no_room(full)
+            return
         for slot in self._round.slots:
             stored_batches.mark_tried(self._store, slot, self._round.condition(self._rows.targets[slot].counted, slot))
         store_round(self._store, replace(self._round, done=True))
 
-    async def _through(self) -> None:
-        """Plan, send and store batches until no row can be put into a batch."""
+    async def _through(self) -> PromptmillError | None:
+        """Plan, send and store batches until no row can be put into a batch.
+
+        Return the budget's error if it does not allow all rows.
+        """
         for batch in self._open():
             if batch.state == "planning":  # a killed run left an incomplete file
                 await self._drop(batch)
         while True:
-            full = None if self._is_late else await self._plan()
-            if not (open_ := self._open()):
-                if full is not None:
-                    self._no_room(full)
-                return
-            # answers cost less than was reserved, so the budget may allow more rows
-            again = full is not None or any(batch.there.is_cancelled for batch in open_)
+            full = None if self._is_late or self._job.order.way != self._round.way else await self._plan()
+            if not self._open():
+                return full
             self._replans = False
             while (open_ := self._open()) and not self._replans:
                 moved = [await self._advance(batch) for batch in open_]
                 self._note()
                 if not any(moved) and not self._replans:
                     await self._wait()
-            if not (again or self._replans):
-                return
+            # plan again: answers cost less than was reserved, and a row may have another request after its answers
 
     def _open(self) -> list[Batch]:
         """Return the open batches, including those of rounds that another order ended."""
@@ -247,7 +251,7 @@ class BatchRound:
             enough=lambda: sink.full is not None or self._rows.enough(),
         )
         try:
-            await answer_rows(self._service, rows, sink, call, self._job.plan)
+            await answer_rows(self._service, rows, sink, call, self._job.plan, around=self._around)
             for files in (first, others):
                 await asyncio.to_thread(files.complete)
                 files.store_planned()
@@ -316,7 +320,7 @@ class BatchRound:
             hint = "Use a key of the account that made the batch, or wait."
             raise _unread(batch, Code.SERVER_ERROR, error.message, hint)
         _LOG.warning("%s is given up; its rows are sent live", batch.there.id)
-        unread = batch.requests - stored_batches.replies_of(self._store, batch).rows
+        unread = batch.requests - stored_batches.replies_of(self._store, batch).requests
         stored_batches.put(self._store, batch.changed(state="fetched", unread=unread))
         return True
 
@@ -500,21 +504,21 @@ class BatchRound:
         if damaged or unknown:
             _LOG.warning("%s: %d results are damaged, %d belong to no row", batch.there.id, damaged, unknown)
         replies = stored_batches.replies_of(self._store, batch)
-        if unknown and not replies.rows and batch.there.is_guess:
+        if unknown and not replies.requests and batch.there.is_guess:
             _LOG.warning("%s has no reply to any row: it is a batch of another program", batch.there.id)
             self._send_again(batch)
             return True
-        nameless = unknown if replies.rows else unknown + damaged
-        if nameless and replies.rows < batch.requests and not self._is_late:
+        nameless = unknown if replies.requests else unknown + damaged
+        if nameless and replies.requests < batch.requests and not self._is_late:
             self._charge_whole(batch)
-            left = batch.requests - replies.rows
-            text = f"{nameless} results of batch {batch.there.id} name no row, and {left} rows have no result."
+            left = batch.requests - replies.requests
+            text = f"{nameless} results of batch {batch.there.id} name no row, and {left} requests have no result."
             raise _unread(batch, Code.UNSUPPORTED, text, "Use an endpoint that keeps each `custom_id`.")
         every = batch.requests if state.said in _COMPLETED else 0
         counted = min((state.done or 0) + (state.failed or 0) or every, batch.requests)
-        found = replies.rows + damaged + unknown
+        found = replies.requests + damaged + unknown
         is_short = found < counted or (gone is not None and state.done is None)
-        if is_short and replies.rows < batch.requests:
+        if is_short and replies.requests < batch.requests:
             text = f"Batch {batch.there.id} is {state.said} with {counted} requests done, but has {found} results."
             raise gone or PromptmillError(Code.NOT_FOUND, text, "")
         unread = min(max((state.done or 0) - replies.answers, damaged, unknown), batch.requests - replies.run)
@@ -532,21 +536,23 @@ class BatchRound:
         """Pass the replies through the functions around `answer`, and clean up."""
         stats, left = self._progress.stats, [batch.most]
         each = batch.most / max(1, batch.requests)
-        read: set[int] = set()
+        customs = await asyncio.to_thread(stored_batches.customs, self._store, batch)
+        unread, onward = {*customs}, set[int]()
 
         async def exchange(request: Request, _: object) -> Reply | Failure:
-            if request.key in read:  # the answer does not match its schema: it is requested again live
+            custom = stored_batches.custom_of(request)
+            if custom not in customs:
+                onward.add(request.key)
+            if custom not in unread:  # if it was read, its answer does not match the schema: it is requested again live
                 return waits(request)
-            read.add(request.key)
-            return stored_batches.reply_to(self._store, batch, request.key) or waits(request)
+            unread.remove(custom)
+            return stored_batches.reply_to(self._store, batch, request) or waits(request)
 
-        def deferred(key: int) -> float:
-            freed = each if key not in deferred_keys else 0.0
-            deferred_keys.add(key)
+        def deferred(request: Request) -> float:
+            freed = each if stored_batches.custom_of(request) in unread else 0.0
             left[0] -= freed
             return freed
 
-        deferred_keys: set[int] = set()
         rows = replace(
             self._rows,
             round=replace(self._round, slots=(batch.slot,)),
@@ -555,7 +561,8 @@ class BatchRound:
         )
         stats.exchange, stats.ledger.deferred = exchange, deferred
         try:
-            await answer_rows(self._service, rows, self._sink_of(StoreSink, stats), stats, self._job.plan)
+            sink = self._sink_of(StoreSink, stats)
+            await answer_rows(self._service, rows, sink, stats, self._job.plan, around=self._around)
         finally:
             stats.exchange = stats.ledger.deferred = None
         # edited rows and unreadable results are billed too: at the highest cost, because their usage is unknown
@@ -565,11 +572,11 @@ class BatchRound:
             self._free(charged, charged)
         elif uncounted:
             stats.warn(f"What {uncounted} requests of batch {batch.there.id} cost is not known.")
-        await self._clean_up(batch)
+        await self._clean_up(batch, onward)
         self._free(max(0.0, left[0] - charged))
         return True
 
-    async def _clean_up(self, batch: Batch) -> None:
+    async def _clean_up(self, batch: Batch, onward: Collection[int]) -> None:
         """Delete the files at the provider and on this machine, except results that could not be read."""
         api = self._apis[batch.slot]
         if not self._order.keep_files:
@@ -581,7 +588,7 @@ class BatchRound:
             with contextlib.suppress(PromptmillError):  # the provider deletes expired files
                 await api.delete(self._planned(batch), state)
         batch.file(self._job.folder.path).unlink(missing_ok=True)
-        stored_batches.finish(self._store, batch, again=batch.there.is_cancelled and not self._is_late)
+        stored_batches.finish(self._store, batch, onward, again=batch.there.is_cancelled and not self._is_late)
 
     def _note(self) -> None:
         """Show the state of the batches as progress."""

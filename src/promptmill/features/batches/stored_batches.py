@@ -1,7 +1,7 @@
 """The batches in a job's database: their plan, their state at the provider, and the replies.
 
     batch    id → JSON: the batches, see `Batch`
-    batched  the rows in batches that have no outcome yet, with their replies as they arrive
+    batched  the requests in batches whose rows have no outcome yet, with their replies as they arrive
 
 A batch is stored before each step that may be billed or that leaves data at the provider:
 
@@ -23,9 +23,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from promptmill.backends.batches import Reply
 from promptmill.core.errors import input_error
+from promptmill.core.request import Request
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.in_flight import LAST_KEY_OF_ROW
 from promptmill.jobs.store.records import PERSON, SLOT
-from promptmill.jobs.store.rounds import join_of
+from promptmill.jobs.store.rounds import NO_OUTCOME, join_of
 from promptmill.jobs.store.stored import Stored, Target
 
 State: TypeAlias = Literal["planning", "planned", "uploaded", "creating", "sent", "ended", "fetched", "done"]
@@ -37,16 +39,21 @@ HAS_REPLY = "EXISTS (SELECT 1 FROM batched WHERE batched.key = row.n + {base} AN
 
 
 # these names are those of `promptmill.jobs.store.rounds.Awaited`
-TRIED = """EXISTS (
-    SELECT 1 FROM batched WHERE batched.key = row.n + {base} AND status = 0
-    AND (batch = 0 OR batch IN (SELECT id FROM batch WHERE value ->> '$.state' = 'done'))
-)"""
+TRIED = """coalesce((
+    SELECT min(status IS 0 AND batch NOT IN (SELECT id FROM batch WHERE value ->> '$.state' != 'done')) FROM batched
+    WHERE batched.key = row.n + {base}
+), 0)"""
 RULE = f"""EXISTS (
     SELECT 1 FROM batched JOIN batch ON batch.id = batched.batch
     WHERE batched.key = row.n + {{base}} AND batch.value ->> '$.state' != 'done' AND (
-        answer.key IS NULL OR (answer.round < batch.value ->> '$.round' AND answer.settings != {PERSON})
+        {NO_OUTCOME} OR (answer.round < batch.value ->> '$.round' AND answer.settings != {PERSON})
     )
 )"""
+_PLANNED = f"(custom & {LAST_KEY_OF_ROW - 1})"
+"""The key of the row when the request was planned."""
+_NOW = f"(custom - {_PLANNED} + key)"
+"""The number of the request now: binding may have changed the row's key."""
+_LARGEST = (1 << 63) - 1  # an integer of SQLite
 _DONE = "SELECT id FROM batch WHERE value ->> '$.state' = 'done'"
 
 
@@ -163,9 +170,14 @@ def next_id(store: JobDatabase) -> int:
     return int(last) + 1
 
 
-def add_rows(store: JobDatabase, batch: Batch, rows: Iterable[tuple[int, bytes | None]]) -> None:
-    """Store the rows of a batch: their keys, and the digests of their questions."""
-    values = [(batch.id, key, key, asked) for key, asked in rows]
+def custom_of(request: Request) -> int:
+    """Return the number of a request in a batch: the key of its row, and the request's `choice` in the higher bits."""
+    return request.choice * LAST_KEY_OF_ROW + request.key
+
+
+def add_rows(store: JobDatabase, batch: Batch, rows: Iterable[tuple[int, int, bytes | None]]) -> None:
+    """Store the requests of a batch: their numbers, the keys of their rows, and the digests of the rows' questions."""
+    values = [(batch.id, custom, key, asked) for custom, key, asked in rows]
     store.change(("INSERT INTO batched (batch, custom, key, asked) VALUES (?, ?, ?, ?)", values))
 
 
@@ -176,14 +188,13 @@ def drop(store: JobDatabase, batch: Batch) -> None:
 
 
 def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> int:
-    """Store replies to rows of a batch; the first reply to a row counts. Return the number of replies without a row."""
+    """Store replies to the requests of a batch; the first reply to each counts. Return the number of other replies."""
     unknown = 0
     with store.transaction() as connection:
         for reply in replies:
             named = reply.custom_id.removeprefix(batch.mark)
-            is_ours = reply.custom_id.startswith(batch.mark) and named.isdecimal() and len(named) < 19
-            custom = int(named) if is_ours else -1
-            values = (reply.status, reply.body, batch.id, custom)
+            is_ours = reply.custom_id.startswith(batch.mark) and named.isdecimal() and len(named) < 20
+            values = (reply.status, reply.body, batch.id, min(int(named), _LARGEST) if is_ours else -1)
             changed = connection.execute(
                 "UPDATE batched SET status = ?, reply = ? WHERE batch = ? AND custom = ? AND status IS NULL", values
             )
@@ -193,17 +204,23 @@ def keep_replies(store: JobDatabase, batch: Batch, replies: Sequence[Reply]) -> 
     return unknown
 
 
-def reply_to(store: JobDatabase, batch: Batch, key: int) -> Reply | None:
-    """Return the stored reply to a row; None without a reply."""
-    query = "SELECT status, reply FROM batched WHERE key = ? AND batch = ? AND status > 0"
-    found = store.read(query, key, batch.id)
-    return Reply(str(key), found[0][0], found[0][1]) if found else None
+def customs(store: JobDatabase, batch: Batch) -> set[int]:
+    """Return the numbers that the requests of a batch have now, see `custom_of`."""
+    query = f"SELECT {_NOW} FROM batched WHERE batch = ? AND key IS NOT NULL"
+    return {custom for (custom,) in store.read(query, batch.id)}
+
+
+def reply_to(store: JobDatabase, batch: Batch, request: Request) -> Reply | None:
+    """Return the stored reply to a request; None without a reply."""
+    query = f"SELECT status, reply FROM batched WHERE key = ? AND {_NOW} = ? AND batch = ? AND status > 0"
+    found = store.read(query, request.key, custom_of(request), batch.id)
+    return Reply("", *found[0]) if found else None
 
 
 class Replies(NamedTuple):
     """The counts of the stored replies to a batch."""
 
-    rows: int
+    requests: int
     answers: int
     """The number of replies with an answer, which are billed."""
     run: int
@@ -216,16 +233,18 @@ def replies_of(store: JobDatabase, batch: Batch) -> Replies:
     return Replies(*store.read(f"SELECT {figures} FROM batched WHERE batch = ?", batch.id)[0])
 
 
-def finish(store: JobDatabase, batch: Batch, *, again: bool) -> None:
-    """Store that a batch is done. `again`: its rows without an answer may be planned again; else they are tried.
+def finish(store: JobDatabase, batch: Batch, onward: Iterable[int], *, again: bool) -> None:
+    """Store that a batch is done. `onward`: the keys of rows with a request that the batch does not have.
 
-    Replies to rows that are no longer in the input are kept, because the rows may return.
+    These rows are planned again; with `again`, so are all other rows without an answer, else they are tried. Replies to
+    rows that are no longer in the input are kept, because the rows may return.
     """
     left = "EXISTS (SELECT 1 FROM answer WHERE answer.key = batched.key AND (answer.code IS NULL OR NOT retryable))"
     is_open = f"(coalesce(status, 0) = 0 OR NOT {left})"
     change = "DELETE FROM batched" if again else "UPDATE batched SET status = 0, reply = NULL"
     store.change(
         (f"DELETE FROM batched WHERE batch = ? AND key IS NOT NULL AND NOT {is_open}", [(batch.id,)]),
+        ("DELETE FROM batched WHERE batch = ? AND key = ?", [(batch.id, key) for key in onward]),
         (f"{change} WHERE batch = ? AND key IS NOT NULL", [(batch.id,)]),
         _written([batch.changed(state="done")]),
     )
@@ -258,20 +277,21 @@ def without_row(store: JobDatabase, batch: Batch) -> int:
 def rebind(store: JobDatabase, targets: Sequence[Target]) -> None:
     """Assign each reply, or awaited reply, to the row that has its question now. `targets`: by slot.
 
-    Rows with the same question keep their order. A finished batch is read again if some of its rows have returned.
+    Rows with the same question keep their order, and the requests of a row stay together. A finished batch is read
+    again if some of its rows have returned.
     """
     work: list[tuple[str, Iterable[Any]]] = []
     for slot, target in enumerate(targets):
         asked = f"substr(row.asked, {1 + 16 * target.prompt}, 16)"
         counted = ", ".join(map(str, target.counted))
         done = f"{_DONE} AND value ->> '$.slot' = {slot}"
-        in_slot = f"custom BETWEEN {slot * SLOT} AND {slot * SLOT + SLOT - 1}"
+        in_slot = f"{_PLANNED} BETWEEN {slot * SLOT} AND {slot * SLOT + SLOT - 1}"
         work += [
             ("DROP TABLE IF EXISTS temp.moved", [()]),
             (
                 f"""CREATE TEMP TABLE moved AS
                 WITH wanted AS (
-                    SELECT batch, custom, asked, row_number() OVER (PARTITION BY asked ORDER BY custom, batch) AS place
+                    SELECT batch, custom, asked, dense_rank() OVER (PARTITION BY asked ORDER BY {_PLANNED}) AS place
                     FROM batched WHERE {in_slot}
                 ), found AS (
                     SELECT n, {asked} AS asked, row_number() OVER (PARTITION BY {asked} ORDER BY n) AS place FROM row

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
+import orjson
 from pydantic import Field
 
 from promptmill.config.resolved_config import ResolvedConfig
@@ -47,8 +48,6 @@ _ENDS = tuple(
 """The places at which a piece may end, the best first: after a page, before a heading, after a paragraph, …"""
 PLACE = re.compile(r"\{\{[^{}]*\}\}")
 """The place of the text in a prompt."""
-PAGE = "\f"
-"""The character that ends a page, see `jobs.inputs.whole_files`."""
 
 
 class How(Stored):
@@ -157,25 +156,17 @@ def pieces_in(text: str, prompt: str, size: int, overlap: int, count: Count = to
     return pieces(text, own, min(overlap, own // 2), count)
 
 
-def place(text: str, piece: Piece) -> str:
-    """Return the location of a piece for people: its pages or, in a text without pages, its characters.
-
-    >>> place("one\\ftwo\\fthree", Piece(4, 9))
-    'pages 2 to 3'
-    """
-    if PAGE not in text:
-        return f"characters {piece.start + 1:,} to {piece.end:,}"
-    first = 1 + text.count(PAGE, 0, piece.start)
-    last = first + text.count(PAGE, piece.start, max(piece.start, piece.end - 1))
-    return f"page {first}" if first == last else f"pages {first} to {last}"
-
-
-def place_of(text: str, piece: Piece, value: str) -> str:
-    """Return the location of a value: its page or characters if the piece contains it, else the piece's location."""
-    words = [re.escape(word) for word in value.split()]
-    whole = r"(?<![0-9A-Za-z])" + r"\s+".join(words) + r"(?![0-9A-Za-z])"  # the 1 in 21 must not match
-    found = re.compile(whole, re.IGNORECASE).search(text, piece.start, piece.end) if 0 < len(words) <= 30 else None
-    return place(text, piece if found is None else Piece(*found.span()))
+def longest(encoded: bytes | None) -> str:
+    """Return the longest text in the JSON of a row; `""` if there is none."""
+    try:
+        waiting, found = [orjson.loads(encoded or b"null")], ""
+    except orjson.JSONDecodeError:
+        return ""
+    while waiting:
+        value = waiting.pop()
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        found = max(found, value, key=len) if isinstance(value, str) else found
+    return found
 
 
 def _characters(text: str, start: int, size: int, count: Count) -> int:

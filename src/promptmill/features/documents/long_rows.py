@@ -6,9 +6,9 @@ import asyncio
 import functools
 import hashlib
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -20,15 +20,17 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Message, Request, Sampling
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, mended
-from promptmill.features.documents import cutting, merging
+from promptmill.features.documents import cutting, merging, places
 from promptmill.features.documents.cutting import LEAST, PLACE, Count, How, Piece
 from promptmill.features.documents.merging import SOURCES, Found, Merged
 from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, PlanWork, RunningJob
 
 _MOST_PIECES = 2000  # pieces of a row; a mistyped size (50 for 5000) would send thousands of requests
 _AT_ONCE = 16  # pieces of a row that are in flight together
 _SHOWN = 5  # failed pieces listed in an error
+_REPLACES = "replaces"
 _ANY = "Answer from this part alone."
 _FIELDS = "Fill in only what this part says: null, or an empty list, for everything else."
 _DECIDE = "The document was read in parts, which gave different values. Decide from these answers:"
@@ -39,109 +41,127 @@ class LongRows(PlanWork):
     """Reads the long rows of a job during one run."""
 
     def __init__(self, job: RunningJob, how: How) -> None:
-        self._job, self._how = job, how
-        self._send: Answer
+        self.job, self.how = job, how
+        self.send: Answer
         self._size = how.size
         """The tokens per piece; None until the model has refused a whole text as too long."""
-        self._count: Count | None = None
         self._learning = asyncio.Lock()
+        self._renewed = 0
+        """The id of the last round whose outcomes are replaced, even failures; 0: only answers are replaced."""
         self._of_pieces: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
 
     def begin(self, round_: int) -> None:
         """Raise `PromptmillError` (`invalid_input`) if rows are whole requests."""
         del round_
-        if self._job.spec.input.format in WHOLE_REQUESTS:
+        if self.job.spec.input.format in WHOLE_REQUESTS:
             raise input_error(Named("split"), " goes without rows that are whole requests, as those of a Batch file.")
-        if self._size is None and (known := self._job.store.get(self._learned_by)) is not None:
+        if self._size is None and (known := self.job.store.get(self._learned_by)) is not None:
             self._size = known["tokens"]
+
+    def prepare(self, round_: Round) -> None:
+        """Note whether the round sends all pieces again, also those of failed rows."""
+        self._renewed = round_.since if round_.rows == "again all" else 0
 
     @property
     def _learned_by(self) -> str:
         """The name under which the learned size of the models is stored, because other pieces would be paid again."""
-        return _name_of([target.fingerprint for target in self._job.spec.targets])
+        return _name_of([target.fingerprint for target in self.job.spec.targets])
 
     def around(self, answer: Answer) -> Answer:
         """Return the function that reads long rows in pieces."""
-        self._send = answer
+        self.send = answer
         return self.answer
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; a short text is sent whole."""
         messages, size = request.conversation.messages, self._size
         text = messages[-1].content if messages else None
-        if not isinstance(text, str):
-            return self._send(request, call)
-        if size is None:
-            return self._tried(request, text, call)
-        if len(text) <= size or (not self._job.config.record.is_engine and cutting.fits(text, size)):
-            return self._send(request, call)
+        if not isinstance(text, str) or (size is not None and self._is_short(text, size)):
+            return self.send(request, call)
         return self._read(request, text, call)
 
-    async def _tried(self, request: Request, text: str, call: Call) -> Outcome:
-        """Send a row whole. If the model refuses it as too long, read this row and later rows in pieces."""
-        outcome = await self._send(request, call)
-        if isinstance(outcome, Completion) or outcome.error.code is not Code.CONTEXT_LENGTH:
-            return outcome
-        refused = replace(outcome, attempts=outcome.attempts - request.attempts)  # earlier runs count once
-        return await self._read(request, text, call, refused)
+    def _is_short(self, text: str, size: int) -> bool:
+        """Return whether a text surely fits into a piece. An engine's own tokenizer counts in a thread, later."""
+        return len(text) <= size or (not self.job.config.record.is_engine and cutting.fits(text, size))
 
-    async def _read(self, request: Request, text: str, call: Call, *refused: Failure) -> Outcome:
-        """Read a row in pieces. `refused`: the failure of the whole row, if the row was sent whole."""
+    async def _read(self, request: Request, text: str, call: Call) -> Outcome:
+        """Read a row in pieces; without a known size only if the model refuses the whole row as too long."""
+        refused: list[Outcome] = []
+        if (size := self._size) is None:
+            outcome = await self.send(request, call)
+            if isinstance(outcome, Completion) or outcome.error.code is not Code.CONTEXT_LENGTH:
+                return outcome
+            refused = [replace(outcome, attempts=outcome.attempts - request.attempts)]  # earlier runs count once
+        elif await asyncio.to_thread(lambda: cutting.fits(text, size, self._count)):
+            return await self.send(request, call)
         document = await asyncio.to_thread(self._document, request.key, text)
-        of_piece = once(self._of_pieces, request.sampling, lambda: _of_piece(request.sampling))
-        reading = Reading(self._send, self._job, self._how, request, call, document, of_piece, [*refused])
-        with call.hold():  # hold other rows while this row finds the size
-            await self._learning.acquire()
-        try:
-            if (count := self._count) is None:
-                several = len({target.model for target in self._job.spec.targets}) > 1
-                count = cutting.tokens if several else await asyncio.to_thread(cutting.count_of, self._job.config)
-                self._count = count
-            if (size := self._size) is None:
-                cut, first = await self._learned(reading, cutting.tokens(text) // 2, count)
-        finally:
-            self._learning.release()
-        if size is not None:
-            if not refused and await asyncio.to_thread(cutting.fits, text, size, count):
-                return await self._send(request, call)
-            cut, first = await asyncio.to_thread(self._cut, document, size, count), None
+        reading = Reading(self, request, call, document, refused)
+        cut, first = await self._pieces(reading)
         if len(cut) > _MOST_PIECES:
             problem = f"The row has {len(cut):,} pieces, more than {_MOST_PIECES:,}."
             return reading.summed(Failure(PromptmillError(Code.INVALID_INPUT, problem, "Divide it into several rows.")))
         return await reading.whole(await reading.read(cut, first))
 
-    async def _learned(self, reading: Reading, size: int, count: Count) -> tuple[list[Piece], Asked | None]:
-        """Find the size that the model accepts, with the first piece of a row. Return the pieces of this size, and the
-        outcome of the first piece."""
-        while True:
-            size = max(LEAST, size)
-            cut = await asyncio.to_thread(self._cut, reading.document, size, count)
-            first = await reading.one(cut[0])
-            if size == LEAST or not first.is_too_long:
-                if isinstance(first.outcome, Completion):
-                    self._size = size
-                    kept = {self._learned_by: {"tokens": size}}
-                    await asyncio.to_thread(functools.partial(self._job.store.put, **kept))
-                return cut, first
-            size //= 2
+    async def _pieces(self, reading: Reading) -> tuple[list[Piece], Asked | None]:
+        """Return the pieces of a row, and the outcome of the first piece if it was sent to find their size."""
+        if self._size is None:
+            with reading.call.hold():  # hold other rows while this row finds the size
+                await self._learning.acquire()
+            try:
+                if self._size is None:
+                    return await self._learned(reading)
+            finally:
+                self._learning.release()
+        return await asyncio.to_thread(self._cut, reading.document, self._size), None
 
-    def _cut(self, document: Document, size: int, count: Count) -> list[Piece]:
-        """Return the pieces of a document."""
+    async def _learned(self, reading: Reading) -> tuple[list[Piece], Asked]:
+        """Find the size that the model accepts, with the first piece of a row."""
+        size = max(LEAST, cutting.tokens(reading.document.text) // 2)
+        while True:
+            cut = await asyncio.to_thread(self._cut, reading.document, size)
+            first = await reading.one(cut[0], 1)
+            if first.code is None:
+                self._size = size
+                await self.keep(self._learned_by, {"tokens": size})
+            if size == LEAST or first.code is not Code.CONTEXT_LENGTH:
+                return cut, first
+            size = max(LEAST, size // 2)
+
+    @functools.cached_property
+    def _count(self) -> Count:
+        """Counts the tokens of a text. The first use blocks."""
+        several = len({target.model for target in self.job.spec.targets}) > 1
+        return cutting.tokens if several else cutting.count_of(self.job.config)
+
+    def _cut(self, document: Document, size: int) -> list[Piece]:
+        """Return the pieces of a document. Blocks."""
         around = document.before + document.after
-        return list(cutting.pieces_in(document.text, around, size, self._how.overlap, count))
+        return list(cutting.pieces_in(document.text, around, size, self.how.overlap, self._count))
+
+    def of_piece(self, sampling: Sampling) -> Sampling:
+        """Return the parameters of requests for pieces, whose fields may be null: one object for each `sampling`."""
+        if (schema := schema_of(sampling.response_format)) is None:
+            return sampling
+        return once(self._of_pieces, sampling, lambda: _with_schema(sampling, merging.nullable(schema)))
+
+    async def keep(self, name: str, value: JsonObject) -> None:
+        """Store an object under a name in the job's database."""
+        await asyncio.to_thread(functools.partial(self.job.store.put, **{name: value}))
 
     def _document(self, key: int, message: str) -> Document:
         """Return the long text of a row, and the prompt around the text. Blocks."""
-        spec = self._job.spec
-        prompt = spec.targets[key // SLOT].prompt
-        (row,), record = self._job.store.rows_at([key % SLOT]), self._job.store.record(key)
-        replaces = record.round if record is not None and record.code is None else None
-        longest = max(_texts(row.cells), key=len, default="")
+        spec = self.job.spec
+        (row,), record = self.job.store.rows_at([key % SLOT]), self.job.store.record(key)
+        replaces = None
+        if record is not None:  # a failure that is continued keeps the number: its later pieces have the same answer
+            is_replaced = record.code is None or record.round <= self._renewed
+            replaces = record.round if is_replaced else (record.extras.get("details") or {}).get(_REPLACES)
+        longest = cutting.longest(row.cells)
         if len(longest) > len(message) // 2 and (at := message.find(longest)) >= 0:
             return Document(message[:at], longest, message[at + len(longest) :], replaces)
         # a file's content is no column; it replaces the only placeholder of the prompt
-        parts = [PLACE.split(text) for text in spec.question.templates[prompt : prompt + 1]]
-        before, after = (parts[0][0], parts[0][-1]) if parts and len(parts[0]) > 1 else ("", "")
+        before, *others = PLACE.split((*spec.question.templates, "")[spec.targets[key // SLOT].prompt])
+        after = others[-1] if others else before
         if len(before) + len(after) < len(message) and message.startswith(before) and message.endswith(after):
             return Document(before, message[len(before) : len(message) - len(after)], after, replaces)
         return Document("", message, "", replaces)
@@ -154,11 +174,11 @@ class Document(NamedTuple):
     text: str
     after: str
     replaces: int | None = None
-    """The round of an existing answer that will be replaced, whose pieces are not reused; None without an answer."""
+    """The round of the outcome that will be replaced, whose pieces are not reused; None if there is none."""
 
     def place(self, piece: Piece) -> str:
         """Return the location of a piece."""
-        return cutting.place(self.text, piece)
+        return places.place(self.text, piece)
 
 
 class Asked(NamedTuple):
@@ -166,17 +186,18 @@ class Asked(NamedTuple):
 
     piece: Piece
     outcome: Outcome
+    name: str
+    """The name under which the answer is stored."""
 
     @property
-    def is_too_long(self) -> bool:
-        """Whether the model refused the piece as too long."""
-        return isinstance(self.outcome, Failure) and self.outcome.error.code is Code.CONTEXT_LENGTH
+    def code(self) -> Code | None:
+        """The code of the failure."""
+        return self.outcome.error.code if isinstance(self.outcome, Failure) else None
 
     @property
     def ends(self) -> bool:
         """Whether the failure of the piece ends the row, whatever the answers of other pieces."""
-        failure = self.outcome
-        return isinstance(failure, Failure) and (failure.concerns_all or failure.error.code is Code.BUDGET)
+        return isinstance(self.outcome, Failure) and (self.outcome.concerns_all or self.code is Code.BUDGET)
 
 
 class Draft(NamedTuple):
@@ -195,15 +216,11 @@ class Draft(NamedTuple):
 class Reading:
     """Reads one row in pieces."""
 
-    send: Answer
-    job: RunningJob
-    how: How
+    rows: LongRows
     request: Request
     call: Call
     document: Document
-    of_piece: Sampling
-    """The parameters of the requests for pieces, whose fields may be null."""
-    sent: list[Outcome] = field(default_factory=list)
+    sent: list[Outcome]
     """The outcomes of all requests of the row, and of the stored answers that were reused."""
 
     @property
@@ -222,7 +239,7 @@ class Reading:
 
         async def work() -> None:
             for at, piece in waiting:
-                found[at] = await self._whole_or_halves(piece, 1 + 2 * at)
+                found[at] = await self._whole_or_halves(piece, 1 + 3 * at)
                 if any(one.ends for one in found[at]):
                     deque(waiting, maxlen=0)  # the remaining pieces find nothing to send
 
@@ -231,41 +248,58 @@ class Reading:
 
     async def _whole_or_halves(self, piece: Piece, choice: int) -> list[Asked]:
         """Send a piece. If the model refuses it as too long, send its two halves."""
-        found = await self.one(piece, choice)
-        if not found.is_too_long or piece.end - piece.start < 2:
-            return [found]
-        halves = piece.halves(self.document.text)
-        return [await self.one(half, number) for half, number in zip(halves, (choice, choice + 1), strict=True)]
+        asked = await self.one(piece, choice)
+        if asked.code is not Code.CONTEXT_LENGTH or piece.end - piece.start < 2:
+            return [asked]
+        # the refusal still counts when the answers about the halves arrive by batch
+        await self.rows.keep(asked.name, {"refused": True})
+        return [await self.one(half, choice + at) for at, half in enumerate(piece.halves(self.document.text), 1)]
 
-    async def one(self, piece: Piece, choice: int = 1) -> Asked:
-        """Return the stored answer about a piece; without one, send a request and store the answer."""
-        request, document, store = self.request, self.document, self.job.store
+    async def one(self, piece: Piece, choice: int) -> Asked:
+        """Return the stored outcome of a piece; without one, send a request and store the answer."""
+        request, document = self.request, self.document
         where = document.place(piece)
         only = _ANY if self.schema is None else _FIELDS
         about = f"[{where[0].upper()}{where[1:]} of a document. {only}]\n"
         text = f"{document.before}{about}{piece.of(document.text)}{document.after}"
-        settings = self.job.spec.targets[request.key // SLOT].fingerprint
+        settings = self.rows.job.spec.targets[request.key // SLOT].fingerprint
         before = [(each.role, str(each.content)) for each in request.conversation.messages[:-1]]
         name = _name_of(text, before, settings, dict(request.extra), self.schema, document.replaces)
-        if (known := await asyncio.to_thread(store.get, name)) is not None:
-            # the cost was charged when the request was sent; the tokens count only if no record includes them
-            usage = Usage(*known["usage"]) if request.key in store.in_flight.lost else NO_USAGE
-            answer = Completion(known["text"], known["finish_reason"], usage, attempts=0)
-            self.sent.append(answer)
-            return Asked(piece, answer)
-        outcome = await self._answer(text, self.of_piece, choice)
+        if (known := await asyncio.to_thread(self.rows.job.store.get, name)) is not None:
+            return Asked(piece, self._known(known), name)
+        outcome = await self._answer(text, self.rows.of_piece(request.sampling), choice)
         if isinstance(outcome, Completion):
-            used = outcome.usage
-            counts = used.prompt_tokens, used.completion_tokens, used.cached_tokens
-            kept = {"text": mended(outcome.text), "finish_reason": outcome.finish_reason, "usage": counts}
-            await asyncio.to_thread(functools.partial(store.put, **{name: kept}))
-        return Asked(piece, outcome)
+            used, is_by_batch = outcome.usage, self.call.exchange is not None
+            kept = {
+                "text": mended(outcome.text),
+                "finish_reason": outcome.finish_reason,
+                "usage": (used.prompt_tokens, used.completion_tokens, used.cached_tokens),
+                # of live requests, the ledger of requests in flight has these
+                "cost": outcome.cost if is_by_batch else None,
+                "attempts": outcome.attempts if is_by_batch else 0,
+                "after": (request.key, request.attempts),
+            }
+            await self.rows.keep(name, kept)
+        return Asked(piece, outcome, name)
+
+    def _known(self, known: JsonObject) -> Outcome:
+        """Return a stored outcome. It has its usage if a killed run recorded no outcome of the row after it."""
+        if "refused" in known:
+            return Failure(PromptmillError(Code.CONTEXT_LENGTH, "The piece was refused as too long."))
+        answer = Completion(known["text"], known["finish_reason"], attempts=0)
+        if known["after"] == [self.request.key, self.request.attempts]:
+            spent = {"attempts": known["attempts"], "cost": known["cost"]}
+            answer = replace(answer, usage=Usage(*known["usage"]), **spent)
+            if answer.cost and self.call.ledger.budget is not None:
+                self.call.ledger.budget.free(0.0, answer.cost)
+        self.sent.append(answer)
+        return answer
 
     async def _answer(self, text: str, sampling: Sampling, choice: int) -> Outcome:
         *before, last = self.request.conversation.messages
         conversation = Conversation((*before, Message(last.role, text, last.extra)))
         changes = {"conversation": conversation, "sampling": sampling, "choice": choice}
-        outcome = await self.send(self.request.changed(**changes, attempts=0, shared=None), self.call)
+        outcome = await self.rows.send(self.request.changed(**changes, attempts=0, shared=None), self.call)
         self.sent.append(outcome)
         return outcome
 
@@ -274,8 +308,8 @@ class Reading:
 
         If a piece failed, the row fails without a last request. The failure keeps the answers of the other pieces.
         """
-        if ended := [one.outcome for one in found if one.ends]:
-            return self.summed(ended[0])
+        if open_ := [one for one in found if one.ends] or [one for one in found if one.code is Code.BATCHED]:
+            return self.summed(open_[0].outcome)
         read = [(one.piece, one.outcome) for one in found if isinstance(one.outcome, Completion)]
         draft = await asyncio.to_thread(self._draft, read) if read else Draft("", None)
         if len(read) < len(found):
@@ -302,6 +336,8 @@ class Reading:
             "latency_s": max((one.latency_s for one in sent), default=0.0),
             "wanted" if isinstance(outcome, Failure) else "made_of": requests,
         }
+        if isinstance(outcome, Failure) and self.document.replaces is not None:
+            changes["details"] = {**(outcome.details or {}), _REPLACES: self.document.replaces}
         return replace(outcome, **changes)
 
     def _failure(self, found: Sequence[Asked]) -> Failure:
@@ -314,28 +350,30 @@ class Reading:
 
     def _draft(self, read: Sequence[tuple[Piece, Completion]]) -> Draft:
         """Return the answer merged from the pieces that have answers."""
-        sampling, schema = self.request.sampling, self.schema
-        places = [self.document.place(piece) for piece, _ in read]
-        said = "\n\n".join(f"[{where}]\n{answer.text}" for where, (_, answer) in zip(places, read, strict=True))
+        sampling = self.request.sampling
+        sources = [self.document.place(piece) for piece, _ in read]
+        said = "\n\n".join(f"[{where}]\n{answer.text}" for where, (_, answer) in zip(sources, read, strict=True))
         if sampling.choices is not None:
-            best = merging.vote([answer.text for _, answer in read])
-            if len(best) == 1:
-                return Draft(best[0], [self.document.place(piece) for piece, answer in read if answer.text == best[0]])
-            return Draft("", places, sampling.model_copy(update={"choices": tuple(best)}), self._last(_DECIDE, said))
-        if schema is not None:
-            return self._fields(read, schema)
-        if self.how.merge == "first":
-            return Draft(read[0][1].text, places[:1])
-        return Draft(said, places, sampling, self._last(_JOIN, said))
+            votes = Counter(answer.text for _, answer in read)
+            best, *tied = [label for label, count in votes.items() if count == max(votes.values())]
+            if not tied:
+                return Draft(best, [self.document.place(piece) for piece, answer in read if answer.text == best])
+            among = sampling.model_copy(update={"choices": (best, *tied)})
+            return Draft("", sources, among, self._last(_DECIDE, said))
+        if self.schema is not None:
+            return self._fields(read, self.schema)
+        if self.rows.how.merge == "first":
+            return Draft(read[0][1].text, sources[:1])
+        return Draft(said, sources, sampling, self._last(_JOIN, said))
 
     def _fields(self, read: Sequence[tuple[Piece, Completion]], schema: JsonObject) -> Draft:
         """Return the merged fields of all pieces. Conflicting fields stay empty, and the last request decides them."""
 
         def source(one: Found) -> str:
-            return cutting.place_of(self.document.text, read[one.piece][0], _words(one.value))
+            return places.place_of(self.document.text, read[one.piece][0], one.value)
 
         found = [Found(at, _value(answer.text)) for at, (_, answer) in enumerate(read)]
-        merged = merging.merged(schema, found, self.how.merge, source)
+        merged = merging.merged(schema, found, self.rows.how.merge, source)
         if not merged.conflicts:
             return Draft(_json(merged.value), merged.sources)
         values = {
@@ -348,7 +386,7 @@ class Reading:
     def _last(self, words: str, said: str) -> str:
         """Return the last request, which contains the answers of the pieces."""
         asked = f"{words}\n\nThe request was: {self.document.before} … {self.document.after}"
-        return f"{self.how.merge_prompt or asked}\n\n{said}"
+        return f"{self.rows.how.merge_prompt or asked}\n\n{said}"
 
 
 def _with_schema(sampling: Sampling, schema: JsonObject) -> Sampling:
@@ -366,25 +404,6 @@ def _value(text: str) -> Any:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         return None
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return next((words for each in value.values() if isinstance(each, str) and (words := _words(each))), "")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _of_piece(sampling: Sampling) -> Sampling:
-    schema = schema_of(sampling.response_format)
-    return sampling if schema is None else _with_schema(sampling, merging.nullable(schema))
-
-
-def _texts(cells: bytes | None) -> list[str]:
-    value: Any = orjson.loads(cells) if cells else []
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [each for each in values if isinstance(each, str)]
 
 
 def _name_of(*asked: Any) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -116,16 +115,6 @@ def _one(path: Path, schema: JsonObject, found: Sequence[Found], how: str, place
     if len(values) == 1 or how == "first":
         return Merged(values[0].value, place(values[0]))
     return Merged(None, [place(one) for one in values], {path: values})
-
-
-def vote(labels: Sequence[str]) -> list[str]:
-    """Return the label of most pieces; in a tie, all tied labels.
-
-    >>> vote(["a", "b", "a"])
-    ['a']
-    """
-    counts = Counter(labels)
-    return [label for label, count in counts.items() if count == max(counts.values())]
 
 
 def schema_of_conflicts(schema: JsonObject, paths: Iterable[Path]) -> JsonDict:

@@ -26,12 +26,7 @@ OPTIONS = (
         flag=Flag(metavar="TOKENS", read="promptmill.features.documents.options:size"),
         argument=Argument(words="read rows with a longer text in pieces of so many tokens, or `auto`"),
         keyword=Keyword(type='int | Literal["auto"] | None'),
-        goes_without=[
-            Without("batch", ": pieces are sent live"),
-            Without("dedupe"),
-            Without("votes"),
-            Without("sure"),
-        ],
+        goes_without=[Without("dedupe"), Without("votes"), Without("sure")],
     ),
     Option(
         "overlap",

@@ -12,15 +12,14 @@ retries and ledger entry; they share the key of the row and differ in `choice`.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
-
-import orjson
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import counted
-from promptmill.features.documents.cutting import LEAST, PLACE, How, pieces_in, tokens
+from promptmill.features.documents.cutting import LEAST, PLACE, How, longest, pieces_in, tokens
 from promptmill.features.documents.merging import SOURCES
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record
@@ -46,6 +45,8 @@ class Split(Plan):
             return None
         if size != AUTO and (isinstance(size, bool) or not isinstance(size, int) or size < LEAST):
             raise input_error(Named("split"), f" is {str(size)[:20]}; write tokens, {LEAST} or more, or {AUTO}.")
+        if size == AUTO and options.get("batch"):  # each trial of a size would take as long as a batch
+            raise input_error(Named("split", AUTO), " tries sizes live; with ", Named("batch"), ", write tokens.")
         overlap = options.get("overlap") or 0
         if not isinstance(overlap, int) or overlap < 0 or (size != AUTO and overlap > size // 2):
             raise input_error(Named("overlap"), f" is {str(overlap)[:20]}; write tokens, half a piece at most.")
@@ -78,23 +79,29 @@ class Split(Plan):
         *,
         end: int,
     ) -> Mapping[str, object]:
-        """Return the number of long rows and of their pieces. The first texts are cut as the run cuts them."""
+        """Return the number of long rows, and of their pieces for all prompts and models.
+
+        The first texts are cut as the run cuts them.
+        """
         del configs, checked
         if (size := self.how.size) is None:
             return {}
-        prompt = PLACE.sub("", spec.question.templates[0]) if spec.question.templates else ""
+        asked = Counter(target.prompt for target in spec.targets)
+        prompts = [PLACE.sub("", text) for text in spec.question.templates] or [""]
         rows = pieces = cut = rest = 0
         query = "SELECT line, cells FROM row WHERE n < ? AND max(length(cells), coalesce(length(line), 0)) > ?"
         for line, cells in store.read(query, end, size // 2):
-            text = max(_longest(cells), _longest(line), key=len)
-            if tokens(prompt + text) <= size or text.startswith("data:"):  # a row with an image is sent whole
+            text = max(longest(cells), longest(line), key=len)
+            around = [at for at in asked if tokens(prompts[at] + text) > size]
+            if not around or text.startswith("data:"):  # a row with an image is sent whole
                 continue
             rows += 1
-            if cut < _MOST_CUT:
-                cut += len(text)
-                pieces += sum(1 for _ in pieces_in(text, prompt, size, self.how.overlap))
-            else:
+            if cut >= _MOST_CUT:
                 rest += len(text)
+                continue
+            cut += len(text)
+            for at in around:
+                pieces += asked[at] * sum(1 for _ in pieces_in(text, prompts[at], size, self.how.overlap))
         return {"split": {"rows": rows, "pieces": pieces + math.ceil(pieces * rest / max(1, cut))}}
 
     def estimate_words(self, checked: Mapping[str, Any]) -> str:
@@ -113,16 +120,3 @@ class Split(Plan):
         """Return the location of each value in the document; None for a row that was sent whole."""
         del spec, beside
         return {SOURCES: None if record.more is None else (record.extras.get("details") or {}).get(SOURCES)}
-
-
-def _longest(encoded: bytes | None) -> str:
-    """Return the longest text in the JSON of a row; `""` if there is none."""
-    try:
-        waiting, found = [orjson.loads(encoded or b"null")], ""
-    except orjson.JSONDecodeError:
-        return ""
-    while waiting:
-        value = waiting.pop()
-        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        found = max(found, value, key=len) if isinstance(value, str) else found
-    return found

@@ -21,7 +21,7 @@ from typing import Annotated, Protocol
 import orjson
 from pydantic import Field, TypeAdapter
 
-from promptmill.core.errors import Named, input_error
+from promptmill.core.errors import Code, Named, input_error
 from promptmill.core.feature import features, part
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT
@@ -35,7 +35,9 @@ HAS_QUESTION = "row.asked IS NOT NULL AND substr(row.asked, 1, 16) != zeroblob(1
 FAILED = "answer.code IS NOT NULL"
 TRUNCATED = "answer.finish_reason IS 'length'"
 ONCE, DUPLICATE = " once", " duplicate"
-IS_MISSING = f"(answer.key IS NULL OR answer.settings NOT IN ({{settings}}, {PERSON}))"
+NO_OUTCOME = f"(answer.key IS NULL OR answer.code IS '{Code.BATCHED}')"
+"""The condition for rows without an outcome, whose requests may wait for a batch."""
+IS_MISSING = f"({NO_OUTCOME} OR answer.settings NOT IN ({{settings}}, {PERSON}))"
 _ORDERED = {
     "open": f"({IS_MISSING} OR (answer.retryable AND answer.round <= {{since}}))",
     "again failed": f"({FAILED} AND answer.round <= {{since}})",

@@ -121,7 +121,11 @@ class PlanWork:
         return False
 
     def around(self, answer: Answer) -> Answer:
-        """Wrap `answer` for the rows of live rounds. The wrapper may send several requests for one row."""
+        """Wrap `answer` for the rows of rounds that send requests.
+
+        The wrapper may send several requests for one row, each with its own `choice`. If the outcome of one of them is
+        `batched`, so is the row's: once the batch has ended, the row is passed to the wrapper again.
+        """
         return answer
 
     def prepare(self, round_: Round) -> None:

@@ -112,6 +112,8 @@ class JobCounts(Counts):
 
     def count(self, outcome: Outcome) -> None:
         """Count the outcome of a row of this run. (A `Call` counts its requests and tokens.)"""
+        if isinstance(outcome, Failure) and outcome.error.code is Code.BATCHED:
+            return  # the row is not finished
         self.done += 1
         if isinstance(outcome, Failure):
             self.fail(str(outcome.error.code))
