@@ -29,7 +29,7 @@ from promptmill.config.loading import Configuration
 from promptmill.server import create_server
 from promptmill.service.service import Service
 
-FURTHER = 100
+FURTHER = 30
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "promptmill"
 
 
@@ -97,7 +97,18 @@ def rows(url: str, folder: Path, count: int) -> Counter[Path]:
     """Return the calls in each file by a job of CSV rows, from its command to its output."""
     source = folder / "in.csv"
     source.write_text("prompt\n" + "walk\n" * count)
-    options = ["--backend", "openai", "--base-url", url, "--model", "m", "--set", "backend_configs.openai.api_key=k"]
+    options = [
+        "--backend",
+        "openai",
+        "--base-url",
+        url,
+        "--model",
+        "m",
+        "--set",
+        "backend_configs.openai.api_key=k",
+        "--concurrency",
+        "1",
+    ]
     arguments = ["bulk", str(source), *options]
     output = folder / f"{count}.csv"
     with Walk() as walk:
