@@ -18,10 +18,10 @@ def check(options: Mapping[str, Any], rows: str = "", face: Face = "keyword") ->
     see `Argument.within`. `rows`: the source of the rows, one of `table.ROWS`; `""`: not checked. `face`: the face
     whose names for sources the error uses; options are given as `Named`.
 
-    >>> check({"by": "6h"})
+    >>> check({"choices_many": True})
     Traceback (most recent call last):
         ...
-    promptmill.core.errors.PromptmillError: `by` goes with `batch`.
+    promptmill.core.errors.PromptmillError: `choices_many` goes with `choices`.
     """
     known = table.options()
     for name, option in known.items():
