@@ -106,7 +106,7 @@ async def test_a_name_that_nobody_knows_is_said_and_is_ours(serve):
 
 async def test_a_call_that_takes_too_long_returns_what_is_done(serve, upstream):
     upstream.reply = by_prompt({"slow": hang()})
-    async with serve(top={"call_timeout": 0.5}) as talk:
+    async with serve(top={"call_timeout": 1.5}) as talk:
         result = await talk("generate", prompt_ls=["a", "slow"])
         await until(lambda: not upstream.in_flight)
     assert result.structured_content["ans_ls"] == ["echo: a", ""]
@@ -123,7 +123,6 @@ async def test_a_parameter_that_the_endpoint_cannot_take_is_a_warning_or_an_erro
 ):
     # how an answer is received is ours everywhere, so that no endpoint of a certain kind is needed here
     async with serve(top={"unsupported": unsupported, "extra_params": {"stream": True}}) as talk:
-        # how an answer is received is ours everywhere, so that no endpoint of a certain kind is needed here
         result = await _generate(talk, "x")
     assert result.is_error is is_error
     if is_error:
