@@ -22,16 +22,8 @@ from promptmill.service.model import Loaded
 # Failures that every model would share: mistakes of the caller, the end of the call, problems of this machine.
 _STAYS = frozenset(
     {
-        *(
-            Code.INVALID_INPUT,
-            Code.INVALID_IMAGE,
-            Code.BUDGET,
-            Code.DEADLINE,
-            Code.BATCHED,
-            Code.DEFERRED,
-            Code.REPLACED,
-        ),
-        *(Code.SHUTDOWN, Code.STORAGE, Code.NO_FILE_DESCRIPTORS, Code.ITEM_TIMEOUT, Code.INTERNAL),
+        *(Code.INVALID_INPUT, Code.INVALID_IMAGE, Code.BUDGET, Code.DEADLINE, Code.BATCHED, Code.DEFERRED),
+        *(Code.REPLACED, Code.SHUTDOWN, Code.STORAGE, Code.NO_FILE_DESCRIPTORS, Code.ITEM_TIMEOUT, Code.INTERNAL),
     }
 )
 _ENDS_CALL = frozenset({Code.SHUTDOWN, Code.REPLACED, Code.DEADLINE})

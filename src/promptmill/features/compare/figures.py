@@ -10,7 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from promptmill.core.errors import input_error
 from promptmill.features.compare.answer_values import SIMILARITY, similarity
@@ -26,13 +26,25 @@ TIE: Final = "tie"
 CONTRADICTION: Final = "contradiction"
 HALF: Final = "half"
 """Verdicts without a winner: a tie in both orders; a different winner in each order; a winner in only one order."""
+Change = TypedDict("Change", {"from": str, "to": str, "rows": int})
+ClassFigures = TypedDict("ClassFigures", {"class": str, "rows": int, "precision": float, "recall": float, "f1": float})
+
+
+class Paired(TypedDict):
+    """The difference of two proportions over the same rows."""
+
+    difference: float
+    interval: tuple[float, float]
+    interval_method: str
+    p: float
+    p_method: str
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """The verdicts of a judge, who sees each pair of answers in both orders."""
 
-    about: Mapping[str, Any]
+    about: Mapping[str, object]
     """`criterion`, and facts about the judge's job: `model`, `cost`, …"""
     said: Mapping[tuple[int, int], tuple[str, str]]
     """The verdicts by row and file. Each file is compared with the first file: the verdict when the first file's answer
@@ -84,7 +96,7 @@ def figures(rows: ComparedRows, judgement: Judgement | None = None, most: int = 
     return found | {"differ": len(differ), "differing": list(side_by_side(rows, judgement, differ[:most]))}
 
 
-def _lengths(texts: Sequence[str]) -> dict[str, Any]:
+def _lengths(texts: Sequence[str]) -> dict[str, list[int]]:
     sizes = sorted(len(text) for text in texts if text)
     return {"characters": [sizes[0], sizes[len(sizes) // 2], sizes[-1]]} if sizes else {}
 
@@ -100,7 +112,7 @@ def side_by_side(rows: ComparedRows, judgement: Judgement | None, wanted: Collec
         return dict(zip((column.name for column in columns), values, strict=True)) if rows.has_fields else values[0]
 
     for at, own in rows.read(wanted):
-        found: dict[str, Any] = {"row": rows.places[at] + 1, "heading": heading_of(own), "own": own}
+        found: dict[str, object] = {"row": rows.places[at] + 1, "heading": heading_of(own), "own": own}
         if rows.has_right:
             found["gold"] = answer([column.right[at] for column in columns])
         found["answers"] = {
@@ -129,7 +141,7 @@ def at_random(rows: Iterable[int]) -> list[int]:
     return sorted(rows, key=lambda at: hashlib.sha256(b"%d" % at).digest())
 
 
-def commonest(changes: Sequence[Mapping[str, Any]]) -> list[str]:
+def commonest(changes: Sequence[Change]) -> list[str]:
     """Return the answers of a cross-tabulation, the most frequent first."""
     counts: Counter[str] = Counter()
     for change in changes:
@@ -138,7 +150,7 @@ def commonest(changes: Sequence[Mapping[str, Any]]) -> list[str]:
     return [value for value, _ in counts.most_common()]
 
 
-def tabulated(changes: Sequence[Mapping[str, Any]], kept: Collection[str]) -> Counter[tuple[str, str]]:
+def tabulated(changes: Sequence[Change], kept: Collection[str]) -> Counter[tuple[str, str]]:
     """Return the counts of a cross-tabulation. Answers that are not in `kept` become `""`."""
     cells: Counter[tuple[str, str]] = Counter()
     for change in changes:
@@ -147,7 +159,7 @@ def tabulated(changes: Sequence[Mapping[str, Any]], kept: Collection[str]) -> Co
     return cells
 
 
-def _agreement(rows: ComparedRows, one: int, other: int) -> dict[str, Any]:
+def _agreement(rows: ComparedRows, one: int, other: int) -> dict[str, object]:
     """Return the agreement of two files on the rows that both answered, and the cross-tabulation of their answers."""
     answered = [bool(ours and theirs) for ours, theirs in zip(rows.texts(one), rows.texts(other), strict=True)]
     of = {"of": [rows.files[one].label, rows.files[other].label]}
@@ -155,7 +167,7 @@ def _agreement(rows: ComparedRows, one: int, other: int) -> dict[str, Any]:
         return of | _column_agreement(rows.columns[0], one, other)
     total = sum(answered)
     agree = sum(rows.same(at, one, other) for at, both in enumerate(answered) if both)
-    found: dict[str, Any] = of | {"rows": total, "agree": agree}
+    found: dict[str, object] = of | {"rows": total, "agree": agree}
     if not total:
         return found
     fields = [
@@ -167,25 +179,25 @@ def _agreement(rows: ComparedRows, one: int, other: int) -> dict[str, Any]:
 
 def _column_agreement(
     column: ComparedColumn, one: int, other: int, answered: Sequence[bool] | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the agreement of two files in a column. `answered`: the rows to count; default: rows with both values."""
     ours, theirs = column.values[one], column.values[other]
     both = [bool(a and b) for a, b in zip(ours, theirs, strict=True)] if answered is None else answered
     pairs = Counter((a, b) for a, b, counts in zip(ours, theirs, both, strict=True) if counts)
     rows = pairs.total()
     agree = sum(count for pair, count in pairs.items() if column.same(*pair))
-    found: dict[str, Any] = {"rows": rows, "agree": agree}
+    found: dict[str, object] = {"rows": rows, "agree": agree}
     if not rows:
         return found
     found |= {"agreement": agree / rows, "interval": wilson(agree, rows)}
     if column.is_exact and _are_labels(ours, rows) and _are_labels(theirs, rows):
         common = pairs.most_common(200)
-        changes = [{"from": a, "to": b, "rows": count} for (a, b), count in common]
+        changes: list[Change] = [{"from": a, "to": b, "rows": count} for (a, b), count in common]
         return found | {"kappa": kappa(pairs), "changes": changes}
     return found | _nearness(column, pairs)
 
 
-def _nearness(column: ComparedColumn, pairs: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+def _nearness(column: ComparedColumn, pairs: Mapping[tuple[str, str], int]) -> dict[str, float | str]:
     if column.kind == "number":
         known = {pair: count for pair, count in pairs.items() if all(pair) and pair[1] not in column.other_kind}
         total = sum(abs(float(a) - float(b)) * count for (a, b), count in known.items())
@@ -200,13 +212,13 @@ def _are_labels(values: Sequence[str], rows: int) -> bool:
     return 4 * different <= rows or (different <= _FEW and 3 * different <= 2 * rows)
 
 
-def _against(rows: ComparedRows) -> dict[str, Any]:
+def _against(rows: ComparedRows) -> dict[str, object]:
     """Return the figures for the rows with a right answer. A missing answer counts as wrong."""
     known = [at for at in range(len(rows.places)) if any(column.right[at] for column in rows.columns)]
     if not known:
         raise input_error(f"The column {rows.gold} is empty in all rows.")
     hits = [[rows.is_right(at, file) for at in known] for file in range(len(rows.files))]
-    found: dict[str, Any] = {"column": rows.gold, "rows": len(known), "of": len(rows.places)}
+    found: dict[str, object] = {"column": rows.gold, "rows": len(known), "of": len(rows.places)}
     if rows.gold_matched:
         found["matched"] = rows.gold_matched
     if rows.groups:
@@ -223,13 +235,13 @@ def _against(rows: ComparedRows) -> dict[str, Any]:
     return found | {"files": files, "fields": fields, "differences": _differences(rows, hits)}
 
 
-def _by_group(groups: Sequence[str], hits: Sequence[bool]) -> Iterator[dict[str, Any]]:
+def _by_group(groups: Sequence[str], hits: Sequence[bool]) -> Iterator[dict[str, object]]:
     for name in sorted(set(groups)):
         own = [is_right for group, is_right in zip(groups, hits, strict=True) if group == name]
         yield {"name": name, "rows": len(own), **_share(own)}
 
 
-def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, Any]:
+def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, object]:
     known = [at for at, value in enumerate(column.right) if value]
     truth = [column.right[at] for at in known]
     every = [[own[at] for at in known] for own in column.values]
@@ -239,7 +251,7 @@ def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, Any
     of_files = []
     each = zip(rows.files, every, hits, column.values, _among_best(hits), strict=True)
     for file, own, is_right, all_values, best in each:
-        found: dict[str, Any] = {"name": file.label, **_share(is_right), **best}
+        found: dict[str, object] = {"name": file.label, **_share(is_right), **best}
         if classes:
             by_class = _by_class(truth, own, classes)
             found["macro_f1"] = sum(one["f1"] for one in by_class) / len(by_class)
@@ -260,7 +272,7 @@ def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, Any
     }
 
 
-def _counted(values: Mapping[str, None]) -> dict[str, Any]:
+def _counted(values: Mapping[str, None]) -> dict[str, int | str]:
     return {"values": len(values), "first": next(iter(values))}
 
 
@@ -271,7 +283,7 @@ def _shares(values: Sequence[str], reviewed: Sequence[tuple[str, str]]) -> dict[
     return {label: share for label, share in found.items() if label and (share["share"] or label in known)}
 
 
-def _share(hits: Sequence[bool]) -> dict[str, Any]:
+def _share(hits: Sequence[bool]) -> dict[str, float | tuple[float, float]]:
     right = sum(hits)
     return {"right": right, "accuracy": right / len(hits), "interval": wilson(right, len(hits))}
 
@@ -292,16 +304,16 @@ def _both_right(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[int, int,
     return table[True, True], table[True, False], table[False, True], table[False, False]
 
 
-def _differences(rows: ComparedRows, hits: Sequence[Sequence[bool]]) -> list[dict[str, Any]]:
+def _differences(rows: ComparedRows, hits: Sequence[Sequence[bool]]) -> list[dict[str, object]]:
     first, *others = zip(rows.files, hits, strict=True)
     return [_difference(*first, *other, len(rows.places)) for other in others]
 
 
-def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
+def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) -> list[ClassFigures]:
     """Return precision, recall and F1 of each class; as in scikit-learn, 0 for a class that was never answered."""
     counts, answered = Counter(truth), Counter(own)
     hits = Counter(one for one, other in zip(truth, own, strict=True) if one == other)
-    found = []
+    found: list[ClassFigures] = []
     for value in classes:
         precision = hits[value] / answered[value] if answered[value] else 0.0
         recall = hits[value] / counts[value]
@@ -312,18 +324,18 @@ def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) 
 
 def _difference(
     one: ComparedFile, ours: Sequence[bool], other: ComparedFile, theirs: Sequence[bool], rows: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the differences `other` minus `one`: in accuracy, and in cost and time if these are large enough.
 
     `rows`: the number of rows that both files have, with or without a right answer.
     """
     both, only_other, only_one, neither = _both_right(theirs, ours)
-    found = {"of": [one.label, other.label], **_paired(both, only_other, only_one, neither)}
-    found["only_right"] = [only_one, only_other]
+    paired = _paired(both, only_other, only_one, neither)
+    found: dict[str, object] = {"of": [one.label, other.label], **paired, "only_right": [only_one, only_other]}
     before, after = one.about.get("cost"), other.about.get("cost")
     if before is not None and after is not None and abs(after - before) >= _LEAST_COST * rows:
         found["cost"] = more = after - before
-        points = 100 * found["difference"]
+        points = 100 * paired["difference"]
         found["cost_per_point"] = more / points if more * points > 0 else None
     before, after = one.about.get("seconds"), other.about.get("seconds")
     if before is not None and after is not None and abs(after - before) > max(_NOISE_S, _NOISE * max(before, after)):
@@ -331,7 +343,7 @@ def _difference(
     return found
 
 
-def _judged(rows: ComparedRows, judgement: Judgement, other: int) -> dict[str, Any]:
+def _judged(rows: ComparedRows, judgement: Judgement, other: int) -> dict[str, object]:
     """Return the verdicts on a file and the first file. An answer wins a row if it wins in both orders."""
     letters = rows.files[0].label, rows.files[other].label
     texts = zip(rows.texts(0), rows.texts(other), strict=True)
@@ -356,7 +368,7 @@ def _judged(rows: ComparedRows, judgement: Judgement, other: int) -> dict[str, A
     }
 
 
-def _paired(both: int, first: int, second: int, neither: int) -> dict[str, Any]:
+def _paired(both: int, first: int, second: int, neither: int) -> Paired:
     """Return the difference of two proportions over the same rows. `first`: hits of only the first."""
     return {
         "difference": (first - second) / (both + first + second + neither),
