@@ -136,9 +136,8 @@ def _check_rows(
                     shown.append("\n\n".join(cut(text, LONGEST_SHOWN) for text in conversation.texts))
                 _check_payload(conversation, rules, where)
             for most, makers in zip(sums, others, strict=True):
-                if most.plan is not plan:
-                    parts = _parts(spec, [one.request(row.n, row.line, row.cells or b"") for one in makers])
-                for part in parts:
+                same = made if most.plan is plan else [one.request(row.n, row.line, row.cells or b"") for one in makers]
+                for part in parts if same is made else _parts(spec, same):
                     most.add(part)
         except PromptmillError as error:
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
