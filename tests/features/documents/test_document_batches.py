@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -177,20 +179,48 @@ def test_a_budget_is_kept_and_more_money_pays_for_the_other_pieces_alone(tmp_pat
     assert server.live == 0
 
 
+def limit_batches(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Put at most so many requests into a batch."""
+    files = resolve_name("promptmill.features.batches.batch_files:BatchFiles.__init__")
+
+    def limited(self: Any, *given: Any, **named: Any) -> None:
+        files(self, *given, **named | {"most": most})
+
+    monkeypatch.setattr("promptmill.features.batches.batch_files.BatchFiles.__init__", limited)
+
+
 def test_a_row_in_several_batches_has_one_answer(tmp_path, server, monkeypatch):
     documents = [document(12, 6, seed=seed) for seed in range(2)]
     write(tmp_path, *(text for text, _ in documents))
-    files = resolve_name("promptmill.features.batches.batch_files:BatchFiles.__init__")
-
-    def of_five(self: Any, *given: Any, **named: Any) -> None:
-        files(self, *given, **named | {"most": 5})
-
-    monkeypatch.setattr("promptmill.features.batches.batch_files.BatchFiles.__init__", of_five)
+    limit_batches(monkeypatch, 5)
     bulk(tmp_path, server, fields="party:list,amount:number")
     assert [float(row["amount"]) for row in out(tmp_path)] == [7.0, 7.0]
     assert set(server.billed.values()) == {1}
     assert server.creates > 5
     assert server.live == 0
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("seed", range(30))
+def test_random_faults_batches_and_budgets_cost_no_answer_and_no_more_than_the_budget(tmp_path, monkeypatch, seed):
+    chance = random.Random(seed)
+    faults = {name: chance.choice([0, chance.randrange(2, 12)]) for name in ("missing", "errors")}
+    documents = [document(chance.randrange(3, 14), 4, seed=4 * seed + n) for n in range(chance.randrange(1, 4))]
+    write(tmp_path, *(text for text, _ in documents))
+    limit = chance.uniform(1e-4, 2e-2)
+    limit_batches(monkeypatch, chance.choice([5, 17, 1000]))
+    asked = {
+        "split": chance.choice([600, 900, 2000]),
+        "fields": chance.choice(["party:list", "party:list,amount:number"]),
+    }
+    with BatchServer("openai", finished=chance.choice([1.0, 0.5]), shuffled=True, **faults) as server:
+        server.answers = reader
+        with contextlib.suppress(PromptmillError):
+            bulk(tmp_path, server, max_cost=limit, **asked)
+        assert dollars_billed(server) <= limit + 1e-9
+        status = bulk(tmp_path, server, max_cost=1, **asked).status
+        check(tmp_path, server, *documents)
+        assert status["cost"] == pytest.approx(dollars_billed(server), rel=1e-6)
 
 
 def test_rows_with_the_same_document_share_its_pieces(tmp_path, server):
@@ -284,8 +314,7 @@ def test_a_dry_run_counts_the_requests_of_the_batch(tmp_path, server, monkeypatc
     said = " ".join(capsys.readouterr().out.split())
     assert not server.uploads
     assert main(command(tmp_path, server)) == 0
-    pieces = sum(LAST not in prompt for prompt in server.billed)
-    assert f"1 row longer than a piece: about {pieces} pieces" in said
+    assert f"about {sum(LAST not in prompt for prompt in server.billed)} requests" in said
 
 
 @pytest.mark.processes

@@ -14,10 +14,9 @@ import byte_model
 from long_texts import document, reader
 from page_content import column
 from page_content import written as report_of
-from promptmill.features.documents import plan
-from promptmill.features.documents.cutting import Piece, count_of, pieces, pieces_in, tokens
+from promptmill.features.documents.cutting import Piece, count_of, pieces, tokens
+from promptmill.features.documents.document import place_of
 from promptmill.features.documents.merging import Found, decided, merged, nullable, schema_of_conflicts
-from promptmill.features.documents.places import place_of
 from replies import answer, choose, status
 
 ASKED = ("--prompt", "List the parties. {{text}}")
@@ -233,14 +232,6 @@ def test_other_pieces_than_the_job_began_with_are_refused(bench):
     bench.succeed(*ASKED, "--fields", "party:list", "--split", "600", "--again", "all")
 
 
-def test_a_dry_run_counts_the_pieces_and_sends_nothing(bench):
-    text, _ = document(30, 2)
-    write(bench, text, "short")
-    said = bench.run(*ASKED, "--fields", "party:list", "--split", "1000", "--dry-run").stdout
-    assert "1 row longer than a piece" in " ".join(said.split())
-    assert not bench.upstream.seen
-
-
 @pytest.mark.parametrize("is_file", [False, True])
 def test_a_dry_run_counts_the_pieces_that_the_run_sends(bench, is_file):
     texts = [document(pages, 2, seed=pages)[0] for pages in (41, 12)]
@@ -254,10 +245,10 @@ def test_a_dry_run_counts_the_pieces_that_the_run_sends(bench, is_file):
     bench.upstream.reply = answer('{"party": []}')
     asked = ("--prompt", prompt, "--fields", "party:list", "--split", "1000", "--overlap", "100")
     said = bench.run(*asked, "--dry-run").stdout
+    assert not bench.upstream.seen
     bench.succeed(*asked)
-    sent = len(bench.upstream.seen) - 1
-    assert sent > 30
-    assert f"2 rows longer than a piece: about {sent} pieces" in " ".join(said.split())
+    assert len(bench.upstream.seen) > 30
+    assert f"about {len(bench.upstream.seen)} requests, with the pieces" in " ".join(said.split())
 
 
 @pytest.mark.parametrize(
@@ -274,16 +265,17 @@ def test_a_dry_run_counts_the_pieces_for_each_model_and_prompt(bench, asked):
     asked = (*asked, "--fields", "party:list", "--split", "1000")
     said = bench.run(*asked, "--dry-run").stdout
     bench.succeed(*asked)
-    assert f"1 row longer than a piece: about {len(bench.upstream.seen) - 2} pieces" in " ".join(said.split())
+    assert f"about {len(bench.upstream.seen)} requests" in " ".join(said.split())
 
 
-def test_a_dry_run_of_many_texts_counts_the_pieces_of_the_first_ones(bench, monkeypatch):
-    monkeypatch.setattr(plan, "_MOST_CUT", 10_000)
-    write(bench, *[document(30, 2)[0]] * 10)
-    asked = (*ASKED, "--fields", "party:list", "--split", "1000")
-    whole = pieces_in(document(30, 2)[0], "List the parties. ", 1000, 0)
-    said = bench.run(*asked, "--dry-run").stdout
-    assert f"10 rows longer than a piece: about {10 * len([*whole])} pieces" in " ".join(said.split())
+def test_the_highest_price_of_a_dry_run_has_an_answer_for_each_piece(bench):
+    write(bench, document(20, 2)[0])
+    asked = (*ASKED, "--fields", "party:list", "--split", "1000", "--dry-run", "--json")
+    priced = ("--set", "price={input: 0, output: 1000}", "--set", "sampling_params.max_tokens=1000")
+    found = json.loads(bench.run(*asked, *priced).stdout)
+    assert found["requests"] > 10
+    retries = 1
+    assert found["most_cost"] == pytest.approx(found["requests"] * (1 + retries))
 
 
 @pytest.mark.parametrize(

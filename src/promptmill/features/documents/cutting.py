@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
-import orjson
 from pydantic import Field
 
 from promptmill.config.resolved_config import ResolvedConfig
@@ -46,8 +45,6 @@ _ENDS = tuple(
     )
 )
 """The places at which a piece may end, the best first: after a page, before a heading, after a paragraph, …"""
-PLACE = re.compile(r"\{\{[^{}]*\}\}")
-"""The place of the text in a prompt."""
 
 
 class How(Stored):
@@ -145,28 +142,6 @@ def pieces(text: str, size: int, overlap: int = 0, count: Count = tokens) -> Ite
         end = _end(text, start, limit)
         yield Piece(start, end)
         start = _repeated_from(text, start, end, overlap / max(1, count(text[start:end]))) if overlap else end
-
-
-def pieces_in(text: str, prompt: str, size: int, overlap: int, count: Count = tokens) -> Iterator[Piece]:
-    """Yield the pieces of a text that have at most `size` tokens with the prompt around each.
-
-    A prompt that takes most of a piece leaves it a quarter.
-    """
-    own = max(size - count(prompt), size // 4)
-    return pieces(text, own, min(overlap, own // 2), count)
-
-
-def longest(encoded: bytes | None) -> str:
-    """Return the longest text in the JSON of a row; `""` if there is none."""
-    try:
-        waiting, found = [orjson.loads(encoded or b"null")], ""
-    except orjson.JSONDecodeError:
-        return ""
-    while waiting:
-        value = waiting.pop()
-        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        found = max(found, value, key=len) if isinstance(value, str) else found
-    return found
 
 
 def _characters(text: str, start: int, size: int, count: Count) -> int:

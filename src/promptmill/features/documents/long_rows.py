@@ -20,8 +20,9 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, Message, Request, Sampling
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, mended
-from promptmill.features.documents import cutting, merging, places
-from promptmill.features.documents.cutting import LEAST, PLACE, Count, How, Piece
+from promptmill.features.documents import cutting, merging
+from promptmill.features.documents.cutting import LEAST, Count, How, Piece
+from promptmill.features.documents.document import ANY, FIELDS, Document, place_of
 from promptmill.features.documents.merging import SOURCES, Found, Merged
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round
@@ -31,8 +32,6 @@ _MOST_PIECES = 2000  # pieces of a row; a mistyped size (50 for 5000) would send
 _AT_ONCE = 16  # pieces of a row that are in flight together
 _SHOWN = 5  # failed pieces listed in an error
 _REPLACES = "replaces"
-_ANY = "Answer from this part alone."
-_FIELDS = "Fill in only what this part says: null, or an empty list, for everything else."
 _DECIDE = "The document was read in parts, which gave different values. Decide from these answers:"
 _JOIN = "The document was read in parts. Make one answer for the whole document of the answers about its parts:"
 
@@ -94,8 +93,8 @@ class LongRows(PlanWork):
             refused = [replace(outcome, attempts=outcome.attempts - request.attempts)]  # earlier runs count once
         elif await asyncio.to_thread(lambda: cutting.fits(text, size, self._count)):
             return await self.send(request, call)
-        document = await asyncio.to_thread(self._document, request.key, text)
-        reading = Reading(self, request, call, document, refused)
+        document, replaces = await asyncio.to_thread(self._row, request.key, text)
+        reading = Reading(self, request, call, document, replaces, refused)
         cut, first = await self._pieces(reading)
         if len(cut) > _MOST_PIECES:
             problem = f"The row has {len(cut):,} pieces, more than {_MOST_PIECES:,}."
@@ -135,8 +134,7 @@ class LongRows(PlanWork):
 
     def _cut(self, document: Document, size: int) -> list[Piece]:
         """Return the pieces of a document. Blocks."""
-        around = document.before + document.after
-        return list(cutting.pieces_in(document.text, around, size, self.how.overlap, self._count))
+        return list(document.pieces(size, self.how.overlap, self._count))
 
     def of_piece(self, sampling: Sampling) -> Sampling:
         """Return the parameters of requests for pieces, whose fields may be null: one object for each `sampling`."""
@@ -148,37 +146,18 @@ class LongRows(PlanWork):
         """Store an object under a name in the job's database."""
         await asyncio.to_thread(functools.partial(self.job.store.put, **{name: value}))
 
-    def _document(self, key: int, message: str) -> Document:
-        """Return the long text of a row, and the prompt around the text. Blocks."""
-        spec = self.job.spec
+    def _row(self, key: int, message: str) -> tuple[Document, int | None]:
+        """Return the document of a row, and the round of the outcome that will be replaced, whose pieces are not
+        reused; None if there is none. Blocks."""
+        prompts, prompt = self.job.spec.question.templates, self.job.spec.targets[key // SLOT].prompt
         (row,), record = self.job.store.rows_at([key % SLOT]), self.job.store.record(key)
-        replaces = None
-        if record is not None:  # a failure that is continued keeps the number: its later pieces have the same answer
-            is_replaced = record.code is None or record.round <= self._renewed
-            replaces = record.round if is_replaced else (record.extras.get("details") or {}).get(_REPLACES)
-        longest = cutting.longest(row.cells)
-        if len(longest) > len(message) // 2 and (at := message.find(longest)) >= 0:
-            return Document(message[:at], longest, message[at + len(longest) :], replaces)
-        # a file's content is no column; it replaces the only placeholder of the prompt
-        before, *others = PLACE.split((*spec.question.templates, "")[spec.targets[key // SLOT].prompt])
-        after = others[-1] if others else before
-        if len(before) + len(after) < len(message) and message.startswith(before) and message.endswith(after):
-            return Document(before, message[len(before) : len(message) - len(after)], after, replaces)
-        return Document("", message, "", replaces)
-
-
-class Document(NamedTuple):
-    """The last message of a row: a long text, and the prompt around it."""
-
-    before: str
-    text: str
-    after: str
-    replaces: int | None = None
-    """The round of the outcome that will be replaced, whose pieces are not reused; None if there is none."""
-
-    def place(self, piece: Piece) -> str:
-        """Return the location of a piece."""
-        return places.place(self.text, piece)
+        document = Document.of(message, (*prompts, "")[prompt], row.cells)
+        if record is None:
+            return document, None
+        if record.code is None or record.round <= self._renewed:
+            return document, record.round
+        # a failure that is continued keeps the number: its later pieces have the same answer
+        return document, (record.extras.get("details") or {}).get(_REPLACES)
 
 
 class Asked(NamedTuple):
@@ -220,6 +199,7 @@ class Reading:
     request: Request
     call: Call
     document: Document
+    replaces: int | None
     sent: list[Outcome]
     """The outcomes of all requests of the row, and of the stored answers that were reused."""
 
@@ -257,14 +237,11 @@ class Reading:
 
     async def one(self, piece: Piece, choice: int) -> Asked:
         """Return the stored outcome of a piece; without one, send a request and store the answer."""
-        request, document = self.request, self.document
-        where = document.place(piece)
-        only = _ANY if self.schema is None else _FIELDS
-        about = f"[{where[0].upper()}{where[1:]} of a document. {only}]\n"
-        text = f"{document.before}{about}{piece.of(document.text)}{document.after}"
+        request = self.request
+        text = self.document.message(piece, ANY if self.schema is None else FIELDS)
         settings = self.rows.job.spec.targets[request.key // SLOT].fingerprint
         before = [(each.role, str(each.content)) for each in request.conversation.messages[:-1]]
-        name = _name_of(text, before, settings, dict(request.extra), self.schema, document.replaces)
+        name = _name_of(text, before, settings, dict(request.extra), self.schema, self.replaces)
         if (known := await asyncio.to_thread(self.rows.job.store.get, name)) is not None:
             return Asked(piece, self._known(known), name)
         outcome = await self._answer(text, self.rows.of_piece(request.sampling), choice)
@@ -336,8 +313,8 @@ class Reading:
             "latency_s": max((one.latency_s for one in sent), default=0.0),
             "wanted" if isinstance(outcome, Failure) else "made_of": requests,
         }
-        if isinstance(outcome, Failure) and self.document.replaces is not None:
-            changes["details"] = {**(outcome.details or {}), _REPLACES: self.document.replaces}
+        if isinstance(outcome, Failure) and self.replaces is not None:
+            changes["details"] = {**(outcome.details or {}), _REPLACES: self.replaces}
         return replace(outcome, **changes)
 
     def _failure(self, found: Sequence[Asked]) -> Failure:
@@ -370,7 +347,7 @@ class Reading:
         """Return the merged fields of all pieces. Conflicting fields stay empty, and the last request decides them."""
 
         def source(one: Found) -> str:
-            return places.place_of(self.document.text, read[one.piece][0], one.value)
+            return place_of(self.document.text, read[one.piece][0], one.value)
 
         found = [Found(at, _value(answer.text)) for at, (_, answer) in enumerate(read)]
         merged = merging.merged(schema, found, self.rows.how.merge, source)

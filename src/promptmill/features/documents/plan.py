@@ -11,23 +11,21 @@ retries and ledger entry; they share the key of the row and differ in `choice`.
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Named, input_error
+from promptmill.core.request import Conversation, Message, Request
 from promptmill.core.wording import counted
-from promptmill.features.documents.cutting import LEAST, PLACE, How, longest, pieces_in, tokens
+from promptmill.features.documents.cutting import LEAST, How, fits
+from promptmill.features.documents.document import FIELDS, Document
 from promptmill.features.documents.merging import SOURCES
-from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec, Plan, PlanWork, RunningJob
 from promptmill.jobs.store.stored import Question
 
 AUTO = "auto"
-_MOST_CUT = 20_000_000  # characters of texts that a dry run cuts, which takes a second; it scales the rest
 
 
 class Split(Plan):
@@ -70,45 +68,22 @@ class Split(Plan):
             ", or name another output.",
         )
 
-    def estimate(
-        self,
-        store: JobDatabase,
-        spec: JobSpec,
-        configs: Mapping[str, ResolvedConfig],
-        checked: Mapping[str, Any],
-        *,
-        end: int,
-    ) -> Mapping[str, object]:
-        """Return the number of long rows, and of their pieces for all prompts and models.
-
-        The first texts are cut as the run cuts them.
-        """
-        del configs, checked
-        if (size := self.how.size) is None:
-            return {}
-        asked = Counter(target.prompt for target in spec.targets)
-        prompts = [PLACE.sub("", text) for text in spec.question.templates] or [""]
-        rows = pieces = cut = rest = 0
-        query = "SELECT line, cells FROM row WHERE n < ? AND max(length(cells), coalesce(length(line), 0)) > ?"
-        for line, cells in store.read(query, end, size // 2):
-            text = max(longest(cells), longest(line), key=len)
-            around = [at for at in asked if tokens(prompts[at] + text) > size]
-            if not around or text.startswith("data:"):  # a row with an image is sent whole
-                continue
-            rows += 1
-            if cut >= _MOST_CUT:
-                rest += len(text)
-                continue
-            cut += len(text)
-            for at in around:
-                pieces += asked[at] * sum(1 for _ in pieces_in(text, prompts[at], size, self.how.overlap))
-        return {"split": {"rows": rows, "pieces": pieces + math.ceil(pieces * rest / max(1, cut))}}
+    def sent(self, request: Request, prompt: str) -> Iterator[Request]:
+        """Yield the request of a short row, or a request for each piece of a long row."""
+        *before, last = request.conversation.messages or (Message("user", None),)
+        if (size := self.how.size) is None or not isinstance(last.content, str) or fits(last.content, size):
+            yield request
+            return
+        document = Document.of(last.content, prompt)
+        for piece in document.pieces(size, self.how.overlap):
+            message = Message(last.role, document.message(piece, FIELDS), last.extra)
+            yield request.changed(conversation=Conversation((*before, message)))
 
     def estimate_words(self, checked: Mapping[str, Any]) -> str:
-        """Return the text for these figures."""
-        if (found := checked.get("split")) is None:
+        """Return the number of requests, which is known if the size of pieces is."""
+        if self.how.size is None:
             return ""
-        return f"{counted(found['rows'], 'row')} longer than a piece: about {counted(found['pieces'], 'piece')}"
+        return f"about {counted(checked['requests'], 'request')}, with the pieces of long rows"
 
     def work(self, job: RunningJob) -> PlanWork:
         """Return the reader of long rows for one run."""

@@ -66,6 +66,7 @@ def check(wanted: WantedJob, may_name: frozenset[str] | None = None, *, prompts:
             result["notes"].append(note)
         more = spec.plan.estimate(store, spec, answering, result, end=end_of(store, order.limits.rows))
         result["estimated_prompt_tokens"] *= len(every)
+        result["requests"] *= len(every)
         cost: dict[str, float | None] = {}
         if len(sums) == len(every):
             cost = _cost(sums, result, spec.question.prompts)
@@ -112,7 +113,7 @@ def _check_rows(
 ) -> dict[str, Any]:
     """Count all rows, add their costs to `sums`, and return the counts and the first prompts."""
     shown: list[str] = []
-    count = invalid = skipped = pictures = tokens = 0
+    count = invalid = skipped = sent = pictures = tokens = 0
     problems: list[str] = []
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
     kind, end = row_kind(spec.input.format), end_of(store, order.limits.rows)
@@ -126,17 +127,18 @@ def _check_rows(
         try:
             where = rows.place(kind, row.n)
             made = [one.request(row.n, row.line, row.cells or b"") for one in requests]
-            for request in made:
-                conversation = request.conversation
-                tokens += -(-_bytes(conversation) // _BYTES_PER_TOKEN)
+            parts = _parts(spec, made)
+            sent += len(parts)
+            tokens += sum(-(-_bytes(part.conversation) // _BYTES_PER_TOKEN) for part in parts)
+            for conversation in (request.conversation for request in made):
                 pictures += len(conversation.images)
                 if len(shown) < prompts:
                     shown.append("\n\n".join(cut(text, LONGEST_SHOWN) for text in conversation.texts))
                 _check_payload(conversation, rules, where)
             for most, makers in zip(sums, others, strict=True):
                 same = made if most.plan is plan else [one.request(row.n, row.line, row.cells or b"") for one in makers]
-                for request in same:
-                    most.add(request)
+                for part in parts if same is made else _parts(spec, same):
+                    most.add(part)
         except PromptmillError as error:
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
                 skipped += 1
@@ -155,11 +157,18 @@ def _check_rows(
         "rows": count,
         "invalid": invalid,
         **({"skipped": skipped} if skipped else {}),
+        "requests": sent,
         "images": pictures,
         **({"prompts": shown} if prompts else {}),
         "estimated_prompt_tokens": tokens,
         "problems": problems,
     }
+
+
+def _parts(spec: JobSpec, requests: Sequence[Request]) -> list[Request]:
+    """Return what the plan sends for the requests of a row, one for each prompt."""
+    prompts = spec.question.templates or ("",)
+    return [part for one, prompt in zip(requests, prompts, strict=True) for part in spec.plan.sent(one, prompt)]
 
 
 def _cost(

@@ -18,6 +18,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core import values
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, unwritable_parameters
 from promptmill.core.feature import features, part
+from promptmill.core.request import Request
 from promptmill.jobs import members
 from promptmill.jobs.databases import Stamp
 from promptmill.jobs.inputs.files import Part
@@ -285,6 +286,12 @@ class Plan(Stored):
         """Return a text about the additional figures for a person; `""` if there are none."""
         del checked
         return ""
+
+    def sent(self, request: Request, prompt: str) -> Iterable[Request]:
+        """Yield what is sent for the request of a row, as far as it is known before an answer. `prompt`: its template,
+        or `""`."""
+        del prompt
+        return (request,)
 
     def first_cost(self, checked: Mapping[str, Any]) -> float | None:
         """Return the estimated cost of the rows sent before the plan's decision; None if it is unknown or 0."""

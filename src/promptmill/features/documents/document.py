@@ -1,0 +1,128 @@
+"""A document: the long text in a row's message, its pieces, and the places of values in it.
+
+A place is a page or, in a text without pages, a range of characters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+from promptmill.features.documents.cutting import Count, Piece, pieces, tokens
+
+ANY = "Answer from this part alone."
+FIELDS = "Fill in only what this part says: null, or an empty list, for everything else."
+_FIELD = re.compile(r"\{\{[^{}]*\}\}")
+"""A field of a row in a prompt."""
+PAGE = "\f"
+"""The character that ends a page, see `jobs.inputs.whole_files`."""
+_MOST_WORDS = 30  # of a text that is searched for
+_NUMBER = re.compile(r"(?<![\w.,])\d++(?:[.,'\u2019\u00a0\u202f]\d++)*+(?!\w)")
+_WHOLE = re.compile(r"\d+|\d{1,3}(?:\D\d{3})+")
+
+
+class Document(NamedTuple):
+    """The last message of a row: a long text, and the prompt around it."""
+
+    before: str
+    text: str
+    after: str
+
+    @classmethod
+    def of(cls, message: str, prompt: str, cells: bytes | None = None) -> Document:
+        """Return the document in a message: the longest text of the row's `cells`, or else, as the content of a file is
+        no cell, all that replaces the fields of the prompt."""
+        longest = _longest(cells)
+        if len(longest) > len(message) // 2 and (at := message.find(longest)) >= 0:
+            return cls(message[:at], longest, message[at + len(longest) :])
+        before, *others = _FIELD.split(prompt)
+        after = others[-1] if others else before
+        if len(before) + len(after) < len(message) and message.startswith(before) and message.endswith(after):
+            return cls(before, message[len(before) : len(message) - len(after)], after)
+        return cls("", message, "")
+
+    def pieces(self, size: int, overlap: int, count: Count = tokens) -> Iterator[Piece]:
+        """Yield the pieces that have at most `size` tokens with the prompt around each.
+
+        A prompt that takes most of a piece leaves it a quarter.
+        """
+        own = max(size - count(self.before + self.after), size // 4)
+        return pieces(self.text, own, min(overlap, own // 2), count)
+
+    def place(self, piece: Piece) -> str:
+        """Return the location of a piece."""
+        return place(self.text, piece)
+
+    def message(self, piece: Piece, only: str) -> str:
+        """Return the message about a piece, which names its place. `only`: a sentence about the answer."""
+        where = self.place(piece)
+        about = f"[{where[0].upper()}{where[1:]} of a document. {only}]\n"
+        return f"{self.before}{about}{piece.of(self.text)}{self.after}"
+
+
+def place(text: str, piece: Piece) -> str:
+    """Return the location of a piece for people: its pages or, in a text without pages, its characters.
+
+    >>> place("one\\ftwo\\fthree", Piece(4, 9))
+    'pages 2 to 3'
+    """
+    if PAGE not in text:
+        return f"characters {piece.start + 1:,} to {piece.end:,}"
+    first = 1 + text.count(PAGE, 0, piece.start)
+    last = first + text.count(PAGE, piece.start, max(piece.start, piece.end - 1))
+    return f"page {first}" if first == last else f"pages {first} to {last}"
+
+
+def place_of(text: str, piece: Piece, value: Any) -> str:
+    """Return the location of a value: its page or characters if the piece contains it, else the piece's location.
+
+    A text is found whatever its case and spaces, a number by its value, an object by its first text or else number.
+
+    >>> place_of("Of 3 parts:\\fEUR 1.250,00", Piece(0, 24), 1250)
+    'page 2'
+    """
+    return place(text, next(_found(text, piece, value), piece))
+
+
+def _found(text: str, piece: Piece, value: Any) -> Iterator[Piece]:
+    """Yield the places of a value in a piece."""
+    if isinstance(value, Mapping):
+        for each in sorted(value.values(), key=lambda each: not isinstance(each, str)):
+            yield from _found(text, piece, each)
+    elif isinstance(value, str) and 0 < len(words := value.split()) <= _MOST_WORDS:
+        whole = r"(?<![0-9A-Za-z])" + r"\s+".join(map(re.escape, words)) + r"(?![0-9A-Za-z])"  # the 1 in 21 is no match
+        for match in re.compile(whole, re.IGNORECASE).finditer(text, piece.start, piece.end):
+            yield Piece(*match.span())
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        for match in _NUMBER.finditer(text, piece.start, piece.end):
+            if abs(value) in _values(match[0]):
+                yield Piece(*match.span())
+
+
+def _values(number: str) -> Iterator[float]:
+    """Yield the values that a number may have, with a point or a comma before its decimals.
+
+    >>> [*_values("1,250")], [*_values("1.250,00")], [*_values("128.50")]
+    ([1250.0, 1.25], [1250.0], [128.5])
+    """
+    for mark in ".,":
+        whole, _, decimals = number.partition(mark)
+        if _WHOLE.fullmatch(whole) and (decimals.isdecimal() or not decimals):
+            digits = re.sub(r"\D", "", whole)
+            yield float(f"{digits}.{decimals}")
+
+
+def _longest(encoded: bytes | None) -> str:
+    """Return the longest text in the JSON of a row; `""` if there is none."""
+    try:
+        waiting, found = [orjson.loads(encoded or b"null")], ""
+    except orjson.JSONDecodeError:
+        return ""
+    while waiting:
+        value = waiting.pop()
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        found = max(found, value, key=len) if isinstance(value, str) else found
+    return found
