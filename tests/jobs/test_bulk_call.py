@@ -316,7 +316,7 @@ def test_the_help_names_the_options_of_the_command_and_all_parameters():
         (["a"], {"limit": "ten"}, "`limit`"),
         (["a"], {"max_failures": "few"}, "`max_failures` 'few' is neither"),
         (["a"], {"concurrency": 0}, "`concurrency`"),
-        (["a"], {"num_gpus": 1}, "`num_gpus`"),
+        pytest.param(["a"], {"num_gpus": 1}, "`num_gpus`", marks=pytest.mark.features("ray")),
         (["a"], {"schema": {"type": "objet"}}, "schema"),
         (["a"], {"schema": {"name": "Ada"}}, "`schema` is an example, not a JSON Schema"),
         (["a"], {"schema": {"propertys": {}, "type": "object"}}, "'propertys'; did you mean properties?"),

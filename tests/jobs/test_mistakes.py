@@ -249,7 +249,7 @@ def test_a_folder_that_is_removed_while_the_job_runs_is_called_removed(bench):
     [
         (["--input-format", "csv"], "--input-format goes with `-` as INPUT alone"),
         (["--output-format", "csv"], "--output-format: goes with `-` as OUTPUT alone"),
-        (["--replicas", "3"], "--replicas goes with --ray ADDRESS."),
+        pytest.param(["--replicas", "3"], "--replicas goes with --ray ADDRESS.", marks=pytest.mark.features("ray")),
         (["--max-cost", "-1"], "--max-cost: '-1' must be at least 0"),
         (["--max-cost", "nan"], "--max-cost: 'nan' must be at least 0"),
         (["--max-cost", "1", "--max-tokens", "5"], "--max-cost: the price of test-model is not known"),

@@ -103,10 +103,10 @@ async def test_a_call_names_no_url(folder, outcome, upstream, name, argument):
 @pytest.mark.parametrize(
     ("argument", "name"),
     [
-        ("input_file", "data.duckdb"),
-        ("input_file", "data.duckdb#t"),
-        ("output_file", "data.duckdb"),
-        ("output_file", "data.duckdb#t"),
+        pytest.param("input_file", "data.duckdb", marks=pytest.mark.features("duckdb")),
+        pytest.param("input_file", "data.duckdb#t", marks=pytest.mark.features("duckdb")),
+        pytest.param("output_file", "data.duckdb", marks=pytest.mark.features("duckdb")),
+        pytest.param("output_file", "data.duckdb#t", marks=pytest.mark.features("duckdb")),
         ("output_file", "data.db#t"),
     ],
 )

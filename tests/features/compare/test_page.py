@@ -112,6 +112,7 @@ def test_the_page_of_a_comparison_of_one_file_and_one_of_very_many_rows(bench, m
     assert (bench.path / "r.html").read_text() == "mine"
 
 
+@pytest.mark.features("report")
 def test_of_a_row_with_very_many_columns_or_turns_some_are_shown(bench):
     columns = {f"column {at}": "x" * 50_000 for at in range(100)}
     compared(bench, {name: [columns | {"answer": name, "id": 1}] for name in ("a.jsonl", "b.jsonl")})
