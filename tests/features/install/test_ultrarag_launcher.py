@@ -10,6 +10,7 @@ import pytest
 from promptmill.cli import main as cli
 from promptmill.features.install import command
 
+pytestmark = pytest.mark.features("ultrarag")
 THEIRS = b"import ultrarag\n"
 
 
