@@ -10,10 +10,12 @@ every test.
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import ipaddress
 import itertools
 import os
+import shutil
 import socket
 import sys
 import time
@@ -32,6 +34,7 @@ from parsed_tools import parse_once
 from simulated_time import SimulatedLoop
 from upstream import Upstream
 
+gc.disable()  # until all tests are collected: what is imported, and the list of tests, is no garbage
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # reports each import of openvino to its makers
 
 try:
@@ -50,6 +53,8 @@ C = TypeVar("C", bound="Closes")
 _LOCAL_NAMES = {"localhost", "", None}
 _FOREIGN = ("_API_KEY", "_proxy", "_PROXY", "_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _ENDS_S = 10.0
+_IN_MEMORY = Path("/dev/shm")  # of Linux
+_ROOM = 4 << 30
 _TEST = itertools.count()
 
 
@@ -104,6 +109,13 @@ class _SealedSimulatedLoop(_Sealed, SimulatedLoop):  # type: ignore[misc]
 def pytest_configure(config: pytest.Config) -> None:
     watchdog.watch(config)
     parse_once()
+    if _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > _ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_IN_MEMORY))  # no commit to a database waits for a disk
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
