@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from fakes import openai_configuration, openai_plan
+from forked import ran, started
 from promptmill.answering.prices import FlatPrice, price_of
 from promptmill.answers.schema import asking_for
 from promptmill.backends.protocol import Call, Completion, Facts, Ledger, Usage
@@ -211,13 +212,12 @@ def test_a_budget_holds_over_kills(job, upstream):
     upstream.reply = late(0.05)
     command = [sys.executable, "-m", "promptmill", *job, "--max-cost", str(LIMIT)]
     for kills in range(3):
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with started(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             goal = len(upstream.seen) + 20
             eventually(lambda goal=goal: len(upstream.seen) >= goal or process.poll() is not None)
             process.send_signal(signal.SIGKILL)
         assert _charged(upstream) <= LIMIT, f"after {kills} kills"
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-    assert json.loads(done.stdout)["state"] == "stopped"
+    assert json.loads(ran(command).stdout)["state"] == "stopped"
     assert _charged(upstream) <= LIMIT
 
 

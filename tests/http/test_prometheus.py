@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fakes import KEY, openai_configuration
+from forked import ran
 from promptmill.backends.protocol import Call, Facts
 from promptmill.config.loading import Overrides
 from promptmill.core.errors import input_error
@@ -85,7 +86,7 @@ def bulk(folder: Path, url: str, rows: int, *arguments: str, name: str = "in") -
     source.write_text("".join(json.dumps({"prompt": f"{PROMPT} {row}"}) + "\n" for row in range(rows)))
     files = [str(source), str(folder / f"{name}-out.jsonl")]
     command = [sys.executable, "-m", "promptmill", "bulk", *files, "--config", str(written(folder, url)), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=PATIENCE_S)
+    done = ran(command, cwd=folder)
     assert done.returncode in {0, 1}, done.stderr
 
 

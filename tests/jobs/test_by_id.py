@@ -85,7 +85,7 @@ def test_a_job_by_its_id_never_goes_on_with_another_model(bench):
     bench.upstream.reply = answer()
     words = [*bench.command(bench.folder.job_id, "--resume", command="jobs"), "--set"]
     words.append("backend_configs.openai.model_name=other")
-    done = subprocess.run(words, cwd=bench.path, capture_output=True, text=True, check=False, timeout=60)
+    done = bench.here(words)
     assert done.returncode == 2
     assert "now 'other'" in done.stderr
     assert "of its first run" in done.stderr

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from forked import ran
 from half_done import answers
 from replies import answer, choose, late, raw, status
 from waiting import eventually
@@ -386,7 +387,7 @@ def test_quiet_prints_the_first_line_of_the_summary(bench):
 def test_a_backend_that_is_not_there_is_refused_before_a_job_begins(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
     words = [sys.executable, "-m", "promptmill", "bulk", "in.jsonl", "out.jsonl", "--backend", "opnai"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    done = ran(words, cwd=tmp_path)
     assert done.returncode == 2
     assert "did you mean openai?" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pty
-import subprocess
 import sys
 from typing import Any
 
 import pytest
 
+from forked import started
 from replies import answer, choose, late, status
 from waiting import eventually
 
@@ -126,7 +126,7 @@ def test_a_terminal_gets_a_pager_and_no_control_sequences(bench):
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "PAGER": "sed s/^/P/", "LINES": "12", "COLUMNS": "60"}
     command = [sys.executable, "-m", "promptmill", "jobs", str(bench.output), "--rows"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=bench.path)
+    process = started(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=bench.path)
     os.close(theirs)
     text = b""
     try:

@@ -5,7 +5,6 @@ import hmac
 import json
 import socket
 import struct
-import subprocess
 import sys
 
 import psutil
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from everyday import everyday
+from forked import ran
 from fuzzing import SEED, TRACE
 from promptmill.config.loading import HTTP_DEFAULTS
 from promptmill.http.token import Token
@@ -57,7 +57,7 @@ def server(_lasting, upstream):
 @pytest.mark.parametrize("address", everyday(["0.0.0.0:0", "[::]:0"], "0.0.0.0:0"))
 def test_beyond_loopback_it_does_not_start_without_a_token(upstream, tmp_path, address):
     command = [sys.executable, "-m", "promptmill", "serve", "--config", str(written(tmp_path, upstream.url))]
-    done = subprocess.run([*command, "--http", address], capture_output=True, text=True, timeout=60, check=False)
+    done = ran([*command, "--http", address])
     assert done.returncode == 2
     for word in ("a token is needed", "PROMPTMILL_HTTP_TOKEN", "--token-env", "--token-file", "127.0.0.1"):
         assert word in done.stderr

@@ -14,6 +14,7 @@ from collector import KEY as COLLECTOR_KEY
 from collector import Collector
 from everyday import everyday
 from fakes import KEY
+from forked import ran
 from piped import Piped
 from replies import answer, attempts, by_prompt, closed, raw, reset, status
 from waiting import eventually
@@ -124,9 +125,7 @@ def test_what_is_exported_to_opentelemetry_holds_no_prompt_no_answer_and_no_key(
             said = server.said()
         command = [sys.executable, "-m", "promptmill", "bulk", "in.jsonl", "out.jsonl", "--config", str(config)]
         environ = os.environ | collector.environ
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False
-        )
+        done = ran(command, cwd=tmp_path, env=environ)
         assert done.returncode == 1, done.stderr
         spans = collector.spans()
         exported = b"".join(collector.raw)
@@ -155,7 +154,7 @@ def test_a_wrong_address_or_header_of_a_collector_is_told_without_its_key(config
     variables = {"ENDPOINT": "http://127.0.0.1:1", "TIMEOUT": "0.1"} | variables
     environ = os.environ | {f"OTEL_EXPORTER_OTLP_{name}": value for name, value in variables.items()}
     command = [sys.executable, "-m", "promptmill", "generate", "hi", "--config", str(config)]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    done = ran(command, env=environ)
     assert done.stdout.strip() == ANSWER, done.stderr
     assert "opentelemetry" in done.stderr.lower() or "export" in done.stderr
     assert COLLECTOR_KEY not in done.stderr
@@ -202,7 +201,7 @@ def test_a_job_writes_prompts_and_answers_only_into_its_own_private_folder_and_t
     (work / "in.csv").write_text("prompt\n" + rows)
     environ = {**os.environ, "PROMPTMILL_STATE": str(state), "TMPDIR": str(scratch)}
     command = [sys.executable, "-m", "promptmill", "bulk", "in.csv", "out.csv", "--config", str(config)]
-    done = subprocess.run(command, cwd=work, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    done = ran(command, cwd=work, env=environ)
     assert done.returncode == 0, done.stderr
     printed = [line for line in done.stdout.splitlines() if not line.startswith("  answers ")]  # short, and repeated
     for hidden in HIDDEN:

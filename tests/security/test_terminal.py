@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from forked import started
 from promptmill.cli.terminal import say
 from replies import answer, status
 
@@ -27,7 +28,7 @@ def test_on_a_terminal_nothing_of_an_answer_or_error_is_a_command(upstream, tmp_
     config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "promptmill", "generate", "x", "--config", str(config)]
-    process = subprocess.Popen(
+    process = started(
         command, stdin=theirs, stdout=theirs, stderr=subprocess.STDOUT, env={**os.environ, "TERM": "dumb"}
     )
     os.close(theirs)

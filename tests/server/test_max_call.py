@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from fastmcp import Client
 
 from everyday import everyday
 from fakes import FakeBackend, openai_configuration
+from forked import ran
 from piped import Piped
 from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration
@@ -362,11 +362,11 @@ def test_after_sigkill_the_rest_is_there_to_be_resumed(upstream, tmp_path):
     other = yaml.safe_dump(raw | {"sampling_params": {"temperature": 0.9}, "system_prompt": "be long"})
     (tmp_path / "other.yaml").write_text(other)
     command += ["--config", str(tmp_path / "other.yaml")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = ran(command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["output_file"] is None
     export = [sys.executable, "-m", "promptmill", "jobs", found["job_id"], "--export", "answers.jsonl"]
-    subprocess.run(export, check=True, timeout=60, cwd=tmp_path)
+    assert ran(export, cwd=tmp_path).returncode == 0
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     answers = dict(enumerate(found["ans_ls"])) | {row["index"]: row["answer"] for row in rows}
     assert answers == {at: f"echo: p{at}" for at in range(200)}

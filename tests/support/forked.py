@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import killed
+from waiting import PATIENCE_S
 
 _PRELOADED = [
     *("promptmill.cli.main", "promptmill.cli.bulk", "promptmill.jobs.manage.detached", "promptmill.server"),
@@ -44,6 +45,16 @@ def started(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
     can_be = command[:3] == _WORDS or command[:2] == [sys.executable, killed.__file__]
     is_plain = options.get("preexec_fn") is None and sys.platform != "win32"
     return (Forked if can_be and is_plain else subprocess.Popen)(command, **options)
+
+
+def ran(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, as `subprocess.run` does; what it prints are texts."""
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+        try:
+            out, err = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 class Forked(subprocess.Popen[Any]):

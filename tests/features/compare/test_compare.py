@@ -10,7 +10,6 @@ import os
 import random
 import re
 import struct
-import subprocess
 import sys
 from collections import Counter
 from decimal import Decimal
@@ -22,6 +21,7 @@ import pytest
 
 import promptmill
 from fakes import KEY
+from forked import started
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import text_of
 from promptmill.features.compare.compared_files import ComparedFile
@@ -161,7 +161,7 @@ def test_the_text_fits_a_narrow_terminal(bench, width):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     command = [sys.executable, "-m", "promptmill", "compare", *map(str, every), "--gold", "label"]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=bench.path)
+    process = started(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=bench.path)
     os.close(theirs)
     text = b""
     with contextlib.suppress(OSError):  # at its end

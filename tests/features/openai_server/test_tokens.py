@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
 import sys
 
 import openai
 import pytest
 
+from forked import ran
 from openai_clients import CHAT, client_of, ended, line, servers, started, uploaded
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
@@ -112,7 +112,7 @@ def test_a_token_with_an_unknown_model_is_a_wrong_configuration():
 def test_tokens_without_the_server_s_own_are_a_wrong_configuration(tmp_path, upstream):
     top = {"client_limits": {"tokens": {"a": {"token": TEAMS["a"]}}}}
     command = [sys.executable, "-m", "promptmill", "serve", "--config", str(written(tmp_path, upstream.url, top))]
-    done = subprocess.run([*command, "--http", "127.0.0.1:0"], capture_output=True, text=True, timeout=60, check=False)
+    done = ran([*command, "--http", "127.0.0.1:0"])
     assert done.returncode == 2
     assert "client_limits.tokens: a client without any token could use all models" in done.stderr
 

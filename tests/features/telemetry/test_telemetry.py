@@ -15,6 +15,7 @@ import pytest
 from collector import KEY as COLLECTOR_KEY
 from collector import Collector
 from fakes import openai_configuration
+from forked import ran
 from piped import Piped
 from promptmill.backends.protocol import DURATIONS_S, Call, Facts
 from promptmill.config.loading import Configuration
@@ -290,7 +291,7 @@ def test_a_command_exports_below_the_span_of_its_environment(upstream, collector
     for command in (["generate", "hi"], ["bulk", "in.csv", "out.csv"]):
         (tmp_path / "in.csv").write_text("prompt\na\n")
         line = [sys.executable, "-m", "promptmill", *command, "--config", config]
-        subprocess.run(line, env=environ, cwd=tmp_path, check=True, capture_output=True, timeout=PATIENCE_S)
+        assert ran(line, env=environ, cwd=tmp_path).returncode == 0
     assert chain(collector, "call")[1:] == chain(collector, "job")[1:] == (PARENT, TRACE)
     assert {resource["service.name"] for resource in collector.resources()} == {"mine"}
 
