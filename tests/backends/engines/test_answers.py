@@ -134,7 +134,7 @@ def test_each_answer_tells_tokens_reason_and_time(desk, engine):
 
 
 def test_no_special_token_is_ever_in_an_answer(desk, engine):
-    texts = desk.texts(engine, ["Repeat exactly: <|im_end|> <|im_start|>", "Hi!"], max_tokens=20)
+    texts = desk.texts(engine, ["Repeat exactly: <|im_end|> <|im_start|>", "Hi!"], max_tokens=10)
     assert not any("<|im_" in text for text in texts)
 
 
@@ -154,10 +154,10 @@ def test_a_special_token_as_stop_string_ends_the_answer(desk, engine):
 
 
 def test_a_seed_repeats_an_answer_whatever_else_is_computed(desk, engine):
-    choice = {"temperature": 1.3, "top_p": 0.95, "max_tokens": 8}
+    choice = {"temperature": 1.3, "top_p": 0.95, "max_tokens": 5}
     (alone,) = desk.texts(engine, ["Tell me a story."], seed=7, **choice)
-    company = ["Tell me a story.", *QUESTIONS[:2], "Tell me a story."]
-    texts = desk.texts(engine, company, **choice, seed=(7, 1, 2, 8))
+    company = ["Tell me a story.", "Hi!", "Tell me a story."]
+    texts = desk.texts(engine, company, **choice, seed=(7, 1, 8))
     assert texts[0] == alone
     assert texts[-1] != alone
 

@@ -60,10 +60,10 @@ def plan(make_plan, tiny):
 
 
 @posix
-def test_a_killed_engine_ends_its_calls_and_the_next_one_works(desk, plan):
+def test_a_killed_engine_ends_its_calls_and_the_next_one_works_until_it_is_closed(desk, plan):
     before = engines()
 
-    async def killed():
+    async def killed_and_closed():
         host = create(plan)
         await host.load(ignore)
         call = desk.call(host, ["a"] * 50, ENDLESS, max_tokens=400)
@@ -78,16 +78,6 @@ def test_a_killed_engine_ends_its_calls_and_the_next_one_works(desk, plan):
             await desk.call(host, ["a"]).run()
         await host.load(ignore)
         assert len(await desk.call(host, ["a"], max_tokens=2).run()) == 1
-        await host.aclose()
-
-    desk.wait(killed())
-    assert engines() <= before
-
-
-def test_closing_ends_the_process_group_and_running_calls(desk, plan):
-    async def closed():
-        host = create(plan)
-        await host.load(ignore)
         process = engine_of(host)
         running = await desk.call(host, ["a"] * 9, ENDLESS, max_tokens=400).begun()
         await asyncio.gather(host.aclose(), host.aclose())
@@ -101,7 +91,8 @@ def test_closing_ends_the_process_group_and_running_calls(desk, plan):
                 await again
             assert caught.value.code == "shutdown"
 
-    desk.wait(closed())
+    desk.wait(killed_and_closed())
+    assert engines() <= before
 
 
 @pytest.mark.parametrize("after_s", everyday([0, 0.05, 0.5, 2], 0, 0.5))

@@ -125,12 +125,12 @@ def test_an_answer_follows_a_json_schema(desk, engine):
 
 
 def test_no_white_space_fills_an_answer_until_its_limit(desk, engine):
-    tags = {"type": "array", "items": {"type": "string", "maxLength": 12}, "minItems": 1, "maxItems": 3}
-    fields = {"name": {"type": "string", "maxLength": 20}, "tags": tags, "score": {"type": "integer", "maximum": 5}}
+    tags = {"type": "array", "items": {"type": "string", "maxLength": 12}, "minItems": 1, "maxItems": 2}
+    fields = {"name": {"type": "string", "maxLength": 12}, "tags": tags, "score": {"type": "integer", "maximum": 5}}
     wanted = {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
-    prompts = [f"Review {name}'s book." for name in ("Ada", "Bob", "Carla", "Dmitri")]
+    prompts = [f"Review {name}'s book." for name in ("Ada", "Bob")]
     texts = desk.texts(engine, prompts, max_tokens=100, response_format=schema(wanted))
-    assert [set(json.loads(text)) for text in texts] == [set(fields)] * 4, "half of them were blank lines"
+    assert [set(json.loads(text)) for text in texts] == [set(fields)] * 2, "half of them were blank lines"
     assert "\n" not in "".join(texts)
 
 
