@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import re
 import subprocess
@@ -44,9 +45,14 @@ def _modules() -> dict[str, Path]:
 MODULES = _modules()
 
 
+@functools.cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def _imports(file: Path, *, top_level: bool = False) -> set[str]:
     """Return the dotted names that `file` imports; with `top_level` only what runs when it is imported itself."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = _tree(file)
     nodes = _run_on_import(tree) if top_level else ast.walk(tree)
     names: set[str] = set()
     for node in nodes:
@@ -150,7 +156,9 @@ def test_jobs_are_started_through_their_door_alone():
 
 def _makes_orders(file: Path) -> bool:
     """Return whether a file calls `JobOrder` or `JobOrder.of`."""
-    made = (node.func for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    if "JobOrder" not in file.read_text(encoding="utf-8"):
+        return False
+    made = (node.func for node in ast.walk(_tree(file)) if isinstance(node, ast.Call))
     return bool({"JobOrder", "JobOrder.of"} & {ast.unparse(function) for function in made})
 
 

@@ -51,26 +51,16 @@ def run(tmp_path, upstream) -> Any:
 
 def test_a_package_adds_a_format_and_a_command(run, tmp_path, upstream):
     (tmp_path / "in.yaml").write_text("- {id: 1, text: a}\n- {id: 2, text: ß}\n")
+    (tmp_path / "out.yml").write_text("theirs\n")
     asked = ("bulk", "in.yaml", "out.yml", "--prompt", "Say {{text}}", "--base-url", upstream.url, "--model", "m")
-    run(*asked)
+    assert "exists and is not this job's own output" in run(*asked, code=2)
+    assert (tmp_path / "out.yml").read_text() == "theirs\n"
+    run(*asked, "--overwrite")
     rows = yaml.safe_load((tmp_path / "out.yml").read_text(encoding="utf-8"))
     assert [(row["id"], row["answer"]) for row in rows] == [(1, "echo: Say a"), (2, "echo: Say ß")]
-    sent = len(upstream.seen)
-    run(*asked)
-    assert len(upstream.seen) == sent, "a finished job sends nothing"
     assert "answer: in 2 rows" in run("yaml-fields", "out.yml")
     assert "acme" in run("features")
     assert json.loads(run("jobs", "out.yml", "--rows", "--json"))["total"] == 2
-
-
-def test_an_output_of_another_program_is_not_replaced(run, tmp_path, upstream):
-    (tmp_path / "in.yaml").write_text("- {prompt: a}\n")
-    (tmp_path / "out.yaml").write_text("theirs\n")
-    asked = ("bulk", "in.yaml", "out.yaml", "--base-url", upstream.url, "--model", "m")
-    assert "exists and is not this job's own output" in run(*asked, code=2)
-    assert (tmp_path / "out.yaml").read_text() == "theirs\n"
-    run(*asked, "--overwrite")
-    assert "echo: a" in (tmp_path / "out.yaml").read_text()
 
 
 def test_without_the_feature_the_suffix_is_unknown(run, tmp_path, upstream):

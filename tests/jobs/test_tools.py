@@ -499,9 +499,8 @@ class Echo(FakeBackend):
         return Completion(f"local: {request.conversation.messages[-1].content}", "stop")
 
 
-@pytest.mark.processes
 async def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench, tools):
-    bench.prompts(150)
+    bench.prompts(60)
 
     service = _local()
     async with tools(service) as call:
@@ -509,10 +508,10 @@ async def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench, 
         await polled(lambda: call("bulk_status", read="all", job_id=job_id, limit=20), lambda page: page["rows"])
         await service.aclose()
         found = await ended(call, job_id, "interrupted")
-        assert 0 < found["done"] < 150
+        assert 0 < found["done"] < 60
     async with tools(_local()) as call:
         await ran(call)
-    assert [row["answer"] for row in bench.answers()] == [f"local: prompt {at}" for at in range(150)]
+    assert [row["answer"] for row in bench.answers()] == [f"local: prompt {at}" for at in range(60)]
 
 
 class Telling(Echo):
@@ -625,7 +624,6 @@ async def test_a_template_for_a_local_engine_that_computes_for_ever_ends_with_it
     assert gone(own())
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engine(bench, tools, suffix, monkeypatch):
     steps: list[str] = []
