@@ -164,13 +164,13 @@ def test_a_seed_repeats_an_answer_whatever_else_is_computed(desk, engine):
 
 def test_any_seed_that_can_be_given_is_taken(desk, engine):
     seeds = (-(2**63), 2**63 - 1, -(2**63), 2**63 - 1)
-    texts = desk.texts(engine, ["Tell me a story."] * 4, seed=seeds, temperature=1.3, max_tokens=6)
+    texts = desk.texts(engine, ["Tell me a story."] * 4, seed=seeds, temperature=1.3, max_tokens=3)
     assert texts[:2] == texts[2:]
     assert texts[0] != texts[1]
 
 
 def test_to_choose_among_all_tokens_is_no_wish_to_draw(desk, engine):
-    texts = desk.texts(engine, ["Tell me a story."] * 4, temperature=None, top_k=(None, 0, -1, -1), max_tokens=6)
+    texts = desk.texts(engine, ["Tell me a story."] * 4, temperature=None, top_k=(None, 0, -1, -1), max_tokens=3)
     assert len(set(texts)) == 1
 
 
@@ -197,7 +197,7 @@ def test_parts_and_developers_are_texts_and_system_messages(desk, engine):
     in_parts = [{"type": "text", "text": text} for text in TURNS[-1]["content"].splitlines()]
     developer = {"role": "developer", "content": TURNS[0]["content"]}
     in_other_words = [developer, *TURNS[1:3], {"role": "user", "content": in_parts}]
-    whole, parts, last = desk.texts(engine, [TURNS, in_other_words, TURNS[3:]], max_tokens=12)
+    whole, parts, last = desk.texts(engine, [TURNS, in_other_words, TURNS[3:]], max_tokens=5)
     assert whole == parts != last
 
 

@@ -125,8 +125,8 @@ def test_an_answer_follows_a_json_schema(desk, engine):
 
 
 def test_no_white_space_fills_an_answer_until_its_limit(desk, engine):
-    tags = {"type": "array", "items": {"type": "string", "maxLength": 12}, "minItems": 1, "maxItems": 2}
-    fields = {"name": {"type": "string", "maxLength": 12}, "tags": tags, "score": {"type": "integer", "maximum": 5}}
+    tags = {"type": "array", "items": {"type": "string", "maxLength": 8}, "minItems": 1, "maxItems": 1}
+    fields = {"name": {"type": "string", "maxLength": 8}, "tags": tags, "score": {"type": "integer", "maximum": 5}}
     wanted = {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
     prompts = [f"Review {name}'s book." for name in ("Ada", "Bob")]
     texts = desk.texts(engine, prompts, max_tokens=100, response_format=schema(wanted))
