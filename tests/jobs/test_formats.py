@@ -32,8 +32,15 @@ def written(path: Path) -> None:
         write_rows(path, BATCH if path.stem == "batch" else ROWS)
 
 
-@pytest.mark.parametrize("target", ["out.jsonl", "out.json", "out.csv", "out.tsv", "out.parquet"])
-@pytest.mark.parametrize("source", ["in.jsonl", "in.json", "in.csv", "in.tsv", "in.txt", "in.parquet", "batch.jsonl"])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        *((f"in.{kind}", "out.jsonl") for kind in ("json", "csv", "tsv", "txt", "parquet")),
+        *(("in.jsonl", f"out.{kind}") for kind in ("jsonl", "json", "csv", "tsv", "parquet")),
+        *(("batch.jsonl", f"out.{kind}") for kind in ("jsonl", "json", "csv", "parquet")),
+        *(("in.csv", "out.parquet"), ("in.parquet", "out.csv")),
+    ],
+)
 def test_any_format_becomes_any_other(bench, source, target):
     bench.input, bench.output = bench.path / source, bench.path / target
     written(bench.input)

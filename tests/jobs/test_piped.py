@@ -187,8 +187,7 @@ def test_rows_that_nobody_came_back_for_are_pruned_with_their_job(bench):
 
     def prune(*arguments: str) -> None:
         command = [sys.executable, "-m", "promptmill", "jobs", "--prune", *arguments]
-        state = os.environ | {"PROMPTMILL_STATE": str(bench.path / "state")}
-        subprocess.run(command, cwd=bench.path, env=state, check=True, timeout=60)
+        assert bench.here(command, PROMPTMILL_STATE=str(bench.path / "state")).returncode == 0
 
     prune("1h", "--unfinished")
     assert (given(bench), kept(bench)) == ([stray], [job])

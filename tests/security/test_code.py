@@ -298,7 +298,8 @@ async def test_child_processes_import_nothing_from_the_working_directory(upstrea
 def _command_lines():
     """Return every tuple or list in the source that starts our own interpreter with a module of ours."""
     for file in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        text = file.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if "sys.executable" in text else ():
             if isinstance(node, ast.Tuple | ast.List) and node.elts and ast.unparse(node.elts[0]) == "sys.executable":
                 found = [ast.unparse(part).strip("'") for part in node.elts]
                 if "pip" not in found:

@@ -19,6 +19,7 @@ from fastmcp.client.transports import StdioTransport
 
 from everyday import everyday
 from fakes import KEY
+from forked import started
 from piped import Piped
 from processtable import child_with
 from promptmill.server.stdio import _Pipe
@@ -321,7 +322,7 @@ def _writing_a_large_answer(config, upstream):
     """Give a server that writes an answer of 3 MB to a client that has read nothing of it."""
     upstream.reply = answer("x" * 3_000_000)
     command = [sys.executable, "-m", "promptmill", "serve", "--access-log", "--config", str(config())]
-    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stdin=-1, stdout=-1, stderr=log) as server:
+    with tempfile.TemporaryFile("w+") as log, started(command, stdin=-1, stdout=-1, stderr=log) as server:
         client = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
         call = {"name": "generate", "arguments": {"prompt_ls": ["x"]}}
         assert server.stdin is not None
@@ -724,7 +725,7 @@ def test_a_client_that_reads_no_answer_ends_the_server_by_closing_its_input(conf
     ]
     command = [sys.executable, "-m", "promptmill", "serve", "--config", str(config())]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as server:
+    with started(command, stdin=pipe, stdout=pipe, stderr=pipe) as server:
         assert server.stdin is not None
         assert server.stdout is not None
         assert server.stderr is not None

@@ -127,9 +127,9 @@ def test_an_interrupt_in_a_notebook_ends_the_call_and_brings_what_is_there(upstr
         notebook.communicate()
 
 
-def _sent_images(upstream):
+def _sent_images(upstream, at=-1):
     urls = [
-        part["image_url"]["url"] for part in upstream.seen[-1].json["messages"][0]["content"] if "image_url" in part
+        part["image_url"]["url"] for part in upstream.seen[at].json["messages"][0]["content"] if "image_url" in part
     ]
     return [(url.partition(";")[0], base64.b64decode(url.partition(",")[2])) for url in urls]
 
@@ -162,25 +162,24 @@ def _file(kind="PNG"):
 BASE64 = base64.b64encode(_file("JPEG")).decode()
 
 
-@pytest.mark.parametrize(
-    ("image", "kind"),
-    [
-        (_file(), "png"),
-        (np.zeros((20, 30, 3), np.uint8), "jpeg"),
-        (base64.b64encode(_file()).decode(), "png"),
-        (BASE64, "jpeg"),
-        (base64.encodebytes(_file("BMP")).decode(), "png"),
-    ],
-    ids=["bytes", "array", "base64 of PNG", "base64 of JPEG", "base64 in lines"],
-)
 @pytest.mark.parametrize("mp", [False, True], ids=["one process", "workers"])
-def test_bytes_arrays_and_bare_base64_are_images(upstream, image, kind, mp):
+def test_bytes_arrays_and_bare_base64_are_images(upstream, mp):
     more: dict[str, Any] = {"num_workers": 2} if mp else {}
     api = (MPOpenAIAPI if mp else OpenAIAPI)("m", api_base=upstream.url, thread_num=4, retry=1, **more)
-    assert api.generate([["What?", {"type": "image", "value": image}]]) == ["echo: What?"]
-    ((head, data),) = _sent_images(upstream)
-    assert head == f"data:image/{kind}"
-    assert Image.open(io.BytesIO(data)).size == (30, 20)
+    images = {
+        "bytes": (_file(), "png"),
+        "array": (np.zeros((20, 30, 3), np.uint8), "jpeg"),
+        "base64 of PNG": (base64.b64encode(_file()).decode(), "png"),
+        "base64 of JPEG": (BASE64, "jpeg"),
+        "base64 in lines": (base64.encodebytes(_file("BMP")).decode(), "png"),
+    }
+    asked = [[name, {"type": "image", "value": image}] for name, (image, _) in images.items()]
+    assert api.generate(asked) == [f"echo: {name}" for name in images]
+    for at, seen in enumerate(upstream.seen):
+        ((head, data),) = _sent_images(upstream, at)
+        _, kind = images[seen.prompt]
+        assert head == f"data:image/{kind}"
+        assert Image.open(io.BytesIO(data)).size == (30, 20)
 
 
 class _Tensor:
