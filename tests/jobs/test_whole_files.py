@@ -50,6 +50,18 @@ def test_a_prompt_asks_about_each_text_of_a_folder(bench, mails):
     assert len(bench.upstream.seen) == 2  # the same command sends nothing again
 
 
+def test_texts_with_a_schema_need_no_prompt(bench, mails):
+    bench.input = mails
+    bench.run("--fields", "name")
+    asked = {f"Fill in the fields from this document.\n\nDear {name},\nhello" for name in ("Ann", "Bob")}
+    assert asked <= {*_asked(bench)}  # further requests are about answers that are no JSON
+
+
+def test_the_example_of_a_missing_prompt_can_be_copied_into_a_shell(bench, mails):
+    bench.input = mails
+    assert "such as --prompt 'Summarize this file. {{content}}'." in bench.fail()
+
+
 def test_texts_of_windows_are_read_next_to_utf8_with_the_encoding_that_a_note_names(bench, mails):
     bench.input = mails
     (mails / "a.txt").write_text("Grüße: 5 €", encoding="cp1252")

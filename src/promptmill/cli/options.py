@@ -419,7 +419,7 @@ def option_of(named: Named) -> str:
     option = table.options().get("settings" if key == "assignments" else key)
     name = None if option is None or key in _SETS else option.name_on("flag")
     name = name or f"--{_SETS.get(key, key).replace('_', '-')}"
-    return f"{name} {value}" if value else name
+    return f"{name} {shlex.quote(value)}" if value else name
 
 
 def refuse(*mistakes: tuple[object, str, str]) -> None:

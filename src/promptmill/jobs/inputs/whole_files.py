@@ -22,7 +22,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -69,7 +69,7 @@ _RAW = (
 )
 _SHOWN = 20
 _FILL_IN = "Fill in the fields from this document."
-"""The prompt for PDFs, if the user gives none and the answers have a schema."""
+"""The prompt for documents, if the user gives none and the answers have a schema."""
 _IN_IMAGES = "(in the images)"
 """The `content` of a row whose file is sent as images, while other rows have texts."""
 PdfForm = Literal["text", "images"]
@@ -91,10 +91,15 @@ def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
     return bool(kinds) and kinds <= {"txt", "", "sql"}  # Windows stores `Thumbs.db` next to pictures
 
 
-def _question_of(question: Question, as_pdf: PdfForm | None, *, has_pdfs: bool, has_schema: bool) -> Question:
-    """Return the question for whole files. Its prompts use the files' texts, the files as images, or both."""
-    if not question.templates and has_pdfs and has_schema:
-        question = question.model_copy(update={"templates": (_FILL_IN,)})
+def _question_of(question: Question, as_pdf: PdfForm | None, *, suffixes: Set[str], has_schema: bool) -> Question:
+    """Return the question for whole files. Its prompts use the files' texts, the files as images, or both.
+
+    `suffixes` are those of the files, in lower case.
+    """
+    has_pdfs = pdf.SUFFIX in suffixes
+    if not question.templates and has_schema and not suffixes <= {*IMAGES}:
+        fill_in = _FILL_IN if has_pdfs else f"{_FILL_IN}\n\n{{{{content}}}}"
+        question = question.model_copy(update={"templates": (fill_in,)})
     if not question.templates:
         example = Named("prompt", "Summarize this file. {{content}}", ", such as {}")
         raise input_error("The files need a ", Named("prompt"), example, ".")
@@ -273,8 +278,8 @@ class WholeFiles(FoundFiles):
         super().__init__(names, rule)
         self._as_pdf = asked.as_pdf
         self._encoding = asked.encoding
-        has_pdfs = any(path.suffix.lower() == pdf.SUFFIX for path in self._files)
-        self.question = _question_of(asked.question, asked.as_pdf, has_pdfs=has_pdfs, has_schema=asked.has_schema)
+        suffixes = {path.suffix.lower() for path in self._files}
+        self.question = _question_of(asked.question, asked.as_pdf, suffixes=suffixes, has_schema=asked.has_schema)
         """The question to ask about each file."""
         self._pages: Counter[str] = Counter()
         """The number of PDF pages for each form in which they are sent; the forms are named as in `forms`."""
