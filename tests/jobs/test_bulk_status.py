@@ -42,7 +42,7 @@ async def test_a_wait_ends_at_its_time_and_at_a_pause(held, tools):
 
 async def test_what_is_about_one_job_needs_its_name(tools):
     async with tools() as call:
-        for arguments in ({"read": "all"}, {"action": "pause"}, {"concurrency": 3}):
+        for arguments in ({"read": "all"}, {"action": "pause"}, {"concurrency": 3}, {"wait_s": 1}):
             with pytest.raises(ToolError, match="`job_id` is missing"):
                 await call("bulk_status", **arguments)
         with pytest.raises(ToolError, match="wait_s"):

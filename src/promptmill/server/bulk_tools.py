@@ -360,7 +360,7 @@ def _add_tools_of_a_job(socket: ToolSocket) -> None:
         """
         running, caller = await jobs(), caller_of(ctx, service)
         if job_id is None:
-            if any(value is not None for value in (action, read, concurrency, max_cost, *added.values())):
+            if wait_s or any(value is not None for value in (action, read, concurrency, max_cost, *added.values())):
                 raise input_error("`job_id` is missing: name the job.")
             job_status = await asyncio.to_thread(running.status, None, limit or _MOST_LISTED, caller)
             return ToolResult(structured_content=job_status)
