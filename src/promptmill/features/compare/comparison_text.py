@@ -30,7 +30,7 @@ def lines(found: JsonObject, width: int) -> Iterator[str]:
         yield from ("", section.title, *section.lines)
         for table in section.tables:
             yield from table.lines(width)
-    if folded := [section.title for section in sections if section.folded]:
+    if folded := [section.title for section in sections if section.folded and (section.lines or section.bars)]:
         yield from ("", *folded)
     if notes := list(words.methods(found, sections)):
         yield ""
