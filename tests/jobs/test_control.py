@@ -41,7 +41,7 @@ def is_paused(bench: Any) -> bool:
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_a_pause_survives_a_kill(bench):
     process = running(bench, rows=600)
-    steer(bench, "--pause")
+    assert "follows within two seconds." in bench.jobs(bench.folder.job_id, "--pause").stderr
     eventually(lambda: is_paused(bench))
     process.kill()
     process.communicate()

@@ -57,6 +57,12 @@ def test_a_job_that_goes_on_shows_window_and_refusals(progress):
     assert "12 of 16 in flight, 7 refused" in _line(progress, 120)
 
 
+def test_the_rows_that_were_read_do_not_count_as_written(bench):
+    bench.prompts(300)
+    said = bench.run("--limit", "3").stderr
+    assert "writing the output, 3 of 3 answered, 0 failed, 0 written" in said
+
+
 def test_a_job_whose_output_is_written_says_how_far_that_is(progress):
     progress.state, progress.activity, progress.counts.done = MERGING, "writing the output", 2_000
     progress.pass_row(512)

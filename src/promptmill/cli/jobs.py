@@ -208,8 +208,8 @@ def _control(job: Folder, arguments: argparse.Namespace) -> int:
         changes[name] = value
     job.change_control(**changes)
     now = status.read(job)
-    if not now["alive"]:
-        print(f"promptmill: job {job.job_id} is not running; this holds when it is resumed.", file=sys.stderr)
+    held = "follows within two seconds" if now["alive"] else "is not running; this holds when it is resumed"
+    print(f"promptmill: job {job.job_id} {held}.", file=sys.stderr)  # its status may be older than the change
     print_status(now, job, as_json=arguments.json)
     return OK
 

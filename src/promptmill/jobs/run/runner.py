@@ -528,6 +528,7 @@ class Runner:
 
         If an error is raised, no temporary file remains.
         """
+        self.progress.output.written = 0  # steps before this one count their rows, too
         self._enter(states.MERGING, "writing the output")
         job, spec, folder = self._job, self._job.spec, self._job.folder
         limit = job.order.limits.rows
