@@ -216,6 +216,20 @@ def test_a_sheet_is_added_to_a_workbook_and_no_sheet_is_lost(bench, book):
     assert "exists and is not this job's own output; name another sheet" in bench.fail(*_PROMPT)
 
 
+@pytest.mark.parametrize("sheet", ["Mails", "Labels"])
+def test_a_job_goes_on_in_its_sheet_after_another_job_has_written_a_sheet(bench, book, sheet):
+    bench.input, bench.output = book.with_name("book.xlsx#Mails"), book.with_name(f"book.xlsx#{sheet}")
+    bench.succeed(*_PROMPT, "--limit", "1")
+    bench.output = book.with_name("book.xlsx#Others")
+    bench.succeed(*_PROMPT)
+    bench.output = book.with_name(f"book.xlsx#{sheet}")
+    bench.succeed(*_PROMPT)
+    found = [row[4] for row in _cells(book, sheet) if row[4] is not None]  # a row of `Mails` is empty
+    assert found == ["answer", "echo: Say tea", "echo: Say milk"]
+    assert len(_cells(book, "Others")) == 3
+    assert len(bench.upstream.seen) == 4
+
+
 def test_a_new_workbook_has_numbers_dates_and_texts_that_are_no_formulas(bench, book):
     bench.upstream.reply = answer("=1+1")
     bench.input, bench.output = book.with_name("book.xlsx#Mails"), bench.path / "out.xlsx"
@@ -271,7 +285,7 @@ def test_a_table_that_another_program_made_meanwhile_is_not_replaced(bench):
 def test_a_workbook_that_is_saved_while_a_part_of_it_is_written_is_not_replaced(tmp_path, book, name):
     partial, target = tmp_path / "partial", book.with_name(name)
     partial.write_bytes(b"a copy of the book, and the sheet")
-    copied = members.stamp(target)
+    copied = members.stamp_in(book, "")
     book.write_bytes(b"saved by a user")
     with pytest.raises(PromptmillError, match="was changed by another program meanwhile; run the job again"):
         output.publish(partial, target, may_replace=True, copied=copied)
@@ -301,7 +315,7 @@ def test_a_sheet_that_another_program_made_meanwhile_is_not_replaced(tmp_path, b
     partial.write_bytes(b"a copy of the book, and the sheet")
     before = book.read_bytes()
     with pytest.raises(PromptmillError, match="Notes was made by another program meanwhile"):
-        output.publish(partial, target, may_replace=False, copied=members.stamp(target))
+        output.publish(partial, target, may_replace=False, copied=members.stamp_in(book, ""))
     assert book.read_bytes() == before
 
 

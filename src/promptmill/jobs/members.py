@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from promptmill.jobs.databases import DATABASES, Stamp, database_of
+from promptmill.jobs.inputs import xlsx
 
 WORKBOOKS = MappingProxyType({".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "xlsx"})
 _MARK = "#"
@@ -49,12 +50,21 @@ def log_of(file: Path) -> Path | None:
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Return the stamp of the output at `path`, None if there is no output."""
+    """Return the stamp of the output at `path`, None if there is no output.
+
+    A table and a sheet have stamps of their own: a change of other tables and sheets is no change of the output.
+    """
     file, member = split(path)
-    if not is_table(path):
-        try:
-            status = file.stat()
-        except OSError:
-            return None
-        return status.st_size, status.st_mtime_ns
-    return database_of(file).stamp(file, member) if file.exists() else None
+    if is_table(path):
+        return database_of(file).stamp(file, member) if file.exists() else None
+    return stamp_in(file, member)
+
+
+def stamp_in(file: Path, sheet: str) -> Stamp | None:
+    """Return the stamp of a sheet; that of the file if it has no such sheet; None if there is no file."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    found = xlsx.stamp(file, sheet) if sheet else None
+    return found or (status.st_size, status.st_mtime_ns)

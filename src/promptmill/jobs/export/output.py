@@ -55,6 +55,8 @@ class Written:
     """A sentence about repeated ids of a Batch file."""
     blocks: JsonObject | None = None
     """The blocks of rows that the next output may copy; stored as `written`."""
+    copied: Stamp | None = None
+    """The stamp of the workbook whose other sheets were copied; None if there is none."""
 
 
 def write_output(
@@ -69,10 +71,11 @@ def write_output(
     end, target = end_of(store, limit), spec.output.path
     rows = noted(answered_rows(store, spec, every_answer, 0, end), work)
     if spec.input.format == "batch" or spec.output.format not in _COPIED or formats.compression_of(target):
+        copied = members.stamp_in(members.file_of(target), "") if spec.keeps_sheets else None
         partial, warning = write([store], spec, target, rows)
         if spec.input.format == "batch":
             warning = Ids.of(store, spec, end).warning
-        return Written(partial, stamp_of(partial, target), end, warning)
+        return Written(partial, stamp_of(partial, target), end, warning, copied=copied)
     form = text_form(Form([store], spec, spec.output.format))
     blocks = _Blocks(store, spec, form, own)
     with partial_file(spec, target) as (partial, out):
@@ -82,11 +85,11 @@ def write_output(
 
 def stamp_of(partial: Path, target: Path) -> Stamp:
     """Return the stamp that the output at `target` will have when `partial` is published there. Raises `OSError`."""
-    if not members.is_table(target):
-        stamp = members.stamp(partial)
+    file, member = members.split(target)
+    if members.is_table(target):
+        stamp = database_of(file).stamp_of_rows(partial, member)
     else:
-        file, table = members.split(target)
-        stamp = database_of(file).stamp_of_rows(partial, table)
+        stamp = members.stamp_in(partial, member)
     if stamp is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(partial))
     return stamp
@@ -277,9 +280,9 @@ def publish(partial: Path, target: Path, *, may_replace: bool, copied: Stamp | N
     """
     check_folder(target)
     if copied is not None:
-        if members.stamp(target) != copied:
-            raise input_error(f"{target} was changed by another program meanwhile; run the job again.")
         file, sheet = members.split(target)
+        if members.stamp_in(file, "") != copied:
+            raise input_error(f"{target} was changed by another program meanwhile; run the job again.")
         if not may_replace and (not sheet or sheet in xlsx.sheet_names(file)):
             raise taken(target)
     if members.is_table(target):

@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 from xml.parsers import expat
 
 from promptmill.core.bounds import LARGEST_WORKBOOK
-from promptmill.core.errors import input_error
+from promptmill.core.errors import PromptmillError, input_error
 
 LETTERS = 26
 Element = ET.Element
@@ -81,6 +81,23 @@ def sheet_names(file: Path) -> Sequence[str]:
     """Return the names of the sheets of an .xlsx file. Raises `PromptmillError` (`invalid_input`)."""
     with opened(file, file.name) as packed:
         return [sheet.name for sheet in parts_of(packed).sheets]
+
+
+def stamp(file: Path, sheet: str) -> tuple[int, int] | None:
+    """Return the size and the checksum of a sheet and of the workbook's texts; None if `file` has no such sheet."""
+    try:
+        with opened(file, file.name) as packed:
+            parts = parts_of(packed)
+            named = [each.part for each in parts.sheets if each.name == sheet]
+            if not named:
+                return None
+            members = [packed.getinfo(part) for part in (*named, parts.texts) if part]
+    except PromptmillError:
+        return None
+    checksum = 0
+    for member in members:
+        checksum = checksum << 32 | member.CRC
+    return sum(member.file_size for member in members), checksum
 
 
 def tree_of(packed: zipfile.ZipFile, part: str) -> Element:

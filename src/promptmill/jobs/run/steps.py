@@ -135,9 +135,7 @@ def publish(
     folder.put(output=OutputRecord.of(written.stamp, limit, there if is_own else None), written=written.blocks)
     may_replace = is_own or (overwrite and not spec.fills_input)
     try:
-        output.publish(
-            written.partial, spec.output.path, may_replace=may_replace, copied=there if spec.keeps_sheets else None
-        )
+        output.publish(written.partial, spec.output.path, may_replace=may_replace, copied=written.copied)
     except (PromptmillError, OSError):
         written.partial.unlink(missing_ok=True)
         raise

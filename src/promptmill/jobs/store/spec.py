@@ -547,7 +547,7 @@ class JobSpec(Stored):
 
 
 class OutputRecord(Stored):
-    """The size and time of a file that a job wrote."""
+    """The stamp of an output that a job wrote, see `members.stamp`."""
 
     size: int
     mtime_ns: int
