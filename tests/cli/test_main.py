@@ -1,6 +1,7 @@
 """`promptmill …`: what is printed where, and with which exit code."""
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -731,3 +732,12 @@ def test_models_of_an_endpoint_are_listed(promptmill, upstream, monkeypatch):
     assert json.loads(promptmill("models", "--base-url", upstream.url, "--json")[1])[1] == {"name": "qwen3"}
     code, _, err = promptmill("models", "--base-url", "localhost:9")
     assert (code, err.splitlines()[-1]) == (2, "  promptmill models --check --base-url localhost:9")
+
+
+def test_a_working_folder_that_was_removed_is_the_message(promptmill, monkeypatch):
+    def removed():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(os, "getcwd", removed)
+    code, _, err = promptmill("bulk", "in.csv", "out.csv")
+    assert (code, err) == (2, "error: The working folder was removed; change to another one.\n")

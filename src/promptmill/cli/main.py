@@ -90,6 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain(str(error))
         return SOME_FAILED
     except OSError as error:
+        if error.errno == errno.ENOENT and error.filename is None:
+            complain("The working folder was removed; change to another one.")
+            return USAGE
         if error.errno != errno.ENAMETOOLONG:
             raise
         name = os.fspath(error.filename or "")  # it may be any argument or setting

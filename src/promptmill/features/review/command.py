@@ -102,8 +102,7 @@ def _command(found: Review) -> str:
 
 def _words(found: Review, path: Path) -> str:
     if not found.rows:
-        return (
-            f"no row of {found.job_id} is unsure; labels have scores with --votes, --sure or log probabilities: {path}"
-        )
+        known = "Doubt shows with --votes, --sure, several models or log probabilities; --sample N draws any rows"
+        return f"no row of {found.job_id} is in doubt: {path}\n{known}"
     named = ", ".join(f"{count:,} {why}" for why, count in found.reasons.items())
     return f"{counted(len(found.rows), 'row')} to review ({named}): {path}"

@@ -174,8 +174,7 @@ def one_line(value: str) -> str:
 def _without_rows(status: Status) -> str:
     if shard := PART.search(status["output_file"] or ""):
         return f"shard {int(shard[1])} of {int(shard[2])} holds no rows; that is all right"
-    to = f", and so does the output {status['output_file']}" if status["output_file"] else ""
-    return f"{status['input_file']} holds no rows{to}"
+    return f"the input holds no rows{', and so does the output' if status['output_file'] else ''}"
 
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
