@@ -284,7 +284,7 @@ def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench):
     [
         ("in.doc", "out.jsonl", "The input file in.doc ends with '.doc'"),
         ("in", "out.jsonl", "has no suffix"),
-        ("in.jsonl", "out.doc", "The output file out.doc ends with '.doc'"),
+        ("in.jsonl", "out.doc", ".db#TABLE, .duckdb#TABLE, unlike out.doc."),
         (
             "in.jsonl",
             "out.txt",

@@ -96,16 +96,6 @@ def test_ties_come_first_then_the_lowest_scores(voted):
     assert not voted.upstream.seen
 
 
-def test_a_job_whose_votes_all_agree_is_told_how_to_get_rows_to_look_at(bench):
-    need("labels")
-    bench.upstream.reply = answer(LABELS[0])
-    bench.write([{"id": "r", "text": "review"}])
-    bench.succeed(*LABELLED, *named(bench), "--votes", "3")
-    said = reviewed(bench, "-o", "review.xlsx").stdout
-    assert f"no row of {bench.folder.job_id} is in doubt: " in said
-    assert "--sample N draws any rows" in said
-
-
 def test_only_so_many_rows_are_listed_and_a_file_is_not_replaced(voted):
     assert len(table(voted, "--rows", "4")) == 4
     assert "name another file" in reviewed(voted, "-o", "review.xlsx", code=2).stderr

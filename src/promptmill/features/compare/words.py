@@ -77,8 +77,7 @@ class Section:
     bars: Sequence[tuple[str, float, float, float]] = ()
     tables: Sequence[Table] = ()
     folded: bool = False
-    """Whether the page shows it only after a click, and the text shows only its title, because other figures decide.
-    The text leaves it out if it has nothing but tables."""
+    """Whether the page shows it only after a click, and the text only its title, which it omits above tables alone."""
 
 
 def sections(

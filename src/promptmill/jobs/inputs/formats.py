@@ -85,9 +85,10 @@ def plain(path: Path) -> Path:
 
 def format_of_output(path: Path, input_format: str) -> str:
     """Return the format of the output. Raises `PromptmillError` (`invalid_input`) if no output can have this format."""
-    kind, suffix = format_by_suffix(path, "output file"), plain(path).suffix.lower()
+    suffix = plain(path).suffix.lower()
+    kind = SUFFIXES.get(suffix, "")
     if kind not in _WRITTEN or suffix in _ONLY_READ:
-        raise input_error(f"An output ends with {', '.join(_OUTPUTS)}, not {suffix}.")
+        raise input_error(f"An output ends with {', '.join(_OUTPUTS)}, unlike {path.name}.")
     if kind == "sql" and not members.split(path)[1]:
         raise input_error(f"The output {path.name} is a database; name a table in it: '{path.name}#answers'.")
     return "batch" if input_format == "batch" and kind == "jsonl" else kind

@@ -105,7 +105,7 @@ class OrderFiles:
             formats.format_by_suffix(part.path, "input file")
         if not is_loose:
             _check_output(order, target, parts)
-            formats.format_by_suffix(order.whole_output, "output file")
+            formats.format_of_output(order.whole_output, "")
             formats.check_installed(order.whole_output)
         opened = input_files.opened(parts, known=is_known, reading=order.reading) if parts else None
         return cls(source, target, folder, is_loose, opened)
