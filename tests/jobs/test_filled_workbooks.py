@@ -171,10 +171,12 @@ def test_a_new_sheet_has_the_dates_of_the_workbooks_own_calendar(bench):
         (float("nan"), "NaN"),
         (SheetDate("2026-02-31"), "2026-02-31"),
         (dt.date(1899, 1, 1), "1899-01-01"),
+        (dt.time(0), "00:00:00"),
+        (dt.time(8, 1, 59), "08:01:59"),
         (dt.datetime(2026, 1, 5, 7, 8, tzinfo=dt.UTC), "2026-01-05 07:08:00+00:00"),
         ("\U0001f600" * 20_000, "\U0001f600" * 16_383),
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_any_value_is_written_so_that_it_is_read_again(tmp_path, value, read):
     with (tmp_path / "out.xlsx").open("wb") as out:

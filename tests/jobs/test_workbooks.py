@@ -244,6 +244,21 @@ def test_a_new_workbook_has_numbers_dates_and_texts_that_are_no_formulas(bench, 
     assert [row["answer"] for row in objects_in(bench.output)] == ["=1+1"] * 2
 
 
+def test_a_time_stays_a_time_in_a_new_workbook(bench):
+    path = bench.path / "times.xlsx"
+    workbook = openpyxl.Workbook()
+    for row in (["body", "at"], ["tea", dt.time(8, 1)], ["milk", "08:01:00"]):
+        workbook.active.append(row)
+    workbook.save(path)
+    bench.input, bench.output = path, bench.path / "out.xlsx"
+    bench.succeed("--prompt", "Say {{body}} {{at}}")
+    assert [row[1] for row in _cells(bench.output, "answers")] == ["at", dt.time(8, 1), "08:01:00"]
+    assert [row[2] for row in _cells(bench.output, "answers")[1:]] == [
+        "echo: Say tea 08:01:00",
+        "echo: Say milk 08:01:00",
+    ]
+
+
 def test_a_text_that_is_longer_than_a_cell_is_cut_with_a_note(bench, book):
     bench.upstream.reply = answer("x" * 40_000)
     bench.input, bench.output = book.with_name("book.xlsx#Mails"), bench.path / "out.xlsx"

@@ -33,7 +33,7 @@ _LONG_NUMBERS = (b"0" * 20, b"-" + b"0" * 19)  # the digits of 2^64 and of -2^63
 
 
 class SheetDate(str):
-    """The ISO text of a cell with a date in a workbook. Another cell may have the same text without being a date."""
+    """The ISO text of a workbook's cell with a date or a time. A cell with a text may have the same text."""
 
     __slots__ = ()
 

@@ -47,7 +47,8 @@ _ESCAPED = re.compile(r"_(?=x[0-9A-Fa-f]{4}_)")  # Excel reads _x0041_ as an A
 _FIRST_DAY, _FIRST_DAY_OF_1904 = dt.datetime(1899, 12, 30), dt.datetime(1904, 1, 1)  # noqa: DTZ001 (cells have no zone)
 _EXACT_DAY = dt.datetime(1900, 3, 1)  # noqa: DTZ001 (Excel has a 29 February 1900)
 _DAY = dt.timedelta(days=1)
-_DATE_FORMATS = (b'<%bxf numFmtId="14" applyNumberFormat="1"/>', b'<%bxf numFmtId="22" applyNumberFormat="1"/>')
+_DATE_FORMATS = tuple(b'<%%bxf numFmtId="%d" applyNumberFormat="1"/>' % number for number in (14, 22, 21))
+"""Excel's own formats of a date, a date with a time, and a time."""
 _MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
 _OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 _PACKAGE = "http://schemas.openxmlformats.org/package/2006"
@@ -165,16 +166,17 @@ def sheet_value(value: Any) -> Any:
             return value
         case SheetDate():
             with suppress(ValueError):
-                return dt.datetime.fromisoformat(value) if value[10:] else dt.date.fromisoformat(value)
+                kind = dt.time if value[2] == ":" else dt.datetime if value[10:] else dt.date
+                return kind.fromisoformat(value)
         case int() if abs(value) <= _EXACT:
             return value
         case float() if math.isfinite(value):
             return value
         case Decimal() if len(value.as_tuple().digits) <= _DIGITS:
             return value
-        case dt.datetime() if value.tzinfo is not None:  # a date in a cell has no time zone
+        case dt.datetime() | dt.time() if value.tzinfo is not None:  # a date in a cell has no time zone
             return str(value)
-        case dt.date():
+        case dt.date() | dt.time():
             return value
     return clean_text(cell(value))
 
@@ -207,8 +209,8 @@ class _Cells:
     """Writes cells as XML."""
 
     def __init__(self, prefix: str = "", dates: Sequence[int] = (), first_day: dt.datetime = _FIRST_DAY) -> None:
-        """`prefix`: the prefix of element names. `dates`: the style numbers of a date and of a date with time; without
-        them, dates become texts."""
+        """`prefix`: the prefix of element names. `dates`: the style numbers of `_DATE_FORMATS`; without them, dates
+        become texts."""
         self._prefix, self._dates, self._first_day = prefix, dates, first_day
 
     def row(self, number: int, values: Sequence[Any]) -> str:
@@ -221,7 +223,7 @@ class _Cells:
     def cell(self, row: int, column: int, value: Any, style: str = "") -> str:
         """Return a cell. `row`: from 1. `style`: the number of the cell's format."""
         p, kind = self._prefix, ""
-        if isinstance(value, dt.date):
+        if isinstance(value, dt.date | dt.time):
             style, value = self._date(value)
         match value:
             case None | "":
@@ -237,13 +239,20 @@ class _Cells:
         of_style = f' s="{style}"' if style else ""
         return f'<{p}c r="{xlsx.letters_of(column)}{row}"{of_style}{kind}>{inner}</{p}c>'
 
-    def _date(self, value: dt.date) -> tuple[str, Any]:
+    def _date(self, value: dt.date | dt.time) -> tuple[str, Any]:
         """Return a date as its style and Excel's number of days; as a text if Excel has no number for the date."""
-        time = value if isinstance(value, dt.datetime) else dt.datetime.combine(value, dt.time())
-        if not self._dates or time < max(self._first_day, _EXACT_DAY):
+        first = self._first_day
+        match value:
+            case dt.time():
+                form, time, least = 2, dt.datetime.combine(first, value), first
+            case dt.datetime():
+                form, time, least = 1, value, max(first, _EXACT_DAY)
+            case _:
+                form, time, least = 0, dt.datetime.combine(value, dt.time()), max(first, _EXACT_DAY)
+        if not self._dates or time < least:
             return "", str(value)
-        days = (time - self._first_day) / _DAY
-        return str(self._dates[time is value]), int(days) if days.is_integer() else days
+        days = (time - first) / _DAY
+        return str(self._dates[form]), int(days) if days.is_integer() else days
 
 
 def _escaped(text: str) -> str:
@@ -373,7 +382,7 @@ def _with_last(data: bytes, parent: str, child: str) -> bytes:
 
 
 def _with_dates(data: bytes) -> tuple[bytes, list[int]]:
-    """Add a date and a date-time format to the styles; return their numbers, `[]` if there are no formats."""
+    """Add `_DATE_FORMATS` to the styles; return their numbers, `[]` if there are no formats."""
     opening = re.search(rb"<((?:[\w.-]+:)?)cellXfs(?:\s[^<>]*)?>", data)
     end = -1 if opening is None else data.find(b"</%bcellXfs" % opening[1], opening.end())
     if opening is None or end < 0:

@@ -232,10 +232,8 @@ def _value(cell: Any) -> Any:
         case dt.datetime():
             text = cell.date().isoformat() if cell.time() == _MIDNIGHT else cell.isoformat(" ")
             return values.SheetDate(text)
-        case dt.date():
+        case dt.date() | dt.time():
             return values.SheetDate(cell.isoformat())
-        case dt.time():
-            return cell.isoformat()
         case dt.timedelta():
             return values.plain_text(cell)
     return cell
