@@ -164,7 +164,7 @@ def test_a_server_charges_what_a_runner_spent_before_it_was_killed(bench):
         eventually(lambda: not bench.upstream.open)
         bench.upstream.reply = answer("two words")
         session.call("generate", prompt_ls=[str(number) for number in range(60)])
-        assert 0.9 < len(bench.upstream.seen) * 0.02 <= 1.0
+        assert 0.8 < len(bench.upstream.seen) * 0.02 <= 1.0  # what was not recorded counts as its highest cost
 
 
 def test_failures_that_are_replaced_stay_charged_over_kills(bench):
