@@ -8,6 +8,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from promptmill.cli.options import Parser, configuration_of, option_of
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain(str(error))
         return SOME_FAILED
     except OSError as error:
-        if error.errno == errno.ENOENT and error.filename is None:
+        if error.errno == errno.ENOENT and not _has_working_folder():
             complain("The working folder was removed; change to another one.")
             return USAGE
         if error.errno != errno.ENAMETOOLONG:
@@ -111,6 +112,14 @@ _VARIABLES = tuple(
     )
 )
 _NEAR = 0.88  # high, so that PROMPTMILL_PROVIDER, a possible variable of a user's file, does not count as a misspelling
+
+
+def _has_working_folder() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _misspelled(environ: Mapping[str, str]) -> list[str]:
