@@ -311,6 +311,10 @@ class _Wait:
         setattr(self._waits, self._name, getattr(self._waits, self._name) - 1)
 
 
+LOOKED_AT = 20
+"""The first items of a call, which decide whether it has images."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """Facts about a call that are known before its first request."""
@@ -318,7 +322,7 @@ class Facts:
     total: int | None = None
     """The number of items, if known."""
     has_images: bool = False
-    """Whether the first items have images, whose encoding can take more than one core."""
+    """Whether one of the first `LOOKED_AT` items has an image. The encoding of images can take more than one core."""
     keep_raw: bool = False
     """Whether answers keep the endpoint's other fields, for outputs of the Batch format."""
     has_answered: bool = False

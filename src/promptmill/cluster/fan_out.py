@@ -3,8 +3,9 @@
     FannedOut ─┬▶ the backend in this process                             for a small call, and for texts
                └▶ Replicas ─▶ RemoteBackend ─ ProcessLink ─▶ `worker`     for a large call; its processes end with it
 
-A text costs more to pass to a process than to send: its parent takes 32 µs for each, and one process alone 31 µs for
-all. So only images get processes, unless `num_workers` is set.
+Passing a text to a process costs as much as sending it: the parent of two workers takes 32 µs for each text, and one
+process without workers 31 µs. So only images get processes, unless `num_workers` is set.
+
 Requests are sent to a process as pickled objects. A process that has read an endpoint's answers replies in JSON.
 """
 

@@ -189,7 +189,7 @@ class OpenAISettings(_EndpointPatience, _EndpointLimits, _EndpointAddress):
         None, ge=1, description="Requests in flight per worker; default: `concurrency` divided among the workers."
     )
     bulk_threshold: int = Field(
-        20_000, ge=1, description="Number of prompts from which on a call is shared by workers."
+        20_000, ge=1, description="Number of prompts from which on a call may have worker processes."
     )
     enable_thinking: bool | None = Field(None, description="As in `sampling_params`, whose value wins.")
 

@@ -61,7 +61,7 @@ def stamp(path: Path) -> Stamp | None:
 
 
 def stamp_in(file: Path, sheet: str) -> Stamp | None:
-    """Return the stamp of a sheet; that of the file if it has no such sheet; None if there is no file."""
+    """Return the stamp of a sheet, or of the file if it has no such sheet; None if there is no file."""
     try:
         status = file.stat()
     except OSError:

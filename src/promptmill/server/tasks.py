@@ -61,7 +61,7 @@ _CAPABILITY: JsonObject = {"requiredCapabilities": {"extensions": {EXTENSION: {}
 
 
 class _Note(TypedDict):
-    """What the job of a task stores about the task."""
+    """The facts about a task that its job stores."""
 
     prompts: int
     model: str

@@ -12,7 +12,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from promptmill.backends.protocol import Answer, Call, Counts, Failure, Outcome, Share, Sink, Source, Stoppable
+from promptmill.backends.protocol import (
+    LOOKED_AT,
+    Answer,
+    Call,
+    Counts,
+    Failure,
+    Outcome,
+    Share,
+    Sink,
+    Source,
+    Stoppable,
+)
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig, unknown_model
@@ -27,7 +38,6 @@ from promptmill.service.list_call import ListSink, ListSource
 from promptmill.service.model import TOY, Create, Loaded, Model, Models, is_embedded
 
 _DRAIN_S = 30.0
-_FIRST = 20  # items whose images decide whether the call gets processes
 _COUNTS = (
     *("done", "failed", "requests", "retries", "prompt_tokens", "completion_tokens"),
     *("cached", "repaired", "asked_again"),
@@ -278,7 +288,7 @@ class Service:
                     return None
                 system = system_prompt or settings.system_prompt
                 source = ListSource(items, system, settings.sampling_params, settings.extra_params)
-                stats.facts = replace(stats.facts, has_images=any(map(_has_images, items[:_FIRST])))
+                stats.facts = replace(stats.facts, has_images=any(map(_has_images, items[:LOOKED_AT])))
                 await self._run(plan, source, observed, stats)
         except NotLoadedError:
             raise

@@ -58,7 +58,7 @@ class LongRows(PlanWork):
             self._size = known["tokens"]
 
     def prepare(self, round_: Round) -> None:
-        """Note whether the round sends all pieces again, also those of failed rows."""
+        """Note whether the round sends all pieces again, of failed rows too."""
         self._renewed = round_.since if round_.rows == "again all" else 0
 
     @property

@@ -94,7 +94,7 @@ def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
 def _question_of(question: Question, as_pdf: PdfForm | None, *, suffixes: Set[str], has_schema: bool) -> Question:
     """Return the question for whole files. Its prompts use the files' texts, the files as images, or both.
 
-    `suffixes` are those of the files, in lower case.
+    `suffixes`: the suffixes of the files, in lower case.
     """
     has_pdfs = pdf.SUFFIX in suffixes
     if not question.templates and has_schema and not suffixes <= {*IMAGES}:

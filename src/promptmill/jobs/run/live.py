@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
-from promptmill.backends.protocol import Answer, Call, Completion, Failure, Outcome, Sink, Source, sum_of
+from promptmill.backends.protocol import LOOKED_AT, Answer, Call, Completion, Failure, Outcome, Sink, Source, sum_of
 from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
@@ -31,7 +31,6 @@ from promptmill.service.service import Service
 
 _NO_QUESTION = bytes(16)
 _LARGE = 32 * 1024  # bytes of a question that is too large to parse on the event loop
-_FIRST = 20  # rows whose images decide whether the call gets processes
 _LARGEST_BATCH, _MOST_CHARACTERS = 64, 1 << 20
 _GATHER_S = 0.005
 _SYNC_S = 0.9  # between the starts of two syncs, so that data reaches the disk every second
@@ -243,7 +242,7 @@ class RowSource(Source):
     async def has_images(self) -> bool:
         """Return whether one of the first rows has an image. Raises as `take` does."""
         await self._fill()
-        first = [*itertools.islice(self._ready, _FIRST)]
+        first = [*itertools.islice(self._ready, LOOKED_AT)]
         return await asyncio.to_thread(lambda: any(map(self._has_images, first)))
 
     async def aclose(self) -> None:

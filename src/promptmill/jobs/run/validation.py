@@ -166,7 +166,7 @@ def _check_rows(
 
 
 def _parts(spec: JobSpec, requests: Sequence[Request]) -> list[Request]:
-    """Return what the plan sends for the requests of a row, one for each prompt."""
+    """Return the requests that the plan sends for a row. `requests`: the row's own, one for each prompt."""
     prompts = spec.question.templates or ("",)
     return [part for one, prompt in zip(requests, prompts, strict=True) for part in spec.plan.sent(one, prompt)]
 

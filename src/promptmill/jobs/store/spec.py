@@ -288,8 +288,10 @@ class Plan(Stored):
         return ""
 
     def sent(self, request: Request, prompt: str) -> Iterable[Request]:
-        """Yield what is sent for the request of a row, as far as it is known before an answer. `prompt`: its template,
-        or `""`."""
+        """Yield the requests that are sent in place of a row's request, without those that depend on an answer.
+
+        `prompt`: the template of the request, or `""`.
+        """
         del prompt
         return (request,)
 

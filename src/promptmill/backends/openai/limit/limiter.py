@@ -76,7 +76,7 @@ class ConcurrencyShare:
 
 
 class FairShares:
-    """Divides the places of a limiter among its calls: each gets what it needs, up to an equal share (max-min)."""
+    """Divides a limiter's places among its calls: each gets the places it needs, up to an equal share (max-min)."""
 
     def __init__(self, room: Callable[[], int]) -> None:
         """`room` returns the number of requests that may be in flight now."""
