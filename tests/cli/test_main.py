@@ -741,12 +741,3 @@ def test_a_working_folder_that_was_removed_is_the_message(promptmill, monkeypatc
     monkeypatch.setattr(os, "getcwd", removed)
     code, _, err = promptmill("bulk", "in.csv", "out.csv")
     assert (code, err) == (2, "error: The working folder was removed; change to another one.\n")
-
-
-def test_another_missing_file_is_not_taken_for_the_working_folder(promptmill, monkeypatch):
-    def missing(_):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-
-    monkeypatch.setattr("promptmill.cli.main._configured", missing)
-    with pytest.raises(FileNotFoundError):
-        promptmill("bulk", "in.csv", "out.csv")
