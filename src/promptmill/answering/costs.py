@@ -23,8 +23,8 @@ from promptmill.config import resolved_config
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget, dollars
-from promptmill.core.request import Account, Request, TextPart
-from promptmill.core.values import JsonObject, nested
+from promptmill.core.request import Account, Request, TextPart, nested
+from promptmill.core.values import JsonObject
 from promptmill.system.installation import command_for
 
 _UNKNOWN_MODEL = "The cost leaves out rows that name a model whose price is not known."

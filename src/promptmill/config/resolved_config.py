@@ -18,8 +18,8 @@ from promptmill.config.explain import explain
 from promptmill.config.settings import Block, ModelSettings, Settings
 from promptmill.core.bounds import LONGEST_SETTINGS
 from promptmill.core.errors import Named, PromptmillError, config_error, input_error
-from promptmill.core.request import BESIDE, Sampling, replacing_choices
-from promptmill.core.values import JsonDict, JsonObject, nested
+from promptmill.core.request import BESIDE, Sampling, nested, replacing_choices
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import close_matches
 from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import roots_of

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from promptmill.core.bounds import MOST_CHOICES
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.values import JsonDict, JsonObject, nested
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
 ROLES = frozenset({"system", "user", "assistant", "developer", "tool"})
@@ -309,6 +309,22 @@ def _text(value: object, where: str) -> str:
     if isinstance(value, str):
         return value
     raise input_error(f"{where} is {shape(value)}, not a text.")
+
+
+def nested(value: Any) -> Iterator[Any]:
+    """Yield a value, and all keys and values inside it.
+
+    >>> [*nested({"a": [1, None]})]
+    [{'a': [1, None]}, [1, None], None, 1, 'a']
+    """
+    waiting = [value]
+    while waiting:
+        yield (inner := waiting.pop())
+        if isinstance(inner, Mapping):
+            waiting += inner
+            waiting += inner.values()
+        elif isinstance(inner, list | tuple):
+            waiting += inner
 
 
 def is_longer(value: Any, most: int) -> bool:

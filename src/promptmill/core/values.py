@@ -15,7 +15,7 @@ import datetime as dt
 import decimal
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -192,19 +192,3 @@ def text_of(value: Any) -> str:
             return str(value)
     text = json_text(value, sort_keys=True)
     return str(orjson.loads(text)) if text.startswith('"') else text  # a date or a decimal from Parquet
-
-
-def nested(value: Any) -> Iterator[Any]:
-    """Yield a value, and all keys and values inside it.
-
-    >>> [*nested({"a": [1, None]})]
-    [{'a': [1, None]}, [1, None], None, 1, 'a']
-    """
-    waiting = [value]
-    while waiting:
-        yield (inner := waiting.pop())
-        if isinstance(inner, Mapping):
-            waiting += inner
-            waiting += inner.values()
-        elif isinstance(inner, list | tuple):
-            waiting += inner
